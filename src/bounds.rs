@@ -1,0 +1,66 @@
+//! Every technical maximum in one place. A bound protects this process; a *limit* is the operator's
+//! policy and lives in `policy`.
+
+use std::time::Duration;
+
+/// How late a slot may be used; a later one is void and booked again (see `pace`).
+pub const SLACK: Duration = Duration::from_millis(25);
+/// How far ahead slots are booked.
+pub const HORIZON: Duration = Duration::from_millis(100);
+/// How long before its slot a waiter is called to make its connection ready.
+pub const CALL_AHEAD: Duration = Duration::from_millis(500);
+/// How many waiters of one queue may hold a ready connection.
+pub const CALLED_MAX: usize = 64;
+/// Waiters per target before a request is refused as `queue-full`, unless the target says otherwise.
+pub const WAITERS_PER_TARGET: usize = 20_000;
+/// How long a probe after a block may stay unanswered before the next request may leave.
+pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+/// The longest block that an origin's `Retry-After` may impose.
+pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes of one request head (request line and fields).
+pub const HEAD_BYTES: usize = 64 * 1024;
+/// Fields of one response head that an origin may send.
+pub const RESPONSE_FIELDS: usize = 256;
+/// Time for a client to send one request head; also the idle time of a kept-alive connection.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a client's TLS handshake inside its CONNECT.
+pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a client's first byte after CONNECT was answered.
+pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to resolve, connect and shake hands with an origin.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Head start of one address over the next when an origin has several (RFC 8305 section 5).
+pub const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
+/// How long an idle connection to an origin is kept.
+pub const ORIGIN_IDLE: Duration = Duration::from_secs(75);
+/// Idle connections kept per origin.
+pub const ORIGIN_IDLE_MAX: usize = 128;
+/// A tunnel with no byte either way for this long is closed.
+pub const TUNNEL_IDLE: Duration = Duration::from_secs(15 * 60);
+/// Buffer of each direction of a tunnel.
+pub const TUNNEL_BUFFER: usize = 16 * 1024;
+/// How long resolved addresses are kept.
+pub const DNS_TTL: Duration = Duration::from_secs(10);
+
+/// Streams that one HTTP/2 client connection may have open.
+pub const H2_STREAMS: u32 = 256;
+/// HTTP/2 window of one stream.
+pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// HTTP/2 window of one connection; far above a stream's, so that one slow reader cannot stall the
+/// others.
+pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of one HTTP/2 header list.
+pub const H2_HEADER_LIST: u32 = 64 * 1024;
+
+/// Certificates for intercepted hosts that are kept.
+pub const LEAVES: u64 = 4096;
+/// Clients that are remembered as having rejected our certificate, so each is told once.
+pub const TRUST_COMPLAINTS: u64 = 1024;
+/// Connections that may be open at once.
+pub const CONNECTIONS: usize = 50_000;
+/// Bytes of log lines that may wait for a slow log reader; further lines are dropped and counted.
+pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
+
+const _: () = assert!(H2_CONNECTION_WINDOW > 4 * H2_STREAM_WINDOW);
+const _: () = assert!(SLACK.as_millis() < HORIZON.as_millis());

@@ -1,0 +1,141 @@
+//! The only reader of real time.
+//!
+//! Everything that paces, waits or stamps takes a [`Clock`]. Its axis is nanoseconds since the Unix
+//! epoch, *anchored* to the wall clock once at start and advancing monotonically from there, so that
+//! windows aligned to the clock can be computed and a stepped wall clock cannot release a burst.
+//! Under tokio's paused time the axis is virtual. [`Clock::wall`] is for dates in messages only.
+
+use std::ops::{Add, Sub};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// A point on the clock's axis: nanoseconds since the Unix epoch, as this process anchored it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(i64);
+
+impl Instant {
+    /// The start of the axis; earlier than any real instant.
+    pub const ZERO: Self = Self(0);
+    /// Later than any real instant.
+    pub const FAR: Self = Self(i64::MAX);
+
+    /// The instant `nanos` nanoseconds after the Unix epoch.
+    pub const fn from_nanos(nanos: i64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since the Unix epoch.
+    pub const fn as_nanos(self) -> i64 {
+        self.0
+    }
+
+    /// Time from `earlier` to `self`; zero if `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+    fn add(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl Sub<Duration> for Instant {
+    type Output = Self;
+    fn sub(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)))
+    }
+}
+
+/// Reads time and sleeps. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Clock(Arc<Base>);
+
+#[derive(Debug)]
+struct Base {
+    start: tokio::time::Instant,
+    anchor_ns: i64,
+    wall: Wall,
+}
+
+/// Where dates come from.
+#[derive(Debug)]
+enum Wall {
+    System,
+    Anchored,
+}
+
+impl Clock {
+    /// The real clock.
+    pub fn system() -> Self {
+        let anchor_ns = i64::try_from(unix_time(system_wall()).as_nanos()).unwrap_or(i64::MAX);
+        Self::anchored_with(anchor_ns, Wall::System)
+    }
+
+    /// A clock whose axis starts at `anchor_ns` and follows tokio's (possibly paused) time.
+    pub fn anchored(anchor_ns: i64) -> Self {
+        Self::anchored_with(anchor_ns, Wall::Anchored)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this module is the one reader of time")]
+    fn anchored_with(anchor_ns: i64, wall: Wall) -> Self {
+        Self(Arc::new(Base { start: tokio::time::Instant::now(), anchor_ns, wall }))
+    }
+
+    /// Now, on the monotonic axis.
+    #[expect(clippy::disallowed_methods, reason = "this module is the one reader of time")]
+    pub fn now(&self) -> Instant {
+        Instant(self.0.anchor_ns) + tokio::time::Instant::now().duration_since(self.0.start)
+    }
+
+    /// The calendar's time, which may step; for dates in messages, never for pacing.
+    pub fn wall(&self) -> SystemTime {
+        match self.0.wall {
+            Wall::System => system_wall(),
+            Wall::Anchored => {
+                let nanos = u64::try_from(self.now().as_nanos()).unwrap_or(0);
+                SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
+            }
+        }
+    }
+
+    /// Sleeps until `at`; returns at once if it has passed. Cancel safe.
+    pub async fn sleep_until(&self, at: Instant) {
+        let offset = at.since(Instant(self.0.anchor_ns)).min(FAR_SLEEP);
+        tokio::time::sleep_until(self.0.start + offset).await;
+    }
+}
+
+/// tokio's timer wheel does not reach further than about two years.
+const FAR_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[expect(clippy::disallowed_methods, reason = "this module is the one reader of time")]
+fn system_wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Time since the Unix epoch; zero for a date before it.
+pub fn unix_time(at: SystemTime) -> Duration {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_axis_follows_paused_time() {
+        let clock = Clock::anchored(1_000);
+        let start = clock.now();
+        clock.sleep_until(start + Duration::from_secs(3600)).await;
+        assert_eq!(clock.now().since(start), Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn distances_never_go_negative() {
+        assert_eq!(Instant::ZERO.since(Instant::FAR), Duration::ZERO);
+        assert_eq!(Instant::FAR + Duration::from_secs(1), Instant::FAR);
+    }
+}

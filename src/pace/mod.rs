@@ -1,0 +1,145 @@
+//! Pacing: who leaves when. One [`Line`] per target holds this replica's waiters and the slots it has
+//! in hand; the ledger decides the slots.
+//!
+//! An exchange *enters* the line with or without a ready connection. With one, and nobody before it,
+//! it has its turn at once or a slot in hand. Otherwise it waits: shortly before its time it is
+//! *called* to make its connection ready, and when a slot is due, the first waiter that is ready gets
+//! it. So a slot is bound to a request only at the moment of sending; a waiter that went away wastes
+//! nothing, and a cold TLS handshake cannot bunch requests at the origin.
+//!
+//! A newcomer whose forecast exceeds its patience is refused at once, and so is one that is overtaken
+//! by a block later. A turn that is used later than the slack is void: a frozen replica releases no
+//! burst when it thaws.
+
+mod line;
+mod queue;
+
+pub use line::{Turn, Waiter};
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use line::Line;
+
+use crate::clock::{Clock, Instant};
+use crate::ledger::Ledger;
+use crate::policy::{LimitSet, Target};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+/// One exchange's wish to send a request.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    /// Where to.
+    pub target: Arc<Target>,
+    /// The limits that apply to it.
+    pub limits: LimitSet,
+    /// When the exchange began: its place in the line, also for a later attempt.
+    pub arrived: Instant,
+    /// Until when it may be held.
+    pub deadline: Instant,
+}
+
+/// Whether whoever enters holds a connection that can send at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// It does.
+    Ready,
+    /// It must dial first.
+    Absent,
+}
+
+/// The answer to a ticket.
+#[derive(Debug)]
+pub enum Admission {
+    /// Send now.
+    Turn(Turn),
+    /// Wait for it.
+    Wait(Waiter),
+    /// It cannot leave in time.
+    Refused(Refusal),
+}
+
+/// What happens to one that waits.
+#[derive(Debug)]
+pub enum Event {
+    /// Its time is near: make a connection ready.
+    Called,
+    /// Send now.
+    Turn(Turn),
+    /// It cannot leave in time any more.
+    Refused(Refusal),
+}
+
+/// Why a ticket cannot be served, with the numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What kind of no.
+    pub kind: RefusalKind,
+    /// When it could leave, as far as is known.
+    pub available: Instant,
+    /// The limit that holds it; `None` if the origin's block does.
+    pub held_by: Option<Arc<str>>,
+    /// How many wait for the same target.
+    pub waiting: usize,
+}
+
+/// Kinds of no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// Its turn comes after its patience.
+    WaitTooLong,
+    /// The line is at its bound.
+    QueueFull,
+}
+
+/// The lines of all targets. Cheap to share.
+#[derive(Debug)]
+pub struct Pacer {
+    ledger: Arc<dyn Ledger>,
+    clock: Clock,
+    tasks: Tasks,
+    metrics: Metrics,
+    lines: RwLock<HashMap<Arc<str>, Arc<Line>>>,
+}
+
+impl Pacer {
+    /// Nobody waits yet.
+    pub fn new(ledger: Arc<dyn Ledger>, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
+        Self { ledger, clock, tasks, metrics, lines: RwLock::default() }
+    }
+
+    /// Asks for a turn.
+    pub fn enter(&self, ticket: &Ticket, connection: Connection) -> Admission {
+        self.line(&ticket.target).enter(ticket, connection)
+    }
+
+    /// The origin of `target` asked to be left alone until `until`.
+    pub fn block(&self, target: &Arc<Target>, until: Instant) {
+        self.line(target).block(until);
+    }
+
+    /// How many requests wait for the target of this name.
+    pub fn waiting(&self, target: &str) -> usize {
+        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner);
+        lines.get(target).map_or(0, |line| line.waiting())
+    }
+
+    fn line(&self, target: &Arc<Target>) -> Arc<Line> {
+        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.get(&target.name) {
+            return Arc::clone(line);
+        }
+        drop(lines);
+        let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(lines.entry(Arc::clone(&target.name)).or_insert_with(|| {
+            Arc::new(Line::new(
+                Arc::clone(target),
+                Arc::clone(&self.ledger),
+                self.clock.clone(),
+                self.tasks.clone(),
+                self.metrics.clone(),
+            ))
+        }))
+    }
+}

@@ -1,0 +1,407 @@
+//! The waiters of one target and the slots in hand: state and decisions, no lock and no clock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::bounds::{CALL_AHEAD, CALLED_MAX, SLACK};
+use crate::clock::Instant;
+use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
+use crate::policy::{LimitSet, Target};
+
+/// A waiter's place: arrival, then order of entry.
+pub(super) type Place = (Instant, u64);
+
+/// How far a waiter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Waits, holding nothing but its place.
+    Queued,
+    /// Was called; makes its connection ready.
+    Called,
+    /// Can send at once.
+    Ready,
+}
+
+/// One waiter; `W` is how it is told.
+#[derive(Debug)]
+pub(super) struct Entry<W> {
+    pub(super) stage: Stage,
+    pub(super) deadline: Instant,
+    pub(super) tell: W,
+}
+
+/// Waiters to which the same limits apply.
+#[derive(Debug)]
+struct Group<W> {
+    limits: LimitSet,
+    waiting: BTreeMap<Place, Entry<W>>,
+    hand: VecDeque<Slot>,
+    /// When asking the ledger is worth it; `None` if only a returned permit helps.
+    ask_again: Option<Instant>,
+}
+
+/// All waiters of one target.
+#[derive(Debug)]
+pub(super) struct Queue<W> {
+    target: Arc<Target>,
+    groups: SmallVec<[Group<W>; 1]>,
+    entered: u64,
+    len: usize,
+    news: u64,
+}
+
+/// A call to the ledger: what it was for, and what had happened by then.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) target: Arc<Target>,
+    pub(super) runs: SmallVec<[Run; 2]>,
+    /// How often asking anew had become worth it; if more by the answer, the answer is old.
+    news: u64,
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Ask the ledger for these.
+    Ask(Asked),
+    /// Nothing before this instant, unless something happens.
+    Sleep(Instant),
+    /// Nobody waits.
+    Idle,
+}
+
+impl<W> Queue<W> {
+    pub(super) fn new(target: Arc<Target>) -> Self {
+        Self { target, groups: SmallVec::new(), entered: 0, len: 0, news: 0 }
+    }
+
+    pub(super) const fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether a newcomer with a ready connection overtakes nobody who could leave.
+    pub(super) fn is_free_for(&self, limits: LimitSet) -> bool {
+        self.groups.iter().filter(|group| group.limits.overlaps(limits) || group.limits == limits).all(
+            |group| {
+                group.hand.is_empty()
+                    && group.waiting.len() <= CALLED_MAX
+                    && group.waiting.values().all(|entry| entry.stage == Stage::Called)
+            },
+        )
+    }
+
+    /// Takes over a newer policy. Slots in hand were booked under the old one and are returned.
+    pub(super) fn retarget(&mut self, newer: &Arc<Target>) -> Vec<Slot> {
+        let older = std::mem::replace(&mut self.target, Arc::clone(newer));
+        let mut unused = Vec::new();
+        for group in std::mem::take(&mut self.groups) {
+            unused.extend(group.hand);
+            let into = self.group(newer.translate(group.limits, &older));
+            into.ask_again = Some(Instant::ZERO);
+            into.waiting.extend(group.waiting);
+        }
+        unused
+    }
+
+    pub(super) fn insert(&mut self, limits: LimitSet, arrived: Instant, entry: Entry<W>) -> Place {
+        self.entered += 1;
+        self.len += 1;
+        let place = (arrived, self.entered);
+        self.group(limits).waiting.insert(place, entry);
+        place
+    }
+
+    pub(super) fn remove(&mut self, place: Place) -> Option<Entry<W>> {
+        let entry = self.groups.iter_mut().find_map(|group| group.waiting.remove(&place));
+        self.len -= usize::from(entry.is_some());
+        entry
+    }
+
+    pub(super) fn set_stage(&mut self, place: Place, stage: Stage) {
+        let entry = self.groups.iter_mut().find_map(|group| group.waiting.get_mut(&place));
+        if let Some(entry) = entry {
+            entry.stage = stage;
+        }
+    }
+
+    /// Puts a slot in hand; somebody waits who can use it.
+    pub(super) fn put_in_hand(&mut self, slot: Slot) {
+        let hand = &mut self.group(slot.limits).hand;
+        let at = hand.partition_point(|held| held.at <= slot.at);
+        hand.insert(at, slot);
+    }
+
+    /// Whether anybody of the slot's group waits.
+    pub(super) fn wants(&self, slot: &Slot) -> bool {
+        self.groups.iter().any(|group| group.limits == slot.limits && !group.waiting.is_empty())
+    }
+
+    /// All slots in hand, taken away: a block has voided them.
+    pub(super) fn drop_hand(&mut self) -> Vec<Slot> {
+        self.ask_anew();
+        self.groups.iter_mut().flat_map(|group| group.hand.drain(..)).collect()
+    }
+
+    /// A permit came back or a probe was answered: asking is worth it again.
+    pub(super) fn ask_anew(&mut self) {
+        self.news += 1;
+        for group in &mut self.groups {
+            group.ask_again = Some(Instant::ZERO);
+        }
+    }
+
+    fn group(&mut self, limits: LimitSet) -> &mut Group<W> {
+        let index = self.groups.iter().position(|group| group.limits == limits);
+        let index = index.unwrap_or_else(|| {
+            self.groups.push(Group {
+                limits,
+                waiting: BTreeMap::new(),
+                hand: VecDeque::new(),
+                ask_again: Some(Instant::ZERO),
+            });
+            self.groups.len() - 1
+        });
+        &mut self.groups[index]
+    }
+
+    /// Slots that came too late to be used.
+    pub(super) fn take_void(&mut self, now: Instant) -> Vec<Slot> {
+        let mut void = Vec::new();
+        for group in &mut self.groups {
+            while group.hand.front().is_some_and(|slot| slot.at + SLACK < now) {
+                void.extend(group.hand.pop_front());
+            }
+        }
+        void
+    }
+
+    /// A due slot and the first waiter that is ready for it.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry<W>)> {
+        for group in &mut self.groups {
+            if group.hand.front().is_none_or(|slot| slot.at > now) {
+                continue;
+            }
+            let ready = group.waiting.iter().find(|(_, entry)| entry.stage == Stage::Ready);
+            if let Some(place) = ready.map(|(place, _)| *place) {
+                let entry = group.waiting.remove(&place);
+                self.len -= 1;
+                return group.hand.pop_front().zip(entry);
+            }
+        }
+        None
+    }
+
+    /// Notes what the ledger answered. What is returned was booked for another policy.
+    pub(super) fn absorb(&mut self, asked: &Asked, grants: SmallVec<[Grant; 2]>) -> Vec<Slot> {
+        if !Arc::ptr_eq(&asked.target, &self.target) {
+            return grants.into_iter().flat_map(|grant| grant.slots).collect();
+        }
+        for (run, grant) in asked.runs.iter().zip(grants) {
+            let short = if asked.news == self.news { grant.short } else { None };
+            self.note_short(run.limits, short);
+            for slot in grant.slots {
+                self.put_in_hand(slot);
+            }
+        }
+        Vec::new()
+    }
+
+    pub(super) fn note_short(&mut self, limits: LimitSet, short: Option<Short>) {
+        self.group(limits).ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
+    }
+
+    /// Prepares a call to the ledger.
+    pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> Asked {
+        Asked { target: Arc::clone(&self.target), runs, news: self.news }
+    }
+
+    /// Decides what comes next; calls those whose time is near.
+    pub(super) fn next(&mut self, now: Instant, ledger: &dyn Ledger, call: impl Fn(&W)) -> Next {
+        if self.len == 0 {
+            return Next::Idle;
+        }
+        let mut wake = Instant::FAR;
+        for group in &mut self.groups {
+            let next_call = group.call(now, &self.target, ledger, &call);
+            wake = wake.min(next_call.unwrap_or(Instant::FAR));
+            wake = wake.min(group.wake(now).unwrap_or(Instant::FAR));
+        }
+        let runs = self.runs(now);
+        if runs.is_empty() { Next::Sleep(wake) } else { Next::Ask(self.asking(runs)) }
+    }
+
+    /// Runs of those who are ready and have no slot in hand, in arrival order.
+    fn runs(&self, now: Instant) -> SmallVec<[Run; 2]> {
+        let mut ready: SmallVec<[(Place, LimitSet); 16]> = SmallVec::new();
+        for group in &self.groups {
+            if group.ask_again.is_some_and(|at| at <= now) {
+                let places = group.ready().skip(group.hand.len());
+                ready.extend(places.map(|place| (place, group.limits)));
+            }
+        }
+        ready.sort_unstable_by_key(|(place, _)| *place);
+        let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
+        for (_, limits) in ready {
+            match runs.last_mut() {
+                Some(run) if run.limits == limits => run.want += 1,
+                _ => runs.push(Run { limits, want: 1 }),
+            }
+        }
+        runs
+    }
+
+    /// When a newcomer that arrived at `arrived` could leave.
+    pub(super) fn forecast(&self, limits: LimitSet, arrived: Instant, ledger: &dyn Ledger) -> Forecast {
+        let mut ahead = Ahead::new(&self.target);
+        for group in &self.groups {
+            let before = if group.waiting.last_key_value().is_some_and(|(last, _)| last.0 > arrived) {
+                group.waiting.range(..(arrived, u64::MAX)).count()
+            } else {
+                group.waiting.len()
+            };
+            ahead.add(group.limits, before.saturating_sub(group.hand.len()));
+        }
+        ledger.forecast(&self.target, limits, &ahead.0)
+    }
+
+    /// Takes out all who cannot leave in time any more.
+    pub(super) fn take_hopeless(&mut self, ledger: &dyn Ledger) -> Vec<(Entry<W>, Forecast)> {
+        let mut hopeless: Vec<(Place, Forecast)> = Vec::new();
+        let mut walk = Walk::new(self);
+        while let Some(step) = walk.next(self) {
+            let forecast = walk.forecast(self, ledger, step);
+            if forecast.at > self.groups[step.group].waiting[&step.place].deadline {
+                hopeless.push((step.place, forecast));
+            } else {
+                walk.passed(self, step);
+            }
+        }
+        hopeless
+            .into_iter()
+            .filter_map(|(place, forecast)| Some((self.remove(place)?, forecast)))
+            .collect()
+    }
+}
+
+impl<W> Group<W> {
+    /// Those who can send at once, in order; at most as many as are called.
+    fn ready(&self) -> impl Iterator<Item = Place> {
+        let called = self.waiting.iter().take(CALLED_MAX);
+        called.filter(|(_, entry)| entry.stage == Stage::Ready).map(|(place, _)| *place)
+    }
+
+    /// Calls waiters in order until one is far off; returns when the next one is to be called. Others
+    /// who share a limit only make it later, so nobody is called too late.
+    fn call(
+        &mut self,
+        now: Instant,
+        target: &Arc<Target>,
+        ledger: &dyn Ledger,
+        call: &impl Fn(&W),
+    ) -> Option<Instant> {
+        // Without a permit nobody knows when; one in readiness is enough.
+        let room = if self.ask_again.is_none() { 1 } else { CALLED_MAX };
+        let covered = self.hand.len();
+        for (position, entry) in self.waiting.values_mut().take(room).enumerate() {
+            if entry.stage != Stage::Queued {
+                continue;
+            }
+            if position >= covered {
+                let mut ahead = Ahead::new(target);
+                ahead.add(self.limits, position - covered);
+                let at = ledger.forecast(target, self.limits, &ahead.0).at;
+                if at > now + CALL_AHEAD {
+                    return Some(at - CALL_AHEAD);
+                }
+            }
+            entry.stage = Stage::Called;
+            call(&entry.tell);
+        }
+        None
+    }
+
+    fn wake(&self, now: Instant) -> Option<Instant> {
+        let due = self.hand.front().map(|slot| if slot.at > now { slot.at } else { slot.at + SLACK });
+        let ask = self.ask_again.filter(|at| *at > now && self.ready().next().is_some());
+        due.into_iter().chain(ask).min()
+    }
+}
+
+/// How many are ahead, per limit.
+struct Ahead(SmallVec<[u32; 8]>);
+
+impl Ahead {
+    fn new(target: &Target) -> Self {
+        Self(smallvec::smallvec![0; target.limits.len()])
+    }
+
+    fn add(&mut self, limits: LimitSet, count: usize) {
+        for index in limits.iter() {
+            if let Some(ahead) = self.0.get_mut(index) {
+                *ahead = ahead.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            }
+        }
+    }
+}
+
+/// Goes through the waiters of all groups in arrival order, counting who is ahead. A waiter is
+/// *covered* if its group holds a slot for it, which the ledger has counted already.
+struct Walk {
+    last: SmallVec<[Option<Place>; 1]>,
+    covered: SmallVec<[usize; 1]>,
+    ahead: Ahead,
+}
+
+#[derive(Clone, Copy)]
+struct Step {
+    group: usize,
+    place: Place,
+    covered: bool,
+}
+
+impl Walk {
+    fn new<W>(queue: &Queue<W>) -> Self {
+        Self {
+            last: queue.groups.iter().map(|_| None).collect(),
+            covered: queue.groups.iter().map(|group| group.hand.len()).collect(),
+            ahead: Ahead::new(&queue.target),
+        }
+    }
+
+    fn next<W>(&mut self, queue: &Queue<W>) -> Option<Step> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let (place, group) = queue
+            .groups
+            .iter()
+            .enumerate()
+            .filter_map(|(index, group)| {
+                let from = self.last[index].map_or(Unbounded, Excluded);
+                Some((*group.waiting.range((from, Unbounded)).next()?.0, index))
+            })
+            .min()?;
+        self.last[group] = Some(place);
+        let covered = self.covered[group] > 0;
+        self.covered[group] = self.covered[group].saturating_sub(1);
+        Some(Step { group, place, covered })
+    }
+
+
+    fn forecast<W>(&self, queue: &Queue<W>, ledger: &dyn Ledger, step: Step) -> Forecast {
+        if step.covered {
+            return Forecast { at: Instant::ZERO, held_by: None };
+        }
+        ledger.forecast(&queue.target, queue.groups[step.group].limits, &self.ahead.0)
+    }
+
+    fn passed<W>(&mut self, queue: &Queue<W>, step: Step) {
+        if !step.covered {
+            self.ahead.add(queue.groups[step.group].limits, 1);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Where connections may go.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use crate::units::HostName;
+
+/// The operator's exceptions to "public addresses only", and the static hosts table.
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    /// Networks that may be dialled although they are not public.
+    pub allow: Vec<Allow>,
+    /// Hosts with a fixed address, and perhaps a fixed port.
+    pub resolve: HashMap<HostName, (IpAddr, Option<u16>)>,
+}
+
+impl Egress {
+    /// Whether the operator wrote down that `address` may be dialled.
+    pub fn allows(&self, address: SocketAddr) -> bool {
+        self.allow.iter().any(|allow| allow.covers(address))
+    }
+}
+
+/// A network, or one port of it, that may be dialled: `10.0.0.0/8`, `127.0.0.1`, `127.0.0.1:9900`,
+/// `[fd00::/8]:443`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    net: IpNet,
+    port: Option<u16>,
+}
+
+impl Allow {
+    fn covers(&self, address: SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        let within = self.net.contains(&ip) || self.net.contains(&address.ip());
+        within && self.port.is_none_or(|port| port == address.port())
+    }
+}
+
+/// Why an entry of `egress.allow` could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a network; write it as \"10.0.0.0/8\", \"127.0.0.1\" or \"127.0.0.1:9900\"")]
+pub struct ParseAllowError(String);
+
+impl FromStr for Allow {
+    type Err = ParseAllowError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fail = || ParseAllowError(text.to_owned());
+        if let Some(net) = parse_net(text) {
+            return Ok(Self { net, port: None });
+        }
+        let (net, port) = text.rsplit_once(':').ok_or_else(fail)?;
+        let net = net.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(net);
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(fail)?;
+        Ok(Self { net: parse_net(net).ok_or_else(fail)?, port: Some(port) })
+    }
+}
+
+fn parse_net(text: &str) -> Option<IpNet> {
+    text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.port, self.net) {
+            (None, net) => write!(f, "{net}"),
+            (Some(port), IpNet::V4(net)) => write!(f, "{net}:{port}"),
+            (Some(port), IpNet::V6(net)) => write!(f, "[{net}]:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exception_covers_its_network_and_port_and_no_more() {
+        let covers = |allow: &str, address: &str| {
+            allow.parse::<Allow>().unwrap().covers(address.parse().unwrap())
+        };
+        assert!(covers("127.0.0.0/8", "127.1.2.3:80"));
+        assert!(covers("127.0.0.1:9900", "127.0.0.1:9900"));
+        assert!(!covers("127.0.0.1:9900", "127.0.0.1:9901"));
+        assert!(!covers("127.0.0.1", "127.0.0.2:80"));
+        assert!(covers("::1", "[::1]:80"));
+        assert!(covers("127.0.0.0/8", "[::ffff:127.0.0.1]:80"));
+        assert!(covers("[fd00::/8]:443", "[fd00::1]:443"));
+        assert!("localhost".parse::<Allow>().is_err());
+    }
+}

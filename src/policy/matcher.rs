@@ -1,0 +1,100 @@
+//! Which requests of a target a limit applies to.
+
+use http::request::Parts;
+use http::{HeaderName, Method};
+
+/// All parts that are set must match.
+#[derive(Debug, Clone, Default)]
+pub struct Matcher {
+    /// The path, without the query.
+    pub path: Option<Glob>,
+    /// One of these methods; any if empty.
+    pub methods: Vec<Method>,
+    /// A field of the request.
+    pub header: Option<HeaderPattern>,
+}
+
+impl Matcher {
+    /// Whether the request is one of those meant.
+    pub fn matches(&self, request: &Parts) -> bool {
+        (self.methods.is_empty() || self.methods.contains(&request.method))
+            && self.path.as_ref().is_none_or(|path| path.matches(request.uri.path().as_bytes()))
+            && self.header.as_ref().is_none_or(|header| header.matches(request))
+    }
+}
+
+/// `name: value`, where the value may be a glob.
+#[derive(Debug, Clone)]
+pub struct HeaderPattern {
+    /// The field's name.
+    pub name: HeaderName,
+    /// Its value; one of several lines suffices.
+    pub value: Glob,
+}
+
+impl HeaderPattern {
+    fn matches(&self, request: &Parts) -> bool {
+        request.headers.get_all(&self.name).iter().any(|line| self.value.matches(line.as_bytes()))
+    }
+}
+
+/// A pattern in which `*` stands for any run of bytes, also none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glob(Box<str>);
+
+impl Glob {
+    /// A pattern; every text is one.
+    pub fn new(pattern: impl Into<Box<str>>) -> Self {
+        Self(pattern.into())
+    }
+
+    /// Whether all of `text` fits the pattern.
+    pub fn matches(&self, text: &[u8]) -> bool {
+        let mut parts = self.0.as_bytes().split(|b| *b == b'*');
+        let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+            return false;
+        };
+        let Some(mut part) = parts.next() else { return rest.is_empty() };
+        for next in parts {
+            let Some(at) = find(rest, part) else { return false };
+            rest = rest.get(at + part.len()..).unwrap_or_default();
+            part = next;
+        }
+        rest.ends_with(part)
+    }
+}
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    if part.is_empty() {
+        return Some(0);
+    }
+    text.windows(part.len()).position(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_run() {
+        let fits = |pattern: &str, text: &str| Glob::new(pattern).matches(text.as_bytes());
+        assert!(fits("/v1/chat", "/v1/chat") && !fits("/v1/chat", "/v1/chat/x"));
+        assert!(fits("/v1/*", "/v1/") && fits("/v1/*", "/v1/a/b") && !fits("/v1/*", "/v2/a"));
+        assert!(fits("*/completions", "/v1/chat/completions") && fits("*", ""));
+        assert!(fits("/a/*/c*", "/a/b/c/d") && !fits("/a/*/c", "/a/b/d"));
+        assert!(!fits("ab*ba", "aba"));
+    }
+
+    #[test]
+    fn every_part_must_match() {
+        let (request, ()) = http::Request::post("http://h/v1/x?y").header("x-lane", "batch").body(()).unwrap().into_parts();
+        let matcher = Matcher {
+            path: Some(Glob::new("/v1/*")),
+            methods: vec![Method::POST],
+            header: Some(HeaderPattern { name: HeaderName::from_static("x-lane"), value: Glob::new("batch") }),
+        };
+        assert!(matcher.matches(&request));
+        assert!(!Matcher { methods: vec![Method::GET], ..matcher.clone() }.matches(&request));
+        assert!(!Matcher { path: Some(Glob::new("/v2/*")), ..matcher }.matches(&request));
+    }
+}

@@ -1,0 +1,35 @@
+//! `Proxy-Authorization: Basic` (RFC 9110 section 11.7.2, RFC 7617).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, header};
+
+/// The name and the token that a client offered in its proxy URL.
+pub fn proxy_credentials(headers: &HeaderMap) -> Option<(String, String)> {
+    let value = headers.get(header::PROXY_AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, encoded) = value.trim().split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (name, token) = decoded.split_once(':')?;
+    Some((name.to_owned(), token.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn basic_credentials_are_read_and_nothing_else() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::PROXY_AUTHORIZATION, value.parse().unwrap());
+            proxy_credentials(&headers)
+        };
+        assert_eq!(read("Basic YXBwOnNlOmNyZXQ="), Some(("app".into(), "se:cret".into())));
+        assert_eq!(read("basic YXBwOg=="), Some(("app".into(), String::new())));
+        assert_eq!(read("Bearer abc"), None);
+        assert_eq!(read("Basic !!!"), None);
+    }
+}

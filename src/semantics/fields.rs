@@ -1,0 +1,277 @@
+//! Fields that belong to one hop only, and fields that are ours (RFC 9110 section 7.6.1).
+//!
+//! One pass looks which special fields are there at all, since most messages have none; only those
+//! are removed.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// Seconds that the request was held, on every response to a request for a target.
+pub const OUTPACE_WAITED: HeaderName = HeaderName::from_static("outpace-waited");
+/// How often the request was sent.
+pub const OUTPACE_ATTEMPTS: HeaderName = HeaderName::from_static("outpace-attempts");
+/// What a routed client proves itself with; consumed here.
+pub const CLIENT_TOKEN: HeaderName = HeaderName::from_static("outpace-client-token");
+/// `TE: trailers`, the one transfer coding preference that is passed on (RFC 9110 section 10.1.4).
+pub const REQUEST_TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+const OURS: &str = "outpace-";
+const HTTP2_SETTINGS: &str = "http2-settings";
+
+/// What a message's fields ask of us.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Present {
+    connection: bool,
+    hop_by_hop: bool,
+    ours: bool,
+}
+
+fn present(headers: &HeaderMap) -> Present {
+    let mut present = Present::default();
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => present.connection = true,
+            "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+            | "proxy-authorization" | "proxy-authenticate" | "proxy-authentication-info"
+            | HTTP2_SETTINGS | "expect" | "trailer" => present.hop_by_hop = true,
+            name if name.starts_with(OURS) => present.ours = true,
+            _ => {}
+        }
+    }
+    present
+}
+
+/// Removes from a request what must not reach the origin: hop-by-hop fields, whatever `Connection`
+/// names, proxy credentials, `Expect` (we answer it) and every field of ours. `TE: trailers` stays.
+pub fn strip_request(headers: &mut HeaderMap) {
+    let present = present(headers);
+    if present.connection {
+        remove_named_by_connection(headers);
+    }
+    if present.hop_by_hop {
+        let trailers = wants_trailers(headers);
+        remove_hop_by_hop(headers);
+        headers.remove(header::PROXY_AUTHORIZATION);
+        headers.remove(header::EXPECT);
+        if trailers {
+            headers.insert(header::TE, REQUEST_TRAILERS);
+        }
+        keep_honest_trailer_names(headers);
+    }
+    if present.ours {
+        remove_ours(headers);
+    }
+}
+
+/// Removes from a response what was for this hop only, and any field that pretends to be ours.
+pub fn strip_response(headers: &mut HeaderMap) {
+    let present = present(headers);
+    if present.connection {
+        remove_named_by_connection(headers);
+    }
+    if present.hop_by_hop {
+        remove_hop_by_hop(headers);
+        headers.remove(header::PROXY_AUTHENTICATE);
+        headers.remove("proxy-authentication-info");
+        keep_honest_trailer_names(headers);
+    }
+    if present.ours {
+        remove_ours(headers);
+    }
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    headers.remove(header::TE);
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::UPGRADE);
+    headers.remove(HTTP2_SETTINGS);
+}
+
+fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(header::TE).iter().filter_map(|line| line.to_str().ok()).any(|line| {
+        line.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    })
+}
+
+/// `Connection` may name any field for removal, but not one that the exchange relies on: else a
+/// client could take away a credential that we set, or the framing.
+fn remove_named_by_connection(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !relied_on(name))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    headers.remove(header::CONNECTION);
+}
+
+fn relied_on(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "authorization" | "host" | "cookie" | "content-length" | "content-type"
+            | "idempotency-key" | "te" | "transfer-encoding" | "upgrade" | "connection"
+    ) || name.as_str().starts_with(OURS)
+}
+
+fn remove_ours(headers: &mut HeaderMap) {
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// `Trailer` announces the trailer section (RFC 9110 section 6.6.2); hyper sends only what it names.
+fn keep_honest_trailer_names(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::TRAILER) {
+        return;
+    }
+    let names: Vec<String> = headers
+        .get_all(header::TRAILER)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+        .filter(may_be_trailer)
+        .map(|name| name.to_string())
+        .collect();
+    match HeaderValue::try_from(names.join(", ")) {
+        Ok(value) if !names.is_empty() => {
+            headers.insert(header::TRAILER, value);
+        }
+        _ => {
+            headers.remove(header::TRAILER);
+        }
+    }
+}
+
+/// Whether a field may stand in a trailer section: nothing that frames, routes or authenticates
+/// (RFC 9110 section 6.5.1).
+pub fn may_be_trailer(name: &HeaderName) -> bool {
+    !matches!(
+        name.as_str(),
+        "content-length" | "transfer-encoding" | "host" | "te" | "trailer" | "connection"
+            | "authorization" | "proxy-authorization" | "cookie" | "set-cookie" | "content-type"
+            | "content-encoding" | "content-range" | "expect" | "max-forwards" | "upgrade"
+            | "cache-control" | "range"
+    ) && !name.as_str().starts_with(OURS)
+}
+
+/// HTTP/2 may split `Cookie` into several lines; HTTP/1 must not (RFC 9113 section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(header::COOKIE).iter();
+    if lines.next().is_none() || lines.next().is_none() {
+        return;
+    }
+    let joined =
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+    if let Ok(value) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .fold(HeaderMap::new(), |mut map, (name, value): (HeaderName, HeaderValue)| {
+                map.append(name, value);
+                map
+            })
+    }
+
+    fn names(map: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn nothing_of_one_hop_reaches_the_origin() {
+        let mut request = map(&[
+            ("connection", "x-secret, Keep-Alive"),
+            ("connection", "close"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("te", "gzip"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABk"),
+            ("expect", "100-continue"),
+            ("outpace-max-wait", "1s"),
+            ("accept", "*/*"),
+        ]);
+        strip_request(&mut request);
+        assert_eq!(names(&request), ["accept"]);
+    }
+
+    #[test]
+    fn connection_cannot_take_away_what_the_exchange_relies_on() {
+        let mut request = map(&[
+            ("connection", "authorization, cookie, content-length"),
+            ("authorization", "Bearer x"),
+            ("cookie", "a=b"),
+            ("content-length", "3"),
+        ]);
+        strip_request(&mut request);
+        assert_eq!(names(&request), ["authorization", "content-length", "cookie"]);
+    }
+
+    #[test]
+    fn te_trailers_survives_alone() {
+        let mut request = map(&[("te", "gzip;q=0.5, Trailers"), ("connection", "te")]);
+        strip_request(&mut request);
+        assert_eq!(request.get(header::TE), Some(&REQUEST_TRAILERS));
+        assert_eq!(names(&request), ["te"]);
+    }
+
+    #[test]
+    fn a_response_cannot_speak_for_us() {
+        let mut response = map(&[
+            ("outpace-waited", "99"),
+            ("proxy-authenticate", "Basic"),
+            ("connection", "close, x-hop"),
+            ("x-hop", "1"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+        ]);
+        strip_response(&mut response);
+        assert_eq!(names(&response), ["set-cookie"]);
+        assert_eq!(response.get_all("set-cookie").iter().count(), 2);
+    }
+
+    #[test]
+    fn only_harmless_trailers_are_announced() {
+        let mut request = map(&[("trailer", "grpc-status, content-length, host")]);
+        strip_request(&mut request);
+        assert_eq!(request.get(header::TRAILER).unwrap(), "grpc-status");
+    }
+
+    #[test]
+    fn cookies_are_one_line_in_http_1() {
+        let mut request = map(&[("cookie", "a=b"), ("cookie", "c=d")]);
+        join_cookies(&mut request);
+        assert_eq!(request.get_all("cookie").iter().collect::<Vec<_>>(), ["a=b; c=d"]);
+    }
+
+    #[test]
+    fn an_ordinary_message_is_left_alone() {
+        let before = map(&[("accept", "*/*"), ("content-type", "text/plain"), ("x-a", "\u{e9}")]);
+        let mut after = before.clone();
+        strip_request(&mut after);
+        strip_response(&mut after);
+        assert_eq!(before, after);
+    }
+}

@@ -1,0 +1,96 @@
+//! `Content-Length` and `Transfer-Encoding` of a request (RFC 9112 section 6).
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::Version;
+
+use super::Malformed;
+
+/// How a request's body was delimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// By nothing: no body in HTTP/1, the end of the stream in HTTP/2.
+    None,
+    /// By its length.
+    Length(u64),
+    /// By chunks; it is sent on in chunks, also where a method rarely has a body.
+    Chunked,
+}
+
+/// Reads the framing and makes `Content-Length` canonical. hyper has refused the worst already
+/// (differing lengths, `chunked` not last); what it lets pass and must not be forwarded ends here.
+///
+/// # Errors
+/// If the framing could be read in two ways by two implementations.
+pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Malformed> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if version != Version::HTTP_11 {
+            return Err(Malformed::Framing("Transfer-Encoding is for HTTP/1.1 only"));
+        }
+        if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(Malformed::Framing("the only transfer coding understood is `chunked`"));
+        }
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(Malformed::Framing("Content-Length and Transfer-Encoding exclude each other"));
+        }
+        return Ok(Framing::Chunked);
+    }
+    let Some(length) = headers.get(header::CONTENT_LENGTH) else { return Ok(Framing::None) };
+    let digits = length.as_bytes();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Malformed::Framing("Content-Length is not a number"));
+    }
+    let count = std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| digits.parse::<u64>().ok())
+        .ok_or(Malformed::Framing("Content-Length is too large"))?;
+    if digits.len() > 1 && digits.first() == Some(&b'0') {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(count));
+    }
+    Ok(Framing::Length(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(version: Version, lines: &[(header::HeaderName, &str)]) -> Result<(Framing, HeaderMap), Malformed> {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(name, value.parse().unwrap());
+        }
+        framing(version, &mut map).map(|framing| (framing, map))
+    }
+
+    #[test]
+    fn sound_framing_is_read() {
+        use header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+        let of = |lines: &[_]| read(Version::HTTP_11, lines).unwrap().0;
+        assert_eq!(of(&[]), Framing::None);
+        assert_eq!(of(&[(CONTENT_LENGTH, "12")]), Framing::Length(12));
+        assert_eq!(of(&[(TRANSFER_ENCODING, "Chunked")]), Framing::Chunked);
+    }
+
+    #[test]
+    fn a_length_leaves_in_canonical_form() {
+        let (framing, map) = read(Version::HTTP_11, &[(header::CONTENT_LENGTH, "002")]).unwrap();
+        assert_eq!(framing, Framing::Length(2));
+        assert_eq!(map.get(header::CONTENT_LENGTH).unwrap(), "2");
+    }
+
+    #[test]
+    fn doubtful_framing_is_refused() {
+        use header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+        for lines in [
+            &[(TRANSFER_ENCODING, "gzip, chunked")][..],
+            &[(TRANSFER_ENCODING, "chunked, chunked")],
+            &[(TRANSFER_ENCODING, "chunked"), (TRANSFER_ENCODING, "chunked")],
+            &[(TRANSFER_ENCODING, "chunked"), (CONTENT_LENGTH, "3")],
+            &[(CONTENT_LENGTH, "+3")],
+            &[(CONTENT_LENGTH, "99999999999999999999")],
+        ] {
+            assert!(read(Version::HTTP_11, lines).is_err(), "{lines:?}");
+        }
+        assert!(read(Version::HTTP_10, &[(TRANSFER_ENCODING, "chunked")]).is_err());
+    }
+}

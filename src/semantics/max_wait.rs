@@ -1,0 +1,63 @@
+//! `Outpace-Max-Wait`: how long the caller agrees to be held.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
+
+use super::Malformed;
+use crate::units::parse_duration;
+
+/// A duration such as `1s` or `250ms`, or seconds as a plain number.
+pub const OUTPACE_MAX_WAIT: HeaderName = HeaderName::from_static("outpace-max-wait");
+
+/// The caller's bound, if it set one; the least of several.
+///
+/// # Errors
+/// If a value cannot be read: guessing would hold a caller longer than it can bear.
+pub fn max_wait(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+    let mut least = None;
+    for line in headers.get_all(OUTPACE_MAX_WAIT) {
+        let wait = line.to_str().ok().and_then(parse).ok_or(Malformed::Field {
+            field: "Outpace-Max-Wait",
+            problem: "write it as a duration like `1s`, or as seconds",
+        })?;
+        least = Some(least.map_or(wait, |least: Duration| least.min(wait)));
+    }
+    Ok(least)
+}
+
+fn parse(text: &str) -> Option<Duration> {
+    match text.trim().parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => parse_duration(text).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[&str]) -> Result<Option<Duration>, Malformed> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(OUTPACE_MAX_WAIT, line.parse().unwrap());
+        }
+        max_wait(&headers)
+    }
+
+    #[test]
+    fn durations_and_plain_seconds_are_read() {
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&["1s"]), Ok(Some(Duration::from_secs(1))));
+        assert_eq!(read(&["0.5"]), Ok(Some(Duration::from_millis(500))));
+        assert_eq!(read(&["0"]), Ok(Some(Duration::ZERO)));
+        assert_eq!(read(&["2m", "3"]), Ok(Some(Duration::from_secs(3))));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        for line in ["soon", "-1", "", "NaN", "inf"] {
+            assert!(read(&[line]).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The four forms of a request-target (RFC 9112 section 3.2), and the authority that counts.
+
+use http::request::Parts;
+use http::{Method, Version, header};
+
+use super::{Authority, Malformed};
+use crate::units::{Origin, Scheme};
+
+/// What a request asks us to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestTarget {
+    /// Absolute-form: be a forward proxy to this origin.
+    Absolute(Origin),
+    /// Origin-form: be a gateway for the host that `Host` names.
+    Origin(Authority),
+    /// CONNECT: be a tunnel to this host and port.
+    Connect(Authority),
+    /// `OPTIONS *`: a question to us.
+    Asterisk,
+}
+
+/// Classifies a request. The authority of the request-target counts; `Host` is checked all the same,
+/// since a message with a bad one has been tampered with or will be misread by somebody.
+///
+/// # Errors
+/// If the request-target or the host is malformed.
+pub fn classify(request: &Parts) -> Result<RequestTarget, Malformed> {
+    let host = host_field(request)?;
+    if request.method == Method::CONNECT {
+        return connect(request).map(RequestTarget::Connect);
+    }
+    if request.uri.path() == "*" {
+        return if request.method == Method::OPTIONS {
+            Ok(RequestTarget::Asterisk)
+        } else {
+            Err(Malformed::RequestTarget("`*` is for OPTIONS only"))
+        };
+    }
+    match (request.uri.scheme_str(), request.uri.authority()) {
+        (Some(scheme), Some(authority)) => {
+            let authority = Authority::parse(authority.as_str())?;
+            if request.version == Version::HTTP_2 && host.is_some_and(|host| host != authority) {
+                return Err(Malformed::Host("`host` and `:authority` differ"));
+            }
+            absolute(scheme, authority).map(RequestTarget::Absolute)
+        }
+        (None, None) if request.uri.path().starts_with('/') => {
+            host.map(RequestTarget::Origin).ok_or(Malformed::Host("there is none"))
+        }
+        _ => Err(Malformed::RequestTarget("it is neither absolute-form nor origin-form")),
+    }
+}
+
+fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
+    let scheme = match scheme {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        _ => return Err(Malformed::RequestTarget("only http and https are forwarded")),
+    };
+    let port = authority.port.unwrap_or(scheme.default_port());
+    Ok(Origin { scheme, host: authority.host, port })
+}
+
+/// Authority-form: host and port, nothing else (RFC 9112 section 3.2.3).
+fn connect(request: &Parts) -> Result<Authority, Malformed> {
+    let uri = &request.uri;
+    let bare = uri.scheme().is_none() && uri.path_and_query().is_none_or(|path| path.as_str().is_empty());
+    let authority = uri.authority().filter(|_| bare);
+    let authority = authority
+        .ok_or(Malformed::RequestTarget("CONNECT takes host:port"))
+        .and_then(|authority| Authority::parse(authority.as_str()))?;
+    if authority.port.is_none() {
+        return Err(Malformed::RequestTarget("CONNECT needs a port"));
+    }
+    Ok(authority)
+}
+
+/// The one valid `Host`, if there is one (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+fn host_field(request: &Parts) -> Result<Option<Authority>, Malformed> {
+    let mut lines = request.headers.get_all(header::HOST).iter();
+    let Some(line) = lines.next() else {
+        return if request.version == Version::HTTP_11 {
+            Err(Malformed::Host("there is none"))
+        } else {
+            Ok(None)
+        };
+    };
+    if lines.next().is_some() {
+        return Err(Malformed::Host("there are several"));
+    }
+    let text = line.to_str().map_err(|_| Malformed::Host("it is not ASCII"))?;
+    Authority::parse(text).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(method: &str, uri: &str, version: Version, hosts: &[&str]) -> Result<RequestTarget, Malformed> {
+        let mut builder = http::Request::builder().method(method).uri(uri).version(version);
+        for host in hosts {
+            builder = builder.header("host", *host);
+        }
+        classify(&builder.body(()).unwrap().into_parts().0)
+    }
+
+    fn text(target: &RequestTarget) -> String {
+        match target {
+            RequestTarget::Absolute(origin) => origin.to_string(),
+            RequestTarget::Origin(authority) => format!("origin {authority}"),
+            RequestTarget::Connect(authority) => format!("connect {authority}"),
+            RequestTarget::Asterisk => "*".into(),
+        }
+    }
+
+    #[test]
+    fn the_four_forms() {
+        let v11 = Version::HTTP_11;
+        for (method, uri, hosts, expected) in [
+            ("GET", "http://X.com/a", &["other.com"][..], "http://x.com"),
+            ("GET", "http://x.com:8080/a", &["x.com"], "http://x.com:8080"),
+            ("GET", "https://x.com./", &["x.com"], "https://x.com"),
+            ("GET", "/a", &["x.com:9"], "origin x.com:9"),
+            ("CONNECT", "x.com:443", &["x.com:443"], "connect x.com:443"),
+            ("CONNECT", "[::1]:443", &["y.com"], "connect [::1]:443"),
+            ("OPTIONS", "*", &["x.com"], "*"),
+        ] {
+            assert_eq!(text(&of(method, uri, v11, hosts).unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn malformed_targets_and_hosts_are_refused() {
+        let v11 = Version::HTTP_11;
+        for (method, uri, hosts) in [
+            ("GET", "/a", &[][..]),
+            ("GET", "/a", &["x.com", "x.com"]),
+            ("GET", "http://x.com/", &["x.com", "y.com"]),
+            ("GET", "/a", &[""]),
+            ("GET", "/a", &["a@b"]),
+            ("GET", "/a", &["a/../b"]),
+            ("GET", "/a", &["x.com:http"]),
+            ("GET", "http://u:p@x.com/", &["x.com"]),
+            ("GET", "ftp://x.com/", &["x.com"]),
+            ("GET", "http://x.com:0/", &["x.com"]),
+            ("GET", "http://x.com:99999/", &["x.com"]),
+            ("GET", "*", &["x.com"]),
+            ("CONNECT", "x.com", &["x.com"]),
+            ("CONNECT", "/", &["x.com"]),
+            ("CONNECT", "http://x.com:443/", &["x.com"]),
+            ("CONNECT", "u@x.com:443", &["x.com"]),
+            ("CONNECT", "x.com:0", &["x.com"]),
+        ] {
+            assert!(of(method, uri, v11, hosts).is_err(), "{method} {uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn http_2_authority_and_host_must_agree() {
+        let v2 = Version::HTTP_2;
+        assert!(of("GET", "https://x.com/", v2, &[]).is_ok());
+        assert!(of("GET", "https://x.com/", v2, &["x.com"]).is_ok());
+        assert!(of("GET", "https://x.com/", v2, &["y.com"]).is_err());
+        assert!(of("GET", "/", v2, &["x.com"]).is_ok());
+        assert!(of("GET", "/", v2, &[]).is_err());
+    }
+}

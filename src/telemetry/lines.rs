@@ -1,0 +1,134 @@
+//! Writes the canonical lines. A request must not wait for a log reader and must not pay for a system
+//! call: lines gather in memory and one thread writes them out. What a stuck reader keeps back
+//! beyond a bound is dropped, and counted.
+
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Metrics;
+use crate::bounds::LOG_BACKLOG;
+
+/// A sink for whole lines. Cheap to clone; the last clone's drop writes out what is left.
+#[derive(Debug, Clone)]
+pub struct LineWriter(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    gathered: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<u8>,
+    closed: bool,
+}
+
+/// Lines gather for this long before they are written together.
+const GATHER: Duration = Duration::from_millis(20);
+
+impl LineWriter {
+    /// Lines to `out`.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn new(mut out: impl Write + Send + 'static, metrics: Metrics) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("log-lines".into())
+            .spawn(move || theirs.write_out(&mut out))?;
+        Ok(Self(Arc::new(Handle { shared, metrics, thread: Some(thread) })))
+    }
+
+    /// Adds one line, which `write` appends to the buffer; the line end is added here.
+    pub fn line(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.0.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.lines.len() > LOG_BACKLOG {
+            self.0.metrics.log_line_dropped();
+            return;
+        }
+        let first = state.lines.is_empty();
+        write(&mut state.lines);
+        state.lines.push(b'\n');
+        drop(state);
+        if first {
+            self.0.shared.gathered.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn write_out(&self, out: &mut impl Write) {
+        let mut batch = Vec::new();
+        loop {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            while state.lines.is_empty() && !state.closed {
+                state = self.gathered.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if !state.closed {
+                // The first line has come; wait a little for its company.
+                let gather = |state: &mut State| !state.closed;
+                let waited = self.gathered.wait_timeout_while(state, GATHER, gather);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            std::mem::swap(&mut state.lines, &mut batch);
+            let closed = state.closed;
+            drop(state);
+            // Nobody reads: there is no one left to tell.
+            drop(out.write_all(&batch).and_then(|()| out.flush()));
+            batch.clear();
+            if closed {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.shared.gathered.notify_one();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Out(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Out {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_line_is_written_by_the_time_the_writer_is_gone() {
+        let out = Out::default();
+        let writer = LineWriter::new(out.clone(), Metrics::new()).unwrap();
+        for n in 0..100 {
+            writer.line(|line| line.extend_from_slice(n.to_string().as_bytes()));
+        }
+        drop(writer);
+        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        assert!(text.lines().map(str::to_owned).eq((0..100).map(|n| n.to_string())));
+    }
+}

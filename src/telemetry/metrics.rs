@@ -1,0 +1,391 @@
+//! Metrics: a closed set, with labels from closed sets. `target` is a configured target's name or
+//! `-`, never a host that a client chose.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Every metric there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// See [`Metric::help`]; so for all.
+    Exchanges,
+    /// .
+    Reasons,
+    /// .
+    Attempts,
+    /// .
+    Wait,
+    /// .
+    Waiting,
+    /// .
+    Limited,
+    /// .
+    SlotsVoided,
+    /// .
+    Connections,
+    /// .
+    OriginConnections,
+    /// .
+    LeavesMinted,
+    /// .
+    LeavesRejected,
+    /// .
+    BodiesBuffered,
+    /// .
+    Reloads,
+    /// .
+    LogLinesDropped,
+}
+
+impl Metric {
+    /// All of them, in the order of `docs/metrics.md`.
+    pub const ALL: [Self; 14] = [
+        Self::Exchanges,
+        Self::Reasons,
+        Self::Attempts,
+        Self::Wait,
+        Self::Waiting,
+        Self::Limited,
+        Self::SlotsVoided,
+        Self::Connections,
+        Self::OriginConnections,
+        Self::LeavesMinted,
+        Self::LeavesRejected,
+        Self::BodiesBuffered,
+        Self::Reloads,
+        Self::LogLinesDropped,
+    ];
+
+    /// The name as scraped.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exchanges => "outpace_exchanges_total",
+            Self::Reasons => "outpace_reasons_total",
+            Self::Attempts => "outpace_attempts_total",
+            Self::Wait => "outpace_wait_seconds",
+            Self::Waiting => "outpace_waiting",
+            Self::Limited => "outpace_limited_total",
+            Self::SlotsVoided => "outpace_slots_voided_total",
+            Self::Connections => "outpace_connections",
+            Self::OriginConnections => "outpace_origin_connections_total",
+            Self::LeavesMinted => "outpace_leaves_minted_total",
+            Self::LeavesRejected => "outpace_leaves_rejected_total",
+            Self::BodiesBuffered => "outpace_bodies_buffered_bytes",
+            Self::Reloads => "outpace_reloads_total",
+            Self::LogLinesDropped => "outpace_log_lines_dropped_total",
+        }
+    }
+
+    /// What it counts.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Exchanges => "Exchanges that ended, by outcome",
+            Self::Reasons => "Responses that outpace made itself, by reason",
+            Self::Attempts => "Requests sent to origins, repetitions included",
+            Self::Wait => "Seconds that an exchange waited for its turns in all",
+            Self::Waiting => "Requests that wait for their turn now",
+            Self::Limited => "Responses by which an origin said that it is limited",
+            Self::SlotsVoided => "Slots that were booked but came too late to be used",
+            Self::Connections => "Client connections that are open now",
+            Self::OriginConnections => "Connections to origins that were opened",
+            Self::LeavesMinted => "Certificates made for intercepted hosts",
+            Self::LeavesRejected => "TLS handshakes in which a client did not trust our certificate",
+            Self::BodiesBuffered => "Bytes of request bodies that are kept in memory now",
+            Self::Reloads => "Times that the configuration was read again, by result",
+            Self::LogLinesDropped => "Canonical lines that were dropped because nobody read the log",
+        }
+    }
+
+    /// Its labels and their values.
+    pub const fn labels(self) -> &'static str {
+        match self {
+            Self::Exchanges => "target, outcome (delivered, refused, rejected, failed, abandoned)",
+            Self::Reasons => "reason (see errors.md)",
+            Self::Attempts | Self::Wait | Self::Waiting | Self::Limited | Self::SlotsVoided => "target",
+            Self::Reloads => "result (ok, error)",
+            Self::Connections
+            | Self::OriginConnections
+            | Self::LeavesMinted
+            | Self::LeavesRejected
+            | Self::BodiesBuffered
+            | Self::LogLinesDropped => "",
+        }
+    }
+}
+
+/// How an exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The origin's response was passed on whole.
+    Delivered,
+    /// No by policy.
+    Refused,
+    /// The request was malformed.
+    Rejected,
+    /// Something broke.
+    Failed,
+    /// The client went away.
+    Abandoned,
+}
+
+impl Outcome {
+    /// The label's value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Refused => "refused",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
+    const fn index(self) -> usize {
+        self as usize
+    }
+
+    const ALL: [Self; 5] =
+        [Self::Delivered, Self::Refused, Self::Rejected, Self::Failed, Self::Abandoned];
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.name().encode(encoder)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TargetLabel {
+    target: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExchangeLabels {
+    target: Arc<str>,
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// The metrics of this process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    exchanges: Family<ExchangeLabels, Counter>,
+    reasons: Family<ReasonLabel, Counter>,
+    attempts: Family<TargetLabel, Counter>,
+    wait: Family<TargetLabel, Histogram>,
+    waiting: Family<TargetLabel, Gauge>,
+    limited: Family<TargetLabel, Counter>,
+    slots_voided: Family<TargetLabel, Counter>,
+    connections: Gauge,
+    origin_connections: Counter,
+    leaves_minted: Counter,
+    leaves_rejected: Counter,
+    bodies_buffered: Gauge,
+    reloads: Family<ResultLabel, Counter>,
+    log_lines_dropped: Counter,
+}
+
+const WAIT_BUCKETS: [f64; 12] =
+    [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut inner = Inner {
+            registry: Registry::default(),
+            exchanges: Family::default(),
+            reasons: Family::default(),
+            attempts: Family::default(),
+            wait: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS)),
+            waiting: Family::default(),
+            limited: Family::default(),
+            slots_voided: Family::default(),
+            connections: Gauge::default(),
+            origin_connections: Counter::default(),
+            leaves_minted: Counter::default(),
+            leaves_rejected: Counter::default(),
+            bodies_buffered: Gauge::default(),
+            reloads: Family::default(),
+            log_lines_dropped: Counter::default(),
+        };
+        inner.register();
+        Self(Arc::new(inner))
+    }
+
+    /// The text that a scraper reads (OpenMetrics 1.0).
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        drop(prometheus_client::encoding::text::encode(&mut text, &self.0.registry));
+        text
+    }
+
+    /// The handles for one target, so that a request pays for no look-up.
+    pub fn target(&self, target: &Arc<str>) -> TargetMetrics {
+        let label = TargetLabel { target: Arc::clone(target) };
+        TargetMetrics(Arc::new(TargetHandles {
+            exchanges: Outcome::ALL.map(|outcome| {
+                let labels = ExchangeLabels { target: Arc::clone(target), outcome };
+                self.0.exchanges.get_or_create(&labels).clone()
+            }),
+            attempts: self.0.attempts.get_or_create(&label).clone(),
+            wait: self.0.wait.get_or_create(&label).clone(),
+            waiting: self.0.waiting.get_or_create(&label).clone(),
+            limited: self.0.limited.get_or_create(&label).clone(),
+        }))
+    }
+
+    /// outpace answered by itself.
+    pub fn reason(&self, reason: &'static str) {
+        self.0.reasons.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A slot was not used in time.
+    pub fn slot_voided(&self, target: &Arc<str>) {
+        self.0.slots_voided.get_or_create(&TargetLabel { target: Arc::clone(target) }).inc();
+    }
+
+    /// A client connection opened (+1) or closed (-1).
+    pub fn connections(&self, change: i64) {
+        self.0.connections.inc_by(change);
+    }
+
+    /// A connection to an origin was opened.
+    pub fn origin_connected(&self) {
+        self.0.origin_connections.inc();
+    }
+
+    /// A certificate was made.
+    pub fn leaf_minted(&self) {
+        self.0.leaves_minted.inc();
+    }
+
+    /// A client did not trust our certificate.
+    pub fn leaf_rejected(&self) {
+        self.0.leaves_rejected.inc();
+    }
+
+    /// Body bytes came into memory or left it.
+    pub fn bodies_buffered(&self, change: i64) {
+        self.0.bodies_buffered.inc_by(change);
+    }
+
+    /// The configuration was read again.
+    pub fn reloaded(&self, ok: bool) {
+        let result = if ok { "ok" } else { "error" };
+        self.0.reloads.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// A line found no room.
+    pub fn log_line_dropped(&self) {
+        self.0.log_lines_dropped.inc();
+    }
+}
+
+impl Inner {
+    fn register(&mut self) {
+        use prometheus_client::registry::Metric as Any;
+        fn add(registry: &mut Registry, metric: Metric, handle: impl Any) {
+            // The encoder adds `_total` to counters itself.
+            let name = metric.name().trim_end_matches("_total");
+            registry.register(name, metric.help(), handle);
+        }
+        let registry = &mut self.registry;
+        add(registry, Metric::Exchanges, self.exchanges.clone());
+        add(registry, Metric::Reasons, self.reasons.clone());
+        add(registry, Metric::Attempts, self.attempts.clone());
+        add(registry, Metric::Wait, self.wait.clone());
+        add(registry, Metric::Waiting, self.waiting.clone());
+        add(registry, Metric::Limited, self.limited.clone());
+        add(registry, Metric::SlotsVoided, self.slots_voided.clone());
+        add(registry, Metric::Connections, self.connections.clone());
+        add(registry, Metric::OriginConnections, self.origin_connections.clone());
+        add(registry, Metric::LeavesMinted, self.leaves_minted.clone());
+        add(registry, Metric::LeavesRejected, self.leaves_rejected.clone());
+        add(registry, Metric::BodiesBuffered, self.bodies_buffered.clone());
+        add(registry, Metric::Reloads, self.reloads.clone());
+        add(registry, Metric::LogLinesDropped, self.log_lines_dropped.clone());
+    }
+}
+
+/// The metrics of one target. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TargetMetrics(Arc<TargetHandles>);
+
+#[derive(Debug)]
+struct TargetHandles {
+    exchanges: [Counter; 5],
+    attempts: Counter,
+    wait: Histogram,
+    waiting: Gauge,
+    limited: Counter,
+}
+
+impl TargetMetrics {
+    /// An exchange ended, having sent `attempts` requests and waited for `waited`.
+    pub fn exchange(&self, outcome: Outcome, attempts: u32, waited: Duration) {
+        if let Some(counter) = self.0.exchanges.get(outcome.index()) {
+            counter.inc();
+        }
+        self.0.attempts.inc_by(u64::from(attempts));
+        self.0.wait.observe(waited.as_secs_f64());
+    }
+
+    /// The origin said that it is limited.
+    pub fn limited(&self) {
+        self.0.limited.inc();
+    }
+
+    /// A request began (+1) or ceased (-1) to wait.
+    pub fn waiting(&self, change: i64) {
+        self.0.waiting.inc_by(change);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_scraped_under_its_documented_name() {
+        let metrics = Metrics::new();
+        let target = metrics.target(&"t".into());
+        target.exchange(Outcome::Delivered, 1, Duration::from_millis(3));
+        target.limited();
+        target.waiting(1);
+        metrics.reason("no-route");
+        metrics.slot_voided(&"t".into());
+        metrics.reloaded(true);
+        let text = metrics.encode();
+        for metric in Metric::ALL {
+            assert!(text.contains(metric.name()), "{}\n{text}", metric.name());
+        }
+    }
+}

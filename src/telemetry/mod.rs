@@ -1,0 +1,10 @@
+//! What the program says about itself: a closed set of metrics, the log of events on standard error,
+//! and the canonical lines (one per exchange) on standard output.
+
+mod lines;
+mod log;
+mod metrics;
+
+pub use lines::LineWriter;
+pub use log::set_up;
+pub use metrics::{Metric, Metrics, Outcome, TargetMetrics};

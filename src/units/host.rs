@@ -1,0 +1,126 @@
+//! Host names in the one form that policy, SNI, `Host` and dialling all use.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+/// A host in canonical form: lower-case ASCII (IDNA A-labels) without a trailing dot, or an IP
+/// address as its standard text without brackets. `0x7f.1` and `127.0.0.1` are the same host.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct HostName {
+    text: Arc<str>,
+    ip: Option<IpAddr>,
+}
+
+/// Why a host was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a host name")]
+pub struct ParseHostError(String);
+
+impl HostName {
+    /// Canonicalises `text`: a registered name, an IPv4 address in any spelling, or an IPv6 address in
+    /// brackets (RFC 3986 section 3.2.2). Zone identifiers are refused.
+    ///
+    /// # Errors
+    /// If no host can be read from it.
+    pub fn parse(text: &str) -> Result<Self, ParseHostError> {
+        if is_plain(text) {
+            return Ok(Self { text: text.into(), ip: None });
+        }
+        let fail = || ParseHostError(text.chars().take(80).collect());
+        if let Some(inner) = text.strip_prefix('[') {
+            let inner = inner.strip_suffix(']').ok_or_else(fail)?;
+            return Ok(Self::from_ip(IpAddr::V6(inner.parse::<Ipv6Addr>().map_err(|_| fail())?)));
+        }
+        // `%2e` and friends never belong in an authority that we route by.
+        if text.contains('%') || text.is_empty() {
+            return Err(fail());
+        }
+        match url::Host::parse(text.strip_suffix('.').unwrap_or(text)).map_err(|_| fail())? {
+            url::Host::Ipv4(ip) => Ok(Self::from_ip(IpAddr::V4(ip))),
+            url::Host::Ipv6(ip) => Ok(Self::from_ip(IpAddr::V6(ip))),
+            url::Host::Domain(name) if is_registered_name(&name) => {
+                Ok(Self { text: name.into(), ip: None })
+            }
+            url::Host::Domain(_) => Err(fail()),
+        }
+    }
+
+    /// The host that is this address.
+    pub fn from_ip(ip: IpAddr) -> Self {
+        Self { text: ip.to_string().into(), ip: Some(ip) }
+    }
+
+    /// The canonical text, without brackets.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The address, if the host is one.
+    pub const fn ip(&self) -> Option<IpAddr> {
+        self.ip
+    }
+}
+
+/// Already canonical and surely not an IP address: the form nearly every request has.
+fn is_plain(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let last_label = bytes.rsplit(|b| *b == b'.').next().unwrap_or_default();
+    last_label.first().is_some_and(u8::is_ascii_lowercase) && is_registered_name(text)
+}
+
+fn is_registered_name(text: &str) -> bool {
+    text.len() <= 253
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        })
+}
+
+impl fmt::Display for HostName {
+    /// As it stands in an authority: IPv6 in brackets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            Some(IpAddr::V6(_)) => write!(f, "[{}]", self.text),
+            _ => f.write_str(&self.text),
+        }
+    }
+}
+
+impl fmt::Debug for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_one_host_are_one_host() {
+        for (written, canonical) in [
+            ("API.Example.COM", "api.example.com"),
+            ("api.example.com.", "api.example.com"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("0x7f.1", "127.0.0.1"),
+            ("2130706433", "127.0.0.1"),
+            ("0177.0.0.1", "127.0.0.1"),
+            ("[::1]", "::1"),
+            ("[::ffff:127.0.0.1]", "::ffff:127.0.0.1"),
+            ("b\u{fc}cher.example", "xn--bcher-kva.example"),
+            ("\u{b9}27.0.0.1", "127.0.0.1"),
+        ] {
+            assert_eq!(HostName::parse(written).unwrap().as_str(), canonical, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        for text in ["", "a b", "a/b", "a@b", "[::1", "[fe80::1%25eth0]", "a%2eb", "..", "a..b", "256.1.1.1", "[::1]x"] {
+            assert!(HostName::parse(text).is_err(), "{text}");
+        }
+    }
+}

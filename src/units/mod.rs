@@ -1,0 +1,39 @@
+//! Quantities with their units, and host names in canonical form. Each parses from what people
+//! write, prints back the same way, and cannot hold nonsense.
+
+mod bytes;
+mod host;
+mod origin;
+mod rate;
+
+pub use bytes::{ByteSize, ParseByteSizeError};
+pub use host::{HostName, ParseHostError};
+pub use origin::{Origin, Scheme};
+pub use rate::{ParseRateError, Rate};
+
+use std::time::Duration;
+
+/// Parses a duration such as `30s`, `1m30s` or `250ms`; the unit is required.
+///
+/// # Errors
+/// A sentence that says how to write it.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text.trim().parse::<f64>().is_ok() && text.trim() != "0" {
+        return Err(format!("`{text}` has no unit; write it as \"{}s\"", text.trim()));
+    }
+    humantime::parse_duration(text.trim())
+        .map_err(|_| format!("`{text}` is not a duration; write it as \"30s\", \"250ms\" or \"1m\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_needs_its_unit() {
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
+        assert!(parse_duration("30").unwrap_err().contains("\"30s\""));
+        assert!(parse_duration("soon").unwrap_err().contains("not a duration"));
+    }
+}

@@ -1,0 +1,121 @@
+//! Rates: a count per period.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// `count` per `period`, written as `10/1s`, `500/1m` or `10/s`. Both are positive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    count: u32,
+    period: Duration,
+}
+
+/// Why a rate could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseRateError {
+    /// No slash between count and period.
+    #[error("`{text}` is not a rate; write it as \"{suggestion}\"")]
+    Shape {
+        /// What was written.
+        text: String,
+        /// How it would be written.
+        suggestion: String,
+    },
+    /// The count is not a positive whole number.
+    #[error("`{0}` is not a whole number from 1 to 10000000; write a rate as \"10/1s\"")]
+    Count(String),
+    /// The period is not a duration from 1 ms to 400 days.
+    #[error("`{0}` is not a period; write a rate as \"10/1s\", \"500/1m\" or \"10/s\"")]
+    Period(String),
+}
+
+const COUNT_MAX: u32 = 10_000_000;
+const PERIOD_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+
+impl Rate {
+    /// `count` per `period`; `None` if either is zero or out of range.
+    pub fn new(count: u32, period: Duration) -> Option<Self> {
+        let sound = (1..=COUNT_MAX).contains(&count)
+            && (Duration::from_millis(1)..=PERIOD_MAX).contains(&period);
+        sound.then_some(Self { count, period })
+    }
+
+    /// How many per period.
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+
+    /// The period.
+    pub const fn period(self) -> Duration {
+        self.period
+    }
+}
+
+impl FromStr for Rate {
+    type Err = ParseRateError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (count, period) = text.split_once('/').ok_or_else(|| ParseRateError::Shape {
+            text: text.to_owned(),
+            suggestion: suggest(text),
+        })?;
+        let count: u32 =
+            count.trim().parse().map_err(|_| ParseRateError::Count(count.trim().to_owned()))?;
+        if !(1..=COUNT_MAX).contains(&count) {
+            return Err(ParseRateError::Count(count.to_string()));
+        }
+        let fail = || ParseRateError::Period(period.trim().to_owned());
+        let unit_only = period.trim().starts_with(|c: char| c.is_ascii_alphabetic());
+        let spelled = if unit_only { format!("1{}", period.trim()) } else { period.trim().into() };
+        let period = humantime::parse_duration(&spelled).map_err(|_| fail())?;
+        Self::new(count, period).ok_or_else(fail)
+    }
+}
+
+/// Guesses what was meant by "10 per sec", "10 rps" or a bare number.
+fn suggest(text: &str) -> String {
+    let number: String = text.trim().chars().take_while(char::is_ascii_digit).collect();
+    let number = if number.is_empty() { "10" } else { &number };
+    let lower = text.to_ascii_lowercase();
+    let unit = if lower.contains("min") || lower.contains("rpm") {
+        "m"
+    } else if lower.contains("hour") {
+        "h"
+    } else if lower.contains("day") {
+        "d"
+    } else {
+        "s"
+    };
+    format!("{number}/1{unit}")
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let period = humantime::format_duration(self.period).to_string().replace(' ', "");
+        write!(f, "{}/{period}", self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_parse_in_every_documented_form() {
+        for (text, count, seconds) in [("10/1s", 10, 1), ("500/1m", 500, 60), ("10/s", 10, 1)] {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!((rate.count(), rate.period().as_secs()), (count, seconds));
+            assert_eq!(rate.to_string().parse::<Rate>().unwrap(), rate);
+        }
+    }
+
+    #[test]
+    fn a_wrong_rate_is_told_how_to_write_it() {
+        let told = |text: &str| text.parse::<Rate>().unwrap_err().to_string();
+        assert!(told("10 per sec").contains("\"10/1s\""));
+        assert!(told("600 rpm").contains("\"600/1m\""));
+        assert!(told("0/1s").contains("whole number"));
+        assert!(told("10/soon").contains("period"));
+    }
+}
