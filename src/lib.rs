@@ -26,3 +26,6 @@ pub mod semantics;
 pub mod ledger;
 
 pub mod pace;
+pub mod origin;
+pub mod intercept;
+pub mod tunnel;

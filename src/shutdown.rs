@@ -45,6 +45,14 @@ impl Tasks {
         })
     }
 
+    /// Starts `task`, for which a drain does not wait: it serves other tasks, and ends with them.
+    pub fn spawn_until_drained<F>(&self, task: F) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::task::spawn(task)
+    }
+
     /// Begins the drain.
     pub fn drain(&self) {
         self.drain.cancel();

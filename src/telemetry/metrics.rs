@@ -243,7 +243,9 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
-        drop(prometheus_client::encoding::text::encode(&mut text, &self.0.registry));
+        if prometheus_client::encoding::text::encode(&mut text, &self.0.registry).is_err() {
+            text.clear();
+        }
         text
     }
 

@@ -1,0 +1,193 @@
+//! Certificates for intercepted hosts: minted once however many ask at the same time, and kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::OffsetDateTime;
+
+use super::CertificateAuthority;
+use super::authority::BACKDATE;
+use crate::bounds::LEAVES;
+use crate::clock::Clock;
+use crate::telemetry::Metrics;
+use crate::units::HostName;
+
+/// The server side of interception, by host.
+#[derive(Debug)]
+pub struct Leaves {
+    ca: CertificateAuthority,
+    /// One key for all leaves; not the CA's.
+    key: KeyPair,
+    configs: moka::sync::Cache<HostName, Arc<ServerConfig>>,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+const VALIDITY: Duration = Duration::from_secs(5 * 24 * 3600);
+/// Well before a leaf expires, another is minted.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+
+impl Leaves {
+    /// No leaves yet.
+    ///
+    /// # Errors
+    /// If no key can be made.
+    pub fn new(ca: CertificateAuthority, clock: Clock, metrics: Metrics) -> Result<Self, String> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
+        let configs = moka::sync::Cache::builder().max_capacity(LEAVES).time_to_live(KEPT).build();
+        Ok(Self { ca, key, configs, clock, metrics })
+    }
+
+    /// The CA that signs.
+    pub const fn ca(&self) -> &CertificateAuthority {
+        &self.ca
+    }
+
+    /// The TLS configuration for `host`, minted if need be. Concurrent callers share one minting.
+    ///
+    /// # Errors
+    /// If the leaf cannot be made.
+    pub fn config(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
+        self.configs.try_get_with_by_ref(host, || self.mint(host)).map_err(|error| error.to_string())
+    }
+
+    fn mint(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
+        let text = |error: rcgen::Error| error.to_string();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![match host.ip() {
+            Some(ip) => SanType::IpAddress(ip),
+            None => SanType::DnsName(host.as_str().try_into().map_err(text)?),
+        }];
+        // A common name holds 64 characters at most; clients read the alternative name anyway.
+        let name = if host.as_str().len() < 64 { host.as_str() } else { "outpace" };
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let now = self.clock.wall();
+        params.not_before = OffsetDateTime::from(now - BACKDATE);
+        params.not_after = OffsetDateTime::from(now + VALIDITY);
+        let leaf = params.signed_by(&self.key, &self.ca.issuer).map_err(text)?;
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend_from_slice(self.ca.chain_below_root());
+        self.metrics.leaf_minted();
+        self.server_config(host, chain).map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    fn server_config(
+        &self,
+        host: &HostName,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<ServerConfig, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
+        let certified = CertifiedKey::from_der(chain, key, &provider)?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(OneHost { host: host.clone(), certified: Arc::new(certified) }));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.send_tls13_tickets = 1;
+        Ok(config)
+    }
+}
+
+/// The leaf of one host, for a client that asks for that host or, having no name, for none. Another
+/// name means that the client talks to somebody else than its CONNECT said: no certificate.
+#[derive(Debug)]
+struct OneHost {
+    host: HostName,
+    certified: Arc<CertifiedKey>,
+}
+
+impl ResolvesServerCert for OneHost {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let same = hello
+            .server_name()
+            .is_none_or(|name| HostName::parse(name).is_ok_and(|name| name == self.host));
+        same.then(|| Arc::clone(&self.certified))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intercept::CaSource;
+
+    fn leaves() -> (tempfile::TempDir, Leaves) {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::anchored(1_800_000_000_000_000_000);
+        let source = CaSource::DataDir(dir.path().to_owned());
+        let ca = CertificateAuthority::load_or_make(&source, clock.wall()).unwrap();
+        (dir, Leaves::new(ca, clock, Metrics::new()).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn concurrent_callers_share_one_minting() {
+        let (_dir, leaves) = leaves();
+        let host = HostName::parse("api.example.com").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| leaves.config(&host).unwrap());
+            }
+        });
+        assert!(leaves.metrics.encode().contains("outpace_leaves_minted_total 1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leaf_is_what_verifiers_accept() {
+        let (_dir, leaves) = leaves();
+        let ca_der = leaves.ca.chain[0].clone();
+        let (_, ca) = x509_parser::parse_x509_certificate(&ca_der).unwrap();
+        for name in ["api.example.com", "127.0.0.1", "[::1]"] {
+            let host = HostName::parse(name).unwrap();
+            let mut params = CertificateParams::default();
+            params.use_authority_key_identifier_extension = true;
+            let config = leaves.config(&host).unwrap();
+            assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(ca_der.clone()).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let client = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            assert!(handshake(client, config, &host).is_ok(), "{name}");
+        }
+        assert!(ca.is_ca());
+    }
+
+    fn handshake(client: rustls::ClientConfig, server: Arc<ServerConfig>, host: &HostName) -> Result<(), rustls::Error> {
+        let name: rustls_pki_types::ServerName<'static> = match host.ip() {
+            Some(ip) => rustls_pki_types::ServerName::IpAddress(ip.into()),
+            None => host.as_str().to_owned().try_into().unwrap(),
+        };
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name)?;
+        let mut server = rustls::ServerConnection::new(server)?;
+        let mut bytes = Vec::new();
+        while client.is_handshaking() || server.is_handshaking() {
+            bytes.clear();
+            client.write_tls(&mut bytes).unwrap();
+            server.read_tls(&mut &bytes[..]).unwrap();
+            server.process_new_packets()?;
+            bytes.clear();
+            server.write_tls(&mut bytes).unwrap();
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Which addresses may be dialled without the operator's word (RFC 6890 and its registries).
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A closed list of kinds of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddressClass {
+    /// Anyone may dial it.
+    Public,
+    /// 127.0.0.0/8, ::1.
+    Loopback,
+    /// 10/8, 172.16/12, 192.168/16, fc00::/7.
+    Private,
+    /// 169.254/16, fe80::/10; cloud metadata lives here.
+    LinkLocal,
+    /// 100.64/10 (RFC 6598).
+    SharedCarrier,
+    /// 224/4, ff00::/8.
+    Multicast,
+    /// 0/8, ::.
+    Unspecified,
+    /// 240/4 with broadcast, documentation, benchmarking and protocol blocks.
+    Reserved,
+    /// An IPv6 form that carries an IPv4 address: mapped, NAT64, 6to4, Teredo.
+    Embedded,
+}
+
+impl AddressClass {
+    /// Classifies an address. An IPv4-mapped one is what it maps to, unless that is public: a public
+    /// host has no reason to be written so.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => of_v4(ip),
+            IpAddr::V6(ip) => of_v6(ip),
+        }
+    }
+}
+
+fn of_v4(ip: Ipv4Addr) -> AddressClass {
+    let [a, b, c, _] = ip.octets();
+    match (a, b, c) {
+        (0, _, _) => AddressClass::Unspecified,
+        (127, _, _) => AddressClass::Loopback,
+        (10, _, _) | (172, 16..=31, _) | (192, 168, _) => AddressClass::Private,
+        (169, 254, _) => AddressClass::LinkLocal,
+        (100, 64..=127, _) => AddressClass::SharedCarrier,
+        (224..=239, _, _) => AddressClass::Multicast,
+        (240..=255, _, _)
+        | (192, 0, 0 | 2)
+        | (192, 88, 99)
+        | (198, 18 | 19, _)
+        | (198, 51, 100)
+        | (203, 0, 113) => AddressClass::Reserved,
+        _ => AddressClass::Public,
+    }
+}
+
+fn of_v6(ip: Ipv6Addr) -> AddressClass {
+    if let Some(v4) = ip.to_ipv4_mapped() {
+        return match of_v4(v4) {
+            AddressClass::Public => AddressClass::Embedded,
+            class => class,
+        };
+    }
+    let segments = ip.segments();
+    match segments {
+        [0, 0, 0, 0, 0, 0, 0, 0] => AddressClass::Unspecified,
+        [0, 0, 0, 0, 0, 0, 0, 1] => AddressClass::Loopback,
+        // IPv4-compatible, NAT64 (well-known and local), 6to4, Teredo, ISATAP.
+        [0, 0, 0, 0, 0, 0, ..]
+        | [0x64, 0xff9b, ..]
+        | [0x2002, ..]
+        | [0x2001, 0, ..]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, ..] => AddressClass::Embedded,
+        [first, ..] if first & 0xfe00 == 0xfc00 => AddressClass::Private,
+        [first, ..] if first & 0xffc0 == 0xfe80 => AddressClass::LinkLocal,
+        [first, ..] if first & 0xffc0 == 0xfec0 => AddressClass::Private,
+        [first, ..] if first & 0xff00 == 0xff00 => AddressClass::Multicast,
+        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => AddressClass::Reserved,
+        [0x2001, second, ..] if second < 0x200 => AddressClass::Reserved,
+        // Only 2000::/3 is handed out as global unicast.
+        [first, ..] if first & 0xe000 == 0x2000 => AddressClass::Public,
+        _ => AddressClass::Reserved,
+    }
+}
+
+impl fmt::Display for AddressClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Public => "public",
+            Self::Loopback => "a loopback address",
+            Self::Private => "a private address",
+            Self::LinkLocal => "a link-local address",
+            Self::SharedCarrier => "a carrier's shared address",
+            Self::Multicast => "a multicast address",
+            Self::Unspecified => "no address of a host",
+            Self::Reserved => "a reserved address",
+            Self::Embedded => "an IPv4 address inside an IPv6 one",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p10_closed_every_class_is_known() {
+        for (text, class) in [
+            ("93.184.216.34", AddressClass::Public),
+            ("2606:2800:220:1::1", AddressClass::Public),
+            ("127.0.0.1", AddressClass::Loopback),
+            ("::1", AddressClass::Loopback),
+            ("::ffff:127.0.0.1", AddressClass::Loopback),
+            ("10.1.2.3", AddressClass::Private),
+            ("172.31.0.1", AddressClass::Private),
+            ("172.32.0.1", AddressClass::Public),
+            ("192.168.0.1", AddressClass::Private),
+            ("fd00::1", AddressClass::Private),
+            ("fec0::1", AddressClass::Private),
+            ("169.254.169.254", AddressClass::LinkLocal),
+            ("::ffff:169.254.169.254", AddressClass::LinkLocal),
+            ("fe80::1", AddressClass::LinkLocal),
+            ("100.64.0.1", AddressClass::SharedCarrier),
+            ("224.0.0.1", AddressClass::Multicast),
+            ("ff02::1", AddressClass::Multicast),
+            ("0.0.0.0", AddressClass::Unspecified),
+            ("::", AddressClass::Unspecified),
+            ("255.255.255.255", AddressClass::Reserved),
+            ("192.0.2.1", AddressClass::Reserved),
+            ("198.18.0.1", AddressClass::Reserved),
+            ("2001:db8::1", AddressClass::Reserved),
+            ("::ffff:8.8.8.8", AddressClass::Embedded),
+            ("64:ff9b::7f00:1", AddressClass::Embedded),
+            ("2002:7f00:1::", AddressClass::Embedded),
+            ("2001:0:1::1", AddressClass::Embedded),
+            ("::7f00:1", AddressClass::Embedded),
+            ("2001:4860:4860:0:0:5efe:7f00:1", AddressClass::Embedded),
+        ] {
+            assert_eq!(AddressClass::of(text.parse().unwrap()), class, "{text}");
+        }
+    }
+}

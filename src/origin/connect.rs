@@ -1,0 +1,259 @@
+//! Dialling: resolve, guard, connect, TLS; directly or through a parent proxy.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use http::HeaderValue;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::address::AddressClass;
+use super::resolve::Resolver;
+use super::tls::{self, ClientTls};
+use super::{Error, Io, Roots};
+use crate::bounds::{ADDRESS_STAGGER, CONNECT_TIMEOUT};
+use crate::policy::Egress;
+use crate::units::{HostName, Origin, Scheme};
+
+/// A proxy that all connections go through.
+#[derive(Debug, Clone)]
+pub struct ParentProxy {
+    /// Its host.
+    pub host: HostName,
+    /// Its port.
+    pub port: u16,
+    /// What it wants in `Proxy-Authorization`.
+    pub authorization: Option<HeaderValue>,
+}
+
+/// Opens connections to origins. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Connector(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    resolver: Resolver,
+    tls: ClientTls,
+    parent: Option<ParentProxy>,
+    /// Where we listen; set once, when it is known.
+    ourselves: OnceLock<Vec<SocketAddr>>,
+}
+
+impl Connector {
+    /// Trusts `roots`; goes through `parent` if there is one.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn new(roots: &Roots, parent: Option<ParentProxy>) -> Result<Self, Error> {
+        let tls = ClientTls::new(roots)?;
+        let ourselves = OnceLock::new();
+        Ok(Self(Arc::new(Inner { resolver: Resolver::new(), tls, parent, ourselves })))
+    }
+
+    /// Tells where this proxy listens, so that it never dials itself.
+    pub fn set_ourselves(&self, addresses: Vec<SocketAddr>) {
+        // A second call would be a second start; the first stands.
+        drop(self.0.ourselves.set(addresses));
+    }
+
+    /// The parent proxy, if there is one.
+    pub fn parent(&self) -> Option<&ParentProxy> {
+        self.0.parent.as_ref()
+    }
+
+    /// TCP to the origin's host, or to it through the parent proxy.
+    ///
+    /// # Errors
+    /// See [`Error`]; all of them are before dispatch.
+    pub async fn tcp(&self, host: &HostName, port: u16, egress: &Egress) -> Result<TcpStream, Error> {
+        let dial = async {
+            match &self.0.parent {
+                None => self.direct(host, port, egress).await,
+                Some(parent) => self.through(parent, host, port, egress).await,
+            }
+        };
+        within_time(dial).await
+    }
+
+    /// A connection to `origin`, with TLS if its scheme has it. Says whether HTTP/2 was agreed on.
+    ///
+    /// # Errors
+    /// See [`Error`]; all of them are before dispatch.
+    pub async fn connect(
+        &self,
+        origin: &Origin,
+        offer_http2: bool,
+        egress: &Egress,
+    ) -> Result<(Io, bool), Error> {
+        let dial = async {
+            let tcp = match (&self.0.parent, origin.scheme) {
+                (None, _) => self.direct(&origin.host, origin.port, egress).await?,
+                // Plain HTTP goes to the parent in absolute-form, on a connection to the parent.
+                (Some(parent), Scheme::Http) => {
+                    self.guard_literal(&origin.host, origin.port, egress)?;
+                    self.to_parent(parent).await?
+                }
+                (Some(parent), Scheme::Https) => {
+                    self.through(parent, &origin.host, origin.port, egress).await?
+                }
+            };
+            if origin.scheme == Scheme::Http {
+                return Ok((Io::Plain(tcp), false));
+            }
+            let name = tls::server_name(&origin.host)?;
+            let connector = TlsConnector::from(self.0.tls.offering(offer_http2));
+            let stream = connector
+                .connect(name, tcp)
+                .await
+                .map_err(|error| tls::handshake_error(&error))?;
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok((Io::Tls(Box::new(stream)), http2))
+        };
+        within_time(dial).await
+    }
+
+    async fn direct(&self, host: &HostName, port: u16, egress: &Egress) -> Result<TcpStream, Error> {
+        let resolved = self.0.resolver.resolve(host, port, egress).await?;
+        let mut allowed = Vec::with_capacity(resolved.len());
+        let mut refused = None;
+        for address in resolved {
+            match self.guard(address, egress) {
+                Ok(()) => allowed.push(address),
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(error) if allowed.is_empty() => Err(error),
+            _ => first_to_connect(&allowed).await,
+        }
+    }
+
+    /// Whether an address may be dialled: a public one, or one that the operator wrote down; never
+    /// our own.
+    fn guard(&self, address: SocketAddr, egress: &Egress) -> Result<(), Error> {
+        if self.is_ourselves(address) {
+            return Err(Error::Ourselves(address));
+        }
+        match AddressClass::of(address.ip()) {
+            AddressClass::Public => Ok(()),
+            _ if egress.allows(address) => Ok(()),
+            class => Err(Error::Prohibited { address, class }),
+        }
+    }
+
+    fn guard_literal(&self, host: &HostName, port: u16, egress: &Egress) -> Result<(), Error> {
+        // A parent proxy resolves names itself; an address that is written out is still ours to judge.
+        host.ip().map_or(Ok(()), |ip| self.guard(SocketAddr::new(ip, port), egress))
+    }
+
+    fn is_ourselves(&self, address: SocketAddr) -> bool {
+        let ours = self.0.ourselves.get().map(Vec::as_slice).unwrap_or_default();
+        let ip = address.ip().to_canonical();
+        ours.iter().any(|our| {
+            our.port() == address.port()
+                && (our.ip() == ip || our.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
+        })
+    }
+
+    async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, Error> {
+        // The operator wrote the parent down, so its address needs no further word.
+        let resolved = self.0.resolver.resolve(&parent.host, parent.port, &Egress::default()).await?;
+        first_to_connect(&resolved).await
+    }
+
+    async fn through(
+        &self,
+        parent: &ParentProxy,
+        host: &HostName,
+        port: u16,
+        egress: &Egress,
+    ) -> Result<TcpStream, Error> {
+        self.guard_literal(host, port, egress)?;
+        let mut tcp = self.to_parent(parent).await?;
+        let mut head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").into_bytes();
+        if let Some(authorization) = &parent.authorization {
+            head.extend_from_slice(b"Proxy-Authorization: ");
+            head.extend_from_slice(authorization.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        tcp.write_all(&head).await.map_err(|error| Error::ParentProxy(error.to_string()))?;
+        read_connect_reply(&mut tcp).await?;
+        Ok(tcp)
+    }
+}
+
+async fn within_time<T>(dial: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(CONNECT_TIMEOUT, dial).await.unwrap_or(Err(Error::ConnectTimeout))
+}
+
+/// Tries addresses in order, each with a small head start over the next (RFC 8305 section 5).
+async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, Error> {
+    let mut rest = addresses.iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut failed = Error::Refused("there is no address to dial".to_owned());
+    attempts.extend(rest.next().map(|address| connect_one(*address)));
+    loop {
+        tokio::select! {
+            result = attempts.next() => match result {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => {
+                    failed = error;
+                    attempts.extend(rest.next().map(|address| connect_one(*address)));
+                }
+                None => return Err(failed),
+            },
+            () = tokio::time::sleep(ADDRESS_STAGGER), if rest.len() > 0 => {
+                attempts.extend(rest.next().map(|address| connect_one(*address)));
+            }
+        }
+    }
+}
+
+async fn connect_one(address: SocketAddr) -> Result<TcpStream, Error> {
+    let connected = TcpStream::connect(address).await.and_then(|stream| {
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    });
+    connected.map_err(|error| Error::Refused(format!("{}: {error}", shown(address))))
+}
+
+/// The port is the caller's own; the address may be internal and stays out of messages.
+fn shown(address: SocketAddr) -> String {
+    match AddressClass::of(address.ip()) {
+        AddressClass::Public => address.to_string(),
+        _ => format!("port {} of {}", address.port(), family(address.ip())),
+    }
+}
+
+const fn family(ip: IpAddr) -> &'static str {
+    match ip {
+        IpAddr::V4(_) => "an IPv4 address",
+        IpAddr::V6(_) => "an IPv6 address",
+    }
+}
+
+const REPLY_MAX: usize = 8 * 1024;
+
+/// Reads the parent's answer byte by byte, so that nothing of what follows it is taken away.
+async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), Error> {
+    let mut head = Vec::with_capacity(256);
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = tcp.read_u8().await.map_err(|error| Error::ParentProxy(error.to_string()))?;
+        head.push(byte);
+        if head.len() > REPLY_MAX {
+            return Err(Error::ParentProxy("its answer is too long".to_owned()));
+        }
+    }
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    let status = line.split(' ').nth(1).unwrap_or_default();
+    if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') {
+        Ok(())
+    } else {
+        Err(Error::ParentProxy(format!("it answered `{}`", line.chars().take(80).collect::<String>())))
+    }
+}
