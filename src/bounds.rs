@@ -30,6 +30,12 @@ pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to resolve, connect and shake hands with an origin.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for an origin to begin its answer; long, since some answers are computed for minutes.
+pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Bytes of an origin's refusal that are kept while the request waits to be sent again.
+pub const ASIDE_BYTES: usize = 64 * 1024;
+/// Time to read such a refusal.
+pub const ASIDE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Head start of one address over the next when an origin has several (RFC 8305 section 5).
 pub const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
 /// How long an idle connection to an origin is kept.

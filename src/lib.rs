@@ -29,3 +29,8 @@ pub mod pace;
 pub mod origin;
 pub mod intercept;
 pub mod tunnel;
+
+pub mod exchange;
+
+pub mod admin;
+pub mod serve;

@@ -125,7 +125,8 @@ mod tests {
 
     fn leaves() -> (tempfile::TempDir, Leaves) {
         let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::anchored(1_800_000_000_000_000_000);
+        // Verifiers read the real time.
+        let clock = Clock::system();
         let source = CaSource::DataDir(dir.path().to_owned());
         let ca = CertificateAuthority::load_or_make(&source, clock.wall()).unwrap();
         (dir, Leaves::new(ca, clock, Metrics::new()).unwrap())
@@ -150,8 +151,6 @@ mod tests {
         let (_, ca) = x509_parser::parse_x509_certificate(&ca_der).unwrap();
         for name in ["api.example.com", "127.0.0.1", "[::1]"] {
             let host = HostName::parse(name).unwrap();
-            let mut params = CertificateParams::default();
-            params.use_authority_key_identifier_extension = true;
             let config = leaves.config(&host).unwrap();
             assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
             let mut roots = rustls::RootCertStore::empty();

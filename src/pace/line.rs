@@ -83,13 +83,16 @@ impl Line {
         if !booked && let Some(refusal) = self.hopeless(&state, limits, ticket) {
             return Admission::Refused(refusal);
         }
-        let stage = if connection == Connection::Ready { Stage::Ready } else { Stage::Queued };
+        // One that is far from its turn holds no connection; it will be called.
+        let ready = booked || pending.is_some();
+        let stage = if ready { Stage::Ready } else { Stage::Queued };
         // Two messages at most wait for one waiter: a call and what ends its wait.
         let (tell, told) = mpsc::channel(2);
         let entry = Entry { stage, deadline: ticket.deadline, tell };
         let place = state.queue.insert(limits, ticket.arrived, entry);
         self.drive(&mut state, pending);
-        Admission::Wait(Waiter { line: Arc::clone(self), limits, ticket: ticket.clone(), place, told })
+        let line = Arc::clone(self);
+        Admission::Wait(Waiter { line, limits, ticket: ticket.clone(), place, ready, told })
     }
 
     /// The way of a request that nobody is before: one booking, perhaps to be used at once.
@@ -307,6 +310,7 @@ pub struct Waiter {
     limits: LimitSet,
     ticket: Ticket,
     place: Place,
+    ready: bool,
     told: mpsc::Receiver<Event>,
 }
 
@@ -329,6 +333,11 @@ impl Waiter {
                 }
             }
         }
+    }
+
+    /// Whether it entered the line so near its turn that it should keep its connection.
+    pub const fn is_ready(&self) -> bool {
+        self.ready
     }
 
     /// A connection is ready.

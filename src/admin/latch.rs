@@ -1,0 +1,78 @@
+//! Readiness as latches: ready when the last one has dropped, and not any more once draining.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::shutdown::Tasks;
+
+/// Knows what is still missing. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Readiness(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tasks: Tasks,
+    closed: AtomicUsize,
+    /// The names of latches that have not dropped.
+    missing: Mutex<Vec<&'static str>>,
+}
+
+/// Something that must have happened; it has once this is dropped.
+#[derive(Debug)]
+pub struct Latch {
+    name: &'static str,
+    readiness: Readiness,
+}
+
+impl Readiness {
+    /// Ready from the start, until a latch is made or `tasks` drain.
+    pub fn new(tasks: Tasks) -> Self {
+        Self(Arc::new(Inner { tasks, closed: AtomicUsize::new(0), missing: Mutex::default() }))
+    }
+
+    /// One more thing to wait for.
+    #[must_use]
+    pub fn latch(&self, name: &'static str) -> Latch {
+        self.0.closed.fetch_add(1, Ordering::AcqRel);
+        self.0.missing.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        Latch { name, readiness: self.clone() }
+    }
+
+    /// What is missing; `None` if ready.
+    pub fn missing(&self) -> Option<String> {
+        if self.0.tasks.draining() {
+            return Some("draining".to_owned());
+        }
+        if self.0.closed.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(missing.join(", "))
+    }
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        let inner = &self.readiness.0;
+        inner.missing.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| *name != self.name);
+        inner.closed.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_when_the_last_latch_drops_and_not_while_draining() {
+        let tasks = Tasks::new();
+        let readiness = Readiness::new(tasks.clone());
+        let (config, listener) = (readiness.latch("config"), readiness.latch("listeners"));
+        drop(config);
+        assert_eq!(readiness.missing(), Some("listeners".into()));
+        drop(listener);
+        assert_eq!(readiness.missing(), None);
+        tasks.drain();
+        assert_eq!(readiness.missing(), Some("draining".into()));
+    }
+}

@@ -1,0 +1,184 @@
+//! From the request that came to the request that leaves: rebuilt, never copied (RFC 9110 section
+//! 7.6). Host, version, framing and connection options are ours; everything else is the client's.
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Request, Uri, Version};
+
+use super::body::Outgoing;
+use crate::origin::{ParentProxy, Spoken};
+use crate::policy::Target;
+use crate::semantics::{self, Framing, Pseudonym, Upgrade};
+use crate::units::{Origin, Scheme};
+
+/// What every attempt of an exchange is made from.
+#[derive(Debug)]
+pub(super) struct Template {
+    method: Method,
+    path: PathAndQuery,
+    /// End-to-end fields and ours; no `Host`.
+    headers: HeaderMap,
+    host: HeaderValue,
+    chunked: bool,
+    /// The switch of protocol that the client asks for.
+    pub(super) upgrade: Option<Upgrade>,
+}
+
+impl Template {
+    /// Takes the client's head apart. Fields are stripped before ours are set, so that a client cannot
+    /// take ours away.
+    pub(super) fn new(
+        mut head: Parts,
+        origin: &Origin,
+        target: Option<&Target>,
+        framing: Framing,
+        has_body: bool,
+        pseudonym: &Pseudonym,
+    ) -> Self {
+        let upgrade = semantics::requested_upgrade(&head.method, head.version, &head.headers);
+        let mut headers = std::mem::take(&mut head.headers);
+        semantics::strip_request(&mut headers);
+        semantics::join_cookies(&mut headers);
+        headers.remove(header::HOST);
+        for (name, value) in target.map(|target| &target.set_headers[..]).unwrap_or_default() {
+            headers.insert(name, value.clone());
+        }
+        pseudonym.add(head.version, &mut headers);
+        let path = head.uri.path_and_query().cloned();
+        let host = HeaderValue::try_from(origin.authority());
+        Self {
+            method: head.method,
+            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            headers,
+            host: host.unwrap_or(HeaderValue::from_static("")),
+            // A body without a length: hyper frames it by itself only for some methods.
+            chunked: has_body && !matches!(framing, Framing::Length(_)),
+            upgrade,
+        }
+    }
+
+    /// The request of one attempt, for the protocol that its connection speaks.
+    pub(super) fn request(
+        &self,
+        spoken: Spoken,
+        origin: &Origin,
+        parent: Option<&ParentProxy>,
+        body: Outgoing,
+    ) -> Request<Outgoing> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        match spoken {
+            Spoken::Http1 => {
+                *request.version_mut() = Version::HTTP_11;
+                let absolute = parent.filter(|_| origin.scheme == Scheme::Http);
+                *request.uri_mut() = if absolute.is_some() { self.absolute(origin) } else { self.path.clone().into() };
+                let headers = request.headers_mut();
+                headers.reserve(self.headers.len() + 3);
+                headers.insert(header::HOST, self.host.clone());
+                headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+                self.connection_options(headers);
+                if let Some(authorization) = absolute.and_then(|parent| parent.authorization.clone()) {
+                    headers.insert(header::PROXY_AUTHORIZATION, authorization);
+                }
+            }
+            Spoken::Http2 => {
+                *request.version_mut() = Version::HTTP_2;
+                *request.uri_mut() = self.absolute(origin);
+                *request.headers_mut() = self.headers.clone();
+            }
+        }
+        request
+    }
+
+    fn absolute(&self, origin: &Origin) -> Uri {
+        Uri::builder()
+            .scheme(origin.scheme.as_str())
+            .authority(self.host.as_bytes())
+            .path_and_query(self.path.clone())
+            .build()
+            .unwrap_or_else(|_| self.path.clone().into())
+    }
+
+    fn connection_options(&self, headers: &mut HeaderMap) {
+        if let Some(upgrade) = &self.upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, upgrade.protocol.clone());
+        } else if headers.contains_key(header::TE) {
+            // `TE` is for this hop, and says so (RFC 9110 section 10.1.4).
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
+        if self.chunked {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+
+    /// Whether repeating it has no further effect (RFC 9110 section 9.2.2), or the client has given
+    /// the origin the means to notice.
+    pub(super) fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent() || self.headers.contains_key("idempotency-key")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(request: http::request::Builder, framing: Framing, has_body: bool) -> Template {
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        Template::new(head, &origin(), None, framing, has_body, &Pseudonym::new(1))
+    }
+
+    fn origin() -> Origin {
+        let host = crate::units::HostName::parse("api.x.com").unwrap();
+        Origin { scheme: Scheme::Https, host, port: 8443 }
+    }
+
+    #[test]
+    fn the_request_that_leaves_is_rebuilt() {
+        let incoming = Request::get("https://API.x.com:8443/a?b")
+            .version(Version::HTTP_10)
+            .header("host", "other.example")
+            .header("proxy-authorization", "Basic eDp5")
+            .header("connection", "close")
+            .header("accept", "*/*");
+        let template = template(incoming, Framing::None, false);
+        let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
+        assert_eq!((one.version(), one.uri().to_string()), (Version::HTTP_11, "/a?b".into()));
+        assert_eq!(one.headers()["host"], "api.x.com:8443");
+        assert_eq!(one.headers().len(), 3, "{:?}", one.headers());
+        let two = template.request(Spoken::Http2, &origin(), None, Outgoing::Empty);
+        assert_eq!(two.uri().to_string(), "https://api.x.com:8443/a?b");
+        assert!(!two.headers().contains_key("host"));
+        assert!(template.is_idempotent());
+    }
+
+    #[test]
+    fn a_body_without_length_leaves_in_chunks_whatever_the_method() {
+        let template = template(Request::get("https://api.x.com/"), Framing::Chunked, true);
+        let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
+        assert_eq!(one.headers()["transfer-encoding"], "chunked");
+        let two = template.request(Spoken::Http2, &origin(), None, Outgoing::Empty);
+        assert!(!two.headers().contains_key("transfer-encoding"));
+    }
+
+    #[test]
+    fn an_upgrade_is_asked_of_the_origin() {
+        let incoming =
+            Request::get("/chat").header("connection", "upgrade").header("upgrade", "websocket");
+        let template = template(incoming, Framing::None, false);
+        let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
+        assert_eq!((&one.headers()["connection"], &one.headers()["upgrade"]), (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap()));
+    }
+
+    #[test]
+    fn plain_http_goes_to_a_parent_proxy_in_absolute_form() {
+        let template = template(Request::get("/x"), Framing::None, false);
+        let origin = Origin { scheme: Scheme::Http, port: 80, ..origin() };
+        let host = crate::units::HostName::parse("proxy.corp").unwrap();
+        let parent = ParentProxy { host, port: 3128, authorization: Some(HeaderValue::from_static("Basic eDp5")) };
+        let request = template.request(Spoken::Http1, &origin, Some(&parent), Outgoing::Empty);
+        assert_eq!(request.headers()["proxy-authorization"], "Basic eDp5");
+        assert!(request.uri().to_string().starts_with("http://"));
+    }
+}

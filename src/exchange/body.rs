@@ -1,0 +1,426 @@
+//! The request's body: passed on as it comes, and kept so that it can be sent again.
+//!
+//! It is kept in memory up to a bound, then in an unlinked temporary file up to another, then not at
+//! all: what exceeds both is streamed once. While a request is held, its body is read ahead within
+//! the same bounds; beyond them reading stops, and the client feels it. Both bounds hold per request
+//! and for all requests together, so memory depends on configuration, not on traffic.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::record::Kept;
+use super::respond::{BodyError, honest_trailers};
+use crate::telemetry::Metrics;
+use crate::units::ByteSize;
+
+/// How much of request bodies may be kept.
+#[derive(Debug, Clone)]
+pub struct KeepSettings {
+    /// In memory, per request.
+    pub memory: ByteSize,
+    /// In memory, for all requests.
+    pub memory_total: ByteSize,
+    /// On disk, per request.
+    pub disk: ByteSize,
+    /// On disk, for all requests.
+    pub disk_total: ByteSize,
+    /// Where temporary files go.
+    pub dir: PathBuf,
+}
+
+/// What is kept of all bodies. Shared.
+#[derive(Debug)]
+pub struct Keep {
+    settings: KeepSettings,
+    memory: AtomicU64,
+    disk: AtomicU64,
+    metrics: Metrics,
+}
+
+impl Keep {
+    /// Nothing kept yet.
+    pub fn new(settings: KeepSettings, metrics: Metrics) -> Self {
+        Self { settings, memory: AtomicU64::new(0), disk: AtomicU64::new(0), metrics }
+    }
+
+    fn reserve(used: &AtomicU64, count: u64, max: ByteSize) -> bool {
+        let fits = |used: u64| used.checked_add(count).filter(|sum| *sum <= max.as_bytes());
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+    }
+}
+
+/// The body of a request to an origin.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// None.
+    Empty,
+    /// One reading of a kept body.
+    Kept(Reader),
+}
+
+/// A body that can be sent several times, within bounds. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Replayable(Arc<Mutex<Store>>);
+
+#[derive(Debug)]
+struct Store {
+    keep: Arc<Keep>,
+    source: Incoming,
+    /// The first bytes.
+    chunks: Vec<Bytes>,
+    in_memory: u64,
+    /// What follows them.
+    file: Option<Arc<File>>,
+    on_disk: u64,
+    writing: Option<Writing>,
+    /// What was read ahead but fits nowhere; at most one read.
+    rest: Option<Bytes>,
+    trailers: Option<HeaderMap>,
+    end: End,
+    /// Whether everything read so far is kept.
+    complete: bool,
+}
+
+#[derive(Debug)]
+struct Writing {
+    chunk: Bytes,
+    /// Whether a reader has passed the chunk on already.
+    passed_on: bool,
+    task: JoinHandle<std::io::Result<Arc<File>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    NotYet,
+    Reached,
+    Broken,
+}
+
+/// The client's side of the body broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client's request ended too early")]
+pub struct ClientGone;
+
+impl Replayable {
+    /// Keeps what comes from `source`.
+    pub fn new(source: Incoming, keep: Arc<Keep>) -> Self {
+        Self(Arc::new(Mutex::new(Store {
+            keep,
+            source,
+            chunks: Vec::new(),
+            in_memory: 0,
+            file: None,
+            on_disk: 0,
+            writing: None,
+            rest: None,
+            trailers: None,
+            end: End::NotYet,
+            complete: true,
+        })))
+    }
+
+    /// Reads ahead while the request is held; ends only if the client is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was read is kept.
+    pub async fn read_ahead(&self) -> ClientGone {
+        std::future::poll_fn(|cx| self.lock().poll_ahead(cx)).await
+    }
+
+    /// One more reading from the beginning. Earlier readings must be over.
+    pub fn reader(&self) -> Reader {
+        Reader { body: self.clone(), place: Place::Memory(0), reading: None }
+    }
+
+    /// Whether a further reading from the beginning is possible.
+    pub fn replayable(&self) -> bool {
+        let store = self.lock();
+        store.complete && store.end != End::Broken
+    }
+
+    /// Whether the client's side of the body broke.
+    pub fn client_gone(&self) -> bool {
+        self.lock().end == End::Broken
+    }
+
+    /// Where it is kept.
+    pub fn kept(&self) -> Kept {
+        let store = self.lock();
+        match (store.complete, store.on_disk) {
+            (false, _) => Kept::Streamed,
+            (true, 0) => Kept::Memory,
+            (true, _) => Kept::File,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<ClientGone> {
+        loop {
+            ready!(self.poll_writing(cx));
+            if self.end == End::Broken {
+                return Poll::Ready(ClientGone);
+            }
+            if self.end == End::Reached || self.rest.is_some() || !self.complete {
+                return Poll::Pending;
+            }
+            match ready!(self.poll_source(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        // A copy: the client connection's buffer is larger than what it brought.
+                        self.store(Bytes::copy_from_slice(&data), false);
+                    }
+                }
+                Some(Err(_)) => return Poll::Ready(ClientGone),
+                None => {}
+            }
+        }
+    }
+
+    /// The next frame from the client; notes the end.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                let frame = honest_trailers(frame);
+                self.trailers = frame.trailers_ref().cloned().or(self.trailers.take());
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                self.end = End::Broken;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.end = End::Reached;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn store(&mut self, chunk: Bytes, passed_on: bool) {
+        if !self.complete {
+            return;
+        }
+        let count = chunk.len() as u64;
+        let settings = &self.keep.settings;
+        let small = self.in_memory + count <= settings.memory.as_bytes() && self.on_disk == 0;
+        if small && Keep::reserve(&self.keep.memory, count, settings.memory_total) {
+            self.in_memory += count;
+            self.keep.metrics.bodies_buffered(signed(count));
+            self.chunks.push(chunk);
+            return;
+        }
+        let fits = self.on_disk + count <= settings.disk.as_bytes();
+        if fits && Keep::reserve(&self.keep.disk, count, settings.disk_total) {
+            self.write(chunk, passed_on);
+        } else if passed_on {
+            self.complete = false;
+        } else {
+            self.rest = Some(chunk);
+        }
+    }
+
+    fn write(&mut self, chunk: Bytes, passed_on: bool) {
+        let (file, dir) = (self.file.clone(), self.keep.settings.dir.clone());
+        let (bytes, offset) = (chunk.clone(), self.on_disk);
+        self.on_disk += chunk.len() as u64;
+        let task = spawn_blocking(move || {
+            let file = match file {
+                Some(file) => file,
+                // Unlinked from the start: no end of the process leaves it behind.
+                None => Arc::new(tempfile::tempfile_in(dir)?),
+            };
+            file.write_all_at(&bytes, offset)?;
+            Ok(file)
+        });
+        self.writing = Some(Writing { chunk, passed_on, task });
+    }
+
+    fn poll_writing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(writing) = &mut self.writing else { return Poll::Ready(()) };
+        let written = ready!(Pin::new(&mut writing.task).poll(cx));
+        let writing = self.writing.take();
+        match written {
+            Ok(Ok(file)) => self.file = Some(file),
+            failed => {
+                tracing::warn!(error = ?failed, "a request body could not be kept on disk");
+                if let Some(writing) = writing {
+                    let count = writing.chunk.len() as u64;
+                    self.on_disk -= count;
+                    self.keep.disk.fetch_sub(count, Ordering::Relaxed);
+                    if writing.passed_on {
+                        self.complete = false;
+                    } else {
+                        self.rest = Some(writing.chunk);
+                    }
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.keep.memory.fetch_sub(self.in_memory, Ordering::Relaxed);
+        self.keep.metrics.bodies_buffered(-signed(self.in_memory));
+        self.keep.disk.fetch_sub(self.on_disk, Ordering::Relaxed);
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// One reading of a body, from its beginning.
+#[derive(Debug)]
+pub struct Reader {
+    body: Replayable,
+    place: Place,
+    reading: Option<JoinHandle<std::io::Result<Bytes>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// At this chunk.
+    Memory(usize),
+    /// At this offset of the file.
+    File(u64),
+    /// At what comes from the client.
+    Source,
+    /// Behind the trailers.
+    Done,
+}
+
+/// How much is read from a file at once.
+const READ: u64 = 64 * 1024;
+
+impl Reader {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = self.body.clone();
+        let mut store = body.lock();
+        loop {
+            match self.place {
+                Place::Memory(index) => match store.chunks.get(index) {
+                    Some(chunk) => {
+                        self.place = Place::Memory(index + 1);
+                        return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+                    }
+                    None => self.place = Place::File(0),
+                },
+                Place::File(offset) => {
+                    ready!(store.poll_writing(cx));
+                    if offset >= store.on_disk {
+                        self.place = Place::Source;
+                        continue;
+                    }
+                    let read = ready!(self.poll_file(&store, offset, cx));
+                    let advance = |bytes: &Bytes| Place::File(offset + bytes.len() as u64);
+                    return Poll::Ready(Some(match read {
+                        Ok(bytes) => {
+                            self.place = advance(&bytes);
+                            Ok(Frame::data(bytes))
+                        }
+                        Err(error) => Err(error.into()),
+                    }));
+                }
+                Place::Source => return self.poll_source(&mut store, cx),
+                Place::Done => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn poll_file(&mut self, store: &Store, offset: u64, cx: &mut Context<'_>) -> Poll<std::io::Result<Bytes>> {
+        let Some(file) = store.file.clone() else {
+            return Poll::Ready(Err(std::io::ErrorKind::NotFound.into()));
+        };
+        let count = usize::try_from(READ.min(store.on_disk - offset)).unwrap_or(0);
+        let reading = self.reading.get_or_insert_with(|| {
+            spawn_blocking(move || {
+                let mut bytes = vec![0; count];
+                file.read_exact_at(&mut bytes, offset)?;
+                Ok(bytes.into())
+            })
+        });
+        let read = ready!(Pin::new(reading).poll(cx));
+        self.reading = None;
+        Poll::Ready(read.unwrap_or_else(|error| Err(std::io::Error::other(error))))
+    }
+
+    fn poll_source(
+        &mut self,
+        store: &mut Store,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // What is passed on from here is kept too, unless there is no room.
+        ready!(store.poll_writing(cx));
+        if let Some(rest) = store.rest.take() {
+            store.complete = false;
+            return Poll::Ready(Some(Ok(Frame::data(rest))));
+        }
+        if store.end == End::Broken {
+            return Poll::Ready(Some(Err(ClientGone.into())));
+        }
+        if store.end == End::NotYet {
+            match ready!(store.poll_source(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        store.store(data.clone(), true);
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    // Trailers are the last frame.
+                    store.end = End::Reached;
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {}
+            }
+        }
+        self.place = Place::Done;
+        let trailers = store.trailers.clone();
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Kept(reader) => reader.poll_next(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Kept(reader) => reader.place == Place::Done,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            // The framing is in the head: `Content-Length` or chunks.
+            Self::Kept(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! What happened in an exchange: one canonical JSON line, emitted exactly once, also when the client
+//! goes away in the middle.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use http::Method;
+use serde::{Serialize, Serializer};
+
+use super::reason::{Error, Level, Reason};
+use crate::clock::{Clock, Instant};
+use crate::telemetry::{LineWriter, Metrics, Outcome, TargetMetrics};
+use crate::units::Origin;
+
+/// How a request reached us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// Absolute-form.
+    Plain,
+    /// Inside a CONNECT that we intercepted.
+    Intercept,
+    /// By a route.
+    Route,
+    /// A CONNECT that is relayed blindly.
+    Tunnel,
+    /// To outpace itself.
+    Direct,
+}
+
+/// Who sent a request.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its name, where clients are known.
+    pub name: Option<Arc<str>>,
+}
+
+/// Where the request's body was kept for repetition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kept {
+    /// There was none.
+    None,
+    /// In memory.
+    Memory,
+    /// In a temporary file.
+    File,
+    /// Nowhere: it was too large, and streamed once.
+    Streamed,
+}
+
+/// Where records go. Shared by all exchanges.
+#[derive(Debug)]
+pub struct Recorder {
+    clock: Clock,
+    metrics: Metrics,
+    lines: LineWriter,
+    /// Makes ids unlike those of other replicas.
+    instance: u32,
+    count: AtomicU64,
+    /// The metrics of exchanges without a target.
+    unmatched: TargetMetrics,
+}
+
+impl Recorder {
+    /// Emits to `lines` and counts in `metrics`; `instance` tells replicas apart.
+    pub fn new(clock: Clock, metrics: Metrics, lines: LineWriter, instance: u32) -> Self {
+        let unmatched = metrics.target(&Arc::from("-"));
+        Self { clock, metrics, lines, instance, count: AtomicU64::new(0), unmatched }
+    }
+
+    /// Begins a record.
+    pub fn begin(self: &Arc<Self>, way: Way, sender: &Sender) -> Box<Record> {
+        Box::new(Record {
+            recorder: Arc::clone(self),
+            began: self.clock.now(),
+            time: self.clock.wall(),
+            number: self.count.fetch_add(1, Ordering::Relaxed),
+            way,
+            sender: sender.clone(),
+            method: Method::GET,
+            origin: None,
+            path: None,
+            target: None,
+            metrics: None,
+            limit: None,
+            waited: Duration::ZERO,
+            attempts: 0,
+            status: 0,
+            reason: None,
+            detail: None,
+            sent: 0,
+            received: 0,
+            kept: Kept::None,
+            trace: None,
+            emitted: false,
+        })
+    }
+}
+
+/// One exchange. Its drop emits it as abandoned, unless it was emitted before.
+#[derive(Debug)]
+pub struct Record {
+    recorder: Arc<Recorder>,
+    began: Instant,
+    time: SystemTime,
+    number: u64,
+    way: Way,
+    sender: Sender,
+    /// The method.
+    pub method: Method,
+    /// Where to.
+    pub origin: Option<Origin>,
+    /// The path, without the query, which may hold secrets.
+    pub path: Option<http::uri::PathAndQuery>,
+    target: Option<Arc<str>>,
+    metrics: Option<TargetMetrics>,
+    /// The limit that held the request longest.
+    pub limit: Option<Arc<str>>,
+    /// Time spent waiting for turns.
+    pub waited: Duration,
+    /// How often the request was sent.
+    pub attempts: u32,
+    /// The status that the client got.
+    pub status: u16,
+    reason: Option<Reason>,
+    detail: Option<String>,
+    /// Bytes from the client, for tunnels.
+    pub sent: u64,
+    /// Bytes to the client.
+    pub received: u64,
+    /// What became of the request's body.
+    pub kept: Kept,
+    /// The trace it belongs to (the second part of `traceparent`).
+    pub trace: Option<http::HeaderValue>,
+    emitted: bool,
+}
+
+impl Record {
+    /// When the exchange began.
+    pub const fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The id under which the log knows it.
+    pub fn id(&self) -> String {
+        format!("{:08x}-{:x}", self.recorder.instance, self.number)
+    }
+
+    /// Notes the target.
+    pub fn matched(&mut self, target: Arc<str>, metrics: TargetMetrics) {
+        self.target = Some(target);
+        self.metrics = Some(metrics);
+    }
+
+    /// The target's name.
+    pub fn target(&self) -> Option<&str> {
+        self.target.as_deref()
+    }
+
+    /// outpace answered by itself.
+    pub fn refused(&mut self, error: &Error) {
+        let row = error.reason.row();
+        self.recorder.metrics.reason(row.token);
+        if row.level == Level::Warn {
+            tracing::warn!(
+                reason = row.token,
+                detail = error.detail,
+                target_name = self.target.as_deref().unwrap_or("-"),
+                exchange = self.id(),
+                remedy = row.remedy,
+                "an exchange was ended by outpace"
+            );
+        }
+        self.reason = Some(error.reason);
+        self.detail = Some(error.detail.clone());
+        self.limit = self.limit.take().or_else(|| error.limit.clone());
+        if self.status == 0 {
+            self.status = row.status.as_u16();
+        }
+    }
+
+    /// Emits the record with the outcome that its reason has, or as delivered.
+    pub fn end(mut self: Box<Self>) {
+        let outcome = self.reason.map_or(Outcome::Delivered, |reason| reason.row().outcome);
+        self.emit(outcome);
+    }
+
+    fn emit(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.emitted, true) {
+            return;
+        }
+        let metrics = self.metrics.as_ref().unwrap_or(&self.recorder.unmatched);
+        metrics.exchange(outcome, self.attempts, self.waited);
+        let line = Line {
+            time: self.time,
+            level: "info",
+            message: "exchange",
+            exchange: (self.recorder.instance, self.number),
+            client: self.sender.address,
+            client_name: self.sender.name.as_deref(),
+            way: self.way,
+            method: self.method.as_str(),
+            scheme: self.origin.as_ref().map(|origin| origin.scheme.as_str()),
+            host: self.origin.as_ref().map(|origin| origin.host.as_str()),
+            port: self.origin.as_ref().map(|origin| origin.port),
+            path: self.path.as_ref().map(http::uri::PathAndQuery::path),
+            target: self.target.as_deref(),
+            limit: self.limit.as_deref(),
+            waited_ms: millis(self.waited),
+            attempts: self.attempts,
+            status: self.status,
+            outcome: outcome.name(),
+            reason: self.reason.map(|reason| reason.row().token),
+            detail: self.detail.as_deref(),
+            sent_bytes: self.sent,
+            received_bytes: self.received,
+            body: self.kept,
+            duration_ms: millis(self.recorder.clock.now().since(self.began)),
+            trace: self.trace.as_ref().and_then(trace_id),
+        };
+        self.recorder.lines.line(|buffer| {
+            // Writing to memory does not fail; every string is UTF-8 and escaped.
+            drop(serde_json::to_writer(buffer, &line));
+        });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.emit(Outcome::Abandoned);
+    }
+}
+
+/// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(serialize_with = "rfc3339")]
+    time: SystemTime,
+    level: &'a str,
+    message: &'a str,
+    #[serde(serialize_with = "id")]
+    exchange: (u32, u64),
+    client: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_name: Option<&'a str>,
+    way: Way,
+    method: &'a str,
+    scheme: Option<&'a str>,
+    host: Option<&'a str>,
+    port: Option<u16>,
+    path: Option<&'a str>,
+    target: Option<&'a str>,
+    limit: Option<&'a str>,
+    waited_ms: f64,
+    attempts: u32,
+    status: u16,
+    outcome: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    sent_bytes: u64,
+    received_bytes: u64,
+    body: Kept,
+    duration_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a str>,
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+fn id<S: Serializer>(id: &(u32, u64), serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{:08x}-{:x}", id.0, id.1))
+}
+
+/// Milliseconds with microseconds behind the point.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The trace id of a W3C `traceparent`.
+fn trace_id(parent: &http::HeaderValue) -> Option<&str> {
+    let id = parent.to_str().ok()?.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Out(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Out {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn p11_explained_a_record_is_emitted_exactly_once() {
+        let out = Out::default();
+        let metrics = Metrics::new();
+        let lines = LineWriter::new(out.clone(), metrics.clone()).unwrap();
+        let recorder = Arc::new(Recorder::new(Clock::anchored(0), metrics, lines, 7));
+        let sender = Sender { address: "127.0.0.1".parse().unwrap(), name: None };
+
+        recorder.begin(Way::Plain, &sender).end();
+        let mut refused = recorder.begin(Way::Route, &sender);
+        refused.refused(&Error::new(Reason::WaitTooLong, "a \"quoted\"\nline"));
+        refused.trace = Some(http::HeaderValue::from_static(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ));
+        refused.end();
+        drop(recorder.begin(Way::Tunnel, &sender));
+        drop(recorder);
+
+        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let outcomes: Vec<_> = lines.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["delivered", "refused", "abandoned"]);
+        assert_eq!(lines[1]["reason"], "wait-too-long");
+        assert_eq!(lines[1]["status"], 429);
+        assert_eq!(lines[1]["trace"], "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(lines[1]["exchange"], "00000007-1");
+    }
+}

@@ -1,0 +1,155 @@
+//! The body that the client gets: made by us, or the origin's with the record riding on it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use super::body::Outgoing;
+use super::reason::{Error, Reason};
+use super::record::Record;
+use crate::origin;
+use crate::pace::Turn;
+use crate::semantics::may_be_trailer;
+
+/// Any error of a body.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A response's body.
+#[derive(Debug)]
+pub struct Body(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Origin(Box<FromOrigin>),
+}
+
+/// The origin's body. The turn, with its permits, lives until the end; so does the record.
+#[derive(Debug)]
+struct FromOrigin {
+    body: origin::Body<Outgoing>,
+    record: Option<Box<Record>>,
+    turn: Option<Turn>,
+}
+
+impl Body {
+    /// No bytes.
+    pub const fn empty() -> Self {
+        Self(Kind::Empty)
+    }
+
+    /// These bytes.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        Self(Kind::Full(bytes.into()))
+    }
+
+    /// The origin's bytes; their end ends the record and the turn.
+    pub(super) fn origin(
+        body: origin::Body<Outgoing>,
+        record: Box<Record>,
+        turn: Option<Turn>,
+    ) -> Self {
+        let mut body = FromOrigin { body, record: Some(record), turn };
+        if http_body::Body::is_end_stream(&body.body) {
+            body.end();
+            return Self::empty();
+        }
+        Self(Kind::Origin(Box::new(body)))
+    }
+}
+
+impl FromOrigin {
+    fn end(&mut self) {
+        self.turn = None;
+        if let Some(record) = self.record.take() {
+            record.end();
+        }
+    }
+
+    fn fail(&mut self, error: &hyper::Error) {
+        self.turn = None;
+        if let Some(mut record) = self.record.take() {
+            record.refused(&Error::new(Reason::OriginBroke, format!("the response broke off: {error}")));
+            record.end();
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                self.end();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.fail(&error);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(data), Some(record)) = (frame.data_ref(), &mut self.record) {
+                    record.received += data.len() as u64;
+                }
+                // hyper does not ask again once the end is known.
+                if http_body::Body::is_end_stream(&self.body) {
+                    self.end();
+                }
+                Poll::Ready(Some(Ok(honest_trailers(frame))))
+            }
+        }
+    }
+}
+
+/// Trailers may not bring what frames or authenticates a message.
+pub(super) fn honest_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            if !trailers.keys().all(may_be_trailer) {
+                let bad: Vec<_> = trailers.keys().filter(|name| !may_be_trailer(name)).cloned().collect();
+                for name in bad {
+                    trailers.remove(name);
+                }
+            }
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.0 = Kind::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Kind::Origin(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Origin(body) => body.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Origin(body) => body.body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! A CONNECT that is relayed blindly: its connection is paced, since its requests are not seen. All
+//! that can be refused is refused before the 200; afterwards there is no way left to say no.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::admission::{Entrance, NotAdmitted, Readiness};
+use super::reason::{Error, Reason};
+use super::record::{Record, Way};
+use super::{Arrival, Exchange};
+use crate::bounds::TUNNEL_IDLE;
+use crate::pace::{Ticket, Turn};
+use crate::policy::Unmatched;
+use crate::tunnel;
+
+/// A connection to an origin, waiting for its client's end.
+#[derive(Debug)]
+pub struct Tunnel {
+    origin: TcpStream,
+    turn: Option<Turn>,
+    record: Box<Record>,
+}
+
+impl Exchange {
+    /// Connects to the CONNECT's host, at its target's pace.
+    ///
+    /// # Errors
+    /// The response to refuse the CONNECT with.
+    pub async fn open_tunnel(
+        &self,
+        arrival: &Arrival,
+        max_wait: Option<std::time::Duration>,
+    ) -> Result<Tunnel, http::Response<super::Body>> {
+        let mut record = self.recorder.begin(Way::Tunnel, &arrival.sender);
+        record.method = http::Method::CONNECT;
+        record.origin = Some(arrival.origin.clone());
+        match self.connect_tunnel(arrival, max_wait, &mut record).await {
+            Ok((turn, origin)) => {
+                record.attempts = 1;
+                record.status = 200;
+                Ok(Tunnel { origin, turn, record })
+            }
+            Err(error) => {
+                record.refused(&error);
+                let response = super::response(&error, record.target(), &record.id());
+                record.end();
+                Err(response)
+            }
+        }
+    }
+
+    async fn connect_tunnel(
+        &self,
+        arrival: &Arrival,
+        max_wait: Option<std::time::Duration>,
+        record: &mut Record,
+    ) -> Result<(Option<Turn>, TcpStream), Error> {
+        let origin = &arrival.origin;
+        let connector = self.pool.connector();
+        let dial = || connector.tcp(&origin.host, origin.port, &arrival.policy.egress);
+        let Some(target) = arrival.policy.target(&origin.host, origin.port) else {
+            if arrival.policy.unmatched == Unmatched::Refuse {
+                let detail = format!("no target matches `{}`", origin.host);
+                return Err(Error::new(Reason::HostNotAllowed, detail));
+            }
+            return Ok((None, dial().await?));
+        };
+        let metrics = self.metrics_of(target);
+        record.matched(Arc::clone(&target.name), metrics.clone());
+        let patience = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
+        let ticket = Ticket {
+            target: Arc::clone(target),
+            limits: target.limits_for_tunnel(),
+            arrived: record.began(),
+            deadline: self.clock.now() + patience,
+        };
+        let entrance =
+            Entrance { pacer: &self.pacer, clock: &self.clock, metrics: &metrics, body: None };
+        match entrance.admit(&ticket, record, || None, dial).await {
+            Ok((turn, stream)) => Ok((Some(turn), stream)),
+            Err(NotAdmitted::Refused(error)) => Err(error),
+            Err(NotAdmitted::Unconnected(error)) => Err(error.into()),
+            Err(NotAdmitted::ClientGone) => Err(Error::new(Reason::Internal, "there is no body")),
+        }
+    }
+}
+
+impl Tunnel {
+    /// Relays until the end; the turn's permits are held as long.
+    pub async fn relay<C>(self, client: C, exchange: &Exchange)
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { origin, turn, mut record } = self;
+        let passed = tunnel::relay(client, origin, TUNNEL_IDLE, &exchange.clock).await;
+        (record.sent, record.received) = (passed.sent, passed.received);
+        drop(turn);
+        record.end();
+    }
+}
+
+impl Readiness for TcpStream {
+    /// Nobody has used it yet; whether the origin has closed it shows in the relay.
+    fn is_fresh(&mut self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,146 @@
+//! CONNECT: a blind tunnel, or the inside of one where a target wants its requests seen.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::connection::{Connection, Inbound};
+use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way};
+use crate::intercept::{AcceptError, Inside, Prefixed, accept};
+use crate::policy::{Policy, TlsMode};
+use crate::semantics::{Authority, max_wait};
+use crate::units::{Origin, Scheme};
+
+/// Answers a CONNECT. What can be refused is refused before the 200.
+pub(super) async fn connect(
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+    authority: Authority,
+    sender: Sender,
+    policy: Arc<Policy>,
+) -> Response<Body> {
+    let port = authority.port.unwrap_or(Scheme::Https.default_port());
+    if !policy.connect_port_allowed(port) {
+        let detail = format!("CONNECT to port {port} is not allowed");
+        return connection.refuse(&Method::CONNECT, &Error::new(Reason::PortNotAllowed, detail));
+    }
+    let origin = Origin { scheme: Scheme::Https, host: authority.host, port };
+    let patience = match max_wait(request.headers()) {
+        Ok(patience) => patience,
+        Err(problem) => return connection.refuse(&Method::CONNECT, &problem.into()),
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    let target = policy.target(&origin.host, origin.port);
+    if target.is_some_and(|target| target.tls == TlsMode::Intercept) {
+        return match connection.server.leaves.config(&origin.host) {
+            Ok(config) => {
+                let inside = Insider { connection: Arc::clone(connection), origin, sender };
+                drop(connection.server.tasks.spawn(inside.serve(upgrade, config)));
+                Response::new(Body::empty())
+            }
+            Err(error) => {
+                let error = Error::new(Reason::Internal, format!("no certificate could be made: {error}"));
+                connection.refuse(&Method::CONNECT, &error)
+            }
+        };
+    }
+    let arrival = Arrival { way: Way::Tunnel, origin, sender, policy };
+    match connection.server.exchange.open_tunnel(&arrival, patience).await {
+        Err(response) => response,
+        Ok(tunnel) => {
+            let server = Arc::clone(&connection.server);
+            drop(connection.server.tasks.spawn(async move {
+                // A client that went away before its 200 leaves the tunnel's record as abandoned.
+                let Ok(upgraded) = upgrade.await else { return };
+                match into_tcp(upgraded) {
+                    Ok(stream) => tunnel.relay(stream, &server.exchange).await,
+                    Err(stream) => tunnel.relay(stream, &server.exchange).await,
+                }
+            }));
+            Response::new(Body::empty())
+        }
+    }
+}
+
+/// The bare TCP stream, where the client's connection is one; early bytes stay in front.
+fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
+    match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+        Ok(parts) => Ok(Prefixed::new(parts.io.into_inner(), parts.read_buf)),
+        Err(upgraded) => Err(TokioIo::new(upgraded)),
+    }
+}
+
+/// The inside of a CONNECT to a target.
+struct Insider {
+    connection: Arc<Connection>,
+    origin: Origin,
+    sender: Sender,
+}
+
+impl Insider {
+    async fn serve(self, upgrade: OnUpgrade, config: Arc<ServerConfig>) {
+        let Ok(upgraded) = upgrade.await else { return };
+        match into_tcp(upgraded) {
+            Ok(stream) => self.serve_stream(stream, config).await,
+            Err(stream) => self.serve_stream(stream, config).await,
+        }
+    }
+
+    async fn serve_stream<T>(self, stream: T, config: Arc<ServerConfig>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match accept(stream, Bytes::new(), config).await {
+            Ok(Inside::Tls { stream, http2 }) => {
+                self.inner(Scheme::Https).serve_agreed(*stream, http2).await;
+            }
+            Ok(Inside::Plain(stream)) => self.inner(Scheme::Http).serve_either(stream).await,
+            Err(error) => self.note(&error),
+        }
+    }
+
+    fn inner(&self, scheme: Scheme) -> Arc<Connection> {
+        Arc::new(Connection {
+            server: Arc::clone(&self.connection.server),
+            inbound: Inbound::Inside(Origin { scheme, ..self.origin.clone() }),
+            sender: self.sender.clone(),
+        })
+    }
+
+    /// The client's handshake failed: nobody can be answered, but there is a record.
+    fn note(&self, error: &AcceptError) {
+        let reason = match error {
+            AcceptError::NotHttp => Reason::InnerNotHttp,
+            AcceptError::Distrusted(_) => Reason::InnerDistrusted,
+            AcceptError::TooSlow | AcceptError::WrongName | AcceptError::Tls(_) => Reason::InnerTls,
+            // It thought better of it; that is no event.
+            AcceptError::Closed => return,
+        };
+        let server = &self.connection.server;
+        let mut record = server.exchange.recorder.begin(Way::Intercept, &self.sender);
+        record.method = Method::CONNECT;
+        record.origin = Some(self.origin.clone());
+        record.refused(&Error::new(reason, error.to_string()));
+        record.end();
+        if reason == Reason::InnerDistrusted {
+            server.metrics.leaf_rejected();
+            if !server.told.contains_key(&self.sender.address) {
+                server.told.insert(self.sender.address, ());
+                tracing::warn!(
+                    client = %self.sender.address,
+                    host = %self.origin.host,
+                    remedy = Reason::InnerDistrusted.row().remedy,
+                    "a client does not trust our CA; it is told here once"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! One client connection, whatever it came through: reads requests, finds out where each goes, and
+//! drains when the process does.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Server, authenticate, connect, gateway};
+use crate::bounds::{
+    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
+};
+use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way, response};
+use crate::policy::Policy;
+use crate::semantics::{self, Authority, RequestTarget};
+use crate::shutdown::Tasks;
+use crate::units::Origin;
+
+/// What a connection's requests may name.
+#[derive(Debug, Clone)]
+pub(super) enum Inbound {
+    /// Anything: this is the proxy's port.
+    Proxy,
+    /// One origin: this is a route's port.
+    Route(Origin),
+    /// One origin: this is the inside of a CONNECT.
+    Inside(Origin),
+}
+
+/// A client connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) server: Arc<Server>,
+    pub(super) inbound: Inbound,
+    pub(super) sender: Sender,
+}
+
+impl Connection {
+    pub(super) fn new(server: Arc<Server>, peer: SocketAddr, inbound: Inbound) -> Self {
+        let sender = Sender { address: peer.ip().to_canonical(), name: None };
+        Self { server, inbound, sender }
+    }
+
+    /// HTTP/1.1, or HTTP/2 if the client begins with its preface.
+    pub(super) async fn serve_either<T>(self: Arc<Self>, io: T)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let builder = self.builder();
+        self.serve(io, builder).await;
+    }
+
+    /// The protocol that ALPN agreed on.
+    pub(super) async fn serve_agreed<T>(self: Arc<Self>, io: T, http2: bool)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let builder = self.builder();
+        let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+        self.serve(io, builder).await;
+    }
+
+    fn builder(&self) -> auto::Builder<Tasks> {
+        let mut builder = auto::Builder::new(self.server.tasks.clone());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES)
+            // During a drain every response says `Connection: close`.
+            .keep_alive(!self.server.tasks.draining());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS)
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_header_list_size(H2_HEADER_LIST);
+        builder
+    }
+
+    async fn serve<T>(self: Arc<Self>, io: T, builder: auto::Builder<Tasks>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let this = Arc::clone(&self);
+        let service = service_fn(move |request| Arc::clone(&this).answer(request));
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+        let mut serving = std::pin::pin!(serving);
+        let drain = self.server.tasks.drain_begun();
+        let already = self.server.tasks.draining();
+        tokio::select! {
+            biased;
+            ended = serving.as_mut() => return log_end(ended),
+            () = drain, if !already => serving.as_mut().graceful_shutdown(),
+        }
+        log_end(serving.await);
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let policy = self.server.policy.load_full();
+        let (head, body) = request.into_parts();
+        let destined = self.destine(&head, &policy);
+        let request = Request::from_parts(head, body);
+        Ok(match destined {
+            Ok(Destined::Exchange { way, origin, sender }) => {
+                let arrival = Arrival { way, origin, sender, policy };
+                self.server.exchange.serve(arrival, request).await
+            }
+            Ok(Destined::Connect { authority, sender }) => {
+                connect::connect(&self, request, authority, sender, policy).await
+            }
+            Ok(Destined::Asterisk) => self.answer_asterisk(),
+            Err(error) => self.refuse(request.method(), &error),
+        })
+    }
+
+    /// Where a request goes, and whether its sender may send it.
+    fn destine(&self, head: &Parts, policy: &Policy) -> Result<Destined, Error> {
+        let requested = semantics::classify(head)?;
+        match (&self.inbound, requested) {
+            (_, RequestTarget::Asterisk) => Ok(Destined::Asterisk),
+            (Inbound::Inside(origin), requested) => {
+                self.inside(origin, requested, head)?;
+                let origin = origin.clone();
+                Ok(Destined::Exchange { way: Way::Intercept, origin, sender: self.sender.clone() })
+            }
+            (Inbound::Proxy, RequestTarget::Connect(authority)) => {
+                let sender = authenticate::by_proxy_field(&head.headers, policy, &self.sender)?;
+                Ok(Destined::Connect { authority, sender })
+            }
+            (Inbound::Route(_), RequestTarget::Connect(_)) => {
+                Err(Error::new(Reason::NoRoute, "this port is for one route; it is no proxy"))
+            }
+            (Inbound::Route(origin), _) => {
+                let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                Ok(Destined::Exchange { way: Way::Route, origin: origin.clone(), sender })
+            }
+            (Inbound::Proxy, RequestTarget::Absolute(origin)) => {
+                if let Some(origin) = gateway::route(policy, &origin.host) {
+                    let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                    return Ok(Destined::Exchange { way: Way::Route, origin, sender });
+                }
+                let sender = authenticate::by_proxy_field(&head.headers, policy, &self.sender)?;
+                Ok(Destined::Exchange { way: Way::Plain, origin, sender })
+            }
+            (Inbound::Proxy, RequestTarget::Origin(authority)) => {
+                let origin = gateway::origin(policy, &authority)?;
+                let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                Ok(Destined::Exchange { way: Way::Route, origin, sender })
+            }
+        }
+    }
+
+    /// Inside a CONNECT only its authority may be named (RFC 9110 section 7.4): the certificate the
+    /// client saw is for that host, and so is the policy.
+    fn inside(&self, origin: &Origin, requested: RequestTarget, head: &Parts) -> Result<(), Error> {
+        let same = match requested {
+            RequestTarget::Origin(authority) => names(&authority, origin),
+            RequestTarget::Absolute(named) => named.host == origin.host && named.port == origin.port,
+            RequestTarget::Connect(_) | RequestTarget::Asterisk => {
+                let detail = format!("{} has no place inside a CONNECT", head.method);
+                return Err(Error::new(Reason::MethodNotAllowed, detail));
+            }
+        };
+        if same {
+            return Ok(());
+        }
+        let detail = format!("the CONNECT was to `{}`, the request names another host", origin.authority());
+        Err(Error::new(Reason::Misdirected, detail))
+    }
+
+    pub(super) fn way(&self) -> Way {
+        match self.inbound {
+            Inbound::Proxy => Way::Direct,
+            Inbound::Route(_) => Way::Route,
+            Inbound::Inside(_) => Way::Intercept,
+        }
+    }
+
+    /// A no before there is an exchange; it leaves a record all the same.
+    pub(super) fn refuse(&self, method: &Method, error: &Error) -> Response<Body> {
+        let mut record = self.server.exchange.recorder.begin(self.way(), &self.sender);
+        record.method = method.clone();
+        record.refused(error);
+        let mut response = response(error, None, &record.id());
+        if error.reason == Reason::ClientUnknown && !matches!(self.inbound, Inbound::Proxy) {
+            // A gateway's client is no proxy's client (RFC 9110 section 15.5.2).
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        record.end();
+        response
+    }
+
+    /// `OPTIONS *` asks about us, not about an origin (RFC 9110 section 9.3.7).
+    fn answer_asterisk(&self) -> Response<Body> {
+        let mut record = self.server.exchange.recorder.begin(self.way(), &self.sender);
+        record.method = Method::OPTIONS;
+        record.status = StatusCode::NO_CONTENT.as_u16();
+        record.end();
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    }
+}
+
+/// Where a request goes.
+enum Destined {
+    Exchange { way: Way, origin: Origin, sender: Sender },
+    Connect { authority: Authority, sender: Sender },
+    Asterisk,
+}
+
+fn names(authority: &Authority, origin: &Origin) -> bool {
+    let port = authority.port.unwrap_or(origin.scheme.default_port());
+    authority.host == origin.host && port == origin.port
+}
+
+/// Clients close, reset and time out all the time; each exchange has its own record.
+fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client connection ended");
+    }
+}
