@@ -34,3 +34,7 @@ pub mod exchange;
 
 pub mod admin;
 pub mod serve;
+pub mod config;
+
+pub mod app;
+pub mod cli;

@@ -25,7 +25,7 @@ use crate::telemetry::Metrics;
 use crate::units::ByteSize;
 
 /// How much of request bodies may be kept.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepSettings {
     /// In memory, per request.
     pub memory: ByteSize,

@@ -19,7 +19,7 @@ use crate::policy::Egress;
 use crate::units::{HostName, Origin, Scheme};
 
 /// A proxy that all connections go through.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParentProxy {
     /// Its host.
     pub host: HostName,

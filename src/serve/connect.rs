@@ -1,5 +1,6 @@
 //! CONNECT: a blind tunnel, or the inside of one where a target wants its requests seen.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,8 +20,19 @@ use crate::policy::{Policy, TlsMode};
 use crate::semantics::{Authority, max_wait};
 use crate::units::{Origin, Scheme};
 
-/// Answers a CONNECT. What can be refused is refused before the 200.
-pub(super) async fn connect(
+/// Answers a CONNECT. Boxed, since what is inside it is served by connections again.
+pub(super) fn connect(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+    authority: Authority,
+    sender: Sender,
+    policy: Arc<Policy>,
+) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
+    Box::pin(async move { answer(&connection, request, authority, sender, policy).await })
+}
+
+/// What can be refused is refused before the 200.
+async fn answer(
     connection: &Arc<Connection>,
     mut request: Request<Incoming>,
     authority: Authority,

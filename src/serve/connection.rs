@@ -115,7 +115,7 @@ impl Connection {
                 self.server.exchange.serve(arrival, request).await
             }
             Ok(Destined::Connect { authority, sender }) => {
-                connect::connect(&self, request, authority, sender, policy).await
+                connect::connect(Arc::clone(&self), request, authority, sender, policy).await
             }
             Ok(Destined::Asterisk) => self.answer_asterisk(),
             Err(error) => self.refuse(request.method(), &error),

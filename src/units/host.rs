@@ -62,6 +62,14 @@ impl HostName {
     }
 }
 
+impl std::str::FromStr for HostName {
+    type Err = ParseHostError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHostError> {
+        Self::parse(text)
+    }
+}
+
 /// Already canonical and surely not an IP address: the form nearly every request has.
 fn is_plain(text: &str) -> bool {
     let bytes = text.as_bytes();

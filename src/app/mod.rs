@@ -1,0 +1,217 @@
+//! The composition root: builds every part once, wires them, runs, drains.
+
+mod data_dir;
+mod drain;
+mod reload;
+mod trust;
+
+pub use trust::Trust;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+
+use crate::admin::{Admin, Readiness};
+use crate::bounds::TRUST_COMPLAINTS;
+use crate::clock::Clock;
+use crate::config::{self, ConfigError, Settings};
+use crate::exchange::{Exchange, Keep, Recorder};
+use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
+use crate::ledger::MemoryLedger;
+use crate::origin::{Connector, Pool, Roots};
+use crate::pace::Pacer;
+use crate::policy::{Policy, Secret};
+use crate::random::Random;
+use crate::semantics::Pseudonym;
+use crate::serve::{self, Listener, Server};
+use crate::shutdown::Tasks;
+use crate::telemetry::{LineWriter, Metrics};
+
+/// Why outpace did not start. Each is a sentence with its remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The data directory.
+    #[error("the data directory {path} cannot be used: {cause}; make it writable for this user, or set `data_dir`")]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The CA.
+    #[error("{0}")]
+    Ca(#[from] CaError),
+    /// A port.
+    #[error("{key} {address} cannot be listened on: {cause}; stop what uses it, or set another")]
+    Port {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Anything that should not happen.
+    #[error("outpace could not start: {0}")]
+    Internal(String),
+}
+
+/// A running outpace.
+#[derive(Debug)]
+pub struct App {
+    config: PathBuf,
+    settings: Settings,
+    policy: Arc<ArcSwap<Policy>>,
+    metrics: Metrics,
+    tasks: Tasks,
+    clock: Clock,
+    /// The proxy's address, with the port that was bound.
+    pub listen: SocketAddr,
+    /// The admin's address, with the port that was bound.
+    pub admin: SocketAddr,
+}
+
+impl App {
+    /// Loads, builds, binds and begins to serve. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: &Path) -> Result<Self, StartError> {
+        let loaded = config::load(config, &config::process_environment, 0)?;
+        let config::Config { settings, policy } = loaded.config;
+        let (clock, random, metrics, tasks) =
+            (Clock::system(), Random::from_entropy(), Metrics::new(), Tasks::new());
+        let readiness = Readiness::new(tasks.clone());
+        let starting = readiness.latch("listeners");
+        let open_files = rlimit::increase_nofile_limit(u64::MAX);
+        data_dir::prepare(&settings)?;
+        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        let server = build(&settings, &policy, &clock, &random, &metrics, &tasks)?;
+        let (listeners, admin_listener) = bind(&settings, &policy.load()).await?;
+        let addresses = addresses(&listeners, &admin_listener)?;
+        server.exchange.pool.connector().set_ourselves(addresses.clone());
+        let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
+        for listener in listeners {
+            drop(tasks.spawn_until_drained(listener.run(Arc::clone(&server))));
+        }
+        serve_admin(&tasks, admin_listener, readiness, &metrics, loaded.admin_token);
+        tasks.spawn_until_drained(reap(server));
+        drop(starting);
+        tracing::info!(
+            %listen, %admin, targets = policy.load().targets.len(),
+            open_files = open_files.unwrap_or_default(), version = env!("CARGO_PKG_VERSION"), "ready"
+        );
+        Ok(Self { config: config.to_owned(), settings, policy, metrics, tasks, clock, listen, admin })
+    }
+
+    /// Serves until SIGTERM or SIGINT, reloading meanwhile; then drains.
+    ///
+    /// # Errors
+    /// If signals cannot be received.
+    pub async fn run(self) -> Result<(), StartError> {
+        let internal = |error: std::io::Error| StartError::Internal(error.to_string());
+        let ended = drain::asked().map_err(internal)?;
+        let reloading = reload::Reloader::new(&self).map_err(internal)?;
+        tokio::select! {
+            () = ended => {}
+            () = reloading.run() => {}
+        }
+        drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
+        Ok(())
+    }
+}
+
+fn build(
+    settings: &Settings,
+    policy: &Arc<ArcSwap<Policy>>,
+    clock: &Clock,
+    random: &Random,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> Result<Arc<Server>, StartError> {
+    let roots = Roots::load(settings.roots.iter().cloned());
+    let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
+    write_bundle(&trust::trust_dir(&settings.data_dir), &ca, roots.certificates())?;
+    if let Some(dir) = &settings.export_dir {
+        write_bundle(dir, &ca, roots.certificates())?;
+    }
+    let internal = |error: String| StartError::Internal(error);
+    let leaves = Leaves::new(ca, clock.clone(), metrics.clone()).map_err(internal)?;
+    let connector = Connector::new(&roots, settings.parent.clone())
+        .map_err(|error| StartError::Internal(error.to_string()))?;
+    let lines = LineWriter::new(std::io::stdout(), metrics.clone())
+        .map_err(|error| StartError::Internal(error.to_string()))?;
+    let pseudonym = random.bits();
+    let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
+    let ledger = Arc::new(MemoryLedger::new(clock.clone()));
+    let exchange = Exchange {
+        pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
+        pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
+        keep: Arc::new(Keep::new(settings.keep.clone(), metrics.clone())),
+        recorder: Arc::new(Recorder::new(clock.clone(), metrics.clone(), lines, instance)),
+        pseudonym: Pseudonym::new(pseudonym),
+        clock: clock.clone(),
+        random: random.clone(),
+        tasks: tasks.clone(),
+        metrics: metrics.clone(),
+        target_metrics: RwLock::new(HashMap::new()),
+    };
+    Ok(Arc::new(Server {
+        exchange,
+        policy: Arc::clone(policy),
+        leaves,
+        tasks: tasks.clone(),
+        metrics: metrics.clone(),
+        told: moka::sync::Cache::new(TRUST_COMPLAINTS),
+    }))
+}
+
+/// The proxy's port first, then routes' ports; and the admin's.
+async fn bind(settings: &Settings, policy: &Policy) -> Result<(Vec<Listener>, TcpListener), StartError> {
+    let failed = |key, address| move |cause| StartError::Port { key, address, cause };
+    let listen = settings.listen;
+    let mut listeners = vec![serve::bind(listen, None).await.map_err(failed("listen", listen))?];
+    for address in &settings.route_ports {
+        let route = policy.routes_by_port.get(address).cloned();
+        listeners.push(serve::bind(*address, route).await.map_err(failed("routes: listen", *address))?);
+    }
+    let admin = settings.admin_listen;
+    let admin = TcpListener::bind(admin).await.map_err(failed("admin.listen", admin))?;
+    Ok((listeners, admin))
+}
+
+fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAddr>, StartError> {
+    let all = listeners.iter().map(Listener::address).chain(std::iter::once(admin.local_addr()));
+    all.collect::<Result<_, _>>().map_err(|error| StartError::Internal(error.to_string()))
+}
+
+fn serve_admin(
+    tasks: &Tasks,
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: &Metrics,
+    token: Option<Arc<Secret>>,
+) {
+    let admin = Admin { readiness, metrics: metrics.clone(), token };
+    tasks.spawn_until_drained(async move {
+        if let Err(error) = admin.run(listener).await {
+            tracing::error!(%error, "the admin listener ended");
+        }
+    });
+}
+
+const REAP_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
+
+async fn reap(server: Arc<Server>) {
+    loop {
+        tokio::time::sleep(REAP_EVERY).await;
+        server.exchange.pool.reap();
+    }
+}

@@ -1,0 +1,82 @@
+//! Reading the configuration again: on SIGHUP, and when the file changes. A file that is wrong changes
+//! nothing, and says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::App;
+use crate::config::{self, Settings};
+use crate::policy::Policy;
+use crate::telemetry::Metrics;
+
+/// A mounted config map changes by a swapped link, which notifications miss; a look now and then
+/// does not.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Reloader<'a> {
+    path: PathBuf,
+    settings: &'a Settings,
+    policy: Arc<ArcSwap<Policy>>,
+    metrics: Metrics,
+    hangup: Signal,
+    seen: Option<Vec<u8>>,
+    generation: u64,
+}
+
+impl<'a> Reloader<'a> {
+    pub(super) fn new(app: &'a App) -> std::io::Result<Self> {
+        Ok(Self {
+            path: app.config.clone(),
+            settings: &app.settings,
+            policy: Arc::clone(&app.policy),
+            metrics: app.metrics.clone(),
+            hangup: signal(SignalKind::hangup())?,
+            seen: read(&app.config),
+            generation: 0,
+        })
+    }
+
+    /// Reloads for ever.
+    pub(super) async fn run(mut self) {
+        loop {
+            let asked = tokio::select! {
+                _ = self.hangup.recv() => true,
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            };
+            let content = read(&self.path);
+            if asked || (content.is_some() && content != self.seen) {
+                self.seen = content;
+                self.reload();
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        self.generation += 1;
+        match config::load(&self.path, &config::process_environment, self.generation) {
+            Err(error) => {
+                self.metrics.reloaded(false);
+                tracing::error!(%error, "the configuration was not reloaded; the one before stays");
+            }
+            Ok(loaded) => {
+                if loaded.config.settings != *self.settings {
+                    tracing::warn!("settings other than policy have changed; they take a restart");
+                }
+                let targets = loaded.config.policy.targets.len();
+                self.policy.store(Arc::new(loaded.config.policy));
+                self.metrics.reloaded(true);
+                tracing::info!(targets, "the configuration was reloaded");
+            }
+        }
+    }
+}
+
+/// The content: unlike a time stamp, it changes when and only when the file does.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    fs::read(path).ok()
+}

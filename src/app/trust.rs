@@ -1,0 +1,85 @@
+//! What a client needs to use and trust the proxy: its URL, its CA, and the bundle. Shared by the
+//! subcommands that print it; makes the CA if there is none yet, so that apps can be set up first.
+
+use std::path::{Path, PathBuf};
+
+use super::{StartError, data_dir};
+use crate::clock::Clock;
+use crate::config::{self, Config, ConfigError};
+use crate::intercept::{CaSource, CertificateAuthority, write_bundle};
+use crate::origin::Roots;
+
+/// The CA and where its files are.
+#[derive(Debug)]
+pub struct Trust {
+    /// The CA.
+    pub ca: CertificateAuthority,
+    /// Its certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The roots and the CA.
+    pub bundle: PathBuf,
+    config: Config,
+}
+
+impl Trust {
+    /// Loads what `config` names, or the defaults.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn load(config: Option<&Path>) -> Result<Self, StartError> {
+        let environment = config::process_environment;
+        let loaded = match config {
+            Some(path) => config::load(path, &environment, 0)?,
+            None => config::parse(Path::new("defaults"), "", &environment, 0)?,
+        };
+        let config = loaded.config;
+        let settings = &config.settings;
+        data_dir::prepare(settings)?;
+        let ca = CertificateAuthority::load_or_make(&settings.ca, Clock::system().wall())?;
+        let roots = Roots::load(settings.roots.iter().cloned());
+        let dir = settings.export_dir.clone().unwrap_or_else(|| trust_dir(&settings.data_dir));
+        write_bundle(&dir, &ca, roots.certificates())?;
+        let (cert, key) = match &settings.ca {
+            CaSource::DataDir(dir) => (dir.join("ca.pem"), dir.join("ca.key")),
+            CaSource::Supplied { cert, key } => (cert.clone(), key.clone()),
+        };
+        Ok(Self { ca, cert, key, bundle: dir.join("bundle.pem"), config })
+    }
+
+    /// The proxy's URL for `client`, with its credentials where clients are known.
+    ///
+    /// # Errors
+    /// If the client is not known, or needed and not given.
+    pub fn proxy_url(&self, client: Option<&str>) -> Result<String, StartError> {
+        let Config { settings, policy } = &self.config;
+        let base = settings.public_url.clone().unwrap_or_else(|| {
+            let mut address = settings.listen;
+            if address.ip().is_unspecified() {
+                address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+            }
+            format!("http://{address}")
+        });
+        let names: Vec<&str> = policy.clients.iter().map(|client| &*client.name).collect();
+        let problem = |text: String| StartError::Config(ConfigError::about_client(text));
+        match client {
+            None if names.is_empty() => Ok(base),
+            None => Err(problem(format!("`clients` are configured; say which to be: `--client {}`", names.join("` or `--client ")))),
+            Some(name) => {
+                let known = policy.clients.iter().find(|client| *client.name == *name);
+                let client = known.ok_or_else(|| problem(format!("no client is called `{name}`; there are: {}", names.join(", "))))?;
+                let mut url = url::Url::parse(&base).map_err(|error| StartError::Internal(error.to_string()))?;
+                // Both hold for every http URL with a host.
+                drop(url.set_username(&client.name));
+                drop(url.set_password(Some(client.token.reveal())));
+                Ok(url.as_str().trim_end_matches('/').to_owned())
+            }
+        }
+    }
+}
+
+/// Where a running proxy, too, keeps what clients may read.
+pub(super) fn trust_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("trust")
+}

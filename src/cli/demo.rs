@@ -1,0 +1,159 @@
+//! `outpace demo --origin`: a small origin that counts its limit exactly and refuses what is beyond,
+//! as strict APIs do. Point traffic at it directly, then through outpace, and compare.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::{Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+use super::{Exit, complain, print};
+use crate::clock::{Clock, Instant};
+use crate::semantics::write_retry_after;
+use crate::shutdown::Tasks;
+use crate::units::Rate;
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Run the limited origin
+    #[arg(long, required = true)]
+    origin: bool,
+    /// Where it listens
+    #[arg(long, default_value = "127.0.0.1:9900", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// What it allows, counted over every window of that length
+    #[arg(long, default_value = "5/1s", value_name = "RATE")]
+    rate: Rate,
+}
+
+pub(super) fn run(args: &DemoArgs) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("no thread could be started: {error}"));
+            return Exit::Internal;
+        }
+    };
+    runtime.block_on(async {
+        match TcpListener::bind(args.listen).await {
+            Ok(listener) => {
+                print(&format!("an origin that allows {} listens on {}\n", args.rate, args.listen));
+                tokio::select! {
+                    () = serve(listener, args.rate) => {}
+                    _interrupted = tokio::signal::ctrl_c() => {}
+                }
+                Exit::Ok
+            }
+            Err(error) => {
+                complain(&format!("{} cannot be listened on: {error}; choose another with --listen", args.listen));
+                Exit::Port
+            }
+        }
+    })
+}
+
+async fn serve(listener: TcpListener, rate: Rate) {
+    let tasks = Tasks::new();
+    let origin = Arc::new(LimitedOrigin::new(rate, Clock::system()));
+    tasks.spawn_until_drained(report(Arc::clone(&origin)));
+    while let Ok((stream, _)) = listener.accept().await {
+        let origin = Arc::clone(&origin);
+        drop(tasks.spawn(async move {
+            let service = service_fn(move |_request| {
+                let response = origin.answer();
+                async move { Ok::<_, Infallible>(response) }
+            });
+            // A client that goes away is no news.
+            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+        }));
+    }
+}
+
+/// One line per second in which something came.
+async fn report(origin: Arc<LimitedOrigin>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut counted = origin.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (served, refused) = std::mem::take(&mut *counted);
+        drop(counted);
+        if served + refused > 0 {
+            print(&format!("served {served:>4}   refused {refused:>4}\n"));
+        }
+    }
+}
+
+/// Counts every window exactly.
+#[derive(Debug)]
+struct LimitedOrigin {
+    rate: Rate,
+    clock: Clock,
+    /// When the last requests were served.
+    log: Mutex<VecDeque<Instant>>,
+    /// Served and refused since the last report.
+    counted: Mutex<(u64, u64)>,
+}
+
+impl LimitedOrigin {
+    fn new(rate: Rate, clock: Clock) -> Self {
+        Self { rate, clock, log: Mutex::default(), counted: Mutex::default() }
+    }
+
+    fn answer(&self) -> Response<Full<Bytes>> {
+        let admitted = self.admit();
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        match admitted {
+            Ok(()) => {
+                counted.0 += 1;
+                Response::new(Full::from("served\n"))
+            }
+            Err(wait) => {
+                counted.1 += 1;
+                let mut response = Response::new(Full::from(format!("more than {}\n", self.rate)));
+                *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+                response.headers_mut().insert(header::RETRY_AFTER, write_retry_after(wait));
+                response
+            }
+        }
+    }
+
+    fn admit(&self) -> Result<(), Duration> {
+        let now = self.clock.now();
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        while log.front().is_some_and(|oldest| now.since(*oldest) >= self.rate.period()) {
+            log.pop_front();
+        }
+        match log.front() {
+            Some(oldest) if log.len() >= self.rate.count() as usize => {
+                Err(self.rate.period().saturating_sub(now.since(*oldest)))
+            }
+            _ => {
+                log.push_back(now);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_origin_allows_exactly_its_rate() {
+        let clock = Clock::anchored(0);
+        let origin = LimitedOrigin::new("2/1s".parse().unwrap(), clock.clone());
+        let statuses: Vec<u16> = (0..3).map(|_| origin.answer().status().as_u16()).collect();
+        assert_eq!(statuses, [200, 200, 429]);
+        clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
+        assert_eq!(origin.answer().status(), 200);
+    }
+}

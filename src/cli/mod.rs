@@ -1,0 +1,75 @@
+//! The command line: one file per subcommand.
+
+mod ca;
+mod check;
+mod demo;
+mod env;
+mod exit;
+mod serve;
+
+pub use exit::Exit;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// An egress proxy that paces what you send to other people's APIs.
+#[derive(Debug, Parser)]
+#[command(name = "outpace", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Serve(ConfigArgs),
+    /// Check a configuration file and exit
+    Check(check::CheckArgs),
+    /// Print the variables that make programs use the proxy and trust its CA
+    Env(env::EnvArgs),
+    /// Print where the CA is, its fingerprint and until when it is valid
+    Ca(ca::CaArgs),
+    /// Show pacing against an origin that ships with the program
+    Demo(demo::DemoArgs),
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the program; what it returns is the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            // Nowhere left to tell.
+            drop(error.print());
+            return exit;
+        }
+    };
+    match cli.command {
+        Command::Serve(args) => serve::run(&args.config),
+        Command::Check(args) => check::run(&args),
+        Command::Env(args) => env::run(&args),
+        Command::Ca(args) => ca::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    }
+}
+
+/// Prints for a person or a pipe; a closed pipe is no error of ours.
+fn print(text: &str) {
+    drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// Tells what went wrong.
+fn complain(text: &str) {
+    drop(std::io::stderr().write_all(format!("outpace: {text}\n").as_bytes()));
+}

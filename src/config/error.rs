@@ -1,0 +1,107 @@
+//! Telling what is wrong, where, and how to write it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Why a configuration was not taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    path: PathBuf,
+    problems: Vec<Problem>,
+}
+
+/// One problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Line and column, where the parser knows them.
+    pub place: Option<(usize, usize)>,
+    /// The path inside the document, such as `targets[0].limits[1].rate`; empty for the whole.
+    pub key: String,
+    /// What is wrong and how to write it.
+    pub text: String,
+}
+
+impl ConfigError {
+    pub(super) fn unreadable(path: &Path, cause: &std::io::Error) -> Self {
+        Self::one(path, None, "", format!("the file cannot be read: {cause}"))
+    }
+
+    /// A YAML or type error: the parser's message, taken apart.
+    pub(super) fn syntax(path: &Path, error: &serde_yaml::Error) -> Self {
+        let place = error.location().map(|at| (at.line(), at.column()));
+        let full = error.to_string();
+        let mut text = full.as_str();
+        if let Some((line, column)) = place {
+            text = text.trim_end_matches(&format!(" at line {line} column {column}"));
+        }
+        let (key, text) = match text.split_once(": ") {
+            Some((key, rest)) if is_key(key) => (key, rest),
+            _ => ("", text),
+        };
+        Self::one(path, place, key, with_suggestion(text))
+    }
+
+    pub(super) fn rules(path: &Path, problems: Vec<Problem>) -> Self {
+        Self { path: path.to_owned(), problems }
+    }
+
+    /// A wrong choice of client on the command line.
+    pub fn about_client(text: String) -> Self {
+        Self::one(Path::new("clients"), None, "", text)
+    }
+
+    fn one(path: &Path, place: Option<(usize, usize)>, key: &str, text: String) -> Self {
+        let problem = Problem { place, key: key.to_owned(), text };
+        Self { path: path.to_owned(), problems: vec![problem] }
+    }
+
+    /// The problems.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+fn is_key(text: &str) -> bool {
+    !text.is_empty()
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '[' | ']' | '-' | '?'))
+}
+
+/// Adds the nearest known key to "unknown field".
+fn with_suggestion(text: &str) -> String {
+    let Some(rest) = text.strip_prefix("unknown field `") else { return text.to_owned() };
+    let mut quoted = rest.split('`').step_by(2);
+    let unknown = quoted.next().unwrap_or_default();
+    let known = rest.split('`').skip(2).step_by(2);
+    let nearest = known
+        .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
+        .filter(|(distance, _)| *distance <= 2)
+        .min();
+    match nearest {
+        Some((_, name)) => format!("there is no key `{unknown}`; did you mean `{name}`?"),
+        None => {
+            let known = rest.split_once(", expected ").map_or("", |(_, known)| known);
+            format!("there is no key `{unknown}`; the keys here are {}", known.trim_start_matches("one of "))
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{}:", self.path.display())?;
+            if let Some((line, column)) = problem.place {
+                write!(f, "{line}:{column}:")?;
+            }
+            if !problem.key.is_empty() {
+                write!(f, " {}:", problem.key)?;
+            }
+            write!(f, " {}", problem.text)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}

@@ -1,0 +1,320 @@
+//! From the file to types that cannot hold nonsense. All violations are gathered, each with its path
+//! and how to write it.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::error::Problem;
+use super::schema::{self, File};
+use super::value::{Parsed, Span};
+use super::{Config, Loaded, Settings};
+use crate::exchange::KeepSettings;
+use crate::intercept::CaSource;
+use crate::origin::{ParentProxy, load_pem_file};
+use crate::policy::{Client, Egress, Policy, Secret, Unmatched};
+use crate::units::{ByteSize, HostName, Origin, Scheme};
+
+mod target;
+
+/// Gathers violations.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Problem { place: None, key: key.into(), text: text.into() });
+    }
+
+    /// A key that a later version honours must not be accepted silently.
+    fn not_yet<T>(&mut self, key: impl Into<String>, value: Option<&T>) {
+        if value.is_some() {
+            self.add(key, "this version does not honour this key yet; remove it");
+        }
+    }
+}
+
+/// Checks a file and builds what it says.
+pub(super) fn resolve(file: File, generation: u64) -> Result<Loaded, Vec<Problem>> {
+    let mut problems = Problems::default();
+    let p = &mut problems;
+    let listen = file.listen.as_ref().map_or_else(|| default_listen(8080), |listen| listen.0.0);
+    let admin_listen = file.admin.listen.as_ref().map_or_else(|| default_listen(8081), |l| l.0.0);
+    let admin_token = secret(p, "admin.token", file.admin.token.as_ref(), file.admin.token_file.as_deref());
+    if !admin_listen.ip().is_loopback() && admin_token.is_none() {
+        p.add("admin.listen", format!("{admin_listen} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1"));
+    }
+    let clients = clients(p, &file.clients);
+    let (routes_by_host, routes_by_port) = routes(p, &file.routes);
+    for (key, address) in std::iter::once(("listen".to_owned(), listen))
+        .chain(routes_by_port.keys().map(|address| (format!("routes (listen {address})"), *address)))
+    {
+        if !address.ip().is_loopback() && clients.is_empty() && !file.allow_open {
+            p.add(key, format!("{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out"));
+        }
+    }
+    not_yet(p, &file);
+    let data_dir = PathBuf::from(file.data_dir.map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0));
+    let (ca, export_dir) = ca(p, file.ca, &data_dir);
+    let roots = roots(p, &file.egress.roots);
+    let parent = file.egress.upstream_proxy.as_ref().and_then(|url| parent(p, &url.0));
+    let egress = egress(p, file.egress);
+    let targets = target::targets(p, file.targets, generation);
+    let mut policy = Policy::default();
+    policy.unmatched = match file.unmatched {
+        schema::Unmatched::Tunnel => Unmatched::Tunnel,
+        schema::Unmatched::Refuse => Unmatched::Refuse,
+    };
+    policy.connect_ports = file.connect_ports.iter().copied().collect();
+    policy.clients = clients;
+    policy.egress = egress;
+    policy.routes_by_host = routes_by_host;
+    if file.connect_ports.contains(&0) {
+        p.add("connect_ports", "0 is not a port");
+    }
+    let mut route_ports: Vec<SocketAddr> = routes_by_port.keys().copied().collect();
+    route_ports.sort();
+    let settings = Settings {
+        listen,
+        public_url: file.public_url.and_then(|url| public_url(p, url.0)),
+        admin_listen,
+        route_ports,
+        ca,
+        export_dir,
+        roots,
+        parent,
+        keep: keep(&file.bodies, &data_dir),
+        drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
+        data_dir,
+    };
+    if !problems.0.is_empty() {
+        return Err(problems.0);
+    }
+    policy.routes_by_port = routes_by_port;
+    let policy = policy.with_targets(targets);
+    Ok(Loaded { config: Config { settings, policy }, admin_token: admin_token.map(Arc::new) })
+}
+
+fn not_yet(p: &mut Problems, file: &File) {
+    p.not_yet("spool", file.spool.as_ref());
+    p.not_yet("buffers", file.buffers.as_ref());
+    p.not_yet("api", file.api.as_ref());
+    if let Some(ledger) = &file.ledger {
+        p.not_yet("ledger.postgres", ledger.postgres.as_ref());
+        p.not_yet("ledger.on_outage", ledger.on_outage.as_ref());
+        p.not_yet("ledger.share_for", ledger.share_for.as_ref());
+        p.not_yet("ledger.bootstrap_share", ledger.bootstrap_share.as_ref());
+    }
+}
+
+const fn default_listen(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+fn span(value: Option<Parsed<Span>>, default: Duration) -> Duration {
+    value.map_or(default, |span| span.0.0)
+}
+
+/// A secret written out, or in a file of its own.
+fn secret(p: &mut Problems, key: &str, value: Option<&super::value::Text>, file: Option<&Path>) -> Option<Secret> {
+    let text = match (value, file) {
+        (Some(_), Some(_)) => {
+            p.add(key, format!("`{key}` and `{key}_file` exclude each other; keep one"));
+            return None;
+        }
+        (Some(text), None) => text.0.clone(),
+        (None, Some(path)) => match std::fs::read_to_string(path) {
+            Ok(text) => text.trim_end().to_owned(),
+            Err(cause) => {
+                p.add(format!("{key}_file"), format!("{} cannot be read: {cause}", path.display()));
+                return None;
+            }
+        },
+        (None, None) => return None,
+    };
+    if text.is_empty() {
+        p.add(key, "it is empty; anyone could guess that");
+        return None;
+    }
+    Some(Secret::new(text))
+}
+
+fn clients(p: &mut Problems, written: &[schema::Client]) -> Vec<Client> {
+    let mut names = HashSet::new();
+    let mut clients = Vec::new();
+    for (index, client) in written.iter().enumerate() {
+        let key = format!("clients[{index}]");
+        p.not_yet(format!("{key}.limits"), client.limits.as_ref());
+        let token_key = format!("{key}.token");
+        let token = secret(p, &token_key, client.token.as_ref(), client.token_file.as_deref());
+        let Some(name) = client.name.as_ref().map(|name| name.0.as_str()) else {
+            p.add(key, "a client needs a `name`: the user part of its proxy URL");
+            continue;
+        };
+        if name.is_empty() || name.contains(':') || !names.insert(name.to_owned()) {
+            p.add(format!("{key}.name"), format!("`{name}` is empty, has a colon, or is there already; give each client a name of its own"));
+        }
+        let Some(token) = token else {
+            p.add(key, "a client needs a `token` or a `token_file`");
+            continue;
+        };
+        let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
+        clients.push(Client { name: name.into(), group, token });
+    }
+    clients
+}
+
+type Routes = (HashMap<HostName, Origin>, HashMap<SocketAddr, Origin>);
+
+fn routes(p: &mut Problems, written: &[schema::Route]) -> Routes {
+    let (mut by_host, mut by_port) = Routes::default();
+    for (index, route) in written.iter().enumerate() {
+        let key = format!("routes[{index}]");
+        let Some(to) = &route.to else {
+            p.add(key, "a route needs `to`; write it as \"https://api.example.com\"");
+            continue;
+        };
+        let Some(origin) = origin_url(p, &format!("{key}.to"), &to.0) else { continue };
+        let fresh = match (&route.host, &route.listen) {
+            (Some(host), None) => by_host.insert(host.0.clone(), origin).is_none(),
+            (None, Some(listen)) => by_port.insert(listen.0.0, origin).is_none(),
+            _ => {
+                p.add(key, "a route needs either `host` or `listen`");
+                continue;
+            }
+        };
+        if !fresh {
+            p.add(key, "another route has the same `host` or `listen`");
+        }
+    }
+    (by_host, by_port)
+}
+
+/// `scheme://host[:port]`, nothing behind it.
+fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
+    let problem = |p: &mut Problems, what: &str| {
+        p.add(key, format!("`{text}` {what}; write it as \"https://api.example.com\""));
+        None
+    };
+    let Ok(url) = url::Url::parse(text) else { return problem(p, "is not a URL") };
+    let scheme = match url.scheme() {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        _ => return problem(p, "is neither http nor https"),
+    };
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return problem(p, "has a path; requests keep their own");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return problem(p, "carries credentials; use a target's `set_headers`");
+    }
+    let Some(host) = url.host_str().and_then(|host| HostName::parse(host).ok()) else {
+        return problem(p, "has no host");
+    };
+    Some(Origin { scheme, host, port: url.port().unwrap_or(scheme.default_port()) })
+}
+
+fn public_url(p: &mut Problems, text: String) -> Option<String> {
+    let sound = url::Url::parse(&text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+    if !sound {
+        p.add("public_url", format!("`{text}` is not how apps reach this proxy; write it as \"http://outpace:8080\""));
+    }
+    sound.then(|| text.trim_end_matches('/').to_owned())
+}
+
+fn ca(p: &mut Problems, written: schema::Ca, data_dir: &Path) -> (CaSource, Option<PathBuf>) {
+    let source = match (written.cert, written.key) {
+        (Some(cert), Some(key)) => CaSource::Supplied { cert: cert.0.into(), key: key.0.into() },
+        (None, None) => CaSource::DataDir(data_dir.to_owned()),
+        _ => {
+            p.add("ca", "`cert` and `key` belong together; set both, or neither and a CA is made");
+            CaSource::DataDir(data_dir.to_owned())
+        }
+    };
+    (source, written.export_dir.map(|dir| dir.0.into()))
+}
+
+fn roots(p: &mut Problems, files: &[super::value::Text]) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+    let mut roots = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        match load_pem_file(Path::new(&file.0)) {
+            Ok(found) => roots.extend(found),
+            Err(problem) => p.add(format!("egress.roots[{index}]"), problem),
+        }
+    }
+    roots
+}
+
+fn parent(p: &mut Problems, text: &str) -> Option<ParentProxy> {
+    let url = url::Url::parse(text).ok().filter(|url| url.scheme() == "http");
+    let host = url.as_ref().and_then(|url| HostName::parse(url.host_str()?).ok());
+    let Some((url, host)) = url.zip(host) else {
+        // The text may hold a password: it is not repeated.
+        p.add("egress.upstream_proxy", "it is not the URL of a proxy; write it as \"http://proxy.example.com:3128\" or \"http://USER:PASSWORD@proxy.example.com:3128\"");
+        return None;
+    };
+    let authorization = (!url.username().is_empty()).then(|| {
+        use base64::Engine as _;
+        let password = url.password().unwrap_or_default();
+        let pair = format!("{}:{password}", url.username());
+        let encoded = base64::engine::general_purpose::STANDARD.encode(percent_decode(&pair));
+        let mut value = HeaderValue::try_from(format!("Basic {encoded}")).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    });
+    Some(ParentProxy { host, port: url.port().unwrap_or(80), authorization: authorization.flatten() })
+}
+
+fn percent_decode(text: &str) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let digits: Vec<u8> = if byte == b'%' { bytes.clone().take(2).collect() } else { Vec::new() };
+        let code = std::str::from_utf8(&digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match code {
+            Some(code) if digits.len() == 2 => {
+                decoded.push(code);
+                bytes.nth(1);
+            }
+            _ => decoded.push(byte),
+        }
+    }
+    decoded
+}
+
+fn egress(p: &mut Problems, written: schema::Egress) -> Egress {
+    let mut resolve = HashMap::new();
+    for (name, address) in written.resolve {
+        let key = format!("egress.resolve.{name}");
+        let text = address.0;
+        let parsed = text
+            .parse::<SocketAddr>()
+            .map(|address| (address.ip(), Some(address.port())))
+            .or_else(|_| text.parse::<IpAddr>().map(|ip| (ip, None)));
+        match (HostName::parse(&name), parsed) {
+            (Ok(host), Ok(address)) => {
+                resolve.insert(host, address);
+            }
+            (Err(_), _) => p.add(key, format!("`{name}` is not a host name")),
+            (_, Err(_)) => p.add(key, format!("`{text}` is not an address; write it as \"10.0.0.7\" or \"10.0.0.7:8443\"")),
+        }
+    }
+    Egress { allow: written.allow.into_iter().map(|allow| allow.0).collect(), resolve }
+}
+
+fn keep(written: &schema::Bodies, data_dir: &Path) -> KeepSettings {
+    let size = |value: &Option<Parsed<ByteSize>>, default: u64| {
+        value.as_ref().map_or(ByteSize::from_bytes(default), |size| size.0)
+    };
+    KeepSettings {
+        memory: size(&written.memory, 64 << 10),
+        memory_total: size(&written.memory_total, 64 << 20),
+        disk: size(&written.disk, 64 << 20),
+        disk_total: size(&written.disk_total, 4 << 30),
+        dir: data_dir.join("tmp"),
+    }
+}

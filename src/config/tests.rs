@@ -1,0 +1,129 @@
+//! One bad file per mistake, with the exact text beside it (`tests/config/bad`); and the example file,
+//! which is the manual.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::*;
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "TOKEN" => Some("s3cret".to_owned()),
+        "HOST" => Some("api.example.com".to_owned()),
+        _ => None,
+    }
+}
+
+fn told(text: &str) -> String {
+    let loaded = parse(Path::new("config.yaml"), text, &environment, 0);
+    loaded.map_or_else(|error| error.to_string(), |_| "ok".to_owned())
+}
+
+/// Set `UPDATE_GOLDEN=1` to write the texts anew; then read them.
+#[test]
+fn every_mistake_is_told_with_its_place_and_its_remedy() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/bad");
+    let mut wrong = String::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        count += 1;
+        let told = told(&std::fs::read_to_string(&path).unwrap()) + "\n";
+        let golden = path.with_extension("txt");
+        if super::process_environment("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&golden, &told).unwrap();
+        }
+        let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+        if told != expected || told == "ok\n" {
+            writeln!(wrong, "{}:\n{told}expected:\n{expected}", path.display()).unwrap();
+        }
+    }
+    assert!(wrong.is_empty() && count > 20, "{count} files\n{wrong}");
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    assert_eq!(told(""), "ok");
+    assert_eq!(told("# nothing\n"), "ok");
+}
+
+#[test]
+fn variables_are_expanded_after_parsing() {
+    let text = "targets:\n  - name: a\n    hosts: [\"${HOST}\"]\n    set_headers: { authorization: \"Bearer ${TOKEN} $$5\" }\n";
+    let loaded = parse(Path::new("c"), text, &environment, 3).unwrap();
+    let target = &loaded.config.policy.targets[0];
+    assert_eq!(target.hosts[0].to_string(), "api.example.com");
+    assert_eq!(target.set_headers[0].1, "Bearer s3cret $5");
+    assert_eq!(target.generation, 3);
+    assert!(!format!("{target:?}").contains("s3cret"));
+}
+
+/// The example, with the comment signs taken away from every line of every section that is a key.
+fn uncommented(only: Option<&str>) -> String {
+    let text = include_str!("../../config.example.yaml");
+    let mut out = String::new();
+    let mut section = String::new();
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        let body = line.trim_start().strip_prefix("# ").filter(|body| is_yaml(body));
+        match body {
+            Some(body) => {
+                let key = body.trim_start().trim_start_matches("- ");
+                if indent == 0 && !body.starts_with(' ') || indent > 0 && section.is_empty() {
+                    section = key.split(':').next().unwrap().to_owned();
+                }
+                if only.is_none_or(|only| only == section) {
+                    writeln!(out, "{}{body}", " ".repeat(indent)).unwrap();
+                }
+            }
+            None => {
+                section.clear();
+                writeln!(out, "{line}").unwrap();
+            }
+        }
+    }
+    out
+}
+
+/// A commented line that is YAML rather than a sentence.
+fn is_yaml(body: &str) -> bool {
+    let key = body.trim_start().trim_start_matches("- ").trim_start_matches("{ ");
+    let word = key.split(':').next().unwrap_or_default();
+    body.trim_start().starts_with("# ") && body.starts_with("  ")
+        || (key.contains(':') && word.bytes().all(|b| b.is_ascii_lowercase() || b"_".contains(&b)))
+}
+
+fn example_environment(name: &str) -> Option<String> {
+    name.ends_with(|c: char| c.is_ascii_uppercase()).then(|| "value".to_owned())
+}
+
+#[test]
+fn the_example_runs_as_it_is() {
+    let text = include_str!("../../config.example.yaml");
+    let loaded = parse(Path::new("config.example.yaml"), text, &|_| None, 0);
+    let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+    let empty = parse(Path::new("empty"), "", &|_| None, 0).unwrap();
+    // What is written there is the default.
+    assert_eq!(loaded.config.settings, empty.config.settings);
+    assert_eq!(loaded.config.policy.unmatched, empty.config.policy.unmatched);
+}
+
+#[test]
+fn every_optional_section_of_the_example_is_sound() {
+    let text = uncommented(None)
+        .replace("  token_file: /run/secrets/outpace-admin\n", "")
+        .replace("  - { name: reports, token_file: /run/secrets/reports-token }\n", "")
+        .replace("  roots: [/etc/ssl/private-ca.pem]\n", "");
+    let loaded = parse(Path::new("example"), &text, &example_environment, 0);
+    let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let policy = &loaded.config.policy;
+    assert_eq!((policy.targets.len(), policy.clients.len()), (2, 1));
+    assert_eq!(policy.targets[1].limits.len(), 6);
+    assert_eq!(policy.targets[1].retry, crate::policy::Retry::default());
+    assert_eq!(policy.targets[1].max_waiting, crate::bounds::WAITERS_PER_TARGET);
+    assert_eq!((policy.routes_by_host.len(), policy.routes_by_port.len()), (1, 1));
+    assert!(loaded.admin_token.is_some() && loaded.config.settings.parent.is_some());
+}

@@ -1,0 +1,163 @@
+//! Scalars as they stand in YAML: strings in which `${NAME}` stands for an environment variable, and
+//! quantities that parse from such strings. Expanding after parsing means that a variable's value
+//! cannot change the document's structure, and an error keeps its place.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+use super::Environment;
+use crate::units::parse_duration;
+
+thread_local! {
+    /// The variables that the document which this thread parses now may name. serde has no other way
+    /// to bring them to where a string is met.
+    static VARIABLES: RefCell<BTreeMap<String, Option<String>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Parses with `environment` behind `${NAME}`; `text` is the document, to know which are named.
+pub(super) fn with_environment<T>(
+    environment: &Environment,
+    text: &str,
+    parse: impl FnOnce() -> T,
+) -> T {
+    let named = text.split("${").skip(1).filter_map(|rest| rest.split_once('}'));
+    let variables = named.map(|(name, _)| (name.to_owned(), environment(name))).collect();
+    VARIABLES.set(variables);
+    let parsed = parse();
+    VARIABLES.take();
+    parsed
+}
+
+/// Replaces `${NAME}`; `$$` stands for one `$`.
+fn expand(text: &str) -> Result<String, String> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            expanded.push('$');
+            rest = after;
+        } else if let Some(after) = after.strip_prefix('{') {
+            let (name, after) =
+                after.split_once('}').ok_or_else(|| format!("`${{{after}` has no closing brace"))?;
+            let value = VARIABLES.with_borrow(|known| known.get(name).cloned().flatten());
+            let value = value.ok_or_else(|| format!("the environment variable `{name}` is not set"))?;
+            expanded.push_str(&value);
+            rest = after;
+        } else {
+            expanded.push('$');
+            rest = after;
+        }
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+/// A quantity that parses from a string. Its error says how to write it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Parsed<T>(pub(super) T);
+
+impl<'de, T> Deserialize<'de> for Parsed<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor(PhantomData)).map(Self)
+    }
+}
+
+/// A string, or a number that forgot its unit: `T` says what is wrong with it.
+struct ScalarVisitor<T>(PhantomData<T>);
+
+impl<T> Visitor<'_> for ScalarVisitor<T>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        expand(text).map_err(E::custom)?.parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+}
+
+/// Any text.
+pub(super) type Text = Parsed<String>;
+
+/// A duration with its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span(pub(super) Duration);
+
+impl FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_duration(text).map(Self)
+    }
+}
+
+/// An address to listen on; `localhost` is 127.0.0.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Listen(pub(super) SocketAddr);
+
+impl FromStr for Listen {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+            return Ok(Self(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        }
+        text.parse().map(Self).map_err(|_| {
+            format!("`{text}` is not an address and port; write it as \"127.0.0.1:8080\" or \"[::]:8080\"")
+        })
+    }
+}
+
+/// One item or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OneOrMany(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListVisitor;
+        impl<'de> Visitor<'de> for ListVisitor {
+            type Value = OneOrMany;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany(vec![expand(text).map_err(E::custom)?]))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<OneOrMany, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Parsed(item)) = seq.next_element::<Text>()? {
+                    list.push(item);
+                }
+                Ok(OneOrMany(list))
+            }
+        }
+        deserializer.deserialize_any(ListVisitor)
+    }
+}
