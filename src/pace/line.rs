@@ -67,7 +67,7 @@ impl Line {
         let limits = self.follow(&mut state, ticket);
         // One that cannot even wait for a slot within the horizon must not book one.
         let hurried = ticket.deadline < self.clock.now() + HORIZON;
-        if hurried && let Some(refusal) = self.hopeless(&state, limits, ticket) {
+        if hurried && let Err(refusal) = self.hopeful(&state, limits, ticket) {
             return Admission::Refused(refusal);
         }
         let mut booked = false;
@@ -80,9 +80,11 @@ impl Line {
                 Booked::Pending(asked, answer) => pending = Some((asked, answer)),
             }
         }
-        if !booked && let Some(refusal) = self.hopeless(&state, limits, ticket) {
-            return Admission::Refused(refusal);
-        }
+        let held_by = match self.hopeful(&state, limits, ticket) {
+            Ok(held_by) => held_by,
+            Err(refusal) if !booked => return Admission::Refused(refusal),
+            Err(refusal) => refusal.held_by,
+        };
         // One that is far from its turn holds no connection; it will be called.
         let ready = booked || pending.is_some();
         let stage = if ready { Stage::Ready } else { Stage::Queued };
@@ -91,8 +93,15 @@ impl Line {
         let entry = Entry { stage, deadline: ticket.deadline, tell };
         let place = state.queue.insert(limits, ticket.arrived, entry);
         self.drive(&mut state, pending);
-        let line = Arc::clone(self);
-        Admission::Wait(Waiter { line, limits, ticket: ticket.clone(), place, ready, told })
+        Admission::Wait(Waiter {
+            line: Arc::clone(self),
+            limits,
+            ticket: ticket.clone(),
+            place,
+            held_by,
+            ready,
+            told,
+        })
     }
 
     /// The way of a request that nobody is before: one booking, perhaps to be used at once.
@@ -149,7 +158,13 @@ impl Line {
         current.translate(ticket.limits, &ticket.target)
     }
 
-    fn hopeless(&self, state: &State, limits: LimitSet, ticket: &Ticket) -> Option<Refusal> {
+    /// Whether the ticket can be served in time, and which limit holds it meanwhile.
+    fn hopeful(
+        &self,
+        state: &State,
+        limits: LimitSet,
+        ticket: &Ticket,
+    ) -> Result<Option<Arc<str>>, Refusal> {
         let queue = &state.queue;
         let forecast = queue.forecast(limits, ticket.arrived, &*self.ledger);
         let kind = if forecast.at > ticket.deadline {
@@ -157,9 +172,10 @@ impl Line {
         } else if queue.len() >= queue.target().max_waiting {
             RefusalKind::QueueFull
         } else {
-            return None;
+            let limit = forecast.held_by.and_then(|index| queue.target().limits.get(index));
+            return Ok(limit.map(|limit| Arc::clone(&limit.name)));
         };
-        Some(refusal(kind, forecast, queue.target(), queue.len()))
+        Err(refusal(kind, forecast, queue.target(), queue.len()))
     }
 
     fn turn(self: &Arc<Self>, state: &State, slot: Slot) -> Turn {
@@ -310,6 +326,7 @@ pub struct Waiter {
     limits: LimitSet,
     ticket: Ticket,
     place: Place,
+    held_by: Option<Arc<str>>,
     ready: bool,
     told: mpsc::Receiver<Event>,
 }
@@ -346,12 +363,9 @@ impl Waiter {
         self.line.changed.notify_one();
     }
 
-    /// The limit that holds this waiter most, by the forecast.
+    /// The limit that held this waiter when it entered the line.
     pub fn held_by(&self) -> Option<Arc<str>> {
-        let state = self.line.lock();
-        let target = state.queue.target();
-        let forecast = state.queue.forecast(self.limits, self.ticket.arrived, &*self.line.ledger);
-        forecast.held_by.and_then(|index| target.limits.get(index)).map(|limit| Arc::clone(&limit.name))
+        self.held_by.clone()
     }
 
     fn overdue(&self) -> Refusal {

@@ -1,1 +1,25 @@
+//! Black box: the real program as a process, real sockets, real TLS, real clients. One binary, for
+//! link time. Tests wait for events, never for time.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::large_futures,
+    reason = "tests measure real time, start their own tasks, and fail by panicking"
+)]
+
+mod harness;
+
+mod clients;
+mod doors;
+mod intercept;
+mod lifecycle;
+mod memory;
+mod pacing;
+mod refusals;
+mod retry;
+mod semantics;
+mod ways;

@@ -1,1 +1,1 @@
-
+//! Simulation in virtual time.

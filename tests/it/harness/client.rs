@@ -1,0 +1,171 @@
+//! A client in the test's own process, by each way in.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Program, soon};
+
+/// What to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proto {
+    Http1,
+    Http2,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+/// One connection to the program.
+pub(crate) struct Client(Sender);
+
+impl Client {
+    /// To the proxy's port, for requests in absolute-form or to routes.
+    pub(crate) async fn plain(program: &Program) -> Self {
+        Self::to(program.listen, Proto::Http1).await
+    }
+
+    /// To any port.
+    pub(crate) async fn to(address: SocketAddr, proto: Proto) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        Self::over(stream, proto).await
+    }
+
+    /// Through a CONNECT to `host:443` with TLS inside.
+    pub(crate) async fn intercepted(program: &Program, host: &str, proto: Proto) -> Self {
+        let stream = Self::tls_inside(program, host, proto).await.unwrap();
+        Self::over(stream, proto).await
+    }
+
+    /// The TLS stream inside a CONNECT; trusts the program's CA alone.
+    pub(crate) async fn tls_inside(program: &Program, host: &str, proto: Proto) -> std::io::Result<TlsStream<TcpStream>> {
+        let tcp = Self::connect(program, &format!("{host}:443"), "").await.expect("CONNECT is granted");
+        Self::tls(tcp, host, proto, &program.ca()).await
+    }
+
+    /// TLS to `host` over `tcp`, trusting `ca`.
+    pub(crate) async fn tls(tcp: TcpStream, host: &str, proto: Proto, ca: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = match proto {
+            Proto::Http1 => vec![b"http/1.1".to_vec()],
+            Proto::Http2 => vec![b"h2".to_vec()],
+        };
+        let name = host.to_owned().try_into().unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    }
+
+    /// A CONNECT; the stream inside, or the refusal.
+    pub(crate) async fn connect(program: &Program, authority: &str, fields: &str) -> Result<TcpStream, String> {
+        let mut stream = TcpStream::connect(program.listen).await.unwrap();
+        let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{fields}\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            match soon("an answer to CONNECT", stream.read_u8()).await {
+                Ok(byte) => answer.push(byte),
+                Err(_) => break,
+            }
+        }
+        let head = String::from_utf8(answer).unwrap();
+        if head.starts_with("HTTP/1.1 200") {
+            return Ok(stream);
+        }
+        // Refusals are short and come whole; the connection stays open.
+        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        soon("the refusal's body", stream.read_exact(&mut body)).await.unwrap();
+        Err(head + &String::from_utf8(body).unwrap())
+    }
+
+    async fn over<T>(stream: T, proto: Proto) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match proto {
+            Proto::Http1 => {
+                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+                tokio::spawn(connection.with_upgrades());
+                Self(Sender::Http1(sender))
+            }
+            Proto::Http2 => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+                tokio::spawn(connection);
+                Self(Sender::Http2(sender))
+            }
+        }
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        match &mut self.0 {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
+
+    /// Sends, and reads the whole response.
+    pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Response<Bytes> {
+        let answered = async {
+            let response = self.send(request).await.unwrap();
+            let (head, body) = response.into_parts();
+            Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+        };
+        soon("a response", answered).await
+    }
+
+    /// A GET; `uri` as it stands in the request-target, `Host` from it or `api.test`.
+    pub(crate) async fn get(&mut self, uri: &str) -> Response<Bytes> {
+        self.ask(self.request("GET", uri).body(Full::default()).unwrap()).await
+    }
+
+    /// A request for this connection: HTTP/2 takes the host from the URI.
+    pub(crate) fn request(&self, method: &str, uri: &str) -> http::request::Builder {
+        let builder = Request::builder().method(method);
+        let host = uri.parse::<http::Uri>().unwrap().authority().map_or("api.test".to_owned(), |a| a.to_string());
+        match self.0 {
+            Sender::Http1(_) => builder.uri(uri).header("host", host),
+            Sender::Http2(_) if uri.starts_with('/') => builder.uri(format!("https://api.test{uri}")),
+            Sender::Http2(_) => builder.uri(uri),
+        }
+    }
+}
+
+/// Sends bytes as they are, and reads until the other side closes.
+pub(crate) async fn raw(address: SocketAddr, bytes: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    read_all(&mut stream).await
+}
+
+async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut answer = Vec::new();
+    // A reset after the answer is an end, too.
+    let _ended = soon("the end of the connection", stream.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}

@@ -1,0 +1,36 @@
+//! What a story needs: an origin that stamps arrivals, the program, a client.
+
+mod client;
+mod origin;
+mod program;
+
+pub(crate) use client::{Client, Proto, raw};
+pub(crate) use origin::{Origin, Reply, bytes_body, reply};
+pub(crate) use program::{Program, free_port, program};
+
+use std::time::Duration;
+
+/// The most instants in any window of `width` (half-open).
+pub(crate) fn worst_window(instants: &[Duration], width: Duration) -> usize {
+    let mut sorted = instants.to_vec();
+    sorted.sort();
+    let mut from = 0;
+    let mut worst = 0;
+    for (to, at) in sorted.iter().enumerate() {
+        while *at - sorted[from] >= width {
+            from += 1;
+        }
+        worst = worst.max(to + 1 - from);
+    }
+    worst
+}
+
+/// How long an event may take before a test gives up; generous, since machines are busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Fails a test whose event never comes.
+pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, event)
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}

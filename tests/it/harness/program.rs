@@ -1,0 +1,191 @@
+//! The program as a process of its own: started with a configuration, watched by its output.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+
+use super::{Origin, soon};
+
+/// The lines of one output, as JSON.
+#[derive(Clone, Default)]
+struct Lines {
+    list: Arc<Mutex<Vec<Value>>>,
+    changed: Arc<Notify>,
+}
+
+impl Lines {
+    fn follow(output: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let lines = Self::default();
+        let ours = lines.clone();
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(output).lines();
+            while let Ok(Some(line)) = reader.next_line().await {
+                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                ours.list.lock().unwrap().push(value);
+                ours.changed.notify_waiters();
+            }
+        });
+        lines
+    }
+
+    async fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let seen = self.list.clone();
+        let found = async {
+            loop {
+                let changed = self.changed.notified();
+                if let Some(found) = self.list.lock().unwrap().iter().find(|line| wanted(line)) {
+                    return found.clone();
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, found)
+            .await
+            .unwrap_or_else(|_| panic!("no {what} in {:#?}", seen.lock().unwrap()))
+    }
+}
+
+pub(crate) struct Program {
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) dir: tempfile::TempDir,
+    child: Child,
+    records: Lines,
+    events: Lines,
+}
+
+/// Where the program is.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outpace"));
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "RUST_LOG", "OUTPACE_LOG"] {
+        command.env_remove(name);
+    }
+    command.kill_on_drop(true).stdin(Stdio::null());
+    command
+}
+
+/// A port that nothing listens on at the moment.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Program {
+    /// Starts in front of `origin`: `api.test` and `other.test` are its names, `tunnel.test` too, on
+    /// 443 by TLS; `plain.test` and any `to: http://plain.test` go to its plain port. `more` is further
+    /// configuration.
+    pub(crate) async fn before(origin: &Origin, more: &str) -> Self {
+        Self::with_egress(origin, more, "").await
+    }
+
+    /// Like [`Self::before`], with further keys of `egress`.
+    pub(crate) async fn with_egress(origin: &Origin, more: &str, egress: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
+        let config = config(dir.path(), origin, more, egress);
+        Self::start(dir, &config).await
+    }
+
+    /// Starts with a whole configuration.
+    pub(crate) async fn start(dir: tempfile::TempDir, config: &str) -> Self {
+        std::fs::write(dir.path().join("config.yaml"), config).unwrap();
+        let mut command = program();
+        command.args(["serve", "--config"]).arg(dir.path().join("config.yaml"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir(dir.path());
+        let mut child = command.spawn().unwrap();
+        let records = Lines::follow(child.stdout.take().unwrap());
+        let events = Lines::follow(child.stderr.take().unwrap());
+        let ready = events.wait_for("start", |line| line["message"] == "ready").await;
+        let address = |key: &str| ready[key].as_str().unwrap().parse().unwrap();
+        Self { listen: address("listen"), admin: address("admin"), dir, child, records, events }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.path("config.yaml")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// Sends a signal by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = std::process::Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        soon("the end of the program", self.child.wait()).await.unwrap().code()
+    }
+
+    /// The first record that fits.
+    pub(crate) async fn record(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.records.wait_for("such record", wanted).await
+    }
+
+    /// All records so far.
+    pub(crate) fn records(&self) -> Vec<Value> {
+        self.records.list.lock().unwrap().clone()
+    }
+
+    /// The first event that fits.
+    pub(crate) async fn event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.events.wait_for("such event", wanted).await
+    }
+
+    /// All events so far.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.events.list.lock().unwrap().clone()
+    }
+
+    /// The CA that the program made, as PEM.
+    pub(crate) fn ca(&self) -> String {
+        std::fs::read_to_string(self.path("data/ca.pem")).unwrap()
+    }
+
+    /// A value of `/metrics`.
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
+        let text = self.admin_get("/metrics").await.1;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// An admin response: status and body.
+    pub(crate) async fn admin_get(&self, path: &str) -> (u16, String) {
+        let answer = super::raw(self.admin, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// Memory in use, bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+fn config(dir: &Path, origin: &Origin, more: &str, egress: &str) -> String {
+    let (plain, tls) = (origin.plain, origin.tls);
+    format!(
+        "listen: 127.0.0.1:0\n\
+         admin: {{ listen: \"127.0.0.1:0\" }}\n\
+         data_dir: {dir}/data\n\
+         egress:\n\
+         \x20 allow: [\"127.0.0.1\"]\n\
+         \x20 roots: [\"{dir}/origin-ca.pem\"]\n\
+         \x20 resolve: {{ \"api.test\": \"{tls}\", \"other.test\": \"{tls}\", \"tunnel.test\": \"{tls}\", \"plain.test\": \"{plain}\" }}\n\
+         {egress}\n\
+         {more}\n",
+        dir = dir.display(),
+    )
+}
