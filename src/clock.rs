@@ -38,14 +38,20 @@ impl Instant {
 impl Add<Duration> for Instant {
     type Output = Self;
     fn add(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_add(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
 impl Sub<Duration> for Instant {
     type Output = Self;
     fn sub(self, by: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)),
+        )
     }
 }
 
@@ -79,13 +85,23 @@ impl Clock {
         Self::anchored_with(anchor_ns, Wall::Anchored)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this module is the one reader of time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this module is the one reader of time"
+    )]
     fn anchored_with(anchor_ns: i64, wall: Wall) -> Self {
-        Self(Arc::new(Base { start: tokio::time::Instant::now(), anchor_ns, wall }))
+        Self(Arc::new(Base {
+            start: tokio::time::Instant::now(),
+            anchor_ns,
+            wall,
+        }))
     }
 
     /// Now, on the monotonic axis.
-    #[expect(clippy::disallowed_methods, reason = "this module is the one reader of time")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this module is the one reader of time"
+    )]
     pub fn now(&self) -> Instant {
         Instant(self.0.anchor_ns) + tokio::time::Instant::now().duration_since(self.0.start)
     }
@@ -111,14 +127,18 @@ impl Clock {
 /// tokio's timer wheel does not reach further than about two years.
 const FAR_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 
-#[expect(clippy::disallowed_methods, reason = "this module is the one reader of time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this module is the one reader of time"
+)]
 fn system_wall() -> SystemTime {
     SystemTime::now()
 }
 
 /// Time since the Unix epoch; zero for a date before it.
 pub fn unix_time(at: SystemTime) -> Duration {
-    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    at.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

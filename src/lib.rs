@@ -25,16 +25,16 @@ pub mod semantics;
 
 pub mod ledger;
 
-pub mod pace;
-pub mod origin;
 pub mod intercept;
+pub mod origin;
+pub mod pace;
 pub mod tunnel;
 
 pub mod exchange;
 
 pub mod admin;
-pub mod serve;
 pub mod config;
+pub mod serve;
 
 pub mod app;
 pub mod cli;

@@ -50,7 +50,11 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::task::spawn(task)
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one place that starts tasks"
+        )]
+        tokio::spawn(task)
     }
 
     /// Begins the drain.

@@ -27,10 +27,21 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     O: AsyncRead + AsyncWrite + Unpin,
 {
-    let activity = Activity { last: AtomicI64::new(clock.now().as_nanos()), clock };
+    let activity = Activity {
+        last: AtomicI64::new(clock.now().as_nanos()),
+        clock,
+    };
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut client = Watched { inner: client, activity: &activity, read: &sent };
-    let mut origin = Watched { inner: origin, activity: &activity, read: &received };
+    let mut client = Watched {
+        inner: client,
+        activity: &activity,
+        read: &sent,
+    };
+    let mut origin = Watched {
+        inner: origin,
+        activity: &activity,
+        read: &received,
+    };
     let relay = tokio::io::copy_bidirectional_with_sizes(
         &mut client,
         &mut origin,
@@ -42,7 +53,10 @@ where
         _ended = relay => {}
         () = activity.idle_for(idle) => {}
     }
-    Passed { sent: sent.into_inner(), received: received.into_inner() }
+    Passed {
+        sent: sent.into_inner(),
+        received: received.into_inner(),
+    }
 }
 
 /// When something last moved.
@@ -81,7 +95,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<'_, T> {
         if polled.is_ready() {
             let count = into.filled().len() - before;
             self.read.fetch_add(count as u64, Ordering::Relaxed);
-            self.activity.last.store(self.activity.clock.now().as_nanos(), Ordering::Relaxed);
+            self.activity
+                .last
+                .store(self.activity.clock.now().as_nanos(), Ordering::Relaxed);
         }
         polled
     }
@@ -132,7 +148,13 @@ mod tests {
         let relay = relay(client, origin, Duration::from_secs(60), &clock);
         let (answer, asked, passed) = tokio::join!(app, server, relay);
         assert_eq!((&asked[..], &answer[..]), (&b"hello"[..], &b"bye"[..]));
-        assert_eq!(passed, Passed { sent: 5, received: 3 });
+        assert_eq!(
+            passed,
+            Passed {
+                sent: 5,
+                received: 3
+            }
+        );
     }
 
     #[tokio::test(start_paused = true)]

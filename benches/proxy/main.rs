@@ -1,1 +1,168 @@
-fn main(){}
+//! What the proxy costs, beside a bare hyper forwarder in the same run:
+//! `cargo bench --bench proxy -- [--seconds N] [--rounds N]`.
+//!
+//! CPU time per request is the steadiest figure on a shared machine, so it is what is compared. The
+//! proxy (or forwarder) has one core, its load and origin the other. Of several rounds the lowest
+//! figure counts: noise only adds.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a benchmark measures real time and makes its own tasks"
+)]
+
+mod forwarder;
+mod load;
+mod origin;
+mod process;
+mod setup;
+
+use std::io::Write as _;
+
+use load::Way;
+use process::Process;
+use setup::Setup;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    match std::env::var("OUTPACE_BENCH_ROLE").as_deref() {
+        Ok("origin") => process::runtime(origin::run()),
+        Ok("forwarder") => process::runtime(forwarder::run()),
+        Ok("load") => process::runtime(load::run()),
+        _ => compare(),
+    }
+}
+
+/// What is measured: a name, a way in, and behind what.
+const CASES: [(&str, Way, Behind); 6] = [
+    ("direct", Way::Direct, Behind::Nothing),
+    ("hyper forwarder", Way::Plain, Behind::Forwarder),
+    ("plain", Way::Plain, Behind::Proxy),
+    ("routed", Way::Routed, Behind::Proxy),
+    ("intercepted", Way::Intercepted, Behind::Proxy),
+    ("tunnel", Way::Tunnel, Behind::Proxy),
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Nothing,
+    Forwarder,
+    Proxy,
+}
+
+/// CPU microseconds and requests per second.
+#[derive(Clone, Copy)]
+struct Figure {
+    cpu: f64,
+    rate: f64,
+}
+
+fn option(name: &str, default: usize) -> usize {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}
+
+fn compare() -> Result<()> {
+    let (seconds, rounds) = (option("--seconds", 3), option("--rounds", 3));
+    let setup = Setup::start()?;
+    say(&format!("{rounds} rounds of {seconds} s each; lowest CPU of the rounds; pinned: {}\n", process::can_pin()))?;
+    say(&format!("{:<16} {:>4} {:>14} {:>12} {:>10}", "", "c", "CPU µs/request", "requests/s", "ratio"))?;
+    for clients in [1, 32, 256] {
+        let mut best: [Option<Figure>; CASES.len()] = [None; CASES.len()];
+        for _ in 0..rounds {
+            for (index, (_, way, behind)) in CASES.into_iter().enumerate() {
+                let figure = measure(&setup, way, behind, clients, seconds)?;
+                let lowest = best[index].filter(|known| known.cpu <= figure.cpu);
+                best[index] = Some(lowest.unwrap_or(figure));
+            }
+        }
+        table(clients, &best)?;
+    }
+    idle_memory(&setup)?;
+    new_connections(&setup, seconds)
+}
+
+fn table(clients: usize, best: &[Option<Figure>]) -> Result<()> {
+    let cpu = |index: usize| best[index].map_or(f64::NAN, |figure| figure.cpu);
+    for (index, (name, _, behind)) in CASES.into_iter().enumerate() {
+        let Some(figure) = best[index] else { continue };
+        let ratio = match name {
+            "plain" | "routed" | "tunnel" => format!("{:.2} of hyper", figure.cpu / cpu(1)),
+            "intercepted" => format!("{:.2} of plain", figure.cpu / cpu(2)),
+            _ => String::new(),
+        };
+        let spent = if behind == Behind::Nothing { "-".into() } else { format!("{:.1}", figure.cpu) };
+        say(&format!("{name:<16} {clients:>4} {spent:>14} {:>12.0} {ratio:>16}", figure.rate))?;
+    }
+    say("")
+}
+
+fn measure(setup: &Setup, way: Way, behind: Behind, clients: usize, seconds: usize) -> Result<Figure> {
+    let address = match (way, behind) {
+        (Way::Direct, _) => setup.origin_plain,
+        (Way::Routed, _) => setup.route,
+        (_, Behind::Forwarder) => setup.forwarder_address,
+        _ => setup.proxy_address,
+    };
+    let watched = match behind {
+        Behind::Nothing | Behind::Forwarder => &setup.forwarder,
+        Behind::Proxy => &setup.proxy,
+    };
+    let mut load = setup.load(way, address, clients, seconds)?;
+    load.expect_line("begin")?;
+    let before = watched.cpu_nanos()?;
+    let done = load.expect_line("done")?;
+    let spent = watched.cpu_nanos()? - before;
+    let mut words = done.split(' ').skip(1).filter_map(|word| word.parse::<f64>().ok());
+    let (Some(requests), Some(micros)) = (words.next(), words.next()) else {
+        return Err(format!("the load said `{done}`").into());
+    };
+    Ok(Figure { cpu: spent / 1000.0 / requests, rate: requests / micros * 1e6 })
+}
+
+fn idle_memory(setup: &Setup) -> Result<()> {
+    let before = setup.proxy.resident_kib()?;
+    let mut load = setup.load(Way::Idle, setup.proxy_address, 1000, 2)?;
+    load.expect_line("begin")?;
+    let after = setup.proxy.resident_kib()?;
+    load.expect_line("done")?;
+    let each = (after.saturating_sub(before)) as f64 / 1000.0;
+    say(&format!("1,000 idle clients: {before} KiB before, {after} KiB after, {each:.1} KiB each\n"))
+}
+
+fn new_connections(setup: &Setup, seconds: usize) -> Result<()> {
+    let mut best = [0.0f64; 2];
+    for _ in 0..3 {
+        let fresh = [(Way::NewDirect, Behind::Nothing), (Way::NewIntercepted, Behind::Proxy)];
+        for (index, (way, behind)) in fresh.into_iter().enumerate() {
+            let address = if behind == Behind::Proxy { setup.proxy_address } else { setup.origin_tls };
+            let mut load = setup.load(way, address, 8, seconds)?;
+            load.expect_line("begin")?;
+            let done = load.expect_line("done")?;
+            let words: Vec<f64> = done.split(' ').skip(1).filter_map(|word| word.parse().ok()).collect();
+            let [requests, micros] = words[..] else { return Err("no figures".into()) };
+            best[index] = best[index].max(requests / micros * 1e6);
+        }
+    }
+    let [direct, through] = best;
+    say(&format!("new connections/s with one request each: direct TLS {direct:.0}, intercepted {through:.0}, ratio {:.2}", through / direct))
+}
+
+impl Setup {
+    fn load(&self, way: Way, address: std::net::SocketAddr, clients: usize, seconds: usize) -> Result<Process> {
+        let mut command = process::role("load", 1)?;
+        command
+            .env("BENCH_WAY", way.name())
+            .env("BENCH_ADDRESS", address.to_string())
+            .env("BENCH_CLIENTS", clients.to_string())
+            .env("BENCH_SECONDS", seconds.to_string())
+            .env("BENCH_CAS", &self.cas);
+        Process::start(command, process::Output::Stdout)
+    }
+}

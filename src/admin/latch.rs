@@ -27,15 +27,26 @@ pub struct Latch {
 impl Readiness {
     /// Ready from the start, until a latch is made or `tasks` drain.
     pub fn new(tasks: Tasks) -> Self {
-        Self(Arc::new(Inner { tasks, closed: AtomicUsize::new(0), missing: Mutex::default() }))
+        Self(Arc::new(Inner {
+            tasks,
+            closed: AtomicUsize::new(0),
+            missing: Mutex::default(),
+        }))
     }
 
     /// One more thing to wait for.
     #[must_use]
     pub fn latch(&self, name: &'static str) -> Latch {
         self.0.closed.fetch_add(1, Ordering::AcqRel);
-        self.0.missing.lock().unwrap_or_else(PoisonError::into_inner).push(name);
-        Latch { name, readiness: self.clone() }
+        self.0
+            .missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(name);
+        Latch {
+            name,
+            readiness: self.clone(),
+        }
     }
 
     /// What is missing; `None` if ready.
@@ -46,7 +57,11 @@ impl Readiness {
         if self.0.closed.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = self
+            .0
+            .missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         Some(missing.join(", "))
     }
 }
@@ -54,7 +69,11 @@ impl Readiness {
 impl Drop for Latch {
     fn drop(&mut self) {
         let inner = &self.readiness.0;
-        inner.missing.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| *name != self.name);
+        inner
+            .missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|name| *name != self.name);
         inner.closed.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -46,7 +46,9 @@ impl Admin {
         let guarded = Router::new()
             .route("/metrics", get(metrics))
             .route_layer(middleware::from_fn_with_state(self.clone(), authorize));
-        let open = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+        let open = Router::new()
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz));
         open.merge(guarded).with_state(self)
     }
 }
@@ -58,7 +60,11 @@ async fn healthz() -> &'static str {
 async fn readyz(State(admin): State<Admin>) -> Response {
     match admin.readiness.missing() {
         None => "ready\n".into_response(),
-        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response(),
+        Some(missing) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {missing}\n"),
+        )
+            .into_response(),
     }
 }
 
@@ -68,11 +74,20 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    if admin.token.as_ref().is_none_or(|token| bears(request.headers(), token)) {
+    if admin
+        .token
+        .as_ref()
+        .is_none_or(|token| bears(request.headers(), token))
+    {
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (StatusCode::UNAUTHORIZED, challenge, "send `Authorization: Bearer` with `admin.token`\n").into_response()
+    (
+        StatusCode::UNAUTHORIZED,
+        challenge,
+        "send `Authorization: Bearer` with `admin.token`\n",
+    )
+        .into_response()
 }
 
 fn bears(headers: &HeaderMap, token: &Secret) -> bool {

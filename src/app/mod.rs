@@ -38,7 +38,9 @@ pub enum StartError {
     #[error("{0}")]
     Config(#[from] ConfigError),
     /// The data directory.
-    #[error("the data directory {path} cannot be used: {cause}; make it writable for this user, or set `data_dir`")]
+    #[error(
+        "the data directory {path} cannot be used: {cause}; make it writable for this user, or set `data_dir`"
+    )]
     DataDir {
         /// Which.
         path: PathBuf,
@@ -86,8 +88,12 @@ impl App {
     pub async fn start(config: &Path) -> Result<Self, StartError> {
         let loaded = config::load(config, &config::process_environment, 0)?;
         let config::Config { settings, policy } = loaded.config;
-        let (clock, random, metrics, tasks) =
-            (Clock::system(), Random::from_entropy(), Metrics::new(), Tasks::new());
+        let (clock, random, metrics, tasks) = (
+            Clock::system(),
+            Random::from_entropy(),
+            Metrics::new(),
+            Tasks::new(),
+        );
         let readiness = Readiness::new(tasks.clone());
         let starting = readiness.latch("listeners");
         let open_files = rlimit::increase_nofile_limit(u64::MAX);
@@ -96,19 +102,38 @@ impl App {
         let server = build(&settings, &policy, &clock, &random, &metrics, &tasks)?;
         let (listeners, admin_listener) = bind(&settings, &policy.load()).await?;
         let addresses = addresses(&listeners, &admin_listener)?;
-        server.exchange.pool.connector().set_ourselves(addresses.clone());
+        server
+            .exchange
+            .pool
+            .connector()
+            .set_ourselves(addresses.clone());
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         for listener in listeners {
             drop(tasks.spawn_until_drained(listener.run(Arc::clone(&server))));
         }
-        serve_admin(&tasks, admin_listener, readiness, &metrics, loaded.admin_token);
+        serve_admin(
+            &tasks,
+            admin_listener,
+            readiness,
+            &metrics,
+            loaded.admin_token,
+        );
         tasks.spawn_until_drained(reap(server));
         drop(starting);
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
             open_files = open_files.unwrap_or_default(), version = env!("CARGO_PKG_VERSION"), "ready"
         );
-        Ok(Self { config: config.to_owned(), settings, policy, metrics, tasks, clock, listen, admin })
+        Ok(Self {
+            config: config.to_owned(),
+            settings,
+            policy,
+            metrics,
+            tasks,
+            clock,
+            listen,
+            admin,
+        })
     }
 
     /// Serves until SIGTERM or SIGINT, reloading meanwhile; then drains.
@@ -138,7 +163,11 @@ fn build(
 ) -> Result<Arc<Server>, StartError> {
     let roots = Roots::load(settings.roots.iter().cloned());
     let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
-    write_bundle(&trust::trust_dir(&settings.data_dir), &ca, roots.certificates())?;
+    write_bundle(
+        &trust::trust_dir(&settings.data_dir),
+        &ca,
+        roots.certificates(),
+    )?;
     if let Some(dir) = &settings.export_dir {
         write_bundle(dir, &ca, roots.certificates())?;
     }
@@ -155,7 +184,12 @@ fn build(
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
         pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
         keep: Arc::new(Keep::new(settings.keep.clone(), metrics.clone())),
-        recorder: Arc::new(Recorder::new(clock.clone(), metrics.clone(), lines, instance)),
+        recorder: Arc::new(Recorder::new(
+            clock.clone(),
+            metrics.clone(),
+            lines,
+            instance,
+        )),
         pseudonym: Pseudonym::new(pseudonym),
         clock: clock.clone(),
         random: random.clone(),
@@ -174,22 +208,45 @@ fn build(
 }
 
 /// The proxy's port first, then routes' ports; and the admin's.
-async fn bind(settings: &Settings, policy: &Policy) -> Result<(Vec<Listener>, TcpListener), StartError> {
-    let failed = |key, address| move |cause| StartError::Port { key, address, cause };
+async fn bind(
+    settings: &Settings,
+    policy: &Policy,
+) -> Result<(Vec<Listener>, TcpListener), StartError> {
+    let failed = |key, address| {
+        move |cause| StartError::Port {
+            key,
+            address,
+            cause,
+        }
+    };
     let listen = settings.listen;
-    let mut listeners = vec![serve::bind(listen, None).await.map_err(failed("listen", listen))?];
+    let mut listeners = vec![
+        serve::bind(listen, None)
+            .await
+            .map_err(failed("listen", listen))?,
+    ];
     for address in &settings.route_ports {
         let route = policy.routes_by_port.get(address).cloned();
-        listeners.push(serve::bind(*address, route).await.map_err(failed("routes: listen", *address))?);
+        listeners.push(
+            serve::bind(*address, route)
+                .await
+                .map_err(failed("routes: listen", *address))?,
+        );
     }
     let admin = settings.admin_listen;
-    let admin = TcpListener::bind(admin).await.map_err(failed("admin.listen", admin))?;
+    let admin = TcpListener::bind(admin)
+        .await
+        .map_err(failed("admin.listen", admin))?;
     Ok((listeners, admin))
 }
 
 fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAddr>, StartError> {
-    let all = listeners.iter().map(Listener::address).chain(std::iter::once(admin.local_addr()));
-    all.collect::<Result<_, _>>().map_err(|error| StartError::Internal(error.to_string()))
+    let all = listeners
+        .iter()
+        .map(Listener::address)
+        .chain(std::iter::once(admin.local_addr()));
+    all.collect::<Result<_, _>>()
+        .map_err(|error| StartError::Internal(error.to_string()))
 }
 
 fn serve_admin(
@@ -199,7 +256,11 @@ fn serve_admin(
     metrics: &Metrics,
     token: Option<Arc<Secret>>,
 ) {
-    let admin = Admin { readiness, metrics: metrics.clone(), token };
+    let admin = Admin {
+        readiness,
+        metrics: metrics.clone(),
+        token,
+    };
     tasks.spawn_until_drained(async move {
         if let Err(error) = admin.run(listener).await {
             tracing::error!(%error, "the admin listener ended");

@@ -39,13 +39,22 @@ impl Trust {
         data_dir::prepare(settings)?;
         let ca = CertificateAuthority::load_or_make(&settings.ca, Clock::system().wall())?;
         let roots = Roots::load(settings.roots.iter().cloned());
-        let dir = settings.export_dir.clone().unwrap_or_else(|| trust_dir(&settings.data_dir));
+        let dir = settings
+            .export_dir
+            .clone()
+            .unwrap_or_else(|| trust_dir(&settings.data_dir));
         write_bundle(&dir, &ca, roots.certificates())?;
         let (cert, key) = match &settings.ca {
             CaSource::DataDir(dir) => (dir.join("ca.pem"), dir.join("ca.key")),
             CaSource::Supplied { cert, key } => (cert.clone(), key.clone()),
         };
-        Ok(Self { ca, cert, key, bundle: dir.join("bundle.pem"), config })
+        Ok(Self {
+            ca,
+            cert,
+            key,
+            bundle: dir.join("bundle.pem"),
+            config,
+        })
     }
 
     /// The proxy's URL for `client`, with its credentials where clients are known.
@@ -65,14 +74,25 @@ impl Trust {
         let problem = |text: String| StartError::Config(ConfigError::about_client(text));
         match client {
             None if names.is_empty() => Ok(base),
-            None => Err(problem(format!("`clients` are configured; say which to be: `--client {}`", names.join("` or `--client ")))),
+            None => Err(problem(format!(
+                "`clients` are configured; say which to be: `--client {}`",
+                names.join("` or `--client ")
+            ))),
             Some(name) => {
                 let known = policy.clients.iter().find(|client| *client.name == *name);
-                let client = known.ok_or_else(|| problem(format!("no client is called `{name}`; there are: {}", names.join(", "))))?;
-                let mut url = url::Url::parse(&base).map_err(|error| StartError::Internal(error.to_string()))?;
-                // Both hold for every http URL with a host.
-                drop(url.set_username(&client.name));
-                drop(url.set_password(Some(client.token.reveal())));
+                let client = known.ok_or_else(|| {
+                    problem(format!(
+                        "no client is called `{name}`; there are: {}",
+                        names.join(", ")
+                    ))
+                })?;
+                let mut url = url::Url::parse(&base)
+                    .map_err(|error| StartError::Internal(error.to_string()))?;
+                let set = url.set_username(&client.name);
+                set.and_then(|()| url.set_password(Some(client.token.reveal())))
+                    .map_err(|()| {
+                        StartError::Internal(format!("{base} cannot carry credentials"))
+                    })?;
                 Ok(url.as_str().trim_end_matches('/').to_owned())
             }
         }

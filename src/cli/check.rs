@@ -35,7 +35,11 @@ fn summary(policy: &Policy) -> String {
         let hosts: Vec<String> = target.hosts.iter().map(ToString::to_string).collect();
         text.push_str(&format!("target {}: {}\n", target.name, hosts.join(", ")));
         for limit in &target.limits {
-            let some = if limit.matcher.is_some() { ", for some requests" } else { "" };
+            let some = if limit.matcher.is_some() {
+                ", for some requests"
+            } else {
+                ""
+            };
             text.push_str(&format!("  limit {}: {}{some}\n", limit.name, limit.bound));
         }
         if target.limits.is_empty() {

@@ -36,7 +36,10 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn run(args: &DemoArgs) -> Exit {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("no thread could be started: {error}"));
@@ -46,7 +49,10 @@ pub(super) fn run(args: &DemoArgs) -> Exit {
     runtime.block_on(async {
         match TcpListener::bind(args.listen).await {
             Ok(listener) => {
-                print(&format!("an origin that allows {} listens on {}\n", args.rate, args.listen));
+                print(&format!(
+                    "an origin that allows {} listens on {}\n",
+                    args.rate, args.listen
+                ));
                 tokio::select! {
                     () = serve(listener, args.rate) => {}
                     _interrupted = tokio::signal::ctrl_c() => {}
@@ -54,7 +60,10 @@ pub(super) fn run(args: &DemoArgs) -> Exit {
                 Exit::Ok
             }
             Err(error) => {
-                complain(&format!("{} cannot be listened on: {error}; choose another with --listen", args.listen));
+                complain(&format!(
+                    "{} cannot be listened on: {error}; choose another with --listen",
+                    args.listen
+                ));
                 Exit::Port
             }
         }
@@ -73,7 +82,11 @@ async fn serve(listener: TcpListener, rate: Rate) {
                 async move { Ok::<_, Infallible>(response) }
             });
             // A client that goes away is no news.
-            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+            drop(
+                http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await,
+            );
         }));
     }
 }
@@ -82,7 +95,10 @@ async fn serve(listener: TcpListener, rate: Rate) {
 async fn report(origin: Arc<LimitedOrigin>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut counted = origin.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = origin
+            .counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (served, refused) = std::mem::take(&mut *counted);
         drop(counted);
         if served + refused > 0 {
@@ -104,7 +120,12 @@ struct LimitedOrigin {
 
 impl LimitedOrigin {
     fn new(rate: Rate, clock: Clock) -> Self {
-        Self { rate, clock, log: Mutex::default(), counted: Mutex::default() }
+        Self {
+            rate,
+            clock,
+            log: Mutex::default(),
+            counted: Mutex::default(),
+        }
     }
 
     fn answer(&self) -> Response<Full<Bytes>> {
@@ -119,7 +140,9 @@ impl LimitedOrigin {
                 counted.1 += 1;
                 let mut response = Response::new(Full::from(format!("more than {}\n", self.rate)));
                 *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-                response.headers_mut().insert(header::RETRY_AFTER, write_retry_after(wait));
+                response
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, write_retry_after(wait));
                 response
             }
         }
@@ -128,7 +151,10 @@ impl LimitedOrigin {
     fn admit(&self) -> Result<(), Duration> {
         let now = self.clock.now();
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        while log.front().is_some_and(|oldest| now.since(*oldest) >= self.rate.period()) {
+        while log
+            .front()
+            .is_some_and(|oldest| now.since(*oldest) >= self.rate.period())
+        {
             log.pop_front();
         }
         match log.front() {
@@ -153,7 +179,9 @@ mod tests {
         let origin = LimitedOrigin::new("2/1s".parse().unwrap(), clock.clone());
         let statuses: Vec<u16> = (0..3).map(|_| origin.answer().status().as_u16()).collect();
         assert_eq!(statuses, [200, 200, 429]);
-        clock.sleep_until(clock.now() + Duration::from_secs(1)).await;
+        clock
+            .sleep_until(clock.now() + Duration::from_secs(1))
+            .await;
         assert_eq!(origin.answer().status(), 200);
     }
 }

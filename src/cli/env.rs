@@ -56,13 +56,18 @@ const NO_PROXY: &str =
 fn variables(args: &EnvArgs) -> Result<Vec<(&'static str, String)>, StartError> {
     let trust = Trust::load(args.config.as_deref())?;
     let proxy = trust.proxy_url(args.client.as_deref())?;
-    let ourselves = url::Url::parse(&proxy).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let ourselves = url::Url::parse(&proxy)
+        .ok()
+        .and_then(|url| url.host_str().map(str::to_owned));
     let mut no_proxy = NO_PROXY.to_owned();
     if let Some(host) = ourselves.filter(|host| !NO_PROXY.split(',').any(|known| known == host)) {
         no_proxy = format!("{no_proxy},{host}");
     }
     let absolute = |path: &std::path::Path| {
-        std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+        std::path::absolute(path)
+            .unwrap_or_else(|_| path.to_owned())
+            .display()
+            .to_string()
     };
     let mut variables: Vec<(&'static str, String)> = Vec::new();
     variables.extend(PROXY.map(|name| (name, proxy.clone())));

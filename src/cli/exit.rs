@@ -29,7 +29,10 @@ impl Exit {
         (Self::Port, "a port is in use or cannot be listened on"),
         (Self::Internal, "something that should not happen"),
         (Self::DataDir, "the data directory cannot be used"),
-        (Self::Ca, "the CA's key is open to others, or the CA cannot be used"),
+        (
+            Self::Ca,
+            "the CA's key is open to others, or the CA cannot be used",
+        ),
     ];
 }
 

@@ -8,7 +8,10 @@ use crate::{config, telemetry};
 
 pub(super) fn run(config: &Path) -> Exit {
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("no threads could be started: {error}"));

@@ -42,7 +42,10 @@ impl ConfigError {
     }
 
     pub(super) fn rules(path: &Path, problems: Vec<Problem>) -> Self {
-        Self { path: path.to_owned(), problems }
+        Self {
+            path: path.to_owned(),
+            problems,
+        }
     }
 
     /// A wrong choice of client on the command line.
@@ -51,8 +54,15 @@ impl ConfigError {
     }
 
     fn one(path: &Path, place: Option<(usize, usize)>, key: &str, text: String) -> Self {
-        let problem = Problem { place, key: key.to_owned(), text };
-        Self { path: path.to_owned(), problems: vec![problem] }
+        let problem = Problem {
+            place,
+            key: key.to_owned(),
+            text,
+        };
+        Self {
+            path: path.to_owned(),
+            problems: vec![problem],
+        }
     }
 
     /// The problems.
@@ -63,12 +73,16 @@ impl ConfigError {
 
 fn is_key(text: &str) -> bool {
     !text.is_empty()
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '[' | ']' | '-' | '?'))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '[' | ']' | '-' | '?'))
 }
 
 /// Adds the nearest known key to "unknown field".
 fn with_suggestion(text: &str) -> String {
-    let Some(rest) = text.strip_prefix("unknown field `") else { return text.to_owned() };
+    let Some(rest) = text.strip_prefix("unknown field `") else {
+        return text.to_owned();
+    };
     let mut quoted = rest.split('`').step_by(2);
     let unknown = quoted.next().unwrap_or_default();
     let known = rest.split('`').skip(2).step_by(2);
@@ -79,8 +93,13 @@ fn with_suggestion(text: &str) -> String {
     match nearest {
         Some((_, name)) => format!("there is no key `{unknown}`; did you mean `{name}`?"),
         None => {
-            let known = rest.split_once(", expected ").map_or("", |(_, known)| known);
-            format!("there is no key `{unknown}`; the keys here are {}", known.trim_start_matches("one of "))
+            let known = rest
+                .split_once(", expected ")
+                .map_or("", |(_, known)| known);
+            format!(
+                "there is no key `{unknown}`; the keys here are {}",
+                known.trim_start_matches("one of ")
+            )
         }
     }
 }

@@ -63,7 +63,10 @@ pub struct Settings {
 pub type Environment = dyn Fn(&str) -> Option<String>;
 
 /// The environment of this process.
-#[expect(clippy::disallowed_methods, reason = "configuration is where the environment is read")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "configuration is where the environment is read"
+)]
 pub fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
@@ -81,9 +84,13 @@ pub struct Loaded {
 ///
 /// # Errors
 /// [`ConfigError`]: each problem with its place and how to write it.
-pub fn load(path: &Path, environment: &Environment, generation: u64) -> Result<Loaded, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|cause| ConfigError::unreadable(path, &cause))?;
+pub fn load(
+    path: &Path,
+    environment: &Environment,
+    generation: u64,
+) -> Result<Loaded, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|cause| ConfigError::unreadable(path, &cause))?;
     parse(path, &text, environment, generation)
 }
 

@@ -27,7 +27,11 @@ pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
     fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
-        self.0.push(Problem { place: None, key: key.into(), text: text.into() });
+        self.0.push(Problem {
+            place: None,
+            key: key.into(),
+            text: text.into(),
+        });
     }
 
     /// A key that a later version honours must not be accepted silently.
@@ -39,64 +43,71 @@ impl Problems {
 }
 
 /// Checks a file and builds what it says.
-pub(super) fn resolve(file: File, generation: u64) -> Result<Loaded, Vec<Problem>> {
+pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Problems::default();
     let p = &mut problems;
-    let listen = file.listen.as_ref().map_or_else(|| default_listen(8080), |listen| listen.0.0);
-    let admin_listen = file.admin.listen.as_ref().map_or_else(|| default_listen(8081), |l| l.0.0);
-    let admin_token = secret(p, "admin.token", file.admin.token.as_ref(), file.admin.token_file.as_deref());
-    if !admin_listen.ip().is_loopback() && admin_token.is_none() {
-        p.add("admin.listen", format!("{admin_listen} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1"));
-    }
+    not_yet(p, &file);
+    let admin_token =
+        secret(p, "admin.token", file.admin.token.as_ref(), file.admin.token_file.as_deref());
     let clients = clients(p, &file.clients);
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
-    for (key, address) in std::iter::once(("listen".to_owned(), listen))
-        .chain(routes_by_port.keys().map(|address| (format!("routes (listen {address})"), *address)))
-    {
-        if !address.ip().is_loopback() && clients.is_empty() && !file.allow_open {
-            p.add(key, format!("{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out"));
-        }
-    }
-    not_yet(p, &file);
-    let data_dir = PathBuf::from(file.data_dir.map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0));
-    let (ca, export_dir) = ca(p, file.ca, &data_dir);
-    let roots = roots(p, &file.egress.roots);
-    let parent = file.egress.upstream_proxy.as_ref().and_then(|url| parent(p, &url.0));
-    let egress = egress(p, file.egress);
-    let targets = target::targets(p, file.targets, generation);
+    let targets = target::targets(p, std::mem::take(&mut file.targets), generation);
+    let mut route_ports: Vec<SocketAddr> = routes_by_port.keys().copied().collect();
+    route_ports.sort();
     let mut policy = Policy::default();
     policy.unmatched = match file.unmatched {
         schema::Unmatched::Tunnel => Unmatched::Tunnel,
         schema::Unmatched::Refuse => Unmatched::Refuse,
     };
     policy.connect_ports = file.connect_ports.iter().copied().collect();
-    policy.clients = clients;
-    policy.egress = egress;
-    policy.routes_by_host = routes_by_host;
-    if file.connect_ports.contains(&0) {
+    if policy.connect_ports.contains(&0) {
         p.add("connect_ports", "0 is not a port");
     }
-    let mut route_ports: Vec<SocketAddr> = routes_by_port.keys().copied().collect();
-    route_ports.sort();
-    let settings = Settings {
-        listen,
-        public_url: file.public_url.and_then(|url| public_url(p, url.0)),
-        admin_listen,
-        route_ports,
-        ca,
-        export_dir,
-        roots,
-        parent,
-        keep: keep(&file.bodies, &data_dir),
-        drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
-        data_dir,
-    };
+    policy.clients = clients;
+    policy.routes_by_host = routes_by_host;
+    policy.routes_by_port = routes_by_port;
+    policy.egress = egress(p, &mut file.egress);
+    let allow_open = file.allow_open;
+    let settings = settings(p, file, route_ports);
+    doors(p, &settings, &policy, admin_token.is_some(), allow_open);
     if !problems.0.is_empty() {
         return Err(problems.0);
     }
-    policy.routes_by_port = routes_by_port;
     let policy = policy.with_targets(targets);
     Ok(Loaded { config: Config { settings, policy }, admin_token: admin_token.map(Arc::new) })
+}
+
+fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Settings {
+    let data_dir = file.data_dir.map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0);
+    let data_dir = PathBuf::from(data_dir);
+    let (ca, export_dir) = ca(p, file.ca, &data_dir);
+    Settings {
+        listen: file.listen.map_or_else(|| default_listen(8080), |listen| listen.0.0),
+        public_url: file.public_url.and_then(|url| public_url(p, &url.0)),
+        admin_listen: file.admin.listen.map_or_else(|| default_listen(8081), |l| l.0.0),
+        route_ports,
+        ca,
+        export_dir,
+        roots: roots(p, &file.egress.roots),
+        parent: file.egress.upstream_proxy.and_then(|url| parent(p, &url.0)),
+        keep: keep(&file.bodies, &data_dir),
+        drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
+        data_dir,
+    }
+}
+
+/// A port that others can reach must not be open to anyone by accident.
+fn doors(p: &mut Problems, settings: &Settings, policy: &Policy, token: bool, allow_open: bool) {
+    let admin = settings.admin_listen;
+    if !admin.ip().is_loopback() && !token {
+        p.add("admin.listen", format!("{admin} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1"));
+    }
+    let routes = settings.route_ports.iter().map(|address| ("routes", *address));
+    for (key, address) in std::iter::once(("listen", settings.listen)).chain(routes) {
+        if !address.ip().is_loopback() && policy.clients.is_empty() && !allow_open {
+            p.add(key, format!("{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out"));
+        }
+    }
 }
 
 fn not_yet(p: &mut Problems, file: &File) {
@@ -120,17 +131,28 @@ fn span(value: Option<Parsed<Span>>, default: Duration) -> Duration {
 }
 
 /// A secret written out, or in a file of its own.
-fn secret(p: &mut Problems, key: &str, value: Option<&super::value::Text>, file: Option<&Path>) -> Option<Secret> {
+fn secret(
+    p: &mut Problems,
+    key: &str,
+    value: Option<&super::value::Text>,
+    file: Option<&Path>,
+) -> Option<Secret> {
     let text = match (value, file) {
         (Some(_), Some(_)) => {
-            p.add(key, format!("`{key}` and `{key}_file` exclude each other; keep one"));
+            p.add(
+                key,
+                format!("`{key}` and `{key}_file` exclude each other; keep one"),
+            );
             return None;
         }
         (Some(text), None) => text.0.clone(),
         (None, Some(path)) => match std::fs::read_to_string(path) {
             Ok(text) => text.trim_end().to_owned(),
             Err(cause) => {
-                p.add(format!("{key}_file"), format!("{} cannot be read: {cause}", path.display()));
+                p.add(
+                    format!("{key}_file"),
+                    format!("{} cannot be read: {cause}", path.display()),
+                );
                 return None;
             }
         },
@@ -150,9 +172,17 @@ fn clients(p: &mut Problems, written: &[schema::Client]) -> Vec<Client> {
         let key = format!("clients[{index}]");
         p.not_yet(format!("{key}.limits"), client.limits.as_ref());
         let token_key = format!("{key}.token");
-        let token = secret(p, &token_key, client.token.as_ref(), client.token_file.as_deref());
+        let token = secret(
+            p,
+            &token_key,
+            client.token.as_ref(),
+            client.token_file.as_deref(),
+        );
         let Some(name) = client.name.as_ref().map(|name| name.0.as_str()) else {
-            p.add(key, "a client needs a `name`: the user part of its proxy URL");
+            p.add(
+                key,
+                "a client needs a `name`: the user part of its proxy URL",
+            );
             continue;
         };
         if name.is_empty() || name.contains(':') || !names.insert(name.to_owned()) {
@@ -163,7 +193,11 @@ fn clients(p: &mut Problems, written: &[schema::Client]) -> Vec<Client> {
             continue;
         };
         let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
-        clients.push(Client { name: name.into(), group, token });
+        clients.push(Client {
+            name: name.into(),
+            group,
+            token,
+        });
     }
     clients
 }
@@ -175,10 +209,15 @@ fn routes(p: &mut Problems, written: &[schema::Route]) -> Routes {
     for (index, route) in written.iter().enumerate() {
         let key = format!("routes[{index}]");
         let Some(to) = &route.to else {
-            p.add(key, "a route needs `to`; write it as \"https://api.example.com\"");
+            p.add(
+                key,
+                "a route needs `to`; write it as \"https://api.example.com\"",
+            );
             continue;
         };
-        let Some(origin) = origin_url(p, &format!("{key}.to"), &to.0) else { continue };
+        let Some(origin) = origin_url(p, &format!("{key}.to"), &to.0) else {
+            continue;
+        };
         let fresh = match (&route.host, &route.listen) {
             (Some(host), None) => by_host.insert(host.0.clone(), origin).is_none(),
             (None, Some(listen)) => by_port.insert(listen.0.0, origin).is_none(),
@@ -197,10 +236,15 @@ fn routes(p: &mut Problems, written: &[schema::Route]) -> Routes {
 /// `scheme://host[:port]`, nothing behind it.
 fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
     let problem = |p: &mut Problems, what: &str| {
-        p.add(key, format!("`{text}` {what}; write it as \"https://api.example.com\""));
+        p.add(
+            key,
+            format!("`{text}` {what}; write it as \"https://api.example.com\""),
+        );
         None
     };
-    let Ok(url) = url::Url::parse(text) else { return problem(p, "is not a URL") };
+    let Ok(url) = url::Url::parse(text) else {
+        return problem(p, "is not a URL");
+    };
     let scheme = match url.scheme() {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
@@ -215,30 +259,48 @@ fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
     let Some(host) = url.host_str().and_then(|host| HostName::parse(host).ok()) else {
         return problem(p, "has no host");
     };
-    Some(Origin { scheme, host, port: url.port().unwrap_or(scheme.default_port()) })
+    Some(Origin {
+        scheme,
+        host,
+        port: url.port().unwrap_or(scheme.default_port()),
+    })
 }
 
-fn public_url(p: &mut Problems, text: String) -> Option<String> {
-    let sound = url::Url::parse(&text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+fn public_url(p: &mut Problems, text: &str) -> Option<String> {
+    let sound = url::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
     if !sound {
-        p.add("public_url", format!("`{text}` is not how apps reach this proxy; write it as \"http://outpace:8080\""));
+        p.add(
+            "public_url",
+            format!(
+                "`{text}` is not how apps reach this proxy; write it as \"http://outpace:8080\""
+            ),
+        );
     }
     sound.then(|| text.trim_end_matches('/').to_owned())
 }
 
 fn ca(p: &mut Problems, written: schema::Ca, data_dir: &Path) -> (CaSource, Option<PathBuf>) {
     let source = match (written.cert, written.key) {
-        (Some(cert), Some(key)) => CaSource::Supplied { cert: cert.0.into(), key: key.0.into() },
+        (Some(cert), Some(key)) => CaSource::Supplied {
+            cert: cert.0.into(),
+            key: key.0.into(),
+        },
         (None, None) => CaSource::DataDir(data_dir.to_owned()),
         _ => {
-            p.add("ca", "`cert` and `key` belong together; set both, or neither and a CA is made");
+            p.add(
+                "ca",
+                "`cert` and `key` belong together; set both, or neither and a CA is made",
+            );
             CaSource::DataDir(data_dir.to_owned())
         }
     };
     (source, written.export_dir.map(|dir| dir.0.into()))
 }
 
-fn roots(p: &mut Problems, files: &[super::value::Text]) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+fn roots(
+    p: &mut Problems,
+    files: &[super::value::Text],
+) -> Vec<rustls_pki_types::CertificateDer<'static>> {
     let mut roots = Vec::new();
     for (index, file) in files.iter().enumerate() {
         match load_pem_file(Path::new(&file.0)) {
@@ -250,8 +312,12 @@ fn roots(p: &mut Problems, files: &[super::value::Text]) -> Vec<rustls_pki_types
 }
 
 fn parent(p: &mut Problems, text: &str) -> Option<ParentProxy> {
-    let url = url::Url::parse(text).ok().filter(|url| url.scheme() == "http");
-    let host = url.as_ref().and_then(|url| HostName::parse(url.host_str()?).ok());
+    let url = url::Url::parse(text)
+        .ok()
+        .filter(|url| url.scheme() == "http");
+    let host = url
+        .as_ref()
+        .and_then(|url| HostName::parse(url.host_str()?).ok());
     let Some((url, host)) = url.zip(host) else {
         // The text may hold a password: it is not repeated.
         p.add("egress.upstream_proxy", "it is not the URL of a proxy; write it as \"http://proxy.example.com:3128\" or \"http://USER:PASSWORD@proxy.example.com:3128\"");
@@ -266,15 +332,25 @@ fn parent(p: &mut Problems, text: &str) -> Option<ParentProxy> {
         value.set_sensitive(true);
         Some(value)
     });
-    Some(ParentProxy { host, port: url.port().unwrap_or(80), authorization: authorization.flatten() })
+    Some(ParentProxy {
+        host,
+        port: url.port().unwrap_or(80),
+        authorization: authorization.flatten(),
+    })
 }
 
 fn percent_decode(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
-        let digits: Vec<u8> = if byte == b'%' { bytes.clone().take(2).collect() } else { Vec::new() };
-        let code = std::str::from_utf8(&digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let digits: Vec<u8> = if byte == b'%' {
+            bytes.clone().take(2).collect()
+        } else {
+            Vec::new()
+        };
+        let code = std::str::from_utf8(&digits)
+            .ok()
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         match code {
             Some(code) if digits.len() == 2 => {
                 decoded.push(code);
@@ -286,9 +362,9 @@ fn percent_decode(text: &str) -> Vec<u8> {
     decoded
 }
 
-fn egress(p: &mut Problems, written: schema::Egress) -> Egress {
+fn egress(p: &mut Problems, written: &mut schema::Egress) -> Egress {
     let mut resolve = HashMap::new();
-    for (name, address) in written.resolve {
+    for (name, address) in std::mem::take(&mut written.resolve) {
         let key = format!("egress.resolve.{name}");
         let text = address.0;
         let parsed = text
@@ -300,15 +376,25 @@ fn egress(p: &mut Problems, written: schema::Egress) -> Egress {
                 resolve.insert(host, address);
             }
             (Err(_), _) => p.add(key, format!("`{name}` is not a host name")),
-            (_, Err(_)) => p.add(key, format!("`{text}` is not an address; write it as \"10.0.0.7\" or \"10.0.0.7:8443\"")),
+            (_, Err(_)) => p.add(
+                key,
+                format!(
+                    "`{text}` is not an address; write it as \"10.0.0.7\" or \"10.0.0.7:8443\""
+                ),
+            ),
         }
     }
-    Egress { allow: written.allow.into_iter().map(|allow| allow.0).collect(), resolve }
+    Egress {
+        allow: std::mem::take(&mut written.allow).into_iter().map(|allow| allow.0).collect(),
+        resolve,
+    }
 }
 
 fn keep(written: &schema::Bodies, data_dir: &Path) -> KeepSettings {
     let size = |value: &Option<Parsed<ByteSize>>, default: u64| {
-        value.as_ref().map_or(ByteSize::from_bytes(default), |size| size.0)
+        value
+            .as_ref()
+            .map_or(ByteSize::from_bytes(default), |size| size.0)
     };
     KeepSettings {
         memory: size(&written.memory, 64 << 10),

@@ -33,7 +33,7 @@ fn every_mistake_is_told_with_its_place_and_its_remedy() {
         count += 1;
         let told = told(&std::fs::read_to_string(&path).unwrap()) + "\n";
         let golden = path.with_extension("txt");
-        if super::process_environment("UPDATE_GOLDEN").is_some() {
+        if process_environment("UPDATE_GOLDEN").is_some() {
             std::fs::write(&golden, &told).unwrap();
         }
         let expected = std::fs::read_to_string(&golden).unwrap_or_default();
@@ -68,7 +68,10 @@ fn uncommented(only: Option<&str>) -> String {
     let mut section = String::new();
     for line in text.lines() {
         let indent = line.len() - line.trim_start().len();
-        let body = line.trim_start().strip_prefix("# ").filter(|body| is_yaml(body));
+        let body = line
+            .trim_start()
+            .strip_prefix("# ")
+            .filter(|body| is_yaml(body));
         match body {
             Some(body) => {
                 let key = body.trim_start().trim_start_matches("- ");
@@ -90,14 +93,21 @@ fn uncommented(only: Option<&str>) -> String {
 
 /// A commented line that is YAML rather than a sentence.
 fn is_yaml(body: &str) -> bool {
-    let key = body.trim_start().trim_start_matches("- ").trim_start_matches("{ ");
+    let key = body
+        .trim_start()
+        .trim_start_matches("- ")
+        .trim_start_matches("{ ");
     let word = key.split(':').next().unwrap_or_default();
     body.trim_start().starts_with("# ") && body.starts_with("  ")
-        || (key.contains(':') && word.bytes().all(|b| b.is_ascii_lowercase() || b"_".contains(&b)))
+        || (key.contains(':')
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b"_".contains(&b)))
 }
 
 fn example_environment(name: &str) -> Option<String> {
-    name.ends_with(|c: char| c.is_ascii_uppercase()).then(|| "value".to_owned())
+    name.ends_with(|c: char| c.is_ascii_uppercase())
+        .then(|| "value".to_owned())
 }
 
 #[test]
@@ -108,14 +118,20 @@ fn the_example_runs_as_it_is() {
     let empty = parse(Path::new("empty"), "", &|_| None, 0).unwrap();
     // What is written there is the default.
     assert_eq!(loaded.config.settings, empty.config.settings);
-    assert_eq!(loaded.config.policy.unmatched, empty.config.policy.unmatched);
+    assert_eq!(
+        loaded.config.policy.unmatched,
+        empty.config.policy.unmatched
+    );
 }
 
 #[test]
 fn every_optional_section_of_the_example_is_sound() {
     let text = uncommented(None)
         .replace("  token_file: /run/secrets/outpace-admin\n", "")
-        .replace("  - { name: reports, token_file: /run/secrets/reports-token }\n", "")
+        .replace(
+            "  - { name: reports, token_file: /run/secrets/reports-token }\n",
+            "",
+        )
         .replace("  roots: [/etc/ssl/private-ca.pem]\n", "");
     let loaded = parse(Path::new("example"), &text, &example_environment, 0);
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
@@ -123,7 +139,13 @@ fn every_optional_section_of_the_example_is_sound() {
     assert_eq!((policy.targets.len(), policy.clients.len()), (2, 1));
     assert_eq!(policy.targets[1].limits.len(), 6);
     assert_eq!(policy.targets[1].retry, crate::policy::Retry::default());
-    assert_eq!(policy.targets[1].max_waiting, crate::bounds::WAITERS_PER_TARGET);
-    assert_eq!((policy.routes_by_host.len(), policy.routes_by_port.len()), (1, 1));
+    assert_eq!(
+        policy.targets[1].max_waiting,
+        crate::bounds::WAITERS_PER_TARGET
+    );
+    assert_eq!(
+        (policy.routes_by_host.len(), policy.routes_by_port.len()),
+        (1, 1)
+    );
     assert!(loaded.admin_token.is_some() && loaded.config.settings.parent.is_some());
 }

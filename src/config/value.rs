@@ -27,8 +27,13 @@ pub(super) fn with_environment<T>(
     text: &str,
     parse: impl FnOnce() -> T,
 ) -> T {
-    let named = text.split("${").skip(1).filter_map(|rest| rest.split_once('}'));
-    let variables = named.map(|(name, _)| (name.to_owned(), environment(name))).collect();
+    let named = text
+        .split("${")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('}'));
+    let variables = named
+        .map(|(name, _)| (name.to_owned(), environment(name)))
+        .collect();
     VARIABLES.set(variables);
     let parsed = parse();
     VARIABLES.take();
@@ -45,10 +50,12 @@ fn expand(text: &str) -> Result<String, String> {
             expanded.push('$');
             rest = after;
         } else if let Some(after) = after.strip_prefix('{') {
-            let (name, after) =
-                after.split_once('}').ok_or_else(|| format!("`${{{after}` has no closing brace"))?;
+            let (name, after) = after
+                .split_once('}')
+                .ok_or_else(|| format!("`${{{after}` has no closing brace"))?;
             let value = VARIABLES.with_borrow(|known| known.get(name).cloned().flatten());
-            let value = value.ok_or_else(|| format!("the environment variable `{name}` is not set"))?;
+            let value =
+                value.ok_or_else(|| format!("the environment variable `{name}` is not set"))?;
             expanded.push_str(&value);
             rest = after;
         } else {
@@ -70,7 +77,9 @@ where
     T::Err: fmt::Display,
 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor(PhantomData)).map(Self)
+        deserializer
+            .deserialize_any(ScalarVisitor(PhantomData))
+            .map(Self)
     }
 }
 
@@ -126,10 +135,13 @@ pub(super) struct Listen(pub(super) SocketAddr);
 impl FromStr for Listen {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        if let Some(port) = text
+            .strip_prefix("localhost:")
+            .and_then(|port| port.parse().ok())
+        {
             return Ok(Self(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         }
-        text.parse().map(Self).map_err(|_| {
+        text.parse().map(Self).map_err(|_error| {
             format!("`{text}` is not an address and port; write it as \"127.0.0.1:8080\" or \"[::]:8080\"")
         })
     }

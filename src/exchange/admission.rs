@@ -6,11 +6,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use super::body::Replayable;
-use super::reason::{Error, Reason};
+use super::problem::Error;
+use super::reason::Reason;
 use super::record::Record;
 use crate::clock::Clock;
 use crate::origin;
-use crate::pace::{Admission, Connection, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter};
+use crate::pace::{
+    Admission, Connection, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter,
+};
 use crate::telemetry::TargetMetrics;
 
 /// A connection that can be kept in readiness.
@@ -56,10 +59,16 @@ impl Entrance<'_> {
         let began = self.clock.now();
         let admitted = loop {
             let connection = idle();
-            let readiness = if connection.is_some() { Connection::Ready } else { Connection::Absent };
+            let readiness = if connection.is_some() {
+                Connection::Ready
+            } else {
+                Connection::Absent
+            };
             let (turn, connection) = match self.pacer.enter(ticket, readiness) {
                 Admission::Turn(turn) => (turn, connection),
-                Admission::Refused(refusal) => break Err(NotAdmitted::Refused(self.refused(ticket, &refusal))),
+                Admission::Refused(refusal) => {
+                    break Err(NotAdmitted::Refused(self.refused(ticket, &refusal)));
+                }
                 Admission::Wait(waiter) => {
                     record.limit = waiter.held_by().or(record.limit.take());
                     match self.wait(waiter, ticket, connection, &idle, &dial).await {
@@ -147,21 +156,32 @@ impl Entrance<'_> {
         let name = &ticket.target.name;
         let cause = match &refusal.held_by {
             Some(limit) => {
-                let bound = ticket.target.limits.iter().find(|known| known.name == *limit);
-                let bound = bound.map(|known| format!(" ({})", known.bound)).unwrap_or_default();
+                let bound = ticket
+                    .target
+                    .limits
+                    .iter()
+                    .find(|known| known.name == *limit);
+                let bound = bound
+                    .map(|known| format!(" ({})", known.bound))
+                    .unwrap_or_default();
                 format!("limit `{limit}`{bound} of target `{name}`")
             }
             None => format!("target `{name}`"),
         };
         let waiting = refusal.waiting;
         let mut error = match refusal.kind {
-            RefusalKind::WaitTooLong => Error::new(Reason::WaitTooLong, format!(
-                "{cause} lets this request go in {}, and it may be held for {}; {waiting} are waiting",
-                seconds(wait), seconds(patience),
-            )),
-            RefusalKind::QueueFull => Error::new(Reason::QueueFull, format!(
-                "{waiting} requests wait for target `{name}`, and no more may",
-            )),
+            RefusalKind::WaitTooLong => Error::new(
+                Reason::WaitTooLong,
+                format!(
+                    "{cause} lets this request go in {}, and it may be held for {}; {waiting} are waiting",
+                    seconds(wait),
+                    seconds(patience),
+                ),
+            ),
+            RefusalKind::QueueFull => Error::new(
+                Reason::QueueFull,
+                format!("{waiting} requests wait for target `{name}`, and no more may",),
+            ),
         };
         error.limit = refusal.held_by.clone();
         error.after(wait)

@@ -41,7 +41,10 @@ impl Template {
         semantics::strip_request(&mut headers);
         semantics::join_cookies(&mut headers);
         headers.remove(header::HOST);
-        for (name, value) in target.map(|target| &target.set_headers[..]).unwrap_or_default() {
+        for (name, value) in target
+            .map(|target| &target.set_headers[..])
+            .unwrap_or_default()
+        {
             headers.insert(name, value.clone());
         }
         pseudonym.add(head.version, &mut headers);
@@ -72,13 +75,23 @@ impl Template {
             Spoken::Http1 => {
                 *request.version_mut() = Version::HTTP_11;
                 let absolute = parent.filter(|_| origin.scheme == Scheme::Http);
-                *request.uri_mut() = if absolute.is_some() { self.absolute(origin) } else { self.path.clone().into() };
+                *request.uri_mut() = if absolute.is_some() {
+                    self.absolute(origin)
+                } else {
+                    self.path.clone().into()
+                };
                 let headers = request.headers_mut();
                 headers.reserve(self.headers.len() + 3);
                 headers.insert(header::HOST, self.host.clone());
-                headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+                headers.extend(
+                    self.headers
+                        .iter()
+                        .map(|(name, value)| (name.clone(), value.clone())),
+                );
                 self.connection_options(headers);
-                if let Some(authorization) = absolute.and_then(|parent| parent.authorization.clone()) {
+                if let Some(authorization) =
+                    absolute.and_then(|parent| parent.authorization.clone())
+                {
                     headers.insert(header::PROXY_AUTHORIZATION, authorization);
                 }
             }
@@ -109,7 +122,10 @@ impl Template {
             headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
         if self.chunked {
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
     }
 
@@ -131,7 +147,11 @@ mod tests {
 
     fn origin() -> Origin {
         let host = crate::units::HostName::parse("api.x.com").unwrap();
-        Origin { scheme: Scheme::Https, host, port: 8443 }
+        Origin {
+            scheme: Scheme::Https,
+            host,
+            port: 8443,
+        }
     }
 
     #[test]
@@ -144,7 +164,10 @@ mod tests {
             .header("accept", "*/*");
         let template = template(incoming, Framing::None, false);
         let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
-        assert_eq!((one.version(), one.uri().to_string()), (Version::HTTP_11, "/a?b".into()));
+        assert_eq!(
+            (one.version(), one.uri().to_string()),
+            (Version::HTTP_11, "/a?b".into())
+        );
         assert_eq!(one.headers()["host"], "api.x.com:8443");
         assert_eq!(one.headers().len(), 3, "{:?}", one.headers());
         let two = template.request(Spoken::Http2, &origin(), None, Outgoing::Empty);
@@ -164,19 +187,31 @@ mod tests {
 
     #[test]
     fn an_upgrade_is_asked_of_the_origin() {
-        let incoming =
-            Request::get("/chat").header("connection", "upgrade").header("upgrade", "websocket");
+        let incoming = Request::get("/chat")
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket");
         let template = template(incoming, Framing::None, false);
         let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
-        assert_eq!((&one.headers()["connection"], &one.headers()["upgrade"]), (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap()));
+        assert_eq!(
+            (&one.headers()["connection"], &one.headers()["upgrade"]),
+            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
     }
 
     #[test]
     fn plain_http_goes_to_a_parent_proxy_in_absolute_form() {
         let template = template(Request::get("/x"), Framing::None, false);
-        let origin = Origin { scheme: Scheme::Http, port: 80, ..origin() };
+        let origin = Origin {
+            scheme: Scheme::Http,
+            port: 80,
+            ..origin()
+        };
         let host = crate::units::HostName::parse("proxy.corp").unwrap();
-        let parent = ParentProxy { host, port: 3128, authorization: Some(HeaderValue::from_static("Basic eDp5")) };
+        let parent = ParentProxy {
+            host,
+            port: 3128,
+            authorization: Some(HeaderValue::from_static("Basic eDp5")),
+        };
         let request = template.request(Spoken::Http1, &origin, Some(&parent), Outgoing::Empty);
         assert_eq!(request.headers()["proxy-authorization"], "Basic eDp5");
         assert!(request.uri().to_string().starts_with("http://"));

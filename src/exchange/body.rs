@@ -51,12 +51,18 @@ pub struct Keep {
 impl Keep {
     /// Nothing kept yet.
     pub fn new(settings: KeepSettings, metrics: Metrics) -> Self {
-        Self { settings, memory: AtomicU64::new(0), disk: AtomicU64::new(0), metrics }
+        Self {
+            settings,
+            memory: AtomicU64::new(0),
+            disk: AtomicU64::new(0),
+            metrics,
+        }
     }
 
     fn reserve(used: &AtomicU64, count: u64, max: ByteSize) -> bool {
         let fits = |used: u64| used.checked_add(count).filter(|sum| *sum <= max.as_bytes());
-        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
     }
 }
 
@@ -71,7 +77,7 @@ pub enum Outgoing {
 
 /// A body that can be sent several times, within bounds. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Replayable(Arc<Mutex<Store>>);
+pub(super) struct Replayable(Arc<Mutex<Store>>);
 
 #[derive(Debug)]
 struct Store {
@@ -110,11 +116,11 @@ enum End {
 /// The client's side of the body broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client's request ended too early")]
-pub struct ClientGone;
+pub(super) struct ClientGone;
 
 impl Replayable {
     /// Keeps what comes from `source`.
-    pub fn new(source: Incoming, keep: Arc<Keep>) -> Self {
+    pub(super) fn new(source: Incoming, keep: Arc<Keep>) -> Self {
         Self(Arc::new(Mutex::new(Store {
             keep,
             source,
@@ -134,28 +140,32 @@ impl Replayable {
     ///
     /// # Cancel safety
     /// Cancel safe: what was read is kept.
-    pub async fn read_ahead(&self) -> ClientGone {
+    pub(super) async fn read_ahead(&self) -> ClientGone {
         std::future::poll_fn(|cx| self.lock().poll_ahead(cx)).await
     }
 
     /// One more reading from the beginning. Earlier readings must be over.
-    pub fn reader(&self) -> Reader {
-        Reader { body: self.clone(), place: Place::Memory(0), reading: None }
+    pub(super) fn reader(&self) -> Reader {
+        Reader {
+            body: self.clone(),
+            place: Place::Memory(0),
+            reading: None,
+        }
     }
 
     /// Whether a further reading from the beginning is possible.
-    pub fn replayable(&self) -> bool {
+    pub(super) fn replayable(&self) -> bool {
         let store = self.lock();
         store.complete && store.end != End::Broken
     }
 
     /// Whether the client's side of the body broke.
-    pub fn client_gone(&self) -> bool {
+    pub(super) fn client_gone(&self) -> bool {
         self.lock().end == End::Broken
     }
 
     /// Where it is kept.
-    pub fn kept(&self) -> Kept {
+    pub(super) fn kept(&self) -> Kept {
         let store = self.lock();
         match (store.complete, store.on_disk) {
             (false, _) => Kept::Streamed,
@@ -193,7 +203,10 @@ impl Store {
     }
 
     /// The next frame from the client; notes the end.
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let frame = honest_trailers(frame);
@@ -247,11 +260,17 @@ impl Store {
             file.write_all_at(&bytes, offset)?;
             Ok(file)
         });
-        self.writing = Some(Writing { chunk, passed_on, task });
+        self.writing = Some(Writing {
+            chunk,
+            passed_on,
+            task,
+        });
     }
 
     fn poll_writing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(writing) = &mut self.writing else { return Poll::Ready(()) };
+        let Some(writing) = &mut self.writing else {
+            return Poll::Ready(());
+        };
         let written = ready!(Pin::new(&mut writing.task).poll(cx));
         let writing = self.writing.take();
         match written {
@@ -276,7 +295,9 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.keep.memory.fetch_sub(self.in_memory, Ordering::Relaxed);
+        self.keep
+            .memory
+            .fetch_sub(self.in_memory, Ordering::Relaxed);
         self.keep.metrics.bodies_buffered(-signed(self.in_memory));
         self.keep.disk.fetch_sub(self.on_disk, Ordering::Relaxed);
     }
@@ -344,7 +365,12 @@ impl Reader {
         }
     }
 
-    fn poll_file(&mut self, store: &Store, offset: u64, cx: &mut Context<'_>) -> Poll<std::io::Result<Bytes>> {
+    fn poll_file(
+        &mut self,
+        store: &Store,
+        offset: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<std::io::Result<Bytes>> {
         let Some(file) = store.file.clone() else {
             return Poll::Ready(Err(std::io::ErrorKind::NotFound.into()));
         };

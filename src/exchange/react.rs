@@ -11,7 +11,7 @@ use crate::policy::Retry;
 
 /// What came of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attempted {
+pub(super) enum Attempted {
     /// The origin answered; how long it asks us to stay away, if it does.
     Answered(StatusCode, Option<Duration>),
     /// No connection; nothing was sent. Trying again may help or not.
@@ -25,7 +25,7 @@ pub enum Attempted {
 
 impl Attempted {
     /// Whether the origin failed, rather than asked for time: then nothing else makes us wait.
-    pub fn is_error(self) -> bool {
+    pub(super) fn is_error(self) -> bool {
         !matches!(
             self,
             Self::Answered(StatusCode::TOO_MANY_REQUESTS, _)
@@ -36,7 +36,7 @@ impl Attempted {
 
 /// What the decision depends on beside the outcome.
 #[derive(Debug, Clone, Copy)]
-pub struct Situation<'a> {
+pub(super) struct Situation<'a> {
     /// The target's rules.
     pub retry: &'a Retry,
     /// Whether repeating the request has no further effect: by its method, its `Idempotency-Key`, or
@@ -56,7 +56,7 @@ pub struct Situation<'a> {
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decision {
+pub(super) struct Decision {
     /// The origin wants to be left alone until then, by everyone.
     pub block: Option<Instant>,
     /// What happens to this request.
@@ -65,7 +65,7 @@ pub struct Decision {
 
 /// What happens to the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
+pub(super) enum Then {
     /// The client gets what the origin answered, or the error.
     Deliver,
     /// It is sent again, not before this instant.
@@ -76,17 +76,25 @@ pub enum Then {
 const ERROR_ATTEMPTS: u32 = 3;
 
 /// Decides.
-pub fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
-    let Situation { retry, idempotent, .. } = *situation;
+pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
+    let Situation {
+        retry, idempotent, ..
+    } = *situation;
     match attempted {
         Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, wait) => {
             let until = situation.now + wait.unwrap_or_else(|| situation.backoff()).min(BLOCK_MAX);
-            Decision { block: Some(until), then: situation.again(retry.on_429, until, retry.attempts) }
+            Decision {
+                block: Some(until),
+                then: situation.again(retry.on_429, until, retry.attempts),
+            }
         }
         Attempted::Answered(StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => {
             let until = situation.now + wait.min(BLOCK_MAX);
             let safe = idempotent || retry.on_503;
-            Decision { block: Some(until), then: situation.again(safe, until, retry.attempts) }
+            Decision {
+                block: Some(until),
+                then: situation.again(safe, until, retry.attempts),
+            }
         }
         Attempted::Answered(status, _) => {
             let safe = idempotent && may_pass(status);
@@ -96,7 +104,9 @@ pub fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
             // A connection costs nobody's quota: try soon.
             situation.after_error(passing, situation.now + situation.backoff() / 10)
         }
-        Attempted::Broken => situation.after_error(idempotent, situation.now + situation.backoff() / 10),
+        Attempted::Broken => {
+            situation.after_error(idempotent, situation.now + situation.backoff() / 10)
+        }
     }
 }
 
@@ -114,18 +124,29 @@ fn may_pass(status: StatusCode) -> bool {
 impl Situation<'_> {
     fn after_error(&self, safe: bool, not_before: Instant) -> Decision {
         let attempts = self.retry.attempts.min(ERROR_ATTEMPTS);
-        Decision { block: None, then: self.again(safe, not_before, attempts) }
+        Decision {
+            block: None,
+            then: self.again(safe, not_before, attempts),
+        }
     }
 
     fn again(&self, safe: bool, not_before: Instant, attempts: u32) -> Then {
         let possible = safe && self.replayable && self.attempts < attempts;
-        if possible && not_before <= self.deadline { Then::Again(not_before) } else { Then::Deliver }
+        if possible && not_before <= self.deadline {
+            Then::Again(not_before)
+        } else {
+            Then::Deliver
+        }
     }
 
     /// Doubles with each attempt; between half and all of it, by the draw.
     fn backoff(&self) -> Duration {
         let doublings = self.attempts.saturating_sub(1).min(16);
-        let full = self.retry.backoff.saturating_mul(1 << doublings).min(self.retry.backoff_max);
+        let full = self
+            .retry
+            .backoff
+            .saturating_mul(1 << doublings)
+            .min(self.retry.backoff_max);
         full.mul_f64(0.5 + self.draw / 2.0)
     }
 }
@@ -147,7 +168,15 @@ mod tests {
         for case in cases {
             let (attempted, idempotent, replayable, attempts, block, again) = *case;
             let deadline = after(60.0);
-            let situation = Situation { retry, idempotent, replayable, attempts, now: NOW, deadline, draw: 1.0 };
+            let situation = Situation {
+                retry,
+                idempotent,
+                replayable,
+                attempts,
+                now: NOW,
+                deadline,
+                draw: 1.0,
+            };
             let expected = Decision {
                 block: block.map(after),
                 then: again.map_or(Then::Deliver, |at| Then::Again(after(at))),
@@ -157,51 +186,65 @@ mod tests {
     }
 
     fn answered(status: u16, wait: Option<u64>) -> Attempted {
-        Attempted::Answered(StatusCode::from_u16(status).unwrap(), wait.map(Duration::from_secs))
+        Attempted::Answered(
+            StatusCode::from_u16(status).unwrap(),
+            wait.map(Duration::from_secs),
+        )
     }
 
     #[test]
     fn p8_no_double_effect_the_whole_table() {
         let unsent = |passing| Attempted::Unsent { passing };
-        check(&Retry::default(), &[
-            // A 429 was not processed: any method, as often as the target allows.
-            (answered(429, Some(7)), false, true, 1, Some(7.0), Some(7.0)),
-            (answered(429, None), false, true, 1, Some(1.0), Some(1.0)),
-            (answered(429, None), false, true, 3, Some(4.0), Some(4.0)),
-            (answered(429, Some(7)), false, true, 5, Some(7.0), None),
-            (answered(429, Some(7)), false, false, 1, Some(7.0), None),
-            // Beyond its patience the caller gets the 429; everyone else heeds it all the same.
-            (answered(429, Some(61)), false, true, 1, Some(61.0), None),
-            // A 503 with Retry-After may have been processed.
-            (answered(503, Some(7)), true, true, 1, Some(7.0), Some(7.0)),
-            (answered(503, Some(7)), false, true, 1, Some(7.0), None),
-            // Other errors of the origin: only what may be repeated, and not often.
-            (answered(503, None), true, true, 1, None, Some(1.0)),
-            (answered(503, None), false, true, 1, None, None),
-            (answered(500, None), true, true, 2, None, Some(2.0)),
-            (answered(500, None), true, true, 3, None, None),
-            (answered(500, None), false, true, 1, None, None),
-            (answered(501, None), true, true, 1, None, None),
-            (answered(200, None), true, true, 1, None, None),
-            (answered(404, Some(5)), true, true, 1, None, None),
-            // Never dispatched: any method.
-            (unsent(true), false, true, 1, None, Some(0.1)),
-            (unsent(false), true, true, 1, None, None),
-            (unsent(true), false, false, 1, None, None),
-            // After bytes went out: only what may be repeated.
-            (Attempted::Broken, true, true, 1, None, Some(0.1)),
-            (Attempted::Broken, false, true, 1, None, None),
-        ]);
+        check(
+            &Retry::default(),
+            &[
+                // A 429 was not processed: any method, as often as the target allows.
+                (answered(429, Some(7)), false, true, 1, Some(7.0), Some(7.0)),
+                (answered(429, None), false, true, 1, Some(1.0), Some(1.0)),
+                (answered(429, None), false, true, 3, Some(4.0), Some(4.0)),
+                (answered(429, Some(7)), false, true, 5, Some(7.0), None),
+                (answered(429, Some(7)), false, false, 1, Some(7.0), None),
+                // Beyond its patience the caller gets the 429; everyone else heeds it all the same.
+                (answered(429, Some(61)), false, true, 1, Some(61.0), None),
+                // A 503 with Retry-After may have been processed.
+                (answered(503, Some(7)), true, true, 1, Some(7.0), Some(7.0)),
+                (answered(503, Some(7)), false, true, 1, Some(7.0), None),
+                // Other errors of the origin: only what may be repeated, and not often.
+                (answered(503, None), true, true, 1, None, Some(1.0)),
+                (answered(503, None), false, true, 1, None, None),
+                (answered(500, None), true, true, 2, None, Some(2.0)),
+                (answered(500, None), true, true, 3, None, None),
+                (answered(500, None), false, true, 1, None, None),
+                (answered(501, None), true, true, 1, None, None),
+                (answered(200, None), true, true, 1, None, None),
+                (answered(404, Some(5)), true, true, 1, None, None),
+                // Never dispatched: any method.
+                (unsent(true), false, true, 1, None, Some(0.1)),
+                (unsent(false), true, true, 1, None, None),
+                (unsent(true), false, false, 1, None, None),
+                // After bytes went out: only what may be repeated.
+                (Attempted::Broken, true, true, 1, None, Some(0.1)),
+                (Attempted::Broken, false, true, 1, None, None),
+            ],
+        );
     }
 
     #[test]
     fn the_target_can_say_otherwise() {
-        let retry = Retry { on_429: false, on_503: true, attempts: 2, ..Retry::default() };
-        check(&retry, &[
-            (answered(429, Some(7)), true, true, 1, Some(7.0), None),
-            (answered(503, Some(7)), false, true, 1, Some(7.0), Some(7.0)),
-            (answered(503, Some(7)), false, true, 2, Some(7.0), None),
-        ]);
+        let retry = Retry {
+            on_429: false,
+            on_503: true,
+            attempts: 2,
+            ..Retry::default()
+        };
+        check(
+            &retry,
+            &[
+                (answered(429, Some(7)), true, true, 1, Some(7.0), None),
+                (answered(503, Some(7)), false, true, 1, Some(7.0), Some(7.0)),
+                (answered(503, Some(7)), false, true, 2, Some(7.0), None),
+            ],
+        );
     }
 
     #[test]
@@ -209,7 +252,13 @@ mod tests {
         let retry = Retry::default();
         let attempted = Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, Some(Duration::MAX));
         let situation = Situation {
-            retry: &retry, idempotent: true, replayable: true, attempts: 1, now: NOW, deadline: NOW, draw: 0.0,
+            retry: &retry,
+            idempotent: true,
+            replayable: true,
+            attempts: 1,
+            now: NOW,
+            deadline: NOW,
+            draw: 0.0,
         };
         assert_eq!(decide(attempted, &situation).block, Some(NOW + BLOCK_MAX));
     }

@@ -1,14 +1,8 @@
-//! Saying no: every reason there is, and the one table from reason to wire. `docs/errors.md` is
+//! Every reason there is to say no, and the one table from reason to wire. `docs/errors.md` is
 //! printed from it. No wildcard arm: a new reason does not compile without its row.
 
-use std::time::Duration;
+use http::StatusCode;
 
-use http::{HeaderValue, Response, StatusCode, header};
-use serde::Serialize;
-
-use super::respond::Body;
-use crate::origin;
-use crate::semantics;
 use crate::telemetry::Outcome;
 
 /// Why outpace answered a request itself.
@@ -117,240 +111,296 @@ impl Reason {
             (outcome, level): (Outcome, Level),
             (meaning, remedy): (&'static str, &'static str),
         ) -> Row {
-            Row { token, status, proxy_error, outcome, level, meaning, remedy }
+            Row {
+                token,
+                status,
+                proxy_error,
+                outcome,
+                level,
+                meaning,
+                remedy,
+            }
         }
         match self {
-            Self::MalformedRequest => row("malformed-request", StatusCode::BAD_REQUEST, "http_request_error", (Rejected, Debug), (
-                "The request is not one that can be forwarded safely.",
-                "Correct what the detail names; a client library does it by itself.",
-            )),
-            Self::Misdirected => row("misdirected", StatusCode::MISDIRECTED_REQUEST, "http_request_error", (Rejected, Debug), (
-                "A request inside a CONNECT named another host than the CONNECT.",
-                "Open a new CONNECT for the other host.",
-            )),
-            Self::ExpectationFailed => row("expectation-failed", StatusCode::EXPECTATION_FAILED, "http_request_error", (Rejected, Debug), (
-                "The request expects something other than `100-continue`.",
-                "Leave the `Expect` field out.",
-            )),
-            Self::MethodNotAllowed => row("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "http_request_denied", (Refused, Debug), (
-                "TRACE is not forwarded: it would show credentials to whoever reads the response.",
-                "Use another method.",
-            )),
-            Self::LoopDetected => row("loop-detected", StatusCode::LOOP_DETECTED, "proxy_loop_detected", (Refused, Warn), (
-                "The request would come back to this proxy.",
-                "Look where the host resolves to, at `routes`, and at proxy variables in outpace's own environment.",
-            )),
-            Self::ClientUnknown => row("client-unknown", StatusCode::PROXY_AUTHENTICATION_REQUIRED, "http_request_denied", (Refused, Debug), (
-                "The proxy is for known clients, and the request did not prove to be of one.",
-                "Write the proxy's URL as `http://NAME:TOKEN@HOST:PORT` with a name and token from `clients`; on a route, send `Outpace-Client-Token: NAME:TOKEN`.",
-            )),
-            Self::NoRoute => row("no-route", StatusCode::NOT_FOUND, "destination_not_found", (Refused, Debug), (
-                "The request was addressed to outpace itself, and no route has that host.",
-                "Set `HTTP_PROXY` and `HTTPS_PROXY` instead of calling outpace as a server, or add the host to `routes`.",
-            )),
-            Self::HostNotAllowed => row("host-not-allowed", StatusCode::FORBIDDEN, "http_request_denied", (Refused, Debug), (
-                "No target matches the host, and `unmatched: refuse` is set.",
-                "Add the host to a target, or set `unmatched: tunnel`.",
-            )),
-            Self::PortNotAllowed => row("port-not-allowed", StatusCode::FORBIDDEN, "http_request_denied", (Refused, Debug), (
-                "CONNECT to this port is not allowed.",
-                "Add the port to `connect_ports`, or name it in a target's host (`host:port`).",
-            )),
-            Self::AddressProhibited => row("address-prohibited", StatusCode::FORBIDDEN, "destination_ip_prohibited", (Refused, Debug), (
-                "The host has only addresses that are not public.",
-                "If the app should reach it without outpace, add the host to `NO_PROXY`; if outpace should dial it, add the address to `egress.allow`.",
-            )),
-            Self::CrossSite => row("cross-site", StatusCode::FORBIDDEN, "http_request_denied", (Refused, Warn), (
-                "A web page of another site sent the request, and the target sets credentials.",
-                "Call the target from your own code, not from a page.",
-            )),
-            Self::WaitTooLong => row("wait-too-long", StatusCode::TOO_MANY_REQUESTS, "http_request_denied", (Refused, Debug), (
-                "The request's turn comes later than it may be held.",
-                "Come back after `Retry-After`, or allow more with `Outpace-Max-Wait` or the target's `max_wait`.",
-            )),
-            Self::QueueFull => row("queue-full", StatusCode::TOO_MANY_REQUESTS, "http_request_denied", (Refused, Warn), (
-                "As many requests wait for the target as may.",
-                "Come back after `Retry-After`; or raise the target's `max_waiting`.",
-            )),
-            Self::OriginUnresolved => row("origin-unresolved", StatusCode::BAD_GATEWAY, "dns_error", (Failed, Debug), (
-                "The host has no address.",
-                "Check the spelling, the resolver of the machine, or `egress.resolve`.",
-            )),
-            Self::OriginRefused => row("origin-refused", StatusCode::BAD_GATEWAY, "connection_refused", (Failed, Debug), (
-                "No connection to the origin; nothing was sent.",
-                "Check that the origin is up and reachable from this machine.",
-            )),
-            Self::OriginConnectTimeout => row("origin-connect-timeout", StatusCode::GATEWAY_TIMEOUT, "connection_timeout", (Failed, Debug), (
-                "No connection to the origin in time; nothing was sent.",
-                "Check that the origin is reachable from this machine.",
-            )),
-            Self::OriginCertificate => row("origin-certificate", StatusCode::BAD_GATEWAY, "tls_certificate_error", (Failed, Warn), (
-                "The origin's certificate was not accepted; nothing was sent.",
-                "If the origin has a private CA, add it to `egress.roots`.",
-            )),
-            Self::OriginTls => row("origin-tls", StatusCode::BAD_GATEWAY, "tls_protocol_error", (Failed, Warn), (
-                "TLS with the origin failed; nothing was sent.",
-                "Check that the origin speaks TLS 1.2 or 1.3 on that port.",
-            )),
-            Self::ParentProxy => row("parent-proxy", StatusCode::BAD_GATEWAY, "destination_unavailable", (Failed, Warn), (
-                "The parent proxy did not connect to the origin; nothing was sent.",
-                "Check `egress.upstream_proxy` and its credentials.",
-            )),
-            Self::OriginBroke => row("origin-broke", StatusCode::BAD_GATEWAY, "connection_terminated", (Failed, Debug), (
-                "The connection broke after the request was sent; it may have taken effect.",
-                "If the request is safe to repeat, send `Idempotency-Key` or set `idempotent: true` on the target.",
-            )),
-            Self::OriginTimeout => row("origin-timeout", StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", (Failed, Debug), (
-                "The origin did not answer in time; the request may have taken effect.",
-                "Check the origin.",
-            )),
-            Self::OriginProtocol => row("origin-protocol", StatusCode::BAD_GATEWAY, "http_protocol_error", (Failed, Warn), (
-                "The origin answered in a way that must not be passed on.",
-                "Check what stands behind that host.",
-            )),
-            Self::Overloaded => row("overloaded", StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", (Refused, Warn), (
-                "outpace has as many connections open as it may.",
-                "Come back later; run another replica.",
-            )),
-            Self::InnerNotHttp => row("inner-not-http", StatusCode::BAD_REQUEST, "http_request_error", (Rejected, Warn), (
-                "Inside a CONNECT to a target came neither TLS nor HTTP; the connection was closed.",
-                "For another protocol set `tls: tunnel` on the target: then connections are paced.",
-            )),
-            Self::InnerTls => row("inner-tls", StatusCode::BAD_REQUEST, "tls_protocol_error", (Rejected, Debug), (
-                "TLS with the client inside its CONNECT failed; the connection was closed.",
-                "Check that the client speaks TLS 1.2 or 1.3 and names the CONNECT's host.",
-            )),
-            Self::InnerDistrusted => row("inner-distrusted", StatusCode::BAD_REQUEST, "tls_alert_received", (Rejected, Debug), (
-                "The client does not trust outpace's CA; the connection was closed.",
-                "Run the client with the variables that `outpace env` prints, or set `tls: tunnel` on the target.",
-            )),
-            Self::Internal => row("internal", StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error", (Abandoned, Warn), (
-                "Something broke inside outpace.",
-                "Please report it with the log.",
-            )),
+            Self::MalformedRequest => row(
+                "malformed-request",
+                StatusCode::BAD_REQUEST,
+                "http_request_error",
+                (Rejected, Debug),
+                (
+                    "The request is not one that can be forwarded safely.",
+                    "Correct what the detail names; a client library does it by itself.",
+                ),
+            ),
+            Self::Misdirected => row(
+                "misdirected",
+                StatusCode::MISDIRECTED_REQUEST,
+                "http_request_error",
+                (Rejected, Debug),
+                (
+                    "A request inside a CONNECT named another host than the CONNECT.",
+                    "Open a new CONNECT for the other host.",
+                ),
+            ),
+            Self::ExpectationFailed => row(
+                "expectation-failed",
+                StatusCode::EXPECTATION_FAILED,
+                "http_request_error",
+                (Rejected, Debug),
+                (
+                    "The request expects something other than `100-continue`.",
+                    "Leave the `Expect` field out.",
+                ),
+            ),
+            Self::MethodNotAllowed => row(
+                "method-not-allowed",
+                StatusCode::METHOD_NOT_ALLOWED,
+                "http_request_denied",
+                (Refused, Debug),
+                (
+                    "TRACE is not forwarded: it would show credentials to whoever reads the response.",
+                    "Use another method.",
+                ),
+            ),
+            Self::LoopDetected => row(
+                "loop-detected",
+                StatusCode::LOOP_DETECTED,
+                "proxy_loop_detected",
+                (Refused, Warn),
+                (
+                    "The request would come back to this proxy.",
+                    "Look where the host resolves to, at `routes`, and at proxy variables in outpace's own environment.",
+                ),
+            ),
+            Self::ClientUnknown => row(
+                "client-unknown",
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+                "http_request_denied",
+                (Refused, Debug),
+                (
+                    "The proxy is for known clients, and the request did not prove to be of one.",
+                    "Write the proxy's URL as `http://NAME:TOKEN@HOST:PORT` with a name and token from `clients`; on a route, send `Outpace-Client-Token: NAME:TOKEN`.",
+                ),
+            ),
+            Self::NoRoute => row(
+                "no-route",
+                StatusCode::NOT_FOUND,
+                "destination_not_found",
+                (Refused, Debug),
+                (
+                    "The request was addressed to outpace itself, and no route has that host.",
+                    "Set `HTTP_PROXY` and `HTTPS_PROXY` instead of calling outpace as a server, or add the host to `routes`.",
+                ),
+            ),
+            Self::HostNotAllowed => row(
+                "host-not-allowed",
+                StatusCode::FORBIDDEN,
+                "http_request_denied",
+                (Refused, Debug),
+                (
+                    "No target matches the host, and `unmatched: refuse` is set.",
+                    "Add the host to a target, or set `unmatched: tunnel`.",
+                ),
+            ),
+            Self::PortNotAllowed => row(
+                "port-not-allowed",
+                StatusCode::FORBIDDEN,
+                "http_request_denied",
+                (Refused, Debug),
+                (
+                    "CONNECT to this port is not allowed.",
+                    "Add the port to `connect_ports`, or name it in a target's host (`host:port`).",
+                ),
+            ),
+            Self::AddressProhibited => row(
+                "address-prohibited",
+                StatusCode::FORBIDDEN,
+                "destination_ip_prohibited",
+                (Refused, Debug),
+                (
+                    "The host has only addresses that are not public.",
+                    "If the app should reach it without outpace, add the host to `NO_PROXY`; if outpace should dial it, add the address to `egress.allow`.",
+                ),
+            ),
+            Self::CrossSite => row(
+                "cross-site",
+                StatusCode::FORBIDDEN,
+                "http_request_denied",
+                (Refused, Warn),
+                (
+                    "A web page of another site sent the request, and the target sets credentials.",
+                    "Call the target from your own code, not from a page.",
+                ),
+            ),
+            Self::WaitTooLong => row(
+                "wait-too-long",
+                StatusCode::TOO_MANY_REQUESTS,
+                "http_request_denied",
+                (Refused, Debug),
+                (
+                    "The request's turn comes later than it may be held.",
+                    "Come back after `Retry-After`, or allow more with `Outpace-Max-Wait` or the target's `max_wait`.",
+                ),
+            ),
+            Self::QueueFull => row(
+                "queue-full",
+                StatusCode::TOO_MANY_REQUESTS,
+                "http_request_denied",
+                (Refused, Warn),
+                (
+                    "As many requests wait for the target as may.",
+                    "Come back after `Retry-After`; or raise the target's `max_waiting`.",
+                ),
+            ),
+            Self::OriginUnresolved => row(
+                "origin-unresolved",
+                StatusCode::BAD_GATEWAY,
+                "dns_error",
+                (Failed, Debug),
+                (
+                    "The host has no address.",
+                    "Check the spelling, the resolver of the machine, or `egress.resolve`.",
+                ),
+            ),
+            Self::OriginRefused => row(
+                "origin-refused",
+                StatusCode::BAD_GATEWAY,
+                "connection_refused",
+                (Failed, Debug),
+                (
+                    "No connection to the origin; nothing was sent.",
+                    "Check that the origin is up and reachable from this machine.",
+                ),
+            ),
+            Self::OriginConnectTimeout => row(
+                "origin-connect-timeout",
+                StatusCode::GATEWAY_TIMEOUT,
+                "connection_timeout",
+                (Failed, Debug),
+                (
+                    "No connection to the origin in time; nothing was sent.",
+                    "Check that the origin is reachable from this machine.",
+                ),
+            ),
+            Self::OriginCertificate => row(
+                "origin-certificate",
+                StatusCode::BAD_GATEWAY,
+                "tls_certificate_error",
+                (Failed, Warn),
+                (
+                    "The origin's certificate was not accepted; nothing was sent.",
+                    "If the origin has a private CA, add it to `egress.roots`.",
+                ),
+            ),
+            Self::OriginTls => row(
+                "origin-tls",
+                StatusCode::BAD_GATEWAY,
+                "tls_protocol_error",
+                (Failed, Warn),
+                (
+                    "TLS with the origin failed; nothing was sent.",
+                    "Check that the origin speaks TLS 1.2 or 1.3 on that port.",
+                ),
+            ),
+            Self::ParentProxy => row(
+                "parent-proxy",
+                StatusCode::BAD_GATEWAY,
+                "destination_unavailable",
+                (Failed, Warn),
+                (
+                    "The parent proxy did not connect to the origin; nothing was sent.",
+                    "Check `egress.upstream_proxy` and its credentials.",
+                ),
+            ),
+            Self::OriginBroke => row(
+                "origin-broke",
+                StatusCode::BAD_GATEWAY,
+                "connection_terminated",
+                (Failed, Debug),
+                (
+                    "The connection broke after the request was sent; it may have taken effect.",
+                    "If the request is safe to repeat, send `Idempotency-Key` or set `idempotent: true` on the target.",
+                ),
+            ),
+            Self::OriginTimeout => row(
+                "origin-timeout",
+                StatusCode::GATEWAY_TIMEOUT,
+                "http_response_timeout",
+                (Failed, Debug),
+                (
+                    "The origin did not answer in time; the request may have taken effect.",
+                    "Check the origin.",
+                ),
+            ),
+            Self::OriginProtocol => row(
+                "origin-protocol",
+                StatusCode::BAD_GATEWAY,
+                "http_protocol_error",
+                (Failed, Warn),
+                (
+                    "The origin answered in a way that must not be passed on.",
+                    "Check what stands behind that host.",
+                ),
+            ),
+            Self::Overloaded => row(
+                "overloaded",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "connection_limit_reached",
+                (Refused, Warn),
+                (
+                    "outpace has as many connections open as it may.",
+                    "Come back later; run another replica.",
+                ),
+            ),
+            Self::InnerNotHttp => row(
+                "inner-not-http",
+                StatusCode::BAD_REQUEST,
+                "http_request_error",
+                (Rejected, Warn),
+                (
+                    "Inside a CONNECT to a target came neither TLS nor HTTP; the connection was closed.",
+                    "For another protocol set `tls: tunnel` on the target: then connections are paced.",
+                ),
+            ),
+            Self::InnerTls => row(
+                "inner-tls",
+                StatusCode::BAD_REQUEST,
+                "tls_protocol_error",
+                (Rejected, Debug),
+                (
+                    "TLS with the client inside its CONNECT failed; the connection was closed.",
+                    "Check that the client speaks TLS 1.2 or 1.3 and names the CONNECT's host.",
+                ),
+            ),
+            Self::InnerDistrusted => row(
+                "inner-distrusted",
+                StatusCode::BAD_REQUEST,
+                "tls_alert_received",
+                (Rejected, Debug),
+                (
+                    "The client does not trust outpace's CA; the connection was closed.",
+                    "Run the client with the variables that `outpace env` prints, or set `tls: tunnel` on the target.",
+                ),
+            ),
+            Self::Internal => row(
+                "internal",
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "proxy_internal_error",
+                (Abandoned, Warn),
+                (
+                    "Something broke inside outpace.",
+                    "Please report it with the log.",
+                ),
+            ),
         }
     }
-}
-
-/// A no, with what is special to this one.
-#[derive(Debug, Clone)]
-pub struct Error {
-    /// Which no.
-    pub reason: Reason,
-    /// What happened, with the numbers.
-    pub detail: String,
-    /// Which limit said so.
-    pub limit: Option<std::sync::Arc<str>>,
-    /// When to come back.
-    pub retry_after: Option<Duration>,
-}
-
-impl Error {
-    /// A no with a detail.
-    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), limit: None, retry_after: None }
-    }
-
-    /// The same, worth trying again after `wait`.
-    #[must_use]
-    pub const fn after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
-        self
-    }
-}
-
-impl From<semantics::Malformed> for Error {
-    fn from(problem: semantics::Malformed) -> Self {
-        Self::new(Reason::MalformedRequest, problem.to_string())
-    }
-}
-
-impl From<origin::Error> for Error {
-    fn from(error: origin::Error) -> Self {
-        let reason = match &error {
-            origin::Error::Unresolved { .. } => Reason::OriginUnresolved,
-            origin::Error::Prohibited { .. } => Reason::AddressProhibited,
-            origin::Error::Ourselves(_) => Reason::LoopDetected,
-            origin::Error::Refused(_) => Reason::OriginRefused,
-            origin::Error::ConnectTimeout => Reason::OriginConnectTimeout,
-            origin::Error::Certificate(_) => Reason::OriginCertificate,
-            origin::Error::Tls(_) => Reason::OriginTls,
-            origin::Error::ParentProxy(_) => Reason::ParentProxy,
-            origin::Error::Broken(_) => Reason::OriginBroke,
-        };
-        Self::new(reason, error.to_string())
-    }
-}
-
-/// The body of a no (RFC 9457), with an `error` object beside, since API clients look there.
-#[derive(Debug, Serialize)]
-struct Problem<'a> {
-    r#type: String,
-    title: &'a str,
-    status: u16,
-    detail: &'a str,
-    remedy: &'a str,
-    reason: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry_after: Option<f64>,
-    exchange: &'a str,
-    error: ErrorObject<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct ErrorObject<'a> {
-    message: &'a str,
-    r#type: &'a str,
-    code: &'a str,
-}
-
-/// Turns a no into a response; `exchange` is the id under which the log knows it.
-pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Body> {
-    let row = error.reason.row();
-    let problem = Problem {
-        r#type: format!("urn:outpace:reason:{}", row.token),
-        title: row.meaning,
-        status: row.status.as_u16(),
-        detail: &error.detail,
-        remedy: row.remedy,
-        reason: row.token,
-        target,
-        limit: error.limit.as_deref(),
-        retry_after: error.retry_after.map(|wait| wait.as_secs_f64()),
-        exchange,
-        error: ErrorObject { message: &error.detail, r#type: "outpace_error", code: row.token },
-    };
-    let body = serde_json::to_vec(&problem).unwrap_or_default();
-    let mut response = Response::new(Body::full(body));
-    *response.status_mut() = row.status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    headers.insert(
-        semantics::PROXY_STATUS,
-        semantics::made_by_us(row.proxy_error, &format!("{}: {}", row.token, error.detail)),
-    );
-    if let Some(wait) = error.retry_after {
-        headers.insert(header::RETRY_AFTER, semantics::write_retry_after(wait));
-        headers.insert("retry-after-ms", HeaderValue::from(millis(wait)));
-    }
-    if error.reason == Reason::ClientUnknown {
-        let challenge = HeaderValue::from_static("Basic realm=\"outpace\"");
-        headers.insert(header::PROXY_AUTHENTICATE, challenge);
-    }
-    response
-}
-
-fn millis(wait: Duration) -> u64 {
-    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
 }
 
 /// The table as `docs/errors.md` shows it.
 pub fn table() -> String {
-    let mut text = String::from("| reason | status | RFC 9209 error | meaning | what to do |\n| --- | --- | --- | --- | --- |\n");
+    let mut text = String::from(
+        "| reason | status | RFC 9209 error | meaning | what to do |\n| --- | --- | --- | --- | --- |\n",
+    );
     for reason in Reason::ALL {
         let row = reason.row();
         text.push_str(&format!(
@@ -370,20 +420,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_no_is_marked_as_ours_and_says_what_to_do() {
-        for reason in Reason::ALL {
-            let error = Error::new(reason, "it \"happened\"").after(Duration::from_millis(1200));
-            let response = response(&error, Some("t"), "x-1");
-            let status = response.headers()[&semantics::PROXY_STATUS].to_str().unwrap();
-            assert!(status.starts_with("outpace; error=") && status.contains(reason.row().token));
-            assert_eq!(response.headers()[header::RETRY_AFTER], "2");
-            assert!(reason.row().remedy.ends_with('.') && reason.row().meaning.ends_with('.'));
-        }
+    fn tokens_are_distinct_and_rows_are_sentences() {
+        let rows = Reason::ALL.map(Reason::row);
+        let tokens: std::collections::HashSet<_> = rows.iter().map(|row| row.token).collect();
+        assert_eq!(tokens.len(), Reason::ALL.len());
+        assert!(rows.iter().all(|row| row.remedy.ends_with('.') && row.meaning.ends_with('.')));
     }
 
+    /// Set `UPDATE_GOLDEN=1` to write the page anew; then read it.
     #[test]
-    fn tokens_are_distinct() {
-        let tokens: std::collections::HashSet<_> = Reason::ALL.iter().map(|r| r.row().token).collect();
-        assert_eq!(tokens.len(), Reason::ALL.len());
+    fn the_table_is_the_page() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md");
+        let page = format!("# Reasons\n\nEvery response that outpace makes itself carries one of these in `Proxy-Status` and in its body. This page is printed from the code.\n\n{}", table());
+        if crate::exchange::updating_golden() {
+            std::fs::write(path, &page).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap_or_default(), page);
     }
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use http::Method;
 use serde::{Serialize, Serializer};
 
-use super::reason::{Error, Level, Reason};
+use super::problem::Error;
+use super::reason::{Level, Reason};
 use crate::clock::{Clock, Instant};
 use crate::telemetry::{LineWriter, Metrics, Outcome, TargetMetrics};
 use crate::units::Origin;
@@ -70,7 +71,14 @@ impl Recorder {
     /// Emits to `lines` and counts in `metrics`; `instance` tells replicas apart.
     pub fn new(clock: Clock, metrics: Metrics, lines: LineWriter, instance: u32) -> Self {
         let unmatched = metrics.target(&Arc::from("-"));
-        Self { clock, metrics, lines, instance, count: AtomicU64::new(0), unmatched }
+        Self {
+            clock,
+            metrics,
+            lines,
+            instance,
+            count: AtomicU64::new(0),
+            unmatched,
+        }
     }
 
     /// Begins a record.
@@ -186,7 +194,9 @@ impl Record {
 
     /// Emits the record with the outcome that its reason has, or as delivered.
     pub fn end(mut self: Box<Self>) {
-        let outcome = self.reason.map_or(Outcome::Delivered, |reason| reason.row().outcome);
+        let outcome = self
+            .reason
+            .map_or(Outcome::Delivered, |reason| reason.row().outcome);
         self.emit(outcome);
     }
 
@@ -315,7 +325,10 @@ mod tests {
         let metrics = Metrics::new();
         let lines = LineWriter::new(out.clone(), metrics.clone()).unwrap();
         let recorder = Arc::new(Recorder::new(Clock::anchored(0), metrics, lines, 7));
-        let sender = Sender { address: "127.0.0.1".parse().unwrap(), name: None };
+        let sender = Sender {
+            address: "127.0.0.1".parse().unwrap(),
+            name: None,
+        };
 
         recorder.begin(Way::Plain, &sender).end();
         let mut refused = recorder.begin(Way::Route, &sender);
@@ -328,9 +341,14 @@ mod tests {
         drop(recorder);
 
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-        let lines: Vec<serde_json::Value> =
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let outcomes: Vec<_> = lines.iter().map(|line| line["outcome"].as_str().unwrap()).collect();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let outcomes: Vec<_> = lines
+            .iter()
+            .map(|line| line["outcome"].as_str().unwrap())
+            .collect();
         assert_eq!(outcomes, ["delivered", "refused", "abandoned"]);
         assert_eq!(lines[1]["reason"], "wait-too-long");
         assert_eq!(lines[1]["status"], 429);

@@ -7,14 +7,15 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
 use super::body::Outgoing;
-use super::reason::{Error, Reason};
+use super::problem::Error;
+use super::reason::Reason;
 use super::record::Record;
 use crate::origin;
 use crate::pace::Turn;
 use crate::semantics::may_be_trailer;
 
 /// Any error of a body.
-pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A response's body.
 #[derive(Debug)]
@@ -52,7 +53,11 @@ impl Body {
         record: Box<Record>,
         turn: Option<Turn>,
     ) -> Self {
-        let mut body = FromOrigin { body, record: Some(record), turn };
+        let mut body = FromOrigin {
+            body,
+            record: Some(record),
+            turn,
+        };
         if http_body::Body::is_end_stream(&body.body) {
             body.end();
             return Self::empty();
@@ -72,12 +77,18 @@ impl FromOrigin {
     fn fail(&mut self, error: &hyper::Error) {
         self.turn = None;
         if let Some(mut record) = self.record.take() {
-            record.refused(&Error::new(Reason::OriginBroke, format!("the response broke off: {error}")));
+            record.refused(&Error::new(
+                Reason::OriginBroke,
+                format!("the response broke off: {error}"),
+            ));
             record.end();
         }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
@@ -107,7 +118,11 @@ pub(super) fn honest_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
             if !trailers.keys().all(may_be_trailer) {
-                let bad: Vec<_> = trailers.keys().filter(|name| !may_be_trailer(name)).cloned().collect();
+                let bad: Vec<_> = trailers
+                    .keys()
+                    .filter(|name| !may_be_trailer(name))
+                    .cloned()
+                    .collect();
                 for name in bad {
                     trailers.remove(name);
                 }

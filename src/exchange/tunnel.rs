@@ -7,7 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::admission::{Entrance, NotAdmitted, Readiness};
-use super::reason::{Error, Reason};
+use super::problem::Error;
+use super::reason::Reason;
 use super::record::{Record, Way};
 use super::{Arrival, Exchange};
 use crate::bounds::TUNNEL_IDLE;
@@ -40,7 +41,11 @@ impl Exchange {
             Ok((turn, origin)) => {
                 record.attempts = 1;
                 record.status = 200;
-                Ok(Tunnel { origin, turn, record })
+                Ok(Tunnel {
+                    origin,
+                    turn,
+                    record,
+                })
             }
             Err(error) => {
                 record.refused(&error);
@@ -76,8 +81,12 @@ impl Exchange {
             arrived: record.began(),
             deadline: self.clock.now() + patience,
         };
-        let entrance =
-            Entrance { pacer: &self.pacer, clock: &self.clock, metrics: &metrics, body: None };
+        let entrance = Entrance {
+            pacer: &self.pacer,
+            clock: &self.clock,
+            metrics: &metrics,
+            body: None,
+        };
         match entrance.admit(&ticket, record, || None, dial).await {
             Ok((turn, stream)) => Ok((Some(turn), stream)),
             Err(NotAdmitted::Refused(error)) => Err(error),
@@ -93,7 +102,11 @@ impl Tunnel {
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { origin, turn, mut record } = self;
+        let Self {
+            origin,
+            turn,
+            mut record,
+        } = self;
         let passed = tunnel::relay(client, origin, TUNNEL_IDLE, &exchange.clock).await;
         (record.sent, record.received) = (passed.sent, passed.received);
         drop(turn);

@@ -79,7 +79,10 @@ where
         .map_err(|_elapsed| AcceptError::TooSlow)?
         .map_err(|error| classify(&error))?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok(Inside::Tls { stream: Box::new(stream), http2 })
+    Ok(Inside::Tls {
+        stream: Box::new(stream),
+        http2,
+    })
 }
 
 /// The content type of a TLS handshake record (RFC 8446 section 5.1).
@@ -87,7 +90,10 @@ const TLS_HANDSHAKE: u8 = 0x16;
 
 fn classify(error: &io::Error) -> AcceptError {
     use rustls::AlertDescription as Alert;
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
         Some(rustls::Error::AlertReceived(
             alert @ (Alert::UnknownCA
             | Alert::BadCertificate
@@ -95,7 +101,9 @@ fn classify(error: &io::Error) -> AcceptError {
             | Alert::UnsupportedCertificate
             | Alert::CertificateExpired),
         )) => AcceptError::Distrusted(format!("{alert:?}")),
-        Some(rustls::Error::General(text)) if text.contains("no server certificate chain resolved") => {
+        Some(rustls::Error::General(text))
+            if text.contains("no server certificate chain resolved") =>
+        {
             AcceptError::WrongName
         }
         Some(other) => AcceptError::Tls(other.to_string()),
@@ -125,14 +133,21 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
         let mut first = BytesMut::with_capacity(1024);
         match inner.read_buf(&mut first).await {
             Ok(0) => Err(AcceptError::Closed),
-            Ok(_) => Ok(Self { inner, prefix: first.freeze() }),
+            Ok(_) => Ok(Self {
+                inner,
+                prefix: first.freeze(),
+            }),
             Err(_) => Err(AcceptError::Closed),
         }
     }
 
     /// A method of tokens and a space, as far as the bytes go.
     fn looks_like_http(&self) -> bool {
-        let word = self.prefix.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+        let word = self
+            .prefix
+            .iter()
+            .take_while(|byte| byte.is_ascii_uppercase())
+            .count();
         let next = self.prefix.get(word);
         (1..=16).contains(&word) && next.is_none_or(|byte| *byte == b' ')
     }

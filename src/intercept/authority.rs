@@ -32,7 +32,9 @@ pub enum CaSource {
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// A file or directory cannot be read or written.
-    #[error("{path}: {cause}; make it readable and writable for this user, or set `data_dir` elsewhere")]
+    #[error(
+        "{path}: {cause}; make it readable and writable for this user, or set `data_dir` elsewhere"
+    )]
     File {
         /// Which.
         path: PathBuf,
@@ -40,7 +42,9 @@ pub enum CaError {
         cause: io::Error,
     },
     /// Others may read the key.
-    #[error("{path} has mode {mode:04o}: others may read the key of the CA; run `chmod 600 {path}`")]
+    #[error(
+        "{path} has mode {mode:04o}: others may read the key of the CA; run `chmod 600 {path}`"
+    )]
     Mode {
         /// The key's file.
         path: PathBuf,
@@ -48,7 +52,9 @@ pub enum CaError {
         mode: u32,
     },
     /// One of the two files is missing.
-    #[error("{present} is there but {missing} is not; restore it, or remove both and a new CA is made")]
+    #[error(
+        "{present} is there but {missing} is not; restore it, or remove both and a new CA is made"
+    )]
     Half {
         /// The file that is there.
         present: PathBuf,
@@ -86,7 +92,8 @@ pub struct CertificateAuthority {
 
 impl std::fmt::Debug for CertificateAuthority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CertificateAuthority").finish_non_exhaustive()
+        f.debug_struct("CertificateAuthority")
+            .finish_non_exhaustive()
     }
 }
 
@@ -106,8 +113,14 @@ impl CertificateAuthority {
                 match (cert.exists(), key.exists()) {
                     (true, true) => Self::load(&cert, &key),
                     (false, false) => Self::make(dir, &cert, &key, now),
-                    (true, false) => Err(CaError::Half { present: cert, missing: key }),
-                    (false, true) => Err(CaError::Half { present: key, missing: cert }),
+                    (true, false) => Err(CaError::Half {
+                        present: cert,
+                        missing: key,
+                    }),
+                    (false, true) => Err(CaError::Half {
+                        present: key,
+                        missing: cert,
+                    }),
                 }
             }
         }
@@ -116,13 +129,19 @@ impl CertificateAuthority {
     fn load(cert: &Path, key: &Path) -> Result<Self, CaError> {
         let mode = fs::metadata(key).map_err(at(key))?.mode() & 0o7777;
         if mode & 0o077 != 0 {
-            return Err(CaError::Mode { path: key.to_owned(), mode });
+            return Err(CaError::Mode {
+                path: key.to_owned(),
+                mode,
+            });
         }
         let pem = fs::read_to_string(cert).map_err(at(cert))?;
         let key_pem = fs::read_to_string(key).map_err(at(key))?;
         Self::from_pem(pem, &key_pem).map_err(|(which, cause)| {
             let path = if which == Part::Key { key } else { cert };
-            CaError::Unusable { path: path.to_owned(), cause }
+            CaError::Unusable {
+                path: path.to_owned(),
+                cause,
+            }
         })
     }
 
@@ -130,7 +149,9 @@ impl CertificateAuthority {
         let key = KeyPair::from_pem(key_pem).map_err(|error| (Part::Key, error.to_string()))?;
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         let chain = chain.map_err(|error| (Part::Cert, error.to_string()))?;
-        let first = chain.first().ok_or((Part::Cert, "it holds no PEM certificate".to_owned()))?;
+        let first = chain
+            .first()
+            .ok_or((Part::Cert, "it holds no PEM certificate".to_owned()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(first)
             .map_err(|error| (Part::Cert, error.to_string()))?;
         if !parsed.is_ca() {
@@ -145,12 +166,17 @@ impl CertificateAuthority {
     }
 
     fn make(dir: &Path, cert: &Path, key: &Path, now: SystemTime) -> Result<Self, CaError> {
-        let unusable = |error: rcgen::Error| CaError::Unusable { path: cert.to_owned(), cause: error.to_string() };
+        let unusable = |error: rcgen::Error| CaError::Unusable {
+            path: cert.to_owned(),
+            cause: error.to_string(),
+        };
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
         let mut params = CertificateParams::default();
         let print = fingerprint(pair.public_key_raw());
         let short: String = print.chars().filter(|c| *c != ':').take(8).collect();
-        params.distinguished_name.push(DnType::CommonName, format!("outpace CA {short}"));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("outpace CA {short}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = OffsetDateTime::from(now - BACKDATE);
@@ -160,8 +186,10 @@ impl CertificateAuthority {
         make_private_dir(dir)?;
         write_new(key, key_pem.as_bytes(), 0o600)?;
         write_new(cert, certificate.pem().as_bytes(), 0o644)?;
-        Self::from_pem(certificate.pem(), &key_pem)
-            .map_err(|(_, cause)| CaError::Unusable { path: cert.to_owned(), cause })
+        Self::from_pem(certificate.pem(), &key_pem).map_err(|(_, cause)| CaError::Unusable {
+            path: cert.to_owned(),
+            cause,
+        })
     }
 
     /// The certificate as PEM, for clients to trust.
@@ -180,11 +208,17 @@ impl CertificateAuthority {
     /// What a person wants to know.
     pub fn describe(&self) -> Description {
         let der = self.chain.first().map(AsRef::as_ref).unwrap_or_default();
-        let parsed = x509_parser::parse_x509_certificate(der).ok().map(|(_, cert)| cert);
-        let not_after = parsed.as_ref().map_or(0, |cert| cert.validity().not_after.timestamp());
+        let parsed = x509_parser::parse_x509_certificate(der)
+            .ok()
+            .map(|(_, cert)| cert);
+        let not_after = parsed
+            .as_ref()
+            .map_or(0, |cert| cert.validity().not_after.timestamp());
         Description {
             fingerprint: fingerprint(der),
-            subject: parsed.map(|cert| cert.subject().to_string()).unwrap_or_default(),
+            subject: parsed
+                .map(|cert| cert.subject().to_string())
+                .unwrap_or_default(),
             not_after: SystemTime::UNIX_EPOCH
                 + Duration::from_secs(u64::try_from(not_after).unwrap_or(0)),
         }
@@ -199,24 +233,43 @@ enum Part {
 
 fn fingerprint(der: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, der);
-    digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02X}"))
+        .collect::<Vec<_>>()
+        .join(":")
 }
 
 /// Makes a directory that only this user may enter.
 pub(super) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
     use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(at(dir))
 }
 
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(path).map_err(at(path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(path))
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .map_err(at(path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(at(path))
 }
 
 pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> CaError {
     let path = path.to_owned();
-    move |cause| CaError::File { path: path.clone(), cause }
+    move |cause| CaError::File {
+        path: path.clone(),
+        cause,
+    }
 }
 
 #[cfg(test)]
@@ -235,14 +288,22 @@ mod tests {
         let made = CertificateAuthority::load_or_make(&source, now()).unwrap();
         let key = dir.path().join("data/ca.key");
         assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::metadata(dir.path().join("data")).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(dir.path().join("data")).unwrap().mode() & 0o777,
+            0o700
+        );
         let again = CertificateAuthority::load_or_make(&source, now()).unwrap();
         assert_eq!(made.describe(), again.describe());
         assert!(!format!("{made:?}").contains("PRIVATE"));
 
         fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-        let told = CertificateAuthority::load_or_make(&source, now()).unwrap_err().to_string();
-        assert!(told.contains("mode 0644") && told.contains("chmod 600"), "{told}");
+        let told = CertificateAuthority::load_or_make(&source, now())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            told.contains("mode 0644") && told.contains("chmod 600"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -251,17 +312,26 @@ mod tests {
         let source = CaSource::DataDir(dir.path().to_owned());
         CertificateAuthority::load_or_make(&source, now()).unwrap();
         fs::remove_file(dir.path().join("ca.key")).unwrap();
-        assert!(matches!(CertificateAuthority::load_or_make(&source, now()), Err(CaError::Half { .. })));
+        assert!(matches!(
+            CertificateAuthority::load_or_make(&source, now()),
+            Err(CaError::Half { .. })
+        ));
     }
 
     #[test]
     fn a_key_of_another_certificate_is_told() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for dir in [&one, &two] {
-            CertificateAuthority::load_or_make(&CaSource::DataDir(dir.path().to_owned()), now()).unwrap();
+            CertificateAuthority::load_or_make(&CaSource::DataDir(dir.path().to_owned()), now())
+                .unwrap();
         }
-        let source = CaSource::Supplied { cert: one.path().join("ca.pem"), key: two.path().join("ca.key") };
-        let told = CertificateAuthority::load_or_make(&source, now()).unwrap_err().to_string();
+        let source = CaSource::Supplied {
+            cert: one.path().join("ca.pem"),
+            key: two.path().join("ca.key"),
+        };
+        let told = CertificateAuthority::load_or_make(&source, now())
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("not the key of the certificate"), "{told}");
     }
 }

@@ -24,7 +24,9 @@ pub fn write_bundle(
         make_private_dir(dir)?;
     }
     let ours = ca.pem();
-    let blocks = roots.iter().map(|root| pem::Pem::new("CERTIFICATE", root.to_vec()));
+    let blocks = roots
+        .iter()
+        .map(|root| pem::Pem::new("CERTIFICATE", root.to_vec()));
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     let mut bundle = pem::encode_many_config(&blocks.collect::<Vec<_>>(), config);
     bundle.push('\n');
@@ -42,8 +44,11 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), CaError> {
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(at(dir))?;
     file.write_all(bytes).map_err(at(&path))?;
     let everyone = fs::Permissions::from_mode(0o644);
-    file.as_file().set_permissions(everyone).map_err(at(&path))?;
-    file.persist(&path).map_err(|error| at(&path)(error.error))?;
+    file.as_file()
+        .set_permissions(everyone)
+        .map_err(at(&path))?;
+    file.persist(&path)
+        .map_err(|error| at(&path)(error.error))?;
     Ok(())
 }
 
@@ -65,8 +70,10 @@ mod tests {
         write_bundle(&export, &ca, roots).unwrap();
         let bundle = fs::read_to_string(export.join("bundle.pem")).unwrap();
         assert_eq!(CertificateDer::pem_slice_iter(bundle.as_bytes()).count(), 4);
-        let mut names: Vec<_> =
-            fs::read_dir(&export).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(&export)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         names.sort();
         assert_eq!(names, ["bundle.pem", "ca.pem"]);
         assert!(!bundle.contains("PRIVATE"));

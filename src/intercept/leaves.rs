@@ -41,9 +41,19 @@ impl Leaves {
     /// # Errors
     /// If no key can be made.
     pub fn new(ca: CertificateAuthority, clock: Clock, metrics: Metrics) -> Result<Self, String> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
-        let configs = moka::sync::Cache::builder().max_capacity(LEAVES).time_to_live(KEPT).build();
-        Ok(Self { ca, key, configs, clock, metrics })
+        let key =
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
+        let configs = moka::sync::Cache::builder()
+            .max_capacity(LEAVES)
+            .time_to_live(KEPT)
+            .build();
+        Ok(Self {
+            ca,
+            key,
+            configs,
+            clock,
+            metrics,
+        })
     }
 
     /// The CA that signs.
@@ -56,7 +66,9 @@ impl Leaves {
     /// # Errors
     /// If the leaf cannot be made.
     pub fn config(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
-        self.configs.try_get_with_by_ref(host, || self.mint(host)).map_err(|error| error.to_string())
+        self.configs
+            .try_get_with_by_ref(host, || self.mint(host))
+            .map_err(|error| error.to_string())
     }
 
     fn mint(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
@@ -67,7 +79,11 @@ impl Leaves {
             None => SanType::DnsName(host.as_str().try_into().map_err(text)?),
         }];
         // A common name holds 64 characters at most; clients read the alternative name anyway.
-        let name = if host.as_str().len() < 64 { host.as_str() } else { "outpace" };
+        let name = if host.as_str().len() < 64 {
+            host.as_str()
+        } else {
+            "outpace"
+        };
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -80,7 +96,9 @@ impl Leaves {
         let mut chain = vec![leaf.der().clone()];
         chain.extend_from_slice(self.ca.chain_below_root());
         self.metrics.leaf_minted();
-        self.server_config(host, chain).map(Arc::new).map_err(|error| error.to_string())
+        self.server_config(host, chain)
+            .map(Arc::new)
+            .map_err(|error| error.to_string())
     }
 
     fn server_config(
@@ -94,7 +112,10 @@ impl Leaves {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(OneHost { host: host.clone(), certified: Arc::new(certified) }));
+            .with_cert_resolver(Arc::new(OneHost {
+                host: host.clone(),
+                certified: Arc::new(certified),
+            }));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.send_tls13_tickets = 1;
         Ok(config)
@@ -141,7 +162,12 @@ mod tests {
                 scope.spawn(|| leaves.config(&host).unwrap());
             }
         });
-        assert!(leaves.metrics.encode().contains("outpace_leaves_minted_total 1"));
+        assert!(
+            leaves
+                .metrics
+                .encode()
+                .contains("outpace_leaves_minted_total 1")
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -152,7 +178,10 @@ mod tests {
         for name in ["api.example.com", "127.0.0.1", "[::1]"] {
             let host = HostName::parse(name).unwrap();
             let config = leaves.config(&host).unwrap();
-            assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+            assert_eq!(
+                config.alpn_protocols,
+                [b"h2".to_vec(), b"http/1.1".to_vec()]
+            );
             let mut roots = rustls::RootCertStore::empty();
             roots.add(ca_der.clone()).unwrap();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -166,7 +195,11 @@ mod tests {
         assert!(ca.is_ca());
     }
 
-    fn handshake(client: rustls::ClientConfig, server: Arc<ServerConfig>, host: &HostName) -> Result<(), rustls::Error> {
+    fn handshake(
+        client: rustls::ClientConfig,
+        server: Arc<ServerConfig>,
+        host: &HostName,
+    ) -> Result<(), rustls::Error> {
         let name: rustls_pki_types::ServerName<'static> = match host.ip() {
             Some(ip) => rustls_pki_types::ServerName::IpAddress(ip.into()),
             None => host.as_str().to_owned().try_into().unwrap(),

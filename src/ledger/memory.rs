@@ -21,7 +21,10 @@ pub struct MemoryLedger {
 impl MemoryLedger {
     /// Nothing used yet.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, books: RwLock::default() }
+        Self {
+            clock,
+            books: RwLock::default(),
+        }
     }
 
     fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut Book, Instant) -> T) -> T {
@@ -103,7 +106,10 @@ enum State {
 impl Book {
     /// Takes over a newer policy: limits keep their state by name.
     fn follow(&mut self, target: &Target, now: Instant) {
-        if self.generation.is_some_and(|known| known >= target.generation) {
+        if self
+            .generation
+            .is_some_and(|known| known >= target.generation)
+        {
             return;
         }
         self.generation = Some(target.generation);
@@ -122,13 +128,25 @@ impl Book {
         let mut slots = SmallVec::new();
         for _ in 0..run.want {
             if let Some(held_by) = self.exhausted(run.limits) {
-                let short = Short { held_by: Some(held_by), ask_again: None };
-                return Grant { slots, short: Some(short) };
+                let short = Short {
+                    held_by: Some(held_by),
+                    ask_again: None,
+                };
+                return Grant {
+                    slots,
+                    short: Some(short),
+                };
             }
             let (at, held_by) = self.earliest(run.limits, now);
             if at > now + HORIZON {
-                let short = Short { held_by, ask_again: Some(at - HORIZON) };
-                return Grant { slots, short: Some(short) };
+                let short = Short {
+                    held_by,
+                    ask_again: Some(at - HORIZON),
+                };
+                return Grant {
+                    slots,
+                    short: Some(short),
+                };
             }
             slots.push(self.take(run.limits, at));
         }
@@ -141,12 +159,10 @@ impl Book {
         let (mut at, mut held_by) = (self.block.earliest(now), None);
         loop {
             let before = at;
-            for index in limits.iter() {
-                if let Some(Entry { state: State::Rate(schedule), .. }) = self.entries.get(index) {
-                    let next = schedule.earliest(at);
-                    if next > at {
-                        (at, held_by) = (next, Some(index));
-                    }
+            for (index, schedule) in self.schedules(limits) {
+                let next = schedule.earliest(at);
+                if next > at {
+                    (at, held_by) = (next, Some(index));
                 }
             }
             if at == before {
@@ -155,12 +171,26 @@ impl Book {
         }
     }
 
+    fn schedules(&self, limits: LimitSet) -> impl Iterator<Item = (usize, &Schedule)> {
+        limits
+            .iter()
+            .filter_map(|index| match self.entries.get(index) {
+                Some(Entry {
+                    state: State::Rate(schedule),
+                    ..
+                }) => Some((index, schedule)),
+                _ => None,
+            })
+    }
+
     fn exhausted(&self, limits: LimitSet) -> Option<usize> {
         limits.iter().find(|index| {
-            self.entries.get(*index).is_some_and(|entry| match (&entry.state, entry.bound) {
-                (State::Held(held), Bound::Concurrent(max)) => *held >= max,
-                _ => false,
-            })
+            self.entries
+                .get(*index)
+                .is_some_and(|entry| match (&entry.state, entry.bound) {
+                    (State::Held(held), Bound::Concurrent(max)) => *held >= max,
+                    _ => false,
+                })
         })
     }
 
@@ -173,13 +203,22 @@ impl Book {
             }
         }
         let probe = self.block.book(at, PROBE_PATIENCE);
-        Slot { at, limits, epoch: self.epoch, probe }
+        Slot {
+            at,
+            limits,
+            epoch: self.epoch,
+            probe,
+        }
     }
 
     /// Gives permits back, by name: the slot may be of an older policy.
     fn release(&mut self, target: &Target, limits: LimitSet) {
         for index in limits.iter() {
-            let Some(Limit { name, bound: Bound::Concurrent(_), .. }) = target.limits.get(index)
+            let Some(Limit {
+                name,
+                bound: Bound::Concurrent(_),
+                ..
+            }) = target.limits.get(index)
             else {
                 continue;
             };
@@ -193,14 +232,17 @@ impl Book {
 
     fn forecast(&self, limits: LimitSet, ahead: &[u32], now: Instant) -> Forecast {
         let from = self.block.earliest(now);
-        let mut forecast = Forecast { at: from, held_by: None };
-        for index in limits.iter() {
-            let ahead = ahead.get(index).copied().unwrap_or(0);
-            if let Some(Entry { state: State::Rate(schedule), .. }) = self.entries.get(index) {
-                let at = schedule.forecast(from, ahead);
-                if at > forecast.at {
-                    forecast = Forecast { at, held_by: Some(index) };
-                }
+        let mut forecast = Forecast {
+            at: from,
+            held_by: None,
+        };
+        for (index, schedule) in self.schedules(limits) {
+            let at = schedule.forecast(from, ahead.get(index).copied().unwrap_or(0));
+            if at > forecast.at {
+                forecast = Forecast {
+                    at,
+                    held_by: Some(index),
+                };
             }
         }
         forecast
@@ -215,13 +257,19 @@ impl Entry {
             (Some(State::Held(held)), State::Held(_)) => State::Held(held),
             (_, fresh) => fresh,
         };
-        Self { name: Arc::clone(&limit.name), bound: limit.bound, state }
+        Self {
+            name: Arc::clone(&limit.name),
+            bound: limit.bound,
+            state,
+        }
     }
 }
 
 impl State {
     fn new(bound: Bound) -> Self {
-        let Bound::Rate { rate, algorithm } = bound else { return Self::Held(0) };
+        let Bound::Rate { rate, algorithm } = bound else {
+            return Self::Held(0);
+        };
         Self::Rate(match algorithm {
             Algorithm::TokenBucket { burst: None } => {
                 Schedule::TokenBucket(TokenBucket::strict(rate, SLACK))
@@ -243,12 +291,19 @@ mod tests {
     use crate::policy::{Limit, Retry, TlsMode};
 
     fn limit(name: &str, bound: Bound) -> Limit {
-        Limit { name: name.into(), bound, matcher: None }
+        Limit {
+            name: name.into(),
+            bound,
+            matcher: None,
+        }
     }
 
     fn rate(text: &str, burst: Option<u32>) -> Bound {
         let algorithm = Algorithm::TokenBucket { burst };
-        Bound::Rate { rate: text.parse().unwrap(), algorithm }
+        Bound::Rate {
+            rate: text.parse().unwrap(),
+            algorithm,
+        }
     }
 
     fn target(limits: Vec<Limit>) -> Arc<Target> {
@@ -271,8 +326,16 @@ mod tests {
     }
 
     fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> Grant {
-        let runs = [Run { limits: all(target), want }].into_iter().collect();
-        match ledger.book(Ask { target: Arc::clone(target), runs }) {
+        let runs = [Run {
+            limits: all(target),
+            want,
+        }]
+        .into_iter()
+        .collect();
+        match ledger.book(Ask {
+            target: Arc::clone(target),
+            runs,
+        }) {
             Booking::Ready(mut grants) => grants.remove(0),
             Booking::Pending(_) => unreachable!("memory answers at once"),
         }
@@ -289,7 +352,10 @@ mod tests {
         assert_eq!(grant.slots.len(), 1);
         let short = grant.short.unwrap();
         assert_eq!(short.held_by, Some(1));
-        assert_eq!(short.ask_again, Some(ledger.clock.now() + Duration::from_secs(1) - HORIZON));
+        assert_eq!(
+            short.ask_again,
+            Some(ledger.clock.now() + Duration::from_secs(1) - HORIZON)
+        );
         // The four that were not booked cost the fast limit nothing.
         let fast = ledger.forecast(&target, one(0), &[998]);
         assert_eq!(fast.at, ledger.clock.now());
@@ -307,7 +373,13 @@ mod tests {
         let target = target(vec![limit("at-once", Bound::Concurrent(2))]);
         let grant = book(&ledger, &target, 3);
         assert_eq!(grant.slots.len(), 2);
-        assert_eq!(grant.short, Some(Short { held_by: Some(0), ask_again: None }));
+        assert_eq!(
+            grant.short,
+            Some(Short {
+                held_by: Some(0),
+                ask_again: None
+            })
+        );
         ledger.settle(&target, &grant.slots[0], Settlement::Left);
         assert_eq!(book(&ledger, &target, 3).slots.len(), 1);
     }
@@ -337,7 +409,10 @@ mod tests {
         let before = target(vec![limit("l", rate("10/1m", Some(10)))]);
         assert_eq!(book(&ledger, &before, 10).slots.len(), 10);
         let after = target(vec![limit("l", rate("20/1m", Some(10)))]);
-        let after = Arc::new(Target { generation: 1, ..Arc::into_inner(after).unwrap() });
+        let after = Arc::new(Target {
+            generation: 1,
+            ..Arc::into_inner(after).unwrap()
+        });
         assert!(book(&ledger, &after, 1).slots.is_empty());
     }
 }

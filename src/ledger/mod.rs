@@ -68,6 +68,10 @@ pub struct Slot {
     pub probe: bool,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the common variant is the large one, and short-lived"
+)]
 /// A booking that is there already, or on its way from a store.
 pub enum Booking {
     /// Answered at once.

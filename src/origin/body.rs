@@ -27,11 +27,21 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     pub(super) const fn http2(incoming: Incoming) -> Self {
-        Self { incoming, connection: None }
+        Self {
+            incoming,
+            connection: None,
+        }
     }
 
-    pub(super) fn http1(incoming: Incoming, connection: Returning<B>, cx: &mut Context<'_>) -> Self {
-        let mut body = Self { incoming, connection: Some(connection) };
+    pub(super) fn http1(
+        incoming: Incoming,
+        connection: Returning<B>,
+        cx: &mut Context<'_>,
+    ) -> Self {
+        let mut body = Self {
+            incoming,
+            connection: Some(connection),
+        };
         body.finish_at_end(cx);
         body
     }

@@ -50,7 +50,12 @@ impl Connector {
     pub fn new(roots: &Roots, parent: Option<ParentProxy>) -> Result<Self, Error> {
         let tls = ClientTls::new(roots)?;
         let ourselves = OnceLock::new();
-        Ok(Self(Arc::new(Inner { resolver: Resolver::new(), tls, parent, ourselves })))
+        Ok(Self(Arc::new(Inner {
+            resolver: Resolver::new(),
+            tls,
+            parent,
+            ourselves,
+        })))
     }
 
     /// Tells where this proxy listens, so that it never dials itself.
@@ -68,7 +73,12 @@ impl Connector {
     ///
     /// # Errors
     /// See [`Error`]; all of them are before dispatch.
-    pub async fn tcp(&self, host: &HostName, port: u16, egress: &Egress) -> Result<TcpStream, Error> {
+    pub async fn tcp(
+        &self,
+        host: &HostName,
+        port: u16,
+        egress: &Egress,
+    ) -> Result<TcpStream, Error> {
         let dial = async {
             match &self.0.parent {
                 None => self.direct(host, port, egress).await,
@@ -97,7 +107,8 @@ impl Connector {
                     self.to_parent(parent).await?
                 }
                 (Some(parent), Scheme::Https) => {
-                    self.through(parent, &origin.host, origin.port, egress).await?
+                    self.through(parent, &origin.host, origin.port, egress)
+                        .await?
                 }
             };
             if origin.scheme == Scheme::Http {
@@ -115,7 +126,12 @@ impl Connector {
         within_time(dial).await
     }
 
-    async fn direct(&self, host: &HostName, port: u16, egress: &Egress) -> Result<TcpStream, Error> {
+    async fn direct(
+        &self,
+        host: &HostName,
+        port: u16,
+        egress: &Egress,
+    ) -> Result<TcpStream, Error> {
         let resolved = self.0.resolver.resolve(host, port, egress).await?;
         let mut allowed = Vec::with_capacity(resolved.len());
         let mut refused = None;
@@ -146,21 +162,32 @@ impl Connector {
 
     fn guard_literal(&self, host: &HostName, port: u16, egress: &Egress) -> Result<(), Error> {
         // A parent proxy resolves names itself; an address that is written out is still ours to judge.
-        host.ip().map_or(Ok(()), |ip| self.guard(SocketAddr::new(ip, port), egress))
+        host.ip()
+            .map_or(Ok(()), |ip| self.guard(SocketAddr::new(ip, port), egress))
     }
 
     fn is_ourselves(&self, address: SocketAddr) -> bool {
-        let ours = self.0.ourselves.get().map(Vec::as_slice).unwrap_or_default();
+        let ours = self
+            .0
+            .ourselves
+            .get()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let ip = address.ip().to_canonical();
         ours.iter().any(|our| {
             our.port() == address.port()
-                && (our.ip() == ip || our.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
+                && (our.ip() == ip
+                    || our.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
         })
     }
 
     async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, Error> {
         // The operator wrote the parent down, so its address needs no further word.
-        let resolved = self.0.resolver.resolve(&parent.host, parent.port, &Egress::default()).await?;
+        let resolved = self
+            .0
+            .resolver
+            .resolve(&parent.host, parent.port, &Egress::default())
+            .await?;
         first_to_connect(&resolved).await
     }
 
@@ -173,21 +200,26 @@ impl Connector {
     ) -> Result<TcpStream, Error> {
         self.guard_literal(host, port, egress)?;
         let mut tcp = self.to_parent(parent).await?;
-        let mut head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").into_bytes();
+        let mut head =
+            format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").into_bytes();
         if let Some(authorization) = &parent.authorization {
             head.extend_from_slice(b"Proxy-Authorization: ");
             head.extend_from_slice(authorization.as_bytes());
             head.extend_from_slice(b"\r\n");
         }
         head.extend_from_slice(b"\r\n");
-        tcp.write_all(&head).await.map_err(|error| Error::ParentProxy(error.to_string()))?;
+        tcp.write_all(&head)
+            .await
+            .map_err(|error| Error::ParentProxy(error.to_string()))?;
         read_connect_reply(&mut tcp).await?;
         Ok(tcp)
     }
 }
 
 async fn within_time<T>(dial: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(CONNECT_TIMEOUT, dial).await.unwrap_or(Err(Error::ConnectTimeout))
+    tokio::time::timeout(CONNECT_TIMEOUT, dial)
+        .await
+        .unwrap_or(Err(Error::ConnectTimeout))
 }
 
 /// Tries addresses in order, each with a small head start over the next (RFC 8305 section 5).
@@ -242,7 +274,10 @@ const REPLY_MAX: usize = 8 * 1024;
 async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), Error> {
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
-        let byte = tcp.read_u8().await.map_err(|error| Error::ParentProxy(error.to_string()))?;
+        let byte = tcp
+            .read_u8()
+            .await
+            .map_err(|error| Error::ParentProxy(error.to_string()))?;
         head.push(byte);
         if head.len() > REPLY_MAX {
             return Err(Error::ParentProxy("its answer is too long".to_owned()));
@@ -254,6 +289,9 @@ async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), Error> {
     if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') {
         Ok(())
     } else {
-        Err(Error::ParentProxy(format!("it answered `{}`", line.chars().take(80).collect::<String>())))
+        Err(Error::ParentProxy(format!(
+            "it answered `{}`",
+            line.chars().take(80).collect::<String>()
+        )))
     }
 }

@@ -74,6 +74,9 @@ impl Error {
 
     /// Whether trying once more may help; a name, an address or a certificate does not change so soon.
     pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::ConnectTimeout | Self::Broken(_))
+        matches!(
+            self,
+            Self::Refused(_) | Self::ConnectTimeout | Self::Broken(_)
+        )
     }
 }

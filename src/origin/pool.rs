@@ -14,7 +14,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{Body, Connector, Error, Io};
 use crate::bounds::{
-    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX, RESPONSE_FIELDS,
+    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
+    RESPONSE_FIELDS,
 };
 use crate::clock::{Clock, Instant};
 use crate::policy::Egress;
@@ -86,7 +87,9 @@ struct Http1<B: http_body::Body + 'static> {
 
 impl<B: http_body::Body + 'static> std::fmt::Debug for Http1<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Http1").field("open", &self.driver.is_some()).finish_non_exhaustive()
+        f.debug_struct("Http1")
+            .field("open", &self.driver.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,7 +140,13 @@ where
 {
     /// No connections yet.
     pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
-        Self(Arc::new(Home { connector, clock, tasks, metrics, idle: Mutex::default() }))
+        Self(Arc::new(Home {
+            connector,
+            clock,
+            tasks,
+            metrics,
+            idle: Mutex::default(),
+        }))
     }
 
     /// The connector, for tunnels.
@@ -169,10 +178,17 @@ where
     ///
     /// # Errors
     /// See [`Error`]; all of them are before dispatch.
-    pub async fn connect(&self, destination: &Destination, egress: &Egress) -> Result<Lease<B>, Error> {
+    pub async fn connect(
+        &self,
+        destination: &Destination,
+        egress: &Egress,
+    ) -> Result<Lease<B>, Error> {
         let offer = destination.wire == Wire::Any;
-        let (io, agreed) =
-            self.0.connector.connect(&destination.origin, offer, egress).await?;
+        let (io, agreed) = self
+            .0
+            .connector
+            .connect(&destination.origin, offer, egress)
+            .await?;
         self.0.metrics.origin_connected();
         if !agreed && destination.wire != Wire::Http2Prior {
             let leased = self.0.http1(io, destination.wire).await?;
@@ -180,8 +196,12 @@ where
         }
         let sender = self.0.http2(io).await?;
         let mut idle = self.0.lock();
-        let known = idle.entry(destination.clone()).or_insert_with(Idle::default);
-        let first = known.http2.take().filter(|sender| !sender.is_closed()).unwrap_or(sender);
+        let known = idle.entry(destination.clone()).or_default();
+        let first = known
+            .http2
+            .take()
+            .filter(|sender| !sender.is_closed())
+            .unwrap_or(sender);
         known.http2 = Some(first.clone());
         Ok(self.0.lease(Leased::Http2(first), destination))
     }
@@ -191,7 +211,11 @@ where
         let oldest = self.0.clock.now() - ORIGIN_IDLE;
         self.0.lock().retain(|_, known| {
             known.http1.retain(|(since, _)| *since > oldest);
-            if known.http2.as_ref().is_some_and(http2::SendRequest::is_closed) {
+            if known
+                .http2
+                .as_ref()
+                .is_some_and(http2::SendRequest::is_closed)
+            {
                 known.http2 = None;
             }
             known.http2.is_some() || !known.http1.is_empty()
@@ -201,7 +225,10 @@ where
 
 impl<B: http_body::Body + 'static> Default for Idle<B> {
     fn default() -> Self {
-        Self { http1: Vec::new(), http2: None }
+        Self {
+            http1: Vec::new(),
+            http2: None,
+        }
     }
 }
 
@@ -220,7 +247,11 @@ impl<B: http_body::Body + 'static> Home<B> {
     }
 
     fn lease(self: &Arc<Self>, leased: Leased<B>, destination: &Destination) -> Lease<B> {
-        Lease { leased: Some(leased), destination: destination.clone(), home: Arc::clone(self) }
+        Lease {
+            leased: Some(leased),
+            destination: destination.clone(),
+            home: Arc::clone(self),
+        }
     }
 }
 
@@ -239,7 +270,10 @@ where
             Wire::Http1 => Box::pin(connection.with_upgrades()),
             Wire::Any | Wire::Http2Prior => Box::pin(connection),
         };
-        Ok(Http1 { sender, driver: Some(driver) })
+        Ok(Http1 {
+            sender,
+            driver: Some(driver),
+        })
     }
 
     async fn http2(&self, io: Io) -> Result<http2::SendRequest<B>, Error> {
@@ -252,7 +286,10 @@ where
             .await
             .map_err(|error| broken(&error))?;
         // Its end reaches everyone who has a stream on it. It must not hold up a drain.
-        drop(self.tasks.spawn_until_drained(async move { drop(connection.await) }));
+        drop(
+            self.tasks
+                .spawn_until_drained(async move { drop(connection.await) }),
+        );
         Ok(sender)
     }
 }
@@ -352,7 +389,9 @@ where
         .await;
         match body {
             Some(body) => Ok(Response::from_parts(parts, body)),
-            None => Err(SendError::Broken(Error::Broken("the body was lost".to_owned()))),
+            None => Err(SendError::Broken(Error::Broken(
+                "the body was lost".to_owned(),
+            ))),
         }
     }
 

@@ -16,7 +16,12 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn new() -> Self {
-        Self { known: moka::sync::Cache::builder().max_capacity(4096).time_to_live(DNS_TTL).build() }
+        Self {
+            known: moka::sync::Cache::builder()
+                .max_capacity(4096)
+                .time_to_live(DNS_TTL)
+                .build(),
+        }
     }
 
     /// Every address of `host`, in the order to try; never empty.
@@ -36,11 +41,17 @@ impl Resolver {
             Some(addresses) => addresses,
             None => self.ask(host).await?,
         };
-        Ok(addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
+        Ok(addresses
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, port))
+            .collect())
     }
 
     async fn ask(&self, host: &HostName) -> Result<Arc<[IpAddr]>, Error> {
-        let fail = |cause: String| Error::Unresolved { host: host.to_string(), cause };
+        let fail = |cause: String| Error::Unresolved {
+            host: host.to_string(),
+            cause,
+        };
         let found = tokio::net::lookup_host((host.as_str(), 0))
             .await
             .map_err(|error| fail(error.to_string()))?;
@@ -74,7 +85,12 @@ mod tests {
 
     #[test]
     fn families_alternate() {
-        let of = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let of = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|t| t.parse().unwrap())
+                .collect::<Vec<IpAddr>>()
+        };
         let mixed = interleave(of(&["::1", "::2", "::3", "1.1.1.1", "2.2.2.2"]));
         assert_eq!(mixed, of(&["::1", "1.1.1.1", "::2", "2.2.2.2", "::3"]));
     }

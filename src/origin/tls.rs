@@ -71,7 +71,10 @@ impl ClientTls {
         let mut http1 = any.clone();
         any.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { any: Arc::new(any), http1: Arc::new(http1) })
+        Ok(Self {
+            any: Arc::new(any),
+            http1: Arc::new(http1),
+        })
     }
 
     pub(super) fn offering(&self, http2: bool) -> Arc<ClientConfig> {
@@ -80,9 +83,7 @@ impl ClientTls {
 }
 
 /// What stands in SNI and is verified: the canonical host.
-pub(super) fn server_name(
-    host: &HostName,
-) -> Result<rustls_pki_types::ServerName<'static>, Error> {
+pub(super) fn server_name(host: &HostName) -> Result<rustls_pki_types::ServerName<'static>, Error> {
     match host.ip() {
         Some(ip) => Ok(rustls_pki_types::ServerName::IpAddress(ip.into())),
         None => rustls_pki_types::ServerName::try_from(host.as_str().to_owned())
@@ -92,7 +93,9 @@ pub(super) fn server_name(
 
 /// Tells a certificate that was not accepted from TLS that failed otherwise.
 pub(super) fn handshake_error(error: &std::io::Error) -> Error {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidCertificate(reason)) => Error::Certificate(reason.to_string()),
         _ => Error::Tls(error.to_string()),

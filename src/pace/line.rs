@@ -53,7 +53,10 @@ impl Line {
             tasks,
             metrics,
             epoch: AtomicU64::new(0),
-            state: Mutex::new(State { queue: Queue::new(target), driven: false }),
+            state: Mutex::new(State {
+                queue: Queue::new(target),
+                driven: false,
+            }),
             changed: Notify::new(),
         }
     }
@@ -90,7 +93,11 @@ impl Line {
         let stage = if ready { Stage::Ready } else { Stage::Queued };
         // Two messages at most wait for one waiter: a call and what ends its wait.
         let (tell, told) = mpsc::channel(2);
-        let entry = Entry { stage, deadline: ticket.deadline, tell };
+        let entry = Entry {
+            stage,
+            deadline: ticket.deadline,
+            tell,
+        };
         let place = state.queue.insert(limits, ticket.arrived, entry);
         self.drive(&mut state, pending);
         Admission::Wait(Waiter {
@@ -107,7 +114,10 @@ impl Line {
     /// The way of a request that nobody is before: one booking, perhaps to be used at once.
     fn book_one(self: &Arc<Self>, state: &mut State, limits: LimitSet) -> Booked {
         let asked = state.queue.asking(smallvec![Run { limits, want: 1 }]);
-        let ask = Ask { target: Arc::clone(&asked.target), runs: asked.runs.clone() };
+        let ask = Ask {
+            target: Arc::clone(&asked.target),
+            runs: asked.runs.clone(),
+        };
         let grants = match self.ledger.book(ask) {
             Booking::Ready(grants) => grants,
             Booking::Pending(answer) => return Booked::Pending(asked, answer),
@@ -128,14 +138,22 @@ impl Line {
 
     pub(super) fn block(self: &Arc<Self>, until: Instant) {
         let mut state = self.lock();
-        let Some(epoch) = self.ledger.block(state.queue.target(), until) else { return };
+        let Some(epoch) = self.ledger.block(state.queue.target(), until) else {
+            return;
+        };
         self.epoch.store(epoch, Ordering::Release);
         for slot in state.queue.drop_hand() {
-            self.ledger.settle(state.queue.target(), &slot, Settlement::Unused);
+            self.ledger
+                .settle(state.queue.target(), &slot, Settlement::Unused);
         }
         let waiting = state.queue.len();
         for (entry, forecast) in state.queue.take_hopeless(&*self.ledger) {
-            let refusal = refusal(RefusalKind::WaitTooLong, forecast, state.queue.target(), waiting);
+            let refusal = refusal(
+                RefusalKind::WaitTooLong,
+                forecast,
+                state.queue.target(),
+                waiting,
+            );
             // A waiter that is gone needs no answer.
             drop(entry.tell.try_send(Event::Refused(refusal)));
         }
@@ -172,7 +190,9 @@ impl Line {
         } else if queue.len() >= queue.target().max_waiting {
             RefusalKind::QueueFull
         } else {
-            let limit = forecast.held_by.and_then(|index| queue.target().limits.get(index));
+            let limit = forecast
+                .held_by
+                .and_then(|index| queue.target().limits.get(index));
             return Ok(limit.map(|limit| Arc::clone(&limit.name)));
         };
         Err(refusal(kind, forecast, queue.target(), queue.len()))
@@ -214,7 +234,10 @@ impl Line {
                 Next::Idle => return,
                 Next::Sleep(until) => self.sleep(until).await,
                 Next::Ask(asked) => {
-                    let ask = Ask { target: Arc::clone(&asked.target), runs: asked.runs.clone() };
+                    let ask = Ask {
+                        target: Arc::clone(&asked.target),
+                        runs: asked.runs.clone(),
+                    };
                     match self.ledger.book(ask) {
                         Booking::Ready(grants) => self.absorb(&asked, grants),
                         Booking::Pending(answer) => self.await_booking(asked, answer).await,
@@ -261,7 +284,8 @@ impl Line {
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
             self.metrics.slot_voided(&state.queue.target().name);
-            self.ledger.settle(state.queue.target(), &slot, Settlement::Unused);
+            self.ledger
+                .settle(state.queue.target(), &slot, Settlement::Unused);
         }
         while let Some((slot, entry)) = state.queue.take_due(now) {
             let turn = self.turn(&state, slot);
@@ -276,7 +300,9 @@ impl Line {
             }
         }
         // The channel has room for the call: it is the first message.
-        let next = state.queue.next(now, &*self.ledger, |tell| drop(tell.try_send(Event::Called)));
+        let next = state.queue.next(now, &*self.ledger, |tell| {
+            drop(tell.try_send(Event::Called));
+        });
         if matches!(next, Next::Idle) {
             state.driven = false;
         }
@@ -308,7 +334,12 @@ impl Line {
 fn refusal(kind: RefusalKind, forecast: Forecast, target: &Target, waiting: usize) -> Refusal {
     let held_by = forecast.held_by.and_then(|index| target.limits.get(index));
     let held_by = held_by.map(|limit| Arc::clone(&limit.name));
-    Refusal { kind, available: forecast.at, held_by, waiting }
+    Refusal {
+        kind,
+        available: forecast.at,
+        held_by,
+        waiting,
+    }
 }
 
 /// What a booking for one came to.
@@ -371,8 +402,15 @@ impl Waiter {
     fn overdue(&self) -> Refusal {
         let mut state = self.line.lock();
         state.queue.remove(self.place);
-        let forecast = state.queue.forecast(self.limits, self.ticket.arrived, &*self.line.ledger);
-        refusal(RefusalKind::WaitTooLong, forecast, state.queue.target(), state.queue.len())
+        let forecast = state
+            .queue
+            .forecast(self.limits, self.ticket.arrived, &*self.line.ledger);
+        refusal(
+            RefusalKind::WaitTooLong,
+            forecast,
+            state.queue.target(),
+            state.queue.len(),
+        )
     }
 }
 
@@ -439,7 +477,9 @@ impl Drop for Turn {
             Fate::InHand => self.line.give_back(&self.target, self.slot),
             Fate::Left => {
                 if self.slot.probe || self.target.has_permits(self.slot.limits) {
-                    self.line.ledger.settle(&self.target, &self.slot, Settlement::Left);
+                    self.line
+                        .ledger
+                        .settle(&self.target, &self.slot, Settlement::Left);
                     self.line.lock().queue.ask_anew();
                     self.line.changed.notify_one();
                 }

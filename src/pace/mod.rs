@@ -106,7 +106,13 @@ pub struct Pacer {
 impl Pacer {
     /// Nobody waits yet.
     pub fn new(ledger: Arc<dyn Ledger>, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
-        Self { ledger, clock, tasks, metrics, lines: RwLock::default() }
+        Self {
+            ledger,
+            clock,
+            tasks,
+            metrics,
+            lines: RwLock::default(),
+        }
     }
 
     /// Asks for a turn.

@@ -74,7 +74,13 @@ pub(super) enum Next {
 
 impl<W> Queue<W> {
     pub(super) fn new(target: Arc<Target>) -> Self {
-        Self { target, groups: SmallVec::new(), entered: 0, len: 0, news: 0 }
+        Self {
+            target,
+            groups: SmallVec::new(),
+            entered: 0,
+            len: 0,
+            news: 0,
+        }
     }
 
     pub(super) const fn target(&self) -> &Arc<Target> {
@@ -87,13 +93,17 @@ impl<W> Queue<W> {
 
     /// Whether a newcomer with a ready connection overtakes nobody who could leave.
     pub(super) fn is_free_for(&self, limits: LimitSet) -> bool {
-        self.groups.iter().filter(|group| group.limits.overlaps(limits) || group.limits == limits).all(
-            |group| {
+        self.groups
+            .iter()
+            .filter(|group| group.limits.overlaps(limits) || group.limits == limits)
+            .all(|group| {
                 group.hand.is_empty()
                     && group.waiting.len() <= CALLED_MAX
-                    && group.waiting.values().all(|entry| entry.stage == Stage::Called)
-            },
-        )
+                    && group
+                        .waiting
+                        .values()
+                        .all(|entry| entry.stage == Stage::Called)
+            })
     }
 
     /// Takes over a newer policy. Slots in hand were booked under the old one and are returned.
@@ -118,13 +128,19 @@ impl<W> Queue<W> {
     }
 
     pub(super) fn remove(&mut self, place: Place) -> Option<Entry<W>> {
-        let entry = self.groups.iter_mut().find_map(|group| group.waiting.remove(&place));
+        let entry = self
+            .groups
+            .iter_mut()
+            .find_map(|group| group.waiting.remove(&place));
         self.len -= usize::from(entry.is_some());
         entry
     }
 
     pub(super) fn set_stage(&mut self, place: Place, stage: Stage) {
-        let entry = self.groups.iter_mut().find_map(|group| group.waiting.get_mut(&place));
+        let entry = self
+            .groups
+            .iter_mut()
+            .find_map(|group| group.waiting.get_mut(&place));
         if let Some(entry) = entry {
             entry.stage = stage;
         }
@@ -139,13 +155,18 @@ impl<W> Queue<W> {
 
     /// Whether anybody of the slot's group waits.
     pub(super) fn wants(&self, slot: &Slot) -> bool {
-        self.groups.iter().any(|group| group.limits == slot.limits && !group.waiting.is_empty())
+        self.groups
+            .iter()
+            .any(|group| group.limits == slot.limits && !group.waiting.is_empty())
     }
 
     /// All slots in hand, taken away: a block has voided them.
     pub(super) fn drop_hand(&mut self) -> Vec<Slot> {
         self.ask_anew();
-        self.groups.iter_mut().flat_map(|group| group.hand.drain(..)).collect()
+        self.groups
+            .iter_mut()
+            .flat_map(|group| group.hand.drain(..))
+            .collect()
     }
 
     /// A permit came back or a probe was answered: asking is worth it again.
@@ -174,7 +195,11 @@ impl<W> Queue<W> {
     pub(super) fn take_void(&mut self, now: Instant) -> Vec<Slot> {
         let mut void = Vec::new();
         for group in &mut self.groups {
-            while group.hand.front().is_some_and(|slot| slot.at + LATE_MAX <= now) {
+            while group
+                .hand
+                .front()
+                .is_some_and(|slot| slot.at + LATE_MAX <= now)
+            {
                 void.extend(group.hand.pop_front());
             }
         }
@@ -203,7 +228,11 @@ impl<W> Queue<W> {
             return grants.into_iter().flat_map(|grant| grant.slots).collect();
         }
         for (run, grant) in asked.runs.iter().zip(grants) {
-            let short = if asked.news == self.news { grant.short } else { None };
+            let short = if asked.news == self.news {
+                grant.short
+            } else {
+                None
+            };
             self.note_short(run.limits, short);
             for slot in grant.slots {
                 self.put_in_hand(slot);
@@ -218,7 +247,11 @@ impl<W> Queue<W> {
 
     /// Prepares a call to the ledger.
     pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> Asked {
-        Asked { target: Arc::clone(&self.target), runs, news: self.news }
+        Asked {
+            target: Arc::clone(&self.target),
+            runs,
+            news: self.news,
+        }
     }
 
     /// Decides what comes next; calls those whose time is near.
@@ -233,7 +266,11 @@ impl<W> Queue<W> {
             wake = wake.min(group.wake(now).unwrap_or(Instant::FAR));
         }
         let runs = self.runs(now);
-        if runs.is_empty() { Next::Sleep(wake) } else { Next::Ask(self.asking(runs)) }
+        if runs.is_empty() {
+            Next::Sleep(wake)
+        } else {
+            Next::Ask(self.asking(runs))
+        }
     }
 
     /// Runs of those who are ready and have no slot in hand, in arrival order.
@@ -257,10 +294,19 @@ impl<W> Queue<W> {
     }
 
     /// When a newcomer that arrived at `arrived` could leave.
-    pub(super) fn forecast(&self, limits: LimitSet, arrived: Instant, ledger: &dyn Ledger) -> Forecast {
+    pub(super) fn forecast(
+        &self,
+        limits: LimitSet,
+        arrived: Instant,
+        ledger: &dyn Ledger,
+    ) -> Forecast {
         let mut ahead = Ahead::new(&self.target);
         for group in &self.groups {
-            let before = if group.waiting.last_key_value().is_some_and(|(last, _)| last.0 > arrived) {
+            let before = if group
+                .waiting
+                .last_key_value()
+                .is_some_and(|(last, _)| last.0 > arrived)
+            {
                 group.waiting.range(..(arrived, u64::MAX)).count()
             } else {
                 group.waiting.len()
@@ -293,7 +339,9 @@ impl<W> Group<W> {
     /// Those who can send at once, in order; at most as many as are called.
     fn ready(&self) -> impl Iterator<Item = Place> {
         let called = self.waiting.iter().take(CALLED_MAX);
-        called.filter(|(_, entry)| entry.stage == Stage::Ready).map(|(place, _)| *place)
+        called
+            .filter(|(_, entry)| entry.stage == Stage::Ready)
+            .map(|(place, _)| *place)
     }
 
     /// Calls waiters in order until one is far off; returns when the next one is to be called. Others
@@ -306,7 +354,11 @@ impl<W> Group<W> {
         call: &impl Fn(&W),
     ) -> Option<Instant> {
         // Without a permit nobody knows when; one in readiness is enough.
-        let room = if self.ask_again.is_none() { 1 } else { CALLED_MAX };
+        let room = if self.ask_again.is_none() {
+            1
+        } else {
+            CALLED_MAX
+        };
         let covered = self.hand.len();
         for (position, entry) in self.waiting.values_mut().take(room).enumerate() {
             if entry.stage != Stage::Queued {
@@ -327,8 +379,16 @@ impl<W> Group<W> {
     }
 
     fn wake(&self, now: Instant) -> Option<Instant> {
-        let due = self.hand.front().map(|slot| if slot.at > now { slot.at } else { slot.at + LATE_MAX });
-        let ask = self.ask_again.filter(|at| *at > now && self.ready().next().is_some());
+        let due = self.hand.front().map(|slot| {
+            if slot.at > now {
+                slot.at
+            } else {
+                slot.at + LATE_MAX
+            }
+        });
+        let ask = self
+            .ask_again
+            .filter(|at| *at > now && self.ready().next().is_some());
         due.into_iter().chain(ask).min()
     }
 }
@@ -388,15 +448,25 @@ impl Walk {
         self.last[group] = Some(place);
         let covered = self.covered[group] > 0;
         self.covered[group] = self.covered[group].saturating_sub(1);
-        Some(Step { group, place, covered })
+        Some(Step {
+            group,
+            place,
+            covered,
+        })
     }
-
 
     fn forecast<W>(&self, queue: &Queue<W>, ledger: &dyn Ledger, step: Step) -> Forecast {
         if step.covered {
-            return Forecast { at: Instant::ZERO, held_by: None };
+            return Forecast {
+                at: Instant::ZERO,
+                held_by: None,
+            };
         }
-        ledger.forecast(&queue.target, queue.groups[step.group].limits, &self.ahead.0)
+        ledger.forecast(
+            &queue.target,
+            queue.groups[step.group].limits,
+            &self.ahead.0,
+        )
     }
 
     fn passed<W>(&mut self, queue: &Queue<W>, step: Step) {

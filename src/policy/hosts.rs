@@ -40,7 +40,9 @@ impl HostPattern {
 
 /// Why a host pattern could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a host pattern; write it as \"api.example.com\", \"*.example.com\" or \"api.example.com:8443\"")]
+#[error(
+    "`{0}` is not a host pattern; write it as \"api.example.com\", \"*.example.com\" or \"api.example.com:8443\""
+)]
 pub struct ParseHostPatternError(String);
 
 impl FromStr for HostPattern {
@@ -50,17 +52,23 @@ impl FromStr for HostPattern {
         let fail = || ParseHostPatternError(text.to_owned());
         let bare_v6 = text.starts_with('[') && text.ends_with(']');
         let (name, port) = match text.rsplit_once(':') {
-            Some((name, port)) if !bare_v6 => {
-                (name, Some(port.parse().ok().filter(|p| *p != 0).ok_or_else(fail)?))
-            }
+            Some((name, port)) if !bare_v6 => (
+                name,
+                Some(port.parse().ok().filter(|p| *p != 0).ok_or_else(fail)?),
+            ),
             _ => (text, None),
         };
         let name = if name == "*" {
             Name::Any
         } else if let Some(below) = name.strip_prefix("*.") {
-            Name::Below(HostName::parse(below).ok().filter(|h| h.ip().is_none()).ok_or_else(fail)?)
+            Name::Below(
+                HostName::parse(below)
+                    .ok()
+                    .filter(|h| h.ip().is_none())
+                    .ok_or_else(fail)?,
+            )
         } else {
-            Name::Exact(HostName::parse(name).map_err(|_| fail())?)
+            Name::Exact(HostName::parse(name).map_err(|_error| fail())?)
         };
         Ok(Self { name, port })
     }
@@ -95,7 +103,11 @@ struct Ports {
 
 impl Ports {
     fn find(&self, port: u16) -> Option<usize> {
-        let named = self.one.iter().find(|(named, _)| *named == port).map(|(_, index)| *index);
+        let named = self
+            .one
+            .iter()
+            .find(|(named, _)| *named == port)
+            .map(|(_, index)| *index);
         named.or(self.any)
     }
 }

@@ -71,7 +71,10 @@ impl Limit {
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rate { rate, algorithm: Algorithm::TokenBucket { burst: Some(burst) } } => {
+            Self::Rate {
+                rate,
+                algorithm: Algorithm::TokenBucket { burst: Some(burst) },
+            } => {
                 write!(f, "{rate} with burst {burst}")
             }
             Self::Rate { rate, .. } => write!(f, "{rate}"),

@@ -18,8 +18,14 @@ impl Matcher {
     /// Whether the request is one of those meant.
     pub fn matches(&self, request: &Parts) -> bool {
         (self.methods.is_empty() || self.methods.contains(&request.method))
-            && self.path.as_ref().is_none_or(|path| path.matches(request.uri.path().as_bytes()))
-            && self.header.as_ref().is_none_or(|header| header.matches(request))
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| path.matches(request.uri.path().as_bytes()))
+            && self
+                .header
+                .as_ref()
+                .is_none_or(|header| header.matches(request))
     }
 }
 
@@ -34,7 +40,11 @@ pub struct HeaderPattern {
 
 impl HeaderPattern {
     fn matches(&self, request: &Parts) -> bool {
-        request.headers.get_all(&self.name).iter().any(|line| self.value.matches(line.as_bytes()))
+        request
+            .headers
+            .get_all(&self.name)
+            .iter()
+            .any(|line| self.value.matches(line.as_bytes()))
     }
 }
 
@@ -54,9 +64,13 @@ impl Glob {
         let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
             return false;
         };
-        let Some(mut part) = parts.next() else { return rest.is_empty() };
+        let Some(mut part) = parts.next() else {
+            return rest.is_empty();
+        };
         for next in parts {
-            let Some(at) = find(rest, part) else { return false };
+            let Some(at) = find(rest, part) else {
+                return false;
+            };
             rest = rest.get(at + part.len()..).unwrap_or_default();
             part = next;
         }
@@ -87,14 +101,33 @@ mod tests {
 
     #[test]
     fn every_part_must_match() {
-        let (request, ()) = http::Request::post("http://h/v1/x?y").header("x-lane", "batch").body(()).unwrap().into_parts();
+        let (request, ()) = http::Request::post("http://h/v1/x?y")
+            .header("x-lane", "batch")
+            .body(())
+            .unwrap()
+            .into_parts();
         let matcher = Matcher {
             path: Some(Glob::new("/v1/*")),
             methods: vec![Method::POST],
-            header: Some(HeaderPattern { name: HeaderName::from_static("x-lane"), value: Glob::new("batch") }),
+            header: Some(HeaderPattern {
+                name: HeaderName::from_static("x-lane"),
+                value: Glob::new("batch"),
+            }),
         };
         assert!(matcher.matches(&request));
-        assert!(!Matcher { methods: vec![Method::GET], ..matcher.clone() }.matches(&request));
-        assert!(!Matcher { path: Some(Glob::new("/v2/*")), ..matcher }.matches(&request));
+        assert!(
+            !Matcher {
+                methods: vec![Method::GET],
+                ..matcher.clone()
+            }
+            .matches(&request)
+        );
+        assert!(
+            !Matcher {
+                path: Some(Glob::new("/v2/*")),
+                ..matcher
+            }
+            .matches(&request)
+        );
     }
 }

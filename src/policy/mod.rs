@@ -53,7 +53,9 @@ impl Policy {
 
     /// The target with the most specific pattern that matches.
     pub fn target(&self, host: &HostName, port: u16) -> Option<&Arc<Target>> {
-        self.hosts.find(host, port).and_then(|index| self.targets.get(index))
+        self.hosts
+            .find(host, port)
+            .and_then(|index| self.targets.get(index))
     }
 
     /// Whether CONNECT may name this port.
@@ -102,7 +104,11 @@ impl Target {
     pub fn limits_for(&self, request: &http::request::Parts) -> LimitSet {
         let mut set = LimitSet::default();
         for (index, limit) in self.limits.iter().enumerate() {
-            if limit.matcher.as_ref().is_none_or(|matcher| matcher.matches(request)) {
+            if limit
+                .matcher
+                .as_ref()
+                .is_none_or(|matcher| matcher.matches(request))
+            {
                 set.insert(index);
             }
         }
@@ -112,7 +118,10 @@ impl Target {
     /// Whether one of these limits bounds how many run at once.
     pub fn has_permits(&self, set: LimitSet) -> bool {
         let concurrent = |limit: &Limit| matches!(limit.bound, Bound::Concurrent(_));
-        self.limits.iter().enumerate().any(|(index, limit)| set.contains(index) && concurrent(limit))
+        self.limits
+            .iter()
+            .enumerate()
+            .any(|(index, limit)| set.contains(index) && concurrent(limit))
     }
 
     /// What `set`, chosen under an older policy of this target, means now. Limits are known by their

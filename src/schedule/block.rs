@@ -23,7 +23,10 @@ enum Phase {
 
 impl Default for Block {
     fn default() -> Self {
-        Self { until: Instant::ZERO, phase: Phase::Open }
+        Self {
+            until: Instant::ZERO,
+            phase: Phase::Open,
+        }
     }
 }
 
@@ -33,7 +36,10 @@ impl Block {
         if until <= self.until {
             return false;
         }
-        *self = Self { until, phase: Phase::Blocked };
+        *self = Self {
+            until,
+            phase: Phase::Blocked,
+        };
         true
     }
 
@@ -51,7 +57,9 @@ impl Block {
         match self.phase {
             Phase::Open => false,
             Phase::Blocked => {
-                self.phase = Phase::Probing { rest: at + patience };
+                self.phase = Phase::Probing {
+                    rest: at + patience,
+                };
                 true
             }
             Phase::Probing { .. } => {
@@ -64,7 +72,11 @@ impl Block {
     /// The probe was answered without a new block, or never left.
     pub fn end_probe(&mut self, answered: bool) {
         if matches!(self.phase, Phase::Probing { .. }) {
-            self.phase = if answered { Phase::Open } else { Phase::Blocked };
+            self.phase = if answered {
+                Phase::Open
+            } else {
+                Phase::Blocked
+            };
         }
     }
 

@@ -69,7 +69,7 @@ impl Schedule {
                 Self::TokenBucket(old.adopt(new, now.as_nanos()))
             }
             (Self::SlidingWindow(old), Self::SlidingWindow(new)) => {
-                Self::SlidingWindow(old.adopt(new))
+                Self::SlidingWindow(old.adopt(&new))
             }
             (Self::FixedWindow(old), Self::FixedWindow(new)) => Self::FixedWindow(old.adopt(new)),
             (_, mut fresh) => {
@@ -121,7 +121,11 @@ mod tests {
                 let forecast = schedule.forecast(Instant::from_nanos(now), 3);
                 let at = schedule.earliest(Instant::from_nanos(now));
                 assert!(at <= forecast && at.as_nanos() >= now);
-                assert_eq!(at, schedule.earliest(at), "the earliest instant is itself allowed");
+                assert_eq!(
+                    at,
+                    schedule.earliest(at),
+                    "the earliest instant is itself allowed"
+                );
                 schedule.book(at);
                 left.push(at.as_nanos() + i64::from(*late_us % 25_000) * 1000 * i64::from(k % 2));
             }

@@ -20,7 +20,11 @@ impl SlidingWindow {
     /// At most n per `rate`'s period.
     pub fn new(rate: Rate, slack: Duration) -> Self {
         let n = usize::try_from(rate.count()).unwrap_or(usize::MAX);
-        Self { n, window: nanos(rate.period()) + nanos(slack), log: VecDeque::new() }
+        Self {
+            n,
+            window: nanos(rate.period()) + nanos(slack),
+            log: VecDeque::new(),
+        }
     }
 
     /// The instant of the k-th further booking. Each booking drops the oldest, so after n of them
@@ -44,12 +48,17 @@ impl SlidingWindow {
         if self.log.len() >= self.n {
             self.log.pop_front();
         }
-        self.log.push_back(self.log.back().map_or(at, |last| at.max(*last)));
+        self.log
+            .push_back(self.log.back().map_or(at, |last| at.max(*last)));
     }
 
-    pub(super) fn adopt(&self, changed: Self) -> Self {
+    pub(super) fn adopt(&self, changed: &Self) -> Self {
         let skip = self.log.len().saturating_sub(changed.n);
         let log = self.log.iter().copied().skip(skip).collect();
-        Self { log, ..changed }
+        Self {
+            n: changed.n,
+            window: changed.window,
+            log,
+        }
     }
 }

@@ -6,7 +6,7 @@ use super::div_ceil;
 use crate::units::Rate;
 
 /// A request conforms at `t` if `t >= tat - tolerance`; then `tat = max(tat, t) + interval`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenBucket {
     /// Emission interval, nanoseconds.
     interval: i64,
@@ -19,7 +19,11 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// Refilled with n per period, holding `burst`: at most `burst + n` in a window of one period.
     pub fn with_burst(rate: Rate, burst: u32) -> Self {
-        Self::new(nanos(rate.period()), i64::from(rate.count()), i64::from(burst.max(1)))
+        Self::new(
+            nanos(rate.period()),
+            i64::from(rate.count()),
+            i64::from(burst.max(1)),
+        )
     }
 
     /// Never more than n in any window of one period, even if each request is late by up to
@@ -34,7 +38,11 @@ impl TokenBucket {
 
     fn new(period: i64, per_period: i64, burst: i64) -> Self {
         let interval = div_ceil(period, per_period);
-        Self { interval, tolerance: (burst - 1).saturating_mul(interval), tat: 0 }
+        Self {
+            interval,
+            tolerance: (burst - 1).saturating_mul(interval),
+            tat: 0,
+        }
     }
 
     /// The emission interval.
@@ -43,7 +51,10 @@ impl TokenBucket {
     }
 
     pub(super) fn forecast(&self, from: i64, ahead: u32) -> i64 {
-        let tat = self.tat.max(from).saturating_add(self.interval.saturating_mul(i64::from(ahead)));
+        let tat = self
+            .tat
+            .max(from)
+            .saturating_add(self.interval.saturating_mul(i64::from(ahead)));
         from.max(tat.saturating_sub(self.tolerance))
     }
 
@@ -59,7 +70,10 @@ impl TokenBucket {
     pub(super) fn adopt(&self, changed: Self, now: i64) -> Self {
         let owed = self.tat.saturating_sub(now).max(0);
         let requests = div_ceil(owed, self.interval);
-        Self { tat: now.saturating_add(requests.saturating_mul(changed.interval)), ..changed }
+        Self {
+            tat: now.saturating_add(requests.saturating_mul(changed.interval)),
+            ..changed
+        }
     }
 }
 

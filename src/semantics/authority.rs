@@ -33,7 +33,8 @@ impl Authority {
                 (host, Some(parse_port(port.trim_start_matches(':'))?))
             }
         };
-        let host = HostName::parse(host).map_err(|_| Malformed::Host("it is not a host name"))?;
+        let host =
+            HostName::parse(host).map_err(|_error| Malformed::Host("it is not a host name"))?;
         Ok(Self { host, port })
     }
 }
@@ -41,7 +42,8 @@ impl Authority {
 fn parse_port(digits: &str) -> Result<u16, Malformed> {
     let sound = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     let port = if sound { digits.parse().ok() } else { None };
-    port.filter(|port| *port != 0).ok_or(Malformed::Host("its port is not a number from 1 to 65535"))
+    port.filter(|port| *port != 0)
+        .ok_or(Malformed::Host("its port is not a number from 1 to 65535"))
 }
 
 impl fmt::Display for Authority {
@@ -70,7 +72,17 @@ mod tests {
 
     #[test]
     fn a_port_that_cannot_be_read_is_no_default_port() {
-        for text in ["x.com:", "x.com:0", "x.com:99999", "x.com:+80", "x.com:8a", "u:p@x.com", ":80", "::1", "x.com::80"] {
+        for text in [
+            "x.com:",
+            "x.com:0",
+            "x.com:99999",
+            "x.com:+80",
+            "x.com:8a",
+            "u:p@x.com",
+            ":80",
+            "::1",
+            "x.com::80",
+        ] {
             assert!(Authority::parse(text).is_err(), "{text}");
         }
     }

@@ -27,7 +27,10 @@ mod tests {
             headers.insert(header::PROXY_AUTHORIZATION, value.parse().unwrap());
             proxy_credentials(&headers)
         };
-        assert_eq!(read("Basic YXBwOnNlOmNyZXQ="), Some(("app".into(), "se:cret".into())));
+        assert_eq!(
+            read("Basic YXBwOnNlOmNyZXQ="),
+            Some(("app".into(), "se:cret".into()))
+        );
         assert_eq!(read("basic YXBwOg=="), Some(("app".into(), String::new())));
         assert_eq!(read("Bearer abc"), None);
         assert_eq!(read("Basic !!!"), None);

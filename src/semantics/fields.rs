@@ -30,9 +30,17 @@ fn present(headers: &HeaderMap) -> Present {
     for name in headers.keys() {
         match name.as_str() {
             "connection" => present.connection = true,
-            "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
-            | "proxy-authorization" | "proxy-authenticate" | "proxy-authentication-info"
-            | HTTP2_SETTINGS | "expect" | "trailer" => present.hop_by_hop = true,
+            "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | HTTP2_SETTINGS
+            | "expect"
+            | "trailer" => present.hop_by_hop = true,
             name if name.starts_with(OURS) => present.ours = true,
             _ => {}
         }
@@ -89,9 +97,14 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn wants_trailers(headers: &HeaderMap) -> bool {
-    headers.get_all(header::TE).iter().filter_map(|line| line.to_str().ok()).any(|line| {
-        line.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-    })
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .any(|line| {
+            line.split(',')
+                .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        })
 }
 
 /// `Connection` may name any field for removal, but not one that the exchange relies on: else a
@@ -114,14 +127,25 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
 fn relied_on(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        "authorization" | "host" | "cookie" | "content-length" | "content-type"
-            | "idempotency-key" | "te" | "transfer-encoding" | "upgrade" | "connection"
+        "authorization"
+            | "host"
+            | "cookie"
+            | "content-length"
+            | "content-type"
+            | "idempotency-key"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "connection"
     ) || name.as_str().starts_with(OURS)
 }
 
 fn remove_ours(headers: &mut HeaderMap) {
-    let ours: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    let ours: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with(OURS))
+        .cloned()
+        .collect();
     for name in ours {
         headers.remove(name);
     }
@@ -156,10 +180,24 @@ fn keep_honest_trailer_names(headers: &mut HeaderMap) {
 pub fn may_be_trailer(name: &HeaderName) -> bool {
     !matches!(
         name.as_str(),
-        "content-length" | "transfer-encoding" | "host" | "te" | "trailer" | "connection"
-            | "authorization" | "proxy-authorization" | "cookie" | "set-cookie" | "content-type"
-            | "content-encoding" | "content-range" | "expect" | "max-forwards" | "upgrade"
-            | "cache-control" | "range"
+        "content-length"
+            | "transfer-encoding"
+            | "host"
+            | "te"
+            | "trailer"
+            | "connection"
+            | "authorization"
+            | "proxy-authorization"
+            | "cookie"
+            | "set-cookie"
+            | "content-type"
+            | "content-encoding"
+            | "content-range"
+            | "expect"
+            | "max-forwards"
+            | "upgrade"
+            | "cache-control"
+            | "range"
     ) && !name.as_str().starts_with(OURS)
 }
 
@@ -169,8 +207,11 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     if lines.next().is_none() || lines.next().is_none() {
         return;
     }
-    let joined =
-        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+    let joined = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect::<Vec<_>>();
     if let Ok(value) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
         headers.insert(header::COOKIE, value);
     }
@@ -184,10 +225,13 @@ mod tests {
         lines
             .iter()
             .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
-            .fold(HeaderMap::new(), |mut map, (name, value): (HeaderName, HeaderValue)| {
-                map.append(name, value);
-                map
-            })
+            .fold(
+                HeaderMap::new(),
+                |mut map, (name, value): (HeaderName, HeaderValue)| {
+                    map.append(name, value);
+                    map
+                },
+            )
     }
 
     fn names(map: &HeaderMap) -> Vec<&str> {
@@ -226,7 +270,10 @@ mod tests {
             ("content-length", "3"),
         ]);
         strip_request(&mut request);
-        assert_eq!(names(&request), ["authorization", "content-length", "cookie"]);
+        assert_eq!(
+            names(&request),
+            ["authorization", "content-length", "cookie"]
+        );
     }
 
     #[test]
@@ -263,12 +310,19 @@ mod tests {
     fn cookies_are_one_line_in_http_1() {
         let mut request = map(&[("cookie", "a=b"), ("cookie", "c=d")]);
         join_cookies(&mut request);
-        assert_eq!(request.get_all("cookie").iter().collect::<Vec<_>>(), ["a=b; c=d"]);
+        assert_eq!(
+            request.get_all("cookie").iter().collect::<Vec<_>>(),
+            ["a=b; c=d"]
+        );
     }
 
     #[test]
     fn an_ordinary_message_is_left_alone() {
-        let before = map(&[("accept", "*/*"), ("content-type", "text/plain"), ("x-a", "\u{e9}")]);
+        let before = map(&[
+            ("accept", "*/*"),
+            ("content-type", "text/plain"),
+            ("x-a", "\u{e9}"),
+        ]);
         let mut after = before.clone();
         strip_request(&mut after);
         strip_response(&mut after);

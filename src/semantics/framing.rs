@@ -1,7 +1,7 @@
 //! `Content-Length` and `Transfer-Encoding` of a request (RFC 9112 section 6).
 
-use http::header::{self, HeaderMap, HeaderValue};
 use http::Version;
+use http::header::{self, HeaderMap, HeaderValue};
 
 use super::Malformed;
 
@@ -27,15 +27,26 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
         if version != Version::HTTP_11 {
             return Err(Malformed::Framing("Transfer-Encoding is for HTTP/1.1 only"));
         }
-        if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
-            return Err(Malformed::Framing("the only transfer coding understood is `chunked`"));
+        if codings.next().is_some()
+            || !coding
+                .as_bytes()
+                .trim_ascii()
+                .eq_ignore_ascii_case(b"chunked")
+        {
+            return Err(Malformed::Framing(
+                "the only transfer coding understood is `chunked`",
+            ));
         }
         if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(Malformed::Framing("Content-Length and Transfer-Encoding exclude each other"));
+            return Err(Malformed::Framing(
+                "Content-Length and Transfer-Encoding exclude each other",
+            ));
         }
         return Ok(Framing::Chunked);
     }
-    let Some(length) = headers.get(header::CONTENT_LENGTH) else { return Ok(Framing::None) };
+    let Some(length) = headers.get(header::CONTENT_LENGTH) else {
+        return Ok(Framing::None);
+    };
     let digits = length.as_bytes();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Malformed::Framing("Content-Length is not a number"));
@@ -54,7 +65,10 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
 mod tests {
     use super::*;
 
-    fn read(version: Version, lines: &[(header::HeaderName, &str)]) -> Result<(Framing, HeaderMap), Malformed> {
+    fn read(
+        version: Version,
+        lines: &[(header::HeaderName, &str)],
+    ) -> Result<(Framing, HeaderMap), Malformed> {
         let mut map = HeaderMap::new();
         for (name, value) in lines {
             map.append(name, value.parse().unwrap());
@@ -84,7 +98,10 @@ mod tests {
         for lines in [
             &[(TRANSFER_ENCODING, "gzip, chunked")][..],
             &[(TRANSFER_ENCODING, "chunked, chunked")],
-            &[(TRANSFER_ENCODING, "chunked"), (TRANSFER_ENCODING, "chunked")],
+            &[
+                (TRANSFER_ENCODING, "chunked"),
+                (TRANSFER_ENCODING, "chunked"),
+            ],
             &[(TRANSFER_ENCODING, "chunked"), (CONTENT_LENGTH, "3")],
             &[(CONTENT_LENGTH, "+3")],
             &[(CONTENT_LENGTH, "99999999999999999999")],

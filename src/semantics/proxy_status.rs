@@ -7,7 +7,10 @@ pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// The value for a response that outpace made: an RFC 9209 error type and our reason.
 pub fn made_by_us(error: &str, reason: &str) -> HeaderValue {
-    let details: String = reason.chars().filter(|c| (' '..='~').contains(c) && *c != '"' && *c != '\\').collect();
+    let details: String = reason
+        .chars()
+        .filter(|c| (' '..='~').contains(c) && *c != '"' && *c != '\\')
+        .collect();
     HeaderValue::try_from(format!("outpace; error={error}; details=\"{details}\""))
         .unwrap_or(HeaderValue::from_static("outpace"))
 }
@@ -28,6 +31,9 @@ mod tests {
             made_by_us("dns_error", "no \"such\" host\u{e9}\n"),
             "outpace; error=dns_error; details=\"no such host\""
         );
-        assert_eq!(received(StatusCode::TOO_MANY_REQUESTS), "outpace; received-status=429");
+        assert_eq!(
+            received(StatusCode::TOO_MANY_REQUESTS),
+            "outpace; received-status=429"
+        );
     }
 }

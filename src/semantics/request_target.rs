@@ -44,10 +44,12 @@ pub fn classify(request: &Parts) -> Result<RequestTarget, Malformed> {
             }
             absolute(scheme, authority).map(RequestTarget::Absolute)
         }
-        (None, None) if request.uri.path().starts_with('/') => {
-            host.map(RequestTarget::Origin).ok_or(Malformed::Host("there is none"))
-        }
-        _ => Err(Malformed::RequestTarget("it is neither absolute-form nor origin-form")),
+        (None, None) if request.uri.path().starts_with('/') => host
+            .map(RequestTarget::Origin)
+            .ok_or(Malformed::Host("there is none")),
+        _ => Err(Malformed::RequestTarget(
+            "it is neither absolute-form nor origin-form",
+        )),
     }
 }
 
@@ -55,16 +57,27 @@ fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
     let scheme = match scheme {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
-        _ => return Err(Malformed::RequestTarget("only http and https are forwarded")),
+        _ => {
+            return Err(Malformed::RequestTarget(
+                "only http and https are forwarded",
+            ));
+        }
     };
     let port = authority.port.unwrap_or(scheme.default_port());
-    Ok(Origin { scheme, host: authority.host, port })
+    Ok(Origin {
+        scheme,
+        host: authority.host,
+        port,
+    })
 }
 
 /// Authority-form: host and port, nothing else (RFC 9112 section 3.2.3).
 fn connect(request: &Parts) -> Result<Authority, Malformed> {
     let uri = &request.uri;
-    let bare = uri.scheme().is_none() && uri.path_and_query().is_none_or(|path| path.as_str().is_empty());
+    let bare = uri.scheme().is_none()
+        && uri
+            .path_and_query()
+            .is_none_or(|path| path.as_str().is_empty());
     let authority = uri.authority().filter(|_| bare);
     let authority = authority
         .ok_or(Malformed::RequestTarget("CONNECT takes host:port"))
@@ -88,7 +101,9 @@ fn host_field(request: &Parts) -> Result<Option<Authority>, Malformed> {
     if lines.next().is_some() {
         return Err(Malformed::Host("there are several"));
     }
-    let text = line.to_str().map_err(|_| Malformed::Host("it is not ASCII"))?;
+    let text = line
+        .to_str()
+        .map_err(|_error| Malformed::Host("it is not ASCII"))?;
     Authority::parse(text).map(Some)
 }
 
@@ -96,8 +111,16 @@ fn host_field(request: &Parts) -> Result<Option<Authority>, Malformed> {
 mod tests {
     use super::*;
 
-    fn of(method: &str, uri: &str, version: Version, hosts: &[&str]) -> Result<RequestTarget, Malformed> {
-        let mut builder = http::Request::builder().method(method).uri(uri).version(version);
+    fn of(
+        method: &str,
+        uri: &str,
+        version: Version,
+        hosts: &[&str],
+    ) -> Result<RequestTarget, Malformed> {
+        let mut builder = http::Request::builder()
+            .method(method)
+            .uri(uri)
+            .version(version);
         for host in hosts {
             builder = builder.header("host", *host);
         }
@@ -118,7 +141,12 @@ mod tests {
         let v11 = Version::HTTP_11;
         for (method, uri, hosts, expected) in [
             ("GET", "http://X.com/a", &["other.com"][..], "http://x.com"),
-            ("GET", "http://x.com:8080/a", &["x.com"], "http://x.com:8080"),
+            (
+                "GET",
+                "http://x.com:8080/a",
+                &["x.com"],
+                "http://x.com:8080",
+            ),
             ("GET", "https://x.com./", &["x.com"], "https://x.com"),
             ("GET", "/a", &["x.com:9"], "origin x.com:9"),
             ("CONNECT", "x.com:443", &["x.com:443"], "connect x.com:443"),
@@ -151,7 +179,10 @@ mod tests {
             ("CONNECT", "u@x.com:443", &["x.com"]),
             ("CONNECT", "x.com:0", &["x.com"]),
         ] {
-            assert!(of(method, uri, v11, hosts).is_err(), "{method} {uri} {hosts:?}");
+            assert!(
+                of(method, uri, v11, hosts).is_err(),
+                "{method} {uri} {hosts:?}"
+            );
         }
     }
 

@@ -15,8 +15,13 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             .and_then(|date| httpdate::parse_http_date(date).ok())
             .unwrap_or(now)
     };
-    let lines = headers.get_all(header::RETRY_AFTER).iter().filter_map(|line| line.to_str().ok());
-    let by_field = lines.filter_map(|line| parse(line.trim(), origin_now)).max();
+    let lines = headers
+        .get_all(header::RETRY_AFTER)
+        .iter()
+        .filter_map(|line| line.to_str().ok());
+    let by_field = lines
+        .filter_map(|line| parse(line.trim(), origin_now))
+        .max();
     let by_millis = headers
         .get("retry-after-ms")
         .and_then(|line| line.to_str().ok()?.trim().parse::<f64>().ok())
@@ -69,12 +74,30 @@ mod tests {
         assert_eq!(read(&[("retry-after", "2")]), seconds(2.0));
         assert_eq!(read(&[("retry-after", "1.5")]), seconds(1.5));
         assert_eq!(read(&[("retry-after", &date(30))]), seconds(30.0));
-        assert_eq!(read(&[("retry-after", &date(130)), ("date", &date(100))]), seconds(30.0));
-        assert_eq!(read(&[("retry-after", "Tuesday, 14-Nov-23 22:13:25 GMT")]), seconds(5.0));
-        assert_eq!(read(&[("retry-after", "Tue Nov 14 22:13:25 2023")]), seconds(5.0));
-        assert_eq!(read(&[("retry-after-ms", "250"), ("retry-after", "1")]), seconds(0.25));
-        assert_eq!(read(&[("retry-after", "2"), ("retry-after", "7")]), seconds(7.0));
-        assert_eq!(read(&[("retry-after", "999999999999999999999")]), Some(Duration::MAX));
+        assert_eq!(
+            read(&[("retry-after", &date(130)), ("date", &date(100))]),
+            seconds(30.0)
+        );
+        assert_eq!(
+            read(&[("retry-after", "Tuesday, 14-Nov-23 22:13:25 GMT")]),
+            seconds(5.0)
+        );
+        assert_eq!(
+            read(&[("retry-after", "Tue Nov 14 22:13:25 2023")]),
+            seconds(5.0)
+        );
+        assert_eq!(
+            read(&[("retry-after-ms", "250"), ("retry-after", "1")]),
+            seconds(0.25)
+        );
+        assert_eq!(
+            read(&[("retry-after", "2"), ("retry-after", "7")]),
+            seconds(7.0)
+        );
+        assert_eq!(
+            read(&[("retry-after", "999999999999999999999")]),
+            Some(Duration::MAX)
+        );
     }
 
     #[test]
@@ -82,7 +105,10 @@ mod tests {
         assert_eq!(read(&[("retry-after", "soon")]), None);
         assert_eq!(read(&[("retry-after", "-5")]), None);
         assert_eq!(read(&[("retry-after", "")]), None);
-        assert_eq!(read(&[("retry-after", &date(0)), ("date", &date(60))]), Some(Duration::ZERO));
+        assert_eq!(
+            read(&[("retry-after", &date(0)), ("date", &date(60))]),
+            Some(Duration::ZERO)
+        );
         assert_eq!(read(&[]), None);
     }
 

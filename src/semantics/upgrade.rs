@@ -11,7 +11,11 @@ pub struct Upgrade {
 
 /// The switch that a request asks for. `h2c` is dropped (RFC 9113 section 3.1), and so is anything
 /// in a request that has a body: bytes after the head would be ambiguous.
-pub fn requested_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<Upgrade> {
+pub fn requested_upgrade(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+) -> Option<Upgrade> {
     if version != Version::HTTP_11 || method == Method::CONNECT {
         return None;
     }
@@ -21,14 +25,20 @@ pub fn requested_upgrade(method: &Method, version: Version, headers: &HeaderMap)
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|line| line.to_str().ok())
-        .any(|line| line.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")));
+        .any(|line| {
+            line.split(',')
+                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+        });
     let has_body = headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+        || headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|length| length != "0");
     let alone = lines.next().is_none() && !protocol.as_bytes().contains(&b',');
     let name = protocol.as_bytes().trim_ascii();
     let http = name.eq_ignore_ascii_case(b"h2c") || name.to_ascii_lowercase().starts_with(b"http/");
-    (announced && alone && !has_body && !http && !name.is_empty())
-        .then(|| Upgrade { protocol: protocol.clone() })
+    (announced && alone && !has_body && !http && !name.is_empty()).then(|| Upgrade {
+        protocol: protocol.clone(),
+    })
 }
 
 /// Whether a 101 answers what was asked. Without it no byte may be relayed: what follows would be
@@ -38,7 +48,9 @@ pub fn switched(asked: Option<&Upgrade>, status: StatusCode, headers: &HeaderMap
     status == StatusCode::SWITCHING_PROTOCOLS
         && asked.zip(granted).is_some_and(|(asked, granted)| {
             let (asked, granted) = (asked.protocol.as_bytes(), granted.as_bytes());
-            asked.trim_ascii().eq_ignore_ascii_case(granted.trim_ascii())
+            asked
+                .trim_ascii()
+                .eq_ignore_ascii_case(granted.trim_ascii())
         })
 }
 
@@ -56,7 +68,10 @@ mod tests {
 
     #[test]
     fn a_websocket_is_asked_of_the_origin() {
-        let lines = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        let lines = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+        ];
         assert!(asked(Version::HTTP_11, &lines).is_some());
         assert!(asked(Version::HTTP_10, &lines).is_none());
     }
@@ -68,8 +83,16 @@ mod tests {
             &[("connection", "upgrade"), ("upgrade", "h2c")],
             &[("connection", "upgrade"), ("upgrade", "HTTP/3.0")],
             &[("connection", "upgrade"), ("upgrade", "a, b")],
-            &[("connection", "upgrade"), ("upgrade", "a"), ("upgrade", "b")],
-            &[("connection", "upgrade"), ("upgrade", "websocket"), ("content-length", "3")],
+            &[
+                ("connection", "upgrade"),
+                ("upgrade", "a"),
+                ("upgrade", "b"),
+            ],
+            &[
+                ("connection", "upgrade"),
+                ("upgrade", "websocket"),
+                ("content-length", "3"),
+            ],
         ] {
             assert_eq!(asked(Version::HTTP_11, lines), None, "{lines:?}");
         }
@@ -77,7 +100,9 @@ mod tests {
 
     #[test]
     fn only_the_protocol_that_was_asked_for_is_switched_to() {
-        let asked = Upgrade { protocol: HeaderValue::from_static("websocket") };
+        let asked = Upgrade {
+            protocol: HeaderValue::from_static("websocket"),
+        };
         let mut headers = HeaderMap::new();
         let status = StatusCode::SWITCHING_PROTOCOLS;
         assert!(!switched(Some(&asked), status, &headers));

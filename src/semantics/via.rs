@@ -22,12 +22,20 @@ impl Pseudonym {
             HeaderValue::try_from(format!("{version} {name}"))
                 .unwrap_or(HeaderValue::from_static("1.1 outpace"))
         };
-        Self { http1: value("1.1"), http2: value("2"), name: name.into() }
+        Self {
+            http1: value("1.1"),
+            http2: value("2"),
+            name: name.into(),
+        }
     }
 
     /// Adds us to a request that is passed on.
     pub fn add(&self, version: Version, headers: &mut HeaderMap) {
-        let entry = if version == Version::HTTP_2 { &self.http2 } else { &self.http1 };
+        let entry = if version == Version::HTTP_2 {
+            &self.http2
+        } else {
+            &self.http1
+        };
         headers.append(header::VIA, entry.clone());
     }
 
@@ -37,7 +45,9 @@ impl Pseudonym {
         for line in headers.get_all(header::VIA) {
             for entry in line.as_bytes().split(|b| *b == b',') {
                 hops += 1;
-                let mut words = entry.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+                let mut words = entry
+                    .split(u8::is_ascii_whitespace)
+                    .filter(|word| !word.is_empty());
                 if words.nth(1) == Some(self.name.as_bytes()) {
                     return true;
                 }
@@ -55,7 +65,10 @@ mod tests {
     fn we_know_ourselves_again() {
         let (us, other) = (Pseudonym::new(1), Pseudonym::new(2));
         let mut headers = HeaderMap::new();
-        headers.insert(header::VIA, HeaderValue::from_static("1.0 fred, 1.1 p.example.net"));
+        headers.insert(
+            header::VIA,
+            HeaderValue::from_static("1.0 fred, 1.1 p.example.net"),
+        );
         other.add(Version::HTTP_11, &mut headers);
         assert!(!us.is_loop(&headers));
         us.add(Version::HTTP_2, &mut headers);
@@ -65,7 +78,10 @@ mod tests {
     #[test]
     fn too_many_proxies_are_a_loop() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::VIA, HeaderValue::try_from(["1.1 a"; 40].join(", ")).unwrap());
+        headers.insert(
+            header::VIA,
+            HeaderValue::try_from(["1.1 a"; 40].join(", ")).unwrap(),
+        );
         assert!(Pseudonym::new(1).is_loop(&headers));
     }
 }

@@ -10,33 +10,60 @@ use crate::policy::{Client, Policy};
 use crate::semantics::{CLIENT_TOKEN, proxy_credentials};
 
 /// For requests to the forward proxy: `Proxy-Authorization: Basic`.
-pub(super) fn by_proxy_field(headers: &HeaderMap, policy: &Policy, sender: &Sender) -> Result<Sender, Error> {
+pub(super) fn by_proxy_field(
+    headers: &HeaderMap,
+    policy: &Policy,
+    sender: &Sender,
+) -> Result<Sender, Error> {
     if policy.clients.is_empty() {
         return Ok(sender.clone());
     }
     let offered = proxy_credentials(headers);
-    identify(offered.as_ref().map(|(name, token)| (&name[..], &token[..])), policy, sender)
+    identify(
+        offered
+            .as_ref()
+            .map(|(name, token)| (name.as_str(), token.as_str())),
+        policy,
+        sender,
+    )
 }
 
 /// For requests to a route: `Outpace-Client-Token: NAME:TOKEN`.
-pub(super) fn by_token_field(headers: &HeaderMap, policy: &Policy, sender: &Sender) -> Result<Sender, Error> {
+pub(super) fn by_token_field(
+    headers: &HeaderMap,
+    policy: &Policy,
+    sender: &Sender,
+) -> Result<Sender, Error> {
     if policy.clients.is_empty() {
         return Ok(sender.clone());
     }
-    let offered = headers.get(CLIENT_TOKEN).and_then(|value| value.to_str().ok()?.split_once(':'));
+    let offered = headers
+        .get(CLIENT_TOKEN)
+        .and_then(|value| value.to_str().ok()?.split_once(':'));
     identify(offered, policy, sender)
 }
 
-fn identify(offered: Option<(&str, &str)>, policy: &Policy, sender: &Sender) -> Result<Sender, Error> {
+fn identify(
+    offered: Option<(&str, &str)>,
+    policy: &Policy,
+    sender: &Sender,
+) -> Result<Sender, Error> {
     let Some((name, token)) = offered else {
-        return Err(Error::new(Reason::ClientUnknown, "the request carries no credentials"));
+        return Err(Error::new(
+            Reason::ClientUnknown,
+            "the request carries no credentials",
+        ));
     };
     let known = |client: &&Client| *client.name == *name && client.token.matches(token);
     match policy.clients.iter().find(known) {
-        Some(client) => {
-            Ok(Sender { address: sender.address, name: Some(Arc::clone(&client.name)) })
-        }
+        Some(client) => Ok(Sender {
+            address: sender.address,
+            name: Some(Arc::clone(&client.name)),
+        }),
         // Which of the two is wrong is nobody's business.
-        None => Err(Error::new(Reason::ClientUnknown, "the credentials are of no known client")),
+        None => Err(Error::new(
+            Reason::ClientUnknown,
+            "the credentials are of no known client",
+        )),
     }
 }

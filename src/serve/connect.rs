@@ -42,9 +42,16 @@ async fn answer(
     let port = authority.port.unwrap_or(Scheme::Https.default_port());
     if !policy.connect_port_allowed(port) {
         let detail = format!("CONNECT to port {port} is not allowed");
-        return connection.refuse(&Method::CONNECT, &Error::new(Reason::PortNotAllowed, detail));
+        return connection.refuse(
+            &Method::CONNECT,
+            &Error::new(Reason::PortNotAllowed, detail),
+        );
     }
-    let origin = Origin { scheme: Scheme::Https, host: authority.host, port };
+    let origin = Origin {
+        scheme: Scheme::Https,
+        host: authority.host,
+        port,
+    };
     let patience = match max_wait(request.headers()) {
         Ok(patience) => patience,
         Err(problem) => return connection.refuse(&Method::CONNECT, &problem.into()),
@@ -54,18 +61,35 @@ async fn answer(
     if target.is_some_and(|target| target.tls == TlsMode::Intercept) {
         return match connection.server.leaves.config(&origin.host) {
             Ok(config) => {
-                let inside = Insider { connection: Arc::clone(connection), origin, sender };
+                let inside = Insider {
+                    connection: Arc::clone(connection),
+                    origin,
+                    sender,
+                };
                 drop(connection.server.tasks.spawn(inside.serve(upgrade, config)));
                 Response::new(Body::empty())
             }
             Err(error) => {
-                let error = Error::new(Reason::Internal, format!("no certificate could be made: {error}"));
+                let error = Error::new(
+                    Reason::Internal,
+                    format!("no certificate could be made: {error}"),
+                );
                 connection.refuse(&Method::CONNECT, &error)
             }
         };
     }
-    let arrival = Arrival { way: Way::Tunnel, origin, sender, policy };
-    match connection.server.exchange.open_tunnel(&arrival, patience).await {
+    let arrival = Arrival {
+        way: Way::Tunnel,
+        origin,
+        sender,
+        policy,
+    };
+    match connection
+        .server
+        .exchange
+        .open_tunnel(&arrival, patience)
+        .await
+    {
         Err(response) => response,
         Ok(tunnel) => {
             let server = Arc::clone(&connection.server);
@@ -122,7 +146,10 @@ impl Insider {
     fn inner(&self, scheme: Scheme) -> Arc<Connection> {
         Arc::new(Connection {
             server: Arc::clone(&self.connection.server),
-            inbound: Inbound::Inside(Origin { scheme, ..self.origin.clone() }),
+            inbound: Inbound::Inside(Origin {
+                scheme,
+                ..self.origin.clone()
+            }),
             sender: self.sender.clone(),
         })
     }

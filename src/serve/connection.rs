@@ -44,8 +44,15 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(server: Arc<Server>, peer: SocketAddr, inbound: Inbound) -> Self {
-        let sender = Sender { address: peer.ip().to_canonical(), name: None };
-        Self { server, inbound, sender }
+        let sender = Sender {
+            address: peer.ip().to_canonical(),
+            name: None,
+        };
+        Self {
+            server,
+            inbound,
+            sender,
+        }
     }
 
     /// HTTP/1.1, or HTTP/2 if the client begins with its preface.
@@ -63,7 +70,11 @@ impl Connection {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let builder = self.builder();
-        let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+        let builder = if http2 {
+            builder.http2_only()
+        } else {
+            builder.http1_only()
+        };
         self.serve(io, builder).await;
     }
 
@@ -104,14 +115,26 @@ impl Connection {
         log_end(serving.await);
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
         let policy = self.server.policy.load_full();
         let (head, body) = request.into_parts();
         let destined = self.destine(&head, &policy);
         let request = Request::from_parts(head, body);
         Ok(match destined {
-            Ok(Destined::Exchange { way, origin, sender }) => {
-                let arrival = Arrival { way, origin, sender, policy };
+            Ok(Destined::Exchange {
+                way,
+                origin,
+                sender,
+            }) => {
+                let arrival = Arrival {
+                    way,
+                    origin,
+                    sender,
+                    policy,
+                };
                 self.server.exchange.serve(arrival, request).await
             }
             Ok(Destined::Connect { authority, sender }) => {
@@ -130,31 +153,52 @@ impl Connection {
             (Inbound::Inside(origin), requested) => {
                 self.inside(origin, requested, head)?;
                 let origin = origin.clone();
-                Ok(Destined::Exchange { way: Way::Intercept, origin, sender: self.sender.clone() })
+                Ok(Destined::Exchange {
+                    way: Way::Intercept,
+                    origin,
+                    sender: self.sender.clone(),
+                })
             }
             (Inbound::Proxy, RequestTarget::Connect(authority)) => {
                 let sender = authenticate::by_proxy_field(&head.headers, policy, &self.sender)?;
                 Ok(Destined::Connect { authority, sender })
             }
-            (Inbound::Route(_), RequestTarget::Connect(_)) => {
-                Err(Error::new(Reason::NoRoute, "this port is for one route; it is no proxy"))
-            }
+            (Inbound::Route(_), RequestTarget::Connect(_)) => Err(Error::new(
+                Reason::NoRoute,
+                "this port is for one route; it is no proxy",
+            )),
             (Inbound::Route(origin), _) => {
                 let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
-                Ok(Destined::Exchange { way: Way::Route, origin: origin.clone(), sender })
+                Ok(Destined::Exchange {
+                    way: Way::Route,
+                    origin: origin.clone(),
+                    sender,
+                })
             }
             (Inbound::Proxy, RequestTarget::Absolute(origin)) => {
                 if let Some(origin) = gateway::route(policy, &origin.host) {
                     let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
-                    return Ok(Destined::Exchange { way: Way::Route, origin, sender });
+                    return Ok(Destined::Exchange {
+                        way: Way::Route,
+                        origin,
+                        sender,
+                    });
                 }
                 let sender = authenticate::by_proxy_field(&head.headers, policy, &self.sender)?;
-                Ok(Destined::Exchange { way: Way::Plain, origin, sender })
+                Ok(Destined::Exchange {
+                    way: Way::Plain,
+                    origin,
+                    sender,
+                })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {
                 let origin = gateway::origin(policy, &authority)?;
                 let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
-                Ok(Destined::Exchange { way: Way::Route, origin, sender })
+                Ok(Destined::Exchange {
+                    way: Way::Route,
+                    origin,
+                    sender,
+                })
             }
         }
     }
@@ -164,7 +208,9 @@ impl Connection {
     fn inside(&self, origin: &Origin, requested: RequestTarget, head: &Parts) -> Result<(), Error> {
         let same = match requested {
             RequestTarget::Origin(authority) => names(&authority, origin),
-            RequestTarget::Absolute(named) => named.host == origin.host && named.port == origin.port,
+            RequestTarget::Absolute(named) => {
+                named.host == origin.host && named.port == origin.port
+            }
             RequestTarget::Connect(_) | RequestTarget::Asterisk => {
                 let detail = format!("{} has no place inside a CONNECT", head.method);
                 return Err(Error::new(Reason::MethodNotAllowed, detail));
@@ -173,7 +219,10 @@ impl Connection {
         if same {
             return Ok(());
         }
-        let detail = format!("the CONNECT was to `{}`, the request names another host", origin.authority());
+        let detail = format!(
+            "the CONNECT was to `{}`, the request names another host",
+            origin.authority()
+        );
         Err(Error::new(Reason::Misdirected, detail))
     }
 
@@ -187,7 +236,11 @@ impl Connection {
 
     /// A no before there is an exchange; it leaves a record all the same.
     pub(super) fn refuse(&self, method: &Method, error: &Error) -> Response<Body> {
-        let mut record = self.server.exchange.recorder.begin(self.way(), &self.sender);
+        let mut record = self
+            .server
+            .exchange
+            .recorder
+            .begin(self.way(), &self.sender);
         record.method = method.clone();
         record.refused(error);
         let mut response = response(error, None, &record.id());
@@ -201,7 +254,11 @@ impl Connection {
 
     /// `OPTIONS *` asks about us, not about an origin (RFC 9110 section 9.3.7).
     fn answer_asterisk(&self) -> Response<Body> {
-        let mut record = self.server.exchange.recorder.begin(self.way(), &self.sender);
+        let mut record = self
+            .server
+            .exchange
+            .recorder
+            .begin(self.way(), &self.sender);
         record.method = Method::OPTIONS;
         record.status = StatusCode::NO_CONTENT.as_u16();
         record.end();
@@ -213,8 +270,15 @@ impl Connection {
 
 /// Where a request goes.
 enum Destined {
-    Exchange { way: Way, origin: Origin, sender: Sender },
-    Connect { authority: Authority, sender: Sender },
+    Exchange {
+        way: Way,
+        origin: Origin,
+        sender: Sender,
+    },
+    Connect {
+        authority: Authority,
+        sender: Sender,
+    },
     Asterisk,
 }
 

@@ -7,7 +7,11 @@ use crate::units::{HostName, Origin, Scheme};
 
 /// The origin of a route by host.
 pub(super) fn route(policy: &Policy, host: &HostName) -> Option<Origin> {
-    policy.routes_by_host.get(host).cloned().or_else(|| by_localhost(policy, host))
+    policy
+        .routes_by_host
+        .get(host)
+        .cloned()
+        .or_else(|| by_localhost(policy, host))
 }
 
 /// The origin for a request in origin-form; there is no relaying to whatever `Host` says.
@@ -25,5 +29,9 @@ fn by_localhost(policy: &Policy, host: &HostName) -> Option<Origin> {
     let host = HostName::parse(name).ok()?;
     let port = Scheme::Https.default_port();
     policy.target(&host, port)?;
-    Some(Origin { scheme: Scheme::Https, host, port })
+    Some(Origin {
+        scheme: Scheme::Https,
+        host,
+        port,
+    })
 }

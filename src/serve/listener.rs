@@ -46,7 +46,9 @@ impl Listener {
     pub async fn run(self, server: Arc<Server>) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+                return;
+            };
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {

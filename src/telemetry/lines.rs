@@ -46,12 +46,21 @@ impl LineWriter {
         let thread = std::thread::Builder::new()
             .name("log-lines".into())
             .spawn(move || theirs.write_out(&mut out))?;
-        Ok(Self(Arc::new(Handle { shared, metrics, thread: Some(thread) })))
+        Ok(Self(Arc::new(Handle {
+            shared,
+            metrics,
+            thread: Some(thread),
+        })))
     }
 
     /// Adds one line, which `write` appends to the buffer; the line end is added here.
     pub fn line(&self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut state = self.0.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .0
+            .shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if state.lines.len() > LOG_BACKLOG {
             self.0.metrics.log_line_dropped();
             return;
@@ -72,7 +81,10 @@ impl Shared {
         loop {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             while state.lines.is_empty() && !state.closed {
-                state = self.gathered.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .gathered
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             if !state.closed {
                 // The first line has come; wait a little for its company.
@@ -95,7 +107,11 @@ impl Shared {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .closed = true;
         self.shared.gathered.notify_one();
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
@@ -129,6 +145,10 @@ mod tests {
         }
         drop(writer);
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-        assert!(text.lines().map(str::to_owned).eq((0..100).map(|n| n.to_string())));
+        assert!(
+            text.lines()
+                .map(str::to_owned)
+                .eq((0..100).map(|n| n.to_string()))
+        );
     }
 }

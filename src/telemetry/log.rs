@@ -12,12 +12,19 @@ pub fn set_up(filter: Option<&str>) {
     let filter = filter
         .and_then(|filter| EnvFilter::try_new(filter).ok())
         .unwrap_or_else(|| EnvFilter::new("info"));
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
     let started = if std::io::stderr().is_terminal() {
         subscriber.try_init()
     } else {
-        subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        subscriber
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .try_init()
     };
     // A second start in one process (tests) keeps the first.
     drop(started);

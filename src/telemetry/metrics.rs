@@ -97,10 +97,14 @@ impl Metric {
             Self::Connections => "Client connections that are open now",
             Self::OriginConnections => "Connections to origins that were opened",
             Self::LeavesMinted => "Certificates made for intercepted hosts",
-            Self::LeavesRejected => "TLS handshakes in which a client did not trust our certificate",
+            Self::LeavesRejected => {
+                "TLS handshakes in which a client did not trust our certificate"
+            }
             Self::BodiesBuffered => "Bytes of request bodies that are kept in memory now",
             Self::Reloads => "Times that the configuration was read again, by result",
-            Self::LogLinesDropped => "Canonical lines that were dropped because nobody read the log",
+            Self::LogLinesDropped => {
+                "Canonical lines that were dropped because nobody read the log"
+            }
         }
     }
 
@@ -109,7 +113,9 @@ impl Metric {
         match self {
             Self::Exchanges => "target, outcome (delivered, refused, rejected, failed, abandoned)",
             Self::Reasons => "reason (see errors.md)",
-            Self::Attempts | Self::Wait | Self::Waiting | Self::Limited | Self::SlotsVoided => "target",
+            Self::Attempts | Self::Wait | Self::Waiting | Self::Limited | Self::SlotsVoided => {
+                "target"
+            }
             Self::Reloads => "result (ok, error)",
             Self::Connections
             | Self::OriginConnections
@@ -152,8 +158,13 @@ impl Outcome {
         self as usize
     }
 
-    const ALL: [Self; 5] =
-        [Self::Delivered, Self::Refused, Self::Rejected, Self::Failed, Self::Abandoned];
+    const ALL: [Self; 5] = [
+        Self::Delivered,
+        Self::Refused,
+        Self::Rejected,
+        Self::Failed,
+        Self::Abandoned,
+    ];
 }
 
 impl EncodeLabelValue for Outcome {
@@ -206,8 +217,9 @@ struct Inner {
     log_lines_dropped: Counter,
 }
 
-const WAIT_BUCKETS: [f64; 12] =
-    [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+const WAIT_BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
+];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -251,10 +263,15 @@ impl Metrics {
 
     /// The handles for one target, so that a request pays for no look-up.
     pub fn target(&self, target: &Arc<str>) -> TargetMetrics {
-        let label = TargetLabel { target: Arc::clone(target) };
+        let label = TargetLabel {
+            target: Arc::clone(target),
+        };
         TargetMetrics(Arc::new(TargetHandles {
             exchanges: Outcome::ALL.map(|outcome| {
-                let labels = ExchangeLabels { target: Arc::clone(target), outcome };
+                let labels = ExchangeLabels {
+                    target: Arc::clone(target),
+                    outcome,
+                };
                 self.0.exchanges.get_or_create(&labels).clone()
             }),
             attempts: self.0.attempts.get_or_create(&label).clone(),
@@ -271,7 +288,12 @@ impl Metrics {
 
     /// A slot was not used in time.
     pub fn slot_voided(&self, target: &Arc<str>) {
-        self.0.slots_voided.get_or_create(&TargetLabel { target: Arc::clone(target) }).inc();
+        self.0
+            .slots_voided
+            .get_or_create(&TargetLabel {
+                target: Arc::clone(target),
+            })
+            .inc();
     }
 
     /// A client connection opened (+1) or closed (-1).
@@ -328,12 +350,28 @@ impl Inner {
         add(registry, Metric::Limited, self.limited.clone());
         add(registry, Metric::SlotsVoided, self.slots_voided.clone());
         add(registry, Metric::Connections, self.connections.clone());
-        add(registry, Metric::OriginConnections, self.origin_connections.clone());
+        add(
+            registry,
+            Metric::OriginConnections,
+            self.origin_connections.clone(),
+        );
         add(registry, Metric::LeavesMinted, self.leaves_minted.clone());
-        add(registry, Metric::LeavesRejected, self.leaves_rejected.clone());
-        add(registry, Metric::BodiesBuffered, self.bodies_buffered.clone());
+        add(
+            registry,
+            Metric::LeavesRejected,
+            self.leaves_rejected.clone(),
+        );
+        add(
+            registry,
+            Metric::BodiesBuffered,
+            self.bodies_buffered.clone(),
+        );
         add(registry, Metric::Reloads, self.reloads.clone());
-        add(registry, Metric::LogLinesDropped, self.log_lines_dropped.clone());
+        add(
+            registry,
+            Metric::LogLinesDropped,
+            self.log_lines_dropped.clone(),
+        );
     }
 }
 

@@ -12,7 +12,12 @@ pub struct ByteSize(u64);
 #[error("`{0}` is not a size; write it as \"64MiB\", \"512KiB\" or \"100B\"")]
 pub struct ParseByteSizeError(String);
 
-const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const UNITS: [(&str, u64); 4] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 impl ByteSize {
     /// `count` bytes.
@@ -40,7 +45,7 @@ impl FromStr for ByteSize {
             .iter()
             .find_map(|(unit, scale)| Some((text.trim().strip_suffix(unit)?, *scale)))
             .ok_or_else(fail)?;
-        let count: u64 = number.trim().parse().map_err(|_| fail())?;
+        let count: u64 = number.trim().parse().map_err(|_error| fail())?;
         count.checked_mul(scale).map(Self).ok_or_else(fail)
     }
 }

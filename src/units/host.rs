@@ -25,30 +25,39 @@ impl HostName {
     /// If no host can be read from it.
     pub fn parse(text: &str) -> Result<Self, ParseHostError> {
         if is_plain(text) {
-            return Ok(Self { text: text.into(), ip: None });
+            return Ok(Self {
+                text: text.into(),
+                ip: None,
+            });
         }
         let fail = || ParseHostError(text.chars().take(80).collect());
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or_else(fail)?;
-            return Ok(Self::from_ip(IpAddr::V6(inner.parse::<Ipv6Addr>().map_err(|_| fail())?)));
+            return Ok(Self::from_ip(IpAddr::V6(
+                inner.parse::<Ipv6Addr>().map_err(|_error| fail())?,
+            )));
         }
         // `%2e` and friends never belong in an authority that we route by.
         if text.contains('%') || text.is_empty() {
             return Err(fail());
         }
-        match url::Host::parse(text.strip_suffix('.').unwrap_or(text)).map_err(|_| fail())? {
+        match url::Host::parse(text.strip_suffix('.').unwrap_or(text)).map_err(|_error| fail())? {
             url::Host::Ipv4(ip) => Ok(Self::from_ip(IpAddr::V4(ip))),
             url::Host::Ipv6(ip) => Ok(Self::from_ip(IpAddr::V6(ip))),
-            url::Host::Domain(name) if is_registered_name(&name) => {
-                Ok(Self { text: name.into(), ip: None })
-            }
+            url::Host::Domain(name) if is_registered_name(&name) => Ok(Self {
+                text: name.into(),
+                ip: None,
+            }),
             url::Host::Domain(_) => Err(fail()),
         }
     }
 
     /// The host that is this address.
     pub fn from_ip(ip: IpAddr) -> Self {
-        Self { text: ip.to_string().into(), ip: Some(ip) }
+        Self {
+            text: ip.to_string().into(),
+            ip: Some(ip),
+        }
     }
 
     /// The canonical text, without brackets.
@@ -121,13 +130,29 @@ mod tests {
             ("b\u{fc}cher.example", "xn--bcher-kva.example"),
             ("\u{b9}27.0.0.1", "127.0.0.1"),
         ] {
-            assert_eq!(HostName::parse(written).unwrap().as_str(), canonical, "{written}");
+            assert_eq!(
+                HostName::parse(written).unwrap().as_str(),
+                canonical,
+                "{written}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_host_is_refused() {
-        for text in ["", "a b", "a/b", "a@b", "[::1", "[fe80::1%25eth0]", "a%2eb", "..", "a..b", "256.1.1.1", "[::1]x"] {
+        for text in [
+            "",
+            "a b",
+            "a/b",
+            "a@b",
+            "[::1",
+            "[fe80::1%25eth0]",
+            "a%2eb",
+            "..",
+            "a..b",
+            "256.1.1.1",
+            "[::1]x",
+        ] {
             assert!(HostName::parse(text).is_err(), "{text}");
         }
     }

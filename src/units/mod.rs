@@ -19,10 +19,14 @@ use std::time::Duration;
 /// A sentence that says how to write it.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.trim().parse::<f64>().is_ok() && text.trim() != "0" {
-        return Err(format!("`{text}` has no unit; write it as \"{}s\"", text.trim()));
+        return Err(format!(
+            "`{text}` has no unit; write it as \"{}s\"",
+            text.trim()
+        ));
     }
-    humantime::parse_duration(text.trim())
-        .map_err(|_| format!("`{text}` is not a duration; write it as \"30s\", \"250ms\" or \"1m\""))
+    humantime::parse_duration(text.trim()).map_err(|_error| {
+        format!("`{text}` is not a duration; write it as \"30s\", \"250ms\" or \"1m\"")
+    })
 }
 
 #[cfg(test)]
@@ -34,6 +38,10 @@ mod tests {
         assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
         assert!(parse_duration("30").unwrap_err().contains("\"30s\""));
-        assert!(parse_duration("soon").unwrap_err().contains("not a duration"));
+        assert!(
+            parse_duration("soon")
+                .unwrap_err()
+                .contains("not a duration")
+        );
     }
 }

@@ -60,22 +60,32 @@ impl FromStr for Rate {
             text: text.to_owned(),
             suggestion: suggest(text),
         })?;
-        let count: u32 =
-            count.trim().parse().map_err(|_| ParseRateError::Count(count.trim().to_owned()))?;
+        let count: u32 = count
+            .trim()
+            .parse()
+            .map_err(|_error| ParseRateError::Count(count.trim().to_owned()))?;
         if !(1..=COUNT_MAX).contains(&count) {
             return Err(ParseRateError::Count(count.to_string()));
         }
         let fail = || ParseRateError::Period(period.trim().to_owned());
         let unit_only = period.trim().starts_with(|c: char| c.is_ascii_alphabetic());
-        let spelled = if unit_only { format!("1{}", period.trim()) } else { period.trim().into() };
-        let period = humantime::parse_duration(&spelled).map_err(|_| fail())?;
+        let spelled = if unit_only {
+            format!("1{}", period.trim())
+        } else {
+            period.trim().into()
+        };
+        let period = humantime::parse_duration(&spelled).map_err(|_error| fail())?;
         Self::new(count, period).ok_or_else(fail)
     }
 }
 
 /// Guesses what was meant by "10 per sec", "10 rps" or a bare number.
 fn suggest(text: &str) -> String {
-    let number: String = text.trim().chars().take_while(char::is_ascii_digit).collect();
+    let number: String = text
+        .trim()
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
     let number = if number.is_empty() { "10" } else { &number };
     let lower = text.to_ascii_lowercase();
     let unit = if lower.contains("min") || lower.contains("rpm") {
@@ -92,7 +102,9 @@ fn suggest(text: &str) -> String {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let period = humantime::format_duration(self.period).to_string().replace(' ', "");
+        let period = humantime::format_duration(self.period)
+            .to_string()
+            .replace(' ', "");
         write!(f, "{}/{period}", self.count)
     }
 }

@@ -10,7 +10,8 @@ use tokio::process::Command;
 
 use crate::harness::{Origin, Program, program, reply, soon};
 
-const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test]\n    limits: [{ rate: \"10/1s\" }]\n";
+const TARGET: &str =
+    "targets:\n  - name: api\n    hosts: [api.test]\n    limits: [{ rate: \"10/1s\" }]\n";
 
 /// Allows 10 in any second; counts violations.
 async fn limited() -> (Origin, Arc<Mutex<usize>>) {
@@ -20,11 +21,18 @@ async fn limited() -> (Origin, Arc<Mutex<usize>>) {
     let origin = Origin::with(move |_, _| {
         let mut log = log.lock().unwrap();
         let now = Instant::now();
-        while log.front().is_some_and(|at| now - *at >= Duration::from_secs(1)) {
+        while log
+            .front()
+            .is_some_and(|at| now - *at >= Duration::from_secs(1))
+        {
             log.pop_front();
         }
         let status = if log.len() < 10 { 200 } else { 429 };
-        if status == 200 { log.push_back(now) } else { *counted.lock().unwrap() += 1 }
+        if status == 200 {
+            log.push_back(now)
+        } else {
+            *counted.lock().unwrap() += 1
+        }
         drop(log);
         async move { reply(status, "served") }
     })
@@ -40,13 +48,24 @@ async fn run(proxy: &Program, command: &str) -> String {
     let named = proxy.path("named.yaml");
     let listen = format!("listen: {}\n", proxy.listen);
     std::fs::write(&named, config.replacen("listen: 127.0.0.1:0\n", &listen, 1)).unwrap();
-    let env = program().args(["env", "--config"]).arg(&named).output().await.unwrap();
+    let env = program()
+        .args(["env", "--config"])
+        .arg(&named)
+        .output()
+        .await
+        .unwrap();
     let env = String::from_utf8(env.stdout).unwrap();
     let mut shell = Command::new("sh");
-    shell.arg("-euc").arg(format!("{env}\n{command}")).env_remove("NODE_EXTRA_CA_CERTS");
+    shell
+        .arg("-euc")
+        .arg(format!("{env}\n{command}"))
+        .env_remove("NODE_EXTRA_CA_CERTS");
     let output = shell.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = soon("the command", output).await.unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     assert!(output.status.success(), "{command}\n{out}\n{err}");
     out.into_owned()
 }
@@ -56,9 +75,19 @@ async fn check(command: &str, expected: &str) {
     let proxy = Program::before(&origin, TARGET).await;
     let out = run(&proxy, command).await;
     assert_eq!(out.trim(), expected);
-    assert_eq!(*violations.lock().unwrap(), 0, "the origin refused requests");
+    assert_eq!(
+        *violations.lock().unwrap(),
+        0,
+        "the origin refused requests"
+    );
     assert_eq!(origin.arrivals.count(), 30);
-    let intercepted = || proxy.records().iter().filter(|r| r["way"] == "intercept" && r["status"] == 200).count();
+    let intercepted = || {
+        proxy
+            .records()
+            .iter()
+            .filter(|r| r["way"] == "intercept" && r["status"] == 200)
+            .count()
+    };
     soon("all records", async {
         while intercepted() < 30 {
             tokio::task::yield_now().await;
@@ -70,7 +99,11 @@ async fn check(command: &str, expected: &str) {
 fn python() -> String {
     std::env::var("OUTPACE_TEST_PYTHON").unwrap_or_else(|_| {
         let venv = concat!(env!("CARGO_MANIFEST_DIR"), "/.venv/bin/python");
-        if std::path::Path::new(venv).exists() { venv.into() } else { "python3".into() }
+        if std::path::Path::new(venv).exists() {
+            venv.into()
+        } else {
+            "python3".into()
+        }
     })
 }
 

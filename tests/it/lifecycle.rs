@@ -14,16 +14,33 @@ async fn health_readiness_and_metrics() {
     let program = Program::before(&origin, TARGET).await;
     assert_eq!(program.admin_get("/healthz").await, (200, "ok\n".into()));
     assert_eq!(program.admin_get("/readyz").await, (200, "ready\n".into()));
-    Client::plain(&program).await.get("http://plain.test/").await;
+    Client::plain(&program)
+        .await
+        .get("http://plain.test/")
+        .await;
     program.record(|r| r["outcome"] == "delivered").await;
-    assert!((program.metric("outpace_exchanges_total{target=\"api\",outcome=\"delivered\"}").await - 1.0).abs() < 0.1);
+    assert!(
+        (program
+            .metric("outpace_exchanges_total{target=\"api\",outcome=\"delivered\"}")
+            .await
+            - 1.0)
+            .abs()
+            < 0.1
+    );
     let dir = tempfile::tempdir().unwrap();
-    let config = format!("listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\", token: t0ken }}\ndata_dir: {}/d\n", dir.path().display());
+    let config = format!(
+        "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\", token: t0ken }}\ndata_dir: {}/d\n",
+        dir.path().display()
+    );
     let guarded = Program::start(dir, &config).await;
     assert_eq!(guarded.admin_get("/metrics").await.0, 401);
     assert_eq!(guarded.admin_get("/readyz").await.0, 200);
     let ask = "GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer t0ken\r\nConnection: close\r\n\r\n";
-    assert!(crate::harness::raw(guarded.admin, ask).await.starts_with("HTTP/1.1 200"));
+    assert!(
+        crate::harness::raw(guarded.admin, ask)
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,12 +52,24 @@ async fn p11_explained_one_record_per_exchange_and_the_headers_say_the_same() {
     let mut waited = Vec::new();
     for number in 0..3 {
         let response = client.get(&format!("http://plain.test/{number}")).await;
-        waited.push(response.headers()["outpace-waited"].to_str().unwrap().parse::<f64>().unwrap());
+        waited.push(
+            response.headers()["outpace-waited"]
+                .to_str()
+                .unwrap()
+                .parse::<f64>()
+                .unwrap(),
+        );
     }
     for (number, seconds) in waited.into_iter().enumerate() {
         let record = program.record(|r| r["path"] == format!("/{number}")).await;
-        assert!((record["waited_ms"].as_f64().unwrap() - seconds * 1000.0).abs() < 1.0, "{record}");
-        assert_eq!((&record["attempts"], &record["client"]), (&1.into(), &"127.0.0.1".into()));
+        assert!(
+            (record["waited_ms"].as_f64().unwrap() - seconds * 1000.0).abs() < 1.0,
+            "{record}"
+        );
+        assert_eq!(
+            (&record["attempts"], &record["client"]),
+            (&1.into(), &"127.0.0.1".into())
+        );
     }
     assert_eq!(program.records().len(), 3);
 }
@@ -54,32 +83,86 @@ async fn a_reload_by_signal_or_file_swaps_the_policy_and_a_bad_one_changes_nothi
     let before = std::fs::read_to_string(&path).unwrap();
     let status = |uri: &'static str| {
         let program = &program;
-        async move { Client::plain(program).await.get(uri).await.status().as_u16() }
+        async move {
+            Client::plain(program)
+                .await
+                .get(uri)
+                .await
+                .status()
+                .as_u16()
+        }
     };
     assert_eq!(status("http://api.test:80/").await, 403);
 
     std::fs::write(&path, before.replace("rate:", "rte:")).unwrap();
     program.signal("HUP");
-    let event = program.event(|e| e["message"].as_str().is_some_and(|m| m.contains("was not reloaded"))).await;
-    assert!(event["error"].as_str().unwrap().contains("did you mean `rate`?"), "{event}");
+    let event = program
+        .event(|e| {
+            e["message"]
+                .as_str()
+                .is_some_and(|m| m.contains("was not reloaded"))
+        })
+        .await;
+    assert!(
+        event["error"]
+            .as_str()
+            .unwrap()
+            .contains("did you mean `rate`?"),
+        "{event}"
+    );
     assert_eq!(status("http://plain.test/").await, 200);
 
     // The file alone, without a signal.
     std::fs::write(&path, before.replace("[plain.test]", "[other.test]")).unwrap();
-    program.event(|e| e["message"].as_str().is_some_and(|m| m.contains("was reloaded"))).await;
+    program
+        .event(|e| {
+            e["message"]
+                .as_str()
+                .is_some_and(|m| m.contains("was reloaded"))
+        })
+        .await;
     assert_eq!(status("http://plain.test/").await, 403);
-    assert!((program.metric("outpace_reloads_total{result=\"error\"}").await - 1.0).abs() < 0.1);
+    assert!(
+        (program
+            .metric("outpace_reloads_total{result=\"error\"}")
+            .await
+            - 1.0)
+            .abs()
+            < 0.1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_limit_releases_no_burst_and_old_waiters_leave_under_the_new_one() {
     let origin = Origin::ok().await;
     let slow = TARGET.replace("1000/1s\"", "1/1m\", burst: 1");
-    let program = Arc::new(Program::before(&origin, &(slow.replace("hosts: [plain.test]", "hosts: [plain.test]\n    max_wait: 10m"))).await);
-    assert_eq!(Client::plain(&program).await.get("http://plain.test/0").await.status(), 200);
+    let program = Arc::new(
+        Program::before(
+            &origin,
+            &(slow.replace(
+                "hosts: [plain.test]",
+                "hosts: [plain.test]\n    max_wait: 10m",
+            )),
+        )
+        .await,
+    );
+    assert_eq!(
+        Client::plain(&program)
+            .await
+            .get("http://plain.test/0")
+            .await
+            .status(),
+        200
+    );
     let held = {
         let program = Arc::clone(&program);
-        tokio::spawn(async move { Client::plain(&program).await.get("http://plain.test/held").await.status() })
+        tokio::spawn(async move {
+            Client::plain(&program)
+                .await
+                .get("http://plain.test/held")
+                .await
+                .status()
+        })
     };
     soon("one to wait", async {
         while program.metric("outpace_waiting{target=\"api\"}").await < 1.0 {
@@ -91,9 +174,22 @@ async fn a_changed_limit_releases_no_burst_and_old_waiters_leave_under_the_new_o
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("1/1m", "10/1s")).unwrap();
     program.signal("HUP");
-    program.event(|e| e["message"].as_str().is_some_and(|m| m.contains("was reloaded"))).await;
+    program
+        .event(|e| {
+            e["message"]
+                .as_str()
+                .is_some_and(|m| m.contains("was reloaded"))
+        })
+        .await;
     // A newcomer brings the new policy to the line.
-    assert_eq!(Client::plain(&program).await.get("http://plain.test/new").await.status(), 200);
+    assert_eq!(
+        Client::plain(&program)
+            .await
+            .get("http://plain.test/new")
+            .await
+            .status(),
+        200
+    );
     assert_eq!(soon("the held one", held).await.unwrap(), 200);
 }
 
@@ -104,7 +200,10 @@ async fn a_drain_finishes_what_is_held_and_says_not_ready() {
     let mut program = Program::before(&origin, &slow).await;
     let mut client = Client::plain(&program).await;
     assert_eq!(client.get("http://plain.test/1").await.status(), 200);
-    let request = client.request("GET", "http://plain.test/2").body(http_body_util::Full::default()).unwrap();
+    let request = client
+        .request("GET", "http://plain.test/2")
+        .body(http_body_util::Full::default())
+        .unwrap();
     let held = tokio::spawn(async move { client.ask(request).await });
     soon("one to wait", async {
         while program.metric("outpace_waiting{target=\"api\"}").await < 1.0 {
@@ -114,24 +213,41 @@ async fn a_drain_finishes_what_is_held_and_says_not_ready() {
     .await;
     program.signal("TERM");
     program.event(|e| e["message"] == "draining").await;
-    assert_eq!(program.admin_get("/readyz").await, (503, "not ready: draining\n".into()));
+    assert_eq!(
+        program.admin_get("/readyz").await,
+        (503, "not ready: draining\n".into())
+    );
     // Whoever still finds us is served.
     let late = tokio::spawn(late(program.listen));
     assert_eq!(held.await.unwrap().status(), 200);
     assert!(late.await.unwrap().starts_with("HTTP/1.1 200"));
     assert_eq!(program.exit_code().await, Some(0));
-    assert_eq!(program.records().iter().filter(|r| r["outcome"] == "delivered").count(), 3);
+    assert_eq!(
+        program
+            .records()
+            .iter()
+            .filter(|r| r["outcome"] == "delivered")
+            .count(),
+        3
+    );
 }
 
 async fn late(address: std::net::SocketAddr) -> String {
-    crate::harness::raw(address, "GET http://plain.test/3 HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n").await
+    crate::harness::raw(
+        address,
+        "GET http://plain.test/3 HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n",
+    )
+    .await
 }
 
 async fn serve(config: &str, dir: &std::path::Path) -> Output {
     let path = dir.join("config.yaml");
     std::fs::write(&path, config).unwrap();
     let mut command = program();
-    command.args(["serve", "--config"]).arg(&path).current_dir(dir);
+    command
+        .args(["serve", "--config"])
+        .arg(&path)
+        .current_dir(dir);
     soon("the exit", command.output()).await.unwrap()
 }
 
@@ -139,17 +255,30 @@ async fn serve(config: &str, dir: &std::path::Path) -> Output {
 async fn faults_at_start_have_one_clear_sentence_and_a_code_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let told = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
-    let base = |more: &str| format!("listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {}/data\n{more}", dir.path().display());
+    let base = |more: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {}/data\n{more}",
+            dir.path().display()
+        )
+    };
 
     let wrong = serve(&base("targets: 5\n"), dir.path()).await;
     assert_eq!(wrong.status.code(), Some(64));
     assert!(told(&wrong).contains("config.yaml:4:"), "{}", told(&wrong));
-    let missing = program().args(["serve", "--config", "/no/such/file"]).output().await.unwrap();
+    let missing = program()
+        .args(["serve", "--config", "/no/such/file"])
+        .output()
+        .await
+        .unwrap();
     assert_eq!(missing.status.code(), Some(64));
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap();
-    let used = serve(&base("").replace("listen: 127.0.0.1:0\n", &format!("listen: {port}\n")), dir.path()).await;
+    let used = serve(
+        &base("").replace("listen: 127.0.0.1:0\n", &format!("listen: {port}\n")),
+        dir.path(),
+    )
+    .await;
     assert_eq!(used.status.code(), Some(69));
     assert!(told(&used).contains(&port.to_string()), "{}", told(&used));
 
@@ -170,20 +299,51 @@ async fn faults_at_start_have_one_clear_sentence_and_a_code_of_their_own() {
 async fn check_env_and_ca_say_what_a_shell_needs() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.yaml");
-    std::fs::write(&config, format!("listen: 127.0.0.1:{}\ndata_dir: {}/data\nca: {{ export_dir: {}/shared }}\n", free_port(), dir.path().display(), dir.path().display())).unwrap();
+    std::fs::write(
+        &config,
+        format!(
+            "listen: 127.0.0.1:{}\ndata_dir: {}/data\nca: {{ export_dir: {}/shared }}\n",
+            free_port(),
+            dir.path().display(),
+            dir.path().display()
+        ),
+    )
+    .unwrap();
     let run = |arguments: &[&str]| {
-        let output = program().as_std_mut().args(arguments).arg("--config").arg(&config).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = program()
+            .as_std_mut()
+            .args(arguments)
+            .arg("--config")
+            .arg(&config)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     let env = run(&["env"]);
     let bundle = dir.path().join("shared/bundle.pem");
-    for line in ["export HTTPS_PROXY=http://127.0.0.1:", "export https_proxy=", "export NO_PROXY=localhost,", "export NODE_USE_ENV_PROXY=1", &format!("export SSL_CERT_FILE={}", bundle.display())] {
+    for line in [
+        "export HTTPS_PROXY=http://127.0.0.1:",
+        "export https_proxy=",
+        "export NO_PROXY=localhost,",
+        "export NODE_USE_ENV_PROXY=1",
+        &format!("export SSL_CERT_FILE={}", bundle.display()),
+    ] {
         assert!(env.contains(line), "{line} in {env}");
     }
     let ca = run(&["ca"]);
-    assert!(ca.contains("sha256") && ca.contains("valid until") && ca.contains("ca.key"), "{ca}");
-    let shared: Vec<_> = std::fs::read_dir(dir.path().join("shared")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(
+        ca.contains("sha256") && ca.contains("valid until") && ca.contains("ca.key"),
+        "{ca}"
+    );
+    let shared: Vec<_> = std::fs::read_dir(dir.path().join("shared"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(shared.len(), 2, "{shared:?}: the key is never exported");
     let bundle = std::fs::read_to_string(bundle).unwrap();
     assert!(bundle.matches("BEGIN CERTIFICATE").count() > 50 && !bundle.contains("PRIVATE"));
@@ -195,9 +355,17 @@ async fn a_supplied_ca_signs_and_survives_a_restart() {
     let target = TARGET.replace("plain.test", "api.test");
     let program = Program::before(&origin, &target).await;
     let (cert, key) = (program.path("data/ca.pem"), program.path("data/ca.key"));
-    let supplied = format!("{target}ca: {{ cert: \"{}\", key: \"{}\" }}\n", cert.display(), key.display());
+    let supplied = format!(
+        "{target}ca: {{ cert: \"{}\", key: \"{}\" }}\n",
+        cert.display(),
+        key.display()
+    );
     let second = Program::before(&origin, &supplied).await;
     let tcp = Client::connect(&second, "api.test:443", "").await.unwrap();
-    assert!(Client::tls(tcp, "api.test", Proto::Http1, &program.ca()).await.is_ok());
+    assert!(
+        Client::tls(tcp, "api.test", Proto::Http1, &program.ca())
+            .await
+            .is_ok()
+    );
     assert!(!second.path("data/ca.pem").exists());
 }

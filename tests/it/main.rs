@@ -8,6 +8,8 @@
     clippy::expect_used,
     clippy::print_stdout,
     clippy::large_futures,
+    clippy::string_slice,
+    clippy::excessive_nesting,
     reason = "tests measure real time, start their own tasks, and fail by panicking"
 )]
 

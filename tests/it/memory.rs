@@ -15,7 +15,9 @@ async fn hold(program: &Program, count: usize, body: usize) -> Vec<TcpStream> {
     let mut held = Vec::with_capacity(count);
     for number in 0..count {
         let mut stream = TcpStream::connect(program.listen).await.unwrap();
-        let head = format!("POST http://plain.test/{number} HTTP/1.1\r\nHost: plain.test\r\nContent-Length: {body}\r\n\r\n");
+        let head = format!(
+            "POST http://plain.test/{number} HTTP/1.1\r\nHost: plain.test\r\nContent-Length: {body}\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&chunk).await.unwrap();
         held.push(stream);
@@ -34,12 +36,22 @@ async fn hold(program: &Program, count: usize, body: usize) -> Vec<TcpStream> {
 async fn p9_a_thousand_held_bodies_of_a_mebibyte_cost_bounded_memory_and_leave_no_file() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, HELD).await;
-    assert_eq!(Client::plain(&program).await.get("http://plain.test/first").await.status(), 200);
+    assert_eq!(
+        Client::plain(&program)
+            .await
+            .get("http://plain.test/first")
+            .await
+            .status(),
+        200
+    );
     let before = program.memory();
     let held = hold(&program, 1000, 1 << 20).await;
     let grown = program.memory().saturating_sub(before) >> 20;
     let buffered = program.metric("outpace_bodies_buffered_bytes").await;
-    println!("1,000 held bodies of 1 MiB: {grown} MiB more memory, {} MiB of it bodies", buffered as u64 >> 20);
+    println!(
+        "1,000 held bodies of 1 MiB: {grown} MiB more memory, {} MiB of it bodies",
+        buffered as u64 >> 20
+    );
     assert!(buffered <= f64::from(64 << 20), "{buffered}");
     assert!(grown < 300, "{grown} MiB");
     // What is kept on disk has no name, so no end of the process leaves it behind.
@@ -54,7 +66,14 @@ async fn p9_a_thousand_held_bodies_of_a_mebibyte_cost_bounded_memory_and_leave_n
 async fn many_held_small_requests_are_fine() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, HELD).await;
-    assert_eq!(Client::plain(&program).await.get("http://plain.test/first").await.status(), 200);
+    assert_eq!(
+        Client::plain(&program)
+            .await
+            .get("http://plain.test/first")
+            .await
+            .status(),
+        200
+    );
     // Both ends of each connection are counted against one process's files here and there.
     let room = rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let count = 10_000.min(usize::try_from(room).unwrap() - 500);
@@ -77,7 +96,10 @@ async fn many_held_small_requests_are_fine() {
 async fn a_held_body_read_ahead_arrives_whole() {
     let origin = Origin::with(|_, request| async move {
         let bytes = request.into_body().collect().await.unwrap().to_bytes();
-        let right = bytes.iter().enumerate().all(|(n, byte)| *byte == (n % 253) as u8);
+        let right = bytes
+            .iter()
+            .enumerate()
+            .all(|(n, byte)| *byte == (n % 253) as u8);
         reply(200, &format!("{} {right}", bytes.len()))
     })
     .start()
@@ -91,7 +113,10 @@ async fn a_held_body_read_ahead_arrives_whole() {
         tasks.spawn(async move {
             let bytes: Vec<u8> = (0..length).map(|n| (n % 253) as u8).collect();
             let mut client = Client::plain(&program).await;
-            let request = client.request("POST", "http://plain.test/").body(Full::from(bytes)).unwrap();
+            let request = client
+                .request("POST", "http://plain.test/")
+                .body(Full::from(bytes))
+                .unwrap();
             assert_eq!(client.ask(request).await.body(), &format!("{length} true"));
         });
     }

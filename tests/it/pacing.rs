@@ -8,7 +8,9 @@ use crate::harness::{Client, Origin, Program, Proto, reply, worst_window};
 const SECOND: Duration = Duration::from_secs(1);
 
 fn target(limit: &str) -> String {
-    format!("targets:\n  - name: api\n    hosts: [\"api.test\", \"plain.test\"]\n    max_wait: 5m\n    limits: [{limit}]\n")
+    format!(
+        "targets:\n  - name: api\n    hosts: [\"api.test\", \"plain.test\"]\n    max_wait: 5m\n    limits: [{limit}]\n"
+    )
 }
 
 /// `clients` connections send `each` requests one after the other; all must be answered with 200.
@@ -32,7 +34,8 @@ async fn storm(program: &Arc<Program>, clients: usize, each: usize, proto: Proto
 #[tokio::test(flavor = "multi_thread")]
 async fn p1_pace_and_p2_full_use_with_burst_1_through_interception() {
     let origin = Origin::ok().await;
-    let program = Arc::new(Program::before(&origin, &target("{ rate: \"10/1s\", burst: 1 }")).await);
+    let program =
+        Arc::new(Program::before(&origin, &target("{ rate: \"10/1s\", burst: 1 }")).await);
     storm(&program, 20, 10, Proto::Http1).await;
     let times = origin.arrivals.times();
     let took = *times.iter().max().unwrap() - *times.iter().min().unwrap();
@@ -40,7 +43,10 @@ async fn p1_pace_and_p2_full_use_with_burst_1_through_interception() {
     println!("200 requests, 20 clients, 10/1s burst 1: worst second {worst}, took {took:?}");
     assert_eq!(times.len(), 200);
     assert!(worst <= 11, "worst second: {worst}");
-    assert!(took >= Duration::from_millis(19_850) && took <= Duration::from_millis(20_500), "took {took:?}");
+    assert!(
+        took >= Duration::from_millis(19_850) && took <= Duration::from_millis(20_500),
+        "took {took:?}"
+    );
 }
 
 /// An origin that counts every window exactly, and refuses what is beyond.
@@ -70,7 +76,11 @@ async fn never_refused(limit: &str, proto: Proto) {
     let times = origin.arrivals.times();
     let worst = worst_window(&times, SECOND);
     println!("{limit}: worst second {worst}");
-    assert_eq!(times.len(), 80, "a request beyond 80 means that one was refused and sent again");
+    assert_eq!(
+        times.len(),
+        80,
+        "a request beyond 80 means that one was refused and sent again"
+    );
     assert!(worst <= 10, "worst second: {worst}");
 }
 
@@ -81,15 +91,23 @@ async fn p1_pace_without_burst_a_strict_origin_refuses_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p1_pace_with_a_sliding_window_a_strict_origin_refuses_none() {
-    never_refused("{ rate: \"10/1s\", algorithm: sliding_window }", Proto::Http1).await;
+    never_refused(
+        "{ rate: \"10/1s\", algorithm: sliding_window }",
+        Proto::Http1,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p1_pace_with_a_fixed_window_no_window_of_the_calendar_has_more() {
-    let calendar = Arc::new(std::sync::Mutex::new(std::collections::HashMap::<u64, usize>::new()));
+    let calendar = Arc::new(std::sync::Mutex::new(
+        std::collections::HashMap::<u64, usize>::new(),
+    ));
     let seen = Arc::clone(&calendar);
     let origin = Origin::with(move |_, _| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         *seen.lock().unwrap().entry(now.as_secs()).or_default() += 1;
         async { reply(200, "") }
     })
@@ -120,16 +138,29 @@ async fn several_limits_hold_at_once_and_a_match_limits_only_its_requests() {
     }
     tasks.join_all().await;
     let all = origin.arrivals.all();
-    let slow: Vec<_> = all.iter().filter(|a| a.uri == "/slow").map(|a| a.at).collect();
-    assert!(worst_window(&slow, SECOND) <= 6, "slow: {}", worst_window(&slow, SECOND));
+    let slow: Vec<_> = all
+        .iter()
+        .filter(|a| a.uri == "/slow")
+        .map(|a| a.at)
+        .collect();
+    assert!(
+        worst_window(&slow, SECOND) <= 6,
+        "slow: {}",
+        worst_window(&slow, SECOND)
+    );
     assert!(worst_window(&origin.arrivals.times(), SECOND) <= 42);
-    let record = program.record(|r| r["path"] == "/slow" && r["waited_ms"].as_f64() > Some(100.0)).await;
+    let record = program
+        .record(|r| r["path"] == "/slow" && r["waited_ms"].as_f64() > Some(100.0))
+        .await;
     assert_eq!(record["limit"], "slow");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_never_has_more_at_once() {
-    let (now, most) = (Arc::new(std::sync::atomic::AtomicUsize::new(0)), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let (now, most) = (
+        Arc::new(std::sync::atomic::AtomicUsize::new(0)),
+        Arc::new(std::sync::atomic::AtomicUsize::new(0)),
+    );
     let (counted, peak) = (Arc::clone(&now), Arc::clone(&most));
     let origin = Origin::with(move |_, _| {
         let (now, most) = (Arc::clone(&counted), Arc::clone(&peak));
@@ -143,7 +174,8 @@ async fn concurrent_never_has_more_at_once() {
     })
     .start()
     .await;
-    let program = Arc::new(Program::before(&origin, &target("{ name: at-once, concurrent: 3 }")).await);
+    let program =
+        Arc::new(Program::before(&origin, &target("{ name: at-once, concurrent: 3 }")).await);
     storm(&program, 12, 5, Proto::Http1).await;
     assert_eq!(most.load(std::sync::atomic::Ordering::SeqCst), 3);
 }
@@ -158,7 +190,12 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
     let gone: Vec<_> = (0..5)
         .map(|_| {
             let program = Arc::clone(&program);
-            tokio::spawn(async move { Client::plain(&program).await.get("http://plain.test/gone").await })
+            tokio::spawn(async move {
+                Client::plain(&program)
+                    .await
+                    .get("http://plain.test/gone")
+                    .await
+            })
         })
         .collect();
     let waiting = "outpace_waiting{target=\"api\"}";
@@ -182,13 +219,17 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
     assert_eq!(times.last().unwrap().uri, "/sixth");
     assert_eq!(times.len(), 2, "what went away was not sent");
     let abandoned = program.record(|r| r["outcome"] == "abandoned").await;
-    assert_eq!((abandoned["path"].as_str(), abandoned["status"].as_u64()), (Some("/gone"), Some(0)));
+    assert_eq!(
+        (abandoned["path"].as_str(), abandoned["status"].as_u64()),
+        (Some("/gone"), Some(0))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_leave_in_the_order_they_came() {
     let origin = Origin::ok().await;
-    let program = Arc::new(Program::before(&origin, &target("{ rate: \"20/1s\", burst: 1 }")).await);
+    let program =
+        Arc::new(Program::before(&origin, &target("{ rate: \"20/1s\", burst: 1 }")).await);
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..20 {
         let mut client = Client::plain(&program).await;
@@ -205,7 +246,12 @@ async fn requests_leave_in_the_order_they_came() {
         .await;
     }
     tasks.join_all().await;
-    let order: Vec<_> = origin.arrivals.all().iter().map(|a| a.uri.clone()).collect();
+    let order: Vec<_> = origin
+        .arrivals
+        .all()
+        .iter()
+        .map(|a| a.uri.clone())
+        .collect();
     let expected: Vec<_> = (0..20).map(|n| format!("/{n}")).collect();
     assert_eq!(order, expected);
 }

@@ -17,7 +17,13 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
     let held: Vec<_> = (0..4)
         .map(|_| {
             let program = Arc::clone(&program);
-            tokio::spawn(async move { Client::plain(&program).await.get("http://plain.test/held").await.status() })
+            tokio::spawn(async move {
+                Client::plain(&program)
+                    .await
+                    .get("http://plain.test/held")
+                    .await
+                    .status()
+            })
         })
         .collect();
     soon("four to wait", async {
@@ -26,22 +32,52 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
         }
     })
     .await;
-    let request = client.request("GET", "http://plain.test/hasty").header("outpace-max-wait", "1s");
+    let request = client
+        .request("GET", "http://plain.test/hasty")
+        .header("outpace-max-wait", "1s");
     let began = Instant::now();
-    let refused = client.ask(request.body(http_body_util::Full::default()).unwrap()).await;
-    assert!(began.elapsed() < Duration::from_millis(500), "it was left to wait: {:?}", began.elapsed());
+    let refused = client
+        .ask(request.body(http_body_util::Full::default()).unwrap())
+        .await;
+    assert!(
+        began.elapsed() < Duration::from_millis(500),
+        "it was left to wait: {:?}",
+        began.elapsed()
+    );
     assert_eq!(refused.status(), 429);
-    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let wait: u64 = refused.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((3..=5).contains(&wait), "Retry-After: {wait}");
     let status = refused.headers()["proxy-status"].to_str().unwrap();
-    assert!(status.starts_with("outpace; error=http_request_denied; details=\"wait-too-long"), "{status}");
-    assert_eq!(refused.headers()["content-type"], "application/problem+json");
+    assert!(
+        status.starts_with("outpace; error=http_request_denied; details=\"wait-too-long"),
+        "{status}"
+    );
+    assert_eq!(
+        refused.headers()["content-type"],
+        "application/problem+json"
+    );
     let problem: serde_json::Value = serde_json::from_slice(refused.body()).unwrap();
-    assert_eq!((problem["reason"].as_str(), problem["limit"].as_str()), (Some("wait-too-long"), Some("pace")));
+    assert_eq!(
+        (problem["reason"].as_str(), problem["limit"].as_str()),
+        (Some("wait-too-long"), Some("pace"))
+    );
     assert_eq!(problem["error"]["code"], "wait-too-long");
-    assert!(problem["detail"].as_str().unwrap().contains("4 are waiting"), "{problem}");
+    assert!(
+        problem["detail"]
+            .as_str()
+            .unwrap()
+            .contains("4 are waiting"),
+        "{problem}"
+    );
     let record = program.record(|r| r["path"] == "/hasty").await;
-    assert_eq!((&record["outcome"], &record["reason"]), (&"refused".into(), &"wait-too-long".into()));
+    assert_eq!(
+        (&record["outcome"], &record["reason"]),
+        (&"refused".into(), &"wait-too-long".into())
+    );
     for one in held {
         assert_eq!(one.await.unwrap(), 200);
     }
@@ -52,8 +88,12 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
 async fn p5_honest_answers_a_forwarded_429_is_not_ours() {
     let origin = Origin::with(|_, _| async {
         let mut reply = crate::harness::reply(429, "slow down");
-        reply.headers_mut().insert("retry-after", "600".parse().unwrap());
-        reply.headers_mut().insert("outpace-waited", "77".parse().unwrap());
+        reply
+            .headers_mut()
+            .insert("retry-after", "600".parse().unwrap());
+        reply
+            .headers_mut()
+            .insert("outpace-waited", "77".parse().unwrap());
         reply
     })
     .start()
@@ -61,16 +101,31 @@ async fn p5_honest_answers_a_forwarded_429_is_not_ours() {
     let program = Program::before(&origin, TARGET).await;
     let mut client = Client::plain(&program).await;
     let response = client.get("http://plain.test/").await;
-    assert_eq!((response.status().as_u16(), &response.body()[..]), (429, &b"slow down"[..]));
+    assert_eq!(
+        (response.status().as_u16(), &response.body()[..]),
+        (429, &b"slow down"[..])
+    );
     assert_eq!(response.headers()["retry-after"], "600");
-    assert_eq!(response.headers()["proxy-status"], "outpace; received-status=429");
+    assert_eq!(
+        response.headers()["proxy-status"],
+        "outpace; received-status=429"
+    );
     assert_eq!(response.headers()["outpace-attempts"], "1");
     assert_ne!(response.headers()["outpace-waited"], "77");
     // Everyone heeds it: the next one is told at once, by us, with the origin's time.
     let refused = client.get("http://plain.test/next").await;
     assert_eq!(refused.status(), 429);
-    assert!(refused.headers()["proxy-status"].to_str().unwrap().contains("wait-too-long"));
-    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(
+        refused.headers()["proxy-status"]
+            .to_str()
+            .unwrap()
+            .contains("wait-too-long")
+    );
+    let wait: u64 = refused.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((590..=600).contains(&wait), "{wait}");
     assert_eq!(origin.arrivals.count(), 1);
 }
@@ -78,15 +133,27 @@ async fn p5_honest_answers_a_forwarded_429_is_not_ours() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_and_a_bad_max_wait_is_rejected() {
     let origin = Origin::ok().await;
-    let config = TARGET.replace("    max_wait: 30s\n", "    max_wait: 30s\n    max_waiting: 0\n");
+    let config = TARGET.replace(
+        "    max_wait: 30s\n",
+        "    max_wait: 30s\n    max_waiting: 0\n",
+    );
     let program = Program::before(&origin, &config).await;
     let mut client = Client::plain(&program).await;
     // The first needs no place in the queue but a connection, which takes one.
     let first = client.get("http://plain.test/").await;
     assert_eq!(first.status(), 429);
-    assert!(first.headers()["proxy-status"].to_str().unwrap().contains("queue-full"));
-    let request = client.request("GET", "http://plain.test/").header("outpace-max-wait", "soon");
-    let rejected = client.ask(request.body(http_body_util::Full::default()).unwrap()).await;
+    assert!(
+        first.headers()["proxy-status"]
+            .to_str()
+            .unwrap()
+            .contains("queue-full")
+    );
+    let request = client
+        .request("GET", "http://plain.test/")
+        .header("outpace-max-wait", "soon");
+    let rejected = client
+        .ask(request.body(http_body_util::Full::default()).unwrap())
+        .await;
     assert_eq!(rejected.status(), 400);
     assert!(String::from_utf8_lossy(rejected.body()).contains("Outpace-Max-Wait"));
 }

@@ -8,7 +8,9 @@ use http_body_util::{BodyExt as _, Full};
 use crate::harness::{Client, Origin, Program, Proto, reply};
 
 fn target(more: &str) -> String {
-    format!("targets:\n  - name: api\n    hosts: [\"api.test\", \"plain.test\"]\n    max_wait: 60s\n    limits: [{{ rate: \"50/1s\" }}]\n{more}")
+    format!(
+        "targets:\n  - name: api\n    hosts: [\"api.test\", \"plain.test\"]\n    max_wait: 60s\n    limits: [{{ rate: \"50/1s\" }}]\n{more}"
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -16,7 +18,9 @@ async fn p7_every_fifth_is_refused_and_every_request_ends_200() {
     let origin = Origin::with(|number, _| async move {
         let mut answer = reply(if number % 5 == 4 { 429 } else { 200 }, "");
         if number % 5 == 4 {
-            answer.headers_mut().insert("retry-after", "1".parse().unwrap());
+            answer
+                .headers_mut()
+                .insert("retry-after", "1".parse().unwrap());
         }
         answer
     })
@@ -40,13 +44,21 @@ async fn p7_every_fifth_is_refused_and_every_request_ends_200() {
     let early = |block: usize| {
         let from = times[block] + on_their_way;
         let until = times[block] + Duration::from_millis(995);
-        times.iter().filter(|at| **at > from && **at < until).count()
+        times
+            .iter()
+            .filter(|at| **at > from && **at < until)
+            .count()
     };
     let blocks: Vec<usize> = (4..times.len()).step_by(5).collect();
     println!("{} arrivals, {} blocks", times.len(), blocks.len());
     assert!(blocks.len() >= 8);
     for block in blocks {
-        assert_eq!(early(block), 0, "requests left during the block at {:?}", times[block]);
+        assert_eq!(
+            early(block),
+            0,
+            "requests left during the block at {:?}",
+            times[block]
+        );
     }
 }
 
@@ -58,8 +70,13 @@ async fn a_retry_after_as_a_date_is_judged_by_the_origins_own_clock() {
         }
         // Its clock is years off; the difference counts.
         let mut answer = reply(429, "");
-        answer.headers_mut().insert("date", "Tue, 01 Jan 2019 00:00:00 GMT".parse().unwrap());
-        answer.headers_mut().insert("retry-after", "Tue, 01 Jan 2019 00:00:02 GMT".parse().unwrap());
+        answer
+            .headers_mut()
+            .insert("date", "Tue, 01 Jan 2019 00:00:00 GMT".parse().unwrap());
+        answer.headers_mut().insert(
+            "retry-after",
+            "Tue, 01 Jan 2019 00:00:02 GMT".parse().unwrap(),
+        );
         answer
     })
     .start()
@@ -67,10 +84,19 @@ async fn a_retry_after_as_a_date_is_judged_by_the_origins_own_clock() {
     let program = Program::before(&origin, &target("")).await;
     let mut client = Client::plain(&program).await;
     let response = client.get("http://plain.test/").await;
-    assert_eq!((response.status().as_u16(), &response.headers()["outpace-attempts"]), (200, &"2".parse().unwrap()));
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            &response.headers()["outpace-attempts"]
+        ),
+        (200, &"2".parse().unwrap())
+    );
     let times = origin.arrivals.times();
     let gap = times[1] - times[0];
-    assert!((Duration::from_millis(1990)..Duration::from_millis(4000)).contains(&gap), "{gap:?}");
+    assert!(
+        (Duration::from_millis(1990)..Duration::from_millis(4000)).contains(&gap),
+        "{gap:?}"
+    );
 }
 
 /// The origin reads whole bodies and remembers their lengths and sums.
@@ -78,9 +104,14 @@ async fn echo_sum(refusals: usize) -> Origin {
     Origin::with(move |number, request| async move {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let sum: u64 = body.iter().map(|byte| u64::from(*byte)).sum();
-        let mut answer = reply(if number < refusals { 429 } else { 200 }, &format!("{} {sum}", body.len()));
+        let mut answer = reply(
+            if number < refusals { 429 } else { 200 },
+            &format!("{} {sum}", body.len()),
+        );
         if number < refusals {
-            answer.headers_mut().insert("retry-after-ms", "20".parse().unwrap());
+            answer
+                .headers_mut()
+                .insert("retry-after-ms", "20".parse().unwrap());
         }
         answer
     })
@@ -100,7 +131,10 @@ async fn bodies_are_sent_again_from_memory_and_from_a_file() {
         let mut client = Client::intercepted(&program, "api.test", Proto::Http2).await;
         let bytes = body(length);
         let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
-        let request = client.request("POST", "/upload").body(Full::from(bytes)).unwrap();
+        let request = client
+            .request("POST", "/upload")
+            .body(Full::from(bytes))
+            .unwrap();
         let response = client.ask(request).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.body(), &format!("{length} {sum}"));
@@ -113,13 +147,23 @@ async fn bodies_are_sent_again_from_memory_and_from_a_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_exceeds_both_bounds_is_streamed_once() {
     let origin = echo_sum(1).await;
-    let program = Program::before(&origin, &(target("") + "bodies: { memory: 1KiB, disk: 10KiB }\n")).await;
+    let program = Program::before(
+        &origin,
+        &(target("") + "bodies: { memory: 1KiB, disk: 10KiB }\n"),
+    )
+    .await;
     let mut client = Client::plain(&program).await;
-    let request = client.request("POST", "http://plain.test/").body(Full::from(body(500_000))).unwrap();
+    let request = client
+        .request("POST", "http://plain.test/")
+        .body(Full::from(body(500_000)))
+        .unwrap();
     let response = client.ask(request).await;
     assert_eq!(response.status(), 429);
     let record = program.record(|r| r["status"] == 429).await;
-    assert_eq!((&record["body"], &record["attempts"]), (&"streamed".into(), &1.into()));
+    assert_eq!(
+        (&record["body"], &record["attempts"]),
+        (&"streamed".into(), &1.into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +176,11 @@ async fn p8_no_double_effect_a_post_that_broke_is_not_repeated() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = [0; 1024];
-            if tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.unwrap_or(0) > 0 {
+            if tokio::io::AsyncReadExt::read(&mut stream, &mut head)
+                .await
+                .unwrap_or(0)
+                > 0
+            {
                 counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             }
         }
@@ -141,7 +189,11 @@ async fn p8_no_double_effect_a_post_that_broke_is_not_repeated() {
     origin.plain = address;
     let program = Program::before(&origin, &target("    retry: { backoff: 10ms }\n")).await;
     let mut client = Client::plain(&program).await;
-    for (method, key, sent) in [("POST", None, 1), ("POST", Some("k-1"), 3), ("GET", None, 3)] {
+    for (method, key, sent) in [
+        ("POST", None, 1),
+        ("POST", Some("k-1"), 3),
+        ("GET", None, 3),
+    ] {
         taken.store(0, std::sync::atomic::Ordering::SeqCst);
         let mut request = client.request(method, "http://plain.test/pay");
         if let Some(key) = key {
@@ -149,8 +201,17 @@ async fn p8_no_double_effect_a_post_that_broke_is_not_repeated() {
         }
         let response = client.ask(request.body(Full::from("x")).unwrap()).await;
         assert_eq!(response.status(), 502);
-        assert!(response.headers()["proxy-status"].to_str().unwrap().contains("origin-broke"));
-        assert_eq!(taken.load(std::sync::atomic::Ordering::SeqCst), sent, "{method} {key:?}");
+        assert!(
+            response.headers()["proxy-status"]
+                .to_str()
+                .unwrap()
+                .contains("origin-broke")
+        );
+        assert_eq!(
+            taken.load(std::sync::atomic::Ordering::SeqCst),
+            sent,
+            "{method} {key:?}"
+        );
     }
 }
 
@@ -164,9 +225,12 @@ async fn an_origin_that_closes_idle_connections_costs_no_request() {
             tokio::spawn(async move {
                 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
                 let mut head = [0; 1024];
-                if stream.read(&mut head).await.unwrap_or(0) > 0 {
-                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-                }
+                let read = stream.read(&mut head).await.unwrap_or(0);
+                let answer: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                stream
+                    .write_all(if read > 0 { answer } else { b"" })
+                    .await
+                    .unwrap();
             });
         }
     });
@@ -175,8 +239,17 @@ async fn an_origin_that_closes_idle_connections_costs_no_request() {
     let program = Program::before(&origin, &target("")).await;
     let mut client = Client::plain(&program).await;
     for _ in 0..20 {
-        let request = client.request("POST", "http://plain.test/").body(Full::from("x")).unwrap();
+        let request = client
+            .request("POST", "http://plain.test/")
+            .body(Full::from("x"))
+            .unwrap();
         let response = client.ask(request).await;
-        assert_eq!((response.status().as_u16(), response.headers()["outpace-attempts"].to_str().unwrap()), (200, "1"));
+        assert_eq!(
+            (
+                response.status().as_u16(),
+                response.headers()["outpace-attempts"].to_str().unwrap()
+            ),
+            (200, "1")
+        );
     }
 }

@@ -12,7 +12,12 @@ const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str, split: bool) -> String {
     let chunk = if split { 1 } else { bytes.len() };
     for part in bytes.as_bytes().chunks(chunk) {
-        if stream.write_all(part).await.and(stream.flush().await).is_err() {
+        if stream
+            .write_all(part)
+            .await
+            .and(stream.flush().await)
+            .is_err()
+        {
             break;
         }
     }
@@ -25,9 +30,18 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str, split
 async fn everywhere(program: &Program, plain: &str, inside: Option<&str>) -> Vec<String> {
     let mut answers = Vec::new();
     for split in [false, true] {
-        answers.push(ask(TcpStream::connect(program.listen).await.unwrap(), plain, split).await);
+        answers.push(
+            ask(
+                TcpStream::connect(program.listen).await.unwrap(),
+                plain,
+                split,
+            )
+            .await,
+        );
         if let Some(inside) = inside {
-            let stream = Client::tls_inside(program, "api.test", Proto::Http1).await.unwrap();
+            let stream = Client::tls_inside(program, "api.test", Proto::Http1)
+                .await
+                .unwrap();
             answers.push(ask(stream, inside, split).await);
         }
     }
@@ -41,26 +55,56 @@ async fn table_b_malformed_targets_and_hosts_get_their_reason() {
     let end = "Connection: close\r\n\r\n";
     for (case, head) in [
         ("B2", "GET / HTTP/1.1\r\n"),
-        ("B3", "GET {} HTTP/1.1\r\nHost: api.test\r\nHost: api.test\r\n"),
+        (
+            "B3",
+            "GET {} HTTP/1.1\r\nHost: api.test\r\nHost: api.test\r\n",
+        ),
         ("B4 empty", "GET {} HTTP/1.1\r\nHost: \r\n"),
         ("B4 userinfo", "GET {} HTTP/1.1\r\nHost: a@b\r\n"),
         ("B4 path", "GET {} HTTP/1.1\r\nHost: a/../b\r\n"),
         ("B4 port", "GET {} HTTP/1.1\r\nHost: api.test:http\r\n"),
-        ("B5", "GET http://user:pass@plain.test/ HTTP/1.1\r\nHost: plain.test\r\n"),
-        ("B6", "GET ftp://plain.test/ HTTP/1.1\r\nHost: plain.test\r\n"),
-        ("B8 zero", "GET http://plain.test:0/ HTTP/1.1\r\nHost: plain.test\r\n"),
-        ("B8 large", "GET http://plain.test:99999/ HTTP/1.1\r\nHost: plain.test\r\n"),
-        ("B8 empty", "GET http://plain.test:/ HTTP/1.1\r\nHost: plain.test\r\n"),
-        ("B12", "GET http://plain%2etest/ HTTP/1.1\r\nHost: plain.test\r\n"),
-        ("A8", "POST {} HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: gzip, chunked\r\n"),
+        (
+            "B5",
+            "GET http://user:pass@plain.test/ HTTP/1.1\r\nHost: plain.test\r\n",
+        ),
+        (
+            "B6",
+            "GET ftp://plain.test/ HTTP/1.1\r\nHost: plain.test\r\n",
+        ),
+        (
+            "B8 zero",
+            "GET http://plain.test:0/ HTTP/1.1\r\nHost: plain.test\r\n",
+        ),
+        (
+            "B8 large",
+            "GET http://plain.test:99999/ HTTP/1.1\r\nHost: plain.test\r\n",
+        ),
+        (
+            "B8 empty",
+            "GET http://plain.test:/ HTTP/1.1\r\nHost: plain.test\r\n",
+        ),
+        (
+            "B12",
+            "GET http://plain%2etest/ HTTP/1.1\r\nHost: plain.test\r\n",
+        ),
+        (
+            "A8",
+            "POST {} HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: gzip, chunked\r\n",
+        ),
     ] {
-        let plain = head.replace("{}", "http://plain.test/").replace("{host}", "plain.test") + end;
+        let plain = head
+            .replace("{}", "http://plain.test/")
+            .replace("{host}", "plain.test")
+            + end;
         let inside = head.replace("{}", "/").replace("{host}", "api.test") + end;
         for answer in everywhere(&program, &plain, Some(&inside)).await {
             assert!(answer.starts_with("HTTP/1.1 400"), "{case}: {answer:?}");
             // What hyper refuses itself has no body; what we refuse says why.
             if answer.contains("proxy-status") {
-                assert!(answer.contains("malformed-request") && !answer.contains("pass"), "{case}: {answer}");
+                assert!(
+                    answer.contains("malformed-request") && !answer.contains("pass"),
+                    "{case}: {answer}"
+                );
             }
         }
     }
@@ -75,7 +119,10 @@ async fn table_b_the_request_target_counts_and_host_is_rebuilt() {
     for answer in everywhere(&program, plain, None).await {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let arrival = origin.arrivals.last();
-        assert_eq!((&arrival.headers["host"], &arrival.uri[..]), (&"plain.test".parse().unwrap(), "/x?q=1"));
+        assert_eq!(
+            (&arrival.headers["host"], &arrival.uri[..]),
+            (&"plain.test".parse().unwrap(), "/x?q=1")
+        );
         assert_eq!(arrival.headers.get_all("host").iter().count(), 1);
     }
     let asterisk = "OPTIONS * HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n";
@@ -93,17 +140,31 @@ async fn table_b_the_request_target_counts_and_host_is_rebuilt() {
 async fn table_c_connect_takes_host_and_port_and_nothing_else() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, TARGET).await;
-    for authority in ["api.test", "api.test:", "api.test:0", "api.test:x", "user@api.test:443", "/", "http://api.test:443/"] {
-        let bytes = format!("CONNECT {authority} HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n");
+    for authority in [
+        "api.test",
+        "api.test:",
+        "api.test:0",
+        "api.test:x",
+        "user@api.test:443",
+        "/",
+        "http://api.test:443/",
+    ] {
+        let bytes =
+            format!("CONNECT {authority} HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n");
         for answer in everywhere(&program, &bytes, None).await {
-            assert!(answer.starts_with("HTTP/1.1 400"), "{authority}: {answer:?}");
+            assert!(
+                answer.starts_with("HTTP/1.1 400"),
+                "{authority}: {answer:?}"
+            );
         }
     }
     // A length makes no body (RFC 9110 section 9.3.6), and the 2xx has neither length nor coding.
     let granted = Client::connect(&program, "api.test:443", "").await;
     assert!(granted.is_ok());
     let inside = "CONNECT api.test:443 HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n";
-    let stream = Client::tls_inside(&program, "api.test", Proto::Http1).await.unwrap();
+    let stream = Client::tls_inside(&program, "api.test", Proto::Http1)
+        .await
+        .unwrap();
     let answer = ask(stream, inside, false).await;
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
 }
@@ -113,13 +174,21 @@ async fn table_d_nothing_of_one_hop_passes_either_way() {
     let origin = Origin::with(|_, _| async {
         let mut answer = reply(200, "x");
         for (name, value) in [
-            ("connection", "x-hop"), ("x-hop", "1"), ("keep-alive", "timeout=9"), ("proxy-authenticate", "Basic"),
-            ("upgrade", "h2c"), ("outpace-attempts", "99"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=9"),
+            ("proxy-authenticate", "Basic"),
+            ("upgrade", "h2c"),
+            ("outpace-attempts", "99"),
         ] {
             answer.headers_mut().insert(name, value.parse().unwrap());
         }
-        answer.headers_mut().append("set-cookie", "a=1".parse().unwrap());
-        answer.headers_mut().append("set-cookie", "b=2".parse().unwrap());
+        answer
+            .headers_mut()
+            .append("set-cookie", "a=1".parse().unwrap());
+        answer
+            .headers_mut()
+            .append("set-cookie", "b=2".parse().unwrap());
         answer
     })
     .http1()
@@ -137,13 +206,36 @@ async fn table_d_nothing_of_one_hop_passes_either_way() {
         for gone in ["x-hop", "timeout=9", "proxy-authenticate", "h2c", "99"] {
             assert!(!lower.contains(gone), "{gone} came back: {answer}");
         }
-        assert!(lower.contains("set-cookie: a=1") && lower.contains("set-cookie: b=2"), "{answer}");
+        assert!(
+            lower.contains("set-cookie: a=1") && lower.contains("set-cookie: b=2"),
+            "{answer}"
+        );
         let headers = origin.arrivals.last().headers;
-        for gone in ["x-secret", "keep-alive", "proxy-connection", "proxy-authorization", "upgrade", "http2-settings", "outpace-max-wait", "x-forwarded-for", "forwarded"] {
+        for gone in [
+            "x-secret",
+            "keep-alive",
+            "proxy-connection",
+            "proxy-authorization",
+            "upgrade",
+            "http2-settings",
+            "outpace-max-wait",
+            "x-forwarded-for",
+            "forwarded",
+        ] {
             assert!(!headers.contains_key(gone), "{gone} went out");
         }
-        assert_eq!((&headers["authorization"], &headers["te"], &headers["connection"]),
-            (&"Bearer t".parse().unwrap(), &"trailers".parse().unwrap(), &"te".parse().unwrap()));
+        assert_eq!(
+            (
+                &headers["authorization"],
+                &headers["te"],
+                &headers["connection"]
+            ),
+            (
+                &"Bearer t".parse().unwrap(),
+                &"trailers".parse().unwrap(),
+                &"te".parse().unwrap()
+            )
+        );
         assert_eq!(headers["x-latin"].as_bytes(), "caf\u{e9}".as_bytes());
         assert!(headers["via"].to_str().unwrap().starts_with("1.1 outpace-"));
     }
@@ -165,7 +257,10 @@ async fn table_d_versions_are_never_copied() {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = [0; 1024];
             let _read = stream.read(&mut head).await;
-            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nold body").await.unwrap();
+            stream
+                .write_all(b"HTTP/1.0 200 OK\r\n\r\nold body")
+                .await
+                .unwrap();
         }
     });
     let mut origin = Origin::ok().await;
@@ -173,18 +268,29 @@ async fn table_d_versions_are_never_copied() {
     let program = Program::before(&origin, TARGET).await;
     let new = "GET http://plain.test/ HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n";
     for answer in everywhere(&program, new, None).await {
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("old body"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("old body"),
+            "{answer}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn table_d_expectations_switches_and_407_that_nobody_asked_for() {
     let origin = Origin::with(|_, request| async move {
-        let status = if request.uri().path() == "/407" { 407 } else { 101 };
+        let status = if request.uri().path() == "/407" {
+            407
+        } else {
+            101
+        };
         let mut answer = reply(status, "");
         if status == 101 {
-            answer.headers_mut().insert("connection", "upgrade".parse().unwrap());
-            answer.headers_mut().insert("upgrade", "surprise".parse().unwrap());
+            answer
+                .headers_mut()
+                .insert("connection", "upgrade".parse().unwrap());
+            answer
+                .headers_mut()
+                .insert("upgrade", "surprise".parse().unwrap());
         }
         answer
     })
@@ -192,12 +298,19 @@ async fn table_d_expectations_switches_and_407_that_nobody_asked_for() {
     .start()
     .await;
     let program = Program::before(&origin, TARGET).await;
-    let get = |path: &str, fields: &str| format!("GET http://plain.test{path} HTTP/1.1\r\nHost: plain.test\r\n{fields}Connection: close\r\n\r\n");
+    let get = |path: &str, fields: &str| {
+        format!(
+            "GET http://plain.test{path} HTTP/1.1\r\nHost: plain.test\r\n{fields}Connection: close\r\n\r\n"
+        )
+    };
     for answer in everywhere(&program, &get("/", "Expect: miracles\r\n"), None).await {
         assert!(answer.starts_with("HTTP/1.1 417"), "{answer}");
     }
     for answer in everywhere(&program, &get("/407", ""), None).await {
-        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("origin-protocol"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 502") && answer.contains("origin-protocol"),
+            "{answer}"
+        );
     }
     for answer in everywhere(&program, &get("/101", ""), None).await {
         assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
@@ -210,9 +323,13 @@ async fn http_2_must_not_contradict_itself() {
     let program = Program::before(&origin, TARGET).await;
     let mut client = Client::intercepted(&program, "api.test", Proto::Http2).await;
     let request = client.request("GET", "/").header("host", "evil.test");
-    let response = client.ask(request.body(http_body_util::Full::default()).unwrap()).await;
+    let response = client
+        .ask(request.body(http_body_util::Full::default()).unwrap())
+        .await;
     assert_eq!(response.status(), 400);
     let request = client.request("GET", "/").header("host", "api.test");
-    let response = client.ask(request.body(http_body_util::Full::default()).unwrap()).await;
+    let response = client
+        .ask(request.body(http_body_util::Full::default()).unwrap())
+        .await;
     assert_eq!(response.status(), 200);
 }

@@ -18,7 +18,11 @@ use world::{Outcome, World};
 
 /// Runs `check` for `seeds` seeds, or as many as asked for; tells how to run a failing one again.
 fn for_each_seed(test: &str, seeds: u64, check: impl Fn(u64) + std::panic::RefUnwindSafe) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse::<u64>().ok())
+    };
     let seeds = match number("OUTPACE_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("OUTPACE_SIM_SEEDS").unwrap_or(seeds),
@@ -26,7 +30,9 @@ fn for_each_seed(test: &str, seeds: u64, check: impl Fn(u64) + std::panic::RefUn
     let count = seeds.end - seeds.start;
     for seed in seeds {
         if let Err(panic) = std::panic::catch_unwind(|| check(seed)) {
-            println!("seed {seed} failed; run it again with\n  OUTPACE_SIM_SEED={seed} cargo nextest run --test sim {test}");
+            println!(
+                "seed {seed} failed; run it again with\n  OUTPACE_SIM_SEED={seed} cargo nextest run --test sim {test}"
+            );
             std::panic::resume_unwind(panic);
         }
     }

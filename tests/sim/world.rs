@@ -45,8 +45,17 @@ struct Plan {
 /// What became of one request.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    Left { slot: i64, reached: i64 },
-    Refused { entered: i64, deadline: i64, told: i64, available: i64, at_once: bool },
+    Left {
+        slot: i64,
+        reached: i64,
+    },
+    Refused {
+        entered: i64,
+        deadline: i64,
+        told: i64,
+        available: i64,
+        at_once: bool,
+    },
     GaveUp,
 }
 
@@ -74,7 +83,11 @@ impl World {
                 arrives: millis(&mut rng, 0..spread),
                 patience: millis(&mut rng, 0..30_000),
                 gives_up: rng.random_bool(0.2).then(|| millis(&mut rng, 0..5000)),
-                dials: if rng.random_bool(0.5) { Duration::ZERO } else { millis(&mut rng, 0..300) },
+                dials: if rng.random_bool(0.5) {
+                    Duration::ZERO
+                } else {
+                    millis(&mut rng, 0..300)
+                },
                 takes: millis(&mut rng, 0..500),
                 again: false,
             })
@@ -127,12 +140,23 @@ impl World {
         block: Option<(Duration, Duration)>,
     ) -> Self {
         let phase = i64::try_from(seed % 1000).unwrap() * 1_234_567;
-        Self { rng: Mutex::new(rng), phase, rate, algorithm, clients, freezes, block }
+        Self {
+            rng: Mutex::new(rng),
+            phase,
+            rate,
+            algorithm,
+            clients,
+            freezes,
+            block,
+        }
     }
 
     /// Runs until every client is done, or a minute in the saturated world.
     pub(crate) fn run(&self) -> Vec<Outcome> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build();
         runtime.unwrap().block_on(self.live())
     }
 
@@ -146,7 +170,14 @@ impl World {
         let mut living = tokio::task::JoinSet::new();
         for plan in self.clients.clone() {
             let way = WAY.mul_f64(self.rng.lock().unwrap().random_range(0.0..1.0));
-            let client = Client { plan, way, pacer: Arc::clone(&pacer), target: Arc::clone(&target), clock: clock.clone(), outcomes: Arc::clone(&outcomes) };
+            let client = Client {
+                plan,
+                way,
+                pacer: Arc::clone(&pacer),
+                target: Arc::clone(&target),
+                clock: clock.clone(),
+                outcomes: Arc::clone(&outcomes),
+            };
             living.spawn(client.live());
         }
         for (at, length) in self.freezes.clone() {
@@ -172,8 +203,10 @@ impl World {
             tasks.finished().await;
             assert_eq!(pacer.waiting("t"), 0, "somebody is still in line");
         }
-        let outcomes = outcomes.lock().unwrap().clone();
-        outcomes
+        Arc::try_unwrap(outcomes).map_or_else(
+            |shared| shared.lock().unwrap().clone(),
+            |own| own.into_inner().unwrap(),
+        )
     }
 
     fn target(&self) -> Target {
@@ -183,7 +216,10 @@ impl World {
             hosts: Vec::new(),
             limits: vec![Limit {
                 name: "l".into(),
-                bound: Bound::Rate { rate: self.rate, algorithm: self.algorithm },
+                bound: Bound::Rate {
+                    rate: self.rate,
+                    algorithm: self.algorithm,
+                },
                 matcher: None,
             }],
             max_wait: Duration::from_secs(3600),
@@ -205,7 +241,11 @@ impl World {
             Algorithm::TokenBucket { burst: Some(burst) } => {
                 let slack = 0.025 * SECOND as f64 / period as f64;
                 let most = f64::from(burst) + n as f64 * (1.0 + slack);
-                assert!(worst as f64 <= most.ceil(), "{worst} in {:?}, {most} may", self.rate);
+                assert!(
+                    worst as f64 <= most.ceil(),
+                    "{worst} in {:?}, {most} may",
+                    self.rate
+                );
             }
             Algorithm::TokenBucket { burst: None } | Algorithm::SlidingWindow => {
                 assert!(worst <= n, "{worst} in {:?}", self.rate);
@@ -215,7 +255,11 @@ impl World {
                 for at in sorted {
                     *counts.entry(at.div_euclid(period)).or_insert(0) += 1;
                 }
-                assert!(counts.values().all(|count| *count <= n), "{counts:?} of {:?}", self.rate);
+                assert!(
+                    counts.values().all(|count| *count <= n),
+                    "{counts:?} of {:?}",
+                    self.rate
+                );
             }
         }
     }
@@ -223,7 +267,10 @@ impl World {
     /// P2: what the schedule allows in `length` is used to 99.9 %.
     pub(crate) fn check_use(&self, times: &[i64], length: Duration) {
         let slack = Duration::from_millis(25);
-        let (n, period) = (f64::from(self.rate.count()), self.rate.period().as_secs_f64());
+        let (n, period) = (
+            f64::from(self.rate.count()),
+            self.rate.period().as_secs_f64(),
+        );
         let per_second = match self.algorithm {
             Algorithm::TokenBucket { burst: Some(_) } | Algorithm::FixedWindow => n / period,
             Algorithm::SlidingWindow => n / (period + slack.as_secs_f64()),
@@ -234,19 +281,37 @@ impl World {
         };
         // Edges: what began in the last period may not have come.
         let expected = per_second * (length.as_secs_f64() - period - 1.0) * 0.999 - 1.0;
-        assert!(times.len() as f64 >= expected, "{} of {expected} by {:?} {:?}", times.len(), self.rate, self.algorithm);
+        assert!(
+            times.len() as f64 >= expected,
+            "{} of {expected} by {:?} {:?}",
+            times.len(),
+            self.rate,
+            self.algorithm
+        );
     }
 
     /// P4: told at once where it was knowable, and never later than its patience.
     pub(crate) fn check_patience(&self, outcome: &Outcome) {
-        let Outcome::Refused { entered, deadline, told, available, at_once } = *outcome else { return };
+        let Outcome::Refused {
+            entered,
+            deadline,
+            told,
+            available,
+            at_once,
+        } = *outcome
+        else {
+            return;
+        };
         let frozen: Duration = self.freezes.iter().map(|(_, length)| *length).sum();
         if at_once {
             assert_eq!(entered, told);
             assert!(available > deadline, "it could have left in time");
         } else {
             let late = told - deadline;
-            assert!(late <= nanos(frozen) + 5_000_000, "told {late} ns after its patience");
+            assert!(
+                late <= nanos(frozen) + 5_000_000,
+                "told {late} ns after its patience"
+            );
         }
     }
 
@@ -263,7 +328,10 @@ impl World {
             })
             .collect();
         slots.sort_unstable();
-        let during = slots.iter().filter(|slot| **slot > from && **slot < until).count();
+        let during = slots
+            .iter()
+            .filter(|slot| **slot > from && **slot < until)
+            .count();
         assert_eq!(during, 0, "left during the block");
         let times: Vec<i64> = left.iter().filter_map(Outcome::reached).collect();
         self.check_windows(&times);
@@ -275,7 +343,9 @@ fn limit(rng: &mut StdRng, period: std::ops::Range<u64>) -> (Rate, Algorithm) {
     let rate = Rate::new(rng.random_range(1..60), millis(rng, period)).unwrap();
     let algorithm = match rng.random_range(0..4) {
         0 => Algorithm::TokenBucket { burst: None },
-        1 => Algorithm::TokenBucket { burst: Some(rng.random_range(1..30)) },
+        1 => Algorithm::TokenBucket {
+            burst: Some(rng.random_range(1..30)),
+        },
         2 => Algorithm::SlidingWindow,
         _ => Algorithm::FixedWindow,
     };
@@ -297,7 +367,9 @@ impl Client {
         loop {
             let sent = self.send();
             let outcome = match self.plan.gives_up {
-                Some(after) => tokio::time::timeout(after, sent).await.unwrap_or(Outcome::GaveUp),
+                Some(after) => tokio::time::timeout(after, sent)
+                    .await
+                    .unwrap_or(Outcome::GaveUp),
                 None => sent.await,
             };
             self.outcomes.lock().unwrap().push(outcome);
@@ -312,13 +384,24 @@ impl Client {
         let mut limits = LimitSet::default();
         limits.insert(0);
         let deadline = entered + self.plan.patience;
-        let ticket = Ticket { target: Arc::clone(&self.target), limits, arrived: entered, deadline };
+        let ticket = Ticket {
+            target: Arc::clone(&self.target),
+            limits,
+            arrived: entered,
+            deadline,
+        };
         let dialled = self.plan.dials.is_zero();
-        let mut connection = if dialled { Connection::Ready } else { Connection::Absent };
+        let mut connection = if dialled {
+            Connection::Ready
+        } else {
+            Connection::Absent
+        };
         loop {
             let turn = match self.pacer.enter(&ticket, connection) {
                 Admission::Turn(turn) => turn,
-                Admission::Refused(refusal) => return self.refused(entered, deadline, refusal.available, true),
+                Admission::Refused(refusal) => {
+                    return self.refused(entered, deadline, refusal.available, true);
+                }
                 Admission::Wait(waiter) => match self.wait(waiter, connection).await {
                     Ok(turn) => turn,
                     Err(available) => return self.refused(entered, deadline, available, false),
@@ -335,7 +418,11 @@ impl Client {
         }
     }
 
-    async fn wait(&self, mut waiter: outpace::pace::Waiter, connection: Connection) -> Result<Turn, Instant> {
+    async fn wait(
+        &self,
+        mut waiter: outpace::pace::Waiter,
+        connection: Connection,
+    ) -> Result<Turn, Instant> {
         let mut ready = waiter.is_ready();
         loop {
             match waiter.next().await {
@@ -353,7 +440,13 @@ impl Client {
         }
     }
 
-    fn refused(&self, entered: Instant, deadline: Instant, available: Instant, at_once: bool) -> Outcome {
+    fn refused(
+        &self,
+        entered: Instant,
+        deadline: Instant,
+        available: Instant,
+        at_once: bool,
+    ) -> Outcome {
         Outcome::Refused {
             entered: entered.as_nanos(),
             deadline: deadline.as_nanos() + if at_once { 0 } else { nanos(self.plan.dials) },

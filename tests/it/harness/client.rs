@@ -52,15 +52,28 @@ impl Client {
     }
 
     /// The TLS stream inside a CONNECT; trusts the program's CA alone.
-    pub(crate) async fn tls_inside(program: &Program, host: &str, proto: Proto) -> std::io::Result<TlsStream<TcpStream>> {
-        let tcp = Self::connect(program, &format!("{host}:443"), "").await.expect("CONNECT is granted");
+    pub(crate) async fn tls_inside(
+        program: &Program,
+        host: &str,
+        proto: Proto,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let tcp = Self::connect(program, &format!("{host}:443"), "")
+            .await
+            .expect("CONNECT is granted");
         Self::tls(tcp, host, proto, &program.ca()).await
     }
 
     /// TLS to `host` over `tcp`, trusting `ca`.
-    pub(crate) async fn tls(tcp: TcpStream, host: &str, proto: Proto, ca: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn tls(
+        tcp: TcpStream,
+        host: &str,
+        proto: Proto,
+        ca: &str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
+            .unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -72,11 +85,17 @@ impl Client {
             Proto::Http2 => vec![b"h2".to_vec()],
         };
         let name = host.to_owned().try_into().unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+        TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await
     }
 
     /// A CONNECT; the stream inside, or the refusal.
-    pub(crate) async fn connect(program: &Program, authority: &str, fields: &str) -> Result<TcpStream, String> {
+    pub(crate) async fn connect(
+        program: &Program,
+        authority: &str,
+        fields: &str,
+    ) -> Result<TcpStream, String> {
         let mut stream = TcpStream::connect(program.listen).await.unwrap();
         let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{fields}\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -92,9 +111,16 @@ impl Client {
             return Ok(stream);
         }
         // Refusals are short and come whole; the connection stays open.
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        let length = head.lines().find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("content-length: ")?
+                .parse()
+                .ok()
+        });
         let mut body = vec![0; length.unwrap_or(0)];
-        soon("the refusal's body", stream.read_exact(&mut body)).await.unwrap();
+        soon("the refusal's body", stream.read_exact(&mut body))
+            .await
+            .unwrap();
         Err(head + &String::from_utf8(body).unwrap())
     }
 
@@ -109,14 +135,20 @@ impl Client {
                 Self(Sender::Http1(sender))
             }
             Proto::Http2 => {
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+                let (sender, connection) =
+                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                        .await
+                        .unwrap();
                 tokio::spawn(connection);
                 Self(Sender::Http2(sender))
             }
         }
     }
 
-    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> hyper::Result<Response<Incoming>> {
         match &mut self.0 {
             Sender::Http1(sender) => {
                 sender.ready().await?;
@@ -141,16 +173,23 @@ impl Client {
 
     /// A GET; `uri` as it stands in the request-target, `Host` from it or `api.test`.
     pub(crate) async fn get(&mut self, uri: &str) -> Response<Bytes> {
-        self.ask(self.request("GET", uri).body(Full::default()).unwrap()).await
+        self.ask(self.request("GET", uri).body(Full::default()).unwrap())
+            .await
     }
 
     /// A request for this connection: HTTP/2 takes the host from the URI.
     pub(crate) fn request(&self, method: &str, uri: &str) -> http::request::Builder {
         let builder = Request::builder().method(method);
-        let host = uri.parse::<http::Uri>().unwrap().authority().map_or("api.test".to_owned(), |a| a.to_string());
+        let host = uri
+            .parse::<http::Uri>()
+            .unwrap()
+            .authority()
+            .map_or("api.test".to_owned(), |a| a.to_string());
         match self.0 {
             Sender::Http1(_) => builder.uri(uri).header("host", host),
-            Sender::Http2(_) if uri.starts_with('/') => builder.uri(format!("https://api.test{uri}")),
+            Sender::Http2(_) if uri.starts_with('/') => {
+                builder.uri(format!("https://api.test{uri}"))
+            }
             Sender::Http2(_) => builder.uri(uri),
         }
     }

@@ -15,12 +15,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
-type Handler = dyn Fn(usize, Request<Incoming>) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync;
+type Handler =
+    dyn Fn(usize, Request<Incoming>) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync;
 
 /// What arrived.
 #[derive(Debug, Clone)]
@@ -35,7 +35,6 @@ pub(crate) struct Arrival {
 #[derive(Clone)]
 pub(crate) struct Arrivals {
     list: Arc<Mutex<Vec<Arrival>>>,
-    changed: Arc<Notify>,
     start: Instant,
 }
 
@@ -45,7 +44,12 @@ impl Arrivals {
     }
 
     pub(crate) fn times(&self) -> Vec<Duration> {
-        self.list.lock().unwrap().iter().map(|arrival| arrival.at).collect()
+        self.list
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|arrival| arrival.at)
+            .collect()
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -53,20 +57,12 @@ impl Arrivals {
     }
 
     pub(crate) fn last(&self) -> Arrival {
-        self.list.lock().unwrap().last().expect("something arrived").clone()
-    }
-
-    pub(crate) async fn reach(&self, count: usize) {
-        super::soon(&format!("arrival {count}"), async {
-            loop {
-                let changed = self.changed.notified();
-                if self.count() >= count {
-                    return;
-                }
-                changed.await;
-            }
-        })
-        .await;
+        self.list
+            .lock()
+            .unwrap()
+            .last()
+            .expect("something arrived")
+            .clone()
     }
 
     fn push(&self, request: &Request<Incoming>) -> usize {
@@ -77,7 +73,6 @@ impl Arrivals {
             version: request.version(),
             headers: request.headers().clone(),
         });
-        self.changed.notify_waiters();
         list.len() - 1
     }
 }
@@ -103,14 +98,21 @@ impl Origin {
     }
 
     /// Answers as `handler` says; it is given the arrival's number.
-    pub(crate) fn with<F>(handler: impl Fn(usize, Request<Incoming>) -> F + Send + Sync + 'static) -> OriginBuilder
+    pub(crate) fn with<F>(
+        handler: impl Fn(usize, Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> OriginBuilder
     where
         F: Future<Output = Reply> + Send + 'static,
     {
         OriginBuilder {
             handler: Arc::new(move |number, request| Box::pin(handler(number, request))),
             http2: true,
-            names: vec!["api.test".into(), "other.test".into(), "tunnel.test".into(), "127.0.0.1".into()],
+            names: vec![
+                "api.test".into(),
+                "other.test".into(),
+                "tunnel.test".into(),
+                "127.0.0.1".into(),
+            ],
         }
     }
 }
@@ -126,11 +128,16 @@ impl OriginBuilder {
         let ca_key = rcgen::KeyPair::generate().unwrap();
         let mut ca_params = rcgen::CertificateParams::default();
         ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        ca_params.distinguished_name.push(rcgen::DnType::CommonName, "the tests' origins");
+        ca_params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "the tests' origins");
         let ca = ca_params.self_signed(&ca_key).unwrap();
         let issuer = rcgen::Issuer::new(ca_params, ca_key);
         let key = rcgen::KeyPair::generate().unwrap();
-        let leaf = rcgen::CertificateParams::new(self.names.clone()).unwrap().signed_by(&key, &issuer).unwrap();
+        let leaf = rcgen::CertificateParams::new(self.names.clone())
+            .unwrap()
+            .signed_by(&key, &issuer)
+            .unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -141,12 +148,28 @@ impl OriginBuilder {
                 rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
             )
             .unwrap();
-        config.alpn_protocols =
-            if self.http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
-        let arrivals = Arrivals { list: Arc::default(), changed: Arc::default(), start: Instant::now() };
+        config.alpn_protocols = if self.http2 {
+            vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+        } else {
+            vec![b"http/1.1".to_vec()]
+        };
+        let arrivals = Arrivals {
+            list: Arc::default(),
+            start: Instant::now(),
+        };
         let plain = listen(self.handler.clone(), arrivals.clone(), None).await;
-        let tls = listen(self.handler, arrivals.clone(), Some(TlsAcceptor::from(Arc::new(config)))).await;
-        Origin { plain, tls, arrivals, ca: ca.pem() }
+        let tls = listen(
+            self.handler,
+            arrivals.clone(),
+            Some(TlsAcceptor::from(Arc::new(config))),
+        )
+        .await;
+        Origin {
+            plain,
+            tls,
+            arrivals,
+            ca: ca.pem(),
+        }
     }
 }
 
@@ -156,33 +179,49 @@ async fn listen(handler: Arc<Handler>, arrivals: Arrivals, tls: Option<TlsAccept
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let (handler, arrivals, tls) = (handler.clone(), arrivals.clone(), tls.clone());
-            tokio::spawn(async move {
-                stream.set_nodelay(true).unwrap();
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let number = arrivals.push(&request);
-                    let answer = handler(number, request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                });
-                let builder = auto::Builder::new(TokioExecutor::new());
-                // However a connection ends: the test sees it at its client.
-                let _ended = match tls {
-                    None => builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await,
-                    Some(tls) => match tls.accept(stream).await {
-                        Ok(stream) => {
-                            builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await
-                        }
-                        Err(_) => Ok(()),
-                    },
-                };
-            });
+            tokio::spawn(serve(stream, handler, arrivals, tls));
         }
     });
     address
 }
 
+async fn serve(
+    stream: TcpStream,
+    handler: Arc<Handler>,
+    arrivals: Arrivals,
+    tls: Option<TlsAcceptor>,
+) {
+    stream.set_nodelay(true).unwrap();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let number = arrivals.push(&request);
+        let answer = handler(number, request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    // However a connection ends: the test sees it at its client.
+    let _ended = match tls {
+        None => {
+            builder
+                .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                .await
+        }
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => {
+                builder
+                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                    .await
+            }
+            Err(_) => Ok(()),
+        },
+    };
+}
+
 /// A response with a text.
 pub(crate) fn reply(status: u16, text: &str) -> Reply {
-    Response::builder().status(status).body(bytes_body(text.to_owned())).unwrap()
+    Response::builder()
+        .status(status)
+        .body(bytes_body(text.to_owned()))
+        .unwrap()
 }
 
 pub(crate) fn bytes_body(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {

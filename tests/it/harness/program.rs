@@ -63,7 +63,14 @@ pub(crate) struct Program {
 /// Where the program is.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outpace"));
-    for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "RUST_LOG", "OUTPACE_LOG"] {
+    for name in [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "RUST_LOG",
+        "OUTPACE_LOG",
+    ] {
         command.env_remove(name);
     }
     command.kill_on_drop(true).stdin(Stdio::null());
@@ -72,7 +79,11 @@ pub(crate) fn program() -> Command {
 
 /// A port that nothing listens on at the moment.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 impl Program {
@@ -95,14 +106,28 @@ impl Program {
     pub(crate) async fn start(dir: tempfile::TempDir, config: &str) -> Self {
         std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         let mut command = program();
-        command.args(["serve", "--config"]).arg(dir.path().join("config.yaml"));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir(dir.path());
+        command
+            .args(["serve", "--config"])
+            .arg(dir.path().join("config.yaml"));
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .current_dir(dir.path());
         let mut child = command.spawn().unwrap();
         let records = Lines::follow(child.stdout.take().unwrap());
         let events = Lines::follow(child.stderr.take().unwrap());
-        let ready = events.wait_for("start", |line| line["message"] == "ready").await;
+        let ready = events
+            .wait_for("start", |line| line["message"] == "ready")
+            .await;
         let address = |key: &str| ready[key].as_str().unwrap().parse().unwrap();
-        Self { listen: address("listen"), admin: address("admin"), dir, child, records, events }
+        Self {
+            listen: address("listen"),
+            admin: address("admin"),
+            dir,
+            child,
+            records,
+            events,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -119,12 +144,17 @@ impl Program {
 
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = std::process::Command::new("kill").args(["-s", name, &self.pid().to_string()]).status();
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &self.pid().to_string()])
+            .status();
         assert!(sent.unwrap().success());
     }
 
     pub(crate) async fn exit_code(&mut self) -> Option<i32> {
-        soon("the end of the program", self.child.wait()).await.unwrap().code()
+        soon("the end of the program", self.child.wait())
+            .await
+            .unwrap()
+            .code()
     }
 
     /// The first record that fits.
@@ -155,13 +185,19 @@ impl Program {
     /// A value of `/metrics`.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let text = self.admin_get("/metrics").await.1;
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// An admin response: status and body.
     pub(crate) async fn admin_get(&self, path: &str) -> (u16, String) {
-        let answer = super::raw(self.admin, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
+        let answer = super::raw(
+            self.admin,
+            &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+        )
+        .await;
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
@@ -169,7 +205,10 @@ impl Program {
     /// Memory in use, bytes.
     pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }

@@ -1,0 +1,182 @@
+//! The load: so many connections, each sending one request after the other, with as little work per
+//! request as can be.
+
+use std::cell::Cell;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::Result;
+
+/// By which way requests come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Direct,
+    Plain,
+    Routed,
+    Intercepted,
+    Tunnel,
+    /// Connections that say nothing.
+    Idle,
+    /// A new TLS connection for each request.
+    NewDirect,
+    /// A new CONNECT and TLS connection for each request.
+    NewIntercepted,
+}
+
+const WAYS: [(Way, &str); 8] = [
+    (Way::Direct, "direct"),
+    (Way::Plain, "plain"),
+    (Way::Routed, "routed"),
+    (Way::Intercepted, "intercepted"),
+    (Way::Tunnel, "tunnel"),
+    (Way::Idle, "idle"),
+    (Way::NewDirect, "new-direct"),
+    (Way::NewIntercepted, "new-intercepted"),
+];
+
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        WAYS.iter().find(|(way, _)| *way == self).map_or("", |(_, name)| name)
+    }
+
+    fn request(self) -> &'static str {
+        match self {
+            Self::Plain => "GET http://origin.bench/path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
+            Self::Intercepted | Self::NewDirect | Self::NewIntercepted => "GET /path HTTP/1.1\r\nHost: secure.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
+            Self::Tunnel => "GET /path HTTP/1.1\r\nHost: tunnel.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
+            Self::Direct | Self::Routed | Self::Idle => "GET /path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
+        }
+    }
+}
+
+const WARM_UP: Duration = Duration::from_millis(500);
+
+pub(crate) async fn run() -> Result<()> {
+    let name = std::env::var("BENCH_WAY")?;
+    let way = WAYS.iter().find(|(_, known)| *known == name).map(|(way, _)| *way).ok_or("no such way")?;
+    let address: SocketAddr = std::env::var("BENCH_ADDRESS")?.parse()?;
+    let clients: usize = std::env::var("BENCH_CLIENTS")?.parse()?;
+    let measured = Duration::from_secs(std::env::var("BENCH_SECONDS")?.parse()?);
+    let tls = connector()?;
+    let done = Rc::new(Cell::new(0u64));
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            for _ in 0..clients {
+                let (done, tls) = (Rc::clone(&done), tls.clone());
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = client(way, address, &tls, &done).await {
+                        drop(writeln!(std::io::stderr(), "a client failed: {error}"));
+                    }
+                });
+            }
+            tokio::time::sleep(WARM_UP).await;
+            say("begin")?;
+            let (before, began) = (done.get(), Instant::now());
+            tokio::time::sleep(measured).await;
+            let (count, took) = (done.get() - before, began.elapsed());
+            say(&format!("done {count} {}", took.as_micros()))
+        })
+        .await
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Cell<u64>) -> Result<()> {
+    match way {
+        Way::Idle => {
+            let _stream = TcpStream::connect(address).await?;
+            std::future::pending().await
+        }
+        Way::Direct | Way::Plain | Way::Routed => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            repeat(stream, way.request(), u64::MAX, done).await
+        }
+        Way::Intercepted => repeat(inside(address, "secure.bench", tls).await?, way.request(), u64::MAX, done).await,
+        Way::Tunnel => repeat(inside(address, "tunnel.bench", tls).await?, way.request(), u64::MAX, done).await,
+        Way::NewDirect => loop {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let stream = tls.connect("secure.bench".try_into()?, stream).await?;
+            repeat(stream, way.request(), 1, done).await?;
+        },
+        Way::NewIntercepted => loop {
+            repeat(inside(address, "secure.bench", tls).await?, way.request(), 1, done).await?;
+        },
+    }
+}
+
+async fn inside(address: SocketAddr, host: &'static str, tls: &TlsConnector) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let head = format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err("CONNECT was not answered".into());
+        }
+    }
+    Ok(tls.connect(host.try_into()?, stream).await?)
+}
+
+/// Sends `count` requests, each after the last answer has come whole.
+async fn repeat(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &str,
+    count: u64,
+    done: &Cell<u64>,
+) -> Result<()> {
+    let mut buffer = Vec::with_capacity(8192);
+    for _ in 0..count {
+        stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
+        buffer.clear();
+        loop {
+            if stream.read_buf(&mut buffer).await? == 0 {
+                return Err("the connection ended".into());
+            }
+            if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                if !buffer.starts_with(b"HTTP/1.1 200") {
+                    return Err(String::from_utf8_lossy(&buffer).into_owned().into());
+                }
+                if buffer.len() >= at + 4 + 128 {
+                    break;
+                }
+            }
+        }
+        done.set(done.get() + 1);
+    }
+    Ok(())
+}
+
+/// Trusts the origin's CA and the proxy's; resumes nothing, so that each connection is a whole one.
+fn connector() -> Result<TlsConnector> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(std::env::var("BENCH_CAS")?)? {
+        roots.add(certificate?)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
+}

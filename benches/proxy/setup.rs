@@ -1,0 +1,72 @@
+//! The scene: an origin, a bare forwarder, and the proxy with a policy whose limits are never reached.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+use super::Result;
+use super::process::{self, Output, Process};
+
+pub(crate) struct Setup {
+    pub(crate) origin_plain: SocketAddr,
+    pub(crate) origin_tls: SocketAddr,
+    pub(crate) forwarder: Process,
+    pub(crate) forwarder_address: SocketAddr,
+    pub(crate) proxy: Process,
+    pub(crate) proxy_address: SocketAddr,
+    pub(crate) route: SocketAddr,
+    /// A file with the certificates of the origin's CA and of the proxy's.
+    pub(crate) cas: std::path::PathBuf,
+    /// Ended last.
+    _origin: Process,
+    _dir: tempfile::TempDir,
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+impl Setup {
+    pub(crate) fn start() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut command = process::role("origin", 1)?;
+        command.env("BENCH_DIR", dir.path());
+        let mut origin = Process::start(command, Output::Stdout)?;
+        let said = origin.expect_line("listening")?;
+        let mut words = said.split(' ').skip(1);
+        let mut next = || words.next().ok_or("the origin did not say where it listens");
+        let (origin_plain, origin_tls) = (next()?.parse()?, next()?.parse()?);
+
+        let mut command = process::role("forwarder", 0)?;
+        command.env("BENCH_ORIGIN", format!("{origin_plain}"));
+        let mut forwarder = Process::start(command, Output::Stdout)?;
+        let said = forwarder.expect_line("listening")?;
+        let forwarder_address = said.split(' ').nth(1).ok_or("no address")?.parse()?;
+
+        let (proxy_address, route) = (free_address()?, free_address()?);
+        let config = dir.path().join("config.yaml");
+        std::fs::write(&config, policy(dir.path(), proxy_address, route, origin_plain, origin_tls))?;
+        let mut command = process::pinned(Path::new(env!("CARGO_BIN_EXE_outpace")), 0);
+        command.args(["serve", "--config"]).arg(&config).env("TOKIO_WORKER_THREADS", "1");
+        let mut proxy = Process::start(command, Output::Stderr)?;
+        proxy.expect_line("\"ready\"")?;
+        let cas = dir.path().join("cas.pem");
+        let both = std::fs::read_to_string(dir.path().join("ca.pem"))?
+            + &std::fs::read_to_string(dir.path().join("data/ca.pem"))?;
+        std::fs::write(&cas, both)?;
+        Ok(Self { origin_plain, origin_tls, forwarder, forwarder_address, proxy, proxy_address, route, cas, _origin: origin, _dir: dir })
+    }
+}
+
+/// Log line on, policy and limit active, never reached.
+fn policy(dir: &Path, listen: SocketAddr, route: SocketAddr, plain: SocketAddr, tls: SocketAddr) -> String {
+    let dir = dir.display();
+    format!(
+        "listen: {listen}\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {dir}/data\n\
+         routes: [{{ listen: \"{route}\", to: \"http://origin.bench\" }}]\n\
+         egress:\n  allow: [\"127.0.0.0/8\"]\n  roots: [\"{dir}/ca.pem\"]\n\
+         \x20 resolve: {{ \"origin.bench\": \"{plain}\", \"secure.bench\": \"{tls}\", \"tunnel.bench\": \"{tls}\" }}\n\
+         targets:\n\
+         \x20 - {{ name: origin, hosts: [origin.bench, secure.bench], limits: [{{ rate: \"1000000/1s\", burst: 1000000 }}] }}\n\
+         \x20 - {{ name: tunnel, hosts: [tunnel.bench], tls: tunnel, limits: [{{ rate: \"1000000/1s\", burst: 1000000 }}] }}\n"
+    )
+}

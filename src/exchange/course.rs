@@ -1,0 +1,155 @@
+//! What all attempts of one exchange have in common, decided once from the request's head.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use super::attempt::Template;
+use super::body::Replayable;
+use super::{Arrival, Error, Exchange, Reason, Record, Way};
+use crate::origin::{Destination, Wire};
+use crate::policy::{LimitSet, Target, Unmatched};
+use crate::semantics;
+use crate::telemetry::TargetMetrics;
+use crate::units::{Origin, Scheme};
+
+/// One exchange under way: what all its attempts have in common.
+pub(super) struct Course<'a> {
+    pub(super) arrival: &'a Arrival,
+    pub(super) target: Option<&'a Arc<Target>>,
+    pub(super) metrics: Option<TargetMetrics>,
+    pub(super) limits: LimitSet,
+    pub(super) patience: Duration,
+    pub(super) template: Template,
+    pub(super) destination: Destination,
+    pub(super) body: Option<Replayable>,
+    /// With `Expect: 100-continue` reading the body is what lets the client send it: not before the
+    /// slot is there.
+    pub(super) read_ahead: bool,
+    pub(super) switch: Option<OnUpgrade>,
+}
+
+impl Exchange {
+    /// Checks the head, matches the target, and prepares what all attempts share.
+    pub(super) fn plan<'a>(
+        &self,
+        arrival: &'a Arrival,
+        request: Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<Course<'a>, Error> {
+        let target = arrival
+            .policy
+            .target(&arrival.origin.host, arrival.origin.port);
+        let metrics = target.map(|target| self.metrics_of(target));
+        if let Some((target, metrics)) = target.zip(metrics.as_ref()) {
+            record.matched(Arc::clone(&target.name), metrics.clone());
+        } else if arrival.policy.unmatched == Unmatched::Refuse && arrival.way != Way::Route {
+            let detail = format!("no target matches `{}`", arrival.origin.host);
+            return Err(Error::new(Reason::HostNotAllowed, detail));
+        }
+        let (mut head, incoming, switch) = take_apart(request);
+        let read_ahead = self.check_head(&head, target)?;
+        let framing = semantics::framing(head.version, &mut head.headers)?;
+        let patience = semantics::max_wait(&head.headers)?;
+        let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
+        let body = (!http_body::Body::is_end_stream(&incoming))
+            .then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
+        let wire = wire(&head, &arrival.origin);
+        let limits = target.map_or_else(LimitSet::default, |target| target.limits_for(&head));
+        let target_policy = target.map(|target| &**target);
+        let template = Template::new(
+            head,
+            &arrival.origin,
+            target_policy,
+            framing,
+            body.is_some(),
+            &self.pseudonym,
+        );
+        Ok(Course {
+            target,
+            metrics,
+            limits,
+            patience: patience.map_or(longest, |patience| patience.min(longest)),
+            destination: Destination {
+                origin: arrival.origin.clone(),
+                wire,
+            },
+            switch: switch.filter(|_| template.upgrade.is_some()),
+            template,
+            body,
+            read_ahead,
+            arrival,
+        })
+    }
+
+    /// What must not be forwarded at all. Returns whether the body may be read ahead.
+    fn check_head(&self, head: &Parts, target: Option<&Arc<Target>>) -> Result<bool, Error> {
+        if head.method == Method::TRACE {
+            return Err(Error::new(
+                Reason::MethodNotAllowed,
+                "TRACE is not forwarded",
+            ));
+        }
+        if self.pseudonym.is_loop(&head.headers) {
+            return Err(Error::new(
+                Reason::LoopDetected,
+                "the request has passed here before",
+            ));
+        }
+        if target.is_some_and(|target| !target.set_headers.is_empty()) && is_cross_site(head) {
+            let detail = "a page of another site must not use credentials that outpace sets";
+            return Err(Error::new(Reason::CrossSite, detail));
+        }
+        match head.headers.get(header::EXPECT) {
+            None => Ok(true),
+            Some(expect) if expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(false),
+            Some(_) => Err(Error::new(
+                Reason::ExpectationFailed,
+                "only `100-continue` can be expected",
+            )),
+        }
+    }
+}
+
+/// Splits a request; a switch of protocol is taken along before the rest goes its way.
+fn take_apart(mut request: Request<Incoming>) -> (Parts, Incoming, Option<OnUpgrade>) {
+    let asks = request.headers().contains_key(header::UPGRADE);
+    let switch = asks.then(|| hyper::upgrade::on(&mut request));
+    let (head, incoming) = request.into_parts();
+    (head, incoming, switch)
+}
+
+/// A switch of protocol needs HTTP/1.1; gRPC over plain TCP begins with HTTP/2 at once.
+fn wire(head: &Parts, origin: &Origin) -> Wire {
+    if semantics::requested_upgrade(&head.method, head.version, &head.headers).is_some() {
+        return Wire::Http1;
+    }
+    let grpc = || {
+        let kind = head.headers.get(header::CONTENT_TYPE);
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    };
+    if origin.scheme == Scheme::Http && head.version == Version::HTTP_2 && grpc() {
+        return Wire::Http2Prior;
+    }
+    Wire::Any
+}
+
+/// A browser says where a request comes from (Fetch Metadata, RFC 6454 `Origin`).
+fn is_cross_site(head: &Parts) -> bool {
+    match head
+        .headers
+        .get("sec-fetch-site")
+        .map(HeaderValue::as_bytes)
+    {
+        Some(site) => !matches!(site, b"same-origin" | b"none"),
+        None => head
+            .headers
+            .get(header::ORIGIN)
+            .is_some_and(|origin| origin != "null"),
+    }
+}

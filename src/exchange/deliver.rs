@@ -1,0 +1,166 @@
+//! Making the origin's response ours to send: stripped, marked with what happened, or a switch of
+//! protocol.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::body::{Outgoing, Replayable};
+use super::course::Course;
+use super::respond::Body;
+use super::{Answer, Error, Exchange, Kept, Reason, Record};
+use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
+use crate::clock::Clock;
+use crate::origin;
+use crate::pace::Turn;
+use crate::semantics::{self, Upgrade};
+
+/// What the client gets.
+pub(super) enum Delivery {
+    Origin(Box<Answer>),
+    Aside(Response<Bytes>),
+    Switch(Response<Body>, Box<Switch>),
+}
+
+/// Reads a refusal to its end, so that its connection is free while the request waits to be sent
+/// again. One that is large or slow is let go: then the client gets our own words.
+pub(super) async fn put_aside(answer: Answer) -> Option<Response<Bytes>> {
+    let (mut head, body) = answer.response.into_parts();
+    let body = http_body_util::Limited::new(body, ASIDE_BYTES);
+    let reading = tokio::time::timeout(ASIDE_TIMEOUT, http_body_util::BodyExt::collect(body));
+    let bytes = reading.await.ok()?.ok()?.to_bytes();
+    head.headers.remove(header::TRAILER);
+    Some(Response::from_parts(head, bytes))
+}
+
+/// Two connections that leave HTTP together.
+pub(super) struct Switch {
+    client: OnUpgrade,
+    origin: OnUpgrade,
+    turn: Option<Turn>,
+}
+
+impl Switch {
+    /// Relays the new protocol until it ends; the turn's permits are held as long.
+    pub(super) async fn relay(self: Box<Self>, mut record: Box<Record>, clock: Clock) {
+        let Self {
+            client,
+            origin,
+            turn,
+        } = *self;
+        match tokio::try_join!(client, origin) {
+            Ok((client, origin)) => {
+                let (client, origin) = (TokioIo::new(client), TokioIo::new(origin));
+                let passed = crate::tunnel::relay(client, origin, TUNNEL_IDLE, &clock).await;
+                (record.sent, record.received) = (passed.sent, passed.received);
+            }
+            Err(error) => {
+                record.refused(&Error::new(
+                    Reason::OriginBroke,
+                    format!("the switch failed: {error}"),
+                ));
+            }
+        }
+        drop(turn);
+        record.end();
+    }
+}
+
+impl Exchange {
+    /// Makes the origin's response ours to send.
+    pub(super) fn deliver(
+        &self,
+        course: &mut Course<'_>,
+        answer: Answer,
+        record: &mut Record,
+    ) -> Result<Delivery, Error> {
+        let Answer { mut response, turn } = answer;
+        let status = response.status();
+        let protocol_error = |detail: &str| Err(Error::new(Reason::OriginProtocol, detail));
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return protocol_error("the origin answered 407, which only a proxy may");
+        }
+        record.kept = course.body.as_ref().map_or(Kept::None, Replayable::kept);
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let asked = course.template.upgrade.as_ref();
+            if !semantics::switched(asked, status, response.headers()) {
+                return protocol_error("the origin switched to a protocol that nobody asked for");
+            }
+            let client = course.switch.take();
+            let client = client.ok_or_else(|| Error::new(Reason::Internal, "nothing to switch"))?;
+            record.status = status.as_u16();
+            let origin = hyper::upgrade::on(&mut response);
+            let switch = Switch {
+                client,
+                origin,
+                turn,
+            };
+            return Ok(Delivery::Switch(
+                self.switching(response, course, record),
+                Box::new(switch),
+            ));
+        }
+        self.mark(&mut response, record);
+        record.status = status.as_u16();
+        Ok(Delivery::Origin(Box::new(Answer { response, turn })))
+    }
+
+    /// The origin's last word, kept while the request was to be sent again.
+    pub(super) fn deliver_aside(&self, mut kept: Response<Bytes>, record: &mut Record) -> Delivery {
+        self.mark(&mut kept, record);
+        record.status = kept.status().as_u16();
+        Delivery::Aside(kept)
+    }
+
+    fn mark<T>(&self, response: &mut Response<T>, record: &Record) {
+        let status = response.status();
+        *response.version_mut() = Version::HTTP_11;
+        let headers = response.headers_mut();
+        semantics::strip_response(headers);
+        if record.target().is_some() {
+            headers.insert(semantics::OUTPACE_WAITED, seconds(record.waited));
+            headers.insert(
+                semantics::OUTPACE_ATTEMPTS,
+                HeaderValue::from(record.attempts),
+            );
+        }
+        if matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            headers.append(semantics::PROXY_STATUS, semantics::received(status));
+        }
+    }
+
+    /// The 101 for the client: its `Connection` and `Upgrade` are for this hop, and ours.
+    fn switching(
+        &self,
+        response: Response<origin::Body<Outgoing>>,
+        course: &Course<'_>,
+        record: &Record,
+    ) -> Response<Body> {
+        let mut response = response.map(|_| Body::empty());
+        self.mark(&mut response, record);
+        if let Some(Upgrade { protocol }) = &course.template.upgrade {
+            response
+                .headers_mut()
+                .insert(header::UPGRADE, protocol.clone());
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        response
+    }
+}
+
+fn seconds(waited: Duration) -> HeaderValue {
+    if waited < Duration::from_micros(500) {
+        return HeaderValue::from_static("0.000");
+    }
+    HeaderValue::try_from(format!("{:.3}", waited.as_secs_f64()))
+        .unwrap_or(HeaderValue::from_static("0.000"))
+}

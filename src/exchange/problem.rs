@@ -1,0 +1,161 @@
+//! A no on its way to the client: RFC 9457 problem+json, marked as ours (RFC 9209), with when to come
+//! back where that is known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Response, header};
+use serde::Serialize;
+
+use super::reason::Reason;
+use super::respond::Body;
+use crate::{origin, semantics};
+
+/// A no, with what is special to this one.
+#[derive(Debug, Clone)]
+pub struct Error {
+    /// Which no.
+    pub reason: Reason,
+    /// What happened, with the numbers.
+    pub detail: String,
+    /// Which limit said so.
+    pub limit: Option<Arc<str>>,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// A no with a detail.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+            limit: None,
+            retry_after: None,
+        }
+    }
+
+    /// The same, worth trying again after `wait`.
+    #[must_use]
+    pub const fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+}
+
+impl From<semantics::Malformed> for Error {
+    fn from(problem: semantics::Malformed) -> Self {
+        Self::new(Reason::MalformedRequest, problem.to_string())
+    }
+}
+
+impl From<origin::Error> for Error {
+    fn from(error: origin::Error) -> Self {
+        let reason = match &error {
+            origin::Error::Unresolved { .. } => Reason::OriginUnresolved,
+            origin::Error::Prohibited { .. } => Reason::AddressProhibited,
+            origin::Error::Ourselves(_) => Reason::LoopDetected,
+            origin::Error::Refused(_) => Reason::OriginRefused,
+            origin::Error::ConnectTimeout => Reason::OriginConnectTimeout,
+            origin::Error::Certificate(_) => Reason::OriginCertificate,
+            origin::Error::Tls(_) => Reason::OriginTls,
+            origin::Error::ParentProxy(_) => Reason::ParentProxy,
+            origin::Error::Broken(_) => Reason::OriginBroke,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+/// The body of a no (RFC 9457), with an `error` object beside, since API clients look there.
+#[derive(Debug, Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    remedy: &'a str,
+    reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<f64>,
+    exchange: &'a str,
+    error: ErrorObject<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorObject<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    code: &'a str,
+}
+
+/// Turns a no into a response; `exchange` is the id under which the log knows it.
+pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Body> {
+    let row = error.reason.row();
+    let problem = Problem {
+        r#type: format!("urn:outpace:reason:{}", row.token),
+        title: row.meaning,
+        status: row.status.as_u16(),
+        detail: &error.detail,
+        remedy: row.remedy,
+        reason: row.token,
+        target,
+        limit: error.limit.as_deref(),
+        retry_after: error.retry_after.map(|wait| wait.as_secs_f64()),
+        exchange,
+        error: ErrorObject {
+            message: &error.detail,
+            r#type: "outpace_error",
+            code: row.token,
+        },
+    };
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = row.status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    headers.insert(
+        semantics::PROXY_STATUS,
+        semantics::made_by_us(row.proxy_error, &format!("{}: {}", row.token, error.detail)),
+    );
+    if let Some(wait) = error.retry_after {
+        headers.insert(header::RETRY_AFTER, semantics::write_retry_after(wait));
+        headers.insert("retry-after-ms", HeaderValue::from(millis(wait)));
+    }
+    if error.reason == Reason::ClientUnknown {
+        let challenge = HeaderValue::from_static("Basic realm=\"outpace\"");
+        headers.insert(header::PROXY_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+fn millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000))
+        .unwrap_or(u64::MAX)
+        .max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_no_is_marked_as_ours_and_says_what_to_do() {
+        for reason in Reason::ALL {
+            let error = Error::new(reason, "it \"happened\"").after(Duration::from_millis(1200));
+            let response = response(&error, Some("t"), "x-1");
+            let status = response.headers()[&semantics::PROXY_STATUS]
+                .to_str()
+                .unwrap();
+            assert!(status.starts_with("outpace; error=") && status.contains(reason.row().token));
+            assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+            assert!(reason.row().remedy.ends_with('.') && reason.row().meaning.ends_with('.'));
+        }
+    }
+}
