@@ -24,8 +24,6 @@ pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Bytes of one request head (request line and fields).
 pub const HEAD_BYTES: usize = 64 * 1024;
-/// Fields of one response head that an origin may send.
-pub const RESPONSE_FIELDS: usize = 256;
 /// Time for a client to send one request head; also the idle time of a kept-alive connection.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a client's TLS handshake inside its CONNECT.

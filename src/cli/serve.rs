@@ -8,10 +8,14 @@ use crate::{config, telemetry};
 
 pub(super) fn run(config: &Path) -> Exit {
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    // With one core a second thread would only cost switches.
+    let one = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+    let mut builder = if one {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("no threads could be started: {error}"));

@@ -57,6 +57,7 @@ impl Entrance<'_> {
         D: Future<Output = Result<C, origin::Error>>,
     {
         let began = self.clock.now();
+        let mut waited = false;
         let admitted = loop {
             let connection = idle();
             let readiness = if connection.is_some() {
@@ -65,21 +66,24 @@ impl Entrance<'_> {
                 Connection::Absent
             };
             let (turn, connection) = match self.pacer.enter(ticket, readiness) {
+                // A moment ago the connection was ready.
                 Admission::Turn(turn) => (turn, connection),
                 Admission::Refused(refusal) => {
                     break Err(NotAdmitted::Refused(self.refused(ticket, &refusal)));
                 }
                 Admission::Wait(waiter) => {
+                    waited = true;
                     record.limit = waiter.held_by().or(record.limit.take());
-                    match self.wait(waiter, ticket, connection, &idle, &dial).await {
-                        Ok((turn, connection)) => (turn, Some(connection)),
+                    match Box::pin(self.wait(waiter, ticket, connection, &idle, &dial)).await {
+                        // It may have been closed while it was kept ready.
+                        Ok((turn, connection)) => (turn, still_fresh(connection)),
                         Err(error) => break Err(error),
                     }
                 }
             };
-            let connection = match connection.and_then(still_fresh) {
+            let connection = match connection {
                 Some(connection) => connection,
-                // It was closed while it was kept ready; a void turn is noticed below.
+                // If that takes too long, the void turn is noticed below.
                 None => match dial().await {
                     Ok(connection) => connection,
                     Err(error) => break Err(NotAdmitted::Unconnected(error)),
@@ -90,7 +94,12 @@ impl Entrance<'_> {
                 break Ok((turn, connection));
             }
         };
-        record.waited += self.clock.now().since(began);
+        // Who had its turn at once did not wait, and need not ask the time again.
+        let until = match &admitted {
+            Ok((turn, _)) if !waited => turn.at(),
+            _ => self.clock.now(),
+        };
+        record.waited += until.since(began);
         admitted
     }
 

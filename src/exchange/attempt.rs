@@ -17,7 +17,7 @@ use crate::units::{Origin, Scheme};
 pub(super) struct Template {
     method: Method,
     path: PathAndQuery,
-    /// End-to-end fields and ours; no `Host`.
+    /// End-to-end fields and ours, `Host` among them.
     headers: HeaderMap,
     host: HeaderValue,
     chunked: bool,
@@ -40,7 +40,6 @@ impl Template {
         let mut headers = std::mem::take(&mut head.headers);
         semantics::strip_request(&mut headers);
         semantics::join_cookies(&mut headers);
-        headers.remove(header::HOST);
         for (name, value) in target
             .map(|target| &target.set_headers[..])
             .unwrap_or_default()
@@ -50,11 +49,13 @@ impl Template {
         pseudonym.add(head.version, &mut headers);
         let path = head.uri.path_and_query().cloned();
         let host = HeaderValue::try_from(origin.authority());
+        let host = host.unwrap_or(HeaderValue::from_static(""));
+        headers.insert(header::HOST, host.clone());
         Self {
             method: head.method,
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
             headers,
-            host: host.unwrap_or(HeaderValue::from_static("")),
+            host,
             // A body without a length: hyper frames it by itself only for some methods.
             chunked: has_body && !matches!(framing, Framing::Length(_)),
             upgrade,
@@ -80,14 +81,8 @@ impl Template {
                 } else {
                     self.path.clone().into()
                 };
+                *request.headers_mut() = self.headers.clone();
                 let headers = request.headers_mut();
-                headers.reserve(self.headers.len() + 3);
-                headers.insert(header::HOST, self.host.clone());
-                headers.extend(
-                    self.headers
-                        .iter()
-                        .map(|(name, value)| (name.clone(), value.clone())),
-                );
                 self.connection_options(headers);
                 if let Some(authorization) =
                     absolute.and_then(|parent| parent.authorization.clone())
@@ -99,6 +94,8 @@ impl Template {
                 *request.version_mut() = Version::HTTP_2;
                 *request.uri_mut() = self.absolute(origin);
                 *request.headers_mut() = self.headers.clone();
+                // HTTP/2 has `:authority` instead (RFC 9113 section 8.3.1).
+                request.headers_mut().remove(header::HOST);
             }
         }
         request

@@ -175,14 +175,18 @@ impl Exchange {
     async fn attempt(&self, course: &Course<'_>, record: &mut Record) -> Result<Answer, NoAnswer> {
         let egress = &course.arrival.policy.egress;
         let idle = || self.pool.idle(&course.destination);
-        let dial = || self.pool.connect(&course.destination, egress);
+        // Boxed: dialling is rare, and its state would make every request's larger.
+        let dial = || Box::pin(self.pool.connect(&course.destination, egress));
         let (turn, mut lease) = match (course.target, &course.metrics) {
             (Some(target), Some(metrics)) => {
                 let ticket = Ticket {
                     target: Arc::clone(target),
                     limits: course.limits,
                     arrived: record.began(),
-                    deadline: self.deadline(course, record),
+                    deadline: match record.attempts {
+                        0 => record.began() + course.patience,
+                        _ => self.deadline(course, record),
+                    },
                 };
                 let body = course.body.as_ref().filter(|_| course.read_ahead);
                 let entrance = Entrance {

@@ -132,10 +132,7 @@ impl Book {
                     held_by: Some(held_by),
                     ask_again: None,
                 };
-                return Grant {
-                    slots,
-                    short: Some(short),
-                };
+                return Grant { now, slots, short: Some(short) };
             }
             let (at, held_by) = self.earliest(run.limits, now);
             if at > now + HORIZON {
@@ -143,14 +140,11 @@ impl Book {
                     held_by,
                     ask_again: Some(at - HORIZON),
                 };
-                return Grant {
-                    slots,
-                    short: Some(short),
-                };
+                return Grant { now, slots, short: Some(short) };
             }
             slots.push(self.take(run.limits, at));
         }
-        Grant { slots, short: None }
+        Grant { now, slots, short: None }
     }
 
     /// The earliest instant that all agree on, and who moved it last. Each schedule only moves it

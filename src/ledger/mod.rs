@@ -40,6 +40,8 @@ pub struct Ask {
 /// The answer to one run.
 #[derive(Debug)]
 pub struct Grant {
+    /// When the ledger answered, by its clock.
+    pub now: Instant,
     /// What was booked, ascending.
     pub slots: SmallVec<[Slot; 2]>,
     /// Why there are not more slots, if there are not.

@@ -15,7 +15,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::{Body, Connector, Error, Io};
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
-    RESPONSE_FIELDS,
 };
 use crate::clock::{Clock, Instant};
 use crate::policy::Egress;
@@ -262,7 +261,6 @@ where
 {
     async fn http1(&self, io: Io, wire: Wire) -> Result<Http1<B>, Error> {
         let (sender, connection) = http1::Builder::new()
-            .max_headers(RESPONSE_FIELDS)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| broken(&error))?;

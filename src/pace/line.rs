@@ -69,7 +69,7 @@ impl Line {
         let mut state = self.lock();
         let limits = self.follow(&mut state, ticket);
         // One that cannot even wait for a slot within the horizon must not book one.
-        let hurried = ticket.deadline < self.clock.now() + HORIZON;
+        let hurried = ticket.deadline.since(ticket.arrived) < HORIZON;
         if hurried && let Err(refusal) = self.hopeful(&state, limits, ticket) {
             return Admission::Refused(refusal);
         }
@@ -126,7 +126,7 @@ impl Line {
         for grant in grants {
             state.queue.note_short(limits, grant.short);
             for slot in grant.slots {
-                if slot.at <= self.clock.now() {
+                if slot.at <= grant.now {
                     return Booked::Now(self.turn(state, slot));
                 }
                 state.queue.put_in_hand(slot);
