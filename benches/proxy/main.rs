@@ -71,6 +71,7 @@ fn say(line: &str) -> Result<()> {
 fn compare() -> Result<()> {
     let (seconds, rounds) = (option("--seconds", 3), option("--rounds", 3));
     let setup = Setup::start()?;
+    idle_memory(&setup)?;
     say(&format!("{rounds} rounds of {seconds} s each; lowest CPU of the rounds; pinned: {}\n", process::can_pin()))?;
     say(&format!("{:<16} {:>4} {:>14} {:>12} {:>10}", "", "c", "CPU µs/request", "requests/s", "ratio"))?;
     for clients in [1, 32, 256] {
@@ -84,7 +85,6 @@ fn compare() -> Result<()> {
         }
         table(clients, &best)?;
     }
-    idle_memory(&setup)?;
     new_connections(&setup, seconds)
 }
 
@@ -141,7 +141,7 @@ fn new_connections(setup: &Setup, seconds: usize) -> Result<()> {
     for _ in 0..3 {
         let fresh = [(Way::NewDirect, Behind::Nothing), (Way::NewIntercepted, Behind::Proxy)];
         for (index, (way, behind)) in fresh.into_iter().enumerate() {
-            let address = if behind == Behind::Proxy { setup.proxy_address } else { setup.origin_tls };
+            let address = if behind == Behind::Proxy { setup.proxy_address } else { setup.bare_tls };
             let mut load = setup.load(way, address, 8, seconds)?;
             load.expect_line("begin")?;
             let done = load.expect_line("done")?;

@@ -8,7 +8,8 @@ use super::process::{self, Output, Process};
 
 pub(crate) struct Setup {
     pub(crate) origin_plain: SocketAddr,
-    pub(crate) origin_tls: SocketAddr,
+    /// TLS by an origin that has the proxy's core: what a new connection costs without the proxy.
+    pub(crate) bare_tls: SocketAddr,
     pub(crate) forwarder: Process,
     pub(crate) forwarder_address: SocketAddr,
     pub(crate) proxy: Process,
@@ -17,7 +18,7 @@ pub(crate) struct Setup {
     /// A file with the certificates of the origin's CA and of the proxy's.
     pub(crate) cas: std::path::PathBuf,
     /// Ended last.
-    _origin: Process,
+    _origins: [Process; 2],
     _dir: tempfile::TempDir,
 }
 
@@ -28,13 +29,9 @@ fn free_address() -> Result<SocketAddr> {
 impl Setup {
     pub(crate) fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let mut command = process::role("origin", 1)?;
-        command.env("BENCH_DIR", dir.path());
-        let mut origin = Process::start(command, Output::Stdout)?;
-        let said = origin.expect_line("listening")?;
-        let mut words = said.split(' ').skip(1);
-        let mut next = || words.next().ok_or("the origin did not say where it listens");
-        let (origin_plain, origin_tls) = (next()?.parse()?, next()?.parse()?);
+        let (bare, _, bare_tls) = origin(dir.path(), 0)?;
+        std::fs::rename(dir.path().join("ca.pem"), dir.path().join("bare-ca.pem"))?;
+        let (origin, origin_plain, origin_tls) = origin(dir.path(), 1)?;
 
         let mut command = process::role("forwarder", 0)?;
         command.env("BENCH_ORIGIN", format!("{origin_plain}"));
@@ -51,10 +48,23 @@ impl Setup {
         proxy.expect_line("\"ready\"")?;
         let cas = dir.path().join("cas.pem");
         let both = std::fs::read_to_string(dir.path().join("ca.pem"))?
+            + &std::fs::read_to_string(dir.path().join("bare-ca.pem"))?
             + &std::fs::read_to_string(dir.path().join("data/ca.pem"))?;
         std::fs::write(&cas, both)?;
-        Ok(Self { origin_plain, origin_tls, forwarder, forwarder_address, proxy, proxy_address, route, cas, _origin: origin, _dir: dir })
+        Ok(Self { origin_plain, bare_tls, forwarder, forwarder_address, proxy, proxy_address, route, cas, _origins: [origin, bare], _dir: dir })
     }
+}
+
+/// An origin on a core: where it listens, plain and by TLS.
+fn origin(dir: &Path, core: usize) -> Result<(Process, SocketAddr, SocketAddr)> {
+    let mut command = process::role("origin", core)?;
+    command.env("BENCH_DIR", dir);
+    let mut origin = Process::start(command, Output::Stdout)?;
+    let said = origin.expect_line("listening")?;
+    let mut words = said.split(' ').skip(1);
+    let mut next = || words.next().ok_or("the origin did not say where it listens");
+    let (plain, tls) = (next()?.parse()?, next()?.parse()?);
+    Ok((origin, plain, tls))
 }
 
 /// Log line on, policy and limit active, never reached.

@@ -158,11 +158,12 @@ impl Exchange {
             match (self.react(&course, attempted, record), ended) {
                 (Then::Again(not_before), ended) => {
                     if let Ok(answer) = ended {
-                        aside = put_aside(answer).await;
+                        // Boxed, like all that few requests need: it would make every request's state larger.
+                        aside = Box::pin(put_aside(answer)).await;
                     }
                     // After a refusal the line itself holds us; after an error nobody else does.
                     if attempted.is_error() {
-                        record.waited += self.pause_until(not_before).await;
+                        record.waited += Box::pin(self.pause_until(not_before)).await;
                     }
                 }
                 (Then::Deliver, Ok(answer)) => return self.deliver(&mut course, answer, record),
