@@ -43,7 +43,7 @@ pub const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
 /// How long an idle connection to an origin is kept.
 pub const ORIGIN_IDLE: Duration = Duration::from_secs(75);
 /// Idle connections kept per origin.
-pub const ORIGIN_IDLE_MAX: usize = 128;
+pub const ORIGIN_IDLE_MAX: usize = 512;
 /// A tunnel with no byte either way for this long is closed.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(15 * 60);
 /// Buffer of each direction of a tunnel.
@@ -60,6 +60,10 @@ pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one HTTP/2 header list.
 pub const H2_HEADER_LIST: u32 = 64 * 1024;
+
+/// How often a connection to an origin is asked for a sign of life while a request waits on it, and
+/// how long that may take.
+pub const H2_PING: Duration = Duration::from_secs(20);
 
 /// Certificates for intercepted hosts that are kept.
 pub const LEAVES: u64 = 4096;

@@ -84,6 +84,25 @@ impl Tasks {
     }
 }
 
+/// Starts tasks for which a drain does not wait: those of connections to origins, which live as long
+/// as anyone might use them.
+#[derive(Debug, Clone, Copy)]
+pub struct Background;
+
+impl<F> hyper::rt::Executor<F> for Background
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this module is where tasks are started"
+    )]
+    fn execute(&self, task: F) {
+        drop(tokio::spawn(task));
+    }
+}
+
 impl<F> hyper::rt::Executor<F> for Tasks
 where
     F: Future + Send + 'static,

@@ -1,6 +1,11 @@
 //! The house keeps its order: floors, sizes, words, documents.
 
-#![expect(clippy::unwrap_used, clippy::string_slice, reason = "a check of our own files fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::excessive_nesting,
+    clippy::string_slice,
+    reason = "a check of our own files fails by panicking"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,17 +57,27 @@ fn files(dir: &Path, extension: &str) -> Vec<(PathBuf, String)> {
 
 /// The code without its tests.
 fn without_tests(text: &str) -> &str {
-    text.find("#[cfg(test)]\nmod tests").map_or(text, |at| &text[..at])
+    text.find("#[cfg(test)]\nmod tests")
+        .map_or(text, |at| &text[..at])
 }
 
 fn room(path: &Path) -> String {
     let inside = path.strip_prefix(root().join("src")).unwrap();
-    let first = inside.components().next().unwrap().as_os_str().to_string_lossy();
+    let first = inside
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_string_lossy();
     first.trim_end_matches(".rs").to_owned()
 }
 
 fn floor(room: &str) -> u8 {
-    FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor).unwrap_or_else(|| panic!("`{room}` has no floor"))
+    FLOORS
+        .iter()
+        .find(|(name, _)| *name == room)
+        .map(|(_, floor)| *floor)
+        .unwrap_or_else(|| panic!("`{room}` has no floor"))
 }
 
 #[test]
@@ -73,17 +88,35 @@ fn every_file_uses_only_lower_floors() {
         for (number, line) in without_tests(&text).lines().enumerate() {
             let code = line.split("//").next().unwrap();
             for used in code.split("crate::").skip(1) {
-                let end = used.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(used.len());
+                let end = used
+                    .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                    .unwrap_or(used.len());
                 let used = &used[..end];
                 let braces = used.is_empty();
                 let known = FLOORS.iter().any(|(name, _)| *name == used);
-                let allowed = !known || used == ours || floor(used) < floor(&ours) || ours == "app" && used == "cli" || ours == "cli" && used == "app";
+                let allowed = !known
+                    || used == ours
+                    || floor(used) < floor(&ours)
+                    || ours == "app" && used == "cli"
+                    || ours == "cli" && used == "app";
                 if !allowed || braces && !code.contains("crate::{") {
                     wrong.push(format!("{}:{}: {line}", path.display(), number + 1));
                 }
-                for inner in code.split("crate::{").skip(1).flat_map(|list| list.split(',')) {
-                    let name = inner.trim_matches(|c: char| !c.is_ascii_alphanumeric()).split("::").next().unwrap();
-                    if FLOORS.iter().any(|(known, _)| *known == name) && name != ours && floor(name) >= floor(&ours) && !(ours == "cli" && name == "app") {
+                for inner in code
+                    .split("crate::{")
+                    .skip(1)
+                    .flat_map(|list| list.split(','))
+                {
+                    let name = inner
+                        .trim_matches(|c: char| !c.is_ascii_alphanumeric())
+                        .split("::")
+                        .next()
+                        .unwrap();
+                    if FLOORS.iter().any(|(known, _)| *known == name)
+                        && name != ours
+                        && floor(name) >= floor(&ours)
+                        && !(ours == "cli" && name == "app")
+                    {
                         wrong.push(format!("{}:{}: {line}", path.display(), number + 1));
                     }
                 }
@@ -112,7 +145,12 @@ fn files_are_short_and_say_what_they_are_for() {
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let marks = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["XX", "X"].concat(), ["#[ig", "nore"].concat()];
+    let marks = [
+        ["TO", "DO"].concat(),
+        ["FIX", "ME"].concat(),
+        ["XX", "X"].concat(),
+        ["#[ig", "nore"].concat(),
+    ];
     for dir in ["src", "tests", "benches"] {
         for (path, text) in files(&root().join(dir), "rs") {
             for mark in &marks {
@@ -125,10 +163,18 @@ fn nothing_is_left_unfinished() {
 #[test]
 fn tests_with_sockets_and_tests_in_virtual_time_do_not_mix() {
     for (path, text) in files(&root().join("tests/it"), "rs") {
-        assert!(!text.contains("start_paused"), "{}: paused time and sockets contradict each other", path.display());
+        assert!(
+            !text.contains("start_paused"),
+            "{}: paused time and sockets contradict each other",
+            path.display()
+        );
     }
     for (path, text) in files(&root().join("tests/sim"), "rs") {
-        assert!(!text.contains("::net::"), "{}: a simulation touches no socket", path.display());
+        assert!(
+            !text.contains("::net::"),
+            "{}: a simulation touches no socket",
+            path.display()
+        );
     }
 }
 
@@ -137,24 +183,51 @@ fn every_config_key_is_in_the_example() {
     let schema = fs::read_to_string(root().join("src/config/schema.rs")).unwrap();
     let example = fs::read_to_string(root().join("config.example.yaml")).unwrap();
     // What a later version honours is not shown as if it worked.
-    let later = ["ledger", "postgres", "on_outage", "share_for", "bootstrap_share", "spool", "buffers", "api", "preset", "lanes", "overflow", "key", "cost"];
+    let later = [
+        "ledger",
+        "postgres",
+        "on_outage",
+        "share_for",
+        "bootstrap_share",
+        "spool",
+        "buffers",
+        "api",
+        "preset",
+        "lanes",
+        "overflow",
+        "key",
+        "cost",
+    ];
     let mut missing = Vec::new();
-    for line in schema.lines().filter_map(|line| line.trim().strip_prefix("pub(super) ")) {
-        let Some((key, _)) = line.split_once(':') else { continue };
+    for line in schema
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub(super) "))
+    {
+        let Some((key, _)) = line.split_once(':') else {
+            continue;
+        };
         let key = key.trim_start_matches("r#");
         let plain = !key.contains(' ') && !later.contains(&key);
         if plain && !example.contains(&format!("{key}:")) {
             missing.push(key.to_owned());
         }
     }
-    assert!(missing.is_empty(), "not in config.example.yaml: {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "not in config.example.yaml: {missing:?}"
+    );
 }
 
 #[test]
 fn every_metric_and_every_exit_code_is_documented() {
     let page = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
     for metric in outpace::telemetry::Metric::ALL {
-        let row = format!("| `{}` | {} | {} |", metric.name(), metric.labels(), metric.help());
+        let row = format!(
+            "| `{}` | {} | {} |",
+            metric.name(),
+            metric.labels(),
+            metric.help()
+        );
         assert!(page.contains(&row), "docs/metrics.md lacks:\n{row}");
     }
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
@@ -167,11 +240,23 @@ fn every_metric_and_every_exit_code_is_documented() {
 #[test]
 fn every_promise_has_its_tests() {
     let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let all: String = ["src", "tests"].iter().flat_map(|dir| files(&root().join(dir), "rs")).map(|(_, text)| text).collect();
-    for promise in ["p1_", "p2_", "p4_", "p5_", "p7_", "p8_", "p9_", "p10_", "p11_"] {
-        assert!(all.contains(&format!("fn {promise}")), "no test is named after {promise}");
+    let all: String = ["src", "tests"]
+        .iter()
+        .flat_map(|dir| files(&root().join(dir), "rs"))
+        .map(|(_, text)| text)
+        .collect();
+    for promise in [
+        "p1_", "p2_", "p4_", "p5_", "p7_", "p8_", "p9_", "p10_", "p11_",
+    ] {
+        assert!(
+            all.contains(&format!("fn {promise}")),
+            "no test is named after {promise}"
+        );
     }
     for number in 1..=12 {
-        assert!(page.contains(&format!("| P{number} ")), "ARCHITECTURE.md lacks P{number}");
+        assert!(
+            page.contains(&format!("| P{number} ")),
+            "ARCHITECTURE.md lacks P{number}"
+        );
     }
 }

@@ -50,7 +50,9 @@ async fn serve(stream: TcpStream, origin: SocketAddr) -> Result<()> {
     let (sender, driver) = client::handshake(TokioIo::new(upstream)).await?;
     let (sender, driver) = (Rc::new(RefCell::new(sender)), Rc::new(RefCell::new(driver)));
     let service = service_fn(|request| forward(Rc::clone(&sender), Rc::clone(&driver), request));
-    server::Builder::new().serve_connection(TokioIo::new(stream), service).await?;
+    server::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await?;
     Ok(())
 }
 

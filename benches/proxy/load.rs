@@ -45,16 +45,46 @@ const WAYS: [(Way, &str); 8] = [
 
 impl Way {
     pub(crate) fn name(self) -> &'static str {
-        WAYS.iter().find(|(way, _)| *way == self).map_or("", |(_, name)| name)
+        WAYS.iter()
+            .find(|(way, _)| *way == self)
+            .map_or("", |(_, name)| name)
     }
 
     fn request(self) -> &'static str {
         match self {
-            Self::Plain => "GET http://origin.bench/path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
-            Self::Intercepted | Self::NewDirect | Self::NewIntercepted => "GET /path HTTP/1.1\r\nHost: secure.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
-            Self::Tunnel => "GET /path HTTP/1.1\r\nHost: tunnel.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
-            Self::Direct | Self::Routed | Self::Idle => "GET /path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n",
+            Self::Plain => {
+                "GET http://origin.bench/path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+            }
+            Self::Intercepted | Self::NewDirect | Self::NewIntercepted => {
+                "GET /path HTTP/1.1\r\nHost: secure.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+            }
+            Self::Tunnel => {
+                "GET /path HTTP/1.1\r\nHost: tunnel.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+            }
+            Self::Direct | Self::Routed | Self::Idle => {
+                "GET /path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+            }
         }
+    }
+}
+
+/// What was done, and how fast it may be.
+struct Done {
+    count: Cell<u64>,
+    sent: Cell<u64>,
+    began: Instant,
+    /// Requests per second in all; 0 for as many as can be.
+    pace: f64,
+}
+
+impl Done {
+    async fn turn(&self) {
+        if self.pace > 0.0 {
+            while self.sent.get() as f64 > self.began.elapsed().as_secs_f64() * self.pace {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        self.sent.set(self.sent.get() + 1);
     }
 }
 
@@ -62,12 +92,22 @@ const WARM_UP: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run() -> Result<()> {
     let name = std::env::var("BENCH_WAY")?;
-    let way = WAYS.iter().find(|(_, known)| *known == name).map(|(way, _)| *way).ok_or("no such way")?;
+    let way = WAYS
+        .iter()
+        .find(|(_, known)| *known == name)
+        .map(|(way, _)| *way)
+        .ok_or("no such way")?;
     let address: SocketAddr = std::env::var("BENCH_ADDRESS")?.parse()?;
     let clients: usize = std::env::var("BENCH_CLIENTS")?.parse()?;
     let measured = Duration::from_secs(std::env::var("BENCH_SECONDS")?.parse()?);
     let tls = connector()?;
-    let done = Rc::new(Cell::new(0u64));
+    let pace: f64 = std::env::var("BENCH_RATE")?.parse()?;
+    let done = Rc::new(Done {
+        count: Cell::new(0),
+        sent: Cell::new(0),
+        began: Instant::now(),
+        pace,
+    });
     let local = tokio::task::LocalSet::new();
     local
         .run_until(async {
@@ -81,9 +121,9 @@ pub(crate) async fn run() -> Result<()> {
             }
             tokio::time::sleep(WARM_UP).await;
             say("begin")?;
-            let (before, began) = (done.get(), Instant::now());
+            let (before, began) = (done.count.get(), Instant::now());
             tokio::time::sleep(measured).await;
-            let (count, took) = (done.get() - before, began.elapsed());
+            let (count, took) = (done.count.get() - before, began.elapsed());
             say(&format!("done {count} {}", took.as_micros()))
         })
         .await
@@ -96,7 +136,7 @@ fn say(line: &str) -> Result<()> {
     Ok(())
 }
 
-async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Cell<u64>) -> Result<()> {
+async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Done) -> Result<()> {
     match way {
         Way::Idle => {
             let _stream = TcpStream::connect(address).await?;
@@ -107,8 +147,24 @@ async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Cell<u
             stream.set_nodelay(true)?;
             repeat(stream, way.request(), u64::MAX, done).await
         }
-        Way::Intercepted => repeat(inside(address, "secure.bench", tls).await?, way.request(), u64::MAX, done).await,
-        Way::Tunnel => repeat(inside(address, "tunnel.bench", tls).await?, way.request(), u64::MAX, done).await,
+        Way::Intercepted => {
+            repeat(
+                inside(address, "secure.bench", tls).await?,
+                way.request(),
+                u64::MAX,
+                done,
+            )
+            .await
+        }
+        Way::Tunnel => {
+            repeat(
+                inside(address, "tunnel.bench", tls).await?,
+                way.request(),
+                u64::MAX,
+                done,
+            )
+            .await
+        }
         Way::NewDirect => loop {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
@@ -116,12 +172,22 @@ async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Cell<u
             repeat(stream, way.request(), 1, done).await?;
         },
         Way::NewIntercepted => loop {
-            repeat(inside(address, "secure.bench", tls).await?, way.request(), 1, done).await?;
+            repeat(
+                inside(address, "secure.bench", tls).await?,
+                way.request(),
+                1,
+                done,
+            )
+            .await?;
         },
     }
 }
 
-async fn inside(address: SocketAddr, host: &'static str, tls: &TlsConnector) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+async fn inside(
+    address: SocketAddr,
+    host: &'static str,
+    tls: &TlsConnector,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let head = format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n");
@@ -140,10 +206,11 @@ async fn repeat(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &str,
     count: u64,
-    done: &Cell<u64>,
+    done: &Done,
 ) -> Result<()> {
     let mut buffer = Vec::with_capacity(8192);
     for _ in 0..count {
+        done.turn().await;
         stream.write_all(request.as_bytes()).await?;
         stream.flush().await?;
         buffer.clear();
@@ -160,7 +227,7 @@ async fn repeat(
                 }
             }
         }
-        done.set(done.get() + 1);
+        done.count.set(done.count.get() + 1);
     }
     Ok(())
 }

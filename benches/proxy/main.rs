@@ -34,6 +34,9 @@ fn main() -> Result<()> {
     }
 }
 
+/// Below what the slowest can do.
+const EQUAL_PACE: usize = 30_000;
+
 /// What is measured: a name, a way in, and behind what.
 const CASES: [(&str, Way, Behind); 6] = [
     ("direct", Way::Direct, Behind::Nothing),
@@ -60,7 +63,10 @@ struct Figure {
 
 fn option(name: &str, default: usize) -> usize {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
-    arguments.nth(1).and_then(|value| value.parse().ok()).unwrap_or(default)
+    arguments
+        .nth(1)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
 }
 
 fn say(line: &str) -> Result<()> {
@@ -72,16 +78,26 @@ fn compare() -> Result<()> {
     let (seconds, rounds) = (option("--seconds", 3), option("--rounds", 3));
     let setup = Setup::start()?;
     idle_memory(&setup)?;
-    say(&format!("{rounds} rounds of {seconds} s each; lowest CPU of the rounds; pinned: {}\n", process::can_pin()))?;
-    say(&format!("{:<16} {:>4} {:>14} {:>12} {:>10}", "", "c", "CPU µs/request", "requests/s", "ratio"))?;
-    for clients in [1, 32, 256] {
+    say(&format!(
+        "{rounds} rounds of {seconds} s each; lowest CPU of the rounds; pinned: {}\n",
+        process::can_pin()
+    ))?;
+    say(&format!(
+        "{:<16} {:>4} {:>14} {:>12} {:>10}",
+        "", "c", "CPU µs/request", "requests/s", "ratio"
+    ))?;
+    // As fast as can be; and at one pace for all, where none is short of work and none is kept waiting.
+    for (clients, pace) in [(1, 0), (32, 0), (256, 0), (32, EQUAL_PACE)] {
         let mut best: [Option<Figure>; CASES.len()] = [None; CASES.len()];
         for _ in 0..rounds {
             for (index, (_, way, behind)) in CASES.into_iter().enumerate() {
-                let figure = measure(&setup, way, behind, clients, seconds)?;
+                let figure = measure(&setup, way, behind, clients, pace, seconds)?;
                 let lowest = best[index].filter(|known| known.cpu <= figure.cpu);
                 best[index] = Some(lowest.unwrap_or(figure));
             }
+        }
+        if pace > 0 {
+            say(&format!("at {pace} requests/s for each:"))?;
         }
         table(clients, &best)?;
     }
@@ -97,13 +113,27 @@ fn table(clients: usize, best: &[Option<Figure>]) -> Result<()> {
             "intercepted" => format!("{:.2} of plain", figure.cpu / cpu(2)),
             _ => String::new(),
         };
-        let spent = if behind == Behind::Nothing { "-".into() } else { format!("{:.1}", figure.cpu) };
-        say(&format!("{name:<16} {clients:>4} {spent:>14} {:>12.0} {ratio:>16}", figure.rate))?;
+        let spent = if behind == Behind::Nothing {
+            "-".into()
+        } else {
+            format!("{:.1}", figure.cpu)
+        };
+        say(&format!(
+            "{name:<16} {clients:>4} {spent:>14} {:>12.0} {ratio:>16}",
+            figure.rate
+        ))?;
     }
     say("")
 }
 
-fn measure(setup: &Setup, way: Way, behind: Behind, clients: usize, seconds: usize) -> Result<Figure> {
+fn measure(
+    setup: &Setup,
+    way: Way,
+    behind: Behind,
+    clients: usize,
+    pace: usize,
+    seconds: usize,
+) -> Result<Figure> {
     let address = match (way, behind) {
         (Way::Direct, _) => setup.origin_plain,
         (Way::Routed, _) => setup.route,
@@ -114,53 +144,85 @@ fn measure(setup: &Setup, way: Way, behind: Behind, clients: usize, seconds: usi
         Behind::Nothing | Behind::Forwarder => &setup.forwarder,
         Behind::Proxy => &setup.proxy,
     };
-    let mut load = setup.load(way, address, clients, seconds)?;
+    let mut load = setup.load(way, address, clients, pace, seconds)?;
     load.expect_line("begin")?;
     let before = watched.cpu_nanos()?;
     let done = load.expect_line("done")?;
     let spent = watched.cpu_nanos()? - before;
-    let mut words = done.split(' ').skip(1).filter_map(|word| word.parse::<f64>().ok());
+    let mut words = done
+        .split(' ')
+        .skip(1)
+        .filter_map(|word| word.parse::<f64>().ok());
     let (Some(requests), Some(micros)) = (words.next(), words.next()) else {
         return Err(format!("the load said `{done}`").into());
     };
-    Ok(Figure { cpu: spent / 1000.0 / requests, rate: requests / micros * 1e6 })
+    Ok(Figure {
+        cpu: spent / 1000.0 / requests,
+        rate: requests / micros * 1e6,
+    })
 }
 
 fn idle_memory(setup: &Setup) -> Result<()> {
     let before = setup.proxy.resident_kib()?;
-    let mut load = setup.load(Way::Idle, setup.proxy_address, 1000, 2)?;
+    let mut load = setup.load(Way::Idle, setup.proxy_address, 1000, 0, 2)?;
     load.expect_line("begin")?;
     let after = setup.proxy.resident_kib()?;
     load.expect_line("done")?;
     let each = (after.saturating_sub(before)) as f64 / 1000.0;
-    say(&format!("1,000 idle clients: {before} KiB before, {after} KiB after, {each:.1} KiB each\n"))
+    say(&format!(
+        "1,000 idle clients: {before} KiB before, {after} KiB after, {each:.1} KiB each\n"
+    ))
 }
 
 fn new_connections(setup: &Setup, seconds: usize) -> Result<()> {
     let mut best = [0.0f64; 2];
     for _ in 0..3 {
-        let fresh = [(Way::NewDirect, Behind::Nothing), (Way::NewIntercepted, Behind::Proxy)];
+        let fresh = [
+            (Way::NewDirect, Behind::Nothing),
+            (Way::NewIntercepted, Behind::Proxy),
+        ];
         for (index, (way, behind)) in fresh.into_iter().enumerate() {
-            let address = if behind == Behind::Proxy { setup.proxy_address } else { setup.bare_tls };
-            let mut load = setup.load(way, address, 8, seconds)?;
+            let address = if behind == Behind::Proxy {
+                setup.proxy_address
+            } else {
+                setup.bare_tls
+            };
+            let mut load = setup.load(way, address, 8, 0, seconds)?;
             load.expect_line("begin")?;
             let done = load.expect_line("done")?;
-            let words: Vec<f64> = done.split(' ').skip(1).filter_map(|word| word.parse().ok()).collect();
-            let [requests, micros] = words[..] else { return Err("no figures".into()) };
+            let words: Vec<f64> = done
+                .split(' ')
+                .skip(1)
+                .filter_map(|word| word.parse().ok())
+                .collect();
+            let [requests, micros] = words[..] else {
+                return Err("no figures".into());
+            };
             best[index] = best[index].max(requests / micros * 1e6);
         }
     }
     let [direct, through] = best;
-    say(&format!("new connections/s with one request each: direct TLS {direct:.0}, intercepted {through:.0}, ratio {:.2}", through / direct))
+    say(&format!(
+        "new connections/s with one request each: direct TLS {direct:.0}, intercepted {through:.0}, ratio {:.2}",
+        through / direct
+    ))
 }
 
 impl Setup {
-    fn load(&self, way: Way, address: std::net::SocketAddr, clients: usize, seconds: usize) -> Result<Process> {
+    fn load(
+        &self,
+        way: Way,
+        address: std::net::SocketAddr,
+        clients: usize,
+        pace: usize,
+        seconds: usize,
+    ) -> Result<Process> {
         let mut command = process::role("load", 1)?;
         command
             .env("BENCH_WAY", way.name())
             .env("BENCH_ADDRESS", address.to_string())
             .env("BENCH_CLIENTS", clients.to_string())
+            .env("BENCH_RATE", pace.to_string())
             .env("BENCH_SECONDS", seconds.to_string())
             .env("BENCH_CAS", &self.cas);
         Process::start(command, process::Output::Stdout)

@@ -23,7 +23,12 @@ pub(crate) async fn run() -> Result<()> {
     let plain_listener = TcpListener::bind("127.0.0.1:0").await?;
     let tls_listener = TcpListener::bind("127.0.0.1:0").await?;
     let mut out = std::io::stdout();
-    writeln!(out, "listening {} {}", plain_listener.local_addr()?, tls_listener.local_addr()?)?;
+    writeln!(
+        out,
+        "listening {} {}",
+        plain_listener.local_addr()?,
+        tls_listener.local_addr()?
+    )?;
     out.flush()?;
     loop {
         tokio::select! {
@@ -39,7 +44,9 @@ pub(crate) async fn run() -> Result<()> {
     }
 }
 
-async fn answer(_request: Request<Incoming>) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    _request: Request<Incoming>,
+) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
     const BODY: Bytes = Bytes::from_static(&[b'x'; 128]);
     Ok(Response::new(Full::new(BODY)))
 }
@@ -47,7 +54,11 @@ async fn answer(_request: Request<Incoming>) -> std::result::Result<Response<Ful
 async fn serve_plain(stream: TcpStream) {
     if stream.set_nodelay(true).is_ok() {
         // Clients come and go.
-        drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await);
+        drop(
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service_fn(answer))
+                .await,
+        );
     }
 }
 
@@ -55,7 +66,11 @@ async fn serve_tls(stream: TcpStream, tls: TlsAcceptor) {
     if stream.set_nodelay(true).is_ok()
         && let Ok(stream) = tls.accept(stream).await
     {
-        drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await);
+        drop(
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service_fn(answer))
+                .await,
+        );
     }
 }
 
@@ -63,7 +78,9 @@ fn acceptor(dir: &std::path::Path) -> Result<TlsAcceptor> {
     let ca_key = rcgen::KeyPair::generate()?;
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, "bench");
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "bench");
     std::fs::write(dir.join("ca.pem"), params.self_signed(&ca_key)?.pem())?;
     let issuer = rcgen::Issuer::new(params, ca_key);
     let key = rcgen::KeyPair::generate()?;

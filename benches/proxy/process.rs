@@ -21,7 +21,11 @@ pub(crate) enum Output {
 /// Whether processes can be kept to one core.
 pub(crate) fn can_pin() -> bool {
     let two = std::thread::available_parallelism().is_ok_and(|count| count.get() >= 2);
-    two && Command::new("taskset").arg("--version").stdout(Stdio::null()).status().is_ok()
+    two && Command::new("taskset")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok()
 }
 
 /// A program on one core, if that can be had.
@@ -43,7 +47,10 @@ pub(crate) fn role(name: &str, core: usize) -> Result<Command> {
 
 /// Runs a role on one thread.
 pub(crate) fn runtime(role: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(role)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(role)
 }
 
 impl Process {
@@ -52,13 +59,20 @@ impl Process {
             Output::Stdout => (Stdio::piped(), Stdio::inherit()),
             Output::Stderr => (Stdio::null(), Stdio::piped()),
         };
-        let mut child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn()?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()?;
         let source: Box<dyn Read + Send> = match (child.stdout.take(), child.stderr.take()) {
             (Some(out), _) => Box::new(out),
             (None, Some(err)) => Box::new(err),
             (None, None) => return Err("the child has no output".into()),
         };
-        Ok(Self { child, lines: BufReader::new(source) })
+        Ok(Self {
+            child,
+            lines: BufReader::new(source),
+        })
     }
 
     /// The next line that contains `word`.
@@ -87,7 +101,10 @@ impl Process {
     /// Memory in use.
     pub(crate) fn resident_kib(&self) -> Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .ok_or("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 }

@@ -41,9 +41,15 @@ impl Setup {
 
         let (proxy_address, route) = (free_address()?, free_address()?);
         let config = dir.path().join("config.yaml");
-        std::fs::write(&config, policy(dir.path(), proxy_address, route, origin_plain, origin_tls))?;
+        std::fs::write(
+            &config,
+            policy(dir.path(), proxy_address, route, origin_plain, origin_tls),
+        )?;
         let mut command = process::pinned(Path::new(env!("CARGO_BIN_EXE_outpace")), 0);
-        command.args(["serve", "--config"]).arg(&config).env("TOKIO_WORKER_THREADS", "1");
+        command
+            .args(["serve", "--config"])
+            .arg(&config)
+            .env("TOKIO_WORKER_THREADS", "1");
         let mut proxy = Process::start(command, Output::Stderr)?;
         proxy.expect_line("\"ready\"")?;
         let cas = dir.path().join("cas.pem");
@@ -51,7 +57,18 @@ impl Setup {
             + &std::fs::read_to_string(dir.path().join("bare-ca.pem"))?
             + &std::fs::read_to_string(dir.path().join("data/ca.pem"))?;
         std::fs::write(&cas, both)?;
-        Ok(Self { origin_plain, bare_tls, forwarder, forwarder_address, proxy, proxy_address, route, cas, _origins: [origin, bare], _dir: dir })
+        Ok(Self {
+            origin_plain,
+            bare_tls,
+            forwarder,
+            forwarder_address,
+            proxy,
+            proxy_address,
+            route,
+            cas,
+            _origins: [origin, bare],
+            _dir: dir,
+        })
     }
 }
 
@@ -62,13 +79,23 @@ fn origin(dir: &Path, core: usize) -> Result<(Process, SocketAddr, SocketAddr)> 
     let mut origin = Process::start(command, Output::Stdout)?;
     let said = origin.expect_line("listening")?;
     let mut words = said.split(' ').skip(1);
-    let mut next = || words.next().ok_or("the origin did not say where it listens");
+    let mut next = || {
+        words
+            .next()
+            .ok_or("the origin did not say where it listens")
+    };
     let (plain, tls) = (next()?.parse()?, next()?.parse()?);
     Ok((origin, plain, tls))
 }
 
 /// Log line on, policy and limit active, never reached.
-fn policy(dir: &Path, listen: SocketAddr, route: SocketAddr, plain: SocketAddr, tls: SocketAddr) -> String {
+fn policy(
+    dir: &Path,
+    listen: SocketAddr,
+    route: SocketAddr,
+    plain: SocketAddr,
+    tls: SocketAddr,
+) -> String {
     let dir = dir.display();
     format!(
         "listen: {listen}\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {dir}/data\n\

@@ -14,9 +14,10 @@ use std::sync::{Arc, RwLock};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::admin::{Admin, Readiness};
-use crate::bounds::TRUST_COMPLAINTS;
+use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::exchange::{Exchange, Keep, Recorder};
@@ -74,6 +75,8 @@ pub struct App {
     metrics: Metrics,
     tasks: Tasks,
     clock: Clock,
+    lines: LineWriter,
+    admin_token: Option<Arc<Secret>>,
     /// The proxy's address, with the port that was bound.
     pub listen: SocketAddr,
     /// The admin's address, with the port that was bound.
@@ -99,8 +102,24 @@ impl App {
         let open_files = rlimit::increase_nofile_limit(u64::MAX);
         data_dir::prepare(&settings)?;
         let policy = Arc::new(ArcSwap::from_pointee(policy));
-        let server = build(&settings, &policy, &clock, &random, &metrics, &tasks)?;
-        let (listeners, admin_listener) = bind(&settings, &policy.load()).await?;
+        let lines = LineWriter::new(std::io::stdout(), metrics.clone())
+            .map_err(|error| StartError::Internal(error.to_string()))?;
+        let shared = Shared {
+            clock,
+            random,
+            metrics,
+            tasks,
+            lines,
+        };
+        let server = build(&settings, &policy, &shared)?;
+        let Shared {
+            clock,
+            metrics,
+            tasks,
+            lines,
+            ..
+        } = shared;
+        let (listeners, admin_listener) = bind(&settings).await?;
         let addresses = addresses(&listeners, &admin_listener)?;
         server
             .exchange
@@ -116,7 +135,7 @@ impl App {
             admin_listener,
             readiness,
             &metrics,
-            loaded.admin_token,
+            loaded.admin_token.clone(),
         );
         tasks.spawn_until_drained(reap(server));
         drop(starting);
@@ -131,9 +150,16 @@ impl App {
             metrics,
             tasks,
             clock,
+            lines,
+            admin_token: loaded.admin_token,
             listen,
             admin,
         })
+    }
+
+    /// Where canonical lines go; to be closed when nothing else runs.
+    pub fn lines(&self) -> LineWriter {
+        self.lines.clone()
     }
 
     /// Serves until SIGTERM or SIGINT, reloading meanwhile; then drains.
@@ -153,14 +179,27 @@ impl App {
     }
 }
 
+/// What all parts are given.
+struct Shared {
+    clock: Clock,
+    random: Random,
+    metrics: Metrics,
+    tasks: Tasks,
+    lines: LineWriter,
+}
+
 fn build(
     settings: &Settings,
     policy: &Arc<ArcSwap<Policy>>,
-    clock: &Clock,
-    random: &Random,
-    metrics: &Metrics,
-    tasks: &Tasks,
+    shared: &Shared,
 ) -> Result<Arc<Server>, StartError> {
+    let Shared {
+        clock,
+        random,
+        metrics,
+        tasks,
+        lines,
+    } = shared;
     let roots = Roots::load(settings.roots.iter().cloned());
     let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
     write_bundle(
@@ -175,8 +214,6 @@ fn build(
     let leaves = Leaves::new(ca, clock.clone(), metrics.clone()).map_err(internal)?;
     let connector = Connector::new(&roots, settings.parent.clone())
         .map_err(|error| StartError::Internal(error.to_string()))?;
-    let lines = LineWriter::new(std::io::stdout(), metrics.clone())
-        .map_err(|error| StartError::Internal(error.to_string()))?;
     let pseudonym = random.bits();
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
     let ledger = Arc::new(MemoryLedger::new(clock.clone()));
@@ -187,7 +224,7 @@ fn build(
         recorder: Arc::new(Recorder::new(
             clock.clone(),
             metrics.clone(),
-            lines,
+            lines.clone(),
             instance,
         )),
         pseudonym: Pseudonym::new(pseudonym),
@@ -203,15 +240,13 @@ fn build(
         leaves,
         tasks: tasks.clone(),
         metrics: metrics.clone(),
+        room: Arc::new(Semaphore::new(CONNECTIONS)),
         told: moka::sync::Cache::new(TRUST_COMPLAINTS),
     }))
 }
 
 /// The proxy's port first, then routes' ports; and the admin's.
-async fn bind(
-    settings: &Settings,
-    policy: &Policy,
-) -> Result<(Vec<Listener>, TcpListener), StartError> {
+async fn bind(settings: &Settings) -> Result<(Vec<Listener>, TcpListener), StartError> {
     let failed = |key, address| {
         move |cause| StartError::Port {
             key,
@@ -226,9 +261,8 @@ async fn bind(
             .map_err(failed("listen", listen))?,
     ];
     for address in &settings.route_ports {
-        let route = policy.routes_by_port.get(address).cloned();
         listeners.push(
-            serve::bind(*address, route)
+            serve::bind(*address, Some(*address))
                 .await
                 .map_err(failed("routes: listen", *address))?,
         );

@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::App;
 use crate::config::{self, Settings};
-use crate::policy::Policy;
+use crate::policy::{Policy, Secret};
 use crate::telemetry::Metrics;
 
 /// A mounted config map changes by a swapped link, which notifications miss; a look now and then
@@ -21,6 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Reloader<'a> {
     path: PathBuf,
     settings: &'a Settings,
+    admin_token: Option<&'a Secret>,
     policy: Arc<ArcSwap<Policy>>,
     metrics: Metrics,
     hangup: Signal,
@@ -33,6 +34,7 @@ impl<'a> Reloader<'a> {
         Ok(Self {
             path: app.config.clone(),
             settings: &app.settings,
+            admin_token: app.admin_token.as_deref(),
             policy: Arc::clone(&app.policy),
             metrics: app.metrics.clone(),
             hangup: signal(SignalKind::hangup())?,
@@ -64,7 +66,9 @@ impl<'a> Reloader<'a> {
                 tracing::error!(%error, "the configuration was not reloaded; the one before stays");
             }
             Ok(loaded) => {
-                if loaded.config.settings != *self.settings {
+                let token = loaded.admin_token.as_deref().map(Secret::reveal);
+                let same_token = token == self.admin_token.map(Secret::reveal);
+                if loaded.config.settings != *self.settings || !same_token {
                     tracing::warn!("settings other than policy have changed; they take a restart");
                 }
                 let targets = loaded.config.policy.targets.len();

@@ -1,10 +1,14 @@
 //! `outpace serve`: run the proxy.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Exit, complain};
 use crate::app::App;
 use crate::{config, telemetry};
+
+/// Time for what is dropped at the end to be dropped.
+const LAST_BREATH: Duration = Duration::from_millis(500);
 
 pub(super) fn run(config: &Path) -> Exit {
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
@@ -22,11 +26,18 @@ pub(super) fn run(config: &Path) -> Exit {
             return Exit::Internal;
         }
     };
-    let served = runtime.block_on(async { App::start(config).await?.run().await });
-    // What the drain did not wait for any longer must not hold up the end.
-    runtime.shutdown_background();
+    let served = runtime.block_on(async {
+        let app = App::start(config).await?;
+        let lines = app.lines();
+        app.run().await.map(|()| lines)
+    });
+    // What the drain did not wait for any longer is dropped, and leaves its records.
+    runtime.shutdown_timeout(LAST_BREATH);
     match served {
-        Ok(()) => Exit::Ok,
+        Ok(lines) => {
+            lines.close();
+            Exit::Ok
+        }
         Err(error) => {
             complain(&error.to_string());
             Exit::from(&error)

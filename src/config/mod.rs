@@ -94,7 +94,7 @@ pub fn load(
     parse(path, &text, environment, generation)
 }
 
-/// Like [`load`], with the text at hand; `path` is for messages, and relative files start there.
+/// Like [`load`], with the text at hand; `path` is for messages.
 ///
 /// # Errors
 /// [`ConfigError`].

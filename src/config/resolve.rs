@@ -47,8 +47,12 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
     let mut problems = Problems::default();
     let p = &mut problems;
     not_yet(p, &file);
-    let admin_token =
-        secret(p, "admin.token", file.admin.token.as_ref(), file.admin.token_file.as_deref());
+    let admin_token = secret(
+        p,
+        "admin.token",
+        file.admin.token.as_ref(),
+        file.admin.token_file.as_deref(),
+    );
     let clients = clients(p, &file.clients);
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
     let targets = target::targets(p, std::mem::take(&mut file.targets), generation);
@@ -74,17 +78,27 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
         return Err(problems.0);
     }
     let policy = policy.with_targets(targets);
-    Ok(Loaded { config: Config { settings, policy }, admin_token: admin_token.map(Arc::new) })
+    Ok(Loaded {
+        config: Config { settings, policy },
+        admin_token: admin_token.map(Arc::new),
+    })
 }
 
 fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Settings {
-    let data_dir = file.data_dir.map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0);
+    let data_dir = file
+        .data_dir
+        .map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0);
     let data_dir = PathBuf::from(data_dir);
     let (ca, export_dir) = ca(p, file.ca, &data_dir);
     Settings {
-        listen: file.listen.map_or_else(|| default_listen(8080), |listen| listen.0.0),
+        listen: file
+            .listen
+            .map_or_else(|| default_listen(8080), |listen| listen.0.0),
         public_url: file.public_url.and_then(|url| public_url(p, &url.0)),
-        admin_listen: file.admin.listen.map_or_else(|| default_listen(8081), |l| l.0.0),
+        admin_listen: file
+            .admin
+            .listen
+            .map_or_else(|| default_listen(8081), |l| l.0.0),
         route_ports,
         ca,
         export_dir,
@@ -100,9 +114,17 @@ fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Setti
 fn doors(p: &mut Problems, settings: &Settings, policy: &Policy, token: bool, allow_open: bool) {
     let admin = settings.admin_listen;
     if !admin.ip().is_loopback() && !token {
-        p.add("admin.listen", format!("{admin} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1"));
+        p.add(
+            "admin.listen",
+            format!(
+                "{admin} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1"
+            ),
+        );
     }
-    let routes = settings.route_ports.iter().map(|address| ("routes", *address));
+    let routes = settings
+        .route_ports
+        .iter()
+        .map(|address| ("routes", *address));
     for (key, address) in std::iter::once(("listen", settings.listen)).chain(routes) {
         if !address.ip().is_loopback() && policy.clients.is_empty() && !allow_open {
             p.add(key, format!("{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out"));
@@ -242,6 +264,14 @@ fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
         );
         None
     };
+    if text.contains('@') {
+        // It may hold a password: it is not repeated.
+        p.add(
+            key,
+            "the URL carries credentials; use a target's `set_headers`",
+        );
+        return None;
+    }
     let Ok(url) = url::Url::parse(text) else {
         return problem(p, "is not a URL");
     };
@@ -252,9 +282,6 @@ fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
     };
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
         return problem(p, "has a path; requests keep their own");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return problem(p, "carries credentials; use a target's `set_headers`");
     }
     let Some(host) = url.host_str().and_then(|host| HostName::parse(host).ok()) else {
         return problem(p, "has no host");
@@ -385,7 +412,10 @@ fn egress(p: &mut Problems, written: &mut schema::Egress) -> Egress {
         }
     }
     Egress {
-        allow: std::mem::take(&mut written.allow).into_iter().map(|allow| allow.0).collect(),
+        allow: std::mem::take(&mut written.allow)
+            .into_iter()
+            .map(|allow| allow.0)
+            .collect(),
         resolve,
     }
 }

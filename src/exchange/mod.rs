@@ -53,6 +53,9 @@ use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TargetMetrics};
 use crate::units::Origin;
 
+/// How many connections one slot may be tried on.
+const REDIALS: usize = 3;
+
 /// Everything that exchanges share.
 #[derive(Debug)]
 pub struct Exchange {
@@ -143,7 +146,9 @@ impl Exchange {
     ) -> Result<Delivery, Error> {
         let mut course = self.plan(arrival, request, record)?;
         let mut aside: Option<Response<Bytes>> = None;
+        let mut tries = 0;
         loop {
+            tries += 1;
             let (attempted, ended) = match self.attempt(&course, record).await {
                 Ok(answer) => (self.answered(&answer), Ok(answer)),
                 // Out of patience after a refusal of the origin's: that is the answer.
@@ -155,7 +160,7 @@ impl Exchange {
                     (attempted, Err(error))
                 }
             };
-            match (self.react(&course, attempted, record), ended) {
+            match (self.react(&course, attempted, tries, record), ended) {
                 (Then::Again(not_before), ended) => {
                     if let Ok(answer) = ended {
                         // Boxed, like all that few requests need: it would make every request's state larger.
@@ -216,13 +221,16 @@ impl Exchange {
         let mut request = course
             .template
             .request(lease.spoken(), origin, parent, reader());
-        loop {
+        for _ in 0..REDIALS {
             let sending = lease.send(request);
             match tokio::time::timeout(RESPONSE_HEAD_TIMEOUT, sending).await {
                 Ok(Ok(response)) => return Ok(Answer { response, turn }),
-                // Closed in the moment of sending; the slot is still there, so another connection.
+                // Closed in the moment of sending; while the slot is good, another connection will do.
                 Ok(Err(SendError::Unsent(unsent))) => {
                     lease = self.connection(idle, dial).await?;
+                    if turn.as_ref().is_some_and(Turn::is_void) {
+                        break;
+                    }
                     request =
                         course
                             .template
@@ -236,6 +244,10 @@ impl Exchange {
                 }
             }
         }
+        let cause = "connections close in the moment of sending".to_owned();
+        Err(NoAnswer::NotAdmitted(NotAdmitted::Unconnected(
+            origin::Error::Refused(cause),
+        )))
     }
 
     async fn connection<C, D>(
@@ -261,7 +273,13 @@ impl Exchange {
     }
 
     /// Decides what follows, and tells everyone what the origin asked for.
-    fn react(&self, course: &Course<'_>, attempted: Attempted, record: &Record) -> Then {
+    fn react(
+        &self,
+        course: &Course<'_>,
+        attempted: Attempted,
+        tries: u32,
+        record: &Record,
+    ) -> Then {
         let Some(target) = course.target else {
             return Then::Deliver;
         };
@@ -269,7 +287,7 @@ impl Exchange {
             retry: &target.retry,
             idempotent: target.idempotent || course.template.is_idempotent(),
             replayable: course.body.as_ref().is_none_or(Replayable::replayable),
-            attempts: record.attempts.max(1),
+            attempts: tries,
             now: self.clock.now(),
             deadline: self.deadline(course, record),
             draw: self.random.unit(),
@@ -349,10 +367,12 @@ impl Readiness for Lease<Outgoing> {
     }
 }
 
-
 /// Whether this run writes golden files anew.
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a switch for whoever runs the tests")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a switch for whoever runs the tests"
+)]
 fn updating_golden() -> bool {
     std::env::var("UPDATE_GOLDEN").is_ok()
 }

@@ -128,9 +128,23 @@ pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response
         headers.insert(header::RETRY_AFTER, semantics::write_retry_after(wait));
         headers.insert("retry-after-ms", HeaderValue::from(millis(wait)));
     }
-    if error.reason == Reason::ClientUnknown {
-        let challenge = HeaderValue::from_static("Basic realm=\"outpace\"");
-        headers.insert(header::PROXY_AUTHENTICATE, challenge);
+    let challenge = HeaderValue::from_static("Basic realm=\"outpace\"");
+    match error.reason {
+        Reason::ClientUnknown => {
+            headers.insert(header::PROXY_AUTHENTICATE, challenge);
+        }
+        Reason::ClientTokenUnknown => {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Outpace-Client-Token"),
+            );
+        }
+        // RFC 9110 section 15.5.6: what is allowed instead.
+        Reason::MethodNotAllowed => {
+            let others = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+            headers.insert(header::ALLOW, HeaderValue::from_static(others));
+        }
+        _ => {}
     }
     response
 }

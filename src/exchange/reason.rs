@@ -31,7 +31,7 @@ pub enum Reason {
     OriginBroke,
     OriginTimeout,
     OriginProtocol,
-    Overloaded,
+    ClientTokenUnknown,
     InnerNotHttp,
     InnerTls,
     InnerDistrusted,
@@ -91,7 +91,7 @@ impl Reason {
         Self::OriginBroke,
         Self::OriginTimeout,
         Self::OriginProtocol,
-        Self::Overloaded,
+        Self::ClientTokenUnknown,
         Self::InnerNotHttp,
         Self::InnerTls,
         Self::InnerDistrusted,
@@ -103,7 +103,7 @@ impl Reason {
     #[expect(clippy::too_many_lines, reason = "it is a table: one row per reason")]
     pub const fn row(self) -> Row {
         use Level::{Debug, Warn};
-        use Outcome::{Abandoned, Failed, Refused, Rejected};
+        use Outcome::{Failed, Refused, Rejected};
         const fn row(
             token: &'static str,
             status: StatusCode,
@@ -179,7 +179,7 @@ impl Reason {
                 (Refused, Debug),
                 (
                     "The proxy is for known clients, and the request did not prove to be of one.",
-                    "Write the proxy's URL as `http://NAME:TOKEN@HOST:PORT` with a name and token from `clients`; on a route, send `Outpace-Client-Token: NAME:TOKEN`.",
+                    "Write the proxy's URL as `http://NAME:TOKEN@HOST:PORT` with a name and token from `clients`.",
                 ),
             ),
             Self::NoRoute => row(
@@ -342,14 +342,14 @@ impl Reason {
                     "Check what stands behind that host.",
                 ),
             ),
-            Self::Overloaded => row(
-                "overloaded",
-                StatusCode::SERVICE_UNAVAILABLE,
-                "connection_limit_reached",
-                (Refused, Warn),
+            Self::ClientTokenUnknown => row(
+                "client-token-unknown",
+                StatusCode::UNAUTHORIZED,
+                "http_request_denied",
+                (Refused, Debug),
                 (
-                    "outpace has as many connections open as it may.",
-                    "Come back later; run another replica.",
+                    "The route is for known clients, and the request did not prove to be of one.",
+                    "Send `Outpace-Client-Token: NAME:TOKEN` with a name and token from `clients`.",
                 ),
             ),
             Self::InnerNotHttp => row(
@@ -386,7 +386,7 @@ impl Reason {
                 "internal",
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "proxy_internal_error",
-                (Abandoned, Warn),
+                (Failed, Warn),
                 (
                     "Something broke inside outpace.",
                     "Please report it with the log.",
@@ -424,14 +424,20 @@ mod tests {
         let rows = Reason::ALL.map(Reason::row);
         let tokens: std::collections::HashSet<_> = rows.iter().map(|row| row.token).collect();
         assert_eq!(tokens.len(), Reason::ALL.len());
-        assert!(rows.iter().all(|row| row.remedy.ends_with('.') && row.meaning.ends_with('.')));
+        assert!(
+            rows.iter()
+                .all(|row| row.remedy.ends_with('.') && row.meaning.ends_with('.'))
+        );
     }
 
     /// Set `UPDATE_GOLDEN=1` to write the page anew; then read it.
     #[test]
     fn the_table_is_the_page() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md");
-        let page = format!("# Reasons\n\nEvery response that outpace makes itself carries one of these in `Proxy-Status` and in its body. This page is printed from the code.\n\n{}", table());
+        let page = format!(
+            "# Reasons\n\nEvery response that outpace makes itself carries one of these in `Proxy-Status` and in its body. This page is printed from the code.\n\n{}",
+            table()
+        );
         if crate::exchange::updating_golden() {
             std::fs::write(path, &page).unwrap();
         }

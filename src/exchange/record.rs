@@ -6,18 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::Method;
-use serde::{Serialize, Serializer};
-
 use super::problem::Error;
 use super::reason::{Level, Reason};
 use crate::clock::{Clock, Instant};
-use crate::telemetry::{LineWriter, Metrics, Outcome, TargetMetrics};
+use crate::telemetry::{JsonObject, LineWriter, Metrics, Outcome, TargetMetrics};
 use crate::units::Origin;
+use http::Method;
 
 /// How a request reached us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// Absolute-form.
     Plain,
@@ -31,6 +28,18 @@ pub enum Way {
     Direct,
 }
 
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Intercept => "intercept",
+            Self::Route => "route",
+            Self::Tunnel => "tunnel",
+            Self::Direct => "direct",
+        }
+    }
+}
+
 /// Who sent a request.
 #[derive(Debug, Clone)]
 pub struct Sender {
@@ -38,11 +47,12 @@ pub struct Sender {
     pub address: IpAddr,
     /// Its name, where clients are known.
     pub name: Option<Arc<str>>,
+    /// Its group, if it has one.
+    pub group: Option<Arc<str>>,
 }
 
 /// Where the request's body was kept for repetition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// There was none.
     None,
@@ -52,6 +62,17 @@ pub enum Kept {
     File,
     /// Nowhere: it was too large, and streamed once.
     Streamed,
+}
+
+impl Kept {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Memory => "memory",
+            Self::File => "file",
+            Self::Streamed => "streamed",
+        }
+    }
 }
 
 /// Where records go. Shared by all exchanges.
@@ -156,7 +177,7 @@ impl Record {
 
     /// The id under which the log knows it.
     pub fn id(&self) -> String {
-        format!("{:08x}-{:x}", self.recorder.instance, self.number)
+        Id(self.recorder.instance, self.number).to_string()
     }
 
     /// Notes the target.
@@ -206,37 +227,61 @@ impl Record {
         }
         let metrics = self.metrics.as_ref().unwrap_or(&self.recorder.unmatched);
         metrics.exchange(outcome, self.attempts, self.waited);
-        let line = Line {
-            time: self.time,
-            level: "info",
-            message: "exchange",
-            exchange: (self.recorder.instance, self.number),
-            client: self.sender.address,
-            client_name: self.sender.name.as_deref(),
-            way: self.way,
-            method: self.method.as_str(),
-            scheme: self.origin.as_ref().map(|origin| origin.scheme.as_str()),
-            host: self.origin.as_ref().map(|origin| origin.host.as_str()),
-            port: self.origin.as_ref().map(|origin| origin.port),
-            path: self.path.as_ref().map(http::uri::PathAndQuery::path),
-            target: self.target.as_deref(),
-            limit: self.limit.as_deref(),
-            waited_ms: millis(self.waited),
-            attempts: self.attempts,
-            status: self.status,
-            outcome: outcome.name(),
-            reason: self.reason.map(|reason| reason.row().token),
-            detail: self.detail.as_deref(),
-            sent_bytes: self.sent,
-            received_bytes: self.received,
-            body: self.kept,
-            duration_ms: millis(self.recorder.clock.now().since(self.began)),
-            trace: self.trace.as_ref().and_then(trace_id),
+        let recorder = Arc::clone(&self.recorder);
+        recorder.lines.line(|buffer| self.write(outcome, buffer));
+    }
+
+    /// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.
+    fn write(&self, outcome: Outcome, buffer: &mut Vec<u8>) {
+        let mut line = JsonObject::begin(buffer);
+        line.quoted("time", humantime::format_rfc3339_millis(self.time))
+            .text("level", "info")
+            .text("message", "exchange")
+            .quoted("exchange", Id(self.recorder.instance, self.number))
+            .quoted("client", self.sender.address)
+            .text_if("client_name", self.sender.name.as_deref())
+            .text_if("client_group", self.sender.group.as_deref())
+            .text("way", self.way.name())
+            .text("method", self.method.as_str())
+            .text_or_null(
+                "scheme",
+                self.origin.as_ref().map(|origin| origin.scheme.as_str()),
+            )
+            .text_or_null(
+                "host",
+                self.origin.as_ref().map(|origin| origin.host.as_str()),
+            );
+        match &self.origin {
+            Some(origin) => line.shown("port", origin.port),
+            None => line.shown("port", "null"),
         };
-        self.recorder.lines.line(|buffer| {
-            // Writing to memory does not fail; every string is UTF-8 and escaped.
-            drop(serde_json::to_writer(buffer, &line));
-        });
+        line.text_or_null(
+            "path",
+            self.path.as_ref().map(http::uri::PathAndQuery::path),
+        )
+        .text_or_null("target", self.target.as_deref())
+        .text_or_null("limit", self.limit.as_deref())
+        .millis("waited_ms", self.waited)
+        .shown("attempts", self.attempts)
+        .shown("status", self.status)
+        .text("outcome", outcome.name())
+        .text_if("reason", self.reason.map(|reason| reason.row().token))
+        .text_if("detail", self.detail.as_deref())
+        .shown("sent_bytes", self.sent)
+        .shown("received_bytes", self.received)
+        .text("body", self.kept.name())
+        .millis("duration_ms", self.recorder.clock.now().since(self.began))
+        .text_if("trace", self.trace.as_ref().and_then(trace_id));
+        line.end();
+    }
+}
+
+/// An exchange's id: which instance, and its number there.
+struct Id(u32, u64);
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:08x}-{:x}", self.0, self.1)
     }
 }
 
@@ -244,55 +289,6 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.emit(Outcome::Abandoned);
     }
-}
-
-/// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(serialize_with = "rfc3339")]
-    time: SystemTime,
-    level: &'a str,
-    message: &'a str,
-    #[serde(serialize_with = "id")]
-    exchange: (u32, u64),
-    client: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_name: Option<&'a str>,
-    way: Way,
-    method: &'a str,
-    scheme: Option<&'a str>,
-    host: Option<&'a str>,
-    port: Option<u16>,
-    path: Option<&'a str>,
-    target: Option<&'a str>,
-    limit: Option<&'a str>,
-    waited_ms: f64,
-    attempts: u32,
-    status: u16,
-    outcome: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<&'a str>,
-    sent_bytes: u64,
-    received_bytes: u64,
-    body: Kept,
-    duration_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace: Option<&'a str>,
-}
-
-fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
-}
-
-fn id<S: Serializer>(id: &(u32, u64), serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{:08x}-{:x}", id.0, id.1))
-}
-
-/// Milliseconds with microseconds behind the point.
-fn millis(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The trace id of a W3C `traceparent`.
@@ -328,6 +324,7 @@ mod tests {
         let sender = Sender {
             address: "127.0.0.1".parse().unwrap(),
             name: None,
+            group: None,
         };
 
         recorder.begin(Way::Plain, &sender).end();

@@ -132,7 +132,11 @@ impl Book {
                     held_by: Some(held_by),
                     ask_again: None,
                 };
-                return Grant { now, slots, short: Some(short) };
+                return Grant {
+                    now,
+                    slots,
+                    short: Some(short),
+                };
             }
             let (at, held_by) = self.earliest(run.limits, now);
             if at > now + HORIZON {
@@ -140,11 +144,19 @@ impl Book {
                     held_by,
                     ask_again: Some(at - HORIZON),
                 };
-                return Grant { now, slots, short: Some(short) };
+                return Grant {
+                    now,
+                    slots,
+                    short: Some(short),
+                };
             }
             slots.push(self.take(run.limits, at));
         }
-        Grant { now, slots, short: None }
+        Grant {
+            now,
+            slots,
+            short: None,
+        }
     }
 
     /// The earliest instant that all agree on, and who moved it last. Each schedule only moves it

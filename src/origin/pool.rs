@@ -14,11 +14,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{Body, Connector, Error, Io};
 use crate::bounds::{
-    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
+    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
 };
 use crate::clock::{Clock, Instant};
 use crate::policy::Egress;
-use crate::shutdown::Tasks;
+use crate::shutdown::{Background, Tasks};
 use crate::telemetry::Metrics;
 use crate::units::Origin;
 
@@ -263,7 +263,7 @@ where
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| broken(&error))?;
+            .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
             Wire::Http1 => Box::pin(connection.with_upgrades()),
             Wire::Any | Wire::Http2Prior => Box::pin(connection),
@@ -275,14 +275,17 @@ where
     }
 
     async fn http2(&self, io: Io) -> Result<http2::SendRequest<B>, Error> {
-        let (sender, connection) = http2::Builder::new(self.tasks.clone())
+        let (sender, connection) = http2::Builder::new(Background)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(H2_HEADER_LIST)
+            // A connection that died silently is found out by whoever waits on it.
+            .keep_alive_interval(H2_PING)
+            .keep_alive_timeout(H2_PING)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| broken(&error))?;
+            .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
         // Its end reaches everyone who has a stream on it. It must not hold up a drain.
         drop(
             self.tasks

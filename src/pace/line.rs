@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::queue::{Asked, Entry, Next, Place, Queue, Stage};
 use super::{Admission, Connection, Event, Refusal, RefusalKind, Ticket};
-use crate::bounds::{HORIZON, LATE_MAX};
+use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
 use crate::policy::{LimitSet, Target};
@@ -105,6 +105,11 @@ impl Line {
             limits,
             ticket: ticket.clone(),
             place,
+            // While only its own connection is missing, no limit tries its patience.
+            until: match &held_by {
+                Some(_) => ticket.deadline,
+                None => ticket.deadline.max(self.clock.now() + CONNECT_TIMEOUT),
+            },
             held_by,
             ready,
             told,
@@ -185,7 +190,8 @@ impl Line {
     ) -> Result<Option<Arc<str>>, Refusal> {
         let queue = &state.queue;
         let forecast = queue.forecast(limits, ticket.arrived, &*self.ledger);
-        let kind = if forecast.at > ticket.deadline {
+        // What could leave now is not held, however little patience it has.
+        let kind = if forecast.at > ticket.deadline.max(self.clock.now()) {
             RefusalKind::WaitTooLong
         } else if queue.len() >= queue.target().max_waiting {
             RefusalKind::QueueFull
@@ -254,7 +260,7 @@ impl Line {
         }
     }
 
-    /// One call is under way; those with slots in hand leave meanwhile.
+    /// One call is under way; those with slots leave meanwhile.
     async fn await_booking(self: &Arc<Self>, asked: Asked, mut answer: Answer) {
         loop {
             let until = match self.step() {
@@ -357,6 +363,8 @@ pub struct Waiter {
     limits: LimitSet,
     ticket: Ticket,
     place: Place,
+    /// Until when it waits.
+    until: Instant,
     held_by: Option<Arc<str>>,
     ready: bool,
     told: mpsc::Receiver<Event>,
@@ -374,7 +382,7 @@ impl Waiter {
                 Some(event) => event,
                 None => Event::Refused(self.overdue()),
             },
-            () = self.line.clock.sleep_until(self.ticket.deadline) => {
+            () = self.line.clock.sleep_until(self.until) => {
                 match self.told.try_recv() {
                     Ok(event) => event,
                     Err(_) => Event::Refused(self.overdue()),
@@ -388,8 +396,9 @@ impl Waiter {
         self.ready
     }
 
-    /// A connection is ready.
-    pub fn ready(&self) {
+    /// A connection is ready; from now on only limits hold it.
+    pub fn ready(&mut self) {
+        self.until = self.ticket.deadline.max(self.line.clock.now() + LATE_MAX);
         self.line.lock().queue.set_stage(self.place, Stage::Ready);
         self.line.changed.notify_one();
     }
@@ -450,14 +459,18 @@ impl Turn {
     /// # Errors
     /// [`Void`], and the slot is given up.
     pub fn leave(mut self) -> Result<Self, Void> {
-        let now = self.line.clock.now();
-        let late = now > self.slot.at + LATE_MAX;
-        if late || self.slot.epoch != self.line.epoch.load(Ordering::Acquire) {
+        if self.is_void() {
             self.line.metrics.slot_voided(&self.target.name);
             return Err(Void);
         }
         self.fate = Fate::Left;
         Ok(self)
+    }
+
+    /// Whether it has become too late, or the origin has blocked since.
+    pub fn is_void(&self) -> bool {
+        self.line.clock.now() > self.slot.at + LATE_MAX
+            || self.slot.epoch != self.line.epoch.load(Ordering::Acquire)
     }
 
     /// When the slot was.

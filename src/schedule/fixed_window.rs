@@ -61,6 +61,11 @@ impl FixedWindow {
         self.used += 1;
     }
 
+    pub(super) fn exhaust(&mut self, now: i64) {
+        self.current = now.div_euclid(self.window);
+        self.used = self.n;
+    }
+
     pub(super) fn adopt(&self, changed: Self) -> Self {
         if self.window == changed.window {
             Self {

@@ -61,6 +61,15 @@ impl Schedule {
         }
     }
 
+    /// As if everything that may be used by `now` had been.
+    fn exhaust(&mut self, now: Instant) {
+        match self {
+            Self::TokenBucket(bucket) => bucket.drain_until(now.as_nanos()),
+            Self::SlidingWindow(window) => window.exhaust(now.as_nanos()),
+            Self::FixedWindow(window) => window.exhaust(now.as_nanos()),
+        }
+    }
+
     /// The schedule under a changed limit: what was used stays used.
     #[must_use]
     pub fn adopt(self, changed: Self, now: Instant) -> Self {
@@ -72,9 +81,9 @@ impl Schedule {
                 Self::SlidingWindow(old.adopt(&new))
             }
             (Self::FixedWindow(old), Self::FixedWindow(new)) => Self::FixedWindow(old.adopt(new)),
+            // Another algorithm: what was sent is not known in its terms, so count it as all used.
             (_, mut fresh) => {
-                // Another algorithm: what was sent is not known in its terms, so start empty-handed.
-                fresh.drain_until(now);
+                fresh.exhaust(now);
                 fresh
             }
         }
@@ -197,15 +206,15 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_limit_releases_no_burst(n in 1u32..50, m in 1u32..50, kind in 0usize..3) {
+        fn a_changed_limit_releases_no_burst(n in 1u32..50, m in 1u32..50, kind in 0usize..3, then in 0usize..3) {
             let rate = |n| Rate::new(n, Duration::from_secs(1)).unwrap();
-            let build = |n| match kind {
+            let build = |n, kind: usize| match kind {
                 0 => Schedule::TokenBucket(TokenBucket::strict(rate(n), SLACK)),
                 1 => Schedule::SlidingWindow(SlidingWindow::new(rate(n), SLACK)),
                 _ => Schedule::FixedWindow(FixedWindow::new(rate(n), SLACK)),
             };
             let now = Instant::from_nanos(START);
-            let mut schedule = build(n);
+            let mut schedule = build(n, kind);
             let mut left = Vec::new();
             for count in [n, n + m] {
                 for _ in 0..count {
@@ -213,7 +222,7 @@ mod tests {
                     schedule.book(at);
                     left.push(at.as_nanos());
                 }
-                schedule = schedule.adopt(build(m), now);
+                schedule = schedule.adopt(build(m, then), now);
             }
             left.sort_unstable();
             prop_assert!(worst(&left, 1_000_000_000) <= 2 * n.max(m) as usize);

@@ -52,6 +52,10 @@ impl SlidingWindow {
             .push_back(self.log.back().map_or(at, |last| at.max(*last)));
     }
 
+    pub(super) fn exhaust(&mut self, now: i64) {
+        self.log = std::iter::repeat_n(now, self.n).collect();
+    }
+
     pub(super) fn adopt(&self, changed: &Self) -> Self {
         let skip = self.log.len().saturating_sub(changed.n);
         let log = self.log.iter().copied().skip(skip).collect();

@@ -20,6 +20,7 @@ pub(super) fn by_proxy_field(
     }
     let offered = proxy_credentials(headers);
     identify(
+        Reason::ClientUnknown,
         offered
             .as_ref()
             .map(|(name, token)| (name.as_str(), token.as_str())),
@@ -40,30 +41,26 @@ pub(super) fn by_token_field(
     let offered = headers
         .get(CLIENT_TOKEN)
         .and_then(|value| value.to_str().ok()?.split_once(':'));
-    identify(offered, policy, sender)
+    identify(Reason::ClientTokenUnknown, offered, policy, sender)
 }
 
 fn identify(
+    no: Reason,
     offered: Option<(&str, &str)>,
     policy: &Policy,
     sender: &Sender,
 ) -> Result<Sender, Error> {
     let Some((name, token)) = offered else {
-        return Err(Error::new(
-            Reason::ClientUnknown,
-            "the request carries no credentials",
-        ));
+        return Err(Error::new(no, "the request carries no credentials"));
     };
     let known = |client: &&Client| *client.name == *name && client.token.matches(token);
     match policy.clients.iter().find(known) {
         Some(client) => Ok(Sender {
             address: sender.address,
             name: Some(Arc::clone(&client.name)),
+            group: client.group.clone(),
         }),
         // Which of the two is wrong is nobody's business.
-        None => Err(Error::new(
-            Reason::ClientUnknown,
-            "the credentials are of no known client",
-        )),
+        None => Err(Error::new(no, "the credentials are of no known client")),
     }
 }

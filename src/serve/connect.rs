@@ -92,7 +92,10 @@ async fn answer(
     {
         Err(response) => response,
         Ok(tunnel) => {
-            let server = Arc::clone(&connection.server);
+            let (server, place) = (
+                Arc::clone(&connection.server),
+                Arc::clone(&connection.place),
+            );
             drop(connection.server.tasks.spawn(async move {
                 // A client that went away before its 200 leaves the tunnel's record as abandoned.
                 let Ok(upgraded) = upgrade.await else { return };
@@ -100,6 +103,7 @@ async fn answer(
                     Ok(stream) => tunnel.relay(stream, &server.exchange).await,
                     Err(stream) => tunnel.relay(stream, &server.exchange).await,
                 }
+                drop(place);
             }));
             Response::new(Body::empty())
         }
@@ -151,6 +155,7 @@ impl Insider {
                 ..self.origin.clone()
             }),
             sender: self.sender.clone(),
+            place: Arc::clone(&self.connection.place),
         })
     }
 

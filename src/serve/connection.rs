@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::listener::Place;
 use super::{Server, authenticate, connect, gateway};
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
@@ -40,18 +41,26 @@ pub(super) struct Connection {
     pub(super) server: Arc<Server>,
     pub(super) inbound: Inbound,
     pub(super) sender: Sender,
+    pub(super) place: Arc<Place>,
 }
 
 impl Connection {
-    pub(super) fn new(server: Arc<Server>, peer: SocketAddr, inbound: Inbound) -> Self {
+    pub(super) fn new(
+        server: Arc<Server>,
+        peer: SocketAddr,
+        inbound: Inbound,
+        place: Arc<Place>,
+    ) -> Self {
         let sender = Sender {
             address: peer.ip().to_canonical(),
             name: None,
+            group: None,
         };
         Self {
             server,
             inbound,
             sender,
+            place,
         }
     }
 
@@ -243,11 +252,7 @@ impl Connection {
             .begin(self.way(), &self.sender);
         record.method = method.clone();
         record.refused(error);
-        let mut response = response(error, None, &record.id());
-        if error.reason == Reason::ClientUnknown && !matches!(self.inbound, Inbound::Proxy) {
-            // A gateway's client is no proxy's client (RFC 9110 section 15.5.2).
-            *response.status_mut() = StatusCode::UNAUTHORIZED;
-        }
+        let response = response(error, None, &record.id());
         record.end();
         response
     }

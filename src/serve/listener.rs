@@ -6,26 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Server;
 use super::connection::{Connection, Inbound};
-use crate::bounds::CONNECTIONS;
-use crate::units::Origin;
+use crate::telemetry::Metrics;
 
 /// A bound port and what it is for.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
-    /// Set for a route by port.
-    route: Option<Origin>,
+    /// The address that a route by port has in the policy.
+    route: Option<SocketAddr>,
 }
 
 /// Binds `address`.
 ///
 /// # Errors
 /// What the system said.
-pub async fn bind(address: SocketAddr, route: Option<Origin>) -> std::io::Result<Listener> {
+pub async fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Result<Listener> {
     let listener = TcpListener::bind(address).await?;
     Ok(Listener { listener, route })
 }
@@ -44,9 +43,8 @@ impl Listener {
 
     /// Accepts and serves for ever.
     pub async fn run(self, server: Arc<Server>) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+            let Ok(room) = Arc::clone(&server.room).acquire_owned().await else {
                 return;
             };
             let (stream, peer) = match self.listener.accept().await {
@@ -57,24 +55,56 @@ impl Listener {
                     continue;
                 }
             };
-            let connection = Connection::new(Arc::clone(&server), peer, self.inbound());
-            drop(server.tasks.spawn(async move {
-                serve(connection, stream).await;
-                drop(place);
-            }));
+            // A reload may have taken the route away; its port is closed with the next start.
+            let Some(inbound) = self.inbound(&server) else {
+                continue;
+            };
+            let place = Place::new(room, server.metrics.clone());
+            let connection = Connection::new(Arc::clone(&server), peer, inbound, place);
+            drop(server.tasks.spawn(serve(connection, stream)));
         }
     }
 
-    fn inbound(&self) -> Inbound {
-        self.route.clone().map_or(Inbound::Proxy, Inbound::Route)
+    fn inbound(&self, server: &Server) -> Option<Inbound> {
+        match self.route {
+            None => Some(Inbound::Proxy),
+            Some(address) => {
+                let policy = server.policy.load();
+                policy
+                    .routes_by_port
+                    .get(&address)
+                    .cloned()
+                    .map(Inbound::Route)
+            }
+        }
     }
 }
 
 async fn serve(connection: Connection, stream: TcpStream) {
     // Without it small responses wait for acknowledgements; failing to set it breaks nothing.
     drop(stream.set_nodelay(true));
-    connection.server.metrics.connections(1);
-    let metrics = connection.server.metrics.clone();
     Arc::new(connection).serve_either(stream).await;
-    metrics.connections(-1);
+}
+
+/// One client's place among those that may be connected, also while its connection is a tunnel.
+#[derive(Debug)]
+pub(super) struct Place {
+    _room: OwnedSemaphorePermit,
+    metrics: Metrics,
+}
+
+impl Place {
+    fn new(room: OwnedSemaphorePermit, metrics: Metrics) -> Arc<Self> {
+        metrics.connections(1);
+        Arc::new(Self {
+            _room: room,
+            metrics,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.metrics.connections(-1);
+    }
 }

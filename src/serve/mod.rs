@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
@@ -34,6 +35,8 @@ pub struct Server {
     pub tasks: Tasks,
     /// Counters.
     pub metrics: Metrics,
+    /// How many clients may be connected.
+    pub room: Arc<Semaphore>,
     /// Clients that were told once that they do not trust our CA.
     pub told: moka::sync::Cache<IpAddr, ()>,
 }

@@ -17,7 +17,7 @@ pub struct LineWriter(Arc<Handle>);
 struct Handle {
     shared: Arc<Shared>,
     metrics: Metrics,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -49,8 +49,13 @@ impl LineWriter {
         Ok(Self(Arc::new(Handle {
             shared,
             metrics,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })))
+    }
+
+    /// Writes out what is left, and ends. Later lines are lost.
+    pub fn close(&self) {
+        self.0.close();
     }
 
     /// Adds one line, which `write` appends to the buffer; the line end is added here.
@@ -105,17 +110,28 @@ impl Shared {
     }
 }
 
-impl Drop for Handle {
-    fn drop(&mut self) {
+impl Handle {
+    fn close(&self) {
         self.shared
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .closed = true;
         self.shared.gathered.notify_one();
-        if let Some(thread) = self.thread.take() {
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
             drop(thread.join());
         }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

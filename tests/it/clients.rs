@@ -29,9 +29,9 @@ async fn limited() -> (Origin, Arc<Mutex<usize>>) {
         }
         let status = if log.len() < 10 { 200 } else { 429 };
         if status == 200 {
-            log.push_back(now)
+            log.push_back(now);
         } else {
-            *counted.lock().unwrap() += 1
+            *counted.lock().unwrap() += 1;
         }
         drop(log);
         async move { reply(status, "served") }

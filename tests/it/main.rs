@@ -7,7 +7,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
-    clippy::large_futures,
+    clippy::too_many_lines,
     clippy::string_slice,
     clippy::excessive_nesting,
     reason = "tests measure real time, start their own tasks, and fail by panicking"

@@ -334,6 +334,17 @@ fn set_headers(
 fn is_ours(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        "host" | "content-length" | "transfer-encoding" | "connection" | "via" | "upgrade" | "te"
+        "host"
+            | "proxy-authorization"
+            | "keep-alive"
+            | "proxy-connection"
+            | "expect"
+            | "trailer"
+            | "content-length"
+            | "transfer-encoding"
+            | "connection"
+            | "via"
+            | "upgrade"
+            | "te"
     ) || name.as_str().starts_with("outpace-")
 }
