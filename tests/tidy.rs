@@ -10,32 +10,33 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floor of each room; a file uses only its own room and lower floors.
+/// The floor of each room, times ten; a file uses only its own room and lower floors. `bounds` lies
+/// under the rest of the ground floor, which has bounds too.
 const FLOORS: [(&str, u8); 24] = [
-    ("clock", 0),
-    ("random", 0),
-    ("shutdown", 0),
+    ("clock", 1),
+    ("random", 1),
+    ("shutdown", 1),
     ("bounds", 0),
-    ("units", 0),
-    ("telemetry", 0),
-    ("policy", 1),
-    ("semantics", 1),
-    ("schedule", 1),
-    ("ledger", 2),
-    ("pace", 3),
-    ("origin", 3),
-    ("intercept", 3),
-    ("tunnel", 3),
-    ("exchange", 4),
-    ("serve", 5),
-    ("admin", 5),
-    ("config", 5),
-    ("app", 6),
-    ("cli", 6),
-    ("main", 6),
-    ("lib", 6),
-    ("outpace", 6),
-    ("test", 6),
+    ("units", 1),
+    ("telemetry", 1),
+    ("policy", 11),
+    ("semantics", 11),
+    ("schedule", 11),
+    ("ledger", 21),
+    ("pace", 31),
+    ("origin", 31),
+    ("intercept", 31),
+    ("tunnel", 31),
+    ("exchange", 41),
+    ("serve", 51),
+    ("admin", 51),
+    ("config", 51),
+    ("app", 61),
+    ("cli", 61),
+    ("main", 61),
+    ("lib", 61),
+    ("outpace", 61),
+    ("test", 61),
 ];
 
 fn root() -> PathBuf {

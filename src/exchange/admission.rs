@@ -73,7 +73,7 @@ impl Entrance<'_> {
                 }
                 Admission::Wait(waiter) => {
                     waited = true;
-                    record.limit = waiter.held_by().or(record.limit.take());
+                    record.limit = waiter.held_by.clone().or(record.limit.take());
                     match Box::pin(self.wait(waiter, ticket, connection, &idle, &dial)).await {
                         // It may have been closed while it was kept ready.
                         Ok((turn, connection)) => (turn, still_fresh(connection)),

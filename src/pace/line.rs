@@ -365,7 +365,8 @@ pub struct Waiter {
     place: Place,
     /// Until when it waits.
     until: Instant,
-    held_by: Option<Arc<str>>,
+    /// The limit that held it when it entered the line.
+    pub held_by: Option<Arc<str>>,
     ready: bool,
     told: mpsc::Receiver<Event>,
 }
@@ -401,11 +402,6 @@ impl Waiter {
         self.until = self.ticket.deadline.max(self.line.clock.now() + LATE_MAX);
         self.line.lock().queue.set_stage(self.place, Stage::Ready);
         self.line.changed.notify_one();
-    }
-
-    /// The limit that held this waiter when it entered the line.
-    pub fn held_by(&self) -> Option<Arc<str>> {
-        self.held_by.clone()
     }
 
     fn overdue(&self) -> Refusal {
