@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Exchange::serve`] never fails: it makes the record and turns an [`Error`] into a response; the
-//! record's own drop notices a client that went away. [`Exchange::run`] is the line itself.
+//! record's own drop notices a client that went away. `Exchange::run` is the line itself.
 
 mod admission;
 mod attempt;

@@ -1,4 +1,4 @@
-//! Pacing: who leaves when. One [`Line`] per target holds this replica's waiters and the slots it has
+//! Pacing: who leaves when. One line per target holds this replica's waiters and the slots it has
 //! in hand; the ledger decides the slots.
 //!
 //! An exchange *enters* the line with or without a ready connection. With one, and nobody before it,
@@ -14,7 +14,7 @@
 mod line;
 mod queue;
 
-pub use line::{Turn, Waiter};
+pub use line::{Turn, Void, Waiter};
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
