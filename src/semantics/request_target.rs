@@ -26,6 +26,21 @@ pub enum RequestTarget {
 /// If the request-target or the host is malformed.
 pub fn classify(request: &Parts) -> Result<RequestTarget, Malformed> {
     let host = host_field(request)?;
+    if let (Some(scheme), Some(written)) = (request.uri.scheme_str(), request.uri.authority())
+        && request.method != Method::CONNECT
+    {
+        let authority = Authority::parse(written.as_str())?;
+        // The same text twice, as nearly always, is read once.
+        let differs = match host {
+            Some(host) if host != written.as_str() => Authority::parse(host)? != authority,
+            _ => false,
+        };
+        if differs && request.version == Version::HTTP_2 {
+            return Err(Malformed::Host("`host` and `:authority` differ"));
+        }
+        return absolute(scheme, authority).map(RequestTarget::Absolute);
+    }
+    let host = host.map(Authority::parse).transpose()?;
     if request.method == Method::CONNECT {
         return connect(request).map(RequestTarget::Connect);
     }
@@ -36,21 +51,14 @@ pub fn classify(request: &Parts) -> Result<RequestTarget, Malformed> {
             Err(Malformed::RequestTarget("`*` is for OPTIONS only"))
         };
     }
-    match (request.uri.scheme_str(), request.uri.authority()) {
-        (Some(scheme), Some(authority)) => {
-            let authority = Authority::parse(authority.as_str())?;
-            if request.version == Version::HTTP_2 && host.is_some_and(|host| host != authority) {
-                return Err(Malformed::Host("`host` and `:authority` differ"));
-            }
-            absolute(scheme, authority).map(RequestTarget::Absolute)
-        }
-        (None, None) if request.uri.path().starts_with('/') => host
+    if request.uri.authority().is_none() && request.uri.path().starts_with('/') {
+        return host
             .map(RequestTarget::Origin)
-            .ok_or(Malformed::Host("there is none")),
-        _ => Err(Malformed::RequestTarget(
-            "it is neither absolute-form nor origin-form",
-        )),
+            .ok_or(Malformed::Host("there is none"));
     }
+    Err(Malformed::RequestTarget(
+        "it is neither absolute-form nor origin-form",
+    ))
 }
 
 fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
@@ -88,8 +96,8 @@ fn connect(request: &Parts) -> Result<Authority, Malformed> {
     Ok(authority)
 }
 
-/// The one valid `Host`, if there is one (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
-fn host_field(request: &Parts) -> Result<Option<Authority>, Malformed> {
+/// The one `Host`, if there is one (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+fn host_field(request: &Parts) -> Result<Option<&str>, Malformed> {
     let mut lines = request.headers.get_all(header::HOST).iter();
     let Some(line) = lines.next() else {
         return if request.version == Version::HTTP_11 {
@@ -101,10 +109,9 @@ fn host_field(request: &Parts) -> Result<Option<Authority>, Malformed> {
     if lines.next().is_some() {
         return Err(Malformed::Host("there are several"));
     }
-    let text = line
-        .to_str()
-        .map_err(|_error| Malformed::Host("it is not ASCII"))?;
-    Authority::parse(text).map(Some)
+    line.to_str()
+        .map(Some)
+        .map_err(|_error| Malformed::Host("it is not ASCII"))
 }
 
 #[cfg(test)]

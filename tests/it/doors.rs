@@ -224,6 +224,7 @@ async fn p10_closed_credentials_we_set_are_not_for_pages_of_other_sites() {
     for fields in [
         "Sec-Fetch-Site: cross-site\r\n",
         "Origin: https://evil.example\r\n",
+        "Origin: null\r\n",
     ] {
         let refused = raw(program.listen, &ask(fields)).await;
         assert!(

@@ -240,6 +240,22 @@ async fn late(address: std::net::SocketAddr) -> String {
     .await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_no_idle_connection_and_the_last_record_is_written() {
+    let origin = Origin::ok().await;
+    let mut program = Program::before(&origin, &TARGET.replace("plain.test", "api.test")).await;
+    // HTTP/2 to the origin, kept open for further requests; the client leaves.
+    let mut client = Client::intercepted(&program, "api.test", Proto::Http2).await;
+    assert_eq!(client.get("/last").await.status(), 200);
+    drop(client);
+    program.signal("TERM");
+    assert_eq!(program.exit_code().await, Some(0));
+    program.event(|e| e["message"] == "drained").await;
+    program
+        .record(|r| r["path"] == "/last" && r["outcome"] == "delivered")
+        .await;
+}
+
 async fn serve(config: &str, dir: &std::path::Path) -> Output {
     let path = dir.join("config.yaml");
     std::fs::write(&path, config).unwrap();

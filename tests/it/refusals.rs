@@ -157,3 +157,16 @@ async fn a_full_queue_refuses_and_a_bad_max_wait_is_rejected() {
     assert_eq!(rejected.status(), 400);
     assert!(String::from_utf8_lossy(rejected.body()).contains("Outpace-Max-Wait"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_leave_now_is_not_refused_for_little_patience() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    let mut client = Client::plain(&program).await;
+    for (path, status) in [("first", 200), ("second", 429)] {
+        let uri = format!("http://plain.test/{path}");
+        let request = client.request("GET", &uri).header("outpace-max-wait", "0");
+        let request = request.body(http_body_util::Full::default()).unwrap();
+        assert_eq!(client.ask(request).await.status(), status, "{path}");
+    }
+}

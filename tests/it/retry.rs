@@ -253,3 +253,27 @@ async fn an_origin_that_closes_idle_connections_costs_no_request() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_is_down_is_dialled_a_few_times_only() {
+    let mut origin = Origin::ok().await;
+    // Nobody listens there.
+    origin.plain = format!("127.0.0.1:{}", crate::harness::free_port())
+        .parse()
+        .unwrap();
+    let program = Program::before(&origin, &target("    retry: { backoff: 100ms }\n")).await;
+    let mut client = Client::plain(&program).await;
+    let began = std::time::Instant::now();
+    let response = client.get("http://plain.test/").await;
+    assert_eq!(response.status(), 502);
+    let status = response.headers()["proxy-status"].to_str().unwrap();
+    assert!(status.contains("connection_refused"), "{status}");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "it was dialled for {:?}",
+        began.elapsed()
+    );
+    program
+        .record(|r| r["reason"] == "origin-refused" && r["attempts"] == 0)
+        .await;
+}
