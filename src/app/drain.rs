@@ -22,13 +22,13 @@ pub(super) fn asked() -> std::io::Result<impl Future<Output = ()>> {
 
 /// Waits for what runs; at the deadline, or at a second signal, it is dropped and leaves its record.
 pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
+    let began = clock.now();
+    tasks.drain(); // before it is said, so that whoever reads it finds it true
     tracing::info!(
         running = tasks.running(),
         timeout_s = timeout.as_secs(),
         "draining"
     );
-    let began = clock.now();
-    tasks.drain();
     let again = async {
         match asked() {
             Ok(again) => again.await,
