@@ -19,6 +19,9 @@ pub const CALLED_MAX: usize = 64;
 pub const WAITERS_PER_TARGET: usize = 20_000;
 /// How long a probe after a block may stay unanswered before the next request may leave.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a request's JSON body that are looked at for keys and costs, and of a response's for what
+/// it did cost; a longer body is not understood.
+pub const BODY_PEEK: usize = 256 * 1024;
 /// The longest block that an origin's `Retry-After` may impose.
 pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 

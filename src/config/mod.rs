@@ -20,6 +20,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::exchange::KeepSettings;
 use crate::intercept::CaSource;
+use crate::ledger::Outage;
 use crate::origin::ParentProxy;
 use crate::policy::{Policy, Secret};
 
@@ -55,8 +56,28 @@ pub struct Settings {
     pub parent: Option<ParentProxy>,
     /// How much of request bodies may be kept.
     pub keep: KeepSettings,
+    /// Where schedules live.
+    pub ledger: LedgerSettings,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+}
+
+/// Where schedules live, and what happens without that place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LedgerSettings {
+    /// A database; memory if there is none.
+    pub postgres: Option<PostgresSettings>,
+    /// While it cannot be reached.
+    pub outage: Outage,
+}
+
+/// A database of schedules.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PostgresSettings {
+    /// Its URL, perhaps with a password.
+    pub url: Secret,
+    /// Whether `serve` brings its schema up to date.
+    pub migrate: bool,
 }
 
 /// Looks up an environment variable.

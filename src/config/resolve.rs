@@ -19,7 +19,11 @@ use crate::origin::{ParentProxy, load_pem_file};
 use crate::policy::{Client, Egress, Policy, Secret, Unmatched};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
 
+mod ledger;
+mod limit;
 mod target;
+
+use limit::Tier;
 
 /// Gathers violations.
 #[derive(Debug, Default)]
@@ -53,9 +57,9 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
         file.admin.token.as_ref(),
         file.admin.token_file.as_deref(),
     );
-    let clients = clients(p, &file.clients);
+    let (clients, tiers) = clients(p, std::mem::take(&mut file.clients));
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
-    let targets = target::targets(p, std::mem::take(&mut file.targets), generation);
+    let targets = target::targets(p, std::mem::take(&mut file.targets), &tiers, generation);
     let mut route_ports: Vec<SocketAddr> = routes_by_port.keys().copied().collect();
     route_ports.sort();
     let mut policy = Policy::default();
@@ -105,6 +109,7 @@ fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Setti
         roots: roots(p, &file.egress.roots),
         parent: file.egress.upstream_proxy.and_then(|url| parent(p, &url.0)),
         keep: keep(&file.bodies, &data_dir),
+        ledger: ledger::ledger(p, file.ledger),
         drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
         data_dir,
     }
@@ -136,12 +141,6 @@ fn not_yet(p: &mut Problems, file: &File) {
     p.not_yet("spool", file.spool.as_ref());
     p.not_yet("buffers", file.buffers.as_ref());
     p.not_yet("api", file.api.as_ref());
-    if let Some(ledger) = &file.ledger {
-        p.not_yet("ledger.postgres", ledger.postgres.as_ref());
-        p.not_yet("ledger.on_outage", ledger.on_outage.as_ref());
-        p.not_yet("ledger.share_for", ledger.share_for.as_ref());
-        p.not_yet("ledger.bootstrap_share", ledger.bootstrap_share.as_ref());
-    }
 }
 
 const fn default_listen(port: u16) -> SocketAddr {
@@ -187,12 +186,12 @@ fn secret(
     Some(Secret::new(text))
 }
 
-fn clients(p: &mut Problems, written: &[schema::Client]) -> Vec<Client> {
+fn clients(p: &mut Problems, written: Vec<schema::Client>) -> (Vec<Client>, Vec<Tier>) {
     let mut names = HashSet::new();
     let mut clients = Vec::new();
-    for (index, client) in written.iter().enumerate() {
+    let mut limits = Vec::new();
+    for (index, client) in written.into_iter().enumerate() {
         let key = format!("clients[{index}]");
-        p.not_yet(format!("{key}.limits"), client.limits.as_ref());
         let token_key = format!("{key}.token");
         let token = secret(
             p,
@@ -215,13 +214,12 @@ fn clients(p: &mut Problems, written: &[schema::Client]) -> Vec<Client> {
             continue;
         };
         let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
-        clients.push(Client {
-            name: name.into(),
-            group,
-            token,
-        });
+        let name: Arc<str> = name.into();
+        limits.push((key, Arc::clone(&name), client.limits));
+        clients.push(Client { name, group, token });
     }
-    clients
+    let tiers = limit::tiers(p, limits);
+    (clients, tiers)
 }
 
 type Routes = (HashMap<HostName, Origin>, HashMap<SocketAddr, Origin>);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::value::{Listen, OneOrMany, Parsed, Span, Text};
+use super::value::{Listen, OneOrMany, Parsed, Percent, Span, Text};
 use crate::policy::{Allow, HostPattern};
 use crate::units::{ByteSize, HostName, Rate};
 
@@ -71,7 +71,7 @@ pub(super) struct Client {
     pub(super) group: Option<Text>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
-    pub(super) limits: Option<IgnoredAny>,
+    pub(super) limits: Vec<Limit>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -103,10 +103,26 @@ pub(super) struct Bodies {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Ledger {
-    pub(super) postgres: Option<IgnoredAny>,
-    pub(super) on_outage: Option<IgnoredAny>,
-    pub(super) share_for: Option<IgnoredAny>,
-    pub(super) bootstrap_share: Option<IgnoredAny>,
+    pub(super) postgres: Option<Postgres>,
+    pub(super) on_outage: Option<OnOutage>,
+    pub(super) share_for: Option<Parsed<Span>>,
+    pub(super) bootstrap_share: Option<Parsed<Percent>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Postgres {
+    pub(super) url: Option<Text>,
+    pub(super) url_file: Option<PathBuf>,
+    pub(super) migrate: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnOutage {
+    Share,
+    Closed,
+    Open,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -116,7 +132,7 @@ pub(super) struct Target {
     pub(super) preset: Option<IgnoredAny>,
     pub(super) hosts: Vec<Parsed<HostPattern>>,
     pub(super) limits: Vec<Limit>,
-    pub(super) lanes: Option<IgnoredAny>,
+    pub(super) lanes: Vec<Lane>,
     pub(super) max_wait: Option<Parsed<Span>>,
     pub(super) max_waiting: Option<usize>,
     pub(super) overflow: Option<IgnoredAny>,
@@ -162,8 +178,25 @@ pub(super) struct Limit {
     pub(super) algorithm: Option<Algorithm>,
     pub(super) concurrent: Option<u32>,
     pub(super) r#match: Option<Match>,
-    pub(super) key: Option<IgnoredAny>,
-    pub(super) cost: Option<IgnoredAny>,
+    pub(super) key: Option<Text>,
+    pub(super) cost: Option<Cost>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Cost {
+    pub(super) estimate: Option<OneOrMany>,
+    pub(super) default: Option<u32>,
+    pub(super) settle: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Lane {
+    pub(super) name: Option<Text>,
+    pub(super) r#match: Option<Match>,
+    pub(super) weight: Option<u32>,
+    pub(super) reserve: Option<Parsed<Percent>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -180,4 +213,6 @@ pub(super) struct Match {
     pub(super) path: Option<Text>,
     pub(super) method: Option<OneOrMany>,
     pub(super) header: Option<Text>,
+    pub(super) client: Option<OneOrMany>,
+    pub(super) group: Option<Text>,
 }

@@ -128,6 +128,27 @@ impl FromStr for Span {
     }
 }
 
+/// A share, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Percent(pub(super) u32);
+
+impl FromStr for Percent {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text
+            .strip_suffix('%')
+            .and_then(|n| n.trim().parse::<f64>().ok());
+        match number {
+            Some(percent) if (0.0..=100.0).contains(&percent) => {
+                Ok(Self((percent * 10_000.0).round() as u32))
+            }
+            _ => Err(format!(
+                "`{text}` is not a share from 0% to 100%; write it as \"20%\""
+            )),
+        }
+    }
+}
+
 /// An address to listen on; `localhost` is 127.0.0.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Listen(pub(super) SocketAddr);

@@ -144,6 +144,19 @@ impl Replayable {
         std::future::poll_fn(|cx| self.lock().poll_ahead(cx)).await
     }
 
+    /// Reads ahead until the end or until `most` bytes are kept in memory; what was read, if it is
+    /// the whole body.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was read is kept.
+    pub(super) async fn peek(&self, most: usize) -> Option<Vec<u8>> {
+        std::future::poll_fn(|cx| self.lock().poll_peek(cx, most as u64)).await;
+        let store = self.lock();
+        let whole =
+            store.end == End::Reached && store.on_disk == 0 && store.in_memory <= most as u64;
+        whole.then(|| store.chunks.concat())
+    }
+
     /// One more reading from the beginning. Earlier readings must be over.
     pub(super) fn reader(&self) -> Reader {
         Reader {
@@ -180,6 +193,23 @@ impl Replayable {
 }
 
 impl Store {
+    fn poll_peek(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<()> {
+        loop {
+            let enough = self.in_memory > most || self.on_disk > 0 || !self.complete;
+            if enough || self.end != End::NotYet || self.rest.is_some() {
+                return Poll::Ready(());
+            }
+            match ready!(self.poll_source(cx)) {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.store(Bytes::copy_from_slice(&data), false);
+                    }
+                }
+                Some(Err(_)) | None => return Poll::Ready(()),
+            }
+        }
+    }
+
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<ClientGone> {
         loop {
             ready!(self.poll_writing(cx));

@@ -12,8 +12,9 @@ use hyper::upgrade::OnUpgrade;
 use super::attempt::Template;
 use super::body::Replayable;
 use super::{Arrival, Error, Exchange, Reason, Record, Way};
+use crate::bounds::BODY_PEEK;
 use crate::origin::{Destination, Wire};
-use crate::policy::{LimitSet, Target, Unmatched};
+use crate::policy::{Asked, Scope, Target, Unmatched};
 use crate::semantics;
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
@@ -23,7 +24,9 @@ pub(super) struct Course<'a> {
     pub(super) arrival: &'a Arrival,
     pub(super) target: Option<&'a Arc<Target>>,
     pub(super) metrics: Option<TargetMetrics>,
-    pub(super) limits: LimitSet,
+    pub(super) scope: Scope,
+    /// The head of a request whose scope also depends on its body, until that is known.
+    unscoped: Option<Parts>,
     pub(super) patience: Duration,
     pub(super) template: Template,
     pub(super) destination: Destination,
@@ -60,7 +63,22 @@ impl Exchange {
         let body = (!http_body::Body::is_end_stream(&incoming))
             .then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
         let wire = wire(&head, &arrival.origin);
-        let limits = target.map_or_else(LimitSet::default, |target| target.limits_for(&head));
+        // A scope that depends on the body is found once that has been looked at.
+        let scope = match target {
+            Some(target) if !(target.needs_body() && body.is_some()) => {
+                Some(target.scope(&Asked {
+                    head: &head,
+                    client: arrival.sender.caller(),
+                    json: None,
+                }))
+            }
+            Some(_) => None,
+            None => Some(Scope::default()),
+        };
+        let (head, unscoped) = match scope {
+            Some(_) => (head, None),
+            None => (head.clone(), Some(head)),
+        };
         let target_policy = target.map(|target| &**target);
         let template = Template::new(
             head,
@@ -73,7 +91,8 @@ impl Exchange {
         Ok(Course {
             target,
             metrics,
-            limits,
+            scope: scope.unwrap_or_default(),
+            unscoped,
             patience: patience.map_or(longest, |patience| patience.min(longest)),
             destination: Destination {
                 origin: arrival.origin.clone(),
@@ -113,6 +132,33 @@ impl Exchange {
                 "only `100-continue` can be expected",
             )),
         }
+    }
+}
+
+impl Course<'_> {
+    /// Whether the scope is still to be found.
+    pub(super) const fn needs_body(&self) -> bool {
+        self.unscoped.is_some()
+    }
+
+    /// Finds the scope of a request for which the body matters, by the beginning of it.
+    pub(super) async fn look_into_body(&mut self) {
+        let Some((head, target)) = self.unscoped.take().zip(self.target) else {
+            return;
+        };
+        // Who waits for `100 Continue` before it sends a body is not to be kept waiting for one.
+        let body = self.body.as_ref().filter(|_| self.read_ahead);
+        let json = match body {
+            Some(body) => body.peek(BODY_PEEK).await,
+            None => None,
+        };
+        let json: Option<serde_json::Value> =
+            json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        self.scope = target.scope(&Asked {
+            head: &head,
+            client: self.arrival.sender.caller(),
+            json: json.as_ref(),
+        });
     }
 }
 

@@ -145,6 +145,9 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<Delivery, Error> {
         let mut course = self.plan(arrival, request, record)?;
+        if course.needs_body() {
+            Box::pin(course.look_into_body()).await;
+        }
         let mut aside: Option<Response<Bytes>> = None;
         let mut tries = 0;
         loop {
@@ -187,7 +190,7 @@ impl Exchange {
             (Some(target), Some(metrics)) => {
                 let ticket = Ticket {
                     target: Arc::clone(target),
-                    limits: course.limits,
+                    scope: course.scope.clone(),
                     arrived: record.began(),
                     deadline: match record.attempts {
                         0 => record.began() + course.patience,

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::problem::Error;
 use super::reason::{Level, Reason};
 use crate::clock::{Clock, Instant};
+use crate::policy::Caller;
 use crate::telemetry::{JsonObject, LineWriter, Metrics, Outcome, TargetMetrics};
 use crate::units::Origin;
 use http::Method;
@@ -49,6 +50,16 @@ pub struct Sender {
     pub name: Option<Arc<str>>,
     /// Its group, if it has one.
     pub group: Option<Arc<str>>,
+}
+
+impl Sender {
+    /// The client, where clients are known.
+    pub fn caller(&self) -> Option<Caller<'_>> {
+        self.name.as_ref().map(|name| Caller {
+            name,
+            group: self.group.as_ref(),
+        })
+    }
 }
 
 /// Where the request's body was kept for repetition.

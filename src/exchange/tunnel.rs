@@ -77,7 +77,7 @@ impl Exchange {
         let patience = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
         let ticket = Ticket {
             target: Arc::clone(target),
-            limits: target.limits_for_tunnel(),
+            scope: target.scope_of_tunnel(arrival.sender.caller()),
             arrived: record.began(),
             deadline: self.clock.now() + patience,
         };

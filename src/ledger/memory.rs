@@ -1,21 +1,40 @@
-//! The ledger of a single replica: the same schedules, in memory.
+//! The ledger of a single replica: a book in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use smallvec::SmallVec;
+use tokio::sync::watch;
 
-use super::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Short, Slot};
-use crate::bounds::{HORIZON, PROBE_PATIENCE, SLACK};
+use super::book::{Book, Users};
+use super::call::{Call, RowBound, forecast, grants};
+use super::{Ask, Booking, Forecast, Grant, Ledger, Settlement, Slot};
+use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
-use crate::policy::{Algorithm, Bound, Limit, LimitSet, Target};
-use crate::schedule::{Block, FixedWindow, Schedule, SlidingWindow, TokenBucket};
+use crate::policy::{Scope, Target};
 
-/// Schedules by target name; a reload keeps what was used.
+/// The only replica there is.
+const OURSELVES: super::Replica = 0;
+
+/// Books by target name; a reload keeps what was used.
 #[derive(Debug)]
 pub struct MemoryLedger {
     clock: Clock,
-    books: RwLock<HashMap<Arc<str>, Arc<Mutex<Book>>>>,
+    shelves: RwLock<HashMap<Arc<str>, Arc<Shelf>>>,
+}
+
+/// One target's book.
+#[derive(Debug)]
+struct Shelf {
+    book: Mutex<Kept>,
+    epoch: watch::Sender<u64>,
+}
+
+/// A book and the policy that it follows; a call from before a reload cannot bring the old one back.
+#[derive(Debug, Default)]
+struct Kept {
+    book: Book,
+    newest: Option<Arc<Target>>,
 }
 
 impl MemoryLedger {
@@ -23,269 +42,117 @@ impl MemoryLedger {
     pub fn new(clock: Clock) -> Self {
         Self {
             clock,
-            books: RwLock::default(),
+            shelves: RwLock::default(),
         }
     }
 
-    fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut Book, Instant) -> T) -> T {
+    fn shelf(&self, target: &Target) -> Arc<Shelf> {
         let known = {
-            let books = self.books.read().unwrap_or_else(PoisonError::into_inner);
-            books.get(&target.name).cloned()
+            let shelves = self.shelves.read().unwrap_or_else(PoisonError::into_inner);
+            shelves.get(&target.name).cloned()
         };
-        let book = known.unwrap_or_else(|| {
-            let mut books = self.books.write().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || Arc::new(Mutex::new(Book::default()));
-            Arc::clone(books.entry(Arc::clone(&target.name)).or_insert_with(fresh))
-        });
-        let mut book: MutexGuard<'_, Book> = book.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now();
-        book.follow(target, now);
-        then(&mut book, now)
+        known.unwrap_or_else(|| {
+            let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+            let fresh = || {
+                Arc::new(Shelf {
+                    book: Mutex::default(),
+                    epoch: watch::Sender::new(0),
+                })
+            };
+            Arc::clone(
+                shelves
+                    .entry(Arc::clone(&target.name))
+                    .or_insert_with(fresh),
+            )
+        })
+    }
+
+    fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut Kept, Instant) -> T) -> T {
+        let shelf = self.shelf(target);
+        let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
+        then(&mut kept, self.clock.now())
     }
 }
 
 impl Ledger for MemoryLedger {
-    fn book(&self, ask: Ask) -> Booking {
-        Booking::Ready(self.with_book(&ask.target, |book, now| {
-            ask.runs.iter().map(|run| book.grant(*run, now)).collect()
-        }))
+    fn answers_at_once(&self) -> bool {
+        true
     }
 
-    fn settle(&self, target: &Target, slot: &Slot, settlement: Settlement) {
-        self.with_book(target, |book, _| {
-            book.release(target, slot.limits);
-            if slot.probe && slot.epoch == book.epoch {
-                book.block.end_probe(settlement == Settlement::Left);
+    fn book(&self, ask: Ask) -> Booking {
+        Booking::Ready(self.with_book(&ask.target, |kept, now| kept.grant(&ask, now)))
+    }
+
+    fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement) {
+        self.with_book(target, |kept, _| {
+            for (index, limit) in target.limits.iter().enumerate() {
+                if slot.scope.limits.contains(index) && limit.is_concurrent() {
+                    let key = slot.scope.shared_key(index);
+                    kept.book.release(&limit.name, key, OURSELVES);
+                }
+            }
+            if slot.probe {
+                let answered = settlement == Settlement::Left;
+                kept.book.end_probe(slot.epoch, answered);
             }
         });
     }
 
-    fn forecast(&self, target: &Arc<Target>, limits: LimitSet, ahead: &[u32]) -> Forecast {
-        self.with_book(target, |book, now| book.forecast(limits, ahead, now))
-    }
-
-    fn block(&self, target: &Arc<Target>, until: Instant) -> Option<u64> {
-        self.with_book(target, |book, now| {
-            if until <= now || !book.block.impose(until) {
-                return None;
-            }
-            for entry in &mut book.entries {
-                if let State::Rate(schedule) = &mut entry.state {
-                    schedule.drain_until(until);
-                }
-            }
-            book.epoch += 1;
-            Some(book.epoch)
-        })
-    }
-}
-
-/// The schedules of one target, as its policy last was.
-#[derive(Debug, Default)]
-struct Book {
-    entries: Vec<Entry>,
-    block: Block,
-    epoch: u64,
-    generation: Option<u64>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    name: Arc<str>,
-    bound: Bound,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Rate(Schedule),
-    /// Permits held.
-    Held(u32),
-}
-
-impl Book {
-    /// Takes over a newer policy: limits keep their state by name.
-    fn follow(&mut self, target: &Target, now: Instant) {
-        if self
-            .generation
-            .is_some_and(|known| known >= target.generation)
-        {
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) {
+        let Some(known) = target.limits.get(limit) else {
             return;
-        }
-        self.generation = Some(target.generation);
-        let mut old = std::mem::take(&mut self.entries);
-        self.entries = target
-            .limits
-            .iter()
-            .map(|limit| {
-                let known = old.iter().position(|entry| entry.name == limit.name);
-                Entry::new(limit, known.map(|index| old.swap_remove(index)), now)
+        };
+        self.with_book(target, |kept, now| {
+            let key = slot.scope.shared_key(limit);
+            kept.book.correct(&known.name, key, units, now.as_nanos());
+        });
+    }
+
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
+        self.with_book(target, |kept, now| {
+            let from = kept.book.blocked().earliest(now);
+            forecast(target, scope, ahead, from, |limit, key| {
+                kept.book.schedule(limit, key)
             })
-            .collect();
+        })
     }
 
-    fn grant(&mut self, run: Run, now: Instant) -> Grant {
-        let mut slots = SmallVec::new();
-        for _ in 0..run.want {
-            if let Some(held_by) = self.exhausted(run.limits) {
-                let short = Short {
-                    held_by: Some(held_by),
-                    ask_again: None,
-                };
-                return Grant {
-                    now,
-                    slots,
-                    short: Some(short),
-                };
-            }
-            let (at, held_by) = self.earliest(run.limits, now);
-            if at > now + HORIZON {
-                let short = Short {
-                    held_by,
-                    ask_again: Some(at - HORIZON),
-                };
-                return Grant {
-                    now,
-                    slots,
-                    short: Some(short),
-                };
-            }
-            slots.push(self.take(run.limits, at));
-        }
-        Grant {
-            now,
-            slots,
-            short: None,
-        }
+    fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
+        self.shelf(target).epoch.subscribe()
     }
 
-    /// The earliest instant that all agree on, and who moved it last. Each schedule only moves it
-    /// later, and is content with its own answer, so a few rounds settle it.
-    fn earliest(&self, limits: LimitSet, now: Instant) -> (Instant, Option<usize>) {
-        let (mut at, mut held_by) = (self.block.earliest(now), None);
-        loop {
-            let before = at;
-            for (index, schedule) in self.schedules(limits) {
-                let next = schedule.earliest(at);
-                if next > at {
-                    (at, held_by) = (next, Some(index));
+    fn block(&self, target: &Arc<Target>, until: Instant) {
+        let shelf = self.shelf(target);
+        let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now().as_nanos();
+        if let Some(epoch) = kept.book.block(until.as_nanos(), now) {
+            shelf.epoch.send_replace(epoch);
+        }
+    }
+}
+
+impl Kept {
+    fn grant(&mut self, ask: &Ask, now: Instant) -> SmallVec<[Grant; 2]> {
+        let newer = self
+            .newest
+            .as_ref()
+            .is_none_or(|known| known.generation < ask.target.generation);
+        if newer {
+            self.newest = Some(Arc::clone(&ask.target));
+        }
+        let horizon = i64::try_from(HORIZON.as_nanos()).unwrap_or(i64::MAX);
+        let mut call = Call::new(&ask.target, &ask.runs, OURSELVES, horizon, 0);
+        if let Some(newest) = self.newest.as_ref().filter(|_| !newer)
+            && newest.generation != ask.target.generation
+        {
+            for row in &mut call.rows {
+                if let Some(limit) = newest.limits.iter().find(|limit| limit.name == row.limit) {
+                    row.bound = RowBound::of(limit.bound);
                 }
             }
-            if at == before {
-                return (at, held_by);
-            }
         }
-    }
-
-    fn schedules(&self, limits: LimitSet) -> impl Iterator<Item = (usize, &Schedule)> {
-        limits
-            .iter()
-            .filter_map(|index| match self.entries.get(index) {
-                Some(Entry {
-                    state: State::Rate(schedule),
-                    ..
-                }) => Some((index, schedule)),
-                _ => None,
-            })
-    }
-
-    fn exhausted(&self, limits: LimitSet) -> Option<usize> {
-        limits.iter().find(|index| {
-            self.entries
-                .get(*index)
-                .is_some_and(|entry| match (&entry.state, entry.bound) {
-                    (State::Held(held), Bound::Concurrent(max)) => *held >= max,
-                    _ => false,
-                })
-        })
-    }
-
-    fn take(&mut self, limits: LimitSet, at: Instant) -> Slot {
-        for index in limits.iter() {
-            match self.entries.get_mut(index).map(|entry| &mut entry.state) {
-                Some(State::Rate(schedule)) => schedule.book(at),
-                Some(State::Held(held)) => *held += 1,
-                None => {}
-            }
-        }
-        let probe = self.block.book(at, PROBE_PATIENCE);
-        Slot {
-            at,
-            limits,
-            epoch: self.epoch,
-            probe,
-        }
-    }
-
-    /// Gives permits back, by name: the slot may be of an older policy.
-    fn release(&mut self, target: &Target, limits: LimitSet) {
-        for index in limits.iter() {
-            let Some(Limit {
-                name,
-                bound: Bound::Concurrent(_),
-                ..
-            }) = target.limits.get(index)
-            else {
-                continue;
-            };
-            if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == *name)
-                && let State::Held(held) = &mut entry.state
-            {
-                *held = held.saturating_sub(1);
-            }
-        }
-    }
-
-    fn forecast(&self, limits: LimitSet, ahead: &[u32], now: Instant) -> Forecast {
-        let from = self.block.earliest(now);
-        let mut forecast = Forecast {
-            at: from,
-            held_by: None,
-        };
-        for (index, schedule) in self.schedules(limits) {
-            let at = schedule.forecast(from, ahead.get(index).copied().unwrap_or(0));
-            if at > forecast.at {
-                forecast = Forecast {
-                    at,
-                    held_by: Some(index),
-                };
-            }
-        }
-        forecast
-    }
-}
-
-impl Entry {
-    fn new(limit: &Limit, known: Option<Self>, now: Instant) -> Self {
-        let fresh = State::new(limit.bound);
-        let state = match (known.map(|entry| entry.state), fresh) {
-            (Some(State::Rate(old)), State::Rate(new)) => State::Rate(old.adopt(new, now)),
-            (Some(State::Held(held)), State::Held(_)) => State::Held(held),
-            (_, fresh) => fresh,
-        };
-        Self {
-            name: Arc::clone(&limit.name),
-            bound: limit.bound,
-            state,
-        }
-    }
-}
-
-impl State {
-    fn new(bound: Bound) -> Self {
-        let Bound::Rate { rate, algorithm } = bound else {
-            return Self::Held(0);
-        };
-        Self::Rate(match algorithm {
-            Algorithm::TokenBucket { burst: None } => {
-                Schedule::TokenBucket(TokenBucket::strict(rate, SLACK))
-            }
-            Algorithm::TokenBucket { burst: Some(burst) } => {
-                Schedule::TokenBucket(TokenBucket::with_burst(rate, burst))
-            }
-            Algorithm::SlidingWindow => Schedule::SlidingWindow(SlidingWindow::new(rate, SLACK)),
-            Algorithm::FixedWindow => Schedule::FixedWindow(FixedWindow::new(rate, SLACK)),
-        })
+        let answer = self.book.call(&call, now.as_nanos(), Users::One);
+        grants(&ask.runs, &call, &answer, Instant::from_nanos)
     }
 }
 
@@ -294,14 +161,12 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use crate::policy::{Limit, Retry, TlsMode};
+    use crate::bounds::HORIZON;
+    use crate::ledger::{Run, Short};
+    use crate::policy::{Algorithm, Bound, Limit, LimitSet};
 
     fn limit(name: &str, bound: Bound) -> Limit {
-        Limit {
-            name: name.into(),
-            bound,
-            matcher: None,
-        }
+        Limit::new(name, bound)
     }
 
     fn rate(text: &str, burst: Option<u32>) -> Bound {
@@ -313,28 +178,18 @@ mod tests {
     }
 
     fn target(limits: Vec<Limit>) -> Arc<Target> {
-        Arc::new(Target {
-            name: "t".into(),
-            generation: 0,
-            hosts: Vec::new(),
-            limits,
-            max_wait: Duration::from_secs(60),
-            max_waiting: 100,
-            tls: TlsMode::Intercept,
-            retry: Retry::default(),
-            idempotent: false,
-            set_headers: Vec::new(),
-        })
+        Arc::new(Target::named("t", limits))
     }
 
-    fn all(target: &Target) -> LimitSet {
-        target.limits_for_tunnel()
+    fn all(target: &Target) -> Scope {
+        target.scope_of_tunnel(None)
     }
 
     fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> Grant {
         let runs = [Run {
-            limits: all(target),
+            scope: all(target),
             want,
+            waiting: want,
         }]
         .into_iter()
         .collect();
@@ -363,14 +218,14 @@ mod tests {
             Some(ledger.clock.now() + Duration::from_secs(1) - HORIZON)
         );
         // The four that were not booked cost the fast limit nothing.
-        let fast = ledger.forecast(&target, one(0), &[998]);
+        let fast = ledger.forecast(&target, &one(0), &[998]);
         assert_eq!(fast.at, ledger.clock.now());
     }
 
-    fn one(index: usize) -> LimitSet {
+    fn one(index: usize) -> Scope {
         let mut set = LimitSet::default();
         set.insert(index);
-        set
+        Scope::plain(set)
     }
 
     #[tokio::test(start_paused = true)]
@@ -396,8 +251,11 @@ mod tests {
         let ledger = MemoryLedger::new(clock.clone());
         let target = target(vec![limit("l", rate("100/1s", Some(100)))]);
         let until = clock.now() + Duration::from_secs(5);
-        assert_eq!(ledger.block(&target, until), Some(1));
-        assert_eq!(ledger.block(&target, until), None);
+        let epoch = ledger.epoch(&target);
+        for _ in 0..2 {
+            ledger.block(&target, until);
+            assert_eq!(*epoch.borrow(), 1, "the same block is no news");
+        }
         assert!(book(&ledger, &target, 1).slots.is_empty());
         clock.sleep_until(until).await;
         let grant = book(&ledger, &target, 10);

@@ -1,31 +1,49 @@
 //! The ledger: where schedules live, and the only authority on when a request may leave.
 //!
 //! The trait is shaped for a store that many replicas share. One call per target carries all who
-//! wait, as *runs* of requests that the same limits apply to, in the order they arrived. The answer
-//! is *slots*: instants, booked in every limit of the run or in none. Nothing is booked further ahead
-//! than the horizon, so that a slow limit cannot drag a shared one into the future. A slot that is
-//! not used within the slack is void; the pacer books again.
+//! wait, as *runs* of requests of one scope, in the order they arrived. The answer is *slots*:
+//! instants, booked in every limit of the run or in none. Nothing is booked further ahead than the
+//! horizon, so that a slow limit cannot drag a shared one into the future. A slot that is not used
+//! within the slack is void; the pacer books again.
+//!
+//! ```text
+//! Call ─ Book (pure) ─ Answer         one decision, whoever keeps the state:
+//!   MemoryLedger   a Book in this process
+//!   Shared         this replica's end of a store that others use too, over a Link:
+//!                  Postgres (the same decision as a function of the database), or a model in tests
+//! ```
 
+mod book;
+mod call;
+mod deal;
 mod memory;
+mod outage;
+mod row;
 
+pub use book::{Book, Users};
+pub use call::{Answer, Call, Replica, RowAnswer, RowAsk, RowBound, RunAnswer, RunAsk, RunShort};
 pub use memory::MemoryLedger;
+pub use outage::{OnOutage, Outage};
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+use tokio::sync::watch;
 
 use crate::clock::Instant;
-use crate::policy::{LimitSet, Target};
+use crate::policy::{Scope, Target};
 
-/// Requests in arrival order to which the same limits apply.
-#[derive(Debug, Clone, Copy)]
+/// Requests in arrival order of one scope.
+#[derive(Debug, Clone)]
 pub struct Run {
-    /// The limits.
-    pub limits: LimitSet,
-    /// How many requests.
+    /// What they are to the limits.
+    pub scope: Scope,
+    /// How many could leave now.
     pub want: u32,
+    /// How many of this scope wait in all.
+    pub waiting: u32,
 }
 
 /// One call: all who are ready to leave for one target.
@@ -33,14 +51,14 @@ pub struct Run {
 pub struct Ask {
     /// Where to.
     pub target: Arc<Target>,
-    /// Who waits, in arrival order; a set of limits may occur again.
+    /// Who waits, in arrival order; a scope may occur again.
     pub runs: SmallVec<[Run; 2]>,
 }
 
 /// The answer to one run.
 #[derive(Debug)]
 pub struct Grant {
-    /// When the ledger answered, by its clock.
+    /// When the ledger answered, by this process's clock.
     pub now: Instant,
     /// What was booked, ascending.
     pub slots: SmallVec<[Slot; 2]>,
@@ -58,12 +76,12 @@ pub struct Short {
 }
 
 /// An instant at which one request may leave, booked in every limit that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
     /// The instant.
     pub at: Instant,
-    /// The limits it was booked in; its permits are held until it is released.
-    pub limits: LimitSet,
+    /// What it was booked for; its permits are held until it is released.
+    pub scope: Scope,
     /// How many blocks there had been; a slot of an earlier epoch must not be used.
     pub epoch: u64,
     /// Whether this is the first to leave after a block.
@@ -111,15 +129,27 @@ pub struct Forecast {
 
 /// Where schedules live. Every method is safe to call from many tasks at once.
 pub trait Ledger: Send + Sync + std::fmt::Debug {
+    /// Whether bookings are always [`Booking::Ready`].
+    fn answers_at_once(&self) -> bool;
+
     /// Books slots.
     fn book(&self, ask: Ask) -> Booking;
 
     /// Ends the use of a slot: its permits are free again, and a probe has its answer.
-    fn settle(&self, target: &Target, slot: &Slot, settlement: Settlement);
+    fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement);
 
-    /// When the request after `ahead` others could leave; `ahead` is per limit, by position.
-    fn forecast(&self, target: &Arc<Target>, limits: LimitSet, ahead: &[u32]) -> Forecast;
+    /// What a slot was booked for turned out to cost the limit at position `limit` `units` more, or
+    /// fewer if negative.
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64);
 
-    /// The origin asked to be left alone until `until`. Returns the new epoch if that was news.
-    fn block(&self, target: &Arc<Target>, until: Instant) -> Option<u64>;
+    /// When a request of this scope could leave after `ahead` units of others; `ahead` is per limit,
+    /// by position.
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast;
+
+    /// How many blocks the target has had, as far as is known here, now and whenever it changes; a
+    /// slot of an earlier epoch is void.
+    fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64>;
+
+    /// The origin asked to be left alone until `until`.
+    fn block(&self, target: &Arc<Target>, until: Instant);
 }

@@ -1,38 +1,40 @@
 //! One target's line: the queue behind a lock, the driver that serves it, and the hands-on types
 //! that waiters hold. The lock is never held across an await.
 
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smallvec::{SmallVec, smallvec};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
-use super::queue::{Asked, Entry, Next, Place, Queue, Stage};
+use super::queue::{Asked, Entry, Next, Queue, Stage};
+use super::turn::{Fate, Turn, Waiter};
 use super::{Admission, Connection, Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
-use crate::policy::{LimitSet, Target};
+use crate::policy::{Scope, Target};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
 pub(super) struct Line {
-    ledger: Arc<dyn Ledger>,
-    clock: Clock,
-    tasks: Tasks,
-    metrics: Metrics,
-    /// Written by [`Line::block`] only; a slot of an earlier epoch is void.
-    epoch: AtomicU64,
-    state: Mutex<State>,
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) clock: Clock,
+    pub(super) tasks: Tasks,
+    pub(super) metrics: Metrics,
+    /// A slot of an earlier epoch is void.
+    pub(super) epoch: watch::Receiver<u64>,
+    pub(super) state: Mutex<State>,
     /// Wakes the driver.
-    changed: Notify,
+    pub(super) changed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    queue: Queue<mpsc::Sender<Event>>,
+pub(super) struct State {
+    pub(super) queue: Queue<mpsc::Sender<Event>>,
+    /// The epoch of the slots in hand.
+    epoch: u64,
     /// Whether a driver serves the queue.
     driven: bool,
 }
@@ -48,13 +50,14 @@ impl Line {
         metrics: Metrics,
     ) -> Self {
         Self {
+            epoch: ledger.epoch(&target),
             ledger,
             clock,
             tasks,
             metrics,
-            epoch: AtomicU64::new(0),
             state: Mutex::new(State {
                 queue: Queue::new(target),
+                epoch: 0,
                 driven: false,
             }),
             changed: Notify::new(),
@@ -67,29 +70,27 @@ impl Line {
 
     pub(super) fn enter(self: &Arc<Self>, ticket: &Ticket, connection: Connection) -> Admission {
         let mut state = self.lock();
-        let limits = self.follow(&mut state, ticket);
+        let scope = self.follow(&mut state, ticket);
         // One that cannot even wait for a slot within the horizon must not book one.
         let hurried = ticket.deadline.since(ticket.arrived) < HORIZON;
-        if hurried && let Err(refusal) = self.hopeful(&state, limits, ticket) {
+        if hurried && let Err(refusal) = self.hopeful(&state, &scope, ticket) {
             return Admission::Refused(refusal);
         }
+        let mut ready = connection == Connection::Ready && state.queue.is_free_for(&scope);
         let mut booked = false;
-        let mut pending = None;
-        if connection == Connection::Ready && state.queue.is_free_for(limits) {
-            match self.book_one(&mut state, limits) {
+        if ready && self.ledger.answers_at_once() {
+            match self.book_one(&mut state, &scope) {
                 Booked::Now(turn) => return Admission::Turn(turn),
                 Booked::Soon => booked = true,
-                Booked::Later => {}
-                Booked::Pending(asked, answer) => pending = Some((asked, answer)),
+                Booked::Later => ready = false,
             }
         }
-        let held_by = match self.hopeful(&state, limits, ticket) {
+        let held_by = match self.hopeful(&state, &scope, ticket) {
             Ok(held_by) => held_by,
             Err(refusal) if !booked => return Admission::Refused(refusal),
             Err(refusal) => refusal.held_by,
         };
         // One that is far from its turn holds no connection; it will be called.
-        let ready = booked || pending.is_some();
         let stage = if ready { Stage::Ready } else { Stage::Queued };
         // Two messages at most wait for one waiter: a call and what ends its wait.
         let (tell, told) = mpsc::channel(2);
@@ -98,11 +99,11 @@ impl Line {
             deadline: ticket.deadline,
             tell,
         };
-        let place = state.queue.insert(limits, ticket.arrived, entry);
-        self.drive(&mut state, pending);
+        let place = state.queue.insert(&scope, ticket.arrived, entry);
+        self.drive(&mut state);
         Admission::Wait(Waiter {
             line: Arc::clone(self),
-            limits,
+            scope,
             ticket: ticket.clone(),
             place,
             // While only its own connection is missing, no limit tries its patience.
@@ -117,19 +118,21 @@ impl Line {
     }
 
     /// The way of a request that nobody is before: one booking, perhaps to be used at once.
-    fn book_one(self: &Arc<Self>, state: &mut State, limits: LimitSet) -> Booked {
-        let asked = state.queue.asking(smallvec![Run { limits, want: 1 }]);
+    fn book_one(self: &Arc<Self>, state: &mut State, scope: &Scope) -> Booked {
         let ask = Ask {
-            target: Arc::clone(&asked.target),
-            runs: asked.runs.clone(),
-        };
-        let grants = match self.ledger.book(ask) {
-            Booking::Ready(grants) => grants,
-            Booking::Pending(answer) => return Booked::Pending(asked, answer),
+            target: Arc::clone(state.queue.target()),
+            runs: smallvec![Run {
+                scope: scope.clone(),
+                want: 1,
+                waiting: 1
+            }],
         };
         let mut booked = Booked::Later;
+        let Booking::Ready(grants) = self.ledger.book(ask) else {
+            return booked;
+        };
         for grant in grants {
-            state.queue.note_short(limits, grant.short);
+            state.queue.note_short(scope, grant.short);
             for slot in grant.slots {
                 if slot.at <= grant.now {
                     return Booked::Now(self.turn(state, slot));
@@ -142,15 +145,29 @@ impl Line {
     }
 
     pub(super) fn block(self: &Arc<Self>, until: Instant) {
-        let mut state = self.lock();
-        let Some(epoch) = self.ledger.block(state.queue.target(), until) else {
+        let target = Arc::clone(self.lock().queue.target());
+        self.ledger.block(&target, until);
+        self.follow_epoch(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    /// Slots that were booked before the latest block are given up, and whoever cannot wait for the
+    /// end of it is told.
+    fn follow_epoch(self: &Arc<Self>, state: &mut State) {
+        let epoch = *self.epoch.borrow();
+        if state.epoch == epoch {
             return;
-        };
-        self.epoch.store(epoch, Ordering::Release);
-        for slot in state.queue.drop_hand() {
+        }
+        state.epoch = epoch;
+        for slot in state.queue.drop_hand(epoch) {
             self.ledger
                 .settle(state.queue.target(), &slot, Settlement::Unused);
         }
+        self.refuse_hopeless(state);
+    }
+
+    /// Tells those who cannot leave in time any more.
+    fn refuse_hopeless(&self, state: &mut State) {
         let waiting = state.queue.len();
         for (entry, forecast) in state.queue.take_hopeless(&*self.ledger) {
             let refusal = refusal(
@@ -162,34 +179,32 @@ impl Line {
             // A waiter that is gone needs no answer.
             drop(entry.tell.try_send(Event::Refused(refusal)));
         }
-        drop(state);
-        self.changed.notify_one();
     }
 
     /// Brings the line to the ticket's policy if that is newer, else the ticket to the line's.
-    fn follow(&self, state: &mut State, ticket: &Ticket) -> LimitSet {
+    fn follow(&self, state: &mut State, ticket: &Ticket) -> Scope {
         let current = Arc::clone(state.queue.target());
         if Arc::ptr_eq(&current, &ticket.target) {
-            return ticket.limits;
+            return ticket.scope.clone();
         }
         if ticket.target.generation > current.generation {
             for slot in state.queue.retarget(&ticket.target) {
                 self.ledger.settle(&current, &slot, Settlement::Unused);
             }
-            return ticket.limits;
+            return ticket.scope.clone();
         }
-        current.translate(ticket.limits, &ticket.target)
+        current.translate(&ticket.scope, &ticket.target)
     }
 
     /// Whether the ticket can be served in time, and which limit holds it meanwhile.
     fn hopeful(
         &self,
         state: &State,
-        limits: LimitSet,
+        scope: &Scope,
         ticket: &Ticket,
     ) -> Result<Option<Arc<str>>, Refusal> {
         let queue = &state.queue;
-        let forecast = queue.forecast(limits, ticket.arrived, &*self.ledger);
+        let forecast = queue.forecast(scope, ticket.arrived, &*self.ledger);
         // What could leave now is not held, however little patience it has.
         let kind = if forecast.at > ticket.deadline.max(self.clock.now()) {
             RefusalKind::WaitTooLong
@@ -214,31 +229,21 @@ impl Line {
     }
 
     /// Makes sure that a driver serves the queue.
-    fn drive(self: &Arc<Self>, state: &mut State, pending: Option<(Asked, Answer)>) {
-        let idle = !std::mem::replace(&mut state.driven, true);
-        let line = Arc::clone(self);
-        if let Some((asked, answer)) = pending {
-            drop(self.tasks.spawn(async move {
-                let grants = answer.await;
-                line.absorb(&asked, grants);
-                line.changed.notify_one();
-                if idle {
-                    line.run().await;
-                }
-            }));
-        } else if idle {
-            drop(self.tasks.spawn(line.run()));
-        } else {
+    fn drive(self: &Arc<Self>, state: &mut State) {
+        if std::mem::replace(&mut state.driven, true) {
             self.changed.notify_one();
+        } else {
+            drop(self.tasks.spawn(Arc::clone(self).run()));
         }
     }
 
     /// The driver: serves the queue until nobody waits.
     async fn run(self: Arc<Self>) {
+        let mut epoch = self.epoch.clone();
         loop {
             match self.step() {
                 Next::Idle => return,
-                Next::Sleep(until) => self.sleep(until).await,
+                Next::Sleep(until) => self.sleep(until, &mut epoch).await,
                 Next::Ask(asked) => {
                     let ask = Ask {
                         target: Arc::clone(&asked.target),
@@ -246,33 +251,47 @@ impl Line {
                     };
                     match self.ledger.book(ask) {
                         Booking::Ready(grants) => self.absorb(&asked, grants),
-                        Booking::Pending(answer) => self.await_booking(asked, answer).await,
+                        Booking::Pending(answer) => {
+                            let answer = pin!(answer);
+                            self.await_booking(asked, answer, &mut epoch).await;
+                        }
                     }
                 }
             }
         }
     }
 
-    async fn sleep(&self, until: Instant) {
+    async fn sleep(&self, until: Instant, epoch: &mut watch::Receiver<u64>) {
         tokio::select! {
             () = self.clock.sleep_until(until) => {}
             () = self.changed.notified() => {}
+            // The ledger outlives its lines; were it gone, time would still wake us.
+            Ok(()) = epoch.changed() => {}
         }
     }
 
-    /// One call is under way; those with slots leave meanwhile.
-    async fn await_booking(self: &Arc<Self>, asked: Asked, mut answer: Answer) {
+    /// One call is under way; those with slots leave meanwhile, and others come and go.
+    async fn await_booking(
+        self: &Arc<Self>,
+        asked: Asked,
+        mut answer: Pin<&mut Answer>,
+        epoch: &mut watch::Receiver<u64>,
+    ) {
         loop {
-            let until = match self.step() {
+            let until = match self.send_off() {
                 Next::Sleep(until) => until,
-                Next::Ask(_) | Next::Idle => self.clock.now() + LATE_MAX,
+                Next::Ask(_) | Next::Idle => Instant::FAR,
             };
             tokio::select! {
                 grants = &mut answer => {
+                    let overtaken = grants.iter().any(|grant| grant.short.is_some());
                     self.absorb(&asked, grants);
+                    if overtaken {
+                        self.refuse_hopeless(&mut self.lock());
+                    }
                     return;
                 }
-                () = self.sleep(until) => {}
+                () = self.sleep(until, epoch) => {}
             }
         }
     }
@@ -284,9 +303,24 @@ impl Line {
         }
     }
 
-    /// Voids what is late, sends off who is due, and says what comes next.
+    /// Sends off who is due and says what comes next; with nobody waiting the driver is over.
     fn step(self: &Arc<Self>) -> Next {
         let mut state = self.lock();
+        let next = self.next(&mut state);
+        if matches!(next, Next::Idle) {
+            state.driven = false;
+        }
+        next
+    }
+
+    /// The same while a call is under way: the driver stays.
+    fn send_off(self: &Arc<Self>) -> Next {
+        self.next(&mut self.lock())
+    }
+
+    /// Voids what is late, sends off who is due, and says what comes next.
+    fn next(self: &Arc<Self>, state: &mut State) -> Next {
+        self.follow_epoch(state);
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
             self.metrics.slot_voided(&state.queue.target().name);
@@ -294,7 +328,7 @@ impl Line {
                 .settle(state.queue.target(), &slot, Settlement::Unused);
         }
         while let Some((slot, entry)) = state.queue.take_due(now) {
-            let turn = self.turn(&state, slot);
+            let turn = self.turn(state, slot.clone());
             if let Err(error) = entry.tell.try_send(Event::Turn(turn)) {
                 // The waiter is going away: the next one has the slot.
                 let (mpsc::error::TrySendError::Closed(event)
@@ -306,19 +340,15 @@ impl Line {
             }
         }
         // The channel has room for the call: it is the first message.
-        let next = state.queue.next(now, &*self.ledger, |tell| {
+        state.queue.next(now, &*self.ledger, |tell| {
             drop(tell.try_send(Event::Called));
-        });
-        if matches!(next, Next::Idle) {
-            state.driven = false;
-        }
-        next
+        })
     }
 
     /// A turn that was not used: somebody else's, if it is still good.
-    fn give_back(&self, target: &Arc<Target>, slot: Slot) {
+    pub(super) fn give_back(&self, target: &Arc<Target>, slot: Slot) {
         let mut state = self.lock();
-        let good = slot.epoch == self.epoch.load(Ordering::Acquire)
+        let good = slot.epoch == *self.epoch.borrow()
             && self.clock.now() <= slot.at + LATE_MAX
             && Arc::ptr_eq(state.queue.target(), target)
             && state.queue.wants(&slot);
@@ -332,12 +362,17 @@ impl Line {
         self.changed.notify_one();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn refusal(kind: RefusalKind, forecast: Forecast, target: &Target, waiting: usize) -> Refusal {
+pub(super) fn refusal(
+    kind: RefusalKind,
+    forecast: Forecast,
+    target: &Target,
+    waiting: usize,
+) -> Refusal {
     let held_by = forecast.held_by.and_then(|index| target.limits.get(index));
     let held_by = held_by.map(|limit| Arc::clone(&limit.name));
     Refusal {
@@ -353,146 +388,4 @@ enum Booked {
     Now(Turn),
     Soon,
     Later,
-    Pending(Asked, Answer),
-}
-
-/// A place in the line. Dropping it leaves the line and wastes nothing.
-#[derive(Debug)]
-pub struct Waiter {
-    line: Arc<Line>,
-    limits: LimitSet,
-    ticket: Ticket,
-    place: Place,
-    /// Until when it waits.
-    until: Instant,
-    /// The limit that held it when it entered the line.
-    pub held_by: Option<Arc<str>>,
-    ready: bool,
-    told: mpsc::Receiver<Event>,
-}
-
-impl Waiter {
-    /// What happens next.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: no event is lost.
-    pub async fn next(&mut self) -> Event {
-        tokio::select! {
-            biased;
-            event = self.told.recv() => match event {
-                Some(event) => event,
-                None => Event::Refused(self.overdue()),
-            },
-            () = self.line.clock.sleep_until(self.until) => {
-                match self.told.try_recv() {
-                    Ok(event) => event,
-                    Err(_) => Event::Refused(self.overdue()),
-                }
-            }
-        }
-    }
-
-    /// Whether it entered the line so near its turn that it should keep its connection.
-    pub const fn is_ready(&self) -> bool {
-        self.ready
-    }
-
-    /// A connection is ready; from now on only limits hold it.
-    pub fn ready(&mut self) {
-        self.until = self.ticket.deadline.max(self.line.clock.now() + LATE_MAX);
-        self.line.lock().queue.set_stage(self.place, Stage::Ready);
-        self.line.changed.notify_one();
-    }
-
-    fn overdue(&self) -> Refusal {
-        let mut state = self.line.lock();
-        state.queue.remove(self.place);
-        let forecast = state
-            .queue
-            .forecast(self.limits, self.ticket.arrived, &*self.line.ledger);
-        refusal(
-            RefusalKind::WaitTooLong,
-            forecast,
-            state.queue.target(),
-            state.queue.len(),
-        )
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        self.line.lock().queue.remove(self.place);
-        // A turn that was on its way goes back by its own drop.
-        self.told.close();
-        while self.told.try_recv().is_ok() {}
-        self.line.changed.notify_one();
-    }
-}
-
-/// The right to send one request now, and the permits to run it. Held until the response is over.
-#[derive(Debug)]
-pub struct Turn {
-    line: Arc<Line>,
-    target: Arc<Target>,
-    slot: Slot,
-    fate: Fate,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// Not used yet.
-    InHand,
-    /// The request left.
-    Left,
-    /// The slot has another owner.
-    Taken,
-}
-
-impl Turn {
-    /// Marks the request as leaving now. `Err` if the turn is void: it is too late, or the origin
-    /// has blocked since; then enter the line again.
-    ///
-    /// # Errors
-    /// [`Void`], and the slot is given up.
-    pub fn leave(mut self) -> Result<Self, Void> {
-        if self.is_void() {
-            self.line.metrics.slot_voided(&self.target.name);
-            return Err(Void);
-        }
-        self.fate = Fate::Left;
-        Ok(self)
-    }
-
-    /// Whether it has become too late, or the origin has blocked since.
-    pub fn is_void(&self) -> bool {
-        self.line.clock.now() > self.slot.at + LATE_MAX
-            || self.slot.epoch != self.line.epoch.load(Ordering::Acquire)
-    }
-
-    /// When the slot was.
-    pub const fn at(&self) -> Instant {
-        self.slot.at
-    }
-}
-
-/// The turn came too late to be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Void;
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        match self.fate {
-            Fate::Taken => {}
-            Fate::InHand => self.line.give_back(&self.target, self.slot),
-            Fate::Left => {
-                if self.slot.probe || self.target.has_permits(self.slot.limits) {
-                    self.line
-                        .ledger
-                        .settle(&self.target, &self.slot, Settlement::Left);
-                    self.line.lock().queue.ask_anew();
-                    self.line.changed.notify_one();
-                }
-            }
-        }
-    }
 }

@@ -13,8 +13,9 @@
 
 mod line;
 mod queue;
+mod turn;
 
-pub use line::{Turn, Void, Waiter};
+pub use turn::{Turn, Void, Waiter};
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,7 +24,7 @@ use line::Line;
 
 use crate::clock::{Clock, Instant};
 use crate::ledger::Ledger;
-use crate::policy::{LimitSet, Target};
+use crate::policy::{Scope, Target};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -32,8 +33,8 @@ use crate::telemetry::Metrics;
 pub struct Ticket {
     /// Where to.
     pub target: Arc<Target>,
-    /// The limits that apply to it.
-    pub limits: LimitSet,
+    /// What it is to the target's limits.
+    pub scope: Scope,
     /// When the exchange began: its place in the line, also for a later attempt.
     pub arrived: Instant,
     /// Until when it may be held.

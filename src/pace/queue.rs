@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::bounds::{CALL_AHEAD, CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
-use crate::policy::{LimitSet, Target};
+use crate::policy::{Scope, Target};
+
+/// More groups than this are not kept for their next waiter: keys come and go.
+const GROUPS_KEPT: usize = 8;
 
 /// A waiter's place: arrival, then order of entry.
 pub(super) type Place = (Instant, u64);
@@ -32,10 +35,10 @@ pub(super) struct Entry<W> {
     pub(super) tell: W,
 }
 
-/// Waiters to which the same limits apply.
+/// Waiters of one scope.
 #[derive(Debug)]
 struct Group<W> {
-    limits: LimitSet,
+    scope: Scope,
     waiting: BTreeMap<Place, Entry<W>>,
     hand: VecDeque<Slot>,
     /// When asking the ledger is worth it; `None` if only a returned permit helps.
@@ -92,10 +95,10 @@ impl<W> Queue<W> {
     }
 
     /// Whether a newcomer with a ready connection overtakes nobody who could leave.
-    pub(super) fn is_free_for(&self, limits: LimitSet) -> bool {
+    pub(super) fn is_free_for(&self, scope: &Scope) -> bool {
         self.groups
             .iter()
-            .filter(|group| group.limits.overlaps(limits) || group.limits == limits)
+            .filter(|group| group.scope.shares_a_schedule(scope) || group.scope == *scope)
             .all(|group| {
                 group.hand.is_empty()
                     && group.waiting.len() <= CALLED_MAX
@@ -112,18 +115,18 @@ impl<W> Queue<W> {
         let mut unused = Vec::new();
         for group in std::mem::take(&mut self.groups) {
             unused.extend(group.hand);
-            let into = self.group(newer.translate(group.limits, &older));
+            let into = self.group(&newer.translate(&group.scope, &older));
             into.ask_again = Some(Instant::ZERO);
             into.waiting.extend(group.waiting);
         }
         unused
     }
 
-    pub(super) fn insert(&mut self, limits: LimitSet, arrived: Instant, entry: Entry<W>) -> Place {
+    pub(super) fn insert(&mut self, scope: &Scope, arrived: Instant, entry: Entry<W>) -> Place {
         self.entered += 1;
         self.len += 1;
         let place = (arrived, self.entered);
-        self.group(limits).waiting.insert(place, entry);
+        self.group(scope).waiting.insert(place, entry);
         place
     }
 
@@ -148,7 +151,7 @@ impl<W> Queue<W> {
 
     /// Puts a slot in hand; somebody waits who can use it.
     pub(super) fn put_in_hand(&mut self, slot: Slot) {
-        let hand = &mut self.group(slot.limits).hand;
+        let hand = &mut self.group(&slot.scope).hand;
         let at = hand.partition_point(|held| held.at <= slot.at);
         hand.insert(at, slot);
     }
@@ -157,16 +160,20 @@ impl<W> Queue<W> {
     pub(super) fn wants(&self, slot: &Slot) -> bool {
         self.groups
             .iter()
-            .any(|group| group.limits == slot.limits && !group.waiting.is_empty())
+            .any(|group| group.scope == slot.scope && !group.waiting.is_empty())
     }
 
-    /// All slots in hand, taken away: a block has voided them.
-    pub(super) fn drop_hand(&mut self) -> Vec<Slot> {
+    /// The slots in hand of epochs before this one, taken away: a block has voided them.
+    pub(super) fn drop_hand(&mut self, epoch: u64) -> Vec<Slot> {
         self.ask_anew();
-        self.groups
-            .iter_mut()
-            .flat_map(|group| group.hand.drain(..))
-            .collect()
+        let mut void = Vec::new();
+        for group in &mut self.groups {
+            let (good, old): (_, VecDeque<Slot>) =
+                group.hand.drain(..).partition(|slot| slot.epoch >= epoch);
+            group.hand = good;
+            void.extend(Vec::from(old));
+        }
+        void
     }
 
     /// A permit came back or a probe was answered: asking is worth it again.
@@ -177,11 +184,11 @@ impl<W> Queue<W> {
         }
     }
 
-    fn group(&mut self, limits: LimitSet) -> &mut Group<W> {
-        let index = self.groups.iter().position(|group| group.limits == limits);
+    fn group(&mut self, scope: &Scope) -> &mut Group<W> {
+        let index = self.groups.iter().position(|group| group.scope == *scope);
         let index = index.unwrap_or_else(|| {
             self.groups.push(Group {
-                limits,
+                scope: scope.clone(),
                 waiting: BTreeMap::new(),
                 hand: VecDeque::new(),
                 ask_again: Some(Instant::ZERO),
@@ -233,7 +240,7 @@ impl<W> Queue<W> {
             } else {
                 None
             };
-            self.note_short(run.limits, short);
+            self.note_short(&run.scope, short);
             for slot in grant.slots {
                 self.put_in_hand(slot);
             }
@@ -241,8 +248,8 @@ impl<W> Queue<W> {
         Vec::new()
     }
 
-    pub(super) fn note_short(&mut self, limits: LimitSet, short: Option<Short>) {
-        self.group(limits).ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
+    pub(super) fn note_short(&mut self, scope: &Scope, short: Option<Short>) {
+        self.group(scope).ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
     }
 
     /// Prepares a call to the ledger.
@@ -258,6 +265,10 @@ impl<W> Queue<W> {
     pub(super) fn next(&mut self, now: Instant, ledger: &dyn Ledger, call: impl Fn(&W)) -> Next {
         if self.len == 0 {
             return Next::Idle;
+        }
+        if self.groups.len() > GROUPS_KEPT {
+            self.groups
+                .retain(|group| !group.waiting.is_empty() || !group.hand.is_empty());
         }
         let mut wake = Instant::FAR;
         for group in &mut self.groups {
@@ -275,20 +286,38 @@ impl<W> Queue<W> {
 
     /// Runs of those who are ready and have no slot in hand, in arrival order.
     fn runs(&self, now: Instant) -> SmallVec<[Run; 2]> {
-        let mut ready: SmallVec<[(Place, LimitSet); 16]> = SmallVec::new();
-        for group in &self.groups {
+        let mut ready: SmallVec<[(Place, usize); 16]> = SmallVec::new();
+        for (index, group) in self.groups.iter().enumerate() {
             if group.ask_again.is_some_and(|at| at <= now) {
                 let places = group.ready().skip(group.hand.len());
-                ready.extend(places.map(|place| (place, group.limits)));
+                ready.extend(places.map(|place| (place, index)));
             }
         }
         ready.sort_unstable_by_key(|(place, _)| *place);
         let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
-        for (_, limits) in ready {
+        let mut last = None;
+        for (_, index) in ready {
+            let Some(group) = self.groups.get(index) else {
+                continue;
+            };
             match runs.last_mut() {
-                Some(run) if run.limits == limits => run.want += 1,
-                _ => runs.push(Run { limits, want: 1 }),
+                Some(run) if last == Some(index) => run.want += 1,
+                _ => {
+                    let waiting = group.waiting.len().saturating_sub(group.hand.len());
+                    // Who has a run already is not reported twice.
+                    let known = runs.iter().any(|run| run.scope == group.scope);
+                    runs.push(Run {
+                        scope: group.scope.clone(),
+                        want: 1,
+                        waiting: if known {
+                            0
+                        } else {
+                            u32::try_from(waiting).unwrap_or(u32::MAX)
+                        },
+                    });
+                }
             }
+            last = Some(index);
         }
         runs
     }
@@ -296,42 +325,93 @@ impl<W> Queue<W> {
     /// When a newcomer that arrived at `arrived` could leave.
     pub(super) fn forecast(
         &self,
-        limits: LimitSet,
+        scope: &Scope,
         arrived: Instant,
         ledger: &dyn Ledger,
     ) -> Forecast {
-        let mut ahead = Ahead::new(&self.target);
-        for group in &self.groups {
-            let before = if group
-                .waiting
-                .last_key_value()
-                .is_some_and(|(last, _)| last.0 > arrived)
-            {
+        let before = |_: usize, group: &Group<W>| {
+            let last = group.waiting.last_key_value();
+            let before = if last.is_some_and(|(last, _)| last.0 > arrived) {
                 group.waiting.range(..(arrived, u64::MAX)).count()
             } else {
                 group.waiting.len()
             };
-            ahead.add(group.limits, before.saturating_sub(group.hand.len()));
-        }
-        ledger.forecast(&self.target, limits, &ahead.0)
+            before.saturating_sub(group.hand.len())
+        };
+        self.forecast_behind(scope, ledger, before)
     }
 
-    /// Takes out all who cannot leave in time any more.
+    /// When one of this scope could leave behind those that `before` counts of each group.
+    fn forecast_behind(
+        &self,
+        scope: &Scope,
+        ledger: &dyn Ledger,
+        before: impl Fn(usize, &Group<W>) -> usize,
+    ) -> Forecast {
+        let mut ahead: SmallVec<[i64; 8]> = smallvec![0; self.target.limits.len()];
+        let weight = self.target.weight(scope.lane);
+        // In one's own lane those who came before; of other lanes what their weight lets overtake.
+        let own = |group: &Group<W>| group.scope.lane == scope.lane;
+        for limit in scope.limits.iter() {
+            let groups = self.groups.iter().enumerate();
+            let shared = || {
+                let groups = groups.clone();
+                groups.filter(|(_, group)| group.scope.shares(scope, limit))
+            };
+            let in_lane: i64 = shared()
+                .filter(|(_, group)| own(group))
+                .map(|(index, group)| {
+                    let before = count(before(index, group));
+                    group.scope.cost(limit).saturating_mul(before)
+                })
+                .sum();
+            let others: i64 = shared()
+                .filter(|(_, group)| !own(group))
+                .map(|(_, group)| {
+                    let waiting = group.waiting.len().saturating_sub(group.hand.len());
+                    let all = group.scope.cost(limit).saturating_mul(count(waiting));
+                    let share = (in_lane + scope.cost(limit))
+                        .saturating_mul(self.target.weight(group.scope.lane))
+                        / weight;
+                    all.min(share)
+                })
+                .sum();
+            if let Some(ahead) = ahead.get_mut(limit) {
+                *ahead = in_lane.saturating_add(others);
+            }
+        }
+        ledger.forecast(&self.target, scope, &ahead)
+    }
+
+    /// Takes out all who cannot leave in time any more, and whoever waits behind them may then leave
+    /// earlier: so in arrival order.
     pub(super) fn take_hopeless(&mut self, ledger: &dyn Ledger) -> Vec<(Entry<W>, Forecast)> {
-        let mut hopeless: Vec<(Place, Forecast)> = Vec::new();
-        let mut walk = Walk::new(self);
-        while let Some(step) = walk.next(self) {
-            let forecast = walk.forecast(self, ledger, step);
-            if forecast.at > self.groups[step.group].waiting[&step.place].deadline {
-                hopeless.push((step.place, forecast));
-            } else {
-                walk.passed(self, step);
+        let mut hopeless = Vec::new();
+        let mut places: Vec<(Place, usize)> = Vec::with_capacity(self.len);
+        for (index, group) in self.groups.iter().enumerate() {
+            // A waiter is covered if its group holds a slot for it, which the ledger has counted.
+            let uncovered = group.waiting.keys().skip(group.hand.len());
+            places.extend(uncovered.map(|place| (*place, index)));
+        }
+        places.sort_unstable();
+        let mut passed: SmallVec<[usize; 4]> = smallvec![0; self.groups.len()];
+        for (place, index) in places {
+            let Some(group) = self.groups.get(index) else {
+                continue;
+            };
+            let Some(deadline) = group.waiting.get(&place).map(|entry| entry.deadline) else {
+                continue;
+            };
+            let forecast = self.forecast_behind(&group.scope, ledger, |index, _| {
+                passed.get(index).copied().unwrap_or(0)
+            });
+            if forecast.at > deadline {
+                hopeless.extend(self.remove(place).map(|entry| (entry, forecast)));
+            } else if let Some(passed) = passed.get_mut(index) {
+                *passed += 1;
             }
         }
         hopeless
-            .into_iter()
-            .filter_map(|(place, forecast)| Some((self.remove(place)?, forecast)))
-            .collect()
     }
 }
 
@@ -365,9 +445,11 @@ impl<W> Group<W> {
                 continue;
             }
             if position >= covered {
-                let mut ahead = Ahead::new(target);
-                ahead.add(self.limits, position - covered);
-                let at = ledger.forecast(target, self.limits, &ahead.0).at;
+                let before = count(position - covered);
+                let ahead: SmallVec<[i64; 8]> = (0..target.limits.len())
+                    .map(|limit| before.saturating_mul(self.scope.cost(limit)))
+                    .collect();
+                let at = ledger.forecast(target, &self.scope, &ahead).at;
                 if at > now + CALL_AHEAD {
                     return Some(at - CALL_AHEAD);
                 }
@@ -393,85 +475,6 @@ impl<W> Group<W> {
     }
 }
 
-/// How many are ahead, per limit.
-struct Ahead(SmallVec<[u32; 8]>);
-
-impl Ahead {
-    fn new(target: &Target) -> Self {
-        Self(smallvec::smallvec![0; target.limits.len()])
-    }
-
-    fn add(&mut self, limits: LimitSet, count: usize) {
-        for index in limits.iter() {
-            if let Some(ahead) = self.0.get_mut(index) {
-                *ahead = ahead.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-            }
-        }
-    }
-}
-
-/// Goes through the waiters of all groups in arrival order, counting who is ahead. A waiter is
-/// *covered* if its group holds a slot for it, which the ledger has counted already.
-struct Walk {
-    last: SmallVec<[Option<Place>; 1]>,
-    covered: SmallVec<[usize; 1]>,
-    ahead: Ahead,
-}
-
-#[derive(Clone, Copy)]
-struct Step {
-    group: usize,
-    place: Place,
-    covered: bool,
-}
-
-impl Walk {
-    fn new<W>(queue: &Queue<W>) -> Self {
-        Self {
-            last: queue.groups.iter().map(|_| None).collect(),
-            covered: queue.groups.iter().map(|group| group.hand.len()).collect(),
-            ahead: Ahead::new(&queue.target),
-        }
-    }
-
-    fn next<W>(&mut self, queue: &Queue<W>) -> Option<Step> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let (place, group) = queue
-            .groups
-            .iter()
-            .enumerate()
-            .filter_map(|(index, group)| {
-                let from = self.last[index].map_or(Unbounded, Excluded);
-                Some((*group.waiting.range((from, Unbounded)).next()?.0, index))
-            })
-            .min()?;
-        self.last[group] = Some(place);
-        let covered = self.covered[group] > 0;
-        self.covered[group] = self.covered[group].saturating_sub(1);
-        Some(Step {
-            group,
-            place,
-            covered,
-        })
-    }
-
-    fn forecast<W>(&self, queue: &Queue<W>, ledger: &dyn Ledger, step: Step) -> Forecast {
-        if step.covered {
-            return Forecast {
-                at: Instant::ZERO,
-                held_by: None,
-            };
-        }
-        ledger.forecast(
-            &queue.target,
-            queue.groups[step.group].limits,
-            &self.ahead.0,
-        )
-    }
-
-    fn passed<W>(&mut self, queue: &Queue<W>, step: Step) {
-        if !step.covered {
-            self.ahead.add(queue.groups[step.group].limits, 1);
-        }
-    }
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Matcher;
+use super::{Cost, Matcher, Source};
 use crate::units::Rate;
 
 /// n requests per period, or n at once; perhaps only for some requests.
@@ -16,6 +16,36 @@ pub struct Limit {
     pub bound: Bound,
     /// The requests it applies to; all if none is set.
     pub matcher: Option<Matcher>,
+    /// What tells apart requests that are counted separately; all are counted together if none is.
+    pub key: Option<Source>,
+    /// What a request costs; 1 if none is set.
+    pub cost: Option<Cost>,
+}
+
+/// A class of traffic within a target.
+#[derive(Debug)]
+pub struct Lane {
+    /// Its name in messages and metrics.
+    pub name: Arc<str>,
+    /// Which requests belong to it; the rest goes to the first lane without one.
+    pub matcher: Option<Matcher>,
+    /// Its share of what others leave, relative to theirs.
+    pub weight: u32,
+    /// The part of each limit that is there whenever it asks, in millionths.
+    pub reserve_ppm: u32,
+}
+
+impl Limit {
+    /// A limit on all requests, counted together, each as one.
+    pub fn new(name: &str, bound: Bound) -> Self {
+        Self {
+            name: name.into(),
+            bound,
+            matcher: None,
+            key: None,
+            cost: None,
+        }
+    }
 }
 
 /// What a limit bounds.
@@ -59,6 +89,11 @@ impl Algorithm {
 }
 
 impl Limit {
+    /// Whether it bounds how many run at once.
+    pub const fn is_concurrent(&self) -> bool {
+        matches!(self.bound, Bound::Concurrent(_))
+    }
+
     /// The period, for a rate.
     pub const fn period(&self) -> Option<Duration> {
         match self.bound {

@@ -1,7 +1,11 @@
 //! Which requests of a target a limit applies to.
 
+use std::sync::Arc;
+
 use http::request::Parts;
 use http::{HeaderName, Method};
+
+use super::{Asked, Caller};
 
 /// All parts that are set must match.
 #[derive(Debug, Clone, Default)]
@@ -12,12 +16,18 @@ pub struct Matcher {
     pub methods: Vec<Method>,
     /// A field of the request.
     pub header: Option<HeaderPattern>,
+    /// One of these clients; any if empty.
+    pub clients: Vec<Arc<str>>,
+    /// The client's group.
+    pub group: Option<Arc<str>>,
 }
 
 impl Matcher {
     /// Whether the request is one of those meant.
-    pub fn matches(&self, request: &Parts) -> bool {
-        (self.methods.is_empty() || self.methods.contains(&request.method))
+    pub fn matches(&self, asked: &Asked<'_>) -> bool {
+        let request = asked.head;
+        self.matches_client(asked.client)
+            && (self.methods.is_empty() || self.methods.contains(&request.method))
             && self
                 .path
                 .as_ref()
@@ -26,6 +36,19 @@ impl Matcher {
                 .header
                 .as_ref()
                 .is_none_or(|header| header.matches(request))
+    }
+
+    /// Whether nothing but the client is asked, and it is one of those meant.
+    pub fn matches_tunnel(&self, client: Option<Caller<'_>>) -> bool {
+        let any_request = self.methods.is_empty() && self.path.is_none() && self.header.is_none();
+        any_request && self.matches_client(client)
+    }
+
+    fn matches_client(&self, client: Option<Caller<'_>>) -> bool {
+        let named = |client: Caller<'_>| self.clients.contains(client.name);
+        let of_group = |client: Caller<'_>| client.group == self.group.as_ref();
+        (self.clients.is_empty() || client.is_some_and(named))
+            && (self.group.is_none() || client.is_some_and(of_group))
     }
 }
 
@@ -113,6 +136,12 @@ mod tests {
                 name: HeaderName::from_static("x-lane"),
                 value: Glob::new("batch"),
             }),
+            ..Matcher::default()
+        };
+        let request = Asked {
+            head: &request,
+            client: None,
+            json: None,
         };
         assert!(matcher.matches(&request));
         assert!(

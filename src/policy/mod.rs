@@ -6,12 +6,14 @@ mod egress;
 mod hosts;
 mod limit;
 mod matcher;
+mod scope;
 
 pub use client::{Client, Secret};
 pub use egress::{Allow, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
-pub use limit::{Algorithm, Bound, Limit, LimitSet};
+pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use matcher::{Glob, HeaderPattern, Matcher};
+pub use scope::{Asked, Caller, Cost, Scope, Source};
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -85,6 +87,8 @@ pub struct Target {
     pub hosts: Vec<HostPattern>,
     /// Its limits; at most [`LimitSet::MAX`].
     pub limits: Vec<Limit>,
+    /// Its lanes; one for all if empty. At most [`Target::LANES_MAX`].
+    pub lanes: Vec<Lane>,
     /// The longest a request may be held.
     pub max_wait: Duration,
     /// How many requests may be held at once.
@@ -100,19 +104,99 @@ pub struct Target {
 }
 
 impl Target {
-    /// The limits that apply to a request.
-    pub fn limits_for(&self, request: &http::request::Parts) -> LimitSet {
-        let mut set = LimitSet::default();
+    /// How many lanes a target may have.
+    pub const LANES_MAX: usize = 16;
+
+    /// A target of this name without hosts, with everything else as it is by default.
+    pub fn named(name: &str, limits: Vec<Limit>) -> Self {
+        Self {
+            name: name.into(),
+            generation: 0,
+            hosts: Vec::new(),
+            limits,
+            lanes: Vec::new(),
+            max_wait: Duration::from_secs(60),
+            max_waiting: 20_000,
+            tls: TlsMode::default(),
+            retry: Retry::default(),
+            idempotent: false,
+            set_headers: Vec::new(),
+        }
+    }
+
+    /// Whether the scope of a request depends on its body.
+    pub fn needs_body(&self) -> bool {
+        self.limits.iter().any(|limit| {
+            let by_cost = |cost: &Cost| cost.estimate.iter().any(Source::needs_body);
+            limit.key.as_ref().is_some_and(Source::needs_body)
+                || limit.cost.as_ref().is_some_and(by_cost)
+        })
+    }
+
+    /// What a request is to the limits.
+    pub fn scope(&self, asked: &Asked<'_>) -> Scope {
+        let (mut keys, mut costs) = (Vec::new(), Vec::new());
+        let mut limits = LimitSet::default();
         for (index, limit) in self.limits.iter().enumerate() {
-            if limit
-                .matcher
-                .as_ref()
-                .is_none_or(|matcher| matcher.matches(request))
-            {
-                set.insert(index);
+            let matcher = limit.matcher.as_ref();
+            if matcher.is_none_or(|matcher| matcher.matches(asked)) {
+                limits.insert(index);
+                keys.extend(limit.key.as_ref().map(|key| (index, key.key(asked))));
+                costs.extend(
+                    limit
+                        .cost
+                        .as_ref()
+                        .map(|cost| (index, cost.estimate(asked))),
+                );
             }
         }
-        set
+        let named = |lane: &Lane| lane.matcher.as_ref().is_some_and(|m| m.matches(asked));
+        let lane = self.lanes.iter().position(named);
+        Scope::plain(limits)
+            .in_lane(self.lane_or_default(lane))
+            .with(keys, costs)
+    }
+
+    /// What a connection is of which nothing but the host and the client are known.
+    pub fn scope_of_tunnel(&self, client: Option<Caller<'_>>) -> Scope {
+        let mut limits = LimitSet::default();
+        let mut keys = Vec::new();
+        for (index, limit) in self.limits.iter().enumerate() {
+            let applies = limit
+                .matcher
+                .as_ref()
+                .is_none_or(|matcher| matcher.matches_tunnel(client));
+            match &limit.key {
+                None if applies => limits.insert(index),
+                Some(Source::Client) if applies => {
+                    limits.insert(index);
+                    let name = client.map_or_else(|| "-".into(), |client| Arc::clone(client.name));
+                    keys.push((index, name));
+                }
+                _ => {}
+            }
+        }
+        Scope::plain(limits)
+            .in_lane(self.lane_or_default(None))
+            .with(keys, Vec::new())
+    }
+
+    fn lane_or_default(&self, found: Option<usize>) -> u8 {
+        let default = || self.lanes.iter().position(|lane| lane.matcher.is_none());
+        let lane = found.or_else(default).unwrap_or(0);
+        u8::try_from(lane).unwrap_or(0)
+    }
+
+    /// The weight of the lane at this position.
+    pub fn weight(&self, lane: u8) -> i64 {
+        let lane = self.lanes.get(usize::from(lane));
+        lane.map_or(1, |lane| i64::from(lane.weight.max(1)))
+    }
+
+    /// The lane of this name, by position.
+    pub fn lane(&self, name: &str) -> Option<u8> {
+        let found = self.lanes.iter().position(|lane| &*lane.name == name);
+        found.and_then(|index| u8::try_from(index).ok())
     }
 
     /// Whether one of these limits bounds how many run at once.
@@ -124,28 +208,22 @@ impl Target {
             .any(|(index, limit)| set.contains(index) && concurrent(limit))
     }
 
-    /// What `set`, chosen under an older policy of this target, means now. Limits are known by their
-    /// names; one that is new applies, since the request can no longer be asked.
-    pub fn translate(&self, set: LimitSet, older: &Self) -> LimitSet {
-        let mut now = LimitSet::default();
+    /// What `scope`, found under an older policy of this target, means now. Limits and lanes are
+    /// known by their names; a limit that is new applies, since the request can no longer be asked.
+    pub fn translate(&self, scope: &Scope, older: &Self) -> Scope {
+        let mut limits = LimitSet::default();
         for (index, limit) in self.limits.iter().enumerate() {
             let before = older.limits.iter().position(|old| old.name == limit.name);
-            if before.is_none_or(|old| set.contains(old)) {
-                now.insert(index);
+            if before.is_none_or(|old| scope.limits.contains(old)) {
+                limits.insert(index);
             }
         }
-        now
-    }
-
-    /// The limits that apply to a connection of which nothing but the host is known.
-    pub fn limits_for_tunnel(&self) -> LimitSet {
-        let mut set = LimitSet::default();
-        for (index, limit) in self.limits.iter().enumerate() {
-            if limit.matcher.is_none() {
-                set.insert(index);
-            }
-        }
-        set
+        let lane = older.lanes.get(usize::from(scope.lane));
+        let lane = lane.and_then(|lane| self.lane(&lane.name)).map(usize::from);
+        scope.moved(limits, self.lane_or_default(lane), |old| {
+            let name = &older.limits.get(old)?.name;
+            self.limits.iter().position(|limit| limit.name == *name)
+        })
     }
 }
 

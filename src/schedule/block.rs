@@ -80,6 +80,11 @@ impl Block {
         }
     }
 
+    /// When the last block ends, or did.
+    pub const fn ends(&self) -> Instant {
+        self.until
+    }
+
     /// When the block ends, if it has not.
     pub fn until(&self, now: Instant) -> Option<Instant> {
         (self.phase != Phase::Open && self.until > now).then_some(self.until)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::token_bucket::nanos;
+use super::token_bucket::{TokenBucket, nanos};
 use crate::units::Rate;
 
 /// The newest window that was booked in, and how many it holds. Both edges of a window are kept
@@ -30,21 +30,45 @@ impl FixedWindow {
             n: i64::from(rate.count()),
             window,
             guard,
-            current: i64::MIN,
+            current: 0,
             used: 0,
         }
     }
 
-    /// Position `p` after the current fill lies `p / n` windows on.
-    pub(super) fn forecast(&self, from: i64, ahead: u32) -> i64 {
+    pub(super) const fn from_parts([n, window, guard]: [i64; 3], current: i64, used: i64) -> Self {
+        Self {
+            n,
+            window,
+            guard,
+            current,
+            used,
+        }
+    }
+
+    pub(super) const fn spec(&self) -> [i64; 3] {
+        [self.n, self.window, self.guard]
+    }
+
+    pub(super) const fn fill(&self) -> (i64, i64) {
+        (self.current, self.used)
+    }
+
+    /// Position `p` after the current fill lies `p / n` windows on; a cost does not straddle two.
+    pub(super) fn forecast(&self, from: i64, ahead: i64, units: i64) -> i64 {
+        if self.n == 0 {
+            return i64::MAX / 2;
+        }
         let (at, index) = self.open(from);
         let (base, used) = if index > self.current {
             (index, 0)
         } else {
             (self.current, self.used)
         };
-        let position = used.saturating_add(i64::from(ahead));
-        let window = base.saturating_add(position / self.n);
+        let position = used.saturating_add(ahead);
+        let straddles = position % self.n + units.clamp(1, self.n) > self.n;
+        let window = base
+            .saturating_add(position / self.n)
+            .saturating_add(i64::from(straddles));
         if window == index {
             at
         } else {
@@ -52,13 +76,39 @@ impl FixedWindow {
         }
     }
 
-    pub(super) fn book(&mut self, at: i64) {
+    pub(super) fn book(&mut self, at: i64, units: i64) {
         let index = at.div_euclid(self.window);
         if index > self.current {
             self.current = index;
             self.used = 0;
         }
-        self.used += 1;
+        self.used += units.clamp(1, self.n.max(1));
+    }
+
+    /// A cost that turned out to be `units` more, or fewer, than was booked.
+    pub(super) fn correct(&mut self, units: i64) {
+        self.used = self.used.saturating_add(units).max(0);
+    }
+
+    pub(super) fn at_share(&self, ppm: i64) -> Self {
+        let n = i128::from(self.n) * i128::from(ppm) / 1_000_000;
+        Self {
+            n: i64::try_from(n).unwrap_or(0),
+            ..*self
+        }
+    }
+
+    /// The same count, evenly spread.
+    pub(super) fn even(&self) -> TokenBucket {
+        TokenBucket::from_parts(
+            [super::div_ceil(self.window, self.n.max(1)), 0, self.window],
+            0,
+        )
+    }
+
+    /// Never less used than what was known elsewhere.
+    pub(super) fn merge(&mut self, other: &Self) {
+        (self.current, self.used) = self.fill().max(other.fill());
     }
 
     pub(super) fn exhaust(&mut self, now: i64) {

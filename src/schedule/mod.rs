@@ -15,6 +15,10 @@ pub use fixed_window::FixedWindow;
 pub use sliding_window::SlidingWindow;
 pub use token_bucket::TokenBucket;
 
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
 use crate::clock::Instant;
 
 /// The state of one rate limit.
@@ -28,30 +32,162 @@ pub enum Schedule {
     FixedWindow(FixedWindow),
 }
 
+/// What kind of schedule, and the three numbers that define it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Which reading.
+    pub kind: Kind,
+    /// Token bucket: interval, tolerance, period. Sliding window: n, window. Fixed window: n,
+    /// window, guard. Times in nanoseconds.
+    pub numbers: [i64; 3],
+}
+
+/// Readings of "n per period".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// [`TokenBucket`].
+    Token,
+    /// [`SlidingWindow`].
+    Sliding,
+    /// [`FixedWindow`].
+    Fixed,
+}
+
+/// What a schedule remembers, without what defines it. Nanoseconds since the Unix epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Token bucket: the theoretical arrival time. Fixed window: the newest window's number.
+    pub mark: i64,
+    /// Fixed window: how much of it is used.
+    pub used: i64,
+    /// Sliding window: when how many units left, ascending.
+    pub log: VecDeque<(i64, i64)>,
+}
+
 impl Schedule {
-    /// The earliest instant, not before `from`, at which one more request may leave.
-    pub fn earliest(&self, from: Instant) -> Instant {
-        self.forecast(from, 0)
+    /// The schedule of this kind that remembers `usage`.
+    pub fn from_parts(spec: Spec, usage: Usage) -> Self {
+        match spec.kind {
+            Kind::Token => Self::TokenBucket(TokenBucket::from_parts(spec.numbers, usage.mark)),
+            Kind::Sliding => {
+                Self::SlidingWindow(SlidingWindow::from_parts(spec.numbers, usage.log))
+            }
+            Kind::Fixed => Self::FixedWindow(FixedWindow::from_parts(
+                spec.numbers,
+                usage.mark,
+                usage.used,
+            )),
+        }
     }
 
-    /// The earliest instant, not before `from`, for the request after `ahead` others.
-    pub fn forecast(&self, from: Instant, ahead: u32) -> Instant {
+    /// What defines it.
+    pub const fn spec(&self) -> Spec {
+        match self {
+            Self::TokenBucket(bucket) => Spec {
+                kind: Kind::Token,
+                numbers: bucket.spec(),
+            },
+            Self::SlidingWindow(window) => Spec {
+                kind: Kind::Sliding,
+                numbers: window.spec(),
+            },
+            Self::FixedWindow(window) => Spec {
+                kind: Kind::Fixed,
+                numbers: window.spec(),
+            },
+        }
+    }
+
+    /// What it remembers.
+    pub fn usage(&self) -> Usage {
+        match self {
+            Self::TokenBucket(bucket) => Usage {
+                mark: bucket.tat(),
+                ..Usage::default()
+            },
+            Self::SlidingWindow(window) => Usage {
+                log: window.log().clone(),
+                ..Usage::default()
+            },
+            Self::FixedWindow(window) => {
+                let (mark, used) = window.fill();
+                Usage {
+                    mark,
+                    used,
+                    ..Usage::default()
+                }
+            }
+        }
+    }
+
+    /// The earliest instant, not before `from`, at which `units` more may leave.
+    pub fn earliest(&self, from: Instant, units: i64) -> Instant {
+        self.forecast(from, 0, units)
+    }
+
+    /// The earliest instant, not before `from`, for `units` after `ahead` others.
+    pub fn forecast(&self, from: Instant, ahead: i64, units: i64) -> Instant {
         let from = from.as_nanos();
         Instant::from_nanos(match self {
-            Self::TokenBucket(bucket) => bucket.forecast(from, ahead),
-            Self::SlidingWindow(window) => window.forecast(from, ahead),
-            Self::FixedWindow(window) => window.forecast(from, ahead),
+            Self::TokenBucket(bucket) => bucket.forecast(from, ahead, units),
+            Self::SlidingWindow(window) => window.forecast(from, ahead, units),
+            Self::FixedWindow(window) => window.forecast(from, ahead, units),
         })
     }
 
-    /// Lets one request leave at `at`, which is at least what [`Self::earliest`] said.
-    pub fn book(&mut self, at: Instant) {
+    /// Lets `units` leave at `at`, which is at least what [`Self::earliest`] said.
+    pub fn book(&mut self, at: Instant, units: i64) {
         let at = at.as_nanos();
         match self {
-            Self::TokenBucket(bucket) => bucket.book(at),
-            Self::SlidingWindow(window) => window.book(at),
-            Self::FixedWindow(window) => window.book(at),
+            Self::TokenBucket(bucket) => bucket.book(at, units),
+            Self::SlidingWindow(window) => window.book(at, units),
+            Self::FixedWindow(window) => window.book(at, units),
         }
+    }
+
+    /// What was booked turned out to cost `units` more, or fewer if negative.
+    pub fn correct(&mut self, units: i64, now: Instant) {
+        match self {
+            Self::TokenBucket(bucket) => bucket.correct(units),
+            Self::SlidingWindow(window) => window.correct(units, now.as_nanos()),
+            Self::FixedWindow(window) => window.correct(units),
+        }
+    }
+
+    /// The schedule at a share of its rate, in millionths. Whole requests per period: shares never
+    /// add up to more than the whole.
+    #[must_use]
+    pub fn at_share(&self, ppm: i64) -> Self {
+        match self {
+            Self::TokenBucket(bucket) => Self::TokenBucket(bucket.at_share(ppm)),
+            Self::SlidingWindow(window) => Self::SlidingWindow(window.at_share(ppm)),
+            Self::FixedWindow(window) => Self::FixedWindow(window.at_share(ppm)),
+        }
+    }
+
+    /// [`Self::book`] where only a share of the rate is there, in millionths.
+    pub fn book_at_share(&mut self, ppm: i64, at: Instant, units: i64) {
+        match self {
+            Self::TokenBucket(bucket) => bucket.book_at_share(ppm, at.as_nanos(), units),
+            // Windows count what left, whatever share of them there was.
+            Self::SlidingWindow(_) | Self::FixedWindow(_) => self.book(at, units),
+        }
+    }
+
+    /// How a replica that is cut off uses its share: evenly spread, without a burst, and as if
+    /// everything that may be used by `now` had been.
+    #[must_use]
+    pub fn alone(&self, ppm: i64, now: Instant) -> Self {
+        let even = match self {
+            Self::TokenBucket(bucket) => bucket.even(),
+            Self::SlidingWindow(window) => window.even(),
+            Self::FixedWindow(window) => window.even(),
+        };
+        let mut even = Self::TokenBucket(even.at_share(ppm));
+        even.exhaust(now);
+        even
     }
 
     /// After a block that ends at `until`: no burst may follow it.
@@ -62,12 +198,48 @@ impl Schedule {
     }
 
     /// As if everything that may be used by `now` had been.
-    fn exhaust(&mut self, now: Instant) {
+    pub fn exhaust(&mut self, now: Instant) {
         match self {
             Self::TokenBucket(bucket) => bucket.drain_until(now.as_nanos()),
             Self::SlidingWindow(window) => window.exhaust(now.as_nanos()),
             Self::FixedWindow(window) => window.exhaust(now.as_nanos()),
         }
+    }
+
+    /// Never less used than what was known elsewhere; both of one kind.
+    pub fn merge(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::TokenBucket(ours), Self::TokenBucket(theirs)) => ours.merge(theirs),
+            (Self::SlidingWindow(ours), Self::SlidingWindow(theirs)) => ours.merge(theirs),
+            (Self::FixedWindow(ours), Self::FixedWindow(theirs)) => ours.merge(theirs),
+            _ => {}
+        }
+    }
+
+    /// Whether nothing it remembers matters from `now` on.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        let now = now.as_nanos();
+        match self {
+            Self::TokenBucket(bucket) => bucket.tat() <= now,
+            Self::SlidingWindow(window) => {
+                let last = window.log().back().map_or(0, |last| last.0);
+                last.saturating_add(window.spec()[1]) <= now
+            }
+            Self::FixedWindow(window) => {
+                let end = (window.fill().0 + 1).saturating_mul(window.spec()[1]);
+                end <= now
+            }
+        }
+    }
+
+    /// Units per second, as far as that means anything.
+    pub fn per_second(&self) -> f64 {
+        let Spec { kind, numbers } = self.spec();
+        let (count, nanos) = match kind {
+            Kind::Token => (1, numbers[0]),
+            Kind::Sliding | Kind::Fixed => (numbers[0], numbers[1]),
+        };
+        count as f64 * 1e9 / nanos.max(1) as f64
     }
 
     /// The schedule under a changed limit: what was used stays used.
@@ -127,15 +299,15 @@ mod tests {
         for (pause_ms, count, late_us) in asks {
             now += i64::from(*pause_ms) * 1_000_000;
             for k in 0..*count {
-                let forecast = schedule.forecast(Instant::from_nanos(now), 3);
-                let at = schedule.earliest(Instant::from_nanos(now));
+                let forecast = schedule.forecast(Instant::from_nanos(now), 3, 1);
+                let at = schedule.earliest(Instant::from_nanos(now), 1);
                 assert!(at <= forecast && at.as_nanos() >= now);
                 assert_eq!(
                     at,
-                    schedule.earliest(at),
+                    schedule.earliest(at, 1),
                     "the earliest instant is itself allowed"
                 );
-                schedule.book(at);
+                schedule.book(at, 1);
                 left.push(at.as_nanos() + i64::from(*late_us % 25_000) * 1000 * i64::from(k % 2));
             }
         }
@@ -194,15 +366,15 @@ mod tests {
             };
             let now = Instant::from_nanos(START);
             for _ in 0..used {
-                let at = schedule.earliest(now);
-                schedule.book(at);
+                let at = schedule.earliest(now, 1);
+                schedule.book(at, 1);
             }
-            let forecast = schedule.forecast(now, ahead);
+            let forecast = schedule.forecast(now, i64::from(ahead), 1);
             for _ in 0..ahead {
-                let at = schedule.earliest(now);
-                schedule.book(at);
+                let at = schedule.earliest(now, 1);
+                schedule.book(at, 1);
             }
-            prop_assert_eq!(forecast, schedule.earliest(now));
+            prop_assert_eq!(forecast, schedule.earliest(now, 1));
         }
 
         #[test]
@@ -218,8 +390,8 @@ mod tests {
             let mut left = Vec::new();
             for count in [n, n + m] {
                 for _ in 0..count {
-                    let at = schedule.earliest(now);
-                    schedule.book(at);
+                    let at = schedule.earliest(now, 1);
+                    schedule.book(at, 1);
                     left.push(at.as_nanos());
                 }
                 schedule = schedule.adopt(build(m, then), now);

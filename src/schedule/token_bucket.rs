@@ -12,6 +12,8 @@ pub struct TokenBucket {
     interval: i64,
     /// Burst tolerance, nanoseconds: (burst - 1) intervals.
     tolerance: i64,
+    /// The period that the rate is counted over, nanoseconds.
+    period: i64,
     /// Theoretical arrival time, nanoseconds.
     tat: i64,
 }
@@ -41,6 +43,7 @@ impl TokenBucket {
         Self {
             interval,
             tolerance: (burst - 1).saturating_mul(interval),
+            period,
             tat: 0,
         }
     }
@@ -50,16 +53,76 @@ impl TokenBucket {
         Duration::from_nanos(u64::try_from(self.interval).unwrap_or(0))
     }
 
-    pub(super) fn forecast(&self, from: i64, ahead: u32) -> i64 {
+    /// A cost above the burst never conforms as a whole: it leaves when the bucket is full, and the
+    /// rest is owed afterwards.
+    pub(super) fn forecast(&self, from: i64, ahead: i64, units: i64) -> i64 {
+        let burst = self.tolerance / self.interval + 1;
+        let before = ahead.saturating_add(units.min(burst) - 1);
         let tat = self
             .tat
             .max(from)
-            .saturating_add(self.interval.saturating_mul(i64::from(ahead)));
+            .saturating_add(self.interval.saturating_mul(before));
         from.max(tat.saturating_sub(self.tolerance))
     }
 
-    pub(super) fn book(&mut self, at: i64) {
-        self.tat = self.tat.max(at).saturating_add(self.interval);
+    pub(super) fn book(&mut self, at: i64, units: i64) {
+        let cost = self.interval.saturating_mul(units);
+        self.tat = self.tat.max(at).saturating_add(cost);
+    }
+
+    pub(super) fn book_at_share(&mut self, ppm: i64, at: i64, units: i64) {
+        let mut shared = self.at_share(ppm);
+        shared.book(at, units);
+        self.tat = shared.tat;
+    }
+
+    /// A cost that turned out to be `units` more, or fewer, than was booked.
+    pub(super) fn correct(&mut self, units: i64) {
+        self.tat = self.tat.saturating_add(self.interval.saturating_mul(units));
+    }
+
+    /// The same bucket at a share of its rate, in millionths: whole requests per period, so that
+    /// the shares of several replicas never add up to more than the rate.
+    pub(super) fn at_share(&self, ppm: i64) -> Self {
+        let whole = i128::from(self.period) * i128::from(ppm) / 1_000_000;
+        let whole = i64::try_from(whole).unwrap_or(i64::MAX) / self.interval;
+        let interval = if whole > 0 {
+            div_ceil(self.period, whole)
+        } else {
+            let stretched = i128::from(self.interval) * 1_000_000 / i128::from(ppm.max(1));
+            i64::try_from(stretched).unwrap_or(i64::MAX).min(LONGEST)
+        };
+        Self { interval, ..*self }
+    }
+
+    /// Without its burst.
+    pub(super) const fn even(self) -> Self {
+        Self {
+            tolerance: 0,
+            ..self
+        }
+    }
+
+    pub(super) const fn from_parts([interval, tolerance, period]: [i64; 3], tat: i64) -> Self {
+        Self {
+            interval,
+            tolerance,
+            period,
+            tat,
+        }
+    }
+
+    pub(super) const fn spec(&self) -> [i64; 3] {
+        [self.interval, self.tolerance, self.period]
+    }
+
+    pub(super) const fn tat(&self) -> i64 {
+        self.tat
+    }
+
+    /// Never earlier than what was known elsewhere.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.tat = self.tat.max(other.tat);
     }
 
     pub(super) fn drain_until(&mut self, until: i64) {
@@ -76,6 +139,9 @@ impl TokenBucket {
         }
     }
 }
+
+/// No interval is longer: about ten years.
+const LONGEST: i64 = 300_000_000_000_000_000;
 
 pub(super) fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)

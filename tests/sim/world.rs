@@ -7,7 +7,7 @@ use std::time::Duration;
 use outpace::clock::{Clock, Instant};
 use outpace::ledger::MemoryLedger;
 use outpace::pace::{Admission, Connection, Event, Pacer, Ticket, Turn};
-use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Retry, Target, TlsMode};
+use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Target};
 use outpace::shutdown::Tasks;
 use outpace::telemetry::Metrics;
 use outpace::units::Rate;
@@ -213,24 +213,14 @@ impl World {
     }
 
     fn target(&self) -> Target {
+        let bound = Bound::Rate {
+            rate: self.rate,
+            algorithm: self.algorithm,
+        };
         Target {
-            name: "t".into(),
-            generation: 0,
-            hosts: Vec::new(),
-            limits: vec![Limit {
-                name: "l".into(),
-                bound: Bound::Rate {
-                    rate: self.rate,
-                    algorithm: self.algorithm,
-                },
-                matcher: None,
-            }],
             max_wait: Duration::from_secs(3600),
             max_waiting: 100_000,
-            tls: TlsMode::Intercept,
-            retry: Retry::default(),
-            idempotent: false,
-            set_headers: Vec::new(),
+            ..Target::named("t", vec![Limit::new("l", bound)])
         }
     }
 
@@ -389,7 +379,7 @@ impl Client {
         let deadline = entered + self.plan.patience;
         let ticket = Ticket {
             target: Arc::clone(&self.target),
-            limits,
+            scope: Scope::plain(limits),
             arrived: entered,
             deadline,
         };

@@ -1,26 +1,23 @@
-//! Targets and their limits.
+//! Targets.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue};
 
 use super::super::schema;
+use super::limit::{self, Tier};
 use super::{Problems, span};
 use crate::bounds::WAITERS_PER_TARGET;
-use crate::policy::{
-    Algorithm, Bound, Glob, HeaderPattern, HostPattern, Limit, LimitSet, Matcher, Retry, Target,
-    TlsMode,
-};
+use crate::policy::{HostPattern, LimitSet, Retry, Target, TlsMode};
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// Below this the guards of a fixed window would leave nothing of it.
-const FIXED_WINDOW_MIN: Duration = Duration::from_millis(200);
 
 pub(super) fn targets(
     p: &mut Problems,
     written: Vec<schema::Target>,
+    tiers: &[Tier],
     generation: u64,
 ) -> Vec<Arc<Target>> {
     let mut names = HashSet::new();
@@ -69,12 +66,12 @@ pub(super) fn targets(
             }
             patterns.push((pattern.0.clone(), name.clone()));
         }
-        targets.push(Arc::new(one(p, &key, name, target, generation)));
+        targets.push(Arc::new(one(p, &key, name, target, tiers, generation)));
     }
     targets
 }
 
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text
             .bytes()
@@ -86,10 +83,10 @@ fn one(
     key: &str,
     name: String,
     written: schema::Target,
+    tiers: &[Tier],
     generation: u64,
 ) -> Target {
     p.not_yet(format!("{key}.preset"), written.preset.as_ref());
-    p.not_yet(format!("{key}.lanes"), written.lanes.as_ref());
     p.not_yet(format!("{key}.overflow"), written.overflow.as_ref());
     if written.mode == schema::Mode::Observe {
         p.add(
@@ -98,12 +95,26 @@ fn one(
         );
     }
     let max_wait = span(written.max_wait, MAX_WAIT);
-    let limits = limits(p, key, written.limits);
+    let mut limits = limit::limits(p, key, written.limits);
+    let mut lanes = limit::lanes(p, key, written.lanes);
+    limits.extend(tiers.iter().map(Tier::limit));
+    if limits.len() > LimitSet::MAX {
+        p.add(
+            format!("{key}.limits"),
+            format!(
+                "a target has at most {} limits, those of clients included",
+                LimitSet::MAX
+            ),
+        );
+        limits.clear();
+        lanes.clear();
+    }
     Target {
         name: name.into(),
         generation,
         hosts: written.hosts.into_iter().map(|host| host.0).collect(),
         limits,
+        lanes,
         max_wait,
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
         tls: match written.tls {
@@ -139,170 +150,6 @@ fn retry(p: &mut Problems, key: &str, written: schema::Retry) -> Retry {
         on_429: written.on_429.unwrap_or(default.on_429),
         on_503: written.on_503.unwrap_or(default.on_503),
     }
-}
-
-fn limits(p: &mut Problems, key: &str, written: Vec<schema::Limit>) -> Vec<Limit> {
-    let mut names = HashSet::new();
-    let mut limits = Vec::with_capacity(written.len());
-    if written.len() > LimitSet::MAX {
-        p.add(
-            format!("{key}.limits"),
-            format!("a target has at most {} limits", LimitSet::MAX),
-        );
-        return limits;
-    }
-    for (index, limit) in written.into_iter().enumerate() {
-        let key = format!("{key}.limits[{index}]");
-        p.not_yet(format!("{key}.key"), limit.key.as_ref());
-        p.not_yet(format!("{key}.cost"), limit.cost.as_ref());
-        let name: Arc<str> = match &limit.name {
-            Some(name) if is_name(&name.0) => name.0.as_str().into(),
-            Some(name) => {
-                p.add(
-                    format!("{key}.name"),
-                    format!(
-                        "`{}` is not a name; use letters, digits, `-`, `_` and `.`",
-                        name.0
-                    ),
-                );
-                continue;
-            }
-            None => index.to_string().into(),
-        };
-        if !names.insert(Arc::clone(&name)) {
-            p.add(
-                format!("{key}.name"),
-                format!("another limit of this target is called `{name}`"),
-            );
-        }
-        let matcher = limit
-            .r#match
-            .as_ref()
-            .and_then(|written| matcher(p, &key, written));
-        if let Some(bound) = bound(p, &key, &limit) {
-            limits.push(Limit {
-                name,
-                bound,
-                matcher,
-            });
-        }
-    }
-    limits
-}
-
-fn bound(p: &mut Problems, key: &str, limit: &schema::Limit) -> Option<Bound> {
-    let algorithm = limit.algorithm.unwrap_or(schema::Algorithm::TokenBucket);
-    match (&limit.rate, limit.concurrent) {
-        (Some(_), Some(_)) => {
-            p.add(
-                key,
-                "`rate` and `concurrent` are two limits; write one entry for each",
-            );
-            None
-        }
-        (None, None) => {
-            p.add(
-                key,
-                "a limit needs `rate` (\"10/1s\") or `concurrent` (a count)",
-            );
-            None
-        }
-        (None, Some(0)) => {
-            p.add(
-                format!("{key}.concurrent"),
-                "0 at once would let nothing through; write 1 or more",
-            );
-            None
-        }
-        (None, Some(count)) => {
-            if limit.burst.is_some() || limit.algorithm.is_some() {
-                p.add(key, "`burst` and `algorithm` are for a `rate`; remove them");
-            }
-            Some(Bound::Concurrent(count))
-        }
-        (Some(rate), None) => {
-            if limit.burst == Some(0) {
-                p.add(
-                    format!("{key}.burst"),
-                    "0 would let nothing through; write 1 for even spacing",
-                );
-            }
-            if limit.burst.is_some() && algorithm != schema::Algorithm::TokenBucket {
-                p.add(
-                    format!("{key}.burst"),
-                    "a window has no burst; remove it, or use `algorithm: token_bucket`",
-                );
-            }
-            let rate = rate.0;
-            let algorithm = match algorithm {
-                schema::Algorithm::TokenBucket => Algorithm::TokenBucket { burst: limit.burst },
-                schema::Algorithm::SlidingWindow => Algorithm::SlidingWindow,
-                schema::Algorithm::FixedWindow => Algorithm::FixedWindow,
-            };
-            if algorithm == Algorithm::FixedWindow && rate.period() < FIXED_WINDOW_MIN {
-                p.add(
-                    format!("{key}.rate"),
-                    "a fixed window is at least 200ms long; use `algorithm: sliding_window`",
-                );
-            }
-            Some(Bound::Rate { rate, algorithm })
-        }
-    }
-}
-
-fn matcher(p: &mut Problems, key: &str, written: &schema::Match) -> Option<Matcher> {
-    let mut methods = Vec::new();
-    for method in written.method.iter().flat_map(|methods| &methods.0) {
-        match Method::from_bytes(method.to_ascii_uppercase().as_bytes()) {
-            Ok(method) => methods.push(method),
-            Err(_) => p.add(
-                format!("{key}.match.method"),
-                format!("`{method}` is not a method; write it as \"POST\""),
-            ),
-        }
-    }
-    let header = written.header.as_ref().and_then(|text| {
-        let parsed = text.0.split_once(':').and_then(|(name, value)| {
-            let name = name.trim().parse::<HeaderName>().ok()?;
-            Some(HeaderPattern {
-                name,
-                value: Glob::new(value.trim()),
-            })
-        });
-        if parsed.is_none() {
-            p.add(
-                format!("{key}.match.header"),
-                format!("`{}` is not a field; write it as \"x-lane: batch\"", text.0),
-            );
-        }
-        parsed
-    });
-    if let Some(path) = written
-        .path
-        .as_ref()
-        .filter(|path| !path.0.starts_with(['/', '*']))
-    {
-        p.add(
-            format!("{key}.match.path"),
-            format!(
-                "`{}` does not begin with `/`; write it as \"/v1/*\"",
-                path.0
-            ),
-        );
-    }
-    let path = written.path.as_ref().map(|path| Glob::new(path.0.as_str()));
-    if path.is_none() && methods.is_empty() && written.header.is_none() {
-        p.add(
-            format!("{key}.match"),
-            "it matches nothing in particular; set `path`, `method` or `header`, or remove it",
-        );
-        return None;
-    }
-    Some(Matcher {
-        path,
-        methods,
-        header,
-    })
 }
 
 fn set_headers(

@@ -1,0 +1,60 @@
+//! Where schedules live.
+
+use std::time::Duration;
+
+use super::super::{LedgerSettings, PostgresSettings, schema};
+use super::{Problems, secret, span};
+use crate::ledger::{OnOutage, Outage};
+
+const SHARE_FOR: Duration = Duration::from_secs(60);
+/// A blip of the network may be longer than anything below.
+const SHARE_FOR_MIN: Duration = Duration::from_secs(5);
+
+pub(super) fn ledger(p: &mut Problems, written: Option<schema::Ledger>) -> LedgerSettings {
+    let written = written.unwrap_or_default();
+    let shared = written.postgres.is_some();
+    let postgres = written.postgres.and_then(|postgres| {
+        let key = "ledger.postgres.url";
+        let url = secret(p, key, postgres.url.as_ref(), postgres.url_file.as_deref());
+        let Some(url) = url else {
+            p.add("ledger.postgres", "it needs a `url`: \"postgres://user:password@host/database\"");
+            return None;
+        };
+        let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
+        if !matches!(scheme, Some("postgres" | "postgresql")) {
+            p.add(key, "it is not the URL of a Postgres database; write it as \"postgres://user:password@host/database\"");
+        }
+        Some(PostgresSettings {
+            url,
+            migrate: postgres.migrate.unwrap_or(true),
+        })
+    });
+    if !shared
+        && (written.on_outage.is_some()
+            || written.share_for.is_some()
+            || written.bootstrap_share.is_some())
+    {
+        p.add("ledger", "`on_outage`, `share_for` and `bootstrap_share` are about a shared ledger; set `ledger.postgres.url`");
+    }
+    let share_for = span(written.share_for, SHARE_FOR);
+    if share_for < SHARE_FOR_MIN {
+        p.add(
+            "ledger.share_for",
+            "a blip of the network is longer; write 5s or more",
+        );
+    }
+    LedgerSettings {
+        postgres,
+        outage: Outage {
+            then: match written.on_outage {
+                None | Some(schema::OnOutage::Share) => OnOutage::Share,
+                Some(schema::OnOutage::Closed) => OnOutage::Closed,
+                Some(schema::OnOutage::Open) => OnOutage::Open,
+            },
+            share_for,
+            bootstrap_ppm: written
+                .bootstrap_share
+                .map_or(0, |share| i64::from(share.0.0)),
+        },
+    }
+}

@@ -1,0 +1,366 @@
+//! Limits and lanes of a target, and the limits that clients bring along.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+
+use super::super::schema;
+use super::super::value::Text;
+use super::Problems;
+use super::target::is_name;
+use crate::policy::{
+    Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
+};
+
+/// Below this the guards of a fixed window would leave nothing of it.
+const FIXED_WINDOW_MIN: Duration = Duration::from_millis(200);
+
+/// A limit of clients: each of them has it to itself, at every target.
+#[derive(Debug)]
+pub(super) struct Tier {
+    name: String,
+    bound: Bound,
+    clients: Vec<Arc<str>>,
+}
+
+impl Tier {
+    pub(super) fn limit(&self) -> Limit {
+        Limit {
+            key: Some(Source::Client),
+            matcher: Some(Matcher {
+                clients: self.clients.clone(),
+                ..Matcher::default()
+            }),
+            ..Limit::new(&self.name, self.bound)
+        }
+    }
+}
+
+/// Clients with equal limits share an entry: it is keyed by client anyway.
+pub(super) fn tiers(
+    p: &mut Problems,
+    written: Vec<(String, Arc<str>, Vec<schema::Limit>)>,
+) -> Vec<Tier> {
+    let mut tiers: Vec<Tier> = Vec::new();
+    for (key, client, limits) in written {
+        for (index, limit) in limits.iter().enumerate() {
+            let narrow = limit.key.is_some() || limit.r#match.is_some() || limit.cost.is_some();
+            if narrow {
+                p.add(
+                    format!("{key}.limits[{index}]"),
+                    "a client's limit counts all its requests to a target; for `key`, `match` or `cost` write a limit of the target with `match: { client: … }`",
+                );
+            }
+        }
+        for limit in self::limits(p, &key, limits) {
+            let name = format!("client.{}", limit.name);
+            match tiers.iter_mut().find(|tier| tier.bound == limit.bound) {
+                Some(tier) => tier.clients.push(Arc::clone(&client)),
+                None => {
+                    let taken = tiers
+                        .iter()
+                        .filter(|tier| tier.name.starts_with(&name))
+                        .count();
+                    let name = if taken == 0 {
+                        name
+                    } else {
+                        format!("{name}.{taken}")
+                    };
+                    tiers.push(Tier {
+                        name,
+                        bound: limit.bound,
+                        clients: vec![Arc::clone(&client)],
+                    });
+                }
+            }
+        }
+    }
+    tiers
+}
+
+/// The lanes of a target; requests of none of them go to the first that matches all.
+pub(super) fn lanes(p: &mut Problems, key: &str, written: Vec<schema::Lane>) -> Vec<Lane> {
+    let mut names = HashSet::new();
+    let mut lanes = Vec::with_capacity(written.len() + 1);
+    let mut reserved = 0;
+    for (index, lane) in written.into_iter().enumerate() {
+        let key = format!("{key}.lanes[{index}]");
+        let Some(name) = lane.name.map(|name| name.0).filter(|name| is_name(name)) else {
+            p.add(
+                key,
+                "a lane needs a `name` of letters, digits, `-`, `_` and `.`",
+            );
+            continue;
+        };
+        if !names.insert(name.clone()) {
+            p.add(
+                format!("{key}.name"),
+                format!("another lane of this target is called `{name}`"),
+            );
+        }
+        let weight = lane.weight.unwrap_or(1);
+        if !(1..=1000).contains(&weight) {
+            p.add(format!("{key}.weight"), "it is a number from 1 to 1000");
+        }
+        let reserve_ppm = lane.reserve.map_or(0, |reserve| reserve.0.0);
+        reserved += reserve_ppm;
+        lanes.push(Lane {
+            name: name.into(),
+            matcher: lane
+                .r#match
+                .as_ref()
+                .and_then(|written| matcher(p, &key, written)),
+            weight,
+            reserve_ppm,
+        });
+    }
+    if reserved > 1_000_000 {
+        p.add(
+            format!("{key}.lanes"),
+            "the reserves add up to more than 100%",
+        );
+    }
+    if !lanes.is_empty() && lanes.iter().all(|lane| lane.matcher.is_some()) {
+        lanes.push(Lane {
+            name: "default".into(),
+            matcher: None,
+            weight: 1,
+            reserve_ppm: 0,
+        });
+    }
+    if lanes.len() > Target::LANES_MAX {
+        p.add(
+            format!("{key}.lanes"),
+            format!("a target has at most {} lanes", Target::LANES_MAX),
+        );
+    }
+    lanes
+}
+
+fn source(p: &mut Problems, key: String, text: &str) -> Option<Source> {
+    let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+    let source = match (kind, rest.trim()) {
+        ("client", "") => Some(Source::Client),
+        ("path", "") => Some(Source::Path),
+        ("header", name) => name.parse().ok().map(Source::Header),
+        ("query", name) if !name.is_empty() => Some(Source::Query(name.into())),
+        ("json", pointer) if pointer.starts_with('/') => Some(Source::Json(pointer.into())),
+        _ => None,
+    };
+    if source.is_none() {
+        p.add(
+            key,
+            format!(
+                "`{text}` names no part of a request; write \"header:authorization\", \"client\", \"path\", \"query:user\" or \"json:/model\""
+            ),
+        );
+    }
+    source
+}
+
+fn cost(p: &mut Problems, key: &str, written: &schema::Cost) -> Cost {
+    let mut estimate = Vec::new();
+    for (index, text) in written.estimate.iter().flat_map(|list| &list.0).enumerate() {
+        estimate.extend(source(p, format!("{key}.cost.estimate[{index}]"), text));
+    }
+    let settle_key = format!("{key}.cost.settle");
+    let settle = written
+        .settle
+        .as_ref()
+        .and_then(|text| source(p, settle_key.clone(), &text.0));
+    if matches!(
+        settle,
+        Some(Source::Client | Source::Path | Source::Query(_))
+    ) {
+        p.add(
+            settle_key,
+            "a response has no such part; write \"header:x-cost\" or \"json:/usage/total_tokens\"",
+        );
+    }
+    if written.default == Some(0) {
+        p.add(format!("{key}.cost.default"), "a request costs at least 1");
+    }
+    Cost {
+        estimate,
+        default: i64::from(written.default.unwrap_or(1)),
+        settle,
+    }
+}
+
+pub(super) fn limits(p: &mut Problems, key: &str, written: Vec<schema::Limit>) -> Vec<Limit> {
+    let mut names = HashSet::new();
+    let mut limits = Vec::with_capacity(written.len());
+    for (index, limit) in written.into_iter().enumerate() {
+        let key = format!("{key}.limits[{index}]");
+        let name: Arc<str> = match &limit.name {
+            Some(name) if is_name(&name.0) => name.0.as_str().into(),
+            Some(name) => {
+                p.add(
+                    format!("{key}.name"),
+                    format!(
+                        "`{}` is not a name; use letters, digits, `-`, `_` and `.`",
+                        name.0
+                    ),
+                );
+                continue;
+            }
+            None => index.to_string().into(),
+        };
+        if !names.insert(Arc::clone(&name)) {
+            p.add(
+                format!("{key}.name"),
+                format!("another limit of this target is called `{name}`"),
+            );
+        }
+        let matcher = limit
+            .r#match
+            .as_ref()
+            .and_then(|written| matcher(p, &key, written));
+        let source = |p: &mut Problems, written: &Text| source(p, format!("{key}.key"), &written.0);
+        let by = limit.key.as_ref().and_then(|written| source(p, written));
+        let cost = limit.cost.as_ref().map(|written| cost(p, &key, written));
+        if cost.is_some() && limit.concurrent.is_some() {
+            p.add(
+                format!("{key}.cost"),
+                "a request is one at once; remove it, or limit a `rate`",
+            );
+        }
+        if let Some(bound) = bound(p, &key, &limit) {
+            limits.push(Limit {
+                name,
+                bound,
+                matcher,
+                key: by,
+                cost,
+            });
+        }
+    }
+    limits
+}
+
+fn bound(p: &mut Problems, key: &str, limit: &schema::Limit) -> Option<Bound> {
+    let algorithm = limit.algorithm.unwrap_or(schema::Algorithm::TokenBucket);
+    match (&limit.rate, limit.concurrent) {
+        (Some(_), Some(_)) => {
+            p.add(
+                key,
+                "`rate` and `concurrent` are two limits; write one entry for each",
+            );
+            None
+        }
+        (None, None) => {
+            p.add(
+                key,
+                "a limit needs `rate` (\"10/1s\") or `concurrent` (a count)",
+            );
+            None
+        }
+        (None, Some(0)) => {
+            p.add(
+                format!("{key}.concurrent"),
+                "0 at once would let nothing through; write 1 or more",
+            );
+            None
+        }
+        (None, Some(count)) => {
+            if limit.burst.is_some() || limit.algorithm.is_some() {
+                p.add(key, "`burst` and `algorithm` are for a `rate`; remove them");
+            }
+            Some(Bound::Concurrent(count))
+        }
+        (Some(rate), None) => {
+            if limit.burst == Some(0) {
+                p.add(
+                    format!("{key}.burst"),
+                    "0 would let nothing through; write 1 for even spacing",
+                );
+            }
+            if limit.burst.is_some() && algorithm != schema::Algorithm::TokenBucket {
+                p.add(
+                    format!("{key}.burst"),
+                    "a window has no burst; remove it, or use `algorithm: token_bucket`",
+                );
+            }
+            let rate = rate.0;
+            let algorithm = match algorithm {
+                schema::Algorithm::TokenBucket => Algorithm::TokenBucket { burst: limit.burst },
+                schema::Algorithm::SlidingWindow => Algorithm::SlidingWindow,
+                schema::Algorithm::FixedWindow => Algorithm::FixedWindow,
+            };
+            if algorithm == Algorithm::FixedWindow && rate.period() < FIXED_WINDOW_MIN {
+                p.add(
+                    format!("{key}.rate"),
+                    "a fixed window is at least 200ms long; use `algorithm: sliding_window`",
+                );
+            }
+            Some(Bound::Rate { rate, algorithm })
+        }
+    }
+}
+
+fn matcher(p: &mut Problems, key: &str, written: &schema::Match) -> Option<Matcher> {
+    let mut methods = Vec::new();
+    for method in written.method.iter().flat_map(|methods| &methods.0) {
+        match Method::from_bytes(method.to_ascii_uppercase().as_bytes()) {
+            Ok(method) => methods.push(method),
+            Err(_) => p.add(
+                format!("{key}.match.method"),
+                format!("`{method}` is not a method; write it as \"POST\""),
+            ),
+        }
+    }
+    let header = written.header.as_ref().and_then(|text| {
+        let parsed = text.0.split_once(':').and_then(|(name, value)| {
+            let name = name.trim().parse::<HeaderName>().ok()?;
+            Some(HeaderPattern {
+                name,
+                value: Glob::new(value.trim()),
+            })
+        });
+        if parsed.is_none() {
+            p.add(
+                format!("{key}.match.header"),
+                format!("`{}` is not a field; write it as \"x-lane: batch\"", text.0),
+            );
+        }
+        parsed
+    });
+    if let Some(path) = written
+        .path
+        .as_ref()
+        .filter(|path| !path.0.starts_with(['/', '*']))
+    {
+        p.add(
+            format!("{key}.match.path"),
+            format!(
+                "`{}` does not begin with `/`; write it as \"/v1/*\"",
+                path.0
+            ),
+        );
+    }
+    let path = written.path.as_ref().map(|path| Glob::new(path.0.as_str()));
+    let names = written.client.iter().flat_map(|names| &names.0);
+    let clients: Vec<Arc<str>> = names.map(|name| name.as_str().into()).collect();
+    let group = written.group.as_ref().map(|group| group.0.as_str().into());
+    let empty = path.is_none()
+        && methods.is_empty()
+        && written.header.is_none()
+        && clients.is_empty()
+        && group.is_none();
+    if empty {
+        p.add(
+            format!("{key}.match"),
+            "it matches nothing in particular; set `path`, `method`, `header`, `client` or `group`, or remove it",
+        );
+        return None;
+    }
+    Some(Matcher {
+        path,
+        methods,
+        header,
+        clients,
+        group,
+    })
+}

@@ -1,0 +1,228 @@
+//! The decision: what a call may book. Pure; whoever keeps the book brings the time and the lock.
+//! Postgres takes the same decision in a function of its own (`migrations/`), and the conformance
+//! suite holds the two together.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::{SmallVec, smallvec};
+
+use super::call::{Answer, Call, Replica, RowAsk, RunAnswer};
+use super::deal::{Deal, Place};
+use super::row::{Row, State};
+use crate::clock::Instant;
+use crate::schedule::{Block, Schedule};
+
+/// The schedules of one target.
+#[derive(Debug, Default)]
+pub struct Book {
+    plain: Vec<(Arc<str>, Row)>,
+    keyed: HashMap<(Arc<str>, Arc<str>), Row>,
+    pub(super) block: Block,
+    epoch: u64,
+    /// The latest instant it has seen; time never goes back.
+    now: i64,
+    swept: i64,
+}
+
+/// Who uses the book, as far as it matters to a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// One replica, which tells of every permit that comes back.
+    One,
+    /// Several, of which some may have fallen silent: they keep this much of each rate, in
+    /// millionths.
+    Many {
+        /// The share that is not there to be booked.
+        lost: i64,
+    },
+}
+
+impl Users {
+    pub(super) const fn alone(self) -> bool {
+        matches!(self, Self::One)
+    }
+}
+
+impl Book {
+    /// Books what the call asks for, as far as it is there.
+    pub fn call(&mut self, call: &Call, now: i64, users: Users) -> Answer {
+        let now = now.max(self.now);
+        self.now = now;
+        self.sweep(now);
+        let places = call
+            .rows
+            .iter()
+            .map(|row| self.place(row, now, users, call.replica))
+            .collect();
+        let deal = Deal {
+            call,
+            users,
+            now,
+            places,
+            contested: !users.alone() || call.lanes.len() > 1,
+        };
+        let mut runs: SmallVec<[RunAnswer; 2]> = smallvec![RunAnswer::default(); call.runs.len()];
+        self.open(&deal);
+        self.deal(&deal, &mut runs);
+        Answer {
+            now,
+            epoch: self.epoch,
+            blocked: self.block.ends().as_nanos(),
+            rows: deal
+                .places
+                .iter()
+                .filter_map(|place| self.row(place).map(Row::answer))
+                .collect(),
+            runs,
+            lost: match users {
+                Users::One => 0,
+                Users::Many { lost } => lost,
+            },
+        }
+    }
+
+    /// The origin asked to be left alone. Returns the new epoch if that was news.
+    pub fn block(&mut self, until: i64, now: i64) -> Option<u64> {
+        let until_at = Instant::from_nanos(until);
+        if until <= now || !self.block.impose(until_at) {
+            return None;
+        }
+        let plain = self.plain.iter_mut().map(|(_, row)| row);
+        for row in plain.chain(self.keyed.values_mut()) {
+            if let State::Rate(schedule) = &mut row.state {
+                schedule.drain_until(until_at);
+            }
+        }
+        self.epoch += 1;
+        Some(self.epoch)
+    }
+
+    /// The probe of `epoch` was answered, or never left.
+    pub fn end_probe(&mut self, epoch: u64, answered: bool) {
+        if epoch == self.epoch {
+            self.block.end_probe(answered);
+        }
+    }
+
+    /// A replica is gone; its permits are free.
+    pub fn forget(&mut self, replica: Replica) {
+        let plain = self.plain.iter_mut().map(|(_, row)| row);
+        for row in plain.chain(self.keyed.values_mut()) {
+            if let Some(held) = row.held(replica) {
+                *held = 0;
+            }
+        }
+    }
+
+    /// A permit comes back.
+    pub fn release(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, replica: Replica) {
+        if let Some(held) = self.find(limit, key).and_then(|row| row.held(replica)) {
+            *held = (*held - 1).max(0);
+        }
+    }
+
+    /// A cost turned out to be `units` more, or fewer.
+    pub fn correct(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, units: i64, now: i64) {
+        if let Some(State::Rate(schedule)) = self.find(limit, key).map(|row| &mut row.state) {
+            schedule.correct(units, Instant::from_nanos(now));
+        }
+    }
+
+    /// The schedule of a limit, if it is a rate that was asked for before.
+    pub fn schedule(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<&Schedule> {
+        let row = match key {
+            None => {
+                let mut plain = self.plain.iter();
+                plain.find(|(name, _)| name == limit).map(|(_, row)| row)
+            }
+            Some(key) => self.keyed.get(&(Arc::clone(limit), Arc::clone(key))),
+        };
+        match row.map(|row| &row.state) {
+            Some(State::Rate(schedule)) => Some(schedule),
+            _ => None,
+        }
+    }
+
+    /// How many blocks there have been.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The origin's block.
+    pub const fn blocked(&self) -> &Block {
+        &self.block
+    }
+
+    fn find(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<&mut Row> {
+        match key {
+            None => {
+                let mut plain = self.plain.iter_mut();
+                plain.find(|(name, _)| name == limit).map(|(_, row)| row)
+            }
+            Some(key) => self.keyed.get_mut(&(Arc::clone(limit), Arc::clone(key))),
+        }
+    }
+
+    /// Finds or makes the row, brings it to the caller's policy, and hears what the caller knows.
+    fn place(&mut self, ask: &RowAsk, now: i64, users: Users, replica: Replica) -> Place {
+        let blocked = self.block.ends();
+        let place = match &ask.key {
+            None => {
+                let known = self.plain.iter().position(|(name, _)| *name == ask.limit);
+                Place::Plain(known.unwrap_or_else(|| {
+                    let row = Row::new(ask.bound, now, blocked);
+                    self.plain.push((Arc::clone(&ask.limit), row));
+                    self.plain.len() - 1
+                }))
+            }
+            Some(key) => {
+                let id = (Arc::clone(&ask.limit), Arc::clone(key));
+                let fresh = || Row::new(ask.bound, now, blocked);
+                self.keyed.entry(id.clone()).or_insert_with(fresh);
+                Place::Keyed(id)
+            }
+        };
+        if let Some(row) = self.row_mut(&place) {
+            row.follow(ask.bound, now, users.alone());
+            row.begin(replica, now);
+            if !users.alone()
+                && let Some(held) = row.held(replica)
+            {
+                *held = ask.held;
+            }
+            if let Some(seen) = &ask.seen {
+                row.merge(seen);
+            }
+        }
+        place
+    }
+
+    pub(super) fn row(&self, place: &Place) -> Option<&Row> {
+        match place {
+            Place::Plain(index) => self.plain.get(*index).map(|(_, row)| row),
+            Place::Keyed(id) => self.keyed.get(id),
+        }
+    }
+
+    pub(super) fn row_mut(&mut self, place: &Place) -> Option<&mut Row> {
+        match place {
+            Place::Plain(index) => self.plain.get_mut(*index).map(|(_, row)| row),
+            Place::Keyed(id) => self.keyed.get_mut(id),
+        }
+    }
+
+    /// Removes keys that nobody uses any more, a few times a minute.
+    fn sweep(&mut self, now: i64) {
+        if now < self.swept + SWEEP_EVERY {
+            return;
+        }
+        self.swept = now;
+        self.keyed.retain(|_, row| !row.is_idle(now));
+        for (_, row) in &mut self.plain {
+            row.forget_idle_flows(now);
+        }
+    }
+}
+
+const SWEEP_EVERY: i64 = 10_000_000_000;

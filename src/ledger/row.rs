@@ -1,0 +1,387 @@
+//! One schedule of a book with everybody who competes for it. Pure.
+//!
+//! Who competes is a *flow*: one lane of one replica. Flows share a schedule by weighted fair
+//! queueing (start-time fair queueing: Goyal, Vin, Cheng 1996): each booking moves the flow's
+//! *virtual time* on by its cost over the flow's weight, and nobody may run further ahead of the
+//! slowest active flow than its share of one horizon. A lane's weight is divided among the replicas
+//! that use it, so equal replicas get equal shares.
+
+use smallvec::SmallVec;
+
+use super::call::{Replica, RowAnswer, RowBound};
+use crate::clock::Instant;
+use crate::schedule::{Kind, Schedule, Spec, Usage};
+
+/// Virtual time of one unit at weight 1.
+pub(super) const SCALE: i64 = 1_000_000;
+/// How long after its time to ask again a flow still counts: then its replica is gone.
+pub(super) const LINGER: i64 = 500_000_000;
+/// How long replicas may disagree on a limit before the looser reading of the last one counts.
+pub(super) const AGREE: i64 = 800_000_000;
+
+/// The schedule of one limit, or of one key of it.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) bound: RowBound,
+    pub(super) state: State,
+    pub(super) flows: Vec<Flow>,
+    /// Until when each lane has used its reserve, by the lane's position.
+    pub(super) reserves: SmallVec<[i64; 2]>,
+    /// When somebody last asked under `bound`.
+    agreed: i64,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    Rate(Schedule),
+    /// Permits by replica.
+    Held(SmallVec<[(Replica, i64); 2]>),
+}
+
+/// A lane of a replica that competes for the schedule.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flow {
+    pub(super) lane: u8,
+    pub(super) replica: Replica,
+    pub(super) virtual_time: i64,
+    /// How many it could not book.
+    pub(super) waiting: i64,
+    /// When it will ask again.
+    pub(super) due: i64,
+    /// Runs of the current call that are still open here.
+    open: u32,
+    /// Whether it competed before the current call, so that it keeps its place.
+    kept: bool,
+}
+
+impl Flow {
+    const fn active(&self, now: i64) -> bool {
+        self.open > 0 || (self.waiting > 0 && self.due.saturating_add(LINGER) > now)
+    }
+}
+
+impl Row {
+    /// Unused, but for a block that was imposed before it was asked for.
+    pub(super) fn new(bound: RowBound, now: i64, blocked: Instant) -> Self {
+        let state = match bound {
+            RowBound::Rate(spec) => {
+                let mut schedule = Schedule::from_parts(spec, Usage::default());
+                if blocked > Instant::ZERO {
+                    schedule.drain_until(blocked);
+                }
+                State::Rate(schedule)
+            }
+            RowBound::Permits(_) => State::Held(SmallVec::new()),
+        };
+        Self {
+            bound,
+            state,
+            flows: Vec::new(),
+            reserves: SmallVec::new(),
+            agreed: now,
+        }
+    }
+
+    /// Takes over what the caller's policy says. While replicas disagree the strictest rules;
+    /// alone there is nobody to disagree with.
+    pub(super) fn follow(&mut self, bound: RowBound, now: i64, alone: bool) {
+        if bound == self.bound {
+            self.agreed = now;
+            return;
+        }
+        if !alone && !stricter(bound, self.bound) && now <= self.agreed + AGREE {
+            return;
+        }
+        let at = Instant::from_nanos(now);
+        let state = std::mem::replace(&mut self.state, State::Held(SmallVec::new()));
+        self.state = match (state, bound) {
+            (State::Rate(old), RowBound::Rate(spec)) => {
+                State::Rate(old.adopt(Schedule::from_parts(spec, Usage::default()), at))
+            }
+            (State::Held(held), RowBound::Permits(_)) => State::Held(held),
+            (_, RowBound::Rate(spec)) => {
+                let mut fresh = Schedule::from_parts(spec, Usage::default());
+                fresh.exhaust(at);
+                State::Rate(fresh)
+            }
+            (_, RowBound::Permits(_)) => State::Held(SmallVec::new()),
+        };
+        self.bound = bound;
+        self.agreed = now;
+    }
+
+    pub(super) fn answer(&self) -> RowAnswer {
+        match &self.state {
+            State::Rate(schedule) => RowAnswer {
+                spec: Some(schedule.spec()),
+                usage: schedule.usage(),
+            },
+            State::Held(_) => RowAnswer {
+                spec: None,
+                usage: Usage::default(),
+            },
+        }
+    }
+
+    /// Nobody uses it, and nothing is remembered that matters at `now`.
+    pub(super) fn is_idle(&self, now: i64) -> bool {
+        self.flows.iter().all(|flow| !flow.active(now))
+            && match &self.state {
+                State::Rate(schedule) => schedule.is_idle(Instant::from_nanos(now)),
+                State::Held(held) => held.iter().all(|(_, held)| *held == 0),
+            }
+    }
+
+    /// The nanoseconds that one unit takes, for shares.
+    pub(super) fn interval(&self) -> i64 {
+        match self.bound {
+            RowBound::Rate(Spec { kind, numbers }) => match kind {
+                Kind::Token => numbers[0],
+                Kind::Sliding | Kind::Fixed => numbers[1] / numbers[0].max(1),
+            }
+            .max(1),
+            RowBound::Permits(_) => 1,
+        }
+    }
+
+    pub(super) fn held_by_all(&self) -> i64 {
+        match &self.state {
+            State::Held(held) => held.iter().map(|(_, held)| held).sum(),
+            State::Rate(_) => 0,
+        }
+    }
+
+    pub(super) fn held(&mut self, replica: Replica) -> Option<&mut i64> {
+        let State::Held(all) = &mut self.state else {
+            return None;
+        };
+        let index = all.iter().position(|(who, _)| *who == replica);
+        let index = index.unwrap_or_else(|| {
+            all.push((replica, 0));
+            all.len() - 1
+        });
+        all.get_mut(index).map(|(_, held)| held)
+    }
+
+    /// A run of this flow is open: it competes. Who was idle begins where the slowest is: no credit.
+    pub(super) fn open(&mut self, lane: u8, replica: Replica, now: i64) {
+        let slowest = self.slowest(lane, replica, now);
+        let known = self.position(lane, replica);
+        let index = known.unwrap_or_else(|| {
+            self.flows.push(Flow {
+                lane,
+                replica,
+                virtual_time: 0,
+                waiting: 0,
+                due: 0,
+                open: 0,
+                kept: false,
+            });
+            self.flows.len() - 1
+        });
+        let Some(flow) = self.flows.get_mut(index) else {
+            return;
+        };
+        if !flow.kept && flow.open == 0 {
+            flow.virtual_time = flow.virtual_time.max(slowest.unwrap_or(0));
+        }
+        flow.open += 1;
+    }
+
+    /// The run cannot go on; if this row is what holds it, the flow keeps competing here.
+    pub(super) fn close(&mut self, lane: u8, replica: Replica, holds: Option<(i64, i64)>) {
+        let Some(index) = self.position(lane, replica) else {
+            return;
+        };
+        let Some(flow) = self.flows.get_mut(index) else {
+            return;
+        };
+        flow.open = flow.open.saturating_sub(1);
+        if let Some((waiting, due)) = holds {
+            flow.waiting += waiting;
+            flow.due = flow.due.max(due);
+        }
+    }
+
+    /// A call begins: what the flow had waiting is reported anew.
+    pub(super) fn begin(&mut self, replica: Replica, now: i64) {
+        for flow in &mut self.flows {
+            if flow.replica == replica {
+                flow.kept = flow.active(now);
+                flow.waiting = 0;
+                flow.due = 0;
+            }
+        }
+    }
+
+    pub(super) fn forget_idle_flows(&mut self, now: i64) {
+        self.flows.retain(|flow| flow.active(now));
+    }
+
+    pub(super) fn flow(&self, lane: u8, replica: Replica) -> Option<&Flow> {
+        self.flows.get(self.position(lane, replica)?)
+    }
+
+    pub(super) fn charge(
+        &mut self,
+        lane: u8,
+        replica: Replica,
+        cost: i64,
+        lanes: &[(i64, i64)],
+        now: i64,
+    ) {
+        let users = self.users_of(lane, now).max(1);
+        let (weight, _) = lane_of(lanes, lane);
+        if let Some(index) = self.position(lane, replica)
+            && let Some(flow) = self.flows.get_mut(index)
+        {
+            let step = cost.saturating_mul(SCALE).saturating_mul(users) / weight;
+            flow.virtual_time = flow.virtual_time.saturating_add(step);
+        }
+    }
+
+    /// Whether the flow is less than its share of a horizon ahead of the slowest other.
+    pub(super) fn is_fair(
+        &self,
+        lane: u8,
+        replica: Replica,
+        horizon: i64,
+        lanes: &[(i64, i64)],
+        now: i64,
+    ) -> bool {
+        let Some(slowest) = self.slowest(lane, replica, now) else {
+            return true;
+        };
+        let ours = self
+            .flow(lane, replica)
+            .map_or(slowest, |flow| flow.virtual_time);
+        let mut weights = 0;
+        let mut seen = 0_u32;
+        for flow in self.flows.iter().filter(|flow| flow.active(now)) {
+            if seen & (1 << flow.lane) == 0 {
+                seen |= 1 << flow.lane;
+                weights += lane_of(lanes, flow.lane).0;
+            }
+        }
+        let lead = horizon.saturating_mul(SCALE) / self.interval() / weights.max(1);
+        ours <= slowest || ours < slowest.saturating_add(lead)
+    }
+
+    /// How many of others wait, and their weight against the flow's, in millionths.
+    pub(super) fn crowd(
+        &self,
+        lane: u8,
+        replica: Replica,
+        lanes: &[(i64, i64)],
+        now: i64,
+    ) -> (i64, i64) {
+        let own_users = self.users_of(lane, now).max(1);
+        let own_weight = lane_of(lanes, lane).0 * SCALE / own_users;
+        let (mut waiting, mut weight) = (0_i64, 0_i64);
+        for flow in self
+            .flows
+            .iter()
+            .filter(|flow| flow.replica != replica && flow.active(now))
+        {
+            waiting = waiting.saturating_add(flow.waiting);
+            weight += lane_of(lanes, flow.lane).0 * SCALE / self.users_of(flow.lane, now).max(1);
+        }
+        (waiting, weight.saturating_mul(SCALE) / own_weight.max(1))
+    }
+
+    /// How many active flows come before this one.
+    pub(super) fn rank(&self, lane: u8, replica: Replica, now: i64) -> i64 {
+        let Some(ours) = self.flow(lane, replica).copied() else {
+            return 0;
+        };
+        let before = |flow: &&Flow| {
+            flow.active(now)
+                && (flow.lane, flow.replica) != (lane, replica)
+                && (flow.virtual_time, flow.lane, flow.replica) < (ours.virtual_time, lane, replica)
+        };
+        i64::try_from(self.flows.iter().filter(before).count()).unwrap_or(0)
+    }
+
+    fn slowest(&self, lane: u8, replica: Replica, now: i64) -> Option<i64> {
+        self.flows
+            .iter()
+            .filter(|flow| (flow.lane, flow.replica) != (lane, replica) && flow.active(now))
+            .map(|flow| flow.virtual_time)
+            .min()
+    }
+
+    fn users_of(&self, lane: u8, now: i64) -> i64 {
+        let users = self
+            .flows
+            .iter()
+            .filter(|flow| flow.lane == lane && flow.active(now));
+        i64::try_from(users.count()).unwrap_or(1)
+    }
+
+    fn position(&self, lane: u8, replica: Replica) -> Option<usize> {
+        self.flows
+            .iter()
+            .position(|flow| flow.lane == lane && flow.replica == replica)
+    }
+}
+
+impl Row {
+    pub(super) fn max(&self) -> Option<i64> {
+        match self.bound {
+            RowBound::Permits(max) => Some(max),
+            RowBound::Rate(_) => None,
+        }
+    }
+
+    pub(super) fn merge(&mut self, seen: &Usage) {
+        if let State::Rate(schedule) = &mut self.state {
+            let known = Schedule::from_parts(schedule.spec(), seen.clone());
+            schedule.merge(&known);
+        }
+    }
+
+    pub(super) fn use_reserve(&mut self, lane: u8, cost: i64, lanes: &[(i64, i64)], now: i64) {
+        let (_, reserve) = lane_of(lanes, lane);
+        let interval = i128::from(self.interval()) * 1_000_000 / i128::from(reserve.max(1));
+        let interval = i64::try_from(interval).unwrap_or(i64::MAX);
+        if self.reserves.len() <= usize::from(lane) {
+            self.reserves.resize(usize::from(lane) + 1, 0);
+        }
+        if let Some(used) = self.reserves.get_mut(usize::from(lane)) {
+            *used = (*used)
+                .max(now)
+                .saturating_add(interval.saturating_mul(cost));
+        }
+    }
+}
+
+/// Weight and reserve of a lane; a target without lanes has one of weight 1.
+pub(super) fn lane_of(lanes: &[(i64, i64)], lane: u8) -> (i64, i64) {
+    let (weight, reserve) = lanes.get(usize::from(lane)).copied().unwrap_or((1, 0));
+    (weight.max(1), reserve)
+}
+
+/// Whether `a` allows less than `b`: a lower rate, or the same with a smaller burst.
+fn stricter(a: RowBound, b: RowBound) -> bool {
+    match (a, b) {
+        (RowBound::Permits(a), RowBound::Permits(b)) => a < b,
+        (RowBound::Rate(a), RowBound::Rate(b)) => {
+            let per_time = |spec: Spec| match spec.kind {
+                Kind::Token => (1, i128::from(spec.numbers[0])),
+                Kind::Sliding | Kind::Fixed => {
+                    (i128::from(spec.numbers[0]), i128::from(spec.numbers[1]))
+                }
+            };
+            let ((a_count, a_nanos), (b_count, b_nanos)) = (per_time(a), per_time(b));
+            let (a_rate, b_rate) = (a_count * b_nanos, b_count * a_nanos);
+            let burst = |spec: Spec| match spec.kind {
+                Kind::Token => spec.numbers[1],
+                Kind::Sliding | Kind::Fixed => 0,
+            };
+            (a_rate, burst(a)) < (b_rate, burst(b))
+        }
+        (RowBound::Permits(_), RowBound::Rate(_)) | (RowBound::Rate(_), RowBound::Permits(_)) => {
+            false
+        }
+    }
+}
