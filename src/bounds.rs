@@ -11,6 +11,15 @@ pub const SLACK: Duration = Duration::from_millis(25);
 pub const LATE_MAX: Duration = Duration::from_millis(15);
 /// How far ahead slots are booked.
 pub const HORIZON: Duration = Duration::from_millis(100);
+/// The same with a shared ledger: long enough for several slots per replica, within these bounds.
+pub const HORIZON_MIN: Duration = Duration::from_millis(50);
+/// See [`HORIZON_MIN`].
+pub const HORIZON_MAX: Duration = Duration::from_millis(250);
+/// Further than this it does not stretch, however slow the store is and however many replicas there are.
+pub const HORIZON_STRETCHED: Duration = Duration::from_secs(2);
+/// Calls per second to a shared ledger, of all replicas together, for one saturated target; with more
+/// replicas the horizon stretches.
+pub const LEDGER_CALLS: i64 = 1000;
 /// How long before its slot a waiter is called to make its connection ready.
 pub const CALL_AHEAD: Duration = Duration::from_millis(500);
 /// How many waiters of one queue may hold a ready connection.

@@ -5,7 +5,7 @@
 //! - floor 0: [`clock`], [`random`], [`shutdown`], [`bounds`], [`units`], [`telemetry`]
 //! - floor 1: [`policy`] (what the operator wants), [`semantics`] (what the RFCs say), [`schedule`]
 //!   (when a request may leave); all pure
-//! - floor 2: [`ledger`] (where schedules live)
+//! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live)
 //! - floor 3: [`pace`] (who leaves when), [`origin`] (connections outward), [`intercept`] (our CA and
 //!   its leaves), [`tunnel`] (blind relay)
 //! - floor 4: [`exchange`] (one request from start to finish: read its `mod.rs` first)
@@ -23,6 +23,7 @@ pub mod policy;
 pub mod schedule;
 pub mod semantics;
 
+pub mod db;
 pub mod ledger;
 
 pub mod intercept;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each room, times ten; a file uses only its own room and lower floors. `bounds` lies
 /// under the rest of the ground floor, which has bounds too.
-const FLOORS: [(&str, u8); 24] = [
+const FLOORS: [(&str, u8); 25] = [
     ("clock", 1),
     ("random", 1),
     ("shutdown", 1),
@@ -22,6 +22,8 @@ const FLOORS: [(&str, u8); 24] = [
     ("policy", 11),
     ("semantics", 11),
     ("schedule", 11),
+    // The ledger is one of those who use the database.
+    ("db", 20),
     ("ledger", 21),
     ("pace", 31),
     ("origin", 31),

@@ -2,6 +2,7 @@
 
 mod data_dir;
 mod drain;
+mod ledger;
 mod reload;
 mod trust;
 
@@ -20,9 +21,10 @@ use crate::admin::{Admin, Readiness};
 use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
+use crate::db::DatabaseError;
 use crate::exchange::{Exchange, Keep, Recorder};
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
-use crate::ledger::MemoryLedger;
+use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
 use crate::pace::Pacer;
 use crate::policy::{Policy, Secret};
@@ -61,6 +63,9 @@ pub enum StartError {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// The database of the shared ledger refuses us, or its schema does not fit.
+    #[error("{0}")]
+    Ledger(#[from] DatabaseError),
     /// Anything that should not happen.
     #[error("outpace could not start: {0}")]
     Internal(String),
@@ -77,6 +82,7 @@ pub struct App {
     clock: Clock,
     lines: LineWriter,
     admin_token: Option<Arc<Secret>>,
+    ledger: ledger::Opened,
     /// The proxy's address, with the port that was bound.
     pub listen: SocketAddr,
     /// The admin's address, with the port that was bound.
@@ -111,7 +117,8 @@ impl App {
             tasks,
             lines,
         };
-        let server = build(&settings, &policy, &shared)?;
+        let ledger = ledger::open(&settings, &shared, &readiness).await?;
+        let server = build(&settings, &policy, ledger.ledger(), &shared)?;
         let Shared {
             clock,
             metrics,
@@ -152,6 +159,7 @@ impl App {
             clock,
             lines,
             admin_token: loaded.admin_token,
+            ledger,
             listen,
             admin,
         })
@@ -175,6 +183,7 @@ impl App {
             () = reloading.run() => {}
         }
         drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
+        self.ledger.leave().await;
         Ok(())
     }
 }
@@ -191,6 +200,7 @@ struct Shared {
 fn build(
     settings: &Settings,
     policy: &Arc<ArcSwap<Policy>>,
+    ledger: Arc<dyn Ledger>,
     shared: &Shared,
 ) -> Result<Arc<Server>, StartError> {
     let Shared {
@@ -216,7 +226,6 @@ fn build(
         .map_err(|error| StartError::Internal(error.to_string()))?;
     let pseudonym = random.bits();
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
-    let ledger = Arc::new(MemoryLedger::new(clock.clone()));
     let exchange = Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
         pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),

@@ -19,11 +19,13 @@ pub enum Exit {
     DataDir = 73,
     /// The key of the CA is open to others, or the CA is not usable.
     Ca = 77,
+    /// The database of the shared ledger refuses us, or its schema does not fit.
+    Ledger = 78,
 }
 
 impl Exit {
     /// All of them, with what they mean.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Ok, "all went well; also after a drain"),
         (Self::Usage, "the arguments or the configuration are wrong"),
         (Self::Port, "a port is in use or cannot be listened on"),
@@ -32,6 +34,10 @@ impl Exit {
         (
             Self::Ca,
             "the CA's key is open to others, or the CA cannot be used",
+        ),
+        (
+            Self::Ledger,
+            "the ledger's database refuses us, or its schema does not fit",
         ),
     ];
 }
@@ -44,6 +50,7 @@ impl From<&StartError> for Exit {
             StartError::Ca(CaError::File { .. }) => Self::DataDir,
             StartError::Ca(_) => Self::Ca,
             StartError::Port { .. } => Self::Port,
+            StartError::Ledger(_) => Self::Ledger,
             StartError::Internal(_) => Self::Internal,
         }
     }

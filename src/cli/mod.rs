@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod env;
 mod exit;
+mod migrate;
 mod serve;
 
 pub use exit::Exit;
@@ -33,6 +34,8 @@ enum Command {
     Env(env::EnvArgs),
     /// Print where the CA is, its fingerprint and until when it is valid
     Ca(ca::CaArgs),
+    /// Bring the schema of the shared ledger up to date and exit
+    Migrate(ConfigArgs),
     /// Show pacing against an origin that ships with the program
     Demo(demo::DemoArgs),
 }
@@ -64,6 +67,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Check(args) => check::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Ca(args) => ca::run(&args),
+        Command::Migrate(args) => migrate::run(&args.config),
         Command::Demo(args) => demo::run(&args),
     }
 }

@@ -22,6 +22,7 @@ pub struct Book {
     epoch: u64,
     /// The latest instant it has seen; time never goes back.
     now: i64,
+    pub(super) quiet: i64,
     swept: i64,
 }
 
@@ -49,7 +50,6 @@ impl Book {
     pub fn call(&mut self, call: &Call, now: i64, users: Users) -> Answer {
         let now = now.max(self.now);
         self.now = now;
-        self.sweep(now);
         let places = call
             .rows
             .iter()
@@ -96,6 +96,11 @@ impl Book {
         }
         self.epoch += 1;
         Some(self.epoch)
+    }
+
+    /// Nothing is booked before `until`: whoever knows better than this book says so first.
+    pub const fn be_quiet_until(&mut self, until: i64) {
+        self.quiet = until;
     }
 
     /// The probe of `epoch` was answered, or never left.
@@ -194,6 +199,7 @@ impl Book {
             if let Some(seen) = &ask.seen {
                 row.merge(seen);
             }
+            row.spend(&ask.spent);
         }
         place
     }
@@ -212,14 +218,15 @@ impl Book {
         }
     }
 
-    /// Removes keys that nobody uses any more, a few times a minute.
-    fn sweep(&mut self, now: i64) {
+    /// Removes keys that nobody uses any more; to be called now and then.
+    pub fn sweep(&mut self, now: i64) {
         if now < self.swept + SWEEP_EVERY {
             return;
         }
         self.swept = now;
         self.keyed.retain(|_, row| !row.is_idle(now));
-        for (_, row) in &mut self.plain {
+        let plain = self.plain.iter_mut().map(|(_, row)| row);
+        for row in plain.chain(self.keyed.values_mut()) {
             row.forget_idle_flows(now);
         }
     }

@@ -46,6 +46,11 @@ impl Book {
                 }
             }
         }
+        for place in &deal.places {
+            if let Some(row) = self.row_mut(place) {
+                row.opened(deal.now);
+            }
+        }
     }
 
     /// Goes round the lanes, one request each, until nobody can book any more. Within a lane runs
@@ -105,7 +110,7 @@ impl Book {
                     )
                 });
             if let Some(row) = self.row_mut(place) {
-                row.close(run.lane, deal.call.replica, holds);
+                row.close(run.lane, deal.call.replica, holds, deal.now);
             }
         }
     }
@@ -172,6 +177,7 @@ impl Book {
     /// later, and is content with its own answer, so a few rounds settle it.
     fn earliest(&self, deal: &Deal<'_>, run: &RunAsk, from: i64) -> (i64, Option<u8>) {
         let mut at = self.block.earliest(Instant::from_nanos(from));
+        at = at.max(Instant::from_nanos(self.quiet));
         let mut held_by = None;
         loop {
             let before = at;
@@ -245,7 +251,7 @@ impl Book {
         }
         let row = held_by.and_then(|position| self.row(deal.places.get(usize::from(position))?));
         let (rank, others, interval) = row.map_or((0, 0, 0), |row| {
-            let others = i64::try_from(row.flows.len()).unwrap_or(0);
+            let others = row.competitors(deal.now);
             (
                 row.rank(run.lane, *replica, deal.now),
                 others,

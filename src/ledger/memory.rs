@@ -151,6 +151,7 @@ impl Kept {
                 }
             }
         }
+        self.book.sweep(now.as_nanos());
         let answer = self.book.call(&call, now.as_nanos(), Users::One);
         grants(&ask.runs, &call, &answer, Instant::from_nanos)
     }

@@ -18,15 +18,19 @@ mod call;
 mod deal;
 mod memory;
 mod outage;
+mod postgres;
 mod row;
+mod shared;
 
 pub use book::{Book, Users};
 pub use call::{Answer, Call, Replica, RowAnswer, RowAsk, RowBound, RunAnswer, RunAsk, RunShort};
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
+pub use postgres::PostgresLink;
+pub use shared::{Link, LinkError, Pin, Pulse, Reply, Shared, SharedParts};
 
 use std::future::Future;
-use std::pin::Pin;
+
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -97,7 +101,7 @@ pub enum Booking {
     /// Answered at once.
     Ready(SmallVec<[Grant; 2]>),
     /// Under way.
-    Pending(Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>),
+    Pending(std::pin::Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>),
 }
 
 impl std::fmt::Debug for Booking {

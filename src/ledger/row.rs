@@ -29,6 +29,8 @@ pub(super) struct Row {
     pub(super) reserves: SmallVec<[i64; 2]>,
     /// When somebody last asked under `bound`.
     agreed: i64,
+    /// Whether several flows compete in the current call.
+    contested: bool,
 }
 
 #[derive(Debug)]
@@ -79,6 +81,7 @@ impl Row {
             flows: Vec::new(),
             reserves: SmallVec::new(),
             agreed: now,
+            contested: false,
         }
     }
 
@@ -86,7 +89,9 @@ impl Row {
     /// alone there is nobody to disagree with.
     pub(super) fn follow(&mut self, bound: RowBound, now: i64, alone: bool) {
         if bound == self.bound {
-            self.agreed = now;
+            if now > self.agreed + AGREE / 4 {
+                self.agreed = now;
+            }
             return;
         }
         if !alone && !stricter(bound, self.bound) && now <= self.agreed + AGREE {
@@ -163,7 +168,18 @@ impl Row {
         all.get_mut(index).map(|(_, held)| held)
     }
 
-    /// A run of this flow is open: it competes. Who was idle begins where the slowest is: no credit.
+    /// A call begins: what the replica had waiting is reported anew.
+    pub(super) fn begin(&mut self, replica: Replica, now: i64) {
+        for flow in &mut self.flows {
+            if flow.replica == replica {
+                flow.kept = flow.due.saturating_add(LINGER) > now;
+                flow.waiting = 0;
+            }
+        }
+    }
+
+    /// A run of this flow is open: it competes. Who did not compete lately begins where the slowest
+    /// is: neither credit for idling nor a debt for what nobody else wanted.
     pub(super) fn open(&mut self, lane: u8, replica: Replica, now: i64) {
         let slowest = self.slowest(lane, replica, now);
         let known = self.position(lane, replica);
@@ -183,13 +199,26 @@ impl Row {
             return;
         };
         if !flow.kept && flow.open == 0 {
-            flow.virtual_time = flow.virtual_time.max(slowest.unwrap_or(0));
+            flow.virtual_time = slowest.unwrap_or(0);
         }
         flow.open += 1;
     }
 
-    /// The run cannot go on; if this row is what holds it, the flow keeps competing here.
-    pub(super) fn close(&mut self, lane: u8, replica: Replica, holds: Option<(i64, i64)>) {
+    /// All runs are open: is there more than one flow?
+    pub(super) fn opened(&mut self, now: i64) {
+        self.contested = self.flows.iter().filter(|flow| flow.active(now)).count() > 1;
+    }
+
+    /// The run cannot go on. If this row is what holds it, so many keep waiting here and ask again
+    /// at that instant.
+    pub(super) fn close(
+        &mut self,
+        lane: u8,
+        replica: Replica,
+        holds: Option<(i64, i64)>,
+        now: i64,
+    ) {
+        let contested = self.contested;
         let Some(index) = self.position(lane, replica) else {
             return;
         };
@@ -200,22 +229,14 @@ impl Row {
         if let Some((waiting, due)) = holds {
             flow.waiting += waiting;
             flow.due = flow.due.max(due);
-        }
-    }
-
-    /// A call begins: what the flow had waiting is reported anew.
-    pub(super) fn begin(&mut self, replica: Replica, now: i64) {
-        for flow in &mut self.flows {
-            if flow.replica == replica {
-                flow.kept = flow.active(now);
-                flow.waiting = 0;
-                flow.due = 0;
-            }
+        } else if contested {
+            flow.due = flow.due.max(now);
         }
     }
 
     pub(super) fn forget_idle_flows(&mut self, now: i64) {
-        self.flows.retain(|flow| flow.active(now));
+        self.flows
+            .retain(|flow| flow.due.saturating_add(LINGER) > now);
     }
 
     pub(super) fn flow(&self, lane: u8, replica: Replica) -> Option<&Flow> {
@@ -289,6 +310,12 @@ impl Row {
         (waiting, weight.saturating_mul(SCALE) / own_weight.max(1))
     }
 
+    /// How many compete.
+    pub(super) fn competitors(&self, now: i64) -> i64 {
+        let active = self.flows.iter().filter(|flow| flow.active(now));
+        i64::try_from(active.count()).unwrap_or(0)
+    }
+
     /// How many active flows come before this one.
     pub(super) fn rank(&self, lane: u8, replica: Replica, now: i64) -> i64 {
         let Some(ours) = self.flow(lane, replica).copied() else {
@@ -333,10 +360,22 @@ impl Row {
         }
     }
 
-    pub(super) fn merge(&mut self, seen: &Usage) {
-        if let State::Rate(schedule) = &mut self.state {
+    /// Hears what a caller last knew; a schedule of another kind cannot be compared.
+    pub(super) fn merge(&mut self, (kind, seen): &(Kind, Usage)) {
+        if let State::Rate(schedule) = &mut self.state
+            && schedule.spec().kind == *kind
+        {
             let known = Schedule::from_parts(schedule.spec(), seen.clone());
             schedule.merge(&known);
+        }
+    }
+
+    /// Books what left without having been booked here.
+    pub(super) fn spend(&mut self, spent: &[(i64, i64)]) {
+        if let State::Rate(schedule) = &mut self.state {
+            for (at, units) in spent {
+                schedule.spend(Instant::from_nanos(*at), *units);
+            }
         }
     }
 

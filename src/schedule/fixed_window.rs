@@ -111,6 +111,14 @@ impl FixedWindow {
         (self.current, self.used) = self.fill().max(other.fill());
     }
 
+    pub(super) fn spend(&mut self, at: i64, units: i64) {
+        if at.div_euclid(self.window) == self.current {
+            self.used = self.used.saturating_add(units);
+        } else {
+            self.book(at, units);
+        }
+    }
+
     pub(super) fn exhaust(&mut self, now: i64) {
         self.current = now.div_euclid(self.window);
         self.used = self.n;

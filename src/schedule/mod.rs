@@ -147,6 +147,15 @@ impl Schedule {
         }
     }
 
+    /// What left at `at` without having been booked, perhaps before later bookings.
+    pub fn spend(&mut self, at: Instant, units: i64) {
+        match self {
+            Self::SlidingWindow(window) => window.spend(at.as_nanos(), units),
+            Self::FixedWindow(window) => window.spend(at.as_nanos(), units),
+            Self::TokenBucket(bucket) => bucket.book(at.as_nanos(), units),
+        }
+    }
+
     /// What was booked turned out to cost `units` more, or fewer if negative.
     pub fn correct(&mut self, units: i64, now: Instant) {
         match self {
@@ -176,18 +185,15 @@ impl Schedule {
         }
     }
 
-    /// How a replica that is cut off uses its share: evenly spread, without a burst, and as if
-    /// everything that may be used by `now` had been.
+    /// How a replica that is cut off uses its share: evenly spread, without a burst.
     #[must_use]
-    pub fn alone(&self, ppm: i64, now: Instant) -> Self {
+    pub fn alone(&self, ppm: i64) -> Self {
         let even = match self {
             Self::TokenBucket(bucket) => bucket.even(),
             Self::SlidingWindow(window) => window.even(),
             Self::FixedWindow(window) => window.even(),
         };
-        let mut even = Self::TokenBucket(even.at_share(ppm));
-        even.exhaust(now);
-        even
+        Self::TokenBucket(even.at_share(ppm))
     }
 
     /// After a block that ends at `until`: no burst may follow it.

@@ -92,6 +92,19 @@ impl SlidingWindow {
         self.forget();
     }
 
+    pub(super) fn spend(&mut self, at: i64, units: i64) {
+        match self.log.binary_search_by_key(&at, |known| known.0) {
+            Ok(index) => {
+                if let Some(known) = self.log.get_mut(index) {
+                    known.1 += units;
+                }
+            }
+            Err(index) => self.log.insert(index, (at, units)),
+        }
+        self.total += units;
+        self.forget();
+    }
+
     /// Only the last n units matter.
     fn forget(&mut self) {
         while let Some(first) = self.log.front_mut() {

@@ -30,6 +30,10 @@ pub enum Metric {
     /// .
     SlotsVoided,
     /// .
+    LedgerCalls,
+    /// .
+    LedgerLinked,
+    /// .
     Connections,
     /// .
     OriginConnections,
@@ -47,7 +51,7 @@ pub enum Metric {
 
 impl Metric {
     /// All of them, in the order of `docs/metrics.md`.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Exchanges,
         Self::Reasons,
         Self::Attempts,
@@ -55,6 +59,8 @@ impl Metric {
         Self::Waiting,
         Self::Limited,
         Self::SlotsVoided,
+        Self::LedgerCalls,
+        Self::LedgerLinked,
         Self::Connections,
         Self::OriginConnections,
         Self::LeavesMinted,
@@ -74,6 +80,8 @@ impl Metric {
             Self::Waiting => "outpace_waiting",
             Self::Limited => "outpace_limited_total",
             Self::SlotsVoided => "outpace_slots_voided_total",
+            Self::LedgerCalls => "outpace_ledger_calls_total",
+            Self::LedgerLinked => "outpace_ledger_linked",
             Self::Connections => "outpace_connections",
             Self::OriginConnections => "outpace_origin_connections_total",
             Self::LeavesMinted => "outpace_leaves_minted_total",
@@ -94,6 +102,8 @@ impl Metric {
             Self::Waiting => "Requests that wait for their turn now",
             Self::Limited => "Responses by which an origin said that it is limited",
             Self::SlotsVoided => "Slots that were booked but came too late to be used",
+            Self::LedgerCalls => "Bookings that were asked of a shared ledger",
+            Self::LedgerLinked => "Whether the shared ledger answers: 1 or 0",
             Self::Connections => "Client connections that are open now",
             Self::OriginConnections => "Connections to origins that were opened",
             Self::LeavesMinted => "Certificates made for intercepted hosts",
@@ -117,7 +127,9 @@ impl Metric {
                 "target"
             }
             Self::Reloads => "result (ok, error)",
-            Self::Connections
+            Self::LedgerCalls
+            | Self::LedgerLinked
+            | Self::Connections
             | Self::OriginConnections
             | Self::LeavesMinted
             | Self::LeavesRejected
@@ -212,6 +224,8 @@ struct Inner {
     origin_connections: Counter,
     leaves_minted: Counter,
     leaves_rejected: Counter,
+    ledger_calls: Counter,
+    ledger_linked: Gauge,
     bodies_buffered: Gauge,
     reloads: Family<ResultLabel, Counter>,
     log_lines_dropped: Counter,
@@ -243,6 +257,8 @@ impl Metrics {
             origin_connections: Counter::default(),
             leaves_minted: Counter::default(),
             leaves_rejected: Counter::default(),
+            ledger_calls: Counter::default(),
+            ledger_linked: Gauge::default(),
             bodies_buffered: Gauge::default(),
             reloads: Family::default(),
             log_lines_dropped: Counter::default(),
@@ -316,6 +332,16 @@ impl Metrics {
         self.0.leaves_rejected.inc();
     }
 
+    /// A shared ledger was asked for slots.
+    pub fn ledger_called(&self) {
+        self.0.ledger_calls.inc();
+    }
+
+    /// A shared ledger answers, or does not any more.
+    pub fn ledger_linked(&self, linked: bool) {
+        self.0.ledger_linked.set(i64::from(linked));
+    }
+
     /// Body bytes came into memory or left it.
     pub fn bodies_buffered(&self, change: i64) {
         self.0.bodies_buffered.inc_by(change);
@@ -349,6 +375,8 @@ impl Inner {
         add(registry, Metric::Waiting, self.waiting.clone());
         add(registry, Metric::Limited, self.limited.clone());
         add(registry, Metric::SlotsVoided, self.slots_voided.clone());
+        add(registry, Metric::LedgerCalls, self.ledger_calls.clone());
+        add(registry, Metric::LedgerLinked, self.ledger_linked.clone());
         add(registry, Metric::Connections, self.connections.clone());
         add(
             registry,

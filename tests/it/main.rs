@@ -16,6 +16,7 @@
 mod harness;
 
 mod clients;
+mod conformance;
 mod doors;
 mod intercept;
 mod lifecycle;

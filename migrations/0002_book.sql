@@ -1,0 +1,341 @@
+-- One call: books what a replica asks for one target, as far as it is there. One round trip, one
+-- transaction. The argument and the result are `Call` and `Answer` of src/ledger/call.rs.
+--
+-- A lock that is taken is not waited for: a hot row collapses with waiters. The caller tries again.
+create function outpace.book_v1(call jsonb) returns jsonb language plpgsql volatile as $$
+#variable_conflict use_variable
+declare
+  scale   constant int8 := 1000000;         -- virtual time of one unit at weight 1
+  linger  constant int8 := 500000000;       -- how long after its time a flow still counts
+  agree   constant int8 := 800000000;       -- how long replicas may disagree on a limit
+  probing constant int8 := 2000000000;      -- how long a probe may stay unanswered
+  quiet   constant int8 := 500000000;       -- how long nothing is booked after a server's start
+  ask_max constant int8 := 1000000000;      -- nobody is told to stay away longer, ...
+  ask_each constant int8 := 1000000;        -- ... and a little per competitor
+  lanes_max constant int := 16;
+
+  p_target  text := call ->> 'target';
+  me        int8 := (call ->> 'replica')::int8;
+  horizon   int8 := (call ->> 'horizon')::int8;
+  lead      int8 := (call ->> 'lead')::int8;
+  p_rows    jsonb := call -> 'rows';
+  p_runs    jsonb := call -> 'runs';
+  n_rows    int := jsonb_array_length(p_rows);
+  n_runs    int := jsonb_array_length(p_runs);
+  lane_w    int8[] := array(select greatest((e ->> 0)::int8, 1) from jsonb_array_elements(call -> 'lanes') e);
+  lane_r    int8[] := array(select (e ->> 1)::int8 from jsonb_array_elements(call -> 'lanes') e);
+
+  t         outpace.target;
+  now_ns    int8;
+  started   int8 := outpace.started_v1();
+  lost      int8;
+  was_phase int2; dirty bool := false;
+  w         outpace.schedule;
+  v         outpace.schedule;
+  ws        outpace.schedule[] := '{}';     -- the rows of the call ...
+  olds      outpace.schedule[] := '{}';     -- ... as they were
+  r         jsonb; bound jsonb; spec jsonb;
+  kind      text; a int8; b int8; c int8;
+  held_all  int8[] := '{}'; held_own int8[] := '{}'; held_new int8[] := '{}';
+  -- Flows. By row: the slowest of others, how many others wait. By row and lane: users among others,
+  -- and our own flow.
+  o_slow    int8[] := '{}'; o_wait int8[] := '{}'; o_count int8[] := '{}';
+  o_users   int8[]; f_vt int8[]; f_wait int8[]; f_due int8[];
+  f_open    int[]; f_kept bool[]; f_known bool[];
+  fl        record;
+  slow      int8; x int; y int; i int; j int; k int;
+  -- Runs
+  run_rows  int[]; costs int8[]; lane int; want int;
+  q_rows    jsonb[] := '{}'; q_lane int[] := '{}'; q_want int[] := '{}'; q_wait int8[] := '{}';
+  slots     jsonb[] := '{}'; got int[] := '{}'; shorts jsonb[] := '{}'; probes bool[] := '{}';
+  contested bool[] := '{}';
+  lane_seen int[] := '{}'; cursor_at int[] := '{}';
+  booked    bool; at int8; nxt int8; prev int8; from_ns int8; held_by int; ask int8; reserved bool; unfair int;
+  weights   int8; lead_vt int8; users int8; crowd int8; crowd_w int8; own_w int8; rank int8; others int8; interval_ns int8;
+  turn      int8; is_probe bool; left_over int8; out_runs jsonb := '[]'; out_rows jsonb := '[]';
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0)) then
+    return jsonb_build_object('busy', true);
+  end if;
+  perform set_config('synchronous_commit', 'off', true);
+  insert into outpace.target (name, server_ns) values (p_target, started) on conflict do nothing;
+  select * into t from outpace.target where name = p_target;
+  now_ns := greatest(outpace.clock_v1(), t.clock_ns);
+  if t.server_ns <> started then
+    -- Another server than the one that wrote this, or the same after a restart: its last writes may
+    -- be lost. Those who know better say so before anything is booked.
+    t.server_ns := started; t.quiet_ns := now_ns + quiet; dirty := true;
+  end if;
+  lost := outpace.lost_v1(me, now_ns);
+  was_phase := t.phase;
+
+  -- The rows, under the strictest numbers that live replicas say.
+  o_users := array_fill(0::int8, array[greatest(n_rows, 1) * lanes_max]);
+  f_vt := o_users; f_wait := o_users; f_due := o_users;
+  f_open := array_fill(0, array[greatest(n_rows, 1) * lanes_max]);
+  f_kept := array_fill(false, array[greatest(n_rows, 1) * lanes_max]); f_known := f_kept;
+  for i in 1 .. n_rows loop
+    r := p_rows -> (i - 1); bound := r -> 'bound';
+    if bound ? 'rate' then
+      spec := bound -> 'rate' -> 'numbers'; kind := bound -> 'rate' ->> 'kind';
+      a := (spec ->> 0)::int8; b := (spec ->> 1)::int8; c := (spec ->> 2)::int8;
+    else
+      kind := 'permits'; a := (bound ->> 'permits')::int8; b := 0; c := 0;
+    end if;
+    select * into w from outpace.schedule s
+     where s.target = p_target and s.limit_name = r ->> 'limit' and s.key = coalesce(r ->> 'key', '');
+    if not found then
+      w := row(p_target, r ->> 'limit', coalesce(r ->> 'key', ''), kind, a, b, c, 0, 0, '{}', '{}', '{}', now_ns);
+      if kind = 'token' and t.blocked_ns > 0 then w.mark := t.blocked_ns + b; end if;
+      insert into outpace.schedule select w.*;
+    end if;
+    olds := olds || w;
+    if (w.kind, w.a, w.b, w.c) = (kind, a, b, c) then
+      -- Written a few times a second at most: the row is hot enough.
+      if now_ns > w.agreed_ns + agree / 4 then w.agreed_ns := now_ns; end if;
+    elsif outpace.stricter_v1(kind, a, b, w.kind, w.a, w.b) or now_ns > w.agreed_ns + agree then
+      if kind = 'permits' and w.kind <> 'permits' then
+        delete from outpace.permit p where p.target = p_target and p.limit_name = w.limit_name and p.key = w.key;
+      end if;
+      w := outpace.adopted_v1(w, kind, a, b, c, now_ns); w.agreed_ns := now_ns;
+    end if;
+    if r -> 'seen' ->> 0 = w.kind then w := outpace.merged_v1(w, r -> 'seen' -> 1); end if;
+    if jsonb_array_length(r -> 'spent') > 0 then w := outpace.spent_v1(w, r -> 'spent'); end if;
+    ws := ws || w;
+
+    if w.kind = 'permits' then
+      select coalesce(sum(p.held), 0) into left_over from outpace.permit p
+       where p.target = p_target and p.limit_name = w.limit_name and p.key = w.key and p.replica <> me;
+      held_own := held_own || (r ->> 'held')::int8;
+      held_all := held_all || (left_over + (r ->> 'held')::int8);
+      -- Permits outlive a crash of the server.
+      perform set_config('synchronous_commit', 'on', true);
+    else
+      held_own := held_own || 0::int8; held_all := held_all || 0::int8;
+    end if;
+    held_new := held_new || 0::int8;
+
+    o_slow := o_slow || null::int8; o_wait := o_wait || 0::int8; o_count := o_count || 0::int8;
+    for fl in select * from outpace.flow f
+       where f.target = p_target and f.limit_name = w.limit_name and f.key = w.key loop
+      x := (i - 1) * lanes_max + fl.lane + 1;
+      if fl.replica = me then
+        f_known[x] := true; f_vt[x] := fl.virtual_time; f_due[x] := fl.due_ns;
+        f_kept[x] := fl.due_ns + linger > now_ns;
+      elsif fl.waiting > 0 and fl.due_ns + linger > now_ns then
+        o_users[x] := o_users[x] + 1; o_count[i] := o_count[i] + 1; o_wait[i] := o_wait[i] + fl.waiting;
+        o_slow[i] := least(coalesce(o_slow[i], fl.virtual_time), fl.virtual_time);
+      end if;
+    end loop;
+  end loop;
+
+  -- The runs are open: they compete. Who was idle begins where the slowest is: no credit.
+  for j in 1 .. n_runs loop
+    r := p_runs -> (j - 1); lane := (r ->> 'lane')::int;
+    q_lane := q_lane || lane; q_want := q_want || (r ->> 'want')::int; q_wait := q_wait || (r ->> 'waiting')::int8;
+    slots := slots || '[]'::jsonb; got := got || 0; shorts := shorts || null::jsonb; probes := probes || false;
+    for i in select (e::text)::int + 1 from jsonb_array_elements(r -> 'rows') e loop
+      x := (i - 1) * lanes_max + lane + 1;
+      if not f_kept[x] and f_open[x] = 0 then
+        slow := o_slow[i];
+        for k in 0 .. lanes_max - 1 loop
+          y := (i - 1) * lanes_max + k + 1;
+          if k <> lane and f_open[y] > 0 then slow := least(coalesce(slow, f_vt[y]), f_vt[y]); end if;
+        end loop;
+        f_vt[x] := coalesce(slow, 0);
+      end if;
+      f_open[x] := f_open[x] + 1;
+    end loop;
+    if not lane = any (lane_seen) then lane_seen := lane_seen || lane; cursor_at := cursor_at || j; end if;
+  end loop;
+
+  for i in 1 .. n_rows loop
+    users := case when o_slow[i] is null then 0 else 1 end;
+    for k in 0 .. lanes_max - 1 loop
+      if f_open[(i - 1) * lanes_max + k + 1] > 0 then users := users + 1; end if;
+    end loop;
+    contested := contested || (users > 1);
+  end loop;
+
+  -- Round the lanes, one request each, until nobody can book any more. Within a lane runs come in
+  -- order; one that is held lets the next try.
+  from_ns := now_ns + lead;
+  loop
+    booked := false;
+    for k in 1 .. cardinality(lane_seen) loop
+      lane := lane_seen[k];
+      while cursor_at[k] <= n_runs loop
+        j := cursor_at[k];
+        if q_lane[j] <> lane then cursor_at[k] := j + 1; continue; end if;
+        r := p_runs -> (j - 1);
+        run_rows := array(select (e::text)::int + 1 from jsonb_array_elements(r -> 'rows') e);
+        costs := array(select (e::text)::int8 from jsonb_array_elements(r -> 'costs') e);
+        held_by := null; ask := null; at := null;
+        if got[j] < q_want[j] then
+          -- permits
+          for y in 1 .. cardinality(run_rows) loop
+            i := run_rows[y];
+            if (ws[i]).kind = 'permits' and held_all[i] + held_new[i] >= (ws[i]).a then
+              held_by := i; ask := now_ns + horizon / 2; exit;
+            end if;
+          end loop;
+          if held_by is null then
+            -- the earliest instant that all agree on, and who moved it last
+            at := case t.phase when 1 then greatest(from_ns, t.blocked_ns) when 2 then greatest(from_ns, t.rest_ns) else from_ns end;
+            at := greatest(at, t.quiet_ns);
+            loop
+              prev := at;
+              for y in 1 .. cardinality(run_rows) loop
+                w := ws[run_rows[y]];
+                continue when w.kind = 'permits';
+                nxt := outpace.earliest_v1(w, lost, at, costs[y]);
+                if nxt > at then at := nxt; held_by := run_rows[y]; end if;
+              end loop;
+              exit when at = prev or at > from_ns + 1000000000000000000;
+            end loop;
+            reserved := coalesce(lane_r[lane + 1], 0) > 0;
+            if reserved then
+              for y in 1 .. cardinality(run_rows) loop
+                w := ws[run_rows[y]];
+                reserved := reserved and (w.kind = 'permits' or coalesce(w.reserves[lane + 1], 0) <= now_ns + horizon);
+              end loop;
+            end if;
+            if at > from_ns + (case when reserved then 2 * horizon else horizon end) then
+              rank := 0; others := 0; interval_ns := 0;
+              if held_by is not null then
+                w := ws[held_by]; x := (held_by - 1) * lanes_max + lane + 1;
+                interval_ns := case when w.kind = 'token' then greatest(w.a, 1) else greatest(w.b / greatest(w.a, 1), 1) end;
+                select count(*) into rank from outpace.flow f
+                 where f.target = p_target and f.limit_name = w.limit_name and f.key = w.key and f.replica <> me
+                   and f.waiting > 0 and f.due_ns + linger > now_ns
+                   and (f.virtual_time, f.lane::int, f.replica) < (f_vt[x], lane, me);
+                others := o_count[held_by];
+                for y in 0 .. lanes_max - 1 loop
+                  i := (held_by - 1) * lanes_max + y + 1;
+                  if f_open[i] > 0 or (f_wait[i] > 0 and f_due[i] + linger > now_ns) then
+                    others := others + 1;
+                    if y <> lane and (f_vt[i], y) < (f_vt[x], lane) then rank := rank + 1; end if;
+                  end if;
+                end loop;
+              end if;
+              turn := at + rank * interval_ns - (horizon + lead);
+              ask := least(greatest(turn, now_ns + horizon / 2), now_ns + ask_max + others * ask_each);
+              at := null;
+            elsif not reserved then
+              -- nobody runs further ahead of the slowest than its share of one horizon
+              unfair := null;
+              for y in 1 .. cardinality(run_rows) loop
+                i := run_rows[y]; w := ws[i]; x := (i - 1) * lanes_max + lane + 1;
+                slow := o_slow[i]; weights := 0;
+                for k2 in 0 .. lanes_max - 1 loop
+                  declare z int := (i - 1) * lanes_max + k2 + 1; mine bool := f_open[z] > 0 or (f_wait[z] > 0 and f_due[z] + linger > now_ns);
+                  begin
+                    if mine and k2 <> lane then slow := least(coalesce(slow, f_vt[z]), f_vt[z]); end if;
+                    if mine or o_users[z] > 0 then weights := weights + coalesce(lane_w[k2 + 1], 1); end if;
+                  end;
+                end loop;
+                continue when slow is null;
+                interval_ns := case when w.kind = 'permits' then 1 when w.kind = 'token' then greatest(w.a, 1) else greatest(w.b / greatest(w.a, 1), 1) end;
+                lead_vt := horizon * scale / interval_ns / greatest(weights, 1);
+                if not (f_vt[x] <= slow or f_vt[x] < slow + lead_vt) then unfair := i; exit; end if;
+              end loop;
+              if unfair is not null then held_by := unfair; ask := now_ns + horizon / 2; at := null; end if;
+            end if;
+          end if;
+          if at is not null then
+            for y in 1 .. cardinality(run_rows) loop
+              i := run_rows[y]; w := ws[i]; x := (i - 1) * lanes_max + lane + 1;
+              if w.kind = 'permits' then held_new[i] := held_new[i] + 1; continue; end if;
+              w := outpace.booked_v1(w, lost, at, costs[y]);
+              interval_ns := case when w.kind = 'token' then greatest(w.a, 1) else greatest(w.b / greatest(w.a, 1), 1) end;
+              if reserved then
+                while cardinality(w.reserves) <= lane loop w.reserves := w.reserves || 0::int8; end loop;
+                w.reserves[lane + 1] := greatest(w.reserves[lane + 1], now_ns)
+                  + trunc(interval_ns::numeric * 1000000 / greatest(lane_r[lane + 1], 1))::int8 * costs[y];
+              else
+                users := greatest(o_users[x] + 1, 1);
+                f_vt[x] := f_vt[x] + costs[y] * scale * users / coalesce(lane_w[lane + 1], 1);
+              end if;
+              ws[i] := w;
+            end loop;
+            is_probe := t.phase = 1;
+            if t.phase = 1 then t.phase := 2; t.rest_ns := at + probing;
+            elsif t.phase = 2 then t.phase := 0; end if;
+            probes[j] := probes[j] or (is_probe and got[j] = 0);
+            slots[j] := slots[j] || to_jsonb(at); got[j] := got[j] + 1; booked := true;
+            exit;
+          end if;
+          -- held: say by whom, until when, and who else waits there
+          crowd := 0; crowd_w := 0;
+          if held_by is not null then
+            x := (held_by - 1) * lanes_max + lane + 1;
+            own_w := coalesce(lane_w[lane + 1], 1) * scale / greatest(o_users[x] + 1, 1);
+            crowd := o_wait[held_by];
+            for y in 0 .. lanes_max - 1 loop
+              i := (held_by - 1) * lanes_max + y + 1;
+              if o_users[i] > 0 then
+                users := o_users[i] + case when f_open[i] > 0 or (f_wait[i] > 0 and f_due[i] + linger > now_ns) then 1 else 0 end;
+                crowd_w := crowd_w + o_users[i] * (coalesce(lane_w[y + 1], 1) * scale / users);
+              end if;
+            end loop;
+            crowd_w := crowd_w * scale / greatest(own_w, 1);
+          end if;
+          shorts[j] := jsonb_build_object('held_by', held_by - 1, 'ask_again', ask, 'crowd', crowd, 'crowd_weight', crowd_w);
+        end if;
+        -- The run is closed; where it is held its flow keeps competing.
+        left_over := greatest(q_wait[j] - got[j], 1);
+        foreach i in array run_rows loop
+          x := (i - 1) * lanes_max + lane + 1;
+          f_open[x] := f_open[x] - 1;
+          if i = held_by then
+            f_wait[x] := f_wait[x] + left_over; f_due[x] := greatest(f_due[x], ask, now_ns);
+          elsif contested[i] then
+            f_due[x] := greatest(f_due[x], now_ns);
+          end if;
+          -- Who never had to compete leaves no trace.
+          f_known[x] := f_known[x] or f_wait[x] > 0 or contested[i];
+        end loop;
+        cursor_at[k] := j + 1;
+      end loop;
+    end loop;
+    exit when not booked;
+  end loop;
+
+  -- Written back, only what changed.
+  for i in 1 .. n_rows loop
+    w := ws[i]; v := olds[i];
+    if w is distinct from v then
+      update outpace.schedule s set kind = w.kind, a = w.a, b = w.b, c = w.c, mark = w.mark, used = w.used,
+             log_at = w.log_at, log_units = w.log_units, reserves = w.reserves, agreed_ns = w.agreed_ns
+       where s.target = p_target and s.limit_name = w.limit_name and s.key = w.key;
+    end if;
+    if w.kind = 'permits' then
+      if held_own[i] + held_new[i] > 0 then
+        insert into outpace.permit values (p_target, w.limit_name, w.key, me, held_own[i] + held_new[i])
+          on conflict on constraint permit_pkey do update set held = excluded.held where permit.held <> excluded.held;
+      else
+        delete from outpace.permit p where p.target = p_target and p.limit_name = w.limit_name and p.key = w.key and p.replica = me;
+      end if;
+    end if;
+    for y in 0 .. lanes_max - 1 loop
+      x := (i - 1) * lanes_max + y + 1;
+      continue when not f_known[x];
+      insert into outpace.flow values (p_target, w.limit_name, w.key, y, me, f_vt[x], f_wait[x], f_due[x])
+        on conflict on constraint flow_pkey do update set virtual_time = excluded.virtual_time, waiting = excluded.waiting, due_ns = excluded.due_ns;
+    end loop;
+    out_rows := out_rows || jsonb_build_object(
+      'spec', case when w.kind <> 'permits' then jsonb_build_object('kind', w.kind, 'numbers', jsonb_build_array(w.a, w.b, w.c)) end,
+      'usage', jsonb_build_object('mark', w.mark, 'used', w.used, 'log',
+        case when cardinality(w.log_at) = 0 then '[]'::jsonb
+             else (select jsonb_agg(jsonb_build_array(e.at, e.n) order by e.o) from unnest(w.log_at, w.log_units) with ordinality as e(at, n, o)) end));
+  end loop;
+  if t.phase <> was_phase or dirty or now_ns > t.clock_ns + horizon then
+    update outpace.target set clock_ns = now_ns, phase = t.phase, rest_ns = t.rest_ns,
+           server_ns = t.server_ns, quiet_ns = t.quiet_ns where name = p_target;
+  end if;
+  for j in 1 .. n_runs loop
+    out_runs := out_runs || jsonb_build_object('slots', slots[j], 'probe', probes[j], 'short', shorts[j]);
+  end loop;
+  return jsonb_build_object('now', now_ns, 'epoch', t.epoch, 'blocked', t.blocked_ns, 'rows', out_rows,
+                            'runs', out_runs, 'lost', lost, 'started', started);
+end $$;

@@ -1,0 +1,106 @@
+-- What replicas tell besides their bookings: blocks, settlements, signs of life.
+
+-- The origin asked to be left alone until `until`; what was in its way is heard by all. Returns the
+-- number of blocks so far.
+create function outpace.block_v1(p_target text, p_until int8) returns int8 language plpgsql volatile as $$
+declare t outpace.target; now_ns int8;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  perform set_config('synchronous_commit', 'on', true);
+  insert into outpace.target (name, server_ns) values (p_target, outpace.started_v1()) on conflict do nothing;
+  select * into t from outpace.target where name = p_target;
+  now_ns := greatest(outpace.clock_v1(), t.clock_ns);
+  -- A herd of late refusals is one event: only what lasts longer is news.
+  if p_until <= now_ns or p_until <= t.blocked_ns then return t.epoch; end if;
+  update outpace.target set blocked_ns = p_until, phase = 1, epoch = t.epoch + 1 where name = p_target;
+  update outpace.schedule set mark = greatest(mark, p_until + b) where target = p_target and kind = 'token';
+  perform pg_notify('outpace', p_target);
+  return t.epoch + 1;
+end $$;
+
+-- The probe after block number `p_epoch` was answered, or never left.
+create function outpace.probe_v1(p_target text, p_epoch int8, p_answered bool) returns void
+language plpgsql volatile as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  update outpace.target set phase = case when p_answered then 0 else 1 end
+   where name = p_target and epoch = p_epoch and phase = 2;
+  if found then perform pg_notify('outpace', p_target); end if;
+end $$;
+
+-- What was booked cost so many units more, or fewer if negative.
+create function outpace.correct_v1(p_target text, p_limit text, p_key text, p_units int8) returns void
+language plpgsql volatile as $$
+declare w outpace.schedule; back int8 := -p_units; gone int8; l int; now_ns int8;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  perform set_config('synchronous_commit', 'off', true);
+  select * into w from outpace.schedule s where s.target = p_target and s.limit_name = p_limit and s.key = p_key;
+  if not found then return; end if;
+  select greatest(outpace.clock_v1(), clock_ns) into now_ns from outpace.target where name = p_target;
+  if w.kind = 'token' then
+    w.mark := w.mark + p_units * w.a;
+  elsif w.kind = 'fixed' then
+    w.used := greatest(0, w.used + p_units);
+  elsif w.kind = 'sliding' and p_units > 0 then
+    w := outpace.booked_v1(w, 0, now_ns, p_units);
+  elsif w.kind = 'sliding' then
+    l := cardinality(w.log_at);
+    while back > 0 and l > 0 loop
+      gone := least(back, w.log_units[l]);
+      w.log_units[l] := w.log_units[l] - gone; back := back - gone;
+      exit when w.log_units[l] > 0;
+      l := l - 1;
+    end loop;
+    w.log_at := w.log_at[1:l]; w.log_units := w.log_units[1:l];
+  end if;
+  update outpace.schedule s set mark = w.mark, used = w.used, log_at = w.log_at, log_units = w.log_units
+   where s.target = p_target and s.limit_name = p_limit and s.key = p_key;
+end $$;
+
+-- A sign of life. Each live replica is promised a share of every rate for the time when it is cut
+-- off; all promises together are never more than everything. Returns null if the lock was taken.
+create function outpace.beat_v1(p_id int8, p_name text, p_version text, p_share_for int8) returns jsonb
+language plpgsql volatile as $$
+declare
+  now_ns int8; live int8; others int8; mine int8; every int8; epochs jsonb; pins jsonb;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('outpace replicas', 0)) then return null; end if;
+  now_ns := outpace.clock_v1();
+  delete from outpace.replica where fenced_ns < now_ns and id <> p_id;
+  select count(*) + 1, coalesce(sum(promise_ppm), 0) into live, others from outpace.replica where id <> p_id;
+  mine := least(1000000 / live, greatest(1000000 - others, 0));
+  every := greatest(500000000, live * 2000000);
+  insert into outpace.replica values (p_id, p_name, p_version, now_ns, now_ns + 4 * every, now_ns + 4 * every + p_share_for, mine)
+    on conflict (id) do update set name = excluded.name, version = excluded.version, seen_ns = excluded.seen_ns,
+      silent_ns = excluded.silent_ns, fenced_ns = excluded.fenced_ns, promise_ppm = excluded.promise_ppm;
+  select coalesce(jsonb_object_agg(name, epoch), '{}') into epochs from outpace.target;
+  select coalesce(jsonb_agg(jsonb_build_object('target', target, 'limit', limit_name, 'bound', bound)), '[]') into pins from outpace.pin;
+  return jsonb_build_object('now', now_ns, 'live', live, 'promise', mine, 'every', every, 'silent', 4 * every,
+                            'started', outpace.started_v1(), 'epochs', epochs, 'pins', pins);
+end $$;
+
+-- A clean exit: the promise and the permits are free at once.
+create function outpace.leave_v1(p_id int8) returns void language plpgsql volatile as $$
+begin
+  delete from outpace.replica where id = p_id;
+  delete from outpace.permit where replica = p_id;
+  delete from outpace.flow where replica = p_id;
+end $$;
+
+-- Removes what nobody uses any more: keys, flows, permits of replicas that are gone.
+create function outpace.sweep_v1() returns void language plpgsql volatile as $$
+declare now_ns int8 := outpace.clock_v1();
+begin
+  perform set_config('synchronous_commit', 'off', true);
+  delete from outpace.flow where due_ns + 60000000000 < now_ns;
+  delete from outpace.permit p where not exists (select from outpace.replica r where r.id = p.replica);
+  delete from outpace.schedule s where s.key <> ''
+     and s.agreed_ns + 60000000000 < now_ns
+     and case s.kind
+           when 'token' then s.mark <= now_ns
+           when 'sliding' then coalesce(s.log_at[cardinality(s.log_at)], 0) + s.b <= now_ns
+           when 'fixed' then (s.mark + 1) * s.b <= now_ns
+           else not exists (select from outpace.permit p where (p.target, p.limit_name, p.key) = (s.target, s.limit_name, s.key))
+         end;
+end $$;

@@ -1,0 +1,47 @@
+//! `outpace migrate`: the schema of the shared ledger, where `serve` is not allowed to do it.
+
+use std::path::Path;
+
+use super::{Exit, complain, print};
+use crate::config;
+use crate::db::Database;
+
+pub(super) fn run(path: &Path) -> Exit {
+    let loaded = match config::load(path, &config::process_environment, 0) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            complain(&format!("the configuration is wrong:\n{error}"));
+            return Exit::Usage;
+        }
+    };
+    let Some(postgres) = loaded.config.settings.ledger.postgres else {
+        complain("there is nothing to migrate: `ledger.postgres.url` is not set");
+        return Exit::Usage;
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("no threads could be started: {error}"));
+            return Exit::Internal;
+        }
+    };
+    let migrated = runtime.block_on(async {
+        let database = Database::new(&postgres.url)?;
+        database.migrate().await?;
+        database.check().await?;
+        Ok::<_, crate::db::DatabaseError>(database.place())
+    });
+    match migrated {
+        Ok(place) => {
+            print(&format!("the schema `outpace` at {place} is up to date\n"));
+            Exit::Ok
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            Exit::Ledger
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The link to Postgres: one function call per message, each a statement and a transaction of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::Deserialize;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgListener, Postgres};
+use sqlx::types::Json;
+use tokio::sync::Mutex;
+
+use super::shared::{Link, LinkError, Pin, Pulse, Reply};
+use super::{Answer, Call, Replica, RowBound};
+use crate::db::{Database, DatabaseError};
+
+/// A server that takes longer counts as away.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A ledger in a database.
+#[derive(Debug)]
+pub struct PostgresLink {
+    database: Database,
+    name: String,
+    /// Whether it is for us to bring the schema up to date.
+    migrate: bool,
+    /// Whether the schema has been found to fit.
+    prepared: AtomicBool,
+    /// Whether notifications can be had: not behind a pooler.
+    listener: Mutex<Option<PgListener>>,
+}
+
+impl PostgresLink {
+    /// The ledger in this database; `name` is what operators know this replica by.
+    pub fn new(database: Database, name: String, migrate: bool) -> Self {
+        Self {
+            database,
+            name,
+            migrate,
+            prepared: AtomicBool::new(false),
+            listener: Mutex::new(None),
+        }
+    }
+
+    /// Brings the schema up to date, if that is for us to do, and makes sure that it fits.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn prepare(&self) -> Result<(), DatabaseError> {
+        if self.prepared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.migrate {
+            match self.database.check().await {
+                Ok(()) if self.database.is_current().await => {}
+                Ok(()) | Err(DatabaseError::TooOld) => self.database.migrate().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.database.check().await?;
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn connection(&self) -> Result<PoolConnection<Postgres>, LinkError> {
+        self.database
+            .pool()
+            .acquire()
+            .await
+            .map_err(|error| failed(&error))
+    }
+
+    /// Runs one statement. A connection on which it does not end in time is closed: what it would
+    /// still bring belongs to nobody.
+    async fn ask<T>(&self, query: Query<'_>) -> Result<T, LinkError>
+    where
+        T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> + Send + Unpin,
+    {
+        let mut connection = self.connection().await?;
+        let asked = query.persistent(false).fetch_one(&mut *connection);
+        match tokio::time::timeout(CALL_TIMEOUT, asked).await {
+            Ok(Ok(row)) => sqlx::Row::try_get(&row, 0).map_err(|error| failed(&error)),
+            Ok(Err(error)) => {
+                if error.as_database_error().is_none() {
+                    drop(connection.detach());
+                }
+                Err(failed(&error))
+            }
+            Err(_elapsed) => {
+                drop(connection.detach());
+                let limit = CALL_TIMEOUT.as_secs();
+                Err(LinkError(format!("no answer within {limit} s")))
+            }
+        }
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>;
+
+fn failed(error: &sqlx::Error) -> LinkError {
+    LinkError(error.to_string())
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    #[serde(default)]
+    busy: bool,
+    #[serde(default)]
+    started: i64,
+    #[serde(flatten)]
+    answer: Option<Answer>,
+}
+
+#[derive(Deserialize)]
+struct Beaten {
+    now: i64,
+    live: i64,
+    promise: i64,
+    every: i64,
+    silent: i64,
+    epochs: std::collections::HashMap<Arc<str>, u64>,
+    pins: Vec<Pinned>,
+}
+
+#[derive(Deserialize)]
+struct Pinned {
+    target: Arc<str>,
+    limit: Arc<str>,
+    bound: RowBound,
+}
+
+impl Link for PostgresLink {
+    async fn call(&self, call: Call) -> Result<Reply, LinkError> {
+        let query = sqlx::query("select outpace.book_v1($1)").bind(Json(call));
+        let Json(answered) = self.ask::<Json<Answered>>(query).await?;
+        match answered.answer {
+            Some(answer) if !answered.busy => Ok(Reply::Answer {
+                answer,
+                started: answered.started,
+            }),
+            _ if answered.busy => Ok(Reply::Busy),
+            _ => Err(LinkError("an answer that is none".to_owned())),
+        }
+    }
+
+    async fn block(&self, target: Arc<str>, until: i64) -> Result<u64, LinkError> {
+        let query = sqlx::query("select outpace.block_v1($1, $2)")
+            .bind(target.to_string())
+            .bind(until);
+        let epoch: i64 = self.ask(query).await?;
+        Ok(u64::try_from(epoch).unwrap_or(0))
+    }
+
+    async fn probe(&self, target: Arc<str>, epoch: u64, answered: bool) -> Result<(), LinkError> {
+        let query = sqlx::query("select outpace.probe_v1($1, $2, $3)::text")
+            .bind(target.to_string())
+            .bind(i64::try_from(epoch).unwrap_or(i64::MAX))
+            .bind(answered);
+        self.ask::<Option<String>>(query).await.map(drop)
+    }
+
+    async fn correct(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+        units: i64,
+    ) -> Result<(), LinkError> {
+        let query = sqlx::query("select outpace.correct_v1($1, $2, $3, $4)::text")
+            .bind(target.to_string())
+            .bind(limit.to_string())
+            .bind(key.as_deref().unwrap_or_default().to_owned())
+            .bind(units);
+        self.ask::<Option<String>>(query).await.map(drop)
+    }
+
+    async fn reach(&self) -> Result<(), LinkError> {
+        self.prepare()
+            .await
+            .map_err(|error| LinkError(error.to_string()))?;
+        self.ask::<i32>(sqlx::query("select 1")).await.map(drop)
+    }
+
+    async fn beat(&self, replica: Replica, share_for: i64) -> Result<Option<Pulse>, LinkError> {
+        let query = sqlx::query("select outpace.beat_v1($1, $2, $3, $4)")
+            .bind(replica)
+            .bind(self.name.clone())
+            .bind(env!("CARGO_PKG_VERSION"))
+            .bind(share_for);
+        let beaten = self.ask::<Option<Json<Beaten>>>(query).await?;
+        Ok(beaten.map(|Json(beaten)| Pulse {
+            now: beaten.now,
+            live: beaten.live,
+            promise: beaten.promise,
+            every: beaten.every,
+            silent: beaten.silent,
+            epochs: beaten.epochs.into_iter().collect(),
+            pins: beaten
+                .pins
+                .into_iter()
+                .map(|pin| Pin {
+                    target: pin.target,
+                    limit: pin.limit,
+                    bound: pin.bound,
+                })
+                .collect(),
+        }))
+    }
+
+    async fn sweep(&self) -> Result<(), LinkError> {
+        let query = sqlx::query("select outpace.sweep_v1()::text");
+        self.ask::<Option<String>>(query).await.map(drop)
+    }
+
+    async fn leave(&self, replica: Replica) -> Result<(), LinkError> {
+        let query = sqlx::query("select outpace.leave_v1($1)::text").bind(replica);
+        self.ask::<Option<String>>(query).await.map(drop)
+    }
+
+    async fn rumour(&self) {
+        let mut listener = self.listener.lock().await;
+        if listener.is_none() {
+            let listening = async {
+                let mut fresh = PgListener::connect_with(self.database.pool()).await?;
+                fresh.listen("outpace").await?;
+                Ok::<_, sqlx::Error>(fresh)
+            };
+            match listening.await {
+                Ok(fresh) => *listener = Some(fresh),
+                // Nothing depends on it: what is rare is also learnt with the next answer.
+                Err(_) => std::future::pending().await,
+            }
+        }
+        if let Some(listening) = listener.as_mut()
+            && listening.recv().await.is_err()
+        {
+            *listener = None;
+        }
+    }
+}

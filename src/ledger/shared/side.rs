@@ -1,0 +1,346 @@
+//! What this replica knows of one target's schedules: a copy of what the store last said, the permits
+//! it holds, and what it did alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::super::book::{Book, Users};
+use super::super::call::{Answer, Call, RowBound, forecast, grants};
+use super::super::{Ask, Forecast, Grant, Replica, Slot};
+use super::offset::Offset;
+use crate::clock::Instant;
+use crate::policy::{Scope, Target};
+use crate::schedule::Schedule;
+
+type Id = (Arc<str>, Option<Arc<str>>);
+
+/// More keys than this are not remembered: the store knows them.
+const COPIES_MAX: usize = 4096;
+/// What was done alone is told in at most so many pieces per schedule.
+const SPENT_MAX: usize = 10_000;
+
+/// One target, seen from here. Instants of copies are the store's.
+#[derive(Debug, Default)]
+pub(super) struct Side {
+    copies: HashMap<Id, Copy>,
+    held: HashMap<Id, (i64, RowBound)>,
+    /// Blocks that are known of here, counted by ourselves: slots carry this number.
+    pub(super) epoch: u64,
+    /// Blocks as the store counts them.
+    pub(super) their_epoch: u64,
+    /// An answer of an earlier epoch of theirs was given before a block that we know of.
+    void_before: u64,
+    blocked: i64,
+    /// Whether the store may have forgotten: everything is told again.
+    pub(super) tell_all: bool,
+    /// Schedules while on our own, of our clock, and the share they were made for.
+    alone: Option<(i64, Book)>,
+    spent: HashMap<Id, Vec<(i64, i64)>>,
+    /// When the last booking of each came in: how far others are ahead of a newcomer.
+    pub(super) pins: HashMap<Arc<str>, RowBound>,
+}
+
+/// A schedule as the store last described it.
+#[derive(Debug)]
+struct Copy {
+    schedule: Schedule,
+    /// Whether the answer was given to someone who could not book all.
+    crowd: i64,
+    crowd_weight: i64,
+}
+
+impl Side {
+    /// The call that asks for `ask`, in the store's time.
+    pub(super) fn call(&self, ask: &Ask, replica: Replica, horizon: i64, offset: &Offset) -> Call {
+        let lead = offset.spread();
+        let lead = if lead > LEAD_MIN { lead } else { 0 };
+        let mut call = Call::new(&ask.target, &ask.runs, replica, horizon, lead);
+        for row in &mut call.rows {
+            if let Some(bound) = self.pins.get(&row.limit) {
+                row.bound = *bound;
+            }
+            let id = (Arc::clone(&row.limit), row.key.clone());
+            row.held = self.held.get(&id).map_or(0, |(held, _)| *held);
+            if self.tell_all {
+                let copy = self.copies.get(&id).map(|copy| &copy.schedule);
+                row.seen = copy.map(|known| (known.spec().kind, known.usage()));
+            }
+            if let Some(spent) = self.spent.get(&id) {
+                row.spent = spent
+                    .iter()
+                    .map(|(at, units)| (offset.theirs(Instant::from_nanos(*at)), *units))
+                    .collect();
+            }
+        }
+        call
+    }
+
+    /// Notes what the store answered, and turns it into slots of our clock.
+    pub(super) fn absorb(
+        &mut self,
+        ask: &Ask,
+        call: &Call,
+        answer: &Answer,
+        offset: &Offset,
+    ) -> SmallVec<[Grant; 2]> {
+        if self.copies.len() > COPIES_MAX {
+            self.copies.clear();
+        }
+        for (row, told) in call.rows.iter().zip(&answer.rows) {
+            let id = (Arc::clone(&row.limit), row.key.clone());
+            self.spent.remove(&id);
+            if let Some(spec) = told.spec {
+                let copy = Copy {
+                    schedule: Schedule::from_parts(spec, told.usage.clone()),
+                    crowd: 0,
+                    crowd_weight: 0,
+                };
+                self.copies.insert(id, copy);
+            }
+        }
+        for short in answer.runs.iter().filter_map(|run| run.short) {
+            let row = short
+                .held_by
+                .and_then(|row| call.rows.get(usize::from(row)));
+            if let Some(row) = row
+                && let Some(copy) = self
+                    .copies
+                    .get_mut(&(Arc::clone(&row.limit), row.key.clone()))
+            {
+                copy.crowd = copy.crowd.max(short.crowd);
+                copy.crowd_weight = copy.crowd_weight.max(short.crowd_weight);
+            }
+        }
+        self.blocked = self.blocked.max(answer.blocked);
+        self.learn_epoch(answer.epoch);
+        let mut granted = grants(&ask.runs, call, answer, |at| offset.local(at));
+        let current = answer.epoch >= self.void_before;
+        for slot in granted.iter_mut().flat_map(|grant| &mut grant.slots) {
+            slot.epoch = if current {
+                self.epoch
+            } else {
+                self.epoch.saturating_sub(1)
+            };
+            self.take(&ask.target, slot);
+        }
+        granted
+    }
+
+    /// The store counts so many blocks. Returns whether that is news.
+    pub(super) fn learn_epoch(&mut self, theirs: u64) -> bool {
+        let news = theirs > self.their_epoch;
+        if news {
+            self.their_epoch = theirs;
+            // One that we have told of ourselves is known already.
+            if theirs > self.void_before {
+                self.epoch += 1;
+                self.void_before = theirs;
+            }
+        }
+        news
+    }
+
+    /// A block that we tell of: what was booked before it is void here at once.
+    pub(super) fn block(&mut self, until: i64) -> bool {
+        if until <= self.blocked {
+            return false;
+        }
+        self.blocked = until;
+        self.epoch += 1;
+        self.void_before = self.their_epoch + 1;
+        true
+    }
+
+    /// The store has heard of our block, and counts so many.
+    pub(super) fn blocked_at(&mut self, theirs: u64) {
+        self.their_epoch = self.their_epoch.max(theirs);
+        self.void_before = theirs;
+    }
+
+    fn take(&mut self, target: &Target, slot: &Slot) {
+        for (id, bound) in permits(target, slot) {
+            self.held.entry(id).or_insert((0, bound)).0 += 1;
+        }
+    }
+
+    /// Gives the permits of a slot back. Returns whether there were any.
+    pub(super) fn release(&mut self, target: &Target, slot: &Slot) -> bool {
+        let mut any = false;
+        for (id, _) in permits(target, slot) {
+            any = true;
+            if let Some((held, _)) = self.held.get_mut(&id) {
+                *held = (*held - 1).max(0);
+            }
+        }
+        any
+    }
+
+    /// A call that books nothing and says how many permits are held.
+    pub(super) fn report(&self, target: &Arc<str>, replica: Replica) -> Option<Call> {
+        let rows: SmallVec<[_; 2]> = self
+            .held
+            .iter()
+            .map(|((limit, key), (held, bound))| super::super::RowAsk {
+                limit: Arc::clone(limit),
+                key: key.clone(),
+                bound: *bound,
+                held: *held,
+                seen: None,
+                spent: Vec::new(),
+            })
+            .take(usize::from(u8::MAX))
+            .collect();
+        (!rows.is_empty()).then(|| Call {
+            target: Arc::clone(target),
+            replica,
+            horizon: 0,
+            lead: 0,
+            rows,
+            runs: SmallVec::new(),
+            lanes: SmallVec::new(),
+        })
+    }
+
+    /// The store has been told; limits without a permit in use need not be told again.
+    pub(super) fn reported(&mut self) {
+        self.held.retain(|_, (held, _)| *held > 0);
+    }
+
+    /// Books from our own share of everything.
+    pub(super) fn book_alone(
+        &mut self,
+        ask: &Ask,
+        ppm: i64,
+        horizon: i64,
+        now: Instant,
+    ) -> SmallVec<[Grant; 2]> {
+        let fresh = !matches!(self.alone, Some((share, _)) if share == ppm);
+        if fresh {
+            self.alone = Some((ppm, Book::default()));
+        }
+        let mut call = Call::new(&ask.target, &ask.runs, 0, horizon, 0);
+        let mut whole: SmallVec<[Id; 2]> = SmallVec::new();
+        for row in &mut call.rows {
+            let bound = self.pins.get(&row.limit).copied().unwrap_or(row.bound);
+            row.bound = match bound {
+                RowBound::Rate(spec) => {
+                    let full = Schedule::from_parts(spec, crate::schedule::Usage::default());
+                    RowBound::Rate(full.alone(ppm).spec())
+                }
+                RowBound::Permits(max) => RowBound::Permits(max * ppm / 1_000_000),
+            };
+            whole.push((Arc::clone(&row.limit), row.key.clone()));
+        }
+        let Some((_, book)) = &mut self.alone else {
+            return SmallVec::new();
+        };
+        let answer = book.call(&call, now.as_nanos(), Users::One);
+        let mut granted = grants(&ask.runs, &call, &answer, Instant::from_nanos);
+        for (asked, grant) in call.runs.iter().zip(&mut granted) {
+            for slot in &mut grant.slots {
+                slot.epoch = self.epoch;
+                for (row, cost) in asked.rows.iter().zip(&asked.costs) {
+                    let Some(id) = whole.get(usize::from(*row)) else {
+                        continue;
+                    };
+                    let spent = self.spent.entry(id.clone()).or_default();
+                    if spent.len() < SPENT_MAX {
+                        spent.push((slot.at.as_nanos(), *cost));
+                    }
+                }
+            }
+        }
+        let taken: SmallVec<[Slot; 4]> = granted
+            .iter()
+            .flat_map(|grant| grant.slots.iter().cloned())
+            .collect();
+        for slot in &taken {
+            self.take(&ask.target, slot);
+        }
+        granted
+    }
+
+    /// The store answers again: what was done alone will be told.
+    pub(super) fn end_alone(&mut self) {
+        self.alone = None;
+    }
+
+    /// Gives permits of our own share back.
+    pub(super) fn release_alone(&mut self, target: &Target, slot: &Slot) {
+        if let Some((_, book)) = &mut self.alone {
+            for ((limit, key), _) in permits(target, slot) {
+                book.release(&limit, key.as_ref(), 0);
+            }
+        }
+    }
+
+    /// When a request of this scope could leave, as far as is known here.
+    pub(super) fn forecast(
+        &self,
+        target: &Target,
+        scope: &Scope,
+        ahead: &[i64],
+        now: Instant,
+        offset: &Offset,
+    ) -> Forecast {
+        if let Some((_, book)) = &self.alone {
+            return forecast(target, scope, ahead, now, |limit, key| {
+                book.schedule(limit, key)
+            });
+        }
+        let mut behind: SmallVec<[i64; 8]> = SmallVec::from_slice(ahead);
+        for limit in scope.limits.iter() {
+            let id = target
+                .limits
+                .get(limit)
+                .map(|known| (Arc::clone(&known.name), scope.shared_key(limit).cloned()));
+            let copy = id.and_then(|id| self.copies.get(&id));
+            if let Some((copy, ahead)) = copy.zip(behind.get_mut(limit)) {
+                let own = *ahead + scope.cost(limit);
+                let share = i128::from(own) * i128::from(copy.crowd_weight) / 1_000_000;
+                let share = i64::try_from(share).unwrap_or(i64::MAX);
+                *ahead = ahead.saturating_add(copy.crowd.min(share));
+            }
+        }
+        let from = Instant::from_nanos(offset.theirs(now).max(self.blocked));
+        let their = forecast(target, scope, &behind, from, |limit, key| {
+            let id = (Arc::clone(limit), key.cloned());
+            self.copies.get(&id).map(|copy| &copy.schedule)
+        });
+        Forecast {
+            at: offset.local(their.at.as_nanos()).max(now),
+            held_by: their.held_by,
+        }
+    }
+
+    /// The least frequent schedule that the scopes of `ask` share: nanoseconds per unit.
+    pub(super) fn interval(&self, ask: &Ask) -> i64 {
+        let limits = ask.target.limits.iter();
+        limits
+            .map(|limit| match RowBound::of(limit.bound) {
+                RowBound::Rate(spec) => {
+                    let schedule = Schedule::from_parts(spec, crate::schedule::Usage::default());
+                    (1e9 / schedule.per_second()) as i64
+                }
+                RowBound::Permits(_) => 0,
+            })
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// A way that varies by less needs no head start.
+const LEAD_MIN: i64 = 5_000_000;
+
+fn permits(target: &Target, slot: &Slot) -> SmallVec<[(Id, RowBound); 2]> {
+    let limits = target.limits.iter().enumerate();
+    limits
+        .filter(|(index, limit)| slot.scope.limits.contains(*index) && limit.is_concurrent())
+        .map(|(index, limit)| {
+            let key = slot.scope.shared_key(index).cloned();
+            ((Arc::clone(&limit.name), key), RowBound::of(limit.bound))
+        })
+        .collect()
+}

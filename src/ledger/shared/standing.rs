@@ -1,0 +1,131 @@
+//! How this replica stands to the store: connected, cut off and waiting, or on its own. Pure.
+//!
+//! A replica that is cut off may use the share that was promised to it, but only once the others have
+//! surely noticed: they keep it for it from the moment it counts as silent. That is `silent` after its
+//! last sign of life was heard, which cannot be later than when the failure was noticed here. After
+//! `share_for` the others stop; then the operator's choice counts.
+
+use std::time::Duration;
+
+use super::super::outage::{OnOutage, Outage};
+use crate::clock::Instant;
+
+/// Clocks of two machines run apart by less than this part of what they measure.
+const DRIFT: u32 = 1000;
+
+/// Where bookings come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// From the store.
+    Linked,
+    /// From nowhere, until this instant at least.
+    Waiting(Instant),
+    /// From our own share, in millionths.
+    Alone(i64),
+    /// Without a pace.
+    Open,
+}
+
+/// What is known of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Connection {
+    /// The store has not been reached yet.
+    Never,
+    /// It answers.
+    Up,
+    /// It did not answer at this instant, and has not since.
+    Down(Instant),
+}
+
+/// The promise of the last sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Promise {
+    /// The share, in millionths.
+    pub(super) ppm: i64,
+    /// After how long the others notice our silence.
+    pub(super) silent: Duration,
+}
+
+/// Where bookings come from now.
+pub(super) fn standing(
+    connection: Connection,
+    promise: Promise,
+    outage: &Outage,
+    now: Instant,
+) -> Standing {
+    let since = match connection {
+        Connection::Up => return Standing::Linked,
+        Connection::Never if outage.bootstrap_ppm > 0 => {
+            return Standing::Alone(outage.bootstrap_ppm);
+        }
+        Connection::Never => return Standing::Waiting(Instant::FAR),
+        Connection::Down(since) => since,
+    };
+    let noticed = since + promise.silent + promise.silent / DRIFT;
+    // The others count from when they heard us last, which may be as early as a failure before.
+    let kept = noticed
+        + outage
+            .share_for
+            .saturating_sub(promise.silent * 2 + outage.share_for / DRIFT);
+    if now < noticed {
+        Standing::Waiting(noticed)
+    } else if now < kept && promise.ppm > 0 {
+        Standing::Alone(promise.ppm)
+    } else {
+        match outage.then {
+            OnOutage::Share if promise.ppm > 0 => Standing::Alone(promise.ppm),
+            OnOutage::Share if now < kept => Standing::Waiting(kept),
+            OnOutage::Share | OnOutage::Closed => Standing::Waiting(Instant::FAR),
+            OnOutage::Open if now < kept => Standing::Waiting(kept),
+            OnOutage::Open => Standing::Open,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outage(then: OnOutage) -> Outage {
+        Outage {
+            then,
+            share_for: Duration::from_secs(60),
+            bootstrap_ppm: 0,
+        }
+    }
+
+    fn at(seconds: i64) -> Instant {
+        Instant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    const PROMISE: Promise = Promise {
+        ppm: 250_000,
+        silent: Duration::from_secs(2),
+    };
+
+    #[test]
+    fn p12_predictable_first_silence_then_the_share_then_the_operators_choice() {
+        let cut = Connection::Down(at(100));
+        let stand = |then, now| standing(cut, PROMISE, &outage(then), at(now));
+        for then in [OnOutage::Share, OnOutage::Closed, OnOutage::Open] {
+            assert!(matches!(stand(then, 101), Standing::Waiting(_)));
+            assert_eq!(stand(then, 103), Standing::Alone(250_000));
+            assert_eq!(stand(then, 150), Standing::Alone(250_000));
+        }
+        assert_eq!(stand(OnOutage::Share, 1000), Standing::Alone(250_000));
+        assert_eq!(
+            stand(OnOutage::Closed, 1000),
+            Standing::Waiting(Instant::FAR)
+        );
+        assert_eq!(stand(OnOutage::Open, 1000), Standing::Open);
+    }
+
+    #[test]
+    fn who_never_reached_the_store_has_no_promise() {
+        let never = |outage: &Outage| standing(Connection::Never, PROMISE, outage, at(5));
+        let mut outage = outage(OnOutage::Open);
+        assert_eq!(never(&outage), Standing::Waiting(Instant::FAR));
+        outage.bootstrap_ppm = 100_000;
+        assert_eq!(never(&outage), Standing::Alone(100_000));
+    }
+}

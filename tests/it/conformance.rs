@@ -1,0 +1,252 @@
+//! One suite, two ledgers: random sequences of calls must get the same answers from the book in
+//! memory and from the functions in Postgres. Both run on a clock that the test sets.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use outpace::db::Database;
+use outpace::ledger::{Answer, Book, Call, RowAsk, RowBound, RunAsk, Users};
+use outpace::policy::Secret;
+use outpace::schedule::{Kind, Spec, Usage};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use sqlx::Row as _;
+use sqlx::types::Json;
+
+use crate::harness::Postgres;
+
+const START: i64 = 1_790_000_000_000_000_000;
+const MS: i64 = 1_000_000;
+const STEPS: usize = 60;
+
+/// One random history of a target.
+struct History {
+    rng: StdRng,
+    seed: u64,
+    target: Arc<str>,
+    now: i64,
+    bounds: Vec<RowBound>,
+    lanes: Vec<(i64, i64)>,
+    keyed: bool,
+    book: Book,
+    /// What is kept for a replica that fell silent, in millionths.
+    lost: i64,
+    /// What the last answer said of each row, for those who tell it again.
+    seen: HashMap<usize, (Kind, Usage)>,
+    held: HashMap<(i64, usize, usize), i64>,
+}
+
+fn bound(rng: &mut StdRng) -> RowBound {
+    let n = rng.random_range(1..40_i64);
+    let period = rng.random_range(200..4000) * MS;
+    match rng.random_range(0..4) {
+        0 => {
+            let interval = (period / n).max(1);
+            let burst = rng.random_range(0..10);
+            RowBound::Rate(Spec {
+                kind: Kind::Token,
+                numbers: [interval, burst * interval, period],
+            })
+        }
+        1 => RowBound::Rate(Spec {
+            kind: Kind::Sliding,
+            numbers: [n, period, 0],
+        }),
+        2 => RowBound::Rate(Spec {
+            kind: Kind::Fixed,
+            numbers: [n, period, period / 20],
+        }),
+        _ => RowBound::Permits(rng.random_range(1..6)),
+    }
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let count = rng.random_range(1..4);
+        let lanes = match rng.random_range(0..3) {
+            0 => Vec::new(),
+            _ => (0..rng.random_range(2..4))
+                .map(|_| (rng.random_range(1..5), if rng.random_bool(0.3) { 200_000 } else { 0 }))
+                .collect(),
+        };
+        Self {
+            bounds: (0..count).map(|_| bound(&mut rng)).collect(),
+            lanes,
+            keyed: rng.random_bool(0.3),
+            seed,
+            target: format!("t{seed}").into(),
+            now: START + rng.random_range(0..1000) * MS,
+            book: Book::default(),
+            lost: if rng.random_bool(0.3) { rng.random_range(1..1_000_000) } else { 0 },
+            seen: HashMap::new(),
+            held: HashMap::new(),
+            rng,
+        }
+    }
+
+    /// What a replica asks for; now and then under other numbers than the rest.
+    fn call(&mut self) -> Call {
+        let replica = self.rng.random_range(1..4);
+        let keys = if self.keyed { 2 } else { 1 };
+        let mut rows = Vec::new();
+        for (index, bound) in self.bounds.clone().into_iter().enumerate() {
+            for key in 0..keys {
+                let bound = if self.rng.random_bool(0.04) { self::bound(&mut self.rng) } else { bound };
+                let held = match bound {
+                    RowBound::Permits(_) => {
+                        let held = self.held.entry((replica, index, key)).or_default();
+                        *held = (*held - self.rng.random_range(0..3)).max(0);
+                        *held
+                    }
+                    RowBound::Rate(_) => 0,
+                };
+                rows.push(RowAsk {
+                    limit: format!("l{index}").into(),
+                    key: self.keyed.then(|| format!("k{key}").into()),
+                    bound,
+                    held,
+                    seen: match self.seen.get(&rows.len()) {
+                        Some(seen) if self.rng.random_bool(0.1) => Some(seen.clone()),
+                        _ => None,
+                    },
+                    spent: if self.rng.random_bool(0.03) {
+                        vec![(self.now - 300 * MS, 1), (self.now - 100 * MS, 2)]
+                    } else {
+                        Vec::new()
+                    },
+                });
+            }
+        }
+        let runs = (0..self.rng.random_range(1..4))
+            .map(|_| {
+                let key = self.rng.random_range(0..keys);
+                let rows: Vec<u8> = (0..self.bounds.len())
+                    .filter(|_| self.rng.random_bool(0.8))
+                    .map(|index| u8::try_from(index * keys + key).unwrap())
+                    .collect();
+                let costs = rows.iter().map(|_| if self.rng.random_bool(0.2) { self.rng.random_range(1..60) } else { 1 });
+                let costs: Vec<i64> = costs.collect();
+                let want = self.rng.random_range(0..8);
+                RunAsk {
+                    rows: rows.into_iter().collect(),
+                    costs: costs.into_iter().collect(),
+                    lane: u8::try_from(self.rng.random_range(0..self.lanes.len().max(1))).unwrap(),
+                    want,
+                    waiting: want + self.rng.random_range(0..5),
+                }
+            })
+            .collect();
+        Call {
+            target: Arc::clone(&self.target),
+            replica,
+            horizon: self.rng.random_range(50..400) * MS,
+            lead: if self.rng.random_bool(0.1) { 30 * MS } else { 0 },
+            rows: rows.into_iter().collect(),
+            runs,
+            lanes: self.lanes.iter().copied().collect(),
+        }
+    }
+
+    /// What was granted is held from now on.
+    fn hold(&mut self, call: &Call, answer: &Answer) {
+        for (index, row) in answer.rows.iter().enumerate() {
+            if let Some(spec) = row.spec {
+                self.seen.insert(index, (spec.kind, row.usage.clone()));
+            }
+        }
+        let keys = if self.keyed { 2 } else { 1 };
+        for (run, granted) in call.runs.iter().zip(&answer.runs) {
+            for row in &run.rows {
+                let row = usize::from(*row);
+                if matches!(call.rows[row].bound, RowBound::Permits(_)) {
+                    let held = self.held.entry((call.replica, row / keys, row % keys)).or_default();
+                    *held += i64::try_from(granted.slots.len()).unwrap();
+                }
+            }
+        }
+    }
+}
+
+fn seeds() -> u64 {
+    let asked = std::env::var("OUTPACE_SIM_SEEDS").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(100)
+}
+
+async fn at(connection: &mut sqlx::PgConnection, now: i64) {
+    sqlx::query("select set_config('outpace.clock_ns', $1, false)")
+        .bind(now.to_string())
+        .execute(connection)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_and_postgres_give_the_same_slots() {
+    let postgres = Postgres::start().await;
+    let database = Database::new(&Secret::new(postgres.url())).unwrap();
+    database.migrate().await.unwrap();
+    database.check().await.unwrap();
+    let mut connection = postgres.connect().await.unwrap();
+    let seeds = match std::env::var("OUTPACE_SIM_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..seeds()).collect(),
+    };
+    let mut slots = 0;
+    for seed in seeds {
+        let mut history = History::new(seed);
+        silence(&mut connection, history.lost).await;
+        for step in 0..STEPS {
+            slots += take(&mut history, step, &mut connection).await;
+        }
+    }
+    println!("{slots} slots, the same from both");
+    assert!(slots > 1000);
+}
+
+/// One replica has fallen silent with this promise.
+async fn silence(connection: &mut sqlx::PgConnection, promise: i64) {
+    let silent = "insert into outpace.replica values (99, 'silent', '0', 0, 0, 9000000000000000000, $1)
+                  on conflict (id) do update set promise_ppm = excluded.promise_ppm";
+    let silent = sqlx::query(silent).bind(promise);
+    silent.execute(connection).await.unwrap();
+}
+
+async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConnection) -> usize {
+    let place = format!("OUTPACE_SIM_SEED={} step {step}", history.seed);
+    history.now += history.rng.random_range(0..300) * MS;
+    at(connection, history.now).await;
+    let name = history.target.to_string();
+    if history.rng.random_bool(0.03) {
+        let until = history.now + history.rng.random_range(-100..1500) * MS;
+        history.book.block(until, history.now);
+        let epoch = sqlx::query("select outpace.block_v1($1, $2)").bind(&name).bind(until);
+        let epoch: i64 = epoch.fetch_one(&mut *connection).await.unwrap().get(0);
+        assert_eq!(history.book.epoch(), u64::try_from(epoch).unwrap(), "{place}: epoch");
+    }
+    if history.rng.random_bool(0.1) {
+        let answered = history.rng.random_bool(0.5);
+        let epoch = history.book.epoch();
+        history.book.end_probe(epoch, answered);
+        let probe = sqlx::query("select outpace.probe_v1($1, $2, $3)").bind(&name);
+        let probe = probe.bind(i64::try_from(epoch).unwrap()).bind(answered);
+        probe.execute(&mut *connection).await.unwrap();
+    }
+    if history.rng.random_bool(0.05) {
+        let units = history.rng.random_range(-5..5);
+        let (limit, key): (Arc<str>, Option<Arc<str>>) = ("l0".into(), history.keyed.then(|| "k0".into()));
+        history.book.correct(&limit, key.as_ref(), units, history.now);
+        let correct = sqlx::query("select outpace.correct_v1($1, 'l0', $2, $3)").bind(&name);
+        let correct = correct.bind(key.as_deref().unwrap_or_default().to_owned()).bind(units);
+        correct.execute(&mut *connection).await.unwrap();
+    }
+    let call = history.call();
+    let ours = history.book.call(&call, history.now, Users::Many { lost: history.lost });
+    let asked = sqlx::query("select outpace.book_v1($1)").bind(Json(&call));
+    let row = asked.fetch_one(&mut *connection).await;
+    let row = row.unwrap_or_else(|error| panic!("{place}: {error}\n{call:#?}"));
+    let Json(theirs) = row.get::<Json<Answer>, _>(0);
+    assert_eq!(ours, theirs, "{place}\n{call:#?}");
+    history.hold(&call, &ours);
+    ours.runs.iter().map(|run| run.slots.len()).sum()
+}

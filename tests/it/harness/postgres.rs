@@ -1,0 +1,135 @@
+//! A throw-away Postgres: a cluster of its own, on a port of its own, gone with the test. It refuses
+//! to run as root, so it runs as an unprivileged user where the tests run as root.
+
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{PATIENCE, free_port};
+
+pub(crate) struct Postgres {
+    dir: tempfile::TempDir,
+    pub(crate) port: u16,
+    user: Option<(u32, u32)>,
+    server: Option<Child>,
+}
+
+/// A program of Postgres: on PATH, or where packages put it.
+fn tool(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join(name));
+    let packaged = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let packaged = packaged.flatten().map(|version| version.path().join("bin").join(name));
+    on_path
+        .chain(packaged)
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("`{name}` is not installed; `./test` installs it"))
+}
+
+/// Somebody who is not root, if we are.
+fn somebody() -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = std::fs::metadata("/proc/self").unwrap().uid();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let id = |name: &str| {
+        let line = passwd.lines().find(|line| line.starts_with(&format!("{name}:")))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    (own == 0).then(|| id("postgres").or_else(|| id("nobody")).expect("an unprivileged user"))
+}
+
+impl Postgres {
+    /// A fresh cluster, running.
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("outpace-pg").tempdir().unwrap();
+        let user = somebody();
+        if let Some((uid, gid)) = user {
+            chown(dir.path(), Some(uid), Some(gid)).unwrap();
+        }
+        let mut postgres = Self {
+            port: free_port(),
+            user,
+            dir,
+            server: None,
+        };
+        let made = postgres
+            .command("initdb")
+            .args(["--username=outpace", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
+            .arg("-D")
+            .arg(postgres.data())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        postgres.run().await;
+        postgres
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(tool(name));
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command.current_dir(Path::new("/")).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the server, and waits until it answers.
+    pub(crate) async fn run(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join(format!("log-{}", self.port))).unwrap();
+        let server = self
+            .command("postgres")
+            .arg("-D")
+            .arg(self.data())
+            .args(["-p", &self.port.to_string(), "-k", "", "-h", "127.0.0.1"])
+            .args(["-c", "fsync=off", "-c", "max_connections=200", "-c", "shared_buffers=16MB"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.server = Some(server);
+        let began = Instant::now();
+        while self.connect().await.is_err() {
+            assert!(began.elapsed() < PATIENCE, "Postgres does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> Result<sqlx::PgConnection, sqlx::Error> {
+        use sqlx::Connection as _;
+        sqlx::PgConnection::connect(&self.url()).await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("postgres://outpace@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Stops the server at once, without a checkpoint, as a crash would.
+    pub(crate) fn crash(&mut self) {
+        self.end("QUIT");
+    }
+
+    /// Stops the server as an operator would.
+    pub(crate) fn stop(&mut self) {
+        self.end("INT");
+    }
+
+    fn end(&mut self, signal: &str) {
+        if let Some(mut server) = self.server.take() {
+            drop(Command::new("kill").args(["-s", signal, &server.id().to_string()]).status());
+            drop(server.wait());
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.end("QUIT");
+    }
+}
