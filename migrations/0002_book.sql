@@ -99,7 +99,10 @@ begin
       end if;
       w := outpace.adopted_v1(w, kind, a, b, c, now_ns); w.agreed_ns := now_ns;
     end if;
-    if r -> 'seen' ->> 0 = w.kind then w := outpace.merged_v1(w, r -> 'seen' -> 1); end if;
+    if r -> 'seen' -> 0 ->> 'kind' = w.kind
+       and (w.kind <> 'fixed' or (r -> 'seen' -> 0 -> 'numbers' ->> 1)::int8 = w.b) then
+      w := outpace.merged_v1(w, r -> 'seen' -> 1);
+    end if;
     if jsonb_array_length(r -> 'spent') > 0 then w := outpace.spent_v1(w, r -> 'spent'); end if;
     ws := ws || w;
 
@@ -218,7 +221,7 @@ begin
                   end if;
                 end loop;
               end if;
-              turn := at + rank * interval_ns - (horizon + lead);
+              turn := outpace.plus_v1(at, interval_ns, rank) - (horizon + lead);
               ask := least(greatest(turn, now_ns + horizon / 2), now_ns + ask_max + others * ask_each);
               at := null;
             elsif not reserved then
@@ -250,8 +253,8 @@ begin
               interval_ns := case when w.kind = 'token' then greatest(w.a, 1) else greatest(w.b / greatest(w.a, 1), 1) end;
               if reserved then
                 while cardinality(w.reserves) <= lane loop w.reserves := w.reserves || 0::int8; end loop;
-                w.reserves[lane + 1] := greatest(w.reserves[lane + 1], now_ns)
-                  + trunc(interval_ns::numeric * 1000000 / greatest(lane_r[lane + 1], 1))::int8 * costs[y];
+                w.reserves[lane + 1] := outpace.plus_v1(greatest(w.reserves[lane + 1], now_ns),
+                  least(trunc(interval_ns::numeric * 1000000 / greatest(lane_r[lane + 1], 1)), 9223372036854775807)::int8, costs[y]);
               else
                 users := greatest(o_users[x] + 1, 1);
                 f_vt[x] := f_vt[x] + costs[y] * scale * users / coalesce(lane_w[lane + 1], 1);

@@ -11,7 +11,7 @@ use super::{Forecast, Grant, Run, Short, Slot};
 use crate::bounds::SLACK;
 use crate::clock::Instant;
 use crate::policy::{Algorithm, Bound, Scope, Target};
-use crate::schedule::{FixedWindow, Kind, Schedule, SlidingWindow, Spec, TokenBucket, Usage};
+use crate::schedule::{FixedWindow, Schedule, SlidingWindow, Spec, TokenBucket, Usage};
 
 /// A replica: a random number that it keeps over restarts.
 pub type Replica = i64;
@@ -47,7 +47,7 @@ pub struct RowAsk {
     /// Permits that the caller holds, for a limit on how many run at once.
     pub held: i64,
     /// What the caller last knew of it, if the ledger may have forgotten.
-    pub seen: Option<(Kind, Usage)>,
+    pub seen: Option<(Spec, Usage)>,
     /// What left while the ledger could not be asked, in ascending order: instants and units.
     #[serde(default)]
     pub spent: Vec<(i64, i64)>,

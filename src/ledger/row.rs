@@ -360,10 +360,12 @@ impl Row {
         }
     }
 
-    /// Hears what a caller last knew; a schedule of another kind cannot be compared.
-    pub(super) fn merge(&mut self, (kind, seen): &(Kind, Usage)) {
+    /// Hears what a caller last knew. A schedule of another kind cannot be compared, and windows of
+    /// another length are numbered otherwise.
+    pub(super) fn merge(&mut self, (spec, seen): &(Spec, Usage)) {
         if let State::Rate(schedule) = &mut self.state
-            && schedule.spec().kind == *kind
+            && schedule.spec().kind == spec.kind
+            && (spec.kind != Kind::Fixed || schedule.spec().numbers[1] == spec.numbers[1])
         {
             let known = Schedule::from_parts(schedule.spec(), seen.clone());
             schedule.merge(&known);

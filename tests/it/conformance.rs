@@ -32,7 +32,7 @@ struct History {
     /// What is kept for a replica that fell silent, in millionths.
     lost: i64,
     /// What the last answer said of each row, for those who tell it again.
-    seen: HashMap<usize, (Kind, Usage)>,
+    seen: HashMap<usize, (Spec, Usage)>,
     held: HashMap<(i64, usize, usize), i64>,
 }
 
@@ -152,7 +152,7 @@ impl History {
     fn hold(&mut self, call: &Call, answer: &Answer) {
         for (index, row) in answer.rows.iter().enumerate() {
             if let Some(spec) = row.spec {
-                self.seen.insert(index, (spec.kind, row.usage.clone()));
+                self.seen.insert(index, (spec, row.usage.clone()));
             }
         }
         let keys = if self.keyed { 2 } else { 1 };
@@ -244,7 +244,7 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
     let ours = history.book.call(&call, history.now, Users::Many { lost: history.lost });
     let asked = sqlx::query("select outpace.book_v1($1)").bind(Json(&call));
     let row = asked.fetch_one(&mut *connection).await;
-    let row = row.unwrap_or_else(|error| panic!("{place}: {error}\n{call:#?}"));
+    let row = row.unwrap_or_else(|error| panic!("{place}: {error:?}\n{call:#?}"));
     let Json(theirs) = row.get::<Json<Answer>, _>(0);
     assert_eq!(ours, theirs, "{place}\n{call:#?}");
     history.hold(&call, &ours);

@@ -65,7 +65,7 @@ impl Side {
             row.held = self.held.get(&id).map_or(0, |(held, _)| *held);
             if self.tell_all {
                 let copy = self.copies.get(&id).map(|copy| &copy.schedule);
-                row.seen = copy.map(|known| (known.spec().kind, known.usage()));
+                row.seen = copy.map(|known| (known.spec(), known.usage()));
             }
             if let Some(spent) = self.spent.get(&id) {
                 row.spent = spent
