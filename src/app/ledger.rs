@@ -15,7 +15,10 @@ use crate::ledger::{self, Ledger, MemoryLedger, PostgresLink, Replica, SharedPar
 pub(super) enum Opened {
     Memory(Arc<MemoryLedger>),
     /// With the file that holds our number; locked, so that no other process takes it.
-    Postgres(Arc<ledger::Shared<PostgresLink>>, #[expect(dead_code, reason = "its lock is what counts")] File),
+    Postgres(
+        Arc<ledger::Shared<PostgresLink>>,
+        #[expect(dead_code, reason = "its lock is what counts")] File,
+    ),
 }
 
 impl Opened {

@@ -67,7 +67,12 @@ impl History {
         let lanes = match rng.random_range(0..3) {
             0 => Vec::new(),
             _ => (0..rng.random_range(2..4))
-                .map(|_| (rng.random_range(1..5), if rng.random_bool(0.3) { 200_000 } else { 0 }))
+                .map(|_| {
+                    (
+                        rng.random_range(1..5),
+                        if rng.random_bool(0.3) { 200_000 } else { 0 },
+                    )
+                })
                 .collect(),
         };
         Self {
@@ -78,7 +83,11 @@ impl History {
             target: format!("t{seed}").into(),
             now: START + rng.random_range(0..1000) * MS,
             book: Book::default(),
-            lost: if rng.random_bool(0.3) { rng.random_range(1..1_000_000) } else { 0 },
+            lost: if rng.random_bool(0.3) {
+                rng.random_range(1..1_000_000)
+            } else {
+                0
+            },
             seen: HashMap::new(),
             held: HashMap::new(),
             rng,
@@ -92,7 +101,11 @@ impl History {
         let mut rows = Vec::new();
         for (index, bound) in self.bounds.clone().into_iter().enumerate() {
             for key in 0..keys {
-                let bound = if self.rng.random_bool(0.04) { self::bound(&mut self.rng) } else { bound };
+                let bound = if self.rng.random_bool(0.04) {
+                    self::bound(&mut self.rng)
+                } else {
+                    bound
+                };
                 let held = match bound {
                     RowBound::Permits(_) => {
                         let held = self.held.entry((replica, index, key)).or_default();
@@ -125,7 +138,13 @@ impl History {
                     .filter(|_| self.rng.random_bool(0.8))
                     .map(|index| u8::try_from(index * keys + key).unwrap())
                     .collect();
-                let costs = rows.iter().map(|_| if self.rng.random_bool(0.2) { self.rng.random_range(1..60) } else { 1 });
+                let costs = rows.iter().map(|_| {
+                    if self.rng.random_bool(0.2) {
+                        self.rng.random_range(1..60)
+                    } else {
+                        1
+                    }
+                });
                 let costs: Vec<i64> = costs.collect();
                 let want = self.rng.random_range(0..8);
                 RunAsk {
@@ -141,7 +160,11 @@ impl History {
             target: Arc::clone(&self.target),
             replica,
             horizon: self.rng.random_range(50..400) * MS,
-            lead: if self.rng.random_bool(0.1) { 30 * MS } else { 0 },
+            lead: if self.rng.random_bool(0.1) {
+                30 * MS
+            } else {
+                0
+            },
             rows: rows.into_iter().collect(),
             runs,
             lanes: self.lanes.iter().copied().collect(),
@@ -160,7 +183,10 @@ impl History {
             for row in &run.rows {
                 let row = usize::from(*row);
                 if matches!(call.rows[row].bound, RowBound::Permits(_)) {
-                    let held = self.held.entry((call.replica, row / keys, row % keys)).or_default();
+                    let held = self
+                        .held
+                        .entry((call.replica, row / keys, row % keys))
+                        .or_default();
                     *held += i64::try_from(granted.slots.len()).unwrap();
                 }
             }
@@ -206,7 +232,8 @@ async fn memory_and_postgres_give_the_same_slots() {
 
 /// One replica has fallen silent with this promise.
 async fn silence(connection: &mut sqlx::PgConnection, promise: i64) {
-    let silent = "insert into outpace.replica values (99, 'silent', '0', 0, 0, 9000000000000000000, $1)
+    let silent =
+        "insert into outpace.replica values (99, 'silent', '0', 0, 0, 9000000000000000000, $1)
                   on conflict (id) do update set promise_ppm = excluded.promise_ppm";
     let silent = sqlx::query(silent).bind(promise);
     silent.execute(connection).await.unwrap();
@@ -220,9 +247,15 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
     if history.rng.random_bool(0.03) {
         let until = history.now + history.rng.random_range(-100..1500) * MS;
         history.book.block(until, history.now);
-        let epoch = sqlx::query("select outpace.block_v1($1, $2)").bind(&name).bind(until);
+        let epoch = sqlx::query("select outpace.block_v1($1, $2)")
+            .bind(&name)
+            .bind(until);
         let epoch: i64 = epoch.fetch_one(&mut *connection).await.unwrap().get(0);
-        assert_eq!(history.book.epoch(), u64::try_from(epoch).unwrap(), "{place}: epoch");
+        assert_eq!(
+            history.book.epoch(),
+            u64::try_from(epoch).unwrap(),
+            "{place}: epoch"
+        );
     }
     if history.rng.random_bool(0.1) {
         let answered = history.rng.random_bool(0.5);
@@ -234,14 +267,21 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
     }
     if history.rng.random_bool(0.05) {
         let units = history.rng.random_range(-5..5);
-        let (limit, key): (Arc<str>, Option<Arc<str>>) = ("l0".into(), history.keyed.then(|| "k0".into()));
-        history.book.correct(&limit, key.as_ref(), units, history.now);
+        let (limit, key): (Arc<str>, Option<Arc<str>>) =
+            ("l0".into(), history.keyed.then(|| "k0".into()));
+        history
+            .book
+            .correct(&limit, key.as_ref(), units, history.now);
         let correct = sqlx::query("select outpace.correct_v1($1, 'l0', $2, $3)").bind(&name);
-        let correct = correct.bind(key.as_deref().unwrap_or_default().to_owned()).bind(units);
+        let correct = correct
+            .bind(key.as_deref().unwrap_or_default().to_owned())
+            .bind(units);
         correct.execute(&mut *connection).await.unwrap();
     }
     let call = history.call();
-    let ours = history.book.call(&call, history.now, Users::Many { lost: history.lost });
+    let ours = history
+        .book
+        .call(&call, history.now, Users::Many { lost: history.lost });
     let asked = sqlx::query("select outpace.book_v1($1)").bind(Json(&call));
     let row = asked.fetch_one(&mut *connection).await;
     let row = row.unwrap_or_else(|error| panic!("{place}: {error:?}\n{call:#?}"));

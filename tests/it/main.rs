@@ -23,6 +23,7 @@ mod lifecycle;
 mod memory;
 mod pacing;
 mod refusals;
+mod replicas;
 mod retry;
 mod semantics;
 mod ways;

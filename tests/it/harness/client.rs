@@ -177,6 +177,15 @@ impl Client {
             .await
     }
 
+    /// A GET, by its status; `None` if the connection broke.
+    pub(crate) async fn try_get(&mut self, uri: &str) -> Option<u16> {
+        let request = self.request("GET", uri).body(Full::default()).unwrap();
+        let response = self.send(request).await.ok()?;
+        let status = response.status().as_u16();
+        response.into_body().collect().await.ok()?;
+        Some(status)
+    }
+
     /// A request for this connection: HTTP/2 takes the host from the URI.
     pub(crate) fn request(&self, method: &str, uri: &str) -> http::request::Builder {
         let builder = Request::builder().method(method);

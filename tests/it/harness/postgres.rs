@@ -20,8 +20,12 @@ pub(crate) struct Postgres {
 fn tool(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(name));
-    let packaged = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let packaged = packaged.flatten().map(|version| version.path().join("bin").join(name));
+    let packaged = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    let packaged = packaged
+        .flatten()
+        .map(|version| version.path().join("bin").join(name));
     on_path
         .chain(packaged)
         .find(|path| path.exists())
@@ -34,17 +38,26 @@ fn somebody() -> Option<(u32, u32)> {
     let own = std::fs::metadata("/proc/self").unwrap().uid();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let id = |name: &str| {
-        let line = passwd.lines().find(|line| line.starts_with(&format!("{name}:")))?;
+        let line = passwd
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}:")))?;
         let mut fields = line.split(':').skip(2);
         Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     };
-    (own == 0).then(|| id("postgres").or_else(|| id("nobody")).expect("an unprivileged user"))
+    (own == 0).then(|| {
+        id("postgres")
+            .or_else(|| id("nobody"))
+            .expect("an unprivileged user")
+    })
 }
 
 impl Postgres {
     /// A fresh cluster, running.
     pub(crate) async fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("outpace-pg").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("outpace-pg")
+            .tempdir()
+            .unwrap();
         let user = somebody();
         if let Some((uid, gid)) = user {
             chown(dir.path(), Some(uid), Some(gid)).unwrap();
@@ -57,12 +70,22 @@ impl Postgres {
         };
         let made = postgres
             .command("initdb")
-            .args(["--username=outpace", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
+            .args([
+                "--username=outpace",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ])
             .arg("-D")
             .arg(postgres.data())
             .output()
             .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        assert!(
+            made.status.success(),
+            "{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
         postgres.run().await;
         postgres
     }
@@ -82,13 +105,21 @@ impl Postgres {
 
     /// Starts the server, and waits until it answers.
     pub(crate) async fn run(&mut self) {
-        let log = std::fs::File::create(self.dir.path().join(format!("log-{}", self.port))).unwrap();
+        let log =
+            std::fs::File::create(self.dir.path().join(format!("log-{}", self.port))).unwrap();
         let server = self
             .command("postgres")
             .arg("-D")
             .arg(self.data())
             .args(["-p", &self.port.to_string(), "-k", "", "-h", "127.0.0.1"])
-            .args(["-c", "fsync=off", "-c", "max_connections=200", "-c", "shared_buffers=16MB"])
+            .args([
+                "-c",
+                "fsync=off",
+                "-c",
+                "max_connections=200",
+                "-c",
+                "shared_buffers=16MB",
+            ])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -122,7 +153,11 @@ impl Postgres {
 
     fn end(&mut self, signal: &str) {
         if let Some(mut server) = self.server.take() {
-            drop(Command::new("kill").args(["-s", signal, &server.id().to_string()]).status());
+            drop(
+                Command::new("kill")
+                    .args(["-s", signal, &server.id().to_string()])
+                    .status(),
+            );
             drop(server.wait());
         }
     }
