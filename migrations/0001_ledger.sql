@@ -88,14 +88,16 @@ create table outpace.pin (
 );
 
 -- This server's clock. A test may put another in its place, for its own session.
-create function outpace.clock_v1() returns int8 language sql volatile as $$
-  select coalesce(nullif(current_setting('outpace.clock_ns', true), '')::int8,
-                  (extract(epoch from clock_timestamp()) * 1000000)::int8 * 1000)
-$$;
+create function outpace.clock_v1() returns int8 language plpgsql volatile as $$
+begin
+  return coalesce(nullif(current_setting('outpace.clock_ns', true), '')::int8,
+                  (extract(epoch from clock_timestamp()) * 1000000)::int8 * 1000);
+end $$;
 
-create function outpace.started_v1() returns int8 language sql stable as $$
-  select (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8 * 1000
-$$;
+create function outpace.started_v1() returns int8 language plpgsql stable as $$
+begin
+  return (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8 * 1000;
+end $$;
 
 -- Quotient rounded up, for positive numbers.
 create function outpace.div_ceil_v1(n int8, d int8) returns int8 language sql immutable as $$
@@ -288,7 +290,8 @@ language sql immutable as $$
 $$;
 
 -- The share of every rate that is kept for replicas that fell silent, in millionths.
-create function outpace.lost_v1(who int8, t int8) returns int8 language sql stable as $$
-  select least(coalesce(sum(promise_ppm), 0), 1000000)::int8 from outpace.replica
-   where id <> who and silent_ns < t and fenced_ns > t
-$$;
+create function outpace.lost_v1(who int8, t int8) returns int8 language plpgsql stable as $$
+begin
+  return (select least(coalesce(sum(promise_ppm), 0), 1000000) from outpace.replica
+           where id <> who and silent_ns < t and fenced_ns > t);
+end $$;

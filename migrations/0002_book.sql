@@ -12,18 +12,19 @@ declare
   quiet   constant int8 := 500000000;       -- how long nothing is booked after a server's start
   ask_max constant int8 := 1000000000;      -- nobody is told to stay away longer, ...
   ask_each constant int8 := 1000000;        -- ... and a little per competitor
-  lanes_max constant int := 16;
+  n_lanes   int;                            -- of the call, and of others where they have more
 
   p_target  text := call ->> 'target';
   me        int8 := (call ->> 'replica')::int8;
   horizon   int8 := (call ->> 'horizon')::int8;
   lead      int8 := (call ->> 'lead')::int8;
+  pause     int8 := horizon / 8 * 5;        -- how long who could not book all leaves us alone
   p_rows    jsonb := call -> 'rows';
   p_runs    jsonb := call -> 'runs';
   n_rows    int := jsonb_array_length(p_rows);
   n_runs    int := jsonb_array_length(p_runs);
-  lane_w    int8[] := array(select greatest((e ->> 0)::int8, 1) from jsonb_array_elements(call -> 'lanes') e);
-  lane_r    int8[] := array(select (e ->> 1)::int8 from jsonb_array_elements(call -> 'lanes') e);
+  lane_w    int8[] := '{}';                 -- weights ...
+  lane_r    int8[] := '{}';                 -- ... and reserves of the lanes
 
   t         outpace.target;
   now_ns    int8;
@@ -43,7 +44,8 @@ declare
   o_users   int8[]; f_vt int8[]; f_wait int8[]; f_due int8[];
   f_open    int[]; f_kept bool[]; f_known bool[];
   fl        record;
-  slow      int8; x int; y int; i int; j int; k int;
+  slow      int8; x int; y int; z int; i int; j int; k int;
+  current_run int;
   -- Runs
   run_rows  int[]; costs int8[]; lane int; want int;
   q_rows    jsonb[] := '{}'; q_lane int[] := '{}'; q_want int[] := '{}'; q_wait int8[] := '{}';
@@ -58,22 +60,30 @@ begin
     return jsonb_build_object('busy', true);
   end if;
   perform set_config('synchronous_commit', 'off', true);
-  insert into outpace.target (name, server_ns) values (p_target, started) on conflict do nothing;
   select * into t from outpace.target where name = p_target;
+  if not found then
+    insert into outpace.target (name, server_ns) values (p_target, started) returning * into t;
+  end if;
   now_ns := greatest(outpace.clock_v1(), t.clock_ns);
   if t.server_ns <> started then
     -- Another server than the one that wrote this, or the same after a restart: its last writes may
     -- be lost. Those who know better say so before anything is booked.
     t.server_ns := started; t.quiet_ns := now_ns + quiet; dirty := true;
   end if;
+  for k in 0 .. jsonb_array_length(call -> 'lanes') - 1 loop
+    lane_w := lane_w || greatest((call -> 'lanes' -> k ->> 0)::int8, 1);
+    lane_r := lane_r || (call -> 'lanes' -> k ->> 1)::int8;
+  end loop;
   lost := outpace.lost_v1(me, now_ns);
+  n_lanes := greatest(cardinality(lane_w), 1);
+  if exists (select from outpace.flow f where f.target = p_target) then n_lanes := 16; end if;
   was_phase := t.phase;
 
   -- The rows, under the strictest numbers that live replicas say.
-  o_users := array_fill(0::int8, array[greatest(n_rows, 1) * lanes_max]);
+  o_users := array_fill(0::int8, array[greatest(n_rows, 1) * n_lanes]);
   f_vt := o_users; f_wait := o_users; f_due := o_users;
-  f_open := array_fill(0, array[greatest(n_rows, 1) * lanes_max]);
-  f_kept := array_fill(false, array[greatest(n_rows, 1) * lanes_max]); f_known := f_kept;
+  f_open := array_fill(0, array[greatest(n_rows, 1) * n_lanes]);
+  f_kept := array_fill(false, array[greatest(n_rows, 1) * n_lanes]); f_known := f_kept;
   for i in 1 .. n_rows loop
     r := p_rows -> (i - 1); bound := r -> 'bound';
     if bound ? 'rate' then
@@ -121,7 +131,7 @@ begin
     o_slow := o_slow || null::int8; o_wait := o_wait || 0::int8; o_count := o_count || 0::int8;
     for fl in select * from outpace.flow f
        where f.target = p_target and f.limit_name = w.limit_name and f.key = w.key loop
-      x := (i - 1) * lanes_max + fl.lane + 1;
+      x := (i - 1) * n_lanes + fl.lane + 1;
       if fl.replica = me then
         f_known[x] := true; f_vt[x] := fl.virtual_time; f_due[x] := fl.due_ns;
         f_kept[x] := fl.due_ns + linger > now_ns;
@@ -137,13 +147,14 @@ begin
     r := p_runs -> (j - 1); lane := (r ->> 'lane')::int;
     q_lane := q_lane || lane; q_want := q_want || (r ->> 'want')::int; q_wait := q_wait || (r ->> 'waiting')::int8;
     slots := slots || '[]'::jsonb; got := got || 0; shorts := shorts || null::jsonb; probes := probes || false;
-    for i in select (e::text)::int + 1 from jsonb_array_elements(r -> 'rows') e loop
-      x := (i - 1) * lanes_max + lane + 1;
+    for y in 0 .. jsonb_array_length(r -> 'rows') - 1 loop
+      i := (r -> 'rows' ->> y)::int + 1;
+      x := (i - 1) * n_lanes + lane + 1;
       if not f_kept[x] and f_open[x] = 0 then
         slow := o_slow[i];
-        for k in 0 .. lanes_max - 1 loop
-          y := (i - 1) * lanes_max + k + 1;
-          if k <> lane and f_open[y] > 0 then slow := least(coalesce(slow, f_vt[y]), f_vt[y]); end if;
+        for k in 0 .. n_lanes - 1 loop
+          z := (i - 1) * n_lanes + k + 1;
+          if k <> lane and f_open[z] > 0 then slow := least(coalesce(slow, f_vt[z]), f_vt[z]); end if;
         end loop;
         f_vt[x] := coalesce(slow, 0);
       end if;
@@ -154,8 +165,8 @@ begin
 
   for i in 1 .. n_rows loop
     users := case when o_slow[i] is null then 0 else 1 end;
-    for k in 0 .. lanes_max - 1 loop
-      if f_open[(i - 1) * lanes_max + k + 1] > 0 then users := users + 1; end if;
+    for k in 0 .. n_lanes - 1 loop
+      if f_open[(i - 1) * n_lanes + k + 1] > 0 then users := users + 1; end if;
     end loop;
     contested := contested || (users > 1);
   end loop;
@@ -170,16 +181,20 @@ begin
       while cursor_at[k] <= n_runs loop
         j := cursor_at[k];
         if q_lane[j] <> lane then cursor_at[k] := j + 1; continue; end if;
-        r := p_runs -> (j - 1);
-        run_rows := array(select (e::text)::int + 1 from jsonb_array_elements(r -> 'rows') e);
-        costs := array(select (e::text)::int8 from jsonb_array_elements(r -> 'costs') e);
+        if j is distinct from current_run then
+          r := p_runs -> (j - 1); current_run := j; run_rows := '{}'; costs := '{}';
+          for y in 0 .. jsonb_array_length(r -> 'rows') - 1 loop
+            run_rows := run_rows || (r -> 'rows' ->> y)::int + 1;
+            costs := costs || (r -> 'costs' ->> y)::int8;
+          end loop;
+        end if;
         held_by := null; ask := null; at := null;
         if got[j] < q_want[j] then
           -- permits
           for y in 1 .. cardinality(run_rows) loop
             i := run_rows[y];
             if (ws[i]).kind = 'permits' and held_all[i] + held_new[i] >= (ws[i]).a then
-              held_by := i; ask := now_ns + horizon / 2; exit;
+              held_by := i; ask := now_ns + pause; exit;
             end if;
           end loop;
           if held_by is null then
@@ -206,15 +221,15 @@ begin
             if at > from_ns + (case when reserved then 2 * horizon else horizon end) then
               rank := 0; others := 0; interval_ns := 0;
               if held_by is not null then
-                w := ws[held_by]; x := (held_by - 1) * lanes_max + lane + 1;
+                w := ws[held_by]; x := (held_by - 1) * n_lanes + lane + 1;
                 interval_ns := case when w.kind = 'token' then greatest(w.a, 1) else greatest(w.b / greatest(w.a, 1), 1) end;
                 select count(*) into rank from outpace.flow f
                  where f.target = p_target and f.limit_name = w.limit_name and f.key = w.key and f.replica <> me
                    and f.waiting > 0 and f.due_ns + linger > now_ns
                    and (f.virtual_time, f.lane::int, f.replica) < (f_vt[x], lane, me);
                 others := o_count[held_by];
-                for y in 0 .. lanes_max - 1 loop
-                  i := (held_by - 1) * lanes_max + y + 1;
+                for y in 0 .. n_lanes - 1 loop
+                  i := (held_by - 1) * n_lanes + y + 1;
                   if f_open[i] > 0 or (f_wait[i] > 0 and f_due[i] + linger > now_ns) then
                     others := others + 1;
                     if y <> lane and (f_vt[i], y) < (f_vt[x], lane) then rank := rank + 1; end if;
@@ -222,16 +237,17 @@ begin
                 end loop;
               end if;
               turn := outpace.plus_v1(at, interval_ns, rank) - (horizon + lead);
-              ask := least(greatest(turn, now_ns + horizon / 2), now_ns + ask_max + others * ask_each);
+              ask := least(greatest(turn, now_ns + pause), now_ns + ask_max + others * ask_each);
               at := null;
             elsif not reserved then
               -- nobody runs further ahead of the slowest than its share of one horizon
               unfair := null;
               for y in 1 .. cardinality(run_rows) loop
-                i := run_rows[y]; w := ws[i]; x := (i - 1) * lanes_max + lane + 1;
+                continue when not contested[run_rows[y]];
+                i := run_rows[y]; w := ws[i]; x := (i - 1) * n_lanes + lane + 1;
                 slow := o_slow[i]; weights := 0;
-                for k2 in 0 .. lanes_max - 1 loop
-                  declare z int := (i - 1) * lanes_max + k2 + 1; mine bool := f_open[z] > 0 or (f_wait[z] > 0 and f_due[z] + linger > now_ns);
+                for k2 in 0 .. n_lanes - 1 loop
+                  declare z int := (i - 1) * n_lanes + k2 + 1; mine bool := f_open[z] > 0 or (f_wait[z] > 0 and f_due[z] + linger > now_ns);
                   begin
                     if mine and k2 <> lane then slow := least(coalesce(slow, f_vt[z]), f_vt[z]); end if;
                     if mine or o_users[z] > 0 then weights := weights + coalesce(lane_w[k2 + 1], 1); end if;
@@ -242,12 +258,12 @@ begin
                 lead_vt := horizon * scale / interval_ns / greatest(weights, 1);
                 if not (f_vt[x] <= slow or f_vt[x] < slow + lead_vt) then unfair := i; exit; end if;
               end loop;
-              if unfair is not null then held_by := unfair; ask := now_ns + horizon / 2; at := null; end if;
+              if unfair is not null then held_by := unfair; ask := now_ns + pause; at := null; end if;
             end if;
           end if;
           if at is not null then
             for y in 1 .. cardinality(run_rows) loop
-              i := run_rows[y]; w := ws[i]; x := (i - 1) * lanes_max + lane + 1;
+              i := run_rows[y]; w := ws[i]; x := (i - 1) * n_lanes + lane + 1;
               if w.kind = 'permits' then held_new[i] := held_new[i] + 1; continue; end if;
               w := outpace.booked_v1(w, lost, at, costs[y]);
               interval_ns := case when w.kind = 'token' then greatest(w.a, 1) else greatest(w.b / greatest(w.a, 1), 1) end;
@@ -271,11 +287,11 @@ begin
           -- held: say by whom, until when, and who else waits there
           crowd := 0; crowd_w := 0;
           if held_by is not null then
-            x := (held_by - 1) * lanes_max + lane + 1;
+            x := (held_by - 1) * n_lanes + lane + 1;
             own_w := coalesce(lane_w[lane + 1], 1) * scale / greatest(o_users[x] + 1, 1);
             crowd := o_wait[held_by];
-            for y in 0 .. lanes_max - 1 loop
-              i := (held_by - 1) * lanes_max + y + 1;
+            for y in 0 .. n_lanes - 1 loop
+              i := (held_by - 1) * n_lanes + y + 1;
               if o_users[i] > 0 then
                 users := o_users[i] + case when f_open[i] > 0 or (f_wait[i] > 0 and f_due[i] + linger > now_ns) then 1 else 0 end;
                 crowd_w := crowd_w + o_users[i] * (coalesce(lane_w[y + 1], 1) * scale / users);
@@ -288,7 +304,7 @@ begin
         -- The run is closed; where it is held its flow keeps competing.
         left_over := greatest(q_wait[j] - got[j], 1);
         foreach i in array run_rows loop
-          x := (i - 1) * lanes_max + lane + 1;
+          x := (i - 1) * n_lanes + lane + 1;
           f_open[x] := f_open[x] - 1;
           if i = held_by then
             f_wait[x] := f_wait[x] + left_over; f_due[x] := greatest(f_due[x], ask, now_ns);
@@ -320,8 +336,8 @@ begin
         delete from outpace.permit p where p.target = p_target and p.limit_name = w.limit_name and p.key = w.key and p.replica = me;
       end if;
     end if;
-    for y in 0 .. lanes_max - 1 loop
-      x := (i - 1) * lanes_max + y + 1;
+    for y in 0 .. n_lanes - 1 loop
+      x := (i - 1) * n_lanes + y + 1;
       continue when not f_known[x];
       insert into outpace.flow values (p_target, w.limit_name, w.key, y, me, f_vt[x], f_wait[x], f_due[x])
         on conflict on constraint flow_pkey do update set virtual_time = excluded.virtual_time, waiting = excluded.waiting, due_ns = excluded.due_ns;

@@ -119,7 +119,7 @@ impl Book {
         let call = deal.call;
         if let Some(position) = self.out_of_permits(deal, run) {
             // Alone we hear of every permit that comes back; of others' we do not.
-            let poll = deal.now + call.horizon / 2;
+            let poll = deal.now + pause(call.horizon);
             let ask_again = (!deal.users.alone()).then_some(poll);
             return Err(self.short(deal, run, Some(position), ask_again));
         }
@@ -139,7 +139,7 @@ impl Book {
             && !reserved
             && let Some(position) = self.unfair(deal, run)
         {
-            let poll = deal.now + call.horizon / 2;
+            let poll = deal.now + pause(call.horizon);
             return Err(self.short(deal, run, Some(position), Some(poll)));
         }
         self.take(deal, run, at, reserved);
@@ -261,7 +261,7 @@ impl Book {
         let turn = at
             .saturating_add(rank.saturating_mul(interval))
             .saturating_sub(horizon + lead);
-        turn.max(deal.now + horizon / 2)
+        turn.max(deal.now + pause(*horizon))
             .min(deal.now + ASK_MAX + others * ASK_MAX_EACH)
     }
 
@@ -302,4 +302,10 @@ impl Deal<'_> {
             .iter()
             .filter_map(|position| self.places.get(usize::from(*position)))
     }
+}
+
+/// How long who could not book all leaves the ledger alone: more than half a horizon, so that two
+/// calls per horizon suffice, and so much less than a whole one that no slot passes unbooked.
+const fn pause(horizon: i64) -> i64 {
+    horizon / 8 * 5
 }

@@ -43,6 +43,8 @@ struct Group<W> {
     hand: VecDeque<Slot>,
     /// When asking the ledger is worth it; `None` if only a returned permit helps.
     ask_again: Option<Instant>,
+    /// How many waited when the ledger was last asked.
+    reported: usize,
 }
 
 /// All waiters of one target.
@@ -192,6 +194,7 @@ impl<W> Queue<W> {
                 waiting: BTreeMap::new(),
                 hand: VecDeque::new(),
                 ask_again: Some(Instant::ZERO),
+                reported: 0,
             });
             self.groups.len() - 1
         });
@@ -276,7 +279,7 @@ impl<W> Queue<W> {
             wake = wake.min(next_call.unwrap_or(Instant::FAR));
             wake = wake.min(group.wake(now).unwrap_or(Instant::FAR));
         }
-        let runs = self.runs(now);
+        let runs = self.runs(now, !ledger.answers_at_once());
         if runs.is_empty() {
             Next::Sleep(wake)
         } else {
@@ -285,10 +288,13 @@ impl<W> Queue<W> {
     }
 
     /// Runs of those who are ready and have no slot in hand, in arrival order.
-    fn runs(&self, now: Instant) -> SmallVec<[Run; 2]> {
+    fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
         let mut ready: SmallVec<[(Place, usize); 16]> = SmallVec::new();
-        for (index, group) in self.groups.iter().enumerate() {
-            if group.ask_again.is_some_and(|at| at <= now) {
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            // Others cannot reckon with a crowd that they have not heard of.
+            let news = shared && group.waiting.len() > 2 * group.reported + 4;
+            if news || group.ask_again.is_some_and(|at| at <= now) {
+                group.reported = group.waiting.len();
                 let places = group.ready().skip(group.hand.len());
                 ready.extend(places.map(|place| (place, index)));
             }

@@ -88,31 +88,7 @@ impl Side {
         if self.copies.len() > COPIES_MAX {
             self.copies.clear();
         }
-        for (row, told) in call.rows.iter().zip(&answer.rows) {
-            let id = (Arc::clone(&row.limit), row.key.clone());
-            self.spent.remove(&id);
-            if let Some(spec) = told.spec {
-                let copy = Copy {
-                    schedule: Schedule::from_parts(spec, told.usage.clone()),
-                    crowd: 0,
-                    crowd_weight: 0,
-                };
-                self.copies.insert(id, copy);
-            }
-        }
-        for short in answer.runs.iter().filter_map(|run| run.short) {
-            let row = short
-                .held_by
-                .and_then(|row| call.rows.get(usize::from(row)));
-            if let Some(row) = row
-                && let Some(copy) = self
-                    .copies
-                    .get_mut(&(Arc::clone(&row.limit), row.key.clone()))
-            {
-                copy.crowd = copy.crowd.max(short.crowd);
-                copy.crowd_weight = copy.crowd_weight.max(short.crowd_weight);
-            }
-        }
+        let moving = self.copy(call, answer);
         self.blocked = self.blocked.max(answer.blocked);
         self.learn_epoch(answer.epoch);
         let mut granted = grants(&ask.runs, call, answer, |at| offset.local(at));
@@ -125,7 +101,43 @@ impl Side {
             };
             self.take(&ask.target, slot);
         }
+        if moving {
+            // Others have just come or gone: what is known of them will soon be more.
+            let soon = offset.local(answer.now + SOON);
+            for short in granted.iter_mut().filter_map(|grant| grant.short.as_mut()) {
+                short.ask_again = short.ask_again.map(|at| at.min(soon));
+            }
+        }
         granted
+    }
+
+    /// Keeps what the answer says of the schedules. Returns whether the crowd has changed much.
+    fn copy(&mut self, call: &Call, answer: &Answer) -> bool {
+        let mut moving = false;
+        for (index, (row, told)) in call.rows.iter().zip(&answer.rows).enumerate() {
+            let id = (Arc::clone(&row.limit), row.key.clone());
+            self.spent.remove(&id);
+            let Some(spec) = told.spec else {
+                continue;
+            };
+            let shorts = answer.runs.iter().filter_map(|run| run.short);
+            let here = shorts.filter(|short| short.held_by.map(usize::from) == Some(index));
+            let (crowd, crowd_weight) = here.fold((0, 0), |(crowd, weight), short| {
+                (short.crowd.max(crowd), short.crowd_weight.max(weight))
+            });
+            let schedule = Schedule::from_parts(spec, told.usage.clone());
+            let copy = Copy {
+                schedule,
+                crowd,
+                crowd_weight,
+            };
+            let before = self
+                .copies
+                .insert(id, copy)
+                .map_or(0, |before| before.crowd);
+            moving |= (crowd - before).abs() > before / 4 + CROWD_NOISE;
+        }
+        moving
     }
 
     /// The store counts so many blocks. Returns whether that is news.
@@ -330,6 +342,11 @@ impl Side {
             .unwrap_or(0)
     }
 }
+
+/// A crowd that changes by less is no news.
+const CROWD_NOISE: i64 = 8;
+/// How soon the store is asked again while the crowd changes.
+const SOON: i64 = 15_000_000;
 
 /// A way that varies by less needs no head start.
 const LEAD_MIN: i64 = 5_000_000;

@@ -1,0 +1,289 @@
+//! Replicas as pace layers in one process: the real pacer and ledger, without HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outpace::clock::Clock;
+use outpace::db::Database;
+use outpace::ledger::{OnOutage, Outage, PostgresLink, Shared, SharedParts};
+use outpace::pace::{Admission, Connection, Event, Pacer, Ticket};
+use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Secret, Target};
+use outpace::random::Random;
+use outpace::shutdown::Tasks;
+use outpace::telemetry::Metrics;
+
+use super::{Postgres, Row, jain, percentile, worst_second};
+
+struct Replica {
+    pacer: Pacer,
+    metrics: Metrics,
+    clock: Clock,
+    target: Arc<Target>,
+}
+
+impl Replica {
+    async fn start(postgres: &Postgres, number: i64, target: &Arc<Target>) -> Self {
+        let database = Database::new(&Secret::new(postgres.url())).unwrap();
+        let link = PostgresLink::new(database, format!("bench/{number}"), true);
+        link.prepare().await.unwrap();
+        let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), Tasks::new());
+        let ledger = Shared::new(
+            link,
+            SharedParts {
+                replica: number,
+                clock: clock.clone(),
+                random: Random::seeded(number.unsigned_abs()),
+                tasks: tasks.clone(),
+                metrics: metrics.clone(),
+                outage: Outage {
+                    then: OnOutage::Share,
+                    share_for: Duration::from_secs(60),
+                    bootstrap_ppm: 0,
+                },
+            },
+        );
+        ledger.linked().await;
+        let pacer = Pacer::new(Arc::new(ledger), clock.clone(), tasks, metrics.clone());
+        Self {
+            pacer,
+            metrics,
+            clock,
+            target: Arc::clone(target),
+        }
+    }
+
+    /// Waits for a turn; how long it took.
+    async fn turn(&self) -> Duration {
+        let began = std::time::Instant::now();
+        let mut limits = LimitSet::default();
+        limits.insert(0);
+        let arrived = self.clock.now();
+        let ticket = Ticket {
+            target: Arc::clone(&self.target),
+            scope: Scope::plain(limits),
+            arrived,
+            deadline: arrived + Duration::from_secs(120),
+        };
+        loop {
+            let turn = match self.pacer.enter(&ticket, Connection::Ready) {
+                Admission::Turn(turn) => turn,
+                Admission::Refused(refusal) => panic!("{refusal:?}"),
+                Admission::Wait(mut waiter) => loop {
+                    match waiter.next().await {
+                        Event::Called => waiter.ready(),
+                        Event::Turn(turn) => break turn,
+                        Event::Refused(refusal) => panic!("{refusal:?}"),
+                    }
+                },
+            };
+            if turn.leave().is_ok() {
+                return began.elapsed();
+            }
+        }
+    }
+
+    fn calls(&self) -> f64 {
+        self.metric("outpace_ledger_calls_total")
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics.encode();
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+fn target(rate: &str, burst: u32) -> Arc<Target> {
+    let bound = Bound::Rate {
+        rate: rate.parse().unwrap(),
+        algorithm: Algorithm::TokenBucket { burst: Some(burst) },
+    };
+    Arc::new(Target::named("bench", vec![Limit::new("rate", bound)]))
+}
+
+async fn fleet(postgres: &Postgres, count: i64, target: &Arc<Target>) -> Vec<Arc<Replica>> {
+    let mut replicas = Vec::new();
+    for number in 1..=count {
+        replicas.push(Arc::new(Replica::start(postgres, number, target).await));
+    }
+    // Until each has heard of all.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    replicas
+}
+
+fn calls(replicas: &[Arc<Replica>]) -> f64 {
+    replicas.iter().map(|replica| replica.calls()).sum()
+}
+
+/// Ten replicas, all of which want more than there is.
+pub(crate) async fn saturated(length: Duration) -> Vec<Row> {
+    let postgres = Postgres::start().await;
+    let replicas = fleet(&postgres, 10, &target("100/1s", 1)).await;
+    let began = std::time::Instant::now();
+    let before = calls(&replicas);
+    let mut tasks = tokio::task::JoinSet::new();
+    for (index, replica) in replicas.iter().enumerate() {
+        for _ in 0..5 {
+            let replica = Arc::clone(replica);
+            tasks.spawn(async move {
+                let mut times = Vec::new();
+                while began.elapsed() < length {
+                    replica.turn().await;
+                    times.push(began.elapsed());
+                }
+                (index, times)
+            });
+        }
+    }
+    let mut counts = [0; 10];
+    let mut times = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        let (index, left) = done.unwrap();
+        counts[index] += left.len();
+        times.extend(left);
+    }
+    let calls = calls(&replicas) - before;
+    let counted = times
+        .iter()
+        .filter(|at| **at > Duration::from_secs(1) && **at < length)
+        .count();
+    let used = counted as f64 / (100.0 * (length.as_secs_f64() - 1.0));
+    vec![
+        Row {
+            name: "most in any 1 s, 10 replicas in the pace layer, burst 1",
+            asked: "≤ 103",
+            measured: format!("{} of {}", worst_second(&times), times.len()),
+        },
+        Row {
+            name: "utilisation",
+            asked: "≥ 99 %",
+            measured: format!("{:.2} %", used * 100.0),
+        },
+        Row {
+            name: "Jain over replicas",
+            asked: "≥ 0.999",
+            measured: format!("{:.5} {counts:?}", jain(&counts)),
+        },
+        Row {
+            name: "ledger calls per second",
+            asked: "≤ 2 × replicas ÷ horizon = 80 (250 ms)",
+            measured: format!("{:.1}", calls / length.as_secs_f64()),
+        },
+    ]
+}
+
+/// Ten replicas at 80 % of 1000/s, arrivals at random.
+pub(crate) async fn loaded(length: Duration) -> Vec<Row> {
+    let postgres = Postgres::start().await;
+    let replicas = fleet(&postgres, 10, &target("1000/1s", 1)).await;
+    let (length, before) = (length.min(Duration::from_secs(20)), calls(&replicas));
+    let random = Random::seeded(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    let began = std::time::Instant::now();
+    let mut next = 0.0;
+    let mut sent = 0;
+    while began.elapsed() < length {
+        next += -(1.0 - random.unit()).ln() / 800.0;
+        tokio::time::sleep_until(tokio::time::Instant::from_std(
+            began + Duration::from_secs_f64(next),
+        ))
+        .await;
+        let replica = Arc::clone(&replicas[(random.bits() % 10) as usize]);
+        // The first second warms up: connections, plans.
+        let counts = next > 1.0;
+        sent += u32::from(counts);
+        tasks.spawn(async move { (counts, replica.turn().await) });
+    }
+    let mut waits = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        let (counts, wait) = done.unwrap();
+        if counts {
+            waits.push(wait);
+        }
+    }
+    waits.sort();
+    let voided: f64 = replicas
+        .iter()
+        .map(|replica| replica.metric("outpace_slots_voided_total"))
+        .sum();
+    let calls = (calls(&replicas) - before) / length.as_secs_f64();
+    vec![Row {
+        name: "wait p50/p99 at 80 % of 1000/s, 10 replicas",
+        asked: "≤ 5/20 ms",
+        measured: format!(
+            "{:.1}/{:.1} ms; {voided} of {sent} slots voided, {calls:.0} calls/s",
+            percentile(&waits, 0.5),
+            percentile(&waits, 0.99)
+        ),
+    }]
+}
+
+/// One replica with little to do: what a booking adds.
+pub(crate) async fn idle() -> Vec<Row> {
+    let postgres = Postgres::start().await;
+    let replicas = fleet(&postgres, 1, &target("1000/1s", 100)).await;
+    let mut waits = Vec::new();
+    for _ in 0..300 {
+        waits.push(replicas[0].turn().await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut connection = postgres.connect().await.unwrap();
+    let mut trips = Vec::new();
+    for _ in 0..300 {
+        let began = std::time::Instant::now();
+        sqlx::query("select 1")
+            .persistent(false)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        trips.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    waits.sort();
+    trips.sort();
+    vec![Row {
+        name: "added at low load, p50",
+        asked: "one round trip",
+        measured: format!(
+            "{:.2} ms; `select 1` takes {:.2} ms",
+            percentile(&waits, 0.5),
+            percentile(&trips, 0.5)
+        ),
+    }]
+}
+
+/// One replica, 20,000 requests per second.
+pub(crate) async fn fast(length: Duration) -> Vec<Row> {
+    let postgres = Postgres::start().await;
+    let replicas = fleet(&postgres, 1, &target("20000/1s", 200)).await;
+    let before = calls(&replicas);
+    let began = std::time::Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..1000 {
+        let replica = Arc::clone(&replicas[0]);
+        tasks.spawn(async move {
+            let mut count = 0;
+            while began.elapsed() < length {
+                replica.turn().await;
+                count += 1;
+            }
+            count
+        });
+    }
+    let mut count = 0;
+    while let Some(done) = tasks.join_next().await {
+        count += done.unwrap();
+    }
+    let took = began.elapsed().as_secs_f64();
+    vec![Row {
+        name: "requests per second through one pace layer, limit 20000/s",
+        asked: "≤ 1000 calls/s",
+        measured: format!(
+            "{:.0}/s with {:.0} calls/s",
+            f64::from(count) / took,
+            (calls(&replicas) - before) / took
+        ),
+    }]
+}

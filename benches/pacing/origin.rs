@@ -1,0 +1,83 @@
+//! An origin that stamps the arrival of every request, and a client that sends through a proxy.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
+    times: Arc<Mutex<Vec<Duration>>>,
+}
+
+impl Origin {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let times: Arc<Mutex<Vec<Duration>>> = Arc::default();
+        let stamped = Arc::clone(&times);
+        let began = Instant::now();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let stamped = Arc::clone(&stamped);
+                drop(stream.set_nodelay(true));
+                tokio::spawn(async move {
+                    let mut buffer = [0; 4096];
+                    // One small request per read: the proxy sends the next after the answer.
+                    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                        if buffer[..read].ends_with(b"\r\n\r\n") {
+                            stamped.lock().unwrap().push(began.elapsed());
+                            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                            if stream.write_all(answer).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, times }
+    }
+
+    pub(crate) fn times(&self) -> Vec<Duration> {
+        self.times.lock().unwrap().clone()
+    }
+}
+
+/// One connection to a proxy.
+pub(crate) struct Client(TcpStream);
+
+impl Client {
+    pub(crate) async fn to(proxy: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(proxy).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Self(stream))
+    }
+
+    /// Sends a request; the status of its answer.
+    pub(crate) async fn get(&mut self, fields: &str) -> Option<u16> {
+        let request =
+            format!("GET http://bench.test/ HTTP/1.1\r\nhost: bench.test\r\n{fields}\r\n");
+        self.0.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = Vec::with_capacity(1024);
+        loop {
+            if self.0.read_buf(&mut answer).await.ok()? == 0 {
+                return None;
+            }
+            let text = String::from_utf8_lossy(&answer);
+            let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                continue;
+            };
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case("content-length")
+                    .then(|| value.trim().parse::<usize>().ok())?
+            });
+            if body.len() >= length.unwrap_or(0) {
+                return head.split(' ').nth(1)?.parse().ok();
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Replicas as processes: four programs, one database, one origin.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::origin::{Client, Origin};
+use super::{PATIENCE, Postgres, Row, free_port, jain, percentile, worst_second};
+
+const REPLICAS: usize = 4;
+
+struct Program {
+    child: Child,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Program {
+    async fn start(postgres: &Postgres, origin: &Origin, limit: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (listen, admin) = (free_port(), free_port());
+        let config = format!(
+            "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {0}/data\nledger: {{ postgres: {{ url: \"{1}\" }} }}\negress: {{ allow: [\"127.0.0.1\"], resolve: {{ \"bench.test\": \"{2}\" }} }}\ntargets: [{{ name: bench, hosts: [bench.test], max_wait: 120s, limits: [{limit}] }}]\n",
+            dir.path().display(),
+            postgres.url(),
+            origin.address
+        );
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, config).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_outpace"))
+            .args(["serve", "--config"])
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let began = Instant::now();
+        while Client::to(address(listen)).await.is_none() {
+            assert!(began.elapsed() < PATIENCE, "outpace does not start");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Self {
+            child,
+            listen: address(listen),
+            admin: address(admin),
+            _dir: dir,
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args(["-s", name, &self.child.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// A counter of `/metrics`.
+    async fn metric(&self, name: &str) -> f64 {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.admin).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.signal("TERM");
+        drop(self.child.wait());
+    }
+}
+
+struct Fleet {
+    programs: Vec<Program>,
+    served: Vec<Arc<AtomicUsize>>,
+    origin: Origin,
+    _postgres: Postgres,
+}
+
+impl Fleet {
+    async fn start(limit: &str) -> Self {
+        let (origin, postgres) = (Origin::start().await, Postgres::start().await);
+        let mut programs = Vec::new();
+        for _ in 0..REPLICAS {
+            programs.push(Program::start(&postgres, &origin, limit).await);
+        }
+        let served = programs.iter().map(|_| Arc::default()).collect();
+        Self {
+            programs,
+            served,
+            origin,
+            _postgres: postgres,
+        }
+    }
+
+    fn saturate(&self, clients: usize, length: Duration) -> tokio::task::JoinSet<()> {
+        let end = Instant::now() + length;
+        let mut tasks = tokio::task::JoinSet::new();
+        for (program, served) in self.programs.iter().zip(&self.served) {
+            for _ in 0..clients {
+                let (served, address) = (Arc::clone(served), program.listen);
+                tasks.spawn(async move {
+                    let mut client = Client::to(address).await.unwrap();
+                    while Instant::now() < end {
+                        assert_eq!(client.get("").await, Some(200));
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        }
+        tasks
+    }
+
+    async fn sum(&self, metric: &str) -> f64 {
+        let mut sum = 0.0;
+        for program in &self.programs {
+            sum += program.metric(metric).await;
+        }
+        sum
+    }
+}
+
+async fn all(mut tasks: tokio::task::JoinSet<()>) {
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
+
+/// Everybody wants more than there is.
+pub(crate) async fn saturated(length: Duration, burst: bool) -> Vec<Row> {
+    let limit = if burst {
+        "{ rate: \"100/1s\", burst: 1 }"
+    } else {
+        "{ rate: \"100/1s\" }"
+    };
+    let fleet = Fleet::start(limit).await;
+    let (calls, voided) = (
+        fleet.sum("outpace_ledger_calls").await,
+        fleet.sum("outpace_slots_voided").await,
+    );
+    all(fleet.saturate(10, length)).await;
+    let (calls, voided) = (
+        fleet.sum("outpace_ledger_calls").await - calls,
+        fleet.sum("outpace_slots_voided").await - voided,
+    );
+    let times = fleet.origin.times();
+    // The first second warms up, and the end is not saturated any more.
+    let counted = times
+        .iter()
+        .filter(|at| **at > times[0] + Duration::from_secs(1) && **at < times[0] + length)
+        .count();
+    let counts: Vec<usize> = fleet
+        .served
+        .iter()
+        .map(|served| served.load(Ordering::Relaxed))
+        .collect();
+    let rate = if burst { 100.0 } else { 100.0 / 1.025 };
+    let used = counted as f64 / (rate * (length.as_secs_f64() - 1.0));
+    let jain = jain(&counts);
+    let (most, asked) = if burst {
+        ("most in any 1 s, 4 processes, burst 1", "≤ 103")
+    } else {
+        ("most in any 1 s, 4 processes, no burst", "≤ 100")
+    };
+    vec![
+        Row {
+            name: most,
+            asked,
+            measured: format!("{} of {} requests", worst_second(&times), times.len()),
+        },
+        Row {
+            name: "utilisation; slots voided",
+            asked: "≥ 99 %",
+            measured: format!("{:.2} %; {voided}", used * 100.0),
+        },
+        Row {
+            name: "Jain over replicas",
+            asked: "≥ 0.999",
+            measured: format!("{jain:.5} {counts:?}"),
+        },
+        Row {
+            name: "ledger calls per second",
+            asked: "≤ 2 × replicas ÷ horizon = 40 (200 ms)",
+            measured: format!("{:.1}", calls / length.as_secs_f64()),
+        },
+    ]
+}
+
+/// One replica stands still for two seconds.
+pub(crate) async fn frozen(length: Duration) -> Vec<Row> {
+    let fleet = Fleet::start("{ rate: \"100/1s\", burst: 1 }").await;
+    let storm = fleet.saturate(10, length.min(Duration::from_secs(20)));
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        fleet.programs[0].signal("STOP");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        fleet.programs[0].signal("CONT");
+    }
+    all(storm).await;
+    vec![Row {
+        name: "one of 4 frozen for 2 s and thawed, three times",
+        asked: "≤ 103",
+        measured: format!("{}", worst_second(&fleet.origin.times())),
+    }]
+}
+
+/// More wait than can be served within their patience.
+pub(crate) async fn refusals() -> Vec<Row> {
+    let fleet = Fleet::start("{ rate: \"100/1s\", burst: 1 }").await;
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut clients = Vec::new();
+    for index in 0..400 {
+        clients.push(
+            Client::to(fleet.programs[index % REPLICAS].listen)
+                .await
+                .unwrap(),
+        );
+    }
+    for mut client in clients {
+        tasks.spawn(async move {
+            let began = Instant::now();
+            let status = client.get("outpace-max-wait: 1s\r\n").await;
+            (status, began.elapsed())
+        });
+    }
+    let mut refused = Vec::new();
+    let mut served = 0;
+    while let Some(done) = tasks.join_next().await {
+        match done.unwrap() {
+            (Some(200), _) => served += 1,
+            (Some(429), took) => refused.push(took),
+            other => panic!("{other:?}"),
+        }
+    }
+    refused.sort();
+    vec![Row {
+        name: "400 come at once to 4 replicas, patience 1 s: refused after p50 / p99 / most",
+        asked: "each within 50 ms of being knowable",
+        measured: format!(
+            "{served} served, {} refused after {:.0} / {:.0} / {:.0} ms",
+            refused.len(),
+            percentile(&refused, 0.5),
+            percentile(&refused, 0.99),
+            percentile(&refused, 1.0)
+        ),
+    }]
+}
