@@ -128,7 +128,34 @@ pub struct RunShort {
     pub crowd_weight: i64,
 }
 
+impl RowAsk {
+    /// A schedule of which nothing is to be told.
+    pub fn new(limit: &Arc<str>, key: Option<&Arc<str>>, bound: RowBound) -> Self {
+        Self {
+            limit: Arc::clone(limit),
+            key: key.cloned(),
+            bound,
+            held: 0,
+            seen: None,
+            spent: Vec::new(),
+        }
+    }
+}
+
 impl Call {
+    /// A call that books nothing.
+    pub fn empty(target: &Arc<str>, replica: Replica) -> Self {
+        Self {
+            target: Arc::clone(target),
+            replica,
+            horizon: 0,
+            lead: 0,
+            rows: SmallVec::new(),
+            runs: SmallVec::new(),
+            lanes: SmallVec::new(),
+        }
+    }
+
     /// The call that asks for `runs` of `target`.
     pub fn new(target: &Target, runs: &[Run], replica: Replica, horizon: i64, lead: i64) -> Self {
         let mut rows: SmallVec<[RowAsk; 2]> = SmallVec::new();
@@ -146,14 +173,8 @@ impl Call {
                         .iter()
                         .position(|row| row.limit == limit.name && row.key.as_deref() == key);
                     let position = known.unwrap_or_else(|| {
-                        rows.push(RowAsk {
-                            limit: Arc::clone(&limit.name),
-                            key: run.scope.shared_key(index).cloned(),
-                            bound: RowBound::of(limit.bound),
-                            held: 0,
-                            seen: None,
-                            spent: Vec::new(),
-                        });
+                        let shared = run.scope.shared_key(index);
+                        rows.push(RowAsk::new(&limit.name, shared, RowBound::of(limit.bound)));
                         rows.len() - 1
                     });
                     positions.push(u8::try_from(position).unwrap_or(u8::MAX));

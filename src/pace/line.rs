@@ -109,6 +109,7 @@ impl Line {
             // While only its own connection is missing, no limit tries its patience.
             until: match &held_by {
                 Some(_) => ticket.deadline,
+                None if ready => ticket.deadline.max(self.clock.now() + LATE_MAX),
                 None => ticket.deadline.max(self.clock.now() + CONNECT_TIMEOUT),
             },
             held_by,

@@ -10,11 +10,14 @@
     reason = "a simulation makes its own world, and fails by panicking"
 )]
 
+mod shared;
+mod store;
 mod world;
 
 use std::time::Duration;
 
-use world::{Outcome, World};
+use shared::{Plan, Seen};
+use world::{Outcome, World, check_windows};
 
 /// Runs `check` for `seeds` seeds, or as many as asked for; tells how to run a failing one again.
 fn for_each_seed(test: &str, seeds: u64, check: impl Fn(u64) + std::panic::RefUnwindSafe) {
@@ -75,5 +78,106 @@ fn p7_nothing_leaves_during_a_block_and_a_probe_comes_first() {
         let world = World::blocked(seed);
         let left = world.run();
         world.check_block(&left);
+    });
+}
+
+/// Instants on the store's clock, whose windows of the calendar are the ones that count.
+fn times(seen: &Seen) -> Vec<i64> {
+    let start = 1_790_000_000_000_000_000;
+    seen.reached.iter().map(|(at, _)| start + at).collect()
+}
+
+#[test]
+fn p1_pace_over_replicas_whatever_happens_to_them() {
+    for_each_seed("p1_pace_over", 1000, |seed| {
+        let plan = Plan::random(seed);
+        let seen = plan.run();
+        check_windows(plan.rate, plan.algorithm, &times(&seen));
+        // P4: nobody is told later than its patience, the time to use a last slot, and the timer.
+        if let Some(late) = seen.late.iter().max() {
+            assert!(
+                plan.frozen() || *late <= 20_000_000,
+                "told {late} ns after its patience"
+            );
+        }
+    });
+}
+
+#[test]
+fn p2_full_use_and_p3_fair_over_replicas() {
+    for_each_seed("p2_full_use_and", 100, |seed| {
+        let plan = Plan::saturated(seed);
+        let seen = plan.run();
+        check_windows(plan.rate, plan.algorithm, &times(&seen));
+        // The first moments, in which replicas get to know each other, and the last do not count.
+        let span = (
+            2_000_000_000,
+            i64::try_from(plan.length.as_nanos()).unwrap() - 1_000_000_000,
+        );
+        let counted = seen
+            .reached
+            .iter()
+            .filter(|(at, _)| *at >= span.0 && *at < span.1);
+        let mut counts = vec![0_usize; plan.replicas.len()];
+        for (_, replica) in counted {
+            counts[*replica] += 1;
+        }
+        let sum: usize = counts.iter().sum();
+        let seconds = (span.1 - span.0) as f64 / 1e9;
+        let expected = plan.per_second() * seconds;
+        let period = plan.rate.period().as_secs_f64();
+        // One period at each edge may be cut through.
+        let edge = plan.per_second() * period + 2.0;
+        assert!(
+            sum as f64 >= expected * 0.999 - edge,
+            "{sum} of {expected:.0} by {:?} {:?} with {} replicas",
+            plan.rate,
+            plan.algorithm,
+            counts.len()
+        );
+        let each = sum as f64 / counts.len() as f64;
+        let furthest = counts
+            .iter()
+            .map(|count| (*count as f64 - each).abs())
+            .fold(0.0, f64::max);
+        // By horizons: nobody is ahead by more than its share of two, or a window's worth.
+        let share = edge / counts.len() as f64;
+        assert!(
+            furthest <= 3.0 + 2.0 * share,
+            "{counts:?} by {:?} {:?}",
+            plan.rate,
+            plan.algorithm
+        );
+    });
+}
+
+#[test]
+fn p12_predictable_each_goes_on_at_its_share() {
+    for_each_seed("p12_predictable_each", 60, |seed| {
+        let plan = Plan::outage(seed);
+        let seen = plan.run();
+        check_windows(plan.rate, plan.algorithm, &times(&seen));
+        // From when silence is over until the store is back.
+        let alone = seen
+            .reached
+            .iter()
+            .filter(|(at, _)| *at > 8_500_000_000 && *at < 13_000_000_000);
+        let count = alone.count() as f64;
+        let share =
+            plan.per_second() / plan.replicas.len() as f64 * plan.rate.period().as_secs_f64();
+        if share >= 2.0 {
+            assert!(
+                count >= plan.per_second() * 4.5 * 0.5,
+                "{count} alone, {} replicas, {:?}",
+                plan.replicas.len(),
+                plan.rate
+            );
+        }
+        let after = seen
+            .reached
+            .iter()
+            .filter(|(at, _)| *at > 16_000_000_000)
+            .count();
+        assert!(after > 0, "nobody came back");
     });
 }

@@ -226,35 +226,7 @@ impl World {
 
     /// P1, by each algorithm's own promise.
     pub(crate) fn check_windows(&self, times: &[i64]) {
-        let (n, period) = (self.rate.count() as usize, nanos(self.rate.period()));
-        let mut sorted = times.to_vec();
-        sorted.sort_unstable();
-        let worst = worst_window(&sorted, period);
-        match self.algorithm {
-            Algorithm::TokenBucket { burst: Some(burst) } => {
-                let slack = 0.025 * SECOND as f64 / period as f64;
-                let most = f64::from(burst) + n as f64 * (1.0 + slack);
-                assert!(
-                    worst as f64 <= most.ceil(),
-                    "{worst} in {:?}, {most} may",
-                    self.rate
-                );
-            }
-            Algorithm::TokenBucket { burst: None } | Algorithm::SlidingWindow => {
-                assert!(worst <= n, "{worst} in {:?}", self.rate);
-            }
-            Algorithm::FixedWindow => {
-                let mut counts = std::collections::HashMap::new();
-                for at in sorted {
-                    *counts.entry(at.div_euclid(period)).or_insert(0) += 1;
-                }
-                assert!(
-                    counts.values().all(|count| *count <= n),
-                    "{counts:?} of {:?}",
-                    self.rate
-                );
-            }
-        }
+        check_windows(self.rate, self.algorithm, times);
     }
 
     /// P2: what the schedule allows in `length` is used to 99.9 %.
@@ -465,4 +437,34 @@ fn worst_window(sorted: &[i64], width: i64) -> usize {
         worst = worst.max(to + 1 - from);
     }
     worst
+}
+
+/// P1, by each algorithm's own promise; windows of the calendar begin at multiples of the period since
+/// `times` count from.
+pub(crate) fn check_windows(rate: Rate, algorithm: Algorithm, times: &[i64]) {
+    let (n, period) = (rate.count() as usize, nanos(rate.period()));
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let worst = worst_window(&sorted, period);
+    match algorithm {
+        Algorithm::TokenBucket { burst: Some(burst) } => {
+            let slack = 0.025 * SECOND as f64 / period as f64;
+            let most = f64::from(burst) + n as f64 * (1.0 + slack);
+            assert!(
+                worst as f64 <= most.ceil(),
+                "{worst} in {rate:?}, {most} may"
+            );
+        }
+        Algorithm::TokenBucket { burst: None } | Algorithm::SlidingWindow => {
+            assert!(worst <= n, "{worst} in {rate:?}");
+        }
+        Algorithm::FixedWindow => {
+            let mut counts = std::collections::HashMap::new();
+            for at in sorted {
+                *counts.entry(at.div_euclid(period)).or_insert(0) += 1;
+            }
+            let most = counts.values().max().copied().unwrap_or(0);
+            assert!(most <= n, "{most} in one window of {rate:?}");
+        }
+    }
 }

@@ -285,7 +285,11 @@ impl<L: Link> Inner<L> {
                 Standing::Alone(ppm) => {
                     let now = self.clock.now();
                     let horizon = i64::try_from(HORIZON_MIN.as_nanos()).unwrap_or(i64::MAX);
-                    return place.side().book_alone(&ask, ppm, horizon, now);
+                    let cut = match *self.standing.borrow() {
+                        Connection::Down(since) | Connection::Returning(since) => since,
+                        Connection::Never | Connection::Up => now,
+                    };
+                    return place.side().book_alone(&ask, ppm, cut, horizon, now);
                 }
                 Standing::Open => return self.book_freely(&place, &ask),
             }
@@ -370,7 +374,7 @@ impl<L: Link> Inner<L> {
         let now = self.clock.now();
         let newly = self.standing.send_if_modified(|connection| {
             let up = *connection == Connection::Up;
-            if up {
+            if up || matches!(connection, Connection::Returning(_)) {
                 *connection = Connection::Down(now);
             }
             up
@@ -403,10 +407,7 @@ impl<L: Link> Inner<L> {
         let was = *self.standing.borrow();
         for (name, place) in sides {
             let mut side = place.side();
-            if was != Connection::Up {
-                side.end_alone();
-                side.tell_all = true;
-            }
+            side.tell_all |= was != Connection::Up;
             side.pins = pulse
                 .pins
                 .iter()
@@ -453,6 +454,14 @@ impl<L: Link> Inner<L> {
             self.lost(&error);
             return PROBE_EVERY;
         }
+        let before = *self.standing.borrow();
+        if let Connection::Down(since) = before {
+            self.standing.send_replace(Connection::Returning(since));
+            if self.confess().await.is_err() {
+                self.standing.send_replace(before);
+                return PROBE_EVERY;
+            }
+        }
         let sent = self.clock.now();
         match self.link.beat(self.replica, share_for).await {
             Ok(Some(pulse)) => {
@@ -465,6 +474,35 @@ impl<L: Link> Inner<L> {
                 PROBE_EVERY
             }
         }
+    }
+
+    /// What was done alone is told before the next sign of life: while we count as silent, the others
+    /// leave us our share.
+    async fn confess(&self) -> Result<(), LinkError> {
+        let places: Vec<(Arc<str>, Arc<Place>)> = {
+            let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = sides.iter();
+            all.map(|(name, place)| (Arc::clone(name), Arc::clone(place)))
+                .collect()
+        };
+        for (name, place) in places {
+            // Whoever books alone has passed; nobody does until this is over.
+            let _turn = place.turnstile.lock().await;
+            let call = {
+                let ways = self.ways();
+                let mut side = place.side();
+                if !side.end_alone() {
+                    continue;
+                }
+                side.confession(&name, self.replica, &ways.offset)
+            };
+            while matches!(self.link.call(call.clone()).await?, Reply::Busy) {
+                let pause = Duration::from_millis(2).mul_f64(0.5 + self.random.unit());
+                self.clock.sleep_until(self.clock.now() + pause).await;
+            }
+            place.side().confessed();
+        }
+        Ok(())
     }
 
     /// Tells the store of a block, as soon as it can be reached, while the block lasts.

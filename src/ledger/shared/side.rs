@@ -8,11 +8,11 @@ use smallvec::SmallVec;
 
 use super::super::book::{Book, Users};
 use super::super::call::{Answer, Call, RowBound, forecast, grants};
-use super::super::{Ask, Forecast, Grant, Replica, Slot};
+use super::super::{Ask, Forecast, Grant, Replica, RowAsk, Slot};
 use super::offset::Offset;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
-use crate::schedule::Schedule;
+use crate::schedule::{Kind, Schedule, Usage};
 
 type Id = (Arc<str>, Option<Arc<str>>);
 
@@ -37,7 +37,7 @@ pub(super) struct Side {
     pub(super) tell_all: bool,
     /// Schedules while on our own, of our clock, and the share they were made for.
     alone: Option<(i64, Book)>,
-    spent: HashMap<Id, Vec<(i64, i64)>>,
+    spent: HashMap<Id, (RowBound, Vec<(i64, i64)>)>,
     /// When the last booking of each came in: how far others are ahead of a newcomer.
     pub(super) pins: HashMap<Arc<str>, RowBound>,
 }
@@ -67,11 +67,8 @@ impl Side {
                 let copy = self.copies.get(&id).map(|copy| &copy.schedule);
                 row.seen = copy.map(|known| (known.spec(), known.usage()));
             }
-            if let Some(spent) = self.spent.get(&id) {
-                row.spent = spent
-                    .iter()
-                    .map(|(at, units)| (offset.theirs(Instant::from_nanos(*at)), *units))
-                    .collect();
+            if let Some((_, spent)) = self.spent.get(&id) {
+                row.spent = theirs(spent, offset);
             }
         }
         call
@@ -194,24 +191,15 @@ impl Side {
         let rows: SmallVec<[_; 2]> = self
             .held
             .iter()
-            .map(|((limit, key), (held, bound))| super::super::RowAsk {
-                limit: Arc::clone(limit),
-                key: key.clone(),
-                bound: *bound,
+            .map(|((limit, key), (held, bound))| RowAsk {
                 held: *held,
-                seen: None,
-                spent: Vec::new(),
+                ..RowAsk::new(limit, key.as_ref(), *bound)
             })
             .take(usize::from(u8::MAX))
             .collect();
         (!rows.is_empty()).then(|| Call {
-            target: Arc::clone(target),
-            replica,
-            horizon: 0,
-            lead: 0,
             rows,
-            runs: SmallVec::new(),
-            lanes: SmallVec::new(),
+            ..Call::empty(target, replica)
         })
     }
 
@@ -221,10 +209,14 @@ impl Side {
     }
 
     /// Books from our own share of everything.
+    ///
+    /// A limit by windows may have been used up by all of us just before we were `cut` off, so our
+    /// share of it begins one window later; a token bucket only adds rates.
     pub(super) fn book_alone(
         &mut self,
         ask: &Ask,
         ppm: i64,
+        cut: Instant,
         horizon: i64,
         now: Instant,
     ) -> SmallVec<[Grant; 2]> {
@@ -233,17 +225,25 @@ impl Side {
             self.alone = Some((ppm, Book::default()));
         }
         let mut call = Call::new(&ask.target, &ask.runs, 0, horizon, 0);
-        let mut whole: SmallVec<[Id; 2]> = SmallVec::new();
+        let mut whole: SmallVec<[(Id, RowBound); 2]> = SmallVec::new();
         for row in &mut call.rows {
             let bound = self.pins.get(&row.limit).copied().unwrap_or(row.bound);
             row.bound = match bound {
                 RowBound::Rate(spec) => {
-                    let full = Schedule::from_parts(spec, crate::schedule::Usage::default());
-                    RowBound::Rate(full.alone(ppm).spec())
+                    let full = Schedule::from_parts(spec, Usage::default());
+                    let own = full.alone(ppm).spec();
+                    if spec.kind != Kind::Token {
+                        let usage = Usage {
+                            mark: cut.as_nanos().saturating_add(spec.numbers[1]),
+                            ..Usage::default()
+                        };
+                        row.seen = Some((own, usage));
+                    }
+                    RowBound::Rate(own)
                 }
                 RowBound::Permits(max) => RowBound::Permits(max * ppm / 1_000_000),
             };
-            whole.push((Arc::clone(&row.limit), row.key.clone()));
+            whole.push(((Arc::clone(&row.limit), row.key.clone()), bound));
         }
         let Some((_, book)) = &mut self.alone else {
             return SmallVec::new();
@@ -254,10 +254,11 @@ impl Side {
             for slot in &mut grant.slots {
                 slot.epoch = self.epoch;
                 for (row, cost) in asked.rows.iter().zip(&asked.costs) {
-                    let Some(id) = whole.get(usize::from(*row)) else {
+                    let Some((id, bound)) = whole.get(usize::from(*row)) else {
                         continue;
                     };
-                    let spent = self.spent.entry(id.clone()).or_default();
+                    let fresh = || (*bound, Vec::new());
+                    let (_, spent) = self.spent.entry(id.clone()).or_insert_with(fresh);
                     if spent.len() < SPENT_MAX {
                         spent.push((slot.at.as_nanos(), *cost));
                     }
@@ -274,9 +275,30 @@ impl Side {
         granted
     }
 
-    /// The store answers again: what was done alone will be told.
-    pub(super) fn end_alone(&mut self) {
+    /// No more is done alone: the store answers again. What was done is to be told first.
+    pub(super) fn end_alone(&mut self) -> bool {
         self.alone = None;
+        !self.spent.is_empty()
+    }
+
+    /// The call that tells what was done alone, and books nothing.
+    pub(super) fn confession(&self, target: &Arc<str>, replica: Replica, offset: &Offset) -> Call {
+        let rows = self
+            .spent
+            .iter()
+            .map(|((limit, key), (bound, spent))| RowAsk {
+                spent: theirs(spent, offset),
+                ..RowAsk::new(limit, key.as_ref(), *bound)
+            });
+        Call {
+            rows: rows.take(usize::from(u8::MAX)).collect(),
+            ..Call::empty(target, replica)
+        }
+    }
+
+    /// It has been told.
+    pub(super) fn confessed(&mut self) {
+        self.spent.clear();
     }
 
     /// Gives permits of our own share back.
@@ -333,7 +355,7 @@ impl Side {
         limits
             .map(|limit| match RowBound::of(limit.bound) {
                 RowBound::Rate(spec) => {
-                    let schedule = Schedule::from_parts(spec, crate::schedule::Usage::default());
+                    let schedule = Schedule::from_parts(spec, Usage::default());
                     (1e9 / schedule.per_second()) as i64
                 }
                 RowBound::Permits(_) => 0,
@@ -350,6 +372,15 @@ const SOON: i64 = 15_000_000;
 
 /// A way that varies by less needs no head start.
 const LEAD_MIN: i64 = 5_000_000;
+
+/// Instants of our clock on the store's.
+fn theirs(spent: &[(i64, i64)], offset: &Offset) -> Vec<(i64, i64)> {
+    let local = |at: i64| offset.theirs(Instant::from_nanos(at));
+    spent
+        .iter()
+        .map(|(at, units)| (local(*at), *units))
+        .collect()
+}
 
 fn permits(target: &Target, slot: &Slot) -> SmallVec<[(Id, RowBound); 2]> {
     let limits = target.limits.iter().enumerate();

@@ -35,6 +35,8 @@ pub(super) enum Connection {
     Up,
     /// It did not answer at this instant, and has not since.
     Down(Instant),
+    /// It answers again, and is being told what was done meanwhile.
+    Returning(Instant),
 }
 
 /// The promise of the last sign of life.
@@ -58,7 +60,7 @@ pub(super) fn standing(
         Connection::Never if outage.bootstrap_ppm > 0 => {
             return Standing::Alone(outage.bootstrap_ppm);
         }
-        Connection::Never => return Standing::Waiting(Instant::FAR),
+        Connection::Never | Connection::Returning(_) => return Standing::Waiting(Instant::FAR),
         Connection::Down(since) => since,
     };
     let noticed = since + promise.silent + promise.silent / DRIFT;

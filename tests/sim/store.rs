@@ -1,0 +1,250 @@
+//! A modelled store: the real decision, behind a way that delays, loses and repeats.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use outpace::ledger::{Answer, Book, Call, Link, LinkError, Pulse, Replica, Reply, Users};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::time::Instant;
+
+/// Somewhere in 2026, on the store's clock.
+const START: i64 = 1_790_000_000_000_000_000;
+const MS: i64 = 1_000_000;
+
+/// How the way to the store behaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    /// The usual delay of each direction, milliseconds.
+    pub(crate) delay: std::ops::Range<f64>,
+    /// How often a message takes a while longer, up to how many milliseconds.
+    pub(crate) spikes: (f64, f64),
+    /// How often a message or its answer is lost.
+    pub(crate) loss: f64,
+    /// How often a message arrives twice.
+    pub(crate) twice: f64,
+    /// When nothing gets through: since the start, from and to.
+    pub(crate) cut: Vec<(Duration, Duration)>,
+}
+
+/// The store that all replicas share.
+#[derive(Debug)]
+pub(crate) struct Store {
+    books: HashMap<Arc<str>, Book>,
+    replicas: HashMap<Replica, Life>,
+    began: Instant,
+    /// Steps of the store's clock: when, and by how much.
+    steps: Vec<(Duration, i64)>,
+    /// Restarts that forget the last moments: not modelled beyond the new start.
+    started: i64,
+    pub(crate) calls: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Life {
+    silent: i64,
+    fenced: i64,
+    promise: i64,
+}
+
+impl Store {
+    pub(crate) fn new(steps: Vec<(Duration, i64)>) -> Self {
+        Self {
+            books: HashMap::new(),
+            replicas: HashMap::new(),
+            began: Instant::now(),
+            steps,
+            started: START,
+            calls: 0,
+        }
+    }
+
+    fn now(&self) -> i64 {
+        let since = self.began.elapsed();
+        let stepped: i64 = self
+            .steps
+            .iter()
+            .filter(|(at, _)| *at <= since)
+            .map(|(_, by)| by)
+            .sum();
+        START + i64::try_from(since.as_nanos()).unwrap() + stepped
+    }
+
+    fn lost(&self, who: Replica, now: i64) -> i64 {
+        let silent = self
+            .replicas
+            .iter()
+            .filter(|(id, life)| **id != who && life.silent < now && life.fenced > now);
+        silent
+            .map(|(_, life)| life.promise)
+            .sum::<i64>()
+            .min(1_000_000)
+    }
+
+    fn call(&mut self, call: &Call) -> Answer {
+        self.calls += 1;
+        let now = self.now();
+        let lost = self.lost(call.replica, now);
+        let book = self.books.entry(Arc::clone(&call.target)).or_default();
+        book.sweep(now);
+        book.call(call, now, Users::Many { lost })
+    }
+
+    fn beat(&mut self, replica: Replica, share_for: i64) -> Pulse {
+        let now = self.now();
+        self.replicas
+            .retain(|id, life| *id == replica || life.fenced >= now);
+        let others = self.replicas.iter().filter(|(id, _)| **id != replica);
+        let (count, promised) = others.fold((0, 0), |(count, sum), (_, life)| {
+            (count + 1, sum + life.promise)
+        });
+        let live = count + 1;
+        let promise = (1_000_000 / live).min((1_000_000 - promised).max(0));
+        let every = (500 * MS).max(live * 2 * MS);
+        let silent = now + 4 * every;
+        self.replicas.insert(
+            replica,
+            Life {
+                silent,
+                fenced: silent + share_for,
+                promise,
+            },
+        );
+        Pulse {
+            now,
+            live,
+            promise,
+            every,
+            silent: 4 * every,
+            epochs: self
+                .books
+                .iter()
+                .map(|(name, book)| (Arc::clone(name), book.epoch()))
+                .collect(),
+            pins: Vec::new(),
+        }
+    }
+}
+
+/// One replica's way to the store.
+#[derive(Debug)]
+pub(crate) struct ModelLink {
+    pub(crate) store: Arc<Mutex<Store>>,
+    way: Way,
+    rng: Mutex<StdRng>,
+}
+
+impl ModelLink {
+    pub(crate) fn new(store: Arc<Mutex<Store>>, way: Way, seed: u64) -> Self {
+        let rng = Mutex::new(StdRng::seed_from_u64(seed));
+        Self { store, way, rng }
+    }
+
+    async fn travel(&self) -> Result<(), LinkError> {
+        let (delay, lost) = {
+            let mut rng = self.rng.lock().unwrap();
+            let mut delay = rng.random_range(self.way.delay.clone());
+            if rng.random_bool(self.way.spikes.0) {
+                delay += rng.random_range(0.0..self.way.spikes.1);
+            }
+            (delay, rng.random_bool(self.way.loss))
+        };
+        tokio::time::sleep(Duration::from_secs_f64(delay / 1000.0)).await;
+        let since = self.store.lock().unwrap().began.elapsed();
+        let cut = self
+            .way
+            .cut
+            .iter()
+            .any(|(from, to)| since >= *from && since < *to);
+        if lost || cut {
+            // As a time limit would tell.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            return Err(LinkError("no answer".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn ask<T>(&self, act: impl Fn(&mut Store) -> T) -> Result<T, LinkError> {
+        self.travel().await?;
+        let twice = self.rng.lock().unwrap().random_bool(self.way.twice);
+        let done = {
+            let mut store = self.store.lock().unwrap();
+            if twice {
+                act(&mut store);
+            }
+            act(&mut store)
+        };
+        self.travel().await?;
+        Ok(done)
+    }
+}
+
+impl Link for ModelLink {
+    async fn call(&self, call: Call) -> Result<Reply, LinkError> {
+        let (answer, started) = self.ask(|store| (store.call(&call), store.started)).await?;
+        Ok(Reply::Answer { answer, started })
+    }
+
+    async fn block(&self, target: Arc<str>, until: i64) -> Result<u64, LinkError> {
+        self.ask(|store| {
+            let now = store.now();
+            let book = store.books.entry(Arc::clone(&target)).or_default();
+            book.block(until, now);
+            book.epoch()
+        })
+        .await
+    }
+
+    async fn probe(&self, target: Arc<str>, epoch: u64, answered: bool) -> Result<(), LinkError> {
+        self.ask(|store| {
+            store
+                .books
+                .entry(Arc::clone(&target))
+                .or_default()
+                .end_probe(epoch, answered)
+        })
+        .await
+    }
+
+    async fn correct(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+        units: i64,
+    ) -> Result<(), LinkError> {
+        self.ask(|store| {
+            let now = store.now();
+            let book = store.books.entry(Arc::clone(&target)).or_default();
+            book.correct(&limit, key.as_ref(), units, now);
+        })
+        .await
+    }
+
+    async fn reach(&self) -> Result<(), LinkError> {
+        self.ask(|_| ()).await
+    }
+
+    async fn beat(&self, replica: Replica, share_for: i64) -> Result<Option<Pulse>, LinkError> {
+        self.ask(|store| Some(store.beat(replica, share_for))).await
+    }
+
+    async fn sweep(&self) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    async fn leave(&self, replica: Replica) -> Result<(), LinkError> {
+        self.ask(|store| {
+            store.replicas.remove(&replica);
+            for book in store.books.values_mut() {
+                book.forget(replica);
+            }
+        })
+        .await
+    }
+
+    async fn rumour(&self) {
+        std::future::pending().await
+    }
+}
