@@ -253,7 +253,7 @@ begin
 end $$;
 
 -- What left without having been booked here, in ascending order: booked now.
-create function outpace.spent_v1(w outpace.schedule, spent jsonb) returns outpace.schedule
+create function outpace.spent_v1(w outpace.schedule, spent jsonb, now_ns int8) returns outpace.schedule
 language plpgsql immutable as $$
 declare e jsonb; t int8; n int8;
 begin
@@ -267,6 +267,9 @@ begin
       w := outpace.trimmed_v1(w);
     elsif w.kind = 'fixed' then
       if t / w.b = w.mark then w.used := w.used + n; else w := outpace.booked_v1(w, 0, t, n); end if;
+    elsif w.kind = 'token' and t + w.c <= now_ns then
+      -- Several replicas tell of the same span of time, one after the other.
+      w.mark := greatest(w.mark, outpace.plus_v1(t, w.a, n));
     else
       w := outpace.booked_v1(w, 0, t, n);
     end if;

@@ -113,7 +113,7 @@ begin
        and (w.kind <> 'fixed' or (r -> 'seen' -> 0 -> 'numbers' ->> 1)::int8 = w.b) then
       w := outpace.merged_v1(w, r -> 'seen' -> 1);
     end if;
-    if jsonb_array_length(r -> 'spent') > 0 then w := outpace.spent_v1(w, r -> 'spent'); end if;
+    if jsonb_array_length(r -> 'spent') > 0 then w := outpace.spent_v1(w, r -> 'spent', now_ns); end if;
     ws := ws || w;
 
     if w.kind = 'permits' then

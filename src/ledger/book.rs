@@ -199,7 +199,7 @@ impl Book {
             if let Some(seen) = &ask.seen {
                 row.merge(seen);
             }
-            row.spend(&ask.spent);
+            row.spend(&ask.spent, now);
         }
         place
     }

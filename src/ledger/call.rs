@@ -262,6 +262,14 @@ pub(super) fn grants(
         .collect()
 }
 
+/// A schedule that a forecast is made from.
+pub(super) enum Known<'a> {
+    /// It decides by these numbers, whatever the caller's policy says.
+    InForce(&'a Schedule),
+    /// It has not met the caller's policy yet, if the two differ.
+    Latest(&'a Schedule),
+}
+
 /// When a request of `scope` could leave after `ahead` units of others, from what `known` says of
 /// the schedules; one that is not known is unused.
 pub(super) fn forecast<'a>(
@@ -269,7 +277,7 @@ pub(super) fn forecast<'a>(
     scope: &Scope,
     ahead: &[i64],
     from: Instant,
-    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<&'a Schedule>,
+    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<Known<'a>>,
 ) -> Forecast {
     let mut forecast = Forecast {
         at: from,
@@ -285,9 +293,11 @@ pub(super) fn forecast<'a>(
         let ahead = ahead.get(index).copied().unwrap_or(0);
         let cost = scope.cost(index);
         let at = match known(&limit.name, scope.shared_key(index)) {
-            Some(schedule) if schedule.spec() == spec => schedule.forecast(from, ahead, cost),
-            // Under a policy that the ledger has not met yet.
-            Some(schedule) => {
+            Some(Known::InForce(schedule)) => schedule.forecast(from, ahead, cost),
+            Some(Known::Latest(schedule)) if schedule.spec() == spec => {
+                schedule.forecast(from, ahead, cost)
+            }
+            Some(Known::Latest(schedule)) => {
                 let fresh = Schedule::from_parts(spec, Usage::default());
                 let changed = schedule.clone().adopt(fresh, from);
                 changed.forecast(from, ahead, cost)

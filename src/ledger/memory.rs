@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::book::{Book, Users};
-use super::call::{Call, RowBound, forecast, grants};
+use super::call::{Call, Known, RowBound, forecast, grants};
 use super::{Ask, Booking, Forecast, Grant, Ledger, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
@@ -112,7 +112,7 @@ impl Ledger for MemoryLedger {
         self.with_book(target, |kept, now| {
             let from = kept.book.blocked().earliest(now);
             forecast(target, scope, ahead, from, |limit, key| {
-                kept.book.schedule(limit, key)
+                kept.book.schedule(limit, key).map(Known::Latest)
             })
         })
     }

@@ -373,10 +373,10 @@ impl Row {
     }
 
     /// Books what left without having been booked here.
-    pub(super) fn spend(&mut self, spent: &[(i64, i64)]) {
+    pub(super) fn spend(&mut self, spent: &[(i64, i64)], now: i64) {
         if let State::Rate(schedule) = &mut self.state {
             for (at, units) in spent {
-                schedule.spend(Instant::from_nanos(*at), *units);
+                schedule.spend(Instant::from_nanos(*at), *units, Instant::from_nanos(now));
             }
         }
     }

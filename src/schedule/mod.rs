@@ -148,11 +148,11 @@ impl Schedule {
     }
 
     /// What left at `at` without having been booked, perhaps before later bookings.
-    pub fn spend(&mut self, at: Instant, units: i64) {
+    pub fn spend(&mut self, at: Instant, units: i64, now: Instant) {
         match self {
             Self::SlidingWindow(window) => window.spend(at.as_nanos(), units),
             Self::FixedWindow(window) => window.spend(at.as_nanos(), units),
-            Self::TokenBucket(bucket) => bucket.book(at.as_nanos(), units),
+            Self::TokenBucket(bucket) => bucket.spend(at.as_nanos(), units, now.as_nanos()),
         }
     }
 

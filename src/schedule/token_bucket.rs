@@ -76,6 +76,18 @@ impl TokenBucket {
         self.tat = shared.tat;
     }
 
+    /// What left without having been booked. Within one period of `now` it is owed as if it left
+    /// last; what is older only counts for itself: several replicas tell of the same span of time,
+    /// one after the other.
+    pub(super) fn spend(&mut self, at: i64, units: i64, now: i64) {
+        if at.saturating_add(self.period) > now {
+            self.book(at, units);
+        } else {
+            let cost = self.interval.saturating_mul(units);
+            self.tat = self.tat.max(at.saturating_add(cost));
+        }
+    }
+
     /// A cost that turned out to be `units` more, or fewer, than was booked.
     pub(super) fn correct(&mut self, units: i64) {
         self.tat = self.tat.saturating_add(self.interval.saturating_mul(units));

@@ -124,7 +124,7 @@ impl History {
                         _ => None,
                     },
                     spent: if self.rng.random_bool(0.03) {
-                        vec![(self.now - 300 * MS, 1), (self.now - 100 * MS, 2)]
+                        vec![(self.now - 900 * MS, 1), (self.now - 100 * MS, 2)]
                     } else {
                         Vec::new()
                     },

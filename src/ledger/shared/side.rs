@@ -7,7 +7,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, RowBound, forecast, grants};
+use super::super::call::{Answer, Call, Known, RowBound, forecast, grants};
 use super::super::{Ask, Forecast, Grant, Replica, RowAsk, Slot};
 use super::offset::Offset;
 use crate::clock::Instant;
@@ -321,7 +321,7 @@ impl Side {
     ) -> Forecast {
         if let Some((_, book)) = &self.alone {
             return forecast(target, scope, ahead, now, |limit, key| {
-                book.schedule(limit, key)
+                book.schedule(limit, key).map(Known::InForce)
             });
         }
         let mut behind: SmallVec<[i64; 8]> = SmallVec::from_slice(ahead);
@@ -341,7 +341,10 @@ impl Side {
         let from = Instant::from_nanos(offset.theirs(now).max(self.blocked));
         let their = forecast(target, scope, &behind, from, |limit, key| {
             let id = (Arc::clone(limit), key.cloned());
-            self.copies.get(&id).map(|copy| &copy.schedule)
+            self.copies.get(&id).map(|copy| match self.pins.get(limit) {
+                Some(_) => Known::InForce(&copy.schedule),
+                None => Known::Latest(&copy.schedule),
+            })
         });
         Forecast {
             at: offset.local(their.at.as_nanos()).max(now),
