@@ -446,12 +446,14 @@ impl<W> Group<W> {
             CALLED_MAX
         };
         let covered = self.hand.len();
+        // What a shared ledger last said grows old, and only who is ready asks it again.
+        let sure = if ledger.answers_at_once() { 0 } else { 2 };
         for (position, entry) in self.waiting.values_mut().take(room).enumerate() {
             if entry.stage != Stage::Queued {
                 continue;
             }
-            if position >= covered {
-                let before = count(position - covered);
+            if position >= covered + sure {
+                let before = count(position.saturating_sub(covered));
                 let ahead: SmallVec<[i64; 8]> = (0..target.limits.len())
                     .map(|limit| before.saturating_mul(self.scope.cost(limit)))
                     .collect();

@@ -185,15 +185,16 @@ impl Schedule {
         }
     }
 
-    /// How a replica that is cut off uses its share: evenly spread, without a burst.
-    #[must_use]
-    pub fn alone(&self, ppm: i64) -> Self {
+    /// How a replica that is cut off uses its share: evenly spread, without a burst. `None` if the
+    /// share is less than one per period: several such shares could fall into one window.
+    pub fn alone(&self, ppm: i64) -> Option<Self> {
         let even = match self {
             Self::TokenBucket(bucket) => bucket.even(),
             Self::SlidingWindow(window) => window.even(),
             Self::FixedWindow(window) => window.even(),
         };
-        Self::TokenBucket(even.at_share(ppm))
+        even.has_share(ppm)
+            .then(|| Self::TokenBucket(even.at_share(ppm)))
     }
 
     /// After a block that ends at `until`: no burst may follow it.

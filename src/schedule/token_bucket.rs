@@ -96,8 +96,7 @@ impl TokenBucket {
     /// The same bucket at a share of its rate, in millionths: whole requests per period, so that
     /// the shares of several replicas never add up to more than the rate.
     pub(super) fn at_share(&self, ppm: i64) -> Self {
-        let whole = i128::from(self.period) * i128::from(ppm) / 1_000_000;
-        let whole = i64::try_from(whole).unwrap_or(i64::MAX) / self.interval;
+        let whole = self.whole(ppm);
         let interval = if whole > 0 {
             div_ceil(self.period, whole)
         } else {
@@ -105,6 +104,16 @@ impl TokenBucket {
             i64::try_from(stretched).unwrap_or(i64::MAX).min(LONGEST)
         };
         Self { interval, ..*self }
+    }
+
+    /// Whether a share comes to at least one per period.
+    pub(super) fn has_share(&self, ppm: i64) -> bool {
+        self.whole(ppm) > 0
+    }
+
+    fn whole(&self, ppm: i64) -> i64 {
+        let part = i128::from(self.period) * i128::from(ppm) / 1_000_000;
+        i64::try_from(part).unwrap_or(i64::MAX) / self.interval
     }
 
     /// Without its burst.

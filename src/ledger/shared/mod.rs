@@ -24,7 +24,7 @@ use side::Side;
 use standing::{Connection, Promise, Standing, standing};
 
 use super::outage::Outage;
-use super::{Ask, Booking, Forecast, Grant, Ledger, Replica, Settlement, Short, Slot};
+use super::{Ask, Booking, Call, Forecast, Grant, Ledger, Replica, Settlement, Short, Slot};
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS};
 use crate::clock::{Clock, Instant};
 use crate::policy::{Scope, Target};
@@ -308,9 +308,7 @@ impl<L: Link> Inner<L> {
         self.metrics.ledger_called();
         match self.link.call(call.clone()).await {
             Ok(Reply::Busy) => {
-                let pause = BUSY.start + (BUSY.end - BUSY.start) * self.random.unit();
-                let until = self.clock.now() + Duration::from_secs_f64(pause / 1000.0);
-                self.clock.sleep_until(until).await;
+                self.pause().await;
                 None
             }
             Ok(Reply::Answer { answer, started }) => {
@@ -476,6 +474,21 @@ impl<L: Link> Inner<L> {
         }
     }
 
+    /// A call that books nothing.
+    async fn tell(&self, call: Call) -> Result<(), LinkError> {
+        while matches!(self.link.call(call.clone()).await?, Reply::Busy) {
+            self.pause().await;
+        }
+        Ok(())
+    }
+
+    /// Somebody else is at it.
+    async fn pause(&self) {
+        let pause = BUSY.start + (BUSY.end - BUSY.start) * self.random.unit();
+        let until = self.clock.now() + Duration::from_secs_f64(pause / 1000.0);
+        self.clock.sleep_until(until).await;
+    }
+
     /// What was done alone is told before the next sign of life: while we count as silent, the others
     /// leave us our share.
     async fn confess(&self) -> Result<(), LinkError> {
@@ -486,21 +499,15 @@ impl<L: Link> Inner<L> {
                 .collect()
         };
         for (name, place) in places {
-            // Whoever books alone has passed; nobody does until this is over.
-            let _turn = place.turnstile.lock().await;
-            let call = {
-                let ways = self.ways();
-                let mut side = place.side();
-                if !side.end_alone() {
-                    continue;
-                }
-                side.confession(&name, self.replica, &ways.offset)
-            };
-            while matches!(self.link.call(call.clone()).await?, Reply::Busy) {
-                let pause = Duration::from_millis(2).mul_f64(0.5 + self.random.unit());
-                self.clock.sleep_until(self.clock.now() + pause).await;
+            let spent = place.side().end_alone();
+            if spent.is_empty() {
+                continue;
             }
-            place.side().confessed();
+            let call = Side::confession(&spent, &name, self.replica, &self.ways().offset);
+            if let Err(error) = self.tell(call).await {
+                place.side().keep(spent);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -539,15 +546,9 @@ impl<L: Link> Inner<L> {
             let Some(call) = call.filter(|_| inner.standing() == Standing::Linked) else {
                 return;
             };
-            loop {
-                match inner.link.call(call.clone()).await {
-                    Ok(Reply::Busy) => {
-                        let pause = Duration::from_millis(2).mul_f64(0.5 + inner.random.unit());
-                        inner.clock.sleep_until(inner.clock.now() + pause).await;
-                    }
-                    Ok(Reply::Answer { .. }) => return place.side().reported(),
-                    Err(error) => return inner.lost(&error),
-                }
+            match inner.tell(call).await {
+                Ok(()) => place.side().reported(),
+                Err(error) => inner.lost(&error),
             }
         }));
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -15,6 +16,9 @@ use crate::policy::{Scope, Target};
 use crate::schedule::{Kind, Schedule, Usage};
 
 type Id = (Arc<str>, Option<Arc<str>>);
+
+/// What was done alone: by schedule, the numbers it was done under, instants and units.
+pub(super) type Spent = HashMap<Id, (RowBound, Vec<(i64, i64)>)>;
 
 /// More keys than this are not remembered: the store knows them.
 const COPIES_MAX: usize = 4096;
@@ -37,7 +41,7 @@ pub(super) struct Side {
     pub(super) tell_all: bool,
     /// Schedules while on our own, of our clock, and the share they were made for.
     alone: Option<(i64, Book)>,
-    spent: HashMap<Id, (RowBound, Vec<(i64, i64)>)>,
+    spent: Spent,
     /// When the last booking of each came in: how far others are ahead of a newcomer.
     pub(super) pins: HashMap<Arc<str>, RowBound>,
 }
@@ -231,7 +235,11 @@ impl Side {
             row.bound = match bound {
                 RowBound::Rate(spec) => {
                     let full = Schedule::from_parts(spec, Usage::default());
-                    let own = full.alone(ppm).spec();
+                    let Some(own) = full.alone(ppm).map(|own| own.spec()) else {
+                        row.bound = RowBound::Permits(0);
+                        whole.push(((Arc::clone(&row.limit), row.key.clone()), bound));
+                        continue;
+                    };
                     if spec.kind != Kind::Token {
                         let usage = Usage {
                             mark: cut.as_nanos().saturating_add(spec.numbers[1]),
@@ -251,6 +259,11 @@ impl Side {
         let answer = book.call(&call, now.as_nanos(), Users::One);
         let mut granted = grants(&ask.runs, &call, &answer, Instant::from_nanos);
         for (asked, grant) in call.runs.iter().zip(&mut granted) {
+            if let Some(short) = &mut grant.short {
+                // The store may be back by then.
+                let soon = now + ALONE_PATIENCE;
+                short.ask_again = Some(short.ask_again.map_or(soon, |at| at.min(soon)));
+            }
             for slot in &mut grant.slots {
                 slot.epoch = self.epoch;
                 for (row, cost) in asked.rows.iter().zip(&asked.costs) {
@@ -276,29 +289,35 @@ impl Side {
     }
 
     /// No more is done alone: the store answers again. What was done is to be told first.
-    pub(super) fn end_alone(&mut self) -> bool {
+    pub(super) fn end_alone(&mut self) -> Spent {
         self.alone = None;
-        !self.spent.is_empty()
+        std::mem::take(&mut self.spent)
+    }
+
+    /// It could not be told.
+    pub(super) fn keep(&mut self, untold: Spent) {
+        for (id, (bound, mut before)) in untold {
+            let (_, spent) = self.spent.entry(id).or_insert_with(|| (bound, Vec::new()));
+            before.append(spent);
+            *spent = before;
+        }
     }
 
     /// The call that tells what was done alone, and books nothing.
-    pub(super) fn confession(&self, target: &Arc<str>, replica: Replica, offset: &Offset) -> Call {
-        let rows = self
-            .spent
-            .iter()
-            .map(|((limit, key), (bound, spent))| RowAsk {
-                spent: theirs(spent, offset),
-                ..RowAsk::new(limit, key.as_ref(), *bound)
-            });
+    pub(super) fn confession(
+        spent: &Spent,
+        target: &Arc<str>,
+        replica: Replica,
+        offset: &Offset,
+    ) -> Call {
+        let rows = spent.iter().map(|((limit, key), (bound, spent))| RowAsk {
+            spent: theirs(spent, offset),
+            ..RowAsk::new(limit, key.as_ref(), *bound)
+        });
         Call {
             rows: rows.take(usize::from(u8::MAX)).collect(),
             ..Call::empty(target, replica)
         }
-    }
-
-    /// It has been told.
-    pub(super) fn confessed(&mut self) {
-        self.spent.clear();
     }
 
     /// Gives permits of our own share back.
@@ -372,6 +391,9 @@ impl Side {
 const CROWD_NOISE: i64 = 8;
 /// How soon the store is asked again while the crowd changes.
 const SOON: i64 = 15_000_000;
+
+/// How long who cannot book alone waits before it looks again.
+const ALONE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A way that varies by less needs no head start.
 const LEAD_MIN: i64 = 5_000_000;
