@@ -31,6 +31,12 @@ pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a request's JSON body that are looked at for keys and costs, and of a response's for what
 /// it did cost; a longer body is not understood.
 pub const BODY_PEEK: usize = 256 * 1024;
+/// Bytes of a call to the API.
+pub const API_BODY: usize = 1024 * 1024;
+/// How long a worker holds a permit that it does not renew, unless it asks for another time.
+pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
+/// The longest it may ask for at a time.
+pub const PERMIT_HOLD_MAX: Duration = Duration::from_secs(3600);
 /// The longest block that an origin's `Retry-After` may impose.
 pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 

@@ -9,7 +9,7 @@
 //! - floor 3: [`pace`] (who leaves when), [`origin`] (connections outward), [`intercept`] (our CA and
 //!   its leaves), [`tunnel`] (blind relay)
 //! - floor 4: [`exchange`] (one request from start to finish: read its `mod.rs` first)
-//! - floor 5: [`serve`] (ways in), [`admin`] (operators), [`config`] (YAML → policy)
+//! - floor 5: [`api`] (what apps ask of us), [`serve`] (ways in), [`admin`] (operators), [`config`] (YAML → policy)
 //! - floor 6: [`app`] (build, wire, run, drain), [`cli`]
 
 pub mod bounds;
@@ -34,6 +34,7 @@ pub mod tunnel;
 pub mod exchange;
 
 pub mod admin;
+pub mod api;
 pub mod config;
 pub mod serve;
 

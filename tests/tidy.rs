@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each room, times ten; a file uses only its own room and lower floors. `bounds` lies
 /// under the rest of the ground floor, which has bounds too.
-const FLOORS: [(&str, u8); 25] = [
+const FLOORS: [(&str, u8); 26] = [
     ("clock", 1),
     ("random", 1),
     ("shutdown", 1),
@@ -30,6 +30,8 @@ const FLOORS: [(&str, u8); 25] = [
     ("intercept", 31),
     ("tunnel", 31),
     ("exchange", 41),
+    // The proxy's port hands calls of apps to the API.
+    ("api", 50),
     ("serve", 51),
     ("admin", 51),
     ("config", 51),

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::admin::{Admin, Readiness};
+use crate::api::Api;
 use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
@@ -33,6 +34,7 @@ use crate::semantics::Pseudonym;
 use crate::serve::{self, Listener, Server};
 use crate::shutdown::Tasks;
 use crate::telemetry::{LineWriter, Metrics};
+use crate::units::HostName;
 
 /// Why outpace did not start. Each is a sentence with its remedy.
 #[derive(Debug, thiserror::Error)]
@@ -243,8 +245,12 @@ fn build(
         metrics: metrics.clone(),
         target_metrics: RwLock::new(HashMap::new()),
     };
+    let public = settings.public_url.as_deref();
+    let public = public.and_then(|url| Some(url::Url::parse(url).ok()?.host_str()?.to_owned()));
     Ok(Arc::new(Server {
         exchange,
+        api: Api::default(),
+        public_host: public.and_then(|host| HostName::parse(&host).ok()),
         policy: Arc::clone(policy),
         leaves,
         tasks: tasks.clone(),

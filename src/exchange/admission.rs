@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
+use super::Exchange;
 use super::body::Replayable;
 use super::problem::Error;
 use super::reason::Reason;
@@ -40,6 +41,38 @@ pub(super) enum NotAdmitted {
     Unconnected(origin::Error),
     /// The client is gone.
     ClientGone,
+}
+
+/// What work that is not sent by us has in the place of a connection.
+struct NoConnection;
+
+impl Readiness for NoConnection {
+    fn is_fresh(&mut self) -> bool {
+        true
+    }
+}
+
+impl Exchange {
+    /// Waits for a turn of work that is not sent by us.
+    ///
+    /// # Errors
+    /// Why it cannot have one in time.
+    pub async fn turn(&self, ticket: &Ticket, record: &mut Record) -> Result<Turn, Error> {
+        let entrance = Entrance {
+            pacer: &self.pacer,
+            clock: &self.clock,
+            metrics: &self.metrics_of(&ticket.target),
+            body: None,
+        };
+        let ready = || Some(NoConnection);
+        let dial = || std::future::ready(Ok(NoConnection));
+        match entrance.admit(ticket, record, ready, dial).await {
+            Ok((turn, NoConnection)) => Ok(turn),
+            Err(NotAdmitted::Refused(error)) => Err(error),
+            Err(NotAdmitted::Unconnected(error)) => Err(error.into()),
+            Err(NotAdmitted::ClientGone) => Err(Error::new(Reason::Internal, "there is no body")),
+        }
+    }
 }
 
 impl Entrance<'_> {

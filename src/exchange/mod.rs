@@ -316,7 +316,8 @@ impl Exchange {
         self.clock.now().since(began)
     }
 
-    fn metrics_of(&self, target: &Target) -> TargetMetrics {
+    /// The counters of a target.
+    pub fn metrics_of(&self, target: &Target) -> TargetMetrics {
         let known = self
             .target_metrics
             .read()

@@ -35,6 +35,8 @@ pub enum Reason {
     InnerNotHttp,
     InnerTls,
     InnerDistrusted,
+    NoSuchCall,
+    NoSuchScope,
     Internal,
 }
 
@@ -68,7 +70,7 @@ pub enum Level {
 
 impl Reason {
     /// All of them, in the order of `docs/errors.md`.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::MalformedRequest,
         Self::Misdirected,
         Self::ExpectationFailed,
@@ -95,6 +97,8 @@ impl Reason {
         Self::InnerNotHttp,
         Self::InnerTls,
         Self::InnerDistrusted,
+        Self::NoSuchCall,
+        Self::NoSuchScope,
         Self::Internal,
     ];
 
@@ -380,6 +384,26 @@ impl Reason {
                 (
                     "The client does not trust outpace's CA; the connection was closed.",
                     "Run the client with the variables that `outpace env` prints, or set `tls: tunnel` on the target.",
+                ),
+            ),
+            Self::NoSuchCall => row(
+                "no-such-call",
+                StatusCode::NOT_FOUND,
+                "http_request_error",
+                (Rejected, Debug),
+                (
+                    "The API has no such call, target or permit.",
+                    "Check the path and the name; README lists the calls.",
+                ),
+            ),
+            Self::NoSuchScope => row(
+                "no-such-scope",
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "http_request_error",
+                (Rejected, Debug),
+                (
+                    "The target has no such lane, or its limits need a key that was not given.",
+                    "Name a lane of the target, and give `key` exactly where a limit counts by key.",
                 ),
             ),
             Self::Internal => row(

@@ -27,6 +27,8 @@ pub enum Way {
     Tunnel,
     /// To outpace itself.
     Direct,
+    /// A call of outpace's own API.
+    Api,
 }
 
 impl Way {
@@ -37,6 +39,7 @@ impl Way {
             Self::Route => "route",
             Self::Tunnel => "tunnel",
             Self::Direct => "direct",
+            Self::Api => "api",
         }
     }
 }

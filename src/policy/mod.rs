@@ -7,6 +7,7 @@ mod hosts;
 mod limit;
 mod matcher;
 mod scope;
+mod work;
 
 pub use client::{Client, Secret};
 pub use egress::{Allow, Egress};
@@ -14,6 +15,7 @@ pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use matcher::{Glob, HeaderPattern, Matcher};
 pub use scope::{Asked, Caller, Cost, Scope, Source};
+pub use work::{NoScope, Work};
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;

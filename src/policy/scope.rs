@@ -177,13 +177,18 @@ impl Source {
     /// The schedule's key for a request. Values that may be secret are stored as their digest only;
     /// requests without a value share one schedule.
     pub(super) fn key(&self, asked: &Asked<'_>) -> Arc<str> {
-        let Some(text) = self.text(asked) else {
-            return "-".into();
-        };
+        match self.text(asked) {
+            Some(text) => self.key_of(&text),
+            None => "-".into(),
+        }
+    }
+
+    /// The schedule's key for a request that has this value.
+    pub(super) fn key_of(&self, text: &str) -> Arc<str> {
         match self {
             Self::Client => text.into(),
             Self::Path if text.len() <= KEY_BYTES => text.into(),
-            _ => digest(&text).into(),
+            _ => digest(text).into(),
         }
     }
 
@@ -250,6 +255,11 @@ impl Cost {
     /// stand in for each other. What was too much comes back when the cost is settled.
     pub(super) fn estimate(&self, asked: &Asked<'_>) -> i64 {
         let known = self.estimate.iter().find_map(|source| source.number(asked));
+        self.rounded(known)
+    }
+
+    /// What is known, or else the default, rounded up.
+    pub(super) fn rounded(&self, known: Option<i64>) -> i64 {
         rounded_up(known.unwrap_or(self.default).max(1))
     }
 }

@@ -98,12 +98,10 @@ impl FixedWindow {
         }
     }
 
-    /// The same count, evenly spread.
+    /// The same count, evenly spread; the guard is room for those that are late.
     pub(super) fn even(&self) -> TokenBucket {
-        TokenBucket::from_parts(
-            [super::div_ceil(self.window, self.n.max(1)), 0, self.window],
-            0,
-        )
+        let period = self.window.saturating_add(self.guard);
+        TokenBucket::from_parts([super::div_ceil(period, self.n.max(1)), 0, period], 0)
     }
 
     /// Never less used than what was known elsewhere.

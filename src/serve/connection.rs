@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::listener::Place;
 use super::{Server, authenticate, connect, gateway};
+use crate::api::Api;
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
@@ -149,6 +150,12 @@ impl Connection {
             Ok(Destined::Connect { authority, sender }) => {
                 connect::connect(Arc::clone(&self), request, authority, sender, policy).await
             }
+            Ok(Destined::Api { sender }) => {
+                let server = &self.server;
+                // Boxed: few requests are for us.
+                let call = server.api.serve(&server.exchange, policy, &sender, request);
+                Box::pin(call).await
+            }
             Ok(Destined::Asterisk) => self.answer_asterisk(),
             Err(error) => self.refuse(request.method(), &error),
         })
@@ -200,6 +207,16 @@ impl Connection {
                     sender,
                 })
             }
+            (Inbound::Proxy, RequestTarget::Origin(authority))
+                if Api::is_ours(head.uri.path()) && self.is_us(&authority, policy) =>
+            {
+                if policy.clients.is_empty() && !self.sender.address.is_loopback() {
+                    let detail = "without `clients` the API answers this machine only";
+                    return Err(Error::new(Reason::ClientTokenUnknown, detail));
+                }
+                let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                Ok(Destined::Api { sender })
+            }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {
                 let origin = gateway::origin(policy, &authority)?;
                 let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
@@ -210,6 +227,16 @@ impl Connection {
                 })
             }
         }
+    }
+
+    /// Whether a host means outpace itself: this machine, an address, or the host of our public URL,
+    /// and no route has it.
+    fn is_us(&self, authority: &Authority, policy: &Policy) -> bool {
+        let host = &authority.host;
+        let ours = host.ip().is_some()
+            || host.as_str() == "localhost"
+            || self.server.public_host.as_ref() == Some(host);
+        ours && gateway::route(policy, host).is_none()
     }
 
     /// Inside a CONNECT only its authority may be named (RFC 9110 section 7.4): the certificate the
@@ -282,6 +309,9 @@ enum Destined {
     },
     Connect {
         authority: Authority,
+        sender: Sender,
+    },
+    Api {
         sender: Sender,
     },
     Asterisk,

@@ -16,17 +16,23 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
+use crate::api::Api;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
+use crate::units::HostName;
 
 /// What all connections share.
 #[derive(Debug)]
 pub struct Server {
     /// The corridor.
     pub exchange: Exchange,
+    /// What apps ask of us.
+    pub api: Api,
+    /// The host of our public URL.
+    pub public_host: Option<HostName>,
     /// Swapped whole by a reload.
     pub policy: Arc<ArcSwap<Policy>>,
     /// Certificates for intercepted hosts.

@@ -285,11 +285,11 @@ impl<L: Link> Inner<L> {
                 Standing::Alone(ppm) => {
                     let now = self.clock.now();
                     let horizon = i64::try_from(HORIZON_MIN.as_nanos()).unwrap_or(i64::MAX);
-                    let cut = match *self.standing.borrow() {
-                        Connection::Down(since) | Connection::Returning(since) => since,
-                        Connection::Never | Connection::Up => now,
+                    let noticed = match *self.standing.borrow() {
+                        Connection::Down(since) => self.ways().promise.noticed(since),
+                        Connection::Never | Connection::Up | Connection::Returning(_) => now,
                     };
-                    return place.side().book_alone(&ask, ppm, cut, horizon, now);
+                    return place.side().book_alone(&ask, ppm, noticed, horizon, now);
                 }
                 Standing::Open => return self.book_freely(&place, &ask),
             }

@@ -214,13 +214,13 @@ impl Side {
 
     /// Books from our own share of everything.
     ///
-    /// A limit by windows may have been used up by all of us just before we were `cut` off, so our
-    /// share of it begins one window later; a token bucket only adds rates.
+    /// A limit by windows may have been used up by the others just before they noticed, so our share
+    /// of it begins one window later; a token bucket only adds rates.
     pub(super) fn book_alone(
         &mut self,
         ask: &Ask,
         ppm: i64,
-        cut: Instant,
+        noticed: Instant,
         horizon: i64,
         now: Instant,
     ) -> SmallVec<[Grant; 2]> {
@@ -242,7 +242,7 @@ impl Side {
                     };
                     if spec.kind != Kind::Token {
                         let usage = Usage {
-                            mark: cut.as_nanos().saturating_add(spec.numbers[1]),
+                            mark: noticed.as_nanos().saturating_add(spec.numbers[1]),
                             ..Usage::default()
                         };
                         row.seen = Some((own, usage));

@@ -48,6 +48,13 @@ pub(super) struct Promise {
     pub(super) silent: Duration,
 }
 
+impl Promise {
+    /// When the others have surely noticed our silence that began at `since`.
+    pub(super) fn noticed(&self, since: Instant) -> Instant {
+        since + self.silent + self.silent / DRIFT
+    }
+}
+
 /// Where bookings come from now.
 pub(super) fn standing(
     connection: Connection,
@@ -63,7 +70,7 @@ pub(super) fn standing(
         Connection::Never | Connection::Returning(_) => return Standing::Waiting(Instant::FAR),
         Connection::Down(since) => since,
     };
-    let noticed = since + promise.silent + promise.silent / DRIFT;
+    let noticed = promise.noticed(since);
     // The others count from when they heard us last, which may be as early as a failure before.
     let kept = noticed
         + outage

@@ -1,0 +1,146 @@
+//! What apps ask of outpace itself, on the proxy's own port: turns for work that is no HTTP request
+//! through us, so that a worker in any language shares the same limits.
+//!
+//! - `POST /v1/targets/{name}/acquire` answers when the turn is there, or says no at once.
+//! - `POST /v1/targets/{name}/release` gives a permit back; `…/renew` holds it longer.
+
+mod acquire;
+
+pub use acquire::Held;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::bounds::API_BODY;
+use crate::exchange::{Body, Error, Exchange, Reason, Record, Sender, Way, response};
+use crate::policy::{Policy, Target};
+
+/// The calls of apps.
+#[derive(Debug, Default)]
+pub struct Api {
+    held: Held,
+}
+
+/// One call: who asks, under which policy.
+struct Call<'a> {
+    exchange: &'a Exchange,
+    policy: &'a Policy,
+    sender: &'a Sender,
+}
+
+impl Api {
+    /// Whether a path is one of ours.
+    pub fn is_ours(path: &str) -> bool {
+        path == "/v1" || path.starts_with("/v1/")
+    }
+
+    /// Answers a call. Never fails: every error is a response.
+    pub async fn serve(
+        &self,
+        exchange: &Exchange,
+        policy: Arc<Policy>,
+        sender: &Sender,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let mut record = exchange.recorder.begin(Way::Api, sender);
+        record.method = request.method().clone();
+        record.path = request.uri().path_and_query().cloned();
+        let call = Call {
+            exchange,
+            policy: &policy,
+            sender,
+        };
+        match self.route(&call, request, &mut record).await {
+            Ok(response) => {
+                record.status = response.status().as_u16();
+                record.end();
+                response
+            }
+            Err(error) => {
+                record.refused(&error);
+                let response = response(&error, record.target(), &record.id());
+                record.end();
+                response
+            }
+        }
+    }
+
+    async fn route(
+        &self,
+        call: &Call<'_>,
+        request: Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<Response<Body>, Error> {
+        let (head, body) = request.into_parts();
+        let path = head.uri.path().to_owned();
+        let mut parts = path.split('/').skip(2);
+        let (kind, name, verb) = (parts.next(), parts.next(), parts.next());
+        let (Some("targets"), Some(name), Some(verb), None) = (kind, name, verb, parts.next())
+        else {
+            return Err(Error::new(
+                Reason::NoSuchCall,
+                format!("there is no `{path}`"),
+            ));
+        };
+        let target = target(call.policy, name)?;
+        if !matches!(verb, "acquire" | "release" | "renew") {
+            return Err(Error::new(
+                Reason::NoSuchCall,
+                format!("there is no `{path}`"),
+            ));
+        }
+        if head.method != Method::POST {
+            let detail = format!("`{path}` is called with POST");
+            return Err(Error::new(Reason::MethodNotAllowed, detail));
+        }
+        record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));
+        match verb {
+            "acquire" => self.acquire(call, target, read(body).await?, record).await,
+            "release" => self.release(target, &read(body).await?),
+            _ => self.renew(call, target, &read(body).await?),
+        }
+    }
+}
+
+fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> {
+    policy
+        .targets
+        .iter()
+        .find(|target| *target.name == *name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = policy.targets.iter().map(|target| &*target.name).collect();
+            let known = names.join(", ");
+            let detail = format!("there is no target `{name}`; there are: {known}");
+            Error::new(Reason::NoSuchCall, detail)
+        })
+}
+
+/// A JSON object; an empty body is an empty one.
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
+    let bad = |detail: String| Error::new(Reason::MalformedRequest, detail);
+    let read = Limited::new(body, API_BODY).collect().await;
+    let bytes: Bytes = read
+        .map_err(|error| bad(format!("the body cannot be read: {error}")))?
+        .to_bytes();
+    let bytes = if bytes.is_empty() {
+        Bytes::from_static(b"{}")
+    } else {
+        bytes
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| bad(format!("the body is not understood: {error}")))
+}
+
+fn json(value: &impl Serialize) -> Response<Body> {
+    let mut response = Response::new(Body::full(serde_json::to_vec(value).unwrap_or_default()));
+    *response.status_mut() = StatusCode::OK;
+    let kind = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
