@@ -5,31 +5,38 @@ use crate::intercept::CaError;
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// All went well.
-    Ok = 0,
+    Ok,
     /// The arguments or the configuration are wrong.
-    Usage = 64,
+    Usage,
     /// A port is in use or cannot be listened on.
-    Port = 69,
+    Port,
     /// Something that should not happen.
-    Internal = 70,
+    Internal,
+    /// Not now: the turn of `outpace acquire` comes too late.
+    Later,
     /// The data directory, or a file in it, cannot be written or read.
-    DataDir = 73,
+    DataDir,
     /// The key of the CA is open to others, or the CA is not usable.
-    Ca = 77,
+    Ca,
     /// The database of the shared ledger refuses us, or its schema does not fit.
-    Ledger = 78,
+    Ledger,
+    /// What a command that was run ended with.
+    Command(u8),
 }
 
 impl Exit {
     /// All of them, with what they mean.
-    pub const ALL: [(Self, &'static str); 7] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Ok, "all went well; also after a drain"),
         (Self::Usage, "the arguments or the configuration are wrong"),
         (Self::Port, "a port is in use or cannot be listened on"),
         (Self::Internal, "something that should not happen"),
+        (
+            Self::Later,
+            "`acquire`: the turn comes later than the command may wait",
+        ),
         (Self::DataDir, "the data directory cannot be used"),
         (
             Self::Ca,
@@ -40,6 +47,28 @@ impl Exit {
             "the ledger's database refuses us, or its schema does not fit",
         ),
     ];
+
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Usage => 64,
+            Self::Port => 69,
+            Self::Internal => 70,
+            Self::DataDir => 73,
+            Self::Later => 75,
+            Self::Ca => 77,
+            Self::Ledger => 78,
+            Self::Command(code) => code,
+        }
+    }
+
+    /// What a command ended with; 128 and the signal if one ended it, as shells count.
+    pub(super) fn of_command(status: std::process::ExitStatus) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        let code = status.code().or_else(|| Some(128 + status.signal()?));
+        Self::Command(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    }
 }
 
 impl From<&StartError> for Exit {

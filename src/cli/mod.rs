@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod acquire;
 mod ca;
 mod check;
 mod demo;
@@ -36,6 +37,8 @@ enum Command {
     Ca(ca::CaArgs),
     /// Bring the schema of the shared ledger up to date and exit
     Migrate(ConfigArgs),
+    /// Run a command when its turn comes
+    Acquire(acquire::AcquireArgs),
     /// Show pacing against an origin that ships with the program
     Demo(demo::DemoArgs),
 }
@@ -68,6 +71,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Env(args) => env::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Migrate(args) => migrate::run(&args.config),
+        Command::Acquire(args) => acquire::run(&args),
         Command::Demo(args) => demo::run(&args),
     }
 }

@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod api;
 mod clients;
 mod conformance;
 mod doors;
