@@ -80,6 +80,19 @@ begin
                             'started', outpace.started_v1(), 'epochs', epochs, 'pins', pins);
 end $$;
 
+-- Pins a limit's numbers for all replicas, or takes the pin off; they hear of it at once.
+create function outpace.pin_v1(p_target text, p_limit text, p_bound jsonb) returns void
+language plpgsql volatile as $$
+begin
+  if p_bound is null then
+    delete from outpace.pin where target = p_target and limit_name = p_limit;
+  else
+    insert into outpace.pin values (p_target, p_limit, p_bound)
+      on conflict (target, limit_name) do update set bound = excluded.bound;
+  end if;
+  perform pg_notify('outpace', p_target);
+end $$;
+
 -- A clean exit: the promise and the permits are free at once.
 create function outpace.leave_v1(p_id int8) returns void language plpgsql volatile as $$
 begin

@@ -3,22 +3,26 @@
 //! - `GET /healthz`: the process answers.
 //! - `GET /readyz`: 200 once every latch has dropped and no drain has begun, else 503 with the reason.
 //! - `GET /metrics`: OpenMetrics text.
+//! - `PATCH /v1/targets/{name}/limits/{limit}` pins a limit for all replicas, `DELETE` takes the pin off.
 
 mod latch;
+mod limits;
 
 pub use latch::{Latch, Readiness};
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, patch};
 use tokio::net::TcpListener;
 
-use crate::policy::Secret;
+use crate::ledger::Ledger;
+use crate::policy::{Policy, Secret};
 use crate::telemetry::Metrics;
 
 /// What the admin routes know.
@@ -28,6 +32,10 @@ pub struct Admin {
     pub readiness: Readiness,
     /// What is scraped.
     pub metrics: Metrics,
+    /// What is in force here.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Where limits are pinned.
+    pub ledger: Arc<dyn Ledger>,
     /// What operators prove themselves with; nothing if absent.
     pub token: Option<Arc<Secret>>,
 }
@@ -45,6 +53,10 @@ impl Admin {
         // Health is for probes, which carry no token; it tells nothing that is not plain to see.
         let guarded = Router::new()
             .route("/metrics", get(metrics))
+            .route(
+                "/v1/targets/{name}/limits/{limit}",
+                patch(limits::pin).delete(limits::unpin),
+            )
             .route_layer(middleware::from_fn_with_state(self.clone(), authorize));
         let open = Router::new()
             .route("/healthz", get(healthz))

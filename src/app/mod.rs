@@ -142,9 +142,13 @@ impl App {
         serve_admin(
             &tasks,
             admin_listener,
-            readiness,
-            &metrics,
-            loaded.admin_token.clone(),
+            Admin {
+                readiness,
+                metrics: metrics.clone(),
+                policy: Arc::clone(&policy),
+                ledger: ledger.ledger(),
+                token: loaded.admin_token.clone(),
+            },
         );
         tasks.spawn_until_drained(reap(server));
         drop(starting);
@@ -298,18 +302,7 @@ fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAd
         .map_err(|error| StartError::Internal(error.to_string()))
 }
 
-fn serve_admin(
-    tasks: &Tasks,
-    listener: TcpListener,
-    readiness: Readiness,
-    metrics: &Metrics,
-    token: Option<Arc<Secret>>,
-) {
-    let admin = Admin {
-        readiness,
-        metrics: metrics.clone(),
-        token,
-    };
+fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {
     tasks.spawn_until_drained(async move {
         if let Err(error) = admin.run(listener).await {
             tracing::error!(%error, "the admin listener ended");

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use super::book::{Book, Users};
 use super::call::{Call, Known, RowBound, forecast, grants};
-use super::{Ask, Booking, Forecast, Grant, Ledger, Settlement, Slot};
+use super::{Ask, Booking, Forecast, Grant, Ledger, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
-use crate::policy::{Scope, Target};
+use crate::policy::{Bound, Scope, Target};
 
 /// The only replica there is.
 const OURSELVES: super::Replica = 0;
@@ -35,6 +35,7 @@ struct Shelf {
 struct Kept {
     book: Book,
     newest: Option<Arc<Target>>,
+    pins: Vec<(Arc<str>, RowBound)>,
 }
 
 impl MemoryLedger {
@@ -46,10 +47,10 @@ impl MemoryLedger {
         }
     }
 
-    fn shelf(&self, target: &Target) -> Arc<Shelf> {
+    fn shelf(&self, target: &Arc<str>) -> Arc<Shelf> {
         let known = {
             let shelves = self.shelves.read().unwrap_or_else(PoisonError::into_inner);
-            shelves.get(&target.name).cloned()
+            shelves.get(target).cloned()
         };
         known.unwrap_or_else(|| {
             let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
@@ -59,16 +60,12 @@ impl MemoryLedger {
                     epoch: watch::Sender::new(0),
                 })
             };
-            Arc::clone(
-                shelves
-                    .entry(Arc::clone(&target.name))
-                    .or_insert_with(fresh),
-            )
+            Arc::clone(shelves.entry(Arc::clone(target)).or_insert_with(fresh))
         })
     }
 
     fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut Kept, Instant) -> T) -> T {
-        let shelf = self.shelf(target);
+        let shelf = self.shelf(&target.name);
         let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
         then(&mut kept, self.clock.now())
     }
@@ -112,17 +109,33 @@ impl Ledger for MemoryLedger {
         self.with_book(target, |kept, now| {
             let from = kept.book.blocked().earliest(now);
             forecast(target, scope, ahead, from, |limit, key| {
-                kept.book.schedule(limit, key).map(Known::Latest)
+                let pinned = kept.pins.iter().any(|(pinned, _)| pinned == limit);
+                let known = if pinned {
+                    Known::InForce
+                } else {
+                    Known::Latest
+                };
+                kept.book.schedule(limit, key).map(known)
             })
         })
     }
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
-        self.shelf(target).epoch.subscribe()
+        self.shelf(&target.name).epoch.subscribe()
+    }
+
+    fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
+        let shelf = self.shelf(&target);
+        let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.pins.retain(|(pinned, _)| *pinned != limit);
+        kept.pins
+            .extend(bound.map(|bound| (limit, RowBound::of(bound))));
+        drop(kept);
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {
-        let shelf = self.shelf(target);
+        let shelf = self.shelf(&target.name);
         let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now().as_nanos();
         if let Some(epoch) = kept.book.block(until.as_nanos(), now) {
@@ -150,6 +163,10 @@ impl Kept {
                     row.bound = RowBound::of(limit.bound);
                 }
             }
+        }
+        for (limit, bound) in &self.pins {
+            let pinned = call.rows.iter_mut().filter(|row| row.limit == *limit);
+            pinned.for_each(|row| row.bound = *bound);
         }
         self.book.sweep(now.as_nanos());
         let answer = self.book.call(&call, now.as_nanos(), Users::One);

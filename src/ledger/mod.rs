@@ -37,7 +37,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use crate::clock::Instant;
-use crate::policy::{Scope, Target};
+use crate::policy::{Bound, Scope, Target};
 
 /// Requests in arrival order of one scope.
 #[derive(Debug, Clone)]
@@ -113,6 +113,9 @@ impl std::fmt::Debug for Booking {
     }
 }
 
+/// A pin on its way to the ledger.
+pub type Pinning<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
 /// What became of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
@@ -153,6 +156,10 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// How many blocks the target has had, as far as is known here, now and whenever it changes; a
     /// slot of an earlier epoch is void.
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64>;
+
+    /// Gives a limit other numbers than the policy does, for all who use the ledger, or gives the
+    /// policy's back. The error is a sentence.
+    fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_>;
 
     /// The origin asked to be left alone until `until`.
     fn block(&self, target: &Arc<Target>, until: Instant);

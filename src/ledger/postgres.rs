@@ -239,6 +239,19 @@ impl Link for PostgresLink {
         }))
     }
 
+    async fn pin(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        bound: Option<RowBound>,
+    ) -> Result<(), LinkError> {
+        let query = sqlx::query("select outpace.pin_v1($1, $2, $3)::text")
+            .bind(target.to_string())
+            .bind(limit.to_string())
+            .bind(bound.map(Json));
+        self.ask::<Option<String>>(query).await.map(drop)
+    }
+
     async fn sweep(&self) -> Result<(), LinkError> {
         let query = sqlx::query("select outpace.sweep_v1()::text");
         self.ask::<Option<String>>(query).await.map(drop)

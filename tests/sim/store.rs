@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outpace::ledger::{Answer, Book, Call, Link, LinkError, Pulse, Replica, Reply, Users};
+use outpace::ledger::{
+    Answer, Book, Call, Link, LinkError, Pulse, Replica, Reply, RowBound, Users,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
@@ -228,6 +230,10 @@ impl Link for ModelLink {
 
     async fn beat(&self, replica: Replica, share_for: i64) -> Result<Option<Pulse>, LinkError> {
         self.ask(|store| Some(store.beat(replica, share_for))).await
+    }
+
+    async fn pin(&self, _: Arc<str>, _: Arc<str>, _: Option<RowBound>) -> Result<(), LinkError> {
+        Ok(())
     }
 
     async fn sweep(&self) -> Result<(), LinkError> {

@@ -95,6 +95,14 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         share_for: i64,
     ) -> impl Future<Output = Result<Option<Pulse>, LinkError>> + Send;
 
+    /// Pins a limit's numbers for all replicas, or takes the pin off.
+    fn pin(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        bound: Option<RowBound>,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
     /// Removes what nobody uses any more.
     fn sweep(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
 

@@ -24,10 +24,13 @@ use side::Side;
 use standing::{Connection, Promise, Standing, standing};
 
 use super::outage::Outage;
-use super::{Ask, Booking, Call, Forecast, Grant, Ledger, Replica, Settlement, Short, Slot};
+use super::{
+    Ask, Booking, Call, Forecast, Grant, Ledger, Pinning, Replica, RowBound, Settlement, Short,
+    Slot,
+};
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS};
 use crate::clock::{Clock, Instant};
-use crate::policy::{Scope, Target};
+use crate::policy::{Bound, Scope, Target};
 use crate::random::Random;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -212,6 +215,14 @@ impl<L: Link> Ledger for Shared<L> {
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
         self.0.place(&target.name).epoch.subscribe()
+    }
+
+    fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
+        let inner = &self.0;
+        Box::pin(async move {
+            let told = inner.link.pin(target, limit, bound.map(RowBound::of)).await;
+            told.map_err(|error| format!("the ledger cannot be told: {error}"))
+        })
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {

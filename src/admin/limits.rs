@@ -1,0 +1,136 @@
+//! Limits changed while everything runs: a pin holds for all replicas, whatever their files say, until
+//! it is taken off.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Admin;
+use crate::policy::{Algorithm, Bound, Limit};
+use crate::units::Rate;
+
+/// What is changed; what is left out stays.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Change {
+    rate: Option<String>,
+    burst: Option<u32>,
+    concurrent: Option<u32>,
+}
+
+/// `PATCH /v1/targets/{name}/limits/{limit}`.
+pub(super) async fn pin(
+    State(admin): State<Admin>,
+    Path((target, limit)): Path<(String, String)>,
+    change: Result<Json<Change>, axum::extract::rejection::JsonRejection>,
+) -> Response {
+    let Json(change) = match change {
+        Ok(change) => change,
+        Err(error) => return no(StatusCode::BAD_REQUEST, &error.body_text()),
+    };
+    let policy = admin.policy.load_full();
+    let found = match find(&policy, &target, &limit) {
+        Ok(found) => found,
+        Err(text) => return no(StatusCode::NOT_FOUND, &text),
+    };
+    let bound = match changed(found, &change) {
+        Ok(bound) => bound,
+        Err(text) => return no(StatusCode::UNPROCESSABLE_ENTITY, &text),
+    };
+    settle(&admin, target.into(), limit.into(), Some(bound)).await
+}
+
+/// `DELETE /v1/targets/{name}/limits/{limit}`.
+pub(super) async fn unpin(
+    State(admin): State<Admin>,
+    Path((target, limit)): Path<(String, String)>,
+) -> Response {
+    settle(&admin, target.into(), limit.into(), None).await
+}
+
+async fn settle(
+    admin: &Admin,
+    target: Arc<str>,
+    limit: Arc<str>,
+    bound: Option<Bound>,
+) -> Response {
+    let pinned = admin
+        .ledger
+        .pin(Arc::clone(&target), Arc::clone(&limit), bound);
+    match pinned.await {
+        Ok(()) => {
+            let shown = bound.map(|bound| bound.to_string());
+            tracing::info!(%target, %limit, pinned = shown, "a limit was pinned or unpinned");
+            Json(json!({ "target": *target, "limit": *limit, "pinned": shown })).into_response()
+        }
+        Err(error) => no(StatusCode::SERVICE_UNAVAILABLE, &error),
+    }
+}
+
+fn find<'a>(
+    policy: &'a crate::policy::Policy,
+    target: &str,
+    limit: &str,
+) -> Result<&'a Limit, String> {
+    let known = policy.targets.iter().find(|known| *known.name == *target);
+    let known = known.ok_or_else(|| format!("there is no target `{target}`"))?;
+    let names = || {
+        let names: Vec<&str> = known.limits.iter().map(|limit| &*limit.name).collect();
+        names.join(", ")
+    };
+    known
+        .limits
+        .iter()
+        .find(|known| *known.name == *limit)
+        .ok_or_else(|| {
+            format!(
+                "target `{target}` has no limit `{limit}`; it has {}",
+                names()
+            )
+        })
+}
+
+/// The limit's bound with the change applied.
+fn changed(limit: &Limit, change: &Change) -> Result<Bound, String> {
+    match limit.bound {
+        Bound::Concurrent(now) => {
+            if change.rate.is_some() || change.burst.is_some() {
+                return Err("this limit is on how many run at once; change `concurrent`".to_owned());
+            }
+            match change.concurrent.unwrap_or(now) {
+                0 => Err("0 at once would let nothing through".to_owned()),
+                count => Ok(Bound::Concurrent(count)),
+            }
+        }
+        Bound::Rate { rate, algorithm } => {
+            if change.concurrent.is_some() {
+                return Err("this limit is a rate; change `rate` or `burst`".to_owned());
+            }
+            let rate = match &change.rate {
+                Some(text) => text.parse::<Rate>().map_err(|error| error.to_string())?,
+                None => rate,
+            };
+            let algorithm = match (algorithm, change.burst) {
+                (_, Some(0)) => return Err("a burst of 0 would let nothing through".to_owned()),
+                (Algorithm::TokenBucket { .. }, Some(burst)) => {
+                    Algorithm::TokenBucket { burst: Some(burst) }
+                }
+                (_, Some(_)) => return Err("a window has no burst".to_owned()),
+                (algorithm, None) => algorithm,
+            };
+            Ok(Bound::Rate { rate, algorithm })
+        }
+    }
+}
+
+fn no(status: StatusCode, text: &str) -> Response {
+    let body = json!({ "status": status.as_u16(), "detail": text });
+    let kind = [(CONTENT_TYPE, "application/problem+json")];
+    (status, kind, body.to_string()).into_response()
+}
