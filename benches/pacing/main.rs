@@ -13,6 +13,7 @@
 
 mod layer;
 mod origin;
+#[expect(dead_code, reason = "the tests break it in more ways")]
 #[path = "../../tests/it/harness/postgres.rs"]
 mod postgres;
 mod processes;

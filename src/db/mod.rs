@@ -110,6 +110,7 @@ impl Database {
             .statement_cache_capacity(0)
             .disable_statement_logging();
         let pool = PgPoolOptions::new()
+            .min_connections(2)
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
             .test_before_acquire(false)

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::watch;
@@ -74,6 +75,10 @@ impl MemoryLedger {
 impl Ledger for MemoryLedger {
     fn answers_at_once(&self) -> bool {
         true
+    }
+
+    fn reach(&self) -> Duration {
+        HORIZON
     }
 
     fn book(&self, ask: Ask) -> Booking {

@@ -32,6 +32,7 @@ pub use shared::{Link, LinkError, Pin, Pulse, Reply, Shared, SharedParts};
 use std::future::Future;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::watch;
@@ -138,6 +139,9 @@ pub struct Forecast {
 pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Whether bookings are always [`Booking::Ready`].
     fn answers_at_once(&self) -> bool;
+
+    /// How far ahead of now bookings may lie at the moment.
+    fn reach(&self) -> Duration;
 
     /// Books slots.
     fn book(&self, ask: Ask) -> Booking;

@@ -281,7 +281,8 @@ impl Line {
         loop {
             let until = match self.send_off() {
                 Next::Sleep(until) => until,
-                Next::Ask(_) | Next::Idle => Instant::FAR,
+                // One call at a time; but slots in hand do not wait for it.
+                Next::Ask(_) | Next::Idle => self.lock().queue.next_due(self.clock.now()),
             };
             tokio::select! {
                 grants = &mut answer => {

@@ -287,6 +287,12 @@ impl<W> Queue<W> {
         }
     }
 
+    /// When a slot in hand is due, or becomes void.
+    pub(super) fn next_due(&self, now: Instant) -> Instant {
+        let due = self.groups.iter().filter_map(|group| group.due(now));
+        due.min().unwrap_or(Instant::FAR)
+    }
+
     /// Runs of those who are ready and have no slot in hand, in arrival order.
     fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
         let mut ready: SmallVec<[(Place, usize); 16]> = SmallVec::new();
@@ -447,6 +453,7 @@ impl<W> Group<W> {
         };
         let covered = self.hand.len();
         // What a shared ledger last said grows old, and only who is ready asks it again.
+        let early = CALL_AHEAD + ledger.reach();
         let sure = if ledger.answers_at_once() { 0 } else { 2 };
         for (position, entry) in self.waiting.values_mut().take(room).enumerate() {
             if entry.stage != Stage::Queued {
@@ -458,8 +465,8 @@ impl<W> Group<W> {
                     .map(|limit| before.saturating_mul(self.scope.cost(limit)))
                     .collect();
                 let at = ledger.forecast(target, &self.scope, &ahead).at;
-                if at > now + CALL_AHEAD {
-                    return Some(at - CALL_AHEAD);
+                if at > now + early {
+                    return Some(at - early);
                 }
             }
             entry.stage = Stage::Called;
@@ -468,14 +475,18 @@ impl<W> Group<W> {
         None
     }
 
-    fn wake(&self, now: Instant) -> Option<Instant> {
-        let due = self.hand.front().map(|slot| {
+    fn due(&self, now: Instant) -> Option<Instant> {
+        self.hand.front().map(|slot| {
             if slot.at > now {
                 slot.at
             } else {
                 slot.at + LATE_MAX
             }
-        });
+        })
+    }
+
+    fn wake(&self, now: Instant) -> Option<Instant> {
+        let due = self.due(now);
         let ask = self
             .ask_again
             .filter(|at| *at > now && self.ready().next().is_some());

@@ -20,6 +20,7 @@ mod clients;
 mod conformance;
 mod doors;
 mod intercept;
+mod ledger;
 mod lifecycle;
 mod memory;
 mod pacing;

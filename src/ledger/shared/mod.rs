@@ -62,6 +62,8 @@ struct Inner<L> {
     standing: watch::Sender<Connection>,
     sides: Mutex<HashMap<Arc<str>, Arc<Place>>>,
     live: AtomicI64,
+    /// How far ahead the last call could book, nanoseconds.
+    reach: AtomicI64,
 }
 
 /// What is known of the way to the store.
@@ -125,6 +127,7 @@ impl<L: Link> Shared<L> {
             standing: watch::Sender::new(Connection::Never),
             sides: Mutex::default(),
             live: AtomicI64::new(1),
+            reach: AtomicI64::new(0),
         });
         let beating = Arc::clone(&inner);
         drop(
@@ -162,6 +165,11 @@ impl<L: Link> Shared<L> {
 impl<L: Link> Ledger for Shared<L> {
     fn answers_at_once(&self) -> bool {
         false
+    }
+
+    fn reach(&self) -> Duration {
+        let nanos = self.0.reach.load(Ordering::Relaxed);
+        u64::try_from(nanos).map_or(HORIZON_STRETCHED, Duration::from_nanos)
     }
 
     fn book(&self, ask: Ask) -> Booking {
@@ -208,9 +216,16 @@ impl<L: Link> Ledger for Shared<L> {
     }
 
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
+        let now = self.0.clock.now();
+        if self.0.standing() == Standing::Open {
+            return Forecast {
+                at: now,
+                held_by: None,
+            };
+        }
         let place = self.0.place(&target.name);
         let (ways, side) = (self.0.ways(), place.side());
-        side.forecast(target, scope, ahead, self.0.clock.now(), &ways.offset)
+        side.forecast(target, scope, ahead, now, &ways.offset)
     }
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
@@ -315,6 +330,8 @@ impl<L: Link> Inner<L> {
             let ways = self.ways();
             place.side().call(ask, self.replica, horizon, &ways.offset)
         };
+        self.reach
+            .store(call.horizon + call.lead, Ordering::Relaxed);
         let sent = self.clock.now();
         self.metrics.ledger_called();
         match self.link.call(call.clone()).await {
@@ -326,6 +343,7 @@ impl<L: Link> Inner<L> {
                 let now = self.clock.now();
                 let mut ways = self.ways();
                 ways.offset.observe(sent, now, answer.now);
+                ways.offset.took(sent, now);
                 let restarted = std::mem::replace(&mut ways.started, started) != started;
                 let mut side = place.side();
                 side.tell_all = false;

@@ -15,7 +15,7 @@ const STEP: Duration = Duration::from_secs(1);
 /// been stepped.
 const TOLERANCE: i64 = 20_000_000;
 /// Recent round trips that tell how long the next may take.
-const RECENT: usize = 16;
+const RECENT: usize = 8;
 
 /// What is known of the store's clock and of the way there.
 #[derive(Debug, Default)]
@@ -41,10 +41,6 @@ impl Offset {
             ahead: sent.as_nanos() + round_trip / 2 - theirs,
             round_trip,
         };
-        if self.recent.len() >= RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(round_trip);
         if let Some(best) = self.best() {
             let uncertain = (best.round_trip + round_trip) / 2 + TOLERANCE;
             if (best.ahead - guess.ahead).abs() > uncertain {
@@ -62,6 +58,15 @@ impl Offset {
         }
     }
 
+    /// A call took this long; the next may, too.
+    pub(super) fn took(&mut self, sent: Instant, now: Instant) {
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
+        }
+        let round_trip = now.as_nanos().saturating_sub(sent.as_nanos());
+        self.recent.push_back(round_trip.max(0));
+    }
+
     /// An instant of the store's clock on ours.
     pub(super) fn local(&self, theirs: i64) -> Instant {
         Instant::from_nanos(theirs.saturating_add(self.ahead()))
@@ -72,10 +77,10 @@ impl Offset {
         local.as_nanos().saturating_sub(self.ahead())
     }
 
-    /// How much later than the quickest the slowest of the last answers came.
-    pub(super) fn spread(&self) -> i64 {
+    /// How long after it was given, by our reckoning, the slowest of the last answers came.
+    pub(super) fn delay(&self) -> i64 {
         let quickest = self.best().map_or(0, |best| best.round_trip);
-        (self.slowest() - quickest).max(0)
+        (self.slowest() - quickest / 2).max(0)
     }
 
     /// The longest of the last round trips.
@@ -114,7 +119,8 @@ mod tests {
         assert_eq!(offset.local(5_941 * MS), at(2001));
         offset.observe(at(4000), at(4300), 8_090 * MS);
         assert_eq!(offset.local(5_941 * MS), at(2001));
-        assert_eq!(offset.spread(), 298 * MS);
+        offset.took(at(4000), at(4300));
+        assert_eq!(offset.delay(), 299 * MS);
         assert_eq!(offset.theirs(at(2001)), 5_941 * MS);
     }
 

@@ -58,7 +58,7 @@ struct Copy {
 impl Side {
     /// The call that asks for `ask`, in the store's time.
     pub(super) fn call(&self, ask: &Ask, replica: Replica, horizon: i64, offset: &Offset) -> Call {
-        let lead = offset.spread();
+        let lead = offset.delay();
         let lead = if lead > LEAD_MIN { lead } else { 0 };
         let mut call = Call::new(&ask.target, &ask.runs, replica, horizon, lead);
         for row in &mut call.rows {
@@ -395,7 +395,7 @@ const SOON: i64 = 15_000_000;
 /// How long who cannot book alone waits before it looks again.
 const ALONE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A way that varies by less needs no head start.
+/// A way that takes less needs no head start.
 const LEAD_MIN: i64 = 5_000_000;
 
 /// Instants of our clock on the store's.

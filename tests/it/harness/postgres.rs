@@ -19,6 +19,8 @@ pub(crate) struct Postgres {
 /// A program of Postgres: on PATH, or where packages put it.
 fn tool(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut path = path;
+    path.push(":/usr/sbin");
     let on_path = std::env::split_paths(&path).map(|dir| dir.join(name));
     let packaged = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -103,6 +105,27 @@ impl Postgres {
         command
     }
 
+    /// A pooler in transaction mode before the server; it ends with what is returned.
+    pub(crate) fn pooler(&self) -> Pooler {
+        let port = free_port();
+        let dir = self.dir.path();
+        std::fs::write(dir.join("users.txt"), "\"outpace\" \"\"\n").unwrap();
+        let config = format!(
+            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\n",
+            self.port,
+            dir.join("users.txt").display()
+        );
+        std::fs::write(dir.join("pooler.ini"), config).unwrap();
+        let child = self
+            .command("pgbouncer")
+            .arg(dir.join("pooler.ini"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Pooler { child, port }
+    }
+
     /// Starts the server, and waits until it answers.
     pub(crate) async fn run(&mut self) {
         let log =
@@ -138,17 +161,17 @@ impl Postgres {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("postgres://outpace@127.0.0.1:{}/postgres", self.port)
+        self.url_by(self.port)
+    }
+
+    /// The same database by another port.
+    pub(crate) fn url_by(&self, port: u16) -> String {
+        format!("postgres://outpace@127.0.0.1:{port}/postgres")
     }
 
     /// Stops the server at once, without a checkpoint, as a crash would.
     pub(crate) fn crash(&mut self) {
         self.end("QUIT");
-    }
-
-    /// Stops the server as an operator would.
-    pub(crate) fn stop(&mut self) {
-        self.end("INT");
     }
 
     fn end(&mut self, signal: &str) {
@@ -166,5 +189,18 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.end("QUIT");
+    }
+}
+
+/// A PgBouncer.
+pub(crate) struct Pooler {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }

@@ -102,10 +102,23 @@ impl Program {
         Self::start(dir, &config).await
     }
 
+    /// Like [`Self::before`], with further environment variables.
+    pub(crate) async fn with_env(origin: &Origin, more: &str, env: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
+        let config = config(dir.path(), origin, more, "");
+        Self::start_with(dir, &config, env).await
+    }
+
     /// Starts with a whole configuration.
     pub(crate) async fn start(dir: tempfile::TempDir, config: &str) -> Self {
+        Self::start_with(dir, config, &[]).await
+    }
+
+    async fn start_with(dir: tempfile::TempDir, config: &str, env: &[(&str, &str)]) -> Self {
         std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         let mut command = program();
+        command.envs(env.iter().copied());
         command
             .args(["serve", "--config"])
             .arg(dir.path().join("config.yaml"));

@@ -1,0 +1,314 @@
+//! The shared ledger and what may be wrong with it: slow, behind a pooler, not there yet, refusing, too
+//! new; and clocks that are hours off.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::{
+    Client, Origin, Postgres, Program, Proto, free_port, program, soon, worst_window,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn config(url: &str, more: &str) -> String {
+    format!(
+        "ledger: {{ postgres: {{ url: \"{url}\" }}{more} }}\ntargets:\n  - name: api\n    hosts: [\"plain.test\"]\n    max_wait: 30s\n    limits: [{{ name: rate, rate: \"20/1s\", burst: 1 }}]\n"
+    )
+}
+
+/// So many clients send until the time is over.
+async fn storm(programs: &[&Program], clients: usize, length: Duration) {
+    let end = Instant::now() + length;
+    let mut tasks = tokio::task::JoinSet::new();
+    for program in programs {
+        for _ in 0..clients {
+            let address = program.listen;
+            tasks.spawn(async move {
+                let mut client = Client::to(address, Proto::Http1).await;
+                while Instant::now() < end {
+                    assert_eq!(client.try_get("http://plain.test/").await, Some(200));
+                }
+            });
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
+
+/// A way to the database on which every message takes this long.
+async fn slow_way(port: u16, delay: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    return;
+                };
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                let up = async move {
+                    let mut buffer = vec![0; 65536];
+                    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+                        tokio::time::sleep(delay / 2).await;
+                        if to_server.write_all(&buffer[..read]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                let down = async move {
+                    let mut buffer = vec![0; 65536];
+                    while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+                        tokio::time::sleep(delay / 2).await;
+                        if to_client.write_all(&buffer[..read]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::join!(up, down);
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p1_pace_and_p2_use_with_a_slow_postgres() {
+    let (origin, postgres) = (Origin::ok().await, Postgres::start().await);
+    let way = slow_way(postgres.port, Duration::from_millis(300)).await;
+    let config = config(&postgres.url_by(way), "");
+    let (one, two) = (
+        Program::before(&origin, &config).await,
+        Program::before(&origin, &config).await,
+    );
+    for program in [&one, &two] {
+        program
+            .event(|event| event["message"] == "the ledger answers")
+            .await;
+    }
+    storm(&[&one, &two], 15, Duration::from_secs(10)).await;
+    let times = origin.arrivals.times();
+    let (worst, first) = (worst_window(&times, SECOND), *times.iter().min().unwrap());
+    let late = |at: &&Duration| **at > first + SECOND * 4 && **at <= first + SECOND * 8;
+    let steady = times.iter().filter(late).count();
+    println!("every call 300 ms: {steady} in 4 s, worst second {worst}");
+    assert!(worst <= 21, "worst second: {worst}");
+    assert!(steady >= 70, "{steady} in 4 s of 20/1s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p1_pace_through_a_pooler_in_transaction_mode() {
+    let (origin, postgres) = (Origin::ok().await, Postgres::start().await);
+    let pooler = postgres.pooler();
+    soon("the pooler", async {
+        while TcpStream::connect(("127.0.0.1", pooler.port))
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let config = config(&postgres.url_by(pooler.port), "");
+    let (one, two) = (
+        Program::before(&origin, &config).await,
+        Program::before(&origin, &config).await,
+    );
+    storm(&[&one, &two], 6, Duration::from_secs(4)).await;
+    let times = origin.arrivals.times();
+    let worst = worst_window(&times, SECOND);
+    println!(
+        "behind pgbouncer: {} in 4 s, worst second {worst}",
+        times.len()
+    );
+    assert!(
+        worst <= 21 && times.len() >= 70,
+        "worst second {worst} of {}",
+        times.len()
+    );
+}
+
+fn faketime() -> String {
+    let found = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));
+    let found = found
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists());
+    found.expect("libfaketime is not installed; `./test` installs it")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p1_pace_with_a_wall_clock_that_is_hours_off() {
+    let (origin, postgres) = (Origin::ok().await, Postgres::start().await);
+    let config = config(&postgres.url(), "");
+    let right = Program::before(&origin, &config).await;
+    let library = faketime();
+    let env = [
+        ("LD_PRELOAD", library.as_str()),
+        ("FAKETIME", "+3h"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let wrong = Program::with_env(&origin, &config, &env).await;
+    storm(&[&right, &wrong], 6, Duration::from_secs(5)).await;
+    let times = origin.arrivals.times();
+    let worst = worst_window(&times, SECOND);
+    println!(
+        "a clock 3 h off: {} in 5 s, worst second {worst}",
+        times.len()
+    );
+    assert!(
+        worst <= 21 && times.len() >= 90,
+        "worst second {worst} of {}",
+        times.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_pinned_at_one_replica_holds_at_all_until_it_is_unpinned() {
+    let (origin, postgres) = (Origin::ok().await, Postgres::start().await);
+    let config = config(&postgres.url(), "");
+    let (one, two) = (
+        Program::before(&origin, &config).await,
+        Program::before(&origin, &config).await,
+    );
+    let both = [&one, &two];
+    let pin = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        admin(&one, "PATCH", r#"{ "rate": "5/1s" }"#).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        admin(&two, "DELETE", "").await;
+    };
+    let began = origin.arrivals.count();
+    tokio::join!(storm(&both, 5, Duration::from_secs(10)), pin);
+    let times = origin.arrivals.times();
+    let start = *times.iter().min().unwrap();
+    let within = |from: f64, to: f64| {
+        let (from, to) = (
+            start + Duration::from_secs_f64(from),
+            start + Duration::from_secs_f64(to),
+        );
+        times.iter().filter(|at| **at >= from && **at < to).count()
+    };
+    let (before, pinned, after) = (within(0.0, 1.8), within(3.2, 5.8), within(7.4, 9.8));
+    println!(
+        "20/1s: {before} in 1.8 s; pinned to 5/1s: {pinned} in 2.6 s; unpinned: {after} in 2.4 s; {began}"
+    );
+    assert!(before >= 30 && pinned <= 16 && pinned >= 8 && after >= 40);
+    assert!(worst_window(&times, SECOND) <= 21, "no burst");
+}
+
+async fn admin(program: &Program, method: &str, body: &str) {
+    let mut client = Client::to(program.admin, Proto::Http1).await;
+    let request = http::Request::builder()
+        .method(method)
+        .uri("/v1/targets/api/limits/rate")
+        .header("host", "admin")
+        .header("content-type", "application/json")
+        .body(Full::new(body.to_owned().into()))
+        .unwrap();
+    let response = client.ask(request).await;
+    assert_eq!(response.status(), 200, "{:?}", response.body());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_there_yet_is_waited_for_and_others_are_served() {
+    let origin = Origin::ok().await;
+    let mut postgres = Postgres::start().await;
+    postgres.crash();
+    let config = config(&postgres.url(), "") + "  - { name: free, hosts: [\"free.test\"] }\n";
+    let program = Program::before(&origin, &config).await;
+    program
+        .event(|event| event["message"] == "the ledger is not there yet")
+        .await;
+    let (status, text) = program.admin_get("/readyz").await;
+    assert_eq!((status, text.as_str()), (503, "not ready: ledger\n"));
+    let mut client = Client::plain(&program).await;
+    let held = client
+        .request("GET", "http://plain.test/")
+        .header("outpace-max-wait", "0.2");
+    let held = client.ask(held.body(Full::default()).unwrap()).await;
+    assert_eq!(held.status(), 429, "no promise, no request");
+    postgres.run().await;
+    assert_eq!(client.get("http://plain.test/").await.status(), 200);
+    assert_eq!(program.admin_get("/readyz").await.0, 200);
+}
+
+async fn start_error(config: &str) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let config = format!(
+        "listen: 127.0.0.1:{}\nadmin: {{ listen: \"127.0.0.1:{}\" }}\ndata_dir: {}/data\n{config}",
+        free_port(),
+        free_port(),
+        dir.path().display()
+    );
+    std::fs::write(&path, config).unwrap();
+    let mut command = program();
+    command.args(["serve", "--config"]).arg(&path);
+    let output = soon("the refusal to start", command.output())
+        .await
+        .unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_refuses_us_or_does_not_fit_is_told_at_the_start() {
+    let postgres = Postgres::start().await;
+    let nobody = postgres.url().replace("outpace@", "nobody@");
+    let (code, told) = start_error(&config(&nobody, "")).await;
+    assert!(
+        code == Some(78) && told.contains("refuses us") && told.contains("check user"),
+        "{code:?} {told}"
+    );
+    let unprepared = config(&postgres.url(), "").replace(" } }", ", migrate: false } }");
+    let (code, told) = start_error(&unprepared).await;
+    assert!(
+        code == Some(78) && told.contains("run `outpace migrate`"),
+        "{code:?} {told}"
+    );
+    // A later version says which programs it still serves.
+    let database =
+        outpace::db::Database::new(&outpace::policy::Secret::new(postgres.url())).unwrap();
+    database.migrate().await.unwrap();
+    let mut connection = postgres.connect().await.unwrap();
+    sqlx::query("update outpace.schema_info set oldest = 7, newest = 9")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let (code, told) = start_error(&config(&postgres.url(), "")).await;
+    assert!(
+        code == Some(78) && told.contains("serves programs 7 to 9"),
+        "{code:?} {told}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p12_predictable_closed_holds_and_open_says_so() {
+    let origin = Origin::ok().await;
+    for (then, goes) in [("closed", false), ("open", true)] {
+        let mut postgres = Postgres::start().await;
+        let outage = format!(", on_outage: {then}, share_for: 5s");
+        let text = config(&postgres.url(), &outage)
+            .replace("max_wait: 30s", "max_wait: 1s")
+            .replace("20/1s", "1/1h");
+        let program = Program::before(&origin, &text).await;
+        let mut client = Client::plain(&program).await;
+        assert_eq!(client.get("http://plain.test/").await.status(), 200);
+        assert_eq!(client.get("http://plain.test/").await.status(), 429);
+        postgres.crash();
+        // Nothing is free before the share is over; then the operator's choice counts.
+        let mut last = 0;
+        let end = Instant::now() + Duration::from_secs(9);
+        while Instant::now() < end && last != 200 {
+            last = client.get("http://plain.test/").await.status().as_u16();
+        }
+        assert_eq!(last == 200, goes, "{then}: {last}");
+    }
+}
