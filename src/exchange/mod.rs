@@ -117,6 +117,9 @@ impl Exchange {
         match self.run(&arrival, request, &mut record).await {
             Ok(Delivery::Origin(answer)) => {
                 let Answer { response, turn } = *answer;
+                if let Some(turn) = &turn {
+                    turn.settle(|source| source.number_in_head(response.headers()));
+                }
                 response.map(|body| Body::origin(body, record, turn))
             }
             Ok(Delivery::Aside(response)) => {

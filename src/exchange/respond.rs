@@ -10,6 +10,7 @@ use super::body::Outgoing;
 use super::problem::Error;
 use super::reason::Reason;
 use super::record::Record;
+use crate::bounds::BODY_PEEK;
 use crate::origin;
 use crate::pace::Turn;
 use crate::semantics::may_be_trailer;
@@ -34,6 +35,8 @@ struct FromOrigin {
     body: origin::Body<Outgoing>,
     record: Option<Box<Record>>,
     turn: Option<Turn>,
+    /// A copy of what has passed, where the response says in its body what the request cost.
+    copy: Option<Vec<u8>>,
 }
 
 impl Body {
@@ -56,6 +59,10 @@ impl Body {
         let mut body = FromOrigin {
             body,
             record: Some(record),
+            copy: turn
+                .as_ref()
+                .is_some_and(Turn::settles_by_body)
+                .then(Vec::new),
             turn,
         };
         if http_body::Body::is_end_stream(&body.body) {
@@ -68,6 +75,11 @@ impl Body {
 
 impl FromOrigin {
     fn end(&mut self) {
+        if let Some((copy, turn)) = self.copy.take().zip(self.turn.as_ref())
+            && let Ok(json) = serde_json::from_slice(&copy)
+        {
+            turn.settle(|source| source.number_in_body(&json));
+        }
         self.turn = None;
         if let Some(record) = self.record.take() {
             record.end();
@@ -102,6 +114,10 @@ impl FromOrigin {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(data), Some(record)) = (frame.data_ref(), &mut self.record) {
                     record.received += data.len() as u64;
+                    self.copy = self.copy.take().and_then(|mut copy| {
+                        copy.extend_from_slice(data);
+                        (copy.len() <= BODY_PEEK).then_some(copy)
+                    });
                 }
                 // hyper does not ask again once the end is known.
                 if http_body::Body::is_end_stream(&self.body) {

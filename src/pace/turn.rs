@@ -10,7 +10,7 @@ use super::{Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
-use crate::policy::{Scope, Target};
+use crate::policy::{Scope, Source, Target};
 
 /// A place in the line. Dropping it leaves the line and wastes nothing.
 #[derive(Debug)]
@@ -123,6 +123,32 @@ impl Turn {
     pub fn is_void(&self) -> bool {
         self.line.clock.now() > self.slot.at + LATE_MAX
             || self.slot.epoch != *self.line.epoch.borrow()
+    }
+
+    /// The request has been answered: where a limit goes by a cost that the answer tells, what was
+    /// estimated is corrected. `read` finds the number.
+    pub fn settle(&self, read: impl Fn(&Source) -> Option<i64>) {
+        for (index, source) in self.settled() {
+            let estimate = self.slot.scope.cost(index);
+            if let Some(units) = read(source).map(|cost| cost - estimate)
+                && units != 0
+            {
+                let ledger = &self.line.ledger;
+                ledger.correct(&self.target, &self.slot, index, units);
+            }
+        }
+    }
+
+    /// Whether the body of the answer tells what the request cost.
+    pub fn settles_by_body(&self) -> bool {
+        self.settled().any(|(_, source)| source.needs_body())
+    }
+
+    fn settled(&self) -> impl Iterator<Item = (usize, &Source)> {
+        let limits = self.target.limits.iter().enumerate();
+        limits
+            .filter(|(index, _)| self.slot.scope.limits.contains(*index))
+            .filter_map(|(index, limit)| Some((index, limit.cost.as_ref()?.settle.as_ref()?)))
     }
 
     /// When the slot was.

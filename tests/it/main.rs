@@ -27,5 +27,6 @@ mod pacing;
 mod refusals;
 mod replicas;
 mod retry;
+mod scopes;
 mod semantics;
 mod ways;
