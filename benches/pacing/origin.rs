@@ -20,22 +20,8 @@ impl Origin {
         let stamped = Arc::clone(&times);
         let began = Instant::now();
         tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let stamped = Arc::clone(&stamped);
-                drop(stream.set_nodelay(true));
-                tokio::spawn(async move {
-                    let mut buffer = [0; 4096];
-                    // One small request per read: the proxy sends the next after the answer.
-                    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-                        if buffer[..read].ends_with(b"\r\n\r\n") {
-                            stamped.lock().unwrap().push(began.elapsed());
-                            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-                            if stream.write_all(answer).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                });
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, Arc::clone(&stamped), began));
             }
         });
         Self { address, times }
@@ -43,6 +29,21 @@ impl Origin {
 
     pub(crate) fn times(&self) -> Vec<Duration> {
         self.times.lock().unwrap().clone()
+    }
+}
+
+/// One small request per read: the proxy sends the next after the answer.
+async fn serve(mut stream: TcpStream, stamped: Arc<Mutex<Vec<Duration>>>, began: Instant) {
+    drop(stream.set_nodelay(true));
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        if buffer[..read].ends_with(b"\r\n\r\n") {
+            stamped.lock().unwrap().push(began.elapsed());
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            if stream.write_all(answer).await.is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -110,13 +110,7 @@ impl Fleet {
         for (program, served) in self.programs.iter().zip(&self.served) {
             for _ in 0..clients {
                 let (served, address) = (Arc::clone(served), program.listen);
-                tasks.spawn(async move {
-                    let mut client = Client::to(address).await.unwrap();
-                    while Instant::now() < end {
-                        assert_eq!(client.get("").await, Some(200));
-                        served.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
+                tasks.spawn(insist(address, served, end));
             }
         }
         tasks
@@ -128,6 +122,15 @@ impl Fleet {
             sum += program.metric(metric).await;
         }
         sum
+    }
+}
+
+/// One client that always wants more.
+async fn insist(proxy: SocketAddr, served: Arc<AtomicUsize>, end: Instant) {
+    let mut client = Client::to(proxy).await.unwrap();
+    while Instant::now() < end {
+        assert_eq!(client.get("").await, Some(200));
+        served.fetch_add(1, Ordering::Relaxed);
     }
 }
 

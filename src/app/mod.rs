@@ -128,8 +128,7 @@ impl App {
             lines,
             ..
         } = shared;
-        let (listeners, admin_listener) = bind(&settings).await?;
-        let addresses = addresses(&listeners, &admin_listener)?;
+        let (listeners, admin_listener, addresses) = bind(&settings).await?;
         server
             .exchange
             .pool
@@ -139,17 +138,14 @@ impl App {
         for listener in listeners {
             drop(tasks.spawn_until_drained(listener.run(Arc::clone(&server))));
         }
-        serve_admin(
-            &tasks,
-            admin_listener,
-            Admin {
-                readiness,
-                metrics: metrics.clone(),
-                policy: Arc::clone(&policy),
-                ledger: ledger.ledger(),
-                token: loaded.admin_token.clone(),
-            },
-        );
+        let admin_routes = Admin {
+            readiness,
+            metrics: metrics.clone(),
+            policy: Arc::clone(&policy),
+            ledger: ledger.ledger(),
+            token: loaded.admin_token.clone(),
+        };
+        serve_admin(&tasks, admin_listener, admin_routes);
         tasks.spawn_until_drained(reap(server));
         drop(starting);
         tracing::info!(
@@ -264,8 +260,10 @@ fn build(
     }))
 }
 
+type Bound = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
+
 /// The proxy's port first, then routes' ports; and the admin's.
-async fn bind(settings: &Settings) -> Result<(Vec<Listener>, TcpListener), StartError> {
+async fn bind(settings: &Settings) -> Result<Bound, StartError> {
     let failed = |key, address| {
         move |cause| StartError::Port {
             key,
@@ -290,7 +288,8 @@ async fn bind(settings: &Settings) -> Result<(Vec<Listener>, TcpListener), Start
     let admin = TcpListener::bind(admin)
         .await
         .map_err(failed("admin.listen", admin))?;
-    Ok((listeners, admin))
+    let addresses = addresses(&listeners, &admin)?;
+    Ok((listeners, admin, addresses))
 }
 
 fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAddr>, StartError> {

@@ -66,32 +66,41 @@ impl Book {
         loop {
             let mut booked = false;
             for (lane, at) in &mut next {
-                while let Some(run) = call.runs.get(*at) {
-                    let Some(answer) = answers.get_mut(*at) else {
-                        break;
-                    };
-                    let more = run.lane == *lane && answer.slots.len() < run.want as usize;
-                    if more {
-                        match self.book_one(deal, run) {
-                            Ok((slot, probe)) => {
-                                answer.probe |= probe && answer.slots.is_empty();
-                                answer.slots.push(slot);
-                                booked = true;
-                                break;
-                            }
-                            Err(short) => answer.short = Some(short),
-                        }
-                    }
-                    if run.lane == *lane {
-                        self.close(deal, run, answer);
-                    }
-                    *at += 1;
-                }
+                booked |= self.turn_of(deal, *lane, at, answers);
             }
             if !booked {
                 return;
             }
         }
+    }
+
+    /// Books one request of a lane, from its run at position `at` on. Returns whether there was one.
+    fn turn_of(
+        &mut self,
+        deal: &Deal<'_>,
+        lane: u8,
+        at: &mut usize,
+        answers: &mut [RunAnswer],
+    ) -> bool {
+        while let Some((run, answer)) = deal.call.runs.get(*at).zip(answers.get_mut(*at)) {
+            if run.lane != lane {
+                *at += 1;
+                continue;
+            }
+            if answer.slots.len() < run.want as usize {
+                match self.book_one(deal, run) {
+                    Ok((slot, probe)) => {
+                        answer.probe |= probe && answer.slots.is_empty();
+                        answer.slots.push(slot);
+                        return true;
+                    }
+                    Err(short) => answer.short = Some(short),
+                }
+            }
+            self.close(deal, run, answer);
+            *at += 1;
+        }
+        false
     }
 
     fn close(&mut self, deal: &Deal<'_>, run: &RunAsk, answer: &RunAnswer) {

@@ -222,7 +222,9 @@ fn header_text(value: &http::HeaderValue) -> Option<String> {
 
 fn number(text: &str) -> Option<i64> {
     let number = text.trim().parse::<f64>().ok()?;
-    (number >= 0.0 && number <= COST_MAX).then_some(number.ceil() as i64)
+    (0.0..=COST_MAX)
+        .contains(&number)
+        .then_some(number.ceil() as i64)
 }
 
 /// No request costs more: a billion units.

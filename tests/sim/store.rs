@@ -204,7 +204,7 @@ impl Link for ModelLink {
                 .books
                 .entry(Arc::clone(&target))
                 .or_default()
-                .end_probe(epoch, answered)
+                .end_probe(epoch, answered);
         })
         .await
     }
@@ -251,6 +251,6 @@ impl Link for ModelLink {
     }
 
     async fn rumour(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use super::super::{Answer, Call, Replica, RowBound};
 
 /// What a store answers to a call.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the common variant is the large one, and short-lived"
+)]
 #[derive(Debug, Clone)]
 pub enum Reply {
     /// Somebody else is at it; try again in a moment.

@@ -266,16 +266,16 @@ impl Side {
             }
             for slot in &mut grant.slots {
                 slot.epoch = self.epoch;
-                for (row, cost) in asked.rows.iter().zip(&asked.costs) {
-                    let Some((id, bound)) = whole.get(usize::from(*row)) else {
-                        continue;
-                    };
-                    let fresh = || (*bound, Vec::new());
-                    let (_, spent) = self.spent.entry(id.clone()).or_insert_with(fresh);
-                    if spent.len() < SPENT_MAX {
-                        spent.push((slot.at.as_nanos(), *cost));
-                    }
-                }
+            }
+            for (row, cost) in asked.rows.iter().zip(&asked.costs) {
+                let Some((id, bound)) = whole.get(usize::from(*row)) else {
+                    continue;
+                };
+                let fresh = || (*bound, Vec::new());
+                let (_, spent) = self.spent.entry(id.clone()).or_insert_with(fresh);
+                let room = SPENT_MAX.saturating_sub(spent.len());
+                let left = grant.slots.iter().map(|slot| (slot.at.as_nanos(), *cost));
+                spent.extend(left.take(room));
             }
         }
         let taken: SmallVec<[Slot; 4]> = granted
