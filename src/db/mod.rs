@@ -34,7 +34,7 @@ const MIGRATIONS: [(i64, &str, &str); 3] = [
 ];
 
 /// A database that replicas share. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Database {
     pool: PgPool,
     options: PgConnectOptions,
@@ -96,6 +96,13 @@ impl DatabaseError {
     }
 }
 
+// The options hold the password.
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Database({})", self.place())
+    }
+}
+
 impl Database {
     /// The database of this URL; nothing is connected yet.
     ///
@@ -121,11 +128,6 @@ impl Database {
     /// Connections for calls.
     pub const fn pool(&self) -> &PgPool {
         &self.pool
-    }
-
-    /// Options for a connection outside the pool.
-    pub const fn options(&self) -> &PgConnectOptions {
-        &self.options
     }
 
     /// Host, port and database, for messages.
