@@ -266,6 +266,8 @@ begin
         group by at) merged;
       w := outpace.trimmed_v1(w);
     elsif w.kind = 'fixed' then
+      -- It kept no guard: near the end of a window it may have reached the origin in the next.
+      t := t + w.c;
       if t / w.b = w.mark then w.used := w.used + n; else w := outpace.booked_v1(w, 0, t, n); end if;
     elsif w.kind = 'token' and t + w.c <= now_ns then
       -- Several replicas tell of the same span of time, one after the other.

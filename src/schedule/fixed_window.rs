@@ -109,7 +109,10 @@ impl FixedWindow {
         (self.current, self.used) = self.fill().max(other.fill());
     }
 
+    /// What left without having been booked kept no guard: near the end of a window it may have
+    /// reached the origin in the next.
     pub(super) fn spend(&mut self, at: i64, units: i64) {
+        let at = at.saturating_add(self.guard);
         if at.div_euclid(self.window) == self.current {
             self.used = self.used.saturating_add(units);
         } else {

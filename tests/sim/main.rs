@@ -105,7 +105,7 @@ fn p1_pace_over_replicas_whatever_happens_to_them() {
 
 #[test]
 fn p2_full_use_and_p3_fair_over_replicas() {
-    for_each_seed("p2_full_use_and", 100, |seed| {
+    for_each_seed("p2_full_use_and", 200, |seed| {
         let plan = Plan::saturated(seed);
         let seen = plan.run();
         check_windows(plan.rate, plan.algorithm, &times(&seen));
@@ -153,7 +153,7 @@ fn p2_full_use_and_p3_fair_over_replicas() {
 
 #[test]
 fn p12_predictable_each_goes_on_at_its_share() {
-    for_each_seed("p12_predictable_each", 60, |seed| {
+    for_each_seed("p12_predictable_each", 300, |seed| {
         let plan = Plan::outage(seed);
         let seen = plan.run();
         check_windows(plan.rate, plan.algorithm, &times(&seen));

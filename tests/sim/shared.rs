@@ -30,7 +30,6 @@ pub(crate) struct Plan {
     pub(crate) replicas: Vec<Life>,
     /// When the machine stands still, and for how long.
     freezes: Vec<(Duration, Duration)>,
-    steps: Vec<(Duration, i64)>,
     way: Way,
     seed: u64,
 }
@@ -106,7 +105,7 @@ impl Plan {
     pub(crate) fn saturated(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let count = match seed % 20 {
-            0 => 100,
+            0 => 200,
             1 => 40,
             _ => rng.random_range(1..11),
         };
@@ -157,7 +156,6 @@ impl Plan {
                 })
                 .collect(),
             freezes: Vec::new(),
-            steps: Vec::new(),
             way: Way {
                 delay: 0.05..0.8,
                 spikes: (0.0, 1.0),
@@ -179,7 +177,7 @@ impl Plan {
 
     async fn live(&self) -> Seen {
         let began = Instant::now();
-        let store = Arc::new(Mutex::new(Store::new(self.steps.clone())));
+        let store = Arc::new(Mutex::new(Store::new()));
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let mut living = tokio::task::JoinSet::new();
         for (index, life) in self.replicas.iter().enumerate() {
