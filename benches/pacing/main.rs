@@ -24,6 +24,11 @@ use postgres::Postgres;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    let event = tokio::time::timeout(PATIENCE, event).await;
+    event.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()

@@ -109,7 +109,10 @@ impl Entrance<'_> {
                     record.limit = waiter.held_by.clone().or(record.limit.take());
                     match Box::pin(self.wait(waiter, ticket, connection, &idle, &dial)).await {
                         // It may have been closed while it was kept ready.
-                        Ok((turn, connection)) => (turn, still_fresh(connection)),
+                        Ok((turn, connection)) => {
+                            record.limit = turn.held_by.clone().or(record.limit.take());
+                            (turn, still_fresh(connection))
+                        }
                         Err(error) => break Err(error),
                     }
                 }

@@ -136,7 +136,7 @@ impl Line {
             state.queue.note_short(scope, grant.short);
             for slot in grant.slots {
                 if slot.at <= grant.now {
-                    return Booked::Now(self.turn(state, slot));
+                    return Booked::Now(self.turn(state, slot, None));
                 }
                 state.queue.put_in_hand(slot);
                 booked = Booked::Soon;
@@ -220,8 +220,11 @@ impl Line {
         Err(refusal(kind, forecast, queue.target(), queue.len()))
     }
 
-    fn turn(self: &Arc<Self>, state: &State, slot: Slot) -> Turn {
+    fn turn(self: &Arc<Self>, state: &State, slot: Slot, held_by: Option<usize>) -> Turn {
+        let limits = &state.queue.target().limits;
+        let held_by = held_by.and_then(|index| limits.get(index));
         Turn {
+            held_by: held_by.map(|limit| Arc::clone(&limit.name)),
             line: Arc::clone(self),
             target: Arc::clone(state.queue.target()),
             slot,
@@ -329,8 +332,8 @@ impl Line {
             self.ledger
                 .settle(state.queue.target(), &slot, Settlement::Unused);
         }
-        while let Some((slot, entry)) = state.queue.take_due(now) {
-            let turn = self.turn(state, slot.clone());
+        while let Some((slot, entry, held_by)) = state.queue.take_due(now) {
+            let turn = self.turn(state, slot.clone(), held_by);
             if let Err(error) = entry.tell.try_send(Event::Turn(turn)) {
                 // The waiter is going away: the next one has the slot.
                 let (mpsc::error::TrySendError::Closed(event)

@@ -45,6 +45,8 @@ struct Group<W> {
     ask_again: Option<Instant>,
     /// How many waited when the ledger was last asked.
     reported: usize,
+    /// The limit that last kept somebody here from a slot.
+    held_by: Option<usize>,
 }
 
 /// All waiters of one target.
@@ -195,6 +197,7 @@ impl<W> Queue<W> {
                 hand: VecDeque::new(),
                 ask_again: Some(Instant::ZERO),
                 reported: 0,
+                held_by: None,
             });
             self.groups.len() - 1
         });
@@ -216,8 +219,8 @@ impl<W> Queue<W> {
         void
     }
 
-    /// A due slot and the first waiter that is ready for it.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry<W>)> {
+    /// A due slot, the first waiter that is ready for it, and the limit that it waited for.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry<W>, Option<usize>)> {
         for group in &mut self.groups {
             if group.hand.front().is_none_or(|slot| slot.at > now) {
                 continue;
@@ -226,7 +229,8 @@ impl<W> Queue<W> {
             if let Some(place) = ready {
                 let entry = group.waiting.remove(&place);
                 self.len -= 1;
-                return group.hand.pop_front().zip(entry);
+                let due = group.hand.pop_front().zip(entry);
+                return due.map(|(slot, entry)| (slot, entry, group.held_by));
             }
         }
         None
@@ -252,7 +256,9 @@ impl<W> Queue<W> {
     }
 
     pub(super) fn note_short(&mut self, scope: &Scope, short: Option<Short>) {
-        self.group(scope).ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
+        let group = self.group(scope);
+        group.held_by = short.and_then(|short| short.held_by).or(group.held_by);
+        group.ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
     }
 
     /// Prepares a call to the ledger.

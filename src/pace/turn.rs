@@ -21,7 +21,7 @@ pub struct Waiter {
     pub(super) place: Place,
     /// Until when it waits.
     pub(super) until: Instant,
-    /// The limit that held it when it entered the line.
+    /// The limit that holds it, as foreseen when it entered the line.
     pub held_by: Option<Arc<str>>,
     pub(super) ready: bool,
     pub(super) told: mpsc::Receiver<Event>,
@@ -88,6 +88,8 @@ impl Drop for Waiter {
 /// The right to send one request now, and the permits to run it. Held until the response is over.
 #[derive(Debug)]
 pub struct Turn {
+    /// The limit that it waited for.
+    pub held_by: Option<Arc<str>>,
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,

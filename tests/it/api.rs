@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::harness::{Client, Origin, Program, Proto, program};
 
 const TARGETS: &str = "targets:
-  - name: work
+  - name: jobs
     hosts: [\"plain.test\"]
     max_wait: 20s
     limits:
@@ -33,7 +33,7 @@ async fn call(program: &Program, path: &str, body: Value) -> (u16, Value, http::
 async fn a_worker_shares_the_limits_and_holds_a_permit() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, TARGETS).await;
-    let acquire = "/v1/targets/work/acquire";
+    let acquire = "/v1/targets/jobs/acquire";
     let (status, first, _) = call(&program, acquire, json!({ "lane": "urgent" })).await;
     assert_eq!(status, 200, "{first}");
     let permit = first["permit"].as_str().unwrap().to_owned();
@@ -52,30 +52,30 @@ async fn a_worker_shares_the_limits_and_holds_a_permit() {
     let held = client.ask(request.body(Full::default()).unwrap()).await;
     assert_eq!(held.status(), 429);
     let named = json!({ "permit": permit });
-    let (status, renewed, _) = call(&program, "/v1/targets/work/renew", named.clone()).await;
+    let (status, renewed, _) = call(&program, "/v1/targets/jobs/renew", named.clone()).await;
     assert_eq!((status, renewed["expires_in"].as_f64()), (200, Some(60.0)));
     assert_eq!(
-        call(&program, "/v1/targets/work/release", named.clone())
+        call(&program, "/v1/targets/jobs/release", named.clone())
             .await
             .0,
         200
     );
     assert_eq!(
-        call(&program, "/v1/targets/work/release", named).await.0,
+        call(&program, "/v1/targets/jobs/release", named).await.0,
         404
     );
     assert_eq!(client.get("http://plain.test/").await.status(), 200);
     let record = program
         .record(|r| r["way"] == "api" && r["status"] == 200)
         .await;
-    assert_eq!(record["target"], "work");
+    assert_eq!(record["target"], "jobs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permit_that_is_not_renewed_comes_back() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, TARGETS).await;
-    let acquire = "/v1/targets/work/acquire";
+    let acquire = "/v1/targets/jobs/acquire";
     assert_eq!(
         call(&program, acquire, json!({ "hold": "100ms" })).await.0,
         200
@@ -90,13 +90,13 @@ async fn what_does_not_exist_is_told_with_what_does() {
     let program = Program::before(&origin, TARGETS).await;
     for (path, body, status, told) in [
         (
-            "/v1/targets/work/acquire",
+            "/v1/targets/jobs/acquire",
             json!({ "lane": "slow" }),
             422,
             "it has urgent, rest",
         ),
         (
-            "/v1/targets/work/acquire",
+            "/v1/targets/jobs/acquire",
             json!({ "key": "a" }),
             422,
             "leave `key` out",
@@ -106,21 +106,21 @@ async fn what_does_not_exist_is_told_with_what_does() {
             "/v1/targets/nobody/acquire",
             json!({}),
             404,
-            "there are: work, keyed",
+            "there are: jobs, keyed",
         ),
         (
-            "/v1/targets/work/acquire",
+            "/v1/targets/jobs/acquire",
             json!({ "colour": 1 }),
             400,
             "unknown field `colour`",
         ),
         (
-            "/v1/targets/work/acquire",
+            "/v1/targets/jobs/acquire",
             json!({ "max_wait": "soon" }),
             400,
             "max_wait",
         ),
-        ("/v1/targets/work/dance", json!({}), 404, "there is no"),
+        ("/v1/targets/jobs/dance", json!({}), 404, "there is no"),
     ] {
         let (got, problem, _) = call(&program, path, body).await;
         assert_eq!(got, status, "{problem}");
@@ -146,7 +146,7 @@ async fn a_command_runs_when_its_turn_comes() {
         command.args(["acquire", "--url", &url]).args(arguments);
         command.output()
     };
-    let done = acquire(&["work", "--", "sh", "-c", "echo done; exit 3"])
+    let done = acquire(&["jobs", "--", "sh", "-c", "echo done; exit 3"])
         .await
         .unwrap();
     assert_eq!(

@@ -18,6 +18,8 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::soon;
+
 pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
 type Handler =
     dyn Fn(usize, Request<Incoming>) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync;
@@ -35,6 +37,7 @@ pub(crate) struct Arrival {
 #[derive(Clone)]
 pub(crate) struct Arrivals {
     list: Arc<Mutex<Vec<Arrival>>>,
+    counted: tokio::sync::watch::Sender<usize>,
     start: Instant,
 }
 
@@ -56,6 +59,13 @@ impl Arrivals {
         self.list.lock().unwrap().len()
     }
 
+    /// Waits until so many have arrived.
+    pub(crate) async fn reached(&self, count: usize) {
+        let mut counted = self.counted.subscribe();
+        let reached = counted.wait_for(|arrived| *arrived >= count);
+        soon("arrivals", reached).await.unwrap();
+    }
+
     pub(crate) fn last(&self) -> Arrival {
         self.list
             .lock()
@@ -73,6 +83,7 @@ impl Arrivals {
             version: request.version(),
             headers: request.headers().clone(),
         });
+        self.counted.send_replace(list.len());
         list.len() - 1
     }
 }
@@ -155,6 +166,7 @@ impl OriginBuilder {
         };
         let arrivals = Arrivals {
             list: Arc::default(),
+            counted: tokio::sync::watch::channel(0).0,
             start: Instant::now(),
         };
         let plain = listen(self.handler.clone(), arrivals.clone(), None).await;

@@ -1,13 +1,13 @@
 //! A throw-away Postgres: a cluster of its own, on a port of its own, gone with the test. It refuses
 //! to run as root, so it runs as an unprivileged user where the tests run as root.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use super::{PATIENCE, free_port};
+use super::{free_port, soon};
 
 pub(crate) struct Postgres {
     dir: tempfile::TempDir,
@@ -51,6 +51,28 @@ fn somebody() -> Option<(u32, u32)> {
             .or_else(|| id("nobody"))
             .expect("an unprivileged user")
     })
+}
+
+/// Starts a server and waits until its log says this.
+async fn started(mut command: Command, says: &'static str) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let (tell, told) = tokio::sync::oneshot::channel();
+    // The log is read to its end: a full pipe would stop the server.
+    std::thread::spawn(move || {
+        let mut lines = log.lines().map_while(Result::ok);
+        let read: Vec<String> = lines
+            .by_ref()
+            .take_while(|line| !line.contains(says))
+            .collect();
+        drop(tell.send(read));
+        lines.for_each(drop);
+    });
+    let read = soon(says, told).await.unwrap();
+    let ended = child.try_wait().unwrap();
+    assert!(ended.is_none(), "it ended ({ended:?}): {read:#?}");
+    child
 }
 
 impl Postgres {
@@ -106,7 +128,7 @@ impl Postgres {
     }
 
     /// A pooler in transaction mode before the server; it ends with what is returned.
-    pub(crate) fn pooler(&self) -> Pooler {
+    pub(crate) async fn pooler(&self) -> Pooler {
         let port = free_port();
         let dir = self.dir.path();
         std::fs::write(dir.join("users.txt"), "\"outpace\" \"\"\n").unwrap();
@@ -116,22 +138,16 @@ impl Postgres {
             dir.join("users.txt").display()
         );
         std::fs::write(dir.join("pooler.ini"), config).unwrap();
-        let child = self
-            .command("pgbouncer")
-            .arg(dir.join("pooler.ini"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = self.command("pgbouncer");
+        command.arg(dir.join("pooler.ini"));
+        let child = started(command, "process up").await;
         Pooler { child, port }
     }
 
-    /// Starts the server, and waits until it answers.
+    /// Starts the server, and waits until it says that it is ready.
     pub(crate) async fn run(&mut self) {
-        let log =
-            std::fs::File::create(self.dir.path().join(format!("log-{}", self.port))).unwrap();
-        let server = self
-            .command("postgres")
+        let mut command = self.command("postgres");
+        command
             .arg("-D")
             .arg(self.data())
             .args(["-p", &self.port.to_string(), "-k", "", "-h", "127.0.0.1"])
@@ -142,17 +158,8 @@ impl Postgres {
                 "max_connections=200",
                 "-c",
                 "shared_buffers=16MB",
-            ])
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.server = Some(server);
-        let began = Instant::now();
-        while self.connect().await.is_err() {
-            assert!(began.elapsed() < PATIENCE, "Postgres does not answer");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            ]);
+        self.server = Some(started(command, "ready to accept connections").await);
     }
 
     pub(crate) async fn connect(&self) -> Result<sqlx::PgConnection, sqlx::Error> {
