@@ -26,7 +26,7 @@ pub(super) struct Course<'a> {
     pub(super) metrics: Option<TargetMetrics>,
     pub(super) scope: Scope,
     /// The head of a request whose scope also depends on its body, until that is known.
-    unscoped: Option<Parts>,
+    unscoped: Option<Box<Parts>>,
     pub(super) patience: Duration,
     pub(super) template: Template,
     pub(super) destination: Destination,
@@ -77,7 +77,7 @@ impl Exchange {
         };
         let (head, unscoped) = match scope {
             Some(_) => (head, None),
-            None => (head.clone(), Some(head)),
+            None => (head.clone(), Some(Box::new(head))),
         };
         let target_policy = target.map(|target| &**target);
         let template = Template::new(

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::call::{Answer, Call, Replica, RowAsk, RunAnswer};
+use super::call::{Answer, Call, Replica, RowAsk, RowBound, RunAnswer};
 use super::deal::{Deal, Place};
 use super::row::{Row, State};
 use crate::clock::Instant;
+use crate::policy::{Scope, Target};
 use crate::schedule::{Block, Schedule};
 
 /// The schedules of one target.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Book {
     plain: Vec<(Arc<str>, Row)>,
     keyed: HashMap<(Arc<str>, Arc<str>), Row>,
@@ -80,6 +81,41 @@ impl Book {
                 Users::Many { lost } => lost,
             },
         }
+    }
+
+    /// What [`Self::call`] would do for one request of a replica that is alone, where that is plain:
+    /// rates without keys that all have room now, one lane, no block. Otherwise nothing.
+    pub(super) fn at_once(&mut self, target: &Target, scope: &Scope, now: i64) -> Option<i64> {
+        let now = now.max(self.now);
+        if target.lanes.len() > 1 || !self.block.is_open() || self.quiet > now {
+            return None;
+        }
+        let at = Instant::from_nanos(now);
+        let mut rows: SmallVec<[(usize, i64); 4]> = SmallVec::new();
+        for index in scope.limits.iter() {
+            let limit = target
+                .limits
+                .get(index)
+                .filter(|limit| limit.key.is_none())?;
+            let mut plain = self.plain.iter();
+            let position = plain.position(|(name, _)| *name == limit.name)?;
+            let (_, row) = self.plain.get(position)?;
+            let (State::Rate(schedule), cost) = (&row.state, scope.cost(index)) else {
+                return None;
+            };
+            if row.bound != RowBound::of(limit.bound) || schedule.earliest(at, cost) > at {
+                return None;
+            }
+            rows.push((position, cost));
+        }
+        self.now = now;
+        for (position, cost) in rows {
+            let row = self.plain.get_mut(position).map(|(_, row)| row);
+            if let Some(State::Rate(schedule)) = row.map(|row| &mut row.state) {
+                schedule.book(at, cost);
+            }
+        }
+        Some(now)
     }
 
     /// The origin asked to be left alone. Returns the new epoch if that was news.
@@ -233,3 +269,60 @@ impl Book {
 }
 
 const SWEEP_EVERY: i64 = 10_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::Run;
+    use crate::policy::{Algorithm, Bound, Limit, LimitSet};
+
+    fn limit((n, algorithm): (u32, usize)) -> Limit {
+        let algorithm = match algorithm {
+            0 => Algorithm::TokenBucket { burst: None },
+            1 => Algorithm::TokenBucket { burst: Some(3) },
+            2 => Algorithm::SlidingWindow,
+            _ => Algorithm::FixedWindow,
+        };
+        let rate = format!("{n}/1s").parse().unwrap();
+        Limit::new(
+            &format!("{n} {algorithm:?}"),
+            Bound::Rate { rate, algorithm },
+        )
+    }
+
+    proptest! {
+        /// Whenever the short way answers, the long way would have answered the same.
+        #[test]
+        fn the_short_way_decides_as_the_long_one(
+            limits in prop::collection::vec((1_u32..40, 0_usize..4), 1..4),
+            steps in prop::collection::vec((0_i64..80, any::<bool>(), 0_u8..20), 1..80),
+        ) {
+            let target = Target::named("t", limits.into_iter().map(limit).collect());
+            let mut set = LimitSet::default();
+            (0..target.limits.len()).for_each(|index| set.insert(index));
+            let scope = Scope::plain(set);
+            let runs = [Run { scope: scope.clone(), want: 1, waiting: 1 }];
+            let (mut short, mut long, mut now) = (Book::default(), Book::default(), 5_000_000_000);
+            for (milliseconds, through_call, block) in steps {
+                now += milliseconds * 1_000_000;
+                if block == 0 {
+                    short.block(now + 100_000_000, now);
+                    long.block(now + 100_000_000, now);
+                }
+                // Nothing is booked ahead, so that the long way's slot is now or not at all.
+                let call = Call::new(&target, &runs, 0, 0, 0);
+                let expected = long.call(&call, now, Users::One);
+                let at_once = if through_call { None } else { short.at_once(&target, &scope, now) };
+                match at_once {
+                    Some(at) => {
+                        prop_assert_eq!(expected.runs[0].slots.as_slice(), &[at]);
+                        prop_assert!(!expected.runs[0].probe);
+                    }
+                    None => prop_assert_eq!(short.call(&call, now, Users::One), expected),
+                }
+            }
+        }
+    }
+}

@@ -81,6 +81,18 @@ impl Ledger for MemoryLedger {
         HORIZON
     }
 
+    fn at_once(&self, target: &Arc<Target>, scope: &Scope) -> Option<Slot> {
+        self.with_book(target, |kept, now| {
+            let at = kept.book.at_once(target, scope, now.as_nanos())?;
+            Some(Slot {
+                at: Instant::from_nanos(at),
+                scope: scope.clone(),
+                epoch: kept.book.epoch(),
+                probe: false,
+            })
+        })
+    }
+
     fn book(&self, ask: Ask) -> Booking {
         Booking::Ready(self.with_book(&ask.target, |kept, now| kept.grant(&ask, now)))
     }

@@ -143,6 +143,12 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// How far ahead of now bookings may lie at the moment.
     fn reach(&self) -> Duration;
 
+    /// Books a slot that can be used now for a request that nobody is before, if that can be said
+    /// without a call. `None` says nothing: [`Self::book`] decides.
+    fn at_once(&self, _target: &Arc<Target>, _scope: &Scope) -> Option<Slot> {
+        None
+    }
+
     /// Books slots.
     fn book(&self, ask: Ask) -> Booking;
 

@@ -20,7 +20,7 @@ pub(super) const LINGER: i64 = 500_000_000;
 pub(super) const AGREE: i64 = 800_000_000;
 
 /// The schedule of one limit, or of one key of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) bound: RowBound,
     pub(super) state: State,
@@ -33,7 +33,7 @@ pub(super) struct Row {
     contested: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum State {
     Rate(Schedule),
     /// Permits by replica.

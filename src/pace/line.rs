@@ -120,6 +120,9 @@ impl Line {
 
     /// The way of a request that nobody is before: one booking, perhaps to be used at once.
     fn book_one(self: &Arc<Self>, state: &mut State, scope: &Scope) -> Booked {
+        if let Some(slot) = self.ledger.at_once(state.queue.target(), scope) {
+            return Booked::Now(self.turn(state, slot, None));
+        }
         let ask = Ask {
             target: Arc::clone(state.queue.target()),
             runs: smallvec![Run {

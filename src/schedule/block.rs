@@ -80,6 +80,11 @@ impl Block {
         }
     }
 
+    /// Whether nothing is blocked and no probe is under way.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
     /// When the last block ends, or did.
     pub const fn ends(&self) -> Instant {
         self.until
