@@ -9,7 +9,7 @@ declare
   linger  constant int8 := 500000000;       -- how long after its time a flow still counts
   agree   constant int8 := 800000000;       -- how long replicas may disagree on a limit
   probing constant int8 := 2000000000;      -- how long a probe may stay unanswered
-  quiet   constant int8 := 500000000;       -- how long nothing is booked after a server's start
+  quiet   constant int8 := 2000000000;      -- how long nothing is booked after a server's start
   ask_max constant int8 := 1000000000;      -- nobody is told to stay away longer, ...
   ask_each constant int8 := 1000000;        -- ... and a little per competitor
   n_lanes   int;                            -- of the call, and of others where they have more

@@ -59,19 +59,23 @@ begin
 end $$;
 
 -- A sign of life. Each live replica is promised a share of every rate for the time when it is cut
--- off; all promises together are never more than everything. Returns null if the lock was taken.
-create function outpace.beat_v1(p_id int8, p_name text, p_version text, p_share_for int8) returns jsonb
+-- off; all promises together are never more than everything. `p_held` is what the replica believes
+-- that it was promised: a lower promise counts only once it has heard of it, since answers get lost.
+-- Returns null if the lock was taken.
+create function outpace.beat_v1(p_id int8, p_name text, p_version text, p_share_for int8, p_held int8) returns jsonb
 language plpgsql volatile as $$
 declare
-  now_ns int8; live int8; others int8; mine int8; every int8; epochs jsonb; pins jsonb;
+  kept int8; now_ns int8; live int8; others int8; mine int8; every int8; epochs jsonb; pins jsonb;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('outpace replicas', 0)) then return null; end if;
   now_ns := outpace.clock_v1();
   delete from outpace.replica where fenced_ns < now_ns and id <> p_id;
   select count(*) + 1, coalesce(sum(promise_ppm), 0) into live, others from outpace.replica where id <> p_id;
   mine := least(1000000 / live, greatest(1000000 - others, 0));
+  select least(promise_ppm, p_held) into kept from outpace.replica where id = p_id;
+  kept := greatest(mine, coalesce(kept, 0));
   every := greatest(500000000, live * 2000000);
-  insert into outpace.replica values (p_id, p_name, p_version, now_ns, now_ns + 4 * every, now_ns + 4 * every + p_share_for, mine)
+  insert into outpace.replica values (p_id, p_name, p_version, now_ns, now_ns + 4 * every, now_ns + 4 * every + p_share_for, kept)
     on conflict (id) do update set name = excluded.name, version = excluded.version, seen_ns = excluded.seen_ns,
       silent_ns = excluded.silent_ns, fenced_ns = excluded.fenced_ns, promise_ppm = excluded.promise_ppm;
   select coalesce(jsonb_object_agg(name, epoch), '{}') into epochs from outpace.target;

@@ -16,7 +16,7 @@ use super::{Answer, Call, Replica, RowBound};
 use crate::db::{Database, DatabaseError};
 
 /// A server that takes longer counts as away.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A ledger in a database.
 #[derive(Debug)]
@@ -126,8 +126,7 @@ where
         }
         Err(_elapsed) => {
             drop(connection.detach());
-            let limit = CALL_TIMEOUT.as_secs();
-            Err(LinkError(format!("no answer within {limit} s")))
+            Err(LinkError(format!("no answer within {CALL_TIMEOUT:?}")))
         }
     }
 }
@@ -160,6 +159,7 @@ struct Beaten {
     silent: i64,
     epochs: std::collections::HashMap<Arc<str>, u64>,
     pins: Vec<Pinned>,
+    started: i64,
 }
 
 #[derive(Deserialize)]
@@ -220,11 +220,16 @@ impl Link for PostgresLink {
         self.ask::<i32>(sqlx::query("select 1")).await.map(drop)
     }
 
-    async fn beat(&self, replica: Replica, share_for: i64) -> Result<Option<Pulse>, LinkError> {
+    async fn beat(
+        &self,
+        replica: Replica,
+        share_for: i64,
+        held: i64,
+    ) -> Result<Option<Pulse>, LinkError> {
         // One round trip, too: what it takes tells where the store's clock is.
         let name = self.name.replace('$', "");
         let statement = format!(
-            "select outpace.beat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for})",
+            "select outpace.beat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for}, {held})",
             env!("CARGO_PKG_VERSION")
         );
         let beaten = self.simple::<Option<Json<Beaten>>>(statement).await?;
@@ -234,6 +239,7 @@ impl Link for PostgresLink {
             promise: beaten.promise,
             every: beaten.every,
             silent: beaten.silent,
+            started: beaten.started,
             epochs: beaten.epochs.into_iter().collect(),
             pins: beaten
                 .pins

@@ -3,6 +3,7 @@
 
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{Notify, mpsc, watch};
@@ -37,7 +38,12 @@ pub(super) struct State {
     epoch: u64,
     /// Whether a driver serves the queue.
     driven: bool,
+    /// When it was last looked who is hopeless.
+    looked: Instant,
 }
+
+/// How often it is looked who has been overtaken.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 type Answer = Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>;
 
@@ -59,6 +65,7 @@ impl Line {
                 queue: Queue::new(target),
                 epoch: 0,
                 driven: false,
+                looked: Instant::ZERO,
             }),
             changed: Notify::new(),
         }
@@ -170,6 +177,17 @@ impl Line {
         self.refuse_hopeless(state);
     }
 
+    /// Without other replicas only another lane, or another key of a shared limit, can overtake.
+    fn look_at_overtaken(&self) {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        if state.queue.has_one_scope() || now < state.looked + LOOK_EVERY {
+            return;
+        }
+        state.looked = now;
+        self.refuse_hopeless(&mut state);
+    }
+
     /// Tells those who cannot leave in time any more.
     fn refuse_hopeless(&self, state: &mut State) {
         let waiting = state.queue.len();
@@ -257,7 +275,10 @@ impl Line {
                         runs: asked.runs.clone(),
                     };
                     match self.ledger.book(ask) {
-                        Booking::Ready(grants) => self.absorb(&asked, grants),
+                        Booking::Ready(grants) => {
+                            self.absorb(&asked, grants);
+                            self.look_at_overtaken();
+                        }
                         Booking::Pending(answer) => {
                             let answer = pin!(answer);
                             self.await_booking(asked, answer, &mut epoch).await;
@@ -292,11 +313,8 @@ impl Line {
             };
             tokio::select! {
                 grants = &mut answer => {
-                    let overtaken = grants.iter().any(|grant| grant.short.is_some());
                     self.absorb(&asked, grants);
-                    if overtaken {
-                        self.refuse_hopeless(&mut self.lock());
-                    }
+                    self.refuse_hopeless(&mut self.lock());
                     return;
                 }
                 () = self.sleep(until, epoch) => {}

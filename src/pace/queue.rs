@@ -98,6 +98,15 @@ impl<W> Queue<W> {
         self.len
     }
 
+    /// Whether all who wait are of one scope.
+    pub(super) fn has_one_scope(&self) -> bool {
+        self.groups
+            .iter()
+            .filter(|group| !group.waiting.is_empty())
+            .count()
+            < 2
+    }
+
     /// Whether a newcomer with a ready connection overtakes nobody who could leave.
     pub(super) fn is_free_for(&self, scope: &Scope) -> bool {
         self.groups

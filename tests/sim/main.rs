@@ -104,6 +104,14 @@ fn p1_pace_over_replicas_whatever_happens_to_them() {
 }
 
 #[test]
+fn p1_pace_when_another_server_goes_on_without_the_last_moments() {
+    for_each_seed("p1_pace_when_another", 300, |seed| {
+        let plan = Plan::fail_over(seed);
+        check_windows(plan.rate, plan.algorithm, &times(&plan.run()));
+    });
+}
+
+#[test]
 fn p2_full_use_and_p3_fair_over_replicas() {
     for_each_seed("p2_full_use_and", 200, |seed| {
         let plan = Plan::saturated(seed);

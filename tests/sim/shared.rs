@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     /// When the machine stands still, and for how long.
     freezes: Vec<(Duration, Duration)>,
     way: Way,
+    /// When another server takes over, and how much of the past it lacks.
+    fail_over: Option<(Duration, Duration)>,
     seed: u64,
 }
 
@@ -126,6 +128,23 @@ impl Plan {
         plan
     }
 
+    /// The store's server is lost, and another goes on without the last moments. Everybody is cut off
+    /// for a while, or nobody notices before the next answer.
+    pub(crate) fn fail_over(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut plan = Self::calm(seed, &mut rng, 8);
+        for life in &mut plan.replicas {
+            life.clients = rng.random_range(1..12);
+            life.joins = ms(&mut rng, 0..3000);
+        }
+        let at = ms(&mut rng, 3000..5000);
+        plan.fail_over = Some((at, ms(&mut rng, 1..500)));
+        if rng.random_bool(0.7) {
+            plan.way.cut = vec![(at, at + ms(&mut rng, 1..3000))];
+        }
+        plan
+    }
+
     fn calm(seed: u64, rng: &mut StdRng, most: usize) -> Self {
         let count = if most > 10 {
             most
@@ -163,6 +182,7 @@ impl Plan {
                 twice: 0.0,
                 cut: Vec::new(),
             },
+            fail_over: None,
             seed,
         }
     }
@@ -177,7 +197,11 @@ impl Plan {
 
     async fn live(&self) -> Seen {
         let began = Instant::now();
-        let store = Arc::new(Mutex::new(Store::new()));
+        let mut store = Store::new();
+        if let Some((at, lag)) = self.fail_over {
+            store.fail_over(at, lag);
+        }
+        let store = Arc::new(Mutex::new(store));
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let mut living = tokio::task::JoinSet::new();
         for (index, life) in self.replicas.iter().enumerate() {

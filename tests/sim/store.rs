@@ -36,9 +36,23 @@ pub(crate) struct Store {
     books: HashMap<Arc<str>, Book>,
     replicas: HashMap<Replica, Life>,
     began: Instant,
-    /// When the server had started: always the same one.
+    /// When the server had started.
     started: i64,
+    /// Nothing is booked before.
+    quiet: i64,
+    fail_over: Option<FailOver>,
     pub(crate) calls: u64,
+}
+
+/// What a server has on its disk.
+type Kept = (HashMap<Arc<str>, Book>, HashMap<Replica, Life>);
+
+/// The server is lost; another goes on from what it had a while before.
+#[derive(Debug)]
+struct FailOver {
+    at: i64,
+    lag: i64,
+    older: Option<Kept>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,13 +69,49 @@ impl Store {
             replicas: HashMap::new(),
             began: Instant::now(),
             started: START,
+            quiet: 0,
+            fail_over: None,
             calls: 0,
         }
     }
 
-    fn now(&self) -> i64 {
+    /// At `at` another server takes over, which lacks the last `lag`.
+    pub(crate) fn fail_over(&mut self, at: Duration, lag: Duration) {
+        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap();
+        self.fail_over = Some(FailOver {
+            at: START + nanos(at),
+            lag: nanos(lag),
+            older: None,
+        });
+    }
+
+    /// The store's clock. What is to happen by now has happened.
+    fn now(&mut self) -> i64 {
         let since = self.began.elapsed();
-        START + i64::try_from(since.as_nanos()).unwrap()
+        let now = START + i64::try_from(since.as_nanos()).unwrap();
+        if let Some(plan) = &mut self.fail_over {
+            if now >= plan.at - plan.lag && plan.older.is_none() {
+                plan.older = Some((self.books.clone(), self.replicas.clone()));
+            }
+            if now >= plan.at {
+                (self.books, self.replicas) = plan.older.take().unwrap();
+                (self.started, self.quiet) = (plan.at, now + 2000 * MS);
+                for book in self.books.values_mut() {
+                    book.be_quiet_until(self.quiet);
+                }
+                self.fail_over = None;
+            }
+        }
+        now
+    }
+
+    fn book(&mut self, target: &Arc<str>) -> &mut Book {
+        let quiet = self.quiet;
+        self.books.entry(Arc::clone(target)).or_insert_with(|| {
+            let mut fresh = Book::default();
+            fresh.be_quiet_until(quiet);
+            fresh
+        })
     }
 
     fn lost(&self, who: Replica, now: i64) -> i64 {
@@ -79,12 +129,12 @@ impl Store {
         self.calls += 1;
         let now = self.now();
         let lost = self.lost(call.replica, now);
-        let book = self.books.entry(Arc::clone(&call.target)).or_default();
+        let book = self.book(&call.target);
         book.sweep(now);
         book.call(call, now, Users::Many { lost })
     }
 
-    fn beat(&mut self, replica: Replica, share_for: i64) -> Pulse {
+    fn beat(&mut self, replica: Replica, share_for: i64, held: i64) -> Pulse {
         let now = self.now();
         self.replicas
             .retain(|id, life| *id == replica || life.fenced >= now);
@@ -94,6 +144,7 @@ impl Store {
         });
         let live = count + 1;
         let promise = (1_000_000 / live).min((1_000_000 - promised).max(0));
+        let known = self.replicas.get(&replica).map_or(0, |life| life.promise);
         let every = (500 * MS).max(live * 2 * MS);
         let silent = now + 4 * every;
         self.replicas.insert(
@@ -101,7 +152,7 @@ impl Store {
             Life {
                 silent,
                 fenced: silent + share_for,
-                promise,
+                promise: promise.max(known.min(held)),
             },
         );
         Pulse {
@@ -110,6 +161,7 @@ impl Store {
             promise,
             every,
             silent: 4 * every,
+            started: self.started,
             epochs: self
                 .books
                 .iter()
@@ -182,7 +234,7 @@ impl Link for ModelLink {
     async fn block(&self, target: Arc<str>, until: i64) -> Result<u64, LinkError> {
         self.ask(|store| {
             let now = store.now();
-            let book = store.books.entry(Arc::clone(&target)).or_default();
+            let book = store.book(&target);
             book.block(until, now);
             book.epoch()
         })
@@ -191,11 +243,7 @@ impl Link for ModelLink {
 
     async fn probe(&self, target: Arc<str>, epoch: u64, answered: bool) -> Result<(), LinkError> {
         self.ask(|store| {
-            store
-                .books
-                .entry(Arc::clone(&target))
-                .or_default()
-                .end_probe(epoch, answered);
+            store.book(&target).end_probe(epoch, answered);
         })
         .await
     }
@@ -209,7 +257,7 @@ impl Link for ModelLink {
     ) -> Result<(), LinkError> {
         self.ask(|store| {
             let now = store.now();
-            let book = store.books.entry(Arc::clone(&target)).or_default();
+            let book = store.book(&target);
             book.correct(&limit, key.as_ref(), units, now);
         })
         .await
@@ -219,8 +267,14 @@ impl Link for ModelLink {
         self.ask(|_| ()).await
     }
 
-    async fn beat(&self, replica: Replica, share_for: i64) -> Result<Option<Pulse>, LinkError> {
-        self.ask(|store| Some(store.beat(replica, share_for))).await
+    async fn beat(
+        &self,
+        replica: Replica,
+        share_for: i64,
+        held: i64,
+    ) -> Result<Option<Pulse>, LinkError> {
+        self.ask(|store| Some(store.beat(replica, share_for, held)))
+            .await
     }
 
     async fn pin(&self, _: Arc<str>, _: Arc<str>, _: Option<RowBound>) -> Result<(), LinkError> {

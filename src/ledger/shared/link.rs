@@ -40,6 +40,8 @@ pub struct Pulse {
     pub epochs: Vec<(Arc<str>, u64)>,
     /// Numbers that an operator has pinned.
     pub pins: Vec<Pin>,
+    /// When the server that answered had started: another value means that it may have forgotten.
+    pub started: i64,
 }
 
 /// A limit's numbers, pinned for all replicas whatever their files say.
@@ -91,12 +93,14 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     /// Whether the store answers at all; it must leave no trace there.
     fn reach(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Gives a sign of life; `share_for` is how long a promise is kept, nanoseconds. `None` if somebody
-    /// else is at it.
+    /// Gives a sign of life; `share_for` is how long a promise is kept, nanoseconds, and `held` what this
+    /// replica believes that it was promised, in millionths: an answer may have been lost. `None` if
+    /// somebody else is at it.
     fn beat(
         &self,
         replica: Replica,
         share_for: i64,
+        held: i64,
     ) -> impl Future<Output = Result<Option<Pulse>, LinkError>> + Send;
 
     /// Pins a limit's numbers for all replicas, or takes the pin off.

@@ -68,6 +68,8 @@ struct Ways {
     offset: Offset,
     promise: Promise,
     started: i64,
+    /// The same by its signs of life.
+    server: i64,
 }
 
 /// One target's side, with the turnstile that lets one call pass at a time.
@@ -343,6 +345,7 @@ impl<L: Link> Inner<L> {
                 let restarted = std::mem::replace(&mut ways.started, started) != started;
                 let mut side = place.side();
                 side.tell_all = false;
+                side.doubts = restarted;
                 let granted = side.absorb(ask, &call, &answer, &ways.offset);
                 place.publish(side.epoch);
                 drop((side, ways));

@@ -22,6 +22,8 @@ pub(super) type Spent = HashMap<Id, (RowBound, Vec<(i64, i64)>)>;
 
 /// More keys than this are not remembered: the store knows them.
 const COPIES_MAX: usize = 4096;
+/// One call names no more schedules than this.
+const ROWS_MAX: usize = 200;
 /// What was done alone is told in at most so many pieces per schedule.
 const SPENT_MAX: usize = 10_000;
 
@@ -39,6 +41,10 @@ pub(super) struct Side {
     blocked: i64,
     /// Whether the store may have forgotten: everything is told again.
     pub(super) tell_all: bool,
+    /// How many we had waiting at the last answer.
+    reported: i64,
+    /// Whether the answer at hand may be of a store that has forgotten: then what we know stays.
+    pub(super) doubts: bool,
     /// Schedules while on our own, of our clock, and the share they were made for.
     alone: Option<(i64, Book)>,
     spent: Spent,
@@ -89,7 +95,10 @@ impl Side {
         if self.copies.len() > COPIES_MAX {
             self.copies.clear();
         }
-        let moving = self.copy(call, answer);
+        let reported = call.runs.iter().map(|run| i64::from(run.waiting)).sum();
+        let before = std::mem::replace(&mut self.reported, reported);
+        // Who reports a crowd is often the first of several.
+        let moving = self.copy(call, answer) || is_news(before, reported);
         self.blocked = self.blocked.max(answer.blocked);
         self.learn_epoch(answer.epoch);
         let mut granted = grants(&ask.runs, call, answer, |at| offset.local(at));
@@ -126,7 +135,10 @@ impl Side {
             let (crowd, crowd_weight) = here.fold((0, 0), |(crowd, weight), short| {
                 (short.crowd.max(crowd), short.crowd_weight.max(weight))
             });
-            let schedule = Schedule::from_parts(spec, told.usage.clone());
+            let mut schedule = Schedule::from_parts(spec, told.usage.clone());
+            if let Some(known) = self.copies.get(&id).filter(|_| self.doubts) {
+                schedule.merge(&known.schedule);
+            }
             let copy = Copy {
                 schedule,
                 crowd,
@@ -136,7 +148,7 @@ impl Side {
                 .copies
                 .insert(id, copy)
                 .map_or(0, |before| before.crowd);
-            moving |= (crowd - before).abs() > before / 4 + CROWD_NOISE;
+            moving |= is_news(before, crowd);
         }
         moving
     }
@@ -303,21 +315,40 @@ impl Side {
         }
     }
 
-    /// The call that tells what was done alone, and books nothing.
+    /// The calls that tell what was done alone and what the store last said, which it may have
+    /// forgotten, and book nothing.
     pub(super) fn confession(
+        &self,
         spent: &Spent,
         target: &Arc<str>,
         replica: Replica,
         offset: &Offset,
-    ) -> Call {
-        let rows = spent.iter().map(|((limit, key), (bound, spent))| RowAsk {
-            spent: theirs(spent, offset),
-            ..RowAsk::new(limit, key.as_ref(), *bound)
+        now: Instant,
+    ) -> Vec<Call> {
+        let now = Instant::from_nanos(offset.theirs(now));
+        let known = self
+            .copies
+            .iter()
+            .filter(|(id, copy)| spent.contains_key(*id) || !copy.schedule.is_idle(now))
+            .map(|(id, copy)| (id, RowBound::Rate(copy.schedule.spec()), Some(copy)));
+        let alone = spent
+            .iter()
+            .filter(|(id, _)| !self.copies.contains_key(*id))
+            .map(|(id, (bound, _))| (id, *bound, None));
+        let rows = known.chain(alone).map(|(id, bound, copy)| RowAsk {
+            seen: copy.map(|copy| (copy.schedule.spec(), copy.schedule.usage())),
+            spent: spent
+                .get(id)
+                .map(|(_, spent)| theirs(spent, offset))
+                .unwrap_or_default(),
+            ..RowAsk::new(&id.0, id.1.as_ref(), bound)
         });
-        Call {
-            rows: rows.take(usize::from(u8::MAX)).collect(),
+        let rows: Vec<RowAsk> = rows.collect();
+        let call = |rows: &[RowAsk]| Call {
+            rows: rows.iter().cloned().collect(),
             ..Call::empty(target, replica)
-        }
+        };
+        rows.chunks(ROWS_MAX).map(call).collect()
     }
 
     /// Gives permits of our own share back.
@@ -373,9 +404,14 @@ impl Side {
 
     /// The least frequent schedule that the scopes of `ask` share: nanoseconds per unit.
     pub(super) fn interval(&self, ask: &Ask) -> i64 {
-        let limits = ask.target.limits.iter();
+        let limits = ask.target.limits.iter().enumerate();
+        let asked = |index: usize| ask.runs.iter().any(|run| run.scope.limits.contains(index));
         limits
-            .map(|limit| match RowBound::of(limit.bound) {
+            .filter(|(index, _)| asked(*index))
+            .map(|(_, limit)| {
+                (self.pins.get(&limit.name).copied()).unwrap_or_else(|| RowBound::of(limit.bound))
+            })
+            .map(|bound| match bound {
                 RowBound::Rate(spec) => {
                     let schedule = Schedule::from_parts(spec, Usage::default());
                     (1e9 / schedule.per_second()) as i64
@@ -385,6 +421,11 @@ impl Side {
             .max()
             .unwrap_or(0)
     }
+}
+
+/// Whether a crowd has changed much.
+const fn is_news(before: i64, after: i64) -> bool {
+    (after - before).abs() > before / 4 + CROWD_NOISE
 }
 
 /// A crowd that changes by less is no news.

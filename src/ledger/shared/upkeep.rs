@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::link::{Link, LinkError, Pulse, Reply};
-use super::side::Side;
 use super::standing::{Connection, Promise, Standing};
 use super::{BUSY, Inner, PROBE_EVERY, Place};
 use crate::clock::Instant;
@@ -88,6 +87,7 @@ impl<L: Link> Inner<L> {
     pub(super) async fn live(self: Arc<Self>) {
         let share_for = i64::try_from(self.outage.share_for.as_nanos()).unwrap_or(i64::MAX);
         let mut swept = self.clock.now();
+        let mut standing = self.standing.subscribe();
         loop {
             let wait = self.beat(share_for).await;
             let now = self.clock.now();
@@ -96,9 +96,12 @@ impl<L: Link> Inner<L> {
                 // Nothing depends on it: others do it, too.
                 drop(self.link.sweep().await);
             }
+            let up = *standing.borrow_and_update() == Connection::Up;
             tokio::select! {
                 () = self.clock.sleep_until(now + wait) => {}
                 () = self.link.rumour() => {}
+                // A call was not answered. A server that has come back waits for what we know.
+                _ = standing.wait_for(|now| *now != Connection::Up), if up => {}
             }
         }
     }
@@ -120,15 +123,25 @@ impl<L: Link> Inner<L> {
             }
         }
         let sent = self.clock.now();
-        match self.link.beat(self.replica, share_for).await {
+        let held = self.ways().promise.ppm;
+        match self.link.beat(self.replica, share_for, held).await {
             Ok(Some(pulse)) => {
+                let was = std::mem::replace(&mut self.ways().server, pulse.started);
+                if was != 0
+                    && was != pulse.started
+                    && let Err(error) = self.confess().await
+                {
+                    self.lost(&error);
+                    return PROBE_EVERY;
+                }
                 self.found(&pulse, sent);
                 u64::try_from(pulse.every).map_or(PROBE_EVERY, Duration::from_nanos)
             }
             Ok(None) => Duration::from_millis(5).mul_f64(1.0 + self.random.unit()),
             Err(error) => {
                 self.lost(&error);
-                PROBE_EVERY
+                let first = before == Connection::Up;
+                if first { Duration::ZERO } else { PROBE_EVERY }
             }
         }
     }
@@ -149,7 +162,8 @@ impl<L: Link> Inner<L> {
     }
 
     /// What was done alone is told before the next sign of life: while we count as silent, the others
-    /// leave us our share.
+    /// leave us our share. So is what we know of everything: the store may have come back without its
+    /// last writes, and books nothing until all have had time to say so.
     async fn confess(&self) -> Result<(), LinkError> {
         let places: Vec<(Arc<str>, Arc<Place>)> = {
             let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,14 +172,18 @@ impl<L: Link> Inner<L> {
                 .collect()
         };
         for (name, place) in places {
-            let spent = place.side().end_alone();
-            if spent.is_empty() {
-                continue;
-            }
-            let call = Side::confession(&spent, &name, self.replica, &self.ways().offset);
-            if let Err(error) = self.tell(call).await {
-                place.side().keep(spent);
-                return Err(error);
+            let now = self.clock.now();
+            let (spent, calls) = {
+                let (ways, mut side) = (self.ways(), place.side());
+                let spent = side.end_alone();
+                let calls = side.confession(&spent, &name, self.replica, &ways.offset, now);
+                (spent, calls)
+            };
+            for call in calls {
+                if let Err(error) = self.tell(call).await {
+                    place.side().keep(spent);
+                    return Err(error);
+                }
             }
         }
         Ok(())
