@@ -114,6 +114,8 @@ create function outpace.share_count_v1(n int8, lost int8) returns int8 language 
   select case when lost <= 0 then n else trunc(n::numeric * (1000000 - lost) / 1000000)::int8 end
 $$;
 
+-- Null where less than half a request per interval remains: booking one would be a debt for long after
+-- the others are back.
 create function outpace.share_interval_v1(i int8, period int8, lost int8) returns int8
 language plpgsql immutable as $$
 declare whole int8;
@@ -121,7 +123,8 @@ begin
   if lost <= 0 then return i; end if;
   whole := trunc(period::numeric * (1000000 - lost) / 1000000)::int8 / i;
   if whole > 0 then return outpace.div_ceil_v1(period, whole); end if;
-  return least(trunc(i::numeric * 1000000 / greatest(1000000 - lost, 1)), 300000000000000000)::int8;
+  if lost > 500000 then return null; end if;
+  return trunc(i::numeric * 1000000 / (1000000 - lost))::int8;
 end $$;
 
 -- The earliest instant from `t` on at which `units` more may leave.
@@ -131,6 +134,7 @@ declare i int8; n int8; u int8; push int8; total int8; win int8; base int8; pos 
 begin
   if w.kind = 'token' then
     i := outpace.share_interval_v1(w.a, w.c, lost);
+    if i is null then return 4611686018427387903; end if;
     return greatest(t, outpace.plus_v1(greatest(w.mark, t), i, least(units, w.b / i + 1) - 1) - w.b);
   end if;
   n := outpace.share_count_v1(w.a, lost);

@@ -56,6 +56,9 @@ impl TokenBucket {
     /// A cost above the burst never conforms as a whole: it leaves when the bucket is full, and the
     /// rest is owed afterwards.
     pub(super) fn forecast(&self, from: i64, ahead: i64, units: i64) -> i64 {
+        if self.interval >= NEVER {
+            return NEVER;
+        }
         let burst = self.tolerance / self.interval + 1;
         let before = ahead.saturating_add(units.min(burst) - 1);
         let tat = self
@@ -99,9 +102,12 @@ impl TokenBucket {
         let whole = self.whole(ppm);
         let interval = if whole > 0 {
             div_ceil(self.period, whole)
+        } else if ppm >= 500_000 {
+            let stretched = i128::from(self.interval) * 1_000_000 / i128::from(ppm);
+            i64::try_from(stretched).unwrap_or(NEVER)
         } else {
-            let stretched = i128::from(self.interval) * 1_000_000 / i128::from(ppm.max(1));
-            i64::try_from(stretched).unwrap_or(i64::MAX).min(LONGEST)
+            // Booking one would be a debt for long after the others are back.
+            NEVER
         };
         Self { interval, ..*self }
     }
@@ -161,8 +167,8 @@ impl TokenBucket {
     }
 }
 
-/// No interval is longer: about ten years.
-const LONGEST: i64 = 300_000_000_000_000_000;
+/// Beyond any horizon.
+const NEVER: i64 = i64::MAX / 2;
 
 pub(super) fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
