@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::super::outage::{OnOutage, Outage};
+use crate::bounds::HORIZON_MAX;
 use crate::clock::Instant;
 
 /// Clocks of two machines run apart by less than this part of what they measure.
@@ -49,9 +50,10 @@ pub(super) struct Promise {
 }
 
 impl Promise {
-    /// When the others have surely noticed our silence that began at `since`.
+    /// When the others have surely noticed our silence that began at `since`, and what they had booked
+    /// ahead by then is over.
     pub(super) fn noticed(&self, since: Instant) -> Instant {
-        since + self.silent + self.silent / DRIFT
+        since + self.silent + self.silent / DRIFT + HORIZON_MAX * 2
     }
 }
 
