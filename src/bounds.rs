@@ -33,6 +33,14 @@ pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 pub const BODY_PEEK: usize = 256 * 1024;
 /// Bytes of a call to the API.
 pub const API_BODY: usize = 1024 * 1024;
+/// Items in one batch, and bytes of it.
+pub const API_BATCH: usize = 1000;
+/// Bytes of a batch.
+pub const API_BATCH_BYTES: u64 = 8 * 1024 * 1024;
+/// How long a delivery waits for its turn before its item is looked at anew.
+pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(3600);
+/// Bytes of an origin's response to a delivery that are kept with the attempt.
+pub const DELIVERY_RESPONSE: usize = 16 * 1024;
 /// How long a worker holds a permit that it does not renew, unless it asks for another time.
 pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
 /// The longest it may ask for at a time.

@@ -7,9 +7,9 @@
 //!   (when a request may leave); all pure
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live)
 //! - floor 3: [`pace`] (who leaves when), [`origin`] (connections outward), [`intercept`] (our CA and
-//!   its leaves), [`tunnel`] (blind relay)
+//!   its leaves), [`spool`] (what is kept on disk), [`tunnel`] (blind relay)
 //! - floor 4: [`exchange`] (one request from start to finish: read its `mod.rs` first)
-//! - floor 5: [`api`] (what apps ask of us), [`serve`] (ways in), [`admin`] (operators), [`config`] (YAML → policy)
+//! - floor 5: [`delivery`] (sends what the spool keeps), [`api`] (what apps ask of us), [`serve`] (ways in), [`admin`] (operators), [`config`] (YAML → policy)
 //! - floor 6: [`app`] (build, wire, run, drain), [`cli`]
 
 pub mod bounds;
@@ -29,6 +29,7 @@ pub mod ledger;
 pub mod intercept;
 pub mod origin;
 pub mod pace;
+pub mod spool;
 pub mod tunnel;
 
 pub mod exchange;
@@ -36,6 +37,7 @@ pub mod exchange;
 pub mod admin;
 pub mod api;
 pub mod config;
+pub mod delivery;
 pub mod serve;
 
 pub mod app;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each room, times ten; a file uses only its own room and lower floors. `bounds` lies
 /// under the rest of the ground floor, which has bounds too.
-const FLOORS: [(&str, u8); 26] = [
+const FLOORS: [(&str, u8); 28] = [
     ("clock", 1),
     ("random", 1),
     ("shutdown", 1),
@@ -29,10 +29,12 @@ const FLOORS: [(&str, u8); 26] = [
     ("origin", 31),
     ("intercept", 31),
     ("tunnel", 31),
+    ("spool", 31),
     ("exchange", 41),
     // The proxy's port hands calls of apps to the API.
-    ("api", 50),
-    ("serve", 51),
+    ("delivery", 50),
+    ("api", 51),
+    ("serve", 52),
     ("admin", 51),
     ("config", 51),
     ("app", 61),

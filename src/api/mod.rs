@@ -5,8 +5,12 @@
 //! - `POST /v1/targets/{name}/release` gives a permit back; `…/renew` holds it longer.
 
 mod acquire;
+mod buffers;
+mod items;
+mod spool;
 
 pub use acquire::Held;
+pub use spool::Spooling;
 
 use std::sync::Arc;
 
@@ -25,6 +29,7 @@ use crate::policy::{Policy, Target};
 #[derive(Debug, Default)]
 pub struct Api {
     held: Held,
+    spool: Option<Spooling>,
 }
 
 /// One call: who asks, under which policy.
@@ -35,9 +40,18 @@ struct Call<'a> {
 }
 
 impl Api {
+    /// With what is kept, if anything is.
+    pub fn new(spool: Option<Spooling>) -> Self {
+        Self {
+            held: Held::default(),
+            spool,
+        }
+    }
+
     /// Whether a path is one of ours.
     pub fn is_ours(path: &str) -> bool {
-        path == "/v1" || path.starts_with("/v1/")
+        let first = path.split('/').nth(1);
+        matches!(first, Some("v1" | "buffers" | "items" | "attempts"))
     }
 
     /// Answers a call. Never fails: every error is a response.
@@ -79,21 +93,30 @@ impl Api {
     ) -> Result<Response<Body>, Error> {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
+        let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let known = known.strip_prefix(&["v1"]).unwrap_or(&known);
+        if let [kind @ ("buffers" | "items" | "attempts"), rest @ ..] = known {
+            let Some(spool) = &self.spool else {
+                return Err(Error::new(
+                    Reason::SpoolOff,
+                    format!("`{path}` needs a spool"),
+                ));
+            };
+            return match *kind {
+                "buffers" => spool.buffers(call, &head, rest, body).await,
+                "items" => spool.items(call, &head, rest).await,
+                _ => spool.attempts(call, &head).await,
+            };
+        }
         let mut parts = path.split('/').skip(2);
         let (kind, name, verb) = (parts.next(), parts.next(), parts.next());
         let (Some("targets"), Some(name), Some(verb), None) = (kind, name, verb, parts.next())
         else {
-            return Err(Error::new(
-                Reason::NoSuchCall,
-                format!("there is no `{path}`"),
-            ));
+            return Err(no_such_call(&path));
         };
         let target = target(call.policy, name)?;
         if !matches!(verb, "acquire" | "release" | "renew") {
-            return Err(Error::new(
-                Reason::NoSuchCall,
-                format!("there is no `{path}`"),
-            ));
+            return Err(no_such_call(&path));
         }
         if head.method != Method::POST {
             let detail = format!("`{path}` is called with POST");
@@ -106,6 +129,10 @@ impl Api {
             _ => self.renew(call, target, &read(body).await?),
         }
     }
+}
+
+fn no_such_call(path: &str) -> Error {
+    Error::new(Reason::NoSuchCall, format!("there is no `{path}`"))
 }
 
 fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> {
@@ -133,8 +160,14 @@ async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
     } else {
         bytes
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| bad(format!("the body is not understood: {error}")))
+    parse(&bytes)
+}
+
+fn parse<T: DeserializeOwned>(bytes: impl AsRef<[u8]>) -> Result<T, Error> {
+    serde_json::from_slice(bytes.as_ref()).map_err(|error| {
+        let detail = format!("the body is not understood: {error}");
+        Error::new(Reason::MalformedRequest, detail)
+    })
 }
 
 fn json(value: &impl Serialize) -> Response<Body> {

@@ -4,6 +4,7 @@ mod data_dir;
 mod drain;
 mod ledger;
 mod reload;
+mod spool;
 mod trust;
 
 pub use trust::Trust;
@@ -68,6 +69,12 @@ pub enum StartError {
     /// The database of the shared ledger refuses us, or its schema does not fit.
     #[error("{0}")]
     Ledger(#[from] DatabaseError),
+    /// The spool.
+    #[error("{0}")]
+    SpoolOpen(#[from] crate::spool::OpenError),
+    /// A buffer that the file declares, or the disk of the spool.
+    #[error("{0}")]
+    Spool(String),
     /// Anything that should not happen.
     #[error("outpace could not start: {0}")]
     Internal(String),
@@ -85,6 +92,7 @@ pub struct App {
     lines: LineWriter,
     admin_token: Option<Arc<Secret>>,
     ledger: ledger::Opened,
+    spool: Option<spool::Opened>,
     /// The proxy's address, with the port that was bound.
     pub listen: SocketAddr,
     /// The admin's address, with the port that was bound.
@@ -120,32 +128,29 @@ impl App {
             lines,
         };
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
-        let server = build(&settings, &policy, ledger.ledger(), &shared)?;
-        let Shared {
-            clock,
-            metrics,
-            tasks,
-            lines,
-            ..
-        } = shared;
+        let exchange = exchange(&settings, ledger.ledger(), &shared)?;
+        let spool = spool::open(&settings, &exchange, &policy, &shared).await?;
+        let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
+        let server = build(&settings, &policy, exchange, api, &shared)?;
         let (listeners, admin_listener, addresses) = bind(&settings).await?;
-        server
-            .exchange
-            .pool
-            .connector()
-            .set_ourselves(addresses.clone());
+        let connector = server.exchange.pool.connector();
+        connector.set_ourselves(addresses.clone());
+        if let Some(spool) = &spool {
+            spool.begin(&shared).await?;
+        }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
+        let tasks = &shared.tasks;
         for listener in listeners {
             drop(tasks.spawn_until_drained(listener.run(Arc::clone(&server))));
         }
-        let admin_routes = Admin {
+        let routes = Admin {
             readiness,
-            metrics: metrics.clone(),
+            metrics: shared.metrics.clone(),
             policy: Arc::clone(&policy),
             ledger: ledger.ledger(),
             token: loaded.admin_token.clone(),
         };
-        serve_admin(&tasks, admin_listener, admin_routes);
+        serve_admin(tasks, admin_listener, routes);
         tasks.spawn_until_drained(reap(server));
         drop(starting);
         tracing::info!(
@@ -156,12 +161,13 @@ impl App {
             config: config.to_owned(),
             settings,
             policy,
-            metrics,
-            tasks,
-            clock,
-            lines,
+            metrics: shared.metrics,
+            tasks: shared.tasks,
+            clock: shared.clock,
+            lines: shared.lines,
             admin_token: loaded.admin_token,
             ledger,
+            spool,
             listen,
             admin,
         })
@@ -180,11 +186,15 @@ impl App {
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let ended = drain::asked().map_err(internal)?;
         let reloading = reload::Reloader::new(&self).map_err(internal)?;
+        let broken = spool::broken(self.spool.as_ref());
         tokio::select! {
             () = ended => {}
             () = reloading.run() => {}
+            // Nothing may be acknowledged any more; what was is found at the next start.
+            broken = broken => return Err(broken),
         }
         drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
+        spool::close(self.spool.as_ref()).await;
         self.ledger.leave().await;
         Ok(())
     }
@@ -202,15 +212,15 @@ struct Shared {
 fn build(
     settings: &Settings,
     policy: &Arc<ArcSwap<Policy>>,
-    ledger: Arc<dyn Ledger>,
+    exchange: Arc<Exchange>,
+    api: Api,
     shared: &Shared,
 ) -> Result<Arc<Server>, StartError> {
     let Shared {
         clock,
-        random,
         metrics,
         tasks,
-        lines,
+        ..
     } = shared;
     let roots = Roots::load(settings.roots.iter().cloned());
     let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
@@ -224,11 +234,39 @@ fn build(
     }
     let internal = |error: String| StartError::Internal(error);
     let leaves = Leaves::new(ca, clock.clone(), metrics.clone()).map_err(internal)?;
+    let public = settings.public_url.as_deref();
+    let public = public.and_then(|url| Some(url::Url::parse(url).ok()?.host_str()?.to_owned()));
+    Ok(Arc::new(Server {
+        exchange,
+        api,
+        public_host: public.and_then(|host| HostName::parse(&host).ok()),
+        policy: Arc::clone(policy),
+        leaves,
+        tasks: tasks.clone(),
+        metrics: metrics.clone(),
+        room: Arc::new(Semaphore::new(CONNECTIONS)),
+        told: moka::sync::Cache::new(TRUST_COMPLAINTS),
+    }))
+}
+
+fn exchange(
+    settings: &Settings,
+    ledger: Arc<dyn Ledger>,
+    shared: &Shared,
+) -> Result<Arc<Exchange>, StartError> {
+    let Shared {
+        clock,
+        random,
+        metrics,
+        tasks,
+        lines,
+    } = shared;
+    let roots = Roots::load(settings.roots.iter().cloned());
     let connector = Connector::new(&roots, settings.parent.clone())
         .map_err(|error| StartError::Internal(error.to_string()))?;
     let pseudonym = random.bits();
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
-    let exchange = Exchange {
+    Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
         pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
         keep: Arc::new(Keep::new(settings.keep.clone(), metrics.clone())),
@@ -244,19 +282,6 @@ fn build(
         tasks: tasks.clone(),
         metrics: metrics.clone(),
         target_metrics: RwLock::new(HashMap::new()),
-    };
-    let public = settings.public_url.as_deref();
-    let public = public.and_then(|url| Some(url::Url::parse(url).ok()?.host_str()?.to_owned()));
-    Ok(Arc::new(Server {
-        exchange,
-        api: Api::default(),
-        public_host: public.and_then(|host| HostName::parse(&host).ok()),
-        policy: Arc::clone(policy),
-        leaves,
-        tasks: tasks.clone(),
-        metrics: metrics.clone(),
-        room: Arc::new(Semaphore::new(CONNECTIONS)),
-        told: moka::sync::Cache::new(TRUST_COMPLAINTS),
     }))
 }
 

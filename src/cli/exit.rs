@@ -18,6 +18,8 @@ pub enum Exit {
     Later,
     /// The data directory, or a file in it, cannot be written or read.
     DataDir,
+    /// The disk of the spool failed, or a declared buffer cannot be made.
+    Spool,
     /// The key of the CA is open to others, or the CA is not usable.
     Ca,
     /// The database of the shared ledger refuses us, or its schema does not fit.
@@ -28,7 +30,7 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, with what they mean.
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Ok, "all went well; also after a drain"),
         (Self::Usage, "the arguments or the configuration are wrong"),
         (Self::Port, "a port is in use or cannot be listened on"),
@@ -37,7 +39,14 @@ impl Exit {
             Self::Later,
             "`acquire`: the turn comes later than the command may wait",
         ),
-        (Self::DataDir, "the data directory cannot be used"),
+        (
+            Self::DataDir,
+            "the data directory or the spool in it cannot be used",
+        ),
+        (
+            Self::Spool,
+            "the spool's disk failed, or a declared buffer cannot be made; what was acknowledged is kept",
+        ),
         (
             Self::Ca,
             "the CA's key is open to others, or the CA cannot be used",
@@ -56,6 +65,7 @@ impl Exit {
             Self::Port => 69,
             Self::Internal => 70,
             Self::DataDir => 73,
+            Self::Spool => 74,
             Self::Later => 75,
             Self::Ca => 77,
             Self::Ledger => 78,
@@ -80,6 +90,8 @@ impl From<&StartError> for Exit {
             StartError::Ca(_) => Self::Ca,
             StartError::Port { .. } => Self::Port,
             StartError::Ledger(_) => Self::Ledger,
+            StartError::SpoolOpen(_) => Self::DataDir,
+            StartError::Spool(_) => Self::Spool,
             StartError::Internal(_) => Self::Internal,
         }
     }

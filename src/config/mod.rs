@@ -23,6 +23,8 @@ use crate::intercept::CaSource;
 use crate::ledger::Outage;
 use crate::origin::ParentProxy;
 use crate::policy::{Policy, Secret};
+use crate::spool::{DiskSettings, WrittenBuffer};
+use crate::units::ByteSize;
 
 /// What a file says.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ pub struct Config {
 }
 
 /// What the parts are built from; changing it takes a restart.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct Settings {
     /// The proxy's port.
     pub listen: SocketAddr,
@@ -58,8 +60,27 @@ pub struct Settings {
     pub keep: KeepSettings,
     /// Where schedules live.
     pub ledger: LedgerSettings,
+    /// What is kept on disk, and for how long; nothing if there is no spool.
+    pub spool: Option<SpoolSettings>,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+}
+
+/// What is kept on disk.
+#[derive(Debug, PartialEq)]
+pub struct SpoolSettings {
+    /// Where and how much.
+    pub disk: DiskSettings,
+    /// Bytes of one body.
+    pub max_body: ByteSize,
+    /// Keys for secrets, the newest first.
+    pub keys: Vec<Secret>,
+    /// How long what was delivered stays.
+    pub keep_delivered: Duration,
+    /// How long dead letters stay.
+    pub keep_dead: Duration,
+    /// Buffers that the file declares.
+    pub buffers: Vec<WrittenBuffer>,
 }
 
 /// Where schedules live, and what happens without that place.

@@ -16,11 +16,12 @@ use super::{Config, Loaded, Settings};
 use crate::exchange::KeepSettings;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_pem_file};
-use crate::policy::{Client, Egress, Policy, Secret, Unmatched};
+use crate::policy::{ApiScope, Client, Egress, Policy, Secret, Unmatched};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
 
 mod ledger;
 mod limit;
+mod spool;
 mod target;
 
 use limit::Tier;
@@ -50,7 +51,6 @@ impl Problems {
 pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Problem>> {
     let mut problems = Problems::default();
     let p = &mut problems;
-    not_yet(p, &file);
     let admin_token = secret(
         p,
         "admin.token",
@@ -59,7 +59,13 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
     );
     let (clients, tiers) = clients(p, std::mem::take(&mut file.clients));
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
-    let targets = target::targets(p, std::mem::take(&mut file.targets), &tiers, generation);
+    let spools = file.spool.is_some() || !file.buffers.is_empty();
+    let written = std::mem::take(&mut file.targets);
+    let mut targets = target::targets(p, written, &tiers, generation);
+    if spools {
+        let fresh = targets.iter_mut().filter_map(Arc::get_mut);
+        fresh.for_each(spool::add_lane);
+    }
     let mut route_ports: Vec<SocketAddr> = routes_by_port.keys().copied().collect();
     route_ports.sort();
     let mut policy = Policy::default();
@@ -110,6 +116,7 @@ fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Setti
         parent: file.egress.upstream_proxy.and_then(|url| parent(p, &url.0)),
         keep: keep(&file.bodies, &data_dir),
         ledger: ledger::ledger(p, file.ledger),
+        spool: spool::spool(p, file.spool, file.buffers, &data_dir),
         drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
         data_dir,
     }
@@ -135,12 +142,6 @@ fn doors(p: &mut Problems, settings: &Settings, policy: &Policy, token: bool, al
             p.add(key, format!("{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out"));
         }
     }
-}
-
-fn not_yet(p: &mut Problems, file: &File) {
-    p.not_yet("spool", file.spool.as_ref());
-    p.not_yet("buffers", file.buffers.as_ref());
-    p.not_yet("api", file.api.as_ref());
 }
 
 const fn default_listen(port: u16) -> SocketAddr {
@@ -216,7 +217,14 @@ fn clients(p: &mut Problems, written: Vec<schema::Client>) -> (Vec<Client>, Vec<
         let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
         let name: Arc<str> = name.into();
         limits.push((key, Arc::clone(&name), client.limits));
-        clients.push(Client { name, group, token });
+        let all = || vec![ApiScope::Push, ApiScope::Read, ApiScope::Manage];
+        let scopes = client.scopes.unwrap_or_else(all);
+        clients.push(Client {
+            name,
+            group,
+            token,
+            scopes,
+        });
     }
     let tiers = limit::tiers(p, limits);
     (clients, tiers)

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::value::{Listen, OneOrMany, Parsed, Percent, Span, Text};
-use crate::policy::{Allow, HostPattern};
+use crate::policy::{Allow, ApiScope, HostPattern};
+use crate::spool::WrittenBuffer;
 use crate::units::{ByteSize, HostName, Rate};
 
 /// Reads a document; an empty one is all defaults.
@@ -35,9 +36,25 @@ pub(super) struct File {
     pub(super) bodies: Bodies,
     pub(super) ledger: Option<Ledger>,
     pub(super) targets: Vec<Target>,
-    pub(super) spool: Option<IgnoredAny>,
-    pub(super) buffers: Option<IgnoredAny>,
-    pub(super) api: Option<IgnoredAny>,
+    pub(super) spool: Option<Spool>,
+    pub(super) buffers: Vec<WrittenBuffer>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Spool {
+    pub(super) dir: Option<Text>,
+    pub(super) max: Option<Parsed<ByteSize>>,
+    pub(super) max_body: Option<Parsed<ByteSize>>,
+    pub(super) inline: Option<Parsed<ByteSize>>,
+    pub(super) min_free: Option<Parsed<ByteSize>>,
+    pub(super) ballast: Option<Parsed<ByteSize>>,
+    pub(super) key: Option<Text>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) old_keys: Vec<Text>,
+    pub(super) keep_delivered: Option<Parsed<Span>>,
+    pub(super) keep_dead: Option<Parsed<Span>>,
+    pub(super) accept_loss: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -71,6 +88,7 @@ pub(super) struct Client {
     pub(super) group: Option<Text>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) scopes: Option<Vec<ApiScope>>,
     pub(super) limits: Vec<Limit>,
 }
 

@@ -1,7 +1,7 @@
 //! From the request that came to the request that leaves: rebuilt, never copied (RFC 9110 section
 //! 7.6). Host, version, framing and connection options are ours; everything else is the client's.
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
@@ -60,6 +60,11 @@ impl Template {
             chunked: has_body && !matches!(framing, Framing::Length(_)),
             upgrade,
         }
+    }
+
+    /// Adds fields of ours.
+    pub(super) fn add(&mut self, fields: &[(HeaderName, HeaderValue)]) {
+        self.headers.extend(fields.iter().cloned());
     }
 
     /// The request of one attempt, for the protocol that its connection speaks.

@@ -66,6 +66,24 @@ impl Keep {
     }
 }
 
+/// The body of a request that came to us.
+#[derive(Debug)]
+pub(super) enum Inbound {
+    /// From a client, as it comes.
+    Client(Incoming),
+    /// From the spool, whole.
+    Stored(Bytes),
+}
+
+impl Inbound {
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Self::Client(incoming) => incoming.is_end_stream(),
+            Self::Stored(bytes) => bytes.is_empty(),
+        }
+    }
+}
+
 /// The body of a request to an origin.
 #[derive(Debug)]
 pub enum Outgoing {
@@ -82,7 +100,8 @@ pub(super) struct Replayable(Arc<Mutex<Store>>);
 #[derive(Debug)]
 struct Store {
     keep: Arc<Keep>,
-    source: Incoming,
+    /// None if it is all there.
+    source: Option<Incoming>,
     /// The first bytes.
     chunks: Vec<Bytes>,
     in_memory: u64,
@@ -120,18 +139,28 @@ pub(super) struct ClientGone;
 
 impl Replayable {
     /// Keeps what comes from `source`.
-    pub(super) fn new(source: Incoming, keep: Arc<Keep>) -> Self {
+    pub(super) fn new(source: Inbound, keep: Arc<Keep>) -> Self {
+        let (source, chunks) = match source {
+            Inbound::Client(incoming) => (Some(incoming), Vec::new()),
+            Inbound::Stored(bytes) => (None, vec![bytes]),
+        };
+        let end = if source.is_some() {
+            End::NotYet
+        } else {
+            End::Reached
+        };
         Self(Arc::new(Mutex::new(Store {
             keep,
             source,
-            chunks: Vec::new(),
+            chunks,
+            // What the spool keeps it counts itself.
             in_memory: 0,
             file: None,
             on_disk: 0,
             writing: None,
             rest: None,
             trailers: None,
-            end: End::NotYet,
+            end,
             complete: true,
         })))
     }
@@ -237,7 +266,10 @@ impl Store {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match ready!(Pin::new(&mut self.source).poll_frame(cx)) {
+        let Some(source) = &mut self.source else {
+            return Poll::Ready(None);
+        };
+        match ready!(Pin::new(source).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let frame = honest_trailers(frame);
                 self.trailers = frame.trailers_ref().cloned().or(self.trailers.take());

@@ -6,11 +6,10 @@ use std::time::Duration;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Version};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::attempt::Template;
-use super::body::Replayable;
+use super::body::{Inbound, Outgoing, Replayable};
 use super::{Arrival, Error, Exchange, Reason, Record, Way};
 use crate::bounds::BODY_PEEK;
 use crate::origin::{Destination, Wire};
@@ -42,7 +41,7 @@ impl Exchange {
     pub(super) fn plan<'a>(
         &self,
         arrival: &'a Arrival,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         record: &mut Record,
     ) -> Result<Course<'a>, Error> {
         let target = arrival
@@ -60,8 +59,8 @@ impl Exchange {
         let framing = semantics::framing(head.version, &mut head.headers)?;
         let patience = semantics::max_wait(&head.headers)?;
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
-        let body = (!http_body::Body::is_end_stream(&incoming))
-            .then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
+        let body =
+            (!incoming.is_empty()).then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
         let wire = wire(&head, &arrival.origin);
         // A scope that depends on the body is found once that has been looked at.
         let scope = match target {
@@ -80,7 +79,7 @@ impl Exchange {
             None => (head.clone(), Some(Box::new(head))),
         };
         let target_policy = target.map(|target| &**target);
-        let template = Template::new(
+        let mut template = Template::new(
             head,
             &arrival.origin,
             target_policy,
@@ -88,12 +87,21 @@ impl Exchange {
             body.is_some(),
             &self.pseudonym,
         );
+        if let Some(departure) = &arrival.departure {
+            template.add(&departure.fields);
+        }
         Ok(Course {
             target,
             metrics,
-            scope: scope.unwrap_or_default(),
+            scope: match target {
+                Some(target) => in_lane(arrival, target, scope.unwrap_or_default()),
+                None => Scope::default(),
+            },
             unscoped,
-            patience: patience.map_or(longest, |patience| patience.min(longest)),
+            patience: match &arrival.departure {
+                Some(departure) => departure.patience,
+                None => patience.map_or(longest, |patience| patience.min(longest)),
+            },
             destination: Destination {
                 origin: arrival.origin.clone(),
                 wire,
@@ -136,6 +144,12 @@ impl Exchange {
 }
 
 impl Course<'_> {
+    /// The body, from its beginning.
+    pub(super) fn reader(&self) -> Outgoing {
+        let body = self.body.as_ref();
+        body.map_or(Outgoing::Empty, |body| Outgoing::Kept(body.reader()))
+    }
+
     /// Whether the scope is still to be found.
     pub(super) const fn needs_body(&self) -> bool {
         self.unscoped.is_some()
@@ -154,16 +168,25 @@ impl Course<'_> {
         };
         let json: Option<serde_json::Value> =
             json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        self.scope = target.scope(&Asked {
+        let scope = target.scope(&Asked {
             head: &head,
             client: self.arrival.sender.caller(),
             json: json.as_ref(),
         });
+        self.scope = in_lane(self.arrival, target, scope);
+    }
+}
+
+/// What the spool sends goes in the lane for it.
+fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
+    match target.deliveries.filter(|_| arrival.departure.is_some()) {
+        Some(lane) => scope.in_lane(lane),
+        None => scope,
     }
 }
 
 /// Splits a request; a switch of protocol is taken along before the rest goes its way.
-fn take_apart(mut request: Request<Incoming>) -> (Parts, Incoming, Option<OnUpgrade>) {
+fn take_apart(mut request: Request<Inbound>) -> (Parts, Inbound, Option<OnUpgrade>) {
     let asks = request.headers().contains_key(header::UPGRADE);
     let switch = asks.then(|| hyper::upgrade::on(&mut request));
     let (head, incoming) = request.into_parts();

@@ -19,6 +19,8 @@ mod react;
 mod reason;
 mod record;
 mod respond;
+mod rows;
+mod stored;
 mod tunnel;
 
 pub use body::{Keep, KeepSettings, Outgoing};
@@ -26,6 +28,7 @@ pub use problem::{Error, response};
 pub use reason::{Reason, table};
 pub use record::{Kept, Record, Recorder, Sender, Way};
 pub use respond::Body;
+pub use stored::{Departure, Keeper};
 pub use tunnel::Tunnel;
 
 use std::collections::HashMap;
@@ -37,7 +40,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 use admission::{Entrance, NotAdmitted, Readiness};
-use body::Replayable;
+use body::{Inbound, Replayable};
 use course::Course;
 use deliver::{Delivery, put_aside};
 use react::{Attempted, Situation, Then, decide};
@@ -92,6 +95,21 @@ pub struct Arrival {
     pub sender: Sender,
     /// The policy at that moment; it stays the exchange's.
     pub policy: Arc<Policy>,
+    /// How it leaves, if it comes from the spool.
+    pub departure: Option<Departure>,
+}
+
+impl Arrival {
+    /// A request that a client sent.
+    pub const fn of_client(way: Way, origin: Origin, sender: Sender, policy: Arc<Policy>) -> Self {
+        Self {
+            way,
+            origin,
+            sender,
+            policy,
+            departure: None,
+        }
+    }
 }
 
 /// The origin's answer to an attempt, and the turn it was sent on.
@@ -109,12 +127,27 @@ enum NoAnswer {
 impl Exchange {
     /// Serves a request. Never fails: every error is a response.
     pub async fn serve(&self, arrival: Arrival, request: Request<Incoming>) -> Response<Body> {
+        match self.conclude(&arrival, request.map(Inbound::Client)).await {
+            Ok(response) => response,
+            Err((error, record)) => {
+                let response = response(&error, record.target(), &record.id());
+                record.end();
+                response
+            }
+        }
+    }
+
+    async fn conclude(
+        &self,
+        arrival: &Arrival,
+        request: Request<Inbound>,
+    ) -> Result<Response<Body>, (Error, Box<Record>)> {
         let mut record = self.recorder.begin(arrival.way, &arrival.sender);
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
         record.origin = Some(arrival.origin.clone());
         record.trace = request.headers().get("traceparent").cloned();
-        match self.run(&arrival, request, &mut record).await {
+        Ok(match self.run(arrival, request, &mut record).await {
             Ok(Delivery::Origin(answer)) => {
                 let Answer { response, turn } = *answer;
                 if let Some(turn) = &turn {
@@ -133,18 +166,16 @@ impl Exchange {
             }
             Err(error) => {
                 record.refused(&error);
-                let response = response(&error, record.target(), &record.id());
-                record.end();
-                response
+                return Err((error, record));
             }
-        }
+        })
     }
 
     /// The line, top to bottom.
     async fn run(
         &self,
         arrival: &Arrival,
-        request: Request<Incoming>,
+        request: Request<Inbound>,
         record: &mut Record,
     ) -> Result<Delivery, Error> {
         let mut course = self.plan(arrival, request, record)?;
@@ -185,10 +216,11 @@ impl Exchange {
 
     /// Acquires a slot and a connection, and sends.
     async fn attempt(&self, course: &Course<'_>, record: &mut Record) -> Result<Answer, NoAnswer> {
-        let egress = &course.arrival.policy.egress;
-        let idle = || self.pool.idle(&course.destination);
+        // What the spool sends is claimed when its turn is near, so it begins without a connection.
+        let departure = course.arrival.departure.as_ref();
+        let idle = || departure.map_or_else(|| self.pool.idle(&course.destination), |_| None);
         // Boxed: dialling is rare, and its state would make every request's larger.
-        let dial = || Box::pin(self.pool.connect(&course.destination, egress));
+        let dial = || Box::pin(self.connect(course));
         let (turn, mut lease) = match (course.target, &course.metrics) {
             (Some(target), Some(metrics)) => {
                 let ticket = Ticket {
@@ -216,20 +248,18 @@ impl Exchange {
             _ => (None, self.connection(idle, dial).await?),
         };
         record.attempts += 1;
-        let reader = || {
-            course
-                .body
-                .as_ref()
-                .map_or(Outgoing::Empty, |body| Outgoing::Kept(body.reader()))
-        };
+        if let Some(departure) = departure {
+            departure.keeper.leaves();
+        }
+        let limit = departure.map_or(RESPONSE_HEAD_TIMEOUT, |departure| departure.timeout);
         let parent = self.pool.connector().parent();
         let origin = &course.arrival.origin;
         let mut request = course
             .template
-            .request(lease.spoken(), origin, parent, reader());
+            .request(lease.spoken(), origin, parent, course.reader());
         for _ in 0..REDIALS {
             let sending = lease.send(request);
-            match tokio::time::timeout(RESPONSE_HEAD_TIMEOUT, sending).await {
+            match tokio::time::timeout(limit, sending).await {
                 Ok(Ok(response)) => return Ok(Answer { response, turn }),
                 // Closed in the moment of sending; while the slot is good, another connection will do.
                 Ok(Err(SendError::Unsent(unsent))) => {
@@ -244,7 +274,7 @@ impl Exchange {
                 }
                 Ok(Err(SendError::Broken(error))) => return Err(NoAnswer::Broken(error.into())),
                 Err(_elapsed) => {
-                    let limit = RESPONSE_HEAD_TIMEOUT.as_secs();
+                    let limit = limit.as_secs_f64();
                     let detail = format!("the origin did not answer within {limit} s");
                     return Err(NoAnswer::Broken(Error::new(Reason::OriginTimeout, detail)));
                 }
@@ -305,7 +335,11 @@ impl Exchange {
                 metrics.limited();
             }
         }
-        decision.then
+        match course.arrival.departure {
+            // Who keeps it decides.
+            Some(_) => Then::Deliver,
+            None => decision.then,
+        }
     }
 
     /// Patience is for being held; what the origin takes to answer does not count.

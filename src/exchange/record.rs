@@ -29,6 +29,8 @@ pub enum Way {
     Direct,
     /// A call of outpace's own API.
     Api,
+    /// From the spool.
+    Spool,
 }
 
 impl Way {
@@ -40,6 +42,7 @@ impl Way {
             Self::Tunnel => "tunnel",
             Self::Direct => "direct",
             Self::Api => "api",
+            Self::Spool => "spool",
         }
     }
 }
@@ -56,6 +59,15 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// outpace itself, for what it kept.
+    pub const fn ourselves() -> Self {
+        Self {
+            address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            name: None,
+            group: None,
+        }
+    }
+
     /// The client, where clients are known.
     pub fn caller(&self) -> Option<Caller<'_>> {
         self.name.as_ref().map(|name| Caller {

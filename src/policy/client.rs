@@ -14,6 +14,31 @@ pub struct Client {
     pub group: Option<Arc<str>>,
     /// What it proves itself with.
     pub token: Secret,
+    /// What it may do with what is kept.
+    pub scopes: Vec<ApiScope>,
+}
+
+/// What a client may do by the API. Turns for work (`acquire`) need none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ApiScope {
+    /// Push items.
+    Push,
+    /// Look at buffers, items and attempts.
+    Read,
+    /// Make, change and empty buffers; take items back.
+    Manage,
+}
+
+impl ApiScope {
+    /// Its word in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Push => "push",
+            Self::Read => "read",
+            Self::Manage => "manage",
+        }
+    }
 }
 
 /// A string that is never printed.

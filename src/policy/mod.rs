@@ -9,7 +9,7 @@ mod matcher;
 mod scope;
 mod work;
 
-pub use client::{Client, Secret};
+pub use client::{ApiScope, Client, Secret};
 pub use egress::{Allow, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
@@ -91,6 +91,8 @@ pub struct Target {
     pub limits: Vec<Limit>,
     /// Its lanes; one for all if empty. At most [`Target::LANES_MAX`].
     pub lanes: Vec<Lane>,
+    /// The lane of what the spool sends, by position, if it has one of its own.
+    pub deliveries: Option<u8>,
     /// The longest a request may be held.
     pub max_wait: Duration,
     /// How many requests may be held at once.
@@ -117,6 +119,7 @@ impl Target {
             hosts: Vec::new(),
             limits,
             lanes: Vec::new(),
+            deliveries: None,
             max_wait: Duration::from_secs(60),
             max_waiting: 20_000,
             tls: TlsMode::default(),
@@ -184,7 +187,12 @@ impl Target {
     }
 
     fn lane_or_default(&self, found: Option<usize>) -> u8 {
-        let default = || self.lanes.iter().position(|lane| lane.matcher.is_none());
+        let ours = self.deliveries.map(usize::from);
+        let mut lanes = self.lanes.iter().enumerate();
+        let default = || {
+            let free = lanes.find(|(index, lane)| lane.matcher.is_none() && Some(*index) != ours);
+            free.map(|(index, _)| index)
+        };
         let lane = found.or_else(default).unwrap_or(0);
         u8::try_from(lane).unwrap_or(0)
     }

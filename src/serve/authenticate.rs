@@ -44,6 +44,23 @@ pub(super) fn by_token_field(
     identify(Reason::ClientTokenUnknown, offered, policy, sender)
 }
 
+/// For calls of the API: as on a route, or `Authorization: Bearer NAME:TOKEN`.
+pub(super) fn by_api_field(
+    headers: &HeaderMap,
+    policy: &Policy,
+    sender: &Sender,
+) -> Result<Sender, Error> {
+    let bearer = headers.get(http::header::AUTHORIZATION);
+    let bearer = bearer.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    match bearer {
+        Some(bearer) if !policy.clients.is_empty() => {
+            let offered = bearer.trim().split_once(':');
+            identify(Reason::ClientTokenUnknown, offered, policy, sender)
+        }
+        _ => by_token_field(headers, policy, sender),
+    }
+}
+
 fn identify(
     no: Reason,
     offered: Option<(&str, &str)>,

@@ -78,12 +78,7 @@ async fn answer(
             }
         };
     }
-    let arrival = Arrival {
-        way: Way::Tunnel,
-        origin,
-        sender,
-        policy,
-    };
+    let arrival = Arrival::of_client(Way::Tunnel, origin, sender, policy);
     match connection
         .server
         .exchange

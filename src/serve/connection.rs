@@ -139,12 +139,7 @@ impl Connection {
                 origin,
                 sender,
             }) => {
-                let arrival = Arrival {
-                    way,
-                    origin,
-                    sender,
-                    policy,
-                };
+                let arrival = Arrival::of_client(way, origin, sender, policy);
                 self.server.exchange.serve(arrival, request).await
             }
             Ok(Destined::Connect { authority, sender }) => {
@@ -214,7 +209,7 @@ impl Connection {
                     let detail = "without `clients` the API answers this machine only";
                     return Err(Error::new(Reason::ClientTokenUnknown, detail));
                 }
-                let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                let sender = authenticate::by_api_field(&head.headers, policy, &self.sender)?;
                 Ok(Destined::Api { sender })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {

@@ -28,7 +28,7 @@ use crate::units::HostName;
 #[derive(Debug)]
 pub struct Server {
     /// The corridor.
-    pub exchange: Exchange,
+    pub exchange: Arc<Exchange>,
     /// What apps ask of us.
     pub api: Api,
     /// The host of our public URL.

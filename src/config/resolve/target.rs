@@ -115,6 +115,7 @@ fn one(
         hosts: written.hosts.into_iter().map(|host| host.0).collect(),
         limits,
         lanes,
+        deliveries: None,
         max_wait,
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
         tls: match written.tls {

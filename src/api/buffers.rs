@@ -1,0 +1,567 @@
+//! Buffers: made, looked at, changed, paused, emptied; and items pushed into them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use hyper::body::Incoming;
+use ring::digest;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::items::{Page, item_query, page};
+use super::spool::{buffer_json, counts_json, item_json, time};
+use super::{Call, Spooling, json as answer, parse, read};
+use crate::bounds::{API_BATCH, API_BATCH_BYTES};
+use crate::delivery::origin_of;
+use crate::exchange::{Body, Error, Reason};
+use crate::origin::AddressClass;
+use crate::policy::ApiScope;
+use crate::spool::{
+    Buffer, NewItem, Once, Purge, Pushed, Redrive, Request, Status, Terms, WrittenBuffer,
+    WrittenItem,
+};
+
+/// What `purge` is asked with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenPurge {
+    state: Option<String>,
+    before: Option<String>,
+}
+
+/// What `redrive` is asked with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenRedrive {
+    ids: Vec<String>,
+    limit: Option<u32>,
+    order: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WrittenPause {
+    reason: Option<String>,
+}
+
+fn bad(detail: impl Into<String>) -> Error {
+    Error::new(Reason::MalformedRequest, detail)
+}
+
+impl Spooling {
+    /// `/buffers…`
+    pub(super) async fn buffers(
+        &self,
+        call: &Call<'_>,
+        head: &Parts,
+        path: &[&str],
+        body: Incoming,
+    ) -> Result<Response<Body>, Error> {
+        match (&head.method, path) {
+            (&Method::GET, []) => {
+                call.needs(ApiScope::Read)?;
+                let all = self.store.buffers();
+                let all = all.iter().map(|buffer| self.show(buffer));
+                Ok(answer(&json!({ "buffers": all.collect::<Vec<_>>() })))
+            }
+            (&Method::POST, []) => {
+                call.needs(ApiScope::Manage)?;
+                self.create(call, read(body).await?).await
+            }
+            (&Method::GET, [id]) => {
+                call.needs(ApiScope::Read)?;
+                Ok(answer(&self.show(&self.buffer(id)?)))
+            }
+            (&Method::PATCH, [id]) => {
+                call.needs(ApiScope::Manage)?;
+                self.change(call, &self.buffer(id)?, read(body).await?)
+                    .await
+            }
+            (&Method::DELETE, [id]) => {
+                call.needs(ApiScope::Manage)?;
+                let buffer = self.buffer(id)?;
+                let forced = head
+                    .uri
+                    .query()
+                    .is_some_and(|query| query.contains("force"));
+                self.store.remove(buffer.number, forced).await?;
+                self.deliveries.wake(buffer.number);
+                Ok(answer(&json!({ "deleted": &*buffer.id })))
+            }
+            (&Method::GET, [id, "items"]) => {
+                call.needs(ApiScope::Read)?;
+                self.list(head, &self.buffer(id)?).await
+            }
+            (&Method::GET, [id, "stats"]) => {
+                call.needs(ApiScope::Read)?;
+                self.stats(call, &self.buffer(id)?).await
+            }
+            (&Method::POST, [id, verb]) => {
+                self.act(call, head, &self.buffer(id)?, verb, body).await
+            }
+            (_, [] | [_] | [_, _]) => Err(Error::new(
+                Reason::MethodNotAllowed,
+                format!("`{}` is not called with {}", head.uri.path(), head.method),
+            )),
+            _ => Err(super::no_such_call(head.uri.path())),
+        }
+    }
+
+    async fn act(
+        &self,
+        call: &Call<'_>,
+        head: &Parts,
+        buffer: &Buffer,
+        verb: &str,
+        body: Incoming,
+    ) -> Result<Response<Body>, Error> {
+        let push = matches!(verb, "items" | "batch" | "items:batch");
+        call.needs(if push {
+            ApiScope::Push
+        } else {
+            ApiScope::Manage
+        })?;
+        let answered = match verb {
+            "items" => {
+                let bytes = self.read(body, self.max_body * 3 / 2 + 65536).await?;
+                self.push(call, head, buffer, &bytes).await
+            }
+            "batch" | "items:batch" => {
+                let bytes = self.read(body, API_BATCH_BYTES).await?;
+                self.push_batch(call, head, buffer, &bytes).await
+            }
+            "pause" => {
+                let written: WrittenPause = read(body).await?;
+                let reason = written
+                    .reason
+                    .unwrap_or_else(|| "by an operator".to_owned());
+                let paused = self.store.pause(buffer.number, Some(reason.into())).await?;
+                Ok(answer(&self.show(&paused)))
+            }
+            "resume" => {
+                let resumed = self.store.pause(buffer.number, None).await?;
+                Ok(answer(&self.show(&resumed)))
+            }
+            "purge" => self.purge(buffer, &read(body).await?).await,
+            "redrive" => self.redrive(call, buffer, read(body).await?).await,
+            _ => Err(super::no_such_call(head.uri.path())),
+        };
+        self.deliveries.wake(buffer.number);
+        answered
+    }
+
+    fn show(&self, buffer: &Buffer) -> serde_json::Value {
+        buffer_json(buffer, self.store.counts(buffer.number))
+    }
+
+    /// Checks terms as far as that can be done before anything is sent.
+    fn check(call: &Call<'_>, terms: &Terms) -> Result<(), Error> {
+        if terms.url.is_empty() {
+            return Err(bad(
+                "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
+            ));
+        }
+        let (origin, _) = origin_of(&terms.url).map_err(|error| bad(error.to_string()))?;
+        let address = origin
+            .host
+            .as_str()
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>();
+        let private = match address {
+            Ok(ip) => {
+                let allowed = call.policy.egress.allows((ip, origin.port).into());
+                AddressClass::of(ip) != AddressClass::Public && !allowed
+            }
+            Err(_) => {
+                origin.host.as_str() == "localhost"
+                    && !call.policy.egress.resolve.contains_key(&origin.host)
+                    && !call
+                        .policy
+                        .egress
+                        .allows(([127, 0, 0, 1], origin.port).into())
+            }
+        };
+        if private {
+            let detail = format!("`{}` is not a public address", origin.host);
+            return Err(Error::new(Reason::AddressProhibited, detail));
+        }
+        for (name, value) in &terms.headers {
+            field(name, value)?;
+        }
+        terms
+            .method
+            .parse::<Method>()
+            .map_err(|_cause| bad(format!("`{}` is no method", terms.method)))?;
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        call: &Call<'_>,
+        written: WrittenBuffer,
+    ) -> Result<Response<Body>, Error> {
+        let name = written.name.clone().unwrap_or_default();
+        let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(sound) {
+            return Err(bad(
+                "a buffer needs a `name` of letters, digits, `-`, `_` and `.`, at most 64",
+            ));
+        }
+        let mut terms = written.apply(Terms::default()).map_err(bad)?;
+        Self::check(call, &terms)?;
+        let id = call.fresh_id("buf");
+        let known = self
+            .store
+            .buffers()
+            .into_iter()
+            .find(|buffer| *buffer.name == *name);
+        let (buffer, new) = match known.filter(|known| self.same(known, &terms)) {
+            Some(known) => (known, false),
+            None => {
+                terms.sealed = self.sealer.seal(&id, &mut terms.headers)?;
+                self.store
+                    .create(id, name.into(), terms, call.now())
+                    .await?
+            }
+        };
+        let mut response = answer(&self.show(&buffer));
+        if new {
+            *response.status_mut() = StatusCode::CREATED;
+        }
+        locate(&mut response, &format!("/v1/buffers/{}", buffer.id));
+        Ok(response)
+    }
+
+    async fn change(
+        &self,
+        call: &Call<'_>,
+        buffer: &Buffer,
+        written: WrittenBuffer,
+    ) -> Result<Response<Body>, Error> {
+        if written
+            .name
+            .as_ref()
+            .is_some_and(|name| **name != *buffer.name)
+        {
+            return Err(bad("a buffer keeps its `name`; make another one"));
+        }
+        let mut terms = written.apply(Terms::clone(&buffer.terms)).map_err(bad)?;
+        Self::check(call, &terms)?;
+        if written.headers.is_some() {
+            terms.sealed = self.sealer.seal(&buffer.id, &mut terms.headers)?;
+        }
+        let changed = self.store.change(buffer.number, terms).await?;
+        self.deliveries.wake(buffer.number);
+        Ok(answer(&self.show(&changed)))
+    }
+
+    /// One item.
+    async fn push(
+        &self,
+        call: &Call<'_>,
+        head: &Parts,
+        buffer: &Buffer,
+        bytes: &Bytes,
+    ) -> Result<Response<Body>, Error> {
+        let raw = head
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind == "application/octet-stream");
+        let (written, body) = if raw {
+            (WrittenItem::default(), bytes.clone())
+        } else {
+            let written: WrittenItem = parse(bytes)?;
+            let body = written.bytes().map_err(bad)?;
+            (written, body)
+        };
+        let key = written.dedup_key.clone();
+        let item = self.new_item(call, buffer, written, body)?;
+        let once = once(call, head, buffer, key, bytes);
+        let pushed = self
+            .store
+            .push(buffer.number, vec![item], once, call.now())
+            .await?;
+        let Some((id, _)) = pushed.items.first() else {
+            return Err(Error::new(Reason::Internal, "nothing was pushed"));
+        };
+        let kept = self.item(id).await?;
+        let mut response = answer(&item_json(&kept, Some(buffer)));
+        *response.status_mut() = if pushed.replayed {
+            StatusCode::OK
+        } else {
+            StatusCode::CREATED
+        };
+        locate(&mut response, &format!("/v1/items/{id}"));
+        Ok(response)
+    }
+
+    /// Several, one after the other, all or none: a JSON array, or one object per line.
+    async fn push_batch(
+        &self,
+        call: &Call<'_>,
+        head: &Parts,
+        buffer: &Buffer,
+        bytes: &Bytes,
+    ) -> Result<Response<Body>, Error> {
+        let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+        let written: Vec<WrittenItem> = if first == Some(&b'[') {
+            parse(bytes)?
+        } else {
+            let lines = bytes
+                .split(|byte| *byte == b'\n')
+                .filter(|line| !line.trim_ascii().is_empty());
+            lines.map(parse).collect::<Result<_, _>>()?
+        };
+        if written.is_empty() || written.len() > API_BATCH {
+            return Err(bad(format!(
+                "a batch has 1 to {API_BATCH} items, and this one has {}",
+                written.len()
+            )));
+        }
+        let mut items = Vec::with_capacity(written.len());
+        for (index, written) in written.into_iter().enumerate() {
+            let placed =
+                |error: Error| Error::new(error.reason, format!("item {index}: {}", error.detail));
+            let body = written.bytes().map_err(bad).map_err(placed)?;
+            items.push(self.new_item(call, buffer, written, body).map_err(placed)?);
+        }
+        let once = once(call, head, buffer, None, bytes);
+        let Pushed { items, replayed } = self
+            .store
+            .push(buffer.number, items, once, call.now())
+            .await?;
+        let items: Vec<_> = items
+            .iter()
+            .map(|(id, seq)| json!({ "id": &**id, "seq": seq, "state": "queued" }))
+            .collect();
+        let mut response = answer(&json!({ "items": items, "replayed": replayed }));
+        *response.status_mut() = if replayed {
+            StatusCode::OK
+        } else {
+            StatusCode::CREATED
+        };
+        Ok(response)
+    }
+
+    fn new_item(
+        &self,
+        call: &Call<'_>,
+        buffer: &Buffer,
+        written: WrittenItem,
+        body: Bytes,
+    ) -> Result<NewItem, Error> {
+        if body.len() as u64 > self.max_body {
+            let detail = format!(
+                "the body has {} bytes, and at most {} are kept",
+                body.len(),
+                self.max_body
+            );
+            return Err(Error::new(Reason::BodyTooLarge, detail));
+        }
+        let (not_before, expires) = written.times(call.now(), &buffer.terms).map_err(bad)?;
+        for (name, value) in &written.headers {
+            field(name, value)?;
+        }
+        let sound = |path: &String| {
+            path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok()
+        };
+        if let Some(path) = written.path.as_ref().filter(|path| !sound(path)) {
+            return Err(bad(format!(
+                "`{path}` is no path; write it as \"/v1/orders?x=1\""
+            )));
+        }
+        let id = call.fresh_id("itm");
+        let mut headers = written.headers.into_iter().collect();
+        let sealed = self.sealer.seal(&id, &mut headers)?;
+        Ok(NewItem {
+            id,
+            request: Request {
+                path: written.path,
+                method: written.method.map(|method| method.to_ascii_uppercase()),
+                headers,
+                sealed,
+                metadata: written.metadata,
+            },
+            body,
+            not_before,
+            expires,
+        })
+    }
+
+    async fn list(&self, head: &Parts, buffer: &Buffer) -> Result<Response<Body>, Error> {
+        let query = item_query(head, Some(buffer.number))?;
+        let limit = query.limit;
+        let items = self.store.items(query).await?;
+        let next = items.last().map(|item| item.seq);
+        let shown = items
+            .iter()
+            .map(|item| item_json(item, Some(buffer)))
+            .collect();
+        Ok(page(Page {
+            name: "items",
+            shown,
+            next,
+            limit,
+        }))
+    }
+
+    async fn stats(&self, call: &Call<'_>, buffer: &Buffer) -> Result<Response<Body>, Error> {
+        let counts = self.store.counts(buffer.number);
+        let now = call.now();
+        let heads = self.store.heads(buffer.number, now, true, 1).await?;
+        let first = heads.first();
+        let why = first.map(|item| match item.status {
+            _ if buffer.paused.is_some() => "paused",
+            Status::InFlight => "in_flight",
+            _ if item.not_before > now && item.last_status == Some(429) => "retry_after",
+            _ if item.not_before > now && item.attempts > 0 => "backoff",
+            _ if item.not_before > now => "delay",
+            _ => "rate",
+        });
+        let live: u64 = Status::ALL
+            .iter()
+            .zip(counts)
+            .filter(|(status, _)| status.is_live())
+            .map(|(_, n)| n)
+            .sum();
+        let eta = buffer.terms.rate_limit.map(|rate| live as f64 / rate);
+        Ok(answer(&json!({
+            "buffer": &*buffer.id,
+            "items": counts_json(counts),
+            "head": first.map(|item| item_json(item, Some(buffer))),
+            "head_waits_for": why,
+            "oldest_at": first.map(|item| time(item.kept)),
+            "rate_limit": buffer.terms.rate_limit,
+            "empty_in_s": eta,
+        })))
+    }
+
+    async fn purge(
+        &self,
+        buffer: &Buffer,
+        written: &WrittenPurge,
+    ) -> Result<Response<Body>, Error> {
+        let what = match written.state.as_deref() {
+            Some("queued") => Purge::Queued,
+            Some("dead") => Purge::Dead,
+            Some("history") => Purge::History,
+            _ => return Err(bad("`state` says what is purged: queued, dead or history")),
+        };
+        let before = written
+            .before
+            .as_ref()
+            .map(|text| super::items::instant("before", text));
+        let purged = self
+            .store
+            .purge(buffer.number, what, before.transpose()?)
+            .await?;
+        Ok(answer(&json!({ "purged": purged })))
+    }
+
+    async fn redrive(
+        &self,
+        call: &Call<'_>,
+        buffer: &Buffer,
+        written: WrittenRedrive,
+    ) -> Result<Response<Body>, Error> {
+        let head = match written.order.as_deref() {
+            None | Some("tail") => false,
+            Some("head") => true,
+            Some(_) => return Err(bad("`order` is tail or head")),
+        };
+        let which = Redrive {
+            ids: written.ids,
+            limit: written.limit.unwrap_or(u32::MAX),
+            head,
+        };
+        let moved = self.store.redrive(buffer.number, which, call.now()).await?;
+        Ok(answer(&json!({ "redriven": moved })))
+    }
+}
+
+fn field(name: &str, value: &str) -> Result<(), Error> {
+    let sound = http::HeaderName::try_from(name).is_ok() && HeaderValue::try_from(value).is_ok();
+    if sound {
+        Ok(())
+    } else {
+        Err(bad(format!("`{name}` is no field that can be sent")))
+    }
+}
+
+/// What makes a repeated push the same push: the caller's key, for this buffer.
+fn once(
+    call: &Call<'_>,
+    head: &Parts,
+    buffer: &Buffer,
+    key: Option<String>,
+    bytes: &Bytes,
+) -> Option<Once> {
+    let field =
+        |headers: &HeaderMap| Some(headers.get("idempotency-key")?.to_str().ok()?.to_owned());
+    let key = field(&head.headers).or(key)?;
+    let who = call.sender.name.as_deref().unwrap_or("-");
+    let print = digest::digest(&digest::SHA256, bytes);
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(print.as_ref());
+    Some(Once {
+        key: format!("{who}/{}/{key}", buffer.id),
+        fingerprint,
+    })
+}
+
+fn locate(response: &mut Response<Body>, path: &str) {
+    if let Ok(value) = HeaderValue::try_from(path) {
+        response.headers_mut().insert(header::LOCATION, value);
+    }
+}
+
+impl Spooling {
+    /// Makes or changes the buffers that the configuration declares.
+    ///
+    /// # Errors
+    /// A sentence that names the buffer.
+    pub async fn declare(
+        &self,
+        declared: &[WrittenBuffer],
+        random: &crate::random::Random,
+        now: crate::spool::Millis,
+    ) -> Result<(), String> {
+        for written in declared {
+            let name: Arc<str> = written.name.clone().unwrap_or_default().into();
+            let told = |error: String| format!("buffer `{name}`: {error}");
+            let mut terms = written.apply(Terms::default()).map_err(told)?;
+            let known = self
+                .store
+                .buffers()
+                .into_iter()
+                .find(|buffer| buffer.name == name);
+            let seal = |id: &str, terms: &mut Terms| {
+                terms.sealed = self
+                    .sealer
+                    .seal(id, &mut terms.headers)
+                    .map_err(|error| told(error.to_string()))?;
+                Ok::<_, String>(())
+            };
+            let done = match known {
+                Some(known) if self.same(&known, &terms) => continue,
+                Some(known) => {
+                    seal(&known.id, &mut terms)?;
+                    self.store.change(known.number, terms).await.map(drop)
+                }
+                None => {
+                    let id: Arc<str> =
+                        format!("buf_{:016x}{:016x}", random.bits(), random.bits()).into();
+                    seal(&id, &mut terms)?;
+                    self.store
+                        .create(id, Arc::clone(&name), terms, now)
+                        .await
+                        .map(drop)
+                }
+            };
+            done.map_err(|error| told(error.to_string()))?;
+        }
+        Ok(())
+    }
+}

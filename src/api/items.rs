@@ -1,0 +1,213 @@
+//! Items and attempts: looked at, taken back, hurried.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::spool::{attempt_json, item_json};
+use super::{Call, Spooling, json as answer};
+use crate::exchange::{Body, Error, Reason};
+use crate::policy::ApiScope;
+use crate::spool::{Buffer, Change, Millis, Query, Status};
+
+/// A page of a list.
+pub(super) struct Page {
+    pub(super) name: &'static str,
+    pub(super) shown: Vec<Value>,
+    /// The place of the last.
+    pub(super) next: Option<i64>,
+    pub(super) limit: u32,
+}
+
+const PAGE: u32 = 50;
+const PAGE_MAX: u32 = 1000;
+
+/// A page with where to go on, if there may be more.
+pub(super) fn page(page: Page) -> Response<Body> {
+    let full = page.shown.len() >= page.limit as usize;
+    let next = page.next.filter(|_| full).map(|place| place.to_string());
+    let mut body = serde_json::Map::new();
+    body.insert(page.name.to_owned(), Value::Array(page.shown));
+    body.insert("next".to_owned(), next.map_or(Value::Null, Value::from));
+    answer(&Value::Object(body))
+}
+
+pub(super) fn instant(key: &str, text: &str) -> Result<Millis, Error> {
+    let at = humantime::parse_rfc3339_weak(text).map_err(|error| {
+        let detail = format!("`{key}`: {error}; write it as \"2026-11-21T12:00:00Z\"");
+        Error::new(Reason::MalformedRequest, detail)
+    })?;
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX))
+}
+
+/// What a list is asked with: `state`, `status`, `outcome`, `item`, `since`, `after`, `limit`.
+pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<Query, Error> {
+    let mut query = Query {
+        buffer,
+        limit: PAGE,
+        ..Query::default()
+    };
+    let bad = |key: &str, value: &str| {
+        Error::new(
+            Reason::MalformedRequest,
+            format!("`{value}` is no value of `{key}`"),
+        )
+    };
+    let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+    for (key, value) in pairs {
+        match &*key {
+            "state" => {
+                query.status = Some(Status::from_word(&value).ok_or_else(|| bad(&key, &value))?);
+            }
+            "status" => query.code = Some(value.parse().map_err(|_cause| bad(&key, &value))?),
+            "outcome" => query.outcome = Some(value.into_owned()),
+            "item" => query.item = Some(Arc::from(&*value)),
+            "since" => query.since = Some(instant("since", &value)?),
+            "after" => query.after = Some(value.parse().map_err(|_cause| bad(&key, &value))?),
+            "limit" => {
+                let limit: u32 = value.parse().map_err(|_cause| bad(&key, &value))?;
+                query.limit = limit.clamp(1, PAGE_MAX);
+            }
+            "buffer" => {}
+            other => {
+                let detail = format!(
+                    "there is no `{other}`; a list knows state, status, outcome, item, buffer, since, after and limit"
+                );
+                return Err(Error::new(Reason::MalformedRequest, detail));
+            }
+        }
+    }
+    Ok(query)
+}
+
+impl Spooling {
+    fn numbered(&self, number: i64) -> Option<Buffer> {
+        let all = self.store.buffers();
+        all.into_iter().find(|buffer| buffer.number == number)
+    }
+
+    /// `/items…`
+    pub(super) async fn items(
+        &self,
+        call: &Call<'_>,
+        head: &Parts,
+        path: &[&str],
+    ) -> Result<Response<Body>, Error> {
+        let read = head.method == Method::GET;
+        call.needs(if read {
+            ApiScope::Read
+        } else {
+            ApiScope::Manage
+        })?;
+        let change = match (&head.method, path) {
+            (&Method::GET, [id]) => {
+                let item = self.item(id).await?;
+                return Ok(answer(&item_json(
+                    &item,
+                    self.numbered(item.buffer).as_ref(),
+                )));
+            }
+            (&Method::GET, [id, "attempts"]) => {
+                let item = self.item(id).await?;
+                let mut query = item_query(head, None)?;
+                query.item = Some(item.id);
+                return self.list_attempts(query).await;
+            }
+            (&Method::GET, [id, "response"]) => return self.response(id).await,
+            (&Method::DELETE, [_]) | (&Method::POST, [_, "cancel"]) => Change::Cancel,
+            (&Method::POST, [_, "retry" | "retry_now"]) => Change::RetryNow,
+            (&Method::POST, [_, "skip"]) => Change::Skip,
+            (_, [_] | [_, _]) => {
+                let detail = format!("`{}` is not called with {}", head.uri.path(), head.method);
+                return Err(Error::new(Reason::MethodNotAllowed, detail));
+            }
+            _ => return Err(super::no_such_call(head.uri.path())),
+        };
+        let id = path.first().copied().unwrap_or_default();
+        let item = self.store.alter(Arc::from(id), change, call.now()).await?;
+        self.deliveries.wake(item.buffer);
+        Ok(answer(&item_json(
+            &item,
+            self.numbered(item.buffer).as_ref(),
+        )))
+    }
+
+    /// `/attempts`
+    pub(super) async fn attempts(
+        &self,
+        call: &Call<'_>,
+        head: &Parts,
+    ) -> Result<Response<Body>, Error> {
+        call.needs(ApiScope::Read)?;
+        let mut query = item_query(head, None)?;
+        let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+        if let Some((_, wanted)) = pairs.into_iter().find(|(key, _)| key == "buffer") {
+            query.buffer = Some(self.buffer(&wanted)?.number);
+        }
+        query.status = None;
+        self.list_attempts(query).await
+    }
+
+    async fn list_attempts(&self, query: Query) -> Result<Response<Body>, Error> {
+        let limit = query.limit;
+        let attempts = self.store.attempts(query).await?;
+        let next = attempts.last().map(|(place, _)| *place);
+        let shown = attempts
+            .iter()
+            .map(|(_, attempt)| attempt_json(attempt, self.numbered(attempt.buffer).as_ref()));
+        Ok(page(Page {
+            name: "attempts",
+            shown: shown.collect(),
+            next,
+            limit,
+        }))
+    }
+
+    /// The origin's last response, as it was.
+    async fn response(&self, id: &str) -> Result<Response<Body>, Error> {
+        let item = self.item(id).await?;
+        let query = Query {
+            item: Some(Arc::clone(&item.id)),
+            limit: 1,
+            ..Query::default()
+        };
+        let attempts = self.store.attempts(query).await?;
+        let last = attempts.into_iter().next().map(|(_, attempt)| attempt);
+        let kept = last.and_then(|attempt| Some((attempt.status?, attempt.response?)));
+        let Some((status, kept)) = kept.filter(|_| !item.status.is_live()) else {
+            let mut waiting = answer(&json!({ "id": &*item.id, "state": item.status.word() }));
+            *waiting.status_mut() = StatusCode::ACCEPTED;
+            waiting
+                .headers_mut()
+                .insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+            return Ok(waiting);
+        };
+        let mut response = Response::new(Body::full(kept.body));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
+        for (name, value) in kept.headers {
+            // The body is whole, or cut; neither has the length or the coding of the wire.
+            let framed = matches!(
+                name.as_str(),
+                "content-length" | "transfer-encoding" | "trailer"
+            );
+            if let (false, Ok(name), Ok(value)) = (
+                framed,
+                HeaderName::try_from(name),
+                HeaderValue::try_from(value),
+            ) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        let replay = if kept.truncated { "truncated" } else { "true" };
+        response
+            .headers_mut()
+            .insert("outpace-replay", HeaderValue::from_static(replay));
+        Ok(response)
+    }
+}

@@ -1,0 +1,205 @@
+//! What the API needs of the spool, and its errors in the words of the wire.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::Call;
+use crate::delivery::{Deliveries, millis_since_epoch};
+use crate::exchange::{Error, Reason};
+use crate::policy::ApiScope;
+use crate::spool::{
+    Attempt, Buffer, Counts, Item, Millis, SealError, Sealer, Status, Store, StoreError, Terms,
+    find_buffer,
+};
+
+/// The store with what serves it.
+#[derive(Debug, Clone)]
+pub struct Spooling {
+    /// Where items are kept.
+    pub store: Arc<dyn Store>,
+    /// Who sends them.
+    pub deliveries: Deliveries,
+    /// Seals secrets.
+    pub sealer: Arc<Sealer>,
+    /// Bytes of one body.
+    pub max_body: u64,
+}
+
+/// How long a full spool is left alone.
+const FULL_WAIT: Duration = Duration::from_secs(30);
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let reason = match &error {
+            StoreError::Unknown(_) => Reason::NotFound,
+            StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
+            StoreError::KeyReused => Reason::KeyReused,
+            StoreError::Full { .. } => Reason::SpoolFull,
+            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolAway,
+        };
+        let told = Self::new(reason, error.to_string());
+        match reason {
+            Reason::SpoolFull => told.after(FULL_WAIT),
+            _ => told,
+        }
+    }
+}
+
+impl From<SealError> for Error {
+    fn from(error: SealError) -> Self {
+        Self::new(Reason::NotKept, error.to_string())
+    }
+}
+
+impl Spooling {
+    pub(super) fn buffer(&self, wanted: &str) -> Result<Buffer, Error> {
+        find_buffer(&*self.store, wanted).map_err(Error::from)
+    }
+
+    /// An item that the store knows, with its buffer.
+    pub(super) async fn item(&self, id: &str) -> Result<Item, Error> {
+        self.store.item(Arc::from(id)).await.map_err(Error::from)
+    }
+
+    /// A request's body, as far as it may be kept.
+    pub(super) async fn read(&self, body: Incoming, most: u64) -> Result<Bytes, Error> {
+        let limit = usize::try_from(most).unwrap_or(usize::MAX);
+        match Limited::new(body, limit).collect().await {
+            Ok(read) => Ok(read.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(Error::new(
+                Reason::BodyTooLarge,
+                format!("the body has more than {most} bytes"),
+            )),
+            Err(error) => Err(Error::new(
+                Reason::MalformedRequest,
+                format!("the body cannot be read: {error}"),
+            )),
+        }
+    }
+
+    /// Two ways to write the same terms: sealed fields are compared open.
+    pub(super) fn same(&self, known: &Buffer, written: &Terms) -> bool {
+        let opened = self.sealer.open(&known.id, known.terms.sealed.as_deref());
+        let mut plain = Terms::clone(&known.terms);
+        plain.sealed = None;
+        plain.headers.extend(opened.unwrap_or_default());
+        plain.headers.sort();
+        let mut written = written.clone();
+        written.headers.sort();
+        plain == written
+    }
+}
+
+impl Call<'_> {
+    pub(super) fn now(&self) -> Millis {
+        millis_since_epoch(self.exchange.clock.wall())
+    }
+
+    /// An id that nobody can guess.
+    pub(super) fn fresh_id(&self, prefix: &str) -> Arc<str> {
+        let random = &self.exchange.random;
+        format!("{prefix}_{:016x}{:016x}", random.bits(), random.bits()).into()
+    }
+
+    /// Whether the caller may do that; where no clients are known, this machine may do all.
+    pub(super) fn needs(&self, scope: ApiScope) -> Result<(), Error> {
+        let name = self.sender.name.as_ref();
+        let client = name.and_then(|name| {
+            self.policy
+                .clients
+                .iter()
+                .find(|client| client.name == *name)
+        });
+        match client {
+            Some(client) if !client.scopes.contains(&scope) => {
+                let detail = format!("client `{}` has no scope `{}`", client.name, scope.word());
+                Err(Error::new(Reason::ScopeMissing, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) fn time(at: Millis) -> String {
+    let since = Duration::from_millis(u64::try_from(at).unwrap_or(0));
+    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
+}
+
+pub(super) fn buffer_json(buffer: &Buffer, counts: Counts) -> Value {
+    let terms = &buffer.terms;
+    let headers: serde_json::Map<String, Value> = terms
+        .headers
+        .iter()
+        .map(|(name, value)| (name.clone(), Value::from(value.clone())))
+        .collect();
+    json!({
+        "id": &*buffer.id,
+        "name": &*buffer.name,
+        "url": terms.url,
+        "method": terms.method,
+        "headers": headers,
+        "sealed_headers": terms.sealed.is_some(),
+        "rate_limit": terms.rate_limit,
+        "max_retries": terms.max_retries,
+        "backoff": terms.backoff,
+        "order": if terms.concurrency == 1 { "strict" } else { "none" },
+        "concurrency": terms.concurrency,
+        "timeout": terms.timeout_ms as f64 / 1000.0,
+        "max_age": terms.max_age_ms.map(|age| age as f64 / 1000.0),
+        "delivery": terms.guarantee,
+        "on_exhausted": terms.on_exhausted,
+        "paused": buffer.paused.as_deref(),
+        "created_at": time(buffer.created),
+        "items": counts_json(counts),
+    })
+}
+
+pub(super) fn counts_json(counts: Counts) -> Value {
+    let counts = Status::ALL.iter().zip(counts);
+    let counts = counts.map(|(status, count)| (status.word().to_owned(), Value::from(count)));
+    Value::Object(counts.collect())
+}
+
+pub(super) fn item_json(item: &Item, buffer: Option<&Buffer>) -> Value {
+    json!({
+        "id": &*item.id,
+        "buffer": buffer.map(|buffer| &*buffer.id),
+        "seq": item.seq,
+        "state": item.status.word(),
+        "created_at": time(item.kept),
+        "not_before": time(item.not_before),
+        "expires_at": item.expires.map(time),
+        "finished_at": item.finished.map(time),
+        "attempts": item.attempts,
+        "retries": item.retries,
+        "maybe_duplicate": item.maybe_duplicate,
+        "last_status": item.last_status,
+        "last_error": item.last_error,
+        "metadata": item.request.metadata,
+    })
+}
+
+pub(super) fn attempt_json(attempt: &Attempt, buffer: Option<&Buffer>) -> Value {
+    let response = attempt.response.as_ref();
+    json!({
+        "item": &*attempt.item,
+        "buffer": buffer.map(|buffer| &*buffer.id),
+        "n": attempt.number,
+        "started_at": time(attempt.started),
+        "waited_ms": attempt.waited,
+        "took_ms": attempt.took,
+        "outcome": &*attempt.outcome,
+        "status": attempt.status,
+        "error": attempt.error,
+        "next_attempt_at": attempt.next.map(time),
+        "maybe_duplicate": attempt.maybe_duplicate,
+        "response_headers": response.map(|kept| &kept.headers),
+        "response_body": response.map(|kept| String::from_utf8_lossy(&kept.body)),
+        "truncated": response.is_some_and(|kept| kept.truncated),
+    })
+}

@@ -1,0 +1,117 @@
+//! What is kept on disk.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::{SpoolSettings, schema};
+use super::{Problems, secret, span};
+use crate::policy::{Lane, Secret, Target};
+use crate::spool::{DiskSettings, Terms, WrittenBuffer};
+use crate::units::ByteSize;
+
+const MAX: u64 = 1024 << 20;
+const MAX_BODY: u64 = 16 << 20;
+const INLINE: u64 = 256 << 10;
+const MIN_FREE: u64 = 64 << 20;
+const BALLAST: u64 = 16 << 20;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The name of the lane for deliveries.
+const LANE: &str = "deliveries";
+
+pub(super) fn spool(
+    p: &mut Problems,
+    written: Option<schema::Spool>,
+    buffers: Vec<WrittenBuffer>,
+    data_dir: &Path,
+) -> Option<SpoolSettings> {
+    if written.is_none() && buffers.is_empty() {
+        return None;
+    }
+    let written = written.unwrap_or_default();
+    let bytes = |value: Option<super::Parsed<ByteSize>>, default: u64| {
+        value.map_or(default, |size| size.0.as_bytes())
+    };
+    let newest = secret(
+        p,
+        "spool.key",
+        written.key.as_ref(),
+        written.key_file.as_deref(),
+    );
+    let old = written.old_keys.into_iter().map(|key| Secret::new(key.0));
+    let (max, max_body) = (bytes(written.max, MAX), bytes(written.max_body, MAX_BODY));
+    let ballast = bytes(written.ballast, BALLAST);
+    if max < 4 << 20 {
+        p.add(
+            "spool.max",
+            "a spool of less than 4MiB keeps next to nothing; write 64MiB or more",
+        );
+    }
+    if max_body > max / 2 {
+        p.add(
+            "spool.max_body",
+            "one body must not fill the spool; write less than half of `spool.max`",
+        );
+    }
+    declared(p, &buffers);
+    Some(SpoolSettings {
+        disk: DiskSettings {
+            dir: written
+                .dir
+                .map_or_else(|| data_dir.join("spool"), |dir| dir.0.into()),
+            max,
+            min_free: bytes(written.min_free, MIN_FREE),
+            ballast,
+            inline: bytes(written.inline, INLINE),
+            accept_loss: written.accept_loss,
+        },
+        max_body: ByteSize::from_bytes(max_body),
+        keys: newest.into_iter().chain(old).collect(),
+        keep_delivered: span(written.keep_delivered, 7 * DAY),
+        keep_dead: span(written.keep_dead, 30 * DAY),
+        buffers,
+    })
+}
+
+fn declared(p: &mut Problems, buffers: &[WrittenBuffer]) {
+    let mut names = HashSet::new();
+    for (index, buffer) in buffers.iter().enumerate() {
+        let key = format!("buffers[{index}]");
+        let name = buffer.name.as_deref().unwrap_or_default();
+        if !super::target::is_name(name) || !names.insert(name) {
+            p.add(format!("{key}.name"), format!("`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`"));
+        }
+        if buffer.url.as_deref().is_none_or(str::is_empty) {
+            p.add(
+                key.clone(),
+                "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
+            );
+        }
+        if let Err(error) = buffer.apply(Terms::default()) {
+            p.add(key, error);
+        }
+    }
+}
+
+/// What the spool sends has a lane of its own: the one called `deliveries`, or one of weight 1 beside
+/// the others. Where there are none, what clients wait for weighs four times as much.
+pub(super) fn add_lane(target: &mut Target) {
+    let lane = |name: &str, weight| Lane {
+        name: name.into(),
+        matcher: None,
+        weight,
+        reserve_ppm: 0,
+    };
+    let own = target.lanes.iter().position(|lane| &*lane.name == LANE);
+    let own = own.or_else(|| {
+        if target.lanes.is_empty() {
+            target.lanes.push(lane("requests", 4));
+        }
+        let room = target.lanes.len() < Target::LANES_MAX;
+        room.then(|| {
+            target.lanes.push(lane(LANE, 1));
+            target.lanes.len() - 1
+        })
+    });
+    target.deliveries = own.and_then(|lane| u8::try_from(lane).ok());
+}

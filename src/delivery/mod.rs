@@ -1,0 +1,337 @@
+//! The drain: takes items from the spool in their order, sends each through the same exchange and the
+//! same limits as everybody, and records what became of it.
+//!
+//! One task per buffer decides who is next; with strict order one item is in flight, otherwise as many as
+//! the buffer's `concurrency` says.
+
+mod outbound;
+mod send;
+
+pub use outbound::{Unsendable, origin_of};
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
+
+use crate::bounds::SLACK;
+use crate::clock::Instant;
+use crate::exchange::Exchange;
+use crate::policy::Policy;
+use crate::spool::{
+    Attempt, Buffer, Finished, Item, Millis, Outcome, Query, Sealer, Status, Store, StoreError,
+    step,
+};
+
+/// How long a drain rests when the store did not answer.
+const REST: Duration = Duration::from_secs(1);
+
+/// Delivers what the spool keeps. Cheap to share.
+#[derive(Debug, Clone)]
+pub struct Deliveries(Arc<Inner>);
+
+/// What deliveries are made with.
+#[derive(Debug, Clone)]
+pub struct DeliveryParts {
+    /// Where items are kept.
+    pub store: Arc<dyn Store>,
+    /// The way out.
+    pub exchange: Arc<Exchange>,
+    /// The policy of the moment.
+    pub policy: Arc<ArcSwap<Policy>>,
+    /// Opens sealed fields.
+    pub sealer: Arc<Sealer>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    parts: DeliveryParts,
+    /// The drains that run, by the buffer's number, and what wakes each.
+    drains: Mutex<HashMap<i64, Arc<Notify>>>,
+}
+
+/// What a drain does next.
+enum Next {
+    /// Sends this item.
+    Send(Box<Item>),
+    /// Nothing before then.
+    Sleep(Instant),
+    /// Nothing, until somebody wakes it.
+    Idle,
+    /// Its buffer is gone.
+    Over,
+}
+
+impl Deliveries {
+    /// Nothing is sent yet.
+    pub fn new(parts: DeliveryParts) -> Self {
+        Self(Arc::new(Inner {
+            parts,
+            drains: Mutex::default(),
+        }))
+    }
+
+    /// Takes up what an earlier process left, and begins.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    pub async fn begin(&self) -> Result<(), StoreError> {
+        self.0.recover().await?;
+        for buffer in self.0.parts.store.buffers() {
+            self.wake(buffer.number);
+        }
+        Ok(())
+    }
+
+    /// Something changed: the buffer's drain looks again.
+    pub fn wake(&self, buffer: i64) {
+        let mut drains = self.0.drains();
+        if let Some(drain) = drains.get(&buffer) {
+            drain.notify_one();
+            return;
+        }
+        let notify = Arc::new(Notify::new());
+        drains.insert(buffer, Arc::clone(&notify));
+        drop(drains);
+        let inner = Arc::clone(&self.0);
+        let tasks = self.0.parts.exchange.tasks.clone();
+        drop(tasks.spawn(async move {
+            inner.drain(buffer, &notify).await;
+            inner.drains().remove(&buffer);
+        }));
+    }
+}
+
+impl Inner {
+    fn drains(&self) -> MutexGuard<'_, HashMap<i64, Arc<Notify>>> {
+        self.drains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Millis {
+        millis_since_epoch(self.parts.exchange.clock.wall())
+    }
+
+    fn buffer(&self, number: i64) -> Option<Buffer> {
+        let all = self.parts.store.buffers();
+        all.into_iter().find(|buffer| buffer.number == number)
+    }
+
+    /// Items that were in flight when the last process ended: nothing is known of their outcome.
+    async fn recover(&self) -> Result<(), StoreError> {
+        let store = &self.parts.store;
+        for item in store.interrupted().await? {
+            let Some(buffer) = self.buffer(item.buffer) else {
+                continue;
+            };
+            let (now, draw) = (self.now(), self.parts.exchange.random.unit());
+            let step = step(&item, &buffer.terms, &Outcome::Interrupted, now, draw);
+            let attempt = Attempt {
+                item: Arc::clone(&item.id),
+                buffer: item.buffer,
+                number: item.attempts,
+                started: now,
+                took: 0,
+                waited: 0,
+                outcome: step.word.into(),
+                status: None,
+                error: Some("outpace ended while it was in flight".to_owned()),
+                next: step.status.is_live().then_some(step.not_before),
+                maybe_duplicate: item.maybe_duplicate,
+                response: None,
+            };
+            store.finish(Finished { step, attempt }, now).await?;
+        }
+        Ok(())
+    }
+
+    async fn drain(self: &Arc<Self>, number: i64, woken: &Notify) {
+        let tasks = &self.parts.exchange.tasks;
+        let mut flying: JoinSet<Arc<str>> = JoinSet::new();
+        let mut taken: HashSet<Arc<str>> = HashSet::new();
+        let gate = Arc::new(Gate::new(self.first_leave(number).await));
+        let drained = tasks.drain_begun();
+        tokio::pin!(drained);
+        loop {
+            while let Some(done) = flying.try_join_next() {
+                land(&mut taken, done);
+            }
+            let next = match self.next(number, &taken, &gate).await {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::warn!(%error, "a buffer cannot be drained now");
+                    Next::Sleep(self.parts.exchange.clock.now() + REST)
+                }
+            };
+            let until = match next {
+                Next::Send(item) => {
+                    let Some(buffer) = self.buffer(number) else {
+                        continue;
+                    };
+                    if buffer.terms.rate_limit.is_some() {
+                        gate.enter();
+                    }
+                    taken.insert(Arc::clone(&item.id));
+                    let (inner, gate) = (Arc::clone(self), Arc::clone(&gate));
+                    flying.spawn(async move {
+                        let id = Arc::clone(&item.id);
+                        inner.deliver(&buffer, *item, &gate).await;
+                        id
+                    });
+                    continue;
+                }
+                Next::Sleep(until) => until,
+                Next::Idle => Instant::FAR,
+                Next::Over => break,
+            };
+            tokio::select! {
+                () = woken.notified() => {}
+                () = gate.passed.notified() => {}
+                Some(done) = flying.join_next() => land(&mut taken, done),
+                () = self.parts.exchange.clock.sleep_until(until) => {}
+                () = &mut drained => break,
+            }
+        }
+        // What has left is awaited; what has not goes back by itself.
+        while flying.join_next().await.is_some() {}
+    }
+
+    async fn next(
+        &self,
+        number: i64,
+        taken: &HashSet<Arc<str>>,
+        gate: &Gate,
+    ) -> Result<Next, StoreError> {
+        let Some(buffer) = self.buffer(number) else {
+            return Ok(Next::Over);
+        };
+        let strict = buffer.terms.concurrency <= 1;
+        let room = (buffer.terms.concurrency.max(1) as usize).saturating_sub(taken.len());
+        if buffer.paused.is_some() || room == 0 || gate.is_busy() {
+            return Ok(Next::Idle);
+        }
+        let clock = &self.parts.exchange.clock;
+        let (now, instant) = (self.now(), clock.now());
+        let limit = u32::try_from(taken.len() + 1).unwrap_or(u32::MAX);
+        let heads = self.parts.store.heads(number, now, strict, limit).await?;
+        let mut wake = Instant::FAR;
+        for item in heads {
+            if item.expires.is_some_and(|expires| expires <= now) {
+                self.parts.store.expire(item.id, now).await?;
+                return Ok(Next::Sleep(instant));
+            }
+            if item.status == Status::InFlight || taken.contains(&item.id) {
+                continue;
+            }
+            if item.not_before > now {
+                // By the wall clock it is due then; a clock that jumps is asked again before long.
+                let wait = u64::try_from(item.not_before - now)
+                    .unwrap_or(0)
+                    .min(LOOK_AGAIN);
+                wake = wake.min(instant + Duration::from_millis(wait));
+                continue;
+            }
+            let from = gate.opens(&buffer);
+            if from > instant {
+                return Ok(Next::Sleep(from));
+            }
+            return Ok(Next::Send(Box::new(item)));
+        }
+        Ok(if wake == Instant::FAR {
+            Next::Idle
+        } else {
+            Next::Sleep(wake)
+        })
+    }
+
+    /// When the last item left, so that a restart keeps the buffer's own pace.
+    async fn first_leave(&self, number: i64) -> Instant {
+        let query = Query {
+            buffer: Some(number),
+            limit: 1,
+            ..Query::default()
+        };
+        let last = self.parts.store.attempts(query).await.unwrap_or_default();
+        let ago = last
+            .first()
+            .map_or(Millis::MAX, |(_, attempt)| self.now() - attempt.started);
+        let now = self.parts.exchange.clock.now();
+        match u64::try_from(ago) {
+            Ok(ago) => Instant::from_nanos(
+                now.as_nanos()
+                    .saturating_sub_unsigned(ago.saturating_mul(1_000_000)),
+            ),
+            // In the future, by a clock that was put back.
+            Err(_) => now,
+        }
+    }
+}
+
+/// A delivery is over, however it ended.
+fn land(taken: &mut HashSet<Arc<str>>, done: Result<Arc<str>, JoinError>) {
+    match done {
+        Ok(id) => {
+            taken.remove(&id);
+        }
+        // Its item stays in flight, for the next start to find.
+        Err(error) => tracing::error!(%error, "a delivery broke off"),
+    }
+}
+
+/// A parked item is looked at again after this many milliseconds at the latest.
+const LOOK_AGAIN: u64 = 60_000;
+
+/// The buffer's own pace: one at a time goes through, and the next no sooner than an interval after the
+/// last has left. Never more than n in any window of n per second.
+#[derive(Debug)]
+struct Gate {
+    state: Mutex<(Instant, bool)>,
+    passed: Notify,
+}
+
+impl Gate {
+    fn new(left: Instant) -> Self {
+        Self {
+            state: Mutex::new((left, false)),
+            passed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Instant, bool)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.lock().1
+    }
+
+    fn enter(&self) {
+        self.lock().1 = true;
+    }
+
+    /// Who was at the gate has left, or will not.
+    fn pass(&self, left: Option<Instant>) {
+        let mut state = self.lock();
+        state.0 = left.unwrap_or(state.0);
+        state.1 = false;
+        drop(state);
+        self.passed.notify_one();
+    }
+
+    fn opens(&self, buffer: &Buffer) -> Instant {
+        let left = self.lock().0;
+        match buffer.terms.rate_limit.filter(|rate| *rate > 0.0) {
+            // As an unburst rate everywhere: with the slack no window of a second has more than n.
+            Some(rate) => left + (Duration::from_secs(1) + SLACK).div_f64(rate.max(1e-5)),
+            None => left,
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn millis_since_epoch(at: std::time::SystemTime) -> Millis {
+    let since = at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}

@@ -1,0 +1,128 @@
+//! From an item to the request that leaves.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Request};
+
+use crate::spool::{Buffer, Item, Sealer};
+use crate::units::{HostName, Origin, Scheme};
+
+/// Why an item cannot be sent at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsendable {
+    /// The URL.
+    #[error("`{0}` is no URL that can be sent to; write it as \"https://api.example.com/path\"")]
+    Url(String),
+    /// The method.
+    #[error("`{0}` is no method")]
+    Method(String),
+    /// A field.
+    #[error("`{0}` is no field that can be sent")]
+    Field(String),
+    /// A sealed field.
+    #[error("{0}")]
+    Sealed(String),
+}
+
+/// Where a URL leads, and its path with the query.
+///
+/// # Errors
+/// [`Unsendable::Url`].
+pub fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable> {
+    // It may hold a password: it is not repeated.
+    let told = if text.contains('@') {
+        "a URL with credentials"
+    } else {
+        text
+    };
+    let fail = || Unsendable::Url(told.to_owned());
+    let url = url::Url::parse(text).map_err(|_cause| fail())?;
+    let scheme = match url.scheme() {
+        "http" => Scheme::Http,
+        "https" => Scheme::Https,
+        _ => return Err(fail()),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(fail());
+    }
+    let host = url.host_str().and_then(|host| HostName::parse(host).ok());
+    let path = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    let origin = Origin {
+        scheme,
+        host: host.ok_or_else(fail)?,
+        port: url.port().unwrap_or(scheme.default_port()),
+    };
+    Ok((origin, path.parse().map_err(|_cause| fail())?))
+}
+
+/// The request of an item: the buffer's fields, the item's over them, then what names the delivery.
+pub(super) fn request(
+    buffer: &Buffer,
+    item: &Item,
+    body: Bytes,
+    sealer: &Sealer,
+) -> Result<(Origin, Request<Bytes>), Unsendable> {
+    let (origin, path) = origin_of(&buffer.terms.url)?;
+    let path = match &item.request.path {
+        Some(own) if own.starts_with('/') => {
+            own.parse().map_err(|_cause| Unsendable::Url(own.clone()))?
+        }
+        Some(other) => return Err(Unsendable::Url(other.clone())),
+        None => path,
+    };
+    let method = item.request.method.as_ref().unwrap_or(&buffer.terms.method);
+    let method: Method = method
+        .parse()
+        .map_err(|_cause| Unsendable::Method(method.clone()))?;
+    let open = |id: &str, sealed: Option<&String>| {
+        let opened = sealer.open(id, sealed.map(String::as_str));
+        opened.map_err(|error| Unsendable::Sealed(error.to_string()))
+    };
+    let ours = open(&buffer.id, buffer.terms.sealed.as_ref())?;
+    let own = open(&item.id, item.request.sealed.as_ref())?;
+    let length = body.len();
+    let typed = if serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok() {
+        "application/json"
+    } else {
+        "text/plain; charset=utf-8"
+    };
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = path.into();
+    let headers = request.headers_mut();
+    let all = buffer.terms.headers.iter().chain(&ours);
+    for (name, value) in all.chain(&item.request.headers).chain(&own) {
+        let field = || Unsendable::Field(name.clone());
+        let known = HeaderName::try_from(name.as_str()).map_err(|_cause| field())?;
+        headers.insert(
+            known,
+            HeaderValue::try_from(value.as_str()).map_err(|_cause| field())?,
+        );
+    }
+    if length > 0 {
+        let typed = HeaderValue::from_static(typed);
+        headers.entry(header::CONTENT_TYPE).or_insert(typed);
+    }
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    // The same on every delivery: what makes at-least-once into once at origins that know it.
+    if let Ok(id) = HeaderValue::try_from(&*item.id) {
+        headers.entry("idempotency-key").or_insert(id);
+    }
+    Ok((origin, request))
+}
+
+/// What tells the origin which item it is, and how often it was sent before.
+pub(super) fn fields(item: &Item) -> Vec<(HeaderName, HeaderValue)> {
+    let mut fields = vec![(
+        HeaderName::from_static("outpace-attempt"),
+        item.attempts.into(),
+    )];
+    if let Ok(id) = HeaderValue::try_from(&*item.id) {
+        fields.push((HeaderName::from_static("outpace-item"), id));
+    }
+    fields
+}

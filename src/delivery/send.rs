@@ -1,0 +1,287 @@
+//! One delivery: claimed when its turn is near, sent once, and recorded before anything else happens.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::Response as HttpResponse;
+use http_body_util::BodyExt as _;
+
+use super::outbound::{fields, request};
+use super::{Gate, Inner};
+use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE};
+use crate::clock::{Clock, Instant};
+use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
+use crate::semantics;
+use crate::spool::{Attempt, Buffer, Finished, Item, Outcome, Response, Store, StoreError, step};
+
+/// Marks its item when the turn is near.
+#[derive(Debug)]
+struct Claim {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    id: Arc<str>,
+    gate: Arc<Gate>,
+    state: Mutex<Claimed>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Claimed {
+    item: Option<Item>,
+    left: Option<Instant>,
+}
+
+impl Claim {
+    fn state(&self) -> Claimed {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Claimed)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Keeper for Claim {
+    fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async {
+            if self.state().item.is_none() {
+                let item = self.store.claim(Arc::clone(&self.id)).await;
+                let item = item.map_err(|error| error.to_string())?;
+                self.set(|state| state.item = Some(item));
+            }
+            Ok(())
+        })
+    }
+
+    fn leaves(&self) {
+        let now = self.clock.now();
+        self.set(|state| state.left = Some(now));
+        self.gate.pass(Some(now));
+    }
+}
+
+/// What an attempt came to, to be recorded.
+struct Came {
+    outcome: Outcome,
+    status: Option<u16>,
+    error: Option<String>,
+    response: Option<Response>,
+}
+
+impl Inner {
+    pub(super) async fn deliver(&self, buffer: &Buffer, item: Item, gate: &Arc<Gate>) {
+        let claim = Arc::new(Claim {
+            store: Arc::clone(&self.parts.store),
+            clock: self.parts.exchange.clock.clone(),
+            id: Arc::clone(&item.id),
+            gate: Arc::clone(gate),
+            state: Mutex::default(),
+        });
+        let began = self.parts.exchange.clock.now();
+        let started = self.now();
+        let came = tokio::select! {
+            came = self.attempt(buffer, &item, &claim) => Some(came),
+            () = self.withdrawn(&claim) => None,
+        };
+        let Claimed {
+            item: claimed,
+            left,
+        } = claim.state();
+        let recorded = match came {
+            Some(came) => {
+                let times = (started, began, left);
+                self.record(buffer, &item, claimed, came, times).await
+            }
+            // outpace ends, and it has not left.
+            None => match claimed {
+                Some(item) => self.parts.store.unclaim(item.id).await,
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = recorded {
+            tracing::warn!(%error, item = %item.id, "what became of an item could not be recorded");
+        }
+        if left.is_none() {
+            gate.pass(None);
+        }
+    }
+
+    /// Ready when outpace ends and the item has not left.
+    async fn withdrawn(&self, claim: &Claim) {
+        self.parts.exchange.tasks.drain_begun().await;
+        if claim.state().left.is_some() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn attempt(&self, buffer: &Buffer, item: &Item, claim: &Arc<Claim>) -> Came {
+        let body = match self.parts.store.body(Arc::clone(&item.id)).await {
+            Ok(body) => body,
+            Err(error @ StoreError::Damaged(_)) => return Came::never(error.to_string()),
+            Err(error) => return Came::held(error.to_string(), None),
+        };
+        let (origin, request) = match request(buffer, item, body, &self.parts.sealer) {
+            Ok(made) => made,
+            Err(error) => return Came::never(error.to_string()),
+        };
+        let arrival = Arrival {
+            way: Way::Spool,
+            origin,
+            sender: Sender::ourselves(),
+            policy: self.parts.policy.load_full(),
+            departure: Some(Departure {
+                patience: DELIVERY_PATIENCE,
+                timeout: Duration::from_millis(buffer.terms.timeout_ms.unsigned_abs()),
+                fields: fields(item),
+                keeper: Arc::clone(claim) as Arc<dyn Keeper>,
+            }),
+        };
+        match self.parts.exchange.send(arrival, request).await {
+            Ok(response) => self.answered(response).await,
+            Err(error) => failed(&error, claim.state().item.is_some()),
+        }
+    }
+
+    async fn answered(&self, response: HttpResponse<Body>) -> Came {
+        let (head, mut body) = response.into_parts();
+        let wait = semantics::retry_after(&head.headers, self.parts.exchange.clock.wall());
+        let mut kept = BytesMut::new();
+        let mut truncated = false;
+        let reading = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                let Some(data) = frame.data_ref() else {
+                    continue;
+                };
+                let room = DELIVERY_RESPONSE.saturating_sub(kept.len());
+                kept.extend_from_slice(data.get(..room).unwrap_or(data));
+                if data.len() > room {
+                    return true;
+                }
+            }
+            false
+        };
+        truncated |= tokio::time::timeout(Duration::from_secs(30), reading)
+            .await
+            .unwrap_or(true);
+        let headers = head
+            .headers
+            .iter()
+            .filter(|(name, _)| *name != http::header::SET_COOKIE);
+        let headers = headers.map(|(name, value)| {
+            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            (name.as_str().to_owned(), value)
+        });
+        Came {
+            outcome: Outcome::Answered {
+                status: head.status.as_u16(),
+                retry_after: wait,
+            },
+            status: Some(head.status.as_u16()),
+            error: None,
+            response: Some(Response {
+                headers: headers.collect(),
+                body: Bytes::from(kept),
+                truncated,
+            }),
+        }
+    }
+
+    async fn record(
+        &self,
+        buffer: &Buffer,
+        item: &Item,
+        claimed: Option<Item>,
+        came: Came,
+        (started, began, left): (i64, Instant, Option<Instant>),
+    ) -> Result<(), StoreError> {
+        let item = match (claimed, &came.outcome) {
+            (Some(item), _) => item,
+            // It never came to a turn: nothing has happened.
+            (None, Outcome::Held { wait }) => {
+                self.parts
+                    .exchange
+                    .clock
+                    .sleep_until(self.parts.exchange.clock.now() + *wait)
+                    .await;
+                return Ok(());
+            }
+            (None, _) => self.parts.store.claim(Arc::clone(&item.id)).await?,
+        };
+        let now = self.now();
+        let draw = self.parts.exchange.random.unit();
+        let step = step(&item, &buffer.terms, &came.outcome, now, draw);
+        let ended = self.parts.exchange.clock.now();
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let attempt = Attempt {
+            item: Arc::clone(&item.id),
+            buffer: item.buffer,
+            number: item.attempts,
+            started,
+            took: millis(left.map_or(Duration::ZERO, |left| ended.since(left))),
+            waited: millis(left.unwrap_or(ended).since(began)),
+            outcome: step.word.into(),
+            status: came.status,
+            error: came.error,
+            next: step.status.is_live().then_some(step.not_before),
+            maybe_duplicate: item.maybe_duplicate,
+            response: came.response,
+        };
+        self.parts
+            .store
+            .finish(Finished { step, attempt }, now)
+            .await
+            .map(drop)
+    }
+}
+
+impl Came {
+    fn of(outcome: Outcome, error: String) -> Self {
+        Self {
+            outcome,
+            status: None,
+            error: Some(error),
+            response: None,
+        }
+    }
+
+    fn never(error: String) -> Self {
+        Self::of(Outcome::Unsent { passing: false }, error)
+    }
+
+    fn held(error: String, wait: Option<Duration>) -> Self {
+        let wait = wait
+            .unwrap_or(Duration::from_secs(1))
+            .min(Duration::from_secs(5));
+        Self::of(Outcome::Held { wait }, error)
+    }
+}
+
+/// What an error of ours means to the item.
+fn failed(error: &Error, claimed: bool) -> Came {
+    let told = error.detail.clone();
+    match error.reason {
+        Reason::WaitTooLong | Reason::QueueFull => Came::held(told, error.retry_after),
+        Reason::OriginBroke | Reason::OriginTimeout | Reason::OriginProtocol => {
+            Came::of(Outcome::Unknown, told)
+        }
+        Reason::OriginUnresolved
+        | Reason::OriginRefused
+        | Reason::OriginConnectTimeout
+        | Reason::OriginCertificate
+        | Reason::OriginTls
+        | Reason::ParentProxy
+        | Reason::Internal
+            if claimed =>
+        {
+            Came::of(Outcome::Unsent { passing: true }, told)
+        }
+        // Its claim failed: it was taken back, or the store is away.
+        Reason::OriginRefused => Came::held(told, None),
+        _ => Came::never(told),
+    }
+}

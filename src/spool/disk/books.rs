@@ -1,0 +1,145 @@
+//! What the writer knows by heart: buffers, next places, and how many items stand where.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::super::{Buffer, Counts, Status, Terms};
+
+/// All buffers. A copy of what the database says.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Books {
+    buffers: BTreeMap<i64, Entry>,
+    pushed: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) buffer: Buffer,
+    pub(super) next_seq: i64,
+    pub(super) counts: Counts,
+}
+
+impl Books {
+    pub(super) async fn load(connection: &mut SqliteConnection) -> Result<Self, sqlx::Error> {
+        let mut books = Self::default();
+        let rows = sqlx::query("select * from buffer")
+            .fetch_all(&mut *connection)
+            .await?;
+        for row in &rows {
+            let buffer = read_buffer(row)?;
+            let entry = Entry {
+                next_seq: row.try_get("next_seq")?,
+                counts: Counts::default(),
+                buffer,
+            };
+            books.buffers.insert(entry.buffer.number, entry);
+        }
+        let counted =
+            sqlx::query("select buffer, status, count(*) as n from item group by buffer, status")
+                .fetch_all(&mut *connection)
+                .await?;
+        for row in &counted {
+            let (buffer, status, n): (i64, i64, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            if let Some(entry) = books.buffers.get_mut(&buffer)
+                && let Some(count) = usize::try_from(status)
+                    .ok()
+                    .and_then(|at| entry.counts.get_mut(at))
+            {
+                *count = n.unsigned_abs();
+            }
+        }
+        let pushed: Option<i64> = sqlx::query_scalar("select value from meta where key = 'pushed'")
+            .fetch_optional(connection)
+            .await?;
+        books.pushed = pushed.unwrap_or(0).unsigned_abs();
+        Ok(books)
+    }
+
+    /// How many pushes there have been.
+    pub(super) const fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    pub(super) const fn add_pushed(&mut self, count: u64) {
+        self.pushed += count;
+    }
+
+    pub(super) fn all(&self) -> Vec<Buffer> {
+        self.buffers
+            .values()
+            .map(|entry| entry.buffer.clone())
+            .collect()
+    }
+
+    pub(super) fn counts(&self, buffer: i64) -> Counts {
+        self.buffers
+            .get(&buffer)
+            .map_or_else(Counts::default, |entry| entry.counts)
+    }
+
+    pub(super) fn get(&self, buffer: i64) -> Option<&Entry> {
+        self.buffers.get(&buffer)
+    }
+
+    pub(super) fn get_mut(&mut self, buffer: i64) -> Option<&mut Entry> {
+        self.buffers.get_mut(&buffer)
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<&Buffer> {
+        let mut all = self.buffers.values().map(|entry| &entry.buffer);
+        all.find(|buffer| *buffer.name == *name)
+    }
+
+    pub(super) fn insert(&mut self, buffer: Buffer) {
+        let entry = Entry {
+            next_seq: 1,
+            counts: Counts::default(),
+            buffer,
+        };
+        self.buffers.insert(entry.buffer.number, entry);
+    }
+
+    pub(super) fn remove(&mut self, buffer: i64) {
+        self.buffers.remove(&buffer);
+    }
+
+    pub(super) fn next_number(&self) -> i64 {
+        self.buffers.keys().next_back().map_or(1, |last| last + 1)
+    }
+
+    /// `count` items more stand there.
+    pub(super) fn add(&mut self, buffer: i64, status: Status, count: u64) {
+        self.shift(buffer, status, |known| known.saturating_add(count));
+    }
+
+    /// `count` items fewer stand there.
+    pub(super) fn take(&mut self, buffer: i64, status: Status, count: u64) {
+        self.shift(buffer, status, |known| known.saturating_sub(count));
+    }
+
+    fn shift(&mut self, buffer: i64, status: Status, change: impl Fn(u64) -> u64) {
+        let counts = self.buffers.get_mut(&buffer).map(|entry| &mut entry.counts);
+        if let Some(count) = counts.and_then(|counts| counts.get_mut(status as usize)) {
+            *count = change(*count);
+        }
+    }
+}
+
+fn read_buffer(row: &SqliteRow) -> Result<Buffer, sqlx::Error> {
+    let terms: &str = row.try_get("terms")?;
+    let terms: Terms =
+        serde_json::from_str(terms).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    let paused: Option<String> = row.try_get("paused")?;
+    Ok(Buffer {
+        number: row.try_get("number")?,
+        id: Arc::from(row.try_get::<&str, _>("id")?),
+        name: Arc::from(row.try_get::<&str, _>("name")?),
+        terms: Arc::new(terms),
+        paused: paused.map(Arc::from),
+        created: row.try_get("created")?,
+    })
+}

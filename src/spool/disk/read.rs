@@ -1,0 +1,277 @@
+//! Reading the store; also the files that large bodies have.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::{QueryBuilder, Row as _, Sqlite};
+
+use super::super::{Attempt, Item, Millis, NewItem, Query, Response, Status, StoreError};
+use super::DiskSettings;
+use super::writer::{body_path, checksum};
+
+pub(super) fn away(error: &sqlx::Error) -> StoreError {
+    StoreError::Away(error.to_string())
+}
+
+pub(super) fn read_item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
+    let status: i64 = row.try_get("status")?;
+    let status = usize::try_from(status)
+        .ok()
+        .and_then(|at| Status::ALL.get(at));
+    let request: &str = row.try_get("request")?;
+    let small = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
+    let code: Option<i64> = row.try_get("code")?;
+    Ok(Item {
+        id: Arc::from(row.try_get::<&str, _>("id")?),
+        buffer: row.try_get("buffer")?,
+        seq: row.try_get("seq")?,
+        status: status.copied().unwrap_or(Status::Dead),
+        request: serde_json::from_str(request).unwrap_or_default(),
+        kept: row.try_get("kept")?,
+        not_before: row.try_get("not_before")?,
+        expires: row.try_get("expires")?,
+        attempts: small(row.try_get("attempts")?),
+        retries: small(row.try_get("retries")?),
+        maybe_duplicate: row.try_get("doubtful")?,
+        finished: row.try_get("finished")?,
+        last_status: code.and_then(|code| u16::try_from(code).ok()),
+        last_error: row.try_get("error")?,
+    })
+}
+
+fn items_of(rows: &[SqliteRow]) -> Result<Vec<Item>, StoreError> {
+    let items = rows.iter().map(read_item).collect::<Result<_, _>>();
+    items.map_err(|error| away(&error))
+}
+
+pub(super) async fn heads(
+    pool: &SqlitePool,
+    buffer: i64,
+    now: Millis,
+    strict: bool,
+    limit: u32,
+) -> Result<Vec<Item>, StoreError> {
+    let first =
+        "select * from item where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
+    let due = "select * from item where buffer = ?1 and status < 2 and not_before <= ?2 order by seq limit ?3";
+    let soon = "select * from item where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
+    let mut found = Vec::new();
+    let ways = if strict { [first, first] } else { [due, soon] };
+    for sql in ways {
+        let rows = sqlx::query(sql)
+            .bind(buffer)
+            .bind(now)
+            .bind(limit)
+            .fetch_all(pool)
+            .await;
+        found = items_of(&rows.map_err(|error| away(&error))?)?;
+        if !found.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn interrupted(pool: &SqlitePool) -> Result<Vec<Item>, StoreError> {
+    let rows = sqlx::query("select * from item where status = 2")
+        .fetch_all(pool)
+        .await;
+    items_of(&rows.map_err(|error| away(&error))?)
+}
+
+pub(super) async fn item(pool: &SqlitePool, id: Arc<str>) -> Result<Item, StoreError> {
+    let row = sqlx::query("select * from item where id = ?")
+        .bind(id.to_string())
+        .fetch_optional(pool)
+        .await
+        .map_err(|error| away(&error))?;
+    let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
+    read_item(&row).map_err(|error| away(&error))
+}
+
+pub(super) async fn body(pool: &SqlitePool, dir: &Path, id: Arc<str>) -> Result<Bytes, StoreError> {
+    let row = sqlx::query("select request, body, crc from item where id = ?")
+        .bind(id.to_string())
+        .fetch_optional(pool)
+        .await
+        .map_err(|error| away(&error))?;
+    let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
+    let read = || -> Result<(String, Option<Vec<u8>>, i64), sqlx::Error> {
+        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    };
+    let (request, kept, crc) = read().map_err(|error| away(&error))?;
+    let damaged = || StoreError::Damaged(format!("item `{id}`"));
+    let body = match kept {
+        Some(body) => body,
+        None => {
+            let path = body_path(dir, &id);
+            tokio::task::spawn_blocking(move || std::fs::read(path))
+                .await
+                .map_err(|error| StoreError::Away(error.to_string()))?
+                .map_err(|_cause| damaged())?
+        }
+    };
+    let body = Bytes::from(body);
+    if i64::from(checksum(&id, &request, &body)) != crc {
+        return Err(damaged());
+    }
+    Ok(body)
+}
+
+fn filter(sql: &mut QueryBuilder<Sqlite>, query: &Query, attempts: bool) {
+    if let Some(buffer) = query.buffer {
+        sql.push(" and buffer = ").push_bind(buffer);
+    }
+    if let Some(item) = &query.item {
+        sql.push(if attempts {
+            " and item = "
+        } else {
+            " and id = "
+        });
+        sql.push_bind(item.to_string());
+    }
+    if let Some(status) = query.status {
+        sql.push(" and status = ").push_bind(status as i64);
+    }
+    if let Some(code) = query.code {
+        sql.push(" and code = ").push_bind(i64::from(code));
+    }
+    if let Some(outcome) = &query.outcome {
+        sql.push(" and outcome = ").push_bind(outcome.clone());
+    }
+    if let Some(since) = query.since {
+        sql.push(if attempts {
+            " and started >= "
+        } else {
+            " and kept >= "
+        });
+        sql.push_bind(since);
+    }
+}
+
+pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, StoreError> {
+    let mut sql = QueryBuilder::new("select * from item where true");
+    filter(&mut sql, &query, false);
+    if let Some(after) = query.after {
+        sql.push(" and seq > ").push_bind(after);
+    }
+    sql.push(" order by seq limit ")
+        .push_bind(i64::from(query.limit));
+    let rows = sql.build().fetch_all(pool).await;
+    items_of(&rows.map_err(|error| away(&error))?)
+}
+
+pub(super) async fn attempts(
+    pool: &SqlitePool,
+    query: Query,
+) -> Result<Vec<(i64, Attempt)>, StoreError> {
+    let mut sql = QueryBuilder::new("select * from attempt where true");
+    filter(&mut sql, &query, true);
+    if let Some(after) = query.after {
+        sql.push(" and place < ").push_bind(after);
+    }
+    sql.push(" order by place desc limit ")
+        .push_bind(i64::from(query.limit));
+    let rows = sql
+        .build()
+        .fetch_all(pool)
+        .await
+        .map_err(|error| away(&error))?;
+    let attempts = rows.iter().map(read_attempt).collect::<Result<_, _>>();
+    attempts.map_err(|error| away(&error))
+}
+
+fn read_attempt(row: &SqliteRow) -> Result<(i64, Attempt), sqlx::Error> {
+    let code: Option<i64> = row.try_get("code")?;
+    let number: i64 = row.try_get("number")?;
+    let headers: Option<String> = row.try_get("headers")?;
+    let body: Option<Vec<u8>> = row.try_get("body")?;
+    let truncated = row.try_get("cut")?;
+    let attempt = Attempt {
+        item: Arc::from(row.try_get::<&str, _>("item")?),
+        buffer: row.try_get("buffer")?,
+        number: u32::try_from(number).unwrap_or(u32::MAX),
+        started: row.try_get("started")?,
+        took: row.try_get("took")?,
+        waited: row.try_get("waited")?,
+        outcome: Arc::from(row.try_get::<&str, _>("outcome")?),
+        status: code.and_then(|code| u16::try_from(code).ok()),
+        error: row.try_get("error")?,
+        next: row.try_get("next")?,
+        maybe_duplicate: row.try_get("doubtful")?,
+        response: headers.map(|headers| Response {
+            headers: serde_json::from_str(&headers).unwrap_or_default(),
+            body: Bytes::from(body.unwrap_or_default()),
+            truncated,
+        }),
+    };
+    Ok((row.try_get("place")?, attempt))
+}
+
+/// Gives large bodies a file of their own, on disk before their items are. Says which have one.
+pub(super) async fn keep_large(
+    settings: &DiskSettings,
+    items: &[NewItem],
+) -> Result<Vec<bool>, StoreError> {
+    let mut large = Vec::with_capacity(items.len());
+    for item in items {
+        let is_large = item.body.len() as u64 > settings.inline;
+        large.push(is_large);
+        if !is_large {
+            continue;
+        }
+        let (path, body) = (body_path(&settings.dir, &item.id), item.body.clone());
+        let max = settings.max;
+        tokio::task::spawn_blocking(move || write_body(&path, &body))
+            .await
+            .map_err(|error| StoreError::Away(error.to_string()))?
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::StorageFull => StoreError::Full { used: max, max },
+                _ => StoreError::Away(error.to_string()),
+            })?;
+    }
+    Ok(large)
+}
+
+/// Beside, synchronised, renamed, and the directory synchronised: it is there whole or not at all.
+fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir)?;
+    let beside = path.with_extension("tmp");
+    let written = || {
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(body)?;
+        file.sync_data()?;
+        std::fs::rename(&beside, path)?;
+        std::fs::File::open(dir)?.sync_all()
+    };
+    written().inspect_err(|_| drop(std::fs::remove_file(&beside)))
+}
+
+/// Removes bodies without an item: their push was never acknowledged.
+pub(super) async fn sweep_orphans(connection: &mut SqliteConnection, dir: &Path) {
+    let known: Vec<String> = sqlx::query_scalar("select id from item where body is null")
+        .fetch_all(connection)
+        .await
+        .unwrap_or_default();
+    let known: HashSet<String> = known.into_iter().collect();
+    let shelves = std::fs::read_dir(dir.join("bodies"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let files = shelves.flat_map(|shelf| {
+        std::fs::read_dir(shelf.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+    });
+    for file in files {
+        if !known.contains(&*file.file_name().to_string_lossy()) {
+            drop(std::fs::remove_file(file.path()));
+        }
+    }
+}

@@ -1,0 +1,603 @@
+//! The one writer: takes what waits, does it in one transaction, synchronises, then answers.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+
+use super::super::{
+    Buffer, Change, Finished, Item, Millis, NewItem, Once, Purge, Pushed, Redrive, Status,
+    StoreError, Terms,
+};
+use super::DiskSettings;
+use super::ballast::{Ballast, Mark};
+use super::books::Books;
+use super::change;
+use super::read::{away, read_item};
+
+/// Operations in one transaction.
+const BATCH_MAX: usize = 1024;
+/// Items in one statement.
+const ROWS_MAX: usize = 64;
+
+type Tell<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the writer is asked, with where the answer goes.
+#[derive(Debug)]
+pub(super) enum Op {
+    Create {
+        id: Arc<str>,
+        name: Arc<str>,
+        terms: Terms,
+        now: Millis,
+        tell: Tell<(Buffer, bool)>,
+    },
+    Change {
+        buffer: i64,
+        terms: Terms,
+        tell: Tell<Buffer>,
+    },
+    Remove {
+        buffer: i64,
+        forced: bool,
+        tell: Tell<()>,
+    },
+    Pause {
+        buffer: i64,
+        reason: Option<Arc<str>>,
+        tell: Tell<Buffer>,
+    },
+    Push {
+        buffer: i64,
+        items: Vec<NewItem>,
+        /// Which of them have a file of their own.
+        large: Vec<bool>,
+        once: Option<Once>,
+        now: Millis,
+        /// Its share of the memory that waits for the writer.
+        _room: OwnedSemaphorePermit,
+        tell: Tell<Pushed>,
+    },
+    Claim {
+        item: Arc<str>,
+        tell: Tell<Item>,
+    },
+    Finish {
+        finished: Box<Finished>,
+        now: Millis,
+        tell: Tell<Item>,
+    },
+    Unclaim {
+        item: Arc<str>,
+        tell: Tell<()>,
+    },
+    Expire {
+        item: Arc<str>,
+        now: Millis,
+        tell: Tell<()>,
+    },
+    Alter {
+        item: Arc<str>,
+        change: Change,
+        now: Millis,
+        tell: Tell<Item>,
+    },
+    Purge {
+        buffer: i64,
+        what: Purge,
+        before: Option<Millis>,
+        tell: Tell<u64>,
+    },
+    Redrive {
+        buffer: i64,
+        which: Redrive,
+        now: Millis,
+        tell: Tell<u64>,
+    },
+    Close {
+        tell: Tell<()>,
+    },
+    Forget {
+        delivered_before: Millis,
+        dead_before: Millis,
+        tell: Tell<u64>,
+    },
+}
+
+/// What an operation came to.
+pub(super) enum Value {
+    Unit,
+    Count(u64),
+    Buffer(Buffer, bool),
+    Pushed(Pushed),
+    Item(Box<Item>),
+}
+
+/// Why an operation was not done: by the rules, or by the database, which ends the transaction.
+pub(super) enum Failed {
+    Rule(StoreError),
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Rule(error)
+    }
+}
+
+impl Op {
+    /// Answers. What does not fit the operation cannot be.
+    fn answer(self, result: Result<Value, StoreError>) {
+        match (self, result) {
+            (Self::Create { tell, .. }, result) => tell_as(tell, result, |value| match value {
+                Value::Buffer(buffer, new) => Some((buffer, new)),
+                _ => None,
+            }),
+            (Self::Change { tell, .. } | Self::Pause { tell, .. }, result) => {
+                tell_as(tell, result, |value| match value {
+                    Value::Buffer(buffer, _) => Some(buffer),
+                    _ => None,
+                });
+            }
+            (Self::Push { tell, .. }, result) => tell_as(tell, result, |value| match value {
+                Value::Pushed(pushed) => Some(pushed),
+                _ => None,
+            }),
+            (
+                Self::Claim { tell, .. } | Self::Finish { tell, .. } | Self::Alter { tell, .. },
+                result,
+            ) => tell_as(tell, result, |value| match value {
+                Value::Item(item) => Some(*item),
+                _ => None,
+            }),
+            (
+                Self::Remove { tell, .. }
+                | Self::Unclaim { tell, .. }
+                | Self::Expire { tell, .. }
+                | Self::Close { tell },
+                result,
+            ) => tell_as(tell, result, |_| Some(())),
+            (
+                Self::Purge { tell, .. } | Self::Redrive { tell, .. } | Self::Forget { tell, .. },
+                result,
+            ) => tell_as(tell, result, |value| match value {
+                Value::Count(count) => Some(count),
+                _ => None,
+            }),
+        }
+    }
+
+    const fn is_push(&self) -> bool {
+        matches!(self, Self::Push { .. })
+    }
+}
+
+fn tell_as<T>(
+    tell: Tell<T>,
+    result: Result<Value, StoreError>,
+    of: impl FnOnce(Value) -> Option<T>,
+) {
+    let answer = result.and_then(|value| {
+        of(value).ok_or_else(|| StoreError::Away("it answered something else".to_owned()))
+    });
+    // Who asked may have gone; it is done all the same.
+    drop(tell.send(answer));
+}
+
+/// An item on its way into the database.
+pub(super) struct NewRow {
+    pub(super) item: NewItem,
+    pub(super) request: String,
+    pub(super) buffer: i64,
+    pub(super) seq: i64,
+    pub(super) kept: Millis,
+    pub(super) large: bool,
+}
+
+/// The writer's world.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) connection: SqliteConnection,
+    pub(super) books: Arc<Mutex<Books>>,
+    pub(super) settings: DiskSettings,
+    pub(super) mark: Mark,
+    pub(super) ballast: Ballast,
+    pub(super) broken: watch::Sender<Option<String>>,
+}
+
+/// One transaction under way.
+pub(super) struct Batch<'a> {
+    pub(super) connection: &'a mut SqliteConnection,
+    pub(super) books: Books,
+    pub(super) rows: Vec<NewRow>,
+    /// Bytes in use, with what this batch adds.
+    pub(super) used: u64,
+    pub(super) room: u64,
+    /// Files to remove once it is certain.
+    pub(super) files: Vec<String>,
+}
+
+impl Writer {
+    /// Works until it is closed.
+    pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Op>) {
+        let mut ops = Vec::new();
+        loop {
+            // Whoever was just answered may have more to say; that belongs to the next batch.
+            tokio::task::yield_now().await;
+            if waiting.recv_many(&mut ops, BATCH_MAX).await == 0 {
+                return;
+            }
+            let closing = ops.iter().position(|op| matches!(op, Op::Close { .. }));
+            let close = closing.map(|at| ops.swap_remove(at));
+            self.commit(std::mem::take(&mut ops)).await;
+            if let Some(close) = close {
+                let checkpoint = sqlx::query("pragma wal_checkpoint(truncate)");
+                let folded = checkpoint.execute(&mut self.connection).await;
+                let folded = folded.map(|_| Value::Unit);
+                return close.answer(folded.map_err(|error| away(&error)));
+            }
+        }
+    }
+
+    async fn commit(&mut self, ops: Vec<Op>) {
+        if let Some(cause) = self.broken.borrow().clone() {
+            return answer_all(ops, &StoreError::Away(cause));
+        }
+        let error = match self.attempt(&ops).await {
+            Ok(values) => return self.done(ops, values),
+            Err(error) => error,
+        };
+        if !is_full(&error) {
+            return self.broke(ops, &error);
+        }
+        // Outcomes come first: what was delivered must not be sent again for want of room.
+        let (pushes, others): (Vec<_>, Vec<_>) = ops.into_iter().partition(Op::is_push);
+        let full = StoreError::Full {
+            used: self.settings.max,
+            max: self.settings.max,
+        };
+        answer_all(pushes, &full);
+        if others.is_empty() {
+            return;
+        }
+        if self.ballast.release() {
+            tracing::warn!("the disk is full; the spool gave its ballast up to record outcomes");
+        }
+        match self.attempt(&others).await {
+            Ok(values) => self.done(others, values),
+            Err(error) if is_full(&error) => answer_all(others, &full),
+            Err(error) => self.broke(others, &error),
+        }
+    }
+
+    fn done(&mut self, ops: Vec<Op>, values: Vec<Result<Value, StoreError>>) {
+        for (op, value) in ops.into_iter().zip(values) {
+            op.answer(value);
+        }
+        if !self.ballast.is_there() && self.room() > self.settings.ballast {
+            self.ballast.restore();
+        }
+    }
+
+    /// Nothing is known of what is on disk now: pages of a failed synchronisation count as clean, so it
+    /// must not be tried again. The process ends, and what was acknowledged is found at the next start.
+    fn broke(&self, ops: Vec<Op>, error: &sqlx::Error) {
+        tracing::error!(%error, "the spool's disk failed; nothing more is acknowledged");
+        self.broken.send_replace(Some(error.to_string()));
+        answer_all(ops, &StoreError::Away(error.to_string()));
+    }
+
+    /// Does them all in one transaction. An error means that none was done.
+    async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Value, StoreError>>, sqlx::Error> {
+        let room = self.room();
+        let books = self
+            .books
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        sqlx::query("begin immediate")
+            .execute(&mut self.connection)
+            .await?;
+        let used = if ops.iter().any(Op::is_push) {
+            used(&mut self.connection).await?
+        } else {
+            0
+        };
+        let mut batch = Batch {
+            connection: &mut self.connection,
+            books,
+            rows: Vec::new(),
+            used,
+            room,
+            files: Vec::new(),
+        };
+        let outcome = batch.apply_all(ops, &self.settings).await;
+        let Batch { books, files, .. } = batch;
+        let values = match outcome {
+            Ok(values) => values,
+            Err(error) => {
+                drop(sqlx::query("rollback").execute(&mut self.connection).await);
+                return Err(error);
+            }
+        };
+        if let Err(error) = sqlx::query("commit").execute(&mut self.connection).await {
+            drop(sqlx::query("rollback").execute(&mut self.connection).await);
+            return Err(error);
+        }
+        if books.pushed() > self.mark.value() {
+            self.mark.set(books.pushed());
+        }
+        *self.books.lock().unwrap_or_else(PoisonError::into_inner) = books;
+        for id in files {
+            drop(std::fs::remove_file(body_path(&self.settings.dir, &id)));
+        }
+        Ok(values)
+    }
+
+    /// Bytes that may still be taken from the file system.
+    fn room(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.settings.dir);
+        stat.map_or(u64::MAX, |stat| {
+            (stat.f_bavail * stat.f_frsize).saturating_sub(self.settings.min_free)
+        })
+    }
+}
+
+impl Batch<'_> {
+    async fn apply_all(
+        &mut self,
+        ops: &[Op],
+        settings: &DiskSettings,
+    ) -> Result<Vec<Result<Value, StoreError>>, sqlx::Error> {
+        let mut values = Vec::with_capacity(ops.len());
+        let before = self.books.pushed();
+        for op in ops {
+            match self.apply(op, settings).await {
+                Ok(value) => values.push(Ok(value)),
+                Err(Failed::Rule(error)) => values.push(Err(error)),
+                Err(Failed::Database(error)) => return Err(error),
+            }
+        }
+        self.flush().await?;
+        let pushed = self.books.pushed();
+        if pushed > before {
+            sqlx::query("insert into meta values ('pushed', ?) on conflict (key) do update set value = excluded.value")
+                .bind(pushed.cast_signed())
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        Ok(values)
+    }
+
+    async fn apply(&mut self, op: &Op, settings: &DiskSettings) -> Result<Value, Failed> {
+        if let Op::Push {
+            buffer,
+            items,
+            large,
+            once,
+            now,
+            ..
+        } = op
+        {
+            return self
+                .push(*buffer, items, large, once.as_ref(), *now, settings)
+                .await;
+        }
+        self.flush().await?;
+        match op {
+            // One is done above, the other ends the writer.
+            Op::Push { .. } | Op::Close { .. } => Ok(Value::Unit),
+            Op::Create {
+                id,
+                name,
+                terms,
+                now,
+                ..
+            } => change::create(self, id, name, terms, *now).await,
+            Op::Change { buffer, terms, .. } => change::terms(self, *buffer, terms).await,
+            Op::Remove { buffer, forced, .. } => change::remove(self, *buffer, *forced).await,
+            Op::Pause { buffer, reason, .. } => change::pause(self, *buffer, reason.as_ref()).await,
+            Op::Claim { item, .. } => change::claim(self, item).await,
+            Op::Finish { finished, now, .. } => change::finish(self, finished, *now).await,
+            Op::Unclaim { item, .. } => change::unclaim(self, item).await,
+            Op::Expire { item, now, .. } => change::expire(self, item, *now).await,
+            Op::Alter {
+                item, change, now, ..
+            } => change::alter(self, item, *change, *now).await,
+            Op::Purge {
+                buffer,
+                what,
+                before,
+                ..
+            } => change::purge(self, *buffer, *what, *before).await,
+            Op::Redrive {
+                buffer, which, now, ..
+            } => change::redrive(self, *buffer, which, *now).await,
+            Op::Forget {
+                delivered_before,
+                dead_before,
+                ..
+            } => change::forget(self, *delivered_before, *dead_before).await,
+        }
+    }
+
+    async fn push(
+        &mut self,
+        buffer: i64,
+        items: &[NewItem],
+        large: &[bool],
+        once: Option<&Once>,
+        now: Millis,
+        settings: &DiskSettings,
+    ) -> Result<Value, Failed> {
+        if let Some(once) = once
+            && let Some(before) = self.before(once).await?
+        {
+            return Ok(Value::Pushed(before));
+        }
+        let adds: u64 = items.iter().map(|item| item.body.len() as u64 + 512).sum();
+        let most = settings.max / 10 * 9;
+        if self.used + adds > most || adds > self.room {
+            return Err(StoreError::Full {
+                used: self.used,
+                max: most,
+            }
+            .into());
+        }
+        let entry = self.books.get_mut(buffer);
+        let entry = entry.ok_or_else(|| StoreError::Unknown(format!("buffer number {buffer}")))?;
+        let first = entry.next_seq;
+        entry.next_seq += i64::try_from(items.len()).unwrap_or(0);
+        (self.used, self.room) = (self.used + adds, self.room - adds);
+        let pushed = Pushed {
+            items: items
+                .iter()
+                .map(|item| Arc::clone(&item.id))
+                .zip(first..)
+                .collect(),
+            replayed: false,
+        };
+        for ((item, seq), large) in items.iter().zip(first..).zip(large) {
+            let request = serde_json::to_string(&item.request).unwrap_or_default();
+            self.rows.push(NewRow {
+                item: item.clone(),
+                request,
+                buffer,
+                seq,
+                kept: now,
+                large: *large,
+            });
+        }
+        self.books.add(buffer, Status::Queued, items.len() as u64);
+        self.books.add_pushed(items.len() as u64);
+        if let Some(once) = once {
+            let made = serde_json::to_string(&pushed.items).unwrap_or_default();
+            sqlx::query("insert into once values (?, ?, ?, ?)")
+                .bind(once.key.clone())
+                .bind(once.fingerprint.to_vec())
+                .bind(made)
+                .bind(now)
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        if self.rows.len() >= ROWS_MAX {
+            self.flush().await?;
+        }
+        Ok(Value::Pushed(pushed))
+    }
+
+    /// What was pushed under this key before.
+    async fn before(&mut self, once: &Once) -> Result<Option<Pushed>, Failed> {
+        let row = sqlx::query("select fingerprint, items from once where key = ?")
+            .bind(once.key.clone())
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let fingerprint: Vec<u8> = row.try_get(0)?;
+        if fingerprint != once.fingerprint {
+            return Err(StoreError::KeyReused.into());
+        }
+        let items: &str = row.try_get(1)?;
+        let items = serde_json::from_str(items).unwrap_or_default();
+        Ok(Some(Pushed {
+            items,
+            replayed: true,
+        }))
+    }
+
+    /// Writes the items that wait.
+    pub(super) async fn flush(&mut self) -> Result<(), sqlx::Error> {
+        let rows = std::mem::take(&mut self.rows);
+        let mut buffers: Vec<i64> = rows.iter().map(|row| row.buffer).collect();
+        let mut rows = rows.into_iter().peekable();
+        while rows.peek().is_some() {
+            let part: Vec<NewRow> = rows.by_ref().take(ROWS_MAX).collect();
+            let mut insert = sqlx::QueryBuilder::new(
+                "insert into item (id, buffer, seq, status, request, body, crc, size, kept, not_before, expires) ",
+            );
+            insert.push_values(part, |mut row, new| {
+                let crc = checksum(&new.item.id, &new.request, &new.item.body);
+                let size = i64::try_from(new.item.body.len()).unwrap_or(i64::MAX);
+                let body = (!new.large).then(|| new.item.body.to_vec());
+                row.push_bind(new.item.id.to_string())
+                    .push_bind(new.buffer)
+                    .push_bind(new.seq)
+                    .push_bind(Status::Queued as i64)
+                    .push_bind(new.request)
+                    .push_bind(body)
+                    .push_bind(i64::from(crc))
+                    .push_bind(size)
+                    .push_bind(new.kept)
+                    .push_bind(new.item.not_before)
+                    .push_bind(new.item.expires);
+            });
+            insert.build().execute(&mut *self.connection).await?;
+        }
+        buffers.sort_unstable();
+        buffers.dedup();
+        for buffer in buffers {
+            let next = self.books.get(buffer).map_or(1, |entry| entry.next_seq);
+            sqlx::query("update buffer set next_seq = ? where number = ?")
+                .bind(next)
+                .bind(buffer)
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn fetch(&mut self, id: &Arc<str>) -> Result<Item, Failed> {
+        let row = sqlx::query("select * from item where id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&mut *self.connection)
+            .await?;
+        let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
+        Ok(read_item(&row)?)
+    }
+}
+
+fn answer_all(ops: Vec<Op>, error: &StoreError) {
+    for op in ops {
+        op.answer(Err(error.clone()));
+    }
+}
+
+/// SQLite's `SQLITE_FULL`.
+fn is_full(error: &sqlx::Error) -> bool {
+    let code = error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code);
+    let code = code.and_then(|code| code.parse::<i64>().ok());
+    code.is_some_and(|code| code & 0xff == 13)
+}
+
+async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+    let sql = "select (p.page_count - f.freelist_count) * s.page_size \
+               from pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
+    let used: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;
+    Ok(used.unsigned_abs())
+}
+
+/// The checksum of an item.
+pub(super) fn checksum(id: &str, request: &str, body: &Bytes) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in [id.as_bytes(), request.as_bytes(), body] {
+        hasher.update(part);
+    }
+    hasher.finalize()
+}
+
+/// Where a large body lies.
+pub(super) fn body_path(dir: &std::path::Path, id: &str) -> PathBuf {
+    let shelf = id.get(id.len().saturating_sub(2)..).unwrap_or("00");
+    dir.join("bodies").join(shelf).join(id)
+}

@@ -1,0 +1,225 @@
+//! The durable store: buffers, their items, and what became of each sending.
+//!
+//! [`state`] decides what becomes of an item, purely; a [`Store`] keeps what was decided, and
+//! acknowledges nothing before it is on disk.
+
+mod disk;
+mod item;
+mod seal;
+mod shape;
+mod state;
+
+pub use disk::{Disk, DiskSettings, OpenError};
+pub use item::{
+    Attempt, Buffer, Exhausted, Guarantee, Item, Millis, NewItem, Once, Request, Response, Status,
+    Terms,
+};
+pub use seal::{SealError, Sealer, is_secret};
+pub use shape::{WrittenBuffer, WrittenItem};
+pub use state::{Backoff, Outcome, Step, step};
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// An answer that is on its way.
+pub type Done<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing is known by that name or id.
+    #[error("there is no {0}")]
+    Unknown(String),
+    /// Another buffer has the name, and other terms.
+    #[error("another buffer is called `{0}`, with other terms")]
+    NameTaken(String),
+    /// The key was used for something else.
+    #[error("the `Idempotency-Key` was used before, for another body")]
+    KeyReused,
+    /// Not in the state that it is in.
+    #[error("{0}")]
+    Conflict(String),
+    /// No room is left.
+    #[error("the spool is full: {used} of {max} bytes are used")]
+    Full {
+        /// Bytes in use.
+        used: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// What was kept is damaged.
+    #[error("{0} is damaged on disk: its checksum is wrong")]
+    Damaged(String),
+    /// The store cannot be used now.
+    #[error("the spool cannot be used: {0}")]
+    Away(String),
+}
+
+/// What a push came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// Ids and places, in the order of the push.
+    pub items: Vec<(Arc<str>, i64)>,
+    /// The push was made before under the same key, and was not made again.
+    pub replayed: bool,
+}
+
+/// Which items or attempts are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// Only of this buffer.
+    pub buffer: Option<i64>,
+    /// Only of this item.
+    pub item: Option<Arc<str>>,
+    /// Only in this status.
+    pub status: Option<Status>,
+    /// Only attempts that the origin answered with this status code.
+    pub code: Option<u16>,
+    /// Only attempts with this outcome.
+    pub outcome: Option<String>,
+    /// Only from then on.
+    pub since: Option<Millis>,
+    /// Behind this place: a page's last.
+    pub after: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// What a change of an item is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Taken back.
+    Cancel,
+    /// Sent as soon as limits allow.
+    RetryNow,
+    /// Put with the dead letters, so that the next one follows.
+    Skip,
+}
+
+/// What is to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purge {
+    /// What was not sent yet.
+    Queued,
+    /// The dead letters.
+    Dead,
+    /// All that is over.
+    History,
+}
+
+/// Which dead letters are sent again.
+#[derive(Debug, Clone, Default)]
+pub struct Redrive {
+    /// These; otherwise all.
+    pub ids: Vec<String>,
+    /// At most so many, oldest first.
+    pub limit: u32,
+    /// Before all others, at their old places; otherwise behind them.
+    pub head: bool,
+}
+
+/// An attempt's result, to be kept at once.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// What follows.
+    pub step: Step,
+    /// The attempt.
+    pub attempt: Attempt,
+}
+
+/// How many items of a buffer stand where, by the position in [`Status::ALL`].
+pub type Counts = [u64; Status::ALL.len()];
+
+/// What keeps items. Every write is durable when its answer arrives.
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Makes a buffer; the same again is the same buffer. Returns whether it is new.
+    fn create(
+        &self,
+        id: Arc<str>,
+        name: Arc<str>,
+        terms: Terms,
+        now: Millis,
+    ) -> Done<'_, (Buffer, bool)>;
+
+    /// Gives a buffer other terms.
+    fn change(&self, buffer: i64, terms: Terms) -> Done<'_, Buffer>;
+
+    /// Removes a buffer with all its items; unless forced only if nothing is to be sent.
+    fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()>;
+
+    /// Pauses a buffer, or lets it go on.
+    fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Done<'_, Buffer>;
+
+    /// Keeps items: all or none, one after the other.
+    fn push(
+        &self,
+        buffer: i64,
+        items: Vec<NewItem>,
+        once: Option<Once>,
+        now: Millis,
+    ) -> Done<'_, Pushed>;
+
+    /// Marks an item as being sent from now on.
+    fn claim(&self, item: Arc<str>) -> Done<'_, Item>;
+
+    /// Keeps an attempt and where its item stands then.
+    fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item>;
+
+    /// An item that was claimed did not leave after all.
+    fn unclaim(&self, item: Arc<str>) -> Done<'_, ()>;
+
+    /// Ends items that are too old.
+    fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()>;
+
+    /// Changes an item.
+    fn alter(&self, item: Arc<str>, change: Change, now: Millis) -> Done<'_, Item>;
+
+    /// Removes items; returns how many.
+    fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64>;
+
+    /// Sends dead letters again; returns how many.
+    fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64>;
+
+    /// All buffers.
+    fn buffers(&self) -> Vec<Buffer>;
+
+    /// How many items of a buffer stand where.
+    fn counts(&self, buffer: i64) -> Counts;
+
+    /// The oldest live items of a buffer: in strict order the first one, whatever keeps it; otherwise
+    /// those that can be sent at `now`, or the one that can be next.
+    fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>>;
+
+    /// Items that were in flight when the last process ended.
+    fn interrupted(&self) -> Done<'_, Vec<Item>>;
+
+    /// One item.
+    fn item(&self, id: Arc<str>) -> Done<'_, Item>;
+
+    /// An item's body.
+    fn body(&self, id: Arc<str>) -> Done<'_, Bytes>;
+
+    /// A page of items, by place.
+    fn items(&self, query: Query) -> Done<'_, Vec<Item>>;
+
+    /// A page of attempts with the place of each, latest first.
+    fn attempts(&self, query: Query) -> Done<'_, Vec<(i64, Attempt)>>;
+
+    /// Removes history that is older than this.
+    fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
+}
+
+/// A buffer by its id or name.
+///
+/// # Errors
+/// [`StoreError::Unknown`].
+pub fn find_buffer(store: &dyn Store, wanted: &str) -> Result<Buffer, StoreError> {
+    let all = store.buffers();
+    let known = all
+        .into_iter()
+        .find(|buffer| *buffer.id == *wanted || *buffer.name == *wanted);
+    known.ok_or_else(|| StoreError::Unknown(format!("buffer `{wanted}`")))
+}
