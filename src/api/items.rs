@@ -1,7 +1,7 @@
 //! Items and attempts: looked at, taken back, hurried.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
@@ -11,6 +11,7 @@ use super::spool::{attempt_json, item_json};
 use super::{Call, Spooling, json as answer};
 use crate::exchange::{Body, Error, Reason};
 use crate::policy::ApiScope;
+use crate::semantics::preference;
 use crate::spool::{Buffer, Change, Millis, Query, Status};
 
 /// A page of a list.
@@ -22,6 +23,8 @@ pub(super) struct Page {
     pub(super) limit: u32,
 }
 
+/// The longest that a result is waited for.
+const LONG_POLL: Duration = Duration::from_secs(60);
 const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 1000;
 
@@ -119,7 +122,10 @@ impl Spooling {
                 query.item = Some(item.id);
                 return self.list_attempts(query).await;
             }
-            (&Method::GET, [id, "response"]) => return self.response(id).await,
+            (&Method::GET, [id, "response"]) => {
+                let wait = preference(&head.headers).wait.unwrap_or_default();
+                return self.response(id, wait.min(LONG_POLL)).await;
+            }
             (&Method::DELETE, [_]) | (&Method::POST, [_, "cancel"]) => Change::Cancel,
             (&Method::POST, [_, "retry" | "retry_now"]) => Change::RetryNow,
             (&Method::POST, [_, "skip"]) => Change::Skip,
@@ -131,7 +137,7 @@ impl Spooling {
         };
         let id = path.first().copied().unwrap_or_default();
         let item = self.store.alter(Arc::from(id), change, call.now()).await?;
-        self.deliveries.wake(item.buffer);
+        self.deliveries.changed(&item);
         Ok(answer(&item_json(
             &item,
             self.numbered(item.buffer).as_ref(),
@@ -170,8 +176,8 @@ impl Spooling {
     }
 
     /// The origin's last response, as it was.
-    async fn response(&self, id: &str) -> Result<Response<Body>, Error> {
-        let item = self.item(id).await?;
+    async fn response(&self, id: &str, wait: Duration) -> Result<Response<Body>, Error> {
+        let item = self.deliveries.over(&Arc::from(id), wait).await?;
         let query = Query {
             item: Some(Arc::clone(&item.id)),
             limit: 1,

@@ -129,7 +129,7 @@ fn every_optional_section_of_the_example_is_sound() {
     let text = uncommented(None)
         .replace("  token_file: /run/secrets/outpace-admin\n", "")
         .replace(
-            "  - { name: reports, token_file: /run/secrets/reports-token }\n",
+            "  - { name: reports, token_file: /run/secrets/reports-token, scopes: [push, read] }\n",
             "",
         )
         .replace("  roots: [/etc/ssl/private-ca.pem]\n", "");

@@ -51,6 +51,8 @@ struct Inner {
     parts: DeliveryParts,
     /// The drains that run, by the buffer's number, and what wakes each.
     drains: Mutex<HashMap<i64, Arc<Notify>>>,
+    /// Who waits for an attempt of an item to be over, by its id.
+    watched: Mutex<HashMap<Arc<str>, Arc<Notify>>>,
 }
 
 /// What a drain does next.
@@ -71,6 +73,7 @@ impl Deliveries {
         Self(Arc::new(Inner {
             parts,
             drains: Mutex::default(),
+            watched: Mutex::default(),
         }))
     }
 
@@ -84,6 +87,42 @@ impl Deliveries {
             self.wake(buffer.number);
         }
         Ok(())
+    }
+
+    /// Waits until nothing more is to happen to an item, at most for `patience`; the item as it is then.
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn over(&self, id: &Arc<str>, patience: Duration) -> Result<Item, StoreError> {
+        let clock = &self.0.parts.exchange.clock;
+        let until = clock.now() + patience;
+        loop {
+            let watched = {
+                let mut all = self
+                    .0
+                    .watched
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                Arc::clone(all.entry(Arc::clone(id)).or_default())
+            };
+            let changed = watched.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let item = self.0.parts.store.item(Arc::clone(id)).await?;
+            if !item.status.is_live() || clock.now() >= until {
+                return Ok(item);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = clock.sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// An item was changed by its owner.
+    pub fn changed(&self, item: &Item) {
+        self.0.tell(&item.id);
+        self.wake(item.buffer);
     }
 
     /// Something changed: the buffer's drain looks again.
@@ -108,6 +147,14 @@ impl Deliveries {
 impl Inner {
     fn drains(&self) -> MutexGuard<'_, HashMap<i64, Arc<Notify>>> {
         self.drains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whoever waits for this item.
+    fn tell(&self, id: &Arc<str>) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = watched.remove(id) {
+            waiting.notify_waiters();
+        }
     }
 
     fn now(&self) -> Millis {
@@ -219,7 +266,8 @@ impl Inner {
         let mut wake = Instant::FAR;
         for item in heads {
             if item.expires.is_some_and(|expires| expires <= now) {
-                self.parts.store.expire(item.id, now).await?;
+                self.parts.store.expire(Arc::clone(&item.id), now).await?;
+                self.tell(&item.id);
                 return Ok(Next::Sleep(instant));
             }
             if item.status == Status::InFlight || taken.contains(&item.id) {

@@ -106,6 +106,7 @@ impl Inner {
         if let Err(error) = recorded {
             tracing::warn!(%error, item = %item.id, "what became of an item could not be recorded");
         }
+        self.tell(&item.id);
         if left.is_none() {
             gate.pass(None);
         }

@@ -7,6 +7,7 @@ mod credentials;
 mod fields;
 mod framing;
 mod max_wait;
+mod prefer;
 mod proxy_status;
 mod request_target;
 mod retry_after;
@@ -21,6 +22,7 @@ pub use fields::{
 };
 pub use framing::{Framing, framing};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};
+pub use prefer::{PREFER, PREFERENCE_APPLIED, Preference, preference};
 pub use proxy_status::{PROXY_STATUS, made_by_us, received};
 pub use request_target::{RequestTarget, classify};
 pub use retry_after::{retry_after, write_retry_after};

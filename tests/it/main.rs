@@ -29,4 +29,5 @@ mod replicas;
 mod retry;
 mod scopes;
 mod semantics;
+mod spool;
 mod ways;

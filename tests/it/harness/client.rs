@@ -171,6 +171,19 @@ impl Client {
         soon("a response", answered).await
     }
 
+    /// Sends, and reads the whole response; `None` if the connection broke.
+    pub(crate) async fn try_ask(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Option<Response<Bytes>> {
+        let answered = async {
+            let (head, body) = self.send(request).await.ok()?.into_parts();
+            let body = body.collect().await.ok()?.to_bytes();
+            Some(Response::from_parts(head, body))
+        };
+        soon("a response, or its end", answered).await
+    }
+
     /// A GET; `uri` as it stands in the request-target, `Host` from it or `api.test`.
     pub(crate) async fn get(&mut self, uri: &str) -> Response<Bytes> {
         self.ask(self.request("GET", uri).body(Full::default()).unwrap())

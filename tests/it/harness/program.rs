@@ -115,6 +115,13 @@ impl Program {
         Self::start_with(dir, config, &[]).await
     }
 
+    /// Kills it and starts it again with the same state.
+    pub(crate) async fn again(mut self) -> Self {
+        self.child.kill().await.unwrap();
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        Self::start(self.dir, &config).await
+    }
+
     async fn start_with(dir: tempfile::TempDir, config: &str, env: &[(&str, &str)]) -> Self {
         std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         let mut command = program();

@@ -1,0 +1,72 @@
+//! `Prefer` (RFC 7240): what a caller would like, and what we may ignore.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
+
+/// The field.
+pub const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// What was done of it.
+pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// The preferences that outpace knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Preference {
+    /// The caller takes a 202 and asks for the result later (section 4.1).
+    pub respond_async: bool,
+    /// How long the caller waits for an answer (section 4.3).
+    pub wait: Option<Duration>,
+}
+
+/// Reads the preferences. Others, and what cannot be read, are ignored, as section 2 wants; of several the
+/// first counts.
+pub fn preference(headers: &HeaderMap) -> Preference {
+    let mut found = Preference::default();
+    let lines = headers
+        .get_all(PREFER)
+        .iter()
+        .filter_map(|line| line.to_str().ok());
+    for one in lines.flat_map(|line| line.split(',')) {
+        // Parameters after a semicolon say nothing about these two.
+        let one = one.split(';').next().unwrap_or_default();
+        let (name, value) = one.split_once('=').unwrap_or((one, ""));
+        match name.trim().to_ascii_lowercase().as_str() {
+            "respond-async" => found.respond_async = true,
+            "wait" if found.wait.is_none() => {
+                let seconds = value.trim().trim_matches('"').parse().ok();
+                found.wait = seconds.map(Duration::from_secs);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[&str]) -> Preference {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(PREFER, line.parse().unwrap());
+        }
+        preference(&headers)
+    }
+
+    #[test]
+    fn both_are_found_in_any_form_and_others_are_ignored() {
+        let both = Preference {
+            respond_async: true,
+            wait: Some(Duration::from_secs(5)),
+        };
+        assert_eq!(read(&["respond-async, wait=5"]), both);
+        assert_eq!(
+            read(&["Wait=\"5\"; x=1", "return=minimal, Respond-Async"]),
+            both
+        );
+        assert_eq!(read(&["wait=5, wait=9, respond-async"]), both);
+        assert_eq!(read(&["wait=soon"]), Preference::default());
+        assert_eq!(read(&[]), Preference::default());
+    }
+}
