@@ -7,6 +7,7 @@
 mod acquire;
 mod buffers;
 mod items;
+mod push;
 mod spool;
 
 pub use acquire::Held;

@@ -7,9 +7,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -19,52 +18,9 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::keep::Keep;
 use super::record::Kept;
 use super::respond::{BodyError, honest_trailers};
-use crate::telemetry::Metrics;
-use crate::units::ByteSize;
-
-/// How much of request bodies may be kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeepSettings {
-    /// In memory, per request.
-    pub memory: ByteSize,
-    /// In memory, for all requests.
-    pub memory_total: ByteSize,
-    /// On disk, per request.
-    pub disk: ByteSize,
-    /// On disk, for all requests.
-    pub disk_total: ByteSize,
-    /// Where temporary files go.
-    pub dir: PathBuf,
-}
-
-/// What is kept of all bodies. Shared.
-#[derive(Debug)]
-pub struct Keep {
-    settings: KeepSettings,
-    memory: AtomicU64,
-    disk: AtomicU64,
-    metrics: Metrics,
-}
-
-impl Keep {
-    /// Nothing kept yet.
-    pub fn new(settings: KeepSettings, metrics: Metrics) -> Self {
-        Self {
-            settings,
-            memory: AtomicU64::new(0),
-            disk: AtomicU64::new(0),
-            metrics,
-        }
-    }
-
-    fn reserve(used: &AtomicU64, count: u64, max: ByteSize) -> bool {
-        let fits = |used: u64| used.checked_add(count).filter(|sum| *sum <= max.as_bytes());
-        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-            .is_ok()
-    }
-}
 
 /// The body of a request that came to us.
 #[derive(Debug)]

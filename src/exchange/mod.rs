@@ -14,6 +14,7 @@ mod attempt;
 mod body;
 mod course;
 mod deliver;
+mod keep;
 mod problem;
 mod react;
 mod reason;
@@ -23,7 +24,8 @@ mod rows;
 mod stored;
 mod tunnel;
 
-pub use body::{Keep, KeepSettings, Outgoing};
+pub use body::Outgoing;
+pub use keep::{Keep, KeepSettings};
 pub use problem::{Error, response};
 pub use reason::{Reason, table};
 pub use record::{Kept, Record, Recorder, Sender, Way};

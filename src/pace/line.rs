@@ -8,7 +8,8 @@ use std::time::Duration;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::queue::{Asked, Entry, Next, Queue, Stage};
+use super::entry::{Entry, Stage};
+use super::queue::{Asked, Next, Queue};
 use super::turn::{Fate, Turn, Waiter};
 use super::{Admission, Connection, Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX};

@@ -11,6 +11,7 @@
 //! by a block later. A turn that is used later than the slack is void: a frozen replica releases no
 //! burst when it thaws.
 
+mod entry;
 mod line;
 mod queue;
 mod turn;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::entry::{Entry, Place, Stage};
 use crate::bounds::{CALL_AHEAD, CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
@@ -12,28 +13,6 @@ use crate::policy::{Scope, Target};
 
 /// More groups than this are not kept for their next waiter: keys come and go.
 const GROUPS_KEPT: usize = 8;
-
-/// A waiter's place: arrival, then order of entry.
-pub(super) type Place = (Instant, u64);
-
-/// How far a waiter is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// Waits, holding nothing but its place.
-    Queued,
-    /// Was called; makes its connection ready.
-    Called,
-    /// Can send at once.
-    Ready,
-}
-
-/// One waiter; `W` is how it is told.
-#[derive(Debug)]
-pub(super) struct Entry<W> {
-    pub(super) stage: Stage,
-    pub(super) deadline: Instant,
-    pub(super) tell: W,
-}
 
 /// Waiters of one scope.
 #[derive(Debug)]

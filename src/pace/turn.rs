@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::entry::{Place, Stage};
 use super::line::{Line, refusal};
-use super::queue::{Place, Stage};
 use super::{Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::LATE_MAX;
 use crate::clock::Instant;

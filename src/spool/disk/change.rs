@@ -7,8 +7,9 @@ use sqlx::Row as _;
 use super::super::{
     Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms,
 };
+use super::op::Value;
 use super::read::read_item;
-use super::writer::{Batch, Failed, Value};
+use super::writer::{Batch, Failed};
 
 type Changed = Result<Value, Failed>;
 

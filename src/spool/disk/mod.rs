@@ -7,6 +7,7 @@
 mod ballast;
 mod books;
 mod change;
+mod op;
 mod read;
 mod writer;
 
@@ -26,7 +27,8 @@ use super::{
 };
 use crate::shutdown::Tasks;
 use books::Books;
-use writer::{Op, Writer};
+use op::Op;
+use writer::Writer;
 
 /// Operations that may wait for the writer.
 const WAITING_MAX: usize = 4096;

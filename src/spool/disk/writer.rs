@@ -6,115 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::super::{
-    Buffer, Change, Finished, Item, Millis, NewItem, Once, Purge, Pushed, Redrive, Status,
-    StoreError, Terms,
-};
+use super::super::{Item, Millis, NewItem, Once, Pushed, Status, StoreError};
 use super::DiskSettings;
 use super::ballast::{Ballast, Mark};
 use super::books::Books;
 use super::change;
+use super::op::{Op, Value};
 use super::read::{away, read_item};
 
 /// Operations in one transaction.
 const BATCH_MAX: usize = 1024;
 /// Items in one statement.
 const ROWS_MAX: usize = 64;
-
-type Tell<T> = oneshot::Sender<Result<T, StoreError>>;
-
-/// What the writer is asked, with where the answer goes.
-#[derive(Debug)]
-pub(super) enum Op {
-    Create {
-        id: Arc<str>,
-        name: Arc<str>,
-        terms: Terms,
-        now: Millis,
-        tell: Tell<(Buffer, bool)>,
-    },
-    Change {
-        buffer: i64,
-        terms: Terms,
-        tell: Tell<Buffer>,
-    },
-    Remove {
-        buffer: i64,
-        forced: bool,
-        tell: Tell<()>,
-    },
-    Pause {
-        buffer: i64,
-        reason: Option<Arc<str>>,
-        tell: Tell<Buffer>,
-    },
-    Push {
-        buffer: i64,
-        items: Vec<NewItem>,
-        /// Which of them have a file of their own.
-        large: Vec<bool>,
-        once: Option<Once>,
-        now: Millis,
-        /// Its share of the memory that waits for the writer.
-        _room: OwnedSemaphorePermit,
-        tell: Tell<Pushed>,
-    },
-    Claim {
-        item: Arc<str>,
-        tell: Tell<Item>,
-    },
-    Finish {
-        finished: Box<Finished>,
-        now: Millis,
-        tell: Tell<Item>,
-    },
-    Unclaim {
-        item: Arc<str>,
-        tell: Tell<()>,
-    },
-    Expire {
-        item: Arc<str>,
-        now: Millis,
-        tell: Tell<()>,
-    },
-    Alter {
-        item: Arc<str>,
-        change: Change,
-        now: Millis,
-        tell: Tell<Item>,
-    },
-    Purge {
-        buffer: i64,
-        what: Purge,
-        before: Option<Millis>,
-        tell: Tell<u64>,
-    },
-    Redrive {
-        buffer: i64,
-        which: Redrive,
-        now: Millis,
-        tell: Tell<u64>,
-    },
-    Close {
-        tell: Tell<()>,
-    },
-    Forget {
-        delivered_before: Millis,
-        dead_before: Millis,
-        tell: Tell<u64>,
-    },
-}
-
-/// What an operation came to.
-pub(super) enum Value {
-    Unit,
-    Count(u64),
-    Buffer(Buffer, bool),
-    Pushed(Pushed),
-    Item(Box<Item>),
-}
 
 /// Why an operation was not done: by the rules, or by the database, which ends the transaction.
 pub(super) enum Failed {
@@ -132,65 +37,6 @@ impl From<StoreError> for Failed {
     fn from(error: StoreError) -> Self {
         Self::Rule(error)
     }
-}
-
-impl Op {
-    /// Answers. What does not fit the operation cannot be.
-    fn answer(self, result: Result<Value, StoreError>) {
-        match (self, result) {
-            (Self::Create { tell, .. }, result) => tell_as(tell, result, |value| match value {
-                Value::Buffer(buffer, new) => Some((buffer, new)),
-                _ => None,
-            }),
-            (Self::Change { tell, .. } | Self::Pause { tell, .. }, result) => {
-                tell_as(tell, result, |value| match value {
-                    Value::Buffer(buffer, _) => Some(buffer),
-                    _ => None,
-                });
-            }
-            (Self::Push { tell, .. }, result) => tell_as(tell, result, |value| match value {
-                Value::Pushed(pushed) => Some(pushed),
-                _ => None,
-            }),
-            (
-                Self::Claim { tell, .. } | Self::Finish { tell, .. } | Self::Alter { tell, .. },
-                result,
-            ) => tell_as(tell, result, |value| match value {
-                Value::Item(item) => Some(*item),
-                _ => None,
-            }),
-            (
-                Self::Remove { tell, .. }
-                | Self::Unclaim { tell, .. }
-                | Self::Expire { tell, .. }
-                | Self::Close { tell },
-                result,
-            ) => tell_as(tell, result, |_| Some(())),
-            (
-                Self::Purge { tell, .. } | Self::Redrive { tell, .. } | Self::Forget { tell, .. },
-                result,
-            ) => tell_as(tell, result, |value| match value {
-                Value::Count(count) => Some(count),
-                _ => None,
-            }),
-        }
-    }
-
-    const fn is_push(&self) -> bool {
-        matches!(self, Self::Push { .. })
-    }
-}
-
-fn tell_as<T>(
-    tell: Tell<T>,
-    result: Result<Value, StoreError>,
-    of: impl FnOnce(Value) -> Option<T>,
-) {
-    let answer = result.and_then(|value| {
-        of(value).ok_or_else(|| StoreError::Away("it answered something else".to_owned()))
-    });
-    // Who asked may have gone; it is done all the same.
-    drop(tell.send(answer));
 }
 
 /// An item on its way into the database.
