@@ -1,5 +1,6 @@
 //! What a story needs: an origin that stamps arrivals, the program, a client.
 
+pub(crate) mod buffers;
 mod client;
 mod origin;
 mod postgres;

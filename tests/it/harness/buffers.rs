@@ -1,0 +1,85 @@
+//! Calls to the API of the spool, and an origin that notes what is delivered.
+
+use std::sync::Arc;
+
+use http_body_util::{BodyExt as _, Full};
+use serde_json::{Value, json};
+
+use super::{Client, Origin, Program, Proto, reply};
+
+pub(crate) const SPOOL: &str =
+    "spool: { min_free: 1MiB, ballast: 1MiB, key: \"only for tests\" }\n";
+
+/// One call; status and JSON.
+pub(crate) async fn call(
+    program: &Program,
+    method: &str,
+    path: &str,
+    body: impl ToString,
+) -> (u16, Value) {
+    call_with(program, method, path, body, &[]).await
+}
+
+pub(crate) async fn call_with(
+    program: &Program,
+    method: &str,
+    path: &str,
+    body: impl ToString,
+    headers: &[(&str, &str)],
+) -> (u16, Value) {
+    let mut client = Client::to(program.listen, Proto::Http1).await;
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", format!("localhost:{}", program.listen.port()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = request.body(Full::new(body.to_string().into())).unwrap();
+    let response = client.ask(body).await;
+    let status = response.status().as_u16();
+    let json = serde_json::from_slice(response.body()).unwrap_or(Value::Null);
+    (status, json)
+}
+
+pub(crate) async fn made(program: &Program, more: &Value) -> String {
+    let mut buffer = json!({ "name": "b", "url": "http://plain.test/in" });
+    for (key, value) in more.as_object().unwrap() {
+        buffer[key] = value.clone();
+    }
+    let (status, made) = call(program, "POST", "/buffers", buffer).await;
+    assert_eq!(status, 201, "{made}");
+    made["id"].as_str().unwrap().to_owned()
+}
+
+/// Waits until the last item of the buffer is over, and says how many stand there.
+pub(crate) async fn until(program: &Program, state: &str, count: u64) {
+    let (_, items) = call(program, "GET", "/buffers/b/items?limit=1000", "").await;
+    for item in items["items"].as_array().unwrap() {
+        let path = format!("/items/{}/response", item["id"].as_str().unwrap());
+        call_with(program, "GET", &path, "", &[("prefer", "wait=30")]).await;
+    }
+    let (_, buffer) = call(program, "GET", "/buffers/b", "").await;
+    assert_eq!(buffer["items"][state].as_u64(), Some(count), "{buffer}");
+}
+
+/// An origin that notes the bodies it gets, in order.
+pub(crate) async fn noting(
+    status: impl Fn(usize) -> u16 + Send + Sync + 'static,
+) -> (Origin, Arc<std::sync::Mutex<Vec<String>>>) {
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let ours = Arc::clone(&seen);
+    let origin = Origin::with(move |number, request| {
+        let (seen, status) = (Arc::clone(&ours), status(number));
+        async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            seen.lock()
+                .unwrap()
+                .push(String::from_utf8(body.to_vec()).unwrap());
+            reply(status, "taken")
+        }
+    })
+    .start()
+    .await;
+    (origin, seen)
+}
