@@ -41,6 +41,8 @@ pub const API_BATCH_BYTES: u64 = 8 * 1024 * 1024;
 pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(3600);
 /// Bytes of an origin's response to a delivery that are kept with the attempt.
 pub const DELIVERY_RESPONSE: usize = 16 * 1024;
+/// The same for a request that a client asks the answer of.
+pub const REPLY_RESPONSE: usize = 1024 * 1024;
 /// How long a worker holds a permit that it does not renew, unless it asks for another time.
 pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
 /// The longest it may ask for at a time.

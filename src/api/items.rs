@@ -103,11 +103,17 @@ impl Spooling {
         path: &[&str],
     ) -> Result<Response<Body>, Error> {
         let read = head.method == Method::GET;
-        call.needs(if read {
-            ApiScope::Read
-        } else {
-            ApiScope::Manage
-        })?;
+        let owned = match path.first() {
+            Some(id) => self.is_owned(call, id).await?,
+            None => false,
+        };
+        if !owned {
+            call.needs(if read {
+                ApiScope::Read
+            } else {
+                ApiScope::Manage
+            })?;
+        }
         let change = match (&head.method, path) {
             (&Method::GET, [id]) => {
                 let item = self.item(id).await?;
@@ -142,6 +148,13 @@ impl Spooling {
             &item,
             self.numbered(item.buffer).as_ref(),
         )))
+    }
+
+    /// Whether the item is a kept request of the caller's own.
+    async fn is_owned(&self, call: &Call<'_>, id: &str) -> Result<bool, Error> {
+        let item = self.item(id).await?;
+        let owner = item.request.client.as_deref();
+        Ok(item.request.reply && owner.is_some() && owner == call.sender.name.as_deref())
     }
 
     /// `/attempts`

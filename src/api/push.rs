@@ -140,6 +140,7 @@ impl Spooling {
                 headers,
                 sealed,
                 metadata: written.metadata,
+                ..Request::default()
             },
             body,
             not_before,

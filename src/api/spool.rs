@@ -13,8 +13,7 @@ use crate::delivery::{Deliveries, millis_since_epoch};
 use crate::exchange::{Error, Reason};
 use crate::policy::ApiScope;
 use crate::spool::{
-    Attempt, Buffer, Counts, Item, Millis, SealError, Sealer, Status, Store, StoreError, Terms,
-    find_buffer,
+    Attempt, Buffer, Counts, Item, Millis, Sealer, Status, Store, Terms, find_buffer,
 };
 
 /// The store with what serves it.
@@ -28,32 +27,6 @@ pub struct Spooling {
     pub sealer: Arc<Sealer>,
     /// Bytes of one body.
     pub max_body: u64,
-}
-
-/// How long a full spool is left alone.
-const FULL_WAIT: Duration = Duration::from_secs(30);
-
-impl From<StoreError> for Error {
-    fn from(error: StoreError) -> Self {
-        let reason = match &error {
-            StoreError::Unknown(_) => Reason::NotFound,
-            StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
-            StoreError::KeyReused => Reason::KeyReused,
-            StoreError::Full { .. } => Reason::SpoolFull,
-            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolAway,
-        };
-        let told = Self::new(reason, error.to_string());
-        match reason {
-            Reason::SpoolFull => told.after(FULL_WAIT),
-            _ => told,
-        }
-    }
-}
-
-impl From<SealError> for Error {
-    fn from(error: SealError) -> Self {
-        Self::new(Reason::NotKept, error.to_string())
-    }
 }
 
 impl Spooling {

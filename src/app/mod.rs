@@ -12,7 +12,7 @@ pub use trust::Trust;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -136,7 +136,9 @@ impl App {
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
-            spool.begin(&shared).await?;
+            let base = settings.public_url.clone();
+            let base = base.unwrap_or_else(|| format!("http://{}", addresses[0]));
+            spool.begin(&shared, &server.exchange, base).await?;
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         let tasks = &shared.tasks;
@@ -282,6 +284,7 @@ fn exchange(
         tasks: tasks.clone(),
         metrics: metrics.clone(),
         target_metrics: RwLock::new(HashMap::new()),
+        shelf: OnceLock::new(),
     }))
 }
 

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use super::{Shared, StartError};
 use crate::api::Spooling;
 use crate::config::{Settings, SpoolSettings};
-use crate::delivery::{Deliveries, DeliveryParts, millis_since_epoch};
+use crate::delivery::{Deliveries, DeliveryParts, Shelves, millis_since_epoch};
 use crate::exchange::Exchange;
 use crate::policy::{Policy, Secret};
 use crate::spool::{Disk, Sealer, Store};
@@ -74,11 +74,12 @@ impl Opened {
             policy: Arc::clone(policy),
             sealer: Arc::clone(&sealer),
         });
+        let max_body = settings.max_body.as_bytes();
         let api = Spooling {
             store,
             deliveries,
             sealer,
-            max_body: settings.max_body.as_bytes(),
+            max_body,
         };
         let now = millis_since_epoch(shared.clock.wall());
         let declared = api.declare(&settings.buffers, &shared.random, now).await;
@@ -92,7 +93,22 @@ impl Opened {
     }
 
     /// Sends what waits, and forgets what is old.
-    pub(super) async fn begin(&self, shared: &Shared) -> Result<(), StartError> {
+    /// Requests that are kept are told of under `base`.
+    pub(super) async fn begin(
+        &self,
+        shared: &Shared,
+        exchange: &Exchange,
+        base: String,
+    ) -> Result<(), StartError> {
+        let shelves = Shelves {
+            deliveries: self.api.deliveries.clone(),
+            store: Arc::clone(&self.api.store),
+            sealer: Arc::clone(&self.api.sealer),
+            max_body: self.api.max_body,
+            base,
+        };
+        // Nobody else sets it.
+        drop(exchange.shelf.set(Arc::new(shelves)));
         let begun = self.api.deliveries.begin().await;
         begun.map_err(|error| StartError::Spool(error.to_string()))?;
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);

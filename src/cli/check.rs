@@ -47,6 +47,9 @@ fn summary(policy: &Policy) -> String {
         }
         let wait = humantime::format_duration(target.max_wait);
         text.push_str(&format!("  held for at most {wait}\n"));
+        if target.overflow {
+            text.push_str("  warning: beyond that it is kept and answered with 202, which most SDKs take for success; `Prefer: respond-async` lets each caller choose\n");
+        }
     }
     text.push_str(match policy.unmatched {
         Unmatched::Tunnel => "other hosts: passed through unpaced\n",

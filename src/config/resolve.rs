@@ -62,6 +62,12 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
     let spools = file.spool.is_some() || !file.buffers.is_empty();
     let written = std::mem::take(&mut file.targets);
     let mut targets = target::targets(p, written, &tiers, generation);
+    if !spools && targets.iter().any(|target| target.overflow) {
+        p.add(
+            "targets",
+            "`overflow: spool` needs a spool; write `spool: {}`",
+        );
+    }
     if spools {
         let fresh = targets.iter_mut().filter_map(Arc::get_mut);
         fresh.for_each(spool::add_lane);

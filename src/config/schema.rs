@@ -153,7 +153,7 @@ pub(super) struct Target {
     pub(super) lanes: Vec<Lane>,
     pub(super) max_wait: Option<Parsed<Span>>,
     pub(super) max_waiting: Option<usize>,
-    pub(super) overflow: Option<IgnoredAny>,
+    pub(super) overflow: Overflow,
     pub(super) tls: Tls,
     pub(super) mode: Mode,
     pub(super) retry: Retry,
@@ -167,6 +167,14 @@ pub(super) enum Tls {
     #[default]
     Intercept,
     Tunnel,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Overflow {
+    #[default]
+    Refuse,
+    Spool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]

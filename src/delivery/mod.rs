@@ -5,9 +5,11 @@
 //! the buffer's `concurrency` says.
 
 mod outbound;
+mod overflow;
 mod send;
 
 pub use outbound::{Unsendable, origin_of};
+pub use overflow::Shelves;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +77,10 @@ impl Deliveries {
             drains: Mutex::default(),
             watched: Mutex::default(),
         }))
+    }
+
+    pub(super) fn exchange(&self) -> &Exchange {
+        &self.0.parts.exchange
     }
 
     /// Takes up what an earlier process left, and begins.

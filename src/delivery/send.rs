@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 
 use super::outbound::{fields, request};
 use super::{Gate, Inner};
-use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE};
+use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
 use crate::semantics;
@@ -143,12 +143,19 @@ impl Inner {
             }),
         };
         match self.parts.exchange.send(arrival, request).await {
-            Ok(response) => self.answered(response).await,
+            Ok(response) => {
+                let most = if item.request.reply {
+                    REPLY_RESPONSE
+                } else {
+                    DELIVERY_RESPONSE
+                };
+                self.answered(response, most).await
+            }
             Err(error) => failed(&error, claim.state().item.is_some()),
         }
     }
 
-    async fn answered(&self, response: HttpResponse<Body>) -> Came {
+    async fn answered(&self, response: HttpResponse<Body>, most: usize) -> Came {
         let (head, mut body) = response.into_parts();
         let wait = semantics::retry_after(&head.headers, self.parts.exchange.clock.wall());
         let mut kept = BytesMut::new();
@@ -158,7 +165,7 @@ impl Inner {
                 let Some(data) = frame.data_ref() else {
                     continue;
                 };
-                let room = DELIVERY_RESPONSE.saturating_sub(kept.len());
+                let room = most.saturating_sub(kept.len());
                 kept.extend_from_slice(data.get(..room).unwrap_or(data));
                 if data.len() > room {
                     return true;

@@ -62,6 +62,36 @@ impl Template {
         }
     }
 
+    pub(super) const fn method(&self) -> &Method {
+        &self.method
+    }
+
+    pub(super) const fn path(&self) -> &PathAndQuery {
+        &self.path
+    }
+
+    pub(super) const fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The client's own fields: what is ours, or the target's, is set anew whenever it is sent.
+    pub(super) fn own_headers(&self, target: Option<&Target>) -> HeaderMap {
+        let mut own = self.headers.clone();
+        let set = target
+            .map(|target| &target.set_headers[..])
+            .unwrap_or_default();
+        let ours = [
+            header::HOST,
+            header::VIA,
+            semantics::PREFER,
+            header::CONTENT_LENGTH,
+        ];
+        for name in set.iter().map(|(name, _)| name).chain(&ours) {
+            own.remove(name);
+        }
+        own
+    }
+
     /// Adds fields of ours.
     pub(super) fn add(&mut self, fields: &[(HeaderName, HeaderValue)]) {
         self.headers.extend(fields.iter().cloned());

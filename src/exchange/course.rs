@@ -14,7 +14,7 @@ use super::{Arrival, Error, Exchange, Reason, Record, Way};
 use crate::bounds::BODY_PEEK;
 use crate::origin::{Destination, Wire};
 use crate::policy::{Asked, Scope, Target, Unmatched};
-use crate::semantics;
+use crate::semantics::{self, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
 
@@ -27,6 +27,7 @@ pub(super) struct Course<'a> {
     /// The head of a request whose scope also depends on its body, until that is known.
     unscoped: Option<Box<Parts>>,
     pub(super) patience: Duration,
+    pub(super) preference: Preference,
     pub(super) template: Template,
     pub(super) destination: Destination,
     pub(super) body: Option<Replayable>,
@@ -57,7 +58,8 @@ impl Exchange {
         let (mut head, incoming, switch) = take_apart(request);
         let read_ahead = self.check_head(&head, target)?;
         let framing = semantics::framing(head.version, &mut head.headers)?;
-        let patience = semantics::max_wait(&head.headers)?;
+        let preference = semantics::preference(&head.headers);
+        let patience = least(semantics::max_wait(&head.headers)?, preference.wait);
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
         let body =
             (!incoming.is_empty()).then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
@@ -102,6 +104,7 @@ impl Exchange {
                 Some(departure) => departure.patience,
                 None => patience.map_or(longest, |patience| patience.min(longest)),
             },
+            preference,
             destination: Destination {
                 origin: arrival.origin.clone(),
                 wire,
@@ -175,6 +178,10 @@ impl Course<'_> {
         });
         self.scope = in_lane(self.arrival, target, scope);
     }
+}
+
+fn least(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
 }
 
 /// What the spool sends goes in the lane for it.

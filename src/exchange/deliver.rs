@@ -23,6 +23,8 @@ use crate::semantics::{self, Upgrade};
 pub(super) enum Delivery {
     Origin(Box<Answer>),
     Aside(Response<Bytes>),
+    /// Not sent yet, but on disk.
+    Kept(Response<Body>),
     Switch(Response<Body>, Box<Switch>),
 }
 

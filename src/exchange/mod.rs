@@ -15,6 +15,7 @@ mod body;
 mod course;
 mod deliver;
 mod keep;
+mod overflow;
 mod problem;
 mod react;
 mod reason;
@@ -26,6 +27,7 @@ mod tunnel;
 
 pub use body::Outgoing;
 pub use keep::{Keep, KeepSettings};
+pub use overflow::{Keeping, Overflow, Shelf, Shelved};
 pub use problem::{Error, response};
 pub use reason::{Reason, table};
 pub use record::{Kept, Record, Recorder, Sender, Way};
@@ -34,7 +36,7 @@ pub use stored::{Departure, Keeper};
 pub use tunnel::Tunnel;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -84,6 +86,8 @@ pub struct Exchange {
     pub metrics: Metrics,
     /// Handles by target; written when a target is first met.
     pub target_metrics: RwLock<HashMap<Arc<str>, TargetMetrics>>,
+    /// Where requests are kept that need not be waited for; empty without a spool.
+    pub shelf: OnceLock<Arc<dyn Shelf>>,
 }
 
 /// What is known of a request before its head is looked at.
@@ -162,6 +166,11 @@ impl Exchange {
                 record.end();
                 response.map(Body::full)
             }
+            Ok(Delivery::Kept(response)) => {
+                record.kept_for_later();
+                record.end();
+                response
+            }
             Ok(Delivery::Switch(response, switch)) => {
                 drop(self.tasks.spawn(switch.relay(record, self.clock.clone())));
                 response
@@ -192,6 +201,11 @@ impl Exchange {
                 Ok(answer) => (self.answered(&answer), Ok(answer)),
                 // Out of patience after a refusal of the origin's: that is the answer.
                 Err(NoAnswer::NotAdmitted(NotAdmitted::Refused(error))) => {
+                    if aside.is_none()
+                        && let Some(kept) = Box::pin(self.shelve(&course, &error)).await
+                    {
+                        return kept.map(Delivery::Kept);
+                    }
                     return aside.map_or(Err(error), |kept| Ok(self.deliver_aside(kept, record)));
                 }
                 Err(no_answer) => {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::reason::Reason;
 use super::respond::Body;
+use crate::spool::{SealError, StoreError};
 use crate::{origin, semantics};
 
 /// A no, with what is special to this one.
@@ -63,6 +64,32 @@ impl From<origin::Error> for Error {
             origin::Error::Broken(_) => Reason::OriginBroke,
         };
         Self::new(reason, error.to_string())
+    }
+}
+
+/// How long a full spool is left alone.
+const FULL_WAIT: Duration = Duration::from_secs(30);
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let reason = match &error {
+            StoreError::Unknown(_) => Reason::NotFound,
+            StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
+            StoreError::KeyReused => Reason::KeyReused,
+            StoreError::Full { .. } => Reason::SpoolFull,
+            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolAway,
+        };
+        let told = Self::new(reason, error.to_string());
+        match reason {
+            Reason::SpoolFull => told.after(FULL_WAIT),
+            _ => told,
+        }
+    }
+}
+
+impl From<SealError> for Error {
+    fn from(error: SealError) -> Self {
+        Self::new(Reason::NotKept, error.to_string())
     }
 }
 

@@ -152,6 +152,7 @@ impl Recorder {
             received: 0,
             kept: Kept::None,
             trace: None,
+            spooled: false,
             emitted: false,
         })
     }
@@ -192,6 +193,7 @@ pub struct Record {
     pub kept: Kept,
     /// The trace it belongs to (the second part of `traceparent`).
     pub trace: Option<http::HeaderValue>,
+    spooled: bool,
     emitted: bool,
 }
 
@@ -239,11 +241,19 @@ impl Record {
         }
     }
 
-    /// Emits the record with the outcome that its reason has, or as delivered.
+    /// The request is on disk; its client has been told so.
+    pub const fn kept_for_later(&mut self) {
+        self.status = 202;
+        self.spooled = true;
+    }
+
+    /// Emits the record with the outcome that its reason has, as kept, or as delivered.
     pub fn end(mut self: Box<Self>) {
-        let outcome = self
-            .reason
-            .map_or(Outcome::Delivered, |reason| reason.row().outcome);
+        let outcome = match self.reason {
+            Some(reason) => reason.row().outcome,
+            None if self.spooled => Outcome::Kept,
+            None => Outcome::Delivered,
+        };
         self.emit(outcome);
     }
 

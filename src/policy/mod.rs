@@ -91,6 +91,8 @@ pub struct Target {
     pub limits: Vec<Limit>,
     /// Its lanes; one for all if empty. At most [`Target::LANES_MAX`].
     pub lanes: Vec<Lane>,
+    /// Whether what cannot leave in time is kept and answered with 202, although nobody asked for it.
+    pub overflow: bool,
     /// The lane of what the spool sends, by position, if it has one of its own.
     pub deliveries: Option<u8>,
     /// The longest a request may be held.
@@ -119,6 +121,7 @@ impl Target {
             hosts: Vec::new(),
             limits,
             lanes: Vec::new(),
+            overflow: false,
             deliveries: None,
             max_wait: Duration::from_secs(60),
             max_waiting: 20_000,

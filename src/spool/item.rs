@@ -176,6 +176,15 @@ pub struct Request {
     /// What whoever pushed it wants to see again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<serde_json::Value>,
+    /// A client waits for the answer, whatever it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reply: bool,
+    /// The client that may see the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// What may happen if the outcome is unknown, if not what the buffer says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guarantee: Option<Guarantee>,
 }
 
 /// An item to be kept.

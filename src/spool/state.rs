@@ -200,6 +200,8 @@ impl Case<'_> {
                 let sent = self.item.attempts.saturating_sub(1);
                 self.again(retries, self.terms.backoff.wait(sent, self.draw), "parked")
             }
+            // Any other answer is the one that its client waits for.
+            _ if self.item.request.reply => self.over(Status::Delivered, "delivered"),
             (408 | 409 | 423 | 424 | 425, _) => self.failed("refused"),
             // What the client did wrong does not become right by itself (RFC 9110 section 15.5).
             (300..=499, _) => self.over(Status::Dead, "rejected"),
@@ -209,7 +211,7 @@ impl Case<'_> {
 
     /// Nothing is known of the outcome: the guarantee decides.
     fn doubtful(&self, word: &'static str, again: Step) -> Step {
-        match self.terms.guarantee {
+        match self.item.request.guarantee.unwrap_or(self.terms.guarantee) {
             Guarantee::AtMostOnce => self.over(Status::Dead, word),
             Guarantee::AtLeastOnce => Step {
                 maybe_duplicate: true,

@@ -121,7 +121,9 @@ impl Metric {
     /// Its labels and their values.
     pub const fn labels(self) -> &'static str {
         match self {
-            Self::Exchanges => "target, outcome (delivered, refused, rejected, failed, abandoned)",
+            Self::Exchanges => {
+                "target, outcome (delivered, refused, rejected, failed, abandoned, kept)"
+            }
             Self::Reasons => "reason (see errors.md)",
             Self::Attempts | Self::Wait | Self::Waiting | Self::Limited | Self::SlotsVoided => {
                 "target"
@@ -152,6 +154,8 @@ pub enum Outcome {
     Failed,
     /// The client went away.
     Abandoned,
+    /// Not sent yet: it is on disk, and its client was told so.
+    Kept,
 }
 
 impl Outcome {
@@ -163,6 +167,7 @@ impl Outcome {
             Self::Rejected => "rejected",
             Self::Failed => "failed",
             Self::Abandoned => "abandoned",
+            Self::Kept => "kept",
         }
     }
 
@@ -170,12 +175,13 @@ impl Outcome {
         self as usize
     }
 
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Delivered,
         Self::Refused,
         Self::Rejected,
         Self::Failed,
         Self::Abandoned,
+        Self::Kept,
     ];
 }
 
@@ -409,7 +415,7 @@ pub struct TargetMetrics(Arc<TargetHandles>);
 
 #[derive(Debug)]
 struct TargetHandles {
-    exchanges: [Counter; 5],
+    exchanges: [Counter; 6],
     attempts: Counter,
     wait: Histogram,
     waiting: Gauge,

@@ -87,7 +87,6 @@ fn one(
     generation: u64,
 ) -> Target {
     p.not_yet(format!("{key}.preset"), written.preset.as_ref());
-    p.not_yet(format!("{key}.overflow"), written.overflow.as_ref());
     if written.mode == schema::Mode::Observe {
         p.add(
             format!("{key}.mode"),
@@ -115,6 +114,7 @@ fn one(
         hosts: written.hosts.into_iter().map(|host| host.0).collect(),
         limits,
         lanes,
+        overflow: written.overflow == schema::Overflow::Spool,
         deliveries: None,
         max_wait,
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),

@@ -1,0 +1,128 @@
+//! Requests of clients that are kept instead of refused: a buffer per origin, several in flight.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use super::{Deliveries, millis_since_epoch};
+use crate::exchange::{Error, Keeping, Overflow, Shelf, Shelved};
+use crate::spool::{Buffer, Guarantee, NewItem, Request, Sealer, Store, StoreError, Terms};
+
+/// How many kept requests of one origin are in flight at once.
+const AT_ONCE: u32 = 10;
+/// A result that nobody would wait for any more, milliseconds.
+const TOO_OLD: i64 = 24 * 3600 * 1000;
+
+/// Keeps requests in the spool.
+#[derive(Debug)]
+pub struct Shelves {
+    /// Who sends them.
+    pub deliveries: Deliveries,
+    /// Where they are kept.
+    pub store: Arc<dyn Store>,
+    /// Seals secrets.
+    pub sealer: Arc<Sealer>,
+    /// Bytes of one body.
+    pub max_body: u64,
+    /// The URL under which clients reach us.
+    pub base: String,
+}
+
+impl Shelf for Shelves {
+    fn max_body(&self) -> usize {
+        usize::try_from(self.max_body).unwrap_or(usize::MAX)
+    }
+
+    fn keep(&self, overflow: Overflow) -> Keeping<'_> {
+        Box::pin(self.push(overflow))
+    }
+}
+
+impl Shelves {
+    async fn push(&self, overflow: Overflow) -> Result<Shelved, Error> {
+        let exchange = self.deliveries.exchange();
+        let random = &exchange.random;
+        let fresh = |prefix: &str| -> Arc<str> {
+            format!("{prefix}_{:016x}{:016x}", random.bits(), random.bits()).into()
+        };
+        let now = millis_since_epoch(exchange.clock.wall());
+        let buffer = self.buffer(&overflow, fresh("buf"), now).await?;
+        let id = fresh("itm");
+        let mut headers = fields(&overflow.headers);
+        let sealed = self.sealer.seal(&id, &mut headers)?;
+        let item = NewItem {
+            id: Arc::clone(&id),
+            request: Request {
+                path: Some(overflow.path.to_string()),
+                method: Some(overflow.method.to_string()),
+                headers,
+                sealed,
+                metadata: None,
+                reply: true,
+                client: overflow.client.map(|client| client.to_string()),
+                guarantee: Some(if overflow.repeatable {
+                    Guarantee::AtLeastOnce
+                } else {
+                    Guarantee::AtMostOnce
+                }),
+            },
+            body: overflow.body,
+            not_before: now,
+            expires: Some(now + TOO_OLD),
+        };
+        self.store
+            .push(buffer.number, vec![item], None, now)
+            .await?;
+        self.deliveries.wake(buffer.number);
+        Ok(Shelved {
+            location: format!("{}/v1/items/{id}", self.base),
+            id,
+        })
+    }
+
+    async fn buffer(
+        &self,
+        overflow: &Overflow,
+        id: Arc<str>,
+        now: i64,
+    ) -> Result<Buffer, StoreError> {
+        let origin = &overflow.origin;
+        let name: Arc<str> = format!(
+            "overflow.{}.{}.{}",
+            origin.scheme.as_str(),
+            origin.host,
+            origin.port
+        )
+        .into();
+        let known = self
+            .store
+            .buffers()
+            .into_iter()
+            .find(|buffer| buffer.name == name);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let terms = Terms {
+            url: format!(
+                "{}://{}:{}/",
+                origin.scheme.as_str(),
+                origin.host,
+                origin.port
+            ),
+            concurrency: AT_ONCE,
+            ..Terms::default()
+        };
+        self.store
+            .create(id, name, terms, now)
+            .await
+            .map(|(buffer, _)| buffer)
+    }
+}
+
+fn fields(headers: &HeaderMap) -> Vec<(String, String)> {
+    let fields = headers.iter().map(|(name, value)| {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        (name.as_str().to_owned(), value)
+    });
+    fields.collect()
+}

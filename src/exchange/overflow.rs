@@ -1,0 +1,157 @@
+//! What cannot leave within its patience and need not be waited for: kept, and answered with 202.
+//!
+//! Only where the caller asked for it (`Prefer: respond-async`, RFC 7240 section 4.1) or the operator
+//! wrote `overflow: spool` for the target; and only what can be kept whole.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+
+use super::Exchange;
+use super::course::Course;
+use super::problem::Error;
+use super::reason::Reason;
+use super::respond::Body;
+use crate::semantics::{PREFERENCE_APPLIED, write_retry_after};
+use crate::units::Origin;
+
+/// A request to be kept.
+#[derive(Debug)]
+pub struct Overflow {
+    /// Where to.
+    pub origin: Origin,
+    /// How.
+    pub method: Method,
+    /// What.
+    pub path: PathAndQuery,
+    /// Its own end-to-end fields.
+    pub headers: HeaderMap,
+    /// All of it.
+    pub body: Bytes,
+    /// Whether it may be sent again if the outcome is unknown.
+    pub repeatable: bool,
+    /// Who may ask for the result, where clients are known.
+    pub client: Option<Arc<str>>,
+}
+
+/// A request that is kept.
+#[derive(Debug)]
+pub struct Shelved {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Where its result will be.
+    pub location: String,
+}
+
+/// A request on its way to the disk.
+pub type Keeping<'a> = Pin<Box<dyn Future<Output = Result<Shelved, Error>> + Send + 'a>>;
+
+/// Where requests are kept.
+pub trait Shelf: Send + Sync + std::fmt::Debug {
+    /// Bytes of a body that can be kept.
+    fn max_body(&self) -> usize;
+
+    /// Keeps a request; done when it is on disk.
+    fn keep(&self, overflow: Overflow) -> Keeping<'_>;
+}
+
+impl Exchange {
+    /// Keeps the request of a refusal, if that is wanted and can be. `None`: the refusal stands.
+    pub(super) async fn shelve(
+        &self,
+        course: &Course<'_>,
+        refused: &Error,
+    ) -> Option<Result<Response<Body>, Error>> {
+        let shelf = self.shelf.get()?;
+        let wanted = course.preference.respond_async || course.target?.overflow;
+        if !wanted || refused.reason != Reason::WaitTooLong || !course.is_keepable() {
+            return None;
+        }
+        let body = match &course.body {
+            Some(_) => Limited::new(course.reader(), shelf.max_body())
+                .collect()
+                .await
+                .ok()?
+                .to_bytes(),
+            None => Bytes::new(),
+        };
+        let arrival = course.arrival;
+        let overflow = Overflow {
+            origin: arrival.origin.clone(),
+            method: course.template.method().clone(),
+            path: course.template.path().clone(),
+            headers: course
+                .template
+                .own_headers(course.target.map(|target| &**target)),
+            body,
+            repeatable: course.template.is_idempotent() || course.target?.idempotent,
+            client: arrival.sender.name.clone(),
+        };
+        match shelf.keep(overflow).await {
+            Ok(kept) => Some(Ok(accepted(&kept, course, refused.retry_after))),
+            // What must not be kept is refused as if nobody had asked.
+            Err(error) if error.reason == Reason::NotKept => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Course<'_> {
+    /// Whether it is one request with one answer, that can be kept whole.
+    fn is_keepable(&self) -> bool {
+        let headers = self.template.headers();
+        let streams = headers
+            .get(header::ACCEPT)
+            .is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
+        let from_client = self.arrival.departure.is_none();
+        from_client
+            && self.template.upgrade.is_none()
+            && self.read_ahead
+            && !streams
+            && !headers.contains_key(header::RANGE)
+            && !headers.contains_key(header::TE)
+    }
+}
+
+/// 202: it is on disk, and this is where the answer will be.
+fn accepted(kept: &Shelved, course: &Course<'_>, wait: Option<Duration>) -> Response<Body> {
+    let body = serde_json::json!({
+        "id": &*kept.id,
+        "state": "queued",
+        "item": kept.location,
+        "response": format!("{}/response", kept.location),
+    });
+    let mut response = Response::new(Body::full(body.to_string()));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    let headers = response.headers_mut();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::CONTENT_TYPE, json);
+    headers.insert(
+        "proxy-status",
+        HeaderValue::from_static("outpace; details=\"kept\""),
+    );
+    headers.insert(
+        header::RETRY_AFTER,
+        write_retry_after(wait.unwrap_or_default()),
+    );
+    if let Ok(location) = HeaderValue::try_from(&kept.location) {
+        headers.insert(header::LOCATION, location);
+    }
+    if let Ok(id) = HeaderValue::try_from(&*kept.id) {
+        headers.insert("outpace-item", id);
+    }
+    if course.preference.respond_async {
+        headers.insert(
+            PREFERENCE_APPLIED,
+            HeaderValue::from_static("respond-async"),
+        );
+    }
+    response
+}
