@@ -36,17 +36,7 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn run(args: &DemoArgs) -> Exit {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&format!("no thread could be started: {error}"));
-            return Exit::Internal;
-        }
-    };
-    runtime.block_on(async {
+    super::block_on(async {
         match TcpListener::bind(args.listen).await {
             Ok(listener) => {
                 print(&format!(

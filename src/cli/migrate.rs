@@ -18,30 +18,22 @@ pub(super) fn run(path: &Path) -> Exit {
         complain("there is nothing to migrate: `ledger.postgres.url` is not set");
         return Exit::Usage;
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&format!("no threads could be started: {error}"));
-            return Exit::Internal;
+    super::block_on(async {
+        let migrated = async {
+            let database = Database::new(&postgres.url)?;
+            database.migrate().await?;
+            database.check().await?;
+            Ok::<_, crate::db::DatabaseError>(database.place())
+        };
+        match migrated.await {
+            Ok(place) => {
+                print(&format!("the schema `outpace` at {place} is up to date\n"));
+                Exit::Ok
+            }
+            Err(error) => {
+                complain(&error.to_string());
+                Exit::Ledger
+            }
         }
-    };
-    let migrated = runtime.block_on(async {
-        let database = Database::new(&postgres.url)?;
-        database.migrate().await?;
-        database.check().await?;
-        Ok::<_, crate::db::DatabaseError>(database.place())
-    });
-    match migrated {
-        Ok(place) => {
-            print(&format!("the schema `outpace` at {place} is up to date\n"));
-            Exit::Ok
-        }
-        Err(error) => {
-            complain(&error.to_string());
-            Exit::Ledger
-        }
-    }
+    })
 }

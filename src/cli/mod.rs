@@ -1,13 +1,17 @@
 //! The command line: one file per subcommand.
 
 mod acquire;
+mod buffers;
 mod ca;
 mod check;
+mod client;
 mod demo;
 mod env;
 mod exit;
 mod migrate;
 mod serve;
+mod spool;
+mod table;
 
 pub use exit::Exit;
 
@@ -39,6 +43,14 @@ enum Command {
     Migrate(ConfigArgs),
     /// Run a command when its turn comes
     Acquire(acquire::AcquireArgs),
+    /// Look at buffers, make them wait, go on, forget, send again
+    Buffers(buffers::BuffersArgs),
+    /// Look at items, take them back, hurry them, skip them
+    Items(buffers::ItemsArgs),
+    /// Look at what was sent and what came of it
+    Attempts(buffers::AttemptsArgs),
+    /// Check or export a spool that no outpace uses at the moment
+    Spool(spool::SpoolArgs),
     /// Show pacing against an origin that ships with the program
     Demo(demo::DemoArgs),
 }
@@ -72,7 +84,25 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ca(args) => ca::run(&args),
         Command::Migrate(args) => migrate::run(&args.config),
         Command::Acquire(args) => acquire::run(&args),
+        Command::Buffers(args) => buffers::buffers(&args),
+        Command::Items(args) => buffers::items(&args),
+        Command::Attempts(args) => buffers::attempts(&args),
+        Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(&args),
+    }
+}
+
+/// Runs a subcommand that does one thing after the other.
+fn block_on(work: impl Future<Output = Exit>) -> Exit {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => {
+            complain(&format!("no thread could be started: {error}"));
+            Exit::Internal
+        }
     }
 }
 

@@ -54,10 +54,10 @@ pub(super) async fn heads(
     strict: bool,
     limit: u32,
 ) -> Result<Vec<Item>, StoreError> {
-    let first =
-        "select * from item where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
-    let due = "select * from item where buffer = ?1 and status < 2 and not_before <= ?2 order by seq limit ?3";
-    let soon = "select * from item where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
+    // Named, since the planner would rather sort all that is live.
+    let first = "select * from item indexed by live where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
+    let due = "select * from item indexed by live where buffer = ?1 and status < 3 and status < 2 and not_before <= ?2 order by seq limit ?3";
+    let soon = "select * from item indexed by parked where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
     let mut found = Vec::new();
     let ways = if strict { [first, first] } else { [due, soon] };
     for sql in ways {

@@ -32,6 +32,7 @@ create table if not exists item (
   unique (buffer, seq)
 ) strict;
 create index if not exists live on item (buffer, seq) where status < 3;
+create index if not exists parked on item (buffer, not_before) where status < 2;
 create index if not exists by_status on item (buffer, status, place);
 create index if not exists over on item (status, finished) where status > 2;
 

@@ -1,0 +1,190 @@
+//! The whole program: pushes over HTTP, and a start with a backlog.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use outpace::spool::Store as _;
+
+use super::{item, opened, option};
+
+/// The rate of the limit that the backlog is drained at, per second.
+const RATE: f64 = 100.0;
+
+/// An origin that stamps arrivals.
+struct Origin {
+    port: u16,
+    times: Arc<Mutex<Vec<Instant>>>,
+    counted: watch::Receiver<usize>,
+}
+
+impl Origin {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let times: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let (count, counted) = watch::channel(0);
+        let (ours, count) = (Arc::clone(&times), Arc::new(count));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (times, count) = (Arc::clone(&ours), Arc::clone(&count));
+                let service = hyper::service::service_fn(move |request| {
+                    let mut all = times.lock().unwrap();
+                    all.push(Instant::now());
+                    count.send_replace(all.len());
+                    taken(request)
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        Self {
+            port,
+            times,
+            counted,
+        }
+    }
+
+    async fn reached(&mut self, count: usize) {
+        self.counted
+            .wait_for(|known| *known >= count)
+            .await
+            .unwrap();
+    }
+}
+
+async fn taken(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    drop(request.into_body().collect().await);
+    Ok(Response::default())
+}
+
+/// The program; it ends with this.
+struct Program(Child, u16);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn start(dir: &Path, origin: &Origin) -> Program {
+    let free = || {
+        std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+    };
+    let (listen, admin) = (free(), free());
+    let config = format!(
+        "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {}\nspool: {{ max: 64GiB, ballast: 1MiB }}\negress: {{ allow: [\"127.0.0.1\"] }}\ntargets:\n  - {{ name: o, hosts: [\"127.0.0.1\"], limits: [{{ rate: \"{RATE}/1s\", burst: 1 }}] }}\nbuffers:\n  - {{ name: b, url: \"http://127.0.0.1:{}/\" }}\n",
+        dir.display(),
+        origin.port
+    );
+    std::fs::write(dir.join("config.yaml"), config).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_outpace"))
+        .args(["serve", "--config"])
+        .arg(dir.join("config.yaml"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    Program(child.unwrap(), listen)
+}
+
+pub(crate) async fn measure(dir: &Path, length: Duration, single: f64) {
+    let mut origin = Origin::start().await;
+    let dir = tempfile::tempdir_in(dir).unwrap();
+    let backlog: u64 = option("--backlog").map_or(1_000_000, |text| text.parse().unwrap());
+    let url = format!("http://127.0.0.1:{}/", origin.port);
+    std::fs::create_dir_all(dir.path()).unwrap();
+    let (disk, buffer) = opened(dir.path().join("spool"), &url).await;
+    let began = Instant::now();
+    for from in (0..backlog).step_by(1000) {
+        let items = (from..backlog.min(from + 1000))
+            .map(|number| item(number, 256))
+            .collect();
+        disk.push(buffer.number, items, None, 0).await.unwrap();
+    }
+    println!(
+        "\nbacklog of {backlog} items pushed by thousands in {:?}",
+        began.elapsed()
+    );
+    disk.close().await;
+    drop(disk);
+    let began = Instant::now();
+    let program = start(dir.path(), &origin);
+    origin.reached(1).await;
+    println!(
+        "first delivery {:?} after the start of the process",
+        began.elapsed()
+    );
+    let counted = (RATE * length.as_secs_f64()) as usize;
+    origin.reached(1 + counted).await;
+    let (first, last) = {
+        let times = origin.times.lock().unwrap();
+        (times[0], times[counted])
+    };
+    let rate = counted as f64 / (last - first).as_secs_f64();
+    println!(
+        "drained at {:.2} % of {RATE}/s; {} MiB resident",
+        rate / RATE * 100.0,
+        resident(&program)
+    );
+    over_http(program.1, length, single).await;
+}
+
+fn resident(program: &Program) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", program.0.id())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+async fn over_http(port: u16, length: Duration, single: f64) {
+    for clients in [1, 100] {
+        let began = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..clients {
+            tasks.spawn(async move {
+                let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let (mut sender, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                        .await
+                        .unwrap();
+                tokio::spawn(connection);
+                let body = format!("{{\"body\":\"{}\"}}", "x".repeat(1024));
+                let mut count = 0;
+                while began.elapsed() < length {
+                    let request = Request::post("/buffers/b/items")
+                        .header("host", format!("localhost:{port}"))
+                        .body(Full::new(Bytes::from(body.clone())));
+                    let response = sender.send_request(request.unwrap()).await.unwrap();
+                    assert_eq!(response.status(), 201);
+                    drop(response.into_body().collect().await);
+                    count += 1;
+                }
+                count
+            });
+        }
+        let count: u64 = tasks.join_all().await.into_iter().sum();
+        let rate = count as f64 / began.elapsed().as_secs_f64();
+        println!(
+            "pushed over HTTP by {clients} clients: {rate:.0} items/s, {:.2} of single synchronisations",
+            rate / single
+        );
+    }
+}

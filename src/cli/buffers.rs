@@ -1,0 +1,312 @@
+//! `outpace buffers`, `items`, `attempts`: what an operator does daily, by the API of a running outpace.
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::client::{Failure, Outpace, WhereArgs};
+use super::table::table;
+use super::{Exit, block_on, complain, print};
+
+#[derive(Debug, Args)]
+pub(super) struct BuffersArgs {
+    #[command(flatten)]
+    place: WhereArgs,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    what: Option<Buffers>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Buffers {
+    /// All of them
+    List,
+    /// How many items stand where, and what the first one waits for
+    Show {
+        /// Name or id
+        buffer: String,
+    },
+    /// Send nothing more until `resume`
+    Pause {
+        /// Name or id
+        buffer: String,
+        /// Why
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Go on
+    Resume {
+        /// Name or id
+        buffer: String,
+    },
+    /// Remove items
+    Purge {
+        /// Name or id
+        buffer: String,
+        /// queued, dead or history
+        #[arg(long)]
+        state: String,
+    },
+    /// Send dead letters and expired items again
+    Redrive {
+        /// Name or id
+        buffer: String,
+        /// At most so many
+        #[arg(long)]
+        limit: Option<u32>,
+        /// Before all others, at their old places
+        #[arg(long)]
+        head: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ItemsArgs {
+    #[command(flatten)]
+    place: WhereArgs,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    what: Items,
+}
+
+#[derive(Debug, Subcommand)]
+enum Items {
+    /// Items of a buffer, oldest first
+    List {
+        /// Name or id of the buffer
+        buffer: String,
+        /// queued, waiting, in_flight, delivered, dead, cancelled or expired
+        #[arg(long)]
+        state: Option<String>,
+        /// Behind this place
+        #[arg(long)]
+        after: Option<i64>,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// One item with its attempts
+    Show {
+        /// Its id
+        item: String,
+    },
+    /// Take it back
+    Cancel {
+        /// Its id
+        item: String,
+    },
+    /// Send it as soon as limits allow
+    Retry {
+        /// Its id
+        item: String,
+    },
+    /// Put it with the dead letters, so that the next one follows
+    Skip {
+        /// Its id
+        item: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AttemptsArgs {
+    #[command(flatten)]
+    place: WhereArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Only of this buffer
+    #[arg(long)]
+    buffer: Option<String>,
+    /// Only of this item
+    #[arg(long)]
+    item: Option<String>,
+    /// Only with this status code of the origin
+    #[arg(long)]
+    status: Option<u16>,
+    /// Only with this outcome
+    #[arg(long)]
+    outcome: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+}
+
+const BUFFER: [(&str, &str); 8] = [
+    ("NAME", "/name"),
+    ("QUEUED", "/items/queued"),
+    ("WAITING", "/items/waiting"),
+    ("IN FLIGHT", "/items/in_flight"),
+    ("DELIVERED", "/items/delivered"),
+    ("DEAD", "/items/dead"),
+    ("PAUSED", "/paused"),
+    ("URL", "/url"),
+];
+const ITEM: [(&str, &str); 8] = [
+    ("PLACE", "/seq"),
+    ("ITEM", "/id"),
+    ("STATE", "/state"),
+    ("ATTEMPTS", "/attempts"),
+    ("STATUS", "/last_status"),
+    ("KEPT", "/created_at"),
+    ("NOT BEFORE", "/not_before"),
+    ("ERROR", "/last_error"),
+];
+const ATTEMPT: [(&str, &str); 8] = [
+    ("STARTED", "/started_at"),
+    ("ITEM", "/item"),
+    ("N", "/n"),
+    ("OUTCOME", "/outcome"),
+    ("STATUS", "/status"),
+    ("WAITED MS", "/waited_ms"),
+    ("TOOK MS", "/took_ms"),
+    ("ERROR", "/error"),
+];
+
+/// What is shown of an answer: the list in it, or itself.
+type Shown<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)]);
+
+pub(super) fn buffers(args: &BuffersArgs) -> Exit {
+    let of = |buffer: &str, verb: &str| format!("/v1/buffers/{buffer}{verb}");
+    let (method, path, body) = match args.what.as_ref().unwrap_or(&Buffers::List) {
+        Buffers::List => (Method::GET, "/v1/buffers".to_owned(), Value::Null),
+        Buffers::Show { buffer } => (Method::GET, of(buffer, ""), Value::Null),
+        Buffers::Pause { buffer, reason } => (
+            Method::POST,
+            of(buffer, "/pause"),
+            json!({ "reason": reason }),
+        ),
+        Buffers::Resume { buffer } => (Method::POST, of(buffer, "/resume"), json!({})),
+        Buffers::Purge { buffer, state } => (
+            Method::POST,
+            of(buffer, "/purge"),
+            json!({ "state": state }),
+        ),
+        Buffers::Redrive {
+            buffer,
+            limit,
+            head,
+        } => {
+            let order = if *head { "head" } else { "tail" };
+            let mut body = json!({ "order": order });
+            if let Some(limit) = limit {
+                body["limit"] = (*limit).into();
+            }
+            (Method::POST, of(buffer, "/redrive"), body)
+        }
+    };
+    let list = matches!(args.what, None | Some(Buffers::List)).then_some("buffers");
+    show(
+        &args.place,
+        args.json,
+        (method, &path, &body),
+        (list, &BUFFER),
+    )
+}
+
+pub(super) fn items(args: &ItemsArgs) -> Exit {
+    let of = |item: &str, verb: &str| format!("/v1/items/{item}{verb}");
+    let (method, path, list) = match &args.what {
+        Items::List {
+            buffer,
+            state,
+            after,
+            limit,
+        } => {
+            let mut path = format!("/v1/buffers/{buffer}/items?limit={limit}");
+            path.extend(state.iter().map(|state| format!("&state={state}")));
+            path.extend(after.iter().map(|after| format!("&after={after}")));
+            (Method::GET, path, Some("items"))
+        }
+        Items::Show { item } => {
+            let path = of(item, "/attempts");
+            let shown = (Some("attempts"), &ATTEMPT[..]);
+            let first = show(
+                &args.place,
+                args.json,
+                (Method::GET, &of(item, ""), &Value::Null),
+                (None, &ITEM),
+            );
+            if first != Exit::Ok {
+                return first;
+            }
+            return show(
+                &args.place,
+                args.json,
+                (Method::GET, &path, &Value::Null),
+                shown,
+            );
+        }
+        Items::Cancel { item } => (Method::POST, of(item, "/cancel"), None),
+        Items::Retry { item } => (Method::POST, of(item, "/retry"), None),
+        Items::Skip { item } => (Method::POST, of(item, "/skip"), None),
+    };
+    show(
+        &args.place,
+        args.json,
+        (method, &path, &Value::Null),
+        (list, &ITEM),
+    )
+}
+
+pub(super) fn attempts(args: &AttemptsArgs) -> Exit {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("limit", &args.limit.to_string());
+    let status = args.status.map(|status| status.to_string());
+    for (key, value) in [
+        ("buffer", &args.buffer),
+        ("item", &args.item),
+        ("status", &status),
+        ("outcome", &args.outcome),
+    ] {
+        if let Some(value) = value {
+            query.append_pair(key, value);
+        }
+    }
+    let path = format!("/v1/attempts?{}", query.finish());
+    show(
+        &args.place,
+        args.json,
+        (Method::GET, &path, &Value::Null),
+        (Some("attempts"), &ATTEMPT),
+    )
+}
+
+fn show(place: &WhereArgs, as_json: bool, call: (Method, &str, &Value), shown: Shown<'_>) -> Exit {
+    block_on(async {
+        match asked(place, call).await {
+            Ok(answer) if as_json => print(&format!("{answer:#}\n")),
+            Ok(answer) => {
+                let own = std::slice::from_ref(&answer);
+                let list = shown.0.and_then(|name| answer.get(name)?.as_array());
+                let rows = list.map_or(own, Vec::as_slice);
+                // Some calls answer with a number only.
+                let plain = answer.as_object().filter(|fields| fields.len() == 1);
+                match plain.and_then(|fields| fields.iter().next()) {
+                    Some((what, Value::Number(count))) => print(&format!("{count} {what}\n")),
+                    _ => print(&table(rows, shown.1)),
+                }
+            }
+            Err((exit, text)) => {
+                complain(&text);
+                return exit;
+            }
+        }
+        Exit::Ok
+    })
+}
+
+async fn asked(
+    place: &WhereArgs,
+    (method, path, body): (Method, &str, &Value),
+) -> Result<Value, Failure> {
+    let body = if body.is_null() {
+        json!({})
+    } else {
+        body.clone()
+    };
+    Outpace::find(place)?.call(method, path, &body).await
+}

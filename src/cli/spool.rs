@@ -1,0 +1,144 @@
+//! `outpace spool verify` and `export`: a spool that no outpace uses at the moment.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{Exit, block_on, complain, print};
+use crate::shutdown::Tasks;
+use crate::spool::{Disk, DiskSettings, Item, Query, Store, StoreError};
+
+#[derive(Debug, Args)]
+pub(super) struct SpoolArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Read every item and compare its checksum
+    Verify {
+        /// The directory of the spool
+        dir: PathBuf,
+    },
+    /// Print every item as a line of JSON; sealed fields stay sealed
+    Export {
+        /// The directory of the spool
+        dir: PathBuf,
+    },
+}
+
+/// Items that are read at once.
+const PAGE: u32 = 500;
+
+pub(super) fn run(args: &SpoolArgs) -> Exit {
+    let (dir, export) = match &args.what {
+        What::Verify { dir } => (dir, false),
+        What::Export { dir } => (dir, true),
+    };
+    if !dir.join("spool.db").exists() {
+        complain(&format!("there is no spool in {}", dir.display()));
+        return Exit::Usage;
+    }
+    block_on(async {
+        let disk = match Disk::open(settings(dir.clone()), &Tasks::new()).await {
+            Ok(disk) => disk,
+            Err(error) => {
+                complain(&error.to_string());
+                return Exit::DataDir;
+            }
+        };
+        let walked = walk(&disk, export).await;
+        disk.close().await;
+        match walked {
+            Ok(0) => Exit::Ok,
+            Ok(damaged) => {
+                complain(&format!(
+                    "{damaged} items are damaged; they will not be sent, but lie with the dead letters"
+                ));
+                Exit::DataDir
+            }
+            Err(error) => {
+                complain(&error.to_string());
+                Exit::DataDir
+            }
+        }
+    })
+}
+
+fn settings(dir: PathBuf) -> DiskSettings {
+    DiskSettings {
+        dir,
+        max: u64::MAX,
+        min_free: 0,
+        ballast: 0,
+        inline: u64::MAX,
+        accept_loss: false,
+    }
+}
+
+/// Reads every item; returns how many are damaged.
+async fn walk(disk: &Disk, export: bool) -> Result<u64, StoreError> {
+    let buffers = disk.buffers();
+    let all: u64 = buffers
+        .iter()
+        .flat_map(|buffer| disk.counts(buffer.number))
+        .sum();
+    let bar = ProgressBar::new(all);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} items, {eta}") {
+        bar.set_style(style);
+    }
+    let mut damaged = 0;
+    for buffer in &buffers {
+        let mut after = None;
+        loop {
+            let query = Query {
+                buffer: Some(buffer.number),
+                after,
+                limit: PAGE,
+                ..Query::default()
+            };
+            let items = disk.items(query).await?;
+            let Some(last) = items.last() else { break };
+            after = Some(last.seq);
+            for item in &items {
+                bar.inc(1);
+                match disk.body(item.id.clone()).await {
+                    Ok(body) if export => line(&buffer.name, item, &body),
+                    Ok(_) => {}
+                    Err(error @ StoreError::Damaged(_)) => {
+                        damaged += 1;
+                        bar.suspend(|| complain(&error.to_string()));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    bar.finish_and_clear();
+    if !export {
+        print(&format!(
+            "{all} items in {} buffers, {damaged} damaged\n",
+            buffers.len()
+        ));
+    }
+    Ok(damaged)
+}
+
+fn line(buffer: &str, item: &Item, body: &[u8]) {
+    let line = json!({
+        "buffer": buffer,
+        "id": &*item.id,
+        "seq": item.seq,
+        "state": item.status.word(),
+        "request": item.request,
+        "body": String::from_utf8_lossy(body),
+        "attempts": item.attempts,
+        "last_status": item.last_status,
+    });
+    // A closed pipe is no error of ours.
+    drop(writeln!(std::io::stdout(), "{line}"));
+}

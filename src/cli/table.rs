@@ -1,0 +1,51 @@
+//! Tables for people.
+
+use serde_json::Value;
+
+/// A table of objects: a heading and where its value is. Columns are as wide as what stands in them.
+pub(super) fn table(rows: &[Value], columns: &[(&str, &str)]) -> String {
+    let mut lines: Vec<Vec<String>> = vec![
+        columns
+            .iter()
+            .map(|(heading, _)| (*heading).to_owned())
+            .collect(),
+    ];
+    for row in rows {
+        let cell = |(_, pointer): &(&str, &str)| match row.pointer(pointer) {
+            None | Some(Value::Null) => "-".to_owned(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        lines.push(columns.iter().map(cell).collect());
+    }
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells() {
+        let rows = [
+            serde_json::json!({ "name": "orders", "n": { "queued": 12 } }),
+            serde_json::json!({ "name": "b" }),
+        ];
+        let text = table(&rows, &[("NAME", "/name"), ("QUEUED", "/n/queued")]);
+        assert_eq!(text, "NAME    QUEUED\norders  12\nb       -\n");
+    }
+}
