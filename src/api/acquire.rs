@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Api, Call, json};
@@ -16,7 +17,7 @@ use crate::policy::{Target, Work};
 use crate::units::parse_duration;
 
 /// What `acquire` is asked with.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Acquire {
     key: Option<String>,
@@ -27,7 +28,7 @@ pub(super) struct Acquire {
 }
 
 /// A duration with its unit, or seconds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Span {
     Seconds(f64),
@@ -52,7 +53,7 @@ impl Span {
 }
 
 /// What names a permit.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Named {
     permit: String,

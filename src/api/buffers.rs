@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Incoming;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -19,25 +20,25 @@ use crate::policy::ApiScope;
 use crate::spool::{Buffer, Purge, Redrive, Status, Terms, WrittenBuffer};
 
 /// What `purge` is asked with.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct WrittenPurge {
+pub(super) struct WrittenPurge {
     state: Option<String>,
     before: Option<String>,
 }
 
 /// What `redrive` is asked with.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct WrittenRedrive {
+pub(super) struct WrittenRedrive {
     ids: Vec<String>,
     limit: Option<u32>,
     order: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct WrittenPause {
+pub(super) struct WrittenPause {
     reason: Option<String>,
 }
 

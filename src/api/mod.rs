@@ -7,6 +7,7 @@
 mod acquire;
 mod buffers;
 mod items;
+mod openapi;
 mod push;
 mod spool;
 
@@ -108,6 +109,9 @@ impl Api {
                 "items" => spool.items(call, &head, rest).await,
                 _ => spool.attempts(call, &head).await,
             };
+        }
+        if let ["openapi.json"] = known {
+            return Ok(json(&openapi::document()));
         }
         let mut parts = path.split('/').skip(2);
         let (kind, name, verb) = (parts.next(), parts.next(), parts.next());

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::state::Backoff;
@@ -12,7 +13,7 @@ use super::state::Backoff;
 pub type Millis = i64;
 
 /// What may happen to an item whose outcome is unknown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Guarantee {
     /// It is sent again, and marked `maybe_duplicate`.
@@ -23,7 +24,7 @@ pub enum Guarantee {
 }
 
 /// What happens to an item that has used up its retries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Exhausted {
     /// It goes to the dead letters, and the next one follows.

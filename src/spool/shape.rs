@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::item::{Exhausted, Guarantee, Millis, Terms};
@@ -14,7 +15,7 @@ use super::state::Backoff;
 use crate::units::parse_duration;
 
 /// A duration: text with a unit, or seconds.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Span {
     /// Seconds.
@@ -39,7 +40,7 @@ impl Span {
 }
 
 /// The ways to write a backoff.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum WrittenBackoff {
     /// `exponential`, `linear` or `fixed`.
@@ -58,7 +59,7 @@ pub enum WrittenBackoff {
 }
 
 /// How a backoff grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Doubling.
@@ -70,7 +71,7 @@ pub enum Kind {
 }
 
 /// Whether items follow each other strictly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     /// One in flight, oldest first.
@@ -81,7 +82,7 @@ pub enum Order {
 
 /// A buffer as it is written. Every field may be missing: then it has its default, or in a change stays
 /// as it is.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenBuffer {
     /// Its name.
@@ -194,7 +195,7 @@ impl WrittenBackoff {
 }
 
 /// An item as it is pushed.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenItem {
     /// The body, as text.

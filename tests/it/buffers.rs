@@ -461,3 +461,37 @@ async fn p5_honest_who_agreed_gets_a_202_and_the_answer_later_and_others_a_429()
         (Some(202), Some("slow"))
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_description_names_no_call_that_is_not_there() {
+    let origin = Origin::ok().await;
+    let program = Program::before(
+        &origin,
+        &format!("{SPOOL}targets:\n  - {{ name: t, hosts: [\"plain.test\"] }}\n"),
+    )
+    .await;
+    made(&program, &json!({})).await;
+    let (_, document) = call(&program, "GET", "/v1/openapi.json", "").await;
+    let mut checked = 0;
+    for (path, calls) in document["paths"].as_object().unwrap() {
+        let path = path
+            .replace("{buffer}", "b")
+            .replace("{target}", "t")
+            .replace("{item}", "itm_0");
+        for method in calls
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|method| *method != "delete")
+        {
+            let (_, told) = call(&program, &method.to_uppercase(), &path, "").await;
+            assert_ne!(told["reason"], "no-such-call", "{method} {path} {told}");
+            assert_ne!(
+                told["reason"], "method-not-allowed",
+                "{method} {path} {told}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "{checked}");
+}

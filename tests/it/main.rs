@@ -31,4 +31,5 @@ mod retry;
 mod scopes;
 mod semantics;
 mod spool;
+mod store;
 mod ways;

@@ -1,0 +1,439 @@
+//! One suite for every store: random histories, each answer compared with a model's, and again after a
+//! crash at random points. `OUTPACE_SIM_SEEDS` and `OUTPACE_SIM_SEED` say which histories.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use outpace::shutdown::Tasks;
+use outpace::spool::{
+    Attempt, Change, Disk, DiskSettings, Finished, Item, NewItem, Once, Outcome, Purge, Query,
+    Redrive, Request, Status, Store, StoreError, Terms, step,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+const STEPS: usize = 120;
+
+/// What a store should hold.
+#[derive(Default)]
+struct Model {
+    items: Vec<Item>,
+    next: HashMap<i64, i64>,
+    once: HashMap<String, ([u8; 32], Vec<Arc<str>>)>,
+}
+
+impl Model {
+    fn of(&self, buffer: i64) -> Vec<Item> {
+        let mut items: Vec<Item> = self
+            .items
+            .iter()
+            .filter(|item| item.buffer == buffer)
+            .cloned()
+            .collect();
+        items.sort_by_key(|item| item.seq);
+        items
+    }
+
+    fn find(&mut self, id: &str) -> &mut Item {
+        self.items.iter_mut().find(|item| *item.id == *id).unwrap()
+    }
+
+    fn place(&mut self, buffer: i64) -> i64 {
+        let next = self.next.entry(buffer).or_insert(1);
+        *next += 1;
+        *next - 1
+    }
+
+    fn push(&mut self, buffer: i64, new: &[NewItem], now: i64) {
+        for item in new {
+            let seq = self.place(buffer);
+            self.items.push(Item {
+                id: Arc::clone(&item.id),
+                buffer,
+                seq,
+                status: Status::Queued,
+                request: item.request.clone(),
+                kept: now,
+                not_before: item.not_before,
+                expires: item.expires,
+                attempts: 0,
+                retries: 0,
+                maybe_duplicate: false,
+                finished: None,
+                last_status: None,
+                last_error: None,
+            });
+        }
+    }
+}
+
+async fn open(dir: &Path) -> Disk {
+    let settings = DiskSettings {
+        dir: dir.to_owned(),
+        max: 1 << 30,
+        min_free: 0,
+        ballast: 0,
+        inline: 64,
+        accept_loss: false,
+    };
+    Disk::open(settings, &Tasks::new()).await.unwrap()
+}
+
+/// The files as a crash of the process would leave them.
+fn image(dir: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            image(&entry.path(), &target);
+        } else if entry.file_name() != "spool.db-shm" {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Everything that can be seen is as the model says.
+async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
+    for buffer in buffers {
+        let query = Query {
+            buffer: Some(*buffer),
+            limit: 10_000,
+            ..Query::default()
+        };
+        let expected = model.of(*buffer);
+        assert_eq!(store.items(query).await.unwrap(), expected);
+        for (status, count) in Status::ALL.iter().zip(store.counts(*buffer)) {
+            let known = expected
+                .iter()
+                .filter(|item| item.status == *status)
+                .count() as u64;
+            assert_eq!(count, known, "{status:?}");
+        }
+        for item in expected.iter().take(3) {
+            let body = store.body(Arc::clone(&item.id)).await.unwrap();
+            assert_eq!(body, body_of(&item.id), "{}", item.id);
+        }
+        let live = expected.into_iter().find(|item| item.status.is_live());
+        assert_eq!(
+            store
+                .heads(*buffer, 0, true, 1)
+                .await
+                .unwrap()
+                .into_iter()
+                .next(),
+            live
+        );
+    }
+}
+
+/// Some are larger than what lies in the database.
+fn body_of(id: &str) -> Bytes {
+    let long = id.ends_with('7') || id.ends_with('3');
+    Bytes::from(id.repeat(if long { 9 } else { 1 }))
+}
+
+struct History {
+    rng: StdRng,
+    model: Model,
+    buffers: Vec<i64>,
+    made: usize,
+    now: i64,
+}
+
+impl History {
+    fn items(&mut self) -> Vec<NewItem> {
+        let count = self.rng.random_range(1..5);
+        (0..count)
+            .map(|_| {
+                self.made += 1;
+                let id: Arc<str> = format!("itm_{:08}", self.made).into();
+                NewItem {
+                    body: body_of(&id),
+                    request: Request::default(),
+                    not_before: self.now + self.rng.random_range(0..3),
+                    expires: self
+                        .rng
+                        .random_bool(0.2)
+                        .then(|| self.now + self.rng.random_range(5..40)),
+                    id,
+                }
+            })
+            .collect()
+    }
+
+    fn any(&mut self, wanted: impl Fn(&Item) -> bool) -> Option<Item> {
+        let some: Vec<&Item> = self
+            .model
+            .items
+            .iter()
+            .filter(|item| wanted(item))
+            .collect();
+        if some.is_empty() {
+            return None;
+        }
+        let index = self.rng.random_range(0..some.len());
+        Some(some[index].clone())
+    }
+
+    async fn step(&mut self, store: &dyn Store) {
+        self.now += self.rng.random_range(0..5);
+        let (now, buffer) = (
+            self.now,
+            self.buffers[self.rng.random_range(0..self.buffers.len())],
+        );
+        match self.rng.random_range(0..12) {
+            0..=3 => self.push(store, buffer).await,
+            4..=6 => self.deliver(store).await,
+            7 => {
+                let change =
+                    [Change::Cancel, Change::RetryNow, Change::Skip][self.rng.random_range(0..3)];
+                let Some(item) = self.any(|_| true) else {
+                    return;
+                };
+                let altered = store.alter(Arc::clone(&item.id), change, now).await;
+                if !matches!(item.status, Status::Queued | Status::Waiting) {
+                    assert!(
+                        matches!(altered, Err(StoreError::Conflict(_))),
+                        "{altered:?}"
+                    );
+                    return;
+                }
+                let known = self.model.find(&item.id);
+                match change {
+                    Change::RetryNow => known.not_before = now,
+                    Change::Cancel | Change::Skip => {
+                        known.status = if change == Change::Cancel {
+                            Status::Cancelled
+                        } else {
+                            Status::Dead
+                        };
+                        known.finished = Some(now);
+                    }
+                }
+            }
+            8 => {
+                let dead = |item: &&mut Item| {
+                    item.buffer == buffer && matches!(item.status, Status::Dead | Status::Expired)
+                };
+                let head = self.rng.random_bool(0.5);
+                let limit = self.rng.random_range(1..4);
+                let moved = store
+                    .redrive(
+                        buffer,
+                        Redrive {
+                            ids: Vec::new(),
+                            limit,
+                            head,
+                        },
+                        now,
+                    )
+                    .await
+                    .unwrap();
+                let mut known: Vec<&mut Item> = self.model.items.iter_mut().filter(dead).collect();
+                known.sort_by_key(|item| item.seq);
+                let mut count = 0;
+                for item in known.into_iter().take(limit as usize) {
+                    if !head {
+                        let next = self.model.next.get_mut(&buffer).unwrap();
+                        item.seq = *next;
+                        *next += 1;
+                    }
+                    item.status = Status::Queued;
+                    (item.retries, item.not_before, item.expires, item.finished) =
+                        (0, now, None, None);
+                    count += 1;
+                }
+                assert_eq!(moved, count);
+            }
+            9 => {
+                let what =
+                    [Purge::Queued, Purge::Dead, Purge::History][self.rng.random_range(0..3)];
+                let gone = |item: &Item| {
+                    item.buffer == buffer
+                        && match what {
+                            Purge::Queued => {
+                                matches!(item.status, Status::Queued | Status::Waiting)
+                            }
+                            Purge::Dead => item.status == Status::Dead,
+                            Purge::History => !item.status.is_live(),
+                        }
+                };
+                let before = self.model.items.len();
+                self.model.items.retain(|item| !gone(item));
+                let count = store.purge(buffer, what, None).await.unwrap();
+                assert_eq!(count as usize, before - self.model.items.len());
+            }
+            10 => {
+                let Some(item) = self.any(|item| item.status == Status::InFlight) else {
+                    return;
+                };
+                store.unclaim(Arc::clone(&item.id)).await.unwrap();
+                let known = self.model.find(&item.id);
+                known.attempts -= 1;
+                known.status = if known.attempts > 0 {
+                    Status::Waiting
+                } else {
+                    Status::Queued
+                };
+            }
+            _ => {
+                let Some(item) = self.any(|item| item.expires.is_some()) else {
+                    return;
+                };
+                store.expire(Arc::clone(&item.id), now).await.unwrap();
+                if matches!(item.status, Status::Queued | Status::Waiting) {
+                    let known = self.model.find(&item.id);
+                    (known.status, known.finished) = (Status::Expired, Some(now));
+                }
+            }
+        }
+    }
+
+    async fn push(&mut self, store: &dyn Store, buffer: i64) {
+        let items = self.items();
+        let key = self
+            .rng
+            .random_bool(0.4)
+            .then(|| self.rng.random_range(0..4).to_string());
+        let fingerprint = [self.rng.random_range(0..2); 32];
+        let once = key.clone().map(|key| Once { key, fingerprint });
+        let pushed = store.push(buffer, items.clone(), once, self.now).await;
+        match key.as_ref().and_then(|key| self.model.once.get(key)) {
+            Some((known, ids)) if *known == fingerprint => {
+                let pushed = pushed.unwrap();
+                let told: Vec<_> = pushed.items.into_iter().map(|(id, _)| id).collect();
+                assert!(pushed.replayed && told == *ids);
+            }
+            Some(_) => assert_eq!(pushed, Err(StoreError::KeyReused)),
+            None => {
+                assert!(!pushed.unwrap().replayed);
+                self.model.push(buffer, &items, self.now);
+                if let Some(key) = key {
+                    let ids = items.iter().map(|item| Arc::clone(&item.id)).collect();
+                    self.model.once.insert(key, (fingerprint, ids));
+                }
+            }
+        }
+    }
+
+    async fn deliver(&mut self, store: &dyn Store) {
+        let now = self.now;
+        if let Some(item) = self.any(|item| item.status == Status::InFlight)
+            && self.rng.random_bool(0.7)
+        {
+            let code = [200, 204, 400, 429, 500, 503][self.rng.random_range(0..6)];
+            let outcome = match self.rng.random_range(0..5) {
+                0 => Outcome::Unknown,
+                1 => Outcome::Interrupted,
+                _ => Outcome::Answered {
+                    status: code,
+                    retry_after: None,
+                },
+            };
+            let step = step(&item, &Terms::default(), &outcome, now, 0.5);
+            let attempt = Attempt {
+                item: Arc::clone(&item.id),
+                buffer: item.buffer,
+                number: item.attempts,
+                started: now,
+                took: 1,
+                waited: 0,
+                outcome: step.word.into(),
+                status: Some(code),
+                error: None,
+                next: None,
+                maybe_duplicate: item.maybe_duplicate,
+                response: None,
+            };
+            let finished = store.finish(Finished { step, attempt }, now).await.unwrap();
+            let known = self.model.find(&item.id);
+            (known.status, known.retries, known.not_before) =
+                (step.status, step.retries, step.not_before);
+            known.maybe_duplicate = step.maybe_duplicate;
+            known.finished = (!step.status.is_live()).then_some(now);
+            known.last_status = Some(code);
+            assert_eq!(finished, *known);
+            return;
+        }
+        let Some(item) = self.any(|_| true) else {
+            return;
+        };
+        let claimed = store.claim(Arc::clone(&item.id)).await;
+        if matches!(item.status, Status::Queued | Status::Waiting) {
+            let known = self.model.find(&item.id);
+            known.status = Status::InFlight;
+            known.attempts += 1;
+            assert_eq!(claimed.unwrap(), *known);
+        } else {
+            assert!(
+                matches!(claimed, Err(StoreError::Conflict(_))),
+                "{claimed:?}"
+            );
+        }
+    }
+}
+
+async fn history(seed: u64) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(&dir.path().join("0")).await;
+    let mut history = History {
+        rng: StdRng::seed_from_u64(seed),
+        model: Model::default(),
+        buffers: Vec::new(),
+        made: 0,
+        now: 1000,
+    };
+    for name in ["a", "b"] {
+        let made = store
+            .create(
+                format!("buf_{name}").into(),
+                name.into(),
+                Terms::default(),
+                0,
+            )
+            .await;
+        history.buffers.push(made.unwrap().0.number);
+    }
+    let mut crashes = 0;
+    for _ in 0..STEPS {
+        history.step(&store).await;
+        if history.rng.random_bool(0.1) {
+            let (from, to) = (
+                dir.path().join(crashes.to_string()),
+                dir.path().join((crashes + 1).to_string()),
+            );
+            image(&from, &to);
+            crashes += 1;
+            // The one that crashed says nothing more.
+            store = open(&to).await;
+        }
+        compare(&store, &history.model, &history.buffers).await;
+    }
+    crashes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_every_store_does_as_the_model_also_after_a_crash() {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    let seeds = match number("OUTPACE_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("OUTPACE_SIM_SEEDS").unwrap_or(10),
+    };
+    let mut crashes = 0;
+    for seed in seeds.clone() {
+        println!(
+            "seed {seed}; run it again with\n  OUTPACE_SIM_SEED={seed} cargo nextest run --test it p6_every_store"
+        );
+        crashes += history(seed).await;
+    }
+    println!(
+        "{} histories of {STEPS} steps, {crashes} crashes, no difference",
+        seeds.count()
+    );
+}
