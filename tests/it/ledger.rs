@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{
-    Client, Origin, Postgres, Program, Proto, free_port, program, soon, worst_window,
+    Client, Origin, Postgres, Program, Proto, faketime, free_port, program, soon, worst_window,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -123,15 +123,6 @@ async fn p1_pace_through_a_pooler_in_transaction_mode() {
         "worst second {worst} of {}",
         times.len()
     );
-}
-
-fn faketime() -> String {
-    let found = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
-        .map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));
-    let found = found
-        .into_iter()
-        .find(|path| std::path::Path::new(path).exists());
-    found.expect("libfaketime is not installed; `./test` installs it")
 }
 
 #[tokio::test(flavor = "multi_thread")]

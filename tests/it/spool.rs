@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::harness::buffers::{SPOOL, call, made, noting, until};
-use crate::harness::{Client, Program, Proto, program, soon};
+use crate::harness::buffers::{SPOOL, call, call_with, made, noting, until};
+use crate::harness::{Client, Program, Proto, faketime, program, soon};
 
 /// What producers were told, and what the origin saw.
 #[derive(Default)]
@@ -228,4 +228,108 @@ fn program_of(running: &Program) -> tokio::process::Command {
         .arg(running.config_path());
     command.current_dir(running.dir.path());
     command
+}
+
+/// Pushes until something else than 201 comes; what was acknowledged.
+async fn push_until_it_fails(program: &Program, size: usize) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    let mut client = Client::to(program.listen, Proto::Http1).await;
+    loop {
+        let body = format!("{:08}{}", acknowledged.len(), "x".repeat(size));
+        let request = http::Request::post("/buffers/b/items")
+            .header("host", format!("localhost:{}", program.listen.port()))
+            .body(Full::new(json!({ "body": body }).to_string().into()));
+        match client.try_ask(request.unwrap()).await {
+            Some(response) if response.status() == 201 => acknowledged.push(body),
+            _ => return acknowledged,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_disk_that_fails_ends_outpace_and_nothing_acknowledged_is_lost() {
+    let (origin, seen) = noting(|_| 200).await;
+    let program = Program::before(&origin, "spool: { min_free: 1MiB, ballast: 0B }\n").await;
+    made(&program, &json!({})).await;
+    call(&program, "POST", "/buffers/b/pause", "{}").await;
+    let mut program = program.again_with_small_files(600).await;
+    let acknowledged = push_until_it_fails(&program, 20_000).await;
+    assert!(acknowledged.len() > 3, "{}", acknowledged.len());
+    assert_eq!(program.exit_code().await, Some(74));
+    let program = program.again().await;
+    call(&program, "POST", "/buffers/b/resume", "{}").await;
+    until(&program, "delivered", acknowledged.len() as u64).await;
+    let oracle = Oracle {
+        acknowledged,
+        arrived: seen.lock().unwrap().clone(),
+    };
+    assert_eq!(oracle.check(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_clock_that_jumps_neither_sends_early_nor_forgets() {
+    let (origin, seen) = noting(|_| 200).await;
+    let program = Program::before(&origin, SPOOL).await;
+    made(&program, &json!({})).await;
+    let later = json!({ "body": "later", "delay": "1h" });
+    call(&program, "POST", "/buffers/b/items", later).await;
+    let library = faketime();
+    let at = |offset: &'static str| {
+        [
+            ("LD_PRELOAD", library.as_str()),
+            ("FAKETIME", offset),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]
+    };
+    // Back: it is not due. Forward beyond its hour: it is.
+    let program = program.again_with_env(&at("-2h")).await;
+    call(
+        &program,
+        "POST",
+        "/buffers",
+        json!({ "name": "c", "url": "http://plain.test/" }),
+    )
+    .await;
+    let (_, now) = call(
+        &program,
+        "POST",
+        "/buffers/c/items",
+        json!({ "body": "now" }),
+    )
+    .await;
+    let wait = [("prefer", "wait=30")];
+    let path = format!("/items/{}/response", now["id"].as_str().unwrap());
+    call_with(&program, "GET", &path, "", &wait).await;
+    assert_eq!(*seen.lock().unwrap(), ["now"]);
+    let program = program.again_with_env(&at("+2h")).await;
+    until(&program, "delivered", 1).await;
+    assert_eq!(*seen.lock().unwrap(), ["now", "later"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_spool_is_for_one_process_and_a_rate_changes_in_the_middle() {
+    let (origin, _) = noting(|_| 200).await;
+    let program = Program::before(&origin, SPOOL).await;
+    made(&program, &json!({ "rate_limit": 5 })).await;
+    let second = program_of(&program).output().await.unwrap();
+    let told = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(
+        second.status.code() == Some(73) && told.contains("in use by another outpace"),
+        "{told}"
+    );
+    let batch: Vec<_> = (0..40).map(|n| json!({ "body": n.to_string() })).collect();
+    call(&program, "POST", "/buffers/b/batch", Value::from(batch)).await;
+    origin.arrivals.reached(3).await;
+    call(&program, "PATCH", "/buffers/b", json!({ "rate_limit": 50 })).await;
+    until(&program, "delivered", 40).await;
+    let times = origin.arrivals.times();
+    assert!(
+        times[2] - times[0] >= std::time::Duration::from_millis(400),
+        "{times:?}"
+    );
+    // At the old rate the rest would take more than seven seconds.
+    assert!(
+        times[39] - times[3] < std::time::Duration::from_secs(3),
+        "{times:?}"
+    );
 }

@@ -189,6 +189,8 @@ impl Disk {
 
     /// Folds the log in and stops: nothing can be written any more.
     pub async fn close(&self) {
+        // A reader in the middle would keep the log from being folded in whole.
+        self.readers.close().await;
         let closed: Result<(), StoreError> = self.write(|tell| Op::Close { tell }).await;
         if let Err(error) = closed {
             tracing::warn!(%error, "the spool could not be closed in order");

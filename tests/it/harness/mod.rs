@@ -9,7 +9,7 @@ mod program;
 pub(crate) use client::{Client, Proto, raw};
 pub(crate) use origin::{Origin, Reply, bytes_body, reply};
 pub(crate) use postgres::Postgres;
-pub(crate) use program::{Program, free_port, program};
+pub(crate) use program::{Program, faketime, free_port, program};
 
 use std::time::Duration;
 

@@ -122,10 +122,33 @@ impl Program {
         Self::start(self.dir, &config).await
     }
 
+    /// The same, with files that can grow to so many blocks of 1 KiB: then writing fails, as on a disk that
+    /// breaks.
+    pub(crate) async fn again_with_small_files(mut self, blocks: u32) -> Self {
+        self.child.kill().await.unwrap();
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        let limit = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("bash");
+        command.args(["-c", &limit, env!("CARGO_BIN_EXE_outpace")]);
+        command.kill_on_drop(true).stdin(Stdio::null());
+        Self::start_by(command, self.dir, &config).await
+    }
+
+    /// The same, with further environment variables.
+    pub(crate) async fn again_with_env(mut self, env: &[(&str, &str)]) -> Self {
+        self.child.kill().await.unwrap();
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        Self::start_with(self.dir, &config, env).await
+    }
+
     async fn start_with(dir: tempfile::TempDir, config: &str, env: &[(&str, &str)]) -> Self {
-        std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         let mut command = program();
         command.envs(env.iter().copied());
+        Self::start_by(command, dir, config).await
+    }
+
+    async fn start_by(mut command: Command, dir: tempfile::TempDir, config: &str) -> Self {
+        std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         command
             .args(["serve", "--config"])
             .arg(dir.path().join("config.yaml"));
@@ -247,4 +270,14 @@ fn config(dir: &Path, origin: &Origin, more: &str, egress: &str) -> String {
          {more}\n",
         dir = dir.display(),
     )
+}
+
+/// The library that tells a program another time.
+pub(crate) fn faketime() -> String {
+    let found = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));
+    let found = found
+        .into_iter()
+        .find(|path| Path::new(path).exists());
+    found.expect("libfaketime is not installed; `./test` installs it")
 }
