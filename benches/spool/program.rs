@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use outpace::spool::Store as _;
+use outpace::spool::{Query, Status, Store};
 
 use super::{item, opened, option};
 
@@ -116,12 +116,21 @@ pub(crate) async fn measure(dir: &Path, length: Duration, single: f64) {
         let items = (from..backlog.min(from + 1000))
             .map(|number| item(number, 256))
             .collect();
-        disk.push(buffer.number, items, None, 0).await.unwrap();
+        // Time passes, so that it can be asked for.
+        disk.push(
+            buffer.number,
+            items,
+            None,
+            i64::try_from(from / 1000).unwrap(),
+        )
+        .await
+        .unwrap();
     }
     println!(
         "\nbacklog of {backlog} items pushed by thousands in {:?}",
         began.elapsed()
     );
+    questions(&*disk, buffer.number, backlog).await;
     disk.close().await;
     drop(disk);
     let began = Instant::now();
@@ -144,6 +153,54 @@ pub(crate) async fn measure(dir: &Path, length: Duration, single: f64) {
         resident(&program)
     );
     over_http(program.1, length, single).await;
+}
+
+/// What an operator asks of a long history.
+async fn questions(store: &dyn Store, buffer: i64, backlog: u64) {
+    let all = || Query {
+        buffer: Some(buffer),
+        limit: 50,
+        ..Query::default()
+    };
+    let middle = i64::try_from(backlog / 2).unwrap();
+    let asked = [
+        (
+            "a page in the middle",
+            Query {
+                after: Some(middle),
+                ..all()
+            },
+        ),
+        (
+            "what is dead (nothing)",
+            Query {
+                status: Some(Status::Dead),
+                ..all()
+            },
+        ),
+        (
+            "since the middle",
+            Query {
+                since: Some(middle / 1000),
+                ..all()
+            },
+        ),
+        (
+            "since the end",
+            Query {
+                since: Some(i64::MAX),
+                ..all()
+            },
+        ),
+    ];
+    for (what, query) in asked {
+        let began = Instant::now();
+        let found = store.items(query).await.unwrap().len();
+        println!(
+            "of {backlog} items, {what}: {found} in {:?}",
+            began.elapsed()
+        );
+    }
 }
 
 fn resident(program: &Program) -> u64 {

@@ -112,6 +112,14 @@ impl fmt::Display for Bound {
             } => {
                 write!(f, "{rate} with burst {burst}")
             }
+            Self::Rate {
+                rate,
+                algorithm: Algorithm::SlidingWindow,
+            } => write!(f, "{rate} in any window"),
+            Self::Rate {
+                rate,
+                algorithm: Algorithm::FixedWindow,
+            } => write!(f, "{rate} by the calendar"),
             Self::Rate { rate, .. } => write!(f, "{rate}"),
             Self::Concurrent(count) => write!(f, "{count} at once"),
         }

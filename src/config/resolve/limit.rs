@@ -55,29 +55,29 @@ pub(super) fn tiers(
             }
         }
         for limit in self::limits(p, &key, limits) {
-            let name = format!("client.{}", limit.name);
-            match tiers.iter_mut().find(|tier| tier.bound == limit.bound) {
+            // By what it says, so that a client more or less renames nobody else's limit.
+            let name = format!("client.{}.{}", limit.name, slug(limit.bound));
+            match tiers.iter_mut().find(|tier| tier.name == name) {
                 Some(tier) => tier.clients.push(Arc::clone(&client)),
-                None => {
-                    let taken = tiers
-                        .iter()
-                        .filter(|tier| tier.name.starts_with(&name))
-                        .count();
-                    let name = if taken == 0 {
-                        name
-                    } else {
-                        format!("{name}.{taken}")
-                    };
-                    tiers.push(Tier {
-                        name,
-                        bound: limit.bound,
-                        clients: vec![Arc::clone(&client)],
-                    });
-                }
+                None => tiers.push(Tier {
+                    name,
+                    bound: limit.bound,
+                    clients: vec![Arc::clone(&client)],
+                }),
             }
         }
     }
     tiers
+}
+
+/// A bound as part of a name.
+fn slug(bound: Bound) -> String {
+    let text = bound.to_string();
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join("-")
 }
 
 /// The lanes of a target; requests of none of them go to the first that matches all.

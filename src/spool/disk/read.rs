@@ -143,6 +143,7 @@ fn filter(sql: &mut QueryBuilder<Sqlite>, query: &Query, attempts: bool) {
         sql.push(" and outcome = ").push_bind(outcome.clone());
     }
     if let Some(since) = query.since {
+        // Exactly; `from` has only passed by most of what is older.
         sql.push(if attempts {
             " and started >= "
         } else {
@@ -152,9 +153,41 @@ fn filter(sql: &mut QueryBuilder<Sqlite>, query: &Query, attempts: bool) {
     }
 }
 
+/// Where to begin looking for what is not older than `since`: places grow with time and never change, so it
+/// is found by halving, without an index that each push would have to pay for.
+async fn from(pool: &SqlitePool, since: Millis, sql: &'static str) -> Result<i64, StoreError> {
+    let (mut low, mut high) = (0, i64::MAX);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let row = sqlx::query(sql).bind(middle).fetch_optional(pool).await;
+        let row = row.map_err(|error| away(&error))?;
+        let found = row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        let found: Option<(i64, i64)> = found.transpose().map_err(|error| away(&error))?;
+        match found {
+            Some((place, at)) if at < since => low = place + 1,
+            _ => high = middle,
+        }
+    }
+    Ok(low)
+}
+
 pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, StoreError> {
     let mut sql = QueryBuilder::new("select * from item where true");
     filter(&mut sql, &query, false);
+    if let Some((since, buffer)) = query.since.zip(query.buffer) {
+        let next = "select place, kept from item where place >= ? order by place limit 1";
+        let place = from(pool, since, next).await?;
+        // Whatever was kept later stands behind it, also what was moved to the end since.
+        let first = "select seq from item where place >= ? and buffer = ? order by place limit 1";
+        let first = sqlx::query_scalar(first)
+            .bind(place)
+            .bind(buffer)
+            .fetch_optional(pool)
+            .await;
+        let first: Option<i64> = first.map_err(|error| away(&error))?;
+        sql.push(" and seq >= ")
+            .push_bind(first.unwrap_or(i64::MAX));
+    }
     if let Some(after) = query.after {
         sql.push(" and seq > ").push_bind(after);
     }
@@ -170,6 +203,11 @@ pub(super) async fn attempts(
 ) -> Result<Vec<(i64, Attempt)>, StoreError> {
     let mut sql = QueryBuilder::new("select * from attempt where true");
     filter(&mut sql, &query, true);
+    if let Some(since) = query.since {
+        let next = "select place, started from attempt where place >= ? order by place limit 1";
+        let begin = from(pool, since, next).await?;
+        sql.push(" and place >= ").push_bind(begin);
+    }
     if let Some(after) = query.after {
         sql.push(" and place < ").push_bind(after);
     }

@@ -33,7 +33,7 @@ create table if not exists item (
 ) strict;
 create index if not exists live on item (buffer, seq) where status < 3;
 create index if not exists parked on item (buffer, not_before) where status < 2;
-create index if not exists by_status on item (buffer, status, place);
+create index if not exists by_status on item (buffer, status, seq);
 create index if not exists over on item (status, finished) where status > 2;
 
 create table if not exists attempt (
@@ -56,6 +56,7 @@ create table if not exists attempt (
 create index if not exists attempt_of on attempt (item, place);
 create index if not exists attempt_in on attempt (buffer, place);
 create index if not exists attempt_code on attempt (code, place);
+create index if not exists attempt_outcome on attempt (outcome, place);
 
 create table if not exists once (
   key         text primary key,

@@ -276,8 +276,6 @@ fn config(dir: &Path, origin: &Origin, more: &str, egress: &str) -> String {
 pub(crate) fn faketime() -> String {
     let found = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
         .map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));
-    let found = found
-        .into_iter()
-        .find(|path| Path::new(path).exists());
+    let found = found.into_iter().find(|path| Path::new(path).exists());
     found.expect("libfaketime is not installed; `./test` installs it")
 }
