@@ -1,23 +1,35 @@
 //! The end: no new work is promised (`/readyz` says no), what is held is finished, up to a deadline.
 
-use std::future::Future;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::clock::Clock;
 use crate::shutdown::Tasks;
 
-/// Ready once SIGTERM or SIGINT comes.
-pub(super) fn asked() -> std::io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
+/// The signals that end us.
+#[derive(Debug)]
+pub(super) struct Asked {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Asked {
+    /// From now on SIGTERM and SIGINT ask for a drain instead of ending the process.
+    pub(super) fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Ready once one comes.
+    pub(super) async fn come(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    })
+    }
 }
 
 /// Waits for what runs; at the deadline, or at a second signal, it is dropped and leaves its record.
@@ -30,8 +42,8 @@ pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
         "draining"
     );
     let again = async {
-        match asked() {
-            Ok(again) => again.await,
+        match Asked::listen() {
+            Ok(mut again) => again.come().await,
             Err(_) => std::future::pending().await,
         }
     };

@@ -93,6 +93,7 @@ pub struct App {
     admin_token: Option<Arc<Secret>>,
     ledger: ledger::Opened,
     spool: Option<spool::Opened>,
+    ended: Option<drain::Asked>,
     /// The proxy's address, with the port that was bound.
     pub listen: SocketAddr,
     /// The admin's address, with the port that was bound.
@@ -107,26 +108,12 @@ impl App {
     pub async fn start(config: &Path) -> Result<Self, StartError> {
         let loaded = config::load(config, &config::process_environment, 0)?;
         let config::Config { settings, policy } = loaded.config;
-        let (clock, random, metrics, tasks) = (
-            Clock::system(),
-            Random::from_entropy(),
-            Metrics::new(),
-            Tasks::new(),
-        );
-        let readiness = Readiness::new(tasks.clone());
+        let shared = Shared::new()?;
+        let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let open_files = rlimit::increase_nofile_limit(u64::MAX);
         data_dir::prepare(&settings)?;
         let policy = Arc::new(ArcSwap::from_pointee(policy));
-        let lines = LineWriter::new(std::io::stdout(), metrics.clone())
-            .map_err(|error| StartError::Internal(error.to_string()))?;
-        let shared = Shared {
-            clock,
-            random,
-            metrics,
-            tasks,
-            lines,
-        };
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, ledger.ledger(), &shared)?;
         let spool = spool::open(&settings, &exchange, &policy, &shared).await?;
@@ -155,6 +142,9 @@ impl App {
         serve_admin(tasks, admin_listener, routes);
         tasks.spawn_until_drained(reap(server));
         drop(starting);
+        // Whoever reads that we are ready may end us at once.
+        let ended = drain::Asked::listen();
+        let ended = ended.map_err(|error| StartError::Internal(error.to_string()))?;
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
             open_files = open_files.unwrap_or_default(), version = env!("CARGO_PKG_VERSION"), "ready"
@@ -170,6 +160,7 @@ impl App {
             admin_token: loaded.admin_token,
             ledger,
             spool,
+            ended: Some(ended),
             listen,
             admin,
         })
@@ -184,13 +175,15 @@ impl App {
     ///
     /// # Errors
     /// If signals cannot be received.
-    pub async fn run(self) -> Result<(), StartError> {
+    pub async fn run(mut self) -> Result<(), StartError> {
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
-        let ended = drain::asked().map_err(internal)?;
+        let Some(mut ended) = self.ended.take() else {
+            return Err(StartError::Internal("it ran before".to_owned()));
+        };
         let reloading = reload::Reloader::new(&self).map_err(internal)?;
         let broken = spool::broken(self.spool.as_ref());
         tokio::select! {
-            () = ended => {}
+            () = ended.come() => {}
             () = reloading.run() => {}
             // Nothing may be acknowledged any more; what was is found at the next start.
             broken = broken => return Err(broken),
@@ -209,6 +202,21 @@ struct Shared {
     metrics: Metrics,
     tasks: Tasks,
     lines: LineWriter,
+}
+
+impl Shared {
+    fn new() -> Result<Self, StartError> {
+        let metrics = Metrics::new();
+        let lines = LineWriter::new(std::io::stdout(), metrics.clone())
+            .map_err(|error| StartError::Internal(error.to_string()))?;
+        Ok(Self {
+            clock: Clock::system(),
+            random: Random::from_entropy(),
+            metrics,
+            tasks: Tasks::new(),
+            lines,
+        })
+    }
 }
 
 fn build(

@@ -198,7 +198,7 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
     let mut program = program.again().await;
     // Folded into the database by an orderly end; then a byte of a body is flipped.
     program.signal("TERM");
-    program.exit_code().await;
+    assert_eq!(program.exit_code().await, Some(0));
     let mut db = std::fs::read(spool.join("spool.db")).unwrap();
     let at = db
         .windows(9)

@@ -13,6 +13,8 @@ use super::super::{Buffer, Counts, Status, Terms};
 pub(super) struct Books {
     buffers: BTreeMap<i64, Entry>,
     pushed: u64,
+    /// The last item's place.
+    place: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -53,9 +55,12 @@ impl Books {
             }
         }
         let pushed: Option<i64> = sqlx::query_scalar("select value from meta where key = 'pushed'")
-            .fetch_optional(connection)
+            .fetch_optional(&mut *connection)
             .await?;
         books.pushed = pushed.unwrap_or(0).unsigned_abs();
+        // Places are not used again: they grow with time.
+        let last = "select max(coalesce((select max(place) from item), 0), coalesce((select value from meta where key = 'place'), 0))";
+        books.place = sqlx::query_scalar(last).fetch_one(&mut *connection).await?;
         Ok(books)
     }
 
@@ -66,6 +71,15 @@ impl Books {
 
     pub(super) const fn add_pushed(&mut self, count: u64) {
         self.pushed += count;
+    }
+
+    pub(super) const fn next_place(&mut self) -> i64 {
+        self.place += 1;
+        self.place
+    }
+
+    pub(super) const fn place(&self) -> i64 {
+        self.place
     }
 
     pub(super) fn all(&self) -> Vec<Buffer> {

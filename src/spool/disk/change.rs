@@ -83,6 +83,7 @@ pub(super) async fn remove(batch: &mut Batch<'_>, buffer: i64, forced: bool) -> 
     batch.files.extend(large);
     for sql in [
         "delete from attempt where buffer = ?",
+        "delete from body where place in (select place from item where buffer = ?)",
         "delete from item where buffer = ?",
         "delete from buffer where number = ?",
     ] {
@@ -258,7 +259,7 @@ async fn large(
     a: i64,
     b: i64,
 ) -> Result<Vec<String>, sqlx::Error> {
-    let sql = format!("select id from item where body is null and {which}");
+    let sql = format!("select id from item where large and {which}");
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
         .bind(a)
         .bind(b)
@@ -286,8 +287,7 @@ pub(super) async fn purge(
     let before = before.unwrap_or(Millis::MAX);
     let mut count = 0;
     for status in statuses {
-        let sql =
-            "select id from item where buffer = ? and status = ? and kept < ? and body is null";
+        let sql = "select id from item where buffer = ? and status = ? and kept < ? and large";
         let files: Vec<String> = sqlx::query_scalar(sql)
             .bind(buffer)
             .bind(*status as i64)
@@ -297,6 +297,7 @@ pub(super) async fn purge(
         batch.files.extend(files);
         for sql in [
             "delete from attempt where item in (select id from item where buffer = ? and status = ? and kept < ?)",
+            "delete from body where place in (select place from item where buffer = ? and status = ? and kept < ?)",
             "delete from item where buffer = ? and status = ? and kept < ?",
         ] {
             let gone = sqlx::query(sql)
@@ -361,7 +362,7 @@ pub(super) async fn forget(
     delivered_before: Millis,
     dead_before: Millis,
 ) -> Changed {
-    let sql = "select place, id, buffer, status, body is null as large from item \
+    let sql = "select place, id, buffer, status, large from item \
                where (status in (3, 5) and finished < ?) or (status in (4, 6) and finished < ?) limit ?";
     let rows = sqlx::query(sql)
         .bind(delivered_before)
@@ -377,10 +378,15 @@ pub(super) async fn forget(
             .bind(id.clone())
             .execute(&mut *batch.connection)
             .await?;
-        sqlx::query("delete from item where place = ?")
-            .bind(place)
-            .execute(&mut *batch.connection)
-            .await?;
+        for sql in [
+            "delete from body where place = ?",
+            "delete from item where place = ?",
+        ] {
+            sqlx::query(sql)
+                .bind(place)
+                .execute(&mut *batch.connection)
+                .await?;
+        }
         if let Some(status) = usize::try_from(status)
             .ok()
             .and_then(|at| Status::ALL.get(at))

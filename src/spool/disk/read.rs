@@ -93,11 +93,13 @@ pub(super) async fn item(pool: &SqlitePool, id: Arc<str>) -> Result<Item, StoreE
 }
 
 pub(super) async fn body(pool: &SqlitePool, dir: &Path, id: Arc<str>) -> Result<Bytes, StoreError> {
-    let row = sqlx::query("select request, body, crc from item where id = ?")
-        .bind(id.to_string())
-        .fetch_optional(pool)
-        .await
-        .map_err(|error| away(&error))?;
+    let row = sqlx::query(
+        "select request, body.body, crc from item left join body using (place) where id = ?",
+    )
+    .bind(id.to_string())
+    .fetch_optional(pool)
+    .await
+    .map_err(|error| away(&error))?;
     let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
     let read = || -> Result<(String, Option<Vec<u8>>, i64), sqlx::Error> {
         Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
@@ -292,7 +294,7 @@ fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
 
 /// Removes bodies without an item: their push was never acknowledged.
 pub(super) async fn sweep_orphans(connection: &mut SqliteConnection, dir: &Path) {
-    let known: Vec<String> = sqlx::query_scalar("select id from item where body is null")
+    let known: Vec<String> = sqlx::query_scalar("select id from item where large")
         .fetch_all(connection)
         .await
         .unwrap_or_default();

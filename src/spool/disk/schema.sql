@@ -17,7 +17,7 @@ create table if not exists item (
   seq        integer not null,
   status     integer not null,          -- position in Status::ALL; below 3 something is to happen
   request    text not null,             -- JSON
-  body       blob,                      -- null: in a file of its own
+  large      integer not null,          -- its body is in a file of its own
   crc        integer not null,          -- over id, request and body
   size       integer not null,
   kept       integer not null,
@@ -31,6 +31,8 @@ create table if not exists item (
   error      text,
   unique (buffer, seq)
 ) strict;
+-- Beside its item, which changes with every attempt and should be small to write.
+create table if not exists body (place integer primary key, body blob not null) strict;
 create index if not exists live on item (buffer, seq) where status < 3;
 create index if not exists parked on item (buffer, not_before) where status < 2;
 create index if not exists by_status on item (buffer, status, seq);

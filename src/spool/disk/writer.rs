@@ -47,6 +47,7 @@ pub(super) struct NewRow {
     pub(super) seq: i64,
     pub(super) kept: Millis,
     pub(super) large: bool,
+    pub(super) place: i64,
 }
 
 /// The writer's world.
@@ -216,8 +217,9 @@ impl Batch<'_> {
         self.flush().await?;
         let pushed = self.books.pushed();
         if pushed > before {
-            sqlx::query("insert into meta values ('pushed', ?) on conflict (key) do update set value = excluded.value")
+            sqlx::query("insert into meta values ('pushed', ?), ('place', ?) on conflict (key) do update set value = excluded.value")
                 .bind(pushed.cast_signed())
+                .bind(self.books.place())
                 .execute(&mut *self.connection)
                 .await?;
         }
@@ -321,6 +323,7 @@ impl Batch<'_> {
                 seq,
                 kept: now,
                 large: *large,
+                place: self.books.next_place(),
             });
         }
         self.books.add(buffer, Status::Queued, items.len() as u64);
@@ -360,6 +363,22 @@ impl Batch<'_> {
         }))
     }
 
+    async fn flush_bodies(&mut self, rows: &[NewRow]) -> Result<(), sqlx::Error> {
+        let inline: Vec<&NewRow> = rows.iter().filter(|row| !row.large).collect();
+        if inline.is_empty() {
+            return Ok(());
+        }
+        let mut insert = sqlx::QueryBuilder::new("insert into body (place, body) ");
+        insert.push_values(inline, |mut row, new| {
+            row.push_bind(new.place).push_bind(new.item.body.to_vec());
+        });
+        insert
+            .build()
+            .execute(&mut *self.connection)
+            .await
+            .map(drop)
+    }
+
     /// Writes the items that wait.
     pub(super) async fn flush(&mut self) -> Result<(), sqlx::Error> {
         let rows = std::mem::take(&mut self.rows);
@@ -367,19 +386,20 @@ impl Batch<'_> {
         let mut rows = rows.into_iter().peekable();
         while rows.peek().is_some() {
             let part: Vec<NewRow> = rows.by_ref().take(ROWS_MAX).collect();
+            self.flush_bodies(&part).await?;
             let mut insert = sqlx::QueryBuilder::new(
-                "insert into item (id, buffer, seq, status, request, body, crc, size, kept, not_before, expires) ",
+                "insert into item (place, id, buffer, seq, status, request, large, crc, size, kept, not_before, expires) ",
             );
             insert.push_values(part, |mut row, new| {
                 let crc = checksum(&new.item.id, &new.request, &new.item.body);
                 let size = i64::try_from(new.item.body.len()).unwrap_or(i64::MAX);
-                let body = (!new.large).then(|| new.item.body.to_vec());
-                row.push_bind(new.item.id.to_string())
+                row.push_bind(new.place)
+                    .push_bind(new.item.id.to_string())
                     .push_bind(new.buffer)
                     .push_bind(new.seq)
                     .push_bind(Status::Queued as i64)
                     .push_bind(new.request)
-                    .push_bind(body)
+                    .push_bind(new.large)
                     .push_bind(i64::from(crc))
                     .push_bind(size)
                     .push_bind(new.kept)
