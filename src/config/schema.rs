@@ -37,6 +37,7 @@ pub(super) struct File {
     pub(super) ledger: Option<Ledger>,
     pub(super) targets: Vec<Target>,
     pub(super) spool: Option<Spool>,
+    #[serde(deserialize_with = "super::value::buffers")]
     pub(super) buffers: Vec<WrittenBuffer>,
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::Environment;
+use crate::spool::WrittenBuffer;
 use crate::units::parse_duration;
 
 thread_local! {
@@ -65,6 +66,23 @@ fn expand(text: &str) -> Result<String, String> {
     }
     expanded.push_str(rest);
     Ok(expanded)
+}
+
+/// Buffers, whose URL and fields may name variables like every other text.
+pub(super) fn buffers<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<WrittenBuffer>, D::Error> {
+    let mut all = Vec::<WrittenBuffer>::deserialize(deserializer)?;
+    for buffer in &mut all {
+        let fields = buffer
+            .headers
+            .iter_mut()
+            .flat_map(|fields| fields.values_mut());
+        for text in buffer.url.iter_mut().chain(fields) {
+            *text = expand(text).map_err(de::Error::custom)?;
+        }
+    }
+    Ok(all)
 }
 
 /// A quantity that parses from a string. Its error says how to write it.

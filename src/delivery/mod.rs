@@ -100,27 +100,27 @@ impl Deliveries {
     /// # Errors
     /// As the store says.
     pub async fn over(&self, id: &Arc<str>, patience: Duration) -> Result<Item, StoreError> {
-        let clock = &self.0.parts.exchange.clock;
+        let (clock, store) = (&self.0.parts.exchange.clock, &self.0.parts.store);
         let until = clock.now() + patience;
         loop {
-            let watched = {
-                let mut all = self
-                    .0
-                    .watched
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                Arc::clone(all.entry(Arc::clone(id)).or_default())
-            };
-            let changed = watched.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let item = self.0.parts.store.item(Arc::clone(id)).await?;
+            let item = store.item(Arc::clone(id)).await?;
             if !item.status.is_live() || clock.now() >= until {
                 return Ok(item);
             }
+            let watched = Arc::clone(self.0.watched().entry(Arc::clone(id)).or_default());
+            let changed = watched.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            // It may have been over before we were there to be told.
+            if !store.item(Arc::clone(id)).await?.status.is_live() {
+                continue;
+            }
             tokio::select! {
                 () = changed => {}
-                () = clock.sleep_until(until) => {}
+                () = clock.sleep_until(until) => {
+                    // The last who waits takes the place away.
+                    self.0.watched().retain(|other, waiting| other != id || Arc::strong_count(waiting) > 2);
+                }
             }
         }
     }
@@ -155,10 +155,14 @@ impl Inner {
         self.drains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn watched(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Notify>>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells whoever waits for this item.
     fn tell(&self, id: &Arc<str>) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(waiting) = watched.remove(id) {
+        let waiting = self.watched().remove(id);
+        if let Some(waiting) = waiting {
             waiting.notify_waiters();
         }
     }
@@ -308,9 +312,9 @@ impl Inner {
             ..Query::default()
         };
         let last = self.parts.store.attempts(query).await.unwrap_or_default();
-        let ago = last
-            .first()
-            .map_or(Millis::MAX, |(_, attempt)| self.now() - attempt.started);
+        let ago = last.first().map_or(Millis::MAX, |(_, attempt)| {
+            self.now() - attempt.started - attempt.waited
+        });
         let now = self.parts.exchange.clock.now();
         match u64::try_from(ago) {
             Ok(ago) => Instant::from_nanos(

@@ -83,11 +83,12 @@ impl Book {
         }
     }
 
-    /// What [`Self::call`] would do for one request of a replica that is alone, where that is plain:
-    /// rates without keys that all have room now, one lane, no block. Otherwise nothing.
+    /// What [`Self::call`] would do for one request of a replica that is alone while nobody waits, where
+    /// that is plain: rates without keys that all have room now, no reserve, no block. Otherwise nothing.
     pub(super) fn at_once(&mut self, target: &Target, scope: &Scope, now: i64) -> Option<i64> {
         let now = now.max(self.now);
-        if target.lanes.len() > 1 || !self.block.is_open() || self.quiet > now {
+        let reserved = target.lanes.iter().any(|lane| lane.reserve_ppm > 0);
+        if reserved || !self.block.is_open() || self.quiet > now {
             return None;
         }
         let at = Instant::from_nanos(now);

@@ -157,8 +157,15 @@ fn filter(sql: &mut QueryBuilder<Sqlite>, query: &Query, attempts: bool) {
 
 /// Where to begin looking for what is not older than `since`: places grow with time and never change, so it
 /// is found by halving, without an index that each push would have to pay for.
-async fn from(pool: &SqlitePool, since: Millis, sql: &'static str) -> Result<i64, StoreError> {
-    let (mut low, mut high) = (0, i64::MAX);
+async fn from(
+    pool: &SqlitePool,
+    since: Millis,
+    last: &'static str,
+    sql: &'static str,
+) -> Result<i64, StoreError> {
+    let last = sqlx::query_scalar(last).fetch_one(pool).await;
+    let last: Option<i64> = last.map_err(|error| away(&error))?;
+    let (mut low, mut high) = (0, last.map_or(0, |last| last + 1));
     while low < high {
         let middle = low + (high - low) / 2;
         let row = sqlx::query(sql).bind(middle).fetch_optional(pool).await;
@@ -178,7 +185,7 @@ pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, 
     filter(&mut sql, &query, false);
     if let Some((since, buffer)) = query.since.zip(query.buffer) {
         let next = "select place, kept from item where place >= ? order by place limit 1";
-        let place = from(pool, since, next).await?;
+        let place = from(pool, since, "select max(place) from item", next).await?;
         // Whatever was kept later stands behind it, also what was moved to the end since.
         let first = "select seq from item where place >= ? and buffer = ? order by place limit 1";
         let first = sqlx::query_scalar(first)
@@ -207,7 +214,7 @@ pub(super) async fn attempts(
     filter(&mut sql, &query, true);
     if let Some(since) = query.since {
         let next = "select place, started from attempt where place >= ? order by place limit 1";
-        let begin = from(pool, since, next).await?;
+        let begin = from(pool, since, "select max(place) from attempt", next).await?;
         sql.push(" and place >= ").push_bind(begin);
     }
     if let Some(after) = query.after {
