@@ -1,6 +1,6 @@
 //! The durable store: buffers, their items, and what became of each sending.
 //!
-//! [`state`] decides what becomes of an item, purely; a [`Store`] keeps what was decided, and
+//! [`step`] decides what becomes of an item, purely; a [`Store`] keeps what was decided, and
 //! acknowledges nothing before it is on disk.
 
 mod disk;
