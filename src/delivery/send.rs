@@ -10,7 +10,7 @@ use http::Response as HttpResponse;
 use http_body_util::BodyExt as _;
 
 use super::outbound::{fields, request};
-use super::{Gate, Inner};
+use super::{Gate, Inner, REST};
 use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
@@ -239,11 +239,21 @@ impl Inner {
             maybe_duplicate: item.maybe_duplicate,
             response: came.response,
         };
-        self.parts
-            .store
-            .finish(Finished { step, attempt }, now)
-            .await
-            .map(drop)
+        self.keep(Finished { step, attempt }, now).await
+    }
+
+    /// Records an outcome. Where there is no room for it, again and again until there is: without it the
+    /// item would be in flight for ever, and be sent again after a restart.
+    async fn keep(&self, finished: Finished, now: i64) -> Result<(), StoreError> {
+        let clock = &self.parts.exchange.clock;
+        loop {
+            match self.parts.store.finish(finished.clone(), now).await {
+                Err(StoreError::Full { .. }) if !self.parts.exchange.tasks.draining() => {
+                    clock.sleep_until(clock.now() + REST).await;
+                }
+                other => return other.map(drop),
+            }
+        }
     }
 }
 
