@@ -26,6 +26,11 @@ impl Random {
         self.with(|rng| rng.random_range(0.0..1.0))
     }
 
+    /// A name that nobody can guess: 128 bits in hexadecimal digits.
+    pub fn name(&self) -> String {
+        format!("{:016x}{:016x}", self.bits(), self.bits())
+    }
+
     /// A uniform draw of 64 bits.
     pub fn bits(&self) -> u64 {
         self.with(|rng| rng.next_u64())

@@ -137,12 +137,7 @@ impl Api {
         };
         let turn = exchange.turn(&ticket, record).await?;
         let holds = target.has_permits(ticket.scope.limits);
-        let id = holds.then(|| {
-            format!(
-                "{:032x}",
-                u128::from(exchange.random.bits()) << 64 | u128::from(exchange.random.bits())
-            )
-        });
+        let id = holds.then(|| exchange.random.name());
         if let Some(id) = &id {
             let expires = exchange.clock.now() + hold;
             let holding = Holding {

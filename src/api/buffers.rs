@@ -393,8 +393,7 @@ impl Spooling {
                     self.store.change(known.number, terms).await.map(drop)
                 }
                 None => {
-                    let id: Arc<str> =
-                        format!("buf_{:016x}{:016x}", random.bits(), random.bits()).into();
+                    let id: Arc<str> = format!("buf_{}", random.name()).into();
                     seal(&id, &mut terms)?;
                     self.store
                         .create(id, Arc::clone(&name), terms, now)

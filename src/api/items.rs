@@ -12,7 +12,7 @@ use super::{Call, Spooling, json as answer};
 use crate::exchange::{Body, Error, Reason};
 use crate::policy::ApiScope;
 use crate::semantics::preference;
-use crate::spool::{Buffer, Change, Millis, Query, Status};
+use crate::spool::{Change, Millis, Query, Status, StoreError};
 
 /// A page of a list.
 pub(super) struct Page {
@@ -25,6 +25,8 @@ pub(super) struct Page {
 
 /// The longest that a result is waited for.
 const LONG_POLL: Duration = Duration::from_secs(60);
+/// Attempts with their responses in one answer.
+const RESPONSES: u32 = 20;
 const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 1000;
 
@@ -90,11 +92,6 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<Query, Err
 }
 
 impl Spooling {
-    fn numbered(&self, number: i64) -> Option<Buffer> {
-        let all = self.store.buffers();
-        all.into_iter().find(|buffer| buffer.number == number)
-    }
-
     /// `/items…`
     pub(super) async fn items(
         &self,
@@ -119,13 +116,15 @@ impl Spooling {
                 let item = self.item(id).await?;
                 return Ok(answer(&item_json(
                     &item,
-                    self.numbered(item.buffer).as_ref(),
+                    self.store.buffer(item.buffer).as_ref(),
                 )));
             }
             (&Method::GET, [id, "attempts"]) => {
                 let item = self.item(id).await?;
                 let mut query = item_query(head, None)?;
                 query.item = Some(item.id);
+                query.limit = query.limit.min(RESPONSES);
+                query.responses = true;
                 return self.list_attempts(query).await;
             }
             (&Method::GET, [id, "response"]) => {
@@ -146,15 +145,18 @@ impl Spooling {
         self.deliveries.changed(&item);
         Ok(answer(&item_json(
             &item,
-            self.numbered(item.buffer).as_ref(),
+            self.store.buffer(item.buffer).as_ref(),
         )))
     }
 
-    /// Whether the item is a kept request of the caller's own.
+    /// Whether the item is a kept request of the caller's own. To other clients one does not exist.
     async fn is_owned(&self, call: &Call<'_>, id: &str) -> Result<bool, Error> {
         let item = self.item(id).await?;
-        let owner = item.request.client.as_deref();
-        Ok(item.request.reply && owner.is_some() && owner == call.sender.name.as_deref())
+        match item.request.client.as_deref() {
+            None => Ok(false),
+            owner if owner == call.sender.name.as_deref() => Ok(true),
+            Some(_) => Err(StoreError::Unknown(format!("item `{id}`")).into()),
+        }
     }
 
     /// `/attempts`
@@ -179,7 +181,7 @@ impl Spooling {
         let next = attempts.last().map(|(place, _)| *place);
         let shown = attempts
             .iter()
-            .map(|(_, attempt)| attempt_json(attempt, self.numbered(attempt.buffer).as_ref()));
+            .map(|(_, attempt)| attempt_json(attempt, self.store.buffer(attempt.buffer).as_ref()));
         Ok(page(Page {
             name: "attempts",
             shown: shown.collect(),
@@ -194,6 +196,7 @@ impl Spooling {
         let query = Query {
             item: Some(Arc::clone(&item.id)),
             limit: 1,
+            responses: true,
             ..Query::default()
         };
         let attempts = self.store.attempts(query).await?;

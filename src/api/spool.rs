@@ -75,8 +75,7 @@ impl Call<'_> {
 
     /// An id that nobody can guess.
     pub(super) fn fresh_id(&self, prefix: &str) -> Arc<str> {
-        let random = &self.exchange.random;
-        format!("{prefix}_{:016x}{:016x}", random.bits(), random.bits()).into()
+        format!("{prefix}_{}", self.exchange.random.name()).into()
     }
 
     /// Whether the caller may do that; where no clients are known, this machine may do all.

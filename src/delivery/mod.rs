@@ -171,16 +171,11 @@ impl Inner {
         millis_since_epoch(self.parts.exchange.clock.wall())
     }
 
-    fn buffer(&self, number: i64) -> Option<Buffer> {
-        let all = self.parts.store.buffers();
-        all.into_iter().find(|buffer| buffer.number == number)
-    }
-
     /// Items that were in flight when the last process ended: nothing is known of their outcome.
     async fn recover(&self) -> Result<(), StoreError> {
         let store = &self.parts.store;
         for item in store.interrupted().await? {
-            let Some(buffer) = self.buffer(item.buffer) else {
+            let Some(buffer) = self.parts.store.buffer(item.buffer) else {
                 continue;
             };
             let (now, draw) = (self.now(), self.parts.exchange.random.unit());
@@ -224,7 +219,7 @@ impl Inner {
             };
             let until = match next {
                 Next::Send(item) => {
-                    let Some(buffer) = self.buffer(number) else {
+                    let Some(buffer) = self.parts.store.buffer(number) else {
                         continue;
                     };
                     if buffer.terms.rate_limit.is_some() {
@@ -261,7 +256,7 @@ impl Inner {
         taken: &HashSet<Arc<str>>,
         gate: &Gate,
     ) -> Result<Next, StoreError> {
-        let Some(buffer) = self.buffer(number) else {
+        let Some(buffer) = self.parts.store.buffer(number) else {
             return Ok(Next::Over);
         };
         let strict = buffer.terms.concurrency <= 1;

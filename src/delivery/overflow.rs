@@ -42,9 +42,7 @@ impl Shelves {
     async fn push(&self, overflow: Overflow) -> Result<Shelved, Error> {
         let exchange = self.deliveries.exchange();
         let random = &exchange.random;
-        let fresh = |prefix: &str| -> Arc<str> {
-            format!("{prefix}_{:016x}{:016x}", random.bits(), random.bits()).into()
-        };
+        let fresh = |prefix: &str| -> Arc<str> { format!("{prefix}_{}", random.name()).into() };
         let now = millis_since_epoch(exchange.clock.wall());
         let buffer = self.buffer(&overflow, fresh("buf"), now).await?;
         let id = fresh("itm");

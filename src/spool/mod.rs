@@ -86,6 +86,8 @@ pub struct Query {
     pub after: Option<i64>,
     /// At most so many.
     pub limit: u32,
+    /// With the responses of attempts, which may be large.
+    pub responses: bool,
 }
 
 /// What a change of an item is.
@@ -185,6 +187,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// All buffers.
     fn buffers(&self) -> Vec<Buffer>;
+
+    /// One buffer.
+    fn buffer(&self, number: i64) -> Option<Buffer>;
 
     /// How many items of a buffer stand where.
     fn counts(&self, buffer: i64) -> Counts;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use crate::harness::buffers::{SPOOL, call, call_with, made, noting, until};
-use crate::harness::{Client, Origin, Program, reply, worst_window};
+use crate::harness::{Origin, Program, reply, worst_window};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_calls_of_a_hosted_buffer_service_are_understood() {
@@ -410,55 +410,6 @@ async fn a_client_may_do_what_its_scopes_say() {
             .await
             .0,
         403
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn p5_honest_who_agreed_gets_a_202_and_the_answer_later_and_others_a_429() {
-    let (origin, seen) = noting(|_| 201).await;
-    let target = "targets:\n  - name: slow\n    hosts: [\"plain.test\"]\n    max_wait: 300ms\n    limits: [{ rate: \"1/2s\", burst: 1 }]\n";
-    let program = Program::before(&origin, &format!("{SPOOL}{target}")).await;
-    let mut client = Client::plain(&program).await;
-    let ask = |body: &'static str, prefer: Option<&str>| {
-        let mut request = http::Request::post("http://plain.test/x").header("host", "plain.test");
-        if let Some(prefer) = prefer {
-            request = request.header("prefer", prefer);
-        }
-        request.body(Full::new(body.into())).unwrap()
-    };
-    assert_eq!(client.ask(ask("one", None)).await.status(), 201);
-    let refused = client.ask(ask("two", None)).await;
-    assert_eq!(refused.status(), 429);
-    let kept = client
-        .ask(ask("three", Some("respond-async, wait=5")))
-        .await;
-    let headers = kept.headers();
-    assert_eq!(
-        (kept.status().as_u16(), &headers["preference-applied"]),
-        (202, &"respond-async".parse().unwrap())
-    );
-    assert!(headers["proxy-status"].to_str().unwrap().contains("kept"));
-    let location = headers["location"].to_str().unwrap();
-    let base = format!("http://{}", program.listen);
-    let path = location
-        .strip_prefix(&base)
-        .unwrap_or_else(|| panic!("{location}"));
-    let (status, item) = call(&program, "GET", path, "").await;
-    assert_eq!((status, item["state"].as_str()), (200, Some("queued")));
-    let wait = [("prefer", "wait=30")];
-    let path = format!("{path}/response");
-    // The origin's own status: 201 is what it answers.
-    assert_eq!(call_with(&program, "GET", &path, "", &wait).await.0, 201);
-    assert_eq!(*seen.lock().unwrap(), ["one", "three"]);
-    let times = origin.arrivals.times();
-    assert!(
-        times[1] - times[0] >= Duration::from_millis(1980),
-        "the limit holds for both: {times:?}"
-    );
-    let record = program.record(|r| r["outcome"] == "kept").await;
-    assert_eq!(
-        (record["status"].as_u64(), record["target"].as_str()),
-        (Some(202), Some("slow"))
     );
 }
 

@@ -24,6 +24,7 @@ mod intercept;
 mod ledger;
 mod lifecycle;
 mod memory;
+mod overflow;
 mod pacing;
 mod refusals;
 mod replicas;

@@ -384,6 +384,10 @@ impl Store for Disk {
         self.books().all()
     }
 
+    fn buffer(&self, number: i64) -> Option<Buffer> {
+        self.books().get(number).map(|entry| entry.buffer.clone())
+    }
+
     fn counts(&self, buffer: i64) -> Counts {
         self.books().counts(buffer)
     }

@@ -210,7 +210,13 @@ pub(super) async fn attempts(
     pool: &SqlitePool,
     query: Query,
 ) -> Result<Vec<(i64, Attempt)>, StoreError> {
-    let mut sql = QueryBuilder::new("select * from attempt where true");
+    // Responses are read where they are asked for: a page of them would be as large as they are.
+    let mut sql = QueryBuilder::new(if query.responses {
+        "select * from attempt where true"
+    } else {
+        "select place, item, buffer, number, started, took, waited, outcome, code, error, next, doubtful, \
+         null as headers, null as body, cut from attempt where true"
+    });
     filter(&mut sql, &query, true);
     if let Some(since) = query.since {
         let next = "select place, started from attempt where place >= ? order by place limit 1";
