@@ -117,6 +117,11 @@ impl Clock {
         }
     }
 
+    /// The calendar's time as milliseconds since the Unix epoch.
+    pub fn wall_millis(&self) -> i64 {
+        i64::try_from(unix_time(self.wall()).as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// Sleeps until `at`; returns at once if it has passed. Cancel safe.
     pub async fn sleep_until(&self, at: Instant) {
         let offset = at.since(Instant(self.0.anchor_ns)).min(FAR_SLEEP);

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use outpace::clock::Clock;
 use outpace::shutdown::Tasks;
 use outpace::spool::{Buffer, Disk, DiskSettings, NewItem, Request, Store, Terms};
 
@@ -95,7 +96,9 @@ pub(crate) fn settings(dir: PathBuf) -> DiskSettings {
 }
 
 pub(crate) async fn opened(dir: PathBuf, url: &str) -> (Arc<Disk>, Buffer) {
-    let disk = Disk::open(settings(dir), &Tasks::new()).await.unwrap();
+    let disk = Disk::open(settings(dir), &Clock::system(), &Tasks::new())
+        .await
+        .unwrap();
     let terms = Terms {
         url: url.to_owned(),
         ..Terms::default()

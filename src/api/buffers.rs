@@ -58,9 +58,12 @@ impl Spooling {
         match (&head.method, path) {
             (&Method::GET, []) => {
                 call.needs(ApiScope::Read)?;
-                let all = self.store.buffers();
-                let all = all.iter().map(|buffer| self.show(buffer));
-                Ok(answer(&json!({ "buffers": all.collect::<Vec<_>>() })))
+                self.store.refresh().await?;
+                let mut all = Vec::new();
+                for buffer in self.store.buffers() {
+                    all.push(self.show(&buffer).await?);
+                }
+                Ok(answer(&json!({ "buffers": all })))
             }
             (&Method::POST, []) => {
                 call.needs(ApiScope::Manage)?;
@@ -68,16 +71,16 @@ impl Spooling {
             }
             (&Method::GET, [id]) => {
                 call.needs(ApiScope::Read)?;
-                Ok(answer(&self.show(&self.buffer(id)?)))
+                Ok(answer(&self.show(&self.buffer(id).await?).await?))
             }
             (&Method::PATCH, [id]) => {
                 call.needs(ApiScope::Manage)?;
-                self.change(call, &self.buffer(id)?, read(body).await?)
+                self.change(call, &self.buffer(id).await?, read(body).await?)
                     .await
             }
             (&Method::DELETE, [id]) => {
                 call.needs(ApiScope::Manage)?;
-                let buffer = self.buffer(id)?;
+                let buffer = self.buffer(id).await?;
                 let forced = head
                     .uri
                     .query()
@@ -88,14 +91,15 @@ impl Spooling {
             }
             (&Method::GET, [id, "items"]) => {
                 call.needs(ApiScope::Read)?;
-                self.list(head, &self.buffer(id)?).await
+                self.list(head, &self.buffer(id).await?).await
             }
             (&Method::GET, [id, "stats"]) => {
                 call.needs(ApiScope::Read)?;
-                self.stats(call, &self.buffer(id)?).await
+                self.stats(&self.buffer(id).await?).await
             }
             (&Method::POST, [id, verb]) => {
-                self.act(call, head, &self.buffer(id)?, verb, body).await
+                let buffer = self.known_buffer(id).await?;
+                self.act(call, head, &buffer, verb, body).await
             }
             (_, [] | [_] | [_, _]) => Err(Error::new(
                 Reason::MethodNotAllowed,
@@ -134,22 +138,23 @@ impl Spooling {
                     .reason
                     .unwrap_or_else(|| "by an operator".to_owned());
                 let paused = self.store.pause(buffer.number, Some(reason.into())).await?;
-                Ok(answer(&self.show(&paused)))
+                Ok(answer(&self.show(&paused).await?))
             }
             "resume" => {
                 let resumed = self.store.pause(buffer.number, None).await?;
-                Ok(answer(&self.show(&resumed)))
+                Ok(answer(&self.show(&resumed).await?))
             }
             "purge" => self.purge(buffer, &read(body).await?).await,
-            "redrive" => self.redrive(call, buffer, read(body).await?).await,
+            "redrive" => self.redrive(buffer, read(body).await?).await,
             _ => Err(super::no_such_call(head.uri.path())),
         };
         self.deliveries.wake(buffer.number);
         answered
     }
 
-    fn show(&self, buffer: &Buffer) -> serde_json::Value {
-        buffer_json(buffer, self.store.counts(buffer.number))
+    async fn show(&self, buffer: &Buffer) -> Result<serde_json::Value, Error> {
+        let counts = self.store.counts(buffer.number).await?;
+        Ok(buffer_json(buffer, counts))
     }
 
     /// Checks terms as far as that can be done before anything is sent.
@@ -218,11 +223,11 @@ impl Spooling {
             None => {
                 terms.sealed = self.sealer.seal(&id, &mut terms.headers)?;
                 self.store
-                    .create(id, name.into(), terms, call.now())
+                    .create(id, name.into(), terms, self.store.now())
                     .await?
             }
         };
-        let mut response = answer(&self.show(&buffer));
+        let mut response = answer(&self.show(&buffer).await?);
         if new {
             *response.status_mut() = StatusCode::CREATED;
         }
@@ -250,7 +255,7 @@ impl Spooling {
         }
         let changed = self.store.change(buffer.number, terms).await?;
         self.deliveries.wake(buffer.number);
-        Ok(answer(&self.show(&changed)))
+        Ok(answer(&self.show(&changed).await?))
     }
 
     async fn list(&self, head: &Parts, buffer: &Buffer) -> Result<Response<Body>, Error> {
@@ -270,9 +275,9 @@ impl Spooling {
         }))
     }
 
-    async fn stats(&self, call: &Call<'_>, buffer: &Buffer) -> Result<Response<Body>, Error> {
-        let counts = self.store.counts(buffer.number);
-        let now = call.now();
+    async fn stats(&self, buffer: &Buffer) -> Result<Response<Body>, Error> {
+        let counts = self.store.counts(buffer.number).await?;
+        let now = self.store.now();
         let heads = self.store.heads(buffer.number, now, true, 1).await?;
         let first = heads.first();
         let why = first.map(|item| match item.status {
@@ -325,7 +330,6 @@ impl Spooling {
 
     async fn redrive(
         &self,
-        call: &Call<'_>,
         buffer: &Buffer,
         written: WrittenRedrive,
     ) -> Result<Response<Body>, Error> {
@@ -339,7 +343,10 @@ impl Spooling {
             limit: written.limit.unwrap_or(u32::MAX),
             head,
         };
-        let moved = self.store.redrive(buffer.number, which, call.now()).await?;
+        let moved = self
+            .store
+            .redrive(buffer.number, which, self.store.now())
+            .await?;
         Ok(answer(&json!({ "redriven": moved })))
     }
 }
@@ -368,7 +375,6 @@ impl Spooling {
         &self,
         declared: &[WrittenBuffer],
         random: &crate::random::Random,
-        now: crate::spool::Millis,
     ) -> Result<(), String> {
         for written in declared {
             let name: Arc<str> = written.name.clone().unwrap_or_default().into();
@@ -396,7 +402,7 @@ impl Spooling {
                     let id: Arc<str> = format!("buf_{}", random.name()).into();
                     seal(&id, &mut terms)?;
                     self.store
-                        .create(id, Arc::clone(&name), terms, now)
+                        .create(id, Arc::clone(&name), terms, self.store.now())
                         .await
                         .map(drop)
                 }

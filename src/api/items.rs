@@ -141,7 +141,10 @@ impl Spooling {
             _ => return Err(super::no_such_call(head.uri.path())),
         };
         let id = path.first().copied().unwrap_or_default();
-        let item = self.store.alter(Arc::from(id), change, call.now()).await?;
+        let item = self
+            .store
+            .alter(Arc::from(id), change, self.store.now())
+            .await?;
         self.deliveries.changed(&item);
         Ok(answer(&item_json(
             &item,
@@ -169,7 +172,7 @@ impl Spooling {
         let mut query = item_query(head, None)?;
         let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
         if let Some((_, wanted)) = pairs.into_iter().find(|(key, _)| key == "buffer") {
-            query.buffer = Some(self.buffer(&wanted)?.number);
+            query.buffer = Some(self.buffer(&wanted).await?.number);
         }
         query.status = None;
         self.list_attempts(query).await

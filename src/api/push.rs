@@ -38,7 +38,7 @@ impl Spooling {
         let once = once(call, head, buffer, key, bytes);
         let pushed = self
             .store
-            .push(buffer.number, vec![item], once, call.now())
+            .push(buffer.number, vec![item], once, self.store.now())
             .await?;
         let Some((id, _)) = pushed.items.first() else {
             return Err(Error::new(Reason::Internal, "nothing was pushed"));
@@ -87,7 +87,7 @@ impl Spooling {
         let once = once(call, head, buffer, None, bytes);
         let Pushed { items, replayed } = self
             .store
-            .push(buffer.number, items, once, call.now())
+            .push(buffer.number, items, once, self.store.now())
             .await?;
         let items: Vec<_> = items
             .iter()
@@ -117,7 +117,9 @@ impl Spooling {
             );
             return Err(Error::new(Reason::BodyTooLarge, detail));
         }
-        let (not_before, expires) = written.times(call.now(), &buffer.terms).map_err(bad)?;
+        let (not_before, expires) = written
+            .times(self.store.now(), &buffer.terms)
+            .map_err(bad)?;
         for (name, value) in &written.headers {
             field(name, value)?;
         }

@@ -9,11 +9,11 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::Call;
-use crate::delivery::{Deliveries, millis_since_epoch};
+use crate::delivery::Deliveries;
 use crate::exchange::{Error, Reason};
 use crate::policy::ApiScope;
 use crate::spool::{
-    Attempt, Buffer, Counts, Item, Millis, Sealer, Status, Store, Terms, find_buffer,
+    Attempt, Buffer, Counts, Item, Millis, Sealer, Status, Store, StoreError, Terms, find_buffer,
 };
 
 /// The store with what serves it.
@@ -30,8 +30,20 @@ pub struct Spooling {
 }
 
 impl Spooling {
-    pub(super) fn buffer(&self, wanted: &str) -> Result<Buffer, Error> {
-        find_buffer(&*self.store, wanted).map_err(Error::from)
+    /// A buffer by id or name, as it is at present.
+    pub(super) async fn buffer(&self, wanted: &str) -> Result<Buffer, Error> {
+        self.store.refresh().await?;
+        let known = find_buffer(&*self.store, wanted);
+        let unknown = || StoreError::Unknown(format!("buffer `{wanted}`"));
+        Ok(known.ok_or_else(unknown)?)
+    }
+
+    /// The same, as it was known a moment ago.
+    pub(super) async fn known_buffer(&self, wanted: &str) -> Result<Buffer, Error> {
+        match find_buffer(&*self.store, wanted) {
+            Some(known) => Ok(known),
+            None => self.buffer(wanted).await,
+        }
     }
 
     /// An item that the store knows, with its buffer.
@@ -69,10 +81,6 @@ impl Spooling {
 }
 
 impl Call<'_> {
-    pub(super) fn now(&self) -> Millis {
-        millis_since_epoch(self.exchange.clock.wall())
-    }
-
     /// An id that nobody can guess.
     pub(super) fn fresh_id(&self, prefix: &str) -> Arc<str> {
         format!("{prefix}_{}", self.exchange.random.name()).into()

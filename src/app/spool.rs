@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use super::{Shared, StartError};
 use crate::api::Spooling;
 use crate::config::{Settings, SpoolSettings};
-use crate::delivery::{Deliveries, DeliveryParts, Shelves, millis_since_epoch};
+use crate::delivery::{Deliveries, DeliveryParts, Shelves};
 use crate::exchange::Exchange;
 use crate::policy::{Policy, Secret};
 use crate::spool::{Disk, Sealer, Store};
@@ -63,7 +63,7 @@ impl Opened {
         policy: &Arc<ArcSwap<Policy>>,
         shared: &Shared,
     ) -> Result<Self, StartError> {
-        let disk = Disk::open(settings.disk.clone(), &shared.tasks).await?;
+        let disk = Disk::open(settings.disk.clone(), &shared.clock, &shared.tasks).await?;
         let disk = Arc::new(disk);
         let store = Arc::clone(&disk) as Arc<dyn Store>;
         let keys = settings.keys.iter().map(Secret::reveal);
@@ -81,8 +81,7 @@ impl Opened {
             sealer,
             max_body,
         };
-        let now = millis_since_epoch(shared.clock.wall());
-        let declared = api.declare(&settings.buffers, &shared.random, now).await;
+        let declared = api.declare(&settings.buffers, &shared.random).await;
         declared.map_err(StartError::Spool)?;
         Ok(Self {
             disk,
@@ -109,14 +108,13 @@ impl Opened {
         };
         // Nobody else sets it.
         drop(exchange.shelf.set(Arc::new(shelves)));
-        let begun = self.api.deliveries.begin().await;
-        begun.map_err(|error| StartError::Spool(error.to_string()))?;
+        self.api.deliveries.begin();
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         let (delivered, dead) = (millis(self.keep_delivered), millis(self.keep_dead));
         let (store, clock) = (Arc::clone(&self.api.store), shared.clock.clone());
         drop(shared.tasks.spawn_until_drain(async move {
             loop {
-                let now = millis_since_epoch(clock.wall());
+                let now = store.now();
                 match store.forget(now - delivered, now - dead).await {
                     // There may be more.
                     Ok(1..) => {}

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{Exit, block_on, complain, print};
+use crate::clock::Clock;
 use crate::shutdown::Tasks;
 use crate::spool::{Disk, DiskSettings, Item, Query, Store, StoreError};
 
@@ -44,7 +45,7 @@ pub(super) fn run(args: &SpoolArgs) -> Exit {
         return Exit::Usage;
     }
     block_on(async {
-        let disk = match Disk::open(settings(dir.clone()), &Tasks::new()).await {
+        let disk = match Disk::open(settings(dir.clone()), &Clock::system(), &Tasks::new()).await {
             Ok(disk) => disk,
             Err(error) => {
                 complain(&error.to_string());
@@ -83,10 +84,10 @@ fn settings(dir: PathBuf) -> DiskSettings {
 /// Reads every item; returns how many are damaged.
 async fn walk(disk: &Disk, export: bool) -> Result<u64, StoreError> {
     let buffers = disk.buffers();
-    let all: u64 = buffers
-        .iter()
-        .flat_map(|buffer| disk.counts(buffer.number))
-        .sum();
+    let mut all = 0;
+    for buffer in &buffers {
+        all += disk.counts(buffer.number).await?.iter().sum::<u64>();
+    }
     let bar = ProgressBar::new(all);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} items, {eta}") {
         bar.set_style(style);

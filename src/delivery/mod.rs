@@ -28,6 +28,8 @@ use crate::spool::{
     step,
 };
 
+/// How often an item that another process may send is looked at.
+const POLL: Duration = Duration::from_millis(250);
 /// How long a drain rests when the store did not answer.
 const REST: Duration = Duration::from_secs(1);
 
@@ -60,7 +62,7 @@ struct Inner {
 /// What a drain does next.
 enum Next {
     /// Sends this item.
-    Send(Box<Item>),
+    Send(Buffer, Box<Item>),
     /// Nothing before then.
     Sleep(Instant),
     /// Nothing, until somebody wakes it.
@@ -83,16 +85,19 @@ impl Deliveries {
         &self.0.parts.exchange
     }
 
-    /// Takes up what an earlier process left, and begins.
-    ///
-    /// # Errors
-    /// If the store does not answer.
-    pub async fn begin(&self) -> Result<(), StoreError> {
-        self.0.recover().await?;
+    /// Begins to send what is kept.
+    pub fn begin(&self) {
         for buffer in self.0.parts.store.buffers() {
             self.wake(buffer.number);
         }
-        Ok(())
+        let ours = self.clone();
+        drop(self.exchange().tasks.spawn_until_drain(async move {
+            loop {
+                for buffer in ours.0.parts.store.changed().await {
+                    ours.wake(buffer);
+                }
+            }
+        }));
     }
 
     /// Waits until nothing more is to happen to an item, at most for `patience`; the item as it is then.
@@ -115,9 +120,15 @@ impl Deliveries {
             if !store.item(Arc::clone(id)).await?.status.is_live() {
                 continue;
             }
+            // Another process may be the one that sends it, and that is not told.
+            let again = if store.is_shared() {
+                until.min(clock.now() + POLL)
+            } else {
+                until
+            };
             tokio::select! {
                 () = changed => {}
-                () = clock.sleep_until(until) => {
+                () = clock.sleep_until(again) => {
                     // The last who waits takes the place away.
                     self.0.watched().retain(|other, waiting| other != id || Arc::strong_count(waiting) > 2);
                 }
@@ -168,16 +179,13 @@ impl Inner {
     }
 
     fn now(&self) -> Millis {
-        millis_since_epoch(self.parts.exchange.clock.wall())
+        self.parts.store.now()
     }
 
-    /// Items that were in flight when the last process ended: nothing is known of their outcome.
-    async fn recover(&self) -> Result<(), StoreError> {
+    /// Items that were in flight when whoever sent them ended: nothing is known of their outcome.
+    async fn recover(&self, buffer: &Buffer) -> Result<(), StoreError> {
         let store = &self.parts.store;
-        for item in store.interrupted().await? {
-            let Some(buffer) = self.parts.store.buffer(item.buffer) else {
-                continue;
-            };
+        for item in store.interrupted(buffer.number).await? {
             let (now, draw) = (self.now(), self.parts.exchange.random.unit());
             let step = step(&item, &buffer.terms, &Outcome::Interrupted, now, draw);
             let attempt = Attempt {
@@ -202,15 +210,14 @@ impl Inner {
     async fn drain(self: &Arc<Self>, number: i64, woken: &Notify) {
         let tasks = &self.parts.exchange.tasks;
         let mut flying: JoinSet<Arc<str>> = JoinSet::new();
-        let mut taken: HashSet<Arc<str>> = HashSet::new();
-        let gate = Arc::new(Gate::new(self.first_leave(number).await));
+        let mut drain = Drain::of(number);
         let drained = tasks.drain_begun();
         tokio::pin!(drained);
         loop {
             while let Some(done) = flying.try_join_next() {
-                land(&mut taken, done);
+                drain.land(done);
             }
-            let next = match self.next(number, &taken, &gate).await {
+            let next = match self.next(&mut drain).await {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::warn!(%error, "a buffer cannot be drained now");
@@ -218,18 +225,16 @@ impl Inner {
                 }
             };
             let until = match next {
-                Next::Send(item) => {
-                    let Some(buffer) = self.parts.store.buffer(number) else {
-                        continue;
-                    };
+                Next::Send(buffer, item) => {
                     if buffer.terms.rate_limit.is_some() {
-                        gate.enter();
+                        drain.gate.enter();
                     }
-                    taken.insert(Arc::clone(&item.id));
-                    let (inner, gate) = (Arc::clone(self), Arc::clone(&gate));
+                    drain.taken.insert(Arc::clone(&item.id));
+                    let (inner, gate, term) =
+                        (Arc::clone(self), Arc::clone(&drain.gate), drain.term);
                     flying.spawn(async move {
                         let id = Arc::clone(&item.id);
-                        inner.deliver(&buffer, *item, &gate).await;
+                        inner.deliver(&buffer, *item, term, &gate).await;
                         id
                     });
                     continue;
@@ -240,8 +245,8 @@ impl Inner {
             };
             tokio::select! {
                 () = woken.notified() => {}
-                () = gate.passed.notified() => {}
-                Some(done) = flying.join_next() => land(&mut taken, done),
+                () = drain.gate.passed.notified() => {}
+                Some(done) = flying.join_next() => drain.land(done),
                 () = self.parts.exchange.clock.sleep_until(until) => {}
                 () = &mut drained => break,
             }
@@ -250,32 +255,39 @@ impl Inner {
         while flying.join_next().await.is_some() {}
     }
 
-    async fn next(
-        &self,
-        number: i64,
-        taken: &HashSet<Arc<str>>,
-        gate: &Gate,
-    ) -> Result<Next, StoreError> {
-        let Some(buffer) = self.parts.store.buffer(number) else {
+    async fn next(&self, drain: &mut Drain) -> Result<Next, StoreError> {
+        let (store, clock) = (&self.parts.store, &self.parts.exchange.clock);
+        let Some(buffer) = store.buffer(drain.number) else {
             return Ok(Next::Over);
         };
+        let Some(hold) = store.hold(drain.number) else {
+            return Ok(Next::Idle);
+        };
+        if hold.term != drain.term {
+            // What left under an earlier hold breaks off first.
+            if !drain.taken.is_empty() {
+                return Ok(Next::Idle);
+            }
+            self.recover(&buffer).await?;
+            drain.gate = Arc::new(Gate::new(self.first_leave(drain.number).await));
+            drain.term = hold.term;
+        }
         let strict = buffer.terms.concurrency <= 1;
-        let room = (buffer.terms.concurrency.max(1) as usize).saturating_sub(taken.len());
-        if buffer.paused.is_some() || room == 0 || gate.is_busy() {
+        let room = (buffer.terms.concurrency.max(1) as usize).saturating_sub(drain.taken.len());
+        if buffer.paused.is_some() || room == 0 || drain.gate.is_busy() {
             return Ok(Next::Idle);
         }
-        let clock = &self.parts.exchange.clock;
         let (now, instant) = (self.now(), clock.now());
-        let limit = u32::try_from(taken.len() + 1).unwrap_or(u32::MAX);
-        let heads = self.parts.store.heads(number, now, strict, limit).await?;
+        let limit = u32::try_from(drain.taken.len() + 1).unwrap_or(u32::MAX);
+        let heads = store.heads(drain.number, now, strict, limit).await?;
         let mut wake = Instant::FAR;
         for item in heads {
             if item.expires.is_some_and(|expires| expires <= now) {
-                self.parts.store.expire(Arc::clone(&item.id), now).await?;
+                store.expire(Arc::clone(&item.id), now).await?;
                 self.tell(&item.id);
                 return Ok(Next::Sleep(instant));
             }
-            if item.status == Status::InFlight || taken.contains(&item.id) {
+            if item.status == Status::InFlight || drain.taken.contains(&item.id) {
                 continue;
             }
             if item.not_before > now {
@@ -286,11 +298,11 @@ impl Inner {
                 wake = wake.min(instant + Duration::from_millis(wait));
                 continue;
             }
-            let from = gate.opens(&buffer);
+            let from = drain.gate.opens(&buffer);
             if from > instant {
                 return Ok(Next::Sleep(from));
             }
-            return Ok(Next::Send(Box::new(item)));
+            return Ok(Next::Send(buffer, Box::new(item)));
         }
         Ok(if wake == Instant::FAR {
             Next::Idle
@@ -322,14 +334,35 @@ impl Inner {
     }
 }
 
-/// A delivery is over, however it ended.
-fn land(taken: &mut HashSet<Arc<str>>, done: Result<Arc<str>, JoinError>) {
-    match done {
-        Ok(id) => {
-            taken.remove(&id);
+/// What the drain of one buffer knows.
+struct Drain {
+    number: i64,
+    /// Of the hold under which items are sent.
+    term: i64,
+    /// Items that are being sent.
+    taken: HashSet<Arc<str>>,
+    gate: Arc<Gate>,
+}
+
+impl Drain {
+    fn of(number: i64) -> Self {
+        Self {
+            number,
+            term: 0,
+            taken: HashSet::new(),
+            gate: Arc::new(Gate::new(Instant::ZERO)),
         }
-        // Its item stays in flight, for the next start to find.
-        Err(error) => tracing::error!(%error, "a delivery broke off"),
+    }
+
+    /// A delivery is over, however it ended.
+    fn land(&mut self, done: Result<Arc<str>, JoinError>) {
+        match done {
+            Ok(id) => {
+                self.taken.remove(&id);
+            }
+            // Its item stays in flight, for the next hold to find.
+            Err(error) => tracing::error!(%error, "a delivery broke off"),
+        }
     }
 }
 
@@ -381,10 +414,4 @@ impl Gate {
             None => left,
         }
     }
-}
-
-/// Milliseconds since the Unix epoch.
-pub fn millis_since_epoch(at: std::time::SystemTime) -> Millis {
-    let since = at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
 }

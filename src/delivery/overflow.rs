@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::{Deliveries, millis_since_epoch};
+use super::Deliveries;
 use crate::exchange::{Error, Keeping, Overflow, Shelf, Shelved};
 use crate::spool::{Buffer, Guarantee, NewItem, Request, Sealer, Store, StoreError, Terms};
 
@@ -43,7 +43,7 @@ impl Shelves {
         let exchange = self.deliveries.exchange();
         let random = &exchange.random;
         let fresh = |prefix: &str| -> Arc<str> { format!("{prefix}_{}", random.name()).into() };
-        let now = millis_since_epoch(exchange.clock.wall());
+        let now = self.store.now();
         let buffer = self.buffer(&overflow, fresh("buf"), now).await?;
         let id = fresh("itm");
         let mut headers = fields(&overflow.headers);

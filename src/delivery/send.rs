@@ -15,7 +15,9 @@ use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
 use crate::semantics;
-use crate::spool::{Attempt, Buffer, Finished, Item, Outcome, Response, Store, StoreError, step};
+use crate::spool::{
+    Attempt, Buffer, Finished, Hold, Item, Outcome, Response, Store, StoreError, step,
+};
 
 /// Marks its item when the turn is near.
 #[derive(Debug)]
@@ -74,7 +76,7 @@ struct Came {
 }
 
 impl Inner {
-    pub(super) async fn deliver(&self, buffer: &Buffer, item: Item, gate: &Arc<Gate>) {
+    pub(super) async fn deliver(&self, buffer: &Buffer, item: Item, term: i64, gate: &Arc<Gate>) {
         let claim = Arc::new(Claim {
             store: Arc::clone(&self.parts.store),
             clock: self.parts.exchange.clock.clone(),
@@ -87,6 +89,7 @@ impl Inner {
         let came = tokio::select! {
             came = self.attempt(buffer, &item, &claim) => Some(came),
             () = self.withdrawn(&claim) => None,
+            () = self.lapsed(buffer.number, term) => None,
         };
         let Claimed {
             item: claimed,
@@ -95,10 +98,14 @@ impl Inner {
         let recorded = match came {
             Some(came) => {
                 let times = (started, began, left);
-                self.record(buffer, &item, claimed, came, times).await
+                match self.record(buffer, &item, claimed, came, times).await {
+                    Ok(Some(finished)) => self.keep(finished, term).await,
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                }
             }
-            // outpace ends, and it has not left.
-            None => match claimed {
+            // outpace ends, or the buffer is somebody else's; what has left is taken up by the next hold.
+            None => match claimed.filter(|_| left.is_none()) {
                 Some(item) => self.parts.store.unclaim(item.id).await,
                 None => Ok(()),
             },
@@ -118,6 +125,18 @@ impl Inner {
         if claim.state().left.is_some() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Ready when the buffer is not ours to send any more: whoever sends next must be the only one.
+    async fn lapsed(&self, buffer: i64, term: i64) {
+        while let Some(hold) = self.held(buffer, term) {
+            self.parts.exchange.clock.sleep_until(hold.until).await;
+        }
+    }
+
+    fn held(&self, buffer: i64, term: i64) -> Option<Hold> {
+        let hold = self.parts.store.hold(buffer);
+        hold.filter(|hold| hold.term == term)
     }
 
     async fn attempt(&self, buffer: &Buffer, item: &Item, claim: &Arc<Claim>) -> Came {
@@ -199,6 +218,7 @@ impl Inner {
         }
     }
 
+    /// What is to be kept of an attempt; nothing if there was none.
     async fn record(
         &self,
         buffer: &Buffer,
@@ -206,7 +226,7 @@ impl Inner {
         claimed: Option<Item>,
         came: Came,
         (started, began, left): (i64, Instant, Option<Instant>),
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Finished>, StoreError> {
         let item = match (claimed, &came.outcome) {
             (Some(item), _) => item,
             // It never came to a turn: nothing has happened.
@@ -216,7 +236,7 @@ impl Inner {
                     .clock
                     .sleep_until(self.parts.exchange.clock.now() + *wait)
                     .await;
-                return Ok(());
+                return Ok(None);
             }
             (None, _) => self.parts.store.claim(Arc::clone(&item.id)).await?,
         };
@@ -239,20 +259,24 @@ impl Inner {
             maybe_duplicate: item.maybe_duplicate,
             response: came.response,
         };
-        self.keep(Finished { step, attempt }, now).await
+        Ok(Some(Finished { step, attempt }))
     }
 
-    /// Records an outcome. Where there is no room for it, again and again until there is: without it the
-    /// item would be in flight for ever, and be sent again after a restart.
-    async fn keep(&self, finished: Finished, now: i64) -> Result<(), StoreError> {
-        let clock = &self.parts.exchange.clock;
+    /// Records an outcome. Where there is no room for it, or the store is away, again and again while the
+    /// buffer is ours: without it the item would be in flight for ever, or be sent again.
+    async fn keep(&self, finished: Finished, term: i64) -> Result<(), StoreError> {
+        let (clock, buffer) = (&self.parts.exchange.clock, finished.attempt.buffer);
         loop {
-            match self.parts.store.finish(finished.clone(), now).await {
-                Err(StoreError::Full { .. }) if !self.parts.exchange.tasks.draining() => {
-                    clock.sleep_until(clock.now() + REST).await;
-                }
+            let again = match self.parts.store.finish(finished.clone(), self.now()).await {
+                Err(StoreError::Full { .. }) => !self.parts.exchange.tasks.draining(),
+                // The way to a database may be back in time even while outpace ends.
+                Err(StoreError::Away(_)) => self.parts.store.is_shared(),
                 other => return other.map(drop),
+            };
+            if !again || self.held(buffer, term).is_none() {
+                return Err(StoreError::Away("the outcome found no room".to_owned()));
             }
+            clock.sleep_until(clock.now() + REST).await;
         }
     }
 }

@@ -24,6 +24,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::clock::Instant;
+
 /// An answer that is on its way.
 pub type Done<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
@@ -135,8 +137,32 @@ pub struct Finished {
 /// How many items of a buffer stand where, by the position in [`Status::ALL`].
 pub type Counts = [u64; Status::ALL.len()];
 
+/// The right to send a buffer's items: one process has it at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// Grows each time that somebody takes it; what was in flight before is taken up anew.
+    pub term: i64,
+    /// It is over then, unless it was renewed.
+    pub until: Instant,
+}
+
 /// What keeps items. Every write is durable when its answer arrives.
 pub trait Store: Send + Sync + std::fmt::Debug {
+    /// This store's clock: all instants of items are by it.
+    fn now(&self) -> Millis;
+
+    /// Whether other processes use the same store, so that items change without our doing.
+    fn is_shared(&self) -> bool;
+
+    /// Whether we may send a buffer's items at present.
+    fn hold(&self, buffer: i64) -> Option<Hold>;
+
+    /// Waits until buffers have changed without our doing, or are now ours to send.
+    fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>>;
+
+    /// Learns which buffers other processes have made, changed or removed.
+    fn refresh(&self) -> Done<'_, ()>;
+
     /// Makes a buffer; the same again is the same buffer. Returns whether it is new.
     fn create(
         &self,
@@ -185,21 +211,21 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Sends dead letters again; returns how many.
     fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64>;
 
-    /// All buffers.
+    /// All buffers, as far as is known here.
     fn buffers(&self) -> Vec<Buffer>;
 
-    /// One buffer.
+    /// One buffer, as far as is known here.
     fn buffer(&self, number: i64) -> Option<Buffer>;
 
     /// How many items of a buffer stand where.
-    fn counts(&self, buffer: i64) -> Counts;
+    fn counts(&self, buffer: i64) -> Done<'_, Counts>;
 
     /// The oldest live items of a buffer: in strict order the first one, whatever keeps it; otherwise
     /// those that can be sent at `now`, or the one that can be next.
     fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>>;
 
-    /// Items that were in flight when the last process ended.
-    fn interrupted(&self) -> Done<'_, Vec<Item>>;
+    /// Items of a buffer that were in flight when whoever sent them ended.
+    fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>>;
 
     /// One item.
     fn item(&self, id: Arc<str>) -> Done<'_, Item>;
@@ -217,14 +243,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
 }
 
-/// A buffer by its id or name.
-///
-/// # Errors
-/// [`StoreError::Unknown`].
-pub fn find_buffer(store: &dyn Store, wanted: &str) -> Result<Buffer, StoreError> {
-    let all = store.buffers();
-    let known = all
-        .into_iter()
-        .find(|buffer| *buffer.id == *wanted || *buffer.name == *wanted);
-    known.ok_or_else(|| StoreError::Unknown(format!("buffer `{wanted}`")))
+/// A buffer by its id or name, if it is known here.
+pub fn find_buffer(store: &dyn Store, wanted: &str) -> Option<Buffer> {
+    let mut all = store.buffers().into_iter();
+    all.find(|buffer| *buffer.id == *wanted || *buffer.name == *wanted)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use outpace::clock::Clock;
 use outpace::shutdown::Tasks;
 use outpace::spool::{
     Attempt, Change, Disk, DiskSettings, Finished, Item, NewItem, Once, Outcome, Purge, Query,
@@ -78,7 +79,9 @@ async fn open(dir: &Path) -> Disk {
         inline: 64,
         accept_loss: false,
     };
-    Disk::open(settings, &Tasks::new()).await.unwrap()
+    Disk::open(settings, &Clock::system(), &Tasks::new())
+        .await
+        .unwrap()
 }
 
 /// The files as a crash of the process would leave them.
@@ -104,7 +107,7 @@ async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
         };
         let expected = model.of(*buffer);
         assert_eq!(store.items(query).await.unwrap(), expected);
-        for (status, count) in Status::ALL.iter().zip(store.counts(*buffer)) {
+        for (status, count) in Status::ALL.iter().zip(store.counts(*buffer).await.unwrap()) {
             let known = expected
                 .iter()
                 .filter(|item| item.status == *status)

@@ -12,6 +12,7 @@ mod read;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlx::sqlite::{
@@ -22,9 +23,10 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Buffer, Change, Counts, Done, Finished, Item, Millis, NewItem, Once, Purge, Pushed, Query,
-    Redrive, Store, StoreError, Terms,
+    Buffer, Change, Counts, Done, Finished, Hold, Item, Millis, NewItem, Once, Purge, Pushed,
+    Query, Redrive, Store, StoreError, Terms,
 };
+use crate::clock::{Clock, Instant};
 use crate::shutdown::Tasks;
 use books::Books;
 use op::Op;
@@ -101,6 +103,7 @@ pub struct Disk {
     readers: SqlitePool,
     books: Arc<Mutex<Books>>,
     settings: DiskSettings,
+    clock: Clock,
     broken: watch::Receiver<Option<String>>,
     /// Of the memory that may wait for the writer, in KiB.
     room: Arc<Semaphore>,
@@ -113,7 +116,11 @@ impl Disk {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(settings: DiskSettings, tasks: &Tasks) -> Result<Self, OpenError> {
+    pub async fn open(
+        settings: DiskSettings,
+        clock: &Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, OpenError> {
         let dir = settings.dir.clone();
         let failed = |cause| OpenError::Dir {
             path: dir.clone(),
@@ -167,6 +174,7 @@ impl Disk {
             readers,
             books,
             settings,
+            clock: clock.clone(),
             broken,
             room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
             lock,
@@ -261,6 +269,29 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
 }
 
 impl Store for Disk {
+    fn now(&self) -> Millis {
+        self.clock.wall_millis()
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    fn hold(&self, _buffer: i64) -> Option<Hold> {
+        Some(Hold {
+            term: 1,
+            until: Instant::FAR,
+        })
+    }
+
+    fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn refresh(&self) -> Done<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn create(
         &self,
         id: Arc<str>,
@@ -388,16 +419,16 @@ impl Store for Disk {
         self.books().get(number).map(|entry| entry.buffer.clone())
     }
 
-    fn counts(&self, buffer: i64) -> Counts {
-        self.books().counts(buffer)
+    fn counts(&self, buffer: i64) -> Done<'_, Counts> {
+        Box::pin(std::future::ready(Ok(self.books().counts(buffer))))
     }
 
     fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>> {
         Box::pin(read::heads(&self.readers, buffer, now, strict, limit))
     }
 
-    fn interrupted(&self) -> Done<'_, Vec<Item>> {
-        Box::pin(read::interrupted(&self.readers))
+    fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>> {
+        Box::pin(read::interrupted(&self.readers, buffer))
     }
 
     fn item(&self, id: Arc<str>) -> Done<'_, Item> {

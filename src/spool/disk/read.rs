@@ -75,8 +75,9 @@ pub(super) async fn heads(
     Ok(found)
 }
 
-pub(super) async fn interrupted(pool: &SqlitePool) -> Result<Vec<Item>, StoreError> {
-    let rows = sqlx::query("select * from item where status = 2")
+pub(super) async fn interrupted(pool: &SqlitePool, buffer: i64) -> Result<Vec<Item>, StoreError> {
+    let rows = sqlx::query("select * from item where buffer = ? and status = 2")
+        .bind(buffer)
         .fetch_all(pool)
         .await;
     items_of(&rows.map_err(|error| away(&error))?)
