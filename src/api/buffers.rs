@@ -376,6 +376,10 @@ impl Spooling {
         declared: &[WrittenBuffer],
         random: &crate::random::Random,
     ) -> Result<(), String> {
+        self.store
+            .refresh()
+            .await
+            .map_err(|error| error.to_string())?;
         for written in declared {
             let name: Arc<str> = written.name.clone().unwrap_or_default().into();
             let told = |error: String| format!("buffer `{name}`: {error}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Shared, StartError};
 use crate::admin::Readiness;
 use crate::config::Settings;
-use crate::db::{Database, DatabaseError};
+use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
 use crate::ledger::{self, Ledger, MemoryLedger, PostgresLink, Replica, SharedParts};
 
 /// The ledger of this process.
@@ -15,23 +15,33 @@ use crate::ledger::{self, Ledger, MemoryLedger, PostgresLink, Replica, SharedPar
 pub(super) enum Opened {
     Memory(Arc<MemoryLedger>),
     /// With the file that holds our number; locked, so that no other process takes it.
-    Postgres(
-        Arc<ledger::Shared<PostgresLink>>,
-        #[expect(dead_code, reason = "its lock is what counts")] File,
-    ),
+    Postgres {
+        ledger: Arc<ledger::Shared<PostgresLink>>,
+        replica: Replica,
+        #[expect(dead_code, reason = "its lock is what counts")]
+        file: File,
+    },
 }
 
 impl Opened {
     pub(super) fn ledger(&self) -> Arc<dyn Ledger> {
         match self {
             Self::Memory(ledger) => Arc::clone(ledger) as Arc<dyn Ledger>,
-            Self::Postgres(ledger, _) => Arc::clone(ledger) as Arc<dyn Ledger>,
+            Self::Postgres { ledger, .. } => Arc::clone(ledger) as Arc<dyn Ledger>,
+        }
+    }
+
+    /// Our number among those who share the ledger; no other running process has it.
+    pub(super) const fn replica(&self) -> Option<Replica> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Postgres { replica, .. } => Some(*replica),
         }
     }
 
     /// A clean exit gives promise and permits back.
     pub(super) async fn leave(&self) {
-        if let Self::Postgres(ledger, _) = self {
+        if let Self::Postgres { ledger, .. } = self {
             ledger.leave().await;
         }
     }
@@ -53,7 +63,7 @@ pub(super) async fn open(
         path: settings.data_dir.clone(),
         cause,
     })?;
-    let database = Database::new(&postgres.url)?;
+    let database = Database::new(&postgres.url, LEDGER_CONNECTIONS)?;
     let link = PostgresLink::new(database.clone(), name(), postgres.migrate);
     match link.prepare().await {
         Ok(()) => {}
@@ -86,7 +96,11 @@ pub(super) async fn open(
             drop(latch);
         }));
     }
-    Ok(Opened::Postgres(ledger, file))
+    Ok(Opened::Postgres {
+        ledger,
+        replica,
+        file,
+    })
 }
 
 /// What operators know this replica by.

@@ -116,7 +116,8 @@ impl App {
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, ledger.ledger(), &shared)?;
-        let spool = spool::open(&settings, &exchange, &policy, &shared).await?;
+        let replica = ledger.replica();
+        let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
         let (listeners, admin_listener, addresses) = bind(&settings).await?;
@@ -125,7 +126,7 @@ impl App {
         if let Some(spool) = &spool {
             let base = settings.public_url.clone();
             let base = base.unwrap_or_else(|| format!("http://{}", addresses[0]));
-            spool.begin(&shared, &server.exchange, base).await?;
+            spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         let tasks = &shared.tasks;

@@ -1,4 +1,4 @@
-//! What is kept on disk: opened, declared, drained, forgotten in time.
+//! What is kept: opened, declared, drained, forgotten in time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,66 +6,133 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::{Shared, StartError};
+use crate::admin::Readiness;
 use crate::api::Spooling;
-use crate::config::{Settings, SpoolSettings};
+use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
+use crate::db::{Database, DatabaseError};
 use crate::delivery::{Deliveries, DeliveryParts, Shelves};
 use crate::exchange::Exchange;
+use crate::ledger::Replica;
 use crate::policy::{Policy, Secret};
-use crate::spool::{Disk, Sealer, Store};
+use crate::random::Random;
+use crate::spool::{
+    Disk, Postgres, PostgresParts, PostgresSpoolSettings, Sealer, Store, WrittenBuffer,
+};
 
 /// How often history is looked through.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// How often a database that is not there yet is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Where items are kept.
+#[derive(Debug, Clone)]
+enum Kept {
+    Disk(Arc<Disk>),
+    Postgres(Postgres),
+}
 
 /// The spool of this process.
 #[derive(Debug, Clone)]
 pub(super) struct Opened {
-    disk: Arc<Disk>,
+    kept: Kept,
     keep_delivered: Duration,
     keep_dead: Duration,
     pub(super) api: Spooling,
+    /// Buffers that are to be declared when the store is there.
+    late: Option<(Arc<[WrittenBuffer]>, Random)>,
 }
 
 /// Opens the spool, if there is one.
 pub(super) async fn open(
     settings: &Settings,
+    replica: Option<Replica>,
     exchange: &Arc<Exchange>,
     policy: &Arc<ArcSwap<Policy>>,
     shared: &Shared,
 ) -> Result<Option<Opened>, StartError> {
-    match &settings.spool {
-        Some(spool) => Opened::open(spool, exchange, policy, shared)
-            .await
-            .map(Some),
-        None => Ok(None),
+    let Some(spool) = &settings.spool else {
+        return Ok(None);
+    };
+    let (kept, is_there) = match &spool.store {
+        StoreSettings::Disk(disk) => {
+            let disk = Disk::open(disk.clone(), &shared.clock, &shared.tasks).await?;
+            (Kept::Disk(Arc::new(disk)), true)
+        }
+        StoreSettings::Postgres(terms) => {
+            let database = settings.ledger.postgres.as_ref().zip(replica);
+            let (database, replica) = database
+                .ok_or_else(|| StartError::Internal("the spool has no database".to_owned()))?;
+            let (store, is_there) = postgres(terms, database, replica, shared).await?;
+            (Kept::Postgres(store), is_there)
+        }
+    };
+    let opened = Opened::new(spool, kept, is_there, exchange, policy, shared);
+    if is_there {
+        let declared = opened.api.declare(&spool.buffers, &shared.random).await;
+        declared.map_err(StartError::Spool)?;
+    }
+    Ok(Some(opened))
+}
+
+/// The store in a database, and whether it answers. One that cannot be reached is waited for while
+/// everything else runs; one that refuses us, or whose schema does not fit, is an error.
+async fn postgres(
+    terms: &PostgresSpoolSettings,
+    database: &PostgresSettings,
+    replica: Replica,
+    shared: &Shared,
+) -> Result<(Postgres, bool), StartError> {
+    let parts = PostgresParts {
+        database: Database::new(&database.url, Postgres::CONNECTIONS)?,
+        migrate: database.migrate,
+        settings: terms.clone(),
+        replica,
+        clock: shared.clock.clone(),
+        random: shared.random.clone(),
+    };
+    let store = Postgres::new(parts, &shared.tasks);
+    match store.prepare().await {
+        Ok(()) => Ok((store, true)),
+        Err(error @ DatabaseError::Unreachable { .. }) => {
+            tracing::warn!(%error, "the spool's database is not there yet; until it answers nothing can be pushed");
+            Ok((store, false))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Closes the spool, after all that writes to it has ended.
 pub(super) async fn close(spool: Option<&Opened>) {
-    if let Some(spool) = spool {
-        spool.disk.close().await;
+    match spool.map(|spool| &spool.kept) {
+        Some(Kept::Disk(disk)) => disk.close().await,
+        Some(Kept::Postgres(store)) => store.close().await,
+        None => {}
     }
 }
 
 /// Resolves when the disk has failed.
 pub(super) async fn broken(spool: Option<&Opened>) -> StartError {
-    match spool {
-        Some(spool) => StartError::Spool(format!("the disk failed: {}", spool.disk.broken().await)),
-        None => std::future::pending().await,
+    match spool.map(|spool| &spool.kept) {
+        Some(Kept::Disk(disk)) => {
+            StartError::Spool(format!("the disk failed: {}", disk.broken().await))
+        }
+        Some(Kept::Postgres(_)) | None => std::future::pending().await,
     }
 }
 
 impl Opened {
-    /// Opens the store and declares the buffers of the file.
-    async fn open(
+    fn new(
         settings: &SpoolSettings,
+        kept: Kept,
+        is_there: bool,
         exchange: &Arc<Exchange>,
         policy: &Arc<ArcSwap<Policy>>,
         shared: &Shared,
-    ) -> Result<Self, StartError> {
-        let disk = Disk::open(settings.disk.clone(), &shared.clock, &shared.tasks).await?;
-        let disk = Arc::new(disk);
-        let store = Arc::clone(&disk) as Arc<dyn Store>;
+    ) -> Self {
+        let store = match &kept {
+            Kept::Disk(disk) => Arc::clone(disk) as Arc<dyn Store>,
+            Kept::Postgres(store) => Arc::new(store.clone()),
+        };
         let keys = settings.keys.iter().map(Secret::reveal);
         let sealer = Arc::new(Sealer::new(keys, shared.random.clone()));
         let deliveries = Deliveries::new(DeliveryParts {
@@ -74,31 +141,29 @@ impl Opened {
             policy: Arc::clone(policy),
             sealer: Arc::clone(&sealer),
         });
-        let max_body = settings.max_body.as_bytes();
-        let api = Spooling {
-            store,
-            deliveries,
-            sealer,
-            max_body,
-        };
-        let declared = api.declare(&settings.buffers, &shared.random).await;
-        declared.map_err(StartError::Spool)?;
-        Ok(Self {
-            disk,
+        let declared = || (settings.buffers.clone().into(), shared.random.clone());
+        Self {
+            kept,
             keep_delivered: settings.keep_delivered,
             keep_dead: settings.keep_dead,
-            api,
-        })
+            api: Spooling {
+                store,
+                deliveries,
+                sealer,
+                max_body: settings.max_body.as_bytes(),
+            },
+            late: (!is_there).then(declared),
+        }
     }
 
-    /// Sends what waits, and forgets what is old.
-    /// Requests that are kept are told of under `base`.
-    pub(super) async fn begin(
+    /// Sends what waits, and forgets what is old. Requests that are kept are told of under `base`.
+    pub(super) fn begin(
         &self,
         shared: &Shared,
         exchange: &Exchange,
+        readiness: &Readiness,
         base: String,
-    ) -> Result<(), StartError> {
+    ) {
         let shelves = Shelves {
             deliveries: self.api.deliveries.clone(),
             store: Arc::clone(&self.api.store),
@@ -108,7 +173,25 @@ impl Opened {
         };
         // Nobody else sets it.
         drop(exchange.shelf.set(Arc::new(shelves)));
-        self.api.deliveries.begin();
+        match self.late.clone() {
+            None => self.api.deliveries.begin(),
+            Some((buffers, random)) => {
+                let (api, clock) = (self.api.clone(), shared.clock.clone());
+                let latch = readiness.latch("spool");
+                drop(shared.tasks.spawn_until_drain(async move {
+                    while let Err(error) = api.declare(&buffers, &random).await {
+                        tracing::debug!(%error, "the spool's database is still away");
+                        clock.sleep_until(clock.now() + ASK_AGAIN).await;
+                    }
+                    api.deliveries.begin();
+                    drop(latch);
+                }));
+            }
+        }
+        self.forget(shared);
+    }
+
+    fn forget(&self, shared: &Shared) {
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         let (delivered, dead) = (millis(self.keep_delivered), millis(self.keep_dead));
         let (store, clock) = (Arc::clone(&self.api.store), shared.clock.clone());
@@ -126,6 +209,5 @@ impl Opened {
                 }
             }
         }));
-        Ok(())
     }
 }

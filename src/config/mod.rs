@@ -23,7 +23,7 @@ use crate::intercept::CaSource;
 use crate::ledger::Outage;
 use crate::origin::ParentProxy;
 use crate::policy::{Policy, Secret};
-use crate::spool::{DiskSettings, WrittenBuffer};
+use crate::spool::{DiskSettings, PostgresSpoolSettings, WrittenBuffer};
 use crate::units::ByteSize;
 
 /// What a file says.
@@ -70,7 +70,7 @@ pub struct Settings {
 #[derive(Debug, PartialEq)]
 pub struct SpoolSettings {
     /// Where and how much.
-    pub disk: DiskSettings,
+    pub store: StoreSettings,
     /// Bytes of one body.
     pub max_body: ByteSize,
     /// Keys for secrets, the newest first.
@@ -81,6 +81,15 @@ pub struct SpoolSettings {
     pub keep_dead: Duration,
     /// Buffers that the file declares.
     pub buffers: Vec<WrittenBuffer>,
+}
+
+/// Where items are kept.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoreSettings {
+    /// On this machine.
+    Disk(DiskSettings),
+    /// In the ledger's database, for all replicas.
+    Postgres(PostgresSpoolSettings),
 }
 
 /// Where schedules live, and what happens without that place.

@@ -106,6 +106,10 @@ fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Setti
         .map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0);
     let data_dir = PathBuf::from(data_dir);
     let (ca, export_dir) = ca(p, file.ca, &data_dir);
+    let shared = file
+        .ledger
+        .as_ref()
+        .is_some_and(|ledger| ledger.postgres.is_some());
     Settings {
         listen: file
             .listen
@@ -121,8 +125,8 @@ fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Setti
         roots: roots(p, &file.egress.roots),
         parent: file.egress.upstream_proxy.and_then(|url| parent(p, &url.0)),
         keep: keep(&file.bodies, &data_dir),
+        spool: spool::spool(p, file.spool, file.buffers, &data_dir, shared),
         ledger: ledger::ledger(p, file.ledger),
-        spool: spool::spool(p, file.spool, file.buffers, &data_dir),
         drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
         data_dir,
     }

@@ -41,9 +41,20 @@ pub(super) struct File {
     pub(super) buffers: Vec<WrittenBuffer>,
 }
 
+/// Where items are kept.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum StoreKind {
+    #[default]
+    Disk,
+    Postgres,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Spool {
+    pub(super) store: Option<StoreKind>,
+    pub(super) lease: Option<Parsed<Span>>,
     pub(super) dir: Option<Text>,
     pub(super) max: Option<Parsed<ByteSize>>,
     pub(super) max_body: Option<Parsed<ByteSize>>,
@@ -55,7 +66,7 @@ pub(super) struct Spool {
     pub(super) old_keys: Vec<Text>,
     pub(super) keep_delivered: Option<Parsed<Span>>,
     pub(super) keep_dead: Option<Parsed<Span>>,
-    pub(super) accept_loss: bool,
+    pub(super) accept_loss: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

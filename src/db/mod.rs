@@ -13,13 +13,13 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _};
 use crate::policy::Secret;
 
 /// The number of this program, as the schema counts them.
-pub const PROGRAM: i32 = 1;
+pub const PROGRAM: i32 = 2;
 
-/// Connections of one replica: one for bookings, the rest for what else there is.
-const CONNECTIONS: u32 = 4;
+/// Connections of one replica for its ledger: one for bookings, the rest for what else there is.
+pub const LEDGER_CONNECTIONS: u32 = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (
         1,
         "ledger",
@@ -31,6 +31,7 @@ const MIGRATIONS: [(i64, &str, &str); 3] = [
         "replicas",
         include_str!("../../migrations/0003_replicas.sql"),
     ),
+    (4, "spool", include_str!("../../migrations/0004_spool.sql")),
 ];
 
 /// A database that replicas share. Cheap to clone.
@@ -64,6 +65,11 @@ pub enum DatabaseError {
         /// What it says.
         cause: String,
     },
+    /// It acknowledges what is not on disk.
+    #[error(
+        "the database has `synchronous_commit = off`: what it acknowledges may be lost; set it on for this user: `alter role NAME set synchronous_commit = on`"
+    )]
+    NotDurable,
     /// The schema could not be brought up to date.
     #[error(
         "the schema `outpace` cannot be brought up to date: {cause}; docs/ledger.md lists the privileges that it needs"
@@ -104,11 +110,11 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// The database of this URL; nothing is connected yet.
+    /// The database of this URL, with at most so many connections; nothing is connected yet.
     ///
     /// # Errors
     /// [`DatabaseError::Url`].
-    pub fn new(url: &Secret) -> Result<Self, DatabaseError> {
+    pub fn new(url: &Secret, connections: u32) -> Result<Self, DatabaseError> {
         let options = PgConnectOptions::from_str(url.reveal())
             .map_err(|error| DatabaseError::Url(error.to_string()))?
             .application_name("outpace")
@@ -117,8 +123,8 @@ impl Database {
             .statement_cache_capacity(0)
             .disable_statement_logging();
         let pool = PgPoolOptions::new()
-            .min_connections(2)
-            .max_connections(CONNECTIONS)
+            .min_connections(connections.min(2))
+            .max_connections(connections)
             .acquire_timeout(CONNECT_TIMEOUT)
             .test_before_acquire(false)
             .connect_lazy_with(options.clone());
@@ -138,6 +144,38 @@ impl Database {
             self.options.get_host(),
             self.options.get_port()
         )
+    }
+
+    /// Brings the schema up to date if that is for us to do, and makes sure that it fits.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn prepare(&self, migrate: bool) -> Result<(), DatabaseError> {
+        if migrate {
+            match self.check().await {
+                Ok(()) if self.is_current().await => {}
+                Ok(()) | Err(DatabaseError::TooOld) => self.migrate().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.check().await
+    }
+
+    /// Whether what is acknowledged is on disk.
+    ///
+    /// # Errors
+    /// [`DatabaseError::NotDurable`], and whatever keeps us from asking.
+    pub async fn must_be_durable(&self) -> Result<(), DatabaseError> {
+        let mut connection = self.connect().await?;
+        let row = sqlx::query("select current_setting('synchronous_commit')")
+            .persistent(false)
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        if row.get::<String, _>(0) == "off" {
+            return Err(DatabaseError::NotDurable);
+        }
+        Ok(())
     }
 
     /// Brings the schema up to date. Several replicas may try at once.

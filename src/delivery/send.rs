@@ -24,6 +24,7 @@ use crate::spool::{
 struct Claim {
     store: Arc<dyn Store>,
     clock: Clock,
+    buffer: i64,
     id: Arc<str>,
     gate: Arc<Gate>,
     state: Mutex<Claimed>,
@@ -52,7 +53,7 @@ impl Keeper for Claim {
     fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
         Box::pin(async {
             if self.state().item.is_none() {
-                let item = self.store.claim(Arc::clone(&self.id)).await;
+                let item = self.store.claim(self.buffer, Arc::clone(&self.id)).await;
                 let item = item.map_err(|error| error.to_string())?;
                 self.set(|state| state.item = Some(item));
             }
@@ -80,6 +81,7 @@ impl Inner {
         let claim = Arc::new(Claim {
             store: Arc::clone(&self.parts.store),
             clock: self.parts.exchange.clock.clone(),
+            buffer: buffer.number,
             id: Arc::clone(&item.id),
             gate: Arc::clone(gate),
             state: Mutex::default(),
@@ -106,7 +108,7 @@ impl Inner {
             }
             // outpace ends, or the buffer is somebody else's; what has left is taken up by the next hold.
             None => match claimed.filter(|_| left.is_none()) {
-                Some(item) => self.parts.store.unclaim(item.id).await,
+                Some(item) => self.parts.store.unclaim(item.buffer, item.id).await,
                 None => Ok(()),
             },
         };
@@ -238,7 +240,12 @@ impl Inner {
                     .await;
                 return Ok(None);
             }
-            (None, _) => self.parts.store.claim(Arc::clone(&item.id)).await?,
+            (None, _) => {
+                self.parts
+                    .store
+                    .claim(item.buffer, Arc::clone(&item.id))
+                    .await?
+            }
         };
         let now = self.now();
         let draw = self.parts.exchange.random.unit();

@@ -51,14 +51,7 @@ impl PostgresLink {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
-        if self.migrate {
-            match self.database.check().await {
-                Ok(()) if self.database.is_current().await => {}
-                Ok(()) | Err(DatabaseError::TooOld) => self.database.migrate().await?,
-                Err(error) => return Err(error),
-            }
-        }
-        self.database.check().await?;
+        self.database.prepare(self.migrate).await?;
         self.prepared.store(true, Ordering::Release);
         Ok(())
     }

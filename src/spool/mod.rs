@@ -5,6 +5,8 @@
 
 mod disk;
 mod item;
+mod postgres;
+mod rows;
 mod seal;
 mod shape;
 mod state;
@@ -14,6 +16,7 @@ pub use item::{
     Attempt, Buffer, Exhausted, Guarantee, Item, Millis, NewItem, Once, Request, Response, Status,
     Terms,
 };
+pub use postgres::{Postgres, PostgresParts, PostgresSpoolSettings};
 pub use seal::{SealError, Sealer, is_secret};
 pub use shape::{WrittenBuffer, WrittenItem};
 pub use state::{Backoff, Outcome, Step, step};
@@ -58,6 +61,17 @@ pub enum StoreError {
     /// The store cannot be used now.
     #[error("the spool cannot be used: {0}")]
     Away(String),
+}
+
+impl StoreError {
+    /// An item does not stand where that could be done.
+    fn not_now(item: &Item, what: &str) -> Self {
+        let status = item.status.word();
+        Self::Conflict(format!(
+            "item `{}` is {status} and cannot be {what}",
+            item.id
+        ))
+    }
 }
 
 /// What a push came to.
@@ -112,6 +126,22 @@ pub enum Purge {
     Dead,
     /// All that is over.
     History,
+}
+
+impl Purge {
+    /// Where what is removed stands.
+    const fn statuses(self) -> &'static [Status] {
+        match self {
+            Self::Queued => &[Status::Queued, Status::Waiting],
+            Self::Dead => &[Status::Dead],
+            Self::History => &[
+                Status::Delivered,
+                Status::Dead,
+                Status::Cancelled,
+                Status::Expired,
+            ],
+        }
+    }
 }
 
 /// Which dead letters are sent again.
@@ -190,14 +220,14 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         now: Millis,
     ) -> Done<'_, Pushed>;
 
-    /// Marks an item as being sent from now on.
-    fn claim(&self, item: Arc<str>) -> Done<'_, Item>;
+    /// Marks an item of a buffer that we hold as being sent from now on.
+    fn claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, Item>;
 
     /// Keeps an attempt and where its item stands then.
     fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item>;
 
     /// An item that was claimed did not leave after all.
-    fn unclaim(&self, item: Arc<str>) -> Done<'_, ()>;
+    fn unclaim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()>;
 
     /// Ends items that are too old.
     fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()>;

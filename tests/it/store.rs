@@ -1,19 +1,21 @@
 //! One suite for every store: random histories, each answer compared with a model's, and again after a
 //! crash at random points. `OUTPACE_SIM_SEEDS` and `OUTPACE_SIM_SEED` say which histories.
 
+mod site;
+
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use outpace::clock::Clock;
-use outpace::shutdown::Tasks;
 use outpace::spool::{
-    Attempt, Change, Disk, DiskSettings, Finished, Item, NewItem, Once, Outcome, Purge, Query,
-    Redrive, Request, Status, Store, StoreError, Terms, step,
+    Attempt, Change, Finished, Item, NewItem, Once, Outcome, Purge, Query, Redrive, Request,
+    Status, Store, StoreError, Terms, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+
+use crate::harness::Postgres;
+use site::{Site, held};
 
 const STEPS: usize = 120;
 
@@ -70,33 +72,6 @@ impl Model {
     }
 }
 
-async fn open(dir: &Path) -> Disk {
-    let settings = DiskSettings {
-        dir: dir.to_owned(),
-        max: 1 << 30,
-        min_free: 0,
-        ballast: 0,
-        inline: 64,
-        accept_loss: false,
-    };
-    Disk::open(settings, &Clock::system(), &Tasks::new())
-        .await
-        .unwrap()
-}
-
-/// The files as a crash of the process would leave them.
-fn image(dir: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            image(&entry.path(), &target);
-        } else if entry.file_name() != "spool.db-shm" {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 /// Everything that can be seen is as the model says.
 async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
     for buffer in buffers {
@@ -141,6 +116,7 @@ struct History {
     rng: StdRng,
     model: Model,
     buffers: Vec<i64>,
+    seed: u64,
     made: usize,
     now: i64,
 }
@@ -151,7 +127,7 @@ impl History {
         (0..count)
             .map(|_| {
                 self.made += 1;
-                let id: Arc<str> = format!("itm_{:08}", self.made).into();
+                let id: Arc<str> = format!("itm_{}_{:08}", self.seed, self.made).into();
                 NewItem {
                     body: body_of(&id),
                     request: Request::default(),
@@ -272,7 +248,10 @@ impl History {
                 let Some(item) = self.any(|item| item.status == Status::InFlight) else {
                     return;
                 };
-                store.unclaim(Arc::clone(&item.id)).await.unwrap();
+                store
+                    .unclaim(item.buffer, Arc::clone(&item.id))
+                    .await
+                    .unwrap();
                 let known = self.model.find(&item.id);
                 known.attempts -= 1;
                 known.status = if known.attempts > 0 {
@@ -299,7 +278,7 @@ impl History {
         let key = self
             .rng
             .random_bool(0.4)
-            .then(|| self.rng.random_range(0..4).to_string());
+            .then(|| format!("{}/{}", self.seed, self.rng.random_range(0..4)));
         let fingerprint = [self.rng.random_range(0..2); 32];
         let once = key.clone().map(|key| Once { key, fingerprint });
         let pushed = store.push(buffer, items.clone(), once, self.now).await;
@@ -363,7 +342,7 @@ impl History {
         let Some(item) = self.any(|_| true) else {
             return;
         };
-        let claimed = store.claim(Arc::clone(&item.id)).await;
+        let claimed = store.claim(item.buffer, Arc::clone(&item.id)).await;
         if matches!(item.status, Status::Queued | Status::Waiting) {
             let known = self.model.find(&item.id);
             known.status = Status::InFlight;
@@ -378,17 +357,18 @@ impl History {
     }
 }
 
-async fn history(seed: u64) -> usize {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = open(&dir.path().join("0")).await;
+async fn history(seed: u64, site: &mut Site) -> usize {
+    let mut store = site.open(0).await;
     let mut history = History {
         rng: StdRng::seed_from_u64(seed),
         model: Model::default(),
         buffers: Vec::new(),
+        seed,
         made: 0,
         now: 1000,
     };
     for name in ["a", "b"] {
+        let name = format!("{name}{seed}");
         let made = store
             .create(
                 format!("buf_{name}").into(),
@@ -399,26 +379,23 @@ async fn history(seed: u64) -> usize {
             .await;
         history.buffers.push(made.unwrap().0.number);
     }
+    held(&*store, &history.buffers).await;
     let mut crashes = 0;
     for _ in 0..STEPS {
-        history.step(&store).await;
+        history.step(&*store).await;
         if history.rng.random_bool(0.1) {
-            let (from, to) = (
-                dir.path().join(crashes.to_string()),
-                dir.path().join((crashes + 1).to_string()),
-            );
-            image(&from, &to);
             crashes += 1;
             // The one that crashed says nothing more.
-            store = open(&to).await;
+            store = site.open(crashes).await;
+            held(&*store, &history.buffers).await;
         }
-        compare(&store, &history.model, &history.buffers).await;
+        compare(&*store, &history.model, &history.buffers).await;
     }
     crashes
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn p6_every_store_does_as_the_model_also_after_a_crash() {
+/// Which histories; each says how to run it again.
+fn seeds() -> impl Iterator<Item = u64> {
     let number = |name: &str| {
         std::env::var(name)
             .ok()
@@ -428,15 +405,33 @@ async fn p6_every_store_does_as_the_model_also_after_a_crash() {
         Some(seed) => seed..seed + 1,
         None => 0..number("OUTPACE_SIM_SEEDS").unwrap_or(10),
     };
-    let mut crashes = 0;
-    for seed in seeds.clone() {
+    seeds.inspect(|seed| {
         println!(
             "seed {seed}; run it again with\n  OUTPACE_SIM_SEED={seed} cargo nextest run --test it p6_every_store"
         );
-        crashes += history(seed).await;
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_every_store_does_as_the_model_also_after_a_crash_disk() {
+    let (mut crashes, mut histories) = (0, 0);
+    for seed in seeds() {
+        crashes += history(seed, &mut Site::on_disk()).await;
+        histories += 1;
     }
-    println!(
-        "{} histories of {STEPS} steps, {crashes} crashes, no difference",
-        seeds.count()
-    );
+    println!("{histories} histories of {STEPS} steps, {crashes} crashes, no difference");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_every_store_does_as_the_model_also_after_a_crash_postgres() {
+    let (mut crashes, mut histories) = (0, 0);
+    let mut site = Site::Postgres {
+        server: Postgres::start().await,
+        replica: 1,
+    };
+    for seed in seeds() {
+        crashes += history(seed, &mut site).await;
+        histories += 1;
+    }
+    println!("{histories} histories of {STEPS} steps, {crashes} crashes, no difference");
 }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::{SpoolSettings, schema};
+use super::super::{SpoolSettings, StoreSettings, schema};
 use super::{Problems, secret, span};
 use crate::policy::{Lane, Secret, Target};
-use crate::spool::{DiskSettings, Terms, WrittenBuffer};
+use crate::spool::{DiskSettings, PostgresSpoolSettings, Terms, WrittenBuffer};
 use crate::units::ByteSize;
 
 const MAX: u64 = 1024 << 20;
@@ -15,6 +15,10 @@ const MAX_BODY: u64 = 16 << 20;
 const INLINE: u64 = 256 << 10;
 const MIN_FREE: u64 = 64 << 20;
 const BALLAST: u64 = 16 << 20;
+/// How long a replica that is not heard of holds its buffers.
+const LEASE: Duration = Duration::from_secs(10);
+const LEASE_MIN: Duration = Duration::from_secs(2);
+const LEASE_MAX: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The name of the lane for deliveries.
 const LANE: &str = "deliveries";
@@ -24,23 +28,25 @@ pub(super) fn spool(
     written: Option<schema::Spool>,
     buffers: Vec<WrittenBuffer>,
     data_dir: &Path,
+    shared: bool,
 ) -> Option<SpoolSettings> {
     if written.is_none() && buffers.is_empty() {
         return None;
     }
-    let written = written.unwrap_or_default();
-    let bytes = |value: Option<super::Parsed<ByteSize>>, default: u64| {
-        value.map_or(default, |size| size.0.as_bytes())
-    };
+    let mut written = written.unwrap_or_default();
     let newest = secret(
         p,
         "spool.key",
         written.key.as_ref(),
         written.key_file.as_deref(),
     );
-    let old = written.old_keys.into_iter().map(|key| Secret::new(key.0));
-    let (max, max_body) = (bytes(written.max, MAX), bytes(written.max_body, MAX_BODY));
-    let ballast = bytes(written.ballast, BALLAST);
+    let old = std::mem::take(&mut written.old_keys)
+        .into_iter()
+        .map(|key| Secret::new(key.0));
+    let (max, max_body) = (
+        bytes(written.max.take(), MAX),
+        bytes(written.max_body.take(), MAX_BODY),
+    );
     if max < 4 << 20 {
         p.add(
             "spool.max",
@@ -55,22 +61,76 @@ pub(super) fn spool(
     }
     declared(p, &buffers);
     Some(SpoolSettings {
-        disk: DiskSettings {
-            dir: written
-                .dir
-                .map_or_else(|| data_dir.join("spool"), |dir| dir.0.into()),
-            max,
-            min_free: bytes(written.min_free, MIN_FREE),
-            ballast,
-            inline: bytes(written.inline, INLINE),
-            accept_loss: written.accept_loss,
+        keep_delivered: span(written.keep_delivered.take(), 7 * DAY),
+        keep_dead: span(written.keep_dead.take(), 30 * DAY),
+        store: match written.store.unwrap_or_default() {
+            schema::StoreKind::Disk => StoreSettings::Disk(disk(p, written, max, data_dir)),
+            schema::StoreKind::Postgres => {
+                StoreSettings::Postgres(postgres(p, &written, max, shared))
+            }
         },
         max_body: ByteSize::from_bytes(max_body),
         keys: newest.into_iter().chain(old).collect(),
-        keep_delivered: span(written.keep_delivered, 7 * DAY),
-        keep_dead: span(written.keep_dead, 30 * DAY),
         buffers,
     })
+}
+
+fn bytes(value: Option<super::Parsed<ByteSize>>, default: u64) -> u64 {
+    value.map_or(default, |size| size.0.as_bytes())
+}
+
+fn disk(p: &mut Problems, written: schema::Spool, max: u64, data_dir: &Path) -> DiskSettings {
+    if written.lease.is_some() {
+        p.add(
+            "spool.lease",
+            "it is about a store that replicas share; write `store: postgres`, or leave it out",
+        );
+    }
+    DiskSettings {
+        dir: written
+            .dir
+            .map_or_else(|| data_dir.join("spool"), |dir| dir.0.into()),
+        max,
+        min_free: bytes(written.min_free, MIN_FREE),
+        ballast: bytes(written.ballast, BALLAST),
+        inline: bytes(written.inline, INLINE),
+        accept_loss: written.accept_loss.unwrap_or(false),
+    }
+}
+
+fn postgres(
+    p: &mut Problems,
+    written: &schema::Spool,
+    max: u64,
+    shared: bool,
+) -> PostgresSpoolSettings {
+    if !shared {
+        p.add(
+            "spool.store",
+            "`postgres` is the database of the ledger; set `ledger.postgres.url`",
+        );
+    }
+    let about_disk = [
+        ("spool.dir", written.dir.is_some()),
+        ("spool.inline", written.inline.is_some()),
+        ("spool.min_free", written.min_free.is_some()),
+        ("spool.ballast", written.ballast.is_some()),
+        ("spool.accept_loss", written.accept_loss.is_some()),
+    ];
+    for (key, _) in about_disk.iter().filter(|(_, is_there)| *is_there) {
+        p.add(
+            *key,
+            "it is about the store on disk; leave it out with `store: postgres`",
+        );
+    }
+    let lease = span(written.lease.clone(), LEASE);
+    if !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
+        p.add(
+            "spool.lease",
+            "a replica must be able to renew it several times, and its buffers wait for it when it dies; write 2s to 5m",
+        );
+    }
+    PostgresSpoolSettings { max, lease }
 }
 
 fn declared(p: &mut Problems, buffers: &[WrittenBuffer]) {

@@ -1,12 +1,12 @@
 //! What the writer knows by heart: buffers, next places, and how many items stand where.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use sqlx::Row as _;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{FromRow as _, Row as _};
 
-use super::super::{Buffer, Counts, Status, Terms};
+use super::super::rows::BufferRow;
+use super::super::{Buffer, Counts, Status};
 
 /// All buffers. A copy of what the database says.
 #[derive(Debug, Default, Clone)]
@@ -31,7 +31,7 @@ impl Books {
             .fetch_all(&mut *connection)
             .await?;
         for row in &rows {
-            let buffer = read_buffer(row)?;
+            let buffer = Buffer::try_from(BufferRow::from_row(row)?)?;
             let entry = Entry {
                 next_seq: row.try_get("next_seq")?,
                 counts: Counts::default(),
@@ -141,19 +141,4 @@ impl Books {
             *count = change(*count);
         }
     }
-}
-
-fn read_buffer(row: &SqliteRow) -> Result<Buffer, sqlx::Error> {
-    let terms: &str = row.try_get("terms")?;
-    let terms: Terms =
-        serde_json::from_str(terms).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    let paused: Option<String> = row.try_get("paused")?;
-    Ok(Buffer {
-        number: row.try_get("number")?,
-        id: Arc::from(row.try_get::<&str, _>("id")?),
-        name: Arc::from(row.try_get::<&str, _>("name")?),
-        terms: Arc::new(terms),
-        paused: paused.map(Arc::from),
-        created: row.try_get("created")?,
-    })
 }

@@ -136,12 +136,7 @@ async fn put(batch: &mut Batch<'_>, item: &Item, before: Status) -> Result<(), F
 }
 
 fn not_now(item: &Item, what: &str) -> Failed {
-    let status = item.status.word();
-    StoreError::Conflict(format!(
-        "item `{}` is {status} and cannot be {what}",
-        item.id
-    ))
-    .into()
+    StoreError::not_now(item, what).into()
 }
 
 pub(super) async fn claim(batch: &mut Batch<'_>, id: &Arc<str>) -> Changed {
@@ -274,19 +269,9 @@ pub(super) async fn purge(
     before: Option<Millis>,
 ) -> Changed {
     batch.books.get(buffer).ok_or_else(|| unknown(buffer))?;
-    let statuses: &[Status] = match what {
-        Purge::Queued => &[Status::Queued, Status::Waiting],
-        Purge::Dead => &[Status::Dead],
-        Purge::History => &[
-            Status::Delivered,
-            Status::Dead,
-            Status::Cancelled,
-            Status::Expired,
-        ],
-    };
     let before = before.unwrap_or(Millis::MAX);
     let mut count = 0;
-    for status in statuses {
+    for status in what.statuses() {
         let sql = "select id from item where buffer = ? and status = ? and kept < ? and large";
         let files: Vec<String> = sqlx::query_scalar(sql)
             .bind(buffer)

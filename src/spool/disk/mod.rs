@@ -364,7 +364,7 @@ impl Store for Disk {
         })
     }
 
-    fn claim(&self, item: Arc<str>) -> Done<'_, Item> {
+    fn claim(&self, _buffer: i64, item: Arc<str>) -> Done<'_, Item> {
         self.write(move |tell| Op::Claim { item, tell })
     }
 
@@ -376,7 +376,7 @@ impl Store for Disk {
         })
     }
 
-    fn unclaim(&self, item: Arc<str>) -> Done<'_, ()> {
+    fn unclaim(&self, _buffer: i64, item: Arc<str>) -> Done<'_, ()> {
         self.write(move |tell| Op::Unclaim { item, tell })
     }
 

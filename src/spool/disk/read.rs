@@ -6,40 +6,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
-use sqlx::{QueryBuilder, Row as _, Sqlite};
+use sqlx::{FromRow as _, QueryBuilder, Row as _, Sqlite};
 
-use super::super::{Attempt, Item, Millis, NewItem, Query, Response, Status, StoreError};
+use super::super::rows::{AttemptRow, ItemRow, checksum};
+use super::super::{Attempt, Item, Millis, NewItem, Query, StoreError};
 use super::DiskSettings;
-use super::writer::{body_path, checksum};
+use super::writer::body_path;
 
 pub(super) fn away(error: &sqlx::Error) -> StoreError {
     StoreError::Away(error.to_string())
 }
 
 pub(super) fn read_item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
-    let status: i64 = row.try_get("status")?;
-    let status = usize::try_from(status)
-        .ok()
-        .and_then(|at| Status::ALL.get(at));
-    let request: &str = row.try_get("request")?;
-    let small = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
-    let code: Option<i64> = row.try_get("code")?;
-    Ok(Item {
-        id: Arc::from(row.try_get::<&str, _>("id")?),
-        buffer: row.try_get("buffer")?,
-        seq: row.try_get("seq")?,
-        status: status.copied().unwrap_or(Status::Dead),
-        request: serde_json::from_str(request).unwrap_or_default(),
-        kept: row.try_get("kept")?,
-        not_before: row.try_get("not_before")?,
-        expires: row.try_get("expires")?,
-        attempts: small(row.try_get("attempts")?),
-        retries: small(row.try_get("retries")?),
-        maybe_duplicate: row.try_get("doubtful")?,
-        finished: row.try_get("finished")?,
-        last_status: code.and_then(|code| u16::try_from(code).ok()),
-        last_error: row.try_get("error")?,
-    })
+    ItemRow::from_row(row).map(Item::from)
 }
 
 fn items_of(rows: &[SqliteRow]) -> Result<Vec<Item>, StoreError> {
@@ -188,7 +167,7 @@ pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, 
         let next = "select place, kept from item where place >= ? order by place limit 1";
         let place = from(pool, since, "select max(place) from item", next).await?;
         // Whatever was kept later stands behind it, also what was moved to the end since.
-        let first = "select seq from item where place >= ? and buffer = ? order by place limit 1";
+        let first = "select born from item where place >= ? and buffer = ? order by place limit 1";
         let first = sqlx::query_scalar(first)
             .bind(place)
             .bind(buffer)
@@ -234,35 +213,11 @@ pub(super) async fn attempts(
         .fetch_all(pool)
         .await
         .map_err(|error| away(&error))?;
-    let attempts = rows.iter().map(read_attempt).collect::<Result<_, _>>();
-    attempts.map_err(|error| away(&error))
-}
-
-fn read_attempt(row: &SqliteRow) -> Result<(i64, Attempt), sqlx::Error> {
-    let code: Option<i64> = row.try_get("code")?;
-    let number: i64 = row.try_get("number")?;
-    let headers: Option<String> = row.try_get("headers")?;
-    let body: Option<Vec<u8>> = row.try_get("body")?;
-    let truncated = row.try_get("cut")?;
-    let attempt = Attempt {
-        item: Arc::from(row.try_get::<&str, _>("item")?),
-        buffer: row.try_get("buffer")?,
-        number: u32::try_from(number).unwrap_or(u32::MAX),
-        started: row.try_get("started")?,
-        took: row.try_get("took")?,
-        waited: row.try_get("waited")?,
-        outcome: Arc::from(row.try_get::<&str, _>("outcome")?),
-        status: code.and_then(|code| u16::try_from(code).ok()),
-        error: row.try_get("error")?,
-        next: row.try_get("next")?,
-        maybe_duplicate: row.try_get("doubtful")?,
-        response: headers.map(|headers| Response {
-            headers: serde_json::from_str(&headers).unwrap_or_default(),
-            body: Bytes::from(body.unwrap_or_default()),
-            truncated,
-        }),
-    };
-    Ok((row.try_get("place")?, attempt))
+    let attempts = rows.iter().map(AttemptRow::from_row);
+    let attempts = attempts.map(|row| row.map(Into::into));
+    attempts
+        .collect::<Result<_, _>>()
+        .map_err(|error| away(&error))
 }
 
 /// Gives large bodies a file of their own, on disk before their items are. Says which have one.

@@ -14,6 +14,7 @@ create table if not exists item (
   place      integer primary key,
   id         text not null unique,
   buffer     integer not null references buffer,
+  born       integer not null,          -- the place it was pushed at
   seq        integer not null,
   status     integer not null,          -- position in Status::ALL; below 3 something is to happen
   request    text not null,             -- JSON

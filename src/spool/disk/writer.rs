@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, watch};
 
+use super::super::rows::checksum;
 use super::super::{Item, Millis, NewItem, Once, Pushed, Status, StoreError};
 use super::DiskSettings;
 use super::ballast::{Ballast, Mark};
@@ -388,7 +388,7 @@ impl Batch<'_> {
             let part: Vec<NewRow> = rows.by_ref().take(ROWS_MAX).collect();
             self.flush_bodies(&part).await?;
             let mut insert = sqlx::QueryBuilder::new(
-                "insert into item (place, id, buffer, seq, status, request, large, crc, size, kept, not_before, expires) ",
+                "insert into item (place, id, buffer, born, seq, status, request, large, crc, size, kept, not_before, expires) ",
             );
             insert.push_values(part, |mut row, new| {
                 let crc = checksum(&new.item.id, &new.request, &new.item.body);
@@ -396,6 +396,7 @@ impl Batch<'_> {
                 row.push_bind(new.place)
                     .push_bind(new.item.id.to_string())
                     .push_bind(new.buffer)
+                    .push_bind(new.seq)
                     .push_bind(new.seq)
                     .push_bind(Status::Queued as i64)
                     .push_bind(new.request)
@@ -451,15 +452,6 @@ async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
                from pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
     let used: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;
     Ok(used.unsigned_abs())
-}
-
-/// The checksum of an item.
-pub(super) fn checksum(id: &str, request: &str, body: &Bytes) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    for part in [id.as_bytes(), request.as_bytes(), body] {
-        hasher.update(part);
-    }
-    hasher.finalize()
 }
 
 /// Where a large body lies.

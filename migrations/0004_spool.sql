@@ -1,0 +1,344 @@
+-- The shared spool: buffers that any replica fills and one at a time drains. docs/spool.md explains it.
+--
+-- Instants are milliseconds since the Unix epoch by this server's clock. An item's place in its buffer is
+-- given under a lock on the buffer's row, so places are gap-free and in the order of the commits. Who
+-- drains a buffer holds its lease: a term that grows with each holder, and a sign of life of the replica.
+
+update outpace.schema_info set newest = 2;
+
+-- Replicas that drain, and until when each may without another sign of life.
+create table outpace.drainer (
+  id    int8        primary key,
+  until timestamptz not null
+) with (fillfactor = 50);
+
+create table outpace.buffer (
+  number    int8 generated always as identity primary key,
+  id        text collate "C" not null unique,
+  name      text collate "C" not null,
+  terms     text not null,               -- JSON
+  paused    text,                        -- why, if it is
+  created   int8 not null,
+  next_seq  int8 not null default 1,     -- gap-free, also after items are removed
+  last_kept int8 not null default 0,     -- so that time does not go back along the places
+  bytes     int8 not null default 0,     -- of its items, roughly
+  version   int8 not null default 1,     -- grows with every change that its drain should look at
+  edition   int8 not null default 1,     -- grows when terms change, or it is paused
+  removed   bool not null default false  -- its items are being removed
+) with (fillfactor = 50);
+create unique index buffer_name on outpace.buffer (name) where not removed;
+
+-- Apart from its buffer, since pushes must not wait for the drain, nor the drain for pushes.
+create table outpace.lease (
+  buffer int8 primary key,
+  owner  int8,
+  term   int8 not null
+) with (fillfactor = 50);
+
+create table outpace.item (
+  place      int8 generated always as identity primary key,
+  id         text collate "C" not null unique,
+  buffer     int8 not null,
+  born       int8 not null,              -- the place it was pushed at
+  seq        int8 not null,              -- the place it has
+  status     int8 not null default 0,    -- as in spool/item.rs; below 3 something is to happen
+  request    text not null,              -- JSON
+  crc        int8 not null,              -- over id, request and body
+  size       int8 not null,
+  kept       int8 not null,
+  not_before int8 not null,
+  expires    int8,
+  attempts   int8 not null default 0,
+  retries    int8 not null default 0,
+  doubtful   bool not null default false,-- it may have been sent without our knowing the outcome
+  finished   int8,
+  code       int8,
+  error      text,
+  token      int8,                       -- of the claim, so that a claim can be asked for again
+  unique (buffer, seq)
+) with (fillfactor = 80);
+create index item_live on outpace.item (buffer, seq) where status < 3;
+create index item_parked on outpace.item (buffer, not_before) where status < 2;
+create index item_status on outpace.item (buffer, status, seq);
+create index item_kept on outpace.item (buffer, kept);
+create index item_over on outpace.item (status, finished) where status > 2;
+
+-- Beside its item, which changes with every attempt and should be small to write.
+create table outpace.body (place int8 primary key, body bytea not null);
+alter table outpace.body alter column body set storage external;
+
+create table outpace.attempt (
+  place    int8 generated always as identity primary key,
+  item     text collate "C" not null,
+  buffer   int8 not null,
+  number   int8 not null,
+  started  int8 not null,
+  took     int8 not null,
+  waited   int8 not null,
+  outcome  text not null,
+  code     int8,
+  error    text,
+  next     int8,
+  doubtful bool not null,
+  headers  text,                         -- JSON, of the response
+  body     bytea,
+  cut      bool not null default false,
+  recorded int8 not null,
+  unique (item, number)
+);
+create index attempt_in on outpace.attempt (buffer, place);
+create index attempt_code on outpace.attempt (code, place);
+create index attempt_outcome on outpace.attempt (outcome, place);
+create index attempt_recorded on outpace.attempt (recorded);
+
+create table outpace.once (
+  key         text collate "C" primary key,
+  fingerprint bytea not null,
+  items       text not null default '[]',-- JSON: ids and places
+  made        int8 not null
+);
+create index once_made on outpace.once (made);
+
+create function outpace.millis_v1() returns int8 language sql volatile as $$
+  select (extract(epoch from clock_timestamp()) * 1000)::int8
+$$;
+
+-- Keeps many pushes at once, each of one or more items for one buffer and perhaps with a key; no key
+-- twice. Item n belongs to push p_of[n] and stands behind the ones before it. A push may have been kept
+-- before without our having heard so: it is found by the id of its first item, and not kept again.
+--
+-- Per push: 0 kept now, 1 its key was used for the same before (with what it made), 2 there is no such
+-- buffer, 3 its key was used for something else; and the place of its first item.
+create function outpace.push_v1(
+  p_buffers int8[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
+  p_of int4[], p_ids text[], p_requests text[], p_crcs int8[], p_bodies bytea[],
+  p_not_befores int8[], p_expires int8[], p_tell bool
+) returns table (state int4, first int8, made text) language plpgsql volatile as $$
+#variable_conflict use_column
+declare fresh text[]; states int4[];
+begin
+  perform 1 from outpace.buffer b where b.number = any (p_buffers) order by b.number for no key update;
+  with used as (
+    insert into outpace.once (key, fingerprint, made)
+    select k.key, k.print, k.now
+      from unnest(p_keys, p_prints, p_nows, p_buffers) k(key, print, now, buffer)
+     where k.key is not null
+       and exists (select 1 from outpace.buffer b where b.number = k.buffer and not b.removed)
+     order by k.key
+    on conflict do nothing returning key)
+  select coalesce(array_agg(key), '{}') into fresh from used;
+
+  select array_agg(case
+           when p.key is not null and o.fingerprint <> p.print then 3
+           when p.key is not null and p.key <> all (fresh) and o.key is not null then 1
+           when b.number is null then 2
+           when exists (select 1 from outpace.item i where i.id = p.first) then 4
+           else 0 end order by p.at)
+    into states
+    from unnest(p_buffers, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)
+    left join outpace.buffer b on b.number = p.buffer and not b.removed
+    left join outpace.once o on o.key = p.key;
+
+  with fitting as (
+    select n.*, p.buffer, p.now,
+           b.next_seq - 1 + row_number() over (partition by p.buffer order by n.nr) as seq, b.last_kept
+      from unnest(p_of, p_ids, p_requests, p_crcs, p_bodies, p_not_befores, p_expires) with ordinality
+           n(push, id, request, crc, body, not_before, expires, nr)
+      join unnest(p_buffers, p_nows, states) with ordinality p(buffer, now, state, at) on p.at = n.push
+      join outpace.buffer b on b.number = p.buffer
+     where p.state = 0),
+  kept as (
+    insert into outpace.item (id, buffer, born, seq, request, crc, size, kept, not_before, expires)
+    select id, buffer, seq, seq, request, crc, octet_length(body), greatest(now, last_kept), not_before, expires
+      from fitting order by nr
+    returning place, id),
+  beside as (
+    insert into outpace.body (place, body) select k.place, f.body from kept k join fitting f using (id))
+  update outpace.buffer b
+     set next_seq = b.next_seq + f.n, bytes = b.bytes + f.bytes, version = b.version + 1,
+         last_kept = greatest(b.last_kept, f.now)
+    from (select buffer, count(*) n, sum(octet_length(body) + 512) bytes, max(now) as now
+            from fitting group by buffer) f
+   where b.number = f.buffer;
+
+  update outpace.once o
+     set items = (select jsonb_agg(jsonb_build_array(i.id, i.seq) order by i.seq)::text
+                    from unnest(p_of, p_ids) n(push, id) join outpace.item i on i.id = n.id where n.push = p.at)
+    from unnest(p_keys) with ordinality p(key, at)
+   where o.key = p.key and p.key = any (fresh);
+
+  if p_tell then perform pg_notify('outpace_spool', ''); end if;
+  return query
+    select case p.state when 4 then 0 else p.state end, i.seq, o.items
+      from unnest(states, p_firsts, p_keys) with ordinality p(state, first, key, at)
+      left join outpace.item i on i.id = p.first and p.state in (0, 4)
+      left join outpace.once o on o.key = p.key and p.state = 1
+     order by p.at;
+end $$;
+
+-- A replica begins, or had not been heard of for too long: what it held before is a new term.
+create function outpace.enter_v1(p_id int8, p_ttl_ms int8) returns void language plpgsql volatile as $$
+begin
+  insert into outpace.drainer values (p_id, clock_timestamp() + p_ttl_ms * interval '1 ms')
+  on conflict (id) do update set until = excluded.until;
+  update outpace.lease set term = term + 1 where owner = p_id;
+  delete from outpace.drainer where until < clock_timestamp() - interval '1 day';
+end $$;
+
+-- A sign of life. False if it comes too late: then it has to enter again.
+create function outpace.alive_v1(p_id int8, p_ttl_ms int8) returns bool language plpgsql volatile as $$
+begin
+  update outpace.drainer set until = clock_timestamp() + p_ttl_ms * interval '1 ms'
+   where id = p_id and until > clock_timestamp();
+  return found;
+end $$;
+
+-- Takes those of these buffers that nobody holds.
+create function outpace.take_v1(p_id int8, p_buffers int8[]) returns void language plpgsql volatile as $$
+begin
+  insert into outpace.lease as l (buffer, owner, term)
+  select b, p_id, 1 from unnest(p_buffers) b order by b
+  on conflict (buffer) do update set owner = p_id, term = l.term + 1
+   where l.owner is null
+      or not exists (select 1 from outpace.drainer d where d.id = l.owner and d.until > clock_timestamp());
+end $$;
+
+-- Lets go of all that it holds.
+create function outpace.quit_v1(p_id int8) returns void language plpgsql volatile as $$
+begin
+  update outpace.lease set owner = null where owner = p_id;
+  delete from outpace.drainer where id = p_id;
+  perform pg_notify('outpace_spool', '');
+end $$;
+
+-- Whether the replica holds the buffer under this term. The lease cannot change hands before the end of
+-- the transaction.
+create function outpace.holds_v1(p_id int8, p_buffer int8, p_term int8) returns bool
+language plpgsql volatile as $$
+begin
+  perform 1 from outpace.lease l
+   where l.buffer = p_buffer and l.owner = p_id and l.term = p_term
+     and exists (select 1 from outpace.drainer d where d.id = p_id and d.until > clock_timestamp())
+     for share;
+  return found;
+end $$;
+
+-- Marks an item as being sent. Nothing comes back if it cannot be, or the buffer is somebody else's.
+create function outpace.claim_v1(p_id int8, p_buffer int8, p_term int8, p_item text, p_token int8)
+returns setof outpace.item language plpgsql volatile as $$
+begin
+  if not outpace.holds_v1(p_id, p_buffer, p_term) then return; end if;
+  return query
+    update outpace.item i
+       set status = 2, attempts = i.attempts + case when i.status = 2 then 0 else 1 end, token = p_token
+     where i.id = p_item and (i.status < 2 or (i.status = 2 and i.token = p_token))
+    returning i.*;
+end $$;
+
+-- Keeps an attempt, and where its item stands then. Asked again, the answer is the same. Nothing comes
+-- back if the item is not in flight, or the buffer is somebody else's.
+create function outpace.finish_v1(
+  p_id int8, p_buffer int8, p_term int8, p_item text, p_number int8,
+  p_status int8, p_retries int8, p_not_before int8, p_doubtful bool, p_finished int8, p_paused text,
+  p_started int8, p_took int8, p_waited int8, p_outcome text, p_code int8, p_error text, p_next int8,
+  p_was_doubtful bool, p_headers text, p_body bytea, p_cut bool
+) returns setof outpace.item language plpgsql volatile as $$
+begin
+  if outpace.holds_v1(p_id, p_buffer, p_term) then
+    update outpace.item
+       set status = p_status, retries = p_retries, not_before = p_not_before, doubtful = p_doubtful,
+           finished = p_finished, code = p_code, error = p_error
+     where id = p_item and status = 2 and attempts = p_number;
+    if found then
+      insert into outpace.attempt (item, buffer, number, started, took, waited, outcome, code, error, next,
+                                   doubtful, headers, body, cut, recorded)
+      values (p_item, p_buffer, p_number, p_started, p_took, p_waited, p_outcome, p_code, p_error, p_next,
+              p_was_doubtful, p_headers, p_body, p_cut, outpace.millis_v1());
+      if p_paused is not null then
+        update outpace.buffer set paused = p_paused, version = version + 1, edition = edition + 1
+         where number = p_buffer;
+      end if;
+    end if;
+  end if;
+  return query
+    select i.* from outpace.item i
+     where i.id = p_item
+       and exists (select 1 from outpace.attempt a where a.item = p_item and a.number = p_number);
+end $$;
+
+-- Removes at most p_most items of a buffer that stand in one of these states and are older.
+create function outpace.purge_v1(p_buffer int8, p_states int8[], p_before int8, p_most int4)
+returns int8 language plpgsql volatile as $$
+declare places int8[]; ids text[]; gone int8;
+begin
+  perform 1 from outpace.buffer where number = p_buffer for no key update;
+  select array_agg(s.place), array_agg(s.id), sum(s.size + 512) into places, ids, gone from (
+    select i.place, i.id, i.size from outpace.item i
+     where i.buffer = p_buffer and i.status = any (p_states) and i.kept < p_before
+     limit p_most for update) s;
+  if places is null then return 0; end if;
+  delete from outpace.attempt where item = any (ids);
+  delete from outpace.body where place = any (places);
+  delete from outpace.item where place = any (places);
+  update outpace.buffer set bytes = greatest(0, bytes - gone), version = version + 1 where number = p_buffer;
+  return cardinality(places);
+end $$;
+
+-- Removes at most p_most items that are over for long enough, and keys as old.
+create function outpace.forget_v1(p_delivered int8, p_dead int8, p_most int4) returns int8
+language plpgsql volatile as $$
+declare places int8[]; ids text[]; buffers int8[]; sizes int8[];
+begin
+  select array_agg(s.place), array_agg(s.id), array_agg(s.buffer), array_agg(s.size + 512)
+    into places, ids, buffers, sizes from (
+    select i.place, i.id, i.buffer, i.size from outpace.item i
+     where (i.status in (3, 5) and i.finished < p_delivered) or (i.status in (4, 6) and i.finished < p_dead)
+     limit p_most for update skip locked) s;
+  delete from outpace.once where made < p_delivered;
+  if places is null then return 0; end if;
+  delete from outpace.attempt where item = any (ids);
+  delete from outpace.body where place = any (places);
+  delete from outpace.item where place = any (places);
+  perform 1 from outpace.buffer where number = any (buffers) order by number for no key update;
+  update outpace.buffer b set bytes = greatest(0, b.bytes - g.bytes)
+    from (select u.buffer, sum(u.size) as bytes from unnest(buffers, sizes) u(buffer, size) group by u.buffer) g
+   where b.number = g.buffer;
+  return cardinality(places);
+end $$;
+
+-- Sends dead letters again: at their old places, or behind all others.
+create function outpace.redrive_v1(p_buffer int8, p_ids text[], p_most int8, p_head bool, p_now int8)
+returns int8 language plpgsql volatile as $$
+declare begin_at int8; count int8;
+begin
+  select next_seq into begin_at from outpace.buffer where number = p_buffer for no key update;
+  with dead as (
+    select i.place, row_number() over (order by i.seq) as n from outpace.item i
+     where i.buffer = p_buffer and i.status in (4, 6) and (cardinality(p_ids) = 0 or i.id = any (p_ids))
+     order by i.seq limit p_most)
+  update outpace.item i
+     set status = 0, retries = 0, not_before = p_now, expires = null, finished = null,
+         seq = case when p_head then i.seq else begin_at + dead.n - 1 end
+    from dead where i.place = dead.place;
+  get diagnostics count = row_count;
+  -- Who knows that all below a place is over has to look again.
+  update outpace.buffer set version = version + 1, edition = edition + 1,
+         next_seq = next_seq + case when p_head then 0 else count end
+   where number = p_buffer;
+  perform pg_notify('outpace_spool', '');
+  return count;
+end $$;
+
+-- Removes a buffer; -1 if items are still to be sent and it is not forced. Its items go bit by bit.
+create function outpace.remove_v1(p_buffer int8, p_forced bool) returns int8 language plpgsql volatile as $$
+declare live int8;
+begin
+  perform 1 from outpace.buffer where number = p_buffer and not removed for no key update;
+  if not found then return -1; end if;
+  select count(*) into live from outpace.item where buffer = p_buffer and status < 3;
+  if live > 0 and not p_forced then return live; end if;
+  update outpace.buffer set removed = true, version = version + 1 where number = p_buffer;
+  delete from outpace.lease where buffer = p_buffer;
+  perform pg_notify('outpace_spool', '');
+  return 0;
+end $$;

@@ -1,0 +1,343 @@
+//! What may happen to buffers and items: each a statement of its own.
+
+use std::sync::Arc;
+
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow as _, Row as _};
+
+use super::super::rows::BufferRow;
+use super::super::{
+    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms,
+};
+use super::read::item_of;
+use super::{Inner, failed};
+
+/// Items that are removed at once, so that others need not wait long.
+const MOST: i32 = 2000;
+
+fn unknown(buffer: i64) -> StoreError {
+    StoreError::Unknown(format!("buffer number {buffer}"))
+}
+
+fn json(terms: &Terms) -> String {
+    serde_json::to_string(terms).unwrap_or_default()
+}
+
+fn buffer_of(row: &PgRow) -> Result<Buffer, StoreError> {
+    BufferRow::from_row(row)
+        .and_then(Buffer::try_from)
+        .map_err(|error| failed(&error))
+}
+
+fn count_of(rows: &[PgRow]) -> Result<i64, StoreError> {
+    let count = rows.first().map(|row| row.try_get(0)).transpose();
+    count
+        .map(|count| count.unwrap_or(0))
+        .map_err(|error| failed(&error))
+}
+
+/// What Postgres cannot keep in a text.
+fn clean(text: Option<&str>) -> Option<String> {
+    text.map(|text| text.replace('\0', "\u{fffd}"))
+}
+
+impl Inner {
+    pub(super) async fn create(
+        &self,
+        id: Arc<str>,
+        name: Arc<str>,
+        terms: Terms,
+        now: Millis,
+    ) -> Result<(Buffer, bool), StoreError> {
+        let insert = "insert into outpace.buffer (id, name, terms, created) values ($1, $2, $3, $4) \
+                      on conflict (name) where not removed do nothing";
+        let text = json(&terms);
+        self.rows(|| {
+            sqlx::query(insert)
+                .bind(&*id)
+                .bind(&*name)
+                .bind(&*text)
+                .bind(now)
+        })
+        .await?;
+        let select = "select number, id, name, terms, paused, created, \
+                      pg_notify('outpace_spool', '')::text from outpace.buffer where name = $1 and not removed";
+        let rows = self.rows(|| sqlx::query(select).bind(&*name)).await?;
+        let Some(row) = rows.first() else {
+            return Err(StoreError::Away(
+                "the buffer was removed at once".to_owned(),
+            ));
+        };
+        let known = buffer_of(row)?;
+        self.look().await?;
+        let new = known.id == id;
+        if new || *known.terms == terms {
+            return Ok((known, new));
+        }
+        Err(StoreError::NameTaken(name.to_string()))
+    }
+
+    pub(super) async fn change(&self, buffer: i64, terms: Terms) -> Result<Buffer, StoreError> {
+        self.edit(buffer, "terms", Some(json(&terms))).await
+    }
+
+    pub(super) async fn pause(
+        &self,
+        buffer: i64,
+        reason: Option<Arc<str>>,
+    ) -> Result<Buffer, StoreError> {
+        self.edit(buffer, "paused", clean(reason.as_deref())).await
+    }
+
+    async fn edit(
+        &self,
+        buffer: i64,
+        column: &'static str,
+        value: Option<String>,
+    ) -> Result<Buffer, StoreError> {
+        let sql = format!(
+            "update outpace.buffer set {column} = $2, version = version + 1, edition = edition + 1 \
+             where number = $1 and not removed returning number, id, name, terms, paused, created, \
+             pg_notify('outpace_spool', '')::text"
+        );
+        let make = || {
+            sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
+                .bind(buffer)
+                .bind(value.as_deref())
+        };
+        let rows = self.rows(make).await?;
+        let changed = buffer_of(rows.first().ok_or_else(|| unknown(buffer))?)?;
+        self.look().await?;
+        Ok(changed)
+    }
+
+    pub(super) async fn remove(&self, buffer: i64, forced: bool) -> Result<(), StoreError> {
+        let sql = "select outpace.remove_v1($1, $2)";
+        let rows = self
+            .rows(|| sqlx::query(sql).bind(buffer).bind(forced))
+            .await?;
+        match count_of(&rows)? {
+            0 => {}
+            ..0 => return Err(unknown(buffer)),
+            live => {
+                let what =
+                    format!("{live} items are still to be sent; purge them, or add `?force=true`");
+                return Err(StoreError::Conflict(what));
+            }
+        }
+        self.look().await?;
+        self.clear(buffer).await
+    }
+
+    /// Removes what a removed buffer has left.
+    async fn clear(&self, buffer: i64) -> Result<(), StoreError> {
+        self.purge_all(buffer, &Status::ALL, Millis::MAX).await?;
+        let sql = "delete from outpace.buffer where number = $1 and removed";
+        self.rows(|| sqlx::query(sql).bind(buffer)).await.map(drop)
+    }
+
+    pub(super) async fn claim(&self, buffer: i64, id: Arc<str>) -> Result<Item, StoreError> {
+        let term = self.term(buffer)?;
+        let replica = self.parts.replica;
+        let token = (self.parts.random.bits() >> 1).cast_signed();
+        let sql = "select * from outpace.claim_v1($1, $2, $3, $4, $5)";
+        let make = || {
+            sqlx::query(sql)
+                .bind(replica)
+                .bind(buffer)
+                .bind(term)
+                .bind(&*id)
+                .bind(token)
+        };
+        match self.rows(make).await?.first() {
+            Some(row) => item_of(row),
+            None => Err(self.not_now(id, "sent").await),
+        }
+    }
+
+    async fn not_now(&self, id: Arc<str>, what: &str) -> StoreError {
+        match self.item(id).await {
+            Ok(item) => StoreError::not_now(&item, what),
+            Err(error) => error,
+        }
+    }
+
+    pub(super) async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
+        let (step, attempt) = (&finished.step, &finished.attempt);
+        let (replica, term) = (self.parts.replica, self.term(attempt.buffer)?);
+        let response = attempt.response.as_ref();
+        let headers = response.map(|kept| serde_json::to_string(&kept.headers).unwrap_or_default());
+        let error = clean(attempt.error.as_deref());
+        let paused = step
+            .block
+            .then(|| format!("item {} has used up its retries", attempt.item));
+        let sql = "select * from outpace.finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
+                   $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)";
+        let make = || {
+            sqlx::query(sql)
+                .bind(replica)
+                .bind(attempt.buffer)
+                .bind(term)
+                .bind(&*attempt.item)
+                .bind(i64::from(attempt.number))
+                .bind(step.status as i64)
+                .bind(i64::from(step.retries))
+                .bind(step.not_before)
+                .bind(step.maybe_duplicate)
+                .bind((!step.status.is_live()).then_some(now))
+                .bind(paused.as_deref())
+                .bind(attempt.started)
+                .bind(attempt.took)
+                .bind(attempt.waited)
+                .bind(&*attempt.outcome)
+                .bind(attempt.status.map(i64::from))
+                .bind(error.as_deref())
+                .bind(attempt.next)
+                .bind(attempt.maybe_duplicate)
+                .bind(headers.as_deref())
+                .bind(response.map(|kept| &kept.body[..]))
+                .bind(response.is_some_and(|kept| kept.truncated))
+        };
+        let rows = self.rows(make).await?;
+        if paused.is_some() {
+            self.look().await?;
+        }
+        match rows.first() {
+            Some(row) => item_of(row),
+            None => Err(self.not_now(Arc::clone(&attempt.item), "finished").await),
+        }
+    }
+
+    pub(super) async fn unclaim(&self, buffer: i64, id: Arc<str>) -> Result<(), StoreError> {
+        let Ok(term) = self.term(buffer) else {
+            // Whoever holds it now takes it up.
+            return Ok(());
+        };
+        let replica = self.parts.replica;
+        let sql = "update outpace.item set attempts = attempts - 1, status = case when attempts > 1 then 1 else 0 end \
+                   where id = $4 and status = 2 and outpace.holds_v1($1, $2, $3)";
+        let make = || {
+            sqlx::query(sql)
+                .bind(replica)
+                .bind(buffer)
+                .bind(term)
+                .bind(&*id)
+        };
+        self.rows(make).await.map(drop)
+    }
+
+    pub(super) async fn expire(&self, id: Arc<str>, now: Millis) -> Result<(), StoreError> {
+        let sql = "update outpace.item set status = 6, finished = $2 where id = $1 and status < 2";
+        self.rows(|| sqlx::query(sql).bind(&*id).bind(now))
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn alter(
+        &self,
+        id: Arc<str>,
+        change: Change,
+        now: Millis,
+    ) -> Result<Item, StoreError> {
+        let (sql, what) = match change {
+            Change::RetryNow => ("not_before = $2", "retried"),
+            Change::Cancel => ("status = 5, finished = $2", "cancelled"),
+            Change::Skip => ("status = 4, finished = $2", "skipped"),
+        };
+        let sql = format!(
+            "with changed as (update outpace.item set {sql} where id = $1 and status < 2 returning *), \
+             told as (update outpace.buffer b set version = version + 1 from changed c \
+                      where b.number = c.buffer returning pg_notify('outpace_spool', '')) \
+             select changed.* from changed, told"
+        );
+        let make = || {
+            sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
+                .bind(&*id)
+                .bind(now)
+        };
+        if let Some(row) = self.rows(make).await?.first() {
+            return item_of(row);
+        }
+        let item = self.item(id).await?;
+        let asked = matches!(
+            (change, item.status),
+            (Change::Cancel, Status::Cancelled) | (Change::Skip, Status::Dead)
+        );
+        // It was done, and only the answer was lost.
+        if asked && item.finished == Some(now) {
+            return Ok(item);
+        }
+        Err(StoreError::not_now(&item, what))
+    }
+
+    pub(super) async fn purge(
+        &self,
+        buffer: i64,
+        what: Purge,
+        before: Option<Millis>,
+    ) -> Result<u64, StoreError> {
+        self.known.buffer(buffer).ok_or_else(|| unknown(buffer))?;
+        let purged = self
+            .purge_all(buffer, what.statuses(), before.unwrap_or(Millis::MAX))
+            .await?;
+        self.look().await?;
+        Ok(purged)
+    }
+
+    async fn purge_all(
+        &self,
+        buffer: i64,
+        statuses: &[Status],
+        before: Millis,
+    ) -> Result<u64, StoreError> {
+        let statuses: Vec<i64> = statuses.iter().map(|status| *status as i64).collect();
+        let sql = "select outpace.purge_v1($1, $2, $3, $4)";
+        let mut count = 0;
+        loop {
+            let make = || {
+                sqlx::query(sql)
+                    .bind(buffer)
+                    .bind(&statuses)
+                    .bind(before)
+                    .bind(MOST)
+            };
+            match count_of(&self.rows(make).await?)? {
+                0 => return Ok(count),
+                gone => count += gone.unsigned_abs(),
+            }
+        }
+    }
+
+    pub(super) async fn redrive(
+        &self,
+        buffer: i64,
+        which: Redrive,
+        now: Millis,
+    ) -> Result<u64, StoreError> {
+        self.known.buffer(buffer).ok_or_else(|| unknown(buffer))?;
+        let sql = "select outpace.redrive_v1($1, $2, $3, $4, $5)";
+        let make = || {
+            sqlx::query(sql)
+                .bind(buffer)
+                .bind(&which.ids)
+                .bind(i64::from(which.limit))
+                .bind(which.head)
+                .bind(now)
+        };
+        let moved = count_of(&self.rows(make).await?)?.unsigned_abs();
+        self.look().await?;
+        Ok(moved)
+    }
+
+    pub(super) async fn forget(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
+        let removed = "select number from outpace.buffer where removed";
+        for row in &self.rows(|| sqlx::query(removed)).await? {
+            let number = row.try_get(0).map_err(|error| failed(&error))?;
+            self.clear(number).await?;
+        }
+        let sql = "select outpace.forget_v1($1, $2, $3)";
+        let make = || sqlx::query(sql).bind(delivered).bind(dead).bind(MOST);
+        let count = count_of(&self.rows(make).await?)?;
+        Ok(count.unsigned_abs())
+    }
+}

@@ -1,0 +1,330 @@
+//! The store in Postgres, for buffers that any replica fills and one at a time drains. Each write is one
+//! statement and one transaction; the functions are in `migrations/0004_spool.sql`.
+//!
+//! A statement whose end was not heard is asked again, and each can be: items are known by their ids,
+//! claims by a token, attempts by their number.
+
+mod change;
+mod known;
+mod push;
+mod read;
+mod upkeep;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::postgres::{PgArguments, PgRow, Postgres as Db};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+
+use super::{
+    Attempt, Buffer, Change, Counts, Done, Finished, Hold, Item, Millis, NewItem, Once, Purge,
+    Pushed, Query, Redrive, Store, StoreError, Terms,
+};
+use crate::clock::Clock;
+use crate::db::{Database, DatabaseError};
+use crate::random::Random;
+use crate::shutdown::Tasks;
+use known::Known;
+
+/// Pushes that may wait for the one that is under way.
+const WAITING_MAX: usize = 4096;
+/// KiB of items that may wait.
+const WAITING_KIB: u32 = 32 * 1024;
+/// A statement that takes longer is asked again.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server that is away is asked again, before whoever waits is told.
+const PATIENCE: Duration = Duration::from_secs(4);
+const PAUSE: Duration = Duration::from_millis(100);
+/// Connections of one replica for its spool.
+const CONNECTIONS: u32 = 6;
+
+type Statement<'q> = sqlx::query::Query<'q, Db, PgArguments>;
+
+/// Which database, and on what terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostgresSpoolSettings {
+    /// Bytes that may be used, by the bodies that are kept.
+    pub max: u64,
+    /// How long a replica that is not heard of still holds its buffers.
+    pub lease: Duration,
+}
+
+/// What the store is made with.
+#[derive(Debug)]
+pub struct PostgresParts {
+    /// Where.
+    pub database: Database,
+    /// Whether it is for us to bring the schema up to date.
+    pub migrate: bool,
+    /// On what terms.
+    pub settings: PostgresSpoolSettings,
+    /// Who drains: no other running process has this number.
+    pub replica: i64,
+    /// Time.
+    pub clock: Clock,
+    /// For tokens.
+    pub random: Random,
+}
+
+/// The store in Postgres. Cheap to share.
+#[derive(Debug, Clone)]
+pub struct Postgres(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    parts: PostgresParts,
+    prepared: AtomicBool,
+    closed: AtomicBool,
+    known: Known,
+    /// One look at a time.
+    looking: Mutex<()>,
+    pushes: mpsc::Sender<push::Waiting>,
+    room: Arc<Semaphore>,
+}
+
+impl Postgres {
+    /// Connections that the database should be given.
+    pub const CONNECTIONS: u32 = CONNECTIONS;
+
+    /// The store in this database; nothing is asked yet. `tasks` carry what it does by itself.
+    pub fn new(parts: PostgresParts, tasks: &Tasks) -> Self {
+        let (pushes, waiting) = mpsc::channel(WAITING_MAX);
+        let inner = Arc::new(Inner {
+            known: Known::new(parts.clock.clone()),
+            parts,
+            prepared: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            looking: Mutex::new(()),
+            pushes,
+            room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
+        });
+        // A drain does not wait for them: what is drained writes. `close` ends the lease.
+        drop(tasks.spawn_until_drained(push::run(Arc::downgrade(&inner), waiting)));
+        drop(tasks.spawn_until_drained(upkeep::run(Arc::downgrade(&inner))));
+        Self(inner)
+    }
+
+    /// Brings the schema up to date, if that is for us to do, and makes sure that it fits.
+    ///
+    /// # Errors
+    /// [`DatabaseError`].
+    pub async fn prepare(&self) -> Result<(), DatabaseError> {
+        self.0.prepare().await
+    }
+
+    /// Lets other replicas take over at once.
+    pub async fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.known.let_go();
+        let replica = self.0.parts.replica;
+        let quit = self
+            .0
+            .rows(|| sqlx::query("select outpace.quit_v1($1)::text").bind(replica));
+        if let Err(error) = quit.await {
+            tracing::warn!(%error, "the buffers could not be handed over; their lease has to run out");
+        }
+    }
+}
+
+impl Inner {
+    async fn prepare(&self) -> Result<(), DatabaseError> {
+        if self.prepared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.parts.database.prepare(self.parts.migrate).await?;
+        self.parts.database.must_be_durable().await?;
+        self.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Runs a statement, again if its end was not heard.
+    async fn rows<'q>(
+        &self,
+        make: impl Fn() -> Statement<'q> + Send + Sync,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let clock = &self.parts.clock;
+        let give_up = clock.now() + PATIENCE;
+        loop {
+            let error = match self.rows_once(make()).await {
+                Ok(rows) => return Ok(rows),
+                Err(error) => error,
+            };
+            if !is_passing(&error) || clock.now() >= give_up {
+                return Err(failed(&error));
+            }
+            clock.sleep_until(clock.now() + PAUSE).await;
+        }
+    }
+
+    async fn rows_once(&self, statement: Statement<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut connection = self.parts.database.pool().acquire().await?;
+        let asked = statement.persistent(false).fetch_all(&mut *connection);
+        match tokio::time::timeout(CALL_TIMEOUT, asked).await {
+            Ok(Err(error)) if error.as_database_error().is_none() => {
+                drop(connection.detach());
+                Err(error)
+            }
+            Ok(asked) => asked,
+            Err(_elapsed) => {
+                drop(connection.detach());
+                Err(sqlx::Error::PoolTimedOut)
+            }
+        }
+    }
+
+    /// The term under which a buffer is ours to send.
+    fn term(&self, buffer: i64) -> Result<i64, StoreError> {
+        let hold = self.known.hold(buffer).map(|hold| hold.term);
+        hold.ok_or_else(|| {
+            StoreError::Conflict("another replica sends this buffer's items now".to_owned())
+        })
+    }
+}
+
+/// Whether the same may succeed a moment later.
+fn is_passing(error: &sqlx::Error) -> bool {
+    let Some(told) = error.as_database_error() else {
+        return !matches!(
+            error,
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Encode(_) | sqlx::Error::PoolClosed
+        );
+    };
+    // 08 connection, 57P it ends or starts, 53300 too many connections, 40 deadlock or serialisation.
+    let passing = ["08", "57P", "53300", "40"];
+    told.code()
+        .is_some_and(|code| passing.iter().any(|class| code.starts_with(class)))
+}
+
+fn failed(error: &sqlx::Error) -> StoreError {
+    let code = error.as_database_error().and_then(|told| told.code());
+    match code.as_deref() {
+        // disk_full
+        Some("53100") => StoreError::Full { used: 0, max: 0 },
+        _ => StoreError::Away(error.to_string()),
+    }
+}
+
+impl Store for Postgres {
+    fn now(&self) -> Millis {
+        self.0.known.now()
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn hold(&self, buffer: i64) -> Option<Hold> {
+        self.0.known.hold(buffer)
+    }
+
+    fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>> {
+        Box::pin(self.0.known.changed())
+    }
+
+    fn refresh(&self) -> Done<'_, ()> {
+        Box::pin(async { self.0.look().await.map(drop) })
+    }
+
+    fn create(
+        &self,
+        id: Arc<str>,
+        name: Arc<str>,
+        terms: Terms,
+        now: Millis,
+    ) -> Done<'_, (Buffer, bool)> {
+        Box::pin(self.0.create(id, name, terms, now))
+    }
+
+    fn change(&self, buffer: i64, terms: Terms) -> Done<'_, Buffer> {
+        Box::pin(self.0.change(buffer, terms))
+    }
+
+    fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()> {
+        Box::pin(self.0.remove(buffer, forced))
+    }
+
+    fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Done<'_, Buffer> {
+        Box::pin(self.0.pause(buffer, reason))
+    }
+
+    fn push(
+        &self,
+        buffer: i64,
+        items: Vec<NewItem>,
+        once: Option<Once>,
+        now: Millis,
+    ) -> Done<'_, Pushed> {
+        Box::pin(self.0.push(buffer, items, once, now))
+    }
+
+    fn claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, Item> {
+        Box::pin(self.0.claim(buffer, item))
+    }
+
+    fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item> {
+        Box::pin(self.0.finish(finished, now))
+    }
+
+    fn unclaim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()> {
+        Box::pin(self.0.unclaim(buffer, item))
+    }
+
+    fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()> {
+        Box::pin(self.0.expire(item, now))
+    }
+
+    fn alter(&self, item: Arc<str>, change: Change, now: Millis) -> Done<'_, Item> {
+        Box::pin(self.0.alter(item, change, now))
+    }
+
+    fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64> {
+        Box::pin(self.0.purge(buffer, what, before))
+    }
+
+    fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64> {
+        Box::pin(self.0.redrive(buffer, which, now))
+    }
+
+    fn buffers(&self) -> Vec<Buffer> {
+        self.0.known.buffers()
+    }
+
+    fn buffer(&self, number: i64) -> Option<Buffer> {
+        self.0.known.buffer(number)
+    }
+
+    fn counts(&self, buffer: i64) -> Done<'_, Counts> {
+        Box::pin(self.0.counts(buffer))
+    }
+
+    fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>> {
+        Box::pin(self.0.heads(buffer, now, strict, limit))
+    }
+
+    fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>> {
+        Box::pin(self.0.interrupted(buffer))
+    }
+
+    fn item(&self, id: Arc<str>) -> Done<'_, Item> {
+        Box::pin(self.0.item(id))
+    }
+
+    fn body(&self, id: Arc<str>) -> Done<'_, Bytes> {
+        Box::pin(self.0.body(id))
+    }
+
+    fn items(&self, query: Query) -> Done<'_, Vec<Item>> {
+        Box::pin(self.0.items(query))
+    }
+
+    fn attempts(&self, query: Query) -> Done<'_, Vec<(i64, Attempt)>> {
+        Box::pin(self.0.attempts(query))
+    }
+
+    fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
+        Box::pin(self.0.forget(delivered_before, dead_before))
+    }
+}

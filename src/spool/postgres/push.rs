@@ -1,0 +1,245 @@
+//! Pushes are kept together: whatever came while the last ones were being kept goes in one statement.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Weak};
+
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::super::rows::checksum;
+use super::super::{Millis, NewItem, Once, Pushed, StoreError};
+use super::{Inner, WAITING_KIB, failed};
+
+/// Pushes in one statement, and bytes of it.
+const PUSHES: usize = 1024;
+const BYTES: u64 = 8 << 20;
+/// What an item takes besides its body.
+const HEAD: u64 = 512;
+
+/// A push that waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    buffer: i64,
+    items: Vec<NewItem>,
+    once: Option<Once>,
+    now: Millis,
+    tell: oneshot::Sender<Result<Pushed, StoreError>>,
+    /// Its share of the memory that waits.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    fn bytes(&self) -> u64 {
+        self.items
+            .iter()
+            .map(|item| item.body.len() as u64 + HEAD)
+            .sum()
+    }
+}
+
+/// Works until the store is gone.
+pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut next = VecDeque::new();
+    loop {
+        let mut more = Vec::new();
+        // Whoever was just answered may have more to say; that belongs to the next batch.
+        tokio::task::yield_now().await;
+        if next.is_empty() && waiting.recv_many(&mut more, PUSHES).await == 0 {
+            return;
+        }
+        next.extend(more);
+        while next.len() < PUSHES
+            && let Ok(more) = waiting.try_recv()
+        {
+            next.push_back(more);
+        }
+        let Some(store) = store.upgrade() else { return };
+        let batch = batch(&mut next);
+        store.keep(batch).await;
+    }
+}
+
+/// The pushes that go together: as many as fit, in their order, and no key twice.
+fn batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
+    let mut keys = HashSet::new();
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    while let Some(push) = waiting.front() {
+        bytes += push.bytes();
+        let again = push
+            .once
+            .as_ref()
+            .is_some_and(|once| !keys.insert(once.key.clone()));
+        if again || (bytes > BYTES && !batch.is_empty()) {
+            break;
+        }
+        batch.extend(waiting.pop_front());
+    }
+    batch
+}
+
+/// The columns of one statement.
+#[derive(Default)]
+struct Columns<'a> {
+    buffers: Vec<i64>,
+    keys: Vec<Option<&'a str>>,
+    prints: Vec<Option<&'a [u8]>>,
+    nows: Vec<Millis>,
+    firsts: Vec<&'a str>,
+    of: Vec<i32>,
+    ids: Vec<&'a str>,
+    requests: Vec<String>,
+    crcs: Vec<i64>,
+    bodies: Vec<&'a [u8]>,
+    not_befores: Vec<Millis>,
+    expires: Vec<Option<Millis>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(batch: &'a [Waiting]) -> Self {
+        let mut all = Self::default();
+        for (push, number) in batch.iter().zip(1..) {
+            all.buffers.push(push.buffer);
+            all.keys.push(push.once.as_ref().map(|once| &*once.key));
+            let print = push.once.as_ref().map(|once| &once.fingerprint[..]);
+            all.prints.push(print);
+            all.nows.push(push.now);
+            all.firsts
+                .push(push.items.first().map_or("", |item| &*item.id));
+            for item in &push.items {
+                let request = serde_json::to_string(&item.request).unwrap_or_default();
+                all.of.push(number);
+                all.ids.push(&item.id);
+                all.crcs
+                    .push(i64::from(checksum(&item.id, &request, &item.body)));
+                all.requests.push(request);
+                all.bodies.push(&item.body);
+                all.not_befores.push(item.not_before);
+                all.expires.push(item.expires);
+            }
+        }
+        all
+    }
+}
+
+impl Inner {
+    pub(super) async fn push(
+        &self,
+        buffer: i64,
+        items: Vec<NewItem>,
+        once: Option<Once>,
+        now: Millis,
+    ) -> Result<Pushed, StoreError> {
+        let gone = || StoreError::Away("it is closed".to_owned());
+        let size: usize = items.iter().map(|item| item.body.len() + 512).sum();
+        let size = u32::try_from(size / 1024 + 1)
+            .unwrap_or(WAITING_KIB)
+            .min(WAITING_KIB);
+        let room = Arc::clone(&self.room)
+            .acquire_many_owned(size)
+            .await
+            .map_err(|_cause| gone())?;
+        let (tell, told) = oneshot::channel();
+        let waiting = Waiting {
+            buffer,
+            items,
+            once,
+            now,
+            tell,
+            _room: room,
+        };
+        self.pushes.send(waiting).await.map_err(|_cause| gone())?;
+        told.await.map_err(|_cause| gone())?
+    }
+
+    /// Keeps what fits, and answers all.
+    async fn keep(&self, batch: Vec<Waiting>) {
+        let most = self.parts.settings.max / 10 * 9;
+        let mut used = self.known.used();
+        let (batch, full): (Vec<_>, Vec<_>) = batch.into_iter().partition(|push| {
+            let fits = used + push.bytes() <= most;
+            used += if fits { push.bytes() } else { 0 };
+            fits
+        });
+        for push in full {
+            drop(push.tell.send(Err(StoreError::Full { used, max: most })));
+        }
+        if batch.is_empty() {
+            return;
+        }
+        let kept = self.keep_all(&batch).await;
+        for (index, push) in batch.into_iter().enumerate() {
+            let answer = match &kept {
+                Ok(rows) => rows.get(index).map_or_else(
+                    || Err(StoreError::Away("it answered too little".to_owned())),
+                    |row| answer(row, &push),
+                ),
+                Err(error) => Err(error.clone()),
+            };
+            if answer.as_ref().is_ok_and(|pushed| !pushed.replayed) {
+                self.known.add_used(push.buffer, push.bytes());
+            }
+            // Who asked may have gone; it is kept all the same.
+            drop(push.tell.send(answer));
+        }
+    }
+
+    async fn keep_all(&self, batch: &[Waiting]) -> Result<Vec<PgRow>, StoreError> {
+        let all = Columns::of(batch);
+        // Whoever drains is told, unless that is us.
+        let tell = all
+            .buffers
+            .iter()
+            .any(|buffer| self.known.hold(*buffer).is_none());
+        let sql =
+            "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+        self.rows(|| {
+            sqlx::query(sql)
+                .bind(&all.buffers)
+                .bind(&all.keys)
+                .bind(&all.prints)
+                .bind(&all.nows)
+                .bind(&all.firsts)
+                .bind(&all.of)
+                .bind(&all.ids)
+                .bind(&all.requests)
+                .bind(&all.crcs)
+                .bind(&all.bodies)
+                .bind(&all.not_befores)
+                .bind(&all.expires)
+                .bind(tell)
+        })
+        .await
+    }
+}
+
+/// What became of a push: as `push_v1` tells it.
+fn answer(row: &PgRow, push: &Waiting) -> Result<Pushed, StoreError> {
+    let read = || -> Result<(i32, Option<i64>, Option<String>), sqlx::Error> {
+        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    };
+    let (state, first, made) = read().map_err(|error| failed(&error))?;
+    match (state, first) {
+        (0, Some(first)) => {
+            let ids = push.items.iter().map(|item| Arc::clone(&item.id));
+            Ok(Pushed {
+                items: ids.zip(first..).collect(),
+                replayed: false,
+            })
+        }
+        (1, _) => {
+            let items: Vec<(Arc<str>, i64)> =
+                serde_json::from_str(&made.unwrap_or_default()).unwrap_or_default();
+            // Ours, kept a moment ago without our having heard so.
+            let ours = items.first().zip(push.items.first());
+            let replayed = ours.is_none_or(|((id, _), item)| *id != item.id);
+            Ok(Pushed { items, replayed })
+        }
+        (2, _) => Err(StoreError::Unknown(format!(
+            "buffer number {}",
+            push.buffer
+        ))),
+        (3, _) => Err(StoreError::KeyReused),
+        _ => Err(StoreError::Away("it answered something else".to_owned())),
+    }
+}

@@ -1,0 +1,158 @@
+//! Reading the store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow as _, Row as _};
+
+use super::super::rows::{AttemptRow, ItemRow, checksum};
+use super::super::{Attempt, Counts, Item, Millis, Query, StoreError};
+use super::{Inner, failed};
+
+pub(super) fn item_of(row: &PgRow) -> Result<Item, StoreError> {
+    ItemRow::from_row(row)
+        .map(Item::from)
+        .map_err(|error| failed(&error))
+}
+
+fn items_of(rows: &[PgRow]) -> Result<Vec<Item>, StoreError> {
+    rows.iter().map(item_of).collect()
+}
+
+fn unknown(id: &str) -> StoreError {
+    StoreError::Unknown(format!("item `{id}`"))
+}
+
+fn page(limit: u32) -> i64 {
+    i64::from(limit)
+}
+
+impl Inner {
+    pub(super) async fn heads(
+        &self,
+        buffer: i64,
+        now: Millis,
+        strict: bool,
+        limit: u32,
+    ) -> Result<Vec<Item>, StoreError> {
+        if strict {
+            return self.first(buffer, limit).await;
+        }
+        let due = "select * from outpace.item where buffer = $1 and status < 3 and status < 2 \
+                   and not_before <= $2 order by seq limit $3";
+        let make = || sqlx::query(due).bind(buffer).bind(now).bind(page(limit));
+        let found = items_of(&self.rows(make).await?)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let soon = "select * from outpace.item where buffer = $1 and status < 2 \
+                    order by not_before limit least($2, 1)";
+        items_of(
+            &self
+                .rows(|| sqlx::query(soon).bind(buffer).bind(page(limit)))
+                .await?,
+        )
+    }
+
+    /// The first live items, looked for from where the last ones were: what is over leaves entries in
+    /// the index until it is vacuumed.
+    async fn first(&self, buffer: i64, limit: u32) -> Result<Vec<Item>, StoreError> {
+        let sql = "select * from outpace.item where buffer = $1 and status < 3 and seq >= $2 \
+                   order by seq limit $3";
+        let from = self.known.done_below(buffer);
+        let make = || sqlx::query(sql).bind(buffer).bind(from).bind(page(limit));
+        let found = items_of(&self.rows(make).await?)?;
+        if let Some(first) = found.first() {
+            self.known.set_done_below(buffer, first.seq);
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn interrupted(&self, buffer: i64) -> Result<Vec<Item>, StoreError> {
+        let sql = "select * from outpace.item where buffer = $1 and status = 2 order by seq";
+        items_of(&self.rows(|| sqlx::query(sql).bind(buffer)).await?)
+    }
+
+    pub(super) async fn item(&self, id: Arc<str>) -> Result<Item, StoreError> {
+        let sql = "select * from outpace.item where id = $1";
+        let rows = self.rows(|| sqlx::query(sql).bind(&*id)).await?;
+        item_of(rows.first().ok_or_else(|| unknown(&id))?)
+    }
+
+    pub(super) async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError> {
+        let sql = "select i.request, i.crc, b.body from outpace.item i \
+                   left join outpace.body b using (place) where i.id = $1";
+        let rows = self.rows(|| sqlx::query(sql).bind(&*id)).await?;
+        let row = rows.first().ok_or_else(|| unknown(&id))?;
+        let read = || -> Result<(String, i64, Option<Vec<u8>>), sqlx::Error> {
+            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+        };
+        let (request, crc, body) = read().map_err(|error| failed(&error))?;
+        let body = body.map(Bytes::from);
+        let whole = body.filter(|body| i64::from(checksum(&id, &request, body)) == crc);
+        whole.ok_or_else(|| StoreError::Damaged(format!("item `{id}`")))
+    }
+
+    pub(super) async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
+        let sql = "select status, count(*) from outpace.item where buffer = $1 group by status";
+        let mut counts = Counts::default();
+        for row in &self.rows(|| sqlx::query(sql).bind(buffer)).await? {
+            let read = || Ok((row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?));
+            let (status, count) = read().map_err(|error: sqlx::Error| failed(&error))?;
+            let place = usize::try_from(status).ok();
+            if let Some(known) = place.and_then(|at| counts.get_mut(at)) {
+                *known = count.unsigned_abs();
+            }
+        }
+        Ok(counts)
+    }
+
+    pub(super) async fn items(&self, query: Query) -> Result<Vec<Item>, StoreError> {
+        // What was kept later was pushed behind; moved to the end it stands behind as well.
+        let sql = "select * from outpace.item where ($1::int8 is null or buffer = $1) \
+             and ($2::text is null or id = $2) and ($3::int8 is null or status = $3) \
+             and ($4::int8 is null or (kept >= $4 and seq >= coalesce((select born from outpace.item \
+                  where buffer = $1 and kept >= $4 order by kept, place limit 1), 0))) \
+             and ($5::int8 is null or seq > $5) order by seq limit $6";
+        let make = || {
+            sqlx::query(sql)
+                .bind(query.buffer)
+                .bind(query.item.as_deref())
+                .bind(query.status.map(|status| status as i64))
+                .bind(query.since)
+                .bind(query.after)
+                .bind(page(query.limit))
+        };
+        items_of(&self.rows(make).await?)
+    }
+
+    pub(super) async fn attempts(&self, query: Query) -> Result<Vec<(i64, Attempt)>, StoreError> {
+        // Responses are read where they are asked for. What began later was recorded later; places grow
+        // with that, but for transactions that were under way at the same time.
+        let sql = "select place, item, buffer, number, started, took, waited, outcome, code, error, next, \
+             doubtful, case when $8 then headers end as headers, case when $8 then body end as body, cut \
+             from outpace.attempt where ($1::int8 is null or buffer = $1) \
+             and ($2::text is null or item = $2) and ($3::int8 is null or code = $3) \
+             and ($4::text is null or outcome = $4) \
+             and ($5::int8 is null or (started >= $5 and place >= coalesce((select place \
+                  from outpace.attempt where recorded >= $5 - 10000 order by recorded limit 1), 0))) \
+             and ($6::int8 is null or place < $6) order by place desc limit $7";
+        let make = || {
+            sqlx::query(sql)
+                .bind(query.buffer)
+                .bind(query.item.as_deref())
+                .bind(query.code.map(i64::from))
+                .bind(query.outcome.as_deref())
+                .bind(query.since)
+                .bind(query.after)
+                .bind(page(query.limit))
+                .bind(query.responses)
+        };
+        let rows = self.rows(make).await?;
+        let read = rows.iter().map(AttemptRow::from_row);
+        let read = read.map(|row| row.map(Into::into));
+        read.collect::<Result<_, _>>()
+            .map_err(|error| failed(&error))
+    }
+}

@@ -1,0 +1,141 @@
+//! Rows as every store writes them, and the checksum over what must not change.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::FromRow;
+
+use super::{Attempt, Buffer, Item, Millis, Response, Status, Terms};
+
+/// A row of `item`.
+#[derive(FromRow)]
+pub(super) struct ItemRow {
+    id: String,
+    buffer: i64,
+    seq: i64,
+    status: i64,
+    request: String,
+    kept: Millis,
+    not_before: Millis,
+    expires: Option<Millis>,
+    attempts: i64,
+    retries: i64,
+    doubtful: bool,
+    finished: Option<Millis>,
+    code: Option<i64>,
+    error: Option<String>,
+}
+
+impl From<ItemRow> for Item {
+    fn from(row: ItemRow) -> Self {
+        let status = usize::try_from(row.status).ok();
+        let status = status.and_then(|at| Status::ALL.get(at));
+        Self {
+            id: row.id.into(),
+            buffer: row.buffer,
+            seq: row.seq,
+            status: status.copied().unwrap_or(Status::Dead),
+            request: serde_json::from_str(&row.request).unwrap_or_default(),
+            kept: row.kept,
+            not_before: row.not_before,
+            expires: row.expires,
+            attempts: small(row.attempts),
+            retries: small(row.retries),
+            maybe_duplicate: row.doubtful,
+            finished: row.finished,
+            last_status: code(row.code),
+            last_error: row.error,
+        }
+    }
+}
+
+/// A row of `attempt`.
+#[derive(FromRow)]
+pub(super) struct AttemptRow {
+    place: i64,
+    item: String,
+    buffer: i64,
+    number: i64,
+    started: Millis,
+    took: Millis,
+    waited: Millis,
+    outcome: String,
+    code: Option<i64>,
+    error: Option<String>,
+    next: Option<Millis>,
+    doubtful: bool,
+    headers: Option<String>,
+    body: Option<Vec<u8>>,
+    cut: bool,
+}
+
+impl From<AttemptRow> for (i64, Attempt) {
+    fn from(row: AttemptRow) -> Self {
+        let (body, truncated) = (Bytes::from(row.body.unwrap_or_default()), row.cut);
+        let response = row.headers.map(|headers| Response {
+            headers: serde_json::from_str(&headers).unwrap_or_default(),
+            body,
+            truncated,
+        });
+        let attempt = Attempt {
+            item: row.item.into(),
+            buffer: row.buffer,
+            number: small(row.number),
+            started: row.started,
+            took: row.took,
+            waited: row.waited,
+            outcome: row.outcome.into(),
+            status: code(row.code),
+            error: row.error,
+            next: row.next,
+            maybe_duplicate: row.doubtful,
+            response,
+        };
+        (row.place, attempt)
+    }
+}
+
+/// A row of `buffer`.
+#[derive(FromRow)]
+pub(super) struct BufferRow {
+    number: i64,
+    id: String,
+    name: String,
+    terms: String,
+    paused: Option<String>,
+    created: Millis,
+}
+
+impl TryFrom<BufferRow> for Buffer {
+    type Error = sqlx::Error;
+
+    fn try_from(row: BufferRow) -> Result<Self, sqlx::Error> {
+        let terms: Terms = serde_json::from_str(&row.terms)
+            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        Ok(Self {
+            number: row.number,
+            id: row.id.into(),
+            name: row.name.into(),
+            terms: Arc::new(terms),
+            paused: row.paused.map(Arc::from),
+            created: row.created,
+        })
+    }
+}
+
+fn small(value: i64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn code(value: Option<i64>) -> Option<u16> {
+    value.and_then(|code| u16::try_from(code).ok())
+}
+
+/// The checksum of an item.
+pub(super) fn checksum(id: &str, request: &str, body: &Bytes) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in [id.as_bytes(), request.as_bytes(), body] {
+        hasher.update(part);
+    }
+    hasher.finalize()
+}
