@@ -124,5 +124,9 @@ pub(super) fn fields(item: &Item) -> Vec<(HeaderName, HeaderValue)> {
     if let Ok(id) = HeaderValue::try_from(&*item.id) {
         fields.push((HeaderName::from_static("outpace-item"), id));
     }
+    if item.maybe_duplicate {
+        let name = HeaderName::from_static("outpace-maybe-duplicate");
+        fields.push((name, HeaderValue::from_static("1")));
+    }
     fields
 }

@@ -25,6 +25,8 @@ struct Claim {
     store: Arc<dyn Store>,
     clock: Clock,
     buffer: i64,
+    /// Of the hold under which it is sent.
+    term: i64,
     id: Arc<str>,
     gate: Arc<Gate>,
     state: Mutex<Claimed>,
@@ -61,10 +63,16 @@ impl Keeper for Claim {
         })
     }
 
-    fn leaves(&self) {
+    fn leaves(&self) -> bool {
         let now = self.clock.now();
+        // A process that stood still may be late by any time.
+        let hold = self.store.hold(self.buffer);
+        if hold.is_none_or(|hold| hold.term != self.term) {
+            return false;
+        }
         self.set(|state| state.left = Some(now));
         self.gate.pass(Some(now));
+        true
     }
 }
 
@@ -82,6 +90,7 @@ impl Inner {
             store: Arc::clone(&self.parts.store),
             clock: self.parts.exchange.clock.clone(),
             buffer: buffer.number,
+            term,
             id: Arc::clone(&item.id),
             gate: Arc::clone(gate),
             state: Mutex::default(),
@@ -89,9 +98,10 @@ impl Inner {
         let began = self.parts.exchange.clock.now();
         let started = self.now();
         let came = tokio::select! {
+            biased;
+            () = self.lapsed(buffer.number, term) => None,
             came = self.attempt(buffer, &item, &claim) => Some(came),
             () = self.withdrawn(&claim) => None,
-            () = self.lapsed(buffer.number, term) => None,
         };
         let Claimed {
             item: claimed,

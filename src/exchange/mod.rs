@@ -263,10 +263,12 @@ impl Exchange {
             }
             _ => (None, self.connection(idle, dial).await?),
         };
-        record.attempts += 1;
-        if let Some(departure) = departure {
-            departure.keeper.leaves();
+        if departure.is_some_and(|departure| !departure.keeper.leaves()) {
+            let cause = "it is not ours to send any more".to_owned();
+            let error = origin::Error::Refused(cause);
+            return Err(NoAnswer::NotAdmitted(NotAdmitted::Unconnected(error)));
         }
+        record.attempts += 1;
         let limit = departure.map_or(RESPONSE_HEAD_TIMEOUT, |departure| departure.timeout);
         let parent = self.pool.connector().parent();
         let origin = &course.arrival.origin;

@@ -34,8 +34,8 @@ pub trait Keeper: Send + Sync + std::fmt::Debug {
     /// means that it must not be sent.
     fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
 
-    /// It leaves now.
-    fn leaves(&self);
+    /// It leaves now, if it still may: otherwise not at all.
+    fn leaves(&self) -> bool;
 }
 
 impl Exchange {

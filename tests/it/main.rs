@@ -31,6 +31,7 @@ mod replicas;
 mod retry;
 mod scopes;
 mod semantics;
+mod shared;
 mod spool;
 mod store;
 mod ways;

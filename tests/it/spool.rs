@@ -1,42 +1,13 @@
 //! What was acknowledged is found again after every kind of end.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::harness::buffers::{SPOOL, call, call_with, made, noting, until};
+use crate::harness::buffers::{Oracle, SPOOL, call, call_with, made, noting, until};
 use crate::harness::{Client, Program, Proto, faketime, program, soon};
-
-/// What producers were told, and what the origin saw.
-#[derive(Default)]
-struct Oracle {
-    acknowledged: Vec<String>,
-    arrived: Vec<String>,
-}
-
-impl Oracle {
-    /// Nothing acknowledged is missing, and first arrivals are in order. Returns how many came twice.
-    fn check(&self) -> usize {
-        let mut first: HashMap<&str, usize> = HashMap::new();
-        for (place, body) in self.arrived.iter().enumerate() {
-            first.entry(body).or_insert(place);
-        }
-        let places: Vec<usize> = self
-            .acknowledged
-            .iter()
-            .map(|body| {
-                *first
-                    .get(body.as_str())
-                    .unwrap_or_else(|| panic!("{body} was acknowledged and is lost"))
-            })
-            .collect();
-        assert!(places.is_sorted(), "out of order: {places:?}");
-        self.arrived.len() - first.len()
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p6_nothing_is_lost_however_often_it_is_killed() {

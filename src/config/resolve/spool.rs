@@ -17,7 +17,7 @@ const MIN_FREE: u64 = 64 << 20;
 const BALLAST: u64 = 16 << 20;
 /// How long a replica that is not heard of holds its buffers.
 const LEASE: Duration = Duration::from_secs(10);
-const LEASE_MIN: Duration = Duration::from_secs(2);
+const LEASE_MIN: Duration = Duration::from_secs(1);
 const LEASE_MAX: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The name of the lane for deliveries.
@@ -127,7 +127,7 @@ fn postgres(
     if !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
         p.add(
             "spool.lease",
-            "a replica must be able to renew it several times, and its buffers wait for it when it dies; write 2s to 5m",
+            "a replica must be able to renew it several times, and its buffers wait for it when it dies; write 1s to 5m",
         );
     }
     PostgresSpoolSettings { max, lease }

@@ -1,5 +1,6 @@
 //! Calls to the API of the spool, and an origin that notes what is delivered.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Full};
@@ -82,4 +83,32 @@ pub(crate) async fn noting(
     .start()
     .await;
     (origin, seen)
+}
+
+/// What producers were told, and what the origin saw.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    pub(crate) acknowledged: Vec<String>,
+    pub(crate) arrived: Vec<String>,
+}
+
+impl Oracle {
+    /// Nothing acknowledged is missing, and first arrivals are in order. Returns how many came twice.
+    pub(crate) fn check(&self) -> usize {
+        let mut first: HashMap<&str, usize> = HashMap::new();
+        for (place, body) in self.arrived.iter().enumerate() {
+            first.entry(body).or_insert(place);
+        }
+        let places: Vec<usize> = self
+            .acknowledged
+            .iter()
+            .map(|body| {
+                *first
+                    .get(body.as_str())
+                    .unwrap_or_else(|| panic!("{body} was acknowledged and is lost"))
+            })
+            .collect();
+        assert!(places.is_sorted(), "out of order: {places:?}");
+        self.arrived.len() - first.len()
+    }
 }

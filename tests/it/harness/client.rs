@@ -45,6 +45,12 @@ impl Client {
         Self::over(stream, proto).await
     }
 
+    /// Nothing if nobody listens there.
+    pub(crate) async fn try_to(address: SocketAddr, proto: Proto) -> Option<Self> {
+        let stream = TcpStream::connect(address).await.ok()?;
+        Some(Self::over(stream, proto).await)
+    }
+
     /// Through a CONNECT to `host:443` with TLS inside.
     pub(crate) async fn intercepted(program: &Program, host: &str, proto: Proto) -> Self {
         let stream = Self::tls_inside(program, host, proto).await.unwrap();

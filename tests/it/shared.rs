@@ -1,0 +1,348 @@
+//! Buffers in Postgres: any replica takes items, one at a time sends them, and nothing is lost or out of
+//! order whoever dies.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full};
+use serde_json::{Value, json};
+
+use crate::harness::buffers::{Oracle, call, call_with, made, until};
+use crate::harness::{Client, Origin, Postgres, Program, Proto, reply, soon};
+
+fn config(postgres: &Postgres) -> String {
+    format!(
+        "ledger: {{ postgres: {{ url: \"{}\" }} }}\nspool: {{ store: postgres, lease: 1s, key: \"only for tests\" }}\n",
+        postgres.url()
+    )
+}
+
+/// An origin that notes bodies and how many requests it had at once.
+struct Noted {
+    bodies: std::sync::Mutex<Vec<String>>,
+    flagged: AtomicUsize,
+    at_once: AtomicUsize,
+    most: AtomicUsize,
+}
+
+async fn noting(takes: Duration) -> (Origin, Arc<Noted>) {
+    let noted = Arc::new(Noted {
+        bodies: Default::default(),
+        flagged: AtomicUsize::new(0),
+        at_once: AtomicUsize::new(0),
+        most: AtomicUsize::new(0),
+    });
+    let ours = Arc::clone(&noted);
+    let origin = Origin::with(move |_, request| {
+        let noted = Arc::clone(&ours);
+        async move {
+            let now = noted.at_once.fetch_add(1, Ordering::SeqCst) + 1;
+            noted.most.fetch_max(now, Ordering::SeqCst);
+            if request.headers().contains_key("outpace-maybe-duplicate") {
+                noted.flagged.fetch_add(1, Ordering::SeqCst);
+            }
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            noted.bodies.lock().unwrap().push(body);
+            let _left = Left(&noted);
+            tokio::time::sleep(takes).await;
+            reply(200, "taken")
+        }
+    })
+    .start()
+    .await;
+    (origin, noted)
+}
+
+/// A request is over, also when its client has gone.
+struct Left<'a>(&'a Noted);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.0.at_once.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Which of them holds the one buffer there is.
+async fn draining(postgres: &Postgres, programs: &[Program]) -> usize {
+    let numbers: Vec<i64> = programs
+        .iter()
+        .map(|program| {
+            let text = std::fs::read_to_string(program.path("data/instance-1")).unwrap();
+            text.trim().parse().unwrap()
+        })
+        .collect();
+    let mut connection = postgres.connect().await.unwrap();
+    loop {
+        let owner: Option<i64> = sqlx::query_scalar(
+            "select l.owner from outpace.lease l join outpace.drainer d on d.id = l.owner \
+             where d.until > clock_timestamp()",
+        )
+        .fetch_optional(&mut connection)
+        .await
+        .unwrap();
+        if let Some(at) = owner.and_then(|owner| numbers.iter().position(|n| *n == owner)) {
+            return at;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A producer that pushes numbers through every replica in turn until it is told to stop; what was
+/// acknowledged, in its order.
+fn producer(
+    programs: &[Program],
+    stop: &Arc<AtomicBool>,
+    number: &Arc<AtomicUsize>,
+) -> tokio::task::JoinHandle<Vec<String>> {
+    let addresses: Vec<_> = programs.iter().map(|program| program.listen).collect();
+    let (stop, number) = (Arc::clone(stop), Arc::clone(number));
+    tokio::spawn(async move {
+        let mut acknowledged = Vec::new();
+        let mut clients = HashMap::new();
+        while !stop.load(Ordering::Relaxed) {
+            let next = number.fetch_add(1, Ordering::Relaxed);
+            let (at, body) = (addresses[next % addresses.len()], next.to_string());
+            let request = http::Request::post("/buffers/b/items")
+                .header("host", format!("localhost:{}", at.port()))
+                .body(Full::new(json!({ "body": body }).to_string().into()));
+            let Some(client) = (match clients.remove(&at) {
+                Some(client) => Some(client),
+                None => Client::try_to(at, Proto::Http1).await,
+            }) else {
+                continue;
+            };
+            let mut client: Client = client;
+            // Killed in the middle: neither kept nor lost is promised.
+            if let Some(response) = client.try_ask(request.unwrap()).await {
+                if response.status() == 201 {
+                    acknowledged.push(body);
+                }
+                clients.insert(at, client);
+            }
+        }
+        acknowledged
+    })
+}
+
+async fn total(program: &Program) -> u64 {
+    let (_, buffer) = call(program, "GET", "/buffers/b", "").await;
+    let states = buffer["items"].as_object().unwrap();
+    states.values().filter_map(Value::as_u64).sum()
+}
+
+async fn flagged(program: &Program) -> usize {
+    let path = "/attempts?outcome=interrupted&limit=1000";
+    let (_, flagged) = call(program, "GET", path, "").await;
+    flagged["attempts"].as_array().unwrap().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_the_draining_replica_is_killed_ten_times_and_every_item_arrives_in_order() {
+    const KILLS: usize = 10;
+    let (origin, noted) = noting(Duration::from_millis(5)).await;
+    let postgres = Postgres::start().await;
+    let mut programs = Vec::new();
+    for _ in 0..3 {
+        programs.push(Program::before(&origin, &config(&postgres)).await);
+    }
+    made(
+        &programs[0],
+        &json!({ "max_retries": 100, "backoff": [0.01] }),
+    )
+    .await;
+    let number = Arc::new(AtomicUsize::new(0));
+    let mut oracle = Oracle::default();
+    for kill in 0..KILLS {
+        let stop = Arc::new(AtomicBool::new(false));
+        let producing = producer(&programs, &stop, &number);
+        let arrived = origin.arrivals.count();
+        // The moment differs: while items are claimed, sent and recorded.
+        origin.arrivals.reached(arrived + 5 + kill).await;
+        let victim = draining(&postgres, &programs).await;
+        programs[victim].signal("KILL");
+        stop.store(true, Ordering::Relaxed);
+        oracle.acknowledged.extend(producing.await.unwrap());
+        let killed = programs.remove(victim);
+        // Somebody else takes over; only then the killed one comes back.
+        draining(&postgres, &programs).await;
+        programs.push(killed.again().await);
+    }
+    let kept = total(&programs[0]).await;
+    until(&programs[0], "delivered", kept).await;
+    oracle.arrived.clone_from(&noted.bodies.lock().unwrap());
+    let twice = oracle.check();
+    let flagged = flagged(&programs[1]).await;
+    println!(
+        "killed {KILLS} times: {} acknowledged, {} arrived, {twice} twice, {flagged} flagged",
+        oracle.acknowledged.len(),
+        oracle.arrived.len(),
+    );
+    assert!(
+        twice <= flagged,
+        "{twice} came twice, {flagged} were flagged"
+    );
+    let told = noted.flagged.load(Ordering::SeqCst);
+    assert!(twice <= told, "{twice} came twice, {told} said so");
+    assert!(oracle.acknowledged.len() > KILLS * 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_one_is_in_flight_whoever_pushes_and_while_the_database_restarts() {
+    let (origin, noted) = noting(Duration::from_millis(2)).await;
+    let mut postgres = Postgres::start().await;
+    let programs = [
+        Program::before(&origin, &config(&postgres)).await,
+        Program::before(&origin, &config(&postgres)).await,
+    ];
+    made(
+        &programs[0],
+        &json!({ "max_retries": 100, "backoff": [0.01] }),
+    )
+    .await;
+    let (stop, number) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let producing = producer(&programs, &stop, &number);
+    for _ in 0..3 {
+        origin.arrivals.reached(origin.arrivals.count() + 20).await;
+        // In the middle of whatever it was committing.
+        postgres.crash();
+        postgres.run().await;
+    }
+    origin.arrivals.reached(origin.arrivals.count() + 20).await;
+    stop.store(true, Ordering::Relaxed);
+    let acknowledged = producing.await.unwrap();
+    let kept = total(&programs[1]).await;
+    until(&programs[1], "delivered", kept).await;
+    let oracle = Oracle {
+        acknowledged,
+        arrived: noted.bodies.lock().unwrap().clone(),
+    };
+    let (twice, flagged) = (oracle.check(), flagged(&programs[0]).await);
+    println!(
+        "restarted 3 times: {} acknowledged, {} arrived, {twice} twice, {flagged} flagged",
+        oracle.acknowledged.len(),
+        oracle.arrived.len()
+    );
+    assert!(
+        twice <= flagged,
+        "{twice} came twice, {flagged} were flagged"
+    );
+    assert_eq!(noted.most.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_replica_that_stood_still_sends_nothing_more_under_its_old_lease() {
+    let (origin, noted) = noting(Duration::from_millis(1)).await;
+    let postgres = Postgres::start().await;
+    let mut programs = vec![
+        Program::before(&origin, &config(&postgres)).await,
+        Program::before(&origin, &config(&postgres)).await,
+    ];
+    made(
+        &programs[0],
+        &json!({ "max_retries": 100, "backoff": [0.01] }),
+    )
+    .await;
+    let batch: Vec<_> = (0..600).map(|n| json!({ "body": n.to_string() })).collect();
+    call(&programs[0], "POST", "/buffers/b/batch", Value::from(batch)).await;
+    for _ in 0..3 {
+        origin.arrivals.reached(origin.arrivals.count() + 10).await;
+        let frozen = draining(&postgres, &programs).await;
+        programs[frozen].signal("STOP");
+        let frozen = programs.remove(frozen);
+        draining(&postgres, &programs).await;
+        origin.arrivals.reached(origin.arrivals.count() + 10).await;
+        frozen.signal("CONT");
+        programs.push(frozen);
+    }
+    until(&programs[0], "delivered", 600).await;
+    let oracle = Oracle {
+        acknowledged: (0..600).map(|n| n.to_string()).collect(),
+        arrived: noted.bodies.lock().unwrap().clone(),
+    };
+    let (twice, flagged) = (oracle.check(), flagged(&programs[0]).await);
+    println!("frozen 3 times: {twice} twice, {flagged} flagged");
+    assert!(
+        twice <= flagged,
+        "{twice} came twice, {flagged} were flagged"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_replica_is_told_the_others_know() {
+    let (origin, noted) = noting(Duration::ZERO).await;
+    let postgres = Postgres::start().await;
+    let programs = [
+        Program::before(&origin, &config(&postgres)).await,
+        Program::before(&origin, &config(&postgres)).await,
+    ];
+    made(
+        &programs[0],
+        &json!({ "headers": { "authorization": "Bearer x" } }),
+    )
+    .await;
+    let holder = draining(&postgres, &programs).await;
+    let (holder, other) = (&programs[holder], &programs[1 - holder]);
+    // Made there, known here; paused here, heard there.
+    call(other, "POST", "/buffers/b/pause", "{}").await;
+    let (status, item) = call(other, "POST", "/buffers/b/items", json!({ "body": "one" })).await;
+    assert_eq!(status, 201, "{item}");
+    let id = item["id"].as_str().unwrap().to_owned();
+    let (_, second) = call(holder, "POST", "/buffers/b/items", json!({ "body": "two" })).await;
+    let (_, stats) = call(holder, "GET", "/buffers/b/stats", "").await;
+    assert_eq!(stats["head"]["id"].as_str(), Some(&*id), "{stats}");
+    assert_eq!(stats["head_waits_for"], "paused", "{stats}");
+    let path = format!("/items/{id}/cancel");
+    assert_eq!(call(other, "POST", &path, "{}").await.0, 200);
+    assert_eq!(call(holder, "POST", &path, "{}").await.0, 409);
+    call(other, "POST", "/buffers/b/resume", "{}").await;
+    // Whoever sends it, the answer is had everywhere.
+    let path = format!("/items/{}/response", second["id"].as_str().unwrap());
+    let wait = [("prefer", "wait=30")];
+    let (status, _) = call_with(other, "GET", &path, "", &wait).await;
+    assert_eq!(
+        (status, &**noted.bodies.lock().unwrap()),
+        (200, &["two".to_owned()][..])
+    );
+    // A key is used once, wherever.
+    let key = [("idempotency-key", "k")];
+    let body = json!({ "body": "three" });
+    let first = call_with(holder, "POST", "/buffers/b/items", &body, &key).await;
+    let again = call_with(other, "POST", "/buffers/b/items", &body, &key).await;
+    assert_eq!((first.0, again.0), (201, 200));
+    assert_eq!(first.1["id"], again.1["id"]);
+    let differs = json!({ "body": "four" });
+    let refused = call_with(other, "POST", "/buffers/b/items", &differs, &key).await;
+    assert_eq!(refused.0, 422);
+    assert_eq!(
+        call(other, "DELETE", "/buffers/b?force=true", "").await.0,
+        200
+    );
+    assert_eq!(call(holder, "GET", "/buffers/b", "").await.0, 404);
+    assert_eq!(call(holder, "GET", &path, "").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_comes_later_is_waited_for() {
+    let (origin, noted) = noting(Duration::ZERO).await;
+    let mut postgres = Postgres::start().await;
+    postgres.crash();
+    let declared = "buffers: [{ name: b, url: \"http://plain.test/in\" }]\n";
+    let program = Program::before(&origin, &format!("{}{declared}", config(&postgres))).await;
+    let (status, problem) =
+        call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    assert_eq!(status, 503, "{problem}");
+    assert_eq!(program.admin_get("/readyz").await.0, 503);
+    postgres.run().await;
+    let ready = async { while program.admin_get("/readyz").await.0 != 200 {} };
+    soon("readiness", ready).await;
+    let (status, pushed) = call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    assert_eq!(status, 201, "{pushed}");
+    until(&program, "delivered", 1).await;
+    assert_eq!(*noted.bodies.lock().unwrap(), ["x"]);
+}
