@@ -284,26 +284,31 @@ begin
   return cardinality(places);
 end $$;
 
--- Removes at most p_most items that are over for long enough, and keys as old.
-create function outpace.forget_v1(p_delivered int8, p_dead int8, p_most int4) returns int8
+-- Removes at most p_most items of each state that are over for long enough, the oldest first, and keys
+-- that are as old.
+create function outpace.forget_v1(p_delivered int8, p_dead int8, p_keys int8, p_most int4) returns int8
 language plpgsql volatile as $$
-declare places int8[]; ids text[]; buffers int8[]; sizes int8[];
+declare state int8; places int8[]; ids text[]; buffers int8[]; sizes int8[]; count int8 := 0;
 begin
-  select array_agg(s.place), array_agg(s.id), array_agg(s.buffer), array_agg(s.size + 512)
-    into places, ids, buffers, sizes from (
-    select i.place, i.id, i.buffer, i.size from outpace.item i
-     where (i.status in (3, 5) and i.finished < p_delivered) or (i.status in (4, 6) and i.finished < p_dead)
-     limit p_most for update skip locked) s;
-  delete from outpace.once where made < p_delivered;
-  if places is null then return 0; end if;
-  delete from outpace.attempt where item = any (ids);
-  delete from outpace.body where place = any (places);
-  delete from outpace.item where place = any (places);
-  perform 1 from outpace.buffer where number = any (buffers) order by number for no key update;
-  update outpace.buffer b set bytes = greatest(0, b.bytes - g.bytes)
-    from (select u.buffer, sum(u.size) as bytes from unnest(buffers, sizes) u(buffer, size) group by u.buffer) g
-   where b.number = g.buffer;
-  return cardinality(places);
+  delete from outpace.once where made < p_keys;
+  foreach state in array array[3, 4, 5, 6] loop
+    select array_agg(s.place), array_agg(s.id), array_agg(s.buffer), array_agg(s.size + 512)
+      into places, ids, buffers, sizes from (
+      select i.place, i.id, i.buffer, i.size from outpace.item i
+       where i.status = state and i.status > 2
+         and i.finished < case when state in (3, 5) then p_delivered else p_dead end
+       order by i.finished limit p_most for update skip locked) s;
+    continue when places is null;
+    delete from outpace.attempt where item = any (ids);
+    delete from outpace.body where place = any (places);
+    delete from outpace.item where place = any (places);
+    perform 1 from outpace.buffer where number = any (buffers) order by number for no key update;
+    update outpace.buffer b set bytes = greatest(0, b.bytes - g.bytes)
+      from (select u.buffer, sum(u.size) as bytes from unnest(buffers, sizes) u(buffer, size) group by u.buffer) g
+     where b.number = g.buffer;
+    count := count + cardinality(places);
+  end loop;
+  return count;
 end $$;
 
 -- Sends dead letters again: at their old places, or behind all others.

@@ -1,5 +1,5 @@
 //! What persisting costs, beside what the disk itself can do in the same run:
-//! `cargo bench --bench spool -- [--seconds N] [--backlog N] [--dir DIR]`.
+//! `cargo bench --bench spool -- [--seconds N] [--backlog N] [--dir DIR] [--only disk|postgres]`.
 //!
 //! The yardstick is one write of 1 KiB with one `fdatasync`: a store that synchronises for each item can
 //! do no more. Ratios compare machines; absolute figures do not.
@@ -12,6 +12,9 @@
     reason = "a benchmark measures real time and makes its own tasks"
 )]
 
+#[path = "../../tests/it/harness/postgres.rs"]
+#[expect(dead_code, reason = "the pooler is for tests")]
+mod postgres;
 mod program;
 
 use std::io::Write as _;
@@ -22,13 +25,117 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use outpace::clock::Clock;
+use outpace::db::Database;
+use outpace::policy::Secret;
+use outpace::random::Random;
 use outpace::shutdown::Tasks;
-use outpace::spool::{Buffer, Disk, DiskSettings, NewItem, Request, Store, Terms};
+use outpace::spool::{
+    Buffer, Disk, DiskSettings, NewItem, PostgresParts, PostgresSpoolSettings, Request, Store,
+    Terms,
+};
+use postgres::Postgres;
 
 /// One item's body.
 const BODY: usize = 1024;
 /// Items in one synchronisation of the second yardstick.
 const GROUP: usize = 600;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    let event = tokio::time::timeout(PATIENCE, event).await;
+    event.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Where a store is.
+pub(crate) enum Site {
+    Disk,
+    /// A server that synchronises, on the same disk.
+    Postgres(Postgres),
+}
+
+impl Site {
+    async fn all(dir: &Path) -> Vec<Self> {
+        let only = option("--only");
+        let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+        let mut all = Vec::new();
+        if wanted("disk") {
+            all.push(Self::Disk);
+        }
+        if wanted("postgres") {
+            all.push(Self::Postgres(Postgres::start_in(dir, "on").await));
+        }
+        all
+    }
+
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Postgres(_) => "postgres",
+        }
+    }
+
+    /// The store, with one buffer.
+    pub(crate) async fn open(&self, dir: PathBuf, url: &str) -> (Opened, Buffer) {
+        let name = format!("b{}", free_port());
+        let opened = match self {
+            Self::Disk => Opened::Disk(opened(dir).await),
+            Self::Postgres(server) => {
+                let parts = PostgresParts {
+                    database: Database::new(&Secret::new(server.url()), 6).unwrap(),
+                    migrate: true,
+                    settings: PostgresSpoolSettings {
+                        max: 64 << 30,
+                        lease: Duration::from_secs(10),
+                    },
+                    replica: i64::from(free_port()),
+                    clock: Clock::system(),
+                    random: Random::from_entropy(),
+                };
+                let store = outpace::spool::Postgres::new(parts, &Tasks::new());
+                store.prepare().await.unwrap();
+                Opened::Postgres(Arc::new(store))
+            }
+        };
+        let terms = Terms {
+            url: url.to_owned(),
+            ..Terms::default()
+        };
+        let store = opened.store();
+        let made = store
+            .create(name.clone().into(), name.into(), terms, 0)
+            .await;
+        let (buffer, _) = made.unwrap();
+        (opened, buffer)
+    }
+}
+
+/// A store of one kind or the other.
+pub(crate) enum Opened {
+    Disk(Arc<Disk>),
+    Postgres(Arc<outpace::spool::Postgres>),
+}
+
+impl Opened {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Disk(disk) => Arc::clone(disk) as Arc<dyn Store>,
+            Self::Postgres(store) => Arc::clone(store) as Arc<dyn Store>,
+        }
+    }
+
+    pub(crate) async fn close(self) {
+        match self {
+            Self::Disk(disk) => disk.close().await,
+            Self::Postgres(store) => store.close().await,
+        }
+    }
+}
 
 pub(crate) fn option(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
@@ -58,16 +165,21 @@ async fn measure(dir: &Path, length: Duration) {
         "{:<34} {:>9} {:>12} {:>10} {:>10} {:>12}",
         "store", "producers", "items/s", "ratio", "p50", "p99 (fsyncs)"
     );
-    for producers in [1, 10, 100, 1000] {
-        let (rate, p50, p99) = pushes(dir, length, producers).await;
-        let syncs = p99.as_secs_f64() / fsync.as_secs_f64();
-        println!(
-            "{:<34} {producers:>9} {rate:>12.0} {:>10.2} {p50:>10.1?} {syncs:>12.1}",
-            "disk, at the trait",
-            rate / single
-        );
+    let sites = Site::all(dir).await;
+    for site in &sites {
+        for producers in [1, 10, 100, 1000] {
+            let (rate, p50, p99) = pushes(site, dir, length, producers).await;
+            let syncs = p99.as_secs_f64() / fsync.as_secs_f64();
+            println!(
+                "{:<34} {producers:>9} {rate:>12.0} {:>10.2} {p50:>10.1?} {syncs:>12.1}",
+                format!("{}, at the trait", site.name()),
+                rate / single
+            );
+        }
     }
-    program::measure(dir, length, single).await;
+    for site in &sites {
+        program::measure(site, dir, length, single).await;
+    }
 }
 
 /// How many items per second the disk itself takes, so many per synchronisation.
@@ -95,24 +207,14 @@ pub(crate) fn settings(dir: PathBuf) -> DiskSettings {
     }
 }
 
-pub(crate) async fn opened(dir: PathBuf, url: &str) -> (Arc<Disk>, Buffer) {
-    let disk = Disk::open(settings(dir), &Clock::system(), &Tasks::new())
-        .await
-        .unwrap();
-    let terms = Terms {
-        url: url.to_owned(),
-        ..Terms::default()
-    };
-    let (buffer, _) = disk
-        .create("buf_1".into(), "b".into(), terms, 0)
-        .await
-        .unwrap();
-    (Arc::new(disk), buffer)
+async fn opened(dir: PathBuf) -> Arc<Disk> {
+    let disk = Disk::open(settings(dir), &Clock::system(), &Tasks::new()).await;
+    Arc::new(disk.unwrap())
 }
 
-pub(crate) fn item(number: u64, size: usize) -> NewItem {
+pub(crate) fn item(buffer: &Buffer, number: u64, size: usize) -> NewItem {
     NewItem {
-        id: format!("itm_{number:032x}").into(),
+        id: format!("itm_{}_{number:026x}", buffer.name).into(),
         request: Request::default(),
         body: Bytes::from(vec![b'x'; size]),
         not_before: 0,
@@ -122,20 +224,28 @@ pub(crate) fn item(number: u64, size: usize) -> NewItem {
 
 /// So many producers, each waiting until its item is on disk: items per second, median and 99th
 /// percentile of the wait.
-async fn pushes(dir: &Path, length: Duration, producers: usize) -> (f64, Duration, Duration) {
+async fn pushes(
+    site: &Site,
+    dir: &Path,
+    length: Duration,
+    producers: usize,
+) -> (f64, Duration, Duration) {
     let dir = tempfile::tempdir_in(dir).unwrap();
-    let (disk, buffer) = opened(dir.path().join("spool"), "http://127.0.0.1:9/").await;
+    let (opened, buffer) = site
+        .open(dir.path().join("spool"), "http://127.0.0.1:9/")
+        .await;
+    let store = opened.store();
     let next = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..producers {
-        let (disk, next, buffer) = (Arc::clone(&disk), Arc::clone(&next), buffer.number);
+        let (store, next, buffer) = (Arc::clone(&store), Arc::clone(&next), buffer.clone());
         tasks.spawn(async move {
             let mut waits = Vec::new();
             while began.elapsed() < length {
-                let one = item(next.fetch_add(1, Ordering::Relaxed), BODY);
+                let one = item(&buffer, next.fetch_add(1, Ordering::Relaxed), BODY);
                 let asked = Instant::now();
-                disk.push(buffer, vec![one], None, 0).await.unwrap();
+                store.push(buffer.number, vec![one], None, 0).await.unwrap();
                 waits.push(asked.elapsed());
             }
             waits
@@ -145,6 +255,6 @@ async fn pushes(dir: &Path, length: Duration, producers: usize) -> (f64, Duratio
     let rate = waits.len() as f64 / began.elapsed().as_secs_f64();
     waits.sort_unstable();
     let at = |part: f64| waits[((waits.len() - 1) as f64 * part) as usize];
-    disk.close().await;
+    opened.close().await;
     (rate, at(0.5), at(0.99))
 }

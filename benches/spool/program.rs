@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use outpace::spool::{Query, Status, Store};
 
-use super::{item, opened, option};
+use super::{Site, item, option};
 
 /// The rate of the limit that the backlog is drained at, per second.
 const RATE: f64 = 100.0;
@@ -80,7 +80,7 @@ impl Drop for Program {
     }
 }
 
-fn start(dir: &Path, origin: &Origin) -> Program {
+fn start(site: &Site, name: &str, dir: &Path, origin: &Origin) -> Program {
     let free = || {
         std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -89,8 +89,15 @@ fn start(dir: &Path, origin: &Origin) -> Program {
             .port()
     };
     let (listen, admin) = (free(), free());
+    let spool = match site {
+        Site::Disk => "spool: { max: 64GiB, ballast: 1MiB }".to_owned(),
+        Site::Postgres(server) => format!(
+            "spool: {{ store: postgres, max: 64GiB }}\nledger: {{ postgres: {{ url: \"{}\" }} }}",
+            server.url()
+        ),
+    };
     let config = format!(
-        "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {}\nspool: {{ max: 64GiB, ballast: 1MiB }}\negress: {{ allow: [\"127.0.0.1\"] }}\ntargets:\n  - {{ name: o, hosts: [\"127.0.0.1\"], limits: [{{ rate: \"{RATE}/1s\", burst: 1 }}] }}\nbuffers:\n  - {{ name: b, url: \"http://127.0.0.1:{}/\" }}\n",
+        "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {}\n{spool}\negress: {{ allow: [\"127.0.0.1\"] }}\ntargets:\n  - {{ name: o, hosts: [\"127.0.0.1\"], limits: [{{ rate: \"{RATE}/1s\", burst: 1 }}] }}\nbuffers:\n  - {{ name: {name}, url: \"http://127.0.0.1:{}/\" }}\n",
         dir.display(),
         origin.port
     );
@@ -104,37 +111,34 @@ fn start(dir: &Path, origin: &Origin) -> Program {
     Program(child.unwrap(), listen)
 }
 
-pub(crate) async fn measure(dir: &Path, length: Duration, single: f64) {
+pub(crate) async fn measure(site: &Site, dir: &Path, length: Duration, single: f64) {
     let mut origin = Origin::start().await;
     let dir = tempfile::tempdir_in(dir).unwrap();
     let backlog: u64 = option("--backlog").map_or(1_000_000, |text| text.parse().unwrap());
     let url = format!("http://127.0.0.1:{}/", origin.port);
     std::fs::create_dir_all(dir.path()).unwrap();
-    let (disk, buffer) = opened(dir.path().join("spool"), &url).await;
+    let (opened, buffer) = site.open(dir.path().join("spool"), &url).await;
+    let store = opened.store();
     let began = Instant::now();
     for from in (0..backlog).step_by(1000) {
         let items = (from..backlog.min(from + 1000))
-            .map(|number| item(number, 256))
+            .map(|number| item(&buffer, number, 256))
             .collect();
         // Time passes, so that it can be asked for.
-        disk.push(
-            buffer.number,
-            items,
-            None,
-            i64::try_from(from / 1000).unwrap(),
-        )
-        .await
-        .unwrap();
+        let now = i64::try_from(from / 1000).unwrap();
+        let pushed = store.push(buffer.number, items, None, now).await;
+        pushed.unwrap();
     }
     println!(
-        "\nbacklog of {backlog} items pushed by thousands in {:?}",
+        "\n{}: backlog of {backlog} items pushed by thousands in {:?}",
+        site.name(),
         began.elapsed()
     );
-    questions(&*disk, buffer.number, backlog).await;
-    disk.close().await;
-    drop(disk);
+    questions(&*store, buffer.number, backlog).await;
+    drop(store);
+    opened.close().await;
     let began = Instant::now();
-    let program = start(dir.path(), &origin);
+    let program = start(site, &buffer.name, dir.path(), &origin);
     origin.reached(1).await;
     println!(
         "first delivery {:?} after the start of the process",
@@ -152,7 +156,7 @@ pub(crate) async fn measure(dir: &Path, length: Duration, single: f64) {
         rate / RATE * 100.0,
         resident(&program)
     );
-    over_http(program.1, length, single).await;
+    over_http(program.1, &buffer.name, length, single).await;
 }
 
 /// What an operator asks of a long history.
@@ -211,11 +215,12 @@ fn resident(program: &Program) -> u64 {
     kib.unwrap_or(0) / 1024
 }
 
-async fn over_http(port: u16, length: Duration, single: f64) {
+async fn over_http(port: u16, name: &str, length: Duration, single: f64) {
     for clients in [1, 100] {
         let began = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..clients {
+            let path = format!("/buffers/{name}/items");
             tasks.spawn(async move {
                 let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 let (mut sender, connection) =
@@ -226,7 +231,7 @@ async fn over_http(port: u16, length: Duration, single: f64) {
                 let body = format!("{{\"body\":\"{}\"}}", "x".repeat(1024));
                 let mut count = 0;
                 while began.elapsed() < length {
-                    let request = Request::post("/buffers/b/items")
+                    let request = Request::post(&path)
                         .header("host", format!("localhost:{port}"))
                         .body(Full::new(Bytes::from(body.clone())));
                     let response = sender.send_request(request.unwrap()).await.unwrap();

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode, header};
-use ring::digest;
 use serde_json::json;
 
 use super::buffers::{bad, field, locate};
@@ -163,11 +162,5 @@ fn once(
         |headers: &HeaderMap| Some(headers.get("idempotency-key")?.to_str().ok()?.to_owned());
     let key = field(&head.headers).or(key)?;
     let who = call.sender.name.as_deref().unwrap_or("-");
-    let print = digest::digest(&digest::SHA256, bytes);
-    let mut fingerprint = [0; 32];
-    fingerprint.copy_from_slice(print.as_ref());
-    Some(Once {
-        key: format!("{who}/{}/{key}", buffer.id),
-        fingerprint,
-    })
+    Some(Once::new(&format!("{who}/{}", buffer.id), &key, &[bytes]))
 }

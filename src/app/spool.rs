@@ -20,7 +20,7 @@ use crate::spool::{
 };
 
 /// How often history is looked through.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// How often a database that is not there yet is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 

@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::Deliveries;
 use crate::exchange::{Error, Keeping, Overflow, Shelf, Shelved};
-use crate::spool::{Buffer, Guarantee, NewItem, Request, Sealer, Store, StoreError, Terms};
+use crate::spool::{Buffer, Guarantee, NewItem, Once, Request, Sealer, Store, StoreError, Terms};
 
 /// How many kept requests of one origin are in flight at once.
 const AT_ONCE: u32 = 10;
@@ -45,6 +45,7 @@ impl Shelves {
         let fresh = |prefix: &str| -> Arc<str> { format!("{prefix}_{}", random.name()).into() };
         let now = self.store.now();
         let buffer = self.buffer(&overflow, fresh("buf"), now).await?;
+        let once = once(&overflow);
         let id = fresh("itm");
         let mut headers = fields(&overflow.headers);
         let sealed = self.sealer.seal(&id, &mut headers)?;
@@ -68,10 +69,13 @@ impl Shelves {
             not_before: now,
             expires: Some(now + TOO_OLD),
         };
-        self.store
-            .push(buffer.number, vec![item], None, now)
+        let pushed = self
+            .store
+            .push(buffer.number, vec![item], once, now)
             .await?;
         self.deliveries.wake(buffer.number);
+        // Kept before under the same key: it is that one.
+        let id = pushed.items.into_iter().next().map_or(id, |(id, _)| id);
         Ok(Shelved {
             location: format!("{}/v1/items/{id}", self.base),
             id,
@@ -115,6 +119,24 @@ impl Shelves {
             .await
             .map(|(buffer, _)| buffer)
     }
+}
+
+/// A client that lost its connection asks again under the same `Idempotency-Key`.
+fn once(overflow: &Overflow) -> Option<Once> {
+    let key = overflow.headers.get("idempotency-key")?.to_str().ok()?;
+    let origin = &overflow.origin;
+    let whose = format!(
+        "overflow/{}/{}:{}",
+        overflow.client.as_deref().unwrap_or("-"),
+        origin.host,
+        origin.port
+    );
+    let (method, path) = (overflow.method.as_str(), overflow.path.as_str());
+    Some(Once::new(
+        &whose,
+        key,
+        &[method.as_bytes(), path.as_bytes(), &overflow.body],
+    ))
 }
 
 fn fields(headers: &HeaderMap) -> Vec<(String, String)> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ring::digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -210,6 +211,23 @@ pub struct Once {
     pub key: String,
     /// What was pushed under it.
     pub fingerprint: [u8; 32],
+}
+
+impl Once {
+    /// A key that is `whose` alone, first used for these bytes, one part after the other.
+    pub fn new(whose: &str, key: &str, parts: &[&[u8]]) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let mut fingerprint = [0; 32];
+        fingerprint.copy_from_slice(context.finish().as_ref());
+        Self {
+            key: format!("{whose}/{key}"),
+            fingerprint,
+        }
+    }
 }
 
 /// An item.

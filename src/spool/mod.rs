@@ -164,6 +164,11 @@ pub struct Finished {
     pub attempt: Attempt,
 }
 
+/// Bytes above which history goes before its time: well before pushes are refused.
+const fn crowded(max: u64) -> u64 {
+    max / 10 * 8
+}
+
 /// How many items of a buffer stand where, by the position in [`Status::ALL`].
 pub type Counts = [u64; Status::ALL.len()];
 
@@ -269,7 +274,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// A page of attempts with the place of each, latest first.
     fn attempts(&self, query: Query) -> Done<'_, Vec<(i64, Attempt)>>;
 
-    /// Removes history that is older than this.
+    /// Removes history that is older than this; where room runs out, also what was delivered later.
     fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
 }
 

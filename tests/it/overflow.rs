@@ -89,3 +89,32 @@ async fn p10_closed_a_kept_request_is_its_clients_alone() {
     let (_, all) = call_with(&program, "GET", "/attempts", "", &as_other).await;
     assert_eq!(all["attempts"][0]["response_body"], Value::Null);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_the_same_key_is_the_same_kept_request() {
+    let (origin, seen) = noting(|_| 201).await;
+    let target = "targets:\n  - name: slow\n    hosts: [\"plain.test\"]\n    max_wait: 0s\n    limits: [{ rate: \"1/3s\", burst: 1 }]\n";
+    let program = Program::before(&origin, &format!("{SPOOL}{target}")).await;
+    let mut client = Client::plain(&program).await;
+    let ask = |body: &'static str| {
+        http::Request::post("http://plain.test/x")
+            .header("host", "plain.test")
+            .header("prefer", "respond-async")
+            .header("idempotency-key", "k")
+            .body(Full::new(body.into()))
+            .unwrap()
+    };
+    assert_eq!(client.ask(ask("at once")).await.status(), 201);
+    let (first, again) = (client.ask(ask("kept")).await, client.ask(ask("kept")).await);
+    assert_eq!(
+        (first.status().as_u16(), again.status().as_u16()),
+        (202, 202)
+    );
+    assert_eq!(first.headers()["location"], again.headers()["location"]);
+    assert_eq!(client.ask(ask("another")).await.status(), 422);
+    let location = first.headers()["location"].to_str().unwrap();
+    let path = format!("/v1{}/response", location.split_once("/v1").unwrap().1);
+    let wait = [("prefer", "wait=30")];
+    assert_eq!(call_with(&program, "GET", &path, "", &wait).await.0, 201);
+    assert_eq!(*seen.lock().unwrap(), ["at once", "kept"]);
+}

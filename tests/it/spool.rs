@@ -304,3 +304,39 @@ async fn one_spool_is_for_one_process_and_a_rate_changes_in_the_middle() {
         "{times:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_room_runs_out_history_goes_before_its_time_and_dead_letters_stay() {
+    let (origin, _) = noting(|number| if number == 0 { 400 } else { 200 }).await;
+    let spool = "spool: { max: 4MiB, max_body: 1MiB, min_free: 1MiB, ballast: 0B }\n";
+    let program = Program::before(&origin, spool).await;
+    made(&program, &json!({})).await;
+    let body = "x".repeat(200_000);
+    let push = || {
+        call(
+            &program,
+            "POST",
+            "/buffers/b/items",
+            json!({ "body": body }),
+        )
+    };
+    // More than fits, although all of it is delivered long before its time to go.
+    let (mut kept, mut full) = (0, 0);
+    let pushing = async {
+        while kept < 40 {
+            match push().await.0 {
+                201 => kept += 1,
+                507 => {
+                    full += 1;
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+                other => panic!("{other}"),
+            }
+        }
+    };
+    soon("room", pushing).await;
+    assert!(full > 0);
+    let (_, buffer) = call(&program, "GET", "/buffers/b", "").await;
+    assert_eq!(buffer["items"]["dead"], 1, "{buffer}");
+    assert!(buffer["items"]["delivered"].as_u64() < Some(39), "{buffer}");
+}

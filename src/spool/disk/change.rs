@@ -5,11 +5,11 @@ use std::sync::Arc;
 use sqlx::Row as _;
 
 use super::super::{
-    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms,
+    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms, crowded,
 };
 use super::op::Value;
 use super::read::read_item;
-use super::writer::{Batch, Failed};
+use super::writer::{Batch, Failed, used};
 
 type Changed = Result<Value, Failed>;
 
@@ -344,15 +344,30 @@ const FORGET_MAX: i64 = 1000;
 
 pub(super) async fn forget(
     batch: &mut Batch<'_>,
-    delivered_before: Millis,
-    dead_before: Millis,
+    (delivered_before, dead_before): (Millis, Millis),
+    max: u64,
 ) -> Changed {
-    let sql = "select place, id, buffer, status, large from item \
-               where (status in (3, 5) and finished < ?) or (status in (4, 6) and finished < ?) limit ?";
-    let rows = sqlx::query(sql)
-        .bind(delivered_before)
-        .bind(dead_before)
-        .bind(FORGET_MAX)
+    // Where room runs out history goes before its time, the oldest first.
+    let is_crowded = used(batch.connection).await? > crowded(max);
+    let until = if is_crowded {
+        Millis::MAX
+    } else {
+        delivered_before
+    };
+    let oldest = |status: Status, before: Millis| {
+        format!(
+            "select * from (select place, id, buffer, status, large from item \
+             where status = {} and status > 2 and finished < {before} order by finished limit {FORGET_MAX})",
+            status as i64
+        )
+    };
+    let parts = [
+        oldest(Status::Delivered, until),
+        oldest(Status::Cancelled, until),
+        oldest(Status::Dead, dead_before),
+        oldest(Status::Expired, dead_before),
+    ];
+    let rows = sqlx::query(sqlx::AssertSqlSafe(parts.join(" union all ")))
         .fetch_all(&mut *batch.connection)
         .await?;
     for row in &rows {

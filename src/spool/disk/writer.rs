@@ -274,7 +274,7 @@ impl Batch<'_> {
                 delivered_before,
                 dead_before,
                 ..
-            } => change::forget(self, *delivered_before, *dead_before).await,
+            } => change::forget(self, (*delivered_before, *dead_before), settings.max).await,
         }
     }
 
@@ -447,7 +447,7 @@ fn is_full(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code & 0xff == 13)
 }
 
-async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
+pub(super) async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
     let sql = "select (p.page_count - f.freelist_count) * s.page_size \
                from pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
     let used: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;

@@ -7,7 +7,7 @@ use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::BufferRow;
 use super::super::{
-    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms,
+    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms, crowded,
 };
 use super::read::item_of;
 use super::{Inner, failed};
@@ -335,9 +335,21 @@ impl Inner {
             let number = row.try_get(0).map_err(|error| failed(&error))?;
             self.clear(number).await?;
         }
-        let sql = "select outpace.forget_v1($1, $2, $3)";
-        let make = || sqlx::query(sql).bind(delivered).bind(dead).bind(MOST);
+        // Where room runs out history goes before its time.
+        let crowded = self.known.used() > crowded(self.parts.settings.max);
+        let until = if crowded { Millis::MAX } else { delivered };
+        let sql = "select outpace.forget_v1($1, $2, $3, $4)";
+        let make = || {
+            sqlx::query(sql)
+                .bind(until)
+                .bind(dead)
+                .bind(delivered)
+                .bind(MOST)
+        };
         let count = count_of(&self.rows(make).await?)?;
+        if crowded {
+            self.look().await?;
+        }
         Ok(count.unsigned_abs())
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Postgres {
     pub(crate) port: u16,
     user: Option<(u32, u32)>,
     server: Option<Child>,
+    /// Whether it synchronises: a test need not survive a power loss.
+    fsync: &'static str,
 }
 
 /// A program of Postgres: on PATH, or where packages put it.
@@ -78,9 +80,14 @@ async fn started(mut command: Command, says: &'static str) -> Child {
 impl Postgres {
     /// A fresh cluster, running.
     pub(crate) async fn start() -> Self {
+        Self::start_in(&std::env::temp_dir(), "off").await
+    }
+
+    /// The same in a directory that everybody may enter, with or without synchronising.
+    pub(crate) async fn start_in(parent: &Path, fsync: &'static str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("outpace-pg")
-            .tempdir()
+            .tempdir_in(parent)
             .unwrap();
         let user = somebody();
         if let Some((uid, gid)) = user {
@@ -91,6 +98,7 @@ impl Postgres {
             user,
             dir,
             server: None,
+            fsync,
         };
         let made = postgres
             .command("initdb")
@@ -153,7 +161,7 @@ impl Postgres {
             .args(["-p", &self.port.to_string(), "-k", "", "-h", "127.0.0.1"])
             .args([
                 "-c",
-                "fsync=off",
+                &format!("fsync={}", self.fsync),
                 "-c",
                 "max_connections=200",
                 "-c",
