@@ -104,56 +104,62 @@ create function outpace.millis_v1() returns int8 language sql volatile as $$
 $$;
 
 -- Keeps many pushes at once, each of one or more items for one buffer and perhaps with a key; no key
--- twice. Item n belongs to push p_of[n] and stands behind the ones before it. A push may have been kept
+-- twice. Item n belongs to push p_push[n] and stands behind the ones before it. A push may have been kept
 -- before without our having heard so: it is found by the id of its first item, and not kept again.
 --
 -- Per push: 0 kept now, 1 its key was used for the same before (with what it made), 2 there is no such
 -- buffer, 3 its key was used for something else; and the place of its first item.
+--
+-- Scalar subqueries and subscripts instead of joins: nothing is known of the arrays when it is planned, and
+-- a nested loop over two of them is what would come of it.
 create function outpace.push_v1(
   p_buffers int8[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
-  p_of int4[], p_ids text[], p_requests text[], p_crcs int8[], p_bodies bytea[],
+  p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_bodies bytea[],
   p_not_befores int8[], p_expires int8[], p_tell bool
 ) returns table (state int4, first int8, made text) language plpgsql volatile as $$
 #variable_conflict use_column
-declare fresh text[]; states int4[];
+declare states int4[];
 begin
   perform 1 from outpace.buffer b where b.number = any (p_buffers) order by b.number for no key update;
-  with used as (
-    insert into outpace.once (key, fingerprint, made)
-    select k.key, k.print, k.now
-      from unnest(p_keys, p_prints, p_nows, p_buffers) k(key, print, now, buffer)
-     where k.key is not null
-       and exists (select 1 from outpace.buffer b where b.number = k.buffer and not b.removed)
-     order by k.key
-    on conflict do nothing returning key)
-  select coalesce(array_agg(key), '{}') into fresh from used;
+  insert into outpace.once (key, fingerprint, made)
+  select k.key, k.print, k.now
+    from unnest(p_keys, p_prints, p_nows, p_buffers) k(key, print, now, buffer)
+   where k.key is not null
+     and exists (select 1 from outpace.buffer b where b.number = k.buffer and not b.removed)
+   order by k.key
+  on conflict do nothing;
 
+  -- What a key has made is written last: where nothing stands there the key is ours.
   select array_agg(case
-           when p.key is not null and o.fingerprint <> p.print then 3
-           when p.key is not null and p.key <> all (fresh) and o.key is not null then 1
-           when b.number is null then 2
-           when exists (select 1 from outpace.item i where i.id = p.first) then 4
+           when p.used is not null and p.used <> p.print then 3
+           when p.used is not null and p.made <> '[]' then 1
+           when not p.known then 2
+           when p.again then 4
            else 0 end order by p.at)
     into states
-    from unnest(p_buffers, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)
-    left join outpace.buffer b on b.number = p.buffer and not b.removed
-    left join outpace.once o on o.key = p.key;
+    from (select p.print, p.at,
+                 (select o.fingerprint from outpace.once o where o.key = p.key) as used,
+                 (select o.items from outpace.once o where o.key = p.key) as made,
+                 (select true from outpace.item i where i.id = p.first) as again,
+                 coalesce((select not b.removed from outpace.buffer b where b.number = p.buffer), false) as known
+            from unnest(p_buffers, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)) p;
 
-  with fitting as (
-    select n.*, p.buffer, p.now,
-           b.next_seq - 1 + row_number() over (partition by p.buffer order by n.nr) as seq, b.last_kept
-      from unnest(p_of, p_ids, p_requests, p_crcs, p_bodies, p_not_befores, p_expires) with ordinality
+  with fitting as materialized (
+    select n.id, n.request, n.crc, n.body, n.not_before, n.expires, n.nr, p_buffers[n.push] as buffer,
+           p_nows[n.push] as now, nextval('outpace.item_place_seq') as place,
+           row_number() over (partition by p_buffers[n.push] order by n.nr) as rank
+      from unnest(p_push, p_ids, p_requests, p_crcs, p_bodies, p_not_befores, p_expires) with ordinality
            n(push, id, request, crc, body, not_before, expires, nr)
-      join unnest(p_buffers, p_nows, states) with ordinality p(buffer, now, state, at) on p.at = n.push
-      join outpace.buffer b on b.number = p.buffer
-     where p.state = 0),
+     where states[n.push] = 0
+     order by n.nr),
   kept as (
-    insert into outpace.item (id, buffer, born, seq, request, crc, size, kept, not_before, expires)
-    select id, buffer, seq, seq, request, crc, octet_length(body), greatest(now, last_kept), not_before, expires
-      from fitting order by nr
-    returning place, id),
+    insert into outpace.item (place, id, buffer, born, seq, request, crc, size, kept, not_before, expires)
+    overriding system value
+    select f.place, f.id, f.buffer, b.next_seq - 1 + f.rank, b.next_seq - 1 + f.rank, f.request, f.crc,
+           octet_length(f.body), greatest(f.now, b.last_kept), f.not_before, f.expires
+      from fitting f, lateral (select b.next_seq, b.last_kept from outpace.buffer b where b.number = f.buffer) b),
   beside as (
-    insert into outpace.body (place, body) select k.place, f.body from kept k join fitting f using (id))
+    insert into outpace.body (place, body) select f.place, f.body from fitting f)
   update outpace.buffer b
      set next_seq = b.next_seq + f.n, bytes = b.bytes + f.bytes, version = b.version + 1,
          last_kept = greatest(b.last_kept, f.now)
@@ -161,18 +167,20 @@ begin
             from fitting group by buffer) f
    where b.number = f.buffer;
 
-  update outpace.once o
-     set items = (select jsonb_agg(jsonb_build_array(i.id, i.seq) order by i.seq)::text
-                    from unnest(p_of, p_ids) n(push, id) join outpace.item i on i.id = n.id where n.push = p.at)
-    from unnest(p_keys) with ordinality p(key, at)
-   where o.key = p.key and p.key = any (fresh);
+  update outpace.once o set items = m.items
+    from (select p_keys[n.push] as key,
+                 jsonb_agg(jsonb_build_array(n.id, (select i.seq from outpace.item i where i.id = n.id)) order by n.nr)::text
+                 as items
+            from unnest(p_push, p_ids) with ordinality n(push, id, nr)
+           where states[n.push] = 0 and p_prints[n.push] is not null group by n.push) m
+   where o.key = m.key;
 
   if p_tell then perform pg_notify('outpace_spool', ''); end if;
   return query
-    select case p.state when 4 then 0 else p.state end, i.seq, o.items
+    select case p.state when 4 then 0 else p.state end,
+           case when p.state in (0, 4) then (select i.seq from outpace.item i where i.id = p.first) end,
+           case when p.state = 1 then (select o.items from outpace.once o where o.key = p.key) end
       from unnest(states, p_firsts, p_keys) with ordinality p(state, first, key, at)
-      left join outpace.item i on i.id = p.first and p.state in (0, 4)
-      left join outpace.once o on o.key = p.key and p.state = 1
      order by p.at;
 end $$;
 

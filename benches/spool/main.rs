@@ -13,7 +13,7 @@
 )]
 
 #[path = "../../tests/it/harness/postgres.rs"]
-#[expect(dead_code, reason = "the pooler is for tests")]
+#[expect(dead_code, clippy::expect_used, reason = "as in tests, whose it is")]
 mod postgres;
 mod program;
 

@@ -8,9 +8,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Response as HttpResponse;
 use http_body_util::BodyExt as _;
+use tokio::sync::watch;
 
+use super::gate::{Gate, Stage};
 use super::outbound::{fields, request};
-use super::{Gate, Inner, REST};
+use super::{Inner, REST};
 use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
@@ -19,16 +21,55 @@ use crate::spool::{
     Attempt, Buffer, Finished, Hold, Item, Outcome, Response, Store, StoreError, step,
 };
 
+/// How long before it may leave by the buffer's own pace an item is marked as being sent.
+const CLAIM_AHEAD: Duration = Duration::from_millis(5);
+
+/// One item on its way.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) buffer: Buffer,
+    pub(super) item: Item,
+    /// Of the hold under which it is sent.
+    pub(super) term: i64,
+    pub(super) gate: Arc<Gate>,
+    /// By the buffer's own pace it leaves no sooner.
+    pub(super) opens: Instant,
+    /// The one that it must not overtake.
+    pub(super) before: Option<watch::Receiver<Stage>>,
+    pub(super) stage: watch::Sender<Stage>,
+}
+
+impl Delivery {
+    /// How the one before has ended; over, if there is none.
+    async fn predecessor(&self) -> Stage {
+        let Some(before) = &self.before else {
+            return Stage::Over;
+        };
+        let ended = |stage: &Stage| matches!(stage, Stage::Over | Stage::Again);
+        let stage = before.clone().wait_for(ended).await.map(|stage| *stage);
+        stage.unwrap_or(Stage::Again)
+    }
+
+    /// The next one may find its turn.
+    fn is_answered(&self) {
+        self.stage.send_replace(Stage::Answered);
+        self.gate.passed.notify_one();
+    }
+}
+
+/// Ready if the one before is not over after all, and this one must not follow.
+async fn unfollowed(delivery: &Delivery) {
+    if delivery.predecessor().await == Stage::Over {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Marks its item when the turn is near.
 #[derive(Debug)]
 struct Claim {
     store: Arc<dyn Store>,
     clock: Clock,
-    buffer: i64,
-    /// Of the hold under which it is sent.
-    term: i64,
-    id: Arc<str>,
-    gate: Arc<Gate>,
+    delivery: Arc<Delivery>,
     state: Mutex<Claimed>,
 }
 
@@ -49,29 +90,46 @@ impl Claim {
     fn set(&self, change: impl FnOnce(&mut Claimed)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
+
+    async fn mark(&self) -> Result<(), String> {
+        let delivery = &self.delivery;
+        if delivery.predecessor().await != Stage::Over {
+            // `deliver` ends it.
+            return std::future::pending().await;
+        }
+        let buffer = self.store.buffer(delivery.buffer.number);
+        if buffer.is_none_or(|buffer| buffer.paused.is_some()) {
+            return Err("its buffer is paused".to_owned());
+        }
+        self.clock.sleep_until(delivery.opens - CLAIM_AHEAD).await;
+        let id = Arc::clone(&delivery.item.id);
+        let item = self.store.claim(delivery.buffer.number, id).await;
+        let item = item.map_err(|error| error.to_string())?;
+        self.set(|state| state.item = Some(item));
+        self.clock.sleep_until(delivery.opens).await;
+        Ok(())
+    }
 }
 
 impl Keeper for Claim {
     fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
         Box::pin(async {
             if self.state().item.is_none() {
-                let item = self.store.claim(self.buffer, Arc::clone(&self.id)).await;
-                let item = item.map_err(|error| error.to_string())?;
-                self.set(|state| state.item = Some(item));
+                return self.mark().await;
             }
             Ok(())
         })
     }
 
     fn leaves(&self) -> bool {
-        let now = self.clock.now();
+        let (now, delivery) = (self.clock.now(), &self.delivery);
         // A process that stood still may be late by any time.
-        let hold = self.store.hold(self.buffer);
-        if hold.is_none_or(|hold| hold.term != self.term) {
+        let hold = self.store.hold(delivery.buffer.number);
+        if hold.is_none_or(|hold| hold.term != delivery.term) {
             return false;
         }
         self.set(|state| state.left = Some(now));
-        self.gate.pass(Some(now));
+        delivery.gate.pass(Some((now, delivery.opens)));
         true
     }
 }
@@ -85,33 +143,37 @@ struct Came {
 }
 
 impl Inner {
-    pub(super) async fn deliver(&self, buffer: &Buffer, item: Item, term: i64, gate: &Arc<Gate>) {
+    pub(super) async fn deliver(&self, delivery: &Arc<Delivery>) {
+        let (buffer, item) = (&delivery.buffer, &delivery.item);
         let claim = Arc::new(Claim {
             store: Arc::clone(&self.parts.store),
             clock: self.parts.exchange.clock.clone(),
-            buffer: buffer.number,
-            term,
-            id: Arc::clone(&item.id),
-            gate: Arc::clone(gate),
+            delivery: Arc::clone(delivery),
             state: Mutex::default(),
         });
         let began = self.parts.exchange.clock.now();
         let started = self.now();
         let came = tokio::select! {
             biased;
-            () = self.lapsed(buffer.number, term) => None,
-            came = self.attempt(buffer, &item, &claim) => Some(came),
+            () = self.lapsed(buffer.number, delivery.term) => None,
+            () = unfollowed(delivery) => None,
+            came = self.attempt(&claim) => Some(came),
             () = self.withdrawn(&claim) => None,
         };
         let Claimed {
             item: claimed,
             left,
         } = claim.state();
+        let mut stage = Stage::Again;
         let recorded = match came {
             Some(came) => {
                 let times = (started, began, left);
-                match self.record(buffer, &item, claimed, came, times).await {
-                    Ok(Some(finished)) => self.keep(finished, term).await,
+                match self.record(buffer, item, claimed, came, times).await {
+                    Ok(Some(finished)) => self.keep(finished, delivery.term).await.map(|item| {
+                        if !item.status.is_live() {
+                            stage = Stage::Over;
+                        }
+                    }),
                     Ok(None) => Ok(()),
                     Err(error) => Err(error),
                 }
@@ -125,9 +187,10 @@ impl Inner {
         if let Err(error) = recorded {
             tracing::warn!(%error, item = %item.id, "what became of an item could not be recorded");
         }
+        delivery.stage.send_replace(stage);
         self.tell(&item.id);
         if left.is_none() {
-            gate.pass(None);
+            delivery.gate.pass(None);
         }
     }
 
@@ -151,7 +214,8 @@ impl Inner {
         hold.filter(|hold| hold.term == term)
     }
 
-    async fn attempt(&self, buffer: &Buffer, item: &Item, claim: &Arc<Claim>) -> Came {
+    async fn attempt(&self, claim: &Arc<Claim>) -> Came {
+        let Delivery { buffer, item, .. } = &*claim.delivery;
         let body = match self.parts.store.body(Arc::clone(&item.id)).await {
             Ok(body) => body,
             Err(error @ StoreError::Damaged(_)) => return Came::never(error.to_string()),
@@ -175,6 +239,9 @@ impl Inner {
         };
         match self.parts.exchange.send(arrival, request).await {
             Ok(response) => {
+                if response.status().is_success() {
+                    claim.delivery.is_answered();
+                }
                 let most = if item.request.reply {
                     REPLY_RESPONSE
                 } else {
@@ -281,14 +348,14 @@ impl Inner {
 
     /// Records an outcome. Where there is no room for it, or the store is away, again and again while the
     /// buffer is ours: without it the item would be in flight for ever, or be sent again.
-    async fn keep(&self, finished: Finished, term: i64) -> Result<(), StoreError> {
+    async fn keep(&self, finished: Finished, term: i64) -> Result<Item, StoreError> {
         let (clock, buffer) = (&self.parts.exchange.clock, finished.attempt.buffer);
         loop {
             let again = match self.parts.store.finish(finished.clone(), self.now()).await {
                 Err(StoreError::Full { .. }) => !self.parts.exchange.tasks.draining(),
                 // The way to a database may be back in time even while outpace ends.
                 Err(StoreError::Away(_)) => self.parts.store.is_shared(),
-                other => return other.map(drop),
+                other => return other,
             };
             if !again || self.held(buffer, term).is_none() {
                 return Err(StoreError::Away("the outcome found no room".to_owned()));

@@ -295,7 +295,8 @@ async fn one_spool_is_for_one_process_and_a_rate_changes_in_the_middle() {
     until(&program, "delivered", 40).await;
     let times = origin.arrivals.times();
     assert!(
-        times[2] - times[0] >= std::time::Duration::from_millis(400),
+        // Two intervals, less what one may be late.
+        times[2] - times[0] >= std::time::Duration::from_millis(380),
         "{times:?}"
     );
     // At the old rate the rest would take more than seven seconds.

@@ -1,0 +1,215 @@
+//! One buffer's drain: who is next, and when.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinError, JoinSet};
+
+use super::gate::{Gate, Stage};
+use super::send::Delivery;
+use super::{Inner, REST};
+use crate::clock::Instant;
+use crate::spool::{Buffer, Item, Millis, Query, Status, StoreError};
+
+/// A parked item is looked at again after this many milliseconds at the latest.
+const LOOK_AGAIN: u64 = 60_000;
+/// How long before the buffer's own pace lets an item go it joins the line of its target.
+const AHEAD: Duration = Duration::from_millis(100);
+
+/// What a drain does next.
+enum Next {
+    /// Sends this item, by the buffer's own pace not before then.
+    Send(Buffer, Box<Item>, Instant),
+    /// Nothing before then.
+    Sleep(Instant),
+    /// Nothing, until somebody wakes it.
+    Idle,
+    /// Its buffer is gone.
+    Over,
+}
+
+/// What the drain of one buffer knows.
+struct Drain {
+    number: i64,
+    /// Of the hold under which items are sent.
+    term: i64,
+    /// Items that are being sent, and how far each is.
+    taken: HashMap<Arc<str>, watch::Receiver<Stage>>,
+    gate: Arc<Gate>,
+}
+
+impl Drain {
+    fn of(number: i64) -> Self {
+        Self {
+            number,
+            term: 0,
+            taken: HashMap::new(),
+            gate: Arc::new(Gate::new(Instant::ZERO)),
+        }
+    }
+
+    /// Whether one more may set out. In strict order that is so as soon as the one before is answered:
+    /// while that is being recorded the next one finds its turn, and leaves when it is.
+    fn has_room(&self, buffer: &Buffer) -> bool {
+        let at_once = buffer.terms.concurrency.max(1) as usize;
+        let before = self.taken.values().next();
+        let is_followed = |before: &watch::Receiver<Stage>| *before.borrow() != Stage::Held;
+        self.taken.len() < at_once
+            || (at_once == 1 && self.taken.len() == 1 && before.is_some_and(is_followed))
+    }
+
+    /// Sets an item on its way; the other end of its delivery is what comes back.
+    fn set_out(&mut self, buffer: Buffer, item: Item, opens: Instant) -> Delivery {
+        let strict = buffer.terms.concurrency <= 1;
+        let before = self.taken.values().next().filter(|_| strict).cloned();
+        if buffer.terms.rate_limit.is_some() {
+            self.gate.enter();
+        }
+        let (stage, seen) = watch::channel(Stage::Held);
+        self.taken.insert(Arc::clone(&item.id), seen);
+        Delivery {
+            buffer,
+            item,
+            term: self.term,
+            gate: Arc::clone(&self.gate),
+            opens,
+            before,
+            stage,
+        }
+    }
+
+    /// A delivery is over, however it ended.
+    fn land(&mut self, done: Result<Arc<str>, JoinError>) {
+        match done {
+            Ok(id) => {
+                self.taken.remove(&id);
+            }
+            // Its item stays in flight, for the next hold to find.
+            Err(error) => tracing::error!(%error, "a delivery broke off"),
+        }
+    }
+}
+
+impl Inner {
+    pub(super) async fn drain(self: &Arc<Self>, number: i64, woken: &Notify) {
+        let tasks = &self.parts.exchange.tasks;
+        let mut flying: JoinSet<Arc<str>> = JoinSet::new();
+        let mut drain = Drain::of(number);
+        let drained = tasks.drain_begun();
+        tokio::pin!(drained);
+        loop {
+            while let Some(done) = flying.try_join_next() {
+                drain.land(done);
+            }
+            let next = match self.next(&mut drain).await {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::warn!(%error, "a buffer cannot be drained now");
+                    Next::Sleep(self.parts.exchange.clock.now() + REST)
+                }
+            };
+            let until = match next {
+                Next::Send(buffer, item, opens) => {
+                    let delivery = Arc::new(drain.set_out(buffer, *item, opens));
+                    let inner = Arc::clone(self);
+                    flying.spawn(async move {
+                        inner.deliver(&delivery).await;
+                        Arc::clone(&delivery.item.id)
+                    });
+                    continue;
+                }
+                Next::Sleep(until) => until,
+                Next::Idle => Instant::FAR,
+                Next::Over => break,
+            };
+            tokio::select! {
+                () = woken.notified() => {}
+                () = drain.gate.passed.notified() => {}
+                Some(done) = flying.join_next() => drain.land(done),
+                () = self.parts.exchange.clock.sleep_until(until) => {}
+                () = &mut drained => break,
+            }
+        }
+        // What has left is awaited; what has not goes back by itself.
+        while flying.join_next().await.is_some() {}
+    }
+
+    async fn next(&self, drain: &mut Drain) -> Result<Next, StoreError> {
+        let (store, clock) = (&self.parts.store, &self.parts.exchange.clock);
+        let Some(buffer) = store.buffer(drain.number) else {
+            return Ok(Next::Over);
+        };
+        let Some(hold) = store.hold(drain.number) else {
+            return Ok(Next::Idle);
+        };
+        if hold.term != drain.term {
+            // What left under an earlier hold breaks off first.
+            if !drain.taken.is_empty() {
+                return Ok(Next::Idle);
+            }
+            self.recover(&buffer).await?;
+            drain.gate = Arc::new(Gate::new(self.first_leave(drain.number).await));
+            drain.term = hold.term;
+        }
+        let strict = buffer.terms.concurrency <= 1;
+        if buffer.paused.is_some() || !drain.has_room(&buffer) || drain.gate.is_busy() {
+            return Ok(Next::Idle);
+        }
+        let (now, instant) = (self.now(), clock.now());
+        let limit = u32::try_from(drain.taken.len() + 1).unwrap_or(u32::MAX);
+        let heads = store.heads(drain.number, now, strict, limit).await?;
+        let mut wake = Instant::FAR;
+        for item in heads {
+            if item.expires.is_some_and(|expires| expires <= now) {
+                store.expire(Arc::clone(&item.id), now).await?;
+                self.tell(&item.id);
+                return Ok(Next::Sleep(instant));
+            }
+            if item.status == Status::InFlight || drain.taken.contains_key(&item.id) {
+                continue;
+            }
+            if item.not_before > now {
+                // By the wall clock it is due then; a clock that jumps is asked again before long.
+                let wait = u64::try_from(item.not_before - now)
+                    .unwrap_or(0)
+                    .min(LOOK_AGAIN);
+                wake = wake.min(instant + Duration::from_millis(wait));
+                continue;
+            }
+            let from = drain.gate.opens(&buffer);
+            if from > instant + AHEAD {
+                return Ok(Next::Sleep(from - AHEAD));
+            }
+            return Ok(Next::Send(buffer, Box::new(item), from.max(instant)));
+        }
+        Ok(if wake == Instant::FAR {
+            Next::Idle
+        } else {
+            Next::Sleep(wake)
+        })
+    }
+
+    /// When the last item left, so that a restart keeps the buffer's own pace.
+    async fn first_leave(&self, number: i64) -> Instant {
+        let query = Query {
+            buffer: Some(number),
+            limit: 1,
+            ..Query::default()
+        };
+        let last = self.parts.store.attempts(query).await.unwrap_or_default();
+        let ago = last.first().map_or(Millis::MAX, |(_, attempt)| {
+            self.now() - attempt.started - attempt.waited
+        });
+        let now = self.parts.exchange.clock.now();
+        match u64::try_from(ago) {
+            Ok(ago) => Instant::from_nanos(
+                now.as_nanos()
+                    .saturating_sub_unsigned(ago.saturating_mul(1_000_000)),
+            ),
+            // In the future, by a clock that was put back.
+            Err(_) => now,
+        }
+    }
+}
