@@ -58,8 +58,9 @@ create table outpace.item (
   unique (buffer, seq)
 ) with (fillfactor = 80);
 create index item_live on outpace.item (buffer, seq) where status < 3;
-create index item_parked on outpace.item (buffer, not_before) where status < 2;
-create index item_status on outpace.item (buffer, status, seq);
+-- Nothing that has just been pushed stands in these two, unless it is delayed.
+create index item_parked on outpace.item (buffer, not_before) where status < 2 and not_before > kept;
+create index item_status on outpace.item (buffer, status, seq) where status > 2;
 create index item_kept on outpace.item (buffer, kept);
 create index item_over on outpace.item (status, finished) where status > 2;
 
@@ -104,21 +105,22 @@ create function outpace.millis_v1() returns int8 language sql volatile as $$
 $$;
 
 -- Keeps many pushes at once, each of one or more items for one buffer and perhaps with a key; no key
--- twice. Item n belongs to push p_push[n] and stands behind the ones before it. A push may have been kept
--- before without our having heard so: it is found by the id of its first item, and not kept again.
+-- twice. Item n belongs to push p_push[n] and stands behind the ones before it. Asked again (`p_again`), a
+-- push may have been kept before without our having heard so: it is found by the id of its first item.
 --
--- Per push: 0 kept now, 1 its key was used for the same before (with what it made), 2 there is no such
--- buffer, 3 its key was used for something else; and the place of its first item.
+-- Per push: 0 kept now, with the first free place of its buffer before all of these; 1 its key was used for
+-- the same before, with what it made; 2 there is no such buffer; 3 its key was used for something else; 4
+-- it was kept before, with the place of its first item.
 --
 -- Scalar subqueries and subscripts instead of joins: nothing is known of the arrays when it is planned, and
 -- a nested loop over two of them is what would come of it.
 create function outpace.push_v1(
   p_buffers int8[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
   p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_bodies bytea[],
-  p_not_befores int8[], p_expires int8[], p_tell bool
+  p_not_befores int8[], p_expires int8[], p_again bool, p_tell bool
 ) returns table (state int4, first int8, made text) language plpgsql volatile as $$
 #variable_conflict use_column
-declare states int4[];
+declare states int4[]; bases int8[];
 begin
   perform 1 from outpace.buffer b where b.number = any (p_buffers) order by b.number for no key update;
   insert into outpace.once (key, fingerprint, made)
@@ -135,12 +137,14 @@ begin
            when p.used is not null and p.made <> '[]' then 1
            when not p.known then 2
            when p.again then 4
-           else 0 end order by p.at)
-    into states
+           else 0 end order by p.at),
+         array_agg(p.base order by p.at)
+    into states, bases
     from (select p.print, p.at,
+                 (select b.next_seq from outpace.buffer b where b.number = p.buffer) as base,
                  (select o.fingerprint from outpace.once o where o.key = p.key) as used,
                  (select o.items from outpace.once o where o.key = p.key) as made,
-                 (select true from outpace.item i where i.id = p.first) as again,
+                 p_again and exists (select 1 from outpace.item i where i.id = p.first) as again,
                  coalesce((select not b.removed from outpace.buffer b where b.number = p.buffer), false) as known
             from unnest(p_buffers, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)) p;
 
@@ -177,10 +181,10 @@ begin
 
   if p_tell then perform pg_notify('outpace_spool', ''); end if;
   return query
-    select case p.state when 4 then 0 else p.state end,
-           case when p.state in (0, 4) then (select i.seq from outpace.item i where i.id = p.first) end,
-           case when p.state = 1 then (select o.items from outpace.once o where o.key = p.key) end
-      from unnest(states, p_firsts, p_keys) with ordinality p(state, first, key, at)
+    select p.state,
+           case p.state when 0 then p.base when 4 then (select i.seq from outpace.item i where i.id = p.first) end,
+           case p.state when 1 then (select o.items from outpace.once o where o.key = p.key) end
+      from unnest(states, bases, p_firsts, p_keys) with ordinality p(state, base, first, key, at)
      order by p.at;
 end $$;
 

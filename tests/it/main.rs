@@ -20,6 +20,7 @@ mod buffers;
 mod clients;
 mod conformance;
 mod doors;
+mod faults;
 mod intercept;
 mod ledger;
 mod lifecycle;

@@ -20,7 +20,7 @@ use site::{Site, held};
 const STEPS: usize = 120;
 
 /// What a store should hold.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Model {
     items: Vec<Item>,
     next: HashMap<i64, i64>,
@@ -122,6 +122,26 @@ struct History {
 }
 
 impl History {
+    fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            model: Model::default(),
+            buffers: Vec::new(),
+            seed,
+            made: 0,
+            now: 1000,
+        }
+    }
+
+    async fn make_buffers(&mut self, store: &dyn Store) {
+        for name in ["a", "b"] {
+            let name: Arc<str> = format!("{name}{}", self.seed).into();
+            let id = format!("buf_{name}").into();
+            let made = store.create(id, name, Terms::default(), 0).await;
+            self.buffers.push(made.unwrap().0.number);
+        }
+    }
+
     fn items(&mut self) -> Vec<NewItem> {
         let count = self.rng.random_range(1..5);
         (0..count)
@@ -359,26 +379,8 @@ impl History {
 
 async fn history(seed: u64, site: &mut Site) -> usize {
     let mut store = site.open(0).await;
-    let mut history = History {
-        rng: StdRng::seed_from_u64(seed),
-        model: Model::default(),
-        buffers: Vec::new(),
-        seed,
-        made: 0,
-        now: 1000,
-    };
-    for name in ["a", "b"] {
-        let name = format!("{name}{seed}");
-        let made = store
-            .create(
-                format!("buf_{name}").into(),
-                name.into(),
-                Terms::default(),
-                0,
-            )
-            .await;
-        history.buffers.push(made.unwrap().0.number);
-    }
+    let mut history = History::new(seed);
+    history.make_buffers(&*store).await;
     held(&*store, &history.buffers).await;
     let mut crashes = 0;
     for _ in 0..STEPS {
@@ -434,4 +436,46 @@ async fn p6_every_store_does_as_the_model_also_after_a_crash_postgres() {
         histories += 1;
     }
     println!("{histories} histories of {STEPS} steps, {crashes} crashes, no difference");
+}
+
+/// Whether all items are as the model says.
+async fn is_as(store: &dyn Store, model: &Model, buffers: &[i64]) -> bool {
+    for buffer in buffers {
+        let query = Query {
+            buffer: Some(*buffer),
+            limit: 10_000,
+            ..Query::default()
+        };
+        if store.items(query).await.unwrap() != model.of(*buffer) {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_write_torn_anywhere_leaves_what_was_acknowledged() {
+    const WRITES: usize = 8;
+    let (mut torn, mut found) = (0, 0);
+    for seed in seeds().take(3) {
+        let mut site = Site::on_disk();
+        let store = site.open(0).await;
+        let mut history = History::new(seed);
+        history.make_buffers(&*store).await;
+        for _ in 0..WRITES {
+            let before = (site.image("before"), history.model.clone());
+            history.step(&*store).await;
+            let after = site.image("after");
+            for cut in after.tears(&before.0) {
+                let torn_store = site.open_torn(&before.0, &after, cut).await;
+                let is_new = is_as(&*torn_store, &history.model, &history.buffers).await;
+                let is_old = is_as(&*torn_store, &before.1, &history.buffers).await;
+                assert!(is_new || is_old, "seed {seed}: torn at {cut:?}");
+                torn += 1;
+                found += usize::from(is_new);
+            }
+        }
+    }
+    println!("{torn} tears: {found} with the whole write, all others with none of it");
+    assert!(found > 0 && found < torn);
 }

@@ -145,13 +145,23 @@ impl Inner {
         &self,
         make: impl Fn() -> Statement<'q> + Send + Sync,
     ) -> Result<Vec<PgRow>, StoreError> {
+        self.rows_again(|_again| make()).await
+    }
+
+    /// The same for a statement that is told whether it is asked again.
+    async fn rows_again<'q>(
+        &self,
+        make: impl Fn(bool) -> Statement<'q> + Send + Sync,
+    ) -> Result<Vec<PgRow>, StoreError> {
         let clock = &self.parts.clock;
         let give_up = clock.now() + PATIENCE;
+        let mut again = false;
         loop {
-            let error = match self.rows_once(make()).await {
+            let error = match self.rows_once(make(again)).await {
                 Ok(rows) => return Ok(rows),
                 Err(error) => error,
             };
+            again = true;
             if !is_passing(&error) || clock.now() >= give_up {
                 return Err(failed(&error));
             }

@@ -1,6 +1,6 @@
 //! Pushes are kept together: whatever came while the last ones were being kept goes in one statement.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 use sqlx::Row as _;
@@ -168,11 +168,12 @@ impl Inner {
             return;
         }
         let kept = self.keep_all(&batch).await;
+        let mut places = HashMap::new();
         for (index, push) in batch.into_iter().enumerate() {
             let answer = match &kept {
                 Ok(rows) => rows.get(index).map_or_else(
                     || Err(StoreError::Away("it answered too little".to_owned())),
-                    |row| answer(row, &push),
+                    |row| answer(row, &push, &mut places),
                 ),
                 Err(error) => Err(error.clone()),
             };
@@ -191,9 +192,8 @@ impl Inner {
             .buffers
             .iter()
             .any(|buffer| self.known.hold(*buffer).is_none());
-        let sql =
-            "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
-        self.rows(|| {
+        let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
+        self.rows_again(|again| {
             sqlx::query(sql)
                 .bind(&all.buffers)
                 .bind(&all.keys)
@@ -207,20 +207,32 @@ impl Inner {
                 .bind(&all.bodies)
                 .bind(&all.not_befores)
                 .bind(&all.expires)
+                .bind(again)
                 .bind(tell)
         })
         .await
     }
 }
 
-/// What became of a push: as `push_v1` tells it.
-fn answer(row: &PgRow, push: &Waiting) -> Result<Pushed, StoreError> {
+/// What became of a push, as `push_v1` tells it. `places` are those given so far, by buffer.
+fn answer(
+    row: &PgRow,
+    push: &Waiting,
+    places: &mut HashMap<i64, i64>,
+) -> Result<Pushed, StoreError> {
     let read = || -> Result<(i32, Option<i64>, Option<String>), sqlx::Error> {
         Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
     };
     let (state, first, made) = read().map_err(|error| failed(&error))?;
     match (state, first) {
-        (0, Some(first)) => {
+        (0 | 4, Some(first)) => {
+            let given = i64::try_from(push.items.len()).unwrap_or(0);
+            let before = match state {
+                0 => places.entry(push.buffer).or_default(),
+                _ => &mut 0,
+            };
+            let first = first + *before;
+            *before += given;
             let ids = push.items.iter().map(|item| Arc::clone(&item.id));
             Ok(Pushed {
                 items: ids.zip(first..).collect(),

@@ -46,7 +46,7 @@ impl Inner {
         if !found.is_empty() {
             return Ok(found);
         }
-        let soon = "select * from outpace.item where buffer = $1 and status < 2 \
+        let soon = "select * from outpace.item where buffer = $1 and status < 2 and not_before > kept \
                     order by not_before limit least($2, 1)";
         items_of(
             &self
