@@ -3,11 +3,14 @@
 //! - `GET /healthz`: the process answers.
 //! - `GET /readyz`: 200 once every latch has dropped and no drain has begun, else 503 with the reason.
 //! - `GET /metrics`: OpenMetrics text.
+//! - `GET /v1/attend`: held open by `outpace run` while its command runs.
 //! - `PATCH /v1/targets/{name}/limits/{limit}` pins a limit for all replicas, `DELETE` takes the pin off.
 
+mod attend;
 mod latch;
 mod limits;
 
+pub use attend::{Attendance, Serving};
 pub use latch::{Latch, Readiness};
 
 use std::sync::Arc;
@@ -38,6 +41,10 @@ pub struct Admin {
     pub ledger: Arc<dyn Ledger>,
     /// What operators prove themselves with; nothing if absent.
     pub token: Option<Arc<Secret>>,
+    /// What we are.
+    pub serving: Arc<Serving>,
+    /// Who uses us for as long as they are there.
+    pub attendance: Attendance,
 }
 
 impl Admin {
@@ -53,6 +60,7 @@ impl Admin {
         // Health is for probes, which carry no token; it tells nothing that is not plain to see.
         let guarded = Router::new()
             .route("/metrics", get(metrics))
+            .route("/v1/attend", get(attend::attend))
             .route(
                 "/v1/targets/{name}/limits/{limit}",
                 patch(limits::pin).delete(limits::unpin),

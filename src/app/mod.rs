@@ -4,21 +4,25 @@ mod data_dir;
 mod drain;
 mod ledger;
 mod reload;
+mod serving;
 mod spool;
 mod trust;
 
+pub use serving::serving;
 pub use trust::Trust;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::admin::{Admin, Readiness};
+use crate::admin::{Admin, Attendance, Readiness};
 use crate::api::Api;
 use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
@@ -94,6 +98,9 @@ pub struct App {
     ledger: ledger::Opened,
     spool: Option<spool::Opened>,
     ended: Option<drain::Asked>,
+    sign: serving::Sign,
+    /// Who we run for, if we end with the last of them.
+    attended: Option<Attendance>,
     /// The proxy's address, with the port that was bound.
     pub listen: SocketAddr,
     /// The admin's address, with the port that was bound.
@@ -105,7 +112,7 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(config: &Path) -> Result<Self, StartError> {
+    pub async fn start(config: &Path, manner: Manner) -> Result<Self, StartError> {
         let loaded = config::load(config, &config::process_environment, 0)?;
         let config::Config { settings, policy } = loaded.config;
         let shared = Shared::new()?;
@@ -120,7 +127,7 @@ impl App {
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let (listeners, admin_listener, addresses) = bind(&settings).await?;
+        let (listeners, admin_listener, addresses) = bind(&settings, manner).await?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
@@ -129,6 +136,8 @@ impl App {
             spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
+        let serving = serving::Sign::serving(config, listen, admin);
+        let attendance = Attendance::default();
         let tasks = &shared.tasks;
         for listener in listeners {
             drop(tasks.spawn_until_drained(listener.run(Arc::clone(&server))));
@@ -139,6 +148,8 @@ impl App {
             policy: Arc::clone(&policy),
             ledger: ledger.ledger(),
             token: loaded.admin_token.clone(),
+            serving: Arc::new(serving.clone()),
+            attendance: attendance.clone(),
         };
         serve_admin(tasks, admin_listener, routes);
         tasks.spawn_until_drained(reap(server));
@@ -146,6 +157,7 @@ impl App {
         // Whoever reads that we are ready may end us at once.
         let ended = drain::Asked::listen();
         let ended = ended.map_err(|error| StartError::Internal(error.to_string()))?;
+        let sign = serving::Sign::put_up(&settings.data_dir, serving);
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
             open_files = open_files.unwrap_or_default(), version = env!("CARGO_PKG_VERSION"), "ready"
@@ -162,6 +174,8 @@ impl App {
             ledger,
             spool,
             ended: Some(ended),
+            sign,
+            attended: (manner == Manner::Attended).then_some(attendance),
             listen,
             admin,
         })
@@ -185,14 +199,46 @@ impl App {
         let broken = spool::broken(self.spool.as_ref());
         tokio::select! {
             () = ended.come() => {}
+            () = unattended(self.attended.clone(), &self.clock) => {}
             () = reloading.run() => {}
             // Nothing may be acknowledged any more; what was is found at the next start.
             broken = broken => return Err(broken),
         }
+        // Whoever looks for us from now on shall not find us.
+        drop(self.sign);
         drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
         spool::close(self.spool.as_ref()).await;
         self.ledger.leave().await;
         Ok(())
+    }
+}
+
+/// For whom we run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Until somebody ends us.
+    Standing,
+    /// As long as somebody is there, at any port that is free.
+    Attended,
+}
+
+/// How long one who was to come is waited for, and how long another one.
+const NOBODY_CAME: Duration = Duration::from_secs(10);
+const NOBODY_LEFT: Duration = Duration::from_millis(200);
+
+/// Ready when all for whom we run have gone.
+async fn unattended(attendance: Option<Attendance>, clock: &Clock) {
+    let Some(attendance) = attendance else {
+        return std::future::pending().await;
+    };
+    let mut patience = NOBODY_CAME;
+    loop {
+        tokio::select! {
+            () = attendance.somebody() => {}
+            () = clock.sleep_until(clock.now() + patience) => return,
+        }
+        attendance.nobody().await;
+        patience = NOBODY_LEFT;
     }
 }
 
@@ -300,7 +346,16 @@ fn exchange(
 type Bound = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
 
 /// The proxy's port first, then routes' ports; and the admin's.
-async fn bind(settings: &Settings) -> Result<Bound, StartError> {
+async fn bind(settings: &Settings, manner: Manner) -> Result<Bound, StartError> {
+    let or_any = |address: SocketAddr| async move {
+        match TcpListener::bind(address).await {
+            // Who runs with us is told where we are.
+            Err(error) if error.kind() == ErrorKind::AddrInUse && manner == Manner::Attended => {
+                SocketAddr::new(address.ip(), 0)
+            }
+            _ => address,
+        }
+    };
     let failed = |key, address| {
         move |cause| StartError::Port {
             key,
@@ -308,7 +363,7 @@ async fn bind(settings: &Settings) -> Result<Bound, StartError> {
             cause,
         }
     };
-    let listen = settings.listen;
+    let listen = or_any(settings.listen).await;
     let mut listeners = vec![
         serve::bind(listen, None)
             .await
@@ -321,7 +376,7 @@ async fn bind(settings: &Settings) -> Result<Bound, StartError> {
                 .map_err(failed("routes: listen", *address))?,
         );
     }
-    let admin = settings.admin_listen;
+    let admin = or_any(settings.admin_listen).await;
     let admin = TcpListener::bind(admin)
         .await
         .map_err(failed("admin.listen", admin))?;
@@ -346,7 +401,7 @@ fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {
     });
 }
 
-const REAP_EVERY: std::time::Duration = std::time::Duration::from_secs(15);
+const REAP_EVERY: Duration = Duration::from_secs(15);
 
 async fn reap(server: Arc<Server>) {
     loop {

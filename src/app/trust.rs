@@ -1,13 +1,16 @@
 //! What a client needs to use and trust the proxy: its URL, its CA, and the bundle. Shared by the
 //! subcommands that print it; makes the CA if there is none yet, so that apps can be set up first.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{StartError, data_dir};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError};
 use crate::intercept::{CaSource, CertificateAuthority, write_bundle};
 use crate::origin::Roots;
+use crate::policy::Secret;
 
 /// The CA and where its files are.
 #[derive(Debug)]
@@ -20,7 +23,10 @@ pub struct Trust {
     pub key: PathBuf,
     /// The roots and the CA.
     pub bundle: PathBuf,
+    /// The user's own settings of wget, and the bundle.
+    pub wgetrc: PathBuf,
     config: Config,
+    admin_token: Option<Arc<Secret>>,
 }
 
 impl Trust {
@@ -34,7 +40,7 @@ impl Trust {
             Some(path) => config::load(path, &environment, 0)?,
             None => config::parse(Path::new("defaults"), "", &environment, 0)?,
         };
-        let config = loaded.config;
+        let (config, admin_token) = (loaded.config, loaded.admin_token);
         let settings = &config.settings;
         data_dir::prepare(settings)?;
         let ca = CertificateAuthority::load_or_make(&settings.ca, Clock::system().wall())?;
@@ -48,23 +54,46 @@ impl Trust {
             CaSource::DataDir(dir) => (dir.join("ca.pem"), dir.join("ca.key")),
             CaSource::Supplied { cert, key } => (cert.clone(), key.clone()),
         };
+        let bundle = dir.join("bundle.pem");
+        let wgetrc = write_wgetrc(&dir, &bundle).map_err(|cause| StartError::DataDir {
+            path: dir.clone(),
+            cause,
+        })?;
         Ok(Self {
             ca,
             cert,
             key,
-            bundle: dir.join("bundle.pem"),
+            bundle,
+            wgetrc,
             config,
+            admin_token,
         })
     }
 
-    /// The proxy's URL for `client`, with its credentials where clients are known.
+    /// Where the proxy keeps its state.
+    pub fn data_dir(&self) -> &Path {
+        &self.config.settings.data_dir
+    }
+
+    /// What operators prove themselves with.
+    pub fn admin_token(&self) -> Option<&Secret> {
+        self.admin_token.as_deref()
+    }
+
+    /// The proxy's URL for `client`, with its credentials where clients are known; at this address, or as
+    /// the configuration says.
     ///
     /// # Errors
     /// If the client is not known, or needed and not given.
-    pub fn proxy_url(&self, client: Option<&str>) -> Result<String, StartError> {
+    pub fn proxy_url(
+        &self,
+        client: Option<&str>,
+        at: Option<SocketAddr>,
+    ) -> Result<String, StartError> {
         let Config { settings, policy } = &self.config;
-        let base = settings.public_url.clone().unwrap_or_else(|| {
-            let mut address = settings.listen;
+        let public = settings.public_url.clone().filter(|_| at.is_none());
+        let base = public.unwrap_or_else(|| {
+            let mut address = at.unwrap_or(settings.listen);
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
@@ -97,6 +126,24 @@ impl Trust {
             }
         }
     }
+}
+
+/// wget takes the name of its configuration from a variable, and nothing else; what the user has set
+/// stays.
+fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
+    let own = config::process_environment("WGETRC").map(PathBuf::from);
+    let home = config::process_environment("HOME").map(|home| Path::new(&home).join(".wgetrc"));
+    let path = dir.join("wgetrc");
+    let own = own.filter(|own| *own != path).or(home);
+    let own = own.and_then(|own| std::fs::read_to_string(own).ok());
+    let bundle = std::path::absolute(bundle)?;
+    let text = format!(
+        "{}\nca_certificate = {}\n",
+        own.unwrap_or_default(),
+        bundle.display()
+    );
+    std::fs::write(&path, text)?;
+    Ok(path)
 }
 
 /// Where a running proxy, too, keeps what clients may read.

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::variables::{Variables, variables};
 use super::{Exit, complain, print};
 use crate::app::{StartError, Trust};
 
@@ -15,12 +16,35 @@ pub(super) struct EnvArgs {
     /// The client to be, where `clients` are configured
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
+    /// For whom they are written
+    #[arg(long, value_enum, default_value_t = Shell::Sh)]
+    shell: Shell,
+}
+
+/// Who reads the variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shell {
+    /// POSIX shells, bash, zsh: `eval "$(outpace env)"`
+    Sh,
+    /// fish: `outpace env --shell fish | source`
+    Fish,
+    /// PowerShell: `outpace env --shell powershell | Out-String | Invoke-Expression`
+    Powershell,
+    /// A file for `docker run --env-file`
+    Docker,
+    /// Entries of a container's `env` in Kubernetes
+    K8s,
 }
 
 pub(super) fn run(args: &EnvArgs) -> Exit {
-    match variables(args) {
+    let written = || -> Result<Variables, StartError> {
+        let trust = Trust::load(args.config.as_deref())?;
+        let proxy = trust.proxy_url(args.client.as_deref(), None)?;
+        Ok(variables(&trust, &proxy, None))
+    };
+    match written() {
         Ok(variables) => {
-            let line = |(name, value): &(&str, String)| format!("export {name}={}\n", quote(value));
+            let line = |(name, value): &(&str, String)| args.shell.line(name, value);
             print(&variables.iter().map(line).collect::<String>());
             Exit::Ok
         }
@@ -31,61 +55,35 @@ pub(super) fn run(args: &EnvArgs) -> Exit {
     }
 }
 
-/// Variables that make a program use the proxy. Both spellings are read by somebody.
-const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
-/// Variables that *replace* a program's roots: they get the roots and our CA.
-const REPLACING: [&str; 11] = [
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "PIP_CERT",
-    "GIT_SSL_CAINFO",
-    "CARGO_HTTP_CAINFO",
-    "AWS_CA_BUNDLE",
-    "BUNDLE_SSL_CA_CERT",
-    "NPM_CONFIG_CAFILE",
-    "npm_config_cafile",
-    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-];
-/// Variables that *add* to a program's roots: they get our CA alone.
-const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
-/// Where the proxy is not for: itself, and addresses that it refuses.
-const NO_PROXY: &str =
-    "localhost,127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local";
-
-fn variables(args: &EnvArgs) -> Result<Vec<(&'static str, String)>, StartError> {
-    let trust = Trust::load(args.config.as_deref())?;
-    let proxy = trust.proxy_url(args.client.as_deref())?;
-    let ourselves = url::Url::parse(&proxy)
-        .ok()
-        .and_then(|url| url.host_str().map(str::to_owned));
-    let mut no_proxy = NO_PROXY.to_owned();
-    if let Some(host) = ourselves.filter(|host| !NO_PROXY.split(',').any(|known| known == host)) {
-        no_proxy = format!("{no_proxy},{host}");
+impl Shell {
+    fn line(self, name: &str, value: &str) -> String {
+        match self {
+            Self::Sh => format!("export {name}={}\n", quote(value, "'\\''")),
+            Self::Fish => format!("set -gx {name} {}\n", quote(value, "\\'")),
+            Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
+            // Taken as it stands, up to the end of the line.
+            Self::Docker => format!("{name}={value}\n"),
+            // A JSON string is a YAML one.
+            Self::K8s => format!(
+                "- {{ name: {name}, value: {} }}\n",
+                serde_json::json!(value)
+            ),
+        }
     }
-    let absolute = |path: &std::path::Path| {
-        std::path::absolute(path)
-            .unwrap_or_else(|_| path.to_owned())
-            .display()
-            .to_string()
-    };
-    let mut variables: Vec<(&'static str, String)> = Vec::new();
-    variables.extend(PROXY.map(|name| (name, proxy.clone())));
-    variables.extend(["NO_PROXY", "no_proxy"].map(|name| (name, no_proxy.clone())));
-    variables.extend(REPLACING.map(|name| (name, absolute(&trust.bundle))));
-    variables.extend(ADDING.map(|name| (name, absolute(&trust.cert))));
-    variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
-    variables.push(("UV_NATIVE_TLS", "1".to_owned()));
-    Ok(variables)
 }
 
-/// For a POSIX shell.
-fn quote(value: &str) -> String {
+/// In single quotes where that is needed; `inner` stands for one inside.
+fn quote(value: &str, inner: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/:.,_-@%+".contains(&byte);
     if !value.is_empty() && value.bytes().all(plain) {
         return value.to_owned();
     }
-    format!("'{}'", value.replace('\'', "'\\''"))
+    let escaped = if inner == "\\'" {
+        value.replace('\\', "\\\\")
+    } else {
+        value.to_owned()
+    };
+    format!("'{}'", escaped.replace('\'', inner))
 }
 
 #[cfg(test)]
@@ -93,10 +91,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_survive_a_shell() {
-        assert_eq!(quote("http://127.0.0.1:8080"), "http://127.0.0.1:8080");
-        assert_eq!(quote("/a b"), "'/a b'");
-        assert_eq!(quote("it's"), "'it'\\''s'");
-        assert_eq!(quote(""), "''");
+    fn values_survive_every_shell() {
+        let line = |shell: Shell, value| shell.line("A", value);
+        assert_eq!(
+            line(Shell::Sh, "http://127.0.0.1:8080"),
+            "export A=http://127.0.0.1:8080\n"
+        );
+        assert_eq!(line(Shell::Sh, "it's a"), "export A='it'\\''s a'\n");
+        assert_eq!(line(Shell::Sh, ""), "export A=''\n");
+        assert_eq!(line(Shell::Fish, "it's \\"), "set -gx A 'it\\'s \\\\'\n");
+        assert_eq!(line(Shell::Powershell, "it's"), "$env:A = 'it''s'\n");
+        assert_eq!(line(Shell::Docker, "it's"), "A=it's\n");
+        assert_eq!(
+            line(Shell::K8s, "a\"b"),
+            "- { name: A, value: \"a\\\"b\" }\n"
+        );
     }
 }

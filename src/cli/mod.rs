@@ -9,9 +9,11 @@ mod demo;
 mod env;
 mod exit;
 mod migrate;
+mod run;
 mod serve;
 mod spool;
 mod table;
+mod variables;
 
 pub use exit::Exit;
 
@@ -32,7 +34,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy
-    Serve(ConfigArgs),
+    Serve(serve::ServeArgs),
+    /// Run a command whose requests go through the proxy
+    Run(run::RunArgs),
     /// Check a configuration file and exit
     Check(check::CheckArgs),
     /// Print the variables that make programs use the proxy and trust its CA
@@ -78,7 +82,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     match cli.command {
-        Command::Serve(args) => serve::run(&args.config),
+        Command::Serve(args) => serve::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Ca(args) => ca::run(&args),

@@ -1,16 +1,32 @@
 //! `outpace serve`: run the proxy.
 
-use std::path::Path;
 use std::time::Duration;
 
-use super::{Exit, complain};
-use crate::app::App;
+use clap::Args;
+
+use super::{ConfigArgs, Exit, complain};
+use crate::app::{App, Manner};
 use crate::{config, telemetry};
 
 /// Time for what is dropped at the end to be dropped.
 const LAST_BREATH: Duration = Duration::from_millis(500);
 
-pub(super) fn run(config: &Path) -> Exit {
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// End with the last who asks `/v1/attend`; any free port will do
+    #[arg(long, hide = true)]
+    attended: bool,
+}
+
+pub(super) fn run(args: &ServeArgs) -> Exit {
+    let config = &args.config.config;
+    let manner = if args.attended {
+        Manner::Attended
+    } else {
+        Manner::Standing
+    };
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
     // With one core a second thread would only cost switches.
     let one = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
@@ -27,7 +43,7 @@ pub(super) fn run(config: &Path) -> Exit {
         }
     };
     let served = runtime.block_on(async {
-        let app = App::start(config).await?;
+        let app = App::start(config, manner).await?;
         let lines = app.lines();
         app.run().await.map(|()| lines)
     });

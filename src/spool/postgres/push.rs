@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -14,6 +15,9 @@ use super::{Inner, WAITING_KIB, failed};
 /// Pushes in one statement, and bytes of it.
 const PUSHES: usize = 1024;
 const BYTES: u64 = 8 << 20;
+/// Statements at once: while the server keeps one, the next is written. They take their places one after the
+/// other.
+const AT_ONCE: usize = 2;
 /// What an item takes besides its body.
 const HEAD: u64 = 512;
 
@@ -41,12 +45,19 @@ impl Waiting {
 /// Works until the store is gone.
 pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut next = VecDeque::new();
+    let mut under_way = FuturesUnordered::new();
     loop {
         let mut more = Vec::new();
         // Whoever was just answered may have more to say; that belongs to the next batch.
         tokio::task::yield_now().await;
-        if next.is_empty() && waiting.recv_many(&mut more, PUSHES).await == 0 {
-            return;
+        if under_way.len() >= AT_ONCE {
+            under_way.next().await;
+        }
+        if next.is_empty() {
+            tokio::select! {
+                came = waiting.recv_many(&mut more, PUSHES) => if came == 0 { break },
+                Some(()) = under_way.next(), if !under_way.is_empty() => continue,
+            }
         }
         next.extend(more);
         while next.len() < PUSHES
@@ -54,10 +65,11 @@ pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>
         {
             next.push_back(more);
         }
-        let Some(store) = store.upgrade() else { return };
+        let Some(store) = store.upgrade() else { break };
         let batch = batch(&mut next);
-        store.keep(batch).await;
+        under_way.push(async move { store.keep(batch).await });
     }
+    while under_way.next().await.is_some() {}
 }
 
 /// The pushes that go together: as many as fit, in their order, and no key twice.

@@ -1,0 +1,100 @@
+//! `GET /v1/attend`: whoever uses this outpace for as long as the connection lasts. One that was started
+//! for such users ends when the last has gone.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::Admin;
+
+/// What a running outpace says of itself; also in `serving.json` of its data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Its configuration file, absolute.
+    pub config: String,
+    /// Where the proxy listens.
+    pub listen: std::net::SocketAddr,
+    /// Where the admin listens.
+    pub admin: std::net::SocketAddr,
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+}
+
+/// Counts those who are there.
+#[derive(Debug, Clone)]
+pub struct Attendance(Arc<watch::Sender<usize>>);
+
+impl Default for Attendance {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+}
+
+impl Attendance {
+    fn enter(&self) -> Present {
+        self.0.send_modify(|count| *count += 1);
+        Present(Arc::clone(&self.0))
+    }
+
+    /// Ready once somebody is there.
+    pub async fn somebody(&self) {
+        self.until(|count| count > 0).await;
+    }
+
+    /// Ready once nobody is.
+    pub async fn nobody(&self) {
+        self.until(|count| count == 0).await;
+    }
+
+    async fn until(&self, wanted: impl Fn(usize) -> bool) {
+        // We hold the sender, so it does not end.
+        drop(self.0.subscribe().wait_for(|count| wanted(*count)).await);
+    }
+}
+
+/// Is there until it is dropped.
+struct Present(Arc<watch::Sender<usize>>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Who we are, and then nothing for as long as somebody reads.
+struct Attending {
+    first: Option<Bytes>,
+    #[expect(dead_code, reason = "its drop is what counts")]
+    present: Present,
+}
+
+impl futures_util::Stream for Attending {
+    type Item = Result<Frame<Bytes>, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+pub(super) async fn attend(State(admin): State<Admin>) -> impl IntoResponse {
+    let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
+    first.push('\n');
+    Body::new(StreamBody::new(Attending {
+        first: Some(first.into()),
+        present: admin.attendance.enter(),
+    }))
+}

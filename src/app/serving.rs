@@ -1,0 +1,66 @@
+//! `serving.json` in the data directory: where the outpace that uses it can be reached, as long as it runs.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::admin::Serving;
+
+/// The file; it goes with this.
+#[derive(Debug)]
+pub(super) struct Sign {
+    path: PathBuf,
+    serving: Serving,
+}
+
+impl Sign {
+    /// What runs here, as it is told to others.
+    pub(super) fn serving(config: &Path, listen: SocketAddr, admin: SocketAddr) -> Serving {
+        let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+        Serving {
+            config: config.display().to_string(),
+            listen,
+            admin,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Puts it up. Nobody depends on it: a failure is logged.
+    pub(super) fn put_up(data_dir: &Path, serving: Serving) -> Self {
+        let sign = Self {
+            path: path(data_dir),
+            serving,
+        };
+        let text = serde_json::to_string(&sign.serving).unwrap_or_default();
+        let written = tempfile::NamedTempFile::new_in(data_dir).and_then(|file| {
+            std::fs::write(file.path(), text)?;
+            file.persist(&sign.path).map_err(|error| error.error)
+        });
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %sign.path.display(), "others cannot be told where we serve");
+        }
+        sign
+    }
+}
+
+impl Drop for Sign {
+    fn drop(&mut self) {
+        // Another may have put up its own since.
+        if read(&self.path).is_some_and(|known| known == self.serving) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("serving.json")
+}
+
+fn read(path: &Path) -> Option<Serving> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// What serves with this data directory, as far as it says.
+pub fn serving(data_dir: &Path) -> Option<Serving> {
+    read(&path(data_dir))
+}

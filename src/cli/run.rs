@@ -1,0 +1,216 @@
+//! `outpace run -- CMD`: a command whose requests go through outpace, with nothing else to do. The proxy
+//! is one that serves this configuration already, or one that is started for the command and ends with the
+//! last who uses it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::variables::{Variables, variables};
+use super::{Exit, client::Failure, complain};
+use crate::admin::Serving;
+use crate::app::{Trust, serving};
+use crate::clock::Clock;
+use crate::config;
+use crate::shutdown::Tasks;
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The configuration file; without it, `outpace.yaml` here
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The client to be, where `clients` are configured
+    #[arg(long, value_name = "NAME")]
+    client: Option<String>,
+    /// The command
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// The file that is looked for where none is named.
+const HERE: &str = "outpace.yaml";
+/// How long a proxy may take to be there, and how often that is looked at.
+const START: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(4);
+
+pub(super) fn run(args: &RunArgs) -> Exit {
+    super::block_on(async {
+        match run_command(args).await {
+            Ok(exit) => exit,
+            Err((exit, text)) => {
+                complain(&text);
+                exit
+            }
+        }
+    })
+}
+
+async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
+    let here = Path::new(HERE);
+    let config = match &args.config {
+        Some(config) => config.clone(),
+        None if here.exists() => here.to_owned(),
+        None => {
+            let text = format!("say how to pace: `--config FILE`, or write {HERE} here");
+            return Err((Exit::Usage, text));
+        }
+    };
+    let trust =
+        Trust::load(Some(&config)).map_err(|error| (Exit::from(&error), error.to_string()))?;
+    let proxy = Proxy::find_or_start(&config, &trust).await?;
+    let url = trust.proxy_url(args.client.as_deref(), Some(proxy.serving.listen));
+    let url = url.map_err(|error| (Exit::from(&error), error.to_string()))?;
+    let own = config::process_environment("NO_PROXY").or(config::process_environment("no_proxy"));
+    let ended = follow(&args.command, variables(&trust, &url, own.as_deref())).await;
+    // From here on it may end.
+    drop(proxy);
+    ended
+}
+
+/// Runs the command, passes signals on, and ends as it does.
+async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failure> {
+    let [program, arguments @ ..] = command else {
+        return Err((Exit::Usage, "there is no command".to_owned()));
+    };
+    let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
+    // Heard from before it runs, so that none is missed.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut quit = signal(SignalKind::quit()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .envs(variables)
+        .spawn()
+        .map_err(|error| (Exit::Usage, format!("`{program}` cannot be run: {error}")))?;
+    // What a terminal sends goes to both of us.
+    let typed = std::io::IsTerminal::is_terminal(&std::io::stdin());
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                return ended.map(Exit::of_command).map_err(failed);
+            }
+            _ = interrupt.recv() => if !typed { pass_on(&child, rustix::process::Signal::INT) },
+            _ = quit.recv() => if !typed { pass_on(&child, rustix::process::Signal::QUIT) },
+            _ = terminate.recv() => pass_on(&child, rustix::process::Signal::TERM),
+            _ = hang_up.recv() => pass_on(&child, rustix::process::Signal::HUP),
+        }
+    }
+}
+
+fn pass_on(child: &Child, signal: rustix::process::Signal) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok());
+    let pid = pid.and_then(rustix::process::Pid::from_raw);
+    let passed = pid.map(|pid| rustix::process::kill_process(pid, signal));
+    if let Some(Err(error)) = passed {
+        // It may just have ended.
+        tracing::debug!(%error, "a signal could not be passed on");
+    }
+}
+
+/// A proxy that stays for as long as this is held.
+struct Proxy {
+    serving: Serving,
+    #[expect(dead_code, reason = "its connection is what counts")]
+    attending: Attending,
+}
+
+impl Proxy {
+    async fn find_or_start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
+        let data_dir = trust.data_dir();
+        let failed = |error: std::io::Error| (Exit::DataDir, error.to_string());
+        // Two who begin at once would start two, each with the whole limit.
+        let lock = File::create(data_dir.join("run.lock")).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let found = match Self::find(config, trust).await {
+            Some(proxy) => Ok(proxy),
+            None => Self::start(config, trust).await,
+        };
+        drop(lock);
+        found
+    }
+
+    /// One that runs, with the same configuration and data directory.
+    async fn find(config: &Path, trust: &Trust) -> Option<Self> {
+        let known = serving(trust.data_dir())?;
+        let (told, attending) = Attending::begin(&known, trust).await?;
+        let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+        let is_same = told == known && *told.config == *config.display().to_string();
+        is_same.then_some(Self {
+            serving: told,
+            attending,
+        })
+    }
+
+    async fn start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
+        let log_path = trust.data_dir().join("run.log");
+        let log = File::create(&log_path).map_err(failed)?;
+        let ourselves = std::env::current_exe().map_err(failed)?;
+        let mut child = Command::new(ourselves)
+            .args(["serve", "--attended", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(log)
+            // What is typed at a terminal is for the command.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let clock = Clock::system();
+        let until = clock.now() + START;
+        while clock.now() < until {
+            if let Some(proxy) = Self::find(config, trust).await {
+                return Ok(proxy);
+            }
+            if let Ok(Some(ended)) = child.try_wait() {
+                let told = std::fs::read_to_string(&log_path).unwrap_or_default();
+                let last = told.lines().last().unwrap_or_default();
+                let last = last.strip_prefix("outpace: ").unwrap_or(last);
+                return Err((Exit::of_command(ended), last.to_owned()));
+            }
+            clock.sleep_until(clock.now() + LOOK).await;
+        }
+        let text = format!("the proxy did not start; see {}", log_path.display());
+        Err((Exit::Internal, text))
+    }
+}
+
+/// A connection that says that we are there.
+struct Attending {
+    #[expect(dead_code, reason = "it is open as long as this lives")]
+    body: Incoming,
+    #[expect(dead_code, reason = "it is open as long as this lives")]
+    sender: http1::SendRequest<Empty<Bytes>>,
+}
+
+impl Attending {
+    async fn begin(serving: &Serving, trust: &Trust) -> Option<(Serving, Self)> {
+        let stream = TcpStream::connect(serving.admin).await.ok()?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        drop(Tasks::new().spawn(connection));
+        let mut request =
+            Request::get("/v1/attend").header(header::HOST, serving.admin.to_string());
+        if let Some(token) = trust.admin_token() {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
+        }
+        let asked = sender.send_request(request.body(Empty::new()).ok()?);
+        let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        let mut body = answer.ok()?.ok()?.into_body();
+        let first = body.frame().await?.ok()?.into_data().ok()?;
+        let told = serde_json::from_slice(&first).ok()?;
+        Some((told, Self { body, sender }))
+    }
+}

@@ -1,0 +1,64 @@
+//! What a program needs in its environment to use the proxy and to trust its CA: fourteen common clients
+//! need six different mechanisms, and these are all of them.
+
+use std::path::Path;
+
+use crate::app::Trust;
+
+/// Variables that make a program use the proxy. Both spellings are read by somebody.
+const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
+/// Variables that *replace* a program's roots: they get the roots and our CA.
+const REPLACING: [&str; 11] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "BUNDLE_SSL_CA_CERT",
+    "NPM_CONFIG_CAFILE",
+    "npm_config_cafile",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+];
+/// Variables that *add* to a program's roots: they get our CA alone.
+const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
+/// Where the proxy is not for: itself, and addresses that it refuses.
+const NO_PROXY: &str =
+    "localhost,127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local";
+
+/// Names and values.
+pub(super) type Variables = Vec<(&'static str, String)>;
+
+/// All of them, for the proxy at this URL; `own_no_proxy` is what the user excepts already.
+pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) -> Variables {
+    let ourselves = url::Url::parse(proxy)
+        .ok()
+        .and_then(|url| url.host_str().map(str::to_owned));
+    let mut excepted: Vec<&str> = NO_PROXY.split(',').collect();
+    let own = own_no_proxy.unwrap_or_default().split(',').map(str::trim);
+    for more in own.chain(ourselves.as_deref()) {
+        if !more.is_empty() && !excepted.contains(&more) {
+            excepted.push(more);
+        }
+    }
+    let excepted = excepted.join(",");
+    let mut variables = Variables::new();
+    variables.extend(PROXY.map(|name| (name, proxy.to_owned())));
+    variables.extend(["NO_PROXY", "no_proxy"].map(|name| (name, excepted.clone())));
+    variables.extend(REPLACING.map(|name| (name, absolute(&trust.bundle))));
+    variables.extend(ADDING.map(|name| (name, absolute(&trust.cert))));
+    // wget reads no variable but the name of its configuration.
+    variables.push(("WGETRC", absolute(&trust.wgetrc)));
+    // Node obeys the variables of a proxy from version 24 on, if it is told to.
+    variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
+    variables.push(("UV_NATIVE_TLS", "1".to_owned()));
+    variables
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
+}
