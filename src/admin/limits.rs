@@ -6,12 +6,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Admin;
+use super::{Admin, no};
 use crate::policy::{Algorithm, Bound, Limit};
 use crate::units::Rate;
 
@@ -127,10 +126,4 @@ fn changed(limit: &Limit, change: &Change) -> Result<Bound, String> {
             Ok(Bound::Rate { rate, algorithm })
         }
     }
-}
-
-fn no(status: StatusCode, text: &str) -> Response {
-    let body = json!({ "status": status.as_u16(), "detail": text });
-    let kind = [(CONTENT_TYPE, "application/problem+json")];
-    (status, kind, body.to_string()).into_response()
 }

@@ -3,14 +3,17 @@
 //! - `GET /healthz`: the process answers.
 //! - `GET /readyz`: 200 once every latch has dropped and no drain has begun, else 503 with the reason.
 //! - `GET /metrics`: OpenMetrics text.
+//! - `GET /v1/status`, `GET /v1/explain?url=…`: what is in force, and what a request would meet.
 //! - `GET /v1/attend`: held open by `outpace run` while its command runs.
 //! - `PATCH /v1/targets/{name}/limits/{limit}` pins a limit for all replicas, `DELETE` takes the pin off.
 
 mod attend;
+mod explain;
 mod latch;
 mod limits;
 
 pub use attend::{Attendance, Serving};
+pub use explain::{Now, Question, explain};
 pub use latch::{Latch, Readiness};
 
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch};
 use tokio::net::TcpListener;
 
+use crate::exchange::Exchange;
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Secret};
 use crate::telemetry::Metrics;
@@ -41,6 +45,8 @@ pub struct Admin {
     pub ledger: Arc<dyn Ledger>,
     /// What operators prove themselves with; nothing if absent.
     pub token: Option<Arc<Secret>>,
+    /// Where requests are sent.
+    pub exchange: Arc<Exchange>,
     /// What we are.
     pub serving: Arc<Serving>,
     /// Who uses us for as long as they are there.
@@ -61,6 +67,8 @@ impl Admin {
         let guarded = Router::new()
             .route("/metrics", get(metrics))
             .route("/v1/attend", get(attend::attend))
+            .route("/v1/explain", get(explain::asked))
+            .route("/v1/status", get(explain::status))
             .route(
                 "/v1/targets/{name}/limits/{limit}",
                 patch(limits::pin).delete(limits::unpin),
@@ -115,4 +123,11 @@ fn bears(headers: &HeaderMap, token: &Secret) -> bool {
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
         .is_some_and(|offered| token.matches(offered))
+}
+
+/// A problem, as problem+json.
+fn no(status: StatusCode, text: &str) -> Response {
+    let body = serde_json::json!({ "status": status.as_u16(), "detail": text });
+    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+    (status, kind, body.to_string()).into_response()
 }

@@ -148,6 +148,7 @@ impl App {
             policy: Arc::clone(&policy),
             ledger: ledger.ledger(),
             token: loaded.admin_token.clone(),
+            exchange: Arc::clone(&server.exchange),
             serving: Arc::new(serving.clone()),
             attendance: attendance.clone(),
         };

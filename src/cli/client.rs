@@ -1,7 +1,7 @@
 //! Calls to a running outpace, for subcommands that ask it something.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Args;
@@ -16,6 +16,9 @@ use crate::config;
 use crate::semantics::CLIENT_TOKEN;
 use crate::shutdown::Tasks;
 
+/// The file that is looked for where none is named.
+pub(super) const HERE: &str = "outpace.yaml";
+
 /// Which outpace is asked.
 #[derive(Debug, Args)]
 pub(super) struct WhereArgs {
@@ -27,6 +30,17 @@ pub(super) struct WhereArgs {
     url: Option<url::Url>,
 }
 
+/// Whose admin port is asked.
+#[derive(Debug, Args)]
+pub(super) struct AdminArgs {
+    /// The configuration of the outpace to ask; without it, `outpace.yaml` here
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Its admin port, instead of a configuration; OUTPACE_ADMIN_TOKEN holds its token
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    admin: Option<url::Url>,
+}
+
 /// Why a call failed: the exit code and a sentence.
 pub(super) type Failure = (Exit, String);
 
@@ -34,6 +48,7 @@ pub(super) type Failure = (Exit, String);
 pub(super) struct Outpace {
     authority: String,
     token: Option<String>,
+    bearer: Option<String>,
     tasks: Tasks,
 }
 
@@ -59,8 +74,55 @@ impl Outpace {
         Ok(Self {
             authority,
             token: config::process_environment("OUTPACE_CLIENT_TOKEN"),
+            bearer: None,
             tasks: Tasks::new(),
         })
+    }
+
+    /// The admin port of an outpace.
+    pub(super) fn admin(args: &AdminArgs) -> Result<Self, Failure> {
+        let wrong = |text: String| (Exit::Usage, text);
+        let mut bearer = config::process_environment("OUTPACE_ADMIN_TOKEN");
+        let here = Path::new(HERE);
+        let config = args.config.as_deref().or(here.exists().then_some(here));
+        let authority = match (&args.admin, config) {
+            (Some(url), _) => {
+                let host = url.host_str();
+                let host = host.ok_or_else(|| wrong(format!("`{url}` has no host")))?;
+                format!("{host}:{}", url.port().unwrap_or(80))
+            }
+            (None, Some(path)) => {
+                let loaded = config::load(path, &config::process_environment, 0)
+                    .map_err(|error| wrong(format!("the configuration is wrong:\n{error}")))?;
+                let token = loaded.admin_token.map(|token| token.reveal().to_owned());
+                bearer = bearer.or(token);
+                let settings = loaded.config.settings;
+                // One that was started at any free port says where.
+                let told = crate::app::serving(&settings.data_dir).map(|serving| serving.admin);
+                reachable(told.unwrap_or(settings.admin_listen)).to_string()
+            }
+            (None, None) => {
+                return Err(wrong(
+                    "say which outpace: `--config` or `--admin`".to_owned(),
+                ));
+            }
+        };
+        Ok(Self {
+            authority,
+            token: None,
+            bearer,
+            tasks: Tasks::new(),
+        })
+    }
+
+    /// What a path of its answers, as text.
+    pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
+        let (status, bytes) = self.ask(Method::GET, path, &Value::Null).await?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if status.is_success() {
+            return Ok(text);
+        }
+        Err((Exit::Port, text.trim_end().to_owned()))
     }
 
     /// One call.
@@ -70,6 +132,29 @@ impl Outpace {
         path: &str,
         body: &Value,
     ) -> Result<Value, Failure> {
+        let (status, bytes) = self.ask(method, path, body).await?;
+        let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let detail = answer
+            .get("detail")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let exit = if status == StatusCode::TOO_MANY_REQUESTS {
+            Exit::Later
+        } else {
+            Exit::Usage
+        };
+        Err((exit, format!("{} {detail}", status.as_u16())))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> Result<(StatusCode, Bytes), Failure> {
         let away = |error: String| {
             let text = format!(
                 "outpace does not answer at {}: {error}; is it running?",
@@ -92,6 +177,9 @@ impl Outpace {
         if let Some(token) = &self.token {
             request = request.header(CLIENT_TOKEN, token);
         }
+        if let Some(bearer) = &self.bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        }
         let request = request
             .body(Full::new(Bytes::from(body.to_string())))
             .map_err(|error| (Exit::Usage, error.to_string()))?;
@@ -102,20 +190,7 @@ impl Outpace {
         let status = response.status();
         let bytes = response.into_body().collect().await;
         let bytes = bytes.map_err(|error| away(error.to_string()))?.to_bytes();
-        let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let detail = answer
-            .get("detail")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let exit = if status == StatusCode::TOO_MANY_REQUESTS {
-            Exit::Later
-        } else {
-            Exit::Usage
-        };
-        Err((exit, format!("{} {detail}", status.as_u16())))
+        Ok((status, bytes))
     }
 }
 

@@ -12,6 +12,7 @@ mod migrate;
 mod run;
 mod serve;
 mod spool;
+mod status;
 mod table;
 mod variables;
 
@@ -43,6 +44,12 @@ enum Command {
     Env(env::EnvArgs),
     /// Print where the CA is, its fingerprint and until when it is valid
     Ca(ca::CaArgs),
+    /// Show targets, the rates in force, who waits, and the last refusals
+    Status(status::StatusArgs),
+    /// Tell what a request would meet: its target, limits, keys, lane, and when it could leave
+    Explain(status::ExplainArgs),
+    /// Ask whether a running outpace is alive, or ready
+    Health(status::HealthArgs),
     /// Bring the schema of the shared ledger up to date and exit
     Migrate(ConfigArgs),
     /// Run a command when its turn comes
@@ -87,6 +94,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Check(args) => check::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Ca(args) => ca::run(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Explain(args) => status::explained(&args),
+        Command::Health(args) => status::health(&args),
         Command::Migrate(args) => migrate::run(&args.config),
         Command::Acquire(args) => acquire::run(&args),
         Command::Buffers(args) => buffers::buffers(&args),

@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::client::{Failure, HERE};
 use super::variables::{Variables, variables};
-use super::{Exit, client::Failure, complain};
+use super::{Exit, complain};
 use crate::admin::Serving;
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
@@ -39,8 +40,6 @@ pub(super) struct RunArgs {
     command: Vec<String>,
 }
 
-/// The file that is looked for where none is named.
-const HERE: &str = "outpace.yaml";
 /// How long a proxy may take to be there, and how often that is looked at.
 const START: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(4);
@@ -121,14 +120,19 @@ fn pass_on(child: &Child, signal: rustix::process::Signal) {
 }
 
 /// A proxy that stays for as long as this is held.
-struct Proxy {
+pub(super) struct Proxy {
     serving: Serving,
     #[expect(dead_code, reason = "its connection is what counts")]
     attending: Attending,
 }
 
 impl Proxy {
-    async fn find_or_start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
+    /// Where it listens.
+    pub(super) const fn listen(&self) -> std::net::SocketAddr {
+        self.serving.listen
+    }
+
+    pub(super) async fn find_or_start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
         let data_dir = trust.data_dir();
         let failed = |error: std::io::Error| (Exit::DataDir, error.to_string());
         // Two who begin at once would start two, each with the whole limit.

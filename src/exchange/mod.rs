@@ -237,32 +237,7 @@ impl Exchange {
         let idle = || departure.map_or_else(|| self.pool.idle(&course.destination), |_| None);
         // Boxed: dialling is rare, and its state would make every request's larger.
         let dial = || Box::pin(self.connect(course));
-        let (turn, mut lease) = match (course.target, &course.metrics) {
-            (Some(target), Some(metrics)) => {
-                let ticket = Ticket {
-                    target: Arc::clone(target),
-                    scope: course.scope.clone(),
-                    arrived: record.began(),
-                    deadline: match record.attempts {
-                        0 => record.began() + course.patience,
-                        _ => self.deadline(course, record),
-                    },
-                };
-                let body = course.body.as_ref().filter(|_| course.read_ahead);
-                let entrance = Entrance {
-                    pacer: &self.pacer,
-                    clock: &self.clock,
-                    metrics,
-                    body,
-                };
-                let (turn, lease) = entrance
-                    .admit(&ticket, record, idle, dial)
-                    .await
-                    .map_err(NoAnswer::NotAdmitted)?;
-                (Some(turn), lease)
-            }
-            _ => (None, self.connection(idle, dial).await?),
-        };
+        let (turn, mut lease) = self.admit(course, record, idle, dial).await?;
         if departure.is_some_and(|departure| !departure.keeper.leaves()) {
             let cause = "it is not ours to send any more".to_owned();
             let error = origin::Error::Refused(cause);
@@ -304,6 +279,74 @@ impl Exchange {
         )))
     }
 
+    /// A turn, where there is a target that paces, and a connection.
+    async fn admit<I, D>(
+        &self,
+        course: &Course<'_>,
+        record: &mut Record,
+        idle: I,
+        dial: impl Fn() -> D,
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), NoAnswer>
+    where
+        I: Fn() -> Option<Lease<Outgoing>>,
+        D: Future<Output = Result<Lease<Outgoing>, origin::Error>>,
+    {
+        let Some((target, metrics)) = course.target.zip(course.metrics.as_ref()) else {
+            return Ok((None, self.connection(idle, dial).await?));
+        };
+        if target.observe {
+            let turn = self.observe(target, metrics, course, record);
+            return Ok((turn, self.connection(idle, dial).await?));
+        }
+        let ticket = Ticket {
+            target: Arc::clone(target),
+            scope: course.scope.clone(),
+            arrived: record.began(),
+            deadline: match record.attempts {
+                0 => record.began() + course.patience,
+                _ => self.deadline(course, record),
+            },
+        };
+        let body = course.body.as_ref().filter(|_| course.read_ahead);
+        let entrance = Entrance {
+            pacer: &self.pacer,
+            clock: &self.clock,
+            metrics,
+            body,
+        };
+        let (turn, lease) = entrance
+            .admit(&ticket, record, idle, dial)
+            .await
+            .map_err(NoAnswer::NotAdmitted)?;
+        Ok((Some(turn), lease))
+    }
+
+    /// Counts what the limits of an observed target would do. The turn holds its permits.
+    fn observe(
+        &self,
+        target: &Arc<Target>,
+        metrics: &TargetMetrics,
+        course: &Course<'_>,
+        record: &mut Record,
+    ) -> Option<Turn> {
+        let now = self.clock.now();
+        let ticket = Ticket {
+            target: Arc::clone(target),
+            scope: course.scope.clone(),
+            arrived: now,
+            deadline: now + course.patience,
+        };
+        let held: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
+        let (tell, metrics) = (Arc::clone(&held), metrics.clone());
+        let turn = self.pacer.observe(&ticket, move |limit| {
+            metrics.would_hold();
+            // It is told once.
+            drop(tell.set(limit));
+        });
+        record.would_hold = held.get().cloned().flatten();
+        turn.and_then(|turn| turn.leave().ok())
+    }
+
     async fn connection<C, D>(
         &self,
         idle: impl Fn() -> Option<C>,
@@ -334,7 +377,7 @@ impl Exchange {
         tries: u32,
         record: &Record,
     ) -> Then {
-        let Some(target) = course.target else {
+        let Some(target) = course.target.filter(|target| !target.observe) else {
             return Then::Deliver;
         };
         let situation = Situation {

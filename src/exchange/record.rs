@@ -1,9 +1,10 @@
 //! What happened in an exchange: one canonical JSON line, emitted exactly once, also when the client
 //! goes away in the middle.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::problem::Error;
@@ -112,7 +113,26 @@ pub struct Recorder {
     count: AtomicU64,
     /// The metrics of exchanges without a target.
     unmatched: TargetMetrics,
+    refusals: Mutex<VecDeque<Refusal>>,
 }
+
+/// One of the last refusals.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// When its exchange began.
+    pub time: SystemTime,
+    /// Where it was to go.
+    pub target: Option<Arc<str>>,
+    /// Why.
+    pub reason: &'static str,
+    /// The limit that held it.
+    pub limit: Option<Arc<str>>,
+    /// In words.
+    pub detail: Arc<str>,
+}
+
+/// How many of the last refusals are kept.
+const REFUSALS: usize = 16;
 
 impl Recorder {
     /// Emits to `lines` and counts in `metrics`; `instance` tells replicas apart.
@@ -125,7 +145,20 @@ impl Recorder {
             instance,
             count: AtomicU64::new(0),
             unmatched,
+            refusals: Mutex::default(),
         }
+    }
+
+    /// The last refusals, the latest first.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let kept = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().cloned().collect()
+    }
+
+    fn keep(&self, refusal: Refusal) {
+        let mut kept = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.truncate(REFUSALS - 1);
+        kept.push_front(refusal);
     }
 
     /// Begins a record.
@@ -143,6 +176,7 @@ impl Recorder {
             target: None,
             metrics: None,
             limit: None,
+            would_hold: None,
             waited: Duration::ZERO,
             attempts: 0,
             status: 0,
@@ -177,6 +211,8 @@ pub struct Record {
     metrics: Option<TargetMetrics>,
     /// The limit that held the request longest.
     pub limit: Option<Arc<str>>,
+    /// The limit that would have held it, were its target not only observed.
+    pub would_hold: Option<Arc<str>>,
     /// Time spent waiting for turns.
     pub waited: Duration,
     /// How often the request was sent.
@@ -239,6 +275,15 @@ impl Record {
         if self.status == 0 {
             self.status = row.status.as_u16();
         }
+        if row.outcome == Outcome::Refused {
+            self.recorder.keep(Refusal {
+                time: self.time,
+                target: self.target.clone(),
+                reason: row.token,
+                limit: self.limit.clone(),
+                detail: error.detail.as_str().into(),
+            });
+        }
     }
 
     /// The request is on disk; its client has been told so.
@@ -297,6 +342,7 @@ impl Record {
         )
         .text_or_null("target", self.target.as_deref())
         .text_or_null("limit", self.limit.as_deref())
+        .text_if("would_hold", self.would_hold.as_deref())
         .millis("waited_ms", self.waited)
         .shown("attempts", self.attempts)
         .shown("status", self.status)

@@ -227,6 +227,17 @@ impl RowBound {
             Bound::Concurrent(max) => Self::Permits(i64::from(max)),
         }
     }
+
+    /// The same in words.
+    pub(super) fn describe(self) -> String {
+        match self {
+            Self::Rate(spec) => {
+                let rate = Schedule::from_parts(spec, Usage::default()).per_second();
+                format!("{rate:.3}/1s")
+            }
+            Self::Permits(most) => format!("{most} at once"),
+        }
+    }
 }
 
 /// The answer in the words of those who asked. `local` brings an instant to this process's clock.

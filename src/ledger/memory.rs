@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::book::{Book, Users};
 use super::call::{Call, Known, RowBound, forecast, grants};
-use super::{Ask, Booking, Forecast, Grant, Ledger, Pinning, Settlement, Slot};
+use super::{Ask, Booking, Forecast, Grant, Ledger, Pinning, Settlement, Slot, Status};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
@@ -149,6 +149,19 @@ impl Ledger for MemoryLedger {
             .extend(bound.map(|bound| (limit, RowBound::of(bound))));
         drop(kept);
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn status(&self, target: &Arc<Target>) -> Status {
+        let shelf = self.shelf(&target.name);
+        let kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let pins = kept.pins.iter();
+        Status {
+            standing: "in memory, for this replica".to_owned(),
+            pins: pins
+                .map(|(limit, bound)| (Arc::clone(limit), bound.describe()))
+                .collect(),
+            blocked_until: Some(kept.book.blocked().ends()),
+        }
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {

@@ -135,6 +135,17 @@ pub struct Forecast {
     pub held_by: Option<usize>,
 }
 
+/// How things stand for a target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Where its bookings come from.
+    pub standing: String,
+    /// Limits whose numbers an operator has pinned, with these.
+    pub pins: Vec<(Arc<str>, String)>,
+    /// Until when its origin is left alone.
+    pub blocked_until: Option<Instant>,
+}
+
 /// Where schedules live. Every method is safe to call from many tasks at once.
 pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Whether bookings are always [`Booking::Ready`].
@@ -173,4 +184,7 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// The origin asked to be left alone until `until`.
     fn block(&self, target: &Arc<Target>, until: Instant);
+
+    /// How things stand for a target, in words for operators.
+    fn status(&self, target: &Arc<Target>) -> Status;
 }

@@ -156,6 +156,12 @@ impl Line {
         booked
     }
 
+    /// When a newcomer could leave.
+    pub(super) fn forecast(&self, scope: &Scope) -> Forecast {
+        let state = self.lock();
+        state.queue.forecast(scope, self.clock.now(), &*self.ledger)
+    }
+
     pub(super) fn block(self: &Arc<Self>, until: Instant) {
         let target = Arc::clone(self.lock().queue.target());
         self.ledger.block(&target, until);
@@ -205,7 +211,7 @@ impl Line {
     }
 
     /// Brings the line to the ticket's policy if that is newer, else the ticket to the line's.
-    fn follow(&self, state: &mut State, ticket: &Ticket) -> Scope {
+    pub(super) fn follow(&self, state: &mut State, ticket: &Ticket) -> Scope {
         let current = Arc::clone(state.queue.target());
         if Arc::ptr_eq(&current, &ticket.target) {
             return ticket.scope.clone();
@@ -242,7 +248,12 @@ impl Line {
         Err(refusal(kind, forecast, queue.target(), queue.len()))
     }
 
-    fn turn(self: &Arc<Self>, state: &State, slot: Slot, held_by: Option<usize>) -> Turn {
+    pub(super) fn turn(
+        self: &Arc<Self>,
+        state: &State,
+        slot: Slot,
+        held_by: Option<usize>,
+    ) -> Turn {
         let limits = &state.queue.target().limits;
         let held_by = held_by.and_then(|index| limits.get(index));
         Turn {

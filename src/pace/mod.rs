@@ -13,6 +13,7 @@
 
 mod entry;
 mod line;
+mod observe;
 mod queue;
 mod turn;
 
@@ -24,7 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use line::Line;
 
 use crate::clock::{Clock, Instant};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Status};
 use crate::policy::{Scope, Target};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -125,6 +126,39 @@ impl Pacer {
     /// The origin of `target` asked to be left alone until `until`.
     pub fn block(&self, target: &Arc<Target>, until: Instant) {
         self.line(target).block(until);
+    }
+
+    /// When a request of this scope could leave, behind those who wait or ahead of them, and which limit
+    /// puts it there.
+    pub fn forecast(
+        &self,
+        target: &Arc<Target>,
+        scope: &Scope,
+        behind: bool,
+    ) -> (Instant, Option<Arc<str>>) {
+        let forecast = if behind {
+            self.line(target).forecast(scope)
+        } else {
+            let ahead = vec![0; target.limits.len()];
+            self.ledger.forecast(target, scope, &ahead)
+        };
+        let held_by = forecast.held_by.and_then(|limit| target.limits.get(limit));
+        (forecast.at, held_by.map(|limit| Arc::clone(&limit.name)))
+    }
+
+    /// How things stand for a target.
+    pub fn status(&self, target: &Arc<Target>) -> Status {
+        self.ledger.status(target)
+    }
+
+    /// What would become of a request if the target were not only observed: its turn, or the limit that
+    /// would hold it (`None`: the origin's block). Where the ledger has to be asked, `told` hears it later.
+    pub fn observe(
+        &self,
+        ticket: &Ticket,
+        told: impl FnOnce(Option<Arc<str>>) + Send + 'static,
+    ) -> Option<Turn> {
+        self.line(&ticket.target).observe(ticket, told)
     }
 
     /// How many requests wait for the target of this name.

@@ -103,6 +103,8 @@ pub struct Target {
     pub tls: TlsMode,
     /// When a request is sent again.
     pub retry: Retry,
+    /// Whether requests pass at once, and what its limits would do is only counted.
+    pub observe: bool,
     /// Whether every request may be repeated, whatever its method.
     pub idempotent: bool,
     /// Fields set on every request, for credentials the app need not know.
@@ -127,6 +129,7 @@ impl Target {
             max_waiting: 20_000,
             tls: TlsMode::default(),
             retry: Retry::default(),
+            observe: false,
             idempotent: false,
             set_headers: Vec::new(),
         }

@@ -41,6 +41,13 @@ impl Scope {
         self
     }
 
+    /// The same to these limits only.
+    #[must_use]
+    pub const fn only(mut self, limits: LimitSet) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Adds keys and costs, by the limit's position.
     #[must_use]
     pub fn with(mut self, keys: Vec<(usize, Arc<str>)>, costs: Vec<(usize, i64)>) -> Self {

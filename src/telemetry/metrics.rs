@@ -28,6 +28,8 @@ pub enum Metric {
     /// .
     Limited,
     /// .
+    WouldHold,
+    /// .
     SlotsVoided,
     /// .
     LedgerCalls,
@@ -51,13 +53,14 @@ pub enum Metric {
 
 impl Metric {
     /// All of them, in the order of `docs/metrics.md`.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Exchanges,
         Self::Reasons,
         Self::Attempts,
         Self::Wait,
         Self::Waiting,
         Self::Limited,
+        Self::WouldHold,
         Self::SlotsVoided,
         Self::LedgerCalls,
         Self::LedgerLinked,
@@ -79,6 +82,7 @@ impl Metric {
             Self::Wait => "outpace_wait_seconds",
             Self::Waiting => "outpace_waiting",
             Self::Limited => "outpace_limited_total",
+            Self::WouldHold => "outpace_would_hold_total",
             Self::SlotsVoided => "outpace_slots_voided_total",
             Self::LedgerCalls => "outpace_ledger_calls_total",
             Self::LedgerLinked => "outpace_ledger_linked",
@@ -101,6 +105,9 @@ impl Metric {
             Self::Wait => "Seconds that an exchange waited for its turns in all",
             Self::Waiting => "Requests that wait for their turn now",
             Self::Limited => "Responses by which an origin said that it is limited",
+            Self::WouldHold => {
+                "Requests that would have been held, were their target not only observed"
+            }
             Self::SlotsVoided => "Slots that were booked but came too late to be used",
             Self::LedgerCalls => "Bookings that were asked of a shared ledger",
             Self::LedgerLinked => "Whether the shared ledger answers: 1 or 0",
@@ -125,9 +132,12 @@ impl Metric {
                 "target, outcome (delivered, refused, rejected, failed, abandoned, kept)"
             }
             Self::Reasons => "reason (see errors.md)",
-            Self::Attempts | Self::Wait | Self::Waiting | Self::Limited | Self::SlotsVoided => {
-                "target"
-            }
+            Self::Attempts
+            | Self::Wait
+            | Self::Waiting
+            | Self::Limited
+            | Self::WouldHold
+            | Self::SlotsVoided => "target",
             Self::Reloads => "result (ok, error)",
             Self::LedgerCalls
             | Self::LedgerLinked
@@ -225,6 +235,7 @@ struct Inner {
     wait: Family<TargetLabel, Histogram>,
     waiting: Family<TargetLabel, Gauge>,
     limited: Family<TargetLabel, Counter>,
+    would_hold: Family<TargetLabel, Counter>,
     slots_voided: Family<TargetLabel, Counter>,
     connections: Gauge,
     origin_connections: Counter,
@@ -258,6 +269,7 @@ impl Metrics {
             wait: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS)),
             waiting: Family::default(),
             limited: Family::default(),
+            would_hold: Family::default(),
             slots_voided: Family::default(),
             connections: Gauge::default(),
             origin_connections: Counter::default(),
@@ -300,6 +312,7 @@ impl Metrics {
             wait: self.0.wait.get_or_create(&label).clone(),
             waiting: self.0.waiting.get_or_create(&label).clone(),
             limited: self.0.limited.get_or_create(&label).clone(),
+            would_hold: self.0.would_hold.get_or_create(&label).clone(),
         }))
     }
 
@@ -380,6 +393,7 @@ impl Inner {
         add(registry, Metric::Wait, self.wait.clone());
         add(registry, Metric::Waiting, self.waiting.clone());
         add(registry, Metric::Limited, self.limited.clone());
+        add(registry, Metric::WouldHold, self.would_hold.clone());
         add(registry, Metric::SlotsVoided, self.slots_voided.clone());
         add(registry, Metric::LedgerCalls, self.ledger_calls.clone());
         add(registry, Metric::LedgerLinked, self.ledger_linked.clone());
@@ -420,6 +434,20 @@ struct TargetHandles {
     wait: Histogram,
     waiting: Gauge,
     limited: Counter,
+    would_hold: Counter,
+}
+
+/// What has been counted for a target since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Passed on whole.
+    pub delivered: u64,
+    /// Refused by policy.
+    pub refused: u64,
+    /// Refused by the origin.
+    pub limited: u64,
+    /// Would have been held.
+    pub would_hold: u64,
 }
 
 impl TargetMetrics {
@@ -435,6 +463,25 @@ impl TargetMetrics {
     /// The origin said that it is limited.
     pub fn limited(&self) {
         self.0.limited.inc();
+    }
+
+    /// A request would have been held.
+    pub fn would_hold(&self) {
+        self.0.would_hold.inc();
+    }
+
+    /// What has been counted so far.
+    pub fn counted(&self) -> Counted {
+        let of = |outcome: Outcome| {
+            let counter = self.0.exchanges.get(outcome.index());
+            counter.map_or(0, Counter::get)
+        };
+        Counted {
+            delivered: of(Outcome::Delivered),
+            refused: of(Outcome::Refused),
+            limited: self.0.limited.get(),
+            would_hold: self.0.would_hold.get(),
+        }
     }
 
     /// A request began (+1) or ceased (-1) to wait.
@@ -453,6 +500,7 @@ mod tests {
         let target = metrics.target(&"t".into());
         target.exchange(Outcome::Delivered, 1, Duration::from_millis(3));
         target.limited();
+        target.would_hold();
         target.waiting(1);
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());

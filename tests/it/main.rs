@@ -30,6 +30,7 @@ mod pacing;
 mod refusals;
 mod replicas;
 mod retry;
+mod run;
 mod scopes;
 mod semantics;
 mod shared;

@@ -87,12 +87,6 @@ fn one(
     generation: u64,
 ) -> Target {
     p.not_yet(format!("{key}.preset"), written.preset.as_ref());
-    if written.mode == schema::Mode::Observe {
-        p.add(
-            format!("{key}.mode"),
-            "this version does not honour `observe` yet; remove it",
-        );
-    }
     let max_wait = span(written.max_wait, MAX_WAIT);
     let mut limits = limit::limits(p, key, written.limits);
     let mut lanes = limit::lanes(p, key, written.lanes);
@@ -114,6 +108,7 @@ fn one(
         hosts: written.hosts.into_iter().map(|host| host.0).collect(),
         limits,
         lanes,
+        observe: written.mode == schema::Mode::Observe,
         overflow: written.overflow == schema::Overflow::Spool,
         deliveries: None,
         max_wait,

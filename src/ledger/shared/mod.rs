@@ -27,6 +27,7 @@ use standing::{Connection, Promise, Standing, standing};
 use super::outage::Outage;
 use super::{
     Ask, Booking, Forecast, Grant, Ledger, Pinning, Replica, RowBound, Settlement, Short, Slot,
+    Status,
 };
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS};
 use crate::clock::{Clock, Instant};
@@ -236,6 +237,26 @@ impl<L: Link> Ledger for Shared<L> {
             let told = inner.link.pin(target, limit, bound.map(RowBound::of)).await;
             told.map_err(|error| format!("the ledger cannot be told: {error}"))
         })
+    }
+
+    fn status(&self, target: &Arc<Target>) -> Status {
+        let replicas = self.0.live.load(Ordering::Relaxed);
+        let standing = match self.0.standing() {
+            Standing::Linked => format!("shared by {replicas} replicas"),
+            Standing::Waiting(_) => "cut off: requests wait".to_owned(),
+            Standing::Alone(ppm) => {
+                format!("cut off: on its promised share, {} %", ppm as f64 / 1e4)
+            }
+            Standing::Open => "cut off: without a pace".to_owned(),
+        };
+        let place = self.0.place(&target.name);
+        let (ways, side) = (self.0.ways(), place.side());
+        let (pins, blocked) = side.told();
+        Status {
+            standing,
+            pins,
+            blocked_until: Some(ways.offset.local(blocked)),
+        }
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {

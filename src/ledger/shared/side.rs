@@ -402,6 +402,13 @@ impl Side {
         }
     }
 
+    /// Pinned numbers in words, and until when the origin is left alone, by the store's clock.
+    pub(super) fn told(&self) -> (Vec<(Arc<str>, String)>, i64) {
+        let pins = self.pins.iter();
+        let pins = pins.map(|(limit, bound)| (Arc::clone(limit), bound.describe()));
+        (pins.collect(), self.blocked)
+    }
+
     /// The least frequent schedule that the scopes of `ask` share: nanoseconds per unit.
     pub(super) fn interval(&self, ask: &Ask) -> i64 {
         let limits = ask.target.limits.iter().enumerate();

@@ -1,5 +1,4 @@
-//! `outpace demo --origin`: a small origin that counts its limit exactly and refuses what is beyond,
-//! as strict APIs do. Point traffic at it directly, then through outpace, and compare.
+//! A small origin that counts its limit exactly and refuses what is beyond, as strict APIs do.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -8,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Args;
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::server::conn::http1;
@@ -16,54 +14,38 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::{Exit, complain, print};
+use super::super::{Exit, complain, print};
 use crate::clock::{Clock, Instant};
 use crate::semantics::write_retry_after;
 use crate::shutdown::Tasks;
 use crate::units::Rate;
 
-#[derive(Debug, Args)]
-pub(super) struct DemoArgs {
-    /// Run the limited origin
-    #[arg(long, required = true)]
-    origin: bool,
-    /// Where it listens
-    #[arg(long, default_value = "127.0.0.1:9900", value_name = "ADDRESS")]
-    listen: SocketAddr,
-    /// What it allows, counted over every window of that length
-    #[arg(long, default_value = "5/1s", value_name = "RATE")]
-    rate: Rate,
-}
-
-pub(super) fn run(args: &DemoArgs) -> Exit {
-    super::block_on(async {
-        match TcpListener::bind(args.listen).await {
-            Ok(listener) => {
-                print(&format!(
-                    "an origin that allows {} listens on {}\n",
-                    args.rate, args.listen
-                ));
-                tokio::select! {
-                    () = serve(listener, args.rate) => {}
-                    _interrupted = tokio::signal::ctrl_c() => {}
-                }
-                Exit::Ok
+/// Serves on a port, and tells each second what came, until the process is interrupted.
+pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
+    match TcpListener::bind(listen).await {
+        Ok(listener) => {
+            print(&format!(
+                "an origin that allows {rate} listens on {listen}\n"
+            ));
+            let tasks = Tasks::new();
+            let origin = Arc::new(LimitedOrigin::new(rate, Clock::system()));
+            tasks.spawn_until_drained(report(Arc::clone(&origin)));
+            tokio::select! {
+                () = serve(listener, origin, tasks) => {}
+                _interrupted = tokio::signal::ctrl_c() => {}
             }
-            Err(error) => {
-                complain(&format!(
-                    "{} cannot be listened on: {error}; choose another with --listen",
-                    args.listen
-                ));
-                Exit::Port
-            }
+            Exit::Ok
         }
-    })
+        Err(error) => {
+            complain(&format!(
+                "{listen} cannot be listened on: {error}; choose another with --listen"
+            ));
+            Exit::Port
+        }
+    }
 }
 
-async fn serve(listener: TcpListener, rate: Rate) {
-    let tasks = Tasks::new();
-    let origin = Arc::new(LimitedOrigin::new(rate, Clock::system()));
-    tasks.spawn_until_drained(report(Arc::clone(&origin)));
+pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tasks: Tasks) {
     while let Ok((stream, _)) = listener.accept().await {
         let origin = Arc::clone(&origin);
         drop(tasks.spawn(async move {
@@ -99,26 +81,40 @@ async fn report(origin: Arc<LimitedOrigin>) {
 
 /// Counts every window exactly.
 #[derive(Debug)]
-struct LimitedOrigin {
+pub(super) struct LimitedOrigin {
     rate: Rate,
     clock: Clock,
     /// When the last requests were served.
     log: Mutex<VecDeque<Instant>>,
     /// Served and refused since the last report.
     counted: Mutex<(u64, u64)>,
+    /// When anything came.
+    arrivals: Mutex<Vec<Instant>>,
 }
 
 impl LimitedOrigin {
-    fn new(rate: Rate, clock: Clock) -> Self {
+    pub(super) fn new(rate: Rate, clock: Clock) -> Self {
         Self {
             rate,
             clock,
             log: Mutex::default(),
             counted: Mutex::default(),
+            arrivals: Mutex::default(),
         }
     }
 
+    /// When anything came since this was asked last.
+    pub(super) fn take_arrivals(&self) -> Vec<Instant> {
+        std::mem::take(&mut self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn answer(&self) -> Response<Full<Bytes>> {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        // It stands for hours; who compares asks in time.
+        if arrivals.len() < 100_000 {
+            arrivals.push(self.clock.now());
+        }
+        drop(arrivals);
         let admitted = self.admit();
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         match admitted {

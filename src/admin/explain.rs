@@ -1,0 +1,275 @@
+//! `GET /v1/explain`: what a request would meet: its target, limits, keys, costs, lane, and when it could
+//! leave.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request};
+use serde_json::{Value, json};
+
+use super::{Admin, no};
+use crate::clock::{Clock, Instant};
+use crate::pace::Pacer;
+use crate::policy::{Asked, Caller, LimitSet, Policy, Scope, Target, TlsMode, Unmatched};
+use crate::units::{HostName, Scheme};
+
+/// The request that is asked about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Question {
+    /// Its URL.
+    pub url: String,
+    /// How; GET if nothing is said.
+    pub method: Option<String>,
+    /// Its fields, as `name: value`.
+    pub headers: Vec<String>,
+    /// Its body.
+    pub body: Option<String>,
+    /// The client it comes from, where clients are known.
+    pub client: Option<String>,
+}
+
+impl Question {
+    /// From the pairs of a query.
+    pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut question = Self::default();
+        for (name, value) in pairs {
+            match &*name {
+                "url" => question.url = value,
+                "method" => question.method = Some(value),
+                "header" => question.headers.push(value),
+                "body" => question.body = Some(value),
+                "client" => question.client = Some(value),
+                _ => {}
+            }
+        }
+        question
+    }
+
+    /// The same as the pairs of a query.
+    pub fn pairs(&self) -> Vec<(&'static str, &str)> {
+        let mut pairs = vec![("url", &*self.url)];
+        pairs.extend(self.method.as_deref().map(|method| ("method", method)));
+        pairs.extend(self.headers.iter().map(|header| ("header", &**header)));
+        pairs.extend(self.body.as_deref().map(|body| ("body", body)));
+        pairs.extend(self.client.as_deref().map(|client| ("client", client)));
+        pairs
+    }
+
+    fn head(&self) -> Result<Parts, String> {
+        let method = self.method.as_deref().unwrap_or("GET");
+        let method = Method::from_bytes(method.as_bytes())
+            .map_err(|_cause| format!("`{method}` is no method"))?;
+        let mut request = Request::builder().method(method).uri(&self.url);
+        for line in &self.headers {
+            let wrong = || format!("`{line}` is no field; write it as \"name: value\"");
+            let (name, value) = line.split_once(':').ok_or_else(wrong)?;
+            let name = HeaderName::try_from(name.trim()).map_err(|_cause| wrong())?;
+            let value = HeaderValue::try_from(value.trim()).map_err(|_cause| wrong())?;
+            request = request.header(name, value);
+        }
+        let request = request.body(());
+        request
+            .map(|request| request.into_parts().0)
+            .map_err(|_cause| self.not_a_url())
+    }
+
+    fn not_a_url(&self) -> String {
+        format!(
+            "`{}` is no URL of a request; write it as \"https://api.example.com/path\"",
+            self.url
+        )
+    }
+}
+
+/// What is in force now, where an outpace runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Now<'a> {
+    /// Who waits.
+    pub pacer: &'a Pacer,
+    /// Time.
+    pub clock: &'a Clock,
+}
+
+/// What the request would meet.
+///
+/// # Errors
+/// A sentence: the question is malformed.
+pub fn explain(
+    policy: &Policy,
+    question: &Question,
+    now: Option<Now<'_>>,
+) -> Result<Value, String> {
+    let head = question.head()?;
+    let uri = &head.uri;
+    let scheme = match uri.scheme_str() {
+        Some("http") => Scheme::Http,
+        Some("https") => Scheme::Https,
+        _ => return Err(question.not_a_url()),
+    };
+    let host = uri.host().and_then(|host| HostName::parse(host).ok());
+    let host = host.ok_or_else(|| question.not_a_url())?;
+    let port = uri.port_u16().unwrap_or_else(|| scheme.default_port());
+    let Some(target) = policy.target(&host, port) else {
+        let verdict = match policy.unmatched {
+            Unmatched::Tunnel => "passes untouched and unpaced: no target matches its host",
+            Unmatched::Refuse => "is refused (403): no target matches its host",
+        };
+        return Ok(json!({ "url": question.url, "target": null, "verdict": verdict }));
+    };
+    let known = |name: &String| policy.clients.iter().find(|client| *client.name == **name);
+    let client = match &question.client {
+        Some(name) => Some(known(name).ok_or_else(|| format!("no client is called `{name}`"))?),
+        None => None,
+    };
+    let body = question.body.as_deref();
+    let json: Option<Value> = body.and_then(|body| serde_json::from_str(body).ok());
+    let scope = target.scope(&Asked {
+        head: &head,
+        client: client.map(|client| Caller {
+            name: &client.name,
+            group: client.group.as_ref(),
+        }),
+        json: json.as_ref(),
+    });
+    Ok(told(question, target, &scope, now))
+}
+
+fn told(question: &Question, target: &Arc<Target>, scope: &Scope, now: Option<Now<'_>>) -> Value {
+    let wait = |scope: &Scope, queue: bool| {
+        let now = now?;
+        let (at, held_by) = now.pacer.forecast(target, scope, queue);
+        Some((at.since(now.clock.now()).as_secs_f64(), held_by))
+    };
+    let status = now.map(|now| now.pacer.status(target));
+    let limits = target.limits.iter().enumerate().map(|(index, limit)| {
+        let applies = scope.limits.contains(index);
+        let mut only = LimitSet::default();
+        only.insert(index);
+        let alone = scope.clone().only(only);
+        let pins = status.iter().flat_map(|status| &status.pins);
+        let mut pinned = pins.filter(|(name, _)| *name == limit.name);
+        json!({
+            "name": &*limit.name,
+            "bound": limit.bound.to_string(),
+            "pinned": pinned.next().map(|(_, bound)| bound),
+            "applies": applies,
+            "key": scope.shared_key(index).filter(|_| applies).map(|key| &**key),
+            "cost": applies.then(|| scope.cost(index)),
+            "next_in_s": wait(&alone, false).filter(|_| applies).map(|(wait, _)| round(wait)),
+        })
+    });
+    let all = wait(scope, true);
+    let longest = target.max_wait.as_secs_f64();
+    let verdict = match &all {
+        None => "outpace does not run: what its limits hold now is not known".to_owned(),
+        Some(_) if target.observe => "leaves at once: the target is only observed".to_owned(),
+        Some((wait, _)) if *wait <= 0.0 => "leaves at once".to_owned(),
+        Some((wait, _)) if *wait <= longest => format!("waits {wait:.3} s"),
+        Some((wait, _)) if target.overflow => {
+            format!(
+                "is kept (202): its turn comes in {wait:.3} s, and it may be held for {longest} s"
+            )
+        }
+        Some((wait, _)) => {
+            format!(
+                "is refused (429): its turn comes in {wait:.3} s, and it may be held for {longest} s"
+            )
+        }
+    };
+    let lane = target.lanes.get(usize::from(scope.lane));
+    json!({
+        "url": question.url,
+        "target": &*target.name,
+        "hosts": target.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "tls": if target.tls == TlsMode::Tunnel { "tunnel" } else { "intercept" },
+        "mode": if target.observe { "observe" } else { "enforce" },
+        "lane": lane.map(|lane| &*lane.name),
+        "limits": limits.collect::<Vec<_>>(),
+        "ledger": status.map(|status| status.standing),
+        "waiting": now.map(|now| now.pacer.waiting(&target.name)),
+        "next_in_s": all.as_ref().map(|(wait, _)| round(*wait)),
+        "held_by": all.and_then(|(_, held_by)| held_by).map(|name| name.to_string()),
+        "max_wait_s": longest,
+        "verdict": verdict,
+    })
+}
+
+fn round(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+pub(super) async fn asked(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let pairs = url::form_urlencoded::parse(query.as_bytes()).into_owned();
+    let exchange = &admin.exchange;
+    let now = Now {
+        pacer: &exchange.pacer,
+        clock: &exchange.clock,
+    };
+    let question = Question::from_pairs(pairs);
+    match explain(&admin.policy.load(), &question, Some(now)) {
+        Ok(told) => Json(told).into_response(),
+        Err(text) => no(StatusCode::BAD_REQUEST, &text),
+    }
+}
+
+/// `GET /v1/status`: every target, the rates in force and why, who waits, and the last refusals.
+pub(super) async fn status(State(admin): State<Admin>) -> Response {
+    let exchange = &admin.exchange;
+    let policy = admin.policy.load();
+    let now = exchange.clock.now();
+    let targets = policy.targets.iter().map(|target| one(&admin, target, now));
+    let refusals = exchange.recorder.refusals().into_iter().map(|refusal| {
+        let since = humantime::format_rfc3339_seconds(refusal.time).to_string();
+        json!({
+            "time": since,
+            "target": refusal.target.as_deref(),
+            "reason": refusal.reason,
+            "limit": refusal.limit.as_deref(),
+            "detail": &*refusal.detail,
+        })
+    });
+    let serving = &admin.serving;
+    Json(json!({
+        "config": serving.config,
+        "listen": serving.listen.to_string(),
+        "version": serving.version,
+        "targets": targets.collect::<Vec<_>>(),
+        "refusals": refusals.collect::<Vec<_>>(),
+    }))
+    .into_response()
+}
+
+fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
+    let exchange = &admin.exchange;
+    let status = exchange.pacer.status(target);
+    let limits = target.limits.iter().map(|limit| {
+        let mut pins = status.pins.iter();
+        let pinned = pins.find(|(name, _)| *name == limit.name);
+        json!({
+            "name": &*limit.name,
+            "bound": limit.bound.to_string(),
+            "pinned": pinned.map(|(_, bound)| bound),
+        })
+    });
+    let counted = exchange.metrics_of(target).counted();
+    let blocked = status
+        .blocked_until
+        .map(|until| round(until.since(now).as_secs_f64()));
+    json!({
+        "name": &*target.name,
+        "mode": if target.observe { "observe" } else { "enforce" },
+        "limits": limits.collect::<Vec<_>>(),
+        "ledger": status.standing,
+        "blocked_for_s": blocked.filter(|blocked| *blocked > 0.0),
+        "waiting": exchange.pacer.waiting(&target.name),
+        "delivered": counted.delivered,
+        "refused": counted.refused,
+        "limited_by_origin": counted.limited,
+        "would_hold": counted.would_hold,
+    })
+}

@@ -1,0 +1,229 @@
+//! `outpace status`, `explain`, `health`: what a running outpace says of itself, from its admin port.
+
+use clap::Args;
+use http::Method;
+use serde_json::Value;
+
+use super::client::{AdminArgs, Failure, Outpace};
+use super::table::table;
+use super::{Exit, complain, print};
+use crate::admin::{Question, explain};
+use crate::config;
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    place: AdminArgs,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    #[command(flatten)]
+    place: AdminArgs,
+    /// The URL of the request
+    url: String,
+    /// Its method; GET, or POST with --data
+    #[arg(long, short = 'X', value_name = "METHOD")]
+    request: Option<String>,
+    /// A field of it, as `name: value`
+    #[arg(long = "header", short = 'H', value_name = "FIELD")]
+    headers: Vec<String>,
+    /// Its body
+    #[arg(long, short, value_name = "BODY")]
+    data: Option<String>,
+    /// The client it comes from, where `clients` are configured
+    #[arg(long, value_name = "NAME")]
+    client: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HealthArgs {
+    #[command(flatten)]
+    place: AdminArgs,
+    /// Whether it is ready for work, not only alive
+    #[arg(long)]
+    ready: bool,
+}
+
+fn ended(done: Result<String, Failure>) -> Exit {
+    match done {
+        Ok(text) => {
+            print(&text);
+            Exit::Ok
+        }
+        Err((exit, text)) => {
+            complain(&text);
+            exit
+        }
+    }
+}
+
+pub(super) fn health(args: &HealthArgs) -> Exit {
+    super::block_on(async {
+        let path = if args.ready { "/readyz" } else { "/healthz" };
+        ended(
+            async {
+                let outpace = Outpace::admin(&args.place)?;
+                outpace.text(path).await
+            }
+            .await,
+        )
+    })
+}
+
+pub(super) fn status(args: &StatusArgs) -> Exit {
+    super::block_on(async {
+        let told = async {
+            let outpace = Outpace::admin(&args.place)?;
+            outpace.call(Method::GET, "/v1/status", &Value::Null).await
+        };
+        ended(told.await.map(|told| {
+            if args.json {
+                format!("{told:#}\n")
+            } else {
+                shown(&told)
+            }
+        }))
+    })
+}
+
+fn array<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    let found = value.get(name).and_then(Value::as_array);
+    found.map_or(&[], Vec::as_slice)
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Rates as they are in force.
+fn limits(target: &Value) -> String {
+    let limits = array(target, "limits").iter().map(|limit| {
+        let (name, bound) = (text(limit, "name"), text(limit, "bound"));
+        match text(limit, "pinned") {
+            "" => format!("{name} {bound}"),
+            pinned => format!("{name} {pinned} (pinned; the file says {bound})"),
+        }
+    });
+    limits.collect::<Vec<_>>().join(", ")
+}
+
+fn shown(told: &Value) -> String {
+    let rows: Vec<Value> = array(told, "targets")
+        .iter()
+        .map(|target| {
+            let mut row = target.clone();
+            row["rates"] = limits(target).into();
+            let why = match target.get("blocked_for_s").and_then(Value::as_f64) {
+                Some(wait) => format!("blocked by the origin for {wait} s"),
+                None if text(target, "mode") == "observe" => "only observed".to_owned(),
+                None => text(target, "ledger").to_owned(),
+            };
+            row["why"] = why.into();
+            row
+        })
+        .collect();
+    let columns = [
+        ("TARGET", "/name"),
+        ("RATES", "/rates"),
+        ("IN FORCE", "/why"),
+        ("WAITING", "/waiting"),
+        ("DELIVERED", "/delivered"),
+        ("REFUSED", "/refused"),
+        ("429 BY ORIGIN", "/limited_by_origin"),
+    ];
+    let mut shown = table(&rows, &columns);
+    let refusals = array(told, "refusals");
+    if !refusals.is_empty() {
+        let columns = [
+            ("LAST REFUSALS", "/time"),
+            ("TARGET", "/target"),
+            ("REASON", "/reason"),
+            ("DETAIL", "/detail"),
+        ];
+        shown.push('\n');
+        shown.push_str(&table(refusals.get(..5).unwrap_or(refusals), &columns));
+    }
+    shown
+}
+
+pub(super) fn explained(args: &ExplainArgs) -> Exit {
+    super::block_on(async {
+        let told = ask(args).await.map(|told| {
+            if args.json {
+                format!("{told:#}\n")
+            } else {
+                sentences(&told)
+            }
+        });
+        ended(told)
+    })
+}
+
+async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
+    let data = args.data.as_ref().map(|_| "POST".to_owned());
+    let question = Question {
+        url: args.url.clone(),
+        method: args.request.clone().or(data),
+        headers: args.headers.clone(),
+        body: args.data.clone(),
+        client: args.client.clone(),
+    };
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(question.pairs());
+    let path = format!("/v1/explain?{}", query.finish());
+    let outpace = Outpace::admin(&args.place)?;
+    match (
+        outpace.call(Method::GET, &path, &Value::Null).await,
+        &args.place.config,
+    ) {
+        // It does not run: the configuration says the rest.
+        (Err((Exit::Port, _)), Some(config)) => {
+            let wrong = |text: String| (Exit::Usage, text);
+            let loaded = config::load(config, &config::process_environment, 0)
+                .map_err(|error| wrong(format!("the configuration is wrong:\n{error}")))?;
+            explain(&loaded.config.policy, &question, None).map_err(wrong)
+        }
+        (told, _) => told,
+    }
+}
+
+fn sentences(told: &Value) -> String {
+    let verdict = format!("{}\n  {}\n", text(told, "url"), text(told, "verdict"));
+    if told.get("target").is_none_or(Value::is_null) {
+        return verdict;
+    }
+    let hosts: Vec<&str> = array(told, "hosts")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    let mut lines = format!(
+        "{verdict}  target {} ({})",
+        text(told, "target"),
+        hosts.join(", ")
+    );
+    if let Some(lane) = told.get("lane").and_then(Value::as_str) {
+        lines.push_str(&format!(", lane {lane}"));
+    }
+    if let Some(waiting) = told.get("waiting").and_then(Value::as_u64) {
+        lines.push_str(&format!(", {waiting} waiting; {}", text(told, "ledger")));
+    }
+    lines.push_str("\n\n");
+    let columns = [
+        ("LIMIT", "/name"),
+        ("BOUND", "/bound"),
+        ("PINNED", "/pinned"),
+        ("APPLIES", "/applies"),
+        ("KEY", "/key"),
+        ("COST", "/cost"),
+        ("NEXT IN s", "/next_in_s"),
+    ];
+    lines.push_str(&table(array(told, "limits"), &columns));
+    lines
+}

@@ -1,0 +1,264 @@
+//! `outpace run`, and what a running outpace says of itself.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::harness::{Client, Origin, Program, program, soon, worst_window};
+
+/// A directory with a configuration in front of `origin`.
+fn place(origin: &Origin, more: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
+    let config = format!(
+        "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {dir}/data\n\
+         egress:\n  allow: [\"127.0.0.1\"]\n  roots: [\"{dir}/origin-ca.pem\"]\n  resolve: {{ \"api.test\": \"{}\", \"plain.test\": \"{}\" }}\n{more}",
+        origin.tls,
+        origin.plain,
+        dir = dir.path().display(),
+    );
+    std::fs::write(dir.path().join("outpace.yaml"), config).unwrap();
+    dir
+}
+
+const TARGET: &str =
+    "targets:\n  - { name: api, hosts: [api.test], limits: [{ rate: \"10/1s\" }] }\n";
+
+fn outpace(dir: &Path) -> Command {
+    let mut command = program();
+    command.current_dir(dir).env_remove("NODE_EXTRA_CA_CERTS");
+    command
+}
+
+/// Runs to its end; exit code, output, complaints.
+async fn ended(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = soon("the end", command.output()).await.unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+/// Waits until no proxy is left that was started in this directory.
+async fn nobody_left(dir: &Path) {
+    let left = || {
+        let log = std::fs::read_to_string(dir.join("data/run.log")).unwrap_or_default();
+        !log.contains("\"drained\"") || dir.join("data/serving.json").exists()
+    };
+    soon("the end of the proxy", async {
+        while left() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_paced_with_nothing_but_run_and_leaves_nothing_behind() {
+    let origin = Origin::ok().await;
+    let dir = place(&origin, TARGET);
+    let script = "seq 15 | xargs -P 8 -I{} curl -sS -o /dev/null -w '%{http_code}\\n' https://api.test/{} | sort | uniq -c | tr -s ' '; exit 7";
+    let (code, out, err) = ended(outpace(dir.path()).args(["run", "--", "sh", "-c", script])).await;
+    assert_eq!((code, out.trim()), (Some(7), "15 200"), "{err}");
+    assert!(worst_window(&origin.arrivals.times(), Duration::from_secs(1)) <= 10);
+    nobody_left(dir.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_commands_share_one_proxy_and_the_last_ends_it() {
+    let origin = Origin::ok().await;
+    let dir = place(&origin, TARGET);
+    let script = "curl -sS -o /dev/null https://api.test/ && echo $HTTPS_PROXY && read line";
+    let start = || {
+        let mut command = outpace(dir.path());
+        command.args(["run", "--", "sh", "-c", script]);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    };
+    let (mut one, mut two) = (start(), start());
+    origin.arrivals.reached(2).await;
+    // Each reads a line; until then it is there.
+    drop(one.stdin.take());
+    let one = soon("the first", one.wait_with_output()).await.unwrap();
+    assert!(dir.path().join("data/serving.json").exists());
+    drop(two.stdin.take());
+    let two = soon("the second", two.wait_with_output()).await.unwrap();
+    let proxy = |output: std::process::Output| String::from_utf8(output.stdout).unwrap();
+    assert_eq!(proxy(one), proxy(two));
+    nobody_left(dir.path()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_go_to_the_command_and_its_end_is_ours() {
+    let origin = Origin::ok().await;
+    let dir = place(&origin, TARGET);
+    let script =
+        "trap 'exit 9' TERM; curl -sS -o /dev/null https://api.test/; while :; do sleep 0.01; done";
+    let mut command = outpace(dir.path());
+    command.args(["run", "--", "sh", "-c", script]);
+    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+    origin.arrivals.reached(1).await;
+    let pid = child.id().unwrap().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-s", "TERM", &pid])
+        .status();
+    assert!(sent.unwrap().success());
+    assert_eq!(soon("the end", child.wait()).await.unwrap().code(), Some(9));
+    let killed = ended(outpace(dir.path()).args(["run", "--", "sh", "-c", "kill -KILL $$"])).await;
+    assert_eq!(killed.0, Some(128 + 9));
+    let missing = ended(outpace(dir.path()).args(["run", "--", "no-such-command"])).await;
+    assert_eq!(missing.0, Some(64));
+    assert!(
+        missing.2.contains("`no-such-command` cannot be run"),
+        "{}",
+        missing.2
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_or_with_a_wrong_configuration_run_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, err) = ended(outpace(dir.path()).args(["run", "--", "true"])).await;
+    assert_eq!(code, Some(64));
+    assert!(err.contains("--config FILE"), "{err}");
+    std::fs::write(dir.path().join("outpace.yaml"), "targets: 7\n").unwrap();
+    let (code, _, err) = ended(outpace(dir.path()).args(["run", "--", "true"])).await;
+    assert_eq!(code, Some(64));
+    assert!(err.contains("outpace.yaml:1:"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_explained_what_a_request_would_meet_and_what_is_in_force() {
+    let origin = Origin::ok().await;
+    let target = "targets:\n  - name: api\n    hosts: [\"plain.test\"]\n    max_wait: 100ms\n    lanes: [{ name: slow, match: { header: \"x-lane: slow\" } }, { name: other }]\n    limits:\n      - { name: pace, rate: \"1/5s\", burst: 1 }\n      - { name: per-key, rate: \"60/1m\", key: \"header:x-key\", match: { method: [POST] } }\n      - { name: tokens, rate: \"1000/1m\", cost: { estimate: [\"json:/n\"], default: 7 } }\n";
+    let program = Program::before(&origin, target).await;
+    let admin = format!("http://{}", program.admin);
+    let explain = async |more: &[&str]| {
+        let mut command = outpace(program.dir.path());
+        command
+            .args(["explain", "--json", "--admin", &admin])
+            .args(more);
+        let (code, out, err) = ended(&mut command).await;
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str::<Value>(&out).unwrap()
+    };
+    let post = [
+        "http://plain.test/x",
+        "-H",
+        "x-key: k1",
+        "-H",
+        "x-lane: slow",
+        "-d",
+        "{\"n\": 40}",
+    ];
+    let told = explain(&post).await;
+    assert_eq!(told["target"], "api");
+    assert_eq!(told["lane"], "slow");
+    assert_eq!(told["verdict"], "leaves at once");
+    // What may be a secret is shown as its digest.
+    assert_eq!(
+        told["limits"][1]["key"].as_str().unwrap().len(),
+        32,
+        "{told}"
+    );
+    assert_eq!(told["limits"][2]["cost"], 40);
+    let mut client = Client::plain(&program).await;
+    assert_eq!(client.get("http://plain.test/").await.status(), 200);
+    let told = explain(&["http://plain.test/x"]).await;
+    assert_eq!(told["limits"][1]["applies"], false);
+    assert_eq!(told["held_by"], "pace");
+    let wait = told["next_in_s"].as_f64().unwrap();
+    assert!((3.0..=5.2).contains(&wait), "{told}");
+    assert!(
+        told["verdict"]
+            .as_str()
+            .unwrap()
+            .starts_with("is refused (429)"),
+        "{told}"
+    );
+    // It is what happens.
+    assert_eq!(client.get("http://plain.test/").await.status(), 429);
+    let other = explain(&["https://other.example/"]).await;
+    assert_eq!(other["target"], Value::Null);
+    let (_, status, _) =
+        ended(outpace(program.dir.path()).args(["status", "--admin", &admin])).await;
+    assert!(status.starts_with("TARGET"), "{status}");
+    assert!(status.contains("pace 1/5s"), "{status}");
+    assert!(status.contains("wait-too-long"), "{status}");
+    let bad =
+        ended(outpace(program.dir.path()).args(["explain", "--admin", &admin, "nonsense"])).await;
+    assert_eq!(bad.0, Some(64));
+    let health =
+        ended(outpace(program.dir.path()).args(["health", "--ready", "--admin", &admin])).await;
+    assert_eq!((health.0, &*health.1), (Some(0), "ready\n"));
+    let away =
+        ended(outpace(program.dir.path()).args(["health", "--admin", "http://127.0.0.1:9"])).await;
+    assert_eq!(away.0, Some(69));
+    // Where nothing runs the configuration says what it can.
+    let still = place(&origin, target);
+    let (_, out, _) = ended(outpace(still.path()).args([
+        "explain",
+        "--config",
+        "outpace.yaml",
+        "http://plain.test/",
+    ]))
+    .await;
+    assert!(out.contains("does not run"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_observed_target_holds_nothing_and_counts_what_it_would() {
+    let origin = Origin::ok().await;
+    let target = "targets:\n  - { name: api, hosts: [\"plain.test\"], mode: observe, limits: [{ name: pace, rate: \"1/1m\", burst: 2 }] }\n";
+    let program = Program::before(&origin, target).await;
+    let mut client = Client::plain(&program).await;
+    for _ in 0..6 {
+        assert_eq!(client.get("http://plain.test/").await.status(), 200);
+    }
+    assert_eq!(
+        program
+            .metric("outpace_would_hold_total{target=\"api\"}")
+            .await,
+        4.0
+    );
+    let held = program
+        .record(|record| record["would_hold"] == "pace")
+        .await;
+    assert_eq!(held["waited_ms"], 0.0, "{held}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_needs_nothing_and_shows_the_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, err) = ended(outpace(dir.path()).arg("demo")).await;
+    assert_eq!(code, Some(0), "{err}");
+    let row = |name: &str| {
+        let line = out
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{out}"));
+        let cells: Vec<String> = line[name.len()..]
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        cells
+    };
+    assert_eq!(row("answered 429")[1], "0", "{out}");
+    assert_eq!(row("sent to the origin")[1], "100", "{out}");
+    assert!(
+        row("worst second (10 allowed)")[1].parse::<u32>().unwrap() <= 10,
+        "{out}"
+    );
+    assert!(
+        row("worst second (10 allowed)")[0].parse::<u32>().unwrap() > 10,
+        "{out}"
+    );
+}
