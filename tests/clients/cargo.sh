@@ -1,0 +1,9 @@
+export CARGO_HOME="$PWD/cargo-home"
+mkdir -p app/src app/.cargo && touch app/src/lib.rs && cd app
+{ printf '[package]\nname = "app"\nversion = "0.1.0"\nedition = "2021"\n[dependencies]\n'
+  for n in 01 02 03 04 05 06 07 08 09 10 11; do printf 'tiny%s = { version = "1", registry = "here" }\n' $n; done; } > Cargo.toml
+printf '[registries.here]\nindex = "sparse+%s/index/"\n' "$API" > .cargo/config.toml
+cargo generate-lockfile -q
+# The registry's own description, and one entry for each crate.
+echo "$(($(grep -c '^name = "tiny' Cargo.lock) + 1)) ok"
+echo told
