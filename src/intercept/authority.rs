@@ -127,8 +127,12 @@ impl CertificateAuthority {
     }
 
     fn load(cert: &Path, key: &Path) -> Result<Self, CaError> {
-        let mode = fs::metadata(key).map_err(at(key))?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        let metadata = fs::metadata(key).map_err(at(key))?;
+        let mode = metadata.mode() & 0o7777;
+        // Kubernetes lends a secret's file to a pod by its group; it belongs to root then.
+        let is_lent = metadata.uid() != rustix::process::geteuid().as_raw();
+        let private = if is_lent { 0o037 } else { 0o077 };
+        if mode & private != 0 {
             return Err(CaError::Mode {
                 path: key.to_owned(),
                 mode,
