@@ -294,7 +294,10 @@ fn the_table_of_clients_is_in_the_docs() {
     );
 }
 
-const NOT_TRIED: &str = "\n## Not tried here\n\n\
+const NOT_TRIED: &str = "\n## Routes\n\n\
+    `routes: [{ listen: \"127.0.0.1:9001\", to: \"https://api.stripe.com\" }]`, and the SDK's base URL is `http://127.0.0.1:9001`: plain HTTP to outpace on this\n\
+    machine, TLS from there on. It needs no trust and no variable. Where `clients` are configured, such requests carry `Outpace-Client-Token: NAME:TOKEN`.\n\
+    \n## Not tried here\n\n\
     Set by `outpace run` as well, from what their own manuals say, and not covered by a test: Deno (`DENO_CERT`), Bun (`NODE_EXTRA_CA_CERTS`), uv\n\
     (`UV_NATIVE_TLS`, `SSL_CERT_FILE`), Bundler (`BUNDLE_SSL_CA_CERT`), gRPC (`GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`). Java reads a truststore and no variable:\n\
     `keytool -importcert -noprompt -alias outpace -file outpace-data/ca.pem -keystore outpace.p12 -storepass outpace`, then\n\
