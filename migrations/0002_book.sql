@@ -79,6 +79,44 @@ begin
   if exists (select from outpace.flow f where f.target = p_target) then n_lanes := 16; end if;
   was_phase := t.phase;
 
+  -- The short way: requests of one kind, one token bucket under the numbers that it has, nobody who competes,
+  -- and all of it booked. It decides as the long way does, in a fraction of the time that the lock is held.
+  if n_rows = 1 and n_runs = 1 and not dirty and lost = 0 and t.phase = 0 and t.quiet_ns <= now_ns then
+    r := p_rows -> 0; spec := r -> 'bound' -> 'rate' -> 'numbers'; lane := (p_runs -> 0 ->> 'lane')::int;
+    want := (p_runs -> 0 ->> 'want')::int; x := (p_runs -> 0 -> 'costs' ->> 0)::int;
+    a := (spec ->> 0)::int8; b := (spec ->> 1)::int8; c := (spec ->> 2)::int8;
+    select * into w from outpace.schedule s
+     where s.target = p_target and s.limit_name = r ->> 'limit' and s.key = coalesce(r ->> 'key', '');
+    if found and (w.kind, w.a, w.b, w.c) = (r -> 'bound' -> 'rate' ->> 'kind', a, b, c) and w.kind = 'token'
+       and jsonb_array_length(r -> 'spent') = 0 and coalesce(lane_r[lane + 1], 0) = 0
+       and x between 1 and 1000000 and a <= 1000000000000
+       and not exists (select from outpace.flow f where f.target = p_target and f.due_ns + linger > now_ns) then
+      prev := w.mark; from_ns := now_ns + lead;
+      if r -> 'seen' -> 0 ->> 'kind' = 'token' then prev := greatest(prev, (r -> 'seen' -> 1 ->> 'mark')::int8); end if;
+      out_runs := '[]';
+      for k in 1 .. want loop
+        at := greatest(from_ns, greatest(prev, from_ns) + a * (least(x, b / a + 1) - 1) - b);
+        exit when at > from_ns + horizon;
+        prev := greatest(prev, at) + a * x;
+        out_runs := out_runs || to_jsonb(at); y := k;
+      end loop;
+      if y = want then
+        if now_ns > w.agreed_ns + agree / 4 then w.agreed_ns := now_ns; end if;
+        update outpace.schedule s set mark = prev, agreed_ns = w.agreed_ns
+         where s.target = p_target and s.limit_name = w.limit_name and s.key = w.key;
+        if now_ns > t.clock_ns + horizon then
+          update outpace.target set clock_ns = now_ns where name = p_target;
+        end if;
+        return jsonb_build_object('now', now_ns, 'epoch', t.epoch, 'blocked', t.blocked_ns, 'lost', 0, 'started', started,
+          'rows', jsonb_build_array(jsonb_build_object(
+            'spec', jsonb_build_object('kind', 'token', 'numbers', jsonb_build_array(a, b, c)),
+            'usage', jsonb_build_object('mark', prev, 'used', 0, 'log', '[]'::jsonb))),
+          'runs', jsonb_build_array(jsonb_build_object('slots', out_runs, 'probe', false, 'short', null)));
+      end if;
+      out_runs := '[]'; at := null;
+    end if;
+  end if;
+
   -- The rows, under the strictest numbers that live replicas say.
   o_users := array_fill(0::int8, array[greatest(n_rows, 1) * n_lanes]);
   f_vt := o_users; f_wait := o_users; f_due := o_users;

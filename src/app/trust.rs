@@ -1,6 +1,7 @@
 //! What a client needs to use and trust the proxy: its URL, its CA, and the bundle. Shared by the
 //! subcommands that print it; makes the CA if there is none yet, so that apps can be set up first.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,10 +56,9 @@ impl Trust {
             CaSource::Supplied { cert, key } => (cert.clone(), key.clone()),
         };
         let bundle = dir.join("bundle.pem");
-        let wgetrc = write_wgetrc(&dir, &bundle).map_err(|cause| StartError::DataDir {
-            path: dir.clone(),
-            cause,
-        })?;
+        let own = trust_dir(&settings.data_dir);
+        let wgetrc = write_wgetrc(&own, &bundle)
+            .map_err(|cause| StartError::DataDir { path: own, cause })?;
         Ok(Self {
             ca,
             cert,
@@ -129,7 +129,7 @@ impl Trust {
 }
 
 /// wget takes the name of its configuration from a variable, and nothing else; what the user has set
-/// stays.
+/// stays. That may be a password: it is not for `export_dir`, nor for others to read.
 fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
     let own = config::process_environment("WGETRC").map(PathBuf::from);
     let home = config::process_environment("HOME").map(|home| Path::new(&home).join(".wgetrc"));
@@ -142,7 +142,10 @@ fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
         own.unwrap_or_default(),
         bundle.display()
     );
-    std::fs::write(&path, text)?;
+    std::fs::create_dir_all(dir)?;
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(&path).map_err(|error| error.error)?;
     Ok(path)
 }
 
