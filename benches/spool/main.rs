@@ -68,7 +68,9 @@ impl Site {
             all.push(Self::Disk);
         }
         if wanted("postgres") {
-            all.push(Self::Postgres(Postgres::start_in(dir, "on").await));
+            let server = Postgres::start_in(dir, "on").await;
+            season(&server).await;
+            all.push(Self::Postgres(server));
         }
         all
     }
@@ -113,6 +115,22 @@ impl Site {
         let (buffer, _) = made.unwrap();
         (opened, buffer)
     }
+}
+
+/// A server that has run for a while has segments of its log to use again; a fresh one writes each of them
+/// twice.
+async fn season(server: &Postgres) {
+    let mut connection = server.connect().await.unwrap();
+    for _ in 0..100 {
+        for sql in [
+            "select pg_logical_emit_message(false, 'x', 'x')::text",
+            "select pg_switch_wal()::text",
+        ] {
+            sqlx::query(sql).execute(&mut connection).await.unwrap();
+        }
+    }
+    let checkpoint = sqlx::query("checkpoint").execute(&mut connection).await;
+    checkpoint.unwrap();
 }
 
 /// A store of one kind or the other.

@@ -89,6 +89,17 @@ async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
                 .count() as u64;
             assert_eq!(count, known, "{status:?}");
         }
+        if let Some(middle) = expected.get(expected.len() / 2) {
+            let query = Query {
+                buffer: Some(*buffer),
+                since: Some(middle.kept),
+                limit: 10_000,
+                ..Query::default()
+            };
+            let later = expected.iter().filter(|item| item.kept >= middle.kept);
+            let later: Vec<Item> = later.cloned().collect();
+            assert_eq!(store.items(query).await.unwrap(), later);
+        }
         for item in expected.iter().take(3) {
             let body = store.body(Arc::clone(&item.id)).await.unwrap();
             assert_eq!(body, body_of(&item.id), "{}", item.id);

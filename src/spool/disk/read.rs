@@ -167,7 +167,7 @@ pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, 
         let next = "select place, kept from item where place >= ? order by place limit 1";
         let place = from(pool, since, "select max(place) from item", next).await?;
         // Whatever was kept later stands behind it, also what was moved to the end since.
-        let first = "select born from item where place >= ? and buffer = ? order by place limit 1";
+        let first = "select born from item where place >= ? and +buffer = ? order by place limit 1";
         let first = sqlx::query_scalar(first)
             .bind(place)
             .bind(buffer)

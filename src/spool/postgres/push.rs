@@ -18,6 +18,8 @@ const BYTES: u64 = 8 << 20;
 /// Statements at once: while the server keeps one, the next is written. They take their places one after the
 /// other.
 const AT_ONCE: usize = 2;
+/// A second one from so many pushes on.
+const WORTH_IT: usize = 256;
 /// What an item takes besides its body.
 const HEAD: u64 = 512;
 
@@ -50,9 +52,6 @@ pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>
         let mut more = Vec::new();
         // Whoever was just answered may have more to say; that belongs to the next batch.
         tokio::task::yield_now().await;
-        if under_way.len() >= AT_ONCE {
-            under_way.next().await;
-        }
         if next.is_empty() {
             tokio::select! {
                 came = waiting.recv_many(&mut more, PUSHES) => if came == 0 { break },
@@ -64,6 +63,11 @@ pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>
             && let Ok(more) = waiting.try_recv()
         {
             next.push_back(more);
+        }
+        // A few that would only wait for the lock of those under way had better wait here for more.
+        if under_way.len() >= AT_ONCE || (!under_way.is_empty() && next.len() < WORTH_IT) {
+            under_way.next().await;
+            continue;
         }
         let Some(store) = store.upgrade() else { break };
         let batch = batch(&mut next);

@@ -165,7 +165,15 @@ impl Postgres {
                 "-c",
                 "max_connections=200",
                 "-c",
-                "shared_buffers=16MB",
+                if self.fsync == "on" {
+                    "shared_buffers=128MB"
+                } else {
+                    "shared_buffers=16MB"
+                },
+                "-c",
+                "min_wal_size=2GB",
+                "-c",
+                "max_wal_size=8GB",
             ]);
         self.server = Some(started(command, "ready to accept connections").await);
     }
