@@ -350,8 +350,10 @@ end $$;
 create function outpace.remove_v1(p_buffer int8, p_forced bool) returns int8 language plpgsql volatile as $$
 declare live int8;
 begin
-  perform 1 from outpace.buffer where number = p_buffer and not removed for no key update;
+  perform 1 from outpace.buffer where number = p_buffer for no key update;
   if not found then return -1; end if;
+  -- Asked again.
+  if exists (select from outpace.buffer where number = p_buffer and removed) then return 0; end if;
   select count(*) into live from outpace.item where buffer = p_buffer and status < 3;
   if live > 0 and not p_forced then return live; end if;
   update outpace.buffer set removed = true, version = version + 1 where number = p_buffer;

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::response::IntoResponse;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde::{Deserialize, Serialize};
@@ -31,20 +32,34 @@ pub struct Serving {
     pub version: String,
 }
 
-/// Counts those who are there.
+/// Counts those who are there; nothing once nobody is let in any more.
 #[derive(Debug, Clone)]
-pub struct Attendance(Arc<watch::Sender<usize>>);
+pub struct Attendance(Arc<watch::Sender<Option<usize>>>);
 
 impl Default for Attendance {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
+        Self(Arc::new(watch::Sender::new(Some(0))))
     }
 }
 
 impl Attendance {
-    fn enter(&self) -> Present {
-        self.0.send_modify(|count| *count += 1);
-        Present(Arc::clone(&self.0))
+    fn enter(&self) -> Option<Present> {
+        let entered = self.0.send_if_modified(|count| {
+            *count = count.map(|count| count + 1);
+            count.is_some()
+        });
+        entered.then(|| Present(Arc::clone(&self.0)))
+    }
+
+    /// Lets nobody in any more, if nobody is there.
+    pub fn close(&self) -> bool {
+        self.0.send_if_modified(|count| {
+            let empty = *count == Some(0);
+            if empty {
+                *count = None;
+            }
+            empty
+        })
     }
 
     /// Ready once somebody is there.
@@ -59,16 +74,18 @@ impl Attendance {
 
     async fn until(&self, wanted: impl Fn(usize) -> bool) {
         // We hold the sender, so it does not end.
-        drop(self.0.subscribe().wait_for(|count| wanted(*count)).await);
+        let wanted = |count: &Option<usize>| count.is_none_or(&wanted);
+        drop(self.0.subscribe().wait_for(wanted).await);
     }
 }
 
 /// Is there until it is dropped.
-struct Present(Arc<watch::Sender<usize>>);
+struct Present(Arc<watch::Sender<Option<usize>>>);
 
 impl Drop for Present {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0
+            .send_modify(|count| *count = count.map(|count| count.saturating_sub(1)));
     }
 }
 
@@ -90,11 +107,15 @@ impl futures_util::Stream for Attending {
     }
 }
 
-pub(super) async fn attend(State(admin): State<Admin>) -> impl IntoResponse {
+pub(super) async fn attend(State(admin): State<Admin>) -> Response {
+    let Some(present) = admin.attendance.enter() else {
+        return super::no(StatusCode::SERVICE_UNAVAILABLE, "it ends now");
+    };
     let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
     first.push('\n');
     Body::new(StreamBody::new(Attending {
         first: Some(first.into()),
-        present: admin.attendance.enter(),
+        present,
     }))
+    .into_response()
 }

@@ -236,7 +236,11 @@ async fn unattended(attendance: Option<Attendance>, clock: &Clock) {
     loop {
         tokio::select! {
             () = attendance.somebody() => {}
-            () = clock.sleep_until(clock.now() + patience) => return,
+            () = clock.sleep_until(clock.now() + patience) => {
+                if attendance.close() {
+                    return;
+                }
+            }
         }
         attendance.nobody().await;
         patience = NOBODY_LEFT;

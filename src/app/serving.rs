@@ -1,6 +1,7 @@
 //! `serving.json` in the data directory: where the outpace that uses it can be reached, as long as it runs.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::admin::Serving;
@@ -60,7 +61,19 @@ fn read(path: &Path) -> Option<Serving> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// What serves with this data directory, as far as it says.
+/// What serves with this data directory, as far as it says. What a killed one has left does not count: its
+/// port may be somebody else's by now.
 pub fn serving(data_dir: &Path) -> Option<Serving> {
-    read(&path(data_dir))
+    read(&path(data_dir)).filter(|serving| is_ours(serving.pid))
+}
+
+/// Whether a process of this user has that number, where the system tells.
+fn is_ours(pid: u32) -> bool {
+    let own = std::fs::metadata("/proc/self").map(|own| own.uid());
+    let other = std::fs::metadata(format!("/proc/{pid}")).map(|other| other.uid());
+    match (own, other) {
+        (Ok(own), Ok(other)) => own == other,
+        (Ok(_), Err(_)) => false,
+        (Err(_), _) => true,
+    }
 }

@@ -202,6 +202,13 @@ struct Attending {
 
 impl Attending {
     async fn begin(serving: &Serving, trust: &Trust) -> Option<(Serving, Self)> {
+        let asked = Self::ask(serving, trust);
+        tokio::time::timeout(Duration::from_secs(2), asked)
+            .await
+            .ok()?
+    }
+
+    async fn ask(serving: &Serving, trust: &Trust) -> Option<(Serving, Self)> {
         let stream = TcpStream::connect(serving.admin).await.ok()?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
         drop(Tasks::new().spawn(connection));
@@ -210,9 +217,8 @@ impl Attending {
         if let Some(token) = trust.admin_token() {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
-        let asked = sender.send_request(request.body(Empty::new()).ok()?);
-        let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
-        let mut body = answer.ok()?.ok()?.into_body();
+        let answer = sender.send_request(request.body(Empty::new()).ok()?).await;
+        let mut body = answer.ok()?.into_body();
         let first = body.frame().await?.ok()?.into_data().ok()?;
         let told = serde_json::from_slice(&first).ok()?;
         Some((told, Self { body, sender }))

@@ -37,8 +37,13 @@ struct Drain {
     term: i64,
     /// Items that are being sent, and how far each is.
     taken: HashMap<Arc<str>, watch::Receiver<Stage>>,
+    /// The same by their tasks.
+    tasks: HashMap<tokio::task::Id, Arc<str>>,
     gate: Arc<Gate>,
 }
+
+/// An item whose delivery is over, and whether the store knows how it ended.
+type Landed = (Arc<str>, bool);
 
 impl Drain {
     fn of(number: i64) -> Self {
@@ -46,6 +51,7 @@ impl Drain {
             number,
             term: 0,
             taken: HashMap::new(),
+            tasks: HashMap::new(),
             gate: Arc::new(Gate::new(Instant::ZERO)),
         }
     }
@@ -80,14 +86,23 @@ impl Drain {
         }
     }
 
-    /// A delivery is over, however it ended.
-    fn land(&mut self, done: Result<Arc<str>, JoinError>) {
-        match done {
-            Ok(id) => {
-                self.taken.remove(&id);
+    /// A delivery is over, however it ended. What could not be recorded is found again when nothing else is
+    /// in flight.
+    fn land(&mut self, done: Result<Landed, JoinError>) {
+        let (id, recorded) = match done {
+            Ok((id, recorded)) => (Some(id), recorded),
+            Err(error) => {
+                tracing::error!(%error, "a delivery broke off");
+                self.gate.pass(None);
+                (self.tasks.get(&error.id()).cloned(), false)
             }
-            // Its item stays in flight, for the next hold to find.
-            Err(error) => tracing::error!(%error, "a delivery broke off"),
+        };
+        if let Some(id) = id {
+            self.taken.remove(&id);
+            self.tasks.retain(|_, known| *known != id);
+        }
+        if !recorded {
+            self.term = 0;
         }
     }
 }
@@ -95,7 +110,7 @@ impl Drain {
 impl Inner {
     pub(super) async fn drain(self: &Arc<Self>, number: i64, woken: &Notify) {
         let tasks = &self.parts.exchange.tasks;
-        let mut flying: JoinSet<Arc<str>> = JoinSet::new();
+        let mut flying: JoinSet<Landed> = JoinSet::new();
         let mut drain = Drain::of(number);
         let drained = tasks.drain_begun();
         tokio::pin!(drained);
@@ -113,11 +128,12 @@ impl Inner {
             let until = match next {
                 Next::Send(buffer, item, opens) => {
                     let delivery = Arc::new(drain.set_out(buffer, *item, opens));
-                    let inner = Arc::clone(self);
-                    flying.spawn(async move {
-                        inner.deliver(&delivery).await;
-                        Arc::clone(&delivery.item.id)
+                    let (inner, id) = (Arc::clone(self), Arc::clone(&delivery.item.id));
+                    let task = flying.spawn(async move {
+                        let recorded = inner.deliver(&delivery).await;
+                        (Arc::clone(&delivery.item.id), recorded)
                     });
+                    drain.tasks.insert(task.id(), id);
                     continue;
                 }
                 Next::Sleep(until) => until,
@@ -162,13 +178,24 @@ impl Inner {
         let heads = store.heads(drain.number, now, strict, limit).await?;
         let mut wake = Instant::FAR;
         for item in heads {
+            if drain.taken.contains_key(&item.id) {
+                continue;
+            }
+            if item.status == Status::InFlight {
+                // Claimed, and by nobody here: an answer was lost. It is taken up like another's.
+                if drain.taken.is_empty() {
+                    drain.term = 0;
+                    return Ok(Next::Sleep(instant + REST));
+                }
+                if strict {
+                    break;
+                }
+                continue;
+            }
             if item.expires.is_some_and(|expires| expires <= now) {
                 store.expire(Arc::clone(&item.id), now).await?;
                 self.tell(&item.id);
                 return Ok(Next::Sleep(instant));
-            }
-            if item.status == Status::InFlight || drain.taken.contains_key(&item.id) {
-                continue;
             }
             if item.not_before > now {
                 // By the wall clock it is due then; a clock that jumps is asked again before long.
@@ -176,6 +203,10 @@ impl Inner {
                     .unwrap_or(0)
                     .min(LOOK_AGAIN);
                 wake = wake.min(instant + Duration::from_millis(wait));
+                if strict {
+                    // What stands behind it must not overtake it.
+                    break;
+                }
                 continue;
             }
             let from = drain.gate.opens(&buffer);

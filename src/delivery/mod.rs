@@ -98,8 +98,8 @@ impl Deliveries {
             if !item.status.is_live() || clock.now() >= until {
                 return Ok(item);
             }
-            let watched = Arc::clone(self.0.watched().entry(Arc::clone(id)).or_default());
-            let changed = watched.notified();
+            let watched = Watched::new(&self.0, id);
+            let changed = watched.told.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             // It may have been over before we were there to be told.
@@ -114,10 +114,7 @@ impl Deliveries {
             };
             tokio::select! {
                 () = changed => {}
-                () = clock.sleep_until(again) => {
-                    // The last who waits takes the place away.
-                    self.0.watched().retain(|other, waiting| other != id || Arc::strong_count(waiting) > 2);
-                }
+                () = clock.sleep_until(again) => {}
             }
         }
     }
@@ -144,6 +141,30 @@ impl Deliveries {
             inner.drain(buffer, &notify).await;
             inner.drains().remove(&buffer);
         }));
+    }
+}
+
+/// One who waits for an item; the last takes the place away.
+struct Watched<'a> {
+    inner: &'a Inner,
+    id: &'a Arc<str>,
+    told: Arc<Notify>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(inner: &'a Inner, id: &'a Arc<str>) -> Self {
+        let told = Arc::clone(inner.watched().entry(Arc::clone(id)).or_default());
+        Self { inner, id, told }
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        // Ours and the table's.
+        let others = |told: &Arc<Notify>| Arc::strong_count(told) > 2;
+        self.inner
+            .watched()
+            .retain(|id, told| id != self.id || others(told));
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::gate::{Gate, Stage};
 use super::outbound::{fields, request};
-use super::{Inner, REST};
+use super::{Inner, POLL, REST};
 use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
@@ -77,6 +77,8 @@ struct Claim {
 struct Claimed {
     item: Option<Item>,
     left: Option<Instant>,
+    /// The store was asked to mark it, and it may have done so.
+    asked: bool,
 }
 
 impl Claim {
@@ -103,9 +105,16 @@ impl Claim {
         }
         self.clock.sleep_until(delivery.opens - CLAIM_AHEAD).await;
         let id = Arc::clone(&delivery.item.id);
-        let item = self.store.claim(delivery.buffer.number, id).await;
-        let item = item.map_err(|error| error.to_string())?;
-        self.set(|state| state.item = Some(item));
+        self.set(|state| state.asked = true);
+        match self.store.claim(delivery.buffer.number, id).await {
+            Ok(item) => self.set(|state| state.item = Some(item)),
+            Err(error) => {
+                // A definite no; otherwise it may have been done.
+                let no = matches!(error, StoreError::Conflict(_) | StoreError::Unknown(_));
+                self.set(|state| state.asked = !no);
+                return Err(error.to_string());
+            }
+        }
         self.clock.sleep_until(delivery.opens).await;
         Ok(())
     }
@@ -143,7 +152,8 @@ struct Came {
 }
 
 impl Inner {
-    pub(super) async fn deliver(&self, delivery: &Arc<Delivery>) {
+    /// Sends it. Returns whether the store knows how that ended.
+    pub(super) async fn deliver(&self, delivery: &Arc<Delivery>) -> bool {
         let (buffer, item) = (&delivery.buffer, &delivery.item);
         let claim = Arc::new(Claim {
             store: Arc::clone(&self.parts.store),
@@ -163,6 +173,7 @@ impl Inner {
         let Claimed {
             item: claimed,
             left,
+            asked,
         } = claim.state();
         let mut stage = Stage::Again;
         let recorded = match came {
@@ -179,11 +190,17 @@ impl Inner {
                 }
             }
             // outpace ends, or the buffer is somebody else's; what has left is taken up by the next hold.
-            None => match claimed.filter(|_| left.is_none()) {
-                Some(item) => self.parts.store.unclaim(item.buffer, item.id).await,
-                None => Ok(()),
-            },
+            None if left.is_some() => Err(StoreError::Away("it has left".to_owned())),
+            None => Ok(()),
         };
+        let recorded = match recorded {
+            // Claimed, or perhaps so, and not sent.
+            Ok(()) if asked && left.is_none() && stage == Stage::Again => {
+                self.give_back(delivery).await
+            }
+            recorded => recorded,
+        };
+        let recorded_well = recorded.is_ok();
         if let Err(error) = recorded {
             tracing::warn!(%error, item = %item.id, "what became of an item could not be recorded");
         }
@@ -192,6 +209,13 @@ impl Inner {
         if left.is_none() {
             delivery.gate.pass(None);
         }
+        recorded_well
+    }
+
+    /// An item that may be claimed has not left after all.
+    async fn give_back(&self, delivery: &Delivery) -> Result<(), StoreError> {
+        let (buffer, id) = (delivery.buffer.number, &delivery.item.id);
+        self.parts.store.unclaim(buffer, Arc::clone(id)).await
     }
 
     /// Ready when outpace ends and the item has not left.
@@ -204,8 +228,15 @@ impl Inner {
 
     /// Ready when the buffer is not ours to send any more: whoever sends next must be the only one.
     async fn lapsed(&self, buffer: i64, term: i64) {
+        let clock = &self.parts.exchange.clock;
         while let Some(hold) = self.held(buffer, term) {
-            self.parts.exchange.clock.sleep_until(hold.until).await;
+            // It may also be lost before its time, by what another look finds.
+            let again = if hold.until == Instant::FAR {
+                hold.until
+            } else {
+                hold.until.min(clock.now() + POLL)
+            };
+            clock.sleep_until(again).await;
         }
     }
 

@@ -216,18 +216,24 @@ pub struct Once {
 impl Once {
     /// A key that is `whose` alone, first used for these bytes, one part after the other.
     pub fn new(whose: &str, key: &str, parts: &[&[u8]]) -> Self {
-        let mut context = digest::Context::new(&digest::SHA256);
-        for part in parts {
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part);
-        }
-        let mut fingerprint = [0; 32];
-        fingerprint.copy_from_slice(context.finish().as_ref());
+        let key = print(&[whose.as_bytes(), key.as_bytes()]);
         Self {
-            key: format!("{whose}/{key}"),
-            fingerprint,
+            // Of a length of its own, whatever the caller wrote.
+            key: key.iter().map(|byte| format!("{byte:02x}")).collect(),
+            fingerprint: print(parts),
         }
     }
+}
+
+fn print(parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    let mut print = [0; 32];
+    print.copy_from_slice(context.finish().as_ref());
+    print
 }
 
 /// An item.

@@ -341,3 +341,43 @@ async fn where_room_runs_out_history_goes_before_its_time_and_dead_letters_stay(
     assert_eq!(buffer["items"]["dead"], 1, "{buffer}");
     assert!(buffer["items"]["delivered"].as_u64() < Some(39), "{buffer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_nothing_overtakes_an_item_that_waits_in_strict_order() {
+    let (origin, seen) = noting(|_| 200).await;
+    let program = Program::before(&origin, SPOOL).await;
+    made(&program, &json!({})).await;
+    let first: Vec<_> = (0..60).map(|n| json!({ "body": n.to_string() })).collect();
+    let parked = json!([{ "body": "parked", "delay": "1h" }, { "body": "behind" }]);
+    let all = [first, parked.as_array().unwrap().clone()].concat();
+    call(&program, "POST", "/buffers/b/batch", Value::from(all)).await;
+    // Each push wakes the drain, also between an answer and its being recorded.
+    while origin.arrivals.count() < 60 {
+        call(
+            &program,
+            "POST",
+            "/buffers/b/items",
+            json!({ "body": "later" }),
+        )
+        .await;
+    }
+    let stats = soon("the record of the last one before", async {
+        loop {
+            let (_, stats) = call(&program, "GET", "/buffers/b/stats", "").await;
+            if stats["head_waits_for"] == "delay" {
+                return stats;
+            }
+        }
+    })
+    .await;
+    let head = stats["head"]["id"].as_str().unwrap();
+    assert_eq!(seen.lock().unwrap().len(), 60);
+    call(&program, "POST", &format!("/items/{head}/retry"), "{}").await;
+    let (_, buffer) = call(&program, "GET", "/buffers/b", "").await;
+    let items = buffer["items"].as_object().unwrap().values();
+    let all: u64 = items.filter_map(Value::as_u64).sum();
+    until(&program, "delivered", all).await;
+    let seen = seen.lock().unwrap();
+    let at = seen.iter().position(|body| body == "parked").unwrap();
+    assert_eq!((at, &*seen[at + 1]), (60, "behind"));
+}

@@ -15,6 +15,9 @@ use super::{Inner, failed};
 /// Items that are removed at once, so that others need not wait long.
 const MOST: i32 = 2000;
 
+/// Milliseconds for which nothing that is over is removed.
+const RECENT: Millis = 30_000;
+
 fn unknown(buffer: i64) -> StoreError {
     StoreError::Unknown(format!("buffer number {buffer}"))
 }
@@ -324,7 +327,9 @@ impl Inner {
                 .bind(which.head)
                 .bind(now)
         };
-        let moved = count_of(&self.rows(make).await?)?.unsigned_abs();
+        // Asked again it would move others: whoever asked is told instead.
+        let rows = self.rows_once(make()).await;
+        let moved = count_of(&rows.map_err(|error| failed(&error))?)?.unsigned_abs();
         self.look().await?;
         Ok(moved)
     }
@@ -337,7 +342,12 @@ impl Inner {
         }
         // Where room runs out history goes before its time.
         let crowded = self.known.used() > crowded(self.parts.settings.max);
-        let until = if crowded { Millis::MAX } else { delivered };
+        // A push whose end was not heard is still asked for by its items.
+        let until = if crowded {
+            self.known.now() - RECENT
+        } else {
+            delivered
+        };
         let sql = "select outpace.forget_v1($1, $2, $3, $4)";
         let make = || {
             sqlx::query(sql)

@@ -115,17 +115,20 @@ impl Known {
         }
     }
 
-    /// The place below which every item of a buffer is over.
-    pub(super) fn done_below(&self, buffer: i64) -> i64 {
+    /// The place below which every item of a buffer is over, and the edition under which that is so.
+    pub(super) fn done_below(&self, buffer: i64) -> (i64, i64) {
         let state = self.state();
-        let seen = state.buffers.get(&buffer);
-        let done = seen.and_then(|seen| seen.done.filter(|(edition, _)| *edition == seen.edition));
-        done.map_or(0, |(_, place)| place)
+        let Some(seen) = state.buffers.get(&buffer) else {
+            return (0, 0);
+        };
+        let done = seen.done.filter(|(edition, _)| *edition == seen.edition);
+        done.unwrap_or((seen.edition, 0))
     }
 
-    pub(super) fn set_done_below(&self, buffer: i64, place: i64) {
+    /// What was asked under this edition found that.
+    pub(super) fn set_done_below(&self, buffer: i64, edition: i64, place: i64) {
         if let Some(seen) = self.state().buffers.get_mut(&buffer) {
-            seen.done = Some((seen.edition, place));
+            seen.done = Some((edition, place));
         }
     }
 
@@ -170,12 +173,15 @@ impl Known {
         let now = self.clock.now();
         let mut state = self.state();
         let state = &mut *state;
-        // Of several readings the one that was under way for the shortest time is the best; a slow one
-        // is late, never early.
+        // A slow reading is late by what it took at most: it counts where it is later than what is known, or
+        // earlier by more than that.
         let drifted = state.server.is_none_or(|(then, at)| {
             let known =
                 then.saturating_add(Millis::try_from(now.since(at).as_millis()).unwrap_or(0));
-            took < Duration::from_millis(20) || look.now > known
+            let late = Millis::try_from(took.as_millis()).unwrap_or(Millis::MAX);
+            took < Duration::from_millis(20)
+                || look.now > known
+                || known > look.now.saturating_add(late)
         });
         if drifted {
             state.server = Some((look.now, now));

@@ -34,7 +34,7 @@ const WAITING_MAX: usize = 4096;
 /// KiB of items that may wait.
 const WAITING_KIB: u32 = 32 * 1024;
 /// A statement that takes longer is asked again.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a server that is away is asked again, before whoever waits is told.
 const PATIENCE: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(100);

@@ -77,7 +77,8 @@ impl Inner {
                 return Ok(());
             }
             let alive = self.sign("select outpace.alive_v1($1, $2)", ttl).await?;
-            if alive {
+            // Heard too late, what was in flight has broken off: it needs a new term to be taken up.
+            if alive && clock.now() < until {
                 self.known.extend(now + ours);
                 return Ok(());
             }
