@@ -110,6 +110,14 @@ impl CertificateAuthority {
             CaSource::Supplied { cert, key } => Self::load(cert, key),
             CaSource::DataDir(dir) => {
                 let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
+                if cert.exists() && key.exists() {
+                    return Self::load(&cert, &key);
+                }
+                // Of several processes that begin at once one makes it; the others read it.
+                make_private_dir(dir)?;
+                let path = dir.join("ca.lock");
+                let lock = fs::File::create(&path).map_err(at(&path))?;
+                lock.lock().map_err(at(&path))?;
                 match (cert.exists(), key.exists()) {
                     (true, true) => Self::load(&cert, &key),
                     (false, false) => Self::make(dir, &cert, &key, now),

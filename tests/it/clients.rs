@@ -74,7 +74,7 @@ clients! {
     python_anthropic: "Python anthropic", Run, "`SSL_CERT_FILE`", Retries, "", ["$PYTHON"], "$PYTHON {clients}/anthropic_client.py";
     python_stripe: "Python stripe", Route, "none: it brings its own roots", Tells, "or `stripe.ca_bundle_path = os.environ[\"SSL_CERT_FILE\"]`", ["$PYTHON"], "$PYTHON {clients}/stripe_client.py";
     python_boto3: "Python boto3", Run, "`AWS_CA_BUNDLE`", Tells, "its own retries do not read `Retry-After`", ["$PYTHON"], "$PYTHON {clients}/boto3_client.py";
-    node24_fetch: "Node 24 fetch", Run, "`NODE_EXTRA_CA_CERTS`", Tells, "obeys the proxy by `NODE_USE_ENV_PROXY=1`", ["$NODE24"], "$NODE24 {clients}/fetch.mjs";
+    node24_fetch: "Node 24 fetch", Run, "`NODE_EXTRA_CA_CERTS`", Tells, "obeys the proxy by `NODE_USE_ENV_PROXY=1`; for `http://` it asks for a tunnel to port 80, which is refused unless it is listed", ["$NODE24"], "$NODE24 {clients}/fetch.mjs";
     node24_axios: "Node 24 axios", Run, "`NODE_EXTRA_CA_CERTS`", Tells, "", ["$NODE24"], "$NODE24 {clients}/axios.mjs";
     node24_openai: "Node 24 openai", Run, "`NODE_EXTRA_CA_CERTS`", Retries, "", ["$NODE24"], "$NODE24 {clients}/openai.mjs";
     node24_stripe: "Node 24 stripe", Route, "none needed", Tells, "or `httpClient: Stripe.createFetchHttpClient()`: its own agent obeys no variable", ["$NODE24"], "$NODE24 {clients}/stripe.mjs";
