@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Admin, no};
 use crate::clock::{Clock, Instant};
 use crate::pace::Pacer;
-use crate::policy::{Asked, Caller, LimitSet, Policy, Scope, Target, TlsMode, Unmatched};
+use crate::policy::{Asked, Bound, Caller, LimitSet, Policy, Scope, Target, TlsMode, Unmatched};
 use crate::units::{HostName, Scheme};
 
 /// The request that is asked about.
@@ -94,6 +94,9 @@ pub struct Now<'a> {
     pub clock: &'a Clock,
 }
 
+/// As many are looked for of those that could leave now.
+const FREE_MOST: u32 = 10_000;
+
 /// What the request would meet.
 ///
 /// # Errors
@@ -152,9 +155,14 @@ fn told(question: &Question, target: &Arc<Target>, scope: &Scope, now: Option<No
         let alone = scope.clone().only(only);
         let pins = status.iter().flat_map(|status| &status.pins);
         let mut pinned = pins.filter(|(name, _)| *name == limit.name);
+        // How many run is not known from here, only how many may.
+        let rate = applies && matches!(limit.bound, Bound::Rate { .. });
+        let free = now.filter(|_| rate);
+        let free = free.map(|now| now.pacer.free(target, scope, index, FREE_MOST));
         json!({
             "name": &*limit.name,
             "bound": limit.bound.to_string(),
+            "free_now": free,
             "pinned": pinned.next().map(|(_, bound)| bound),
             "applies": applies,
             "key": scope.shared_key(index).filter(|_| applies).map(|key| &**key),

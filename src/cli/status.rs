@@ -222,6 +222,7 @@ fn sentences(told: &Value) -> String {
         ("APPLIES", "/applies"),
         ("KEY", "/key"),
         ("COST", "/cost"),
+        ("FREE NOW", "/free_now"),
         ("NEXT IN s", "/next_in_s"),
     ];
     lines.push_str(&table(array(told, "limits"), &columns));

@@ -26,7 +26,7 @@ use line::Line;
 
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ledger, Status};
-use crate::policy::{Scope, Target};
+use crate::policy::{LimitSet, Scope, Target};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -144,6 +144,32 @@ impl Pacer {
         };
         let held_by = forecast.held_by.and_then(|limit| target.limits.get(limit));
         (forecast.at, held_by.map(|limit| Arc::clone(&limit.name)))
+    }
+
+    /// How many requests of this scope this limit alone would let leave now, ahead of those who wait; at most
+    /// `most`.
+    pub fn free(&self, target: &Arc<Target>, scope: &Scope, limit: usize, most: u32) -> u32 {
+        let mut only = LimitSet::default();
+        only.insert(limit);
+        let scope = scope.clone().only(only);
+        let cost = scope.cost(limit).max(1);
+        let leaves = |count: u32| {
+            let mut ahead = vec![0; target.limits.len()];
+            if let Some(ahead) = ahead.get_mut(limit) {
+                *ahead = cost.saturating_mul(i64::from(count) - 1);
+            }
+            self.ledger.forecast(target, &scope, &ahead).at <= self.clock.now()
+        };
+        let (mut low, mut high) = (0, most);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if leaves(middle) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low
     }
 
     /// How things stand for a target.

@@ -170,11 +170,13 @@ async fn p11_explained_what_a_request_would_meet_and_what_is_in_force() {
         "{told}"
     );
     assert_eq!(told["limits"][2]["cost"], 40);
+    assert_eq!(told["limits"][0]["free_now"], 1, "{told}");
     let mut client = Client::plain(&program).await;
     assert_eq!(client.get("http://plain.test/").await.status(), 200);
     let told = explain(&["http://plain.test/x"]).await;
     assert_eq!(told["limits"][1]["applies"], false);
     assert_eq!(told["held_by"], "pace");
+    assert_eq!(told["limits"][0]["free_now"], 0, "{told}");
     let wait = told["next_in_s"].as_f64().unwrap();
     assert!((3.0..=5.2).contains(&wait), "{told}");
     assert!(
