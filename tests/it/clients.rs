@@ -85,7 +85,7 @@ clients! {
     go_net_http: "Go net/http", Run, "`SSL_CERT_FILE`", Tells, "", ["go"], "go run {clients}/client.go";
     ruby_net_http: "Ruby net/http", Run, "`SSL_CERT_FILE`", Tells, "", ["ruby"], "ruby {clients}/client.rb";
     cargo: "cargo", Run, "`CARGO_HTTP_CAINFO`", Tells, "a sparse registry", ["cargo"], "sh -eu {clients}/cargo.sh";
-    pip: "pip", Run, "`PIP_CERT`", Tells, "a simple index", ["$PYTHON"], "sh -eu {clients}/pip.sh";
+    pip: "pip", Run, "`PIP_CERT`", Tells, "a simple index; of our 429 it says only that nothing was found", ["$PYTHON"], "sh -eu {clients}/pip.sh";
     npm: "npm", Run, "`NPM_CONFIG_CAFILE`", Retries, "a registry", ["npm"], "sh -eu {clients}/npm.sh";
 }
 
