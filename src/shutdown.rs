@@ -4,6 +4,10 @@
 //! hyper forgets a connection once it is upgraded; the tracker does not.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -14,6 +18,8 @@ use tokio_util::task::TaskTracker;
 pub struct Tasks {
     tracker: TaskTracker,
     drain: CancellationToken,
+    /// What the token says, for those who ask at each turn.
+    draining: Arc<AtomicBool>,
 }
 
 impl Tasks {
@@ -59,17 +65,22 @@ impl Tasks {
 
     /// Begins the drain.
     pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
         self.drain.cancel();
     }
 
     /// Whether the drain has begun.
     pub fn draining(&self) -> bool {
-        self.drain.is_cancelled()
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Ready once the drain begins.
-    pub fn drain_begun(&self) -> WaitForCancellationFutureOwned {
-        self.drain.clone().cancelled_owned()
+    pub fn drain_begun(&self) -> DrainBegun {
+        DrainBegun {
+            draining: Arc::clone(&self.draining),
+            begun: Box::pin(self.drain.clone().cancelled_owned()),
+            woken: None,
+        }
     }
 
     /// Ready once no task is left. No further task should be started by then.
@@ -81,6 +92,29 @@ impl Tasks {
     /// How many tasks run now.
     pub fn running(&self) -> usize {
         self.tracker.len()
+    }
+}
+
+/// Ready once the drain begins. Polled beside something busy it costs a look at a flag.
+#[derive(Debug)]
+pub struct DrainBegun {
+    draining: Arc<AtomicBool>,
+    begun: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Who will be woken when it begins.
+    woken: Option<Waker>,
+}
+
+impl Future for DrainBegun {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let known = self.woken.as_ref();
+        let known = known.is_some_and(|waker| waker.will_wake(cx.waker()));
+        if known && !self.draining.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        self.woken = Some(cx.waker().clone());
+        self.begun.as_mut().poll(cx)
     }
 }
 

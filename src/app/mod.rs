@@ -11,7 +11,6 @@ mod trust;
 pub use serving::serving;
 pub use trust::Trust;
 
-use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -343,7 +342,7 @@ fn exchange(
         random: random.clone(),
         tasks: tasks.clone(),
         metrics: metrics.clone(),
-        target_metrics: RwLock::new(HashMap::new()),
+        target_metrics: RwLock::default(),
         shelf: OnceLock::new(),
     }))
 }

@@ -89,8 +89,7 @@ impl Entrance<'_> {
         C: Readiness,
         D: Future<Output = Result<C, origin::Error>>,
     {
-        let began = self.clock.now();
-        let mut waited = false;
+        let mut began = None;
         let admitted = loop {
             let connection = idle();
             let readiness = if connection.is_some() {
@@ -99,13 +98,16 @@ impl Entrance<'_> {
                 Connection::Absent
             };
             let (turn, connection) = match self.pacer.enter(ticket, readiness) {
-                // A moment ago the connection was ready.
-                Admission::Turn(turn) => (turn, connection),
+                // Booked for this moment, in which the connection is ready.
+                Admission::Turn(turn) => match connection {
+                    Some(connection) => break Ok((turn.leave_at_once(), connection)),
+                    None => (turn, None),
+                },
                 Admission::Refused(refusal) => {
                     break Err(NotAdmitted::Refused(self.refused(ticket, &refusal)));
                 }
                 Admission::Wait(waiter) => {
-                    waited = true;
+                    began = began.or_else(|| Some(self.clock.now()));
                     record.limit = waiter.held_by.clone().or(record.limit.take());
                     match Box::pin(self.wait(waiter, ticket, connection, &idle, &dial)).await {
                         // It may have been closed while it was kept ready.
@@ -130,12 +132,10 @@ impl Entrance<'_> {
                 break Ok((turn, connection));
             }
         };
-        // Who had its turn at once did not wait, and need not ask the time again.
-        let until = match &admitted {
-            Ok((turn, _)) if !waited => turn.at(),
-            _ => self.clock.now(),
-        };
-        record.waited += until.since(began);
+        // Who had its turn at once did not wait, and need not ask the time.
+        if let Some(began) = began {
+            record.waited += self.clock.now().since(began);
+        }
         admitted
     }
 

@@ -9,7 +9,7 @@ use http::{Method, Request, Uri, Version};
 use super::body::Outgoing;
 use crate::origin::{ParentProxy, Spoken};
 use crate::policy::Target;
-use crate::semantics::{self, Framing, Pseudonym, Upgrade};
+use crate::semantics::{self, Notable, Pseudonym, Upgrade};
 use crate::units::{Origin, Scheme};
 
 /// What every attempt of an exchange is made from.
@@ -19,7 +19,8 @@ pub(super) struct Template {
     path: PathAndQuery,
     /// End-to-end fields and ours, `Host` among them.
     headers: HeaderMap,
-    host: HeaderValue,
+    /// Whether the origin may send trailers.
+    te: bool,
     chunked: bool,
     /// The switch of protocol that the client asks for.
     pub(super) upgrade: Option<Upgrade>,
@@ -30,16 +31,21 @@ impl Template {
     /// take ours away.
     pub(super) fn new(
         mut head: Parts,
+        notable: Notable,
         origin: &Origin,
         target: Option<&Target>,
-        framing: Framing,
-        has_body: bool,
+        chunked: bool,
         pseudonym: &Pseudonym,
     ) -> Self {
-        let upgrade = semantics::requested_upgrade(&head.method, head.version, &head.headers);
+        let asks = notable.has(Notable::UPGRADE);
+        let upgrade = asks
+            .then(|| semantics::requested_upgrade(&head.method, head.version, &head.headers))
+            .flatten();
         let mut headers = std::mem::take(&mut head.headers);
-        semantics::strip_request(&mut headers);
-        semantics::join_cookies(&mut headers);
+        semantics::strip_request(&mut headers, notable);
+        if notable.has(Notable::COOKIE) {
+            semantics::join_cookies(&mut headers);
+        }
         for (name, value) in target
             .map(|target| &target.set_headers[..])
             .unwrap_or_default()
@@ -48,16 +54,18 @@ impl Template {
         }
         pseudonym.add(head.version, &mut headers);
         let path = head.uri.path_and_query().cloned();
-        let host = HeaderValue::try_from(origin.authority());
-        let host = host.unwrap_or(HeaderValue::from_static(""));
-        headers.insert(header::HOST, host.clone());
+        // Nearly always the client has written it as we would.
+        let written = headers.get(header::HOST);
+        if !written.is_some_and(|host| origin.is_written(host.as_bytes())) {
+            let host = HeaderValue::try_from(origin.authority());
+            headers.insert(header::HOST, host.unwrap_or(HeaderValue::from_static("")));
+        }
         Self {
             method: head.method,
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            te: notable.has(Notable::TE) && headers.contains_key(header::TE),
             headers,
-            host,
-            // A body without a length: hyper frames it by itself only for some methods.
-            chunked: has_body && !matches!(framing, Framing::Length(_)),
+            chunked,
             upgrade,
         }
     }
@@ -139,7 +147,7 @@ impl Template {
     fn absolute(&self, origin: &Origin) -> Uri {
         Uri::builder()
             .scheme(origin.scheme.as_str())
-            .authority(self.host.as_bytes())
+            .authority(origin.authority())
             .path_and_query(self.path.clone())
             .build()
             .unwrap_or_else(|_| self.path.clone().into())
@@ -149,7 +157,7 @@ impl Template {
         if let Some(upgrade) = &self.upgrade {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, upgrade.protocol.clone());
-        } else if headers.contains_key(header::TE) {
+        } else if self.te {
             // `TE` is for this hop, and says so (RFC 9110 section 10.1.4).
             headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
@@ -172,9 +180,11 @@ impl Template {
 mod tests {
     use super::*;
 
-    fn template(request: http::request::Builder, framing: Framing, has_body: bool) -> Template {
+    fn template(request: http::request::Builder, chunked: bool) -> Template {
         let (head, ()) = request.body(()).unwrap().into_parts();
-        Template::new(head, &origin(), None, framing, has_body, &Pseudonym::new(1))
+        let notable = Notable::of(&head.headers);
+        let us = Pseudonym::new(1);
+        Template::new(head, notable, &origin(), None, chunked, &us)
     }
 
     fn origin() -> Origin {
@@ -194,7 +204,7 @@ mod tests {
             .header("proxy-authorization", "Basic eDp5")
             .header("connection", "close")
             .header("accept", "*/*");
-        let template = template(incoming, Framing::None, false);
+        let template = template(incoming, false);
         let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
         assert_eq!(
             (one.version(), one.uri().to_string()),
@@ -210,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_body_without_length_leaves_in_chunks_whatever_the_method() {
-        let template = template(Request::get("https://api.x.com/"), Framing::Chunked, true);
+        let template = template(Request::get("https://api.x.com/"), true);
         let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
         assert_eq!(one.headers()["transfer-encoding"], "chunked");
         let two = template.request(Spoken::Http2, &origin(), None, Outgoing::Empty);
@@ -222,7 +232,7 @@ mod tests {
         let incoming = Request::get("/chat")
             .header("connection", "upgrade")
             .header("upgrade", "websocket");
-        let template = template(incoming, Framing::None, false);
+        let template = template(incoming, false);
         let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
         assert_eq!(
             (&one.headers()["connection"], &one.headers()["upgrade"]),
@@ -232,7 +242,7 @@ mod tests {
 
     #[test]
     fn plain_http_goes_to_a_parent_proxy_in_absolute_form() {
-        let template = template(Request::get("/x"), Framing::None, false);
+        let template = template(Request::get("/x"), false);
         let origin = Origin {
             scheme: Scheme::Http,
             port: 80,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -14,7 +14,7 @@ use super::{Arrival, Error, Exchange, Reason, Record, Way};
 use crate::bounds::BODY_PEEK;
 use crate::origin::{Destination, Wire};
 use crate::policy::{Asked, Scope, Target, Unmatched};
-use crate::semantics::{self, Preference};
+use crate::semantics::{self, Framing, Malformed, Notable, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
 
@@ -45,6 +45,10 @@ impl Exchange {
         request: Request<Inbound>,
         record: &mut Record,
     ) -> Result<Course<'a>, Error> {
+        let notable = Notable::of(request.headers());
+        if notable.has(Notable::TRACE) {
+            record.trace = request.headers().get("traceparent").cloned();
+        }
         let target = arrival
             .policy
             .target(&arrival.origin.host, arrival.origin.port);
@@ -55,15 +59,17 @@ impl Exchange {
             let detail = format!("no target matches `{}`", arrival.origin.host);
             return Err(Error::new(Reason::HostNotAllowed, detail));
         }
-        let (mut head, incoming, switch) = take_apart(request);
-        let read_ahead = self.check_head(&head, target)?;
-        let framing = semantics::framing(head.version, &mut head.headers)?;
-        let preference = semantics::preference(&head.headers);
-        let patience = least(semantics::max_wait(&head.headers)?, preference.wait);
+        let (mut head, incoming, switch) = take_apart(request, notable);
+        let read_ahead = self.check_head(&head, notable, target)?;
+        let framing = match notable.has(Notable::FRAMING) {
+            true => semantics::framing(head.version, &mut head.headers)?,
+            false => Framing::None,
+        };
+        let (preference, patience) = patience(&head.headers, notable)?;
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
         let body =
             (!incoming.is_empty()).then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
-        let wire = wire(&head, &arrival.origin);
+        let wire = wire(&head, notable, &arrival.origin);
         // A scope that depends on the body is found once that has been looked at.
         let scope = match target {
             Some(target) if !(target.needs_body() && body.is_some()) => {
@@ -81,14 +87,10 @@ impl Exchange {
             None => (head.clone(), Some(Box::new(head))),
         };
         let target_policy = target.map(|target| &**target);
-        let mut template = Template::new(
-            head,
-            &arrival.origin,
-            target_policy,
-            framing,
-            body.is_some(),
-            &self.pseudonym,
-        );
+        // A body without a length: hyper frames it by itself only for some methods.
+        let chunked = body.is_some() && !matches!(framing, Framing::Length(_));
+        let (origin, us) = (&arrival.origin, &self.pseudonym);
+        let mut template = Template::new(head, notable, origin, target_policy, chunked, us);
         if let Some(departure) = &arrival.departure {
             template.add(&departure.fields);
         }
@@ -118,14 +120,19 @@ impl Exchange {
     }
 
     /// What must not be forwarded at all. Returns whether the body may be read ahead.
-    fn check_head(&self, head: &Parts, target: Option<&Arc<Target>>) -> Result<bool, Error> {
+    fn check_head(
+        &self,
+        head: &Parts,
+        notable: Notable,
+        target: Option<&Arc<Target>>,
+    ) -> Result<bool, Error> {
         if head.method == Method::TRACE {
             return Err(Error::new(
                 Reason::MethodNotAllowed,
                 "TRACE is not forwarded",
             ));
         }
-        if self.pseudonym.is_loop(&head.headers) {
+        if notable.has(Notable::VIA) && self.pseudonym.is_loop(&head.headers) {
             return Err(Error::new(
                 Reason::LoopDetected,
                 "the request has passed here before",
@@ -134,6 +141,9 @@ impl Exchange {
         if target.is_some_and(|target| !target.set_headers.is_empty()) && is_cross_site(head) {
             let detail = "a page of another site must not use credentials that outpace sets";
             return Err(Error::new(Reason::CrossSite, detail));
+        }
+        if !notable.has(Notable::EXPECT) {
+            return Ok(true);
         }
         match head.headers.get(header::EXPECT) {
             None => Ok(true),
@@ -180,8 +190,17 @@ impl Course<'_> {
     }
 }
 
-fn least(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
-    one.into_iter().chain(other).min()
+/// What the caller would like, and how long it lets itself be held: the least that it names.
+fn patience(
+    headers: &HeaderMap,
+    notable: Notable,
+) -> Result<(Preference, Option<Duration>), Malformed> {
+    if !notable.has(Notable::PREFER) && !notable.has(Notable::OURS) {
+        return Ok((Preference::default(), None));
+    }
+    let preference = semantics::preference(headers);
+    let waits = [semantics::max_wait(headers)?, preference.wait];
+    Ok((preference, waits.into_iter().flatten().min()))
 }
 
 /// What the spool sends goes in the lane for it.
@@ -193,16 +212,21 @@ fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
 }
 
 /// Splits a request; a switch of protocol is taken along before the rest goes its way.
-fn take_apart(mut request: Request<Inbound>) -> (Parts, Inbound, Option<OnUpgrade>) {
-    let asks = request.headers().contains_key(header::UPGRADE);
+fn take_apart(
+    mut request: Request<Inbound>,
+    notable: Notable,
+) -> (Parts, Inbound, Option<OnUpgrade>) {
+    let asks = notable.has(Notable::UPGRADE);
     let switch = asks.then(|| hyper::upgrade::on(&mut request));
     let (head, incoming) = request.into_parts();
     (head, incoming, switch)
 }
 
 /// A switch of protocol needs HTTP/1.1; gRPC over plain TCP begins with HTTP/2 at once.
-fn wire(head: &Parts, origin: &Origin) -> Wire {
-    if semantics::requested_upgrade(&head.method, head.version, &head.headers).is_some() {
+fn wire(head: &Parts, notable: Notable, origin: &Origin) -> Wire {
+    if notable.has(Notable::UPGRADE)
+        && semantics::requested_upgrade(&head.method, head.version, &head.headers).is_some()
+    {
         return Wire::Http1;
     }
     let grpc = || {

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 
 use super::body::{Outgoing, Replayable};
 use super::course::Course;
-use super::respond::Body;
+use super::respond::{Body, FromOrigin};
 use super::{Answer, Error, Exchange, Kept, Reason, Record};
 use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
 use crate::clock::Clock;
@@ -21,7 +21,7 @@ use crate::semantics::{self, Upgrade};
 
 /// What the client gets.
 pub(super) enum Delivery {
-    Origin(Box<Answer>),
+    Origin(Response<Box<FromOrigin>>),
     Aside(Response<Bytes>),
     /// Not sent yet, but on disk.
     Kept(Response<Body>),
@@ -108,7 +108,9 @@ impl Exchange {
         }
         self.mark(&mut response, record);
         record.status = status.as_u16();
-        Ok(Delivery::Origin(Box::new(Answer { response, turn })))
+        Ok(Delivery::Origin(
+            response.map(|body| FromOrigin::new(body, turn)),
+        ))
     }
 
     /// The origin's last word, kept while the request was to be sent again.
@@ -125,10 +127,11 @@ impl Exchange {
         semantics::strip_response(headers);
         if record.target().is_some() {
             headers.insert(semantics::OUTPACE_WAITED, seconds(record.waited));
-            headers.insert(
-                semantics::OUTPACE_ATTEMPTS,
-                HeaderValue::from(record.attempts),
-            );
+            let attempts = match record.attempts {
+                1 => HeaderValue::from_static("1"),
+                several => HeaderValue::from(several),
+            };
+            headers.insert(semantics::OUTPACE_ATTEMPTS, attempts);
         }
         if matches!(
             status,

@@ -35,11 +35,11 @@ pub use respond::Body;
 pub use stored::{Departure, Keeper};
 pub use tunnel::Tunnel;
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
@@ -152,14 +152,12 @@ impl Exchange {
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
         record.origin = Some(arrival.origin.clone());
-        record.trace = request.headers().get("traceparent").cloned();
         Ok(match self.run(arrival, request, &mut record).await {
-            Ok(Delivery::Origin(answer)) => {
-                let Answer { response, turn } = *answer;
-                if let Some(turn) = &turn {
+            Ok(Delivery::Origin(response)) => {
+                if let Some(turn) = response.body().turn() {
                     turn.settle(|source| source.number_in_head(response.headers()));
                 }
-                response.map(|body| Body::origin(body, record, turn))
+                response.map(|body| Body::origin(body, record))
             }
             Ok(Delivery::Aside(response)) => {
                 record.received = response.body().len() as u64;
@@ -245,17 +243,18 @@ impl Exchange {
         }
         record.attempts += 1;
         let limit = departure.map_or(RESPONSE_HEAD_TIMEOUT, |departure| departure.timeout);
+        let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
+        let deadline = leaves + limit;
         let parent = self.pool.connector().parent();
         let origin = &course.arrival.origin;
         let mut request = course
             .template
             .request(lease.spoken(), origin, parent, course.reader());
         for _ in 0..REDIALS {
-            let sending = lease.send(request);
-            match tokio::time::timeout(limit, sending).await {
-                Ok(Ok(response)) => return Ok(Answer { response, turn }),
+            match lease.send(request, deadline).await {
+                Ok(response) => return Ok(Answer { response, turn }),
                 // Closed in the moment of sending; while the slot is good, another connection will do.
-                Ok(Err(SendError::Unsent(unsent))) => {
+                Err(SendError::Unsent(unsent)) => {
                     lease = self.connection(idle, dial).await?;
                     if turn.as_ref().is_some_and(Turn::is_void) {
                         break;
@@ -265,8 +264,8 @@ impl Exchange {
                             .template
                             .request(lease.spoken(), origin, parent, unsent.into_body());
                 }
-                Ok(Err(SendError::Broken(error))) => return Err(NoAnswer::Broken(error.into())),
-                Err(_elapsed) => {
+                Err(SendError::Broken(error)) => return Err(NoAnswer::Broken(error.into())),
+                Err(SendError::Late) => {
                     let limit = limit.as_secs_f64();
                     let detail = format!("the origin did not answer within {limit} s");
                     return Err(NoAnswer::Broken(Error::new(Reason::OriginTimeout, detail)));
@@ -364,9 +363,10 @@ impl Exchange {
     }
 
     fn answered(&self, answer: &Answer) -> Attempted {
-        let headers = answer.response.headers();
-        let wait = semantics::retry_after(headers, self.clock.wall());
-        Attempted::Answered(answer.response.status(), wait)
+        let status = answer.response.status();
+        let wait = Attempted::may_ask_for_time(status)
+            .then(|| semantics::retry_after(answer.response.headers(), self.clock.wall()));
+        Attempted::Answered(status, wait.flatten())
     }
 
     /// Decides what follows, and tells everyone what the origin asked for.
@@ -380,6 +380,9 @@ impl Exchange {
         let Some(target) = course.target.filter(|target| !target.observe) else {
             return Then::Deliver;
         };
+        if attempted.is_final() {
+            return Then::Deliver;
+        }
         let situation = Situation {
             retry: &target.retry,
             idempotent: target.idempotent || course.template.is_idempotent(),

@@ -24,6 +24,19 @@ pub(super) enum Attempted {
 }
 
 impl Attempted {
+    /// Whether a `Retry-After` beside this status asks us to stay away.
+    pub(super) const fn may_ask_for_time(status: StatusCode) -> bool {
+        matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        )
+    }
+
+    /// Whether it is the client's whatever the situation: [`decide`] need not be asked.
+    pub(super) fn is_final(self) -> bool {
+        matches!(self, Self::Answered(status, _) if status.as_u16() < 400)
+    }
+
     /// Whether the origin failed, rather than asked for time: then nothing else makes us wait.
     pub(super) fn is_error(self) -> bool {
         !matches!(
@@ -159,6 +172,28 @@ mod tests {
 
     fn after(seconds: f64) -> Instant {
         NOW + Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn what_is_final_is_delivered_and_blocks_nobody() {
+        let retry = Retry::default();
+        for status in (100..600).filter_map(|status| StatusCode::from_u16(status).ok()) {
+            let attempted = Attempted::Answered(status, Some(Duration::from_secs(1)));
+            let situation = Situation {
+                retry: &retry,
+                idempotent: true,
+                replayable: true,
+                attempts: 1,
+                now: NOW,
+                deadline: after(60.0),
+                draw: 0.5,
+            };
+            let decision = decide(attempted, &situation);
+            let nothing = decision.block.is_none() && decision.then == Then::Deliver;
+            assert!(!attempted.is_final() || nothing, "{status}");
+            // Whoever may ask for time is asked.
+            assert!(decision.block.is_none() || Attempted::may_ask_for_time(status));
+        }
     }
 
     /// (attempted, idempotent, replayable, attempts) → (block, again), in seconds from now.

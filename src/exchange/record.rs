@@ -10,10 +10,12 @@ use std::time::{Duration, SystemTime};
 use super::problem::Error;
 use super::reason::{Level, Reason};
 use crate::clock::{Clock, Instant};
+use crate::key;
 use crate::policy::Caller;
 use crate::telemetry::{JsonObject, LineWriter, Metrics, Outcome, TargetMetrics};
 use crate::units::Origin;
 use http::Method;
+use http::uri::PathAndQuery;
 
 /// How a request reached us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,8 @@ impl Way {
 pub struct Sender {
     /// Its address.
     pub address: IpAddr,
+    /// Its address as text, which each of its lines needs.
+    shown: Arc<str>,
     /// Its name, where clients are known.
     pub name: Option<Arc<str>>,
     /// Its group, if it has one.
@@ -60,13 +64,29 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// outpace itself, for what it kept.
-    pub const fn ourselves() -> Self {
+    /// Somebody at this address, so far.
+    pub fn at(address: IpAddr) -> Self {
         Self {
-            address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            address,
+            shown: address.to_string().into(),
             name: None,
             group: None,
         }
+    }
+
+    /// The same, known as a client.
+    #[must_use]
+    pub fn known_as(&self, name: Arc<str>, group: Option<Arc<str>>) -> Self {
+        Self {
+            name: Some(name),
+            group,
+            ..self.clone()
+        }
+    }
+
+    /// outpace itself, for what it kept.
+    pub fn ourselves() -> Self {
+        Self::at(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
     }
 
     /// The client, where clients are known.
@@ -108,8 +128,8 @@ pub struct Recorder {
     clock: Clock,
     metrics: Metrics,
     lines: LineWriter,
-    /// Makes ids unlike those of other replicas.
-    instance: u32,
+    /// What ids begin with, unlike those of other replicas.
+    instance: String,
     count: AtomicU64,
     /// The metrics of exchanges without a target.
     unmatched: TargetMetrics,
@@ -142,7 +162,7 @@ impl Recorder {
             clock,
             metrics,
             lines,
-            instance,
+            instance: format!("{instance:08x}-"),
             count: AtomicU64::new(0),
             unmatched,
             refusals: Mutex::default(),
@@ -206,7 +226,7 @@ pub struct Record {
     /// Where to.
     pub origin: Option<Origin>,
     /// The path, without the query, which may hold secrets.
-    pub path: Option<http::uri::PathAndQuery>,
+    pub path: Option<PathAndQuery>,
     target: Option<Arc<str>>,
     metrics: Option<TargetMetrics>,
     /// The limit that held the request longest.
@@ -241,7 +261,7 @@ impl Record {
 
     /// The id under which the log knows it.
     pub fn id(&self) -> String {
-        Id(self.recorder.instance, self.number).to_string()
+        format!("{}{:x}", self.recorder.instance, self.number)
     }
 
     /// Notes the target.
@@ -309,61 +329,42 @@ impl Record {
         let metrics = self.metrics.as_ref().unwrap_or(&self.recorder.unmatched);
         metrics.exchange(outcome, self.attempts, self.waited);
         let recorder = Arc::clone(&self.recorder);
-        recorder.lines.line(|buffer| self.write(outcome, buffer));
+        let time = self.time;
+        recorder.lines.line(time, |line| self.write(outcome, line));
     }
 
     /// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.
-    fn write(&self, outcome: Outcome, buffer: &mut Vec<u8>) {
-        let mut line = JsonObject::begin(buffer);
-        line.quoted("time", humantime::format_rfc3339_millis(self.time))
-            .text("level", "info")
-            .text("message", "exchange")
-            .quoted("exchange", Id(self.recorder.instance, self.number))
-            .quoted("client", self.sender.address)
-            .text_if("client_name", self.sender.name.as_deref())
-            .text_if("client_group", self.sender.group.as_deref())
-            .text("way", self.way.name())
-            .text("method", self.method.as_str())
-            .text_or_null(
-                "scheme",
-                self.origin.as_ref().map(|origin| origin.scheme.as_str()),
+    fn write(&self, outcome: Outcome, line: &mut JsonObject<'_>) {
+        let origin = self.origin.as_ref();
+        line.word(key!("level"), "info")
+            .word(key!("message"), "exchange")
+            .hex(key!("exchange"), &self.recorder.instance, self.number)
+            .word(key!("client"), &self.sender.shown)
+            .text_if(key!("client_name"), self.sender.name.as_deref())
+            .text_if(key!("client_group"), self.sender.group.as_deref())
+            .word(key!("way"), self.way.name())
+            .text(key!("method"), self.method.as_str())
+            .text_or_null(key!("scheme"), origin.map(|origin| origin.scheme.as_str()))
+            .text_or_null(key!("host"), origin.map(|origin| origin.host.as_str()))
+            .number_or_null(key!("port"), origin.map(|origin| origin.port))
+            .text_or_null(key!("path"), self.path.as_ref().map(PathAndQuery::path))
+            .text_or_null(key!("target"), self.target.as_deref())
+            .text_or_null(key!("limit"), self.limit.as_deref())
+            .text_if(key!("would_hold"), self.would_hold.as_deref())
+            .millis(key!("waited_ms"), self.waited)
+            .number(key!("attempts"), self.attempts)
+            .number(key!("status"), self.status)
+            .word(key!("outcome"), outcome.name())
+            .text_if(key!("reason"), self.reason.map(|reason| reason.row().token))
+            .text_if(key!("detail"), self.detail.as_deref())
+            .number(key!("sent_bytes"), self.sent)
+            .number(key!("received_bytes"), self.received)
+            .word(key!("body"), self.kept.name())
+            .millis(
+                key!("duration_ms"),
+                self.recorder.clock.now().since(self.began),
             )
-            .text_or_null(
-                "host",
-                self.origin.as_ref().map(|origin| origin.host.as_str()),
-            );
-        match &self.origin {
-            Some(origin) => line.shown("port", origin.port),
-            None => line.shown("port", "null"),
-        };
-        line.text_or_null(
-            "path",
-            self.path.as_ref().map(http::uri::PathAndQuery::path),
-        )
-        .text_or_null("target", self.target.as_deref())
-        .text_or_null("limit", self.limit.as_deref())
-        .text_if("would_hold", self.would_hold.as_deref())
-        .millis("waited_ms", self.waited)
-        .shown("attempts", self.attempts)
-        .shown("status", self.status)
-        .text("outcome", outcome.name())
-        .text_if("reason", self.reason.map(|reason| reason.row().token))
-        .text_if("detail", self.detail.as_deref())
-        .shown("sent_bytes", self.sent)
-        .shown("received_bytes", self.received)
-        .text("body", self.kept.name())
-        .millis("duration_ms", self.recorder.clock.now().since(self.began))
-        .text_if("trace", self.trace.as_ref().and_then(trace_id));
-        line.end();
-    }
-}
-
-/// An exchange's id: which instance, and its number there.
-struct Id(u32, u64);
-
-impl std::fmt::Display for Id {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:08x}-{:x}", self.0, self.1)
+            .text_if(key!("trace"), self.trace.as_ref().and_then(trace_id));
     }
 }
 
@@ -403,11 +404,7 @@ mod tests {
         let metrics = Metrics::new();
         let lines = LineWriter::new(out.clone(), metrics.clone()).unwrap();
         let recorder = Arc::new(Recorder::new(Clock::anchored(0), metrics, lines, 7));
-        let sender = Sender {
-            address: "127.0.0.1".parse().unwrap(),
-            name: None,
-            group: None,
-        };
+        let sender = Sender::ourselves();
 
         recorder.begin(Way::Plain, &sender).end();
         let mut refused = recorder.begin(Way::Route, &sender);

@@ -31,8 +31,9 @@ enum Kind {
 
 /// The origin's body. The turn, with its permits, lives until the end; so does the record.
 #[derive(Debug)]
-struct FromOrigin {
+pub(super) struct FromOrigin {
     body: origin::Body<Outgoing>,
+    /// Absent until the exchange hands it over, and after the end.
     record: Option<Box<Record>>,
     turn: Option<Turn>,
     /// A copy of what has passed, where the response says in its body what the request cost.
@@ -51,29 +52,32 @@ impl Body {
     }
 
     /// The origin's bytes; their end ends the record and the turn.
-    pub(super) fn origin(
-        body: origin::Body<Outgoing>,
-        record: Box<Record>,
-        turn: Option<Turn>,
-    ) -> Self {
-        let mut body = FromOrigin {
-            body,
-            record: Some(record),
-            copy: turn
-                .as_ref()
-                .is_some_and(Turn::settles_by_body)
-                .then(Vec::new),
-            turn,
-        };
+    pub(super) fn origin(mut body: Box<FromOrigin>, record: Box<Record>) -> Self {
+        body.record = Some(record);
         if http_body::Body::is_end_stream(&body.body) {
             body.end();
             return Self::empty();
         }
-        Self(Kind::Origin(Box::new(body)))
+        Self(Kind::Origin(body))
     }
 }
 
 impl FromOrigin {
+    pub(super) fn new(body: origin::Body<Outgoing>, turn: Option<Turn>) -> Box<Self> {
+        let settles = turn.as_ref().is_some_and(Turn::settles_by_body);
+        Box::new(Self {
+            body,
+            record: None,
+            copy: settles.then(Vec::new),
+            turn,
+        })
+    }
+
+    /// The turn on which the request left.
+    pub(super) const fn turn(&self) -> Option<&Turn> {
+        self.turn.as_ref()
+    }
+
     fn end(&mut self) {
         if let Some((copy, turn)) = self.copy.take().zip(self.turn.as_ref())
             && let Ok(json) = serde_json::from_slice(&copy)

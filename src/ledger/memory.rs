@@ -1,9 +1,9 @@
 //! The ledger of a single replica: a book in memory.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use foldhash::HashMap;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 

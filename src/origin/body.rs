@@ -33,24 +33,20 @@ where
         }
     }
 
-    pub(super) fn http1(
-        incoming: Incoming,
-        connection: Returning<B>,
-        cx: &mut Context<'_>,
-    ) -> Self {
+    pub(super) fn http1(incoming: Incoming, connection: Returning<B>) -> Self {
         let mut body = Self {
             incoming,
             connection: Some(connection),
         };
-        body.finish_at_end(cx);
+        body.finish_at_end();
         body
     }
 
-    fn finish_at_end(&mut self, cx: &mut Context<'_>) {
+    fn finish_at_end(&mut self) {
         if http_body::Body::is_end_stream(&self.incoming)
             && let Some(connection) = self.connection.take()
         {
-            connection.finish(cx);
+            connection.finish();
         }
     }
 }
@@ -76,10 +72,10 @@ where
             polled = Pin::new(&mut this.incoming).poll_frame(cx);
         }
         match &polled {
-            Poll::Ready(Some(Ok(_))) => this.finish_at_end(cx),
+            Poll::Ready(Some(Ok(_))) => this.finish_at_end(),
             Poll::Ready(None) => {
                 if let Some(connection) = this.connection.take() {
-                    connection.finish(cx);
+                    connection.finish();
                 }
             }
             // A connection that broke is not used again.

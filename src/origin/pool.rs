@@ -2,12 +2,13 @@
 //! exists: that is what lets a slot be bound at the moment of sending. A request that was not sent
 //! comes back unharmed.
 
-use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,7 +17,8 @@ use super::{Body, Connector, Error, Io};
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
 };
-use crate::clock::{Clock, Instant};
+use crate::clock::{Alarm, Clock, Instant};
+use crate::gather::Gather;
 use crate::policy::Egress;
 use crate::shutdown::{Background, Tasks};
 use crate::telemetry::Metrics;
@@ -67,12 +69,18 @@ struct Home<B: http_body::Body + 'static> {
     clock: Clock,
     tasks: Tasks,
     metrics: Metrics,
-    /// Written by whoever takes or returns a connection; never held across an await.
-    idle: Mutex<HashMap<Destination, Idle<B>>>,
+    idle: RwLock<HashMap<Destination, Arc<Idle<B>>>>,
+    /// When it was last looked what has been idle for long: connections that come back need no finer time.
+    reaped: AtomicI64,
 }
 
+/// The idle connections to one destination. Written by whoever takes or returns one; the lock is never
+/// held across an await.
 #[derive(Debug)]
-struct Idle<B: http_body::Body + 'static> {
+struct Idle<B: http_body::Body + 'static>(Mutex<Connections<B>>);
+
+#[derive(Debug)]
+struct Connections<B: http_body::Body + 'static> {
     http1: Vec<(Instant, Http1<B>)>,
     http2: Option<http2::SendRequest<B>>,
 }
@@ -80,6 +88,8 @@ struct Idle<B: http_body::Body + 'static> {
 /// An HTTP/1.1 connection with the future that moves its bytes.
 struct Http1<B: http_body::Body + 'static> {
     sender: http1::SendRequest<B>,
+    /// Rings when an answer takes too long.
+    alarm: Alarm,
     /// `None` once it has ended.
     driver: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
 }
@@ -119,7 +129,7 @@ enum Leased<B: http_body::Body + 'static> {
 #[derive(Debug)]
 pub struct Lease<B: http_body::Body + 'static> {
     leased: Option<Leased<B>>,
-    destination: Destination,
+    idle: Arc<Idle<B>>,
     home: Arc<Home<B>>,
 }
 
@@ -130,6 +140,8 @@ pub enum SendError<B> {
     Unsent(Box<Request<B>>),
     /// It may have been sent.
     Broken(Error),
+    /// It was sent, and not answered in time.
+    Late,
 }
 
 impl<B> Pool<B>
@@ -139,12 +151,14 @@ where
 {
     /// No connections yet.
     pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
+        let reaped = AtomicI64::new(clock.now().as_nanos());
         Self(Arc::new(Home {
             connector,
             clock,
             tasks,
             metrics,
-            idle: Mutex::default(),
+            idle: RwLock::default(),
+            reaped,
         }))
     }
 
@@ -155,22 +169,9 @@ where
 
     /// A connection that is ready now, if there is one.
     pub fn idle(&self, destination: &Destination) -> Option<Lease<B>> {
-        let mut idle = self.0.lock();
-        let known = idle.get_mut(destination)?;
-        if let Some(sender) = &known.http2 {
-            if !sender.is_closed() {
-                let leased = Leased::Http2(sender.clone());
-                return Some(self.0.lease(leased, destination));
-            }
-            known.http2 = None;
-        }
-        // The one that was used last is the least likely to have been closed.
-        while let Some((_, mut connection)) = known.http1.pop() {
-            if connection.is_fresh() {
-                return Some(self.0.lease(Leased::Http1(connection), destination));
-            }
-        }
-        None
+        let idle = self.0.known(destination)?;
+        let leased = idle.lock().take()?;
+        Some(self.0.lease(leased, idle))
     }
 
     /// A new connection. If another has meanwhile agreed on HTTP/2 with the same origin, that one.
@@ -191,64 +192,99 @@ where
         self.0.metrics.origin_connected();
         if !agreed && destination.wire != Wire::Http2Prior {
             let leased = self.0.http1(io, destination.wire).await?;
-            return Ok(self.0.lease(Leased::Http1(leased), destination));
+            let idle = self.0.idle_of(destination);
+            return Ok(self.0.lease(Leased::Http1(leased), idle));
         }
         let sender = self.0.http2(io).await?;
-        let mut idle = self.0.lock();
-        let known = idle.entry(destination.clone()).or_default();
-        let first = known
-            .http2
-            .take()
-            .filter(|sender| !sender.is_closed())
-            .unwrap_or(sender);
-        known.http2 = Some(first.clone());
-        Ok(self.0.lease(Leased::Http2(first), destination))
+        let idle = self.0.idle_of(destination);
+        let first = idle.lock().share(sender);
+        Ok(self.0.lease(Leased::Http2(first), idle))
     }
 
     /// Closes what has been idle for long. To be called now and then.
     pub fn reap(&self) {
-        let oldest = self.0.clock.now() - ORIGIN_IDLE;
-        self.0.lock().retain(|_, known| {
-            known.http1.retain(|(since, _)| *since > oldest);
-            if known
-                .http2
-                .as_ref()
-                .is_some_and(http2::SendRequest::is_closed)
-            {
-                known.http2 = None;
-            }
-            known.http2.is_some() || !known.http1.is_empty()
+        let now = self.0.clock.now();
+        self.0.reaped.store(now.as_nanos(), Ordering::Relaxed);
+        let mut destinations = self.0.idle.write().unwrap_or_else(PoisonError::into_inner);
+        destinations.retain(|_, idle| {
+            let in_use = Arc::strong_count(idle) > 1;
+            let mut known = idle.lock();
+            known.forget(now - ORIGIN_IDLE);
+            in_use || known.http2.is_some() || !known.http1.is_empty()
         });
     }
 }
 
 impl<B: http_body::Body + 'static> Default for Idle<B> {
     fn default() -> Self {
-        Self {
+        Self(Mutex::new(Connections {
             http1: Vec::new(),
             http2: None,
+        }))
+    }
+}
+
+impl<B: http_body::Body + 'static> Idle<B> {
+    fn lock(&self) -> MutexGuard<'_, Connections<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: http_body::Body + 'static> Connections<B> {
+    fn take(&mut self) -> Option<Leased<B>> {
+        if let Some(sender) = &self.http2 {
+            if !sender.is_closed() {
+                return Some(Leased::Http2(sender.clone()));
+            }
+            self.http2 = None;
         }
+        // The one that was used last is the least likely to have been closed.
+        while let Some((_, mut connection)) = self.http1.pop() {
+            if connection.is_fresh() {
+                return Some(Leased::Http1(connection));
+            }
+        }
+        None
+    }
+
+    /// One HTTP/2 connection serves all: the one that is known, or this one.
+    fn share(&mut self, sender: http2::SendRequest<B>) -> http2::SendRequest<B> {
+        let known = self.http2.take().filter(|known| !known.is_closed());
+        self.http2.insert(known.unwrap_or(sender)).clone()
+    }
+
+    /// Closes what has been idle since `oldest`.
+    fn forget(&mut self, oldest: Instant) {
+        self.http1.retain(|(since, _)| *since > oldest);
+        self.http2.take_if(|sender| sender.is_closed());
     }
 }
 
 impl<B: http_body::Body + 'static> Home<B> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Destination, Idle<B>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self, destination: &Destination) -> Option<Arc<Idle<B>>> {
+        let known = self.idle.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(destination).cloned()
     }
 
-    fn put(&self, destination: Destination, connection: Http1<B>) {
-        let now = self.clock.now();
-        let mut idle = self.lock();
-        let known = idle.entry(destination).or_default();
+    fn idle_of(&self, destination: &Destination) -> Arc<Idle<B>> {
+        self.known(destination).unwrap_or_else(|| {
+            let mut known = self.idle.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(known.entry(destination.clone()).or_default())
+        })
+    }
+
+    fn put(&self, idle: &Idle<B>, connection: Http1<B>) {
+        let since = Instant::from_nanos(self.reaped.load(Ordering::Relaxed));
+        let mut known = idle.lock();
         if known.http1.len() < ORIGIN_IDLE_MAX {
-            known.http1.push((now, connection));
+            known.http1.push((since, connection));
         }
     }
 
-    fn lease(self: &Arc<Self>, leased: Leased<B>, destination: &Destination) -> Lease<B> {
+    fn lease(self: &Arc<Self>, leased: Leased<B>, idle: Arc<Idle<B>>) -> Lease<B> {
         Lease {
             leased: Some(leased),
-            destination: destination.clone(),
+            idle,
             home: Arc::clone(self),
         }
     }
@@ -261,7 +297,7 @@ where
 {
     async fn http1(&self, io: Io, wire: Wire) -> Result<Http1<B>, Error> {
         let (sender, connection) = http1::Builder::new()
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(Gather(io)))
             .await
             .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
@@ -270,6 +306,7 @@ where
         };
         Ok(Http1 {
             sender,
+            alarm: Alarm::default(),
             driver: Some(driver),
         })
     }
@@ -317,25 +354,32 @@ where
         }
     }
 
-    /// Sends the request and waits for the head of the response.
+    /// Sends the request and waits for the head of the response, until `deadline`.
     ///
     /// # Errors
     /// [`SendError::Unsent`] returns the request if the connection was closed before it left.
-    pub async fn send(mut self, request: Request<B>) -> Result<Response<Body<B>>, SendError<B>> {
+    pub async fn send(
+        mut self,
+        request: Request<B>,
+        deadline: Instant,
+    ) -> Result<Response<Body<B>>, SendError<B>> {
         match self.leased.take() {
             Some(Leased::Http1(connection)) => {
-                let home = Arc::clone(&self.home);
                 let returning = Returning {
                     connection,
-                    destination: self.destination.clone(),
-                    home,
+                    idle: Arc::clone(&self.idle),
+                    home: Arc::clone(&self.home),
                 };
-                returning.send(request).await
+                returning.send(request, deadline).await
             }
-            Some(Leased::Http2(mut sender)) => {
-                let response = sender.try_send_request(request).await.map_err(send_error)?;
-                Ok(response.map(Body::http2))
-            }
+            Some(Leased::Http2(mut sender)) => tokio::select! {
+                biased;
+                answer = sender.try_send_request(request) => {
+                    let response = answer.map_err(send_error)?;
+                    Ok(response.map(Body::http2))
+                }
+                () = self.home.clock.sleep_until(deadline) => Err(SendError::Late),
+            },
             None => Err(SendError::Unsent(Box::new(request))),
         }
     }
@@ -347,7 +391,7 @@ impl<B: http_body::Body + 'static> Drop for Lease<B> {
         if let Some(Leased::Http1(mut connection)) = self.leased.take()
             && connection.is_fresh()
         {
-            self.home.put(self.destination.clone(), connection);
+            self.home.put(&self.idle, connection);
         }
     }
 }
@@ -356,7 +400,7 @@ impl<B: http_body::Body + 'static> Drop for Lease<B> {
 #[derive(Debug)]
 pub(super) struct Returning<B: http_body::Body + 'static> {
     connection: Http1<B>,
-    destination: Destination,
+    idle: Arc<Idle<B>>,
     home: Arc<Home<B>>,
 }
 
@@ -365,14 +409,24 @@ where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    async fn send(mut self, request: Request<B>) -> Result<Response<Body<B>>, SendError<B>> {
+    async fn send(
+        mut self,
+        request: Request<B>,
+        deadline: Instant,
+    ) -> Result<Response<Body<B>>, SendError<B>> {
         let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
             self.connection.drive(cx);
-            answer.as_mut().poll(cx)
-        })
-        .await;
-        let response = answered.map_err(send_error)?;
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(answered) => Poll::Ready(answered.map_err(send_error)),
+                Poll::Pending => {
+                    let alarm = &mut self.connection.alarm;
+                    let rung = alarm.poll(&self.home.clock, deadline, cx);
+                    rung.map(|()| Err(SendError::Late))
+                }
+            }
+        });
+        let response = answered.await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             // The new protocol's bytes come through hyper's upgrade, which the driver hands over.
             if let Some(driver) = self.connection.driver.take() {
@@ -380,20 +434,7 @@ where
             }
             return Ok(response.map(Body::http2));
         }
-        let mut returning = Some(self);
-        let (parts, incoming) = response.into_parts();
-        let mut incoming = Some(incoming);
-        let body = std::future::poll_fn(|cx| {
-            let body = incoming.take().zip(returning.take());
-            Poll::Ready(body.map(|(incoming, returning)| Body::http1(incoming, returning, cx)))
-        })
-        .await;
-        match body {
-            Some(body) => Ok(Response::from_parts(parts, body)),
-            None => Err(SendError::Broken(Error::Broken(
-                "the body was lost".to_owned(),
-            ))),
-        }
+        Ok(response.map(|incoming| Body::http1(incoming, self)))
     }
 
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
@@ -402,10 +443,9 @@ where
 
     /// The response is over. If the request is, too, the connection is idle again; one that still
     /// uploads is closed, since nobody would drive it.
-    pub(super) fn finish(mut self, cx: &mut Context<'_>) {
-        self.connection.drive(cx);
-        if self.connection.driver.is_some() && self.connection.sender.is_ready() {
-            self.home.put(self.destination, self.connection);
+    pub(super) fn finish(mut self) {
+        if self.connection.is_fresh() {
+            self.home.put(&self.idle, self.connection);
         }
     }
 }

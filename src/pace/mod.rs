@@ -19,9 +19,9 @@ mod turn;
 
 pub use turn::{Turn, Void, Waiter};
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use foldhash::HashMap;
 use line::Line;
 
 use crate::clock::{Clock, Instant};

@@ -121,6 +121,12 @@ impl Turn {
         Ok(self)
     }
 
+    /// The same for a turn that was given in this moment.
+    pub fn leave_at_once(mut self) -> Self {
+        self.fate = Fate::Left;
+        self
+    }
+
     /// Whether it has become too late, or the origin has blocked since.
     pub fn is_void(&self) -> bool {
         self.line.clock.now() > self.slot.at + LATE_MAX

@@ -1,9 +1,11 @@
 //! Host patterns and the table that finds the most specific one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use super::Target;
 use crate::units::HostName;

@@ -21,6 +21,9 @@ impl Authority {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
+        if let Some(host) = HostName::plain(text) {
+            return Ok(Self { host, port: None });
+        }
         if text.contains('@') {
             return Err(Malformed::Host("it carries userinfo"));
         }

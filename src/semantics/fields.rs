@@ -1,7 +1,7 @@
 //! Fields that belong to one hop only, and fields that are ours (RFC 9110 section 7.6.1).
 //!
-//! One pass looks which special fields are there at all, since most messages have none; only those
-//! are removed.
+//! One pass looks which fields that mean something to us are there at all, since most messages have few;
+//! only those are looked at further.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -17,45 +17,82 @@ pub const REQUEST_TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 const OURS: &str = "outpace-";
 const HTTP2_SETTINGS: &str = "http2-settings";
 
-/// What a message's fields ask of us.
+/// Which fields that mean something to us a message has. Looking for each of them costs more than looking
+/// once at all that are there, since most messages have few of them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Present {
-    connection: bool,
-    hop_by_hop: bool,
-    ours: bool,
-}
+pub struct Notable(u16);
 
-fn present(headers: &HeaderMap) -> Present {
-    let mut present = Present::default();
-    for name in headers.keys() {
-        match name.as_str() {
-            "connection" => present.connection = true,
+impl Notable {
+    /// `Connection`.
+    pub const CONNECTION: Self = Self(1);
+    /// Any other field that is for this hop only.
+    pub const HOP_BY_HOP: Self = Self(1 << 1);
+    /// Any field of ours.
+    pub const OURS: Self = Self(1 << 2);
+    /// `Content-Length` or `Transfer-Encoding`.
+    pub const FRAMING: Self = Self(1 << 3);
+    /// `Upgrade`.
+    pub const UPGRADE: Self = Self(1 << 4);
+    /// `TE`.
+    pub const TE: Self = Self(1 << 5);
+    /// `Expect`.
+    pub const EXPECT: Self = Self(1 << 6);
+    /// `Via`.
+    pub const VIA: Self = Self(1 << 7);
+    /// `Prefer`.
+    pub const PREFER: Self = Self(1 << 8);
+    /// `Cookie`.
+    pub const COOKIE: Self = Self(1 << 9);
+    /// `traceparent` (W3C Trace Context).
+    pub const TRACE: Self = Self(1 << 10);
+
+    /// Looks once at all fields.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let fields = headers.keys().map(|name| Self::field(name.as_str()));
+        fields.fold(Self::default(), |all, field| all.and(field))
+    }
+
+    fn field(name: &str) -> Self {
+        match name {
+            "connection" => Self::CONNECTION,
+            "content-length" => Self::FRAMING,
+            "transfer-encoding" => Self::HOP_BY_HOP.and(Self::FRAMING),
+            "upgrade" => Self::HOP_BY_HOP.and(Self::UPGRADE),
+            "te" => Self::HOP_BY_HOP.and(Self::TE),
+            "expect" => Self::HOP_BY_HOP.and(Self::EXPECT),
             "keep-alive"
             | "proxy-connection"
-            | "te"
-            | "transfer-encoding"
-            | "upgrade"
             | "proxy-authorization"
             | "proxy-authenticate"
             | "proxy-authentication-info"
             | HTTP2_SETTINGS
-            | "expect"
-            | "trailer" => present.hop_by_hop = true,
-            name if name.starts_with(OURS) => present.ours = true,
-            _ => {}
+            | "trailer" => Self::HOP_BY_HOP,
+            "via" => Self::VIA,
+            "prefer" => Self::PREFER,
+            "cookie" => Self::COOKIE,
+            "traceparent" => Self::TRACE,
+            name if name.starts_with(OURS) => Self::OURS,
+            _ => Self::default(),
         }
     }
-    present
+
+    const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether any of `fields` is there.
+    pub const fn has(self, fields: Self) -> bool {
+        self.0 & fields.0 != 0
+    }
 }
 
 /// Removes from a request what must not reach the origin: hop-by-hop fields, whatever `Connection`
 /// names, proxy credentials, `Expect` (we answer it) and every field of ours. `TE: trailers` stays.
-pub fn strip_request(headers: &mut HeaderMap) {
-    let present = present(headers);
-    if present.connection {
+pub fn strip_request(headers: &mut HeaderMap, notable: Notable) {
+    if notable.has(Notable::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if present.hop_by_hop {
+    if notable.has(Notable::HOP_BY_HOP) {
         let trailers = wants_trailers(headers);
         remove_hop_by_hop(headers);
         headers.remove(header::PROXY_AUTHORIZATION);
@@ -65,24 +102,24 @@ pub fn strip_request(headers: &mut HeaderMap) {
         }
         keep_honest_trailer_names(headers);
     }
-    if present.ours {
+    if notable.has(Notable::OURS) {
         remove_ours(headers);
     }
 }
 
 /// Removes from a response what was for this hop only, and any field that pretends to be ours.
 pub fn strip_response(headers: &mut HeaderMap) {
-    let present = present(headers);
-    if present.connection {
+    let notable = Notable::of(headers);
+    if notable.has(Notable::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if present.hop_by_hop {
+    if notable.has(Notable::HOP_BY_HOP) {
         remove_hop_by_hop(headers);
         headers.remove(header::PROXY_AUTHENTICATE);
         headers.remove("proxy-authentication-info");
         keep_honest_trailer_names(headers);
     }
-    if present.ours {
+    if notable.has(Notable::OURS) {
         remove_ours(headers);
     }
 }
@@ -234,6 +271,10 @@ mod tests {
             )
     }
 
+    fn strip_request_whole(headers: &mut HeaderMap) {
+        strip_request(headers, Notable::of(headers));
+    }
+
     fn names(map: &HeaderMap) -> Vec<&str> {
         let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
@@ -257,7 +298,7 @@ mod tests {
             ("outpace-max-wait", "1s"),
             ("accept", "*/*"),
         ]);
-        strip_request(&mut request);
+        strip_request_whole(&mut request);
         assert_eq!(names(&request), ["accept"]);
     }
 
@@ -269,7 +310,7 @@ mod tests {
             ("cookie", "a=b"),
             ("content-length", "3"),
         ]);
-        strip_request(&mut request);
+        strip_request_whole(&mut request);
         assert_eq!(
             names(&request),
             ["authorization", "content-length", "cookie"]
@@ -279,7 +320,7 @@ mod tests {
     #[test]
     fn te_trailers_survives_alone() {
         let mut request = map(&[("te", "gzip;q=0.5, Trailers"), ("connection", "te")]);
-        strip_request(&mut request);
+        strip_request_whole(&mut request);
         assert_eq!(request.get(header::TE), Some(&REQUEST_TRAILERS));
         assert_eq!(names(&request), ["te"]);
     }
@@ -302,7 +343,7 @@ mod tests {
     #[test]
     fn only_harmless_trailers_are_announced() {
         let mut request = map(&[("trailer", "grpc-status, content-length, host")]);
-        strip_request(&mut request);
+        strip_request_whole(&mut request);
         assert_eq!(request.get(header::TRAILER).unwrap(), "grpc-status");
     }
 
@@ -324,7 +365,7 @@ mod tests {
             ("x-a", "\u{e9}"),
         ]);
         let mut after = before.clone();
-        strip_request(&mut after);
+        strip_request_whole(&mut after);
         strip_response(&mut after);
         assert_eq!(before, after);
     }

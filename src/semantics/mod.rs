@@ -17,8 +17,8 @@ mod via;
 pub use authority::Authority;
 pub use credentials::proxy_credentials;
 pub use fields::{
-    CLIENT_TOKEN, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, join_cookies, may_be_trailer,
-    strip_request, strip_response,
+    CLIENT_TOKEN, Notable, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, join_cookies,
+    may_be_trailer, strip_request, strip_response,
 };
 pub use framing::{Framing, framing};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};

@@ -1,7 +1,6 @@
 //! The four forms of a request-target (RFC 9112 section 3.2), and the authority that counts.
 
-use http::request::Parts;
-use http::{Method, Version, header};
+use http::{Method, Request, Uri, Version, header};
 
 use super::{Authority, Malformed};
 use crate::units::{Origin, Scheme};
@@ -24,10 +23,11 @@ pub enum RequestTarget {
 ///
 /// # Errors
 /// If the request-target or the host is malformed.
-pub fn classify(request: &Parts) -> Result<RequestTarget, Malformed> {
+pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
     let host = host_field(request)?;
-    if let (Some(scheme), Some(written)) = (request.uri.scheme_str(), request.uri.authority())
-        && request.method != Method::CONNECT
+    let (method, uri) = (request.method(), request.uri());
+    if let (Some(scheme), Some(written)) = (uri.scheme_str(), uri.authority())
+        && method != Method::CONNECT
     {
         let authority = Authority::parse(written.as_str())?;
         // The same text twice, as nearly always, is read once.
@@ -35,23 +35,23 @@ pub fn classify(request: &Parts) -> Result<RequestTarget, Malformed> {
             Some(host) if host != written.as_str() => Authority::parse(host)? != authority,
             _ => false,
         };
-        if differs && request.version == Version::HTTP_2 {
+        if differs && request.version() == Version::HTTP_2 {
             return Err(Malformed::Host("`host` and `:authority` differ"));
         }
         return absolute(scheme, authority).map(RequestTarget::Absolute);
     }
     let host = host.map(Authority::parse).transpose()?;
-    if request.method == Method::CONNECT {
-        return connect(request).map(RequestTarget::Connect);
+    if method == Method::CONNECT {
+        return connect(uri).map(RequestTarget::Connect);
     }
-    if request.uri.path() == "*" {
-        return if request.method == Method::OPTIONS {
+    if uri.path() == "*" {
+        return if method == Method::OPTIONS {
             Ok(RequestTarget::Asterisk)
         } else {
             Err(Malformed::RequestTarget("`*` is for OPTIONS only"))
         };
     }
-    if request.uri.authority().is_none() && request.uri.path().starts_with('/') {
+    if uri.authority().is_none() && uri.path().starts_with('/') {
         return host
             .map(RequestTarget::Origin)
             .ok_or(Malformed::Host("there is none"));
@@ -80,8 +80,7 @@ fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
 }
 
 /// Authority-form: host and port, nothing else (RFC 9112 section 3.2.3).
-fn connect(request: &Parts) -> Result<Authority, Malformed> {
-    let uri = &request.uri;
+fn connect(uri: &Uri) -> Result<Authority, Malformed> {
     let bare = uri.scheme().is_none()
         && uri
             .path_and_query()
@@ -97,10 +96,10 @@ fn connect(request: &Parts) -> Result<Authority, Malformed> {
 }
 
 /// The one `Host`, if there is one (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
-fn host_field(request: &Parts) -> Result<Option<&str>, Malformed> {
-    let mut lines = request.headers.get_all(header::HOST).iter();
+fn host_field<B>(request: &Request<B>) -> Result<Option<&str>, Malformed> {
+    let mut lines = request.headers().get_all(header::HOST).iter();
     let Some(line) = lines.next() else {
-        return if request.version == Version::HTTP_11 {
+        return if request.version() == Version::HTTP_11 {
             Err(Malformed::Host("there is none"))
         } else {
             Ok(None)
@@ -124,14 +123,11 @@ mod tests {
         version: Version,
         hosts: &[&str],
     ) -> Result<RequestTarget, Malformed> {
-        let mut builder = http::Request::builder()
-            .method(method)
-            .uri(uri)
-            .version(version);
+        let mut builder = Request::builder().method(method).uri(uri).version(version);
         for host in hosts {
             builder = builder.header("host", *host);
         }
-        classify(&builder.body(()).unwrap().into_parts().0)
+        classify(&builder.body(()).unwrap())
     }
 
     fn text(target: &RequestTarget) -> String {

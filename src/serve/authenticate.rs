@@ -72,11 +72,7 @@ fn identify(
     };
     let known = |client: &&Client| *client.name == *name && client.token.matches(token);
     match policy.clients.iter().find(known) {
-        Some(client) => Ok(Sender {
-            address: sender.address,
-            name: Some(Arc::clone(&client.name)),
-            group: client.group.clone(),
-        }),
+        Some(client) => Ok(sender.known_as(Arc::clone(&client.name), client.group.clone())),
         // Which of the two is wrong is nobody's business.
         None => Err(Error::new(no, "the credentials are of no known client")),
     }

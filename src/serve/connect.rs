@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::connection::{Connection, Inbound};
 use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way};
+use crate::gather::Gather;
 use crate::intercept::{AcceptError, Inside, Prefixed, accept};
 use crate::policy::{Policy, TlsMode};
 use crate::semantics::{Authority, max_wait};
@@ -107,8 +108,8 @@ async fn answer(
 
 /// The bare TCP stream, where the client's connection is one; early bytes stay in front.
 fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
-    match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
-        Ok(parts) => Ok(Prefixed::new(parts.io.into_inner(), parts.read_buf)),
+    match auto::upgrade::downcast::<TokioIo<Gather<TcpStream>>>(upgraded) {
+        Ok(parts) => Ok(Prefixed::new(parts.io.into_inner().0, parts.read_buf)),
         Err(upgraded) => Err(TokioIo::new(upgraded)),
     }
 }

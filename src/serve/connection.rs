@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -19,7 +18,9 @@ use crate::api::Api;
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
+use crate::clock::HeadTimer;
 use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way, response};
+use crate::gather::Gather;
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
@@ -52,11 +53,7 @@ impl Connection {
         inbound: Inbound,
         place: Arc<Place>,
     ) -> Self {
-        let sender = Sender {
-            address: peer.ip().to_canonical(),
-            name: None,
-            group: None,
-        };
+        let sender = Sender::at(peer.ip().to_canonical());
         Self {
             server,
             inbound,
@@ -92,7 +89,7 @@ impl Connection {
         let mut builder = auto::Builder::new(self.server.tasks.clone());
         builder
             .http1()
-            .timer(TokioTimer::new())
+            .timer(HeadTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES)
             // During a drain every response says `Connection: close`.
@@ -113,7 +110,7 @@ impl Connection {
     {
         let this = Arc::clone(&self);
         let service = service_fn(move |request| Arc::clone(&this).answer(request));
-        let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(Gather(io)), service);
         let mut serving = std::pin::pin!(serving);
         let drain = self.server.tasks.drain_begun();
         let already = self.server.tasks.draining();
@@ -130,10 +127,7 @@ impl Connection {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         let policy = self.server.policy.load_full();
-        let (head, body) = request.into_parts();
-        let destined = self.destine(&head, &policy);
-        let request = Request::from_parts(head, body);
-        Ok(match destined {
+        Ok(match self.destine(&request, &policy) {
             Ok(Destined::Exchange {
                 way,
                 origin,
@@ -157,12 +151,13 @@ impl Connection {
     }
 
     /// Where a request goes, and whether its sender may send it.
-    fn destine(&self, head: &Parts, policy: &Policy) -> Result<Destined, Error> {
-        let requested = semantics::classify(head)?;
+    fn destine<B>(&self, request: &Request<B>, policy: &Policy) -> Result<Destined, Error> {
+        let requested = semantics::classify(request)?;
+        let headers = request.headers();
         match (&self.inbound, requested) {
             (_, RequestTarget::Asterisk) => Ok(Destined::Asterisk),
             (Inbound::Inside(origin), requested) => {
-                self.inside(origin, requested, head)?;
+                self.inside(origin, requested, request.method())?;
                 let origin = origin.clone();
                 Ok(Destined::Exchange {
                     way: Way::Intercept,
@@ -171,7 +166,7 @@ impl Connection {
                 })
             }
             (Inbound::Proxy, RequestTarget::Connect(authority)) => {
-                let sender = authenticate::by_proxy_field(&head.headers, policy, &self.sender)?;
+                let sender = authenticate::by_proxy_field(headers, policy, &self.sender)?;
                 Ok(Destined::Connect { authority, sender })
             }
             (Inbound::Route(_), RequestTarget::Connect(_)) => Err(Error::new(
@@ -179,7 +174,7 @@ impl Connection {
                 "this port is for one route; it is no proxy",
             )),
             (Inbound::Route(origin), _) => {
-                let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                let sender = authenticate::by_token_field(headers, policy, &self.sender)?;
                 Ok(Destined::Exchange {
                     way: Way::Route,
                     origin: origin.clone(),
@@ -188,14 +183,14 @@ impl Connection {
             }
             (Inbound::Proxy, RequestTarget::Absolute(origin)) => {
                 if let Some(origin) = gateway::route(policy, &origin.host) {
-                    let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                    let sender = authenticate::by_token_field(headers, policy, &self.sender)?;
                     return Ok(Destined::Exchange {
                         way: Way::Route,
                         origin,
                         sender,
                     });
                 }
-                let sender = authenticate::by_proxy_field(&head.headers, policy, &self.sender)?;
+                let sender = authenticate::by_proxy_field(headers, policy, &self.sender)?;
                 Ok(Destined::Exchange {
                     way: Way::Plain,
                     origin,
@@ -203,18 +198,18 @@ impl Connection {
                 })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority))
-                if Api::is_ours(head.uri.path()) && self.is_us(&authority, policy) =>
+                if Api::is_ours(request.uri().path()) && self.is_us(&authority, policy) =>
             {
                 if policy.clients.is_empty() && !self.sender.address.is_loopback() {
                     let detail = "without `clients` the API answers this machine only";
                     return Err(Error::new(Reason::ClientTokenUnknown, detail));
                 }
-                let sender = authenticate::by_api_field(&head.headers, policy, &self.sender)?;
+                let sender = authenticate::by_api_field(headers, policy, &self.sender)?;
                 Ok(Destined::Api { sender })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {
                 let origin = gateway::origin(policy, &authority)?;
-                let sender = authenticate::by_token_field(&head.headers, policy, &self.sender)?;
+                let sender = authenticate::by_token_field(headers, policy, &self.sender)?;
                 Ok(Destined::Exchange {
                     way: Way::Route,
                     origin,
@@ -236,14 +231,19 @@ impl Connection {
 
     /// Inside a CONNECT only its authority may be named (RFC 9110 section 7.4): the certificate the
     /// client saw is for that host, and so is the policy.
-    fn inside(&self, origin: &Origin, requested: RequestTarget, head: &Parts) -> Result<(), Error> {
+    fn inside(
+        &self,
+        origin: &Origin,
+        requested: RequestTarget,
+        method: &Method,
+    ) -> Result<(), Error> {
         let same = match requested {
             RequestTarget::Origin(authority) => names(&authority, origin),
             RequestTarget::Absolute(named) => {
                 named.host == origin.host && named.port == origin.port
             }
             RequestTarget::Connect(_) | RequestTarget::Asterisk => {
-                let detail = format!("{} has no place inside a CONNECT", head.method);
+                let detail = format!("{method} has no place inside a CONNECT");
                 return Err(Error::new(Reason::MethodNotAllowed, detail));
             }
         };

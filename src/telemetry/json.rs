@@ -1,102 +1,162 @@
-//! One flat JSON object, written without looking for escapes in keys and in the plain strings that
-//! nearly all values are: the canonical line is written for every request.
+//! One flat JSON object per line, written without looking for escapes in names and in the plain strings
+//! that nearly all values are: the canonical line is written for every request.
 
-use std::fmt::{Display, Write as _};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use itoa::Integer;
+
+/// A member's name with its punctuation: [`key!`](crate::key) puts it together when it is compiled.
+#[derive(Debug, Clone, Copy)]
+pub struct Key(pub &'static str);
+
+/// The name of a member of a [`JsonObject`].
+#[macro_export]
+macro_rules! key {
+    ($name:literal) => {
+        $crate::telemetry::Key(concat!(",\"", $name, "\":"))
+    };
+}
 
 /// Writes members one after the other into a buffer.
 #[derive(Debug)]
 pub struct JsonObject<'a> {
     into: &'a mut Vec<u8>,
-    first: bool,
+    begun: usize,
 }
 
 impl<'a> JsonObject<'a> {
     /// Begins an object.
     pub fn begin(into: &'a mut Vec<u8>) -> Self {
-        into.push(b'{');
-        Self { into, first: true }
+        let begun = into.len();
+        Self { into, begun }
     }
 
     /// Ends it.
     pub fn end(self) {
+        match self.into.get_mut(self.begun) {
+            // The comma before the first member.
+            Some(first) => *first = b'{',
+            None => self.into.push(b'{'),
+        }
         self.into.push(b'}');
     }
 
-    fn key(&mut self, key: &'static str) {
-        if !std::mem::replace(&mut self.first, false) {
-            self.into.push(b',');
-        }
-        self.into.push(b'"');
-        self.into.extend_from_slice(key.as_bytes());
-        self.into.extend_from_slice(b"\":");
+    fn raw(&mut self, text: &str) -> &mut Self {
+        self.into.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    fn byte(&mut self, byte: u8) -> &mut Self {
+        self.into.push(byte);
+        self
     }
 
     /// A string.
-    pub fn text(&mut self, key: &'static str, value: &str) -> &mut Self {
-        self.key(key);
+    pub fn text(&mut self, key: Key, value: &str) -> &mut Self {
         if value
             .bytes()
             .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\')
         {
-            self.into.push(b'"');
-            self.into.extend_from_slice(value.as_bytes());
-            self.into.push(b'"');
-        } else {
-            // Writing a string to memory does not fail.
-            drop(serde_json::to_writer(&mut *self.into, value));
+            return self.word(key, value);
         }
+        self.raw(key.0);
+        // Writing a string to memory does not fail.
+        drop(serde_json::to_writer(&mut *self.into, value));
         self
     }
 
+    /// A string in which nothing needs an escape.
+    pub fn word(&mut self, key: Key, value: &str) -> &mut Self {
+        self.raw(key.0).byte(b'"').raw(value).byte(b'"')
+    }
+
     /// A string, or null.
-    pub fn text_or_null(&mut self, key: &'static str, value: Option<&str>) -> &mut Self {
+    pub fn text_or_null(&mut self, key: Key, value: Option<&str>) -> &mut Self {
         match value {
             Some(value) => self.text(key, value),
-            None => self.shown(key, "null"),
+            None => self.raw(key.0).raw("null"),
         }
     }
 
     /// A string, or nothing at all.
-    pub fn text_if(&mut self, key: &'static str, value: Option<&str>) -> &mut Self {
+    pub fn text_if(&mut self, key: Key, value: Option<&str>) -> &mut Self {
         match value {
             Some(value) => self.text(key, value),
             None => self,
         }
     }
 
-    /// What prints as a JSON number, `true`, `false` or `null`.
-    pub fn shown(&mut self, key: &'static str, value: impl Display) -> &mut Self {
-        self.key(key);
-        self.print(format_args!("{value}"));
-        self
+    /// A number, or null.
+    pub fn number_or_null(&mut self, key: Key, value: Option<impl Integer>) -> &mut Self {
+        match value {
+            Some(value) => self.number(key, value),
+            None => self.raw(key.0).raw("null"),
+        }
     }
 
-    /// What prints as a string without anything to escape.
-    pub fn quoted(&mut self, key: &'static str, value: impl Display) -> &mut Self {
-        self.key(key);
-        self.print(format_args!("\"{value}\""));
-        self
+    /// A whole number.
+    pub fn number(&mut self, key: Key, value: impl Integer) -> &mut Self {
+        self.raw(key.0).digits(value)
+    }
+
+    /// A string of a prefix and a number in hexadecimal digits.
+    pub fn hex(&mut self, key: Key, prefix: &str, number: u64) -> &mut Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        self.raw(key.0).byte(b'"').raw(prefix);
+        let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1);
+        for digit in (0..digits).rev() {
+            self.byte(DIGITS[(number >> (4 * digit) & 15) as usize]);
+        }
+        self.byte(b'"')
     }
 
     /// Milliseconds, to the microsecond.
-    pub fn millis(&mut self, key: &'static str, value: Duration) -> &mut Self {
-        let micros = value.as_micros();
-        self.key(key);
-        self.print(format_args!("{}.{:03}", micros / 1000, micros % 1000));
-        self
+    pub fn millis(&mut self, key: Key, value: Duration) -> &mut Self {
+        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        self.raw(key.0).digits(micros / 1000).thousandths(micros)
     }
 
-    fn print(&mut self, arguments: std::fmt::Arguments<'_>) {
-        struct Bytes<'a>(&'a mut Vec<u8>);
-        impl std::fmt::Write for Bytes<'_> {
-            fn write_str(&mut self, text: &str) -> std::fmt::Result {
-                self.0.extend_from_slice(text.as_bytes());
-                Ok(())
-            }
+    /// A moment, to the millisecond (RFC 3339).
+    pub fn time(&mut self, key: Key, at: SystemTime, stamp: &mut Stamp) -> &mut Self {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH);
+        let since = since.unwrap_or_default();
+        self.raw(key.0).byte(b'"').raw(stamp.second(since));
+        self.thousandths(u64::from(since.subsec_millis()))
+            .raw("Z\"")
+    }
+
+    fn digits(&mut self, value: impl Integer) -> &mut Self {
+        self.raw(itoa::Buffer::new().format(value))
+    }
+
+    /// The last three digits, behind a point.
+    fn thousandths(&mut self, value: u64) -> &mut Self {
+        let point = self.into.len();
+        // A leading digit keeps the zeros, and gives way to the point.
+        self.digits(1000 + value % 1000);
+        if let Some(leading) = self.into.get_mut(point) {
+            *leading = b'.';
         }
-        let written = Bytes(self.into).write_fmt(arguments);
-        debug_assert!(written.is_ok(), "writing to memory does not fail");
+        self
+    }
+}
+
+/// The last second that was written: most lines are of the same one.
+#[derive(Debug, Default)]
+pub struct Stamp {
+    second: u64,
+    text: String,
+}
+
+impl Stamp {
+    fn second(&mut self, since: Duration) -> &str {
+        if self.second != since.as_secs() || self.text.is_empty() {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
+            self.text = humantime::format_rfc3339_seconds(at).to_string();
+            self.text.truncate(self.text.trim_end_matches('Z').len());
+            self.second = since.as_secs();
+        }
+        &self.text
     }
 }
 
@@ -106,24 +166,60 @@ mod tests {
 
     #[test]
     fn what_is_written_is_json_whatever_the_strings() {
-        let mut bytes = Vec::new();
+        let mut bytes = b"before".to_vec();
         let mut object = JsonObject::begin(&mut bytes);
         object
-            .text("plain", "/v1/x?y=1")
-            .text("odd", "a \"quote\"\n\\ \u{e9}\u{1b}[31m")
-            .text_or_null("none", None)
-            .text_if("absent", None)
-            .shown("count", 7)
-            .quoted("ip", "127.0.0.1")
-            .millis("took", Duration::from_micros(1_002_030));
+            .text(key!("plain"), "/v1/x?y=1")
+            .text(key!("odd"), "a \"quote\"\n\\ \u{e9}\u{1b}[31m")
+            .text_or_null(key!("none"), None)
+            .text_if(key!("absent"), None)
+            .number(key!("count"), 7)
+            .number_or_null(key!("nothing"), None::<u8>)
+            .hex(key!("zero"), "a-", 0)
+            .hex(key!("id"), "a-", 0x1f0)
+            .millis(key!("short"), Duration::from_micros(7))
+            .millis(key!("took"), Duration::from_micros(1_002_030));
         object.end();
-        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&bytes["before".len()..]).unwrap();
         assert_eq!(value["odd"], "a \"quote\"\n\\ \u{e9}\u{1b}[31m");
         assert_eq!(
             (&value["plain"], &value["count"]),
             (&"/v1/x?y=1".into(), &7.into())
         );
         assert!(value["none"].is_null() && value.get("absent").is_none());
-        assert!(bytes.ends_with(b"\"took\":1002.030}"));
+        assert!(value["nothing"].is_null());
+        assert_eq!(
+            (&value["zero"], &value["id"]),
+            (&"a-0".into(), &"a-1f0".into())
+        );
+        assert!(bytes.ends_with(b"\"short\":0.007,\"took\":1002.030}"));
+    }
+
+    #[test]
+    fn an_object_without_members_is_one() {
+        let mut bytes = Vec::new();
+        JsonObject::begin(&mut bytes).end();
+        assert_eq!(bytes, b"{}");
+    }
+
+    #[test]
+    fn moments_are_right_also_when_the_clock_steps() {
+        let mut stamp = Stamp::default();
+        for millis in [
+            0,
+            999,
+            1_700_000_000_001,
+            1_700_000_000_999,
+            1_700_000_001_000,
+            5,
+        ] {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            let mut bytes = Vec::new();
+            let mut object = JsonObject::begin(&mut bytes);
+            object.time(key!("time"), at, &mut stamp);
+            object.end();
+            let expected = format!("{{\"time\":\"{}\"}}", humantime::format_rfc3339_millis(at));
+            assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        }
     }
 }

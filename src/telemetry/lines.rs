@@ -4,10 +4,12 @@
 
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Metrics;
+use super::json::{JsonObject, Stamp};
 use crate::bounds::LOG_BACKLOG;
+use crate::key;
 
 /// A sink for whole lines. Cheap to clone; the last clone's drop writes out what is left.
 #[derive(Debug, Clone)]
@@ -29,6 +31,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     lines: Vec<u8>,
+    stamp: Stamp,
     closed: bool,
 }
 
@@ -58,8 +61,8 @@ impl LineWriter {
         self.0.close();
     }
 
-    /// Adds one line, which `write` appends to the buffer; the line end is added here.
-    pub fn line(&self, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds one line: an object that begins with its time, and to which `write` adds members.
+    pub fn line(&self, time: SystemTime, write: impl FnOnce(&mut JsonObject<'_>)) {
         let mut state = self
             .0
             .shared
@@ -70,9 +73,13 @@ impl LineWriter {
             self.0.metrics.log_line_dropped();
             return;
         }
-        let first = state.lines.is_empty();
-        write(&mut state.lines);
-        state.lines.push(b'\n');
+        let State { lines, stamp, .. } = &mut *state;
+        let first = lines.is_empty();
+        let mut object = JsonObject::begin(lines);
+        object.time(key!("time"), time, stamp);
+        write(&mut object);
+        object.end();
+        lines.push(b'\n');
         drop(state);
         if first {
             self.0.shared.gathered.notify_one();
@@ -157,14 +164,13 @@ mod tests {
         let out = Out::default();
         let writer = LineWriter::new(out.clone(), Metrics::new()).unwrap();
         for n in 0..100 {
-            writer.line(|line| line.extend_from_slice(n.to_string().as_bytes()));
+            writer.line(SystemTime::UNIX_EPOCH, |line| {
+                line.number(key!("n"), n);
+            });
         }
         drop(writer);
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-        assert!(
-            text.lines()
-                .map(str::to_owned)
-                .eq((0..100).map(|n| n.to_string()))
-        );
+        let line = |n| format!("{{\"time\":\"1970-01-01T00:00:00.000Z\",\"n\":{n}}}");
+        assert!(text.lines().map(str::to_owned).eq((0..100).map(line)));
     }
 }

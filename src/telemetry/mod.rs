@@ -6,7 +6,7 @@ mod lines;
 mod log;
 mod metrics;
 
-pub use json::JsonObject;
+pub use json::{JsonObject, Key};
 pub use lines::LineWriter;
 pub use log::set_up;
 pub use metrics::{Metric, Metrics, Outcome, TargetMetrics};

@@ -1,15 +1,29 @@
 //! Host names in the one form that policy, SNI, `Host` and dialling all use.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 /// A host in canonical form: lower-case ASCII (IDNA A-labels) without a trailing dot, or an IP
 /// address as its standard text without brackets. `0x7f.1` and `127.0.0.1` are the same host.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Eq)]
 pub struct HostName {
     text: Arc<str>,
+    /// What the text says, where it is an address.
     ip: Option<IpAddr>,
+}
+
+impl PartialEq for HostName {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Hash for HostName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
 }
 
 /// Why a host was refused.
@@ -24,11 +38,8 @@ impl HostName {
     /// # Errors
     /// If no host can be read from it.
     pub fn parse(text: &str) -> Result<Self, ParseHostError> {
-        if is_plain(text) {
-            return Ok(Self {
-                text: text.into(),
-                ip: None,
-            });
+        if let Some(plain) = Self::plain(text) {
+            return Ok(plain);
         }
         let fail = || ParseHostError(text.chars().take(80).collect());
         if let Some(inner) = text.strip_prefix('[') {
@@ -50,6 +61,14 @@ impl HostName {
             }),
             url::Host::Domain(_) => Err(fail()),
         }
+    }
+
+    /// A name in canonical form already: what nearly every request has.
+    pub fn plain(text: &str) -> Option<Self> {
+        is_plain(text).then(|| Self {
+            text: text.into(),
+            ip: None,
+        })
     }
 
     /// The host that is this address.
@@ -79,11 +98,22 @@ impl std::str::FromStr for HostName {
     }
 }
 
-/// Already canonical and surely not an IP address: the form nearly every request has.
+/// Already canonical and surely not an IP address: a registered name whose last label begins with a letter.
 fn is_plain(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let last_label = bytes.rsplit(|b| *b == b'.').next().unwrap_or_default();
-    last_label.first().is_some_and(u8::is_ascii_lowercase) && is_registered_name(text)
+    let (mut label, mut begins_with_letter) = (0, false);
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {
+                if label == 0 {
+                    begins_with_letter = byte.is_ascii_lowercase();
+                }
+                label += 1;
+            }
+            b'.' if (1..=63).contains(&label) => label = 0,
+            _ => return false,
+        }
+    }
+    begins_with_letter && (1..=63).contains(&label) && text.len() <= 253
 }
 
 fn is_registered_name(text: &str) -> bool {

@@ -53,6 +53,14 @@ impl Origin {
     }
 }
 
+impl Origin {
+    /// Whether this is how `Host` names it ([`Self::authority`]), without making that text.
+    pub fn is_written(&self, host: &[u8]) -> bool {
+        let plain = self.host.ip().is_none() && self.port == self.scheme.default_port();
+        plain && host == self.host.as_str().as_bytes() || host == self.authority().as_bytes()
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.scheme.as_str(), self.authority())

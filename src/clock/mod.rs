@@ -5,6 +5,10 @@
 //! windows aligned to the clock can be computed and a stepped wall clock cannot release a burst.
 //! Under tokio's paused time the axis is virtual. [`Clock::wall`] is for dates in messages only.
 
+mod alarm;
+
+pub use alarm::{Alarm, HeadTimer};
+
 use std::ops::{Add, Sub};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -124,8 +128,12 @@ impl Clock {
 
     /// Sleeps until `at`; returns at once if it has passed. Cancel safe.
     pub async fn sleep_until(&self, at: Instant) {
-        let offset = at.since(Instant(self.0.anchor_ns)).min(FAR_SLEEP);
-        tokio::time::sleep_until(self.0.start + offset).await;
+        tokio::time::sleep_until(self.on_runtime(at)).await;
+    }
+
+    /// The same instant for tokio's timers.
+    fn on_runtime(&self, at: Instant) -> tokio::time::Instant {
+        self.0.start + at.since(Instant(self.0.anchor_ns)).min(FAR_SLEEP)
     }
 }
 
