@@ -57,7 +57,14 @@ declare
   turn      int8; is_probe bool; left_over int8; out_runs jsonb := '[]'; out_rows jsonb := '[]';
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0)) then
-    return jsonb_build_object('busy', true);
+    -- A little patience, and in turn: who tries again by chance can starve. Not much: a connection is held.
+    begin
+      perform set_config('lock_timeout', '20ms', true);
+      perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+    exception when lock_not_available then
+      return jsonb_build_object('busy', true);
+    end;
+    perform set_config('lock_timeout', '0', true);
   end if;
   perform set_config('synchronous_commit', 'off', true);
   select * into t from outpace.target where name = p_target;

@@ -116,11 +116,11 @@ $$;
 -- a nested loop over two of them is what would come of it.
 create function outpace.push_v1(
   p_buffers int8[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
-  p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_bodies bytea[],
+  p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_sizes int8[], p_bodies bytea[],
   p_not_befores int8[], p_expires int8[], p_again bool, p_tell bool
 ) returns table (state int4, first int8, made text) language plpgsql volatile as $$
 #variable_conflict use_column
-declare states int4[]; bases int8[];
+declare states int4[]; bases int8[]; kepts int8[]; places int8[]; seqs int8[];
 begin
   perform 1 from outpace.buffer b where b.number = any (p_buffers) order by b.number for no key update;
   insert into outpace.once (key, fingerprint, made)
@@ -138,37 +138,44 @@ begin
            when not p.known then 2
            when p.again then 4
            else 0 end order by p.at),
-         array_agg(p.base order by p.at)
-    into states, bases
+         array_agg(p.base order by p.at),
+         array_agg(p.kept order by p.at)
+    into states, bases, kepts
     from (select p.print, p.at,
                  (select b.next_seq from outpace.buffer b where b.number = p.buffer) as base,
+                 (select greatest(p.now, b.last_kept) from outpace.buffer b where b.number = p.buffer) as kept,
                  (select o.fingerprint from outpace.once o where o.key = p.key) as used,
                  (select o.items from outpace.once o where o.key = p.key) as made,
                  p_again and exists (select 1 from outpace.item i where i.id = p.first) as again,
                  coalesce((select not b.removed from outpace.buffer b where b.number = p.buffer), false) as known
-            from unnest(p_buffers, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)) p;
+            from unnest(p_buffers, p_keys, p_prints, p_nows, p_firsts) with ordinality
+                 p(buffer, key, print, now, first, at)) p;
 
-  with fitting as materialized (
-    select n.id, n.request, n.crc, n.body, n.not_before, n.expires, n.nr, p_buffers[n.push] as buffer,
-           p_nows[n.push] as now, nextval('outpace.item_place_seq') as place,
-           row_number() over (partition by p_buffers[n.push] order by n.nr) as rank
-      from unnest(p_push, p_ids, p_requests, p_crcs, p_bodies, p_not_befores, p_expires) with ordinality
-           n(push, id, request, crc, body, not_before, expires, nr)
-     where states[n.push] = 0
-     order by n.nr),
-  kept as (
-    insert into outpace.item (place, id, buffer, born, seq, request, crc, size, kept, not_before, expires)
-    overriding system value
-    select f.place, f.id, f.buffer, b.next_seq - 1 + f.rank, b.next_seq - 1 + f.rank, f.request, f.crc,
-           octet_length(f.body), greatest(f.now, b.last_kept), f.not_before, f.expires
-      from fitting f, lateral (select b.next_seq, b.last_kept from outpace.buffer b where b.number = f.buffer) b),
-  beside as (
-    insert into outpace.body (place, body) select f.place, f.body from fitting f)
+  -- Where an item stands, for those that are kept; 0 for the others, since an array with nulls in it is slow
+  -- to look into.
+  select array_agg(case when f.fits then nextval('outpace.item_place_seq') else 0 end order by f.nr),
+         array_agg(case when f.fits then bases[f.push] - 1 + f.rank else 0 end order by f.nr)
+    into places, seqs
+    from (select n.push, n.nr, states[n.push] = 0 as fits,
+                 row_number() over (partition by p_buffers[n.push], states[n.push] = 0 order by n.nr) as rank
+            from unnest(p_push) with ordinality n(push, nr)) f;
+
+  insert into outpace.item (place, id, buffer, born, seq, request, crc, size, kept, not_before, expires)
+  overriding system value
+  select places[n.nr], n.id, p_buffers[n.push], seqs[n.nr], seqs[n.nr], n.request, n.crc, n.size,
+         kepts[n.push], n.not_before, n.expires
+    from unnest(p_push, p_ids, p_requests, p_crcs, p_sizes, p_not_befores, p_expires) with ordinality
+         n(push, id, request, crc, size, not_before, expires, nr)
+   where places[n.nr] > 0;
+
+  insert into outpace.body (place, body)
+  select places[n.nr], n.body from unnest(p_bodies) with ordinality n(body, nr) where places[n.nr] > 0;
+
   update outpace.buffer b
      set next_seq = b.next_seq + f.n, bytes = b.bytes + f.bytes, version = b.version + 1,
          last_kept = greatest(b.last_kept, f.now)
-    from (select buffer, count(*) n, sum(octet_length(body) + 512) bytes, max(now) as now
-            from fitting group by buffer) f
+    from (select p_buffers[n.push] as buffer, count(*) n, sum(n.size + 512) bytes, max(p_nows[n.push]) as now
+            from unnest(p_push, p_sizes) n(push, size) where states[n.push] = 0 group by 1) f
    where b.number = f.buffer;
 
   update outpace.once o set items = m.items

@@ -22,6 +22,9 @@ pub const HORIZON_STRETCHED: Duration = Duration::from_secs(2);
 pub const LEDGER_CALLS: i64 = 1000;
 /// How long before its slot a waiter is called to make its connection ready.
 pub const CALL_AHEAD: Duration = Duration::from_millis(500);
+/// Client connections that wait to be accepted; the system may allow fewer (`net.core.somaxconn`). When there
+/// are more, a client tries again a second later.
+pub const ACCEPT_BACKLOG: u32 = 4096;
 /// How many waiters of one queue may hold a ready connection.
 pub const CALLED_MAX: usize = 64;
 /// Waiters per target before a request is refused as `queue-full`, unless the target says otherwise.

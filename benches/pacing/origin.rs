@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
@@ -14,7 +14,10 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // More may come at once than the system's default lets wait.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let listener = socket.listen(1024).unwrap();
         let address = listener.local_addr().unwrap();
         let times: Arc<Mutex<Vec<Duration>>> = Arc::default();
         let stamped = Arc::clone(&times);

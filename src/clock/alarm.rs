@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper::rt::{Sleep, Timer};
 use tokio::time::Instant;
@@ -12,7 +12,11 @@ use super::Clock;
 
 /// One timer for the deadlines of one connection, of which there is one at a time.
 #[derive(Debug, Default)]
-pub struct Alarm(Option<Pin<Box<tokio::time::Sleep>>>);
+pub struct Alarm {
+    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// Who is woken when it rings.
+    woken: Option<Waker>,
+}
 
 impl Alarm {
     /// Ready once `deadline` has passed; until then whoever asks is woken at that time, or before.
@@ -27,10 +31,15 @@ impl Alarm {
 
     fn poll_until(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let set = || Box::pin(tokio::time::sleep_until(deadline));
-        let sleep = self.0.get_or_insert_with(set);
+        let sleep = self.sleep.get_or_insert_with(set);
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }
+        let known = self.woken.as_ref();
+        if known.is_some_and(|waker| waker.will_wake(cx.waker())) && !sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        self.woken = Some(cx.waker().clone());
         ready!(sleep.as_mut().poll(cx));
         if sleep.deadline() >= deadline {
             return Poll::Ready(());

@@ -6,21 +6,83 @@ use std::pin::pin;
 use std::time::Duration;
 
 use super::Exchange;
-use super::body::Replayable;
+use super::body::{Outgoing, Replayable};
+use super::course::Course;
 use super::problem::Error;
 use super::reason::Reason;
 use super::record::Record;
 use crate::clock::Clock;
-use crate::origin;
+use crate::origin::{self, Lease};
 use crate::pace::{
     Admission, Connection, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter,
 };
 use crate::telemetry::TargetMetrics;
 
-/// A connection that can be kept in readiness.
-pub(super) trait Readiness {
-    /// Whether it still can send.
-    fn is_fresh(&mut self) -> bool;
+/// Where the connections of one exchange come from.
+pub(super) trait Supply {
+    /// What a request is sent on.
+    type Connection;
+
+    /// One that is ready now.
+    fn idle(&self) -> Option<Self::Connection> {
+        None
+    }
+
+    /// A new one.
+    fn dial(&self) -> impl Future<Output = Result<Self::Connection, origin::Error>>;
+
+    /// Ready when there may be an idle one, which there was not.
+    fn returned(&self) -> impl Future<Output = ()> {
+        std::future::pending()
+    }
+
+    /// Whether one that was kept in readiness still can send.
+    fn is_fresh(_connection: &mut Self::Connection) -> bool {
+        true
+    }
+}
+
+/// The pool's connections for one exchange.
+pub(super) struct Pooled<'a> {
+    pub(super) exchange: &'a Exchange,
+    pub(super) course: &'a Course<'a>,
+}
+
+impl Pooled<'_> {
+    /// One for a request that need not wait for its turn.
+    pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, NotAdmitted> {
+        match self.idle() {
+            Some(connection) => Ok(connection),
+            None => self.dial().await.map_err(NotAdmitted::Unconnected),
+        }
+    }
+}
+
+impl Supply for Pooled<'_> {
+    type Connection = Lease<Outgoing>;
+
+    fn idle(&self) -> Option<Lease<Outgoing>> {
+        // What the spool sends is claimed when its turn is near: as if it were dialled.
+        let claims = self.course.arrival.departure.is_some();
+        let pool = &self.exchange.pool;
+        (!claims).then(|| pool.idle(&self.course.destination))?
+    }
+
+    fn dial(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::Error>> {
+        // Boxed: dialling is rare, and its state would make every request's larger.
+        Box::pin(self.exchange.connect(self.course))
+    }
+
+    async fn returned(&self) {
+        if self.course.arrival.departure.is_some() {
+            std::future::pending::<()>().await;
+        }
+        self.exchange.pool.returned(&self.course.destination).await;
+    }
+
+    fn is_fresh(connection: &mut Lease<Outgoing>) -> bool {
+        connection.is_fresh()
+    }
 }
 
 /// What admission needs of the exchange.
@@ -43,12 +105,18 @@ pub(super) enum NotAdmitted {
     ClientGone,
 }
 
-/// What work that is not sent by us has in the place of a connection.
-struct NoConnection;
+/// What work that is not sent by us has in the place of connections.
+struct NoConnections;
 
-impl Readiness for NoConnection {
-    fn is_fresh(&mut self) -> bool {
-        true
+impl Supply for NoConnections {
+    type Connection = ();
+
+    fn idle(&self) -> Option<()> {
+        Some(())
+    }
+
+    async fn dial(&self) -> Result<(), origin::Error> {
+        Ok(())
     }
 }
 
@@ -64,10 +132,8 @@ impl Exchange {
             metrics: &self.metrics_of(&ticket.target),
             body: None,
         };
-        let ready = || Some(NoConnection);
-        let dial = || std::future::ready(Ok(NoConnection));
-        match entrance.admit(ticket, record, ready, dial).await {
-            Ok((turn, NoConnection)) => Ok(turn),
+        match entrance.admit(ticket, record, &NoConnections).await {
+            Ok((turn, ())) => Ok(turn),
             Err(NotAdmitted::Refused(error)) => Err(error),
             Err(NotAdmitted::Unconnected(error)) => Err(error.into()),
             Err(NotAdmitted::ClientGone) => Err(Error::new(Reason::Internal, "there is no body")),
@@ -76,22 +142,16 @@ impl Exchange {
 }
 
 impl Entrance<'_> {
-    /// Waits for a turn and a connection to use it on. `idle` takes a connection that is ready now;
-    /// `dial` makes one.
-    pub(super) async fn admit<C, D>(
+    /// Waits for a turn and a connection to use it on.
+    pub(super) async fn admit<S: Supply>(
         &self,
         ticket: &Ticket,
         record: &mut Record,
-        idle: impl Fn() -> Option<C>,
-        dial: impl Fn() -> D,
-    ) -> Result<(Turn, C), NotAdmitted>
-    where
-        C: Readiness,
-        D: Future<Output = Result<C, origin::Error>>,
-    {
+        supply: &S,
+    ) -> Result<(Turn, S::Connection), NotAdmitted> {
         let mut began = None;
         let admitted = loop {
-            let connection = idle();
+            let connection = supply.idle();
             let readiness = if connection.is_some() {
                 Connection::Ready
             } else {
@@ -109,11 +169,11 @@ impl Entrance<'_> {
                 Admission::Wait(waiter) => {
                     began = began.or_else(|| Some(self.clock.now()));
                     record.limit = waiter.held_by.clone().or(record.limit.take());
-                    match Box::pin(self.wait(waiter, ticket, connection, &idle, &dial)).await {
+                    match Box::pin(self.wait(waiter, ticket, connection, supply)).await {
                         // It may have been closed while it was kept ready.
                         Ok((turn, connection)) => {
                             record.limit = turn.held_by.clone().or(record.limit.take());
-                            (turn, still_fresh(connection))
+                            (turn, still_fresh::<S>(connection))
                         }
                         Err(error) => break Err(error),
                     }
@@ -122,7 +182,7 @@ impl Entrance<'_> {
             let connection = match connection {
                 Some(connection) => connection,
                 // If that takes too long, the void turn is noticed below.
-                None => match dial().await {
+                None => match supply.dial().await {
                     Ok(connection) => connection,
                     Err(error) => break Err(NotAdmitted::Unconnected(error)),
                 },
@@ -139,18 +199,13 @@ impl Entrance<'_> {
         admitted
     }
 
-    async fn wait<C, D>(
+    async fn wait<S: Supply>(
         &self,
         mut waiter: Waiter,
         ticket: &Ticket,
-        connection: Option<C>,
-        idle: impl Fn() -> Option<C>,
-        dial: impl Fn() -> D,
-    ) -> Result<(Turn, C), NotAdmitted>
-    where
-        C: Readiness,
-        D: Future<Output = Result<C, origin::Error>>,
-    {
+        connection: Option<S::Connection>,
+        supply: &S,
+    ) -> Result<(Turn, S::Connection), NotAdmitted> {
         let _counted = Counted::new(self.metrics);
         // One far back in the line holds no connection.
         let mut connection = connection.filter(|_| waiter.is_ready());
@@ -163,12 +218,13 @@ impl Entrance<'_> {
         });
         let mut dialling = pin!(None);
         loop {
-            if called && connection.is_none() && dialling.is_none() {
-                connection = idle();
+            if called && connection.is_none() {
+                connection = supply.idle();
                 if connection.is_some() {
+                    dialling.set(None);
                     waiter.ready();
-                } else {
-                    dialling.set(Some(dial()));
+                } else if dialling.is_none() {
+                    dialling.set(Some(supply.dial()));
                 }
             }
             tokio::select! {
@@ -188,6 +244,8 @@ impl Entrance<'_> {
                     connection = Some(dialled.map_err(NotAdmitted::Unconnected)?);
                     waiter.ready();
                 }
+                // Somebody's came back before ours was made: an origin may be slow to accept.
+                () = supply.returned(), if dialling.is_some() => {}
                 _gone = &mut ahead => return Err(NotAdmitted::ClientGone),
             }
         }
@@ -233,8 +291,8 @@ impl Entrance<'_> {
     }
 }
 
-fn still_fresh<C: Readiness>(mut connection: C) -> Option<C> {
-    connection.is_fresh().then_some(connection)
+fn still_fresh<S: Supply>(mut connection: S::Connection) -> Option<S::Connection> {
+    S::is_fresh(&mut connection).then_some(connection)
 }
 
 fn seconds(duration: Duration) -> String {
@@ -263,5 +321,85 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.waiting(-1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use tokio::sync::Notify;
+
+    use crate::exchange::{Recorder, Sender, Way};
+    use crate::ledger::MemoryLedger;
+    use crate::policy::{Algorithm, Bound, Limit, Target};
+    use crate::shutdown::Tasks;
+    use crate::telemetry::{LineWriter, Metrics};
+
+    /// An origin that accepts nobody any more, and one connection that somebody else uses.
+    #[derive(Default)]
+    struct SlowToAccept {
+        idle: Cell<Option<u8>>,
+        returned: Notify,
+        dialled: Cell<bool>,
+    }
+
+    impl Supply for SlowToAccept {
+        type Connection = u8;
+
+        fn idle(&self) -> Option<u8> {
+            self.idle.take()
+        }
+
+        async fn dial(&self) -> Result<u8, origin::Error> {
+            self.dialled.set(true);
+            std::future::pending().await
+        }
+
+        async fn returned(&self) {
+            self.returned.notified().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_dials_in_vain_takes_a_connection_that_comes_back() {
+        let (clock, metrics) = (Clock::anchored(0), Metrics::new());
+        let bound = Bound::Rate {
+            rate: "10/1s".parse().unwrap(),
+            algorithm: Algorithm::TokenBucket { burst: Some(1) },
+        };
+        let target = Arc::new(Target::named("t", vec![Limit::new("l", bound)]));
+        let ledger = Arc::new(MemoryLedger::new(clock.clone()));
+        let pacer = Pacer::new(ledger, clock.clone(), Tasks::new(), metrics.clone());
+        let lines = LineWriter::new(std::io::sink(), metrics.clone()).unwrap();
+        let recorder = Arc::new(Recorder::new(clock.clone(), metrics.clone(), lines, 1));
+        let mut record = recorder.begin(Way::Plain, &Sender::ourselves());
+        let ticket = Ticket {
+            scope: target.scope_of_tunnel(None),
+            target: Arc::clone(&target),
+            arrived: clock.now(),
+            deadline: clock.now() + Duration::from_secs(5),
+        };
+        let entrance = Entrance {
+            pacer: &pacer,
+            clock: &clock,
+            metrics: &metrics.target(&target.name),
+            body: None,
+        };
+        let supply = SlowToAccept::default();
+        let comes_back = async {
+            clock
+                .sleep_until(clock.now() + Duration::from_secs(1))
+                .await;
+            assert!(supply.dialled.get(), "it was called to make one");
+            supply.idle.set(Some(7));
+            supply.returned.notify_one();
+        };
+        let admitted = entrance.admit(&ticket, &mut record, &supply);
+        let (admitted, ()) = tokio::join!(admitted, comes_back);
+        assert_eq!(admitted.map(|(_, connection)| connection).ok(), Some(7));
+        assert_eq!(record.waited, Duration::from_secs(1));
     }
 }

@@ -43,7 +43,7 @@ use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use admission::{Entrance, NotAdmitted, Readiness};
+use admission::{Entrance, NotAdmitted, Pooled};
 use body::{Inbound, Replayable};
 use course::Course;
 use deliver::{Delivery, put_aside};
@@ -230,12 +230,12 @@ impl Exchange {
 
     /// Acquires a slot and a connection, and sends.
     async fn attempt(&self, course: &Course<'_>, record: &mut Record) -> Result<Answer, NoAnswer> {
-        // What the spool sends is claimed when its turn is near, so it begins without a connection.
         let departure = course.arrival.departure.as_ref();
-        let idle = || departure.map_or_else(|| self.pool.idle(&course.destination), |_| None);
-        // Boxed: dialling is rare, and its state would make every request's larger.
-        let dial = || Box::pin(self.connect(course));
-        let (turn, mut lease) = self.admit(course, record, idle, dial).await?;
+        let supply = Pooled {
+            exchange: self,
+            course,
+        };
+        let (turn, mut lease) = self.admit(course, record, &supply).await?;
         if departure.is_some_and(|departure| !departure.keeper.leaves()) {
             let cause = "it is not ours to send any more".to_owned();
             let error = origin::Error::Refused(cause);
@@ -255,7 +255,7 @@ impl Exchange {
                 Ok(response) => return Ok(Answer { response, turn }),
                 // Closed in the moment of sending; while the slot is good, another connection will do.
                 Err(SendError::Unsent(unsent)) => {
-                    lease = self.connection(idle, dial).await?;
+                    lease = supply.connection().await.map_err(NoAnswer::NotAdmitted)?;
                     if turn.as_ref().is_some_and(Turn::is_void) {
                         break;
                     }
@@ -279,23 +279,24 @@ impl Exchange {
     }
 
     /// A turn, where there is a target that paces, and a connection.
-    async fn admit<I, D>(
+    async fn admit(
         &self,
         course: &Course<'_>,
         record: &mut Record,
-        idle: I,
-        dial: impl Fn() -> D,
-    ) -> Result<(Option<Turn>, Lease<Outgoing>), NoAnswer>
-    where
-        I: Fn() -> Option<Lease<Outgoing>>,
-        D: Future<Output = Result<Lease<Outgoing>, origin::Error>>,
-    {
+        supply: &Pooled<'_>,
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), NoAnswer> {
         let Some((target, metrics)) = course.target.zip(course.metrics.as_ref()) else {
-            return Ok((None, self.connection(idle, dial).await?));
+            return Ok((
+                None,
+                supply.connection().await.map_err(NoAnswer::NotAdmitted)?,
+            ));
         };
         if target.observe {
             let turn = self.observe(target, metrics, course, record);
-            return Ok((turn, self.connection(idle, dial).await?));
+            return Ok((
+                turn,
+                supply.connection().await.map_err(NoAnswer::NotAdmitted)?,
+            ));
         }
         let ticket = Ticket {
             target: Arc::clone(target),
@@ -314,7 +315,7 @@ impl Exchange {
             body,
         };
         let (turn, lease) = entrance
-            .admit(&ticket, record, idle, dial)
+            .admit(&ticket, record, supply)
             .await
             .map_err(NoAnswer::NotAdmitted)?;
         Ok((Some(turn), lease))
@@ -344,22 +345,6 @@ impl Exchange {
         });
         record.would_hold = held.get().cloned().flatten();
         turn.and_then(|turn| turn.leave().ok())
-    }
-
-    async fn connection<C, D>(
-        &self,
-        idle: impl Fn() -> Option<C>,
-        dial: impl Fn() -> D,
-    ) -> Result<C, NoAnswer>
-    where
-        D: Future<Output = Result<C, origin::Error>>,
-    {
-        match idle() {
-            Some(connection) => Ok(connection),
-            None => dial()
-                .await
-                .map_err(|error| NoAnswer::NotAdmitted(NotAdmitted::Unconnected(error))),
-        }
     }
 
     fn answered(&self, answer: &Answer) -> Attempted {
@@ -463,12 +448,6 @@ impl NoAnswer {
             }
             Self::Broken(error) => (error, Attempted::Broken),
         }
-    }
-}
-
-impl Readiness for Lease<Outgoing> {
-    fn is_fresh(&mut self) -> bool {
-        Self::is_fresh(self)
     }
 }
 

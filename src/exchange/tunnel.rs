@@ -6,12 +6,13 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::admission::{Entrance, NotAdmitted, Readiness};
+use super::admission::{Entrance, NotAdmitted, Supply};
 use super::problem::Error;
 use super::reason::Reason;
 use super::record::{Record, Way};
 use super::{Arrival, Exchange};
 use crate::bounds::TUNNEL_IDLE;
+use crate::origin::{self, Connector};
 use crate::pace::{Ticket, Turn};
 use crate::policy::Unmatched;
 use crate::tunnel;
@@ -63,14 +64,16 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<(Option<Turn>, TcpStream), Error> {
         let origin = &arrival.origin;
-        let connector = self.pool.connector();
-        let dial = || connector.tcp(&origin.host, origin.port, &arrival.policy.egress);
+        let supply = Dialled {
+            connector: self.pool.connector(),
+            arrival,
+        };
         let Some(target) = arrival.policy.target(&origin.host, origin.port) else {
             if arrival.policy.unmatched == Unmatched::Refuse {
                 let detail = format!("no target matches `{}`", origin.host);
                 return Err(Error::new(Reason::HostNotAllowed, detail));
             }
-            return Ok((None, dial().await?));
+            return Ok((None, supply.dial().await?));
         };
         let metrics = self.metrics_of(target);
         record.matched(Arc::clone(&target.name), metrics.clone());
@@ -87,7 +90,7 @@ impl Exchange {
             metrics: &metrics,
             body: None,
         };
-        match entrance.admit(&ticket, record, || None, dial).await {
+        match entrance.admit(&ticket, record, &supply).await {
             Ok((turn, stream)) => Ok((Some(turn), stream)),
             Err(NotAdmitted::Refused(error)) => Err(error),
             Err(NotAdmitted::Unconnected(error)) => Err(error.into()),
@@ -114,9 +117,18 @@ impl Tunnel {
     }
 }
 
-impl Readiness for TcpStream {
-    /// Nobody has used it yet; whether the origin has closed it shows in the relay.
-    fn is_fresh(&mut self) -> bool {
-        true
+/// A connection of its own for each tunnel. Whether the origin has closed it shows in the relay.
+struct Dialled<'a> {
+    connector: &'a Connector,
+    arrival: &'a Arrival,
+}
+
+impl Supply for Dialled<'_> {
+    type Connection = TcpStream;
+
+    fn dial(&self) -> impl Future<Output = Result<TcpStream, origin::Error>> {
+        let Arrival { origin, policy, .. } = self.arrival;
+        self.connector
+            .tcp(&origin.host, origin.port, &policy.egress)
     }
 }

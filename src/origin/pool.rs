@@ -9,9 +9,11 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use foldhash::HashMap;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{Request, Response, Version};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
 use super::{Body, Connector, Error, Io};
 use crate::bounds::{
@@ -77,7 +79,11 @@ struct Home<B: http_body::Body + 'static> {
 /// The idle connections to one destination. Written by whoever takes or returns one; the lock is never
 /// held across an await.
 #[derive(Debug)]
-struct Idle<B: http_body::Body + 'static>(Mutex<Connections<B>>);
+struct Idle<B: http_body::Body + 'static> {
+    connections: Mutex<Connections<B>>,
+    /// Tells one of those who dial that a connection has come back.
+    returned: Notify,
+}
 
 #[derive(Debug)]
 struct Connections<B: http_body::Body + 'static> {
@@ -174,6 +180,14 @@ where
         Some(self.0.lease(leased, idle))
     }
 
+    /// Returns when there may be a connection that is ready, which there was not.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: somebody else is told instead.
+    pub async fn returned(&self, destination: &Destination) {
+        self.0.idle_of(destination).returned.notified().await;
+    }
+
     /// A new connection. If another has meanwhile agreed on HTTP/2 with the same origin, that one.
     ///
     /// # Errors
@@ -198,6 +212,7 @@ where
         let sender = self.0.http2(io).await?;
         let idle = self.0.idle_of(destination);
         let first = idle.lock().share(sender);
+        idle.returned.notify_waiters();
         Ok(self.0.lease(Leased::Http2(first), idle))
     }
 
@@ -217,16 +232,21 @@ where
 
 impl<B: http_body::Body + 'static> Default for Idle<B> {
     fn default() -> Self {
-        Self(Mutex::new(Connections {
+        let none = Connections {
             http1: Vec::new(),
             http2: None,
-        }))
+        };
+        Self {
+            connections: Mutex::new(none),
+            returned: Notify::new(),
+        }
     }
 }
 
 impl<B: http_body::Body + 'static> Idle<B> {
     fn lock(&self) -> MutexGuard<'_, Connections<B>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let connections = self.connections.lock();
+        connections.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -278,6 +298,8 @@ impl<B: http_body::Body + 'static> Home<B> {
         let mut known = idle.lock();
         if known.http1.len() < ORIGIN_IDLE_MAX {
             known.http1.push((since, connection));
+            drop(known);
+            idle.returned.notify_one();
         }
     }
 
@@ -367,6 +389,7 @@ where
             Some(Leased::Http1(connection)) => {
                 let returning = Returning {
                     connection,
+                    plain: request.body().is_end_stream(),
                     idle: Arc::clone(&self.idle),
                     home: Arc::clone(&self.home),
                 };
@@ -400,6 +423,8 @@ impl<B: http_body::Body + 'static> Drop for Lease<B> {
 #[derive(Debug)]
 pub(super) struct Returning<B: http_body::Body + 'static> {
     connection: Http1<B>,
+    /// Nothing is left to send, and the origin keeps it open: it is idle when the response is over.
+    plain: bool,
     idle: Arc<Idle<B>>,
     home: Arc<Home<B>>,
 }
@@ -434,6 +459,8 @@ where
             }
             return Ok(response.map(Body::http2));
         }
+        self.plain &=
+            response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
         Ok(response.map(|incoming| Body::http1(incoming, self)))
     }
 
@@ -444,7 +471,7 @@ where
     /// The response is over. If the request is, too, the connection is idle again; one that still
     /// uploads is closed, since nobody would drive it.
     pub(super) fn finish(mut self) {
-        if self.connection.is_fresh() {
+        if self.plain || self.connection.is_fresh() {
             self.home.put(&self.idle, self.connection);
         }
     }

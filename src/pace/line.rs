@@ -318,11 +318,8 @@ impl Line {
         epoch: &mut watch::Receiver<u64>,
     ) {
         loop {
-            let until = match self.send_off() {
-                Next::Sleep(until) => until,
-                // One call at a time; but slots in hand do not wait for it.
-                Next::Ask(_) | Next::Idle => self.lock().queue.next_due(self.clock.now()),
-            };
+            // One call at a time; but slots in hand do not wait for it.
+            let until = self.meanwhile();
             tokio::select! {
                 grants = &mut answer => {
                     self.absorb(&asked, grants);
@@ -344,20 +341,23 @@ impl Line {
     /// Sends off who is due and says what comes next; with nobody waiting the driver is over.
     fn step(self: &Arc<Self>) -> Next {
         let mut state = self.lock();
-        let next = self.next(&mut state);
+        let now = self.send_off(&mut state);
+        let next = state.queue.next(now, &*self.ledger, tell_called);
         if matches!(next, Next::Idle) {
             state.driven = false;
         }
         next
     }
 
-    /// The same while a call is under way: the driver stays.
-    fn send_off(self: &Arc<Self>) -> Next {
-        self.next(&mut self.lock())
+    /// The same while a call is under way: the driver stays. Says when there is something to do again.
+    fn meanwhile(self: &Arc<Self>) -> Instant {
+        let mut state = self.lock();
+        let now = self.send_off(&mut state);
+        state.queue.meanwhile(now, &*self.ledger, tell_called)
     }
 
-    /// Voids what is late, sends off who is due, and says what comes next.
-    fn next(self: &Arc<Self>, state: &mut State) -> Next {
+    /// Voids what is late and sends off who is due by now.
+    fn send_off(self: &Arc<Self>, state: &mut State) -> Instant {
         self.follow_epoch(state);
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
@@ -377,10 +377,7 @@ impl Line {
                 }
             }
         }
-        // The channel has room for the call: it is the first message.
-        state.queue.next(now, &*self.ledger, |tell| {
-            drop(tell.try_send(Event::Called));
-        })
+        now
     }
 
     /// A turn that was not used: somebody else's, if it is still good.
@@ -403,6 +400,11 @@ impl Line {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The channel has room for the call: it is the first message.
+fn tell_called(tell: &mpsc::Sender<Event>) {
+    drop(tell.try_send(Event::Called));
 }
 
 pub(super) fn refusal(

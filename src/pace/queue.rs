@@ -263,28 +263,38 @@ impl<W> Queue<W> {
         if self.len == 0 {
             return Next::Idle;
         }
+        let called = self.call(now, ledger, call);
+        let runs = self.runs(now, !ledger.answers_at_once());
+        if !runs.is_empty() {
+            return Next::Ask(self.asking(runs));
+        }
+        let wakes = self.groups.iter().filter_map(|group| group.wake(now));
+        Next::Sleep(wakes.min().map_or(called, |wake| wake.min(called)))
+    }
+
+    /// Calls those whose time is near; when the next of them is to be called.
+    fn call(&mut self, now: Instant, ledger: &dyn Ledger, call: impl Fn(&W)) -> Instant {
         if self.groups.len() > GROUPS_KEPT {
             self.groups
                 .retain(|group| !group.waiting.is_empty() || !group.hand.is_empty());
         }
-        let mut wake = Instant::FAR;
-        for group in &mut self.groups {
-            let next_call = group.call(now, &self.target, ledger, &call);
-            wake = wake.min(next_call.unwrap_or(Instant::FAR));
-            wake = wake.min(group.wake(now).unwrap_or(Instant::FAR));
-        }
-        let runs = self.runs(now, !ledger.answers_at_once());
-        if runs.is_empty() {
-            Next::Sleep(wake)
-        } else {
-            Next::Ask(self.asking(runs))
-        }
+        let target = &self.target;
+        let groups = self.groups.iter_mut();
+        let next = groups.filter_map(|group| group.call(now, target, ledger, &call));
+        next.min().unwrap_or(Instant::FAR)
     }
 
-    /// When a slot in hand is due, or becomes void.
-    pub(super) fn next_due(&self, now: Instant) -> Instant {
+    /// The same while the ledger is being asked: calls those whose time is near, and says when somebody is to
+    /// be called, or a slot in hand is due or becomes void.
+    pub(super) fn meanwhile(
+        &mut self,
+        now: Instant,
+        ledger: &dyn Ledger,
+        call: impl Fn(&W),
+    ) -> Instant {
+        let called = self.call(now, ledger, call);
         let due = self.groups.iter().filter_map(|group| group.due(now));
-        due.min().unwrap_or(Instant::FAR)
+        due.min().map_or(called, |due| due.min(called))
     }
 
     /// Runs of those who are ready and have no slot in hand, in arrival order.
@@ -490,4 +500,53 @@ impl<W> Group<W> {
 
 fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::ledger::MemoryLedger;
+    use crate::policy::{Bound, Limit};
+
+    /// A memory ledger that says it has to be asked, as a shared one does.
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
+        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let target = Arc::new(Target::named(
+            "t",
+            vec![Limit::new("l", Bound::Concurrent(1))],
+        ));
+        let scope = target.scope_of_tunnel(None);
+        let mut queue = Queue::new(target);
+        let ready = || Entry {
+            stage: Stage::Ready,
+            deadline: Instant::FAR,
+            tell: (),
+        };
+        let now = Instant::ZERO;
+        queue.insert(&scope, now, ready());
+        let runs = queue.runs(now, true);
+        assert_eq!(runs.len(), 1);
+        let asked = queue.asking(runs);
+        for _ in 0..20 {
+            queue.insert(&scope, now, ready());
+        }
+        queue.meanwhile(now, &ledger, |()| {});
+        let short = Some(Short {
+            held_by: Some(0),
+            ask_again: None,
+        });
+        queue.absorb(
+            &asked,
+            std::iter::once(Grant {
+                now,
+                slots: SmallVec::new(),
+                short,
+            })
+            .collect(),
+        );
+        let news = queue.runs(now, true);
+        assert_eq!(news.first().map(|run| run.waiting), Some(21));
+    }
 }

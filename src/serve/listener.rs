@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Server;
 use super::connection::{Connection, Inbound};
+use crate::bounds::ACCEPT_BACKLOG;
 use crate::telemetry::Metrics;
 
 /// A bound port and what it is for.
@@ -25,7 +26,13 @@ pub struct Listener {
 /// # Errors
 /// What the system said.
 pub async fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Result<Listener> {
-    let listener = TcpListener::bind(address).await?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(ACCEPT_BACKLOG)?;
     Ok(Listener { listener, route })
 }
 

@@ -106,6 +106,7 @@ struct Columns<'a> {
     ids: Vec<&'a str>,
     requests: Vec<String>,
     crcs: Vec<i64>,
+    sizes: Vec<i64>,
     bodies: Vec<&'a [u8]>,
     not_befores: Vec<Millis>,
     expires: Vec<Option<Millis>>,
@@ -129,6 +130,8 @@ impl<'a> Columns<'a> {
                 all.crcs
                     .push(i64::from(checksum(&item.id, &request, &item.body)));
                 all.requests.push(request);
+                all.sizes
+                    .push(i64::try_from(item.body.len()).unwrap_or(i64::MAX));
                 all.bodies.push(&item.body);
                 all.not_befores.push(item.not_before);
                 all.expires.push(item.expires);
@@ -208,7 +211,7 @@ impl Inner {
             .buffers
             .iter()
             .any(|buffer| self.known.hold(*buffer).is_none());
-        let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
+        let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
         self.rows_again(|again| {
             sqlx::query(sql)
                 .bind(&all.buffers)
@@ -220,6 +223,7 @@ impl Inner {
                 .bind(&all.ids)
                 .bind(&all.requests)
                 .bind(&all.crcs)
+                .bind(&all.sizes)
                 .bind(&all.bodies)
                 .bind(&all.not_befores)
                 .bind(&all.expires)
