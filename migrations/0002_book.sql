@@ -57,7 +57,11 @@ declare
   turn      int8; is_probe bool; left_over int8; out_runs jsonb := '[]'; out_rows jsonb := '[]';
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0)) then
-    -- A little patience, and in turn: who tries again by chance can starve. Not much: a connection is held.
+    -- A little patience, and in turn: who tries again by chance can starve. Not where there are many, since
+    -- the more wait in line the longer it takes to hand the lock on.
+    if not coalesce((call ->> 'patient')::bool, false) then
+      return jsonb_build_object('busy', true);
+    end if;
     begin
       perform set_config('lock_timeout', '20ms', true);
       perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));

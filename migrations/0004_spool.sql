@@ -61,7 +61,7 @@ create index item_live on outpace.item (buffer, seq) where status < 3;
 -- Nothing that has just been pushed stands in these two, unless it is delayed.
 create index item_parked on outpace.item (buffer, not_before) where status < 2 and not_before > kept;
 create index item_status on outpace.item (buffer, status, seq) where status > 2;
-create index item_kept on outpace.item (buffer, kept);
+create index item_kept on outpace.item (buffer, kept, born);
 create index item_over on outpace.item (status, finished) where status > 2;
 
 -- Beside its item, which changes with every attempt and should be small to write.
@@ -105,7 +105,8 @@ create function outpace.millis_v1() returns int8 language sql volatile as $$
 $$;
 
 -- Keeps many pushes at once, each of one or more items for one buffer and perhaps with a key; no key
--- twice. Item n belongs to push p_push[n] and stands behind the ones before it. Asked again (`p_again`), a
+-- twice. Push n is for buffer p_buffers[p_of[n]]; item n belongs to push p_push[n] and stands behind the ones
+-- before it. Asked again (`p_again`), a
 -- push may have been kept before without our having heard so: it is found by the id of its first item.
 --
 -- Per push: 0 kept now, with the first free place of its buffer before all of these; 1 its key was used for
@@ -115,19 +116,24 @@ $$;
 -- Scalar subqueries and subscripts instead of joins: nothing is known of the arrays when it is planned, and
 -- a nested loop over two of them is what would come of it.
 create function outpace.push_v1(
-  p_buffers int8[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
+  p_buffers int8[], p_of int4[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
   p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_sizes int8[], p_bodies bytea[],
   p_not_befores int8[], p_expires int8[], p_again bool, p_tell bool
 ) returns table (state int4, first int8, made text) language plpgsql volatile as $$
 #variable_conflict use_column
-declare states int4[]; bases int8[]; kepts int8[]; places int8[]; seqs int8[];
+declare
+  nexts int8[]; lasts int8[]; knowns bool[];  -- by buffer
+  states int4[];                              -- by push
+  places int8[]; seqs int8[];                 -- by item
 begin
   perform 1 from outpace.buffer b where b.number = any (p_buffers) order by b.number for no key update;
+  select array_agg(coalesce(b.next_seq, 0) order by k.at), array_agg(coalesce(b.last_kept, 0) order by k.at),
+         array_agg(coalesce(not b.removed, false) order by k.at)
+    into nexts, lasts, knowns
+    from unnest(p_buffers) with ordinality k(number, at) left join outpace.buffer b on b.number = k.number;
   insert into outpace.once (key, fingerprint, made)
-  select k.key, k.print, k.now
-    from unnest(p_keys, p_prints, p_nows, p_buffers) k(key, print, now, buffer)
-   where k.key is not null
-     and exists (select 1 from outpace.buffer b where b.number = k.buffer and not b.removed)
+  select k.key, k.print, k.now from unnest(p_keys, p_prints, p_nows, p_of) k(key, print, now, buffer)
+   where k.key is not null and knowns[k.buffer]
    order by k.key
   on conflict do nothing;
 
@@ -135,35 +141,30 @@ begin
   select array_agg(case
            when p.used is not null and p.used <> p.print then 3
            when p.used is not null and p.made <> '[]' then 1
-           when not p.known then 2
+           when not knowns[p.buffer] then 2
            when p.again then 4
-           else 0 end order by p.at),
-         array_agg(p.base order by p.at),
-         array_agg(p.kept order by p.at)
-    into states, bases, kepts
-    from (select p.print, p.at,
-                 (select b.next_seq from outpace.buffer b where b.number = p.buffer) as base,
-                 (select greatest(p.now, b.last_kept) from outpace.buffer b where b.number = p.buffer) as kept,
-                 (select o.fingerprint from outpace.once o where o.key = p.key) as used,
-                 (select o.items from outpace.once o where o.key = p.key) as made,
-                 p_again and exists (select 1 from outpace.item i where i.id = p.first) as again,
-                 coalesce((select not b.removed from outpace.buffer b where b.number = p.buffer), false) as known
-            from unnest(p_buffers, p_keys, p_prints, p_nows, p_firsts) with ordinality
-                 p(buffer, key, print, now, first, at)) p;
+           else 0 end order by p.at)
+    into states
+    from (select p.buffer, p.print, p.at,
+                 case when p.key is not null
+                      then (select o.fingerprint from outpace.once o where o.key = p.key) end as used,
+                 case when p.key is not null then (select o.items from outpace.once o where o.key = p.key) end as made,
+                 p_again and exists (select 1 from outpace.item i where i.id = p.first) as again
+            from unnest(p_of, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)) p;
 
   -- Where an item stands, for those that are kept; 0 for the others, since an array with nulls in it is slow
   -- to look into.
   select array_agg(case when f.fits then nextval('outpace.item_place_seq') else 0 end order by f.nr),
-         array_agg(case when f.fits then bases[f.push] - 1 + f.rank else 0 end order by f.nr)
+         array_agg(case when f.fits then nexts[f.buffer] - 1 + f.rank else 0 end order by f.nr)
     into places, seqs
-    from (select n.push, n.nr, states[n.push] = 0 as fits,
-                 row_number() over (partition by p_buffers[n.push], states[n.push] = 0 order by n.nr) as rank
+    from (select p_of[n.push] as buffer, n.nr, states[n.push] = 0 as fits,
+                 row_number() over (partition by p_of[n.push], states[n.push] = 0 order by n.nr) as rank
             from unnest(p_push) with ordinality n(push, nr)) f;
 
   insert into outpace.item (place, id, buffer, born, seq, request, crc, size, kept, not_before, expires)
   overriding system value
-  select places[n.nr], n.id, p_buffers[n.push], seqs[n.nr], seqs[n.nr], n.request, n.crc, n.size,
-         kepts[n.push], n.not_before, n.expires
+  select places[n.nr], n.id, p_buffers[p_of[n.push]], seqs[n.nr], seqs[n.nr], n.request, n.crc, n.size,
+         greatest(p_nows[n.push], lasts[p_of[n.push]]), n.not_before, n.expires
     from unnest(p_push, p_ids, p_requests, p_crcs, p_sizes, p_not_befores, p_expires) with ordinality
          n(push, id, request, crc, size, not_before, expires, nr)
    where places[n.nr] > 0;
@@ -174,9 +175,9 @@ begin
   update outpace.buffer b
      set next_seq = b.next_seq + f.n, bytes = b.bytes + f.bytes, version = b.version + 1,
          last_kept = greatest(b.last_kept, f.now)
-    from (select p_buffers[n.push] as buffer, count(*) n, sum(n.size + 512) bytes, max(p_nows[n.push]) as now
+    from (select p_buffers[p_of[n.push]] as number, count(*) n, sum(n.size + 512) bytes, max(p_nows[n.push]) as now
             from unnest(p_push, p_sizes) n(push, size) where states[n.push] = 0 group by 1) f
-   where b.number = f.buffer;
+   where b.number = f.number;
 
   update outpace.once o set items = m.items
     from (select p_keys[n.push] as key,
@@ -189,9 +190,10 @@ begin
   if p_tell then perform pg_notify('outpace_spool', ''); end if;
   return query
     select p.state,
-           case p.state when 0 then p.base when 4 then (select i.seq from outpace.item i where i.id = p.first) end,
+           case p.state when 0 then nexts[p.buffer]
+                        when 4 then (select i.seq from outpace.item i where i.id = p.first) end,
            case p.state when 1 then (select o.items from outpace.once o where o.key = p.key) end
-      from unnest(states, bases, p_firsts, p_keys) with ordinality p(state, base, first, key, at)
+      from unnest(states, p_of, p_firsts, p_keys) with ordinality p(state, buffer, first, key, at)
      order by p.at;
 end $$;
 

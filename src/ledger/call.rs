@@ -33,6 +33,9 @@ pub struct Call {
     pub runs: SmallVec<[RunAsk; 2]>,
     /// Weight and reserve (millionths) of each lane of the target.
     pub lanes: SmallVec<[(i64, i64); 2]>,
+    /// Whether it waits for its turn for a moment where the store is busy with another's.
+    #[serde(default)]
+    pub patient: bool,
 }
 
 /// One schedule that a call needs.
@@ -153,6 +156,7 @@ impl Call {
             rows: SmallVec::new(),
             runs: SmallVec::new(),
             lanes: SmallVec::new(),
+            patient: false,
         }
     }
 
@@ -201,6 +205,7 @@ impl Call {
                 .iter()
                 .map(|lane| (i64::from(lane.weight), i64::from(lane.reserve_ppm)))
                 .collect(),
+            patient: false,
         }
     }
 }

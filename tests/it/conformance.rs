@@ -168,6 +168,7 @@ impl History {
             rows: rows.into_iter().collect(),
             runs,
             lanes: self.lanes.iter().copied().collect(),
+            patient: self.rng.random_bool(0.5),
         }
     }
 

@@ -104,6 +104,23 @@ fn p1_pace_over_replicas_whatever_happens_to_them() {
 }
 
 #[test]
+fn p4_told_at_once_also_of_a_crowd_at_several_replicas() {
+    for_each_seed("p4_told_at_once_also", 100, |seed| {
+        let plan = Plan::crowd(seed);
+        let seen = plan.run();
+        for told in seen.told_after(plan.capacity()) {
+            assert!(told <= Duration::from_millis(50), "told after {told:?}");
+        }
+        // Who was refused has made room for others.
+        let served = seen.reached.len() as f64;
+        assert!(
+            served >= plan.capacity() * 0.97 - 2.0,
+            "{served} were served"
+        );
+    });
+}
+
+#[test]
 fn p1_pace_when_another_server_goes_on_without_the_last_moments() {
     for_each_seed("p1_pace_when_another", 300, |seed| {
         let plan = Plan::fail_over(seed);

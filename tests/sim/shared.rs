@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     way: Way,
     /// When another server takes over, and how much of the past it lacks.
     fail_over: Option<(Duration, Duration)>,
+    /// When all clients come at once, each with one request.
+    crowd: Option<Duration>,
     seed: u64,
 }
 
@@ -58,6 +60,42 @@ pub(crate) struct Seen {
     /// Of refusals: how late they were told, nanoseconds.
     pub(crate) late: Vec<i64>,
     pub(crate) calls: u64,
+    /// Of a crowd: at which replica each came, when, and when it was refused, if it was.
+    pub(crate) crowd: Vec<Came>,
+}
+
+/// One of a crowd. Since the start.
+#[derive(Clone, Copy)]
+pub(crate) struct Came {
+    replica: usize,
+    sent: Duration,
+    refused: Option<Duration>,
+}
+
+impl Seen {
+    /// How long after it could be known each of the crowd was refused that has no chance.
+    ///
+    /// Replicas share fairly, so the `k`th request at one is behind `k` of each other, or all that it has;
+    /// it is hopeless once those are clearly more than `capacity` can be served within its patience.
+    pub(crate) fn told_after(&self, capacity: f64) -> Vec<Duration> {
+        let mut came = self.crowd.clone();
+        came.sort_by_key(|one| one.sent);
+        let replicas = came.iter().map(|one| one.replica).max().unwrap_or(0) + 1;
+        let clearly = capacity * 1.1 + 2.0 * replicas as f64;
+        let told = came.iter().enumerate().filter_map(|(index, one)| {
+            let before = came[..=index].iter();
+            let own = before.filter(|other| other.replica == one.replica).count();
+            let mut waiting = vec![0; replicas];
+            let knowable = came.iter().enumerate().find_map(|(at, other)| {
+                waiting[other.replica] += 1;
+                let ahead: usize = waiting.iter().map(|count| own.min(*count)).sum();
+                (at >= index && ahead as f64 > clearly).then_some(other.sent)
+            })?;
+            let refused = one.refused.unwrap_or(Duration::MAX);
+            Some(refused.saturating_sub(knowable))
+        });
+        told.collect()
+    }
 }
 
 fn ms(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
@@ -145,6 +183,31 @@ impl Plan {
         plan
     }
 
+    /// Many more come at once, to several replicas, than can be served within their patience.
+    pub(crate) fn crowd(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut plan = Self::calm(seed, &mut rng, 10);
+        plan.rate = Rate::new(rng.random_range(20..400), Duration::from_secs(1)).unwrap();
+        plan.algorithm = Algorithm::TokenBucket { burst: Some(1) };
+        plan.crowd = Some(Duration::from_secs(3));
+        // As far as a database in the next zone.
+        plan.way.delay = 0.2..2.0;
+        let patience = ms(&mut rng, 500..2000);
+        let wanted = plan.per_second() * patience.as_secs_f64() * 4.0;
+        let each = (wanted / plan.replicas.len() as f64).ceil() as usize;
+        for life in &mut plan.replicas {
+            life.clients = each + 1;
+            life.patience = patience;
+        }
+        plan
+    }
+
+    /// How many of a crowd can be served.
+    pub(crate) fn capacity(&self) -> f64 {
+        let patience = self.replicas.iter().map(|life| life.patience).max();
+        self.per_second() * patience.unwrap_or_default().as_secs_f64()
+    }
+
     fn calm(seed: u64, rng: &mut StdRng, most: usize) -> Self {
         let count = if most > 10 {
             most
@@ -183,6 +246,7 @@ impl Plan {
                 cut: Vec::new(),
             },
             fail_over: None,
+            crowd: None,
             seed,
         }
     }
@@ -220,6 +284,7 @@ impl Plan {
                 )),
                 began,
                 end: began + self.length,
+                crowd: self.crowd,
                 seen: Arc::clone(&seen),
                 seed: self.seed * 1000 + index as u64,
             };
@@ -265,6 +330,7 @@ struct OneReplica {
     target: Arc<Target>,
     began: Instant,
     end: Instant,
+    crowd: Option<Duration>,
     seen: Arc<Mutex<Seen>>,
     seed: u64,
 }
@@ -308,7 +374,11 @@ impl OneReplica {
                 began: self.began,
                 end: self.end,
             };
-            clients.spawn(client.live(StdRng::seed_from_u64(self.seed * 100 + number as u64)));
+            let rng = StdRng::seed_from_u64(self.seed * 1000 + number as u64);
+            match self.crowd {
+                Some(at) => clients.spawn(client.come(self.began + at, rng)),
+                None => clients.spawn(client.live(rng)),
+            };
         }
         let all = async { while clients.join_next().await.is_some() {} };
         match self.life.goes {
@@ -346,6 +416,19 @@ impl Client {
                 tokio::time::sleep(ms(&mut rng, 1..200)).await;
             }
         }
+    }
+
+    /// One of a crowd.
+    async fn come(self, at: Instant, mut rng: StdRng) {
+        tokio::time::sleep_until(at + Duration::from_secs_f64(rng.random_range(0.0..0.005))).await;
+        let sent = self.began.elapsed();
+        let left = self.send(&mut rng).await;
+        let refused = (!left).then(|| self.began.elapsed());
+        self.seen.lock().unwrap().crowd.push(Came {
+            replica: self.index,
+            sent,
+            refused,
+        });
     }
 
     /// One request. Whether it left.

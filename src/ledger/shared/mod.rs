@@ -29,7 +29,7 @@ use super::{
     Ask, Booking, Forecast, Grant, Ledger, Pinning, Replica, RowBound, Settlement, Short, Slot,
     Status,
 };
-use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS};
+use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
 use crate::random::Random;
@@ -345,10 +345,11 @@ impl<L: Link> Inner<L> {
     /// lost rather than asked for again under the same name.
     async fn book_linked(&self, place: &Place, ask: &Ask) -> Option<SmallVec<[Grant; 2]>> {
         let horizon = self.horizon(place, ask);
-        let call = {
+        let mut call = {
             let ways = self.ways();
             place.side().call(ask, self.replica, horizon, &ways.offset)
         };
+        call.patient = self.live.load(Ordering::Relaxed) <= LEDGER_LINE;
         self.reach
             .store(call.horizon + call.lead, Ordering::Relaxed);
         let sent = self.clock.now();

@@ -97,7 +97,10 @@ fn batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
 /// The columns of one statement.
 #[derive(Default)]
 struct Columns<'a> {
+    /// Each once.
     buffers: Vec<i64>,
+    /// By push: which of the buffers, counted from one.
+    to: Vec<i32>,
     keys: Vec<Option<&'a str>>,
     prints: Vec<Option<&'a [u8]>>,
     nows: Vec<Millis>,
@@ -115,8 +118,13 @@ struct Columns<'a> {
 impl<'a> Columns<'a> {
     fn of(batch: &'a [Waiting]) -> Self {
         let mut all = Self::default();
+        let mut known = HashMap::new();
         for (push, number) in batch.iter().zip(1..) {
-            all.buffers.push(push.buffer);
+            let to = *known.entry(push.buffer).or_insert_with(|| {
+                all.buffers.push(push.buffer);
+                i32::try_from(all.buffers.len()).unwrap_or(i32::MAX)
+            });
+            all.to.push(to);
             all.keys.push(push.once.as_ref().map(|once| &*once.key));
             let print = push.once.as_ref().map(|once| &once.fingerprint[..]);
             all.prints.push(print);
@@ -211,10 +219,11 @@ impl Inner {
             .buffers
             .iter()
             .any(|buffer| self.known.hold(*buffer).is_none());
-        let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+        let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
         self.rows_again(|again| {
             sqlx::query(sql)
                 .bind(&all.buffers)
+                .bind(&all.to)
                 .bind(&all.keys)
                 .bind(&all.prints)
                 .bind(&all.nows)

@@ -119,9 +119,9 @@ impl Inner {
         // by the time itself (`kept + 0`: not by its index) all that is later would be sorted.
         let sql = "select * from outpace.item where ($1::int8 is null or buffer = $1) \
              and ($2::text is null or id = $2) and ($3::int8 is null or status = $3) \
-             and ($4::int8 is null or (kept + 0 >= $4 and seq >= coalesce((select min(born) \
-                  from outpace.item where buffer = $1 and kept = (select min(kept) from outpace.item \
-                  where buffer = $1 and kept >= $4)), case when $1 is null then 0 else 9223372036854775807 end))) \
+             and ($4::int8 is null or (kept + 0 >= $4 and seq >= coalesce((select born from outpace.item \
+                  where buffer = $1 and kept >= $4 order by kept, born limit 1), \
+                  case when $1 is null then 0 else 9223372036854775807 end))) \
              and ($5::int8 is null or seq > $5) order by seq limit $6";
         let make = || {
             sqlx::query(sql)
