@@ -75,6 +75,17 @@ impl Site {
         all
     }
 
+    /// Lets what was written just now reach the disk: a backlog is older than that.
+    pub(crate) async fn settle(&self) {
+        if let Self::Postgres(server) = self {
+            let mut connection = server.connect().await.unwrap();
+            let checkpoint = sqlx::query("checkpoint").execute(&mut connection).await;
+            checkpoint.unwrap();
+        }
+        let synchronised = std::process::Command::new("sync").status();
+        assert!(synchronised.unwrap().success());
+    }
+
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Disk => "disk",

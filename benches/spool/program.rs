@@ -137,13 +137,7 @@ pub(crate) async fn measure(site: &Site, dir: &Path, length: Duration, single: f
     questions(&*store, buffer.number, backlog).await;
     drop(store);
     opened.close().await;
-    // A backlog is older than that: what was written just now is not to be in the way.
-    assert!(
-        std::process::Command::new("sync")
-            .status()
-            .unwrap()
-            .success()
-    );
+    site.settle().await;
     let began = Instant::now();
     let program = start(site, &buffer.name, dir.path(), &origin);
     origin.reached(1).await;
