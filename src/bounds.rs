@@ -20,6 +20,8 @@ pub const HORIZON_STRETCHED: Duration = Duration::from_secs(2);
 /// Calls per second to a shared ledger, of all replicas together, for one saturated target; with more
 /// replicas the horizon stretches.
 pub const LEDGER_CALLS: i64 = 1000;
+/// One replica's calls for one target begin at least that far apart: who comes meanwhile goes together.
+pub const LEDGER_GAP: Duration = Duration::from_millis(1);
 /// Up to so many replicas wait in line for a target's lock in the ledger; more try again by chance.
 pub const LEDGER_LINE: i64 = 64;
 /// How long before its slot a waiter is called to make its connection ready.

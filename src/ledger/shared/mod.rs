@@ -29,7 +29,9 @@ use super::{
     Ask, Booking, Forecast, Grant, Ledger, Pinning, Replica, RowBound, Settlement, Short, Slot,
     Status,
 };
-use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
+use crate::bounds::{
+    HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_GAP, LEDGER_LINE,
+};
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
 use crate::random::Random;
@@ -77,7 +79,8 @@ struct Ways {
 #[derive(Debug)]
 struct Place {
     side: Mutex<Side>,
-    turnstile: tokio::sync::Mutex<()>,
+    /// Says when the last call began.
+    turnstile: tokio::sync::Mutex<Instant>,
     epoch: watch::Sender<u64>,
     reporting: AtomicBool,
 }
@@ -287,7 +290,7 @@ impl<L: Link> Inner<L> {
         }
         let place = Arc::new(Place {
             side: Mutex::default(),
-            turnstile: tokio::sync::Mutex::new(()),
+            turnstile: tokio::sync::Mutex::new(Instant::ZERO),
             epoch: watch::Sender::new(0),
             reporting: AtomicBool::new(false),
         });
@@ -312,7 +315,12 @@ impl<L: Link> Inner<L> {
     /// Books, from wherever bookings come now; waits while they come from nowhere.
     async fn book(&self, ask: Ask) -> SmallVec<[Grant; 2]> {
         let place = self.place(&ask.target.name);
-        let _turn = place.turnstile.lock().await;
+        let mut last = place.turnstile.lock().await;
+        let earliest = *last + LEDGER_GAP;
+        if self.clock.now() < earliest {
+            self.clock.sleep_until(earliest).await;
+        }
+        *last = self.clock.now();
         let mut connection = self.standing.subscribe();
         loop {
             match self.standing() {
