@@ -60,12 +60,12 @@ pub(crate) struct Seen {
     /// Of refusals: how late they were told, nanoseconds.
     pub(crate) late: Vec<i64>,
     pub(crate) calls: u64,
-    /// Of a crowd: at which replica each came, when, and when it was refused, if it was.
+    /// Of a crowd, in the order in which they came: at which replica, when, and when each was refused, if it
+    /// was.
     pub(crate) crowd: Vec<Came>,
 }
 
 /// One of a crowd. Since the start.
-#[derive(Clone, Copy)]
 pub(crate) struct Came {
     replica: usize,
     sent: Duration,
@@ -78,11 +78,11 @@ impl Seen {
     /// Replicas share fairly, so the `k`th request at one is behind `k` of each other, or all that it has;
     /// it is hopeless once those are clearly more than `capacity` can be served within its patience.
     pub(crate) fn told_after(&self, capacity: f64) -> Vec<Duration> {
-        let mut came = self.crowd.clone();
-        came.sort_by_key(|one| one.sent);
+        let came = &self.crowd;
         let replicas = came.iter().map(|one| one.replica).max().unwrap_or(0) + 1;
         let clearly = capacity * 1.1 + 2.0 * replicas as f64;
         let told = came.iter().enumerate().filter_map(|(index, one)| {
+            let refused = one.refused?;
             let before = came[..=index].iter();
             let own = before.filter(|other| other.replica == one.replica).count();
             let mut waiting = vec![0; replicas];
@@ -91,7 +91,6 @@ impl Seen {
                 let ahead: usize = waiting.iter().map(|count| own.min(*count)).sum();
                 (at >= index && ahead as f64 > clearly).then_some(other.sent)
             })?;
-            let refused = one.refused.unwrap_or(Duration::MAX);
             Some(refused.saturating_sub(knowable))
         });
         told.collect()
@@ -183,16 +182,17 @@ impl Plan {
         plan
     }
 
-    /// Many more come at once, to several replicas, than can be served within their patience.
+    /// Many more come at once, to several replicas, than can be served within their patience; each serves more
+    /// than a few of them.
     pub(crate) fn crowd(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut plan = Self::calm(seed, &mut rng, 10);
-        plan.rate = Rate::new(rng.random_range(20..400), Duration::from_secs(1)).unwrap();
+        let mut plan = Self::calm(seed, &mut rng, 6);
+        plan.rate = Rate::new(rng.random_range(100..400), Duration::from_secs(1)).unwrap();
         plan.algorithm = Algorithm::TokenBucket { burst: Some(1) };
         plan.crowd = Some(Duration::from_secs(3));
         // As far as a database in the next zone.
         plan.way.delay = 0.2..2.0;
-        let patience = ms(&mut rng, 500..2000);
+        let patience = ms(&mut rng, 1000..2000);
         let wanted = plan.per_second() * patience.as_secs_f64() * 4.0;
         let each = (wanted / plan.replicas.len() as f64).ceil() as usize;
         for life in &mut plan.replicas {
@@ -421,14 +421,18 @@ impl Client {
     /// One of a crowd.
     async fn come(self, at: Instant, mut rng: StdRng) {
         tokio::time::sleep_until(at + Duration::from_secs_f64(rng.random_range(0.0..0.005))).await;
-        let sent = self.began.elapsed();
-        let left = self.send(&mut rng).await;
-        let refused = (!left).then(|| self.began.elapsed());
-        self.seen.lock().unwrap().crowd.push(Came {
-            replica: self.index,
-            sent,
-            refused,
-        });
+        let place = {
+            let crowd = &mut self.seen.lock().unwrap().crowd;
+            crowd.push(Came {
+                replica: self.index,
+                sent: self.began.elapsed(),
+                refused: None,
+            });
+            crowd.len() - 1
+        };
+        if !self.send(&mut rng).await {
+            self.seen.lock().unwrap().crowd[place].refused = Some(self.began.elapsed());
+        }
     }
 
     /// One request. Whether it left.
