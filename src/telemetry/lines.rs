@@ -35,8 +35,10 @@ struct State {
     closed: bool,
 }
 
-/// Lines gather for this long before they are written together.
+/// Lines gather for this long before they are written together, ...
 const GATHER: Duration = Duration::from_millis(20);
+/// ... or until they are so many bytes: more would drive what requests need out of the processor's caches.
+const ENOUGH: usize = 64 << 10;
 
 impl LineWriter {
     /// Lines to `out`.
@@ -74,14 +76,15 @@ impl LineWriter {
             return;
         }
         let State { lines, stamp, .. } = &mut *state;
-        let first = lines.is_empty();
+        let (first, begun) = (lines.is_empty(), lines.len());
         let mut object = JsonObject::begin(lines);
         object.time(key!("time"), time, stamp);
         write(&mut object);
         object.end();
         lines.push(b'\n');
+        let enough = lines.len() >= ENOUGH && begun < ENOUGH;
         drop(state);
-        if first {
+        if first || enough {
             self.0.shared.gathered.notify_one();
         }
     }
@@ -100,7 +103,7 @@ impl Shared {
             }
             if !state.closed {
                 // The first line has come; wait a little for its company.
-                let gather = |state: &mut State| !state.closed;
+                let gather = |state: &mut State| !state.closed && state.lines.len() < ENOUGH;
                 let waited = self.gathered.wait_timeout_while(state, GATHER, gather);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
