@@ -12,6 +12,7 @@
 //! burst when it thaws.
 
 mod entry;
+mod group;
 mod line;
 mod observe;
 mod queue;

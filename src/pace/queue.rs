@@ -6,27 +6,14 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::entry::{Entry, Place, Stage};
-use crate::bounds::{CALL_AHEAD, CALLED_MAX, LATE_MAX};
+use super::group::{Group, count};
+use crate::bounds::{CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
 use crate::policy::{Scope, Target};
 
 /// More groups than this are not kept for their next waiter: keys come and go.
 const GROUPS_KEPT: usize = 8;
-
-/// Waiters of one scope.
-#[derive(Debug)]
-struct Group<W> {
-    scope: Scope,
-    waiting: BTreeMap<Place, Entry<W>>,
-    hand: VecDeque<Slot>,
-    /// When asking the ledger is worth it; `None` if only a returned permit helps.
-    ask_again: Option<Instant>,
-    /// How many waited when the ledger was last asked.
-    reported: usize,
-    /// The limit that last kept somebody here from a slot.
-    held_by: Option<usize>,
-}
 
 /// All waiters of one target.
 #[derive(Debug)]
@@ -429,77 +416,6 @@ impl<W> Queue<W> {
         }
         hopeless
     }
-}
-
-impl<W> Group<W> {
-    /// Those who can send at once, in order; at most as many as are called.
-    fn ready(&self) -> impl Iterator<Item = Place> {
-        let called = self.waiting.iter().take(CALLED_MAX);
-        called
-            .filter(|(_, entry)| entry.stage == Stage::Ready)
-            .map(|(place, _)| *place)
-    }
-
-    /// Calls waiters in order until one is far off; returns when the next one is to be called. Others
-    /// who share a limit only make it later, so nobody is called too late.
-    fn call(
-        &mut self,
-        now: Instant,
-        target: &Arc<Target>,
-        ledger: &dyn Ledger,
-        call: &impl Fn(&W),
-    ) -> Option<Instant> {
-        // Without a permit nobody knows when; one in readiness is enough.
-        let room = if self.ask_again.is_none() {
-            1
-        } else {
-            CALLED_MAX
-        };
-        let covered = self.hand.len();
-        // What a shared ledger last said grows old, and only who is ready asks it again.
-        let early = CALL_AHEAD + ledger.reach();
-        let sure = if ledger.answers_at_once() { 0 } else { 2 };
-        for (position, entry) in self.waiting.values_mut().take(room).enumerate() {
-            if entry.stage != Stage::Queued {
-                continue;
-            }
-            if position >= covered + sure {
-                let before = count(position.saturating_sub(covered));
-                let ahead: SmallVec<[i64; 8]> = (0..target.limits.len())
-                    .map(|limit| before.saturating_mul(self.scope.cost(limit)))
-                    .collect();
-                let at = ledger.forecast(target, &self.scope, &ahead).at;
-                if at > now + early {
-                    return Some(at - early);
-                }
-            }
-            entry.stage = Stage::Called;
-            call(&entry.tell);
-        }
-        None
-    }
-
-    fn due(&self, now: Instant) -> Option<Instant> {
-        self.hand.front().map(|slot| {
-            if slot.at > now {
-                slot.at
-            } else {
-                slot.at + LATE_MAX
-            }
-        })
-    }
-
-    fn wake(&self, now: Instant) -> Option<Instant> {
-        let due = self.due(now);
-        let ask = self
-            .ask_again
-            .filter(|at| *at > now && self.ready().next().is_some());
-        due.into_iter().chain(ask).min()
-    }
-}
-
-fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
