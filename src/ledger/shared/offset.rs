@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::clock::Instant;
 
 /// How long a guess is believed: clocks drift by less than a millisecond meanwhile.
@@ -77,10 +79,15 @@ impl Offset {
         local.as_nanos().saturating_sub(self.ahead())
     }
 
-    /// How long after it was given, by our reckoning, the slowest of the last answers came.
+    /// How long after it was given, by our reckoning, an answer comes: the median of the last. A few slow
+    /// ones say little of the next, and would put off every slot that is given until they are forgotten.
     pub(super) fn delay(&self) -> i64 {
         let quickest = self.best().map_or(0, |best| best.round_trip);
-        (self.slowest() - quickest / 2).max(0)
+        let mut recent: SmallVec<[i64; RECENT]> = self.recent.iter().copied().collect();
+        recent.sort_unstable();
+        let middle = recent.len().saturating_sub(1) / 2;
+        let usual = recent.get(middle).copied().unwrap_or(0);
+        (usual - quickest / 2).max(0)
     }
 
     /// The longest of the last round trips.
@@ -122,6 +129,21 @@ mod tests {
         offset.took(at(4000), at(4300));
         assert_eq!(offset.delay(), 299 * MS);
         assert_eq!(offset.theirs(at(2001)), 5_941 * MS);
+    }
+
+    #[test]
+    fn slots_are_put_off_when_most_answers_are_slow() {
+        let mut offset = Offset::default();
+        for (sent, took) in [(1000, 2), (1010, 60), (1080, 2), (1090, 2)] {
+            offset.observe(at(sent), at(sent + took), (sent + 1) * MS);
+            offset.took(at(sent), at(sent + took));
+        }
+        assert_eq!(offset.delay(), MS);
+        assert_eq!(offset.slowest(), 60 * MS);
+        for sent in [1100, 1150, 1200] {
+            offset.took(at(sent), at(sent + 40));
+        }
+        assert_eq!(offset.delay(), 39 * MS);
     }
 
     #[test]
