@@ -23,7 +23,12 @@ struct Replica {
 
 impl Replica {
     async fn start(postgres: &Postgres, number: i64, target: &Arc<Target>) -> Self {
-        let database = Database::new(&Secret::new(postgres.url()), 4).unwrap();
+        let database = Database::new(
+            &Secret::new(postgres.url()),
+            4,
+            Some(PostgresLink::BEGIN_WITH),
+        )
+        .unwrap();
         let link = PostgresLink::new(database, format!("bench/{number}"), true);
         link.prepare().await.unwrap();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), Tasks::new());

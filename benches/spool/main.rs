@@ -100,7 +100,7 @@ impl Site {
             Self::Disk => Opened::Disk(opened(dir).await),
             Self::Postgres(server) => {
                 let parts = PostgresParts {
-                    database: Database::new(&Secret::new(server.url()), 6).unwrap(),
+                    database: Database::new(&Secret::new(server.url()), 6, None).unwrap(),
                     migrate: true,
                     settings: PostgresSpoolSettings {
                         max: 64 << 30,

@@ -63,7 +63,11 @@ pub(super) async fn open(
         path: settings.data_dir.clone(),
         cause,
     })?;
-    let database = Database::new(&postgres.url, LEDGER_CONNECTIONS)?;
+    let database = Database::new(
+        &postgres.url,
+        LEDGER_CONNECTIONS,
+        Some(PostgresLink::BEGIN_WITH),
+    )?;
     let link = PostgresLink::new(database.clone(), name(), postgres.migrate);
     match link.prepare().await {
         Ok(()) => {}

@@ -83,7 +83,7 @@ async fn postgres(
     shared: &Shared,
 ) -> Result<(Postgres, bool), StartError> {
     let parts = PostgresParts {
-        database: Database::new(&database.url, Postgres::CONNECTIONS)?,
+        database: Database::new(&database.url, Postgres::CONNECTIONS, None)?,
         migrate: database.migrate,
         settings: terms.clone(),
         replica,

@@ -20,7 +20,7 @@ pub(super) fn run(path: &Path) -> Exit {
     };
     super::block_on(async {
         let migrated = async {
-            let database = Database::new(&postgres.url, 1)?;
+            let database = Database::new(&postgres.url, 1, None)?;
             database.migrate().await?;
             database.check().await?;
             Ok::<_, crate::db::DatabaseError>(database.place())

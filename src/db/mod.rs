@@ -3,12 +3,17 @@
 //! Works through a pooler in transaction mode: no session state, no named statements, no start-up
 //! parameters that a pooler refuses.
 
+mod connections;
+
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgRow, Postgres};
+use sqlx::{ConnectOptions as _, Connection as _, Execute, Row as _, SqlSafeStr as _};
+
+use connections::{CONNECT_TIMEOUT, Connections};
 
 use crate::policy::Secret;
 
@@ -17,7 +22,6 @@ pub const PROGRAM: i32 = 2;
 
 /// Connections of one replica for its ledger: one for bookings, the rest for what else there is.
 pub const LEDGER_CONNECTIONS: u32 = 4;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 const MIGRATIONS: [(i64, &str, &str); 4] = [
     (
@@ -37,8 +41,8 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
 /// A database that replicas share. Cheap to clone.
 #[derive(Clone)]
 pub struct Database {
-    pool: PgPool,
     options: PgConnectOptions,
+    connections: Arc<Connections>,
 }
 
 /// Why the database cannot be used.
@@ -110,11 +114,16 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// The database of this URL, with at most so many connections; nothing is connected yet.
+    /// The database of this URL, with at most so many connections, one of them for listening; nothing is
+    /// connected yet. Each for calls begins with a statement, if there is one; that it fails is no harm.
     ///
     /// # Errors
     /// [`DatabaseError::Url`].
-    pub fn new(url: &Secret, connections: u32) -> Result<Self, DatabaseError> {
+    pub fn new(
+        url: &Secret,
+        connections: u32,
+        begin_with: Option<&'static str>,
+    ) -> Result<Self, DatabaseError> {
         let options = PgConnectOptions::from_str(url.reveal())
             .map_err(|error| DatabaseError::Url(error.to_string()))?
             .application_name("outpace")
@@ -122,18 +131,32 @@ impl Database {
             .extra_float_digits(None)
             .statement_cache_capacity(0)
             .disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .min_connections(connections.min(2))
-            .max_connections(connections)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .test_before_acquire(false)
-            .connect_lazy_with(options.clone());
-        Ok(Self { pool, options })
+        let connections = Connections::new(options.clone(), connections, begin_with);
+        Ok(Self {
+            options,
+            connections: Arc::new(connections),
+        })
     }
 
-    /// Connections for calls.
-    pub const fn pool(&self) -> &PgPool {
-        &self.pool
+    /// The rows of one statement, asked for once.
+    ///
+    /// # Errors
+    /// What the database says; [`sqlx::Error::PoolTimedOut`] if it says nothing `within` so long, and then
+    /// the statement may have been done.
+    pub async fn ask<'q>(
+        &self,
+        statement: impl Execute<'q, Postgres> + 'q,
+        within: Duration,
+    ) -> Result<Vec<PgRow>, sqlx::Error> {
+        self.connections.ask(statement, within).await
+    }
+
+    /// A connection that hears what is said on this channel. Behind a pooler there is none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn listen(&self, channel: &str) -> Result<PgListener, sqlx::Error> {
+        self.connections.listen(channel).await
     }
 
     /// Host, port and database, for messages.

@@ -211,7 +211,7 @@ async fn at(connection: &mut sqlx::PgConnection, now: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_and_postgres_give_the_same_slots() {
     let postgres = Postgres::start().await;
-    let database = Database::new(&Secret::new(postgres.url()), 4).unwrap();
+    let database = Database::new(&Secret::new(postgres.url()), 4, None).unwrap();
     database.migrate().await.unwrap();
     database.check().await.unwrap();
     let mut connection = postgres.connect().await.unwrap();

@@ -265,7 +265,7 @@ async fn a_database_that_refuses_us_or_does_not_fit_is_told_at_the_start() {
     );
     // A later version says which programs it still serves.
     let database =
-        outpace::db::Database::new(&outpace::policy::Secret::new(postgres.url()), 4).unwrap();
+        outpace::db::Database::new(&outpace::policy::Secret::new(postgres.url()), 4, None).unwrap();
     database.migrate().await.unwrap();
     let mut connection = postgres.connect().await.unwrap();
     sqlx::query("update outpace.schema_info set oldest = 7, newest = 9")

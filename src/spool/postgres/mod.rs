@@ -170,19 +170,8 @@ impl Inner {
     }
 
     async fn rows_once(&self, statement: Statement<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
-        let mut connection = self.parts.database.pool().acquire().await?;
-        let asked = statement.persistent(false).fetch_all(&mut *connection);
-        match tokio::time::timeout(CALL_TIMEOUT, asked).await {
-            Ok(Err(error)) if error.as_database_error().is_none() => {
-                drop(connection.detach());
-                Err(error)
-            }
-            Ok(asked) => asked,
-            Err(_elapsed) => {
-                drop(connection.detach());
-                Err(sqlx::Error::PoolTimedOut)
-            }
-        }
+        let statement = statement.persistent(false);
+        self.parts.database.ask(statement, CALL_TIMEOUT).await
     }
 
     /// The term under which a buffer is ours to send.

@@ -166,12 +166,7 @@ impl Inner {
     /// Waits for a word of another replica. Behind a pooler none comes, and the next look is soon.
     async fn hear(&self, listener: &mut Option<PgListener>) {
         if listener.is_none() {
-            let listening = async {
-                let mut fresh = PgListener::connect_with(self.parts.database.pool()).await?;
-                fresh.listen("outpace_spool").await?;
-                Ok::<_, sqlx::Error>(fresh)
-            };
-            *listener = listening.await.ok();
+            *listener = self.parts.database.listen("outpace_spool").await.ok();
         }
         match listener {
             Some(hearing) => {

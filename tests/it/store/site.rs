@@ -46,7 +46,7 @@ impl Site {
                     server.run().await;
                 }
                 let parts = PostgresParts {
-                    database: Database::new(&Secret::new(server.url()), 6).unwrap(),
+                    database: Database::new(&Secret::new(server.url()), 6, None).unwrap(),
                     migrate: true,
                     settings: PostgresSpoolSettings {
                         max: 1 << 30,
