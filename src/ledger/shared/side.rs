@@ -43,6 +43,8 @@ pub(super) struct Side {
     pub(super) tell_all: bool,
     /// How many we had waiting at the last answer.
     reported: i64,
+    /// Until when, by the store's clock, more news of the crowd is expected.
+    moving: i64,
     /// Whether the answer at hand may be of a store that has forgotten: then what we know stays.
     pub(super) doubts: bool,
     /// Schedules while on our own, of our clock, and the share they were made for.
@@ -98,7 +100,9 @@ impl Side {
         let reported = call.runs.iter().map(|run| i64::from(run.waiting)).sum();
         let before = std::mem::replace(&mut self.reported, reported);
         // Who reports a crowd is often the first of several.
-        let moving = self.copy(call, answer) || is_news(before, reported);
+        if self.copy(call, answer) || is_news(before, reported) {
+            self.moving = answer.now + SETTLED;
+        }
         self.blocked = self.blocked.max(answer.blocked);
         self.learn_epoch(answer.epoch);
         let mut granted = grants(&ask.runs, call, answer, |at| offset.local(at));
@@ -111,7 +115,7 @@ impl Side {
             };
             self.take(&ask.target, slot);
         }
-        if moving {
+        if answer.now < self.moving {
             // Others have just come or gone: what is known of them will soon be more.
             let soon = offset.local(answer.now + SOON);
             for short in granted.iter_mut().filter_map(|grant| grant.short.as_mut()) {
@@ -439,6 +443,8 @@ const fn is_news(before: i64, after: i64) -> bool {
 const CROWD_NOISE: i64 = 8;
 /// How soon the store is asked again while the crowd changes.
 const SOON: i64 = 15_000_000;
+/// How long after the last news of a crowd all have told of theirs: a few looks of everybody.
+const SETTLED: i64 = 3 * SOON;
 
 /// How long who cannot book alone waits before it looks again.
 const ALONE_PATIENCE: Duration = Duration::from_millis(500);
