@@ -212,7 +212,7 @@ pub(crate) async fn loaded(length: Duration) -> Vec<Row> {
     let voided: f64 = replicas
         .iter()
         .map(|replica| replica.metric("outpace_slots_voided_total"))
-        .sum();
+        .fold(0.0, |sum, voided| sum + voided);
     let calls = (calls(&replicas) - before) / length.as_secs_f64();
     vec![Row {
         name: "wait p50/p99 at 80 % of 1000/s, 10 replicas",

@@ -73,6 +73,14 @@ impl<W> Group<W> {
         None
     }
 
+    /// Whether the ledger is to be asked for some of these.
+    pub(super) fn asks(&self, now: Instant, shared: bool) -> bool {
+        // Others cannot reckon with a crowd that they have not heard of.
+        let news = shared && self.waiting.len() > 2 * self.reported + 4;
+        (news || self.ask_again.is_some_and(|at| at <= now))
+            && self.ready().nth(self.hand.len()).is_some()
+    }
+
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         self.hand.front().map(|slot| {
             if slot.at > now {

@@ -12,7 +12,7 @@ use super::entry::{Entry, Stage};
 use super::queue::{Asked, Next, Queue};
 use super::turn::{Fate, Turn, Waiter};
 use super::{Admission, Connection, Event, Refusal, RefusalKind, Ticket};
-use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX};
+use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
 use crate::policy::{Scope, Target};
@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) queue: Queue<mpsc::Sender<Event>>,
     /// The epoch of the slots in hand.
     epoch: u64,
+    /// When the ledger may be asked next.
+    may_ask: Instant,
     /// Whether a driver serves the queue.
     driven: bool,
     /// When it was last looked who is hopeless.
@@ -65,6 +67,7 @@ impl Line {
             state: Mutex::new(State {
                 queue: Queue::new(target),
                 epoch: 0,
+                may_ask: Instant::ZERO,
                 driven: false,
                 looked: Instant::ZERO,
             }),
@@ -342,9 +345,13 @@ impl Line {
     fn step(self: &Arc<Self>) -> Next {
         let mut state = self.lock();
         let now = self.send_off(&mut state);
-        let next = state.queue.next(now, &*self.ledger, tell_called);
-        if matches!(next, Next::Idle) {
-            state.driven = false;
+        let may_ask = state.may_ask;
+        let next = state.queue.next(now, may_ask, &*self.ledger, tell_called);
+        match next {
+            Next::Idle => state.driven = false,
+            // Who comes until then goes together.
+            Next::Ask(_) if !self.ledger.answers_at_once() => state.may_ask = now + LEDGER_GAP,
+            _ => {}
         }
         next
     }

@@ -245,18 +245,31 @@ impl<W> Queue<W> {
         }
     }
 
-    /// Decides what comes next; calls those whose time is near.
-    pub(super) fn next(&mut self, now: Instant, ledger: &dyn Ledger, call: impl Fn(&W)) -> Next {
+    /// Decides what comes next; calls those whose time is near. The ledger is not asked before `may_ask`.
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        may_ask: Instant,
+        ledger: &dyn Ledger,
+        call: impl Fn(&W),
+    ) -> Next {
         if self.len == 0 {
             return Next::Idle;
         }
         let called = self.call(now, ledger, call);
-        let runs = self.runs(now, !ledger.answers_at_once());
-        if !runs.is_empty() {
-            return Next::Ask(self.asking(runs));
+        let shared = !ledger.answers_at_once();
+        let mut asking = None;
+        if now < may_ask {
+            let asks = self.groups.iter().any(|group| group.asks(now, shared));
+            asking = asks.then_some(may_ask);
+        } else {
+            let runs = self.runs(now, shared);
+            if !runs.is_empty() {
+                return Next::Ask(self.asking(runs));
+            }
         }
         let wakes = self.groups.iter().filter_map(|group| group.wake(now));
-        Next::Sleep(wakes.min().map_or(called, |wake| wake.min(called)))
+        Next::Sleep(wakes.chain(asking).fold(called, Instant::min))
     }
 
     /// Calls those whose time is near; when the next of them is to be called.
@@ -288,9 +301,7 @@ impl<W> Queue<W> {
     fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
         let mut ready: SmallVec<[(Place, usize); 16]> = SmallVec::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
-            // Others cannot reckon with a crowd that they have not heard of.
-            let news = shared && group.waiting.len() > 2 * group.reported + 4;
-            if news || group.ask_again.is_some_and(|at| at <= now) {
+            if group.asks(now, shared) {
                 group.reported = group.waiting.len();
                 let places = group.ready().skip(group.hand.len());
                 ready.extend(places.map(|place| (place, index)));
@@ -464,5 +475,32 @@ mod tests {
         );
         let news = queue.runs(now, true);
         assert_eq!(news.first().map(|run| run.waiting), Some(21));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_before_the_ledger_may_be_asked_goes_together() {
+        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let bound = Bound::Concurrent(9);
+        let target = Arc::new(Target::named("t", vec![Limit::new("l", bound)]));
+        let scope = target.scope_of_tunnel(None);
+        let mut queue = Queue::new(target);
+        let (now, may_ask) = (Instant::ZERO, Instant::ZERO + crate::bounds::LEDGER_GAP);
+        for _ in 0..3 {
+            let entry = Entry {
+                stage: Stage::Ready,
+                deadline: Instant::FAR,
+                tell: (),
+            };
+            queue.insert(&scope, now, entry);
+            let next = queue.next(now, may_ask, &ledger, |()| {});
+            assert!(
+                matches!(next, Next::Sleep(until) if until == may_ask),
+                "{next:?}"
+            );
+        }
+        match queue.next(may_ask, may_ask, &ledger, |()| {}) {
+            Next::Ask(asked) => assert_eq!(asked.runs.first().map(|run| run.want), Some(3)),
+            next => panic!("{next:?}"),
+        }
     }
 }

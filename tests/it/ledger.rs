@@ -302,3 +302,35 @@ async fn p12_predictable_closed_holds_and_open_says_so() {
         assert_eq!(last == 200, goes, "{then}: {last}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_in_a_row_take_one_connection_and_what_it_begins_with_leaves_nothing() {
+    let postgres = Postgres::start().await;
+    let url = outpace::policy::Secret::new(postgres.url());
+    let begin_with = Some(outpace::ledger::PostgresLink::BEGIN_WITH);
+    let database = outpace::db::Database::new(&url, 4, begin_with).unwrap();
+    database.migrate().await.unwrap();
+    let which = || database.ask(sqlx::query("select pg_backend_pid()"), SECOND);
+    let pid = |rows: Vec<sqlx::postgres::PgRow>| sqlx::Row::get::<i32, _>(&rows[0], 0);
+    let first = pid(which().await.unwrap());
+    for _ in 0..100 {
+        assert_eq!(pid(which().await.unwrap()), first);
+    }
+    // What is wrong with a statement is not the connection's fault; what is late may still come.
+    let wrong = database.ask(sqlx::query("select 1 / 0"), SECOND).await;
+    assert!(wrong.unwrap_err().as_database_error().is_some());
+    assert_eq!(pid(which().await.unwrap()), first);
+    let late = sqlx::query("select pg_sleep(60)::text");
+    let late = database.ask(late, SECOND / 20).await;
+    assert!(matches!(late, Err(sqlx::Error::PoolTimedOut)), "{late:?}");
+    assert_ne!(pid(which().await.unwrap()), first);
+    // It must not fail unnoticed.
+    let begun = sqlx::query(outpace::ledger::PostgresLink::BEGIN_WITH);
+    database.ask(begun, SECOND).await.unwrap();
+    for table in ["target", "schedule", "flow", "permit", "replica"] {
+        let count = format!("select count(*) from outpace.{table}");
+        let count = sqlx::query(sqlx::AssertSqlSafe(count));
+        let count = database.ask(count, SECOND).await.unwrap();
+        assert_eq!(sqlx::Row::get::<i64, _>(&count[0], 0), 0, "{table}");
+    }
+}

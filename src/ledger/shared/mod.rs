@@ -29,9 +29,7 @@ use super::{
     Ask, Booking, Forecast, Grant, Ledger, Pinning, Replica, RowBound, Settlement, Short, Slot,
     Status,
 };
-use crate::bounds::{
-    HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_GAP, LEDGER_LINE,
-};
+use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
 use crate::random::Random;
@@ -80,7 +78,7 @@ struct Ways {
 struct Place {
     side: Mutex<Side>,
     /// Says when the last call began.
-    turnstile: tokio::sync::Mutex<Instant>,
+    turnstile: tokio::sync::Mutex<()>,
     epoch: watch::Sender<u64>,
     reporting: AtomicBool,
 }
@@ -290,7 +288,7 @@ impl<L: Link> Inner<L> {
         }
         let place = Arc::new(Place {
             side: Mutex::default(),
-            turnstile: tokio::sync::Mutex::new(Instant::ZERO),
+            turnstile: tokio::sync::Mutex::default(),
             epoch: watch::Sender::new(0),
             reporting: AtomicBool::new(false),
         });
@@ -315,12 +313,7 @@ impl<L: Link> Inner<L> {
     /// Books, from wherever bookings come now; waits while they come from nowhere.
     async fn book(&self, ask: Ask) -> SmallVec<[Grant; 2]> {
         let place = self.place(&ask.target.name);
-        let mut last = place.turnstile.lock().await;
-        let earliest = *last + LEDGER_GAP;
-        if self.clock.now() < earliest {
-            self.clock.sleep_until(earliest).await;
-        }
-        *last = self.clock.now();
+        let _turn = place.turnstile.lock().await;
         let mut connection = self.standing.subscribe();
         loop {
             match self.standing() {

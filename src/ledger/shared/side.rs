@@ -43,6 +43,8 @@ pub(super) struct Side {
     pub(super) tell_all: bool,
     /// How many we had waiting at the last answer.
     reported: i64,
+    /// How many others waited when we last could not book all.
+    heard: i64,
     /// Until when, by the store's clock, more news of the crowd is expected.
     moving: i64,
     /// Whether the answer at hand may be of a store that has forgotten: then what we know stays.
@@ -127,7 +129,7 @@ impl Side {
 
     /// Keeps what the answer says of the schedules. Returns whether the crowd has changed much.
     fn copy(&mut self, call: &Call, answer: &Answer) -> bool {
-        let mut moving = false;
+        let mut heard = None;
         for (index, (row, told)) in call.rows.iter().zip(&answer.rows).enumerate() {
             let id = (Arc::clone(&row.limit), row.key.clone());
             self.spent.remove(&id);
@@ -136,9 +138,13 @@ impl Side {
             };
             let shorts = answer.runs.iter().filter_map(|run| run.short);
             let here = shorts.filter(|short| short.held_by.map(usize::from) == Some(index));
-            let (crowd, crowd_weight) = here.fold((0, 0), |(crowd, weight), short| {
-                (short.crowd.max(crowd), short.crowd_weight.max(weight))
-            });
+            let mut held = false;
+            let (mut crowd, mut crowd_weight) = (0, 0);
+            for short in here {
+                held = true;
+                crowd = short.crowd.max(crowd);
+                crowd_weight = short.crowd_weight.max(crowd_weight);
+            }
             let mut schedule = Schedule::from_parts(spec, told.usage.clone());
             if let Some(known) = self.copies.get(&id).filter(|_| self.doubts) {
                 schedule.merge(&known.schedule);
@@ -148,13 +154,13 @@ impl Side {
                 crowd,
                 crowd_weight,
             };
-            let before = self
-                .copies
-                .insert(id, copy)
-                .map_or(0, |before| before.crowd);
-            moving |= is_news(before, crowd);
+            self.copies.insert(id, copy);
+            if held {
+                heard = heard.max(Some(crowd));
+            }
         }
-        moving
+        // Who could book all has not been told of others.
+        heard.is_some_and(|heard| is_news(std::mem::replace(&mut self.heard, heard), heard))
     }
 
     /// The store counts so many blocks. Returns whether that is news.
