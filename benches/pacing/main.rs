@@ -13,6 +13,8 @@
 
 mod layer;
 mod origin;
+#[path = "../../tests/it/harness/ports.rs"]
+mod ports;
 #[expect(dead_code, reason = "the tests break it in more ways")]
 #[path = "../../tests/it/harness/postgres.rs"]
 mod postgres;
@@ -20,6 +22,7 @@ mod processes;
 
 use std::time::Duration;
 
+use ports::free_port;
 use postgres::Postgres;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,11 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     let event = tokio::time::timeout(PATIENCE, event).await;
     event.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// What one run came to.

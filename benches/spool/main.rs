@@ -12,6 +12,8 @@
     reason = "a benchmark measures real time and makes its own tasks"
 )]
 
+#[path = "../../tests/it/harness/ports.rs"]
+mod ports;
 #[path = "../../tests/it/harness/postgres.rs"]
 #[expect(dead_code, clippy::expect_used, reason = "as in tests, whose it is")]
 mod postgres;
@@ -33,6 +35,7 @@ use outpace::spool::{
     Buffer, Disk, DiskSettings, NewItem, PostgresParts, PostgresSpoolSettings, Request, Store,
     Terms,
 };
+use ports::free_port;
 use postgres::Postgres;
 
 /// One item's body.
@@ -45,11 +48,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     let event = tokio::time::timeout(PATIENCE, event).await;
     event.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Where a store is.

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use outpace::spool::{Query, Status, Store};
 
-use super::{Site, item, option};
+use super::{Site, free_port, item, option};
 
 /// The rate of the limit that the backlog is drained at, per second.
 const RATE: f64 = 100.0;
@@ -81,14 +81,7 @@ impl Drop for Program {
 }
 
 fn start(site: &Site, name: &str, dir: &Path, origin: &Origin) -> Program {
-    let free = || {
-        std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port()
-    };
-    let (listen, admin) = (free(), free());
+    let (listen, admin) = (free_port(), free_port());
     let spool = match site {
         Site::Disk => "spool: { max: 64GiB, ballast: 1MiB }".to_owned(),
         Site::Postgres(server) => format!(

@@ -4,14 +4,16 @@ pub(crate) mod buffers;
 mod client;
 mod faults;
 mod origin;
+mod ports;
 mod postgres;
 mod program;
 
 pub(crate) use client::{Client, Proto, raw};
 pub(crate) use faults::Faults;
 pub(crate) use origin::{Origin, Reply, bytes_body, reply};
+pub(crate) use ports::free_port;
 pub(crate) use postgres::Postgres;
-pub(crate) use program::{Program, faketime, free_port, program};
+pub(crate) use program::{Program, faketime, program};
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The program as a process of its own: started with a configuration, watched by its output.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -75,15 +75,6 @@ pub(crate) fn program() -> Command {
     }
     command.kill_on_drop(true).stdin(Stdio::null());
     command
-}
-
-/// A port that nothing listens on at the moment.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 impl Program {
