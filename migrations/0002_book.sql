@@ -432,5 +432,6 @@ begin
     end loop;
   end loop;
   raise exception using errcode = 'OPWRM', message = 'it is to be undone';
-exception when sqlstate 'OPWRM' then null;
+exception when sqlstate 'OPWRM' then
+  perform set_config('synchronous_commit', 'off', true);  -- there is nothing to be lost
 end $$;

@@ -9,12 +9,18 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, Postgres};
+use sqlx::postgres::{
+    PgConnectOptions, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgRow, PgSeverity,
+    Postgres,
+};
 use sqlx::{Execute, Executor as _};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
-/// How long a connection may take to be there.
+/// How long a connection may take to be there, or to be had.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is not needed is closed: a middlebox may forget it without a word.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// The connections of one part of the program.
 pub(super) struct Connections {
@@ -23,7 +29,7 @@ pub(super) struct Connections {
     /// Made at the first use, so that what connections begin with finds the schema there.
     pool: OnceLock<PgPool>,
     kept: Mutex<Option<PoolConnection<Postgres>>>,
-    /// Calls at once. One connection listens; with that many calls none waits for the pool.
+    /// Calls at once: one connection listens.
     room: Semaphore,
 }
 
@@ -39,15 +45,17 @@ impl Connections {
             .min_connections(most.min(2))
             .max_connections(most)
             .acquire_timeout(CONNECT_TIMEOUT)
-            .test_before_acquire(false)
+            .idle_timeout(IDLE)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     let Some(statement) = begin_with else {
                         return Ok(());
                     };
-                    match sqlx::raw_sql(statement).execute(connection).await {
-                        Err(error) if error.as_database_error().is_none() => Err(error),
-                        _ => Ok(()),
+                    let begun = sqlx::raw_sql(statement).execute(connection);
+                    match timeout(CONNECT_TIMEOUT, begun).await {
+                        Ok(begun) if is_sound(&begun) => Ok(()),
+                        Ok(begun) => begun.map(drop),
+                        Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
                     }
                 })
             });
@@ -76,6 +84,20 @@ impl Connections {
         std::mem::replace(&mut kept, connection)
     }
 
+    async fn take(&self) -> Result<(SemaphorePermit<'_>, PoolConnection<Postgres>), sqlx::Error> {
+        let taking = async {
+            let room = self.room.acquire().await;
+            let room = room.map_err(|_closed| sqlx::Error::PoolClosed)?;
+            let connection = match self.keep(None) {
+                Some(connection) => connection,
+                None => self.pool().acquire().await?,
+            };
+            Ok((room, connection))
+        };
+        let taken = timeout(CONNECT_TIMEOUT, taking).await;
+        taken.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+
     /// The rows of one statement. A connection on which it did not end is closed: what it would still
     /// bring belongs to nobody.
     pub(super) async fn ask<'q>(
@@ -83,17 +105,12 @@ impl Connections {
         statement: impl Execute<'q, Postgres> + 'q,
         within: Duration,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
-        let room = self.room.acquire();
-        let _room = room.await.map_err(|_closed| sqlx::Error::PoolClosed)?;
-        let connection = match self.keep(None) {
-            Some(connection) => connection,
-            None => self.pool().acquire().await?,
-        };
+        let (_room, connection) = self.take().await?;
         let mut used = Used(Some(connection));
         let asked = used.ask(|connection| connection.fetch_all(statement));
-        let asked = tokio::time::timeout(within, asked).await;
+        let asked = timeout(within, asked).await;
         let asked = asked.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        if !matches!(&asked, Err(error) if error.as_database_error().is_none()) {
+        if is_sound(&asked) {
             // Whichever was kept meanwhile is the pool's from now on.
             drop(self.keep(used.0.take()));
         }
@@ -106,6 +123,14 @@ impl Connections {
         fresh.listen(channel).await?;
         Ok(fresh)
     }
+}
+
+/// Whether the connection on which this was asked can be used again. A fatal error is the last word on one.
+fn is_sound<T>(asked: &sqlx::Result<T>) -> bool {
+    let Err(error) = asked else { return true };
+    let told = error.as_database_error();
+    let told = told.and_then(|told| told.try_downcast_ref::<PgDatabaseError>());
+    told.is_some_and(|told| !matches!(told.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// A connection in use, closed if nobody takes it out.

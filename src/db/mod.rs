@@ -115,7 +115,7 @@ impl std::fmt::Debug for Database {
 
 impl Database {
     /// The database of this URL, with at most so many connections, one of them for listening; nothing is
-    /// connected yet. Each for calls begins with a statement, if there is one; that it fails is no harm.
+    /// connected yet. Each begins with a statement, if there is one; that it fails is no harm.
     ///
     /// # Errors
     /// [`DatabaseError::Url`].

@@ -112,7 +112,7 @@ type Query<'q> = sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>;
 
 fn failed(error: &sqlx::Error) -> LinkError {
     LinkError(match error {
-        sqlx::Error::PoolTimedOut => format!("no answer within {CALL_TIMEOUT:?}"),
+        sqlx::Error::PoolTimedOut => "no answer in time".to_owned(),
         error => error.to_string(),
     })
 }

@@ -436,21 +436,26 @@ mod tests {
     use crate::ledger::MemoryLedger;
     use crate::policy::{Bound, Limit};
 
+    fn target() -> Arc<Target> {
+        let limit = Limit::new("l", Bound::Concurrent(9));
+        Arc::new(Target::named("t", vec![limit]))
+    }
+
+    fn ready() -> Entry<()> {
+        Entry {
+            stage: Stage::Ready,
+            deadline: Instant::FAR,
+            tell: (),
+        }
+    }
+
     /// A memory ledger that says it has to be asked, as a shared one does.
     #[tokio::test(start_paused = true)]
     async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
         let ledger = MemoryLedger::new(Clock::anchored(0));
-        let target = Arc::new(Target::named(
-            "t",
-            vec![Limit::new("l", Bound::Concurrent(1))],
-        ));
+        let target = target();
         let scope = target.scope_of_tunnel(None);
         let mut queue = Queue::new(target);
-        let ready = || Entry {
-            stage: Stage::Ready,
-            deadline: Instant::FAR,
-            tell: (),
-        };
         let now = Instant::ZERO;
         queue.insert(&scope, now, ready());
         let runs = queue.runs(now, true);
@@ -464,15 +469,12 @@ mod tests {
             held_by: Some(0),
             ask_again: None,
         });
-        queue.absorb(
-            &asked,
-            std::iter::once(Grant {
-                now,
-                slots: SmallVec::new(),
-                short,
-            })
-            .collect(),
-        );
+        let none = Grant {
+            now,
+            slots: SmallVec::new(),
+            short,
+        };
+        queue.absorb(&asked, smallvec![none]);
         let news = queue.runs(now, true);
         assert_eq!(news.first().map(|run| run.waiting), Some(21));
     }
@@ -480,27 +482,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_comes_before_the_ledger_may_be_asked_goes_together() {
         let ledger = MemoryLedger::new(Clock::anchored(0));
-        let bound = Bound::Concurrent(9);
-        let target = Arc::new(Target::named("t", vec![Limit::new("l", bound)]));
+        let target = target();
         let scope = target.scope_of_tunnel(None);
         let mut queue = Queue::new(target);
         let (now, may_ask) = (Instant::ZERO, Instant::ZERO + crate::bounds::LEDGER_GAP);
         for _ in 0..3 {
-            let entry = Entry {
-                stage: Stage::Ready,
-                deadline: Instant::FAR,
-                tell: (),
-            };
-            queue.insert(&scope, now, entry);
+            queue.insert(&scope, now, ready());
             let next = queue.next(now, may_ask, &ledger, |()| {});
             assert!(
                 matches!(next, Next::Sleep(until) if until == may_ask),
                 "{next:?}"
             );
         }
-        match queue.next(may_ask, may_ask, &ledger, |()| {}) {
-            Next::Ask(asked) => assert_eq!(asked.runs.first().map(|run| run.want), Some(3)),
-            next => panic!("{next:?}"),
-        }
+        let next = queue.next(may_ask, may_ask, &ledger, |()| {});
+        assert!(matches!(&next, Next::Ask(asked) if asked.runs[0].want == 3));
     }
 }

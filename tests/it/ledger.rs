@@ -324,6 +324,13 @@ async fn calls_in_a_row_take_one_connection_and_what_it_begins_with_leaves_nothi
     let late = database.ask(late, SECOND / 20).await;
     assert!(matches!(late, Err(sqlx::Error::PoolTimedOut)), "{late:?}");
     assert_ne!(pid(which().await.unwrap()), first);
+    // One that the server has ended fails once, and is not taken again.
+    let mut other = postgres.connect().await.unwrap();
+    let ended = pid(which().await.unwrap());
+    let end = sqlx::query("select pg_terminate_backend($1)").bind(ended);
+    end.execute(&mut other).await.unwrap();
+    assert!(which().await.is_err());
+    assert_ne!(pid(which().await.unwrap()), ended);
     // It must not fail unnoticed.
     let begun = sqlx::query(outpace::ledger::PostgresLink::BEGIN_WITH);
     database.ask(begun, SECOND).await.unwrap();

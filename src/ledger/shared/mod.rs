@@ -4,6 +4,7 @@
 //! what it was told so that forecasts need no call, and decides where bookings come from while the
 //! store is away ([`standing`]). One call per target is under way at a time.
 
+mod heard;
 mod link;
 mod offset;
 mod side;
@@ -77,7 +78,6 @@ struct Ways {
 #[derive(Debug)]
 struct Place {
     side: Mutex<Side>,
-    /// Says when the last call began.
     turnstile: tokio::sync::Mutex<()>,
     epoch: watch::Sender<u64>,
     reporting: AtomicBool,

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::super::book::{Book, Users};
 use super::super::call::{Answer, Call, Known, RowBound, forecast, grants};
 use super::super::{Ask, Forecast, Grant, Replica, RowAsk, Slot};
+use super::heard::Heard;
 use super::offset::Offset;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
@@ -41,10 +42,6 @@ pub(super) struct Side {
     blocked: i64,
     /// Whether the store may have forgotten: everything is told again.
     pub(super) tell_all: bool,
-    /// How many we had waiting at the last answer.
-    reported: i64,
-    /// How many others waited when we last could not book all.
-    heard: i64,
     /// Until when, by the store's clock, more news of the crowd is expected.
     moving: i64,
     /// Whether the answer at hand may be of a store that has forgotten: then what we know stays.
@@ -63,6 +60,8 @@ struct Copy {
     /// Whether the answer was given to someone who could not book all.
     crowd: i64,
     crowd_weight: i64,
+    /// What was last told to somebody whom it kept from booking all.
+    heard: Heard,
 }
 
 impl Side {
@@ -99,10 +98,7 @@ impl Side {
         if self.copies.len() > COPIES_MAX {
             self.copies.clear();
         }
-        let reported = call.runs.iter().map(|run| i64::from(run.waiting)).sum();
-        let before = std::mem::replace(&mut self.reported, reported);
-        // Who reports a crowd is often the first of several.
-        if self.copy(call, answer) || is_news(before, reported) {
+        if self.copy(call, answer) {
             self.moving = answer.now + SETTLED;
         }
         self.blocked = self.blocked.max(answer.blocked);
@@ -117,7 +113,8 @@ impl Side {
             };
             self.take(&ask.target, slot);
         }
-        if answer.now < self.moving {
+        // A store's clock that goes back is not to make it last.
+        if (1..=SETTLED).contains(&(self.moving - answer.now)) {
             // Others have just come or gone: what is known of them will soon be more.
             let soon = offset.local(answer.now + SOON);
             for short in granted.iter_mut().filter_map(|grant| grant.short.as_mut()) {
@@ -129,38 +126,44 @@ impl Side {
 
     /// Keeps what the answer says of the schedules. Returns whether the crowd has changed much.
     fn copy(&mut self, call: &Call, answer: &Answer) -> bool {
-        let mut heard = None;
+        let mut moving = false;
         for (index, (row, told)) in call.rows.iter().zip(&answer.rows).enumerate() {
             let id = (Arc::clone(&row.limit), row.key.clone());
             self.spent.remove(&id);
             let Some(spec) = told.spec else {
                 continue;
             };
-            let shorts = answer.runs.iter().filter_map(|run| run.short);
-            let here = shorts.filter(|short| short.held_by.map(usize::from) == Some(index));
-            let mut held = false;
-            let (mut crowd, mut crowd_weight) = (0, 0);
-            for short in here {
-                held = true;
-                crowd = short.crowd.max(crowd);
-                crowd_weight = short.crowd_weight.max(crowd_weight);
+            // Who could book all has not been told of others.
+            let mut heard = None::<Heard>;
+            let mut crowd_weight = 0;
+            for (run, told) in call.runs.iter().zip(&answer.runs) {
+                let short = told.short;
+                let here = short.filter(|short| short.held_by.map(usize::from) == Some(index));
+                let Some(short) = here else { continue };
+                let heard = heard.get_or_insert_default();
+                heard.own += i64::from(run.waiting);
+                heard.others = heard.others.max(short.crowd);
+                heard.at = answer.now;
+                crowd_weight = crowd_weight.max(short.crowd_weight);
             }
+            let known = self
+                .copies
+                .get(&id)
+                .map_or_else(Heard::default, |copy| copy.heard);
+            moving |= heard.is_some_and(|heard| heard.is_news_after(known));
             let mut schedule = Schedule::from_parts(spec, told.usage.clone());
             if let Some(known) = self.copies.get(&id).filter(|_| self.doubts) {
                 schedule.merge(&known.schedule);
             }
             let copy = Copy {
                 schedule,
-                crowd,
+                crowd: heard.map_or(0, |heard| heard.others),
                 crowd_weight,
+                heard: heard.unwrap_or(known),
             };
             self.copies.insert(id, copy);
-            if held {
-                heard = heard.max(Some(crowd));
-            }
         }
-        // Who could book all has not been told of others.
-        heard.is_some_and(|heard| is_news(std::mem::replace(&mut self.heard, heard), heard))
+        moving
     }
 
     /// The store counts so many blocks. Returns whether that is news.
@@ -440,13 +443,6 @@ impl Side {
     }
 }
 
-/// Whether a crowd has changed much.
-const fn is_news(before: i64, after: i64) -> bool {
-    (after - before).abs() > before / 4 + CROWD_NOISE
-}
-
-/// A crowd that changes by less is no news.
-const CROWD_NOISE: i64 = 8;
 /// How soon the store is asked again while the crowd changes.
 const SOON: i64 = 15_000_000;
 /// How long after the last news of a crowd all have told of theirs: a few looks of everybody.
