@@ -192,9 +192,10 @@ fn p12_predictable_each_goes_on_at_its_share() {
         if share >= 2.0 {
             assert!(
                 count >= plan.per_second() * 4.5 * 0.5,
-                "{count} alone, {} replicas, {:?}",
+                "{count} alone, {} replicas, {:?} {:?}",
                 plan.replicas.len(),
-                plan.rate
+                plan.rate,
+                plan.algorithm
             );
         }
         let after = seen
