@@ -121,7 +121,7 @@ language plpgsql immutable as $$
 declare whole int8;
 begin
   if lost <= 0 then return i; end if;
-  whole := trunc(period::numeric * (1000000 - lost) / 1000000)::int8 / i;
+  whole := outpace.share_count_v1(outpace.div_ceil_v1(period, i), lost);
   if whole > 0 then return outpace.div_ceil_v1(period, whole); end if;
   if lost > 500000 then return null; end if;
   return trunc(i::numeric * 1000000 / (1000000 - lost))::int8;

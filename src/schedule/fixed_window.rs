@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::token_bucket::{TokenBucket, nanos};
+use super::token_bucket::nanos;
 use crate::units::Rate;
 
 /// The newest window that was booked in, and how many it holds. Both edges of a window are kept
@@ -91,17 +91,15 @@ impl FixedWindow {
     }
 
     pub(super) fn at_share(&self, ppm: i64) -> Self {
-        let n = i128::from(self.n) * i128::from(ppm) / 1_000_000;
         Self {
-            n: i64::try_from(n).unwrap_or(0),
+            n: super::share(self.n, ppm),
             ..*self
         }
     }
 
-    /// The same count, evenly spread; the guard is room for those that are late.
-    pub(super) fn even(&self) -> TokenBucket {
-        let period = self.window.saturating_add(self.guard);
-        TokenBucket::from_parts([super::div_ceil(period, self.n.max(1)), 0, period], 0)
+    /// What leaves in one window, and how long that may take, with room for those that are late.
+    pub(super) fn spread(&self) -> (i64, i64) {
+        (self.n, self.window.saturating_add(self.guard))
     }
 
     /// Never less used than what was known elsewhere.

@@ -188,13 +188,14 @@ impl Schedule {
     /// How a replica that is cut off uses its share: evenly spread, without a burst. `None` if the
     /// share is less than one per period: several such shares could fall into one window.
     pub fn alone(&self, ppm: i64) -> Option<Self> {
-        let even = match self {
-            Self::TokenBucket(bucket) => bucket.even(),
-            Self::SlidingWindow(window) => window.even(),
-            Self::FixedWindow(window) => window.even(),
+        let (n, spread) = match self {
+            Self::TokenBucket(bucket) => bucket.spread(),
+            Self::SlidingWindow(window) => window.spread(),
+            Self::FixedWindow(window) => window.spread(),
         };
-        even.has_share(ppm)
-            .then(|| Self::TokenBucket(even.at_share(ppm)))
+        let whole = promised(n, ppm);
+        let even = || TokenBucket::from_parts([div_ceil(spread, whole), 0, spread], 0);
+        (whole > 0).then(|| Self::TokenBucket(even()))
     }
 
     /// After a block that ends at `until`: no burst may follow it.
@@ -267,6 +268,21 @@ impl Schedule {
             }
         }
     }
+}
+
+/// So many millionths of `n`, in whole units.
+fn share(n: i64, ppm: i64) -> i64 {
+    let part = i128::from(n) * i128::from(ppm) / 1_000_000;
+    i64::try_from(part).unwrap_or(i64::MAX)
+}
+
+/// What a promise of so many millionths is worth of `n`, in whole units.
+///
+/// A promise is cut to whole millionths, and a third of 60 would come to 19: so one millionth more counts.
+/// Where that is for promises above `n` only, of which there are less than 10⁶/n, all of them together gain
+/// less than one unit, and so never more than `n`.
+pub fn promised(n: i64, ppm: i64) -> i64 {
+    share(n, if ppm > n { ppm + 1 } else { ppm })
 }
 
 /// `numerator / denominator`, rounded up, for positive numbers.
@@ -382,6 +398,23 @@ mod tests {
                 schedule.book(at, 1);
             }
             prop_assert_eq!(forecast, schedule.earliest(now, 1));
+        }
+
+        #[test]
+        fn p12_predictable_promises_of_equal_shares_lose_nothing(n in 1i64..1000, replicas in 1i64..30) {
+            prop_assert_eq!(promised(n, 1_000_000 / replicas), n / replicas);
+        }
+
+        #[test]
+        fn p12_predictable_promises_never_add_up_to_more(
+            n in prop_oneof![1i64..50, 1i64..2_000_000],
+            cuts in prop::collection::vec(0i64..=1_000_000, 1..50),
+        ) {
+            let mut cuts = cuts;
+            cuts.extend([0, 1_000_000]);
+            cuts.sort_unstable();
+            let parts = cuts.windows(2).map(|cut| promised(n, cut[1] - cut[0]));
+            prop_assert!(parts.sum::<i64>() <= n);
         }
 
         #[test]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::token_bucket::{TokenBucket, nanos};
+use super::token_bucket::nanos;
 use crate::units::Rate;
 
 /// Remembers the last n units; the next may not come before the n-th last plus the window. The
@@ -149,17 +149,15 @@ impl SlidingWindow {
     }
 
     pub(super) fn at_share(&self, ppm: i64) -> Self {
-        let n = i128::from(self.n) * i128::from(ppm) / 1_000_000;
-        let n = i64::try_from(n).unwrap_or(0);
-        Self::from_parts([n, self.window, 0], self.log.clone())
+        Self::from_parts(
+            [super::share(self.n, ppm), self.window, 0],
+            self.log.clone(),
+        )
     }
 
-    /// The same count, evenly spread.
-    pub(super) fn even(&self) -> TokenBucket {
-        TokenBucket::from_parts(
-            [super::div_ceil(self.window, self.n.max(1)), 0, self.window],
-            0,
-        )
+    /// What leaves in one window, and how long that may take.
+    pub(super) fn spread(&self) -> (i64, i64) {
+        (self.n, self.window)
     }
 
     /// Never less used than what was known elsewhere.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::div_ceil;
+use super::{div_ceil, share};
+use crate::bounds::SLACK;
 use crate::units::Rate;
 
 /// A request conforms at `t` if `t >= tat - tolerance`; then `tat = max(tat, t) + interval`.
@@ -99,7 +100,7 @@ impl TokenBucket {
     /// The same bucket at a share of its rate, in millionths: whole requests per period, so that
     /// the shares of several replicas never add up to more than the rate.
     pub(super) fn at_share(&self, ppm: i64) -> Self {
-        let whole = self.whole(ppm);
+        let whole = share(self.per_period(), ppm);
         let interval = if whole > 0 {
             div_ceil(self.period, whole)
         } else if ppm >= 500_000 {
@@ -112,22 +113,16 @@ impl TokenBucket {
         Self { interval, ..*self }
     }
 
-    /// Whether a share comes to at least one per period.
-    pub(super) fn has_share(&self, ppm: i64) -> bool {
-        self.whole(ppm) > 0
+    /// How many leave in one period.
+    pub(super) fn per_period(&self) -> i64 {
+        div_ceil(self.period, self.interval)
     }
 
-    fn whole(&self, ppm: i64) -> i64 {
-        let part = i128::from(self.period) * i128::from(ppm) / 1_000_000;
-        i64::try_from(part).unwrap_or(i64::MAX) / self.interval
-    }
-
-    /// Without its burst.
-    pub(super) const fn even(self) -> Self {
-        Self {
-            tolerance: 0,
-            ..self
-        }
+    /// What leaves in one period, and how long that may take if several replicas do so on their own: the
+    /// burst is one bucket's, so those that are late need room of their own.
+    pub(super) fn spread(&self) -> (i64, i64) {
+        let spread = self.period.saturating_add(nanos(SLACK));
+        (self.per_period(), spread)
     }
 
     pub(super) const fn from_parts([interval, tolerance, period]: [i64; 3], tat: i64) -> Self {

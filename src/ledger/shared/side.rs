@@ -14,7 +14,7 @@ use super::heard::Heard;
 use super::offset::Offset;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
-use crate::schedule::{Kind, Schedule, Usage};
+use crate::schedule::{Kind, Schedule, Usage, promised};
 
 type Id = (Arc<str>, Option<Arc<str>>);
 
@@ -274,7 +274,7 @@ impl Side {
                     }
                     RowBound::Rate(own)
                 }
-                RowBound::Permits(max) => RowBound::Permits(max * ppm / 1_000_000),
+                RowBound::Permits(max) => RowBound::Permits(promised(max, ppm)),
             };
             whole.push(((Arc::clone(&row.limit), row.key.clone()), bound));
         }
