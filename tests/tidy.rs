@@ -18,7 +18,7 @@ const FLOORS: [(&str, u8); 29] = [
     ("shutdown", 1),
     ("bounds", 0),
     ("units", 1),
-    ("gather", 1),
+    ("gather", 2),
     ("telemetry", 1),
     ("policy", 11),
     ("semantics", 11),

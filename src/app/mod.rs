@@ -28,6 +28,7 @@ use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::db::DatabaseError;
 use crate::exchange::{Exchange, Keep, Recorder};
+use crate::gather::Flusher;
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
@@ -253,18 +254,20 @@ struct Shared {
     metrics: Metrics,
     tasks: Tasks,
     lines: LineWriter,
+    flusher: Flusher,
 }
 
 impl Shared {
     fn new() -> Result<Self, StartError> {
-        let metrics = Metrics::new();
+        let (metrics, tasks) = (Metrics::new(), Tasks::new());
         let lines = LineWriter::new(std::io::stdout(), metrics.clone())
             .map_err(|error| StartError::Internal(error.to_string()))?;
         Ok(Self {
             clock: Clock::system(),
             random: Random::from_entropy(),
             metrics,
-            tasks: Tasks::new(),
+            flusher: Flusher::start(&tasks),
+            tasks,
             lines,
         })
     }
@@ -281,6 +284,7 @@ fn build(
         clock,
         metrics,
         tasks,
+        flusher,
         ..
     } = shared;
     let roots = Roots::load(settings.roots.iter().cloned());
@@ -304,6 +308,7 @@ fn build(
         policy: Arc::clone(policy),
         leaves,
         tasks: tasks.clone(),
+        flusher: flusher.clone(),
         metrics: metrics.clone(),
         room: Arc::new(Semaphore::new(CONNECTIONS)),
         told: moka::sync::Cache::new(TRUST_COMPLAINTS),
@@ -321,6 +326,7 @@ fn exchange(
         metrics,
         tasks,
         lines,
+        flusher,
     } = shared;
     let roots = Roots::load(settings.roots.iter().cloned());
     let connector = Connector::new(&roots, settings.parent.clone())
@@ -329,7 +335,13 @@ fn exchange(
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
     Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
-        pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
+        pool: Pool::new(
+            connector,
+            clock.clone(),
+            tasks.clone(),
+            metrics.clone(),
+            flusher.clone(),
+        ),
         keep: Arc::new(Keep::new(settings.keep.clone(), metrics.clone())),
         recorder: Arc::new(Recorder::new(
             clock.clone(),

@@ -1,5 +1,6 @@
 //! `outpace serve`: run the proxy.
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use clap::Args;
@@ -29,8 +30,12 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
     };
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
     // With one core a second thread would only cost switches.
-    let one = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
-    let mut builder = if one {
+    let asked = config::process_environment("TOKIO_WORKER_THREADS");
+    let threads = match asked.and_then(|count| count.parse().ok()) {
+        Some(count) => count,
+        None => std::thread::available_parallelism().map_or(1, NonZero::get),
+    };
+    let mut builder = if threads == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()

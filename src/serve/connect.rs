@@ -95,7 +95,7 @@ async fn answer(
             drop(connection.server.tasks.spawn(async move {
                 // A client that went away before its 200 leaves the tunnel's record as abandoned.
                 let Ok(upgraded) = upgrade.await else { return };
-                match into_tcp(upgraded) {
+                match into_tcp(upgraded).await {
                     Ok(stream) => tunnel.relay(stream, &server.exchange).await,
                     Err(stream) => tunnel.relay(stream, &server.exchange).await,
                 }
@@ -106,10 +106,14 @@ async fn answer(
     }
 }
 
-/// The bare TCP stream, where the client's connection is one; early bytes stay in front.
-fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
+/// The bare TCP stream, where the client's connection is one; early bytes stay in front, and our answer has
+/// left.
+async fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
     match auto::upgrade::downcast::<TokioIo<Gather<TcpStream>>>(upgraded) {
-        Ok(parts) => Ok(Prefixed::new(parts.io.into_inner().0, parts.read_buf)),
+        Ok(parts) => {
+            let stream = parts.io.into_inner().release().await;
+            Ok(Prefixed::new(stream, parts.read_buf))
+        }
         Err(upgraded) => Err(TokioIo::new(upgraded)),
     }
 }
@@ -124,7 +128,7 @@ struct Insider {
 impl Insider {
     async fn serve(self, upgrade: OnUpgrade, config: Arc<ServerConfig>) {
         let Ok(upgraded) = upgrade.await else { return };
-        match into_tcp(upgraded) {
+        match into_tcp(upgraded).await {
             Ok(stream) => self.serve_stream(stream, config).await,
             Err(stream) => self.serve_stream(stream, config).await,
         }

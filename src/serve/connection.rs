@@ -110,7 +110,8 @@ impl Connection {
     {
         let this = Arc::clone(&self);
         let service = service_fn(move |request| Arc::clone(&this).answer(request));
-        let serving = builder.serve_connection_with_upgrades(TokioIo::new(Gather(io)), service);
+        let io = Gather::new(io, &self.server.flusher);
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         let mut serving = std::pin::pin!(serving);
         let drain = self.server.tasks.drain_begun();
         let already = self.server.tasks.draining();

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::api::Api;
 use crate::exchange::Exchange;
+use crate::gather::Flusher;
 use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
@@ -39,6 +40,8 @@ pub struct Server {
     pub leaves: Leaves,
     /// Connections and tunnels.
     pub tasks: Tasks,
+    /// Sends what connections write.
+    pub flusher: Flusher,
     /// Counters.
     pub metrics: Metrics,
     /// How many clients may be connected.

@@ -87,7 +87,7 @@ impl Plan {
     /// Nothing but demand: replicas all want more than there is.
     pub(crate) fn saturated(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let count = match seed % 20 {
+        let count = match seed % 100 {
             0 => 200,
             1 => 40,
             _ => rng.random_range(1..11),
