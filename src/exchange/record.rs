@@ -328,9 +328,8 @@ impl Record {
         }
         let metrics = self.metrics.as_ref().unwrap_or(&self.recorder.unmatched);
         metrics.exchange(outcome, self.attempts, self.waited);
-        let recorder = Arc::clone(&self.recorder);
-        let time = self.time;
-        recorder.lines.line(time, |line| self.write(outcome, line));
+        let lines = &self.recorder.lines;
+        lines.line(self.time, |line| self.write(outcome, line));
     }
 
     /// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.

@@ -1,6 +1,6 @@
 //! The ledger of a single replica: a book in memory.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use foldhash::HashMap;
@@ -21,14 +21,20 @@ const OURSELVES: super::Replica = 0;
 #[derive(Debug)]
 pub struct MemoryLedger {
     clock: Clock,
-    shelves: RwLock<HashMap<Arc<str>, Arc<Shelf>>>,
+    shelves: RwLock<HashMap<Arc<str>, Shelf>>,
 }
 
 /// One target's book.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shelf {
     book: Mutex<Kept>,
     epoch: watch::Sender<u64>,
+}
+
+impl Shelf {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A book and the policy that it follows; a call from before a reload cannot bring the old one back.
@@ -48,27 +54,20 @@ impl MemoryLedger {
         }
     }
 
-    fn shelf(&self, target: &Arc<str>) -> Arc<Shelf> {
-        let known = {
-            let shelves = self.shelves.read().unwrap_or_else(PoisonError::into_inner);
-            shelves.get(target).cloned()
-        };
-        known.unwrap_or_else(|| {
-            let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || {
-                Arc::new(Shelf {
-                    book: Mutex::default(),
-                    epoch: watch::Sender::new(0),
-                })
-            };
-            Arc::clone(shelves.entry(Arc::clone(target)).or_insert_with(fresh))
-        })
+    fn with_shelf<T>(&self, target: &Arc<str>, then: impl FnOnce(&Shelf) -> T) -> T {
+        let shelves = self.shelves.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shelf) = shelves.get(target) {
+            return then(shelf);
+        }
+        drop(shelves);
+        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+        then(shelves.entry(Arc::clone(target)).or_default())
     }
 
     fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut Kept, Instant) -> T) -> T {
-        let shelf = self.shelf(&target.name);
-        let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
-        then(&mut kept, self.clock.now())
+        self.with_shelf(&target.name, |shelf| {
+            then(&mut shelf.lock(), self.clock.now())
+        })
     }
 }
 
@@ -138,39 +137,38 @@ impl Ledger for MemoryLedger {
     }
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
-        self.shelf(&target.name).epoch.subscribe()
+        self.with_shelf(&target.name, |shelf| shelf.epoch.subscribe())
     }
 
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
-        let shelf = self.shelf(&target);
-        let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.pins.retain(|(pinned, _)| *pinned != limit);
-        kept.pins
-            .extend(bound.map(|bound| (limit, RowBound::of(bound))));
-        drop(kept);
+        self.with_shelf(&target, |shelf| {
+            let mut kept = shelf.lock();
+            kept.pins.retain(|(pinned, _)| *pinned != limit);
+            kept.pins
+                .extend(bound.map(|bound| (limit, RowBound::of(bound))));
+        });
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn status(&self, target: &Arc<Target>) -> Status {
-        let shelf = self.shelf(&target.name);
-        let kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let pins = kept.pins.iter();
-        Status {
+        self.with_book(target, |kept, _| Status {
             standing: "in memory, for this replica".to_owned(),
-            pins: pins
+            pins: kept
+                .pins
+                .iter()
                 .map(|(limit, bound)| (Arc::clone(limit), bound.describe()))
                 .collect(),
             blocked_until: Some(kept.book.blocked().ends()),
-        }
+        })
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {
-        let shelf = self.shelf(&target.name);
-        let mut kept = shelf.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.clock.now().as_nanos();
-        if let Some(epoch) = kept.book.block(until.as_nanos(), now) {
-            shelf.epoch.send_replace(epoch);
-        }
+        self.with_shelf(&target.name, |shelf| {
+            let now = self.clock.now().as_nanos();
+            if let Some(epoch) = shelf.lock().book.block(until.as_nanos(), now) {
+                shelf.epoch.send_replace(epoch);
+            }
+        });
     }
 }
 

@@ -134,8 +134,12 @@ enum Leased<B: http_body::Body + 'static> {
 
 /// A connection that can send one request.
 #[derive(Debug)]
-pub struct Lease<B: http_body::Body + 'static> {
-    leased: Option<Leased<B>>,
+pub struct Lease<B: http_body::Body + 'static>(Option<InHand<B>>);
+
+/// A connection, and where it goes when it is idle again.
+#[derive(Debug)]
+struct InHand<B: http_body::Body + 'static> {
+    leased: Leased<B>,
     idle: Arc<Idle<B>>,
     home: Arc<Home<B>>,
 }
@@ -312,11 +316,11 @@ impl<B: http_body::Body + 'static> Home<B> {
     }
 
     fn lease(self: &Arc<Self>, leased: Leased<B>, idle: Arc<Idle<B>>) -> Lease<B> {
-        Lease {
-            leased: Some(leased),
+        Lease(Some(InHand {
+            leased,
             idle,
             home: Arc::clone(self),
-        }
+        }))
     }
 }
 
@@ -368,8 +372,8 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// What is spoken on it.
-    pub const fn spoken(&self) -> Spoken {
-        match self.leased {
+    pub fn spoken(&self) -> Spoken {
+        match self.0.as_ref().map(|held| &held.leased) {
             Some(Leased::Http2(_)) => Spoken::Http2,
             Some(Leased::Http1(_)) | None => Spoken::Http1,
         }
@@ -377,7 +381,7 @@ where
 
     /// Whether it still is what it was when it was taken.
     pub fn is_fresh(&mut self) -> bool {
-        match &mut self.leased {
+        match self.0.as_mut().map(|held| &mut held.leased) {
             Some(Leased::Http1(connection)) => connection.is_fresh(),
             Some(Leased::Http2(sender)) => !sender.is_closed(),
             None => false,
@@ -393,25 +397,27 @@ where
         request: Request<B>,
         deadline: Instant,
     ) -> Result<Response<Body<B>>, SendError<B>> {
-        match self.leased.take() {
-            Some(Leased::Http1(connection)) => {
+        let Some(InHand { leased, idle, home }) = self.0.take() else {
+            return Err(SendError::Unsent(Box::new(request)));
+        };
+        match leased {
+            Leased::Http1(connection) => {
                 let returning = Returning {
                     connection,
                     plain: request.body().is_end_stream(),
-                    idle: Arc::clone(&self.idle),
-                    home: Arc::clone(&self.home),
+                    idle,
+                    home,
                 };
                 returning.send(request, deadline).await
             }
-            Some(Leased::Http2(mut sender)) => tokio::select! {
+            Leased::Http2(mut sender) => tokio::select! {
                 biased;
                 answer = sender.try_send_request(request) => {
                     let response = answer.map_err(send_error)?;
                     Ok(response.map(Body::http2))
                 }
-                () = self.home.clock.sleep_until(deadline) => Err(SendError::Late),
+                () = home.clock.sleep_until(deadline) => Err(SendError::Late),
             },
-            None => Err(SendError::Unsent(Box::new(request))),
         }
     }
 }
@@ -419,10 +425,11 @@ where
 impl<B: http_body::Body + 'static> Drop for Lease<B> {
     /// A connection that was not used is idle again.
     fn drop(&mut self) {
-        if let Some(Leased::Http1(mut connection)) = self.leased.take()
+        if let Some(InHand { leased, idle, home }) = self.0.take()
+            && let Leased::Http1(mut connection) = leased
             && connection.is_fresh()
         {
-            self.home.put(&self.idle, connection);
+            home.put(&idle, connection);
         }
     }
 }

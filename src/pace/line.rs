@@ -215,10 +215,10 @@ impl Line {
 
     /// Brings the line to the ticket's policy if that is newer, else the ticket to the line's.
     pub(super) fn follow(&self, state: &mut State, ticket: &Ticket) -> Scope {
-        let current = Arc::clone(state.queue.target());
-        if Arc::ptr_eq(&current, &ticket.target) {
+        if Arc::ptr_eq(state.queue.target(), &ticket.target) {
             return ticket.scope.clone();
         }
+        let current = Arc::clone(state.queue.target());
         if ticket.target.generation > current.generation {
             for slot in state.queue.retarget(&ticket.target) {
                 self.ledger.settle(&current, &slot, Settlement::Unused);
