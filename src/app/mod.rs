@@ -326,7 +326,7 @@ fn exchange(
         metrics,
         tasks,
         lines,
-        flusher,
+        ..
     } = shared;
     let roots = Roots::load(settings.roots.iter().cloned());
     let connector = Connector::new(&roots, settings.parent.clone())
@@ -335,13 +335,7 @@ fn exchange(
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
     Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
-        pool: Pool::new(
-            connector,
-            clock.clone(),
-            tasks.clone(),
-            metrics.clone(),
-            flusher.clone(),
-        ),
+        pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
         keep: Arc::new(Keep::new(settings.keep.clone(), metrics.clone())),
         recorder: Arc::new(Recorder::new(
             clock.clone(),

@@ -31,16 +31,16 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
     // With one core a second thread would only cost switches.
     let asked = config::process_environment("TOKIO_WORKER_THREADS");
-    let threads = match asked.and_then(|count| count.parse().ok()) {
+    let threads: NonZero<usize> = match asked.and_then(|count| count.parse().ok()) {
         Some(count) => count,
-        None => std::thread::available_parallelism().map_or(1, NonZero::get),
+        None => std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
     };
-    let mut builder = if threads == 1 {
+    let mut builder = if threads == NonZero::<usize>::MIN {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
-    let runtime = match builder.enable_all().build() {
+    let runtime = match builder.worker_threads(threads.get()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("no threads could be started: {error}"));

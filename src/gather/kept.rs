@@ -2,14 +2,17 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::unconstrained;
+use tokio::time::sleep;
 
 use super::FEW;
 use super::flusher::{Gathered, Round};
+use crate::bounds::LINGER;
 use crate::shutdown::Tasks;
 
 /// The owner's handle.
@@ -34,7 +37,9 @@ struct Inner<T> {
     owner: Option<Waker>,
     /// Wakes the task that sends the rest.
     pusher: Option<Waker>,
-    /// Nobody cares any more what becomes of the rest.
+    /// There was no room lately: what comes then goes the plain way, so that to flush means to have sent.
+    full: bool,
+    /// The owner is gone; the rest has [`LINGER`] to leave.
     gone: bool,
 }
 
@@ -58,6 +63,7 @@ impl<T: AsyncWrite + Unpin + Send + 'static> Kept<T> {
             failed: None,
             owner: None,
             pusher: None,
+            full: false,
             gone: false,
         };
         Self {
@@ -84,9 +90,11 @@ impl<T: AsyncWrite + Unpin + Send + 'static> Kept<T> {
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.shared.lock();
         let bytes: usize = from.iter().map(|piece| piece.len()).sum();
-        if inner.held.len() + bytes > FEW {
+        if inner.full || inner.held.len() + bytes > FEW {
             ready!(inner.poll_empty(cx))?;
-            return Pin::new(&mut inner.io).poll_write_vectored(cx, from);
+            let written = Pin::new(&mut inner.io).poll_write_vectored(cx, from);
+            inner.full |= !matches!(written, Poll::Ready(Ok(whole)) if whole == bytes);
+            return written;
         }
         if let Some(error) = inner.failed.take() {
             return Poll::Ready(Err(error));
@@ -109,7 +117,9 @@ impl<T: AsyncWrite + Unpin + Send + 'static> Kept<T> {
             Sending::AtTheEnd => Poll::Ready(Ok(())),
             Sending::Nobody | Sending::Pushed => {
                 ready!(inner.poll_empty(cx))?;
-                Pin::new(&mut inner.io).poll_flush(cx)
+                let flushed = Pin::new(&mut inner.io).poll_flush(cx);
+                inner.full = flushed.is_pending();
+                flushed
             }
         }
     }
@@ -161,30 +171,44 @@ impl<T: AsyncWrite + Unpin + Send + 'static> Gathered for Shared<T> {
         if inner.sending != Sending::AtTheEnd {
             return;
         }
-        let sent = inner.poll_send(&mut Context::from_waker(Waker::noop()));
-        if sent.is_pending() && !inner.gone {
+        // Whose task this is does not matter, nor how much of its time it has had.
+        let mut send = pin!(unconstrained(poll_fn(|cx| inner.poll_send(cx))));
+        let sent = send.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        if sent.is_pending() {
             inner.sending = Sending::Pushed;
             drop(inner);
             drop(tasks.spawn_until_drained(self.push()));
             return;
         }
-        inner.sent(sent);
+        if let Poll::Ready(sent) = sent {
+            inner.sent(sent);
+        }
     }
 }
 
 impl<T: AsyncWrite + Unpin> Shared<T> {
     async fn push(self: Arc<Self>) {
-        poll_fn(|cx| {
+        let sent = poll_fn(|cx| {
             let mut inner = self.lock();
-            let sent = inner.poll_send(cx);
-            if sent.is_pending() && !inner.gone {
-                inner.pusher = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-            inner.sent(sent);
-            Poll::Ready(())
-        })
-        .await;
+            inner.pusher = Some(cx.waker().clone());
+            inner.poll_send(cx).map(Some)
+        });
+        let too_late = async {
+            let gone = poll_fn(|_| match self.lock().gone {
+                true => Poll::Ready(()),
+                // Who goes wakes the pusher.
+                false => Poll::Pending,
+            });
+            gone.await;
+            sleep(LINGER).await;
+            None
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = sent => sent,
+            late = too_late => late,
+        };
+        self.lock().sent(sent.unwrap_or(Ok(())));
     }
 }
 
@@ -208,13 +232,11 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
     }
 
     /// That came of it.
-    fn sent(&mut self, sent: Poll<io::Result<()>>) {
+    fn sent(&mut self, sent: io::Result<()>) {
         self.sending = Sending::Nobody;
         self.held.clear();
         self.pusher = None;
-        if let Poll::Ready(Err(error)) = sent {
-            self.failed = Some(error);
-        }
+        self.failed = sent.err();
         if let Some(owner) = self.owner.take() {
             owner.wake();
         }
@@ -222,11 +244,10 @@ impl<T: AsyncWrite + Unpin> Inner<T> {
 
     /// For the owner: ready once nothing is held any more.
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.sending == Sending::AtTheEnd {
-            let sent = self.poll_send(cx);
-            if sent.is_ready() {
-                self.sent(sent);
-            }
+        if self.sending == Sending::AtTheEnd
+            && let Poll::Ready(sent) = self.poll_send(cx)
+        {
+            self.sent(sent);
         }
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));

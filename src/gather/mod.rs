@@ -1,8 +1,9 @@
-//! What connections write in one round of the event loop leaves at its end, one connection after the other.
+//! What client connections are answered in one round of the event loop leaves at its end, one after the other.
 //!
 //! Under load a round works on many connections. If each answer left at once, whoever reads the first would be
 //! woken, find nothing more, and sleep again, once per answer; waking it is a good part of what a request
 //! costs. That is so on one core; several threads would only have more to tell each other, and send at once.
+//! Requests to an origin always do: when they leave is what we are for.
 //! Few bytes in several pieces, as a message's head and a small body are, go out by one plain `send`: the
 //! system takes that quicker than a vectored write.
 
@@ -39,14 +40,22 @@ enum Way<T> {
 }
 
 impl<T: AsyncWrite + Unpin + Send + 'static> Gather<T> {
-    /// Nothing written yet.
-    pub fn new(io: T, flusher: &Flusher) -> Self {
+    /// Keeps nothing back.
+    pub fn straight(io: T) -> Self {
         Self {
             vectored: io.is_write_vectored(),
-            way: match &flusher.0 {
-                Some(round) => Way::Kept(Kept::new(io, round)),
-                None => Way::Straight(io),
-            },
+            way: Way::Straight(io),
+        }
+    }
+
+    /// Nothing written yet.
+    pub fn new(io: T, flusher: &Flusher) -> Self {
+        let Some(round) = &flusher.0 else {
+            return Self::straight(io);
+        };
+        Self {
+            vectored: io.is_write_vectored(),
+            way: Way::Kept(Kept::new(io, round)),
         }
     }
 

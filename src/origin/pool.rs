@@ -20,7 +20,7 @@ use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
 };
 use crate::clock::{Alarm, Clock, Instant};
-use crate::gather::{Flusher, Gather};
+use crate::gather::Gather;
 use crate::policy::Egress;
 use crate::shutdown::{Background, Tasks};
 use crate::telemetry::Metrics;
@@ -71,7 +71,6 @@ struct Home<B: http_body::Body + 'static> {
     clock: Clock,
     tasks: Tasks,
     metrics: Metrics,
-    flusher: Flusher,
     idle: RwLock<HashMap<Destination, Arc<Idle<B>>>>,
     /// When it was last looked what has been idle for long: connections that come back need no finer time.
     reaped: AtomicI64,
@@ -161,20 +160,13 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// No connections yet.
-    pub fn new(
-        connector: Connector,
-        clock: Clock,
-        tasks: Tasks,
-        metrics: Metrics,
-        flusher: Flusher,
-    ) -> Self {
+    pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
         let reaped = AtomicI64::new(clock.now().as_nanos());
         Self(Arc::new(Home {
             connector,
             clock,
             tasks,
             metrics,
-            flusher,
             idle: RwLock::default(),
             reaped,
         }))
@@ -331,7 +323,7 @@ where
 {
     async fn http1(&self, io: Io, wire: Wire) -> Result<Http1<B>, Error> {
         let (sender, connection) = http1::Builder::new()
-            .handshake(TokioIo::new(Gather::new(io, &self.flusher)))
+            .handshake(TokioIo::new(Gather::straight(io)))
             .await
             .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
