@@ -239,10 +239,10 @@ begin
         end if;
         held_by := null; ask := null; at := null;
         if got[j] < q_want[j] then
-          -- permits
+          -- permits; what was promised to the silent is kept besides what they hold, which may be the same
           for y in 1 .. cardinality(run_rows) loop
             i := run_rows[y];
-            if (ws[i]).kind = 'permits' and held_all[i] + held_new[i] >= (ws[i]).a then
+            if (ws[i]).kind = 'permits' and held_all[i] + held_new[i] >= outpace.share_count_v1((ws[i]).a, lost) then
               held_by := i; ask := now_ns + pause; exit;
             end if;
           end loop;

@@ -228,7 +228,8 @@ impl Book {
         if let Some(row) = self.row_mut(&place) {
             row.follow(ask.bound, now, users.alone());
             row.begin(replica, now);
-            if !users.alone()
+            // A book of one counts itself, but for what was held before it was opened.
+            if (!users.alone() || ask.held > 0)
                 && let Some(held) = row.held(replica)
             {
                 *held = ask.held;

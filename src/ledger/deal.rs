@@ -9,6 +9,7 @@ use super::call::{Call, RunAnswer, RunAsk, RunShort};
 use super::row::{Row, State, lane_of};
 use crate::bounds::PROBE_PATIENCE;
 use crate::clock::Instant;
+use crate::schedule::share;
 
 /// Nobody is told to stay away longer than this, and a little per competitor.
 const ASK_MAX: i64 = 1_000_000_000;
@@ -175,10 +176,15 @@ impl Book {
     }
 
     fn out_of_permits(&self, deal: &Deal<'_>, run: &RunAsk) -> Option<u8> {
+        // What was promised to those who fell silent is kept besides what they hold, which may be the same.
+        let there = |max| match deal.users {
+            Users::Many { lost } if lost > 0 => share(max, 1_000_000 - lost),
+            Users::One | Users::Many { .. } => max,
+        };
         let positions = run.rows.iter().zip(deal.places_of(run));
         positions
             .filter_map(|(position, place)| Some((*position, self.row(place)?)))
-            .find(|(_, row)| row.max().is_some_and(|max| row.held_by_all() >= max))
+            .find(|(_, row)| row.max().is_some_and(|max| row.held_by_all() >= there(max)))
             .map(|(position, _)| position)
     }
 

@@ -271,7 +271,7 @@ impl Schedule {
 }
 
 /// So many millionths of `n`, in whole units.
-fn share(n: i64, ppm: i64) -> i64 {
+pub fn share(n: i64, ppm: i64) -> i64 {
     let part = i128::from(n) * i128::from(ppm) / 1_000_000;
     i64::try_from(part).unwrap_or(i64::MAX)
 }

@@ -63,7 +63,10 @@ impl<L: Link> Inner<L> {
         let was = *self.standing.borrow();
         for (name, place) in sides {
             let mut side = place.side();
-            side.tell_all |= was != Connection::Up;
+            if was != Connection::Up {
+                side.tell_all = true;
+                side.end_alone();
+            }
             side.pins = pulse
                 .pins
                 .iter()
@@ -175,7 +178,7 @@ impl<L: Link> Inner<L> {
             let now = self.clock.now();
             let (spent, calls) = {
                 let (ways, mut side) = (self.ways(), place.side());
-                let spent = side.end_alone();
+                let spent = side.take_spent();
                 let calls = side.confession(&spent, &name, self.replica, &ways.offset, now);
                 (spent, calls)
             };
