@@ -61,8 +61,6 @@ pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 pub const HEAD_BYTES: usize = 64 * 1024;
 /// Time for a client to send one request head; also the idle time of a kept-alive connection.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for a client to take the last bytes of an answer once its connection is done with.
-pub const LINGER: Duration = Duration::from_secs(30);
 /// Time for a client's TLS handshake inside its CONNECT.
 pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a client's first byte after CONNECT was answered.

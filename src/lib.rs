@@ -2,8 +2,7 @@
 //!
 //! The map, from the ground up. A folder uses only what stands below it; `tests/tidy.rs` checks it.
 //!
-//! - floor 0: [`clock`], [`random`], [`shutdown`], [`bounds`], [`units`], [`gather`],
-//!   [`telemetry`]
+//! - floor 0: [`clock`], [`random`], [`shutdown`], [`bounds`], [`units`], [`telemetry`]
 //! - floor 1: [`policy`] (what the operator wants), [`semantics`] (what the RFCs say), [`schedule`]
 //!   (when a request may leave); all pure
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live)
@@ -15,7 +14,6 @@
 
 pub mod bounds;
 pub mod clock;
-pub mod gather;
 pub mod random;
 pub mod shutdown;
 pub mod telemetry;

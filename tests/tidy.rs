@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each room, times ten; a file uses only its own room and lower floors. `bounds` lies
 /// under the rest of the ground floor, which has bounds too.
-const FLOORS: [(&str, u8); 29] = [
+const FLOORS: [(&str, u8); 28] = [
     ("clock", 1),
     ("random", 1),
     ("shutdown", 1),
     ("bounds", 0),
     ("units", 1),
-    ("gather", 2),
     ("telemetry", 1),
     ("policy", 11),
     ("semantics", 11),

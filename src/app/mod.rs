@@ -28,7 +28,6 @@ use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::db::DatabaseError;
 use crate::exchange::{Exchange, Keep, Recorder};
-use crate::gather::Flusher;
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
@@ -254,7 +253,6 @@ struct Shared {
     metrics: Metrics,
     tasks: Tasks,
     lines: LineWriter,
-    flusher: Flusher,
 }
 
 impl Shared {
@@ -266,7 +264,6 @@ impl Shared {
             clock: Clock::system(),
             random: Random::from_entropy(),
             metrics,
-            flusher: Flusher::start(&tasks),
             tasks,
             lines,
         })
@@ -284,7 +281,6 @@ fn build(
         clock,
         metrics,
         tasks,
-        flusher,
         ..
     } = shared;
     let roots = Roots::load(settings.roots.iter().cloned());
@@ -308,7 +304,6 @@ fn build(
         policy: Arc::clone(policy),
         leaves,
         tasks: tasks.clone(),
-        flusher: flusher.clone(),
         metrics: metrics.clone(),
         room: Arc::new(Semaphore::new(CONNECTIONS)),
         told: moka::sync::Cache::new(TRUST_COMPLAINTS),

@@ -20,7 +20,6 @@ use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
 };
 use crate::clock::{Alarm, Clock, Instant};
-use crate::gather::Gather;
 use crate::policy::Egress;
 use crate::shutdown::{Background, Tasks};
 use crate::telemetry::Metrics;
@@ -323,7 +322,7 @@ where
 {
     async fn http1(&self, io: Io, wire: Wire) -> Result<Http1<B>, Error> {
         let (sender, connection) = http1::Builder::new()
-            .handshake(TokioIo::new(Gather::straight(io)))
+            .handshake(TokioIo::new(io))
             .await
             .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {

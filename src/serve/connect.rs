@@ -15,7 +15,6 @@ use tokio::net::TcpStream;
 
 use super::connection::{Connection, Inbound};
 use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way};
-use crate::gather::Gather;
 use crate::intercept::{AcceptError, Inside, Prefixed, accept};
 use crate::policy::{Policy, TlsMode};
 use crate::semantics::{Authority, max_wait};
@@ -95,7 +94,7 @@ async fn answer(
             drop(connection.server.tasks.spawn(async move {
                 // A client that went away before its 200 leaves the tunnel's record as abandoned.
                 let Ok(upgraded) = upgrade.await else { return };
-                match into_tcp(upgraded).await {
+                match into_tcp(upgraded) {
                     Ok(stream) => tunnel.relay(stream, &server.exchange).await,
                     Err(stream) => tunnel.relay(stream, &server.exchange).await,
                 }
@@ -106,14 +105,10 @@ async fn answer(
     }
 }
 
-/// The bare TCP stream, where the client's connection is one; early bytes stay in front, and our answer has
-/// left.
-async fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
-    match auto::upgrade::downcast::<TokioIo<Gather<TcpStream>>>(upgraded) {
-        Ok(parts) => {
-            let stream = parts.io.into_inner().release().await;
-            Ok(Prefixed::new(stream, parts.read_buf))
-        }
+/// Takes the bare TCP stream out of an upgraded connection, with the bytes that were read early in front.
+fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
+    match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+        Ok(parts) => Ok(Prefixed::new(parts.io.into_inner(), parts.read_buf)),
         Err(upgraded) => Err(TokioIo::new(upgraded)),
     }
 }
@@ -128,7 +123,7 @@ struct Insider {
 impl Insider {
     async fn serve(self, upgrade: OnUpgrade, config: Arc<ServerConfig>) {
         let Ok(upgraded) = upgrade.await else { return };
-        match into_tcp(upgraded).await {
+        match into_tcp(upgraded) {
             Ok(stream) => self.serve_stream(stream, config).await,
             Err(stream) => self.serve_stream(stream, config).await,
         }

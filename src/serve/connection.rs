@@ -20,7 +20,6 @@ use crate::bounds::{
 };
 use crate::clock::HeadTimer;
 use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way, response};
-use crate::gather::Gather;
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
@@ -110,7 +109,6 @@ impl Connection {
     {
         let this = Arc::clone(&self);
         let service = service_fn(move |request| Arc::clone(&this).answer(request));
-        let io = Gather::new(io, &self.server.flusher);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
         let mut serving = std::pin::pin!(serving);
         let drain = self.server.tasks.drain_begun();

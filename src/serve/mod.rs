@@ -18,7 +18,6 @@ use tokio::sync::Semaphore;
 
 use crate::api::Api;
 use crate::exchange::Exchange;
-use crate::gather::Flusher;
 use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
@@ -40,8 +39,6 @@ pub struct Server {
     pub leaves: Leaves,
     /// Connections and tunnels.
     pub tasks: Tasks,
-    /// Sends what connections write.
-    pub flusher: Flusher,
     /// Counters.
     pub metrics: Metrics,
     /// How many clients may be connected.
