@@ -59,7 +59,7 @@ begin
   if not pg_try_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0)) then
     -- A little patience, and in turn: who tries again by chance can starve. Not where there are many, since
     -- the more wait in line the longer it takes to hand the lock on.
-    if not coalesce((call ->> 'patient')::bool, false) then
+    if not coalesce((call ->> 'queue_for_lock')::bool, false) then
       return jsonb_build_object('busy', true);
     end if;
     begin
@@ -419,7 +419,7 @@ declare
     plain || '{"limit": "c", "bound": {"rate": {"kind": "fixed", "numbers": [100, 1000000000, 0]}}}',
     plain || '{"limit": "d", "bound": {"permits": 3}}');
   run   constant jsonb := '{"rows": [0], "costs": [1], "lane": 0, "want": 1, "waiting": 1}';
-  base  jsonb := jsonb_build_object('horizon', 20000000, 'lead', 0, 'patient', false, 'lanes', '[[1, 0]]'::jsonb);
+  base  jsonb := jsonb_build_object('horizon', 20000000, 'lead', 0, 'queue_for_lock', false, 'lanes', '[[1, 0]]'::jsonb);
   own   text := 'outpace ' || pg_backend_pid();  -- nobody else's
 begin
   for i in 1 .. 3 loop

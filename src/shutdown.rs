@@ -38,7 +38,7 @@ impl Tasks {
     }
 
     /// Starts `task`; it is dropped when a drain begins.
-    pub fn spawn_until_drain<F>(&self, task: F) -> JoinHandle<()>
+    pub fn spawn_cancel_on_drain<F>(&self, task: F) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -52,7 +52,7 @@ impl Tasks {
     }
 
     /// Starts `task`, for which a drain does not wait: it serves other tasks, and ends with them.
-    pub fn spawn_until_drained<F>(&self, task: F) -> JoinHandle<()>
+    pub fn spawn_detached<F>(&self, task: F) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
     {

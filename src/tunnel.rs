@@ -32,12 +32,12 @@ where
         clock,
     };
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut client = Watched {
+    let mut client = Metered {
         inner: client,
         activity: &activity,
         read: &sent,
     };
-    let mut origin = Watched {
+    let mut origin = Metered {
         inner: origin,
         activity: &activity,
         read: &received,
@@ -78,13 +78,13 @@ impl Activity<'_> {
 }
 
 /// A stream that notes when it moves and counts what is read from it.
-struct Watched<'a, T> {
+struct Metered<'a, T> {
     inner: T,
     activity: &'a Activity<'a>,
     read: &'a AtomicU64,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<'_, T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Metered<'_, T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -103,7 +103,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<'_, T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<'_, T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<'_, T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

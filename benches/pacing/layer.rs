@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use outpace::clock::Clock;
 use outpace::db::Database;
-use outpace::ledger::{OnOutage, Outage, PostgresLink, Shared, SharedParts};
-use outpace::pace::{Admission, Connection, Event, Pacer, Ticket};
+use outpace::ledger::{OnOutage, Outage, PostgresLink, SharedLedger, SharedParts};
+use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
 use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Secret, Target};
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
@@ -32,7 +32,7 @@ impl Replica {
         let link = PostgresLink::new(database, format!("bench/{number}"), true);
         link.prepare().await.unwrap();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), Tasks::new());
-        let ledger = Shared::new(
+        let ledger = SharedLedger::new(
             link,
             SharedParts {
                 replica: number,
@@ -47,7 +47,7 @@ impl Replica {
                 },
             },
         );
-        ledger.linked().await;
+        ledger.connected().await;
         let pacer = Pacer::new(Arc::new(ledger), clock.clone(), tasks, metrics.clone());
         Self {
             pacer,
@@ -70,7 +70,7 @@ impl Replica {
             deadline: arrived + Duration::from_secs(120),
         };
         loop {
-            let turn = match self.pacer.enter(&ticket, Connection::Ready) {
+            let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {
                 Admission::Turn(turn) => turn,
                 Admission::Refused(refusal) => panic!("{refusal:?}"),
                 Admission::Wait(mut waiter) => loop {

@@ -32,8 +32,8 @@ use outpace::policy::Secret;
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
 use outpace::spool::{
-    Buffer, Disk, DiskSettings, NewItem, PostgresParts, PostgresSpoolSettings, Request, Store,
-    Terms,
+    Buffer, BufferConfig, DiskSettings, DiskStore, NewItem, PostgresParts, PostgresSpoolSettings,
+    Request, Store,
 };
 use ports::free_port;
 use postgres::Postgres;
@@ -52,7 +52,7 @@ async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
 
 /// Where a store is.
 pub(crate) enum Site {
-    Disk,
+    DiskStore,
     /// A server that synchronises, on the same disk.
     Postgres(Postgres),
 }
@@ -63,7 +63,7 @@ impl Site {
         let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
         let mut all = Vec::new();
         if wanted("disk") {
-            all.push(Self::Disk);
+            all.push(Self::DiskStore);
         }
         if wanted("postgres") {
             let server = Postgres::start_in(dir, "on").await;
@@ -86,7 +86,7 @@ impl Site {
 
     pub(crate) const fn name(&self) -> &'static str {
         match self {
-            Self::Disk => "disk",
+            Self::DiskStore => "disk",
             Self::Postgres(_) => "postgres",
         }
     }
@@ -95,7 +95,7 @@ impl Site {
     pub(crate) async fn open(&self, dir: PathBuf, url: &str) -> (Opened, Buffer) {
         let name = format!("b{}", free_port());
         let opened = match self {
-            Self::Disk => Opened::Disk(opened(dir).await),
+            Self::DiskStore => Opened::DiskStore(opened(dir).await),
             Self::Postgres(server) => {
                 let parts = PostgresParts {
                     database: Database::new(&Secret::new(server.url()), 6, None).unwrap(),
@@ -108,14 +108,14 @@ impl Site {
                     clock: Clock::system(),
                     random: Random::from_entropy(),
                 };
-                let store = outpace::spool::Postgres::new(parts, &Tasks::new());
+                let store = outpace::spool::PostgresStore::new(parts, &Tasks::new());
                 store.prepare().await.unwrap();
                 Opened::Postgres(Arc::new(store))
             }
         };
-        let terms = Terms {
+        let terms = BufferConfig {
             url: url.to_owned(),
-            ..Terms::default()
+            ..BufferConfig::default()
         };
         let store = opened.store();
         let made = store
@@ -144,21 +144,21 @@ async fn season(server: &Postgres) {
 
 /// A store of one kind or the other.
 pub(crate) enum Opened {
-    Disk(Arc<Disk>),
-    Postgres(Arc<outpace::spool::Postgres>),
+    DiskStore(Arc<DiskStore>),
+    Postgres(Arc<outpace::spool::PostgresStore>),
 }
 
 impl Opened {
     pub(crate) fn store(&self) -> Arc<dyn Store> {
         match self {
-            Self::Disk(disk) => Arc::clone(disk) as Arc<dyn Store>,
+            Self::DiskStore(disk) => Arc::clone(disk) as Arc<dyn Store>,
             Self::Postgres(store) => Arc::clone(store) as Arc<dyn Store>,
         }
     }
 
     pub(crate) async fn close(self) {
         match self {
-            Self::Disk(disk) => disk.close().await,
+            Self::DiskStore(disk) => disk.close().await,
             Self::Postgres(store) => store.close().await,
         }
     }
@@ -234,8 +234,8 @@ pub(crate) fn settings(dir: PathBuf) -> DiskSettings {
     }
 }
 
-async fn opened(dir: PathBuf) -> Arc<Disk> {
-    let disk = Disk::open(settings(dir), &Clock::system(), &Tasks::new()).await;
+async fn opened(dir: PathBuf) -> Arc<DiskStore> {
+    let disk = DiskStore::open(settings(dir), &Clock::system(), &Tasks::new()).await;
     Arc::new(disk.unwrap())
 }
 

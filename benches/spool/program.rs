@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use outpace::spool::{Query, Status, Store};
+use outpace::spool::{ItemStatus, ListQuery, Store};
 
 use super::{Site, free_port, item, option};
 
@@ -83,7 +83,7 @@ impl Drop for Program {
 fn start(site: &Site, name: &str, dir: &Path, origin: &Origin) -> Program {
     let (listen, admin) = (free_port(), free_port());
     let spool = match site {
-        Site::Disk => "spool: { max: 64GiB, ballast: 1MiB }".to_owned(),
+        Site::DiskStore => "spool: { max: 64GiB, ballast: 1MiB }".to_owned(),
         Site::Postgres(server) => format!(
             "spool: {{ store: postgres, max: 64GiB }}\nledger: {{ postgres: {{ url: \"{}\" }} }}",
             server.url()
@@ -155,37 +155,37 @@ pub(crate) async fn measure(site: &Site, dir: &Path, length: Duration, single: f
 
 /// What an operator asks of a long history.
 async fn questions(store: &dyn Store, buffer: i64, backlog: u64) {
-    let all = || Query {
+    let all = || ListQuery {
         buffer: Some(buffer),
         limit: 50,
-        ..Query::default()
+        ..ListQuery::default()
     };
     let middle = i64::try_from(backlog / 2).unwrap();
     let asked = [
         (
             "a page in the middle",
-            Query {
+            ListQuery {
                 after: Some(middle),
                 ..all()
             },
         ),
         (
             "what is dead (nothing)",
-            Query {
-                status: Some(Status::Dead),
+            ListQuery {
+                status: Some(ItemStatus::Dead),
                 ..all()
             },
         ),
         (
             "since the middle",
-            Query {
+            ListQuery {
                 since: Some(middle / 1000),
                 ..all()
             },
         ),
         (
             "since the end",
-            Query {
+            ListQuery {
                 since: Some(i64::MAX),
                 ..all()
             },

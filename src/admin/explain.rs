@@ -11,10 +11,12 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request};
 use serde_json::{Value, json};
 
-use super::{Admin, no};
+use super::{Admin, problem};
 use crate::clock::{Clock, Instant};
 use crate::pace::Pacer;
-use crate::policy::{Asked, Bound, Caller, LimitSet, Policy, Scope, Target, TlsMode, Unmatched};
+use crate::policy::{
+    Bound, Caller, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
+};
 use crate::units::{HostName, Scheme};
 
 /// The request that is asked about.
@@ -87,7 +89,7 @@ impl Question {
 
 /// What is in force now, where an outpace runs.
 #[derive(Debug, Clone, Copy)]
-pub struct Now<'a> {
+pub struct LiveState<'a> {
     /// Who waits.
     pub pacer: &'a Pacer,
     /// Time.
@@ -104,7 +106,7 @@ const FREE_MOST: u32 = 10_000;
 pub fn explain(
     policy: &Policy,
     question: &Question,
-    now: Option<Now<'_>>,
+    now: Option<LiveState<'_>>,
 ) -> Result<Value, String> {
     let head = question.head()?;
     let uri = &head.uri;
@@ -130,7 +132,7 @@ pub fn explain(
     };
     let body = question.body.as_deref();
     let json: Option<Value> = body.and_then(|body| serde_json::from_str(body).ok());
-    let scope = target.scope(&Asked {
+    let scope = target.scope(&RequestView {
         head: &head,
         client: client.map(|client| Caller {
             name: &client.name,
@@ -138,10 +140,15 @@ pub fn explain(
         }),
         json: json.as_ref(),
     });
-    Ok(told(question, target, &scope, now))
+    Ok(explanation(question, target, &scope, now))
 }
 
-fn told(question: &Question, target: &Arc<Target>, scope: &Scope, now: Option<Now<'_>>) -> Value {
+fn explanation(
+    question: &Question,
+    target: &Arc<Target>,
+    scope: &Scope,
+    now: Option<LiveState<'_>>,
+) -> Value {
     let wait = |scope: &Scope, queue: bool| {
         let now = now?;
         let (at, held_by) = now.pacer.forecast(target, scope, queue);
@@ -197,7 +204,7 @@ fn told(question: &Question, target: &Arc<Target>, scope: &Scope, now: Option<No
         "mode": if target.observe { "observe" } else { "enforce" },
         "lane": lane.map(|lane| &*lane.name),
         "limits": limits.collect::<Vec<_>>(),
-        "ledger": status.map(|status| status.standing),
+        "ledger": status.map(|status| status.mode),
         "waiting": now.map(|now| now.pacer.waiting(&target.name)),
         "next_in_s": all.as_ref().map(|(wait, _)| round(*wait)),
         "held_by": all.and_then(|(_, held_by)| held_by).map(|name| name.to_string()),
@@ -214,14 +221,14 @@ pub(super) async fn asked(State(admin): State<Admin>, RawQuery(query): RawQuery)
     let query = query.unwrap_or_default();
     let pairs = url::form_urlencoded::parse(query.as_bytes()).into_owned();
     let exchange = &admin.exchange;
-    let now = Now {
+    let now = LiveState {
         pacer: &exchange.pacer,
         clock: &exchange.clock,
     };
     let question = Question::from_pairs(pairs);
     match explain(&admin.policy.load(), &question, Some(now)) {
-        Ok(told) => Json(told).into_response(),
-        Err(text) => no(StatusCode::BAD_REQUEST, &text),
+        Ok(explanation) => Json(explanation).into_response(),
+        Err(text) => problem(StatusCode::BAD_REQUEST, &text),
     }
 }
 
@@ -272,7 +279,7 @@ fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
         "name": &*target.name,
         "mode": if target.observe { "observe" } else { "enforce" },
         "limits": limits.collect::<Vec<_>>(),
-        "ledger": status.standing,
+        "ledger": status.mode,
         "blocked_for_s": blocked.filter(|blocked| *blocked > 0.0),
         "waiting": exchange.pacer.waiting(&target.name),
         "delivered": counted.delivered,

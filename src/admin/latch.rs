@@ -7,10 +7,10 @@ use crate::shutdown::Tasks;
 
 /// Knows what is still missing. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Readiness(Arc<Inner>);
+pub struct Readiness(Arc<ReadinessState>);
 
 #[derive(Debug)]
-struct Inner {
+struct ReadinessState {
     tasks: Tasks,
     closed: AtomicUsize,
     /// The names of latches that have not dropped.
@@ -27,7 +27,7 @@ pub struct Latch {
 impl Readiness {
     /// Ready from the start, until a latch is made or `tasks` drain.
     pub fn new(tasks: Tasks) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ReadinessState {
             tasks,
             closed: AtomicUsize::new(0),
             missing: Mutex::default(),

@@ -10,14 +10,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Admin, no};
+use super::{Admin, problem};
 use crate::policy::{Algorithm, Bound, Limit};
 use crate::units::Rate;
 
 /// What is changed; what is left out stays.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Change {
+pub(super) struct LimitChange {
     rate: Option<String>,
     burst: Option<u32>,
     concurrent: Option<u32>,
@@ -27,20 +27,20 @@ pub(super) struct Change {
 pub(super) async fn pin(
     State(admin): State<Admin>,
     Path((target, limit)): Path<(String, String)>,
-    change: Result<Json<Change>, axum::extract::rejection::JsonRejection>,
+    change: Result<Json<LimitChange>, axum::extract::rejection::JsonRejection>,
 ) -> Response {
     let Json(change) = match change {
         Ok(change) => change,
-        Err(error) => return no(StatusCode::BAD_REQUEST, &error.body_text()),
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.body_text()),
     };
     let policy = admin.policy.load_full();
     let found = match find(&policy, &target, &limit) {
         Ok(found) => found,
-        Err(text) => return no(StatusCode::NOT_FOUND, &text),
+        Err(text) => return problem(StatusCode::NOT_FOUND, &text),
     };
     let bound = match changed(found, &change) {
         Ok(bound) => bound,
-        Err(text) => return no(StatusCode::UNPROCESSABLE_ENTITY, &text),
+        Err(text) => return problem(StatusCode::UNPROCESSABLE_ENTITY, &text),
     };
     settle(&admin, target.into(), limit.into(), Some(bound)).await
 }
@@ -68,7 +68,7 @@ async fn settle(
             tracing::info!(%target, %limit, pinned = shown, "a limit was pinned or unpinned");
             Json(json!({ "target": *target, "limit": *limit, "pinned": shown })).into_response()
         }
-        Err(error) => no(StatusCode::SERVICE_UNAVAILABLE, &error),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error),
     }
 }
 
@@ -96,7 +96,7 @@ fn find<'a>(
 }
 
 /// The limit's bound with the change applied.
-fn changed(limit: &Limit, change: &Change) -> Result<Bound, String> {
+fn changed(limit: &Limit, change: &LimitChange) -> Result<Bound, String> {
     match limit.bound {
         Bound::Concurrent(now) => {
             if change.rate.is_some() || change.burst.is_some() {

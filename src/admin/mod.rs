@@ -7,14 +7,14 @@
 //! - `GET /v1/attend`: held open by `outpace run` while its command runs.
 //! - `PATCH /v1/targets/{name}/limits/{limit}` pins a limit for all replicas, `DELETE` takes the pin off.
 
-mod attend;
 mod explain;
 mod latch;
 mod limits;
+mod sessions;
 
-pub use attend::{Attendance, Serving};
-pub use explain::{Now, Question, explain};
+pub use explain::{LiveState, Question, explain};
 pub use latch::{Latch, Readiness};
+pub use sessions::{ServingInfo, Sessions};
 
 use std::sync::Arc;
 
@@ -48,9 +48,9 @@ pub struct Admin {
     /// Where requests are sent.
     pub exchange: Arc<Exchange>,
     /// What we are.
-    pub serving: Arc<Serving>,
+    pub serving: Arc<ServingInfo>,
     /// Who uses us for as long as they are there.
-    pub attendance: Attendance,
+    pub sessions: Sessions,
 }
 
 impl Admin {
@@ -66,7 +66,7 @@ impl Admin {
         // Health is for probes, which carry no token; it tells nothing that is not plain to see.
         let guarded = Router::new()
             .route("/metrics", get(metrics))
-            .route("/v1/attend", get(attend::attend))
+            .route("/v1/attend", get(sessions::open_session))
             .route("/v1/explain", get(explain::asked))
             .route("/v1/status", get(explain::status))
             .route(
@@ -126,7 +126,7 @@ fn bears(headers: &HeaderMap, token: &Secret) -> bool {
 }
 
 /// A problem, as problem+json.
-fn no(status: StatusCode, text: &str) -> Response {
+fn problem(status: StatusCode, text: &str) -> Response {
     let body = serde_json::json!({ "status": status.as_u16(), "detail": text });
     let kind = [(header::CONTENT_TYPE, "application/problem+json")];
     (status, kind, body.to_string()).into_response()

@@ -8,61 +8,43 @@ use http::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Api, Call, json};
+use super::{Api, ApiCall, json};
 use crate::bounds::{PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
-use crate::exchange::{Body, Error, Reason, Record};
+use crate::exchange::{Error, Reason, Record, ResponseBody};
 use crate::pace::{Ticket, Turn};
 use crate::policy::{Target, Work};
-use crate::units::parse_duration;
+use crate::spool::DurationSpec;
 
 /// What `acquire` is asked with.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Acquire {
+pub(super) struct AcquireRequest {
     key: Option<String>,
     lane: Option<String>,
     cost: Option<u32>,
-    max_wait: Option<Span>,
-    hold: Option<Span>,
+    max_wait: Option<DurationSpec>,
+    hold: Option<DurationSpec>,
 }
 
-/// A duration with its unit, or seconds.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-enum Span {
-    Seconds(f64),
-    Text(String),
-}
-
-impl Span {
-    fn read(&self, name: &str) -> Result<Duration, Error> {
-        let read = match self {
-            Self::Seconds(seconds) => {
-                Duration::try_from_secs_f64(*seconds).map_err(|error| error.to_string())
-            }
-            Self::Text(text) => parse_duration(text),
-        };
-        read.map_err(|error| {
-            let detail = format!(
-                "`{name}` is not understood: {error}; write it as \"30s\" or as a number of seconds"
-            );
-            Error::new(Reason::MalformedRequest, detail)
-        })
-    }
+fn duration(name: &str, spec: &DurationSpec) -> Result<Duration, Error> {
+    spec.read().map_err(|error| {
+        let detail = format!("`{name}` is not understood: {error}");
+        Error::new(Reason::MalformedRequest, detail)
+    })
 }
 
 /// What names a permit.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Named {
+pub(super) struct PermitName {
     permit: String,
     #[serde(default)]
-    hold: Option<Span>,
+    hold: Option<DurationSpec>,
 }
 
 #[derive(Serialize)]
-struct Acquired<'a> {
+struct AcquireReply<'a> {
     target: &'a str,
     waited: f64,
     /// To be released; none where no limit counts how many run at once.
@@ -72,18 +54,18 @@ struct Acquired<'a> {
 
 /// Permits that workers hold. One that is not renewed comes back by itself.
 #[derive(Debug, Default)]
-pub struct Held(Arc<Mutex<HashMap<String, Holding>>>);
+pub struct HeldPermits(Arc<Mutex<HashMap<String, HeldPermit>>>);
 
 #[derive(Debug)]
-struct Holding {
+struct HeldPermit {
     target: Arc<str>,
     /// Its end gives the permits back.
     _turn: Turn,
     expires: Instant,
 }
 
-impl Held {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Holding>> {
+impl HeldPermits {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, HeldPermit>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,14 +88,14 @@ impl Held {
 impl Api {
     pub(super) async fn acquire(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         target: &Arc<Target>,
-        asked: Acquire,
+        asked: AcquireRequest,
         record: &mut Record,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         let exchange = call.exchange;
         let work = Work {
-            caller: call.sender.caller(),
+            caller: call.client.caller(),
             key: asked.key.as_deref(),
             lane: asked.lane.as_deref(),
             cost: asked.cost,
@@ -123,33 +105,34 @@ impl Api {
             .map_err(|error| Error::new(Reason::NoSuchScope, error.to_string()))?;
         let wait = asked
             .max_wait
-            .map(|span| span.read("max_wait"))
+            .map(|span| duration("max_wait", &span))
             .transpose()?;
-        let hold = asked.hold.map(|span| span.read("hold")).transpose()?;
+        let hold = asked.hold.map(|span| duration("hold", &span)).transpose()?;
         let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
         let arrived = exchange.clock.now();
-        let patience = wait.unwrap_or(target.max_wait).min(target.max_wait);
+        let max_wait = wait.unwrap_or(target.max_wait).min(target.max_wait);
         let ticket = Ticket {
             target: Arc::clone(target),
             scope,
             arrived,
-            deadline: arrived + patience,
+            deadline: arrived + max_wait,
         };
         let turn = exchange.turn(&ticket, record).await?;
         let holds = target.has_permits(ticket.scope.limits);
         let id = holds.then(|| exchange.random.name());
         if let Some(id) = &id {
             let expires = exchange.clock.now() + hold;
-            let holding = Holding {
+            let holding = HeldPermit {
                 target: Arc::clone(&target.name),
                 _turn: turn,
                 expires,
             };
             self.held.lock().insert(id.clone(), holding);
-            let watching = Held(Arc::clone(&self.held.0)).watch(id.clone(), exchange.clock.clone());
-            drop(exchange.tasks.spawn_until_drained(watching));
+            let watching =
+                HeldPermits(Arc::clone(&self.held.0)).watch(id.clone(), exchange.clock.clone());
+            drop(exchange.tasks.spawn_detached(watching));
         }
-        Ok(json(&Acquired {
+        Ok(json(&AcquireReply {
             target: &target.name,
             waited: record.waited.as_secs_f64(),
             permit: id.as_deref(),
@@ -160,8 +143,8 @@ impl Api {
     pub(super) fn release(
         &self,
         target: &Arc<Target>,
-        named: &Named,
-    ) -> Result<Response<Body>, Error> {
+        named: &PermitName,
+    ) -> Result<Response<ResponseBody>, Error> {
         let mut held = self.held.lock();
         let known = held
             .get(&named.permit)
@@ -178,14 +161,14 @@ impl Api {
 
     pub(super) fn renew(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         target: &Arc<Target>,
-        named: &Named,
-    ) -> Result<Response<Body>, Error> {
+        named: &PermitName,
+    ) -> Result<Response<ResponseBody>, Error> {
         let hold = named
             .hold
             .as_ref()
-            .map(|span| span.read("hold"))
+            .map(|span| duration("hold", &span))
             .transpose()?;
         let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
         let mut held = self.held.lock();

@@ -11,18 +11,18 @@ use serde_json::json;
 
 use super::items::{Page, item_query, page};
 use super::spool::{buffer_json, counts_json, item_json, time};
-use super::{Call, Spooling, json as answer, read};
+use super::{ApiCall, SpoolHandle, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
 use crate::delivery::origin_of;
-use crate::exchange::{Body, Error, Reason};
+use crate::exchange::{Error, Reason, ResponseBody};
 use crate::origin::AddressClass;
 use crate::policy::ApiScope;
-use crate::spool::{Buffer, Purge, Redrive, Status, Terms, WrittenBuffer};
+use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
 
 /// What `purge` is asked with.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct WrittenPurge {
+pub(super) struct PurgeSpec {
     state: Option<String>,
     before: Option<String>,
 }
@@ -30,7 +30,7 @@ pub(super) struct WrittenPurge {
 /// What `redrive` is asked with.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct WrittenRedrive {
+pub(super) struct RedriveSpec {
     ids: Vec<String>,
     limit: Option<u32>,
     order: Option<String>,
@@ -38,7 +38,7 @@ pub(super) struct WrittenRedrive {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct WrittenPause {
+pub(super) struct PauseSpec {
     reason: Option<String>,
 }
 
@@ -46,15 +46,15 @@ pub(super) fn bad(detail: impl Into<String>) -> Error {
     Error::new(Reason::MalformedRequest, detail)
 }
 
-impl Spooling {
+impl SpoolHandle {
     /// `/buffers…`
     pub(super) async fn buffers(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         head: &Parts,
         path: &[&str],
         body: Incoming,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         match (&head.method, path) {
             (&Method::GET, []) => {
                 call.needs(ApiScope::Read)?;
@@ -111,12 +111,12 @@ impl Spooling {
 
     async fn act(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         head: &Parts,
         buffer: &Buffer,
         verb: &str,
         body: Incoming,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         let push = matches!(verb, "items" | "batch" | "items:batch");
         call.needs(if push {
             ApiScope::Push
@@ -133,7 +133,7 @@ impl Spooling {
                 self.push_batch(call, head, buffer, &bytes).await
             }
             "pause" => {
-                let written: WrittenPause = read(body).await?;
+                let written: PauseSpec = read(body).await?;
                 let reason = written
                     .reason
                     .unwrap_or_else(|| "by an operator".to_owned());
@@ -158,7 +158,7 @@ impl Spooling {
     }
 
     /// Checks terms as far as that can be done before anything is sent.
-    fn check(call: &Call<'_>, terms: &Terms) -> Result<(), Error> {
+    fn check(call: &ApiCall<'_>, terms: &BufferConfig) -> Result<(), Error> {
         if terms.url.is_empty() {
             return Err(bad(
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
@@ -200,9 +200,9 @@ impl Spooling {
 
     async fn create(
         &self,
-        call: &Call<'_>,
-        written: WrittenBuffer,
-    ) -> Result<Response<Body>, Error> {
+        call: &ApiCall<'_>,
+        written: BufferSpec,
+    ) -> Result<Response<ResponseBody>, Error> {
         let name = written.name.clone().unwrap_or_default();
         let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > 64 || !name.chars().all(sound) {
@@ -210,7 +210,7 @@ impl Spooling {
                 "a buffer needs a `name` of letters, digits, `-`, `_` and `.`, at most 64",
             ));
         }
-        let mut terms = written.apply(Terms::default()).map_err(bad)?;
+        let mut terms = written.apply(BufferConfig::default()).map_err(bad)?;
         Self::check(call, &terms)?;
         let id = call.fresh_id("buf");
         let known = self
@@ -237,10 +237,10 @@ impl Spooling {
 
     async fn change(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         buffer: &Buffer,
-        written: WrittenBuffer,
-    ) -> Result<Response<Body>, Error> {
+        written: BufferSpec,
+    ) -> Result<Response<ResponseBody>, Error> {
         if written
             .name
             .as_ref()
@@ -248,7 +248,9 @@ impl Spooling {
         {
             return Err(bad("a buffer keeps its `name`; make another one"));
         }
-        let mut terms = written.apply(Terms::clone(&buffer.terms)).map_err(bad)?;
+        let mut terms = written
+            .apply(BufferConfig::clone(&buffer.terms))
+            .map_err(bad)?;
         Self::check(call, &terms)?;
         if written.headers.is_some() {
             terms.sealed = self.sealer.seal(&buffer.id, &mut terms.headers)?;
@@ -258,7 +260,7 @@ impl Spooling {
         Ok(answer(&self.show(&changed).await?))
     }
 
-    async fn list(&self, head: &Parts, buffer: &Buffer) -> Result<Response<Body>, Error> {
+    async fn list(&self, head: &Parts, buffer: &Buffer) -> Result<Response<ResponseBody>, Error> {
         let query = item_query(head, Some(buffer.number))?;
         let limit = query.limit;
         let items = self.store.items(query).await?;
@@ -275,20 +277,20 @@ impl Spooling {
         }))
     }
 
-    async fn stats(&self, buffer: &Buffer) -> Result<Response<Body>, Error> {
+    async fn stats(&self, buffer: &Buffer) -> Result<Response<ResponseBody>, Error> {
         let counts = self.store.counts(buffer.number).await?;
         let now = self.store.now();
-        let heads = self.store.heads(buffer.number, now, true, 1).await?;
+        let heads = self.store.next_items(buffer.number, now, true, 1).await?;
         let first = heads.first();
         let why = first.map(|item| match item.status {
             _ if buffer.paused.is_some() => "paused",
-            Status::InFlight => "in_flight",
+            ItemStatus::InFlight => "in_flight",
             _ if item.not_before > now && item.last_status == Some(429) => "retry_after",
             _ if item.not_before > now && item.attempts > 0 => "backoff",
             _ if item.not_before > now => "delay",
             _ => "rate",
         });
-        let live: u64 = Status::ALL
+        let live: u64 = ItemStatus::ALL
             .iter()
             .zip(counts)
             .filter(|(status, _)| status.is_live())
@@ -309,8 +311,8 @@ impl Spooling {
     async fn purge(
         &self,
         buffer: &Buffer,
-        written: &WrittenPurge,
-    ) -> Result<Response<Body>, Error> {
+        written: &PurgeSpec,
+    ) -> Result<Response<ResponseBody>, Error> {
         let what = match written.state.as_deref() {
             Some("queued") => Purge::Queued,
             Some("dead") => Purge::Dead,
@@ -331,8 +333,8 @@ impl Spooling {
     async fn redrive(
         &self,
         buffer: &Buffer,
-        written: WrittenRedrive,
-    ) -> Result<Response<Body>, Error> {
+        written: RedriveSpec,
+    ) -> Result<Response<ResponseBody>, Error> {
         let head = match written.order.as_deref() {
             None | Some("tail") => false,
             Some("head") => true,
@@ -360,20 +362,20 @@ pub(super) fn field(name: &str, value: &str) -> Result<(), Error> {
     }
 }
 
-pub(super) fn locate(response: &mut Response<Body>, path: &str) {
+pub(super) fn locate(response: &mut Response<ResponseBody>, path: &str) {
     if let Ok(value) = HeaderValue::try_from(path) {
         response.headers_mut().insert(header::LOCATION, value);
     }
 }
 
-impl Spooling {
+impl SpoolHandle {
     /// Makes or changes the buffers that the configuration declares.
     ///
     /// # Errors
     /// A sentence that names the buffer.
     pub async fn declare(
         &self,
-        declared: &[WrittenBuffer],
+        declared: &[BufferSpec],
         random: &crate::random::Random,
     ) -> Result<(), String> {
         self.store
@@ -383,13 +385,13 @@ impl Spooling {
         for written in declared {
             let name: Arc<str> = written.name.clone().unwrap_or_default().into();
             let told = |error: String| format!("buffer `{name}`: {error}");
-            let mut terms = written.apply(Terms::default()).map_err(told)?;
+            let mut terms = written.apply(BufferConfig::default()).map_err(told)?;
             let known = self
                 .store
                 .buffers()
                 .into_iter()
                 .find(|buffer| buffer.name == name);
-            let seal = |id: &str, terms: &mut Terms| {
+            let seal = |id: &str, terms: &mut BufferConfig| {
                 terms.sealed = self
                     .sealer
                     .seal(id, &mut terms.headers)

@@ -8,11 +8,11 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::spool::{attempt_json, item_json};
-use super::{Call, Spooling, json as answer};
-use crate::exchange::{Body, Error, Reason};
+use super::{ApiCall, SpoolHandle, json as answer};
+use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
 use crate::semantics::preference;
-use crate::spool::{Change, Millis, Query, Status, StoreError};
+use crate::spool::{ItemChange, ItemStatus, ListQuery, Millis, StoreError};
 
 /// A page of a list.
 pub(super) struct Page {
@@ -31,7 +31,7 @@ const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 1000;
 
 /// A page with where to go on, if there may be more.
-pub(super) fn page(page: Page) -> Response<Body> {
+pub(super) fn page(page: Page) -> Response<ResponseBody> {
     let full = page.shown.len() >= page.limit as usize;
     let next = page.next.filter(|_| full).map(|place| place.to_string());
     let mut body = serde_json::Map::new();
@@ -52,11 +52,11 @@ pub(super) fn instant(key: &str, text: &str) -> Result<Millis, Error> {
 }
 
 /// What a list is asked with: `state`, `status`, `outcome`, `item`, `since`, `after`, `limit`.
-pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<Query, Error> {
-    let mut query = Query {
+pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery, Error> {
+    let mut query = ListQuery {
         buffer,
         limit: PAGE,
-        ..Query::default()
+        ..ListQuery::default()
     };
     let bad = |key: &str, value: &str| {
         Error::new(
@@ -68,7 +68,8 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<Query, Err
     for (key, value) in pairs {
         match &*key {
             "state" => {
-                query.status = Some(Status::from_word(&value).ok_or_else(|| bad(&key, &value))?);
+                query.status =
+                    Some(ItemStatus::from_word(&value).ok_or_else(|| bad(&key, &value))?);
             }
             "status" => query.code = Some(value.parse().map_err(|_cause| bad(&key, &value))?),
             "outcome" => query.outcome = Some(value.into_owned()),
@@ -91,14 +92,14 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<Query, Err
     Ok(query)
 }
 
-impl Spooling {
+impl SpoolHandle {
     /// `/items…`
     pub(super) async fn items(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         head: &Parts,
         path: &[&str],
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         let read = head.method == Method::GET;
         let owned = match path.first() {
             Some(id) => self.is_owned(call, id).await?,
@@ -131,9 +132,9 @@ impl Spooling {
                 let wait = preference(&head.headers).wait.unwrap_or_default();
                 return self.response(id, wait.min(LONG_POLL)).await;
             }
-            (&Method::DELETE, [_]) | (&Method::POST, [_, "cancel"]) => Change::Cancel,
-            (&Method::POST, [_, "retry" | "retry_now"]) => Change::RetryNow,
-            (&Method::POST, [_, "skip"]) => Change::Skip,
+            (&Method::DELETE, [_]) | (&Method::POST, [_, "cancel"]) => ItemChange::Cancel,
+            (&Method::POST, [_, "retry" | "retry_now"]) => ItemChange::RetryNow,
+            (&Method::POST, [_, "skip"]) => ItemChange::Skip,
             (_, [_] | [_, _]) => {
                 let detail = format!("`{}` is not called with {}", head.uri.path(), head.method);
                 return Err(Error::new(Reason::MethodNotAllowed, detail));
@@ -153,11 +154,11 @@ impl Spooling {
     }
 
     /// Whether the item is a kept request of the caller's own. To other clients one does not exist.
-    async fn is_owned(&self, call: &Call<'_>, id: &str) -> Result<bool, Error> {
+    async fn is_owned(&self, call: &ApiCall<'_>, id: &str) -> Result<bool, Error> {
         let item = self.item(id).await?;
         match item.request.client.as_deref() {
             None => Ok(false),
-            owner if owner == call.sender.name.as_deref() => Ok(true),
+            owner if owner == call.client.name.as_deref() => Ok(true),
             Some(_) => Err(StoreError::Unknown(format!("item `{id}`")).into()),
         }
     }
@@ -165,9 +166,9 @@ impl Spooling {
     /// `/attempts`
     pub(super) async fn attempts(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         head: &Parts,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         call.needs(ApiScope::Read)?;
         let mut query = item_query(head, None)?;
         let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
@@ -178,7 +179,7 @@ impl Spooling {
         self.list_attempts(query).await
     }
 
-    async fn list_attempts(&self, query: Query) -> Result<Response<Body>, Error> {
+    async fn list_attempts(&self, query: ListQuery) -> Result<Response<ResponseBody>, Error> {
         let limit = query.limit;
         let attempts = self.store.attempts(query).await?;
         let next = attempts.last().map(|(place, _)| *place);
@@ -194,13 +195,13 @@ impl Spooling {
     }
 
     /// The origin's last response, as it was.
-    async fn response(&self, id: &str, wait: Duration) -> Result<Response<Body>, Error> {
+    async fn response(&self, id: &str, wait: Duration) -> Result<Response<ResponseBody>, Error> {
         let item = self.deliveries.over(&Arc::from(id), wait).await?;
-        let query = Query {
+        let query = ListQuery {
             item: Some(Arc::clone(&item.id)),
             limit: 1,
             responses: true,
-            ..Query::default()
+            ..ListQuery::default()
         };
         let attempts = self.store.attempts(query).await?;
         let last = attempts.into_iter().next().map(|(_, attempt)| attempt);
@@ -213,7 +214,7 @@ impl Spooling {
                 .insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
             return Ok(waiting);
         };
-        let mut response = Response::new(Body::full(kept.body));
+        let mut response = Response::new(ResponseBody::full(kept.body));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
         for (name, value) in kept.headers {
             // The body is whole, or cut; neither has the length or the coding of the wire.

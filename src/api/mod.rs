@@ -11,8 +11,8 @@ mod openapi;
 mod push;
 mod spool;
 
-pub use acquire::Held;
-pub use spool::Spooling;
+pub use acquire::HeldPermits;
+pub use spool::SpoolHandle;
 
 use std::sync::Arc;
 
@@ -24,28 +24,30 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
-use crate::exchange::{Body, Error, Exchange, Reason, Record, Sender, Way, response};
+use crate::exchange::{
+    ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, response,
+};
 use crate::policy::{Policy, Target};
 
 /// The calls of apps.
 #[derive(Debug, Default)]
 pub struct Api {
-    held: Held,
-    spool: Option<Spooling>,
+    held: HeldPermits,
+    spool: Option<SpoolHandle>,
 }
 
 /// One call: who asks, under which policy.
-struct Call<'a> {
+struct ApiCall<'a> {
     exchange: &'a Exchange,
     policy: &'a Policy,
-    sender: &'a Sender,
+    client: &'a ClientIdentity,
 }
 
 impl Api {
     /// With what is kept, if anything is.
-    pub fn new(spool: Option<Spooling>) -> Self {
+    pub fn new(spool: Option<SpoolHandle>) -> Self {
         Self {
-            held: Held::default(),
+            held: HeldPermits::default(),
             spool,
         }
     }
@@ -61,16 +63,16 @@ impl Api {
         &self,
         exchange: &Exchange,
         policy: Arc<Policy>,
-        sender: &Sender,
+        client: &ClientIdentity,
         request: Request<Incoming>,
-    ) -> Response<Body> {
-        let mut record = exchange.recorder.begin(Way::Api, sender);
+    ) -> Response<ResponseBody> {
+        let mut record = exchange.recorder.begin(Ingress::Api, client);
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
-        let call = Call {
+        let call = ApiCall {
             exchange,
             policy: &policy,
-            sender,
+            client,
         };
         match self.route(&call, request, &mut record).await {
             Ok(response) => {
@@ -89,10 +91,10 @@ impl Api {
 
     async fn route(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         request: Request<Incoming>,
         record: &mut Record,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
         let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
@@ -175,8 +177,10 @@ fn parse<T: DeserializeOwned>(bytes: impl AsRef<[u8]>) -> Result<T, Error> {
     })
 }
 
-fn json(value: &impl Serialize) -> Response<Body> {
-    let mut response = Response::new(Body::full(serde_json::to_vec(value).unwrap_or_default()));
+fn json(value: &impl Serialize) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(
+        serde_json::to_vec(value).unwrap_or_default(),
+    ));
     *response.status_mut() = StatusCode::OK;
     let kind = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -4,9 +4,9 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::acquire::{Acquire, Named};
-use super::buffers::{WrittenPause, WrittenPurge, WrittenRedrive};
-use crate::spool::{WrittenBuffer, WrittenItem};
+use super::acquire::{AcquireRequest, PermitName};
+use super::buffers::{PauseSpec, PurgeSpec, RedriveSpec};
+use crate::spool::{BufferSpec, ItemSpec};
 
 /// What a call is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(super) enum Given {
     Pause,
     Purge,
     Redrive,
-    Acquire,
+    AcquireRequest,
     Permit,
 }
 
@@ -166,7 +166,7 @@ pub(super) const CALLS: [Described; 25] = [
     (
         "post",
         "/v1/targets/{target}/acquire",
-        Given::Acquire,
+        Given::AcquireRequest,
         200,
         "Answers when the turn is there",
     ),
@@ -228,14 +228,14 @@ fn schema(schemas: &mut SchemaGenerator, given: Given) -> Option<Schema> {
     }
     match given {
         Given::Nothing => None,
-        Given::Buffer => of::<WrittenBuffer>(schemas),
-        Given::Item => of::<WrittenItem>(schemas),
-        Given::Batch => of::<Vec<WrittenItem>>(schemas),
-        Given::Pause => of::<WrittenPause>(schemas),
-        Given::Purge => of::<WrittenPurge>(schemas),
-        Given::Redrive => of::<WrittenRedrive>(schemas),
-        Given::Acquire => of::<Acquire>(schemas),
-        Given::Permit => of::<Named>(schemas),
+        Given::Buffer => of::<BufferSpec>(schemas),
+        Given::Item => of::<ItemSpec>(schemas),
+        Given::Batch => of::<Vec<ItemSpec>>(schemas),
+        Given::Pause => of::<PauseSpec>(schemas),
+        Given::Purge => of::<PurgeSpec>(schemas),
+        Given::Redrive => of::<RedriveSpec>(schemas),
+        Given::AcquireRequest => of::<AcquireRequest>(schemas),
+        Given::Permit => of::<PermitName>(schemas),
     }
 }
 
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn the_document_has_every_call_with_its_fields() {
         let document = document();
-        let fields = &document["components"]["schemas"]["WrittenBuffer"]["properties"];
+        let fields = &document["components"]["schemas"]["BufferSpec"]["properties"];
         for field in [
             "name",
             "url",

@@ -7,28 +7,28 @@ use serde_json::json;
 
 use super::buffers::{bad, field, locate};
 use super::spool::item_json;
-use super::{Call, Spooling, json as answer, parse};
+use super::{ApiCall, SpoolHandle, json as answer, parse};
 use crate::bounds::API_BATCH;
-use crate::exchange::{Body, Error, Reason};
-use crate::spool::{Buffer, NewItem, Once, Pushed, Request, WrittenItem};
+use crate::exchange::{Error, Reason, ResponseBody};
+use crate::spool::{Buffer, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
-impl Spooling {
+impl SpoolHandle {
     /// One item.
     pub(super) async fn push(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         head: &Parts,
         buffer: &Buffer,
         bytes: &Bytes,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         let raw = head
             .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind == "application/octet-stream");
         let (written, body) = if raw {
-            (WrittenItem::default(), bytes.clone())
+            (ItemSpec::default(), bytes.clone())
         } else {
-            let written: WrittenItem = parse(bytes)?;
+            let written: ItemSpec = parse(bytes)?;
             let body = written.bytes().map_err(bad)?;
             (written, body)
         };
@@ -56,13 +56,13 @@ impl Spooling {
     /// Several, one after the other, all or none: a JSON array, or one object per line.
     pub(super) async fn push_batch(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         head: &Parts,
         buffer: &Buffer,
         bytes: &Bytes,
-    ) -> Result<Response<Body>, Error> {
+    ) -> Result<Response<ResponseBody>, Error> {
         let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-        let written: Vec<WrittenItem> = if first == Some(&b'[') {
+        let written: Vec<ItemSpec> = if first == Some(&b'[') {
             parse(bytes)?
         } else {
             let lines = bytes
@@ -103,9 +103,9 @@ impl Spooling {
 
     fn new_item(
         &self,
-        call: &Call<'_>,
+        call: &ApiCall<'_>,
         buffer: &Buffer,
-        written: WrittenItem,
+        written: ItemSpec,
         body: Bytes,
     ) -> Result<NewItem, Error> {
         if body.len() as u64 > self.max_body {
@@ -152,15 +152,19 @@ impl Spooling {
 
 /// What makes a repeated push the same push: the caller's key, for this buffer.
 fn once(
-    call: &Call<'_>,
+    call: &ApiCall<'_>,
     head: &Parts,
     buffer: &Buffer,
     key: Option<String>,
     bytes: &Bytes,
-) -> Option<Once> {
+) -> Option<IdempotencyKey> {
     let field =
         |headers: &HeaderMap| Some(headers.get("idempotency-key")?.to_str().ok()?.to_owned());
     let key = field(&head.headers).or(key)?;
-    let who = call.sender.name.as_deref().unwrap_or("-");
-    Some(Once::new(&format!("{who}/{}", buffer.id), &key, &[bytes]))
+    let who = call.client.name.as_deref().unwrap_or("-");
+    Some(IdempotencyKey::new(
+        &format!("{who}/{}", buffer.id),
+        &key,
+        &[bytes],
+    ))
 }

@@ -8,17 +8,18 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::Call;
+use super::ApiCall;
 use crate::delivery::Deliveries;
 use crate::exchange::{Error, Reason};
 use crate::policy::ApiScope;
 use crate::spool::{
-    Attempt, Buffer, Counts, Item, Millis, Sealer, Status, Store, StoreError, Terms, find_buffer,
+    Attempt, Buffer, BufferConfig, Counts, Item, ItemStatus, Millis, Sealer, Store, StoreError,
+    find_buffer,
 };
 
 /// The store with what serves it.
 #[derive(Debug, Clone)]
-pub struct Spooling {
+pub struct SpoolHandle {
     /// Where items are kept.
     pub store: Arc<dyn Store>,
     /// Who sends them.
@@ -29,7 +30,7 @@ pub struct Spooling {
     pub max_body: u64,
 }
 
-impl Spooling {
+impl SpoolHandle {
     /// A buffer by id or name, as it is at present.
     pub(super) async fn buffer(&self, wanted: &str) -> Result<Buffer, Error> {
         self.store.refresh().await?;
@@ -68,9 +69,9 @@ impl Spooling {
     }
 
     /// Two ways to write the same terms: sealed fields are compared open.
-    pub(super) fn same(&self, known: &Buffer, written: &Terms) -> bool {
+    pub(super) fn same(&self, known: &Buffer, written: &BufferConfig) -> bool {
         let opened = self.sealer.open(&known.id, known.terms.sealed.as_deref());
-        let mut plain = Terms::clone(&known.terms);
+        let mut plain = BufferConfig::clone(&known.terms);
         plain.sealed = None;
         plain.headers.extend(opened.unwrap_or_default());
         plain.headers.sort();
@@ -80,7 +81,7 @@ impl Spooling {
     }
 }
 
-impl Call<'_> {
+impl ApiCall<'_> {
     /// An id that nobody can guess.
     pub(super) fn fresh_id(&self, prefix: &str) -> Arc<str> {
         format!("{prefix}_{}", self.exchange.random.name()).into()
@@ -88,7 +89,7 @@ impl Call<'_> {
 
     /// Whether the caller may do that; where no clients are known, this machine may do all.
     pub(super) fn needs(&self, scope: ApiScope) -> Result<(), Error> {
-        let name = self.sender.name.as_ref();
+        let name = self.client.name.as_ref();
         let client = name.and_then(|name| {
             self.policy
                 .clients
@@ -140,7 +141,7 @@ pub(super) fn buffer_json(buffer: &Buffer, counts: Counts) -> Value {
 }
 
 pub(super) fn counts_json(counts: Counts) -> Value {
-    let counts = Status::ALL.iter().zip(counts);
+    let counts = ItemStatus::ALL.iter().zip(counts);
     let counts = counts.map(|(status, count)| (status.word().to_owned(), Value::from(count)));
     Value::Object(counts.collect())
 }

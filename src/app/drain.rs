@@ -9,12 +9,12 @@ use crate::shutdown::Tasks;
 
 /// The signals that end us.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ShutdownSignal {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Asked {
+impl ShutdownSignal {
     /// From now on SIGTERM and SIGINT ask for a drain instead of ending the process.
     pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self {
@@ -42,7 +42,7 @@ pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
         "draining"
     );
     let again = async {
-        match Asked::listen() {
+        match ShutdownSignal::listen() {
             Ok(mut again) => again.come().await,
             Err(_) => std::future::pending().await,
         }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::sync::Arc;
 
-use super::{Shared, StartError};
+use super::{Parts, StartError};
 use crate::admin::Readiness;
 use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
@@ -12,18 +12,18 @@ use crate::ledger::{self, Ledger, MemoryLedger, PostgresLink, Replica, SharedPar
 
 /// The ledger of this process.
 #[derive(Debug)]
-pub(super) enum Opened {
+pub(super) enum OpenLedger {
     Memory(Arc<MemoryLedger>),
     /// With the file that holds our number; locked, so that no other process takes it.
     Postgres {
-        ledger: Arc<ledger::Shared<PostgresLink>>,
+        ledger: Arc<ledger::SharedLedger<PostgresLink>>,
         replica: Replica,
         #[expect(dead_code, reason = "its lock is what counts")]
         file: File,
     },
 }
 
-impl Opened {
+impl OpenLedger {
     pub(super) fn ledger(&self) -> Arc<dyn Ledger> {
         match self {
             Self::Memory(ledger) => Arc::clone(ledger) as Arc<dyn Ledger>,
@@ -51,11 +51,11 @@ impl Opened {
 /// that refuses us, or whose schema does not fit, is an error.
 pub(super) async fn open(
     settings: &Settings,
-    shared: &Shared,
+    shared: &Parts,
     readiness: &Readiness,
-) -> Result<Opened, StartError> {
+) -> Result<OpenLedger, StartError> {
     let Some(postgres) = &settings.ledger.postgres else {
-        return Ok(Opened::Memory(Arc::new(MemoryLedger::new(
+        return Ok(OpenLedger::Memory(Arc::new(MemoryLedger::new(
             shared.clock.clone(),
         ))));
     };
@@ -81,7 +81,7 @@ pub(super) async fn open(
         }
         Err(error) => return Err(error.into()),
     }
-    let ledger = Arc::new(ledger::Shared::new(
+    let ledger = Arc::new(ledger::SharedLedger::new(
         link,
         SharedParts {
             replica,
@@ -95,12 +95,12 @@ pub(super) async fn open(
     if settings.ledger.outage.bootstrap_ppm == 0 {
         let latch = readiness.latch("ledger");
         let reached = Arc::clone(&ledger);
-        drop(shared.tasks.spawn_until_drained(async move {
-            reached.linked().await;
+        drop(shared.tasks.spawn_detached(async move {
+            reached.connected().await;
             drop(latch);
         }));
     }
-    Ok(Opened::Postgres {
+    Ok(OpenLedger::Postgres {
         ledger,
         replica,
         file,
@@ -117,7 +117,7 @@ fn name() -> String {
 const INSTANCES: u32 = 64;
 
 /// Our number in the ledger, which outlives a restart: the first that no other process here uses.
-fn instance(settings: &Settings, shared: &Shared) -> std::io::Result<(Replica, File)> {
+fn instance(settings: &Settings, shared: &Parts) -> std::io::Result<(Replica, File)> {
     for index in 1..=INSTANCES {
         let path = settings.data_dir.join(format!("instance-{index}"));
         let mut file = File::options()

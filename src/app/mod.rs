@@ -21,13 +21,13 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::admin::{Admin, Attendance, Readiness};
+use crate::admin::{Admin, Readiness, Sessions};
 use crate::api::Api;
 use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::db::DatabaseError;
-use crate::exchange::{Exchange, Keep, Recorder};
+use crate::exchange::{BodyBudget, Exchange, Recorder};
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
@@ -94,12 +94,12 @@ pub struct App {
     clock: Clock,
     lines: LineWriter,
     admin_token: Option<Arc<Secret>>,
-    ledger: ledger::Opened,
-    spool: Option<spool::Opened>,
-    ended: Option<drain::Asked>,
-    sign: serving::Sign,
+    ledger: ledger::OpenLedger,
+    spool: Option<spool::OpenSpool>,
+    ended: Option<drain::ShutdownSignal>,
+    sign: serving::ServingFile,
     /// Who we run for, if we end with the last of them.
-    attended: Option<Attendance>,
+    auto_exit: Option<Sessions>,
     /// The proxy's address, with the port that was bound.
     pub listen: SocketAddr,
     /// The admin's address, with the port that was bound.
@@ -111,10 +111,10 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(config: &Path, manner: Manner) -> Result<Self, StartError> {
+    pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
         let loaded = config::load(config, &config::process_environment, 0)?;
         let config::Config { settings, policy } = loaded.config;
-        let shared = Shared::new()?;
+        let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let open_files = rlimit::increase_nofile_limit(u64::MAX);
@@ -126,7 +126,7 @@ impl App {
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let (listeners, admin_listener, addresses) = bind(&settings, manner).await?;
+        let (listeners, admin_listener, addresses) = bind(&settings, mode).await?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
@@ -135,11 +135,11 @@ impl App {
             spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
-        let serving = serving::Sign::serving(config, listen, admin);
-        let attendance = Attendance::default();
+        let serving = serving::ServingFile::serving(config, listen, admin);
+        let sessions = Sessions::default();
         let tasks = &shared.tasks;
         for listener in listeners {
-            drop(tasks.spawn_until_drained(listener.run(Arc::clone(&server))));
+            drop(tasks.spawn_detached(listener.run(Arc::clone(&server))));
         }
         let routes = Admin {
             readiness,
@@ -149,15 +149,15 @@ impl App {
             token: loaded.admin_token.clone(),
             exchange: Arc::clone(&server.exchange),
             serving: Arc::new(serving.clone()),
-            attendance: attendance.clone(),
+            sessions: sessions.clone(),
         };
         serve_admin(tasks, admin_listener, routes);
-        tasks.spawn_until_drained(reap(server));
+        tasks.spawn_detached(reap(server));
         drop(starting);
         // Whoever reads that we are ready may end us at once.
-        let ended = drain::Asked::listen();
+        let ended = drain::ShutdownSignal::listen();
         let ended = ended.map_err(|error| StartError::Internal(error.to_string()))?;
-        let sign = serving::Sign::put_up(&settings.data_dir, serving);
+        let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
             open_files = open_files.unwrap_or_default(), version = env!("CARGO_PKG_VERSION"), "ready"
@@ -175,7 +175,7 @@ impl App {
             spool,
             ended: Some(ended),
             sign,
-            attended: (manner == Manner::Attended).then_some(attendance),
+            auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
             admin,
         })
@@ -199,7 +199,7 @@ impl App {
         let broken = spool::broken(self.spool.as_ref());
         tokio::select! {
             () = ended.come() => {}
-            () = unattended(self.attended.clone(), &self.clock) => {}
+            () = until_idle(self.auto_exit.clone(), &self.clock) => {}
             () = reloading.run() => {}
             // Nothing may be acknowledged any more; what was is found at the next start.
             broken = broken => return Err(broken),
@@ -215,7 +215,7 @@ impl App {
 
 /// For whom we run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub enum RunMode {
     /// Until somebody ends us.
     Standing,
     /// As long as somebody is there, at any port that is free.
@@ -227,27 +227,27 @@ const NOBODY_CAME: Duration = Duration::from_secs(10);
 const NOBODY_LEFT: Duration = Duration::from_millis(200);
 
 /// Ready when all for whom we run have gone.
-async fn unattended(attendance: Option<Attendance>, clock: &Clock) {
-    let Some(attendance) = attendance else {
+async fn until_idle(sessions: Option<Sessions>, clock: &Clock) {
+    let Some(sessions) = sessions else {
         return std::future::pending().await;
     };
     let mut patience = NOBODY_CAME;
     loop {
         tokio::select! {
-            () = attendance.somebody() => {}
+            () = sessions.any() => {}
             () = clock.sleep_until(clock.now() + patience) => {
-                if attendance.close() {
+                if sessions.close() {
                     return;
                 }
             }
         }
-        attendance.nobody().await;
+        sessions.none().await;
         patience = NOBODY_LEFT;
     }
 }
 
 /// What all parts are given.
-struct Shared {
+struct Parts {
     clock: Clock,
     random: Random,
     metrics: Metrics,
@@ -255,7 +255,7 @@ struct Shared {
     lines: LineWriter,
 }
 
-impl Shared {
+impl Parts {
     fn new() -> Result<Self, StartError> {
         let (metrics, tasks) = (Metrics::new(), Tasks::new());
         let lines = LineWriter::new(std::io::stdout(), metrics.clone())
@@ -275,9 +275,9 @@ fn build(
     policy: &Arc<ArcSwap<Policy>>,
     exchange: Arc<Exchange>,
     api: Api,
-    shared: &Shared,
+    shared: &Parts,
 ) -> Result<Arc<Server>, StartError> {
-    let Shared {
+    let Parts {
         clock,
         metrics,
         tasks,
@@ -305,17 +305,17 @@ fn build(
         leaves,
         tasks: tasks.clone(),
         metrics: metrics.clone(),
-        room: Arc::new(Semaphore::new(CONNECTIONS)),
-        told: moka::sync::Cache::new(TRUST_COMPLAINTS),
+        connection_permits: Arc::new(Semaphore::new(CONNECTIONS)),
+        warned_clients: moka::sync::Cache::new(TRUST_COMPLAINTS),
     }))
 }
 
 fn exchange(
     settings: &Settings,
     ledger: Arc<dyn Ledger>,
-    shared: &Shared,
+    shared: &Parts,
 ) -> Result<Arc<Exchange>, StartError> {
-    let Shared {
+    let Parts {
         clock,
         random,
         metrics,
@@ -331,7 +331,7 @@ fn exchange(
     Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
         pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
-        keep: Arc::new(Keep::new(settings.keep.clone(), metrics.clone())),
+        body_budget: Arc::new(BodyBudget::new(settings.keep.clone(), metrics.clone())),
         recorder: Arc::new(Recorder::new(
             clock.clone(),
             metrics.clone(),
@@ -344,18 +344,18 @@ fn exchange(
         tasks: tasks.clone(),
         metrics: metrics.clone(),
         target_metrics: RwLock::default(),
-        shelf: OnceLock::new(),
+        deferral: OnceLock::new(),
     }))
 }
 
-type Bound = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
+type BoundListeners = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
 
 /// The proxy's port first, then routes' ports; and the admin's.
-async fn bind(settings: &Settings, manner: Manner) -> Result<Bound, StartError> {
+async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
     let or_any = |address: SocketAddr| async move {
         match TcpListener::bind(address).await {
             // Who runs with us is told where we are.
-            Err(error) if error.kind() == ErrorKind::AddrInUse && manner == Manner::Attended => {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && mode == RunMode::Attended => {
                 SocketAddr::new(address.ip(), 0)
             }
             _ => address,
@@ -399,7 +399,7 @@ fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAd
 }
 
 fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {
-    tasks.spawn_until_drained(async move {
+    tasks.spawn_detached(async move {
         if let Err(error) = admin.run(listener).await {
             tracing::error!(%error, "the admin listener ended");
         }

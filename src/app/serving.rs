@@ -4,20 +4,20 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::admin::Serving;
+use crate::admin::ServingInfo;
 
 /// The file; it goes with this.
 #[derive(Debug)]
-pub(super) struct Sign {
+pub(super) struct ServingFile {
     path: PathBuf,
-    serving: Serving,
+    serving: ServingInfo,
 }
 
-impl Sign {
+impl ServingFile {
     /// What runs here, as it is told to others.
-    pub(super) fn serving(config: &Path, listen: SocketAddr, admin: SocketAddr) -> Serving {
+    pub(super) fn serving(config: &Path, listen: SocketAddr, admin: SocketAddr) -> ServingInfo {
         let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
-        Serving {
+        ServingInfo {
             config: config.display().to_string(),
             listen,
             admin,
@@ -27,7 +27,7 @@ impl Sign {
     }
 
     /// Puts it up. Nobody depends on it: a failure is logged.
-    pub(super) fn put_up(data_dir: &Path, serving: Serving) -> Self {
+    pub(super) fn put_up(data_dir: &Path, serving: ServingInfo) -> Self {
         let sign = Self {
             path: path(data_dir),
             serving,
@@ -44,7 +44,7 @@ impl Sign {
     }
 }
 
-impl Drop for Sign {
+impl Drop for ServingFile {
     fn drop(&mut self) {
         // Another may have put up its own since.
         if read(&self.path).is_some_and(|known| known == self.serving) {
@@ -57,13 +57,13 @@ fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("serving.json")
 }
 
-fn read(path: &Path) -> Option<Serving> {
+fn read(path: &Path) -> Option<ServingInfo> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 /// What serves with this data directory, as far as it says. What a killed one has left does not count: its
 /// port may be somebody else's by now.
-pub fn serving(data_dir: &Path) -> Option<Serving> {
+pub fn serving(data_dir: &Path) -> Option<ServingInfo> {
     read(&path(data_dir)).filter(|serving| is_ours(serving.pid))
 }
 

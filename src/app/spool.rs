@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::{Shared, StartError};
+use super::{Parts, StartError};
 use crate::admin::Readiness;
-use crate::api::Spooling;
+use crate::api::SpoolHandle;
 use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
 use crate::db::{Database, DatabaseError};
-use crate::delivery::{Deliveries, DeliveryParts, Shelves};
+use crate::delivery::{Deliveries, DeliveryParts, SpoolDeferral};
 use crate::exchange::Exchange;
 use crate::ledger::Replica;
 use crate::policy::{Policy, Secret};
 use crate::random::Random;
 use crate::spool::{
-    Disk, Postgres, PostgresParts, PostgresSpoolSettings, Sealer, Store, WrittenBuffer,
+    BufferSpec, DiskStore, PostgresParts, PostgresSpoolSettings, PostgresStore, Sealer, Store,
 };
 
 /// How often history is looked through.
@@ -26,20 +26,20 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where items are kept.
 #[derive(Debug, Clone)]
-enum Kept {
-    Disk(Arc<Disk>),
-    Postgres(Postgres),
+enum StoreBackend {
+    DiskStore(Arc<DiskStore>),
+    PostgresStore(PostgresStore),
 }
 
 /// The spool of this process.
 #[derive(Debug, Clone)]
-pub(super) struct Opened {
-    kept: Kept,
+pub(super) struct OpenSpool {
+    kept: StoreBackend,
     keep_delivered: Duration,
     keep_dead: Duration,
-    pub(super) api: Spooling,
+    pub(super) api: SpoolHandle,
     /// Buffers that are to be declared when the store is there.
-    late: Option<(Arc<[WrittenBuffer]>, Random)>,
+    late: Option<(Arc<[BufferSpec]>, Random)>,
 }
 
 /// Opens the spool, if there is one.
@@ -48,25 +48,25 @@ pub(super) async fn open(
     replica: Option<Replica>,
     exchange: &Arc<Exchange>,
     policy: &Arc<ArcSwap<Policy>>,
-    shared: &Shared,
-) -> Result<Option<Opened>, StartError> {
+    shared: &Parts,
+) -> Result<Option<OpenSpool>, StartError> {
     let Some(spool) = &settings.spool else {
         return Ok(None);
     };
     let (kept, is_there) = match &spool.store {
         StoreSettings::Disk(disk) => {
-            let disk = Disk::open(disk.clone(), &shared.clock, &shared.tasks).await?;
-            (Kept::Disk(Arc::new(disk)), true)
+            let disk = DiskStore::open(disk.clone(), &shared.clock, &shared.tasks).await?;
+            (StoreBackend::DiskStore(Arc::new(disk)), true)
         }
         StoreSettings::Postgres(terms) => {
             let database = settings.ledger.postgres.as_ref().zip(replica);
             let (database, replica) = database
                 .ok_or_else(|| StartError::Internal("the spool has no database".to_owned()))?;
             let (store, is_there) = postgres(terms, database, replica, shared).await?;
-            (Kept::Postgres(store), is_there)
+            (StoreBackend::PostgresStore(store), is_there)
         }
     };
-    let opened = Opened::new(spool, kept, is_there, exchange, policy, shared);
+    let opened = OpenSpool::new(spool, kept, is_there, exchange, policy, shared);
     if is_there {
         let declared = opened.api.declare(&spool.buffers, &shared.random).await;
         declared.map_err(StartError::Spool)?;
@@ -80,17 +80,17 @@ async fn postgres(
     terms: &PostgresSpoolSettings,
     database: &PostgresSettings,
     replica: Replica,
-    shared: &Shared,
-) -> Result<(Postgres, bool), StartError> {
+    shared: &Parts,
+) -> Result<(PostgresStore, bool), StartError> {
     let parts = PostgresParts {
-        database: Database::new(&database.url, Postgres::CONNECTIONS, None)?,
+        database: Database::new(&database.url, PostgresStore::CONNECTIONS, None)?,
         migrate: database.migrate,
         settings: terms.clone(),
         replica,
         clock: shared.clock.clone(),
         random: shared.random.clone(),
     };
-    let store = Postgres::new(parts, &shared.tasks);
+    let store = PostgresStore::new(parts, &shared.tasks);
     match store.prepare().await {
         Ok(()) => Ok((store, true)),
         Err(error @ DatabaseError::Unreachable { .. }) => {
@@ -102,36 +102,36 @@ async fn postgres(
 }
 
 /// Closes the spool, after all that writes to it has ended.
-pub(super) async fn close(spool: Option<&Opened>) {
+pub(super) async fn close(spool: Option<&OpenSpool>) {
     match spool.map(|spool| &spool.kept) {
-        Some(Kept::Disk(disk)) => disk.close().await,
-        Some(Kept::Postgres(store)) => store.close().await,
+        Some(StoreBackend::DiskStore(disk)) => disk.close().await,
+        Some(StoreBackend::PostgresStore(store)) => store.close().await,
         None => {}
     }
 }
 
 /// Resolves when the disk has failed.
-pub(super) async fn broken(spool: Option<&Opened>) -> StartError {
+pub(super) async fn broken(spool: Option<&OpenSpool>) -> StartError {
     match spool.map(|spool| &spool.kept) {
-        Some(Kept::Disk(disk)) => {
+        Some(StoreBackend::DiskStore(disk)) => {
             StartError::Spool(format!("the disk failed: {}", disk.broken().await))
         }
-        Some(Kept::Postgres(_)) | None => std::future::pending().await,
+        Some(StoreBackend::PostgresStore(_)) | None => std::future::pending().await,
     }
 }
 
-impl Opened {
+impl OpenSpool {
     fn new(
         settings: &SpoolSettings,
-        kept: Kept,
+        kept: StoreBackend,
         is_there: bool,
         exchange: &Arc<Exchange>,
         policy: &Arc<ArcSwap<Policy>>,
-        shared: &Shared,
+        shared: &Parts,
     ) -> Self {
         let store = match &kept {
-            Kept::Disk(disk) => Arc::clone(disk) as Arc<dyn Store>,
-            Kept::Postgres(store) => Arc::new(store.clone()),
+            StoreBackend::DiskStore(disk) => Arc::clone(disk) as Arc<dyn Store>,
+            StoreBackend::PostgresStore(store) => Arc::new(store.clone()),
         };
         let keys = settings.keys.iter().map(Secret::reveal);
         let sealer = Arc::new(Sealer::new(keys, shared.random.clone()));
@@ -146,7 +146,7 @@ impl Opened {
             kept,
             keep_delivered: settings.keep_delivered,
             keep_dead: settings.keep_dead,
-            api: Spooling {
+            api: SpoolHandle {
                 store,
                 deliveries,
                 sealer,
@@ -159,12 +159,12 @@ impl Opened {
     /// Sends what waits, and forgets what is old. Requests that are kept are told of under `base`.
     pub(super) fn begin(
         &self,
-        shared: &Shared,
+        shared: &Parts,
         exchange: &Exchange,
         readiness: &Readiness,
         base: String,
     ) {
-        let shelves = Shelves {
+        let shelves = SpoolDeferral {
             deliveries: self.api.deliveries.clone(),
             store: Arc::clone(&self.api.store),
             sealer: Arc::clone(&self.api.sealer),
@@ -172,13 +172,13 @@ impl Opened {
             base,
         };
         // Nobody else sets it.
-        drop(exchange.shelf.set(Arc::new(shelves)));
+        drop(exchange.deferral.set(Arc::new(shelves)));
         match self.late.clone() {
             None => self.api.deliveries.begin(),
             Some((buffers, random)) => {
                 let (api, clock) = (self.api.clone(), shared.clock.clone());
                 let latch = readiness.latch("spool");
-                drop(shared.tasks.spawn_until_drain(async move {
+                drop(shared.tasks.spawn_cancel_on_drain(async move {
                     while let Err(error) = api.declare(&buffers, &random).await {
                         tracing::debug!(%error, "the spool's database is still away");
                         clock.sleep_until(clock.now() + ASK_AGAIN).await;
@@ -188,17 +188,17 @@ impl Opened {
                 }));
             }
         }
-        self.forget(shared);
+        self.prune(shared);
     }
 
-    fn forget(&self, shared: &Shared) {
+    fn prune(&self, shared: &Parts) {
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         let (delivered, dead) = (millis(self.keep_delivered), millis(self.keep_dead));
         let (store, clock) = (Arc::clone(&self.api.store), shared.clock.clone());
-        drop(shared.tasks.spawn_until_drain(async move {
+        drop(shared.tasks.spawn_cancel_on_drain(async move {
             loop {
                 let now = store.now();
-                match store.forget(now - delivered, now - dead).await {
+                match store.prune(now - delivered, now - dead).await {
                     // There may be more.
                     Ok(1..) => {}
                     Ok(0) => clock.sleep_until(clock.now() + FORGET_EVERY).await,

@@ -7,15 +7,15 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Failure, Outpace, WhereArgs};
-use super::{Exit, complain};
+use super::client::{Failure, Instance, InstanceArgs};
+use super::{Exit, print_error};
 
 #[derive(Debug, Args)]
 pub(super) struct AcquireArgs {
     /// The target whose limits the command counts against
     target: String,
     #[command(flatten)]
-    place: WhereArgs,
+    place: InstanceArgs,
     /// What limits that count by key tell it apart by
     #[arg(long)]
     key: Option<String>,
@@ -41,7 +41,7 @@ pub(super) fn run(args: &AcquireArgs) -> Exit {
         match acquire(args).await {
             Ok(status) => Exit::of_command(status),
             Err((exit, text)) => {
-                complain(&text);
+                print_error(&text);
                 exit
             }
         }
@@ -49,7 +49,7 @@ pub(super) fn run(args: &AcquireArgs) -> Exit {
 }
 
 async fn acquire(args: &AcquireArgs) -> Result<ExitStatus, Failure> {
-    let outpace = Outpace::find(&args.place)?;
+    let outpace = Instance::find(&args.place)?;
     let ask = async |verb: &str, body: &Value| {
         let path = format!("/v1/targets/{}/{verb}", args.target);
         outpace.call(Method::POST, &path, body).await
@@ -82,7 +82,7 @@ async fn acquire(args: &AcquireArgs) -> Result<ExitStatus, Failure> {
             () = tokio::time::sleep(HOLD / 3), if permit.is_some() => {
                 let renew = json!({ "permit": permit, "hold": HOLD.as_secs() });
                 if let Err((_, text)) = ask("renew", &renew).await {
-                    complain(&format!("the permit could not be renewed: {text}"));
+                    print_error(&format!("the permit could not be renewed: {text}"));
                 }
             }
         }

@@ -4,23 +4,23 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Failure, Outpace, WhereArgs};
+use super::client::{Failure, Instance, InstanceArgs};
 use super::table::table;
-use super::{Exit, block_on, complain, print};
+use super::{Exit, block_on, print, print_error};
 
 #[derive(Debug, Args)]
 pub(super) struct BuffersArgs {
     #[command(flatten)]
-    place: WhereArgs,
+    place: InstanceArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    what: Option<Buffers>,
+    what: Option<BuffersCommand>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Buffers {
+enum BuffersCommand {
     /// All of them
     List,
     /// How many items stand where, and what the first one waits for
@@ -65,16 +65,16 @@ enum Buffers {
 #[derive(Debug, Args)]
 pub(super) struct ItemsArgs {
     #[command(flatten)]
-    place: WhereArgs,
+    place: InstanceArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    what: Items,
+    what: ItemsCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Items {
+enum ItemsCommand {
     /// Items of a buffer, oldest first
     List {
         /// Name or id of the buffer
@@ -114,7 +114,7 @@ enum Items {
 #[derive(Debug, Args)]
 pub(super) struct AttemptsArgs {
     #[command(flatten)]
-    place: WhereArgs,
+    place: InstanceArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -171,21 +171,21 @@ type Shown<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)]);
 
 pub(super) fn buffers(args: &BuffersArgs) -> Exit {
     let of = |buffer: &str, verb: &str| format!("/v1/buffers/{buffer}{verb}");
-    let (method, path, body) = match args.what.as_ref().unwrap_or(&Buffers::List) {
-        Buffers::List => (Method::GET, "/v1/buffers".to_owned(), Value::Null),
-        Buffers::Show { buffer } => (Method::GET, of(buffer, ""), Value::Null),
-        Buffers::Pause { buffer, reason } => (
+    let (method, path, body) = match args.what.as_ref().unwrap_or(&BuffersCommand::List) {
+        BuffersCommand::List => (Method::GET, "/v1/buffers".to_owned(), Value::Null),
+        BuffersCommand::Show { buffer } => (Method::GET, of(buffer, ""), Value::Null),
+        BuffersCommand::Pause { buffer, reason } => (
             Method::POST,
             of(buffer, "/pause"),
             json!({ "reason": reason }),
         ),
-        Buffers::Resume { buffer } => (Method::POST, of(buffer, "/resume"), json!({})),
-        Buffers::Purge { buffer, state } => (
+        BuffersCommand::Resume { buffer } => (Method::POST, of(buffer, "/resume"), json!({})),
+        BuffersCommand::Purge { buffer, state } => (
             Method::POST,
             of(buffer, "/purge"),
             json!({ "state": state }),
         ),
-        Buffers::Redrive {
+        BuffersCommand::Redrive {
             buffer,
             limit,
             head,
@@ -198,7 +198,7 @@ pub(super) fn buffers(args: &BuffersArgs) -> Exit {
             (Method::POST, of(buffer, "/redrive"), body)
         }
     };
-    let list = matches!(args.what, None | Some(Buffers::List)).then_some("buffers");
+    let list = matches!(args.what, None | Some(BuffersCommand::List)).then_some("buffers");
     show(
         &args.place,
         args.json,
@@ -210,7 +210,7 @@ pub(super) fn buffers(args: &BuffersArgs) -> Exit {
 pub(super) fn items(args: &ItemsArgs) -> Exit {
     let of = |item: &str, verb: &str| format!("/v1/items/{item}{verb}");
     let (method, path, list) = match &args.what {
-        Items::List {
+        ItemsCommand::List {
             buffer,
             state,
             after,
@@ -221,7 +221,7 @@ pub(super) fn items(args: &ItemsArgs) -> Exit {
             path.extend(after.iter().map(|after| format!("&after={after}")));
             (Method::GET, path, Some("items"))
         }
-        Items::Show { item } => {
+        ItemsCommand::Show { item } => {
             let path = of(item, "/attempts");
             let shown = (Some("attempts"), &ATTEMPT[..]);
             let first = show(
@@ -240,9 +240,9 @@ pub(super) fn items(args: &ItemsArgs) -> Exit {
                 shown,
             );
         }
-        Items::Cancel { item } => (Method::POST, of(item, "/cancel"), None),
-        Items::Retry { item } => (Method::POST, of(item, "/retry"), None),
-        Items::Skip { item } => (Method::POST, of(item, "/skip"), None),
+        ItemsCommand::Cancel { item } => (Method::POST, of(item, "/cancel"), None),
+        ItemsCommand::Retry { item } => (Method::POST, of(item, "/retry"), None),
+        ItemsCommand::Skip { item } => (Method::POST, of(item, "/skip"), None),
     };
     show(
         &args.place,
@@ -275,7 +275,12 @@ pub(super) fn attempts(args: &AttemptsArgs) -> Exit {
     )
 }
 
-fn show(place: &WhereArgs, as_json: bool, call: (Method, &str, &Value), shown: Shown<'_>) -> Exit {
+fn show(
+    place: &InstanceArgs,
+    as_json: bool,
+    call: (Method, &str, &Value),
+    shown: Shown<'_>,
+) -> Exit {
     block_on(async {
         match asked(place, call).await {
             Ok(answer) if as_json => print(&format!("{answer:#}\n")),
@@ -291,7 +296,7 @@ fn show(place: &WhereArgs, as_json: bool, call: (Method, &str, &Value), shown: S
                 }
             }
             Err((exit, text)) => {
-                complain(&text);
+                print_error(&text);
                 return exit;
             }
         }
@@ -300,7 +305,7 @@ fn show(place: &WhereArgs, as_json: bool, call: (Method, &str, &Value), shown: S
 }
 
 async fn asked(
-    place: &WhereArgs,
+    place: &InstanceArgs,
     (method, path, body): (Method, &str, &Value),
 ) -> Result<Value, Failure> {
     let body = if body.is_null() {
@@ -308,5 +313,5 @@ async fn asked(
     } else {
         body.clone()
     };
-    Outpace::find(place)?.call(method, path, &body).await
+    Instance::find(place)?.call(method, path, &body).await
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Exit, complain, print};
+use super::{Exit, print, print_error};
 use crate::app::{StartError, Trust};
 
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ pub(super) fn run(args: &CaArgs) -> Exit {
             Exit::Ok
         }
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             Exit::from(&error)
         }
     }

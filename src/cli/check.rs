@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, complain, print};
+use super::{Exit, print, print_error};
 use crate::config;
 use crate::policy::{Policy, Unmatched};
 
@@ -18,7 +18,7 @@ pub(super) struct CheckArgs {
 pub(super) fn run(args: &CheckArgs) -> Exit {
     match config::load(&args.config, &config::process_environment, 0) {
         Err(error) => {
-            complain(&format!("the configuration is wrong:\n{error}"));
+            print_error(&format!("the configuration is wrong:\n{error}"));
             Exit::Usage
         }
         Ok(loaded) => {

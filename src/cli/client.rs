@@ -21,7 +21,7 @@ pub(super) const HERE: &str = "outpace.yaml";
 
 /// Which outpace is asked.
 #[derive(Debug, Args)]
-pub(super) struct WhereArgs {
+pub(super) struct InstanceArgs {
     /// The configuration of the outpace to ask
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
@@ -45,15 +45,15 @@ pub(super) struct AdminArgs {
 pub(super) type Failure = (Exit, String);
 
 /// The outpace that is asked.
-pub(super) struct Outpace {
+pub(super) struct Instance {
     authority: String,
     token: Option<String>,
     bearer: Option<String>,
     tasks: Tasks,
 }
 
-impl Outpace {
-    pub(super) fn find(args: &WhereArgs) -> Result<Self, Failure> {
+impl Instance {
+    pub(super) fn find(args: &InstanceArgs) -> Result<Self, Failure> {
         let wrong = |text: String| (Exit::Usage, text);
         let authority = match (&args.config, &args.url) {
             (Some(path), _) => {

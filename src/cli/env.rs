@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::variables::{Variables, variables};
-use super::{Exit, complain, print};
+use super::{Exit, print, print_error};
 use crate::app::{StartError, Trust};
 
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ pub(super) fn run(args: &EnvArgs) -> Exit {
             Exit::Ok
         }
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             Exit::from(&error)
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Exit, complain, print};
+use super::{Exit, print, print_error};
 use crate::config;
 use crate::db::Database;
 
@@ -10,12 +10,12 @@ pub(super) fn run(path: &Path) -> Exit {
     let loaded = match config::load(path, &config::process_environment, 0) {
         Ok(loaded) => loaded,
         Err(error) => {
-            complain(&format!("the configuration is wrong:\n{error}"));
+            print_error(&format!("the configuration is wrong:\n{error}"));
             return Exit::Usage;
         }
     };
     let Some(postgres) = loaded.config.settings.ledger.postgres else {
-        complain("there is nothing to migrate: `ledger.postgres.url` is not set");
+        print_error("there is nothing to migrate: `ledger.postgres.url` is not set");
         return Exit::Usage;
     };
     super::block_on(async {
@@ -31,7 +31,7 @@ pub(super) fn run(path: &Path) -> Exit {
                 Exit::Ok
             }
             Err(error) => {
-                complain(&error.to_string());
+                print_error(&error.to_string());
                 Exit::Ledger
             }
         }

@@ -115,7 +115,7 @@ fn block_on(work: impl Future<Output = Exit>) -> Exit {
     match runtime {
         Ok(runtime) => runtime.block_on(work),
         Err(error) => {
-            complain(&format!("no thread could be started: {error}"));
+            print_error(&format!("no thread could be started: {error}"));
             Exit::Internal
         }
     }
@@ -127,6 +127,6 @@ fn print(text: &str) {
 }
 
 /// Tells what went wrong.
-fn complain(text: &str) {
+fn print_error(text: &str) {
     drop(std::io::stderr().write_all(format!("outpace: {text}\n").as_bytes()));
 }

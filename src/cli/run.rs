@@ -20,8 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Failure, HERE};
 use super::variables::{Variables, variables};
-use super::{Exit, complain};
-use crate::admin::Serving;
+use super::{Exit, print_error};
+use crate::admin::ServingInfo;
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
 use crate::config;
@@ -49,7 +49,7 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         match run_command(args).await {
             Ok(exit) => exit,
             Err((exit, text)) => {
-                complain(&text);
+                print_error(&text);
                 exit
             }
         }
@@ -121,9 +121,9 @@ fn pass_on(child: &Child, signal: rustix::process::Signal) {
 
 /// A proxy that stays for as long as this is held.
 pub(super) struct Proxy {
-    serving: Serving,
+    serving: ServingInfo,
     #[expect(dead_code, reason = "its connection is what counts")]
-    attending: Attending,
+    session: Session,
 }
 
 impl Proxy {
@@ -149,12 +149,12 @@ impl Proxy {
     /// One that runs, with the same configuration and data directory.
     async fn find(config: &Path, trust: &Trust) -> Option<Self> {
         let known = serving(trust.data_dir())?;
-        let (told, attending) = Attending::begin(&known, trust).await?;
+        let (told, session) = Session::begin(&known, trust).await?;
         let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
         let is_same = told == known && *told.config == *config.display().to_string();
         is_same.then_some(Self {
             serving: told,
-            attending,
+            session,
         })
     }
 
@@ -193,22 +193,22 @@ impl Proxy {
 }
 
 /// A connection that says that we are there.
-struct Attending {
+struct Session {
     #[expect(dead_code, reason = "it is open as long as this lives")]
     body: Incoming,
     #[expect(dead_code, reason = "it is open as long as this lives")]
     sender: http1::SendRequest<Empty<Bytes>>,
 }
 
-impl Attending {
-    async fn begin(serving: &Serving, trust: &Trust) -> Option<(Serving, Self)> {
+impl Session {
+    async fn begin(serving: &ServingInfo, trust: &Trust) -> Option<(ServingInfo, Self)> {
         let asked = Self::ask(serving, trust);
         tokio::time::timeout(Duration::from_secs(2), asked)
             .await
             .ok()?
     }
 
-    async fn ask(serving: &Serving, trust: &Trust) -> Option<(Serving, Self)> {
+    async fn ask(serving: &ServingInfo, trust: &Trust) -> Option<(ServingInfo, Self)> {
         let stream = TcpStream::connect(serving.admin).await.ok()?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
         drop(Tasks::new().spawn(connection));

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigArgs, Exit, complain};
-use crate::app::{App, Manner};
+use super::{ConfigArgs, Exit, print_error};
+use crate::app::{App, RunMode};
 use crate::{config, telemetry};
 
 /// Time for what is dropped at the end to be dropped.
@@ -23,10 +23,10 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(args: &ServeArgs) -> Exit {
     let config = &args.config.config;
-    let manner = if args.attended {
-        Manner::Attended
+    let mode = if args.attended {
+        RunMode::Attended
     } else {
-        Manner::Standing
+        RunMode::Standing
     };
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
     // With one core a second thread would only cost switches.
@@ -43,12 +43,12 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
     let runtime = match builder.worker_threads(threads.get()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("no threads could be started: {error}"));
+            print_error(&format!("no threads could be started: {error}"));
             return Exit::Internal;
         }
     };
     let served = runtime.block_on(async {
-        let app = App::start(config, manner).await?;
+        let app = App::start(config, mode).await?;
         let lines = app.lines();
         app.run().await.map(|()| lines)
     });
@@ -60,7 +60,7 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
             Exit::Ok
         }
         Err(error) => {
-            complain(&error.to_string());
+            print_error(&error.to_string());
             Exit::from(&error)
         }
     }

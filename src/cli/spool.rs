@@ -7,19 +7,19 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{Exit, block_on, complain, print};
+use super::{Exit, block_on, print, print_error};
 use crate::clock::Clock;
 use crate::shutdown::Tasks;
-use crate::spool::{Disk, DiskSettings, Item, Query, Store, StoreError};
+use crate::spool::{DiskSettings, DiskStore, Item, ListQuery, Store, StoreError};
 
 #[derive(Debug, Args)]
 pub(super) struct SpoolArgs {
     #[command(subcommand)]
-    what: What,
+    what: SpoolCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum SpoolCommand {
     /// Read every item and compare its checksum
     Verify {
         /// The directory of the spool
@@ -37,33 +37,34 @@ const PAGE: u32 = 500;
 
 pub(super) fn run(args: &SpoolArgs) -> Exit {
     let (dir, export) = match &args.what {
-        What::Verify { dir } => (dir, false),
-        What::Export { dir } => (dir, true),
+        SpoolCommand::Verify { dir } => (dir, false),
+        SpoolCommand::Export { dir } => (dir, true),
     };
     if !dir.join("spool.db").exists() {
-        complain(&format!("there is no spool in {}", dir.display()));
+        print_error(&format!("there is no spool in {}", dir.display()));
         return Exit::Usage;
     }
     block_on(async {
-        let disk = match Disk::open(settings(dir.clone()), &Clock::system(), &Tasks::new()).await {
-            Ok(disk) => disk,
-            Err(error) => {
-                complain(&error.to_string());
-                return Exit::DataDir;
-            }
-        };
+        let disk =
+            match DiskStore::open(settings(dir.clone()), &Clock::system(), &Tasks::new()).await {
+                Ok(disk) => disk,
+                Err(error) => {
+                    print_error(&error.to_string());
+                    return Exit::DataDir;
+                }
+            };
         let walked = walk(&disk, export).await;
         disk.close().await;
         match walked {
             Ok(0) => Exit::Ok,
             Ok(damaged) => {
-                complain(&format!(
+                print_error(&format!(
                     "{damaged} items are damaged; they will not be sent, but lie with the dead letters"
                 ));
                 Exit::DataDir
             }
             Err(error) => {
-                complain(&error.to_string());
+                print_error(&error.to_string());
                 Exit::DataDir
             }
         }
@@ -82,7 +83,7 @@ fn settings(dir: PathBuf) -> DiskSettings {
 }
 
 /// Reads every item; returns how many are damaged.
-async fn walk(disk: &Disk, export: bool) -> Result<u64, StoreError> {
+async fn walk(disk: &DiskStore, export: bool) -> Result<u64, StoreError> {
     let buffers = disk.buffers();
     let mut all = 0;
     for buffer in &buffers {
@@ -96,11 +97,11 @@ async fn walk(disk: &Disk, export: bool) -> Result<u64, StoreError> {
     for buffer in &buffers {
         let mut after = None;
         loop {
-            let query = Query {
+            let query = ListQuery {
                 buffer: Some(buffer.number),
                 after,
                 limit: PAGE,
-                ..Query::default()
+                ..ListQuery::default()
             };
             let items = disk.items(query).await?;
             let Some(last) = items.last() else { break };
@@ -112,7 +113,7 @@ async fn walk(disk: &Disk, export: bool) -> Result<u64, StoreError> {
                     Ok(_) => {}
                     Err(error @ StoreError::Damaged(_)) => {
                         damaged += 1;
-                        bar.suspend(|| complain(&error.to_string()));
+                        bar.suspend(|| print_error(&error.to_string()));
                     }
                     Err(error) => return Err(error),
                 }

@@ -4,9 +4,9 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::client::{AdminArgs, Failure, Outpace};
+use super::client::{AdminArgs, Failure, Instance};
 use super::table::table;
-use super::{Exit, complain, print};
+use super::{Exit, print, print_error};
 use crate::admin::{Question, explain};
 use crate::config;
 
@@ -58,7 +58,7 @@ fn ended(done: Result<String, Failure>) -> Exit {
             Exit::Ok
         }
         Err((exit, text)) => {
-            complain(&text);
+            print_error(&text);
             exit
         }
     }
@@ -69,7 +69,7 @@ pub(super) fn health(args: &HealthArgs) -> Exit {
         let path = if args.ready { "/readyz" } else { "/healthz" };
         ended(
             async {
-                let outpace = Outpace::admin(&args.place)?;
+                let outpace = Instance::admin(&args.place)?;
                 outpace.text(path).await
             }
             .await,
@@ -80,7 +80,7 @@ pub(super) fn health(args: &HealthArgs) -> Exit {
 pub(super) fn status(args: &StatusArgs) -> Exit {
     super::block_on(async {
         let told = async {
-            let outpace = Outpace::admin(&args.place)?;
+            let outpace = Instance::admin(&args.place)?;
             outpace.call(Method::GET, "/v1/status", &Value::Null).await
         };
         ended(told.await.map(|told| {
@@ -178,7 +178,7 @@ async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(question.pairs());
     let path = format!("/v1/explain?{}", query.finish());
-    let outpace = Outpace::admin(&args.place)?;
+    let outpace = Instance::admin(&args.place)?;
     match (
         outpace.call(Method::GET, &path, &Value::Null).await,
         &args.place.config,

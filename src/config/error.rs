@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     path: PathBuf,
-    problems: Vec<Problem>,
+    problems: Vec<Violation>,
 }
 
 /// One problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Violation {
     /// Line and column, where the parser knows them.
     pub place: Option<(usize, usize)>,
     /// The path inside the document, such as `targets[0].limits[1].rate`; empty for the whole.
@@ -41,7 +41,7 @@ impl ConfigError {
         Self::one(path, place, key, with_suggestion(text))
     }
 
-    pub(super) fn rules(path: &Path, problems: Vec<Problem>) -> Self {
+    pub(super) fn rules(path: &Path, problems: Vec<Violation>) -> Self {
         Self {
             path: path.to_owned(),
             problems,
@@ -54,7 +54,7 @@ impl ConfigError {
     }
 
     fn one(path: &Path, place: Option<(usize, usize)>, key: &str, text: String) -> Self {
-        let problem = Problem {
+        let problem = Violation {
             place,
             key: key.to_owned(),
             text,
@@ -66,7 +66,7 @@ impl ConfigError {
     }
 
     /// The problems.
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &[Violation] {
         &self.problems
     }
 }

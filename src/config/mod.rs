@@ -9,7 +9,7 @@ mod resolve;
 mod schema;
 mod value;
 
-pub use error::{ConfigError, Problem};
+pub use error::{ConfigError, Violation};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::exchange::KeepSettings;
+use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
 use crate::ledger::Outage;
 use crate::origin::ParentProxy;
 use crate::policy::{Policy, Secret};
-use crate::spool::{DiskSettings, PostgresSpoolSettings, WrittenBuffer};
+use crate::spool::{BufferSpec, DiskSettings, PostgresSpoolSettings};
 use crate::units::ByteSize;
 
 /// What a file says.
@@ -57,7 +57,7 @@ pub struct Settings {
     /// Where all connections go through.
     pub parent: Option<ParentProxy>,
     /// How much of request bodies may be kept.
-    pub keep: KeepSettings,
+    pub keep: BodySettings,
     /// Where schedules live.
     pub ledger: LedgerSettings,
     /// What is kept on disk, and for how long; nothing if there is no spool.
@@ -80,7 +80,7 @@ pub struct SpoolSettings {
     /// How long dead letters stay.
     pub keep_dead: Duration,
     /// Buffers that the file declares.
-    pub buffers: Vec<WrittenBuffer>,
+    pub buffers: Vec<BufferSpec>,
 }
 
 /// Where items are kept.

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use super::error::Problem;
-use super::schema::{self, File};
-use super::value::{Parsed, Span};
+use super::error::Violation;
+use super::schema::{self, ConfigFile};
+use super::value::{DurationText, FromText};
 use super::{Config, Loaded, Settings};
-use crate::exchange::KeepSettings;
+use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_pem_file};
 use crate::policy::{ApiScope, Client, Egress, Policy, Secret, Unmatched};
@@ -28,11 +28,11 @@ use limit::Tier;
 
 /// Gathers violations.
 #[derive(Debug, Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(super) struct Violations(Vec<Violation>);
 
-impl Problems {
+impl Violations {
     fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
-        self.0.push(Problem {
+        self.0.push(Violation {
             place: None,
             key: key.into(),
             text: text.into(),
@@ -48,8 +48,8 @@ impl Problems {
 }
 
 /// Checks a file and builds what it says.
-pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Problem>> {
-    let mut problems = Problems::default();
+pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, Vec<Violation>> {
+    let mut problems = Violations::default();
     let p = &mut problems;
     let admin_token = secret(
         p,
@@ -76,8 +76,8 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
     route_ports.sort();
     let mut policy = Policy::default();
     policy.unmatched = match file.unmatched {
-        schema::Unmatched::Tunnel => Unmatched::Tunnel,
-        schema::Unmatched::Refuse => Unmatched::Refuse,
+        schema::UnmatchedSetting::Tunnel => Unmatched::Tunnel,
+        schema::UnmatchedSetting::Refuse => Unmatched::Refuse,
     };
     policy.connect_ports = file.connect_ports.iter().copied().collect();
     if policy.connect_ports.contains(&0) {
@@ -89,7 +89,7 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
     policy.egress = egress(p, &mut file.egress);
     let allow_open = file.allow_open;
     let settings = settings(p, file, route_ports);
-    doors(p, &settings, &policy, admin_token.is_some(), allow_open);
+    check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
     if !problems.0.is_empty() {
         return Err(problems.0);
     }
@@ -100,7 +100,7 @@ pub(super) fn resolve(mut file: File, generation: u64) -> Result<Loaded, Vec<Pro
     })
 }
 
-fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Settings {
+fn settings(p: &mut Violations, file: ConfigFile, route_ports: Vec<SocketAddr>) -> Settings {
     let data_dir = file
         .data_dir
         .map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0);
@@ -133,7 +133,13 @@ fn settings(p: &mut Problems, file: File, route_ports: Vec<SocketAddr>) -> Setti
 }
 
 /// A port that others can reach must not be open to anyone by accident.
-fn doors(p: &mut Problems, settings: &Settings, policy: &Policy, token: bool, allow_open: bool) {
+fn check_exposure(
+    p: &mut Violations,
+    settings: &Settings,
+    policy: &Policy,
+    token: bool,
+    allow_open: bool,
+) {
     let admin = settings.admin_listen;
     if !admin.ip().is_loopback() && !token {
         p.add(
@@ -158,13 +164,13 @@ const fn default_listen(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-fn span(value: Option<Parsed<Span>>, default: Duration) -> Duration {
+fn span(value: Option<FromText<DurationText>>, default: Duration) -> Duration {
     value.map_or(default, |span| span.0.0)
 }
 
 /// A secret written out, or in a file of its own.
 fn secret(
-    p: &mut Problems,
+    p: &mut Violations,
     key: &str,
     value: Option<&super::value::Text>,
     file: Option<&Path>,
@@ -197,7 +203,7 @@ fn secret(
     Some(Secret::new(text))
 }
 
-fn clients(p: &mut Problems, written: Vec<schema::Client>) -> (Vec<Client>, Vec<Tier>) {
+fn clients(p: &mut Violations, written: Vec<schema::ClientSection>) -> (Vec<Client>, Vec<Tier>) {
     let mut names = HashSet::new();
     let mut clients = Vec::new();
     let mut limits = Vec::new();
@@ -242,7 +248,7 @@ fn clients(p: &mut Problems, written: Vec<schema::Client>) -> (Vec<Client>, Vec<
 
 type Routes = (HashMap<HostName, Origin>, HashMap<SocketAddr, Origin>);
 
-fn routes(p: &mut Problems, written: &[schema::Route]) -> Routes {
+fn routes(p: &mut Violations, written: &[schema::RouteSection]) -> Routes {
     let (mut by_host, mut by_port) = Routes::default();
     for (index, route) in written.iter().enumerate() {
         let key = format!("routes[{index}]");
@@ -272,8 +278,8 @@ fn routes(p: &mut Problems, written: &[schema::Route]) -> Routes {
 }
 
 /// `scheme://host[:port]`, nothing behind it.
-fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
-    let problem = |p: &mut Problems, what: &str| {
+fn origin_url(p: &mut Violations, key: &str, text: &str) -> Option<Origin> {
+    let problem = |p: &mut Violations, what: &str| {
         p.add(
             key,
             format!("`{text}` {what}; write it as \"https://api.example.com\""),
@@ -309,7 +315,7 @@ fn origin_url(p: &mut Problems, key: &str, text: &str) -> Option<Origin> {
     })
 }
 
-fn public_url(p: &mut Problems, text: &str) -> Option<String> {
+fn public_url(p: &mut Violations, text: &str) -> Option<String> {
     let sound = url::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
     if !sound {
         p.add(
@@ -322,7 +328,11 @@ fn public_url(p: &mut Problems, text: &str) -> Option<String> {
     sound.then(|| text.trim_end_matches('/').to_owned())
 }
 
-fn ca(p: &mut Problems, written: schema::Ca, data_dir: &Path) -> (CaSource, Option<PathBuf>) {
+fn ca(
+    p: &mut Violations,
+    written: schema::CaSection,
+    data_dir: &Path,
+) -> (CaSource, Option<PathBuf>) {
     let source = match (written.cert, written.key) {
         (Some(cert), Some(key)) => CaSource::Supplied {
             cert: cert.0.into(),
@@ -341,7 +351,7 @@ fn ca(p: &mut Problems, written: schema::Ca, data_dir: &Path) -> (CaSource, Opti
 }
 
 fn roots(
-    p: &mut Problems,
+    p: &mut Violations,
     files: &[super::value::Text],
 ) -> Vec<rustls_pki_types::CertificateDer<'static>> {
     let mut roots = Vec::new();
@@ -354,7 +364,7 @@ fn roots(
     roots
 }
 
-fn parent(p: &mut Problems, text: &str) -> Option<ParentProxy> {
+fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
     let url = url::Url::parse(text)
         .ok()
         .filter(|url| url.scheme() == "http");
@@ -405,7 +415,7 @@ fn percent_decode(text: &str) -> Vec<u8> {
     decoded
 }
 
-fn egress(p: &mut Problems, written: &mut schema::Egress) -> Egress {
+fn egress(p: &mut Violations, written: &mut schema::EgressSection) -> Egress {
     let mut resolve = HashMap::new();
     for (name, address) in std::mem::take(&mut written.resolve) {
         let key = format!("egress.resolve.{name}");
@@ -436,13 +446,13 @@ fn egress(p: &mut Problems, written: &mut schema::Egress) -> Egress {
     }
 }
 
-fn keep(written: &schema::Bodies, data_dir: &Path) -> KeepSettings {
-    let size = |value: &Option<Parsed<ByteSize>>, default: u64| {
+fn keep(written: &schema::BodiesSection, data_dir: &Path) -> BodySettings {
+    let size = |value: &Option<FromText<ByteSize>>, default: u64| {
         value
             .as_ref()
             .map_or(ByteSize::from_bytes(default), |size| size.0)
     };
-    KeepSettings {
+    BodySettings {
         memory: size(&written.memory, 64 << 10),
         memory_total: size(&written.memory_total, 64 << 20),
         disk: size(&written.disk, 64 << 20),

@@ -7,44 +7,44 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::value::{Listen, OneOrMany, Parsed, Percent, Span, Text};
+use super::value::{DurationText, FromText, Listen, OneOrMany, Percent, Text};
 use crate::policy::{Allow, ApiScope, HostPattern};
-use crate::spool::WrittenBuffer;
+use crate::spool::BufferSpec;
 use crate::units::{ByteSize, HostName, Rate};
 
 /// Reads a document; an empty one is all defaults.
-pub(super) fn read(text: &str) -> Result<File, serde_yaml::Error> {
-    let file: Option<File> = serde_yaml::from_str(text)?;
+pub(super) fn read(text: &str) -> Result<ConfigFile, serde_yaml::Error> {
+    let file: Option<ConfigFile> = serde_yaml::from_str(text)?;
     Ok(file.unwrap_or_default())
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct File {
-    pub(super) listen: Option<Parsed<Listen>>,
+pub(super) struct ConfigFile {
+    pub(super) listen: Option<FromText<Listen>>,
     pub(super) public_url: Option<Text>,
-    pub(super) admin: Admin,
+    pub(super) admin: AdminSection,
     pub(super) data_dir: Option<Text>,
-    pub(super) drain_timeout: Option<Parsed<Span>>,
+    pub(super) drain_timeout: Option<FromText<DurationText>>,
     pub(super) allow_open: bool,
-    pub(super) unmatched: Unmatched,
+    pub(super) unmatched: UnmatchedSetting,
     pub(super) connect_ports: Vec<u16>,
-    pub(super) routes: Vec<Route>,
-    pub(super) clients: Vec<Client>,
-    pub(super) ca: Ca,
-    pub(super) egress: Egress,
-    pub(super) bodies: Bodies,
-    pub(super) ledger: Option<Ledger>,
-    pub(super) targets: Vec<Target>,
-    pub(super) spool: Option<Spool>,
+    pub(super) routes: Vec<RouteSection>,
+    pub(super) clients: Vec<ClientSection>,
+    pub(super) ca: CaSection,
+    pub(super) egress: EgressSection,
+    pub(super) bodies: BodiesSection,
+    pub(super) ledger: Option<LedgerSection>,
+    pub(super) targets: Vec<TargetSection>,
+    pub(super) spool: Option<SpoolSection>,
     #[serde(deserialize_with = "super::value::buffers")]
-    pub(super) buffers: Vec<WrittenBuffer>,
+    pub(super) buffers: Vec<BufferSpec>,
 }
 
 /// Where items are kept.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum StoreKind {
+pub(super) enum StoreSetting {
     #[default]
     Disk,
     Postgres,
@@ -52,34 +52,34 @@ pub(super) enum StoreKind {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Spool {
-    pub(super) store: Option<StoreKind>,
-    pub(super) lease: Option<Parsed<Span>>,
+pub(super) struct SpoolSection {
+    pub(super) store: Option<StoreSetting>,
+    pub(super) lease: Option<FromText<DurationText>>,
     pub(super) dir: Option<Text>,
-    pub(super) max: Option<Parsed<ByteSize>>,
-    pub(super) max_body: Option<Parsed<ByteSize>>,
-    pub(super) inline: Option<Parsed<ByteSize>>,
-    pub(super) min_free: Option<Parsed<ByteSize>>,
-    pub(super) ballast: Option<Parsed<ByteSize>>,
+    pub(super) max: Option<FromText<ByteSize>>,
+    pub(super) max_body: Option<FromText<ByteSize>>,
+    pub(super) inline: Option<FromText<ByteSize>>,
+    pub(super) min_free: Option<FromText<ByteSize>>,
+    pub(super) ballast: Option<FromText<ByteSize>>,
     pub(super) key: Option<Text>,
     pub(super) key_file: Option<PathBuf>,
     pub(super) old_keys: Vec<Text>,
-    pub(super) keep_delivered: Option<Parsed<Span>>,
-    pub(super) keep_dead: Option<Parsed<Span>>,
+    pub(super) keep_delivered: Option<FromText<DurationText>>,
+    pub(super) keep_dead: Option<FromText<DurationText>>,
     pub(super) accept_loss: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Admin {
-    pub(super) listen: Option<Parsed<Listen>>,
+pub(super) struct AdminSection {
+    pub(super) listen: Option<FromText<Listen>>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Unmatched {
+pub(super) enum UnmatchedSetting {
     #[default]
     Tunnel,
     Refuse,
@@ -87,26 +87,26 @@ pub(super) enum Unmatched {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Route {
-    pub(super) host: Option<Parsed<HostName>>,
-    pub(super) listen: Option<Parsed<Listen>>,
+pub(super) struct RouteSection {
+    pub(super) host: Option<FromText<HostName>>,
+    pub(super) listen: Option<FromText<Listen>>,
     pub(super) to: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Client {
+pub(super) struct ClientSection {
     pub(super) name: Option<Text>,
     pub(super) group: Option<Text>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
     pub(super) scopes: Option<Vec<ApiScope>>,
-    pub(super) limits: Vec<Limit>,
+    pub(super) limits: Vec<LimitSection>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Ca {
+pub(super) struct CaSection {
     pub(super) cert: Option<Text>,
     pub(super) key: Option<Text>,
     pub(super) export_dir: Option<Text>,
@@ -114,8 +114,8 @@ pub(super) struct Ca {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Egress {
-    pub(super) allow: Vec<Parsed<Allow>>,
+pub(super) struct EgressSection {
+    pub(super) allow: Vec<FromText<Allow>>,
     pub(super) roots: Vec<Text>,
     pub(super) resolve: BTreeMap<String, Text>,
     pub(super) upstream_proxy: Option<Text>,
@@ -123,25 +123,25 @@ pub(super) struct Egress {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Bodies {
-    pub(super) memory: Option<Parsed<ByteSize>>,
-    pub(super) memory_total: Option<Parsed<ByteSize>>,
-    pub(super) disk: Option<Parsed<ByteSize>>,
-    pub(super) disk_total: Option<Parsed<ByteSize>>,
+pub(super) struct BodiesSection {
+    pub(super) memory: Option<FromText<ByteSize>>,
+    pub(super) memory_total: Option<FromText<ByteSize>>,
+    pub(super) disk: Option<FromText<ByteSize>>,
+    pub(super) disk_total: Option<FromText<ByteSize>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Ledger {
-    pub(super) postgres: Option<Postgres>,
-    pub(super) on_outage: Option<OnOutage>,
-    pub(super) share_for: Option<Parsed<Span>>,
-    pub(super) bootstrap_share: Option<Parsed<Percent>>,
+pub(super) struct LedgerSection {
+    pub(super) postgres: Option<PostgresSection>,
+    pub(super) on_outage: Option<OnOutageSetting>,
+    pub(super) share_for: Option<FromText<DurationText>>,
+    pub(super) bootstrap_share: Option<FromText<Percent>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Postgres {
+pub(super) struct PostgresSection {
     pub(super) url: Option<Text>,
     pub(super) url_file: Option<PathBuf>,
     pub(super) migrate: Option<bool>,
@@ -149,7 +149,7 @@ pub(super) struct Postgres {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum OnOutage {
+pub(super) enum OnOutageSetting {
     Share,
     Closed,
     Open,
@@ -157,25 +157,25 @@ pub(super) enum OnOutage {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Target {
+pub(super) struct TargetSection {
     pub(super) name: Option<Text>,
     pub(super) preset: Option<IgnoredAny>,
-    pub(super) hosts: Vec<Parsed<HostPattern>>,
-    pub(super) limits: Vec<Limit>,
-    pub(super) lanes: Vec<Lane>,
-    pub(super) max_wait: Option<Parsed<Span>>,
+    pub(super) hosts: Vec<FromText<HostPattern>>,
+    pub(super) limits: Vec<LimitSection>,
+    pub(super) lanes: Vec<LaneSection>,
+    pub(super) max_wait: Option<FromText<DurationText>>,
     pub(super) max_waiting: Option<usize>,
-    pub(super) overflow: Overflow,
-    pub(super) tls: Tls,
-    pub(super) mode: Mode,
-    pub(super) retry: Retry,
+    pub(super) overflow: OverflowSetting,
+    pub(super) tls: TlsSetting,
+    pub(super) mode: ModeSetting,
+    pub(super) retry: RetrySection,
     pub(super) idempotent: bool,
     pub(super) set_headers: BTreeMap<String, Text>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Tls {
+pub(super) enum TlsSetting {
     #[default]
     Intercept,
     Tunnel,
@@ -183,7 +183,7 @@ pub(super) enum Tls {
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Overflow {
+pub(super) enum OverflowSetting {
     #[default]
     Refuse,
     Spool,
@@ -191,7 +191,7 @@ pub(super) enum Overflow {
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Mode {
+pub(super) enum ModeSetting {
     #[default]
     Enforce,
     Observe,
@@ -199,30 +199,30 @@ pub(super) enum Mode {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Retry {
+pub(super) struct RetrySection {
     pub(super) attempts: Option<u32>,
-    pub(super) backoff: Option<Parsed<Span>>,
-    pub(super) backoff_max: Option<Parsed<Span>>,
+    pub(super) backoff: Option<FromText<DurationText>>,
+    pub(super) backoff_max: Option<FromText<DurationText>>,
     pub(super) on_429: Option<bool>,
     pub(super) on_503: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Limit {
+pub(super) struct LimitSection {
     pub(super) name: Option<Text>,
-    pub(super) rate: Option<Parsed<Rate>>,
+    pub(super) rate: Option<FromText<Rate>>,
     pub(super) burst: Option<u32>,
-    pub(super) algorithm: Option<Algorithm>,
+    pub(super) algorithm: Option<AlgorithmSetting>,
     pub(super) concurrent: Option<u32>,
-    pub(super) r#match: Option<Match>,
+    pub(super) r#match: Option<MatchSection>,
     pub(super) key: Option<Text>,
-    pub(super) cost: Option<Cost>,
+    pub(super) cost: Option<CostSection>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Cost {
+pub(super) struct CostSection {
     pub(super) estimate: Option<OneOrMany>,
     pub(super) default: Option<u32>,
     pub(super) settle: Option<Text>,
@@ -230,16 +230,16 @@ pub(super) struct Cost {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Lane {
+pub(super) struct LaneSection {
     pub(super) name: Option<Text>,
-    pub(super) r#match: Option<Match>,
+    pub(super) r#match: Option<MatchSection>,
     pub(super) weight: Option<u32>,
-    pub(super) reserve: Option<Parsed<Percent>>,
+    pub(super) reserve: Option<FromText<Percent>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Algorithm {
+pub(super) enum AlgorithmSetting {
     TokenBucket,
     SlidingWindow,
     FixedWindow,
@@ -247,7 +247,7 @@ pub(super) enum Algorithm {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Match {
+pub(super) struct MatchSection {
     pub(super) path: Option<Text>,
     pub(super) method: Option<OneOrMany>,
     pub(super) header: Option<Text>,

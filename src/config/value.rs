@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::Environment;
-use crate::spool::WrittenBuffer;
+use crate::spool::BufferSpec;
 use crate::units::parse_duration;
 
 thread_local! {
@@ -71,8 +71,8 @@ fn expand(text: &str) -> Result<String, String> {
 /// Buffers, whose URL and fields may name variables like every other text.
 pub(super) fn buffers<'de, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<Vec<WrittenBuffer>, D::Error> {
-    let mut all = Vec::<WrittenBuffer>::deserialize(deserializer)?;
+) -> Result<Vec<BufferSpec>, D::Error> {
+    let mut all = Vec::<BufferSpec>::deserialize(deserializer)?;
     for buffer in &mut all {
         let fields = buffer
             .headers
@@ -87,9 +87,9 @@ pub(super) fn buffers<'de, D: Deserializer<'de>>(
 
 /// A quantity that parses from a string. Its error says how to write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Parsed<T>(pub(super) T);
+pub(super) struct FromText<T>(pub(super) T);
 
-impl<'de, T> Deserialize<'de> for Parsed<T>
+impl<'de, T> Deserialize<'de> for FromText<T>
 where
     T: FromStr,
     T::Err: fmt::Display,
@@ -133,13 +133,13 @@ where
 }
 
 /// Any text.
-pub(super) type Text = Parsed<String>;
+pub(super) type Text = FromText<String>;
 
 /// A duration with its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span(pub(super) Duration);
+pub(super) struct DurationText(pub(super) Duration);
 
-impl FromStr for Span {
+impl FromStr for DurationText {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         parse_duration(text).map(Self)
@@ -203,7 +203,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<OneOrMany, A::Error> {
                 let mut list = Vec::new();
-                while let Some(Parsed(item)) = seq.next_element::<Text>()? {
+                while let Some(FromText(item)) = seq.next_element::<Text>()? {
                     list.push(item);
                 }
                 Ok(OneOrMany(list))

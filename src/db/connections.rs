@@ -106,7 +106,7 @@ impl Connections {
         within: Duration,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
         let (_room, connection) = self.take().await?;
-        let mut used = Used(Some(connection));
+        let mut used = CheckedOut(Some(connection));
         let asked = used.ask(|connection| connection.fetch_all(statement));
         let asked = timeout(within, asked).await;
         let asked = asked.unwrap_or(Err(sqlx::Error::PoolTimedOut));
@@ -134,9 +134,9 @@ fn is_sound<T>(asked: &sqlx::Result<T>) -> bool {
 }
 
 /// A connection in use, closed if nobody takes it out.
-struct Used(Option<PoolConnection<Postgres>>);
+struct CheckedOut(Option<PoolConnection<Postgres>>);
 
-impl Used {
+impl CheckedOut {
     async fn ask<'c, T, F>(
         &'c mut self,
         ask: impl FnOnce(&'c mut PoolConnection<Postgres>) -> F,
@@ -151,7 +151,7 @@ impl Used {
     }
 }
 
-impl Drop for Used {
+impl Drop for CheckedOut {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
             drop(connection.detach());

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgRow, Postgres};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgListener, PgRow, Postgres};
 use sqlx::{ConnectOptions as _, Connection as _, Execute, Row as _, SqlSafeStr as _};
 
 use connections::{CONNECT_TIMEOUT, Connections};
@@ -37,6 +37,9 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
     ),
     (4, "spool", include_str!("../../migrations/0004_spool.sql")),
 ];
+
+/// A statement with its bound arguments.
+pub type Statement<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
 /// A database that replicas share. Cheap to clone.
 #[derive(Clone)]

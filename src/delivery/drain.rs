@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use super::gate::{Gate, Stage};
+use super::gate::{Gate, GateStage};
 use super::send::Delivery;
-use super::{Inner, REST};
+use super::{Deliverer, REST};
 use crate::clock::Instant;
-use crate::spool::{Buffer, Item, Millis, Query, Status, StoreError};
+use crate::spool::{Buffer, Item, ItemStatus, ListQuery, Millis, StoreError};
 
 /// A parked item is looked at again after this many milliseconds at the latest.
 const LOOK_AGAIN: u64 = 60_000;
@@ -19,7 +19,7 @@ const LOOK_AGAIN: u64 = 60_000;
 const AHEAD: Duration = Duration::from_millis(100);
 
 /// What a drain does next.
-enum Next {
+enum DrainStep {
     /// Sends this item, by the buffer's own pace not before then.
     Send(Buffer, Box<Item>, Instant),
     /// Nothing before then.
@@ -36,14 +36,14 @@ struct Drain {
     /// Of the hold under which items are sent.
     term: i64,
     /// Items that are being sent, and how far each is.
-    taken: HashMap<Arc<str>, watch::Receiver<Stage>>,
+    taken: HashMap<Arc<str>, watch::Receiver<GateStage>>,
     /// The same by their tasks.
     tasks: HashMap<tokio::task::Id, Arc<str>>,
     gate: Arc<Gate>,
 }
 
 /// An item whose delivery is over, and whether the store knows how it ended.
-type Landed = (Arc<str>, bool);
+type DeliveryResult = (Arc<str>, bool);
 
 impl Drain {
     fn of(number: i64) -> Self {
@@ -61,7 +61,7 @@ impl Drain {
     fn has_room(&self, buffer: &Buffer) -> bool {
         let at_once = buffer.terms.concurrency.max(1) as usize;
         let before = self.taken.values().next();
-        let is_followed = |before: &watch::Receiver<Stage>| *before.borrow() != Stage::Held;
+        let is_followed = |before: &watch::Receiver<GateStage>| *before.borrow() != GateStage::Held;
         self.taken.len() < at_once
             || (at_once == 1 && self.taken.len() == 1 && before.is_some_and(is_followed))
     }
@@ -73,7 +73,7 @@ impl Drain {
         if buffer.terms.rate_limit.is_some() {
             self.gate.enter();
         }
-        let (stage, seen) = watch::channel(Stage::Held);
+        let (stage, seen) = watch::channel(GateStage::Held);
         self.taken.insert(Arc::clone(&item.id), seen);
         Delivery {
             buffer,
@@ -88,7 +88,7 @@ impl Drain {
 
     /// A delivery is over, however it ended. What could not be recorded is found again when nothing else is
     /// in flight.
-    fn land(&mut self, done: Result<Landed, JoinError>) {
+    fn land(&mut self, done: Result<DeliveryResult, JoinError>) {
         let (id, recorded) = match done {
             Ok((id, recorded)) => (Some(id), recorded),
             Err(error) => {
@@ -107,10 +107,10 @@ impl Drain {
     }
 }
 
-impl Inner {
+impl Deliverer {
     pub(super) async fn drain(self: &Arc<Self>, number: i64, woken: &Notify) {
         let tasks = &self.parts.exchange.tasks;
-        let mut flying: JoinSet<Landed> = JoinSet::new();
+        let mut flying: JoinSet<DeliveryResult> = JoinSet::new();
         let mut drain = Drain::of(number);
         let drained = tasks.drain_begun();
         tokio::pin!(drained);
@@ -122,11 +122,11 @@ impl Inner {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::warn!(%error, "a buffer cannot be drained now");
-                    Next::Sleep(self.parts.exchange.clock.now() + REST)
+                    DrainStep::Sleep(self.parts.exchange.clock.now() + REST)
                 }
             };
             let until = match next {
-                Next::Send(buffer, item, opens) => {
+                DrainStep::Send(buffer, item, opens) => {
                     let delivery = Arc::new(drain.set_out(buffer, *item, opens));
                     let (inner, id) = (Arc::clone(self), Arc::clone(&delivery.item.id));
                     let task = flying.spawn(async move {
@@ -136,9 +136,9 @@ impl Inner {
                     drain.tasks.insert(task.id(), id);
                     continue;
                 }
-                Next::Sleep(until) => until,
-                Next::Idle => Instant::FAR,
-                Next::Over => break,
+                DrainStep::Sleep(until) => until,
+                DrainStep::Idle => Instant::FAR,
+                DrainStep::Over => break,
             };
             tokio::select! {
                 () = woken.notified() => {}
@@ -152,18 +152,18 @@ impl Inner {
         while flying.join_next().await.is_some() {}
     }
 
-    async fn next(&self, drain: &mut Drain) -> Result<Next, StoreError> {
+    async fn next(&self, drain: &mut Drain) -> Result<DrainStep, StoreError> {
         let (store, clock) = (&self.parts.store, &self.parts.exchange.clock);
         let Some(buffer) = store.buffer(drain.number) else {
-            return Ok(Next::Over);
+            return Ok(DrainStep::Over);
         };
         let Some(hold) = store.hold(drain.number) else {
-            return Ok(Next::Idle);
+            return Ok(DrainStep::Idle);
         };
         if hold.term != drain.term {
             // What left under an earlier hold breaks off first.
             if !drain.taken.is_empty() {
-                return Ok(Next::Idle);
+                return Ok(DrainStep::Idle);
             }
             self.recover(&buffer).await?;
             drain.gate = Arc::new(Gate::new(self.first_leave(drain.number).await));
@@ -171,21 +171,21 @@ impl Inner {
         }
         let strict = buffer.terms.concurrency <= 1;
         if buffer.paused.is_some() || !drain.has_room(&buffer) || drain.gate.is_busy() {
-            return Ok(Next::Idle);
+            return Ok(DrainStep::Idle);
         }
         let (now, instant) = (self.now(), clock.now());
         let limit = u32::try_from(drain.taken.len() + 1).unwrap_or(u32::MAX);
-        let heads = store.heads(drain.number, now, strict, limit).await?;
+        let next_items = store.next_items(drain.number, now, strict, limit).await?;
         let mut wake = Instant::FAR;
-        for item in heads {
+        for item in next_items {
             if drain.taken.contains_key(&item.id) {
                 continue;
             }
-            if item.status == Status::InFlight {
+            if item.status == ItemStatus::InFlight {
                 // Claimed, and by nobody here: an answer was lost. It is taken up like another's.
                 if drain.taken.is_empty() {
                     drain.term = 0;
-                    return Ok(Next::Sleep(instant + REST));
+                    return Ok(DrainStep::Sleep(instant + REST));
                 }
                 if strict {
                     break;
@@ -195,7 +195,7 @@ impl Inner {
             if item.expires.is_some_and(|expires| expires <= now) {
                 store.expire(Arc::clone(&item.id), now).await?;
                 self.tell(&item.id);
-                return Ok(Next::Sleep(instant));
+                return Ok(DrainStep::Sleep(instant));
             }
             if item.not_before > now {
                 // By the wall clock it is due then; a clock that jumps is asked again before long.
@@ -211,23 +211,23 @@ impl Inner {
             }
             let from = drain.gate.opens(&buffer);
             if from > instant + AHEAD {
-                return Ok(Next::Sleep(from - AHEAD));
+                return Ok(DrainStep::Sleep(from - AHEAD));
             }
-            return Ok(Next::Send(buffer, Box::new(item), from.max(instant)));
+            return Ok(DrainStep::Send(buffer, Box::new(item), from.max(instant)));
         }
         Ok(if wake == Instant::FAR {
-            Next::Idle
+            DrainStep::Idle
         } else {
-            Next::Sleep(wake)
+            DrainStep::Sleep(wake)
         })
     }
 
     /// When the last item left, so that a restart keeps the buffer's own pace.
     async fn first_leave(&self, number: i64) -> Instant {
-        let query = Query {
+        let query = ListQuery {
             buffer: Some(number),
             limit: 1,
-            ..Query::default()
+            ..ListQuery::default()
         };
         let last = self.parts.store.attempts(query).await.unwrap_or_default();
         let ago = last.first().map_or(Millis::MAX, |(_, attempt)| {

@@ -11,7 +11,7 @@ use crate::spool::Buffer;
 
 /// How far a delivery is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum GateStage {
     /// It waits, or the origin has not answered yet.
     Held,
     /// The origin took it; that is being recorded.

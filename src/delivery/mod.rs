@@ -4,14 +4,14 @@
 //! One task per buffer decides who is next; with strict order one item is in flight, otherwise as many as
 //! the buffer's `concurrency` says.
 
+mod defer;
 mod drain;
 mod gate;
 mod outbound;
-mod overflow;
 mod send;
 
+pub use defer::SpoolDeferral;
 pub use outbound::{Unsendable, origin_of};
-pub use overflow::Shelves;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use crate::exchange::Exchange;
 use crate::policy::Policy;
 use crate::spool::{
-    Attempt, Buffer, Finished, Item, Millis, Outcome, Sealer, Store, StoreError, step,
+    Attempt, AttemptOutcome, Buffer, Finished, Item, Millis, Sealer, Store, StoreError, step,
 };
 
 /// How often an item that another process may send is looked at.
@@ -33,7 +33,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// Delivers what the spool keeps. Cheap to share.
 #[derive(Debug, Clone)]
-pub struct Deliveries(Arc<Inner>);
+pub struct Deliveries(Arc<Deliverer>);
 
 /// What deliveries are made with.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub struct DeliveryParts {
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Deliverer {
     parts: DeliveryParts,
     /// The drains that run, by the buffer's number, and what wakes each.
     drains: Mutex<HashMap<i64, Arc<Notify>>>,
@@ -60,7 +60,7 @@ struct Inner {
 impl Deliveries {
     /// Nothing is sent yet.
     pub fn new(parts: DeliveryParts) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(Deliverer {
             parts,
             drains: Mutex::default(),
             watched: Mutex::default(),
@@ -77,7 +77,7 @@ impl Deliveries {
             self.wake(buffer.number);
         }
         let ours = self.clone();
-        drop(self.exchange().tasks.spawn_until_drain(async move {
+        drop(self.exchange().tasks.spawn_cancel_on_drain(async move {
             loop {
                 for buffer in ours.0.parts.store.changed().await {
                     ours.wake(buffer);
@@ -98,7 +98,7 @@ impl Deliveries {
             if !item.status.is_live() || clock.now() >= until {
                 return Ok(item);
             }
-            let watched = Watched::new(&self.0, id);
+            let watched = ItemWatch::new(&self.0, id);
             let changed = watched.told.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
@@ -145,20 +145,20 @@ impl Deliveries {
 }
 
 /// One who waits for an item; the last takes the place away.
-struct Watched<'a> {
-    inner: &'a Inner,
+struct ItemWatch<'a> {
+    inner: &'a Deliverer,
     id: &'a Arc<str>,
     told: Arc<Notify>,
 }
 
-impl<'a> Watched<'a> {
-    fn new(inner: &'a Inner, id: &'a Arc<str>) -> Self {
+impl<'a> ItemWatch<'a> {
+    fn new(inner: &'a Deliverer, id: &'a Arc<str>) -> Self {
         let told = Arc::clone(inner.watched().entry(Arc::clone(id)).or_default());
         Self { inner, id, told }
     }
 }
 
-impl Drop for Watched<'_> {
+impl Drop for ItemWatch<'_> {
     fn drop(&mut self) {
         // Ours and the table's.
         let others = |told: &Arc<Notify>| Arc::strong_count(told) > 2;
@@ -168,7 +168,7 @@ impl Drop for Watched<'_> {
     }
 }
 
-impl Inner {
+impl Deliverer {
     fn drains(&self) -> MutexGuard<'_, HashMap<i64, Arc<Notify>>> {
         self.drains.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,7 +194,13 @@ impl Inner {
         let store = &self.parts.store;
         for item in store.interrupted(buffer.number).await? {
             let (now, draw) = (self.now(), self.parts.exchange.random.unit());
-            let step = step(&item, &buffer.terms, &Outcome::Interrupted, now, draw);
+            let step = step(
+                &item,
+                &buffer.terms,
+                &AttemptOutcome::Interrupted,
+                now,
+                draw,
+            );
             let attempt = Attempt {
                 item: Arc::clone(&item.id),
                 buffer: item.buffer,

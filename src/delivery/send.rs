@@ -10,15 +10,17 @@ use http::Response as HttpResponse;
 use http_body_util::BodyExt as _;
 use tokio::sync::watch;
 
-use super::gate::{Gate, Stage};
+use super::gate::{Gate, GateStage};
 use super::outbound::{fields, request};
-use super::{Inner, POLL, REST};
+use super::{Deliverer, POLL, REST};
 use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::{Clock, Instant};
-use crate::exchange::{Arrival, Body, Departure, Error, Keeper, Reason, Sender, Way};
+use crate::exchange::{
+    Arrival, ClaimHook, ClientIdentity, DeliveryOptions, Error, Ingress, Reason, ResponseBody,
+};
 use crate::semantics;
 use crate::spool::{
-    Attempt, Buffer, Finished, Hold, Item, Outcome, Response, Store, StoreError, step,
+    Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Response, Store, StoreError, step,
 };
 
 /// How long before it may leave by the buffer's own pace an item is marked as being sent.
@@ -35,31 +37,31 @@ pub(super) struct Delivery {
     /// By the buffer's own pace it leaves no sooner.
     pub(super) opens: Instant,
     /// The one that it must not overtake.
-    pub(super) before: Option<watch::Receiver<Stage>>,
-    pub(super) stage: watch::Sender<Stage>,
+    pub(super) before: Option<watch::Receiver<GateStage>>,
+    pub(super) stage: watch::Sender<GateStage>,
 }
 
 impl Delivery {
     /// How the one before has ended; over, if there is none.
-    async fn predecessor(&self) -> Stage {
+    async fn predecessor(&self) -> GateStage {
         let Some(before) = &self.before else {
-            return Stage::Over;
+            return GateStage::Over;
         };
-        let ended = |stage: &Stage| matches!(stage, Stage::Over | Stage::Again);
+        let ended = |stage: &GateStage| matches!(stage, GateStage::Over | GateStage::Again);
         let stage = before.clone().wait_for(ended).await.map(|stage| *stage);
-        stage.unwrap_or(Stage::Again)
+        stage.unwrap_or(GateStage::Again)
     }
 
     /// The next one may find its turn.
     fn is_answered(&self) {
-        self.stage.send_replace(Stage::Answered);
+        self.stage.send_replace(GateStage::Answered);
         self.gate.passed.notify_one();
     }
 }
 
 /// Ready if the one before is not over after all, and this one must not follow.
 async fn unfollowed(delivery: &Delivery) {
-    if delivery.predecessor().await == Stage::Over {
+    if delivery.predecessor().await == GateStage::Over {
         std::future::pending::<()>().await;
     }
 }
@@ -95,7 +97,7 @@ impl Claim {
 
     async fn mark(&self) -> Result<(), String> {
         let delivery = &self.delivery;
-        if delivery.predecessor().await != Stage::Over {
+        if delivery.predecessor().await != GateStage::Over {
             // `deliver` ends it.
             return std::future::pending().await;
         }
@@ -120,7 +122,7 @@ impl Claim {
     }
 }
 
-impl Keeper for Claim {
+impl ClaimHook for Claim {
     fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
         Box::pin(async {
             if self.state().item.is_none() {
@@ -144,14 +146,14 @@ impl Keeper for Claim {
 }
 
 /// What an attempt came to, to be recorded.
-struct Came {
-    outcome: Outcome,
+struct AttemptResult {
+    outcome: AttemptOutcome,
     status: Option<u16>,
     error: Option<String>,
     response: Option<Response>,
 }
 
-impl Inner {
+impl Deliverer {
     /// Sends it. Returns whether the store knows how that ended.
     pub(super) async fn deliver(&self, delivery: &Arc<Delivery>) -> bool {
         let (buffer, item) = (&delivery.buffer, &delivery.item);
@@ -175,14 +177,14 @@ impl Inner {
             left,
             asked,
         } = claim.state();
-        let mut stage = Stage::Again;
+        let mut stage = GateStage::Again;
         let recorded = match came {
             Some(came) => {
                 let times = (started, began, left);
                 match self.record(buffer, item, claimed, came, times).await {
                     Ok(Some(finished)) => self.keep(finished, delivery.term).await.map(|item| {
                         if !item.status.is_live() {
-                            stage = Stage::Over;
+                            stage = GateStage::Over;
                         }
                     }),
                     Ok(None) => Ok(()),
@@ -195,7 +197,7 @@ impl Inner {
         };
         let recorded = match recorded {
             // Claimed, or perhaps so, and not sent.
-            Ok(()) if asked && left.is_none() && stage == Stage::Again => {
+            Ok(()) if asked && left.is_none() && stage == GateStage::Again => {
                 self.give_back(delivery).await
             }
             recorded => recorded,
@@ -215,7 +217,7 @@ impl Inner {
     /// An item that may be claimed has not left after all.
     async fn give_back(&self, delivery: &Delivery) -> Result<(), StoreError> {
         let (buffer, id) = (delivery.buffer.number, &delivery.item.id);
-        self.parts.store.unclaim(buffer, Arc::clone(id)).await
+        self.parts.store.release_claim(buffer, Arc::clone(id)).await
     }
 
     /// Ready when outpace ends and the item has not left.
@@ -245,27 +247,27 @@ impl Inner {
         hold.filter(|hold| hold.term == term)
     }
 
-    async fn attempt(&self, claim: &Arc<Claim>) -> Came {
+    async fn attempt(&self, claim: &Arc<Claim>) -> AttemptResult {
         let Delivery { buffer, item, .. } = &*claim.delivery;
         let body = match self.parts.store.body(Arc::clone(&item.id)).await {
             Ok(body) => body,
-            Err(error @ StoreError::Damaged(_)) => return Came::never(error.to_string()),
-            Err(error) => return Came::held(error.to_string(), None),
+            Err(error @ StoreError::Damaged(_)) => return AttemptResult::never(error.to_string()),
+            Err(error) => return AttemptResult::held(error.to_string(), None),
         };
         let (origin, request) = match request(buffer, item, body, &self.parts.sealer) {
             Ok(made) => made,
-            Err(error) => return Came::never(error.to_string()),
+            Err(error) => return AttemptResult::never(error.to_string()),
         };
         let arrival = Arrival {
-            way: Way::Spool,
+            ingress: Ingress::Spool,
             origin,
-            sender: Sender::ourselves(),
+            client: ClientIdentity::ourselves(),
             policy: self.parts.policy.load_full(),
-            departure: Some(Departure {
-                patience: DELIVERY_PATIENCE,
+            delivery: Some(DeliveryOptions {
+                max_wait: DELIVERY_PATIENCE,
                 timeout: Duration::from_millis(buffer.terms.timeout_ms.unsigned_abs()),
                 fields: fields(item),
-                keeper: Arc::clone(claim) as Arc<dyn Keeper>,
+                claim_hook: Arc::clone(claim) as Arc<dyn ClaimHook>,
             }),
         };
         match self.parts.exchange.send(arrival, request).await {
@@ -284,7 +286,7 @@ impl Inner {
         }
     }
 
-    async fn answered(&self, response: HttpResponse<Body>, most: usize) -> Came {
+    async fn answered(&self, response: HttpResponse<ResponseBody>, most: usize) -> AttemptResult {
         let (head, mut body) = response.into_parts();
         let wait = semantics::retry_after(&head.headers, self.parts.exchange.clock.wall());
         let mut kept = BytesMut::new();
@@ -313,8 +315,8 @@ impl Inner {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
             (name.as_str().to_owned(), value)
         });
-        Came {
-            outcome: Outcome::Answered {
+        AttemptResult {
+            outcome: AttemptOutcome::Answered {
                 status: head.status.as_u16(),
                 retry_after: wait,
             },
@@ -334,13 +336,13 @@ impl Inner {
         buffer: &Buffer,
         item: &Item,
         claimed: Option<Item>,
-        came: Came,
+        came: AttemptResult,
         (started, began, left): (i64, Instant, Option<Instant>),
     ) -> Result<Option<Finished>, StoreError> {
         let item = match (claimed, &came.outcome) {
             (Some(item), _) => item,
             // It never came to a turn: nothing has happened.
-            (None, Outcome::Held { wait }) => {
+            (None, AttemptOutcome::Held { wait }) => {
                 self.parts
                     .exchange
                     .clock
@@ -396,8 +398,8 @@ impl Inner {
     }
 }
 
-impl Came {
-    fn of(outcome: Outcome, error: String) -> Self {
+impl AttemptResult {
+    fn of(outcome: AttemptOutcome, error: String) -> Self {
         Self {
             outcome,
             status: None,
@@ -407,24 +409,24 @@ impl Came {
     }
 
     fn never(error: String) -> Self {
-        Self::of(Outcome::Unsent { passing: false }, error)
+        Self::of(AttemptOutcome::Unsent { passing: false }, error)
     }
 
     fn held(error: String, wait: Option<Duration>) -> Self {
         let wait = wait
             .unwrap_or(Duration::from_secs(1))
             .min(Duration::from_secs(5));
-        Self::of(Outcome::Held { wait }, error)
+        Self::of(AttemptOutcome::Held { wait }, error)
     }
 }
 
 /// What an error of ours means to the item.
-fn failed(error: &Error, claimed: bool) -> Came {
+fn failed(error: &Error, claimed: bool) -> AttemptResult {
     let told = error.detail.clone();
     match error.reason {
-        Reason::WaitTooLong | Reason::QueueFull => Came::held(told, error.retry_after),
+        Reason::WaitTooLong | Reason::QueueFull => AttemptResult::held(told, error.retry_after),
         Reason::OriginBroke | Reason::OriginTimeout | Reason::OriginProtocol => {
-            Came::of(Outcome::Unknown, told)
+            AttemptResult::of(AttemptOutcome::Unknown, told)
         }
         Reason::OriginUnresolved
         | Reason::OriginRefused
@@ -435,10 +437,10 @@ fn failed(error: &Error, claimed: bool) -> Came {
         | Reason::Internal
             if claimed =>
         {
-            Came::of(Outcome::Unsent { passing: true }, told)
+            AttemptResult::of(AttemptOutcome::Unsent { passing: true }, told)
         }
         // Its claim failed: it was taken back, or the store is away.
-        Reason::OriginRefused => Came::held(told, None),
-        _ => Came::never(told),
+        Reason::OriginRefused => AttemptResult::held(told, None),
+        _ => AttemptResult::never(told),
     }
 }

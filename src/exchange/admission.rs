@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use super::Exchange;
 use super::body::{Outgoing, Replayable};
-use super::course::Course;
+use super::plan::Plan;
 use super::problem::Error;
 use super::reason::Reason;
 use super::record::Record;
 use crate::clock::Clock;
 use crate::origin::{self, Lease};
 use crate::pace::{
-    Admission, Connection, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter,
+    Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter,
 };
 use crate::telemetry::TargetMetrics;
 
 /// Where the connections of one exchange come from.
-pub(super) trait Supply {
+pub(super) trait ConnectionSource {
     /// What a request is sent on.
     type Connection;
 
@@ -29,7 +29,7 @@ pub(super) trait Supply {
     }
 
     /// A new one.
-    fn dial(&self) -> impl Future<Output = Result<Self::Connection, origin::Error>>;
+    fn dial(&self) -> impl Future<Output = Result<Self::Connection, origin::OriginError>>;
 
     /// Ready when there may be an idle one, which there was not.
     fn returned(&self) -> impl Future<Output = ()> {
@@ -45,39 +45,39 @@ pub(super) trait Supply {
 /// The pool's connections for one exchange.
 pub(super) struct Pooled<'a> {
     pub(super) exchange: &'a Exchange,
-    pub(super) course: &'a Course<'a>,
+    pub(super) plan: &'a Plan<'a>,
 }
 
 impl Pooled<'_> {
     /// One for a request that need not wait for its turn.
-    pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, NotAdmitted> {
+    pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, AdmissionError> {
         match self.idle() {
             Some(connection) => Ok(connection),
-            None => self.dial().await.map_err(NotAdmitted::Unconnected),
+            None => self.dial().await.map_err(AdmissionError::Unconnected),
         }
     }
 }
 
-impl Supply for Pooled<'_> {
+impl ConnectionSource for Pooled<'_> {
     type Connection = Lease<Outgoing>;
 
     fn idle(&self) -> Option<Lease<Outgoing>> {
         // What the spool sends is claimed when its turn is near: as if it were dialled.
-        let claims = self.course.arrival.departure.is_some();
+        let claims = self.plan.arrival.delivery.is_some();
         let pool = &self.exchange.pool;
-        (!claims).then(|| pool.idle(&self.course.destination))?
+        (!claims).then(|| pool.idle(&self.plan.destination))?
     }
 
-    fn dial(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::Error>> {
+    fn dial(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::OriginError>> {
         // Boxed: dialling is rare, and its state would make every request's larger.
-        Box::pin(self.exchange.connect(self.course))
+        Box::pin(self.exchange.connect(self.plan))
     }
 
     async fn returned(&self) {
-        if self.course.arrival.departure.is_some() {
+        if self.plan.arrival.delivery.is_some() {
             std::future::pending::<()>().await;
         }
-        self.exchange.pool.returned(&self.course.destination).await;
+        self.exchange.pool.returned(&self.plan.destination).await;
     }
 
     fn is_fresh(connection: &mut Lease<Outgoing>) -> bool {
@@ -86,7 +86,7 @@ impl Supply for Pooled<'_> {
 }
 
 /// What admission needs of the exchange.
-pub(super) struct Entrance<'a> {
+pub(super) struct AdmissionContext<'a> {
     pub(super) pacer: &'a Pacer,
     pub(super) clock: &'a Clock,
     pub(super) metrics: &'a TargetMetrics,
@@ -96,11 +96,11 @@ pub(super) struct Entrance<'a> {
 
 /// Why nobody was admitted.
 #[derive(Debug)]
-pub(super) enum NotAdmitted {
+pub(super) enum AdmissionError {
     /// It cannot leave in time.
     Refused(Error),
     /// No connection could be made.
-    Unconnected(origin::Error),
+    Unconnected(origin::OriginError),
     /// The client is gone.
     ClientGone,
 }
@@ -108,14 +108,14 @@ pub(super) enum NotAdmitted {
 /// What work that is not sent by us has in the place of connections.
 struct NoConnections;
 
-impl Supply for NoConnections {
+impl ConnectionSource for NoConnections {
     type Connection = ();
 
     fn idle(&self) -> Option<()> {
         Some(())
     }
 
-    async fn dial(&self) -> Result<(), origin::Error> {
+    async fn dial(&self) -> Result<(), origin::OriginError> {
         Ok(())
     }
 }
@@ -126,7 +126,7 @@ impl Exchange {
     /// # Errors
     /// Why it cannot have one in time.
     pub async fn turn(&self, ticket: &Ticket, record: &mut Record) -> Result<Turn, Error> {
-        let entrance = Entrance {
+        let entrance = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics: &self.metrics_of(&ticket.target),
@@ -134,28 +134,30 @@ impl Exchange {
         };
         match entrance.admit(ticket, record, &NoConnections).await {
             Ok((turn, ())) => Ok(turn),
-            Err(NotAdmitted::Refused(error)) => Err(error),
-            Err(NotAdmitted::Unconnected(error)) => Err(error.into()),
-            Err(NotAdmitted::ClientGone) => Err(Error::new(Reason::Internal, "there is no body")),
+            Err(AdmissionError::Refused(error)) => Err(error),
+            Err(AdmissionError::Unconnected(error)) => Err(error.into()),
+            Err(AdmissionError::ClientGone) => {
+                Err(Error::new(Reason::Internal, "there is no body"))
+            }
         }
     }
 }
 
-impl Entrance<'_> {
+impl AdmissionContext<'_> {
     /// Waits for a turn and a connection to use it on.
-    pub(super) async fn admit<S: Supply>(
+    pub(super) async fn admit<S: ConnectionSource>(
         &self,
         ticket: &Ticket,
         record: &mut Record,
-        supply: &S,
-    ) -> Result<(Turn, S::Connection), NotAdmitted> {
+        connections: &S,
+    ) -> Result<(Turn, S::Connection), AdmissionError> {
         let mut began = None;
         let admitted = loop {
-            let connection = supply.idle();
+            let connection = connections.idle();
             let readiness = if connection.is_some() {
-                Connection::Ready
+                ConnectionState::Ready
             } else {
-                Connection::Absent
+                ConnectionState::Absent
             };
             let (turn, connection) = match self.pacer.enter(ticket, readiness) {
                 // Booked for this moment, in which the connection is ready.
@@ -164,12 +166,12 @@ impl Entrance<'_> {
                     None => (turn, None),
                 },
                 Admission::Refused(refusal) => {
-                    break Err(NotAdmitted::Refused(self.refused(ticket, &refusal)));
+                    break Err(AdmissionError::Refused(self.refused(ticket, &refusal)));
                 }
                 Admission::Wait(waiter) => {
                     began = began.or_else(|| Some(self.clock.now()));
                     record.limit = waiter.held_by.clone().or(record.limit.take());
-                    match Box::pin(self.wait(waiter, ticket, connection, supply)).await {
+                    match Box::pin(self.wait(waiter, ticket, connection, connections)).await {
                         // It may have been closed while it was kept ready.
                         Ok((turn, connection)) => {
                             record.limit = turn.held_by.clone().or(record.limit.take());
@@ -182,9 +184,9 @@ impl Entrance<'_> {
             let connection = match connection {
                 Some(connection) => connection,
                 // If that takes too long, the void turn is noticed below.
-                None => match supply.dial().await {
+                None => match connections.dial().await {
                     Ok(connection) => connection,
-                    Err(error) => break Err(NotAdmitted::Unconnected(error)),
+                    Err(error) => break Err(AdmissionError::Unconnected(error)),
                 },
             };
             // Void if the machine or the dial took too long: back into the line, at the old place.
@@ -199,14 +201,14 @@ impl Entrance<'_> {
         admitted
     }
 
-    async fn wait<S: Supply>(
+    async fn wait<S: ConnectionSource>(
         &self,
         mut waiter: Waiter,
         ticket: &Ticket,
         connection: Option<S::Connection>,
-        supply: &S,
-    ) -> Result<(Turn, S::Connection), NotAdmitted> {
-        let _counted = Counted::new(self.metrics);
+        connections: &S,
+    ) -> Result<(Turn, S::Connection), AdmissionError> {
+        let _counted = WaitingGauge::new(self.metrics);
         // One far back in the line holds no connection.
         let mut connection = connection.filter(|_| waiter.is_ready());
         let mut called = false;
@@ -219,19 +221,19 @@ impl Entrance<'_> {
         let mut dialling = pin!(None);
         loop {
             if called && connection.is_none() {
-                connection = supply.idle();
+                connection = connections.idle();
                 if connection.is_some() {
                     dialling.set(None);
                     waiter.ready();
                 } else if dialling.is_none() {
-                    dialling.set(Some(supply.dial()));
+                    dialling.set(Some(connections.dial()));
                 }
             }
             tokio::select! {
                 event = waiter.next() => match event {
                     Event::Called => called = true,
                     Event::Refused(refusal) => {
-                        return Err(NotAdmitted::Refused(self.refused(ticket, &refusal)));
+                        return Err(AdmissionError::Refused(self.refused(ticket, &refusal)));
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
@@ -241,12 +243,12 @@ impl Entrance<'_> {
                 },
                 dialled = poll_some(dialling.as_mut()), if dialling.is_some() => {
                     dialling.set(None);
-                    connection = Some(dialled.map_err(NotAdmitted::Unconnected)?);
+                    connection = Some(dialled.map_err(AdmissionError::Unconnected)?);
                     waiter.ready();
                 }
                 // Somebody's came back before ours was made: an origin may be slow to accept.
-                () = supply.returned(), if dialling.is_some() => {}
-                _gone = &mut ahead => return Err(NotAdmitted::ClientGone),
+                () = connections.returned(), if dialling.is_some() => {}
+                _gone = &mut ahead => return Err(AdmissionError::ClientGone),
             }
         }
     }
@@ -291,7 +293,7 @@ impl Entrance<'_> {
     }
 }
 
-fn still_fresh<S: Supply>(mut connection: S::Connection) -> Option<S::Connection> {
+fn still_fresh<S: ConnectionSource>(mut connection: S::Connection) -> Option<S::Connection> {
     S::is_fresh(&mut connection).then_some(connection)
 }
 
@@ -309,16 +311,16 @@ async fn poll_some<F: Future>(mut some: std::pin::Pin<&mut Option<F>>) -> F::Out
 }
 
 /// Counts one waiting request while it lives.
-struct Counted(TargetMetrics);
+struct WaitingGauge(TargetMetrics);
 
-impl Counted {
+impl WaitingGauge {
     fn new(metrics: &TargetMetrics) -> Self {
         metrics.waiting(1);
         Self(metrics.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for WaitingGauge {
     fn drop(&mut self) {
         self.0.waiting(-1);
     }
@@ -332,7 +334,7 @@ mod tests {
 
     use tokio::sync::Notify;
 
-    use crate::exchange::{Recorder, Sender, Way};
+    use crate::exchange::{ClientIdentity, Ingress, Recorder};
     use crate::ledger::MemoryLedger;
     use crate::policy::{Algorithm, Bound, Limit, Target};
     use crate::shutdown::Tasks;
@@ -346,14 +348,14 @@ mod tests {
         dialled: Cell<bool>,
     }
 
-    impl Supply for SlowToAccept {
+    impl ConnectionSource for SlowToAccept {
         type Connection = u8;
 
         fn idle(&self) -> Option<u8> {
             self.idle.take()
         }
 
-        async fn dial(&self) -> Result<u8, origin::Error> {
+        async fn dial(&self) -> Result<u8, origin::OriginError> {
             self.dialled.set(true);
             std::future::pending().await
         }
@@ -375,29 +377,29 @@ mod tests {
         let pacer = Pacer::new(ledger, clock.clone(), Tasks::new(), metrics.clone());
         let lines = LineWriter::new(std::io::sink(), metrics.clone()).unwrap();
         let recorder = Arc::new(Recorder::new(clock.clone(), metrics.clone(), lines, 1));
-        let mut record = recorder.begin(Way::Plain, &Sender::ourselves());
+        let mut record = recorder.begin(Ingress::Plain, &ClientIdentity::ourselves());
         let ticket = Ticket {
             scope: target.scope_of_tunnel(None),
             target: Arc::clone(&target),
             arrived: clock.now(),
             deadline: clock.now() + Duration::from_secs(5),
         };
-        let entrance = Entrance {
+        let entrance = AdmissionContext {
             pacer: &pacer,
             clock: &clock,
             metrics: &metrics.target(&target.name),
             body: None,
         };
-        let supply = SlowToAccept::default();
+        let connections = SlowToAccept::default();
         let comes_back = async {
             clock
                 .sleep_until(clock.now() + Duration::from_secs(1))
                 .await;
-            assert!(supply.dialled.get(), "it was called to make one");
-            supply.idle.set(Some(7));
-            supply.returned.notify_one();
+            assert!(connections.dialled.get(), "it was called to make one");
+            connections.idle.set(Some(7));
+            connections.returned.notify_one();
         };
-        let admitted = entrance.admit(&ticket, &mut record, &supply);
+        let admitted = entrance.admit(&ticket, &mut record, &connections);
         let (admitted, ()) = tokio::join!(admitted, comes_back);
         assert_eq!(admitted.map(|(_, connection)| connection).ok(), Some(7));
         assert_eq!(record.waited, Duration::from_secs(1));

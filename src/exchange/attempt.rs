@@ -7,9 +7,9 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
 
 use super::body::Outgoing;
-use crate::origin::{ParentProxy, Spoken};
+use crate::origin::{ParentProxy, Protocol};
 use crate::policy::Target;
-use crate::semantics::{self, Notable, Pseudonym, Upgrade};
+use crate::semantics::{self, HeaderFlags, Pseudonym, Upgrade};
 use crate::units::{Origin, Scheme};
 
 /// What every attempt of an exchange is made from.
@@ -31,19 +31,19 @@ impl Template {
     /// take ours away.
     pub(super) fn new(
         mut head: Parts,
-        notable: Notable,
+        notable: HeaderFlags,
         origin: &Origin,
         target: Option<&Target>,
         chunked: bool,
         pseudonym: &Pseudonym,
     ) -> Self {
-        let asks = notable.has(Notable::UPGRADE);
+        let asks = notable.has(HeaderFlags::UPGRADE);
         let upgrade = asks
             .then(|| semantics::requested_upgrade(&head.method, head.version, &head.headers))
             .flatten();
         let mut headers = std::mem::take(&mut head.headers);
         semantics::strip_request(&mut headers, notable);
-        if notable.has(Notable::COOKIE) {
+        if notable.has(HeaderFlags::COOKIE) {
             semantics::join_cookies(&mut headers);
         }
         for (name, value) in target
@@ -63,7 +63,7 @@ impl Template {
         Self {
             method: head.method,
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
-            te: notable.has(Notable::TE) && headers.contains_key(header::TE),
+            te: notable.has(HeaderFlags::TE) && headers.contains_key(header::TE),
             headers,
             chunked,
             upgrade,
@@ -108,7 +108,7 @@ impl Template {
     /// The request of one attempt, for the protocol that its connection speaks.
     pub(super) fn request(
         &self,
-        spoken: Spoken,
+        spoken: Protocol,
         origin: &Origin,
         parent: Option<&ParentProxy>,
         body: Outgoing,
@@ -116,7 +116,7 @@ impl Template {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         match spoken {
-            Spoken::Http1 => {
+            Protocol::Http1 => {
                 *request.version_mut() = Version::HTTP_11;
                 let absolute = parent.filter(|_| origin.scheme == Scheme::Http);
                 *request.uri_mut() = if absolute.is_some() {
@@ -133,7 +133,7 @@ impl Template {
                     headers.insert(header::PROXY_AUTHORIZATION, authorization);
                 }
             }
-            Spoken::Http2 => {
+            Protocol::Http2 => {
                 *request.version_mut() = Version::HTTP_2;
                 *request.uri_mut() = self.absolute(origin);
                 *request.headers_mut() = self.headers.clone();
@@ -182,7 +182,7 @@ mod tests {
 
     fn template(request: http::request::Builder, chunked: bool) -> Template {
         let (head, ()) = request.body(()).unwrap().into_parts();
-        let notable = Notable::of(&head.headers);
+        let notable = HeaderFlags::of(&head.headers);
         let us = Pseudonym::new(1);
         Template::new(head, notable, &origin(), None, chunked, &us)
     }
@@ -205,14 +205,14 @@ mod tests {
             .header("connection", "close")
             .header("accept", "*/*");
         let template = template(incoming, false);
-        let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
+        let one = template.request(Protocol::Http1, &origin(), None, Outgoing::Empty);
         assert_eq!(
             (one.version(), one.uri().to_string()),
             (Version::HTTP_11, "/a?b".into())
         );
         assert_eq!(one.headers()["host"], "api.x.com:8443");
         assert_eq!(one.headers().len(), 3, "{:?}", one.headers());
-        let two = template.request(Spoken::Http2, &origin(), None, Outgoing::Empty);
+        let two = template.request(Protocol::Http2, &origin(), None, Outgoing::Empty);
         assert_eq!(two.uri().to_string(), "https://api.x.com:8443/a?b");
         assert!(!two.headers().contains_key("host"));
         assert!(template.is_idempotent());
@@ -221,9 +221,9 @@ mod tests {
     #[test]
     fn a_body_without_length_leaves_in_chunks_whatever_the_method() {
         let template = template(Request::get("https://api.x.com/"), true);
-        let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
+        let one = template.request(Protocol::Http1, &origin(), None, Outgoing::Empty);
         assert_eq!(one.headers()["transfer-encoding"], "chunked");
-        let two = template.request(Spoken::Http2, &origin(), None, Outgoing::Empty);
+        let two = template.request(Protocol::Http2, &origin(), None, Outgoing::Empty);
         assert!(!two.headers().contains_key("transfer-encoding"));
     }
 
@@ -233,7 +233,7 @@ mod tests {
             .header("connection", "upgrade")
             .header("upgrade", "websocket");
         let template = template(incoming, false);
-        let one = template.request(Spoken::Http1, &origin(), None, Outgoing::Empty);
+        let one = template.request(Protocol::Http1, &origin(), None, Outgoing::Empty);
         assert_eq!(
             (&one.headers()["connection"], &one.headers()["upgrade"]),
             (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
@@ -254,7 +254,7 @@ mod tests {
             port: 3128,
             authorization: Some(HeaderValue::from_static("Basic eDp5")),
         };
-        let request = template.request(Spoken::Http1, &origin, Some(&parent), Outgoing::Empty);
+        let request = template.request(Protocol::Http1, &origin, Some(&parent), Outgoing::Empty);
         assert_eq!(request.headers()["proxy-authorization"], "Basic eDp5");
         assert!(request.uri().to_string().starts_with("http://"));
     }

@@ -18,20 +18,20 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::keep::Keep;
-use super::record::Kept;
-use super::respond::{BodyError, honest_trailers};
+use super::body_budget::BodyBudget;
+use super::record::BodyLocation;
+use super::respond::{BodyError, strip_forbidden_trailers};
 
 /// The body of a request that came to us.
 #[derive(Debug)]
-pub(super) enum Inbound {
+pub(super) enum InboundBody {
     /// From a client, as it comes.
     Client(Incoming),
     /// From the spool, whole.
     Stored(Bytes),
 }
 
-impl Inbound {
+impl InboundBody {
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::Client(incoming) => incoming.is_end_stream(),
@@ -46,16 +46,16 @@ pub enum Outgoing {
     /// None.
     Empty,
     /// One reading of a kept body.
-    Kept(Reader),
+    BodyLocation(Reader),
 }
 
 /// A body that can be sent several times, within bounds. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Replayable(Arc<Mutex<Store>>);
+pub(super) struct Replayable(Arc<Mutex<HeldBody>>);
 
 #[derive(Debug)]
-struct Store {
-    keep: Arc<Keep>,
+struct HeldBody {
+    body_budget: Arc<BodyBudget>,
     /// None if it is all there.
     source: Option<Incoming>,
     /// The first bytes.
@@ -95,18 +95,18 @@ pub(super) struct ClientGone;
 
 impl Replayable {
     /// Keeps what comes from `source`.
-    pub(super) fn new(source: Inbound, keep: Arc<Keep>) -> Self {
+    pub(super) fn new(source: InboundBody, body_budget: Arc<BodyBudget>) -> Self {
         let (source, chunks) = match source {
-            Inbound::Client(incoming) => (Some(incoming), Vec::new()),
-            Inbound::Stored(bytes) => (None, vec![bytes]),
+            InboundBody::Client(incoming) => (Some(incoming), Vec::new()),
+            InboundBody::Stored(bytes) => (None, vec![bytes]),
         };
         let end = if source.is_some() {
             End::NotYet
         } else {
             End::Reached
         };
-        Self(Arc::new(Mutex::new(Store {
-            keep,
+        Self(Arc::new(Mutex::new(HeldBody {
+            body_budget,
             source,
             chunks,
             // What the spool keeps it counts itself.
@@ -146,7 +146,7 @@ impl Replayable {
     pub(super) fn reader(&self) -> Reader {
         Reader {
             body: self.clone(),
-            place: Place::Memory(0),
+            place: Cursor::Memory(0),
             reading: None,
         }
     }
@@ -163,21 +163,21 @@ impl Replayable {
     }
 
     /// Where it is kept.
-    pub(super) fn kept(&self) -> Kept {
+    pub(super) fn kept(&self) -> BodyLocation {
         let store = self.lock();
         match (store.complete, store.on_disk) {
-            (false, _) => Kept::Streamed,
-            (true, 0) => Kept::Memory,
-            (true, _) => Kept::File,
+            (false, _) => BodyLocation::Streamed,
+            (true, 0) => BodyLocation::Memory,
+            (true, _) => BodyLocation::File,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
+    fn lock(&self) -> MutexGuard<'_, HeldBody> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Store {
+impl HeldBody {
     fn poll_peek(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<()> {
         loop {
             let enough = self.in_memory > most || self.on_disk > 0 || !self.complete;
@@ -227,7 +227,7 @@ impl Store {
         };
         match ready!(Pin::new(source).poll_frame(cx)) {
             Some(Ok(frame)) => {
-                let frame = honest_trailers(frame);
+                let frame = strip_forbidden_trailers(frame);
                 self.trailers = frame.trailers_ref().cloned().or(self.trailers.take());
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -247,16 +247,16 @@ impl Store {
             return;
         }
         let count = chunk.len() as u64;
-        let settings = &self.keep.settings;
+        let settings = &self.body_budget.settings;
         let small = self.in_memory + count <= settings.memory.as_bytes() && self.on_disk == 0;
-        if small && Keep::reserve(&self.keep.memory, count, settings.memory_total) {
+        if small && BodyBudget::reserve(&self.body_budget.memory, count, settings.memory_total) {
             self.in_memory += count;
-            self.keep.metrics.bodies_buffered(signed(count));
+            self.body_budget.metrics.bodies_buffered(signed(count));
             self.chunks.push(chunk);
             return;
         }
         let fits = self.on_disk + count <= settings.disk.as_bytes();
-        if fits && Keep::reserve(&self.keep.disk, count, settings.disk_total) {
+        if fits && BodyBudget::reserve(&self.body_budget.disk, count, settings.disk_total) {
             self.write(chunk, passed_on);
         } else if passed_on {
             self.complete = false;
@@ -266,7 +266,7 @@ impl Store {
     }
 
     fn write(&mut self, chunk: Bytes, passed_on: bool) {
-        let (file, dir) = (self.file.clone(), self.keep.settings.dir.clone());
+        let (file, dir) = (self.file.clone(), self.body_budget.settings.dir.clone());
         let (bytes, offset) = (chunk.clone(), self.on_disk);
         self.on_disk += chunk.len() as u64;
         let task = spawn_blocking(move || {
@@ -298,7 +298,7 @@ impl Store {
                 if let Some(writing) = writing {
                     let count = writing.chunk.len() as u64;
                     self.on_disk -= count;
-                    self.keep.disk.fetch_sub(count, Ordering::Relaxed);
+                    self.body_budget.disk.fetch_sub(count, Ordering::Relaxed);
                     if writing.passed_on {
                         self.complete = false;
                     } else {
@@ -311,13 +311,17 @@ impl Store {
     }
 }
 
-impl Drop for Store {
+impl Drop for HeldBody {
     fn drop(&mut self) {
-        self.keep
+        self.body_budget
             .memory
             .fetch_sub(self.in_memory, Ordering::Relaxed);
-        self.keep.metrics.bodies_buffered(-signed(self.in_memory));
-        self.keep.disk.fetch_sub(self.on_disk, Ordering::Relaxed);
+        self.body_budget
+            .metrics
+            .bodies_buffered(-signed(self.in_memory));
+        self.body_budget
+            .disk
+            .fetch_sub(self.on_disk, Ordering::Relaxed);
     }
 }
 
@@ -329,12 +333,12 @@ fn signed(count: u64) -> i64 {
 #[derive(Debug)]
 pub struct Reader {
     body: Replayable,
-    place: Place,
+    place: Cursor,
     reading: Option<JoinHandle<std::io::Result<Bytes>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Cursor {
     /// At this chunk.
     Memory(usize),
     /// At this offset of the file.
@@ -354,21 +358,21 @@ impl Reader {
         let mut store = body.lock();
         loop {
             match self.place {
-                Place::Memory(index) => match store.chunks.get(index) {
+                Cursor::Memory(index) => match store.chunks.get(index) {
                     Some(chunk) => {
-                        self.place = Place::Memory(index + 1);
+                        self.place = Cursor::Memory(index + 1);
                         return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
                     }
-                    None => self.place = Place::File(0),
+                    None => self.place = Cursor::File(0),
                 },
-                Place::File(offset) => {
+                Cursor::File(offset) => {
                     ready!(store.poll_writing(cx));
                     if offset >= store.on_disk {
-                        self.place = Place::Source;
+                        self.place = Cursor::Source;
                         continue;
                     }
                     let read = ready!(self.poll_file(&store, offset, cx));
-                    let advance = |bytes: &Bytes| Place::File(offset + bytes.len() as u64);
+                    let advance = |bytes: &Bytes| Cursor::File(offset + bytes.len() as u64);
                     return Poll::Ready(Some(match read {
                         Ok(bytes) => {
                             self.place = advance(&bytes);
@@ -377,15 +381,15 @@ impl Reader {
                         Err(error) => Err(error.into()),
                     }));
                 }
-                Place::Source => return self.poll_source(&mut store, cx),
-                Place::Done => return Poll::Ready(None),
+                Cursor::Source => return self.poll_source(&mut store, cx),
+                Cursor::Done => return Poll::Ready(None),
             }
         }
     }
 
     fn poll_file(
         &mut self,
-        store: &Store,
+        store: &HeldBody,
         offset: u64,
         cx: &mut Context<'_>,
     ) -> Poll<std::io::Result<Bytes>> {
@@ -407,7 +411,7 @@ impl Reader {
 
     fn poll_source(
         &mut self,
-        store: &mut Store,
+        store: &mut HeldBody,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         // What is passed on from here is kept too, unless there is no room.
@@ -433,7 +437,7 @@ impl Reader {
                 None => {}
             }
         }
-        self.place = Place::Done;
+        self.place = Cursor::Done;
         let trailers = store.trailers.clone();
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
@@ -449,14 +453,14 @@ impl http_body::Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Kept(reader) => reader.poll_next(cx),
+            Self::BodyLocation(reader) => reader.poll_next(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Kept(reader) => reader.place == Place::Done,
+            Self::BodyLocation(reader) => reader.place == Cursor::Done,
         }
     }
 
@@ -464,7 +468,7 @@ impl http_body::Body for Outgoing {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             // The framing is in the head: `Content-Length` or chunks.
-            Self::Kept(_) => SizeHint::default(),
+            Self::BodyLocation(_) => SizeHint::default(),
         }
     }
 }

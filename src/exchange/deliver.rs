@@ -10,9 +10,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::body::{Outgoing, Replayable};
-use super::course::Course;
-use super::respond::{Body, FromOrigin};
-use super::{Answer, Error, Exchange, Kept, Reason, Record};
+use super::plan::Plan;
+use super::respond::{FromOrigin, ResponseBody};
+use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record};
 use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
 use crate::clock::Clock;
 use crate::origin;
@@ -20,17 +20,17 @@ use crate::pace::Turn;
 use crate::semantics::{self, Upgrade};
 
 /// What the client gets.
-pub(super) enum Delivery {
+pub(super) enum Outcome {
     Origin(Response<Box<FromOrigin>>),
-    Aside(Response<Bytes>),
+    Buffered(Response<Bytes>),
     /// Not sent yet, but on disk.
-    Kept(Response<Body>),
-    Switch(Response<Body>, Box<Switch>),
+    Deferred(Response<ResponseBody>),
+    Switch(Response<ResponseBody>, Box<Switch>),
 }
 
 /// Reads a refusal to its end, so that its connection is free while the request waits to be sent
 /// again. One that is large or slow is let go: then the client gets our own words.
-pub(super) async fn put_aside(answer: Answer) -> Option<Response<Bytes>> {
+pub(super) async fn buffer_response(answer: OriginResponse) -> Option<Response<Bytes>> {
     let (mut head, body) = answer.response.into_parts();
     let body = http_body_util::Limited::new(body, ASIDE_BYTES);
     let reading = tokio::time::timeout(ASIDE_TIMEOUT, http_body_util::BodyExt::collect(body));
@@ -76,23 +76,26 @@ impl Exchange {
     /// Makes the origin's response ours to send.
     pub(super) fn deliver(
         &self,
-        course: &mut Course<'_>,
-        answer: Answer,
+        plan: &mut Plan<'_>,
+        answer: OriginResponse,
         record: &mut Record,
-    ) -> Result<Delivery, Error> {
-        let Answer { mut response, turn } = answer;
+    ) -> Result<Outcome, Error> {
+        let OriginResponse { mut response, turn } = answer;
         let status = response.status();
         let protocol_error = |detail: &str| Err(Error::new(Reason::OriginProtocol, detail));
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return protocol_error("the origin answered 407, which only a proxy may");
         }
-        record.kept = course.body.as_ref().map_or(Kept::None, Replayable::kept);
+        record.kept = plan
+            .body
+            .as_ref()
+            .map_or(BodyLocation::None, Replayable::kept);
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            let asked = course.template.upgrade.as_ref();
+            let asked = plan.template.upgrade.as_ref();
             if !semantics::switched(asked, status, response.headers()) {
                 return protocol_error("the origin switched to a protocol that nobody asked for");
             }
-            let client = course.switch.take();
+            let client = plan.switch.take();
             let client = client.ok_or_else(|| Error::new(Reason::Internal, "nothing to switch"))?;
             record.status = status.as_u16();
             let origin = hyper::upgrade::on(&mut response);
@@ -101,23 +104,27 @@ impl Exchange {
                 origin,
                 turn,
             };
-            return Ok(Delivery::Switch(
-                self.switching(response, course, record),
+            return Ok(Outcome::Switch(
+                self.switching(response, plan, record),
                 Box::new(switch),
             ));
         }
         self.mark(&mut response, record);
         record.status = status.as_u16();
-        Ok(Delivery::Origin(
+        Ok(Outcome::Origin(
             response.map(|body| FromOrigin::new(body, turn)),
         ))
     }
 
     /// The origin's last word, kept while the request was to be sent again.
-    pub(super) fn deliver_aside(&self, mut kept: Response<Bytes>, record: &mut Record) -> Delivery {
+    pub(super) fn deliver_buffered(
+        &self,
+        mut kept: Response<Bytes>,
+        record: &mut Record,
+    ) -> Outcome {
         self.mark(&mut kept, record);
         record.status = kept.status().as_u16();
-        Delivery::Aside(kept)
+        Outcome::Buffered(kept)
     }
 
     fn mark<T>(&self, response: &mut Response<T>, record: &Record) {
@@ -144,13 +151,13 @@ impl Exchange {
     /// The 101 for the client: its `Connection` and `Upgrade` are for this hop, and ours.
     fn switching(
         &self,
-        response: Response<origin::Body<Outgoing>>,
-        course: &Course<'_>,
+        response: Response<origin::OriginBody<Outgoing>>,
+        plan: &Plan<'_>,
         record: &Record,
-    ) -> Response<Body> {
-        let mut response = response.map(|_| Body::empty());
+    ) -> Response<ResponseBody> {
+        let mut response = response.map(|_| ResponseBody::empty());
         self.mark(&mut response, record);
-        if let Some(Upgrade { protocol }) = &course.template.upgrade {
+        if let Some(Upgrade { protocol }) = &plan.template.upgrade {
             response
                 .headers_mut()
                 .insert(header::UPGRADE, protocol.clone());

@@ -12,27 +12,27 @@
 mod admission;
 mod attempt;
 mod body;
-mod course;
+mod body_budget;
+mod defer;
 mod deliver;
-mod keep;
-mod overflow;
+mod plan;
 mod problem;
 mod react;
 mod reason;
+mod reason_table;
 mod record;
 mod respond;
-mod rows;
 mod stored;
 mod tunnel;
 
 pub use body::Outgoing;
-pub use keep::{Keep, KeepSettings};
-pub use overflow::{Keeping, Overflow, Shelf, Shelved};
+pub use body_budget::{BodyBudget, BodySettings};
+pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use problem::{Error, response};
 pub use reason::{Reason, table};
-pub use record::{Kept, Record, Recorder, Sender, Way};
-pub use respond::Body;
-pub use stored::{Departure, Keeper};
+pub use record::{BodyLocation, ClientIdentity, Ingress, Record, Recorder};
+pub use respond::ResponseBody;
+pub use stored::{ClaimHook, DeliveryOptions};
 pub use tunnel::Tunnel;
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -43,10 +43,10 @@ use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use admission::{Entrance, NotAdmitted, Pooled};
-use body::{Inbound, Replayable};
-use course::Course;
-use deliver::{Delivery, put_aside};
+use admission::{AdmissionContext, AdmissionError, Pooled};
+use body::{InboundBody, Replayable};
+use deliver::{Outcome, buffer_response};
+use plan::Plan;
 use react::{Attempted, Situation, Then, decide};
 
 use crate::bounds::RESPONSE_HEAD_TIMEOUT;
@@ -71,7 +71,7 @@ pub struct Exchange {
     /// Connections outward.
     pub pool: Pool<Outgoing>,
     /// Kept request bodies.
-    pub keep: Arc<Keep>,
+    pub body_budget: Arc<BodyBudget>,
     /// Where records go.
     pub recorder: Arc<Recorder>,
     /// Our name in `Via`.
@@ -87,53 +87,65 @@ pub struct Exchange {
     /// Handles by target; written when a target is first met.
     pub target_metrics: RwLock<HashMap<Arc<str>, TargetMetrics>>,
     /// Where requests are kept that need not be waited for; empty without a spool.
-    pub shelf: OnceLock<Arc<dyn Shelf>>,
+    pub deferral: OnceLock<Arc<dyn Deferral>>,
 }
 
 /// What is known of a request before its head is looked at.
 #[derive(Debug)]
 pub struct Arrival {
     /// How it came.
-    pub way: Way,
+    pub ingress: Ingress,
     /// Where it goes: by its request-target, its CONNECT or its route.
     pub origin: Origin,
     /// Who sent it.
-    pub sender: Sender,
+    pub client: ClientIdentity,
     /// The policy at that moment; it stays the exchange's.
     pub policy: Arc<Policy>,
     /// How it leaves, if it comes from the spool.
-    pub departure: Option<Departure>,
+    pub delivery: Option<DeliveryOptions>,
 }
 
 impl Arrival {
     /// A request that a client sent.
-    pub const fn of_client(way: Way, origin: Origin, sender: Sender, policy: Arc<Policy>) -> Self {
+    pub const fn of_client(
+        ingress: Ingress,
+        origin: Origin,
+        client: ClientIdentity,
+        policy: Arc<Policy>,
+    ) -> Self {
         Self {
-            way,
+            ingress,
             origin,
-            sender,
+            client,
             policy,
-            departure: None,
+            delivery: None,
         }
     }
 }
 
 /// The origin's answer to an attempt, and the turn it was sent on.
-struct Answer {
-    response: Response<origin::Body<Outgoing>>,
+struct OriginResponse {
+    response: Response<origin::OriginBody<Outgoing>>,
     turn: Option<Turn>,
 }
 
 /// Why an attempt brought no answer.
-enum NoAnswer {
-    NotAdmitted(NotAdmitted),
+enum AttemptError {
+    AdmissionError(AdmissionError),
     Broken(Error),
 }
 
 impl Exchange {
     /// Serves a request. Never fails: every error is a response.
-    pub async fn serve(&self, arrival: Arrival, request: Request<Incoming>) -> Response<Body> {
-        match self.conclude(&arrival, request.map(Inbound::Client)).await {
+    pub async fn serve(
+        &self,
+        arrival: Arrival,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        match self
+            .conclude(&arrival, request.map(InboundBody::Client))
+            .await
+        {
             Ok(response) => response,
             Err((error, record)) => {
                 let response = response(&error, record.target(), &record.id());
@@ -146,30 +158,30 @@ impl Exchange {
     async fn conclude(
         &self,
         arrival: &Arrival,
-        request: Request<Inbound>,
-    ) -> Result<Response<Body>, (Error, Box<Record>)> {
-        let mut record = self.recorder.begin(arrival.way, &arrival.sender);
+        request: Request<InboundBody>,
+    ) -> Result<Response<ResponseBody>, (Error, Box<Record>)> {
+        let mut record = self.recorder.begin(arrival.ingress, &arrival.client);
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
         record.origin = Some(arrival.origin.clone());
         Ok(match self.run(arrival, request, &mut record).await {
-            Ok(Delivery::Origin(response)) => {
+            Ok(Outcome::Origin(response)) => {
                 if let Some(turn) = response.body().turn() {
                     turn.settle(|source| source.number_in_head(response.headers()));
                 }
-                response.map(|body| Body::origin(body, record))
+                response.map(|body| ResponseBody::origin(body, record))
             }
-            Ok(Delivery::Aside(response)) => {
+            Ok(Outcome::Buffered(response)) => {
                 record.received = response.body().len() as u64;
                 record.end();
-                response.map(Body::full)
+                response.map(ResponseBody::full)
             }
-            Ok(Delivery::Kept(response)) => {
+            Ok(Outcome::Deferred(response)) => {
                 record.kept_for_later();
                 record.end();
                 response
             }
-            Ok(Delivery::Switch(response, switch)) => {
+            Ok(Outcome::Switch(response, switch)) => {
                 drop(self.tasks.spawn(switch.relay(record, self.clock.clone())));
                 response
             }
@@ -184,140 +196,158 @@ impl Exchange {
     async fn run(
         &self,
         arrival: &Arrival,
-        request: Request<Inbound>,
+        request: Request<InboundBody>,
         record: &mut Record,
-    ) -> Result<Delivery, Error> {
-        let mut course = self.plan(arrival, request, record)?;
-        if course.needs_body() {
-            Box::pin(course.look_into_body()).await;
+    ) -> Result<Outcome, Error> {
+        let mut plan = self.plan(arrival, request, record)?;
+        if plan.needs_body() {
+            Box::pin(plan.look_into_body()).await;
         }
-        let mut aside: Option<Response<Bytes>> = None;
+        let mut buffered: Option<Response<Bytes>> = None;
         let mut tries = 0;
         loop {
             tries += 1;
-            let (attempted, ended) = match self.attempt(&course, record).await {
+            let (attempted, ended) = match self.attempt(&plan, record).await {
                 Ok(answer) => (self.answered(&answer), Ok(answer)),
                 // Out of patience after a refusal of the origin's: that is the answer.
-                Err(NoAnswer::NotAdmitted(NotAdmitted::Refused(error))) => {
-                    if aside.is_none()
-                        && let Some(kept) = Box::pin(self.shelve(&course, &error)).await
+                Err(AttemptError::AdmissionError(AdmissionError::Refused(error))) => {
+                    if buffered.is_none()
+                        && let Some(kept) = Box::pin(self.defer(&plan, &error)).await
                     {
-                        return kept.map(Delivery::Kept);
+                        return kept.map(Outcome::Deferred);
                     }
-                    return aside.map_or(Err(error), |kept| Ok(self.deliver_aside(kept, record)));
+                    return buffered
+                        .map_or(Err(error), |kept| Ok(self.deliver_buffered(kept, record)));
                 }
                 Err(no_answer) => {
-                    let (error, attempted) = no_answer.classify(&course);
+                    let (error, attempted) = no_answer.classify(&plan);
                     (attempted, Err(error))
                 }
             };
-            match (self.react(&course, attempted, tries, record), ended) {
+            match (self.react(&plan, attempted, tries, record), ended) {
                 (Then::Again(not_before), ended) => {
                     if let Ok(answer) = ended {
                         // Boxed, like all that few requests need: it would make every request's state larger.
-                        aside = Box::pin(put_aside(answer)).await;
+                        buffered = Box::pin(buffer_response(answer)).await;
                     }
                     // After a refusal the line itself holds us; after an error nobody else does.
                     if attempted.is_error() {
                         record.waited += Box::pin(self.pause_until(not_before)).await;
                     }
                 }
-                (Then::Deliver, Ok(answer)) => return self.deliver(&mut course, answer, record),
+                (Then::Deliver, Ok(answer)) => return self.deliver(&mut plan, answer, record),
                 (Then::Deliver, Err(error)) => return Err(error),
             }
         }
     }
 
     /// Acquires a slot and a connection, and sends.
-    async fn attempt(&self, course: &Course<'_>, record: &mut Record) -> Result<Answer, NoAnswer> {
-        let departure = course.arrival.departure.as_ref();
-        let supply = Pooled {
+    async fn attempt(
+        &self,
+        plan: &Plan<'_>,
+        record: &mut Record,
+    ) -> Result<OriginResponse, AttemptError> {
+        let delivery = plan.arrival.delivery.as_ref();
+        let connections = Pooled {
             exchange: self,
-            course,
+            plan,
         };
-        let (turn, mut lease) = self.admit(course, record, &supply).await?;
-        if departure.is_some_and(|departure| !departure.keeper.leaves()) {
+        let (turn, mut lease) = self.admit(plan, record, &connections).await?;
+        if delivery.is_some_and(|delivery| !delivery.claim_hook.leaves()) {
             let cause = "it is not ours to send any more".to_owned();
-            let error = origin::Error::Refused(cause);
-            return Err(NoAnswer::NotAdmitted(NotAdmitted::Unconnected(error)));
+            let error = origin::OriginError::Refused(cause);
+            return Err(AttemptError::AdmissionError(AdmissionError::Unconnected(
+                error,
+            )));
         }
         record.attempts += 1;
-        let limit = departure.map_or(RESPONSE_HEAD_TIMEOUT, |departure| departure.timeout);
+        let limit = delivery.map_or(RESPONSE_HEAD_TIMEOUT, |delivery| delivery.timeout);
         let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
         let deadline = leaves + limit;
         let parent = self.pool.connector().parent();
-        let origin = &course.arrival.origin;
-        let mut request = course
+        let origin = &plan.arrival.origin;
+        let mut request = plan
             .template
-            .request(lease.spoken(), origin, parent, course.reader());
+            .request(lease.spoken(), origin, parent, plan.reader());
         for _ in 0..REDIALS {
             match lease.send(request, deadline).await {
-                Ok(response) => return Ok(Answer { response, turn }),
+                Ok(response) => return Ok(OriginResponse { response, turn }),
                 // Closed in the moment of sending; while the slot is good, another connection will do.
                 Err(SendError::Unsent(unsent)) => {
-                    lease = supply.connection().await.map_err(NoAnswer::NotAdmitted)?;
+                    lease = connections
+                        .connection()
+                        .await
+                        .map_err(AttemptError::AdmissionError)?;
                     if turn.as_ref().is_some_and(Turn::is_void) {
                         break;
                     }
                     request =
-                        course
-                            .template
+                        plan.template
                             .request(lease.spoken(), origin, parent, unsent.into_body());
                 }
-                Err(SendError::Broken(error)) => return Err(NoAnswer::Broken(error.into())),
+                Err(SendError::Broken(error)) => return Err(AttemptError::Broken(error.into())),
                 Err(SendError::Late) => {
                     let limit = limit.as_secs_f64();
                     let detail = format!("the origin did not answer within {limit} s");
-                    return Err(NoAnswer::Broken(Error::new(Reason::OriginTimeout, detail)));
+                    return Err(AttemptError::Broken(Error::new(
+                        Reason::OriginTimeout,
+                        detail,
+                    )));
                 }
             }
         }
         let cause = "connections close in the moment of sending".to_owned();
-        Err(NoAnswer::NotAdmitted(NotAdmitted::Unconnected(
-            origin::Error::Refused(cause),
+        Err(AttemptError::AdmissionError(AdmissionError::Unconnected(
+            origin::OriginError::Refused(cause),
         )))
     }
 
     /// A turn, where there is a target that paces, and a connection.
     async fn admit(
         &self,
-        course: &Course<'_>,
+        plan: &Plan<'_>,
         record: &mut Record,
-        supply: &Pooled<'_>,
-    ) -> Result<(Option<Turn>, Lease<Outgoing>), NoAnswer> {
-        let Some((target, metrics)) = course.target.zip(course.metrics.as_ref()) else {
+        connections: &Pooled<'_>,
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), AttemptError> {
+        let Some((target, metrics)) = plan.target.zip(plan.metrics.as_ref()) else {
             return Ok((
                 None,
-                supply.connection().await.map_err(NoAnswer::NotAdmitted)?,
+                connections
+                    .connection()
+                    .await
+                    .map_err(AttemptError::AdmissionError)?,
             ));
         };
         if target.observe {
-            let turn = self.observe(target, metrics, course, record);
+            let turn = self.observe(target, metrics, plan, record);
             return Ok((
                 turn,
-                supply.connection().await.map_err(NoAnswer::NotAdmitted)?,
+                connections
+                    .connection()
+                    .await
+                    .map_err(AttemptError::AdmissionError)?,
             ));
         }
         let ticket = Ticket {
             target: Arc::clone(target),
-            scope: course.scope.clone(),
+            scope: plan.scope.clone(),
             arrived: record.began(),
             deadline: match record.attempts {
-                0 => record.began() + course.patience,
-                _ => self.deadline(course, record),
+                0 => record.began() + plan.max_wait,
+                _ => self.deadline(plan, record),
             },
         };
-        let body = course.body.as_ref().filter(|_| course.read_ahead);
-        let entrance = Entrance {
+        let body = plan.body.as_ref().filter(|_| plan.read_ahead);
+        let entrance = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics,
             body,
         };
         let (turn, lease) = entrance
-            .admit(&ticket, record, supply)
+            .admit(&ticket, record, connections)
             .await
-            .map_err(NoAnswer::NotAdmitted)?;
+            .map_err(AttemptError::AdmissionError)?;
         Ok((Some(turn), lease))
     }
 
@@ -326,15 +356,15 @@ impl Exchange {
         &self,
         target: &Arc<Target>,
         metrics: &TargetMetrics,
-        course: &Course<'_>,
+        plan: &Plan<'_>,
         record: &mut Record,
     ) -> Option<Turn> {
         let now = self.clock.now();
         let ticket = Ticket {
             target: Arc::clone(target),
-            scope: course.scope.clone(),
+            scope: plan.scope.clone(),
             arrived: now,
-            deadline: now + course.patience,
+            deadline: now + plan.max_wait,
         };
         let held: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
         let (tell, metrics) = (Arc::clone(&held), metrics.clone());
@@ -347,7 +377,7 @@ impl Exchange {
         turn.and_then(|turn| turn.leave().ok())
     }
 
-    fn answered(&self, answer: &Answer) -> Attempted {
+    fn answered(&self, answer: &OriginResponse) -> Attempted {
         let status = answer.response.status();
         let wait = Attempted::may_ask_for_time(status)
             .then(|| semantics::retry_after(answer.response.headers(), self.clock.wall()));
@@ -355,14 +385,8 @@ impl Exchange {
     }
 
     /// Decides what follows, and tells everyone what the origin asked for.
-    fn react(
-        &self,
-        course: &Course<'_>,
-        attempted: Attempted,
-        tries: u32,
-        record: &Record,
-    ) -> Then {
-        let Some(target) = course.target.filter(|target| !target.observe) else {
+    fn react(&self, plan: &Plan<'_>, attempted: Attempted, tries: u32, record: &Record) -> Then {
+        let Some(target) = plan.target.filter(|target| !target.observe) else {
             return Then::Deliver;
         };
         if attempted.is_final() {
@@ -370,21 +394,21 @@ impl Exchange {
         }
         let situation = Situation {
             retry: &target.retry,
-            idempotent: target.idempotent || course.template.is_idempotent(),
-            replayable: course.body.as_ref().is_none_or(Replayable::replayable),
+            idempotent: target.idempotent || plan.template.is_idempotent(),
+            replayable: plan.body.as_ref().is_none_or(Replayable::replayable),
             attempts: tries,
             now: self.clock.now(),
-            deadline: self.deadline(course, record),
+            deadline: self.deadline(plan, record),
             draw: self.random.unit(),
         };
         let decision = decide(attempted, &situation);
         if let Some(until) = decision.block {
             self.pacer.block(target, until);
-            if let Some(metrics) = &course.metrics {
+            if let Some(metrics) = &plan.metrics {
                 metrics.limited();
             }
         }
-        match course.arrival.departure {
+        match plan.arrival.delivery {
             // Who keeps it decides.
             Some(_) => Then::Deliver,
             None => decision.then,
@@ -392,8 +416,8 @@ impl Exchange {
     }
 
     /// Patience is for being held; what the origin takes to answer does not count.
-    fn deadline(&self, course: &Course<'_>, record: &Record) -> crate::clock::Instant {
-        self.clock.now() + course.patience.saturating_sub(record.waited)
+    fn deadline(&self, plan: &Plan<'_>, record: &Record) -> crate::clock::Instant {
+        self.clock.now() + plan.max_wait.saturating_sub(record.waited)
     }
 
     async fn pause_until(&self, not_before: crate::clock::Instant) -> Duration {
@@ -423,9 +447,9 @@ impl Exchange {
     }
 }
 
-impl NoAnswer {
+impl AttemptError {
     /// The error to tell, and what the reaction depends on.
-    fn classify(self, course: &Course<'_>) -> (Error, Attempted) {
+    fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
         let gone = || {
             Error::new(
                 Reason::MalformedRequest,
@@ -433,17 +457,17 @@ impl NoAnswer {
             )
         };
         match self {
-            Self::NotAdmitted(NotAdmitted::Refused(error)) => {
+            Self::AdmissionError(AdmissionError::Refused(error)) => {
                 (error, Attempted::Unsent { passing: false })
             }
-            Self::NotAdmitted(NotAdmitted::ClientGone) => {
+            Self::AdmissionError(AdmissionError::ClientGone) => {
                 (gone(), Attempted::Unsent { passing: false })
             }
-            Self::NotAdmitted(NotAdmitted::Unconnected(error)) => {
+            Self::AdmissionError(AdmissionError::Unconnected(error)) => {
                 let passing = error.is_passing();
                 (error.into(), Attempted::Unsent { passing })
             }
-            Self::Broken(_) if course.body.as_ref().is_some_and(Replayable::client_gone) => {
+            Self::Broken(_) if plan.body.as_ref().is_some_and(Replayable::client_gone) => {
                 (gone(), Attempted::Unsent { passing: false })
             }
             Self::Broken(error) => (error, Attempted::Broken),

@@ -8,7 +8,7 @@ use http::{HeaderValue, Response, header};
 use serde::Serialize;
 
 use super::reason::Reason;
-use super::respond::Body;
+use super::respond::ResponseBody;
 use crate::spool::{SealError, StoreError};
 use crate::{origin, semantics};
 
@@ -50,18 +50,18 @@ impl From<semantics::Malformed> for Error {
     }
 }
 
-impl From<origin::Error> for Error {
-    fn from(error: origin::Error) -> Self {
+impl From<origin::OriginError> for Error {
+    fn from(error: origin::OriginError) -> Self {
         let reason = match &error {
-            origin::Error::Unresolved { .. } => Reason::OriginUnresolved,
-            origin::Error::Prohibited { .. } => Reason::AddressProhibited,
-            origin::Error::Ourselves(_) => Reason::LoopDetected,
-            origin::Error::Refused(_) => Reason::OriginRefused,
-            origin::Error::ConnectTimeout => Reason::OriginConnectTimeout,
-            origin::Error::Certificate(_) => Reason::OriginCertificate,
-            origin::Error::Tls(_) => Reason::OriginTls,
-            origin::Error::ParentProxy(_) => Reason::ParentProxy,
-            origin::Error::Broken(_) => Reason::OriginBroke,
+            origin::OriginError::Unresolved { .. } => Reason::OriginUnresolved,
+            origin::OriginError::Prohibited { .. } => Reason::AddressProhibited,
+            origin::OriginError::Ourselves(_) => Reason::LoopDetected,
+            origin::OriginError::Refused(_) => Reason::OriginRefused,
+            origin::OriginError::ConnectTimeout => Reason::OriginConnectTimeout,
+            origin::OriginError::Certificate(_) => Reason::OriginCertificate,
+            origin::OriginError::Tls(_) => Reason::OriginTls,
+            origin::OriginError::ParentProxy(_) => Reason::ParentProxy,
+            origin::OriginError::Broken(_) => Reason::OriginBroke,
         };
         Self::new(reason, error.to_string())
     }
@@ -120,7 +120,7 @@ struct ErrorObject<'a> {
 }
 
 /// Turns a no into a response; `exchange` is the id under which the log knows it.
-pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Body> {
+pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<ResponseBody> {
     let row = error.reason.row();
     let problem = Problem {
         r#type: format!("urn:outpace:reason:{}", row.token),
@@ -140,7 +140,7 @@ pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response
         },
     };
     let body = serde_json::to_vec(&problem).unwrap_or_default();
-    let mut response = Response::new(Body::full(body));
+    let mut response = Response::new(ResponseBody::full(body));
     *response.status_mut() = row.status;
     let headers = response.headers_mut();
     headers.insert(

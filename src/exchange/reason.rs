@@ -3,7 +3,7 @@
 
 use http::StatusCode;
 
-use crate::telemetry::Outcome;
+use crate::telemetry::ExchangeOutcome;
 
 /// Why outpace answered a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum Reason {
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
-pub struct Row {
+pub struct ReasonRow {
     /// The word in logs, metrics and messages.
     pub token: &'static str,
     /// The status code.
@@ -59,7 +59,7 @@ pub struct Row {
     /// The error type of RFC 9209 section 2.3.
     pub proxy_error: &'static str,
     /// Whose doing it is.
-    pub outcome: Outcome,
+    pub outcome: ExchangeOutcome,
     /// At which level it is logged beside its canonical line.
     pub level: Level,
     /// What happened, in general.
@@ -146,11 +146,13 @@ mod tests {
 
     #[test]
     fn tokens_are_distinct_and_rows_are_sentences() {
-        let rows = Reason::ALL.map(Reason::row);
-        let tokens: std::collections::HashSet<_> = rows.iter().map(|row| row.token).collect();
+        let reason_table = Reason::ALL.map(Reason::row);
+        let tokens: std::collections::HashSet<_> =
+            reason_table.iter().map(|row| row.token).collect();
         assert_eq!(tokens.len(), Reason::ALL.len());
         assert!(
-            rows.iter()
+            reason_table
+                .iter()
                 .all(|row| row.remedy.ends_with('.') && row.meaning.ends_with('.'))
         );
     }

@@ -12,14 +12,14 @@ use super::reason::{Level, Reason};
 use crate::clock::{Clock, Instant};
 use crate::key;
 use crate::policy::Caller;
-use crate::telemetry::{JsonObject, LineWriter, Metrics, Outcome, TargetMetrics};
+use crate::telemetry::{ExchangeOutcome, JsonObject, LineWriter, Metrics, TargetMetrics};
 use crate::units::Origin;
 use http::Method;
 use http::uri::PathAndQuery;
 
 /// How a request reached us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Ingress {
     /// Absolute-form.
     Plain,
     /// Inside a CONNECT that we intercepted.
@@ -36,7 +36,7 @@ pub enum Way {
     Spool,
 }
 
-impl Way {
+impl Ingress {
     const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -52,7 +52,7 @@ impl Way {
 
 /// Who sent a request.
 #[derive(Debug, Clone)]
-pub struct Sender {
+pub struct ClientIdentity {
     /// Its address.
     pub address: IpAddr,
     /// Its address as text, which each of its lines needs.
@@ -63,7 +63,7 @@ pub struct Sender {
     pub group: Option<Arc<str>>,
 }
 
-impl Sender {
+impl ClientIdentity {
     /// Somebody at this address, so far.
     pub fn at(address: IpAddr) -> Self {
         Self {
@@ -100,7 +100,7 @@ impl Sender {
 
 /// Where the request's body was kept for repetition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum BodyLocation {
     /// There was none.
     None,
     /// In memory.
@@ -111,7 +111,7 @@ pub enum Kept {
     Streamed,
 }
 
-impl Kept {
+impl BodyLocation {
     const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -133,12 +133,12 @@ pub struct Recorder {
     count: AtomicU64,
     /// The metrics of exchanges without a target.
     unmatched: TargetMetrics,
-    refusals: Mutex<VecDeque<Refusal>>,
+    refusals: Mutex<VecDeque<RecentRefusal>>,
 }
 
 /// One of the last refusals.
 #[derive(Debug, Clone)]
-pub struct Refusal {
+pub struct RecentRefusal {
     /// When its exchange began.
     pub time: SystemTime,
     /// Where it was to go.
@@ -170,26 +170,26 @@ impl Recorder {
     }
 
     /// The last refusals, the latest first.
-    pub fn refusals(&self) -> Vec<Refusal> {
+    pub fn refusals(&self) -> Vec<RecentRefusal> {
         let kept = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         kept.iter().cloned().collect()
     }
 
-    fn keep(&self, refusal: Refusal) {
+    fn keep(&self, refusal: RecentRefusal) {
         let mut kept = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         kept.truncate(REFUSALS - 1);
         kept.push_front(refusal);
     }
 
     /// Begins a record.
-    pub fn begin(self: &Arc<Self>, way: Way, sender: &Sender) -> Box<Record> {
+    pub fn begin(self: &Arc<Self>, ingress: Ingress, client: &ClientIdentity) -> Box<Record> {
         Box::new(Record {
             recorder: Arc::clone(self),
             began: self.clock.now(),
             time: self.clock.wall(),
             number: self.count.fetch_add(1, Ordering::Relaxed),
-            way,
-            sender: sender.clone(),
+            ingress,
+            client: client.clone(),
             method: Method::GET,
             origin: None,
             path: None,
@@ -204,7 +204,7 @@ impl Recorder {
             detail: None,
             sent: 0,
             received: 0,
-            kept: Kept::None,
+            kept: BodyLocation::None,
             trace: None,
             spooled: false,
             emitted: false,
@@ -219,8 +219,8 @@ pub struct Record {
     began: Instant,
     time: SystemTime,
     number: u64,
-    way: Way,
-    sender: Sender,
+    ingress: Ingress,
+    client: ClientIdentity,
     /// The method.
     pub method: Method,
     /// Where to.
@@ -246,7 +246,7 @@ pub struct Record {
     /// Bytes to the client.
     pub received: u64,
     /// What became of the request's body.
-    pub kept: Kept,
+    pub kept: BodyLocation,
     /// The trace it belongs to (the second part of `traceparent`).
     pub trace: Option<http::HeaderValue>,
     spooled: bool,
@@ -295,8 +295,8 @@ impl Record {
         if self.status == 0 {
             self.status = row.status.as_u16();
         }
-        if row.outcome == Outcome::Refused {
-            self.recorder.keep(Refusal {
+        if row.outcome == ExchangeOutcome::Refused {
+            self.recorder.keep(RecentRefusal {
                 time: self.time,
                 target: self.target.clone(),
                 reason: row.token,
@@ -316,13 +316,13 @@ impl Record {
     pub fn end(mut self: Box<Self>) {
         let outcome = match self.reason {
             Some(reason) => reason.row().outcome,
-            None if self.spooled => Outcome::Kept,
-            None => Outcome::Delivered,
+            None if self.spooled => ExchangeOutcome::Spooled,
+            None => ExchangeOutcome::Delivered,
         };
         self.emit(outcome);
     }
 
-    fn emit(&mut self, outcome: Outcome) {
+    fn emit(&mut self, outcome: ExchangeOutcome) {
         if std::mem::replace(&mut self.emitted, true) {
             return;
         }
@@ -333,15 +333,15 @@ impl Record {
     }
 
     /// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.
-    fn write(&self, outcome: Outcome, line: &mut JsonObject<'_>) {
+    fn write(&self, outcome: ExchangeOutcome, line: &mut JsonObject<'_>) {
         let origin = self.origin.as_ref();
         line.word(key!("level"), "info")
             .word(key!("message"), "exchange")
             .hex(key!("exchange"), &self.recorder.instance, self.number)
-            .word(key!("client"), &self.sender.shown)
-            .text_if(key!("client_name"), self.sender.name.as_deref())
-            .text_if(key!("client_group"), self.sender.group.as_deref())
-            .word(key!("way"), self.way.name())
+            .word(key!("client"), &self.client.shown)
+            .text_if(key!("client_name"), self.client.name.as_deref())
+            .text_if(key!("client_group"), self.client.group.as_deref())
+            .word(key!("ingress"), self.ingress.name())
             .text(key!("method"), self.method.as_str())
             .text_or_null(key!("scheme"), origin.map(|origin| origin.scheme.as_str()))
             .text_or_null(key!("host"), origin.map(|origin| origin.host.as_str()))
@@ -369,7 +369,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.emit(Outcome::Abandoned);
+        self.emit(ExchangeOutcome::Abandoned);
     }
 }
 
@@ -385,9 +385,9 @@ mod tests {
     use std::sync::Mutex;
 
     #[derive(Clone, Default)]
-    struct Out(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<u8>>>);
 
-    impl std::io::Write for Out {
+    impl std::io::Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -399,20 +399,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn p11_explained_a_record_is_emitted_exactly_once() {
-        let out = Out::default();
+        let out = Captured::default();
         let metrics = Metrics::new();
         let lines = LineWriter::new(out.clone(), metrics.clone()).unwrap();
         let recorder = Arc::new(Recorder::new(Clock::anchored(0), metrics, lines, 7));
-        let sender = Sender::ourselves();
+        let client = ClientIdentity::ourselves();
 
-        recorder.begin(Way::Plain, &sender).end();
-        let mut refused = recorder.begin(Way::Route, &sender);
+        recorder.begin(Ingress::Plain, &client).end();
+        let mut refused = recorder.begin(Ingress::Route, &client);
         refused.refused(&Error::new(Reason::WaitTooLong, "a \"quoted\"\nline"));
         refused.trace = Some(http::HeaderValue::from_static(
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         ));
         refused.end();
-        drop(recorder.begin(Way::Tunnel, &sender));
+        drop(recorder.begin(Ingress::Tunnel, &client));
         drop(recorder);
 
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();

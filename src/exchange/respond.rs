@@ -20,10 +20,10 @@ pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A response's body.
 #[derive(Debug)]
-pub struct Body(Kind);
+pub struct ResponseBody(BodyKind);
 
 #[derive(Debug)]
-enum Kind {
+enum BodyKind {
     Empty,
     Full(Bytes),
     Origin(Box<FromOrigin>),
@@ -32,7 +32,7 @@ enum Kind {
 /// The origin's body. The turn, with its permits, lives until the end; so does the record.
 #[derive(Debug)]
 pub(super) struct FromOrigin {
-    body: origin::Body<Outgoing>,
+    body: origin::OriginBody<Outgoing>,
     /// Absent until the exchange hands it over, and after the end.
     record: Option<Box<Record>>,
     turn: Option<Turn>,
@@ -40,15 +40,15 @@ pub(super) struct FromOrigin {
     copy: Option<Vec<u8>>,
 }
 
-impl Body {
+impl ResponseBody {
     /// No bytes.
     pub const fn empty() -> Self {
-        Self(Kind::Empty)
+        Self(BodyKind::Empty)
     }
 
     /// These bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self(Kind::Full(bytes.into()))
+        Self(BodyKind::Full(bytes.into()))
     }
 
     /// The origin's bytes; their end ends the record and the turn.
@@ -58,12 +58,12 @@ impl Body {
             body.end();
             return Self::empty();
         }
-        Self(Kind::Origin(body))
+        Self(BodyKind::Origin(body))
     }
 }
 
 impl FromOrigin {
-    pub(super) fn new(body: origin::Body<Outgoing>, turn: Option<Turn>) -> Box<Self> {
+    pub(super) fn new(body: origin::OriginBody<Outgoing>, turn: Option<Turn>) -> Box<Self> {
         let settles = turn.as_ref().is_some_and(Turn::settles_by_body);
         Box::new(Self {
             body,
@@ -127,14 +127,14 @@ impl FromOrigin {
                 if http_body::Body::is_end_stream(&self.body) {
                     self.end();
                 }
-                Poll::Ready(Some(Ok(honest_trailers(frame))))
+                Poll::Ready(Some(Ok(strip_forbidden_trailers(frame))))
             }
         }
     }
 }
 
 /// Trailers may not bring what frames or authenticates a message.
-pub(super) fn honest_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+pub(super) fn strip_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
             if !trailers.keys().all(may_be_trailer) {
@@ -153,7 +153,7 @@ pub(super) fn honest_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     }
 }
 
-impl http_body::Body for Body {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -162,29 +162,29 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
-            Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => {
+            BodyKind::Empty => Poll::Ready(None),
+            BodyKind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.0 = Kind::Empty;
+                self.0 = BodyKind::Empty;
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Kind::Origin(body) => body.poll_frame(cx),
+            BodyKind::Origin(body) => body.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Empty => true,
-            Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Origin(body) => body.body.is_end_stream(),
+            BodyKind::Empty => true,
+            BodyKind::Full(bytes) => bytes.is_empty(),
+            BodyKind::Origin(body) => body.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Origin(body) => body.body.size_hint(),
+            BodyKind::Empty => SizeHint::with_exact(0),
+            BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Origin(body) => body.body.size_hint(),
         }
     }
 }

@@ -9,27 +9,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
 
-use super::body::{Inbound, Outgoing};
-use super::course::Course;
-use super::respond::Body;
+use super::body::{InboundBody, Outgoing};
+use super::plan::Plan;
+use super::respond::ResponseBody;
 use super::{Arrival, Error, Exchange};
 use crate::origin::{self, Lease};
 
 /// How a stored request leaves.
 #[derive(Debug, Clone)]
-pub struct Departure {
+pub struct DeliveryOptions {
     /// How long it waits for its turn; then it is looked at again.
-    pub patience: Duration,
+    pub max_wait: Duration,
     /// How long the origin may take to answer.
     pub timeout: Duration,
     /// Fields of ours that the origin is to see.
     pub fields: Vec<(HeaderName, HeaderValue)>,
     /// Who keeps it.
-    pub keeper: Arc<dyn Keeper>,
+    pub claim_hook: Arc<dyn ClaimHook>,
 }
 
 /// Who keeps a stored request, and notes when it leaves.
-pub trait Keeper: Send + Sync + std::fmt::Debug {
+pub trait ClaimHook: Send + Sync + std::fmt::Debug {
     /// Its turn is near: notes durably that it may be sent from now on. May be called again. An error
     /// means that it must not be sent.
     fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
@@ -42,17 +42,17 @@ impl Exchange {
     /// A connection for one whose turn is near; what the spool sends is claimed by then.
     pub(super) async fn connect(
         &self,
-        course: &Course<'_>,
-    ) -> Result<Lease<Outgoing>, origin::Error> {
-        if let Some(departure) = &course.arrival.departure {
-            let claimed = departure.keeper.claim().await;
-            claimed.map_err(origin::Error::Refused)?;
-            if let Some(lease) = self.pool.idle(&course.destination) {
+        plan: &Plan<'_>,
+    ) -> Result<Lease<Outgoing>, origin::OriginError> {
+        if let Some(delivery) = &plan.arrival.delivery {
+            let claimed = delivery.claim_hook.claim().await;
+            claimed.map_err(origin::OriginError::Refused)?;
+            if let Some(lease) = self.pool.idle(&plan.destination) {
                 return Ok(lease);
             }
         }
-        let egress = &course.arrival.policy.egress;
-        self.pool.connect(&course.destination, egress).await
+        let egress = &plan.arrival.policy.egress;
+        self.pool.connect(&plan.destination, egress).await
     }
 
     /// Sends a stored request, once. What follows from the answer is up to who keeps it.
@@ -63,8 +63,8 @@ impl Exchange {
         &self,
         arrival: Arrival,
         request: Request<Bytes>,
-    ) -> Result<Response<Body>, Error> {
-        let request = request.map(Inbound::Stored);
+    ) -> Result<Response<ResponseBody>, Error> {
+        let request = request.map(InboundBody::Stored);
         self.conclude(&arrival, request)
             .await
             .map_err(|(error, record)| {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::admission::{Entrance, NotAdmitted, Supply};
+use super::admission::{AdmissionContext, AdmissionError, ConnectionSource};
 use super::problem::Error;
 use super::reason::Reason;
-use super::record::{Record, Way};
+use super::record::{Ingress, Record};
 use super::{Arrival, Exchange};
 use crate::bounds::TUNNEL_IDLE;
 use crate::origin::{self, Connector};
@@ -34,8 +34,8 @@ impl Exchange {
         &self,
         arrival: &Arrival,
         max_wait: Option<std::time::Duration>,
-    ) -> Result<Tunnel, http::Response<super::Body>> {
-        let mut record = self.recorder.begin(Way::Tunnel, &arrival.sender);
+    ) -> Result<Tunnel, http::Response<super::ResponseBody>> {
+        let mut record = self.recorder.begin(Ingress::Tunnel, &arrival.client);
         record.method = http::Method::CONNECT;
         record.origin = Some(arrival.origin.clone());
         match self.connect_tunnel(arrival, max_wait, &mut record).await {
@@ -64,7 +64,7 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<(Option<Turn>, TcpStream), Error> {
         let origin = &arrival.origin;
-        let supply = Dialled {
+        let connections = Dialled {
             connector: self.pool.connector(),
             arrival,
         };
@@ -73,28 +73,30 @@ impl Exchange {
                 let detail = format!("no target matches `{}`", origin.host);
                 return Err(Error::new(Reason::HostNotAllowed, detail));
             }
-            return Ok((None, supply.dial().await?));
+            return Ok((None, connections.dial().await?));
         };
         let metrics = self.metrics_of(target);
         record.matched(Arc::clone(&target.name), metrics.clone());
-        let patience = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
+        let max_wait = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
         let ticket = Ticket {
             target: Arc::clone(target),
-            scope: target.scope_of_tunnel(arrival.sender.caller()),
+            scope: target.scope_of_tunnel(arrival.client.caller()),
             arrived: record.began(),
-            deadline: self.clock.now() + patience,
+            deadline: self.clock.now() + max_wait,
         };
-        let entrance = Entrance {
+        let entrance = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics: &metrics,
             body: None,
         };
-        match entrance.admit(&ticket, record, &supply).await {
+        match entrance.admit(&ticket, record, &connections).await {
             Ok((turn, stream)) => Ok((Some(turn), stream)),
-            Err(NotAdmitted::Refused(error)) => Err(error),
-            Err(NotAdmitted::Unconnected(error)) => Err(error.into()),
-            Err(NotAdmitted::ClientGone) => Err(Error::new(Reason::Internal, "there is no body")),
+            Err(AdmissionError::Refused(error)) => Err(error),
+            Err(AdmissionError::Unconnected(error)) => Err(error.into()),
+            Err(AdmissionError::ClientGone) => {
+                Err(Error::new(Reason::Internal, "there is no body"))
+            }
         }
     }
 }
@@ -123,10 +125,10 @@ struct Dialled<'a> {
     arrival: &'a Arrival,
 }
 
-impl Supply for Dialled<'_> {
+impl ConnectionSource for Dialled<'_> {
     type Connection = TcpStream;
 
-    fn dial(&self) -> impl Future<Output = Result<TcpStream, origin::Error>> {
+    fn dial(&self) -> impl Future<Output = Result<TcpStream, origin::OriginError>> {
         let Arrival { origin, policy, .. } = self.arrival;
         self.connector
             .tcp(&origin.host, origin.port, &policy.egress)

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::allocation::{Allocation, RowRef};
 use super::call::{Answer, Call, Replica, RowAsk, RowBound, RunAnswer};
-use super::deal::{Deal, Place};
-use super::row::{Row, State};
+use super::row::{Row, RowState};
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::{Block, Schedule};
@@ -56,7 +56,7 @@ impl Book {
             .iter()
             .map(|row| self.place(row, now, users, call.replica))
             .collect();
-        let deal = Deal {
+        let allocation = Allocation {
             call,
             users,
             now,
@@ -64,13 +64,13 @@ impl Book {
             contested: !users.alone() || call.lanes.len() > 1,
         };
         let mut runs: SmallVec<[RunAnswer; 2]> = smallvec![RunAnswer::default(); call.runs.len()];
-        self.open(&deal);
-        self.deal(&deal, &mut runs);
+        self.open(&allocation);
+        self.allocation(&allocation, &mut runs);
         Answer {
             now,
             epoch: self.epoch,
             blocked: self.block.ends().as_nanos(),
-            rows: deal
+            rows: allocation
                 .places
                 .iter()
                 .filter_map(|place| self.row(place).map(Row::answer))
@@ -101,7 +101,7 @@ impl Book {
             let mut plain = self.plain.iter();
             let position = plain.position(|(name, _)| *name == limit.name)?;
             let (_, row) = self.plain.get(position)?;
-            let (State::Rate(schedule), cost) = (&row.state, scope.cost(index)) else {
+            let (RowState::Rate(schedule), cost) = (&row.state, scope.cost(index)) else {
                 return None;
             };
             if row.bound != RowBound::of(limit.bound) || schedule.earliest(at, cost) > at {
@@ -112,7 +112,7 @@ impl Book {
         self.now = now;
         for (position, cost) in rows {
             let row = self.plain.get_mut(position).map(|(_, row)| row);
-            if let Some(State::Rate(schedule)) = row.map(|row| &mut row.state) {
+            if let Some(RowState::Rate(schedule)) = row.map(|row| &mut row.state) {
                 schedule.book(at, cost);
             }
         }
@@ -127,7 +127,7 @@ impl Book {
         }
         let plain = self.plain.iter_mut().map(|(_, row)| row);
         for row in plain.chain(self.keyed.values_mut()) {
-            if let State::Rate(schedule) = &mut row.state {
+            if let RowState::Rate(schedule) = &mut row.state {
                 schedule.drain_until(until_at);
             }
         }
@@ -136,7 +136,7 @@ impl Book {
     }
 
     /// Nothing is booked before `until`: whoever knows better than this book says so first.
-    pub const fn be_quiet_until(&mut self, until: i64) {
+    pub const fn hold_until(&mut self, until: i64) {
         self.quiet = until;
     }
 
@@ -166,7 +166,7 @@ impl Book {
 
     /// A cost turned out to be `units` more, or fewer.
     pub fn correct(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, units: i64, now: i64) {
-        if let Some(State::Rate(schedule)) = self.find(limit, key).map(|row| &mut row.state) {
+        if let Some(RowState::Rate(schedule)) = self.find(limit, key).map(|row| &mut row.state) {
             schedule.correct(units, Instant::from_nanos(now));
         }
     }
@@ -181,7 +181,7 @@ impl Book {
             Some(key) => self.keyed.get(&(Arc::clone(limit), Arc::clone(key))),
         };
         match row.map(|row| &row.state) {
-            Some(State::Rate(schedule)) => Some(schedule),
+            Some(RowState::Rate(schedule)) => Some(schedule),
             _ => None,
         }
     }
@@ -207,12 +207,12 @@ impl Book {
     }
 
     /// Finds or makes the row, brings it to the caller's policy, and hears what the caller knows.
-    fn place(&mut self, ask: &RowAsk, now: i64, users: Users, replica: Replica) -> Place {
+    fn place(&mut self, ask: &RowAsk, now: i64, users: Users, replica: Replica) -> RowRef {
         let blocked = self.block.ends();
         let place = match &ask.key {
             None => {
                 let known = self.plain.iter().position(|(name, _)| *name == ask.limit);
-                Place::Plain(known.unwrap_or_else(|| {
+                RowRef::Plain(known.unwrap_or_else(|| {
                     let row = Row::new(ask.bound, now, blocked);
                     self.plain.push((Arc::clone(&ask.limit), row));
                     self.plain.len() - 1
@@ -222,7 +222,7 @@ impl Book {
                 let id = (Arc::clone(&ask.limit), Arc::clone(key));
                 let fresh = || Row::new(ask.bound, now, blocked);
                 self.keyed.entry(id.clone()).or_insert_with(fresh);
-                Place::Keyed(id)
+                RowRef::Keyed(id)
             }
         };
         if let Some(row) = self.row_mut(&place) {
@@ -237,22 +237,22 @@ impl Book {
             if let Some(seen) = &ask.seen {
                 row.merge(seen);
             }
-            row.spend(&ask.spent, now);
+            row.record_unbooked(&ask.spent, now);
         }
         place
     }
 
-    pub(super) fn row(&self, place: &Place) -> Option<&Row> {
+    pub(super) fn row(&self, place: &RowRef) -> Option<&Row> {
         match place {
-            Place::Plain(index) => self.plain.get(*index).map(|(_, row)| row),
-            Place::Keyed(id) => self.keyed.get(id),
+            RowRef::Plain(index) => self.plain.get(*index).map(|(_, row)| row),
+            RowRef::Keyed(id) => self.keyed.get(id),
         }
     }
 
-    pub(super) fn row_mut(&mut self, place: &Place) -> Option<&mut Row> {
+    pub(super) fn row_mut(&mut self, place: &RowRef) -> Option<&mut Row> {
         match place {
-            Place::Plain(index) => self.plain.get_mut(*index).map(|(_, row)| row),
-            Place::Keyed(id) => self.keyed.get_mut(id),
+            RowRef::Plain(index) => self.plain.get_mut(*index).map(|(_, row)| row),
+            RowRef::Keyed(id) => self.keyed.get_mut(id),
         }
     }
 

@@ -35,7 +35,7 @@ pub struct Call {
     pub lanes: SmallVec<[(i64, i64); 2]>,
     /// Whether it waits for its turn for a moment where the store is busy with another's.
     #[serde(default)]
-    pub patient: bool,
+    pub queue_for_lock: bool,
 }
 
 /// One schedule that a call needs.
@@ -156,7 +156,7 @@ impl Call {
             rows: SmallVec::new(),
             runs: SmallVec::new(),
             lanes: SmallVec::new(),
-            patient: false,
+            queue_for_lock: false,
         }
     }
 
@@ -205,7 +205,7 @@ impl Call {
                 .iter()
                 .map(|lane| (i64::from(lane.weight), i64::from(lane.reserve_ppm)))
                 .collect(),
-            patient: false,
+            queue_for_lock: false,
         }
     }
 }
@@ -279,7 +279,7 @@ pub(super) fn grants(
 }
 
 /// A schedule that a forecast is made from.
-pub(super) enum Known<'a> {
+pub(super) enum KnownSchedule<'a> {
     /// It decides by these numbers, whatever the caller's policy says.
     InForce(&'a Schedule),
     /// It has not met the caller's policy yet, if the two differ.
@@ -293,7 +293,7 @@ pub(super) fn forecast<'a>(
     scope: &Scope,
     ahead: &[i64],
     from: Instant,
-    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<Known<'a>>,
+    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<KnownSchedule<'a>>,
 ) -> Forecast {
     let mut forecast = Forecast {
         at: from,
@@ -309,11 +309,11 @@ pub(super) fn forecast<'a>(
         let ahead = ahead.get(index).copied().unwrap_or(0);
         let cost = scope.cost(index);
         let at = match known(&limit.name, scope.shared_key(index)) {
-            Some(Known::InForce(schedule)) => schedule.forecast(from, ahead, cost),
-            Some(Known::Latest(schedule)) if schedule.spec() == spec => {
+            Some(KnownSchedule::InForce(schedule)) => schedule.forecast(from, ahead, cost),
+            Some(KnownSchedule::Latest(schedule)) if schedule.spec() == spec => {
                 schedule.forecast(from, ahead, cost)
             }
-            Some(Known::Latest(schedule)) => {
+            Some(KnownSchedule::Latest(schedule)) => {
                 let fresh = Schedule::from_parts(spec, Usage::default());
                 let changed = schedule.clone().adopt(fresh, from);
                 changed.forecast(from, ahead, cost)

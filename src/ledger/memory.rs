@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::book::{Book, Users};
-use super::call::{Call, Known, RowBound, forecast, grants};
-use super::{Ask, Booking, Forecast, Grant, Ledger, Pinning, Settlement, Slot, Status};
+use super::call::{Call, KnownSchedule, RowBound, forecast, grants};
+use super::{Ask, Booking, Forecast, Grant, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
@@ -21,25 +21,25 @@ const OURSELVES: super::Replica = 0;
 #[derive(Debug)]
 pub struct MemoryLedger {
     clock: Clock,
-    shelves: RwLock<HashMap<Arc<str>, Shelf>>,
+    targets: RwLock<HashMap<Arc<str>, TargetEntry>>,
 }
 
 /// One target's book.
 #[derive(Debug, Default)]
-struct Shelf {
-    book: Mutex<Kept>,
+struct TargetEntry {
+    book: Mutex<TargetBook>,
     epoch: watch::Sender<u64>,
 }
 
-impl Shelf {
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+impl TargetEntry {
+    fn lock(&self) -> MutexGuard<'_, TargetBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A book and the policy that it follows; a call from before a reload cannot bring the old one back.
 #[derive(Debug, Default)]
-struct Kept {
+struct TargetBook {
     book: Book,
     newest: Option<Arc<Target>>,
     pins: Vec<(Arc<str>, RowBound)>,
@@ -50,23 +50,23 @@ impl MemoryLedger {
     pub fn new(clock: Clock) -> Self {
         Self {
             clock,
-            shelves: RwLock::default(),
+            targets: RwLock::default(),
         }
     }
 
-    fn with_shelf<T>(&self, target: &Arc<str>, then: impl FnOnce(&Shelf) -> T) -> T {
-        let shelves = self.shelves.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shelf) = shelves.get(target) {
-            return then(shelf);
+    fn with_entry<T>(&self, target: &Arc<str>, then: impl FnOnce(&TargetEntry) -> T) -> T {
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = targets.get(target) {
+            return then(entry);
         }
-        drop(shelves);
-        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
-        then(shelves.entry(Arc::clone(target)).or_default())
+        drop(targets);
+        let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
+        then(targets.entry(Arc::clone(target)).or_default())
     }
 
-    fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut Kept, Instant) -> T) -> T {
-        self.with_shelf(&target.name, |shelf| {
-            then(&mut shelf.lock(), self.clock.now())
+    fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut TargetBook, Instant) -> T) -> T {
+        self.with_entry(&target.name, |entry| {
+            then(&mut entry.lock(), self.clock.now())
         })
     }
 }
@@ -127,9 +127,9 @@ impl Ledger for MemoryLedger {
             forecast(target, scope, ahead, from, |limit, key| {
                 let pinned = kept.pins.iter().any(|(pinned, _)| pinned == limit);
                 let known = if pinned {
-                    Known::InForce
+                    KnownSchedule::InForce
                 } else {
-                    Known::Latest
+                    KnownSchedule::Latest
                 };
                 kept.book.schedule(limit, key).map(known)
             })
@@ -137,12 +137,12 @@ impl Ledger for MemoryLedger {
     }
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
-        self.with_shelf(&target.name, |shelf| shelf.epoch.subscribe())
+        self.with_entry(&target.name, |entry| entry.epoch.subscribe())
     }
 
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
-        self.with_shelf(&target, |shelf| {
-            let mut kept = shelf.lock();
+        self.with_entry(&target, |entry| {
+            let mut kept = entry.lock();
             kept.pins.retain(|(pinned, _)| *pinned != limit);
             kept.pins
                 .extend(bound.map(|bound| (limit, RowBound::of(bound))));
@@ -150,9 +150,9 @@ impl Ledger for MemoryLedger {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn status(&self, target: &Arc<Target>) -> Status {
-        self.with_book(target, |kept, _| Status {
-            standing: "in memory, for this replica".to_owned(),
+    fn status(&self, target: &Arc<Target>) -> LedgerStatus {
+        self.with_book(target, |kept, _| LedgerStatus {
+            mode: "in memory, for this replica".to_owned(),
             pins: kept
                 .pins
                 .iter()
@@ -163,16 +163,16 @@ impl Ledger for MemoryLedger {
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {
-        self.with_shelf(&target.name, |shelf| {
+        self.with_entry(&target.name, |entry| {
             let now = self.clock.now().as_nanos();
-            if let Some(epoch) = shelf.lock().book.block(until.as_nanos(), now) {
-                shelf.epoch.send_replace(epoch);
+            if let Some(epoch) = entry.lock().book.block(until.as_nanos(), now) {
+                entry.epoch.send_replace(epoch);
             }
         });
     }
 }
 
-impl Kept {
+impl TargetBook {
     fn grant(&mut self, ask: &Ask, now: Instant) -> SmallVec<[Grant; 2]> {
         let newer = self
             .newest

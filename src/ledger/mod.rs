@@ -13,9 +13,9 @@
 //!                  Postgres (the same decision as a function of the database), or a model in tests
 //! ```
 
+mod allocation;
 mod book;
 mod call;
-mod deal;
 mod memory;
 mod outage;
 mod postgres;
@@ -27,7 +27,7 @@ pub use call::{Answer, Call, Replica, RowAnswer, RowAsk, RowBound, RunAnswer, Ru
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;
-pub use shared::{Link, LinkError, Pin, Pulse, Reply, Shared, SharedParts};
+pub use shared::{Heartbeat, Link, LinkError, Pin, Reply, SharedLedger, SharedParts};
 
 use std::future::Future;
 
@@ -137,9 +137,9 @@ pub struct Forecast {
 
 /// How things stand for a target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
+pub struct LedgerStatus {
     /// Where its bookings come from.
-    pub standing: String,
+    pub mode: String,
     /// Limits whose numbers an operator has pinned, with these.
     pub pins: Vec<(Arc<str>, String)>,
     /// Until when its origin is left alone.
@@ -186,5 +186,5 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     fn block(&self, target: &Arc<Target>, until: Instant);
 
     /// How things stand for a target, in words for operators.
-    fn status(&self, target: &Arc<Target>) -> Status;
+    fn status(&self, target: &Arc<Target>) -> LedgerStatus;
 }

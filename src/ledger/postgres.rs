@@ -10,9 +10,9 @@ use sqlx::postgres::{PgListener, PgRow, Postgres};
 use sqlx::types::Json;
 use tokio::sync::Mutex;
 
-use super::shared::{Link, LinkError, Pin, Pulse, Reply};
+use super::shared::{Heartbeat, Link, LinkError, Pin, Reply};
 use super::{Answer, Call, Replica, RowBound};
-use crate::db::{Database, DatabaseError};
+use crate::db::{Database, DatabaseError, Statement};
 
 /// A server that takes longer counts as away.
 const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -60,7 +60,7 @@ impl PostgresLink {
 
     /// The one call that counts: a simple query, which takes one round trip where a prepared one that
     /// a pooler lets through takes two.
-    async fn book(&self, call: &Call) -> Result<Json<Answered>, LinkError> {
+    async fn book(&self, call: &Call) -> Result<Json<BookReply>, LinkError> {
         let text = serde_json::to_string(call).map_err(|error| LinkError(error.to_string()))?;
         if text.contains(QUOTE) {
             return self
@@ -81,7 +81,7 @@ impl PostgresLink {
     }
 
     /// Runs one statement.
-    async fn ask<T>(&self, query: Query<'_>) -> Result<T, LinkError>
+    async fn ask<T>(&self, query: Statement<'_>) -> Result<T, LinkError>
     where
         T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> + Send + Unpin,
     {
@@ -108,8 +108,6 @@ where
 /// Encloses a call's text in a statement.
 const QUOTE: &str = "$outpace_call$";
 
-type Query<'q> = sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments>;
-
 fn failed(error: &sqlx::Error) -> LinkError {
     LinkError(match error {
         sqlx::Error::PoolTimedOut => "no answer in time".to_owned(),
@@ -118,7 +116,7 @@ fn failed(error: &sqlx::Error) -> LinkError {
 }
 
 #[derive(Deserialize)]
-struct Answered {
+struct BookReply {
     #[serde(default)]
     busy: bool,
     #[serde(default)]
@@ -128,19 +126,19 @@ struct Answered {
 }
 
 #[derive(Deserialize)]
-struct Beaten {
+struct HeartbeatReply {
     now: i64,
     live: i64,
     promise: i64,
     every: i64,
     silent: i64,
     epochs: std::collections::HashMap<Arc<str>, u64>,
-    pins: Vec<Pinned>,
+    pins: Vec<PinRow>,
     started: i64,
 }
 
 #[derive(Deserialize)]
-struct Pinned {
+struct PinRow {
     target: Arc<str>,
     limit: Arc<str>,
     bound: RowBound,
@@ -197,28 +195,30 @@ impl Link for PostgresLink {
         self.ask::<i32>(sqlx::query("select 1")).await.map(drop)
     }
 
-    async fn beat(
+    async fn heartbeat(
         &self,
         replica: Replica,
         share_for: i64,
         held: i64,
-    ) -> Result<Option<Pulse>, LinkError> {
+    ) -> Result<Option<Heartbeat>, LinkError> {
         // One round trip, too: what it takes tells where the store's clock is.
         let name = self.name.replace('$', "");
         let statement = format!(
             "select outpace.beat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for}, {held})",
             env!("CARGO_PKG_VERSION")
         );
-        let beaten = self.simple::<Option<Json<Beaten>>>(statement).await?;
-        Ok(beaten.map(|Json(beaten)| Pulse {
-            now: beaten.now,
-            live: beaten.live,
-            promise: beaten.promise,
-            every: beaten.every,
-            silent: beaten.silent,
-            started: beaten.started,
-            epochs: beaten.epochs.into_iter().collect(),
-            pins: beaten
+        let heartbeat = self
+            .simple::<Option<Json<HeartbeatReply>>>(statement)
+            .await?;
+        Ok(heartbeat.map(|Json(heartbeat)| Heartbeat {
+            now: heartbeat.now,
+            live: heartbeat.live,
+            share: heartbeat.promise,
+            every: heartbeat.every,
+            silent: heartbeat.silent,
+            started: heartbeat.started,
+            epochs: heartbeat.epochs.into_iter().collect(),
+            pins: heartbeat
                 .pins
                 .into_iter()
                 .map(|pin| Pin {
@@ -253,7 +253,7 @@ impl Link for PostgresLink {
         self.ask::<Option<String>>(query).await.map(drop)
     }
 
-    async fn rumour(&self) {
+    async fn notified(&self) {
         let mut listener = self.listener.lock().await;
         if listener.is_none() {
             match self.database.listen("outpace").await {

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::call::{Replica, RowAnswer, RowBound};
 use crate::clock::Instant;
-use crate::schedule::{Kind, Schedule, Spec, Usage};
+use crate::schedule::{Schedule, ScheduleKind, Spec, Usage};
 
 /// Virtual time of one unit at weight 1.
 pub(super) const SCALE: i64 = 1_000_000;
@@ -23,7 +23,7 @@ pub(super) const AGREE: i64 = 800_000_000;
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) bound: RowBound,
-    pub(super) state: State,
+    pub(super) state: RowState,
     pub(super) flows: Vec<Flow>,
     /// Until when each lane has used its reserve, by the lane's position.
     pub(super) reserves: SmallVec<[i64; 2]>,
@@ -34,7 +34,7 @@ pub(super) struct Row {
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum State {
+pub(super) enum RowState {
     Rate(Schedule),
     /// Permits by replica.
     Held(SmallVec<[(Replica, i64); 2]>),
@@ -71,9 +71,9 @@ impl Row {
                 if blocked > Instant::ZERO {
                     schedule.drain_until(blocked);
                 }
-                State::Rate(schedule)
+                RowState::Rate(schedule)
             }
-            RowBound::Permits(_) => State::Held(SmallVec::new()),
+            RowBound::Permits(_) => RowState::Held(SmallVec::new()),
         };
         Self {
             bound,
@@ -98,18 +98,18 @@ impl Row {
             return;
         }
         let at = Instant::from_nanos(now);
-        let state = std::mem::replace(&mut self.state, State::Held(SmallVec::new()));
+        let state = std::mem::replace(&mut self.state, RowState::Held(SmallVec::new()));
         self.state = match (state, bound) {
-            (State::Rate(old), RowBound::Rate(spec)) => {
-                State::Rate(old.adopt(Schedule::from_parts(spec, Usage::default()), at))
+            (RowState::Rate(old), RowBound::Rate(spec)) => {
+                RowState::Rate(old.adopt(Schedule::from_parts(spec, Usage::default()), at))
             }
-            (State::Held(held), RowBound::Permits(_)) => State::Held(held),
+            (RowState::Held(held), RowBound::Permits(_)) => RowState::Held(held),
             (_, RowBound::Rate(spec)) => {
                 let mut fresh = Schedule::from_parts(spec, Usage::default());
-                fresh.exhaust(at);
-                State::Rate(fresh)
+                fresh.fill(at);
+                RowState::Rate(fresh)
             }
-            (_, RowBound::Permits(_)) => State::Held(SmallVec::new()),
+            (_, RowBound::Permits(_)) => RowState::Held(SmallVec::new()),
         };
         self.bound = bound;
         self.agreed = now;
@@ -117,11 +117,11 @@ impl Row {
 
     pub(super) fn answer(&self) -> RowAnswer {
         match &self.state {
-            State::Rate(schedule) => RowAnswer {
+            RowState::Rate(schedule) => RowAnswer {
                 spec: Some(schedule.spec()),
                 usage: schedule.usage(),
             },
-            State::Held(_) => RowAnswer {
+            RowState::Held(_) => RowAnswer {
                 spec: None,
                 usage: Usage::default(),
             },
@@ -132,8 +132,8 @@ impl Row {
     pub(super) fn is_idle(&self, now: i64) -> bool {
         self.flows.iter().all(|flow| !flow.active(now))
             && match &self.state {
-                State::Rate(schedule) => schedule.is_idle(Instant::from_nanos(now)),
-                State::Held(held) => held.iter().all(|(_, held)| *held == 0),
+                RowState::Rate(schedule) => schedule.is_idle(Instant::from_nanos(now)),
+                RowState::Held(held) => held.iter().all(|(_, held)| *held == 0),
             }
     }
 
@@ -141,8 +141,8 @@ impl Row {
     pub(super) fn interval(&self) -> i64 {
         match self.bound {
             RowBound::Rate(Spec { kind, numbers }) => match kind {
-                Kind::Token => numbers[0],
-                Kind::Sliding | Kind::Fixed => numbers[1] / numbers[0].max(1),
+                ScheduleKind::Token => numbers[0],
+                ScheduleKind::Sliding | ScheduleKind::Fixed => numbers[1] / numbers[0].max(1),
             }
             .max(1),
             RowBound::Permits(_) => 1,
@@ -151,13 +151,13 @@ impl Row {
 
     pub(super) fn held_by_all(&self) -> i64 {
         match &self.state {
-            State::Held(held) => held.iter().map(|(_, held)| held).sum(),
-            State::Rate(_) => 0,
+            RowState::Held(held) => held.iter().map(|(_, held)| held).sum(),
+            RowState::Rate(_) => 0,
         }
     }
 
     pub(super) fn held(&mut self, replica: Replica) -> Option<&mut i64> {
-        let State::Held(all) = &mut self.state else {
+        let RowState::Held(all) = &mut self.state else {
             return None;
         };
         let index = all.iter().position(|(who, _)| *who == replica);
@@ -363,9 +363,9 @@ impl Row {
     /// Hears what a caller last knew. A schedule of another kind cannot be compared, and windows of
     /// another length are numbered otherwise.
     pub(super) fn merge(&mut self, (spec, seen): &(Spec, Usage)) {
-        if let State::Rate(schedule) = &mut self.state
+        if let RowState::Rate(schedule) = &mut self.state
             && schedule.spec().kind == spec.kind
-            && (spec.kind != Kind::Fixed || schedule.spec().numbers[1] == spec.numbers[1])
+            && (spec.kind != ScheduleKind::Fixed || schedule.spec().numbers[1] == spec.numbers[1])
         {
             let known = Schedule::from_parts(schedule.spec(), seen.clone());
             schedule.merge(&known);
@@ -373,10 +373,14 @@ impl Row {
     }
 
     /// Books what left without having been booked here.
-    pub(super) fn spend(&mut self, spent: &[(i64, i64)], now: i64) {
-        if let State::Rate(schedule) = &mut self.state {
+    pub(super) fn record_unbooked(&mut self, spent: &[(i64, i64)], now: i64) {
+        if let RowState::Rate(schedule) = &mut self.state {
             for (at, units) in spent {
-                schedule.spend(Instant::from_nanos(*at), *units, Instant::from_nanos(now));
+                schedule.record_unbooked(
+                    Instant::from_nanos(*at),
+                    *units,
+                    Instant::from_nanos(now),
+                );
             }
         }
     }
@@ -408,16 +412,16 @@ fn stricter(a: RowBound, b: RowBound) -> bool {
         (RowBound::Permits(a), RowBound::Permits(b)) => a < b,
         (RowBound::Rate(a), RowBound::Rate(b)) => {
             let per_time = |spec: Spec| match spec.kind {
-                Kind::Token => (1, i128::from(spec.numbers[0])),
-                Kind::Sliding | Kind::Fixed => {
+                ScheduleKind::Token => (1, i128::from(spec.numbers[0])),
+                ScheduleKind::Sliding | ScheduleKind::Fixed => {
                     (i128::from(spec.numbers[0]), i128::from(spec.numbers[1]))
                 }
             };
             let ((a_count, a_nanos), (b_count, b_nanos)) = (per_time(a), per_time(b));
             let (a_rate, b_rate) = (a_count * b_nanos, b_count * a_nanos);
             let burst = |spec: Spec| match spec.kind {
-                Kind::Token => spec.numbers[1],
-                Kind::Sliding | Kind::Fixed => 0,
+                ScheduleKind::Token => spec.numbers[1],
+                ScheduleKind::Sliding | ScheduleKind::Fixed => 0,
             };
             (a_rate, burst(a)) < (b_rate, burst(b))
         }

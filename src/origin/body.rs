@@ -12,7 +12,7 @@ use super::pool::Returning;
 
 /// The body of an origin's response.
 #[derive(Debug)]
-pub struct Body<B>
+pub struct OriginBody<B>
 where
     B: http_body::Body + 'static,
 {
@@ -21,7 +21,7 @@ where
     connection: Option<Returning<B>>,
 }
 
-impl<B> Body<B>
+impl<B> OriginBody<B>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -51,7 +51,7 @@ where
     }
 }
 
-impl<B> http_body::Body for Body<B>
+impl<B> http_body::Body for OriginBody<B>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use super::address::AddressClass;
 use super::resolve::Resolver;
 use super::tls::{self, ClientTls};
-use super::{Error, Io, Roots};
+use super::{Io, OriginError, Roots};
 use crate::bounds::{ADDRESS_STAGGER, CONNECT_TIMEOUT};
 use crate::policy::Egress;
 use crate::units::{HostName, Origin, Scheme};
@@ -47,7 +47,7 @@ impl Connector {
     ///
     /// # Errors
     /// If TLS cannot be set up.
-    pub fn new(roots: &Roots, parent: Option<ParentProxy>) -> Result<Self, Error> {
+    pub fn new(roots: &Roots, parent: Option<ParentProxy>) -> Result<Self, OriginError> {
         let tls = ClientTls::new(roots)?;
         let ourselves = OnceLock::new();
         Ok(Self(Arc::new(Inner {
@@ -72,13 +72,13 @@ impl Connector {
     /// TCP to the origin's host, or to it through the parent proxy.
     ///
     /// # Errors
-    /// See [`Error`]; all of them are before dispatch.
+    /// See [`OriginError`]; all of them are before dispatch.
     pub async fn tcp(
         &self,
         host: &HostName,
         port: u16,
         egress: &Egress,
-    ) -> Result<TcpStream, Error> {
+    ) -> Result<TcpStream, OriginError> {
         let dial = async {
             match &self.0.parent {
                 None => self.direct(host, port, egress).await,
@@ -91,13 +91,13 @@ impl Connector {
     /// A connection to `origin`, with TLS if its scheme has it. Says whether HTTP/2 was agreed on.
     ///
     /// # Errors
-    /// See [`Error`]; all of them are before dispatch.
+    /// See [`OriginError`]; all of them are before dispatch.
     pub async fn connect(
         &self,
         origin: &Origin,
         offer_http2: bool,
         egress: &Egress,
-    ) -> Result<(Io, bool), Error> {
+    ) -> Result<(Io, bool), OriginError> {
         let dial = async {
             let tcp = match (&self.0.parent, origin.scheme) {
                 (None, _) => self.direct(&origin.host, origin.port, egress).await?,
@@ -131,7 +131,7 @@ impl Connector {
         host: &HostName,
         port: u16,
         egress: &Egress,
-    ) -> Result<TcpStream, Error> {
+    ) -> Result<TcpStream, OriginError> {
         let resolved = self.0.resolver.resolve(host, port, egress).await?;
         let mut allowed = Vec::with_capacity(resolved.len());
         let mut refused = None;
@@ -149,18 +149,23 @@ impl Connector {
 
     /// Whether an address may be dialled: a public one, or one that the operator wrote down; never
     /// our own.
-    fn guard(&self, address: SocketAddr, egress: &Egress) -> Result<(), Error> {
+    fn guard(&self, address: SocketAddr, egress: &Egress) -> Result<(), OriginError> {
         if self.is_ourselves(address) {
-            return Err(Error::Ourselves(address));
+            return Err(OriginError::Ourselves(address));
         }
         match AddressClass::of(address.ip()) {
             AddressClass::Public => Ok(()),
             _ if egress.allows(address) => Ok(()),
-            class => Err(Error::Prohibited { address, class }),
+            class => Err(OriginError::Prohibited { address, class }),
         }
     }
 
-    fn guard_literal(&self, host: &HostName, port: u16, egress: &Egress) -> Result<(), Error> {
+    fn guard_literal(
+        &self,
+        host: &HostName,
+        port: u16,
+        egress: &Egress,
+    ) -> Result<(), OriginError> {
         // A parent proxy resolves names itself; an address that is written out is still ours to judge.
         host.ip()
             .map_or(Ok(()), |ip| self.guard(SocketAddr::new(ip, port), egress))
@@ -181,7 +186,7 @@ impl Connector {
         })
     }
 
-    async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, Error> {
+    async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, OriginError> {
         // The operator wrote the parent down, so its address needs no further word.
         let resolved = self
             .0
@@ -197,7 +202,7 @@ impl Connector {
         host: &HostName,
         port: u16,
         egress: &Egress,
-    ) -> Result<TcpStream, Error> {
+    ) -> Result<TcpStream, OriginError> {
         self.guard_literal(host, port, egress)?;
         let mut tcp = self.to_parent(parent).await?;
         let mut head =
@@ -210,23 +215,25 @@ impl Connector {
         head.extend_from_slice(b"\r\n");
         tcp.write_all(&head)
             .await
-            .map_err(|error| Error::ParentProxy(error.to_string()))?;
+            .map_err(|error| OriginError::ParentProxy(error.to_string()))?;
         read_connect_reply(&mut tcp).await?;
         Ok(tcp)
     }
 }
 
-async fn within_time<T>(dial: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+async fn within_time<T>(
+    dial: impl Future<Output = Result<T, OriginError>>,
+) -> Result<T, OriginError> {
     tokio::time::timeout(CONNECT_TIMEOUT, dial)
         .await
-        .unwrap_or(Err(Error::ConnectTimeout))
+        .unwrap_or(Err(OriginError::ConnectTimeout))
 }
 
 /// Tries addresses in order, each with a small head start over the next (RFC 8305 section 5).
-async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, Error> {
+async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, OriginError> {
     let mut rest = addresses.iter();
     let mut attempts = FuturesUnordered::new();
-    let mut failed = Error::Refused("there is no address to dial".to_owned());
+    let mut failed = OriginError::Refused("there is no address to dial".to_owned());
     attempts.extend(rest.next().map(|address| connect_one(*address)));
     loop {
         tokio::select! {
@@ -245,12 +252,12 @@ async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, Error> 
     }
 }
 
-async fn connect_one(address: SocketAddr) -> Result<TcpStream, Error> {
+async fn connect_one(address: SocketAddr) -> Result<TcpStream, OriginError> {
     let connected = TcpStream::connect(address).await.and_then(|stream| {
         stream.set_nodelay(true)?;
         Ok(stream)
     });
-    connected.map_err(|error| Error::Refused(format!("{}: {error}", shown(address))))
+    connected.map_err(|error| OriginError::Refused(format!("{}: {error}", shown(address))))
 }
 
 /// The port is the caller's own; the address may be internal and stays out of messages.
@@ -271,16 +278,18 @@ const fn family(ip: IpAddr) -> &'static str {
 const REPLY_MAX: usize = 8 * 1024;
 
 /// Reads the parent's answer byte by byte, so that nothing of what follows it is taken away.
-async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), Error> {
+async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
         let byte = tcp
             .read_u8()
             .await
-            .map_err(|error| Error::ParentProxy(error.to_string()))?;
+            .map_err(|error| OriginError::ParentProxy(error.to_string()))?;
         head.push(byte);
         if head.len() > REPLY_MAX {
-            return Err(Error::ParentProxy("its answer is too long".to_owned()));
+            return Err(OriginError::ParentProxy(
+                "its answer is too long".to_owned(),
+            ));
         }
     }
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
@@ -289,7 +298,7 @@ async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), Error> {
     if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') {
         Ok(())
     } else {
-        Err(Error::ParentProxy(format!(
+        Err(OriginError::ParentProxy(format!(
             "it answered `{}`",
             line.chars().take(80).collect::<String>()
         )))

@@ -16,17 +16,17 @@ mod resolve;
 mod tls;
 
 pub use address::AddressClass;
-pub use body::Body;
+pub use body::OriginBody;
 pub use connect::{Connector, ParentProxy};
 pub use io::Io;
-pub use pool::{Destination, Lease, Pool, SendError, Spoken, Wire};
+pub use pool::{Destination, Lease, Pool, Protocol, ProtocolChoice, SendError};
 pub use tls::{Roots, load_pem_file};
 
 use std::net::SocketAddr;
 
 /// Why an origin could not be reached or did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum OriginError {
     /// The name has no address.
     #[error("`{host}` could not be resolved: {cause}")]
     Unresolved {
@@ -66,7 +66,7 @@ pub enum Error {
     Broken(String),
 }
 
-impl Error {
+impl OriginError {
     /// Whether the request surely never reached the origin.
     pub const fn is_before_dispatch(&self) -> bool {
         !matches!(self, Self::Broken(_))

@@ -15,7 +15,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
-use super::{Body, Connector, Error, Io};
+use super::{Connector, Io, OriginBody, OriginError};
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
 };
@@ -27,7 +27,7 @@ use crate::units::Origin;
 
 /// What may be spoken on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wire {
+pub enum ProtocolChoice {
     /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
     Any,
     /// HTTP/1.1 only, for switches of protocol.
@@ -42,12 +42,12 @@ pub struct Destination {
     /// Whom to connect to.
     pub origin: Origin,
     /// What may be spoken.
-    pub wire: Wire,
+    pub wire: ProtocolChoice,
 }
 
 /// Which protocol a lease speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoken {
+pub enum Protocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2.
@@ -56,7 +56,7 @@ pub enum Spoken {
 
 /// The connections to all origins; `B` is the body of requests. Cheap to clone.
 #[derive(Debug)]
-pub struct Pool<B: http_body::Body + 'static>(Arc<Home<B>>);
+pub struct Pool<B: http_body::Body + 'static>(Arc<PoolState<B>>);
 
 impl<B: http_body::Body + 'static> Clone for Pool<B> {
     fn clone(&self) -> Self {
@@ -65,7 +65,7 @@ impl<B: http_body::Body + 'static> Clone for Pool<B> {
 }
 
 #[derive(Debug)]
-struct Home<B: http_body::Body + 'static> {
+struct PoolState<B: http_body::Body + 'static> {
     connector: Connector,
     clock: Clock,
     tasks: Tasks,
@@ -79,13 +79,13 @@ struct Home<B: http_body::Body + 'static> {
 /// held across an await.
 #[derive(Debug)]
 struct Idle<B: http_body::Body + 'static> {
-    connections: Mutex<Connections<B>>,
+    connections: Mutex<IdleConnections<B>>,
     /// Tells one of those who dial that a connection has come back.
     returned: Notify,
 }
 
 #[derive(Debug)]
-struct Connections<B: http_body::Body + 'static> {
+struct IdleConnections<B: http_body::Body + 'static> {
     http1: Vec<(Instant, Http1<B>)>,
     http2: Option<http2::SendRequest<B>>,
 }
@@ -139,7 +139,7 @@ pub struct Lease<B: http_body::Body + 'static>(Option<InHand<B>>);
 struct InHand<B: http_body::Body + 'static> {
     leased: Leased<B>,
     idle: Arc<Idle<B>>,
-    home: Arc<Home<B>>,
+    home: Arc<PoolState<B>>,
 }
 
 /// Why a request was not answered.
@@ -148,7 +148,7 @@ pub enum SendError<B> {
     /// It was never sent; here it is.
     Unsent(Box<Request<B>>),
     /// It may have been sent.
-    Broken(Error),
+    Broken(OriginError),
     /// It was sent, and not answered in time.
     Late,
 }
@@ -161,7 +161,7 @@ where
     /// No connections yet.
     pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
         let reaped = AtomicI64::new(clock.now().as_nanos());
-        Self(Arc::new(Home {
+        Self(Arc::new(PoolState {
             connector,
             clock,
             tasks,
@@ -194,20 +194,20 @@ where
     /// A new connection. If another has meanwhile agreed on HTTP/2 with the same origin, that one.
     ///
     /// # Errors
-    /// See [`Error`]; all of them are before dispatch.
+    /// See [`OriginError`]; all of them are before dispatch.
     pub async fn connect(
         &self,
         destination: &Destination,
         egress: &Egress,
-    ) -> Result<Lease<B>, Error> {
-        let offer = destination.wire == Wire::Any;
+    ) -> Result<Lease<B>, OriginError> {
+        let offer = destination.wire == ProtocolChoice::Any;
         let (io, agreed) = self
             .0
             .connector
             .connect(&destination.origin, offer, egress)
             .await?;
         self.0.metrics.origin_connected();
-        if !agreed && destination.wire != Wire::Http2Prior {
+        if !agreed && destination.wire != ProtocolChoice::Http2Prior {
             let leased = self.0.http1(io, destination.wire).await?;
             let idle = self.0.idle_of(destination);
             return Ok(self.0.lease(Leased::Http1(leased), idle));
@@ -235,7 +235,7 @@ where
 
 impl<B: http_body::Body + 'static> Default for Idle<B> {
     fn default() -> Self {
-        let none = Connections {
+        let none = IdleConnections {
             http1: Vec::new(),
             http2: None,
         };
@@ -247,13 +247,13 @@ impl<B: http_body::Body + 'static> Default for Idle<B> {
 }
 
 impl<B: http_body::Body + 'static> Idle<B> {
-    fn lock(&self) -> MutexGuard<'_, Connections<B>> {
+    fn lock(&self) -> MutexGuard<'_, IdleConnections<B>> {
         let connections = self.connections.lock();
         connections.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<B: http_body::Body + 'static> Connections<B> {
+impl<B: http_body::Body + 'static> IdleConnections<B> {
     fn take(&mut self) -> Option<Leased<B>> {
         if let Some(sender) = &self.http2 {
             if !sender.is_closed() {
@@ -283,7 +283,7 @@ impl<B: http_body::Body + 'static> Connections<B> {
     }
 }
 
-impl<B: http_body::Body + 'static> Home<B> {
+impl<B: http_body::Body + 'static> PoolState<B> {
     fn known(&self, destination: &Destination) -> Option<Arc<Idle<B>>> {
         let known = self.idle.read().unwrap_or_else(PoisonError::into_inner);
         known.get(destination).cloned()
@@ -315,19 +315,21 @@ impl<B: http_body::Body + 'static> Home<B> {
     }
 }
 
-impl<B> Home<B>
+impl<B> PoolState<B>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    async fn http1(&self, io: Io, wire: Wire) -> Result<Http1<B>, Error> {
+    async fn http1(&self, io: Io, wire: ProtocolChoice) -> Result<Http1<B>, OriginError> {
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
+            .map_err(|error| {
+                OriginError::Refused(format!("the connection was made, but {error}"))
+            })?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
-            Wire::Http1 => Box::pin(connection.with_upgrades()),
-            Wire::Any | Wire::Http2Prior => Box::pin(connection),
+            ProtocolChoice::Http1 => Box::pin(connection.with_upgrades()),
+            ProtocolChoice::Any | ProtocolChoice::Http2Prior => Box::pin(connection),
         };
         Ok(Http1 {
             sender,
@@ -336,7 +338,7 @@ where
         })
     }
 
-    async fn http2(&self, io: Io) -> Result<http2::SendRequest<B>, Error> {
+    async fn http2(&self, io: Io) -> Result<http2::SendRequest<B>, OriginError> {
         let (sender, connection) = http2::Builder::new(Background)
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -347,11 +349,13 @@ where
             .keep_alive_timeout(H2_PING)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| Error::Refused(format!("the connection was made, but {error}")))?;
+            .map_err(|error| {
+                OriginError::Refused(format!("the connection was made, but {error}"))
+            })?;
         // Its end reaches everyone who has a stream on it. It must not hold up a drain.
         drop(
             self.tasks
-                .spawn_until_drained(async move { drop(connection.await) }),
+                .spawn_detached(async move { drop(connection.await) }),
         );
         Ok(sender)
     }
@@ -363,10 +367,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// What is spoken on it.
-    pub fn spoken(&self) -> Spoken {
+    pub fn spoken(&self) -> Protocol {
         match self.0.as_ref().map(|held| &held.leased) {
-            Some(Leased::Http2(_)) => Spoken::Http2,
-            Some(Leased::Http1(_)) | None => Spoken::Http1,
+            Some(Leased::Http2(_)) => Protocol::Http2,
+            Some(Leased::Http1(_)) | None => Protocol::Http1,
         }
     }
 
@@ -387,7 +391,7 @@ where
         mut self,
         request: Request<B>,
         deadline: Instant,
-    ) -> Result<Response<Body<B>>, SendError<B>> {
+    ) -> Result<Response<OriginBody<B>>, SendError<B>> {
         let Some(InHand { leased, idle, home }) = self.0.take() else {
             return Err(SendError::Unsent(Box::new(request)));
         };
@@ -405,7 +409,7 @@ where
                 biased;
                 answer = sender.try_send_request(request) => {
                     let response = answer.map_err(send_error)?;
-                    Ok(response.map(Body::http2))
+                    Ok(response.map(OriginBody::http2))
                 }
                 () = home.clock.sleep_until(deadline) => Err(SendError::Late),
             },
@@ -432,7 +436,7 @@ pub(super) struct Returning<B: http_body::Body + 'static> {
     /// Nothing is left to send, and the origin keeps it open: it is idle when the response is over.
     plain: bool,
     idle: Arc<Idle<B>>,
-    home: Arc<Home<B>>,
+    home: Arc<PoolState<B>>,
 }
 
 impl<B> Returning<B>
@@ -444,7 +448,7 @@ where
         mut self,
         request: Request<B>,
         deadline: Instant,
-    ) -> Result<Response<Body<B>>, SendError<B>> {
+    ) -> Result<Response<OriginBody<B>>, SendError<B>> {
         let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
             self.connection.drive(cx);
@@ -463,11 +467,11 @@ where
             if let Some(driver) = self.connection.driver.take() {
                 drop(self.home.tasks.spawn(async move { drop(driver.await) }));
             }
-            return Ok(response.map(Body::http2));
+            return Ok(response.map(OriginBody::http2));
         }
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
-        Ok(response.map(|incoming| Body::http1(incoming, self)))
+        Ok(response.map(|incoming| OriginBody::http1(incoming, self)))
     }
 
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
@@ -492,7 +496,7 @@ fn send_error<B>(error: hyper::client::conn::TrySendError<Request<B>>) -> SendEr
 }
 
 /// hyper's error with its cause, which holds the telling part.
-fn broken(error: &hyper::Error) -> Error {
+fn broken(error: &hyper::Error) -> OriginError {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    Error::Broken(format!("{error}{}", cause.unwrap_or_default()))
+    OriginError::Broken(format!("{error}{}", cause.unwrap_or_default()))
 }

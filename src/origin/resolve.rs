@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::Error;
+use super::OriginError;
 use crate::bounds::DNS_TTL;
 use crate::policy::Egress;
 use crate::units::HostName;
@@ -30,7 +30,7 @@ impl Resolver {
         host: &HostName,
         port: u16,
         egress: &Egress,
-    ) -> Result<Vec<SocketAddr>, Error> {
+    ) -> Result<Vec<SocketAddr>, OriginError> {
         if let Some((ip, fixed)) = egress.resolve.get(host) {
             return Ok(vec![SocketAddr::new(*ip, fixed.unwrap_or(port))]);
         }
@@ -47,8 +47,8 @@ impl Resolver {
             .collect())
     }
 
-    async fn ask(&self, host: &HostName) -> Result<Arc<[IpAddr]>, Error> {
-        let fail = |cause: String| Error::Unresolved {
+    async fn ask(&self, host: &HostName) -> Result<Arc<[IpAddr]>, OriginError> {
+        let fail = |cause: String| OriginError::Unresolved {
             host: host.to_string(),
             cause,
         };

@@ -8,7 +8,7 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
-use super::Error;
+use super::OriginError;
 use crate::units::HostName;
 
 /// The certificate authorities that origins may be vouched for by.
@@ -58,14 +58,14 @@ pub(super) struct ClientTls {
 }
 
 impl ClientTls {
-    pub(super) fn new(roots: &Roots) -> Result<Self, Error> {
+    pub(super) fn new(roots: &Roots) -> Result<Self, OriginError> {
         let mut store = RootCertStore::empty();
         // Some systems carry certificates that no verifier can use; the others still count.
         let (_usable, _unusable) = store.add_parsable_certificates(roots.0.iter().cloned());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut any = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| Error::Tls(error.to_string()))?
+            .map_err(|error| OriginError::Tls(error.to_string()))?
             .with_root_certificates(store)
             .with_no_client_auth();
         let mut http1 = any.clone();
@@ -83,21 +83,25 @@ impl ClientTls {
 }
 
 /// What stands in SNI and is verified: the canonical host.
-pub(super) fn server_name(host: &HostName) -> Result<rustls_pki_types::ServerName<'static>, Error> {
+pub(super) fn server_name(
+    host: &HostName,
+) -> Result<rustls_pki_types::ServerName<'static>, OriginError> {
     match host.ip() {
         Some(ip) => Ok(rustls_pki_types::ServerName::IpAddress(ip.into())),
         None => rustls_pki_types::ServerName::try_from(host.as_str().to_owned())
-            .map_err(|error| Error::Tls(error.to_string())),
+            .map_err(|error| OriginError::Tls(error.to_string())),
     }
 }
 
 /// Tells a certificate that was not accepted from TLS that failed otherwise.
-pub(super) fn handshake_error(error: &std::io::Error) -> Error {
+pub(super) fn handshake_error(error: &std::io::Error) -> OriginError {
     let inner = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::InvalidCertificate(reason)) => Error::Certificate(reason.to_string()),
-        _ => Error::Tls(error.to_string()),
+        Some(rustls::Error::InvalidCertificate(reason)) => {
+            OriginError::Certificate(reason.to_string())
+        }
+        _ => OriginError::Tls(error.to_string()),
     }
 }

@@ -3,7 +3,7 @@
 use crate::clock::Instant;
 
 /// A waiter's place: arrival, then order of entry.
-pub(super) type Place = (Instant, u64);
+pub(super) type QueueKey = (Instant, u64);
 
 /// How far a waiter is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

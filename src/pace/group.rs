@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::entry::{Entry, Place, Stage};
+use super::entry::{Entry, QueueKey, Stage};
 use crate::bounds::{CALL_AHEAD, CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Ledger, Slot};
@@ -15,7 +15,7 @@ use crate::policy::{Scope, Target};
 #[derive(Debug)]
 pub(super) struct Group<W> {
     pub(super) scope: Scope,
-    pub(super) waiting: BTreeMap<Place, Entry<W>>,
+    pub(super) waiting: BTreeMap<QueueKey, Entry<W>>,
     pub(super) hand: VecDeque<Slot>,
     /// When asking the ledger is worth it; `None` if only a returned permit helps.
     pub(super) ask_again: Option<Instant>,
@@ -27,7 +27,7 @@ pub(super) struct Group<W> {
 
 impl<W> Group<W> {
     /// Those who can send at once, in order; at most as many as are called.
-    pub(super) fn ready(&self) -> impl Iterator<Item = Place> {
+    pub(super) fn ready(&self) -> impl Iterator<Item = QueueKey> {
         let called = self.waiting.iter().take(CALLED_MAX);
         called
             .filter(|(_, entry)| entry.stage == Stage::Ready)

@@ -9,9 +9,9 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::entry::{Entry, Stage};
-use super::queue::{Asked, Next, Queue};
-use super::turn::{Fate, Turn, Waiter};
-use super::{Admission, Connection, Event, Refusal, RefusalKind, Ticket};
+use super::queue::{Next, PendingCall, Queue};
+use super::turn::{Turn, TurnState, Waiter};
+use super::{Admission, ConnectionState, Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
@@ -27,13 +27,13 @@ pub(super) struct Line {
     pub(super) metrics: Metrics,
     /// A slot of an earlier epoch is void.
     pub(super) epoch: watch::Receiver<u64>,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<LineState>,
     /// Wakes the driver.
     pub(super) changed: Notify,
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct LineState {
     pub(super) queue: Queue<mpsc::Sender<Event>>,
     /// The epoch of the slots in hand.
     epoch: u64,
@@ -48,7 +48,7 @@ pub(super) struct State {
 /// How often it is looked who has been overtaken.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-type Answer = Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>;
+type PendingGrants = Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>;
 
 impl Line {
     pub(super) fn new(
@@ -64,7 +64,7 @@ impl Line {
             clock,
             tasks,
             metrics,
-            state: Mutex::new(State {
+            state: Mutex::new(LineState {
                 queue: Queue::new(target),
                 epoch: 0,
                 may_ask: Instant::ZERO,
@@ -79,15 +79,19 @@ impl Line {
         self.lock().queue.len()
     }
 
-    pub(super) fn enter(self: &Arc<Self>, ticket: &Ticket, connection: Connection) -> Admission {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        ticket: &Ticket,
+        connection: ConnectionState,
+    ) -> Admission {
         let mut state = self.lock();
-        let scope = self.follow(&mut state, ticket);
+        let scope = self.adopt_policy(&mut state, ticket);
         // One that cannot even wait for a slot within the horizon must not book one.
         let hurried = ticket.deadline.since(ticket.arrived) < HORIZON;
-        if hurried && let Err(refusal) = self.hopeful(&state, &scope, ticket) {
+        if hurried && let Err(refusal) = self.check_feasible(&state, &scope, ticket) {
             return Admission::Refused(refusal);
         }
-        let mut ready = connection == Connection::Ready && state.queue.is_free_for(&scope);
+        let mut ready = connection == ConnectionState::Ready && state.queue.is_free_for(&scope);
         let mut booked = false;
         if ready && self.ledger.answers_at_once() {
             match self.book_one(&mut state, &scope) {
@@ -96,7 +100,7 @@ impl Line {
                 Booked::Later => ready = false,
             }
         }
-        let held_by = match self.hopeful(&state, &scope, ticket) {
+        let held_by = match self.check_feasible(&state, &scope, ticket) {
             Ok(held_by) => held_by,
             Err(refusal) if !booked => return Admission::Refused(refusal),
             Err(refusal) => refusal.held_by,
@@ -130,7 +134,7 @@ impl Line {
     }
 
     /// The way of a request that nobody is before: one booking, perhaps to be used at once.
-    fn book_one(self: &Arc<Self>, state: &mut State, scope: &Scope) -> Booked {
+    fn book_one(self: &Arc<Self>, state: &mut LineState, scope: &Scope) -> Booked {
         if let Some(slot) = self.ledger.at_once(state.queue.target(), scope) {
             return Booked::Now(self.turn(state, slot, None));
         }
@@ -174,7 +178,7 @@ impl Line {
 
     /// Slots that were booked before the latest block are given up, and whoever cannot wait for the
     /// end of it is told.
-    fn follow_epoch(self: &Arc<Self>, state: &mut State) {
+    fn follow_epoch(self: &Arc<Self>, state: &mut LineState) {
         let epoch = *self.epoch.borrow();
         if state.epoch == epoch {
             return;
@@ -184,24 +188,24 @@ impl Line {
             self.ledger
                 .settle(state.queue.target(), &slot, Settlement::Unused);
         }
-        self.refuse_hopeless(state);
+        self.refuse_infeasible(state);
     }
 
     /// Without other replicas only another lane, or another key of a shared limit, can overtake.
-    fn look_at_overtaken(&self) {
+    fn refuse_overtaken(&self) {
         let now = self.clock.now();
         let mut state = self.lock();
         if state.queue.has_one_scope() || now < state.looked + LOOK_EVERY {
             return;
         }
         state.looked = now;
-        self.refuse_hopeless(&mut state);
+        self.refuse_infeasible(&mut state);
     }
 
     /// Tells those who cannot leave in time any more.
-    fn refuse_hopeless(&self, state: &mut State) {
+    fn refuse_infeasible(&self, state: &mut LineState) {
         let waiting = state.queue.len();
-        for (entry, forecast) in state.queue.take_hopeless(&*self.ledger) {
+        for (entry, forecast) in state.queue.take_infeasible(&*self.ledger) {
             let refusal = refusal(
                 RefusalKind::WaitTooLong,
                 forecast,
@@ -214,7 +218,7 @@ impl Line {
     }
 
     /// Brings the line to the ticket's policy if that is newer, else the ticket to the line's.
-    pub(super) fn follow(&self, state: &mut State, ticket: &Ticket) -> Scope {
+    pub(super) fn adopt_policy(&self, state: &mut LineState, ticket: &Ticket) -> Scope {
         if Arc::ptr_eq(state.queue.target(), &ticket.target) {
             return ticket.scope.clone();
         }
@@ -229,9 +233,9 @@ impl Line {
     }
 
     /// Whether the ticket can be served in time, and which limit holds it meanwhile.
-    fn hopeful(
+    fn check_feasible(
         &self,
-        state: &State,
+        state: &LineState,
         scope: &Scope,
         ticket: &Ticket,
     ) -> Result<Option<Arc<str>>, Refusal> {
@@ -253,7 +257,7 @@ impl Line {
 
     pub(super) fn turn(
         self: &Arc<Self>,
-        state: &State,
+        state: &LineState,
         slot: Slot,
         held_by: Option<usize>,
     ) -> Turn {
@@ -264,12 +268,12 @@ impl Line {
             line: Arc::clone(self),
             target: Arc::clone(state.queue.target()),
             slot,
-            fate: Fate::InHand,
+            state: TurnState::Unused,
         }
     }
 
     /// Makes sure that a driver serves the queue.
-    fn drive(self: &Arc<Self>, state: &mut State) {
+    fn drive(self: &Arc<Self>, state: &mut LineState) {
         if std::mem::replace(&mut state.driven, true) {
             self.changed.notify_one();
         } else {
@@ -292,7 +296,7 @@ impl Line {
                     match self.ledger.book(ask) {
                         Booking::Ready(grants) => {
                             self.absorb(&asked, grants);
-                            self.look_at_overtaken();
+                            self.refuse_overtaken();
                         }
                         Booking::Pending(answer) => {
                             let answer = pin!(answer);
@@ -316,8 +320,8 @@ impl Line {
     /// One call is under way; those with slots leave meanwhile, and others come and go.
     async fn await_booking(
         self: &Arc<Self>,
-        asked: Asked,
-        mut answer: Pin<&mut Answer>,
+        asked: PendingCall,
+        mut answer: Pin<&mut PendingGrants>,
         epoch: &mut watch::Receiver<u64>,
     ) {
         loop {
@@ -326,7 +330,7 @@ impl Line {
             tokio::select! {
                 grants = &mut answer => {
                     self.absorb(&asked, grants);
-                    self.refuse_hopeless(&mut self.lock());
+                    self.refuse_infeasible(&mut self.lock());
                     return;
                 }
                 () = self.sleep(until, epoch) => {}
@@ -334,7 +338,7 @@ impl Line {
         }
     }
 
-    fn absorb(&self, asked: &Asked, grants: SmallVec<[Grant; 2]>) {
+    fn absorb(&self, asked: &PendingCall, grants: SmallVec<[Grant; 2]>) {
         let unused = self.lock().queue.absorb(asked, grants);
         for slot in unused {
             self.ledger.settle(&asked.target, &slot, Settlement::Unused);
@@ -344,7 +348,7 @@ impl Line {
     /// Sends off who is due and says what comes next; with nobody waiting the driver is over.
     fn step(self: &Arc<Self>) -> Next {
         let mut state = self.lock();
-        let now = self.send_off(&mut state);
+        let now = self.dispatch_due(&mut state);
         let may_ask = state.may_ask;
         let next = state.queue.next(now, may_ask, &*self.ledger, tell_called);
         match next {
@@ -359,12 +363,12 @@ impl Line {
     /// The same while a call is under way: the driver stays. Says when there is something to do again.
     fn meanwhile(self: &Arc<Self>) -> Instant {
         let mut state = self.lock();
-        let now = self.send_off(&mut state);
+        let now = self.dispatch_due(&mut state);
         state.queue.meanwhile(now, &*self.ledger, tell_called)
     }
 
     /// Voids what is late and sends off who is due by now.
-    fn send_off(self: &Arc<Self>, state: &mut State) -> Instant {
+    fn dispatch_due(self: &Arc<Self>, state: &mut LineState) -> Instant {
         self.follow_epoch(state);
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
@@ -379,7 +383,7 @@ impl Line {
                 let (mpsc::error::TrySendError::Closed(event)
                 | mpsc::error::TrySendError::Full(event)) = error;
                 if let Event::Turn(mut turn) = event {
-                    turn.fate = Fate::Taken;
+                    turn.state = TurnState::Transferred;
                     state.queue.put_in_hand(slot);
                 }
             }
@@ -404,7 +408,7 @@ impl Line {
         self.changed.notify_one();
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LineState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,7 +26,7 @@ use foldhash::HashMap;
 use line::Line;
 
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ledger, Status};
+use crate::ledger::{Ledger, LedgerStatus};
 use crate::policy::{LimitSet, Scope, Target};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -46,7 +46,7 @@ pub struct Ticket {
 
 /// Whether whoever enters holds a connection that can send at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connection {
+pub enum ConnectionState {
     /// It does.
     Ready,
     /// It must dial first.
@@ -120,7 +120,7 @@ impl Pacer {
     }
 
     /// Asks for a turn.
-    pub fn enter(&self, ticket: &Ticket, connection: Connection) -> Admission {
+    pub fn enter(&self, ticket: &Ticket, connection: ConnectionState) -> Admission {
         self.line(&ticket.target).enter(ticket, connection)
     }
 
@@ -174,7 +174,7 @@ impl Pacer {
     }
 
     /// How things stand for a target.
-    pub fn status(&self, target: &Arc<Target>) -> Status {
+    pub fn status(&self, target: &Arc<Target>) -> LedgerStatus {
         self.ledger.status(target)
     }
 

@@ -18,7 +18,7 @@ impl Line {
         told: impl FnOnce(Option<Arc<str>>) + Send + 'static,
     ) -> Option<Turn> {
         let mut state = self.lock();
-        let scope = self.follow(&mut state, ticket);
+        let scope = self.adopt_policy(&mut state, ticket);
         let target = Arc::clone(state.queue.target());
         if let Some(slot) = self.ledger.at_once(&target, &scope) {
             return Some(self.turn(&state, slot, None));
@@ -43,7 +43,7 @@ impl Line {
             }
             Booking::Pending(answer) => {
                 let (ledger, clock) = (Arc::clone(&self.ledger), self.clock.clone());
-                drop(self.tasks.spawn_until_drain(async move {
+                drop(self.tasks.spawn_cancel_on_drain(async move {
                     let began = clock.now();
                     let Some(grant) = answer.await.into_iter().next() else {
                         return;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::entry::{Entry, Place, Stage};
+use super::entry::{Entry, QueueKey, Stage};
 use super::group::{Group, count};
 use crate::bounds::{CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
@@ -27,7 +27,7 @@ pub(super) struct Queue<W> {
 
 /// A call to the ledger: what it was for, and what had happened by then.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct PendingCall {
     pub(super) target: Arc<Target>,
     pub(super) runs: SmallVec<[Run; 2]>,
     /// How often asking anew had become worth it; if more by the answer, the answer is old.
@@ -38,7 +38,7 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) enum Next {
     /// Ask the ledger for these.
-    Ask(Asked),
+    Ask(PendingCall),
     /// Nothing before this instant, unless something happens.
     Sleep(Instant),
     /// Nobody waits.
@@ -101,7 +101,7 @@ impl<W> Queue<W> {
         unused
     }
 
-    pub(super) fn insert(&mut self, scope: &Scope, arrived: Instant, entry: Entry<W>) -> Place {
+    pub(super) fn insert(&mut self, scope: &Scope, arrived: Instant, entry: Entry<W>) -> QueueKey {
         self.entered += 1;
         self.len += 1;
         let place = (arrived, self.entered);
@@ -109,7 +109,7 @@ impl<W> Queue<W> {
         place
     }
 
-    pub(super) fn remove(&mut self, place: Place) -> Option<Entry<W>> {
+    pub(super) fn remove(&mut self, place: QueueKey) -> Option<Entry<W>> {
         let entry = self
             .groups
             .iter_mut()
@@ -118,7 +118,7 @@ impl<W> Queue<W> {
         entry
     }
 
-    pub(super) fn set_stage(&mut self, place: Place, stage: Stage) {
+    pub(super) fn set_stage(&mut self, place: QueueKey, stage: Stage) {
         let entry = self
             .groups
             .iter_mut()
@@ -212,7 +212,11 @@ impl<W> Queue<W> {
     }
 
     /// Notes what the ledger answered. What is returned was booked for another policy.
-    pub(super) fn absorb(&mut self, asked: &Asked, grants: SmallVec<[Grant; 2]>) -> Vec<Slot> {
+    pub(super) fn absorb(
+        &mut self,
+        asked: &PendingCall,
+        grants: SmallVec<[Grant; 2]>,
+    ) -> Vec<Slot> {
         if !Arc::ptr_eq(&asked.target, &self.target) {
             return grants.into_iter().flat_map(|grant| grant.slots).collect();
         }
@@ -237,8 +241,8 @@ impl<W> Queue<W> {
     }
 
     /// Prepares a call to the ledger.
-    pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> Asked {
-        Asked {
+    pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> PendingCall {
+        PendingCall {
             target: Arc::clone(&self.target),
             runs,
             news: self.news,
@@ -299,7 +303,7 @@ impl<W> Queue<W> {
 
     /// Runs of those who are ready and have no slot in hand, in arrival order.
     fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
-        let mut ready: SmallVec<[(Place, usize); 16]> = SmallVec::new();
+        let mut ready: SmallVec<[(QueueKey, usize); 16]> = SmallVec::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
             if group.asks(now, shared) {
                 group.reported = group.waiting.len();
@@ -399,9 +403,9 @@ impl<W> Queue<W> {
 
     /// Takes out all who cannot leave in time any more, and whoever waits behind them may then leave
     /// earlier: so in arrival order.
-    pub(super) fn take_hopeless(&mut self, ledger: &dyn Ledger) -> Vec<(Entry<W>, Forecast)> {
+    pub(super) fn take_infeasible(&mut self, ledger: &dyn Ledger) -> Vec<(Entry<W>, Forecast)> {
         let mut hopeless = Vec::new();
-        let mut places: Vec<(Place, usize)> = Vec::with_capacity(self.len);
+        let mut places: Vec<(QueueKey, usize)> = Vec::with_capacity(self.len);
         for (index, group) in self.groups.iter().enumerate() {
             // A waiter is covered if its group holds a slot for it, which the ledger has counted.
             let uncovered = group.waiting.keys().skip(group.hand.len());

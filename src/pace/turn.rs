@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::entry::{Place, Stage};
+use super::entry::{QueueKey, Stage};
 use super::line::{Line, refusal};
 use super::{Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::LATE_MAX;
@@ -18,7 +18,7 @@ pub struct Waiter {
     pub(super) line: Arc<Line>,
     pub(super) scope: Scope,
     pub(super) ticket: Ticket,
-    pub(super) place: Place,
+    pub(super) place: QueueKey,
     /// Until when it waits.
     pub(super) until: Instant,
     /// The limit that holds it, as foreseen when it entered the line.
@@ -93,17 +93,17 @@ pub struct Turn {
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,
-    pub(super) fate: Fate,
+    pub(super) state: TurnState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum TurnState {
     /// Not used yet.
-    InHand,
+    Unused,
     /// The request left.
-    Left,
+    Sent,
     /// The slot has another owner.
-    Taken,
+    Transferred,
 }
 
 impl Turn {
@@ -117,13 +117,13 @@ impl Turn {
             self.line.metrics.slot_voided(&self.target.name);
             return Err(Void);
         }
-        self.fate = Fate::Left;
+        self.state = TurnState::Sent;
         Ok(self)
     }
 
     /// The same for a turn that was given in this moment.
     pub fn leave_at_once(mut self) -> Self {
-        self.fate = Fate::Left;
+        self.state = TurnState::Sent;
         self
     }
 
@@ -171,10 +171,10 @@ pub struct Void;
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        match self.fate {
-            Fate::Taken => {}
-            Fate::InHand => self.line.give_back(&self.target, self.slot.clone()),
-            Fate::Left => {
+        match self.state {
+            TurnState::Transferred => {}
+            TurnState::Unused => self.line.give_back(&self.target, self.slot.clone()),
+            TurnState::Sent => {
                 if self.slot.probe || self.target.has_permits(self.slot.scope.limits) {
                     self.line
                         .ledger

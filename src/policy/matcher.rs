@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderName, Method};
 
-use super::{Asked, Caller};
+use super::{Caller, RequestView};
 
 /// All parts that are set must match.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +24,7 @@ pub struct Matcher {
 
 impl Matcher {
     /// Whether the request is one of those meant.
-    pub fn matches(&self, asked: &Asked<'_>) -> bool {
+    pub fn matches(&self, asked: &RequestView<'_>) -> bool {
         let request = asked.head;
         self.matches_client(asked.client)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
@@ -138,7 +138,7 @@ mod tests {
             }),
             ..Matcher::default()
         };
-        let request = Asked {
+        let request = RequestView {
             head: &request,
             client: None,
             json: None,

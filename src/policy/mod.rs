@@ -14,7 +14,7 @@ pub use egress::{Allow, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use matcher::{Glob, HeaderPattern, Matcher};
-pub use scope::{Asked, Caller, Cost, Scope, Source};
+pub use scope::{Caller, Cost, RequestView, Scope, Source};
 pub use work::{NoScope, Work};
 
 use std::collections::{HashMap, HashSet};
@@ -145,7 +145,7 @@ impl Target {
     }
 
     /// What a request is to the limits.
-    pub fn scope(&self, asked: &Asked<'_>) -> Scope {
+    pub fn scope(&self, asked: &RequestView<'_>) -> Scope {
         let (mut keys, mut costs) = (Vec::new(), Vec::new());
         let mut limits = LimitSet::default();
         for (index, limit) in self.limits.iter().enumerate() {

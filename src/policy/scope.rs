@@ -122,7 +122,7 @@ impl Scope {
 
 /// What can be known of a request when its scope is decided.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct RequestView<'a> {
     /// Its head.
     pub head: &'a Parts,
     /// Who sent it, where clients are known.
@@ -161,7 +161,7 @@ impl Source {
         matches!(self, Self::Json(_))
     }
 
-    fn text(&self, asked: &Asked<'_>) -> Option<String> {
+    fn text(&self, asked: &RequestView<'_>) -> Option<String> {
         match self {
             Self::Header(name) => header_text(asked.head.headers.get(name)?),
             Self::Client => asked.client.map(|client| client.name.to_string()),
@@ -183,7 +183,7 @@ impl Source {
 
     /// The schedule's key for a request. Values that may be secret are stored as their digest only;
     /// requests without a value share one schedule.
-    pub(super) fn key(&self, asked: &Asked<'_>) -> Arc<str> {
+    pub(super) fn key(&self, asked: &RequestView<'_>) -> Arc<str> {
         match self.text(asked) {
             Some(text) => self.key_of(&text),
             None => "-".into(),
@@ -200,7 +200,7 @@ impl Source {
     }
 
     /// The cost that a request names.
-    pub(super) fn number(&self, asked: &Asked<'_>) -> Option<i64> {
+    pub(super) fn number(&self, asked: &RequestView<'_>) -> Option<i64> {
         number(&self.text(asked)?)
     }
 
@@ -262,7 +262,7 @@ pub struct Cost {
 impl Cost {
     /// The estimate, rounded up by at most a sixteenth: requests of about the same cost can then
     /// stand in for each other. What was too much comes back when the cost is settled.
-    pub(super) fn estimate(&self, asked: &Asked<'_>) -> i64 {
+    pub(super) fn estimate(&self, asked: &RequestView<'_>) -> i64 {
         let known = self.estimate.iter().find_map(|source| source.number(asked));
         self.rounded(known)
     }
@@ -297,7 +297,7 @@ mod tests {
     fn a_value_is_found_where_the_source_says() {
         let head = request();
         let json = serde_json::json!({"model": "m", "max_tokens": 100, "null": null});
-        let asked = Asked {
+        let asked = RequestView {
             head: &head,
             client: None,
             json: Some(&json),
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn p10_closed_a_secret_is_no_key_in_clear() {
         let head = request();
-        let asked = Asked {
+        let asked = RequestView {
             head: &head,
             client: None,
             json: None,

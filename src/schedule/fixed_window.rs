@@ -49,7 +49,7 @@ impl FixedWindow {
         [self.n, self.window, self.guard]
     }
 
-    pub(super) const fn fill(&self) -> (i64, i64) {
+    pub(super) const fn level(&self) -> (i64, i64) {
         (self.current, self.used)
     }
 
@@ -104,12 +104,12 @@ impl FixedWindow {
 
     /// Never less used than what was known elsewhere.
     pub(super) fn merge(&mut self, other: &Self) {
-        (self.current, self.used) = self.fill().max(other.fill());
+        (self.current, self.used) = self.level().max(other.level());
     }
 
     /// What left without having been booked kept no guard: near the end of a window it may have
     /// reached the origin in the next.
-    pub(super) fn spend(&mut self, at: i64, units: i64) {
+    pub(super) fn record_unbooked(&mut self, at: i64, units: i64) {
         let at = at.saturating_add(self.guard);
         if at.div_euclid(self.window) == self.current {
             self.used = self.used.saturating_add(units);
@@ -118,7 +118,7 @@ impl FixedWindow {
         }
     }
 
-    pub(super) fn exhaust(&mut self, now: i64) {
+    pub(super) fn fill(&mut self, now: i64) {
         self.current = now.div_euclid(self.window);
         self.used = self.n;
     }

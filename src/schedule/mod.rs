@@ -36,7 +36,7 @@ pub enum Schedule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// Which reading.
-    pub kind: Kind,
+    pub kind: ScheduleKind,
     /// Token bucket: interval, tolerance, period. Sliding window: n, window. Fixed window: n,
     /// window, guard. Times in nanoseconds.
     pub numbers: [i64; 3],
@@ -45,7 +45,7 @@ pub struct Spec {
 /// Readings of "n per period".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ScheduleKind {
     /// [`TokenBucket`].
     Token,
     /// [`SlidingWindow`].
@@ -70,11 +70,13 @@ impl Schedule {
     /// The schedule of this kind that remembers `usage`.
     pub fn from_parts(spec: Spec, usage: Usage) -> Self {
         match spec.kind {
-            Kind::Token => Self::TokenBucket(TokenBucket::from_parts(spec.numbers, usage.mark)),
-            Kind::Sliding => {
+            ScheduleKind::Token => {
+                Self::TokenBucket(TokenBucket::from_parts(spec.numbers, usage.mark))
+            }
+            ScheduleKind::Sliding => {
                 Self::SlidingWindow(SlidingWindow::from_parts(spec.numbers, usage.log))
             }
-            Kind::Fixed => Self::FixedWindow(FixedWindow::from_parts(
+            ScheduleKind::Fixed => Self::FixedWindow(FixedWindow::from_parts(
                 spec.numbers,
                 usage.mark,
                 usage.used,
@@ -86,15 +88,15 @@ impl Schedule {
     pub const fn spec(&self) -> Spec {
         match self {
             Self::TokenBucket(bucket) => Spec {
-                kind: Kind::Token,
+                kind: ScheduleKind::Token,
                 numbers: bucket.spec(),
             },
             Self::SlidingWindow(window) => Spec {
-                kind: Kind::Sliding,
+                kind: ScheduleKind::Sliding,
                 numbers: window.spec(),
             },
             Self::FixedWindow(window) => Spec {
-                kind: Kind::Fixed,
+                kind: ScheduleKind::Fixed,
                 numbers: window.spec(),
             },
         }
@@ -112,7 +114,7 @@ impl Schedule {
                 ..Usage::default()
             },
             Self::FixedWindow(window) => {
-                let (mark, used) = window.fill();
+                let (mark, used) = window.level();
                 Usage {
                     mark,
                     used,
@@ -148,11 +150,13 @@ impl Schedule {
     }
 
     /// What left at `at` without having been booked, perhaps before later bookings.
-    pub fn spend(&mut self, at: Instant, units: i64, now: Instant) {
+    pub fn record_unbooked(&mut self, at: Instant, units: i64, now: Instant) {
         match self {
-            Self::SlidingWindow(window) => window.spend(at.as_nanos(), units),
-            Self::FixedWindow(window) => window.spend(at.as_nanos(), units),
-            Self::TokenBucket(bucket) => bucket.spend(at.as_nanos(), units, now.as_nanos()),
+            Self::SlidingWindow(window) => window.record_unbooked(at.as_nanos(), units),
+            Self::FixedWindow(window) => window.record_unbooked(at.as_nanos(), units),
+            Self::TokenBucket(bucket) => {
+                bucket.record_unbooked(at.as_nanos(), units, now.as_nanos())
+            }
         }
     }
 
@@ -206,11 +210,11 @@ impl Schedule {
     }
 
     /// As if everything that may be used by `now` had been.
-    pub fn exhaust(&mut self, now: Instant) {
+    pub fn fill(&mut self, now: Instant) {
         match self {
             Self::TokenBucket(bucket) => bucket.drain_until(now.as_nanos()),
-            Self::SlidingWindow(window) => window.exhaust(now.as_nanos()),
-            Self::FixedWindow(window) => window.exhaust(now.as_nanos()),
+            Self::SlidingWindow(window) => window.fill(now.as_nanos()),
+            Self::FixedWindow(window) => window.fill(now.as_nanos()),
         }
     }
 
@@ -234,7 +238,7 @@ impl Schedule {
                 last.saturating_add(window.spec()[1]) <= now
             }
             Self::FixedWindow(window) => {
-                let end = (window.fill().0 + 1).saturating_mul(window.spec()[1]);
+                let end = (window.level().0 + 1).saturating_mul(window.spec()[1]);
                 end <= now
             }
         }
@@ -244,8 +248,8 @@ impl Schedule {
     pub fn per_second(&self) -> f64 {
         let Spec { kind, numbers } = self.spec();
         let (count, nanos) = match kind {
-            Kind::Token => (1, numbers[0]),
-            Kind::Sliding | Kind::Fixed => (numbers[0], numbers[1]),
+            ScheduleKind::Token => (1, numbers[0]),
+            ScheduleKind::Sliding | ScheduleKind::Fixed => (numbers[0], numbers[1]),
         };
         count as f64 * 1e9 / nanos.max(1) as f64
     }
@@ -263,7 +267,7 @@ impl Schedule {
             (Self::FixedWindow(old), Self::FixedWindow(new)) => Self::FixedWindow(old.adopt(new)),
             // Another algorithm: what was sent is not known in its terms, so count it as all used.
             (_, mut fresh) => {
-                fresh.exhaust(now);
+                fresh.fill(now);
                 fresh
             }
         }

@@ -92,7 +92,7 @@ impl SlidingWindow {
         self.forget();
     }
 
-    pub(super) fn spend(&mut self, at: i64, units: i64) {
+    pub(super) fn record_unbooked(&mut self, at: i64, units: i64) {
         match self.log.binary_search_by_key(&at, |known| known.0) {
             Ok(index) => {
                 if let Some(known) = self.log.get_mut(index) {
@@ -121,7 +121,7 @@ impl SlidingWindow {
         }
     }
 
-    pub(super) fn exhaust(&mut self, now: i64) {
+    pub(super) fn fill(&mut self, now: i64) {
         self.log = VecDeque::from([(now, self.n)]);
         self.total = self.n;
     }

@@ -83,7 +83,7 @@ impl TokenBucket {
     /// What left without having been booked. Within one period of `now` it is owed as if it left
     /// last; what is older only counts for itself: several replicas tell of the same span of time,
     /// one after the other.
-    pub(super) fn spend(&mut self, at: i64, units: i64, now: i64) {
+    pub(super) fn record_unbooked(&mut self, at: i64, units: i64, now: i64) {
         if at.saturating_add(self.period) > now {
             self.book(at, units);
         } else {

@@ -20,9 +20,9 @@ const HTTP2_SETTINGS: &str = "http2-settings";
 /// Which fields that mean something to us a message has. Looking for each of them costs more than looking
 /// once at all that are there, since most messages have few of them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Notable(u16);
+pub struct HeaderFlags(u16);
 
-impl Notable {
+impl HeaderFlags {
     /// `Connection`.
     pub const CONNECTION: Self = Self(1);
     /// Any other field that is for this hop only.
@@ -88,11 +88,11 @@ impl Notable {
 
 /// Removes from a request what must not reach the origin: hop-by-hop fields, whatever `Connection`
 /// names, proxy credentials, `Expect` (we answer it) and every field of ours. `TE: trailers` stays.
-pub fn strip_request(headers: &mut HeaderMap, notable: Notable) {
-    if notable.has(Notable::CONNECTION) {
+pub fn strip_request(headers: &mut HeaderMap, notable: HeaderFlags) {
+    if notable.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if notable.has(Notable::HOP_BY_HOP) {
+    if notable.has(HeaderFlags::HOP_BY_HOP) {
         let trailers = wants_trailers(headers);
         remove_hop_by_hop(headers);
         headers.remove(header::PROXY_AUTHORIZATION);
@@ -102,24 +102,24 @@ pub fn strip_request(headers: &mut HeaderMap, notable: Notable) {
         }
         keep_honest_trailer_names(headers);
     }
-    if notable.has(Notable::OURS) {
+    if notable.has(HeaderFlags::OURS) {
         remove_ours(headers);
     }
 }
 
 /// Removes from a response what was for this hop only, and any field that pretends to be ours.
 pub fn strip_response(headers: &mut HeaderMap) {
-    let notable = Notable::of(headers);
-    if notable.has(Notable::CONNECTION) {
+    let notable = HeaderFlags::of(headers);
+    if notable.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if notable.has(Notable::HOP_BY_HOP) {
+    if notable.has(HeaderFlags::HOP_BY_HOP) {
         remove_hop_by_hop(headers);
         headers.remove(header::PROXY_AUTHENTICATE);
         headers.remove("proxy-authentication-info");
         keep_honest_trailer_names(headers);
     }
-    if notable.has(Notable::OURS) {
+    if notable.has(HeaderFlags::OURS) {
         remove_ours(headers);
     }
 }
@@ -272,7 +272,7 @@ mod tests {
     }
 
     fn strip_request_whole(headers: &mut HeaderMap) {
-        strip_request(headers, Notable::of(headers));
+        strip_request(headers, HeaderFlags::of(headers));
     }
 
     fn names(map: &HeaderMap) -> Vec<&str> {

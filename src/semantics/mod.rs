@@ -17,7 +17,7 @@ mod via;
 pub use authority::Authority;
 pub use credentials::proxy_credentials;
 pub use fields::{
-    CLIENT_TOKEN, Notable, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, join_cookies,
+    CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, join_cookies,
     may_be_trailer, strip_request, strip_response,
 };
 pub use framing::{Framing, framing};

@@ -13,8 +13,8 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::connection::{Connection, Inbound};
-use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way};
+use super::connection::{ClientConnection, Inbound};
+use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, ResponseBody};
 use crate::intercept::{AcceptError, Inside, Prefixed, accept};
 use crate::policy::{Policy, TlsMode};
 use crate::semantics::{Authority, max_wait};
@@ -22,23 +22,23 @@ use crate::units::{Origin, Scheme};
 
 /// Answers a CONNECT. Boxed, since what is inside it is served by connections again.
 pub(super) fn connect(
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
     request: Request<Incoming>,
     authority: Authority,
-    sender: Sender,
+    client: ClientIdentity,
     policy: Arc<Policy>,
-) -> Pin<Box<dyn Future<Output = Response<Body>> + Send>> {
-    Box::pin(async move { answer(&connection, request, authority, sender, policy).await })
+) -> Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>> {
+    Box::pin(async move { answer(&connection, request, authority, client, policy).await })
 }
 
 /// What can be refused is refused before the 200.
 async fn answer(
-    connection: &Arc<Connection>,
+    connection: &Arc<ClientConnection>,
     mut request: Request<Incoming>,
     authority: Authority,
-    sender: Sender,
+    client: ClientIdentity,
     policy: Arc<Policy>,
-) -> Response<Body> {
+) -> Response<ResponseBody> {
     let port = authority.port.unwrap_or(Scheme::Https.default_port());
     if !policy.connect_port_allowed(port) {
         let detail = format!("CONNECT to port {port} is not allowed");
@@ -52,8 +52,8 @@ async fn answer(
         host: authority.host,
         port,
     };
-    let patience = match max_wait(request.headers()) {
-        Ok(patience) => patience,
+    let max_wait = match max_wait(request.headers()) {
+        Ok(max_wait) => max_wait,
         Err(problem) => return connection.refuse(&Method::CONNECT, &problem.into()),
     };
     let upgrade = hyper::upgrade::on(&mut request);
@@ -61,13 +61,13 @@ async fn answer(
     if target.is_some_and(|target| target.tls == TlsMode::Intercept) {
         return match connection.server.leaves.config(&origin.host) {
             Ok(config) => {
-                let inside = Insider {
+                let inside = InterceptedTunnel {
                     connection: Arc::clone(connection),
                     origin,
-                    sender,
+                    client,
                 };
                 drop(connection.server.tasks.spawn(inside.serve(upgrade, config)));
-                Response::new(Body::empty())
+                Response::new(ResponseBody::empty())
             }
             Err(error) => {
                 let error = Error::new(
@@ -78,11 +78,11 @@ async fn answer(
             }
         };
     }
-    let arrival = Arrival::of_client(Way::Tunnel, origin, sender, policy);
+    let arrival = Arrival::of_client(Ingress::Tunnel, origin, client, policy);
     match connection
         .server
         .exchange
-        .open_tunnel(&arrival, patience)
+        .open_tunnel(&arrival, max_wait)
         .await
     {
         Err(response) => response,
@@ -100,7 +100,7 @@ async fn answer(
                 }
                 drop(place);
             }));
-            Response::new(Body::empty())
+            Response::new(ResponseBody::empty())
         }
     }
 }
@@ -114,13 +114,13 @@ fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>
 }
 
 /// The inside of a CONNECT to a target.
-struct Insider {
-    connection: Arc<Connection>,
+struct InterceptedTunnel {
+    connection: Arc<ClientConnection>,
     origin: Origin,
-    sender: Sender,
+    client: ClientIdentity,
 }
 
-impl Insider {
+impl InterceptedTunnel {
     async fn serve(self, upgrade: OnUpgrade, config: Arc<ServerConfig>) {
         let Ok(upgraded) = upgrade.await else { return };
         match into_tcp(upgraded) {
@@ -142,14 +142,14 @@ impl Insider {
         }
     }
 
-    fn inner(&self, scheme: Scheme) -> Arc<Connection> {
-        Arc::new(Connection {
+    fn inner(&self, scheme: Scheme) -> Arc<ClientConnection> {
+        Arc::new(ClientConnection {
             server: Arc::clone(&self.connection.server),
             inbound: Inbound::Inside(Origin {
                 scheme,
                 ..self.origin.clone()
             }),
-            sender: self.sender.clone(),
+            client: self.client.clone(),
             place: Arc::clone(&self.connection.place),
         })
     }
@@ -164,17 +164,20 @@ impl Insider {
             AcceptError::Closed => return,
         };
         let server = &self.connection.server;
-        let mut record = server.exchange.recorder.begin(Way::Intercept, &self.sender);
+        let mut record = server
+            .exchange
+            .recorder
+            .begin(Ingress::Intercept, &self.client);
         record.method = Method::CONNECT;
         record.origin = Some(self.origin.clone());
         record.refused(&Error::new(reason, error.to_string()));
         record.end();
         if reason == Reason::InnerDistrusted {
             server.metrics.leaf_rejected();
-            if !server.told.contains_key(&self.sender.address) {
-                server.told.insert(self.sender.address, ());
+            if !server.warned_clients.contains_key(&self.client.address) {
+                server.warned_clients.insert(self.client.address, ());
                 tracing::warn!(
-                    client = %self.sender.address,
+                    client = %self.client.address,
                     host = %self.origin.host,
                     remedy = Reason::InnerDistrusted.row().remedy,
                     "a client does not trust our CA; it is told here once"

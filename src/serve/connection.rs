@@ -12,14 +12,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::listener::Place;
+use super::listener::ConnectionSlot;
 use super::{Server, authenticate, connect, gateway};
 use crate::api::Api;
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
 use crate::clock::HeadTimer;
-use crate::exchange::{Arrival, Body, Error, Reason, Sender, Way, response};
+use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, ResponseBody, response};
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
@@ -38,25 +38,25 @@ pub(super) enum Inbound {
 
 /// A client connection.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct ClientConnection {
     pub(super) server: Arc<Server>,
     pub(super) inbound: Inbound,
-    pub(super) sender: Sender,
-    pub(super) place: Arc<Place>,
+    pub(super) client: ClientIdentity,
+    pub(super) place: Arc<ConnectionSlot>,
 }
 
-impl Connection {
+impl ClientConnection {
     pub(super) fn new(
         server: Arc<Server>,
         peer: SocketAddr,
         inbound: Inbound,
-        place: Arc<Place>,
+        place: Arc<ConnectionSlot>,
     ) -> Self {
-        let sender = Sender::at(peer.ip().to_canonical());
+        let client = ClientIdentity::at(peer.ip().to_canonical());
         Self {
             server,
             inbound,
-            sender,
+            client,
             place,
         }
     }
@@ -91,7 +91,7 @@ impl Connection {
             .timer(HeadTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES)
-            // During a drain every response says `Connection: close`.
+            // During a drain every response says `ClientConnection: close`.
             .keep_alive(!self.server.tasks.draining());
         builder
             .http2()
@@ -124,95 +124,95 @@ impl Connection {
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> Result<Response<ResponseBody>, Infallible> {
         let policy = self.server.policy.load_full();
         Ok(match self.destine(&request, &policy) {
-            Ok(Destined::Exchange {
-                way,
+            Ok(Routed::Exchange {
+                ingress,
                 origin,
-                sender,
+                client,
             }) => {
-                let arrival = Arrival::of_client(way, origin, sender, policy);
+                let arrival = Arrival::of_client(ingress, origin, client, policy);
                 self.server.exchange.serve(arrival, request).await
             }
-            Ok(Destined::Connect { authority, sender }) => {
-                connect::connect(Arc::clone(&self), request, authority, sender, policy).await
+            Ok(Routed::Connect { authority, client }) => {
+                connect::connect(Arc::clone(&self), request, authority, client, policy).await
             }
-            Ok(Destined::Api { sender }) => {
+            Ok(Routed::Api { client }) => {
                 let server = &self.server;
                 // Boxed: few requests are for us.
-                let call = server.api.serve(&server.exchange, policy, &sender, request);
+                let call = server.api.serve(&server.exchange, policy, &client, request);
                 Box::pin(call).await
             }
-            Ok(Destined::Asterisk) => self.answer_asterisk(),
+            Ok(Routed::Asterisk) => self.answer_asterisk(),
             Err(error) => self.refuse(request.method(), &error),
         })
     }
 
     /// Where a request goes, and whether its sender may send it.
-    fn destine<B>(&self, request: &Request<B>, policy: &Policy) -> Result<Destined, Error> {
+    fn destine<B>(&self, request: &Request<B>, policy: &Policy) -> Result<Routed, Error> {
         let requested = semantics::classify(request)?;
         let headers = request.headers();
         match (&self.inbound, requested) {
-            (_, RequestTarget::Asterisk) => Ok(Destined::Asterisk),
+            (_, RequestTarget::Asterisk) => Ok(Routed::Asterisk),
             (Inbound::Inside(origin), requested) => {
                 self.inside(origin, requested, request.method())?;
                 let origin = origin.clone();
-                Ok(Destined::Exchange {
-                    way: Way::Intercept,
+                Ok(Routed::Exchange {
+                    ingress: Ingress::Intercept,
                     origin,
-                    sender: self.sender.clone(),
+                    client: self.client.clone(),
                 })
             }
             (Inbound::Proxy, RequestTarget::Connect(authority)) => {
-                let sender = authenticate::by_proxy_field(headers, policy, &self.sender)?;
-                Ok(Destined::Connect { authority, sender })
+                let client = authenticate::by_proxy_field(headers, policy, &self.client)?;
+                Ok(Routed::Connect { authority, client })
             }
             (Inbound::Route(_), RequestTarget::Connect(_)) => Err(Error::new(
                 Reason::NoRoute,
                 "this port is for one route; it is no proxy",
             )),
             (Inbound::Route(origin), _) => {
-                let sender = authenticate::by_token_field(headers, policy, &self.sender)?;
-                Ok(Destined::Exchange {
-                    way: Way::Route,
+                let client = authenticate::by_token_field(headers, policy, &self.client)?;
+                Ok(Routed::Exchange {
+                    ingress: Ingress::Route,
                     origin: origin.clone(),
-                    sender,
+                    client,
                 })
             }
             (Inbound::Proxy, RequestTarget::Absolute(origin)) => {
                 if let Some(origin) = gateway::route(policy, &origin.host) {
-                    let sender = authenticate::by_token_field(headers, policy, &self.sender)?;
-                    return Ok(Destined::Exchange {
-                        way: Way::Route,
+                    let client = authenticate::by_token_field(headers, policy, &self.client)?;
+                    return Ok(Routed::Exchange {
+                        ingress: Ingress::Route,
                         origin,
-                        sender,
+                        client,
                     });
                 }
-                let sender = authenticate::by_proxy_field(headers, policy, &self.sender)?;
-                Ok(Destined::Exchange {
-                    way: Way::Plain,
+                let client = authenticate::by_proxy_field(headers, policy, &self.client)?;
+                Ok(Routed::Exchange {
+                    ingress: Ingress::Plain,
                     origin,
-                    sender,
+                    client,
                 })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority))
                 if Api::is_ours(request.uri().path()) && self.is_us(&authority, policy) =>
             {
-                if policy.clients.is_empty() && !self.sender.address.is_loopback() {
+                if policy.clients.is_empty() && !self.client.address.is_loopback() {
                     let detail = "without `clients` the API answers this machine only";
                     return Err(Error::new(Reason::ClientTokenUnknown, detail));
                 }
-                let sender = authenticate::by_api_field(headers, policy, &self.sender)?;
-                Ok(Destined::Api { sender })
+                let client = authenticate::by_api_field(headers, policy, &self.client)?;
+                Ok(Routed::Api { client })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {
                 let origin = gateway::origin(policy, &authority)?;
-                let sender = authenticate::by_token_field(headers, policy, &self.sender)?;
-                Ok(Destined::Exchange {
-                    way: Way::Route,
+                let client = authenticate::by_token_field(headers, policy, &self.client)?;
+                Ok(Routed::Exchange {
+                    ingress: Ingress::Route,
                     origin,
-                    sender,
+                    client,
                 })
             }
         }
@@ -256,21 +256,21 @@ impl Connection {
         Err(Error::new(Reason::Misdirected, detail))
     }
 
-    pub(super) fn way(&self) -> Way {
+    pub(super) fn ingress(&self) -> Ingress {
         match self.inbound {
-            Inbound::Proxy => Way::Direct,
-            Inbound::Route(_) => Way::Route,
-            Inbound::Inside(_) => Way::Intercept,
+            Inbound::Proxy => Ingress::Direct,
+            Inbound::Route(_) => Ingress::Route,
+            Inbound::Inside(_) => Ingress::Intercept,
         }
     }
 
     /// A no before there is an exchange; it leaves a record all the same.
-    pub(super) fn refuse(&self, method: &Method, error: &Error) -> Response<Body> {
+    pub(super) fn refuse(&self, method: &Method, error: &Error) -> Response<ResponseBody> {
         let mut record = self
             .server
             .exchange
             .recorder
-            .begin(self.way(), &self.sender);
+            .begin(self.ingress(), &self.client);
         record.method = method.clone();
         record.refused(error);
         let response = response(error, None, &record.id());
@@ -279,34 +279,34 @@ impl Connection {
     }
 
     /// `OPTIONS *` asks about us, not about an origin (RFC 9110 section 9.3.7).
-    fn answer_asterisk(&self) -> Response<Body> {
+    fn answer_asterisk(&self) -> Response<ResponseBody> {
         let mut record = self
             .server
             .exchange
             .recorder
-            .begin(self.way(), &self.sender);
+            .begin(self.ingress(), &self.client);
         record.method = Method::OPTIONS;
         record.status = StatusCode::NO_CONTENT.as_u16();
         record.end();
-        let mut response = Response::new(Body::empty());
+        let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         response
     }
 }
 
 /// Where a request goes.
-enum Destined {
+enum Routed {
     Exchange {
-        way: Way,
+        ingress: Ingress,
         origin: Origin,
-        sender: Sender,
+        client: ClientIdentity,
     },
     Connect {
         authority: Authority,
-        sender: Sender,
+        client: ClientIdentity,
     },
     Api {
-        sender: Sender,
+        client: ClientIdentity,
     },
     Asterisk,
 }

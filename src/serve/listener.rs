@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Server;
-use super::connection::{Connection, Inbound};
+use super::connection::{ClientConnection, Inbound};
 use crate::bounds::ACCEPT_BACKLOG;
 use crate::telemetry::Metrics;
 
@@ -51,7 +51,7 @@ impl Listener {
     /// Accepts and serves for ever.
     pub async fn run(self, server: Arc<Server>) {
         loop {
-            let Ok(room) = Arc::clone(&server.room).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&server.connection_permits).acquire_owned().await else {
                 return;
             };
             let (stream, peer) = match self.listener.accept().await {
@@ -66,8 +66,8 @@ impl Listener {
             let Some(inbound) = self.inbound(&server) else {
                 continue;
             };
-            let place = Place::new(room, server.metrics.clone());
-            let connection = Connection::new(Arc::clone(&server), peer, inbound, place);
+            let slot = ConnectionSlot::new(permit, server.metrics.clone());
+            let connection = ClientConnection::new(Arc::clone(&server), peer, inbound, slot);
             drop(server.tasks.spawn(serve(connection, stream)));
         }
     }
@@ -87,7 +87,7 @@ impl Listener {
     }
 }
 
-async fn serve(connection: Connection, stream: TcpStream) {
+async fn serve(connection: ClientConnection, stream: TcpStream) {
     // Without it small responses wait for acknowledgements; failing to set it breaks nothing.
     drop(stream.set_nodelay(true));
     Arc::new(connection).serve_either(stream).await;
@@ -95,12 +95,12 @@ async fn serve(connection: Connection, stream: TcpStream) {
 
 /// One client's place among those that may be connected, also while its connection is a tunnel.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     _room: OwnedSemaphorePermit,
     metrics: Metrics,
 }
 
-impl Place {
+impl ConnectionSlot {
     fn new(room: OwnedSemaphorePermit, metrics: Metrics) -> Arc<Self> {
         metrics.connections(1);
         Arc::new(Self {
@@ -110,7 +110,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.metrics.connections(-1);
     }

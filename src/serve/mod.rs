@@ -42,7 +42,7 @@ pub struct Server {
     /// Counters.
     pub metrics: Metrics,
     /// How many clients may be connected.
-    pub room: Arc<Semaphore>,
+    pub connection_permits: Arc<Semaphore>,
     /// Clients that were told once that they do not trust our CA.
-    pub told: moka::sync::Cache<IpAddr, ()>,
+    pub warned_clients: moka::sync::Cache<IpAddr, ()>,
 }

@@ -40,7 +40,7 @@ pub enum Exhausted {
 /// How a buffer treats its items. Everything but name and URL has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Terms {
+pub struct BufferConfig {
     /// Where items go.
     pub url: String,
     /// How.
@@ -68,7 +68,7 @@ pub struct Terms {
     pub on_exhausted: Exhausted,
 }
 
-impl Default for Terms {
+impl Default for BufferConfig {
     fn default() -> Self {
         Self {
             url: String::new(),
@@ -97,7 +97,7 @@ pub struct Buffer {
     /// Its name; unique.
     pub name: Arc<str>,
     /// How it treats its items.
-    pub terms: Arc<Terms>,
+    pub terms: Arc<BufferConfig>,
     /// Why it is paused, if it is.
     pub paused: Option<Arc<str>>,
     /// When it was made.
@@ -107,7 +107,7 @@ pub struct Buffer {
 /// Where an item stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum ItemStatus {
     /// Not sent yet.
     Queued,
     /// Sent before; waits to be sent again.
@@ -124,7 +124,7 @@ pub enum Status {
     Expired,
 }
 
-impl Status {
+impl ItemStatus {
     /// All of them; a store keeps the position.
     pub const ALL: [Self; 7] = [
         Self::Queued,
@@ -206,14 +206,14 @@ pub struct NewItem {
 
 /// What makes a push unrepeatable: a key and what it was first used for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Once {
+pub struct IdempotencyKey {
     /// The caller's key, with whose it is.
     pub key: String,
     /// What was pushed under it.
     pub fingerprint: [u8; 32],
 }
 
-impl Once {
+impl IdempotencyKey {
     /// A key that is `whose` alone, first used for these bytes, one part after the other.
     pub fn new(whose: &str, key: &str, parts: &[&[u8]]) -> Self {
         let key = print(&[whose.as_bytes(), key.as_bytes()]);
@@ -246,7 +246,7 @@ pub struct Item {
     /// Its place; gap-free per buffer.
     pub seq: i64,
     /// Where it stands.
-    pub status: Status,
+    pub status: ItemStatus,
     /// What is sent.
     pub request: Request,
     /// When it was kept.

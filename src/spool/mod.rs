@@ -11,15 +11,15 @@ mod seal;
 mod shape;
 mod state;
 
-pub use disk::{Disk, DiskSettings, OpenError};
+pub use disk::{DiskSettings, DiskStore, OpenError};
 pub use item::{
-    Attempt, Buffer, Exhausted, Guarantee, Item, Millis, NewItem, Once, Request, Response, Status,
-    Terms,
+    Attempt, Buffer, BufferConfig, Exhausted, Guarantee, IdempotencyKey, Item, ItemStatus, Millis,
+    NewItem, Request, Response,
 };
-pub use postgres::{Postgres, PostgresParts, PostgresSpoolSettings};
+pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
 pub use seal::{SealError, Sealer, is_secret};
-pub use shape::{WrittenBuffer, WrittenItem};
-pub use state::{Backoff, Outcome, Step, step};
+pub use shape::{BufferSpec, DurationSpec, ItemSpec};
+pub use state::{AttemptOutcome, Backoff, Step, step};
 
 use std::future::Future;
 use std::pin::Pin;
@@ -85,13 +85,13 @@ pub struct Pushed {
 
 /// Which items or attempts are wanted.
 #[derive(Debug, Clone, Default)]
-pub struct Query {
+pub struct ListQuery {
     /// Only of this buffer.
     pub buffer: Option<i64>,
     /// Only of this item.
     pub item: Option<Arc<str>>,
     /// Only in this status.
-    pub status: Option<Status>,
+    pub status: Option<ItemStatus>,
     /// Only attempts that the origin answered with this status code.
     pub code: Option<u16>,
     /// Only attempts with this outcome.
@@ -108,7 +108,7 @@ pub struct Query {
 
 /// What a change of an item is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum ItemChange {
     /// Taken back.
     Cancel,
     /// Sent as soon as limits allow.
@@ -130,15 +130,15 @@ pub enum Purge {
 
 impl Purge {
     /// Where what is removed stands.
-    const fn statuses(self) -> &'static [Status] {
+    const fn statuses(self) -> &'static [ItemStatus] {
         match self {
-            Self::Queued => &[Status::Queued, Status::Waiting],
-            Self::Dead => &[Status::Dead],
+            Self::Queued => &[ItemStatus::Queued, ItemStatus::Waiting],
+            Self::Dead => &[ItemStatus::Dead],
             Self::History => &[
-                Status::Delivered,
-                Status::Dead,
-                Status::Cancelled,
-                Status::Expired,
+                ItemStatus::Delivered,
+                ItemStatus::Dead,
+                ItemStatus::Cancelled,
+                ItemStatus::Expired,
             ],
         }
     }
@@ -169,8 +169,8 @@ const fn crowded(max: u64) -> u64 {
     max / 10 * 8
 }
 
-/// How many items of a buffer stand where, by the position in [`Status::ALL`].
-pub type Counts = [u64; Status::ALL.len()];
+/// How many items of a buffer stand where, by the position in [`ItemStatus::ALL`].
+pub type Counts = [u64; ItemStatus::ALL.len()];
 
 /// The right to send a buffer's items: one process has it at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,12 +203,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         &self,
         id: Arc<str>,
         name: Arc<str>,
-        terms: Terms,
+        terms: BufferConfig,
         now: Millis,
     ) -> Done<'_, (Buffer, bool)>;
 
     /// Gives a buffer other terms.
-    fn change(&self, buffer: i64, terms: Terms) -> Done<'_, Buffer>;
+    fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer>;
 
     /// Removes a buffer with all its items; unless forced only if nothing is to be sent.
     fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()>;
@@ -221,7 +221,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         &self,
         buffer: i64,
         items: Vec<NewItem>,
-        once: Option<Once>,
+        once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Done<'_, Pushed>;
 
@@ -232,13 +232,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item>;
 
     /// An item that was claimed did not leave after all.
-    fn unclaim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()>;
+    fn release_claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()>;
 
     /// Ends items that are too old.
     fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()>;
 
     /// Changes an item.
-    fn alter(&self, item: Arc<str>, change: Change, now: Millis) -> Done<'_, Item>;
+    fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item>;
 
     /// Removes items; returns how many.
     fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64>;
@@ -257,7 +257,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// The oldest live items of a buffer: in strict order the first one, whatever keeps it; otherwise
     /// those that can be sent at `now`, or the one that can be next.
-    fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>>;
+    fn next_items(&self, buffer: i64, now: Millis, strict: bool, limit: u32)
+    -> Done<'_, Vec<Item>>;
 
     /// Items of a buffer that were in flight when whoever sent them ended.
     fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>>;
@@ -269,13 +270,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     fn body(&self, id: Arc<str>) -> Done<'_, Bytes>;
 
     /// A page of items, by place.
-    fn items(&self, query: Query) -> Done<'_, Vec<Item>>;
+    fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>>;
 
     /// A page of attempts with the place of each, latest first.
-    fn attempts(&self, query: Query) -> Done<'_, Vec<(i64, Attempt)>>;
+    fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, Attempt)>>;
 
     /// Removes history that is older than this; where room runs out, also what was delivered later.
-    fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
+    fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
 }
 
 /// A buffer by its id or name, if it is known here.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sqlx::FromRow;
 
-use super::{Attempt, Buffer, Item, Millis, Response, Status, Terms};
+use super::{Attempt, Buffer, BufferConfig, Item, ItemStatus, Millis, Response};
 
 /// A row of `item`.
 #[derive(FromRow)]
@@ -29,12 +29,12 @@ pub(super) struct ItemRow {
 impl From<ItemRow> for Item {
     fn from(row: ItemRow) -> Self {
         let status = usize::try_from(row.status).ok();
-        let status = status.and_then(|at| Status::ALL.get(at));
+        let status = status.and_then(|at| ItemStatus::ALL.get(at));
         Self {
             id: row.id.into(),
             buffer: row.buffer,
             seq: row.seq,
-            status: status.copied().unwrap_or(Status::Dead),
+            status: status.copied().unwrap_or(ItemStatus::Dead),
             request: serde_json::from_str(&row.request).unwrap_or_default(),
             kept: row.kept,
             not_before: row.not_before,
@@ -110,7 +110,7 @@ impl TryFrom<BufferRow> for Buffer {
     type Error = sqlx::Error;
 
     fn try_from(row: BufferRow) -> Result<Self, sqlx::Error> {
-        let terms: Terms = serde_json::from_str(&row.terms)
+        let terms: BufferConfig = serde_json::from_str(&row.terms)
             .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         Ok(Self {
             number: row.number,

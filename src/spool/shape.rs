@@ -10,31 +10,37 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::item::{Exhausted, Guarantee, Millis, Terms};
+use super::item::{BufferConfig, Exhausted, Guarantee, Millis};
 use super::state::Backoff;
 use crate::units::parse_duration;
 
 /// A duration: text with a unit, or seconds.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Span {
+pub enum DurationSpec {
     /// Seconds.
     Seconds(f64),
     /// `"30s"`.
     Text(String),
 }
 
-impl Span {
-    fn millis(&self, key: &str) -> Result<Millis, String> {
+impl DurationSpec {
+    /// Converts to a duration.
+    ///
+    /// # Errors
+    /// A sentence without the key's name.
+    pub fn read(&self) -> Result<Duration, String> {
         let read = match self {
             Self::Seconds(seconds) => {
                 Duration::try_from_secs_f64(*seconds).map_err(|error| error.to_string())
             }
             Self::Text(text) => parse_duration(text),
         };
-        let read = read.map_err(|error| {
-            format!("`{key}`: {error}; write it as \"30s\" or as a number of seconds")
-        })?;
+        read.map_err(|error| format!("{error}; write it as \"30s\" or as a number of seconds"))
+    }
+
+    fn millis(&self, key: &str) -> Result<Millis, String> {
+        let read = self.read().map_err(|error| format!("`{key}`: {error}"))?;
         Ok(Millis::try_from(read.as_millis()).unwrap_or(Millis::MAX))
     }
 }
@@ -42,26 +48,26 @@ impl Span {
 /// The ways to write a backoff.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum WrittenBackoff {
+pub enum BackoffSpec {
     /// `exponential`, `linear` or `fixed`.
-    Kind(Kind),
+    BackoffKind(BackoffKind),
     /// `[1, "10s", "1m"]`
-    List(Vec<Span>),
+    List(Vec<DurationSpec>),
     /// `{ type: exponential, base: 1s, max: 1h }`
     Full {
         /// Which.
-        r#type: Kind,
+        r#type: BackoffKind,
         /// The first wait.
-        base: Option<Span>,
+        base: Option<DurationSpec>,
         /// The longest.
-        max: Option<Span>,
+        max: Option<DurationSpec>,
     },
 }
 
 /// How a backoff grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum BackoffKind {
     /// Doubling.
     Exponential,
     /// By the same again.
@@ -84,7 +90,7 @@ pub enum Order {
 /// as it is.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct WrittenBuffer {
+pub struct BufferSpec {
     /// Its name.
     pub name: Option<String>,
     /// Where items go.
@@ -98,15 +104,15 @@ pub struct WrittenBuffer {
     /// How often a failed item is sent again; 5.
     pub max_retries: Option<u32>,
     /// How long it waits before; exponential from 1s to 1h.
-    pub backoff: Option<WrittenBackoff>,
+    pub backoff: Option<BackoffSpec>,
     /// `strict` or `none`.
     pub order: Option<Order>,
     /// How many are in flight at once; 1.
     pub concurrency: Option<u32>,
     /// How long the origin may take; 60s.
-    pub timeout: Option<Span>,
+    pub timeout: Option<DurationSpec>,
     /// How long an item may be kept.
-    pub max_age: Option<Span>,
+    pub max_age: Option<DurationSpec>,
     /// `at_least_once` or `at_most_once`.
     pub delivery: Option<Guarantee>,
     /// `dead_letter`, `block` or `drop`.
@@ -116,12 +122,12 @@ pub struct WrittenBuffer {
 /// More would be no queue.
 const CONCURRENCY_MAX: u32 = 1000;
 
-impl WrittenBuffer {
+impl BufferSpec {
     /// Applies what is written to `terms`.
     ///
     /// # Errors
     /// A sentence that says what is wrong and how to write it.
-    pub fn apply(&self, mut terms: Terms) -> Result<Terms, String> {
+    pub fn apply(&self, mut terms: BufferConfig) -> Result<BufferConfig, String> {
         if let Some(url) = &self.url {
             terms.url.clone_from(url);
         }
@@ -167,19 +173,22 @@ impl WrittenBuffer {
     }
 }
 
-impl WrittenBackoff {
+impl BackoffSpec {
     fn read(&self) -> Result<Backoff, String> {
-        let of = |kind, base: Option<&Span>, max: Option<&Span>| -> Result<Backoff, String> {
+        let of = |kind,
+                  base: Option<&DurationSpec>,
+                  max: Option<&DurationSpec>|
+         -> Result<Backoff, String> {
             let base = base.map_or(Ok(1000), |base| base.millis("backoff.base"))?;
             let max = max.map_or(Ok(3_600_000), |max| max.millis("backoff.max"))?;
             Ok(match kind {
-                Kind::Exponential => Backoff::Exponential { base, max },
-                Kind::Linear => Backoff::Linear { base, max },
-                Kind::Fixed => Backoff::Fixed { base },
+                BackoffKind::Exponential => Backoff::Exponential { base, max },
+                BackoffKind::Linear => Backoff::Linear { base, max },
+                BackoffKind::Fixed => Backoff::Fixed { base },
             })
         };
         match self {
-            Self::Kind(kind) => of(*kind, None, None),
+            Self::BackoffKind(kind) => of(*kind, None, None),
             Self::Full { r#type, base, max } => of(*r#type, base.as_ref(), max.as_ref()),
             Self::List(each) if each.is_empty() => {
                 Err("`backoff` is an empty list; write it as [1, 5, 30] (seconds)".to_owned())
@@ -197,7 +206,7 @@ impl WrittenBackoff {
 /// An item as it is pushed.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct WrittenItem {
+pub struct ItemSpec {
     /// The body, as text.
     pub body: Option<String>,
     /// The body, as JSON.
@@ -211,7 +220,7 @@ pub struct WrittenItem {
     /// The path with the query, if not the buffer's.
     pub path: Option<String>,
     /// Not sent for so long.
-    pub delay: Option<Span>,
+    pub delay: Option<DurationSpec>,
     /// Not sent before (RFC 3339).
     pub not_before: Option<String>,
     /// Not sent from then on (RFC 3339).
@@ -222,7 +231,7 @@ pub struct WrittenItem {
     pub metadata: Option<serde_json::Value>,
 }
 
-impl WrittenItem {
+impl ItemSpec {
     /// The body's bytes.
     ///
     /// # Errors
@@ -246,7 +255,11 @@ impl WrittenItem {
     ///
     /// # Errors
     /// A sentence.
-    pub fn times(&self, now: Millis, terms: &Terms) -> Result<(Millis, Option<Millis>), String> {
+    pub fn times(
+        &self,
+        now: Millis,
+        terms: &BufferConfig,
+    ) -> Result<(Millis, Option<Millis>), String> {
         let at = |key: &str, text: &String| {
             let at = humantime::parse_rfc3339_weak(text);
             let at = at.map_err(|error| {
@@ -284,13 +297,13 @@ mod tests {
     fn the_shapes_of_a_hosted_service_are_understood() {
         let text = r#"{"name":"orders","url":"https://api.example.com/orders","method":"POST",
             "headers":{"X-Shop":"1"},"rate_limit":5,"max_retries":3,"backoff":"exponential"}"#;
-        let written: WrittenBuffer = serde_json::from_str(text).unwrap();
-        let terms = written.apply(Terms::default()).unwrap();
+        let written: BufferSpec = serde_json::from_str(text).unwrap();
+        let terms = written.apply(BufferConfig::default()).unwrap();
         assert_eq!(
             (terms.rate_limit, terms.max_retries, terms.concurrency),
             (Some(5.0), 3, 1)
         );
-        let item: WrittenItem = serde_json::from_str(r#"{"body":"{\"id\":1}"}"#).unwrap();
+        let item: ItemSpec = serde_json::from_str(r#"{"body":"{\"id\":1}"}"#).unwrap();
         assert_eq!(item.bytes().unwrap(), "{\"id\":1}");
     }
 
@@ -306,12 +319,12 @@ mod tests {
             (r#"{"backoff":[]}"#, "[1, 5, 30]"),
             (r#"{"timeout":"soon"}"#, "\"30s\""),
         ] {
-            let written: WrittenBuffer = serde_json::from_str(text).unwrap();
-            let error = written.apply(Terms::default()).unwrap_err();
+            let written: BufferSpec = serde_json::from_str(text).unwrap();
+            let error = written.apply(BufferConfig::default()).unwrap_err();
             assert!(error.contains(told), "{text}: {error}");
         }
-        let backoff: WrittenBuffer = serde_json::from_str(r#"{"backoff":[1,"2s"]}"#).unwrap();
-        let terms = backoff.apply(Terms::default()).unwrap();
+        let backoff: BufferSpec = serde_json::from_str(r#"{"backoff":[1,"2s"]}"#).unwrap();
+        let terms = backoff.apply(BufferConfig::default()).unwrap();
         assert_eq!(
             terms.backoff,
             Backoff::List {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::item::{Exhausted, Guarantee, Item, Millis, Status, Terms};
+use super::item::{BufferConfig, Exhausted, Guarantee, Item, ItemStatus, Millis};
 
 /// How long a failed item waits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ impl Backoff {
 
 /// What happened to an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// The origin answered.
     Answered {
         /// With this status.
@@ -102,7 +102,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
     /// Where the item stands then.
-    pub status: Status,
+    pub status: ItemStatus,
     /// How many retries are used up.
     pub retries: u32,
     /// Not sent before.
@@ -119,7 +119,13 @@ pub struct Step {
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Decides what becomes of `item` after an attempt.
-pub fn step(item: &Item, terms: &Terms, outcome: &Outcome, now: Millis, draw: f64) -> Step {
+pub fn step(
+    item: &Item,
+    terms: &BufferConfig,
+    outcome: &AttemptOutcome,
+    now: Millis,
+    draw: f64,
+) -> Step {
     let case = Case {
         item,
         terms,
@@ -127,16 +133,18 @@ pub fn step(item: &Item, terms: &Terms, outcome: &Outcome, now: Millis, draw: f6
         draw,
     };
     let next = match outcome {
-        Outcome::Answered {
+        AttemptOutcome::Answered {
             status,
             retry_after,
         } => case.answered(*status, *retry_after),
-        Outcome::Held { wait } => case.again(item.retries, millis(*wait), "held"),
-        Outcome::Unsent { passing: true } => case.failed("unsent"),
-        Outcome::Unsent { passing: false } => case.over(Status::Dead, "refused_by_policy"),
-        Outcome::Unknown => case.doubtful("unknown", case.failed("unknown")),
+        AttemptOutcome::Held { wait } => case.again(item.retries, millis(*wait), "held"),
+        AttemptOutcome::Unsent { passing: true } => case.failed("unsent"),
+        AttemptOutcome::Unsent { passing: false } => {
+            case.over(ItemStatus::Dead, "refused_by_policy")
+        }
+        AttemptOutcome::Unknown => case.doubtful("unknown", case.failed("unknown")),
         // It is nobody's failure, and uses up no retry.
-        Outcome::Interrupted => {
+        AttemptOutcome::Interrupted => {
             let again = case.again(item.retries, 0, "interrupted");
             case.doubtful("interrupted", again)
         }
@@ -147,7 +155,7 @@ pub fn step(item: &Item, terms: &Terms, outcome: &Outcome, now: Millis, draw: f6
 /// An item after an attempt.
 struct Case<'a> {
     item: &'a Item,
-    terms: &'a Terms,
+    terms: &'a BufferConfig,
     now: Millis,
     draw: f64,
 }
@@ -155,7 +163,7 @@ struct Case<'a> {
 impl Case<'_> {
     fn again(&self, retries: u32, wait: Millis, word: &'static str) -> Step {
         Step {
-            status: Status::Waiting,
+            status: ItemStatus::Waiting,
             retries,
             not_before: self.now.saturating_add(wait),
             maybe_duplicate: self.item.maybe_duplicate,
@@ -164,7 +172,7 @@ impl Case<'_> {
         }
     }
 
-    fn over(&self, status: Status, word: &'static str) -> Step {
+    fn over(&self, status: ItemStatus, word: &'static str) -> Step {
         Step {
             status,
             not_before: self.item.not_before,
@@ -179,8 +187,8 @@ impl Case<'_> {
             return self.again(retries + 1, wait, word);
         }
         match self.terms.on_exhausted {
-            Exhausted::DeadLetter => self.over(Status::Dead, "exhausted"),
-            Exhausted::Drop => self.over(Status::Cancelled, "exhausted"),
+            Exhausted::DeadLetter => self.over(ItemStatus::Dead, "exhausted"),
+            Exhausted::Drop => self.over(ItemStatus::Cancelled, "exhausted"),
             Exhausted::Block => Step {
                 block: true,
                 ..self.again(retries, 0, "exhausted")
@@ -191,7 +199,7 @@ impl Case<'_> {
     fn answered(&self, status: u16, retry_after: Option<Duration>) -> Step {
         let retries = self.item.retries;
         match (status, retry_after) {
-            (200..=299, _) => self.over(Status::Delivered, "delivered"),
+            (200..=299, _) => self.over(ItemStatus::Delivered, "delivered"),
             // A definite "not now" uses up no retry: it is the origin's pace, not a failure.
             (429 | 503, Some(wait)) => {
                 self.again(retries, millis(wait.min(RETRY_AFTER_MAX)), "parked")
@@ -201,10 +209,10 @@ impl Case<'_> {
                 self.again(retries, self.terms.backoff.wait(sent, self.draw), "parked")
             }
             // Any other answer is the one that its client waits for.
-            _ if self.item.request.reply => self.over(Status::Delivered, "delivered"),
+            _ if self.item.request.reply => self.over(ItemStatus::Delivered, "delivered"),
             (408 | 409 | 423 | 424 | 425, _) => self.failed("refused"),
             // What the client did wrong does not become right by itself (RFC 9110 section 15.5).
-            (300..=499, _) => self.over(Status::Dead, "rejected"),
+            (300..=499, _) => self.over(ItemStatus::Dead, "rejected"),
             _ => self.failed("failed"),
         }
     }
@@ -212,7 +220,7 @@ impl Case<'_> {
     /// Nothing is known of the outcome: the guarantee decides.
     fn doubtful(&self, word: &'static str, again: Step) -> Step {
         match self.item.request.guarantee.unwrap_or(self.terms.guarantee) {
-            Guarantee::AtMostOnce => self.over(Status::Dead, word),
+            Guarantee::AtMostOnce => self.over(ItemStatus::Dead, word),
             Guarantee::AtLeastOnce => Step {
                 maybe_duplicate: true,
                 ..again
@@ -228,8 +236,8 @@ fn millis(wait: Duration) -> Millis {
 /// What would be sent again only after its time is not.
 fn expire(item: &Item, next: Step) -> Step {
     match item.expires {
-        Some(expires) if next.status == Status::Waiting && next.not_before >= expires => Step {
-            status: Status::Expired,
+        Some(expires) if next.status == ItemStatus::Waiting && next.not_before >= expires => Step {
+            status: ItemStatus::Expired,
             block: false,
             ..next
         },
@@ -250,7 +258,7 @@ mod tests {
             id: Arc::from("i"),
             buffer: 1,
             seq: 1,
-            status: Status::InFlight,
+            status: ItemStatus::InFlight,
             request: Default::default(),
             kept: 0,
             not_before: 0,
@@ -264,8 +272,8 @@ mod tests {
         }
     }
 
-    fn answered(status: u16, retry_after: Option<u64>) -> Outcome {
-        Outcome::Answered {
+    fn answered(status: u16, retry_after: Option<u64>) -> AttemptOutcome {
+        AttemptOutcome::Answered {
             status,
             retry_after: retry_after.map(Duration::from_secs),
         }
@@ -275,7 +283,7 @@ mod tests {
     fn a_pause_that_the_origin_asks_for_uses_up_no_retry() {
         let parked = step(
             &item(5),
-            &Terms::default(),
+            &BufferConfig::default(),
             &answered(429, Some(7)),
             1000,
             0.5,
@@ -287,58 +295,67 @@ mod tests {
                 parked.not_before,
                 parked.word
             ),
-            (Status::Waiting, 5, 8000, "parked")
+            (ItemStatus::Waiting, 5, 8000, "parked")
         );
-        let unsaid = step(&item(5), &Terms::default(), &answered(429, None), 0, 0.5);
-        assert_eq!((unsaid.status, unsaid.retries), (Status::Waiting, 5));
+        let unsaid = step(
+            &item(5),
+            &BufferConfig::default(),
+            &answered(429, None),
+            0,
+            0.5,
+        );
+        assert_eq!((unsaid.status, unsaid.retries), (ItemStatus::Waiting, 5));
         assert!(unsaid.not_before > 0);
     }
 
     #[test]
     fn retries_are_used_up_and_then_it_is_dead_or_blocks_or_is_dropped() {
-        let mut terms = Terms {
+        let mut terms = BufferConfig {
             max_retries: 2,
-            ..Terms::default()
+            ..BufferConfig::default()
         };
         let first = step(&item(0), &terms, &answered(500, None), 0, 0.5);
         assert_eq!(
             (first.status, first.retries, first.not_before),
-            (Status::Waiting, 1, 1000)
+            (ItemStatus::Waiting, 1, 1000)
         );
-        let last = |terms: &Terms| step(&item(2), terms, &answered(500, None), 0, 0.5);
-        assert_eq!(last(&terms).status, Status::Dead);
+        let last = |terms: &BufferConfig| step(&item(2), terms, &answered(500, None), 0, 0.5);
+        assert_eq!(last(&terms).status, ItemStatus::Dead);
         terms.on_exhausted = Exhausted::Drop;
-        assert_eq!(last(&terms).status, Status::Cancelled);
+        assert_eq!(last(&terms).status, ItemStatus::Cancelled);
         terms.on_exhausted = Exhausted::Block;
-        assert!(last(&terms).block && last(&terms).status == Status::Waiting);
+        assert!(last(&terms).block && last(&terms).status == ItemStatus::Waiting);
     }
 
     #[test]
     fn an_unknown_outcome_follows_the_guarantee() {
-        let mut terms = Terms::default();
-        let again = step(&item(0), &terms, &Outcome::Interrupted, 5, 0.5);
-        assert!(again.maybe_duplicate && again.status == Status::Waiting && again.retries == 0);
+        let mut terms = BufferConfig::default();
+        let again = step(&item(0), &terms, &AttemptOutcome::Interrupted, 5, 0.5);
+        assert!(again.maybe_duplicate && again.status == ItemStatus::Waiting && again.retries == 0);
         terms.guarantee = Guarantee::AtMostOnce;
-        let never = step(&item(0), &terms, &Outcome::Unknown, 5, 0.5);
-        assert_eq!((never.status, never.maybe_duplicate), (Status::Dead, false));
+        let never = step(&item(0), &terms, &AttemptOutcome::Unknown, 5, 0.5);
+        assert_eq!(
+            (never.status, never.maybe_duplicate),
+            (ItemStatus::Dead, false)
+        );
     }
 
     #[test]
     fn what_is_wrong_stays_wrong_and_what_expires_is_over() {
-        let terms = Terms::default();
+        let terms = BufferConfig::default();
         assert_eq!(
             step(&item(0), &terms, &answered(400, None), 0, 0.5).status,
-            Status::Dead
+            ItemStatus::Dead
         );
         let mut short = item(0);
         short.expires = Some(500);
         assert_eq!(
             step(&short, &terms, &answered(500, None), 0, 0.5).status,
-            Status::Expired
+            ItemStatus::Expired
         );
         assert_eq!(
             step(&short, &terms, &answered(204, None), 900, 0.5).status,
-            Status::Delivered
+            ItemStatus::Delivered
         );
     }
 
@@ -346,7 +363,7 @@ mod tests {
         /// However often it fails, an item is over after its retries, and never sent early.
         #[test]
         fn every_item_comes_to_an_end(statuses in prop::collection::vec(300_u16..600, 10..20), draw in 0.0..1.0) {
-            let terms = Terms { max_retries: 4, ..Terms::default() };
+            let terms = BufferConfig { max_retries: 4, ..BufferConfig::default() };
             let (mut it, mut now) = (item(0), 0);
             for status in statuses {
                 let status = if status == 429 { 500 } else { status };

@@ -17,19 +17,19 @@ pub struct LineWriter(Arc<Handle>);
 
 #[derive(Debug)]
 struct Handle {
-    shared: Arc<Shared>,
+    shared: Arc<LineQueue>,
     metrics: Metrics,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct LineQueue {
+    state: Mutex<QueueState>,
     gathered: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     lines: Vec<u8>,
     stamp: Stamp,
     closed: bool,
@@ -46,7 +46,7 @@ impl LineWriter {
     /// # Errors
     /// If no thread can be started.
     pub fn new(mut out: impl Write + Send + 'static, metrics: Metrics) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LineQueue::default());
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("log-lines".into())
@@ -75,7 +75,7 @@ impl LineWriter {
             self.0.metrics.log_line_dropped();
             return;
         }
-        let State { lines, stamp, .. } = &mut *state;
+        let QueueState { lines, stamp, .. } = &mut *state;
         let (first, begun) = (lines.is_empty(), lines.len());
         let mut object = JsonObject::begin(lines);
         object.time(key!("time"), time, stamp);
@@ -90,7 +90,7 @@ impl LineWriter {
     }
 }
 
-impl Shared {
+impl LineQueue {
     fn write_out(&self, out: &mut impl Write) {
         let mut batch = Vec::new();
         loop {
@@ -103,7 +103,7 @@ impl Shared {
             }
             if !state.closed {
                 // The first line has come; wait a little for its company.
-                let gather = |state: &mut State| !state.closed && state.lines.len() < ENOUGH;
+                let gather = |state: &mut QueueState| !state.closed && state.lines.len() < ENOUGH;
                 let waited = self.gathered.wait_timeout_while(state, GATHER, gather);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }

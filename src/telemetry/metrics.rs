@@ -34,7 +34,7 @@ pub enum Metric {
     /// .
     LedgerCalls,
     /// .
-    LedgerLinked,
+    LedgerConnected,
     /// .
     Connections,
     /// .
@@ -63,7 +63,7 @@ impl Metric {
         Self::WouldHold,
         Self::SlotsVoided,
         Self::LedgerCalls,
-        Self::LedgerLinked,
+        Self::LedgerConnected,
         Self::Connections,
         Self::OriginConnections,
         Self::LeavesMinted,
@@ -85,7 +85,7 @@ impl Metric {
             Self::WouldHold => "outpace_would_hold_total",
             Self::SlotsVoided => "outpace_slots_voided_total",
             Self::LedgerCalls => "outpace_ledger_calls_total",
-            Self::LedgerLinked => "outpace_ledger_linked",
+            Self::LedgerConnected => "outpace_ledger_connected",
             Self::Connections => "outpace_connections",
             Self::OriginConnections => "outpace_origin_connections_total",
             Self::LeavesMinted => "outpace_leaves_minted_total",
@@ -110,7 +110,7 @@ impl Metric {
             }
             Self::SlotsVoided => "Slots that were booked but came too late to be used",
             Self::LedgerCalls => "Bookings that were asked of a shared ledger",
-            Self::LedgerLinked => "Whether the shared ledger answers: 1 or 0",
+            Self::LedgerConnected => "Whether the shared ledger answers: 1 or 0",
             Self::Connections => "Client connections that are open now",
             Self::OriginConnections => "Connections to origins that were opened",
             Self::LeavesMinted => "Certificates made for intercepted hosts",
@@ -140,7 +140,7 @@ impl Metric {
             | Self::SlotsVoided => "target",
             Self::Reloads => "result (ok, error)",
             Self::LedgerCalls
-            | Self::LedgerLinked
+            | Self::LedgerConnected
             | Self::Connections
             | Self::OriginConnections
             | Self::LeavesMinted
@@ -153,7 +153,7 @@ impl Metric {
 
 /// How an exchange ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum ExchangeOutcome {
     /// The origin's response was passed on whole.
     Delivered,
     /// No by policy.
@@ -165,10 +165,10 @@ pub enum Outcome {
     /// The client went away.
     Abandoned,
     /// Not sent yet: it is on disk, and its client was told so.
-    Kept,
+    Spooled,
 }
 
-impl Outcome {
+impl ExchangeOutcome {
     /// The label's value.
     pub const fn name(self) -> &'static str {
         match self {
@@ -177,7 +177,7 @@ impl Outcome {
             Self::Rejected => "rejected",
             Self::Failed => "failed",
             Self::Abandoned => "abandoned",
-            Self::Kept => "kept",
+            Self::Spooled => "spooled",
         }
     }
 
@@ -191,11 +191,11 @@ impl Outcome {
         Self::Rejected,
         Self::Failed,
         Self::Abandoned,
-        Self::Kept,
+        Self::Spooled,
     ];
 }
 
-impl EncodeLabelValue for Outcome {
+impl EncodeLabelValue for ExchangeOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         self.name().encode(encoder)
     }
@@ -209,7 +209,7 @@ struct TargetLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ExchangeLabels {
     target: Arc<str>,
-    outcome: Outcome,
+    outcome: ExchangeOutcome,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -224,10 +224,10 @@ struct ResultLabel {
 
 /// The metrics of this process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(Arc<MetricsState>);
 
 #[derive(Debug)]
-struct Inner {
+struct MetricsState {
     registry: Registry,
     exchanges: Family<ExchangeLabels, Counter>,
     reasons: Family<ReasonLabel, Counter>,
@@ -242,7 +242,7 @@ struct Inner {
     leaves_minted: Counter,
     leaves_rejected: Counter,
     ledger_calls: Counter,
-    ledger_linked: Gauge,
+    ledger_connected: Gauge,
     bodies_buffered: Gauge,
     reloads: Family<ResultLabel, Counter>,
     log_lines_dropped: Counter,
@@ -261,7 +261,7 @@ impl Default for Metrics {
 impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
-        let mut inner = Inner {
+        let mut inner = MetricsState {
             registry: Registry::default(),
             exchanges: Family::default(),
             reasons: Family::default(),
@@ -276,7 +276,7 @@ impl Metrics {
             leaves_minted: Counter::default(),
             leaves_rejected: Counter::default(),
             ledger_calls: Counter::default(),
-            ledger_linked: Gauge::default(),
+            ledger_connected: Gauge::default(),
             bodies_buffered: Gauge::default(),
             reloads: Family::default(),
             log_lines_dropped: Counter::default(),
@@ -301,7 +301,7 @@ impl Metrics {
             target: Arc::clone(target),
         };
         TargetMetrics(Arc::new(TargetHandles {
-            exchanges: Outcome::ALL.map(|outcome| {
+            exchanges: ExchangeOutcome::ALL.map(|outcome| {
                 let labels = ExchangeLabels {
                     target: Arc::clone(target),
                     outcome,
@@ -357,8 +357,8 @@ impl Metrics {
     }
 
     /// A shared ledger answers, or does not any more.
-    pub fn ledger_linked(&self, linked: bool) {
-        self.0.ledger_linked.set(i64::from(linked));
+    pub fn set_ledger_connected(&self, connected: bool) {
+        self.0.ledger_connected.set(i64::from(connected));
     }
 
     /// Body bytes came into memory or left it.
@@ -378,7 +378,7 @@ impl Metrics {
     }
 }
 
-impl Inner {
+impl MetricsState {
     fn register(&mut self) {
         use prometheus_client::registry::Metric as Any;
         fn add(registry: &mut Registry, metric: Metric, handle: impl Any) {
@@ -396,7 +396,11 @@ impl Inner {
         add(registry, Metric::WouldHold, self.would_hold.clone());
         add(registry, Metric::SlotsVoided, self.slots_voided.clone());
         add(registry, Metric::LedgerCalls, self.ledger_calls.clone());
-        add(registry, Metric::LedgerLinked, self.ledger_linked.clone());
+        add(
+            registry,
+            Metric::LedgerConnected,
+            self.ledger_connected.clone(),
+        );
         add(registry, Metric::Connections, self.connections.clone());
         add(
             registry,
@@ -439,7 +443,7 @@ struct TargetHandles {
 
 /// What has been counted for a target since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counted {
+pub struct TargetCounts {
     /// Passed on whole.
     pub delivered: u64,
     /// Refused by policy.
@@ -452,7 +456,7 @@ pub struct Counted {
 
 impl TargetMetrics {
     /// An exchange ended, having sent `attempts` requests and waited for `waited`.
-    pub fn exchange(&self, outcome: Outcome, attempts: u32, waited: Duration) {
+    pub fn exchange(&self, outcome: ExchangeOutcome, attempts: u32, waited: Duration) {
         if let Some(counter) = self.0.exchanges.get(outcome.index()) {
             counter.inc();
         }
@@ -471,14 +475,14 @@ impl TargetMetrics {
     }
 
     /// What has been counted so far.
-    pub fn counted(&self) -> Counted {
-        let of = |outcome: Outcome| {
+    pub fn counted(&self) -> TargetCounts {
+        let of = |outcome: ExchangeOutcome| {
             let counter = self.0.exchanges.get(outcome.index());
             counter.map_or(0, Counter::get)
         };
-        Counted {
-            delivered: of(Outcome::Delivered),
-            refused: of(Outcome::Refused),
+        TargetCounts {
+            delivered: of(ExchangeOutcome::Delivered),
+            refused: of(ExchangeOutcome::Refused),
             limited: self.0.limited.get(),
             would_hold: self.0.would_hold.get(),
         }
@@ -498,7 +502,7 @@ mod tests {
     fn every_metric_is_scraped_under_its_documented_name() {
         let metrics = Metrics::new();
         let target = metrics.target(&"t".into());
-        target.exchange(Outcome::Delivered, 1, Duration::from_millis(3));
+        target.exchange(ExchangeOutcome::Delivered, 1, Duration::from_millis(3));
         target.limited();
         target.would_hold();
         target.waiting(1);

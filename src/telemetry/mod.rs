@@ -9,4 +9,4 @@ mod metrics;
 pub use json::{JsonObject, Key};
 pub use lines::LineWriter;
 pub use log::set_up;
-pub use metrics::{Metric, Metrics, Outcome, TargetMetrics};
+pub use metrics::{ExchangeOutcome, Metric, Metrics, TargetMetrics};

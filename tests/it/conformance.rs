@@ -7,7 +7,7 @@ use std::sync::Arc;
 use outpace::db::Database;
 use outpace::ledger::{Answer, Book, Call, RowAsk, RowBound, RunAsk, Users};
 use outpace::policy::Secret;
-use outpace::schedule::{Kind, Spec, Usage};
+use outpace::schedule::{ScheduleKind, Spec, Usage};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sqlx::Row as _;
@@ -44,16 +44,16 @@ fn bound(rng: &mut StdRng) -> RowBound {
             let interval = (period / n).max(1);
             let burst = rng.random_range(0..10);
             RowBound::Rate(Spec {
-                kind: Kind::Token,
+                kind: ScheduleKind::Token,
                 numbers: [interval, burst * interval, period],
             })
         }
         1 => RowBound::Rate(Spec {
-            kind: Kind::Sliding,
+            kind: ScheduleKind::Sliding,
             numbers: [n, period, 0],
         }),
         2 => RowBound::Rate(Spec {
-            kind: Kind::Fixed,
+            kind: ScheduleKind::Fixed,
             numbers: [n, period, period / 20],
         }),
         _ => RowBound::Permits(rng.random_range(1..6)),
@@ -168,7 +168,7 @@ impl History {
             rows: rows.into_iter().collect(),
             runs,
             lanes: self.lanes.iter().copied().collect(),
-            patient: self.rng.random_bool(0.5),
+            queue_for_lock: self.rng.random_bool(0.5),
         }
     }
 

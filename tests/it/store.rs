@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use outpace::spool::{
-    Attempt, Change, Finished, Item, NewItem, Once, Outcome, Purge, Query, Redrive, Request,
-    Status, Store, StoreError, Terms, step,
+    Attempt, AttemptOutcome, BufferConfig, Finished, IdempotencyKey, Item, ItemChange, ItemStatus,
+    ListQuery, NewItem, Purge, Redrive, Request, Store, StoreError, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -56,7 +56,7 @@ impl Model {
                 id: Arc::clone(&item.id),
                 buffer,
                 seq,
-                status: Status::Queued,
+                status: ItemStatus::Queued,
                 request: item.request.clone(),
                 kept: now,
                 not_before: item.not_before,
@@ -75,14 +75,17 @@ impl Model {
 /// Everything that can be seen is as the model says.
 async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
     for buffer in buffers {
-        let query = Query {
+        let query = ListQuery {
             buffer: Some(*buffer),
             limit: 10_000,
-            ..Query::default()
+            ..ListQuery::default()
         };
         let expected = model.of(*buffer);
         assert_eq!(store.items(query).await.unwrap(), expected);
-        for (status, count) in Status::ALL.iter().zip(store.counts(*buffer).await.unwrap()) {
+        for (status, count) in ItemStatus::ALL
+            .iter()
+            .zip(store.counts(*buffer).await.unwrap())
+        {
             let known = expected
                 .iter()
                 .filter(|item| item.status == *status)
@@ -90,11 +93,11 @@ async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
             assert_eq!(count, known, "{status:?}");
         }
         if let Some(middle) = expected.get(expected.len() / 2) {
-            let query = Query {
+            let query = ListQuery {
                 buffer: Some(*buffer),
                 since: Some(middle.kept),
                 limit: 10_000,
-                ..Query::default()
+                ..ListQuery::default()
             };
             let later = expected.iter().filter(|item| item.kept >= middle.kept);
             let later: Vec<Item> = later.cloned().collect();
@@ -107,7 +110,7 @@ async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
         let live = expected.into_iter().find(|item| item.status.is_live());
         assert_eq!(
             store
-                .heads(*buffer, 0, true, 1)
+                .next_items(*buffer, 0, true, 1)
                 .await
                 .unwrap()
                 .into_iter()
@@ -148,7 +151,7 @@ impl History {
         for name in ["a", "b"] {
             let name: Arc<str> = format!("{name}{}", self.seed).into();
             let id = format!("buf_{name}").into();
-            let made = store.create(id, name, Terms::default(), 0).await;
+            let made = store.create(id, name, BufferConfig::default(), 0).await;
             self.buffers.push(made.unwrap().0.number);
         }
     }
@@ -197,13 +200,13 @@ impl History {
             0..=3 => self.push(store, buffer).await,
             4..=6 => self.deliver(store).await,
             7 => {
-                let change =
-                    [Change::Cancel, Change::RetryNow, Change::Skip][self.rng.random_range(0..3)];
+                let change = [ItemChange::Cancel, ItemChange::RetryNow, ItemChange::Skip]
+                    [self.rng.random_range(0..3)];
                 let Some(item) = self.any(|_| true) else {
                     return;
                 };
                 let altered = store.alter(Arc::clone(&item.id), change, now).await;
-                if !matches!(item.status, Status::Queued | Status::Waiting) {
+                if !matches!(item.status, ItemStatus::Queued | ItemStatus::Waiting) {
                     assert!(
                         matches!(altered, Err(StoreError::Conflict(_))),
                         "{altered:?}"
@@ -212,12 +215,12 @@ impl History {
                 }
                 let known = self.model.find(&item.id);
                 match change {
-                    Change::RetryNow => known.not_before = now,
-                    Change::Cancel | Change::Skip => {
-                        known.status = if change == Change::Cancel {
-                            Status::Cancelled
+                    ItemChange::RetryNow => known.not_before = now,
+                    ItemChange::Cancel | ItemChange::Skip => {
+                        known.status = if change == ItemChange::Cancel {
+                            ItemStatus::Cancelled
                         } else {
-                            Status::Dead
+                            ItemStatus::Dead
                         };
                         known.finished = Some(now);
                     }
@@ -225,7 +228,8 @@ impl History {
             }
             8 => {
                 let dead = |item: &&mut Item| {
-                    item.buffer == buffer && matches!(item.status, Status::Dead | Status::Expired)
+                    item.buffer == buffer
+                        && matches!(item.status, ItemStatus::Dead | ItemStatus::Expired)
                 };
                 let head = self.rng.random_bool(0.5);
                 let limit = self.rng.random_range(1..4);
@@ -250,7 +254,7 @@ impl History {
                         item.seq = *next;
                         *next += 1;
                     }
-                    item.status = Status::Queued;
+                    item.status = ItemStatus::Queued;
                     (item.retries, item.not_before, item.expires, item.finished) =
                         (0, now, None, None);
                     count += 1;
@@ -264,9 +268,9 @@ impl History {
                     item.buffer == buffer
                         && match what {
                             Purge::Queued => {
-                                matches!(item.status, Status::Queued | Status::Waiting)
+                                matches!(item.status, ItemStatus::Queued | ItemStatus::Waiting)
                             }
-                            Purge::Dead => item.status == Status::Dead,
+                            Purge::Dead => item.status == ItemStatus::Dead,
                             Purge::History => !item.status.is_live(),
                         }
                 };
@@ -276,19 +280,19 @@ impl History {
                 assert_eq!(count as usize, before - self.model.items.len());
             }
             10 => {
-                let Some(item) = self.any(|item| item.status == Status::InFlight) else {
+                let Some(item) = self.any(|item| item.status == ItemStatus::InFlight) else {
                     return;
                 };
                 store
-                    .unclaim(item.buffer, Arc::clone(&item.id))
+                    .release_claim(item.buffer, Arc::clone(&item.id))
                     .await
                     .unwrap();
                 let known = self.model.find(&item.id);
                 known.attempts -= 1;
                 known.status = if known.attempts > 0 {
-                    Status::Waiting
+                    ItemStatus::Waiting
                 } else {
-                    Status::Queued
+                    ItemStatus::Queued
                 };
             }
             _ => {
@@ -296,9 +300,9 @@ impl History {
                     return;
                 };
                 store.expire(Arc::clone(&item.id), now).await.unwrap();
-                if matches!(item.status, Status::Queued | Status::Waiting) {
+                if matches!(item.status, ItemStatus::Queued | ItemStatus::Waiting) {
                     let known = self.model.find(&item.id);
-                    (known.status, known.finished) = (Status::Expired, Some(now));
+                    (known.status, known.finished) = (ItemStatus::Expired, Some(now));
                 }
             }
         }
@@ -311,7 +315,7 @@ impl History {
             .random_bool(0.4)
             .then(|| format!("{}/{}", self.seed, self.rng.random_range(0..4)));
         let fingerprint = [self.rng.random_range(0..2); 32];
-        let once = key.clone().map(|key| Once { key, fingerprint });
+        let once = key.clone().map(|key| IdempotencyKey { key, fingerprint });
         let pushed = store.push(buffer, items.clone(), once, self.now).await;
         match key.as_ref().and_then(|key| self.model.once.get(key)) {
             Some((known, ids)) if *known == fingerprint => {
@@ -333,19 +337,19 @@ impl History {
 
     async fn deliver(&mut self, store: &dyn Store) {
         let now = self.now;
-        if let Some(item) = self.any(|item| item.status == Status::InFlight)
+        if let Some(item) = self.any(|item| item.status == ItemStatus::InFlight)
             && self.rng.random_bool(0.7)
         {
             let code = [200, 204, 400, 429, 500, 503][self.rng.random_range(0..6)];
             let outcome = match self.rng.random_range(0..5) {
-                0 => Outcome::Unknown,
-                1 => Outcome::Interrupted,
-                _ => Outcome::Answered {
+                0 => AttemptOutcome::Unknown,
+                1 => AttemptOutcome::Interrupted,
+                _ => AttemptOutcome::Answered {
                     status: code,
                     retry_after: None,
                 },
             };
-            let step = step(&item, &Terms::default(), &outcome, now, 0.5);
+            let step = step(&item, &BufferConfig::default(), &outcome, now, 0.5);
             let attempt = Attempt {
                 item: Arc::clone(&item.id),
                 buffer: item.buffer,
@@ -374,9 +378,9 @@ impl History {
             return;
         };
         let claimed = store.claim(item.buffer, Arc::clone(&item.id)).await;
-        if matches!(item.status, Status::Queued | Status::Waiting) {
+        if matches!(item.status, ItemStatus::Queued | ItemStatus::Waiting) {
             let known = self.model.find(&item.id);
-            known.status = Status::InFlight;
+            known.status = ItemStatus::InFlight;
             known.attempts += 1;
             assert_eq!(claimed.unwrap(), *known);
         } else {
@@ -452,10 +456,10 @@ async fn p6_every_store_does_as_the_model_also_after_a_crash_postgres() {
 /// Whether all items are as the model says.
 async fn is_as(store: &dyn Store, model: &Model, buffers: &[i64]) -> bool {
     for buffer in buffers {
-        let query = Query {
+        let query = ListQuery {
             buffer: Some(*buffer),
             limit: 10_000,
-            ..Query::default()
+            ..ListQuery::default()
         };
         if store.items(query).await.unwrap() != model.of(*buffer) {
             return false;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outpace::clock::Clock;
-use outpace::ledger::{OnOutage, Outage, Shared, SharedParts};
-use outpace::pace::{Admission, Connection, Event, Pacer, Ticket};
+use outpace::ledger::{OnOutage, Outage, SharedLedger, SharedParts};
+use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
 use outpace::policy::{Bound, Limit, LimitSet, Scope, Target};
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
@@ -137,7 +137,7 @@ impl OneReplica {
         tokio::time::sleep(self.life.joins).await;
         let clock = Clock::anchored(1_790_000_000_000_000_000 + self.life.skew);
         let (tasks, metrics) = (Tasks::new(), Metrics::new());
-        let ledger = Shared::new(
+        let ledger = SharedLedger::new(
             link,
             SharedParts {
                 replica: i64::try_from(self.index).unwrap() + 1,
@@ -245,7 +245,7 @@ impl Client {
             deadline,
         };
         loop {
-            let turn = match self.pacer.enter(&ticket, Connection::Ready) {
+            let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {
                 Admission::Turn(turn) => turn,
                 Admission::Refused(_) => return false,
                 Admission::Wait(mut waiter) => loop {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outpace::ledger::{
-    Answer, Book, Call, Link, LinkError, Pulse, Replica, Reply, RowBound, Users,
+    Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, RowBound, Users,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -97,7 +97,7 @@ impl Store {
                 (self.books, self.replicas) = plan.older.take().unwrap();
                 (self.started, self.quiet) = (plan.at, now + 2000 * MS);
                 for book in self.books.values_mut() {
-                    book.be_quiet_until(self.quiet);
+                    book.hold_until(self.quiet);
                 }
                 self.fail_over = None;
             }
@@ -109,7 +109,7 @@ impl Store {
         let quiet = self.quiet;
         self.books.entry(Arc::clone(target)).or_insert_with(|| {
             let mut fresh = Book::default();
-            fresh.be_quiet_until(quiet);
+            fresh.hold_until(quiet);
             fresh
         })
     }
@@ -134,7 +134,7 @@ impl Store {
         book.call(call, now, Users::Many { lost })
     }
 
-    fn beat(&mut self, replica: Replica, share_for: i64, held: i64) -> Pulse {
+    fn heartbeat(&mut self, replica: Replica, share_for: i64, held: i64) -> Heartbeat {
         let now = self.now();
         self.replicas
             .retain(|id, life| *id == replica || life.fenced >= now);
@@ -155,10 +155,10 @@ impl Store {
                 promise: promise.max(known.min(held)),
             },
         );
-        Pulse {
+        Heartbeat {
             now,
             live,
-            promise,
+            share: promise,
             every,
             silent: 4 * every,
             started: self.started,
@@ -267,13 +267,13 @@ impl Link for ModelLink {
         self.ask(|_| ()).await
     }
 
-    async fn beat(
+    async fn heartbeat(
         &self,
         replica: Replica,
         share_for: i64,
         held: i64,
-    ) -> Result<Option<Pulse>, LinkError> {
-        self.ask(|store| Some(store.beat(replica, share_for, held)))
+    ) -> Result<Option<Heartbeat>, LinkError> {
+        self.ask(|store| Some(store.heartbeat(replica, share_for, held)))
             .await
     }
 
@@ -295,7 +295,7 @@ impl Link for ModelLink {
         .await
     }
 
-    async fn rumour(&self) {
+    async fn notified(&self) {
         std::future::pending::<()>().await;
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use outpace::clock::{Clock, Instant};
 use outpace::ledger::MemoryLedger;
-use outpace::pace::{Admission, Connection, Event, Pacer, Ticket, Turn};
+use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket, Turn};
 use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Target};
 use outpace::shutdown::Tasks;
 use outpace::telemetry::Metrics;
@@ -357,9 +357,9 @@ impl Client {
         };
         let dialled = self.plan.dials.is_zero();
         let mut connection = if dialled {
-            Connection::Ready
+            ConnectionState::Ready
         } else {
-            Connection::Absent
+            ConnectionState::Absent
         };
         loop {
             let turn = match self.pacer.enter(&ticket, connection) {
@@ -372,7 +372,7 @@ impl Client {
                     Err(available) => return self.refused(entered, deadline, available, false),
                 },
             };
-            connection = Connection::Ready;
+            connection = ConnectionState::Ready;
             if let Ok(turn) = turn.leave() {
                 let reached = (self.clock.now() + self.way).as_nanos();
                 let slot = turn.at().as_nanos();
@@ -386,7 +386,7 @@ impl Client {
     async fn wait(
         &self,
         mut waiter: outpace::pace::Waiter,
-        connection: Connection,
+        connection: ConnectionState,
     ) -> Result<Turn, Instant> {
         let mut ready = waiter.is_ready();
         loop {
@@ -395,7 +395,7 @@ impl Client {
                 Event::Turn(_) => panic!("a turn for one that was not ready"),
                 Event::Refused(refusal) => return Err(refusal.available),
                 Event::Called => {
-                    if connection == Connection::Absent {
+                    if connection == ConnectionState::Absent {
                         tokio::time::sleep(self.plan.dials).await;
                     }
                     ready = true;

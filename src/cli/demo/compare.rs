@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::super::client::Failure;
 use super::super::run::Proxy;
 use super::super::table::table;
-use super::super::{Exit, complain, print};
+use super::super::{Exit, print, print_error};
 use super::origin::{LimitedOrigin, serve};
 use crate::app::Trust;
 use crate::clock::{Clock, Instant};
@@ -38,7 +38,7 @@ const NAME: &str = "demo.outpace";
 
 /// What one way came to.
 #[derive(Default)]
-struct Came {
+struct RunResult {
     answers: usize,
     failures: usize,
     refusals: usize,
@@ -51,7 +51,7 @@ pub(super) async fn run() -> Exit {
             Exit::Ok
         }
         Err((exit, text)) => {
-            complain(&text);
+            print_error(&text);
             exit
         }
     }
@@ -67,7 +67,7 @@ async fn compared() -> Result<String, Failure> {
     let address = listener.local_addr().map_err(failed)?;
     let (tasks, clock) = (Tasks::new(), Clock::system());
     let origin = Arc::new(LimitedOrigin::new(rate, clock.clone()));
-    tasks.spawn_until_drained(serve(listener, Arc::clone(&origin), tasks.clone()));
+    tasks.spawn_detached(serve(listener, Arc::clone(&origin), tasks.clone()));
     print(&format!(
         "an origin on this machine allows {RATE} and answers 429 beyond; {CLIENTS} clients want {WANTED} answers of it\n"
     ));
@@ -96,7 +96,7 @@ fn configuration(dir: &Path, origin: SocketAddr) -> String {
 
 /// A column of the table.
 struct Column {
-    came: Came,
+    came: RunResult,
     took: Duration,
     arrivals: Vec<Instant>,
 }
@@ -121,7 +121,7 @@ async fn one_way(
             clients.spawn(client_of(to, count, clock.clone(), bar.clone()));
         }
     }
-    let mut came = Came::default();
+    let mut came = RunResult::default();
     while let Some(one) = clients.join_next().await {
         let one = one.unwrap_or_default();
         came.answers += one.answers;
@@ -137,8 +137,8 @@ async fn one_way(
 }
 
 /// One connection of a client, which asks again as its SDK would.
-async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar) -> Came {
-    let mut came = Came::default();
+async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar) -> RunResult {
+    let mut came = RunResult::default();
     let connected = async {
         let stream = TcpStream::connect(to).await.ok()?;
         http1::handshake(TokioIo::new(stream)).await.ok()

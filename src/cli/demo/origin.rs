@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::super::{Exit, complain, print};
+use super::super::{Exit, print, print_error};
 use crate::clock::{Clock, Instant};
 use crate::semantics::write_retry_after;
 use crate::shutdown::Tasks;
@@ -29,7 +29,7 @@ pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
             ));
             let tasks = Tasks::new();
             let origin = Arc::new(LimitedOrigin::new(rate, Clock::system()));
-            tasks.spawn_until_drained(report(Arc::clone(&origin)));
+            tasks.spawn_detached(report(Arc::clone(&origin)));
             tokio::select! {
                 () = serve(listener, origin, tasks) => {}
                 _interrupted = tokio::signal::ctrl_c() => {}
@@ -37,7 +37,7 @@ pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
             Exit::Ok
         }
         Err(error) => {
-            complain(&format!(
+            print_error(&format!(
                 "{listen} cannot be listened on: {error}; choose another with --listen"
             ));
             Exit::Port

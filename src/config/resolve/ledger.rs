@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::super::{LedgerSettings, PostgresSettings, schema};
-use super::{Problems, secret, span};
+use super::{Violations, secret, span};
 use crate::ledger::{OnOutage, Outage};
 
 const SHARE_FOR: Duration = Duration::from_secs(60);
 /// A blip of the network may be longer than anything below.
 const SHARE_FOR_MIN: Duration = Duration::from_secs(5);
 
-pub(super) fn ledger(p: &mut Problems, written: Option<schema::Ledger>) -> LedgerSettings {
+pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>) -> LedgerSettings {
     let written = written.unwrap_or_default();
     let shared = written.postgres.is_some();
     let postgres = written.postgres.and_then(|postgres| {
@@ -47,9 +47,9 @@ pub(super) fn ledger(p: &mut Problems, written: Option<schema::Ledger>) -> Ledge
         postgres,
         outage: Outage {
             then: match written.on_outage {
-                None | Some(schema::OnOutage::Share) => OnOutage::Share,
-                Some(schema::OnOutage::Closed) => OnOutage::Closed,
-                Some(schema::OnOutage::Open) => OnOutage::Open,
+                None | Some(schema::OnOutageSetting::Share) => OnOutage::Share,
+                Some(schema::OnOutageSetting::Closed) => OnOutage::Closed,
+                Some(schema::OnOutageSetting::Open) => OnOutage::Open,
             },
             share_for,
             bootstrap_ppm: written

@@ -8,7 +8,7 @@ use http::{HeaderName, Method};
 
 use super::super::schema;
 use super::super::value::Text;
-use super::Problems;
+use super::Violations;
 use super::target::is_name;
 use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
@@ -40,8 +40,8 @@ impl Tier {
 
 /// Clients with equal limits share an entry: it is keyed by client anyway.
 pub(super) fn tiers(
-    p: &mut Problems,
-    written: Vec<(String, Arc<str>, Vec<schema::Limit>)>,
+    p: &mut Violations,
+    written: Vec<(String, Arc<str>, Vec<schema::LimitSection>)>,
 ) -> Vec<Tier> {
     let mut tiers: Vec<Tier> = Vec::new();
     for (key, client, limits) in written {
@@ -81,7 +81,7 @@ fn slug(bound: Bound) -> String {
 }
 
 /// The lanes of a target; requests of none of them go to the first that matches all.
-pub(super) fn lanes(p: &mut Problems, key: &str, written: Vec<schema::Lane>) -> Vec<Lane> {
+pub(super) fn lanes(p: &mut Violations, key: &str, written: Vec<schema::LaneSection>) -> Vec<Lane> {
     let mut names = HashSet::new();
     let mut lanes = Vec::with_capacity(written.len() + 1);
     let mut reserved = 0;
@@ -139,7 +139,7 @@ pub(super) fn lanes(p: &mut Problems, key: &str, written: Vec<schema::Lane>) -> 
     lanes
 }
 
-fn source(p: &mut Problems, key: String, text: &str) -> Option<Source> {
+fn source(p: &mut Violations, key: String, text: &str) -> Option<Source> {
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
     let source = match (kind, rest.trim()) {
         ("client", "") => Some(Source::Client),
@@ -160,7 +160,7 @@ fn source(p: &mut Problems, key: String, text: &str) -> Option<Source> {
     source
 }
 
-fn cost(p: &mut Problems, key: &str, written: &schema::Cost) -> Cost {
+fn cost(p: &mut Violations, key: &str, written: &schema::CostSection) -> Cost {
     let mut estimate = Vec::new();
     for (index, text) in written.estimate.iter().flat_map(|list| &list.0).enumerate() {
         estimate.extend(source(p, format!("{key}.cost.estimate[{index}]"), text));
@@ -189,7 +189,11 @@ fn cost(p: &mut Problems, key: &str, written: &schema::Cost) -> Cost {
     }
 }
 
-pub(super) fn limits(p: &mut Problems, key: &str, written: Vec<schema::Limit>) -> Vec<Limit> {
+pub(super) fn limits(
+    p: &mut Violations,
+    key: &str,
+    written: Vec<schema::LimitSection>,
+) -> Vec<Limit> {
     let mut names = HashSet::new();
     let mut limits = Vec::with_capacity(written.len());
     for (index, limit) in written.into_iter().enumerate() {
@@ -218,7 +222,8 @@ pub(super) fn limits(p: &mut Problems, key: &str, written: Vec<schema::Limit>) -
             .r#match
             .as_ref()
             .and_then(|written| matcher(p, &key, written));
-        let source = |p: &mut Problems, written: &Text| source(p, format!("{key}.key"), &written.0);
+        let source =
+            |p: &mut Violations, written: &Text| source(p, format!("{key}.key"), &written.0);
         let by = limit.key.as_ref().and_then(|written| source(p, written));
         let cost = limit.cost.as_ref().map(|written| cost(p, &key, written));
         if cost.is_some() && limit.concurrent.is_some() {
@@ -240,8 +245,10 @@ pub(super) fn limits(p: &mut Problems, key: &str, written: Vec<schema::Limit>) -
     limits
 }
 
-fn bound(p: &mut Problems, key: &str, limit: &schema::Limit) -> Option<Bound> {
-    let algorithm = limit.algorithm.unwrap_or(schema::Algorithm::TokenBucket);
+fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<Bound> {
+    let algorithm = limit
+        .algorithm
+        .unwrap_or(schema::AlgorithmSetting::TokenBucket);
     match (&limit.rate, limit.concurrent) {
         (Some(_), Some(_)) => {
             p.add(
@@ -277,7 +284,7 @@ fn bound(p: &mut Problems, key: &str, limit: &schema::Limit) -> Option<Bound> {
                     "0 would let nothing through; write 1 for even spacing",
                 );
             }
-            if limit.burst.is_some() && algorithm != schema::Algorithm::TokenBucket {
+            if limit.burst.is_some() && algorithm != schema::AlgorithmSetting::TokenBucket {
                 p.add(
                     format!("{key}.burst"),
                     "a window has no burst; remove it, or use `algorithm: token_bucket`",
@@ -285,9 +292,11 @@ fn bound(p: &mut Problems, key: &str, limit: &schema::Limit) -> Option<Bound> {
             }
             let rate = rate.0;
             let algorithm = match algorithm {
-                schema::Algorithm::TokenBucket => Algorithm::TokenBucket { burst: limit.burst },
-                schema::Algorithm::SlidingWindow => Algorithm::SlidingWindow,
-                schema::Algorithm::FixedWindow => Algorithm::FixedWindow,
+                schema::AlgorithmSetting::TokenBucket => {
+                    Algorithm::TokenBucket { burst: limit.burst }
+                }
+                schema::AlgorithmSetting::SlidingWindow => Algorithm::SlidingWindow,
+                schema::AlgorithmSetting::FixedWindow => Algorithm::FixedWindow,
             };
             if algorithm == Algorithm::FixedWindow && rate.period() < FIXED_WINDOW_MIN {
                 p.add(
@@ -300,7 +309,7 @@ fn bound(p: &mut Problems, key: &str, limit: &schema::Limit) -> Option<Bound> {
     }
 }
 
-fn matcher(p: &mut Problems, key: &str, written: &schema::Match) -> Option<Matcher> {
+fn matcher(p: &mut Violations, key: &str, written: &schema::MatchSection) -> Option<Matcher> {
     let mut methods = Vec::new();
     for method in written.method.iter().flat_map(|methods| &methods.0) {
         match Method::from_bytes(method.to_ascii_uppercase().as_bytes()) {

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::{SpoolSettings, StoreSettings, schema};
-use super::{Problems, secret, span};
+use super::{Violations, secret, span};
 use crate::policy::{Lane, Secret, Target};
-use crate::spool::{DiskSettings, PostgresSpoolSettings, Terms, WrittenBuffer};
+use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
 use crate::units::ByteSize;
 
 const MAX: u64 = 1024 << 20;
@@ -24,9 +24,9 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const LANE: &str = "deliveries";
 
 pub(super) fn spool(
-    p: &mut Problems,
-    written: Option<schema::Spool>,
-    buffers: Vec<WrittenBuffer>,
+    p: &mut Violations,
+    written: Option<schema::SpoolSection>,
+    buffers: Vec<BufferSpec>,
     data_dir: &Path,
     shared: bool,
 ) -> Option<SpoolSettings> {
@@ -64,8 +64,8 @@ pub(super) fn spool(
         keep_delivered: span(written.keep_delivered.take(), 7 * DAY),
         keep_dead: span(written.keep_dead.take(), 30 * DAY),
         store: match written.store.unwrap_or_default() {
-            schema::StoreKind::Disk => StoreSettings::Disk(disk(p, written, max, data_dir)),
-            schema::StoreKind::Postgres => {
+            schema::StoreSetting::Disk => StoreSettings::Disk(disk(p, written, max, data_dir)),
+            schema::StoreSetting::Postgres => {
                 StoreSettings::Postgres(postgres(p, &written, max, shared))
             }
         },
@@ -75,11 +75,16 @@ pub(super) fn spool(
     })
 }
 
-fn bytes(value: Option<super::Parsed<ByteSize>>, default: u64) -> u64 {
+fn bytes(value: Option<super::FromText<ByteSize>>, default: u64) -> u64 {
     value.map_or(default, |size| size.0.as_bytes())
 }
 
-fn disk(p: &mut Problems, written: schema::Spool, max: u64, data_dir: &Path) -> DiskSettings {
+fn disk(
+    p: &mut Violations,
+    written: schema::SpoolSection,
+    max: u64,
+    data_dir: &Path,
+) -> DiskSettings {
     if written.lease.is_some() {
         p.add(
             "spool.lease",
@@ -99,8 +104,8 @@ fn disk(p: &mut Problems, written: schema::Spool, max: u64, data_dir: &Path) -> 
 }
 
 fn postgres(
-    p: &mut Problems,
-    written: &schema::Spool,
+    p: &mut Violations,
+    written: &schema::SpoolSection,
     max: u64,
     shared: bool,
 ) -> PostgresSpoolSettings {
@@ -133,7 +138,7 @@ fn postgres(
     PostgresSpoolSettings { max, lease }
 }
 
-fn declared(p: &mut Problems, buffers: &[WrittenBuffer]) {
+fn declared(p: &mut Violations, buffers: &[BufferSpec]) {
     let mut names = HashSet::new();
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
@@ -147,7 +152,7 @@ fn declared(p: &mut Problems, buffers: &[WrittenBuffer]) {
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
             );
         }
-        if let Err(error) = buffer.apply(Terms::default()) {
+        if let Err(error) = buffer.apply(BufferConfig::default()) {
             p.add(key, error);
         }
     }

@@ -8,15 +8,15 @@ use http::{HeaderName, HeaderValue};
 
 use super::super::schema;
 use super::limit::{self, Tier};
-use super::{Problems, span};
+use super::{Violations, span};
 use crate::bounds::WAITERS_PER_TARGET;
 use crate::policy::{HostPattern, LimitSet, Retry, Target, TlsMode};
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) fn targets(
-    p: &mut Problems,
-    written: Vec<schema::Target>,
+    p: &mut Violations,
+    written: Vec<schema::TargetSection>,
     tiers: &[Tier],
     generation: u64,
 ) -> Vec<Arc<Target>> {
@@ -79,10 +79,10 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 fn one(
-    p: &mut Problems,
+    p: &mut Violations,
     key: &str,
     name: String,
-    written: schema::Target,
+    written: schema::TargetSection,
     tiers: &[Tier],
     generation: u64,
 ) -> Target {
@@ -108,14 +108,14 @@ fn one(
         hosts: written.hosts.into_iter().map(|host| host.0).collect(),
         limits,
         lanes,
-        observe: written.mode == schema::Mode::Observe,
-        overflow: written.overflow == schema::Overflow::Spool,
+        observe: written.mode == schema::ModeSetting::Observe,
+        overflow: written.overflow == schema::OverflowSetting::Spool,
         deliveries: None,
         max_wait,
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
         tls: match written.tls {
-            schema::Tls::Intercept => TlsMode::Intercept,
-            schema::Tls::Tunnel => TlsMode::Tunnel,
+            schema::TlsSetting::Intercept => TlsMode::Intercept,
+            schema::TlsSetting::Tunnel => TlsMode::Tunnel,
         },
         retry: retry(p, key, written.retry),
         idempotent: written.idempotent,
@@ -123,7 +123,7 @@ fn one(
     }
 }
 
-fn retry(p: &mut Problems, key: &str, written: schema::Retry) -> Retry {
+fn retry(p: &mut Violations, key: &str, written: schema::RetrySection) -> Retry {
     let default = Retry::default();
     let attempts = written.attempts.unwrap_or(default.attempts);
     if !(1..=100).contains(&attempts) {
@@ -149,7 +149,7 @@ fn retry(p: &mut Problems, key: &str, written: schema::Retry) -> Retry {
 }
 
 fn set_headers(
-    p: &mut Problems,
+    p: &mut Violations,
     key: &str,
     written: &std::collections::BTreeMap<String, super::super::value::Text>,
 ) -> Vec<(HeaderName, HeaderValue)> {

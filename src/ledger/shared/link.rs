@@ -25,13 +25,13 @@ pub enum Reply {
 
 /// What a store answers to a sign of life.
 #[derive(Debug, Clone, Default)]
-pub struct Pulse {
+pub struct Heartbeat {
     /// When it was given.
     pub now: i64,
     /// How many replicas live.
     pub live: i64,
     /// The share of every rate that is this replica's when it is cut off, in millionths.
-    pub promise: i64,
+    pub share: i64,
     /// How often a sign of life is wanted, nanoseconds.
     pub every: i64,
     /// After how long without one a replica counts as silent, nanoseconds.
@@ -96,12 +96,12 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     /// Gives a sign of life; `share_for` is how long a promise is kept, nanoseconds, and `held` what this
     /// replica believes that it was promised, in millionths: an answer may have been lost. `None` if
     /// somebody else is at it.
-    fn beat(
+    fn heartbeat(
         &self,
         replica: Replica,
         share_for: i64,
         held: i64,
-    ) -> impl Future<Output = Result<Option<Pulse>, LinkError>> + Send;
+    ) -> impl Future<Output = Result<Option<Heartbeat>, LinkError>> + Send;
 
     /// Pins a limit's numbers for all replicas, or takes the pin off.
     fn pin(
@@ -118,5 +118,5 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     fn leave(&self, replica: Replica) -> impl Future<Output = Result<(), LinkError>> + Send;
 
     /// Returns when another replica may have told something rare, or never.
-    fn rumour(&self) -> impl Future<Output = ()> + Send;
+    fn notified(&self) -> impl Future<Output = ()> + Send;
 }

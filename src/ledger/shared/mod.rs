@@ -1,17 +1,17 @@
 //! This replica's end of a ledger that others use too.
 //!
-//! [`Shared`] turns asks into calls, brings the store's instants to this process's clock, remembers
+//! [`SharedLedger`] turns asks into calls, brings the store's instants to this process's clock, remembers
 //! what it was told so that forecasts need no call, and decides where bookings come from while the
-//! store is away ([`standing`]). One call per target is under way at a time.
+//! store is away ([`mode`]). One call per target is under way at a time.
 
-mod heard;
+mod contention;
 mod link;
+mod local_view;
+mod mode;
 mod offset;
-mod side;
-mod standing;
 mod upkeep;
 
-pub use link::{Link, LinkError, Pin, Pulse, Reply};
+pub use link::{Heartbeat, Link, LinkError, Pin, Reply};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -21,14 +21,14 @@ use std::time::Duration;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
 
+use local_view::LocalView;
+use mode::{FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
-use side::Side;
-use standing::{Connection, Promise, Standing, standing};
 
 use super::outage::Outage;
 use super::{
-    Ask, Booking, Forecast, Grant, Ledger, Pinning, Replica, RowBound, Settlement, Short, Slot,
-    Status,
+    Ask, Booking, Forecast, Grant, Ledger, LedgerStatus, Pinning, Replica, RowBound, Settlement,
+    Short, Slot,
 };
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
@@ -44,10 +44,10 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 
 /// A ledger behind a link.
 #[derive(Debug)]
-pub struct Shared<L>(Arc<Inner<L>>);
+pub struct SharedLedger<L>(Arc<SharedState<L>>);
 
 #[derive(Debug)]
-struct Inner<L> {
+struct SharedState<L> {
     link: L,
     replica: Replica,
     clock: Clock,
@@ -55,10 +55,10 @@ struct Inner<L> {
     tasks: Tasks,
     metrics: Metrics,
     outage: Outage,
-    ways: Mutex<Ways>,
+    store: Mutex<StoreView>,
     /// Changes whenever bookings may come from somewhere else.
-    standing: watch::Sender<Connection>,
-    sides: Mutex<HashMap<Arc<str>, Arc<Place>>>,
+    mode: watch::Sender<LinkState>,
+    targets: Mutex<HashMap<Arc<str>, Arc<TargetHandle>>>,
     live: AtomicI64,
     /// How far ahead the last call could book, nanoseconds.
     reach: AtomicI64,
@@ -66,9 +66,9 @@ struct Inner<L> {
 
 /// What is known of the way to the store.
 #[derive(Debug, Default)]
-struct Ways {
+struct StoreView {
     offset: Offset,
-    promise: Promise,
+    share: FallbackShare,
     started: i64,
     /// The same by its signs of life.
     server: i64,
@@ -76,16 +76,16 @@ struct Ways {
 
 /// One target's side, with the turnstile that lets one call pass at a time.
 #[derive(Debug)]
-struct Place {
-    side: Mutex<Side>,
+struct TargetHandle {
+    view: Mutex<LocalView>,
     turnstile: tokio::sync::Mutex<()>,
     epoch: watch::Sender<u64>,
     reporting: AtomicBool,
 }
 
-impl Place {
-    fn side(&self) -> MutexGuard<'_, Side> {
-        self.side.lock().unwrap_or_else(PoisonError::into_inner)
+impl TargetHandle {
+    fn view(&self) -> MutexGuard<'_, LocalView> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes the epoch if it is news.
@@ -112,10 +112,10 @@ pub struct SharedParts {
     pub outage: Outage,
 }
 
-impl<L: Link> Shared<L> {
+impl<L: Link> SharedLedger<L> {
     /// A ledger behind `link`. It gives signs of life until the drain has ended.
     pub fn new(link: L, parts: SharedParts) -> Self {
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(SharedState {
             link,
             replica: parts.replica,
             clock: parts.clock,
@@ -123,46 +123,46 @@ impl<L: Link> Shared<L> {
             tasks: parts.tasks,
             metrics: parts.metrics,
             outage: parts.outage,
-            ways: Mutex::default(),
-            standing: watch::Sender::new(Connection::Never),
-            sides: Mutex::default(),
+            store: Mutex::default(),
+            mode: watch::Sender::new(LinkState::Never),
+            targets: Mutex::default(),
             live: AtomicI64::new(1),
             reach: AtomicI64::new(0),
         });
-        let beating = Arc::clone(&inner);
+        let heart = Arc::clone(&inner);
         drop(
             inner
                 .tasks
-                .spawn_until_drained(async move { beating.live().await }),
+                .spawn_detached(async move { heart.heartbeat_loop().await }),
         );
         Self(inner)
     }
 
     /// Whether the store has been reached, and answers.
-    pub fn is_linked(&self) -> bool {
-        *self.0.standing.borrow() == Connection::Up
+    pub fn is_connected(&self) -> bool {
+        *self.0.mode.borrow() == LinkState::Up
     }
 
     /// Returns once the store has been reached for the first time.
-    pub async fn linked(&self) {
-        let mut connection = self.0.standing.subscribe();
+    pub async fn connected(&self) {
+        let mut connection = self.0.mode.subscribe();
         // The sender lives as long as we do.
         drop(
             connection
-                .wait_for(|connection| *connection == Connection::Up)
+                .wait_for(|connection| *connection == LinkState::Up)
                 .await,
         );
     }
 
     /// A clean exit: promise and permits are free at once.
     pub async fn leave(&self) {
-        if self.is_linked() {
+        if self.is_connected() {
             drop(tokio::time::timeout(PROBE_EVERY, self.0.link.leave(self.0.replica)).await);
         }
     }
 }
 
-impl<L: Link> Ledger for Shared<L> {
+impl<L: Link> Ledger for SharedLedger<L> {
     fn answers_at_once(&self) -> bool {
         false
     }
@@ -179,20 +179,20 @@ impl<L: Link> Ledger for Shared<L> {
 
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement) {
         let inner = &self.0;
-        let place = inner.place(&target.name);
+        let handle = inner.handle(&target.name);
         let (released, epoch) = {
-            let mut side = place.side();
-            side.release_alone(target, slot);
-            (side.release(target, slot), (side.epoch, side.their_epoch))
+            let mut view = handle.view();
+            view.release_fallback(target, slot);
+            (view.release(target, slot), (view.epoch, view.store_epoch))
         };
         if released {
-            inner.report_soon(&place, &target.name);
+            inner.report_soon(&handle, &target.name);
         }
         if slot.probe && slot.epoch == epoch.0 {
             let (inner, target) = (Arc::clone(inner), Arc::clone(&target.name));
             let answered = settlement == Settlement::Left;
             let tasks = inner.tasks.clone();
-            drop(tasks.spawn_until_drained(async move {
+            drop(tasks.spawn_detached(async move {
                 // If it is lost, the rest follows after the probe's patience.
                 drop(inner.link.probe(target, epoch.1, answered).await);
             }));
@@ -209,7 +209,7 @@ impl<L: Link> Ledger for Shared<L> {
             slot.scope.shared_key(limit).cloned(),
         );
         let tasks = inner.tasks.clone();
-        drop(tasks.spawn_until_drained(async move {
+        drop(tasks.spawn_detached(async move {
             // Lost while the store is away: then the estimate stands.
             drop(inner.link.correct(target, limit, key, units).await);
         }));
@@ -217,19 +217,19 @@ impl<L: Link> Ledger for Shared<L> {
 
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
         let now = self.0.clock.now();
-        if self.0.standing() == Standing::Open {
+        if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {
                 at: now,
                 held_by: None,
             };
         }
-        let place = self.0.place(&target.name);
-        let (ways, side) = (self.0.ways(), place.side());
-        side.forecast(target, scope, ahead, now, &ways.offset)
+        let handle = self.0.handle(&target.name);
+        let (store, view) = (self.0.store(), handle.view());
+        view.forecast(target, scope, ahead, now, &store.offset)
     }
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
-        self.0.place(&target.name).epoch.subscribe()
+        self.0.handle(&target.name).epoch.subscribe()
     }
 
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
@@ -240,117 +240,119 @@ impl<L: Link> Ledger for Shared<L> {
         })
     }
 
-    fn status(&self, target: &Arc<Target>) -> Status {
+    fn status(&self, target: &Arc<Target>) -> LedgerStatus {
         let replicas = self.0.live.load(Ordering::Relaxed);
-        let standing = match self.0.standing() {
-            Standing::Linked => format!("shared by {replicas} replicas"),
-            Standing::Waiting(_) => "cut off: requests wait".to_owned(),
-            Standing::Alone(ppm) => {
+        let mode = match self.0.mode() {
+            LedgerMode::Connected => format!("shared by {replicas} replicas"),
+            LedgerMode::Holding(_) => "cut off: requests wait".to_owned(),
+            LedgerMode::Fallback(ppm) => {
                 format!("cut off: on its promised share, {} %", ppm as f64 / 1e4)
             }
-            Standing::Open => "cut off: without a pace".to_owned(),
+            LedgerMode::Unlimited => "cut off: without a pace".to_owned(),
         };
-        let place = self.0.place(&target.name);
-        let (ways, side) = (self.0.ways(), place.side());
-        let (pins, blocked) = side.told();
-        Status {
-            standing,
+        let handle = self.0.handle(&target.name);
+        let (store, view) = (self.0.store(), handle.view());
+        let (pins, blocked) = view.summary();
+        LedgerStatus {
+            mode,
             pins,
-            blocked_until: Some(ways.offset.local(blocked)),
+            blocked_until: Some(store.offset.to_local_clock(blocked)),
         }
     }
 
     fn block(&self, target: &Arc<Target>, until: Instant) {
-        let place = self.0.place(&target.name);
-        let theirs = self.0.ways().offset.theirs(until);
+        let handle = self.0.handle(&target.name);
+        let theirs = self.0.store().offset.to_store_clock(until);
         let epoch = {
-            let mut side = place.side();
-            if until <= self.0.clock.now() || !side.block(theirs) {
+            let mut view = handle.view();
+            if until <= self.0.clock.now() || !view.block(theirs) {
                 return;
             }
-            side.epoch
+            view.epoch
         };
-        place.publish(epoch);
+        handle.publish(epoch);
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
         let tasks = inner.tasks.clone();
         drop(
-            tasks
-                .spawn_until_drained(async move { inner.tell_block(&place, target, theirs).await }),
+            tasks.spawn_detached(async move { inner.report_block(&handle, target, theirs).await }),
         );
     }
 }
 
-impl<L: Link> Inner<L> {
-    fn place(&self, target: &Arc<str>) -> Arc<Place> {
-        let mut sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = sides.get(target) {
-            return Arc::clone(place);
+impl<L: Link> SharedState<L> {
+    fn handle(&self, target: &Arc<str>) -> Arc<TargetHandle> {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = targets.get(target) {
+            return Arc::clone(handle);
         }
-        let place = Arc::new(Place {
-            side: Mutex::default(),
+        let handle = Arc::new(TargetHandle {
+            view: Mutex::default(),
             turnstile: tokio::sync::Mutex::default(),
             epoch: watch::Sender::new(0),
             reporting: AtomicBool::new(false),
         });
-        sides.insert(Arc::clone(target), Arc::clone(&place));
-        place
+        targets.insert(Arc::clone(target), Arc::clone(&handle));
+        handle
     }
 
-    fn ways(&self) -> MutexGuard<'_, Ways> {
-        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    fn store(&self) -> MutexGuard<'_, StoreView> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn standing(&self) -> Standing {
-        let promise = self.ways().promise;
-        standing(
-            *self.standing.borrow(),
-            promise,
-            &self.outage,
-            self.clock.now(),
-        )
+    fn mode(&self) -> LedgerMode {
+        let share = self.store().share;
+        mode(*self.mode.borrow(), share, &self.outage, self.clock.now())
     }
 
     /// Books, from wherever bookings come now; waits while they come from nowhere.
     async fn book(&self, ask: Ask) -> SmallVec<[Grant; 2]> {
-        let place = self.place(&ask.target.name);
-        let _turn = place.turnstile.lock().await;
-        let mut connection = self.standing.subscribe();
+        let handle = self.handle(&ask.target.name);
+        let _turn = handle.turnstile.lock().await;
+        let mut connection = self.mode.subscribe();
         loop {
-            match self.standing() {
-                Standing::Linked => {
-                    if let Some(granted) = self.book_linked(&place, &ask).await {
+            match self.mode() {
+                LedgerMode::Connected => {
+                    if let Some(granted) = self.book_connected(&handle, &ask).await {
                         return granted;
                     }
                 }
-                Standing::Waiting(until) => {
+                LedgerMode::Holding(until) => {
                     tokio::select! {
                         changed = connection.changed() => if changed.is_err() { return SmallVec::new() },
                         () = self.clock.sleep_until(until) => {}
                     }
                 }
-                Standing::Alone(ppm) => {
+                LedgerMode::Fallback(ppm) => {
                     let now = self.clock.now();
                     let horizon = i64::try_from(HORIZON_MIN.as_nanos()).unwrap_or(i64::MAX);
-                    let noticed = match *self.standing.borrow() {
-                        Connection::Down(since) => self.ways().promise.noticed(since),
-                        Connection::Never | Connection::Up | Connection::Returning(_) => now,
+                    let noticed = match *self.mode.borrow() {
+                        LinkState::Down(since) => self.store().share.noticed(since),
+                        LinkState::Never | LinkState::Up | LinkState::Returning(_) => now,
                     };
-                    return place.side().book_alone(&ask, ppm, noticed, horizon, now);
+                    return handle
+                        .view()
+                        .book_fallback(&ask, ppm, noticed, horizon, now);
                 }
-                Standing::Open => return self.book_freely(&place, &ask),
+                LedgerMode::Unlimited => return self.book_freely(&handle, &ask),
             }
         }
     }
 
     /// One call. `None` if there is no answer; it may have been done all the same, so what it booked is
     /// lost rather than asked for again under the same name.
-    async fn book_linked(&self, place: &Place, ask: &Ask) -> Option<SmallVec<[Grant; 2]>> {
-        let horizon = self.horizon(place, ask);
+    async fn book_connected(
+        &self,
+        handle: &TargetHandle,
+        ask: &Ask,
+    ) -> Option<SmallVec<[Grant; 2]>> {
+        let horizon = self.horizon(handle, ask);
         let mut call = {
-            let ways = self.ways();
-            place.side().call(ask, self.replica, horizon, &ways.offset)
+            let store = self.store();
+            handle
+                .view()
+                .call(ask, self.replica, horizon, &store.offset)
         };
-        call.patient = self.live.load(Ordering::Relaxed) <= LEDGER_LINE;
+        call.queue_for_lock = self.live.load(Ordering::Relaxed) <= LEDGER_LINE;
         self.reach
             .store(call.horizon + call.lead, Ordering::Relaxed);
         let sent = self.clock.now();
@@ -362,31 +364,31 @@ impl<L: Link> Inner<L> {
             }
             Ok(Reply::Answer { answer, started }) => {
                 let now = self.clock.now();
-                let mut ways = self.ways();
-                ways.offset.observe(sent, now, answer.now);
-                ways.offset.took(sent, now);
-                let restarted = std::mem::replace(&mut ways.started, started) != started;
-                let mut side = place.side();
-                side.tell_all = false;
-                side.doubts = restarted;
-                let granted = side.absorb(ask, &call, &answer, &ways.offset);
-                place.publish(side.epoch);
-                drop((side, ways));
+                let mut store = self.store();
+                store.offset.observe(sent, now, answer.now);
+                store.offset.took(sent, now);
+                let restarted = std::mem::replace(&mut store.started, started) != started;
+                let mut view = handle.view();
+                view.resync = false;
+                view.store_may_be_stale = restarted;
+                let granted = view.absorb(ask, &call, &answer, &store.offset);
+                handle.publish(view.epoch);
+                drop((store, view));
                 if restarted {
-                    self.tell_all();
+                    self.resync();
                 }
                 Some(granted)
             }
             Err(error) => {
-                self.lost(&error);
+                self.on_failure(&error);
                 None
             }
         }
     }
 
     /// After an outage of which the operator said that nothing is to be held then.
-    fn book_freely(&self, place: &Place, ask: &Ask) -> SmallVec<[Grant; 2]> {
-        let (now, epoch) = (self.clock.now(), place.side().epoch);
+    fn book_freely(&self, handle: &TargetHandle, ask: &Ask) -> SmallVec<[Grant; 2]> {
+        let (now, epoch) = (self.clock.now(), handle.view().epoch);
         let free = |run: &super::Run| Grant {
             now,
             slots: smallvec![Slot { at: now, scope: run.scope.clone(), epoch, probe: false }; run.want as usize],
@@ -397,11 +399,11 @@ impl<L: Link> Inner<L> {
 
     /// How far ahead to book: short, but long enough for the way to the store, for several slots per
     /// replica of a slow limit, and for calls to stay within their budget.
-    fn horizon(&self, place: &Place, ask: &Ask) -> i64 {
+    fn horizon(&self, handle: &TargetHandle, ask: &Ask) -> i64 {
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let live = self.live.load(Ordering::Relaxed).max(1);
-        let several = place.side().interval(ask).saturating_mul(5 * live);
-        let way = self.ways().offset.slowest().saturating_mul(2);
+        let several = handle.view().interval(ask).saturating_mul(5 * live);
+        let way = self.store().offset.slowest().saturating_mul(2);
         let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
         several
             .clamp(nanos(HORIZON_MIN), nanos(HORIZON_MAX))

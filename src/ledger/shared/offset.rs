@@ -70,12 +70,12 @@ impl Offset {
     }
 
     /// An instant of the store's clock on ours.
-    pub(super) fn local(&self, theirs: i64) -> Instant {
+    pub(super) fn to_local_clock(&self, theirs: i64) -> Instant {
         Instant::from_nanos(theirs.saturating_add(self.ahead()))
     }
 
     /// An instant of our clock on the store's.
-    pub(super) fn theirs(&self, local: Instant) -> i64 {
+    pub(super) fn to_store_clock(&self, local: Instant) -> i64 {
         local.as_nanos().saturating_sub(self.ahead())
     }
 
@@ -121,14 +121,14 @@ mod tests {
     fn the_quickest_answer_counts() {
         let mut offset = Offset::default();
         offset.observe(at(1000), at(1100), 5_000 * MS);
-        assert_eq!(offset.local(5_000 * MS), at(1050));
+        assert_eq!(offset.to_local_clock(5_000 * MS), at(1050));
         offset.observe(at(2000), at(2002), 5_941 * MS);
-        assert_eq!(offset.local(5_941 * MS), at(2001));
+        assert_eq!(offset.to_local_clock(5_941 * MS), at(2001));
         offset.observe(at(4000), at(4300), 8_090 * MS);
-        assert_eq!(offset.local(5_941 * MS), at(2001));
+        assert_eq!(offset.to_local_clock(5_941 * MS), at(2001));
         offset.took(at(4000), at(4300));
         assert_eq!(offset.delay(), 299 * MS);
-        assert_eq!(offset.theirs(at(2001)), 5_941 * MS);
+        assert_eq!(offset.to_store_clock(at(2001)), 5_941 * MS);
     }
 
     #[test]
@@ -151,7 +151,7 @@ mod tests {
         let mut offset = Offset::default();
         offset.observe(at(1000), at(1002), 1001 * MS);
         offset.observe(at(2000), at(2002), 4001 * MS);
-        assert_eq!(offset.local(4001 * MS), at(2001));
+        assert_eq!(offset.to_local_clock(4001 * MS), at(2001));
     }
 
     #[test]
@@ -159,6 +159,6 @@ mod tests {
         let mut offset = Offset::default();
         offset.observe(at(0), at(2), MS);
         offset.observe(at(70_000), at(70_010), 70_006 * MS);
-        assert_eq!(offset.local(70_006 * MS), at(70_005));
+        assert_eq!(offset.to_local_clock(70_006 * MS), at(70_005));
     }
 }

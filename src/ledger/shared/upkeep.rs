@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::link::{Link, LinkError, Pulse, Reply};
-use super::standing::{Connection, Promise, Standing};
-use super::{BUSY, Inner, PROBE_EVERY, Place};
+use super::link::{Heartbeat, Link, LinkError, Reply};
+use super::mode::{FallbackShare, LedgerMode, LinkState};
+use super::{BUSY, PROBE_EVERY, SharedState, TargetHandle};
 use crate::clock::Instant;
 use crate::ledger::Call;
 
@@ -16,141 +16,141 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Without a promise from the store: how long a silence is noticed by others.
 const SILENT: Duration = Duration::from_secs(2);
 
-impl<L: Link> Inner<L> {
+impl<L: Link> SharedState<L> {
     /// Another server, or the same after a restart: all that we know is told again.
-    pub(super) fn tell_all(&self) {
-        let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
-        for place in sides.values() {
-            place.side().tell_all = true;
+    pub(super) fn resync(&self) {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        for handle in targets.values() {
+            handle.view().resync = true;
         }
     }
 
     /// The store did not answer.
-    pub(super) fn lost(&self, error: &LinkError) {
+    pub(super) fn on_failure(&self, error: &LinkError) {
         let now = self.clock.now();
-        let newly = self.standing.send_if_modified(|connection| {
-            let up = *connection == Connection::Up;
-            if up || matches!(connection, Connection::Returning(_)) {
-                *connection = Connection::Down(now);
+        let newly = self.mode.send_if_modified(|connection| {
+            let up = *connection == LinkState::Up;
+            if up || matches!(connection, LinkState::Returning(_)) {
+                *connection = LinkState::Down(now);
             }
             up
         });
         if newly {
-            self.metrics.ledger_linked(false);
+            self.metrics.set_ledger_connected(false);
             tracing::warn!(%error, "the ledger does not answer; this replica goes on by itself");
         }
     }
 
     /// The store answers.
-    fn found(&self, pulse: &Pulse, sent: Instant) {
+    fn on_heartbeat(&self, heartbeat: &Heartbeat, sent: Instant) {
         let now = self.clock.now();
         {
-            let mut ways = self.ways();
-            ways.offset.observe(sent, now, pulse.now);
-            let silent = u64::try_from(pulse.silent).map_or(SILENT, Duration::from_nanos);
-            ways.promise = Promise {
-                ppm: pulse.promise,
+            let mut store = self.store();
+            store.offset.observe(sent, now, heartbeat.now);
+            let silent = u64::try_from(heartbeat.silent).map_or(SILENT, Duration::from_nanos);
+            store.share = FallbackShare {
+                ppm: heartbeat.share,
                 silent,
             };
         }
-        self.live.store(pulse.live, Ordering::Relaxed);
-        let sides: Vec<(Arc<str>, Arc<Place>)> = {
-            let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
-            let all = sides.iter();
-            all.map(|(name, place)| (Arc::clone(name), Arc::clone(place)))
+        self.live.store(heartbeat.live, Ordering::Relaxed);
+        let targets: Vec<(Arc<str>, Arc<TargetHandle>)> = {
+            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = targets.iter();
+            all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
                 .collect()
         };
-        let was = *self.standing.borrow();
-        for (name, place) in sides {
-            let mut side = place.side();
-            if was != Connection::Up {
-                side.tell_all = true;
-                side.end_alone();
+        let was = *self.mode.borrow();
+        for (name, handle) in targets {
+            let mut view = handle.view();
+            if was != LinkState::Up {
+                view.resync = true;
+                view.end_fallback();
             }
-            side.pins = pulse
+            view.pins = heartbeat
                 .pins
                 .iter()
                 .filter(|pin| pin.target == name)
                 .map(|pin| (Arc::clone(&pin.limit), pin.bound))
                 .collect();
-            let epoch = pulse.epochs.iter().find(|(target, _)| *target == name);
+            let epoch = heartbeat.epochs.iter().find(|(target, _)| *target == name);
             if let Some((_, epoch)) = epoch {
-                side.learn_epoch(*epoch);
+                view.learn_epoch(*epoch);
             }
-            place.publish(side.epoch);
+            handle.publish(view.epoch);
         }
-        if was != Connection::Up {
-            self.standing.send_replace(Connection::Up);
-            self.metrics.ledger_linked(true);
-            tracing::info!(replicas = pulse.live, "the ledger answers");
+        if was != LinkState::Up {
+            self.mode.send_replace(LinkState::Up);
+            self.metrics.set_ledger_connected(true);
+            tracing::info!(replicas = heartbeat.live, "the ledger answers");
         }
     }
 
     /// Signs of life, as often as the store wants them.
-    pub(super) async fn live(self: Arc<Self>) {
+    pub(super) async fn heartbeat_loop(self: Arc<Self>) {
         let share_for = i64::try_from(self.outage.share_for.as_nanos()).unwrap_or(i64::MAX);
         let mut swept = self.clock.now();
-        let mut standing = self.standing.subscribe();
+        let mut mode = self.mode.subscribe();
         loop {
-            let wait = self.beat(share_for).await;
+            let wait = self.heartbeat(share_for).await;
             let now = self.clock.now();
             if now.since(swept) > SWEEP_EVERY.mul_f64(0.5 + self.random.unit()) {
                 swept = now;
                 // Nothing depends on it: others do it, too.
                 drop(self.link.sweep().await);
             }
-            let up = *standing.borrow_and_update() == Connection::Up;
+            let up = *mode.borrow_and_update() == LinkState::Up;
             tokio::select! {
                 () = self.clock.sleep_until(now + wait) => {}
-                () = self.link.rumour() => {}
+                () = self.link.notified() => {}
                 // A call was not answered. A server that has come back waits for what we know.
-                _ = standing.wait_for(|now| *now != Connection::Up), if up => {}
+                _ = mode.wait_for(|now| *now != LinkState::Up), if up => {}
             }
         }
     }
 
-    async fn beat(&self, share_for: i64) -> Duration {
+    async fn heartbeat(&self, share_for: i64) -> Duration {
         // A sign of life that is heard although we do not hear so would let the others wait longer.
-        if !matches!(*self.standing.borrow(), Connection::Up)
+        if !matches!(*self.mode.borrow(), LinkState::Up)
             && let Err(error) = self.link.reach().await
         {
-            self.lost(&error);
+            self.on_failure(&error);
             return PROBE_EVERY;
         }
-        let before = *self.standing.borrow();
-        if let Connection::Down(since) = before {
-            self.standing.send_replace(Connection::Returning(since));
-            if self.confess().await.is_err() {
-                self.standing.send_replace(before);
+        let before = *self.mode.borrow();
+        if let LinkState::Down(since) = before {
+            self.mode.send_replace(LinkState::Returning(since));
+            if self.report_usage().await.is_err() {
+                self.mode.send_replace(before);
                 return PROBE_EVERY;
             }
         }
         let sent = self.clock.now();
-        let held = self.ways().promise.ppm;
-        match self.link.beat(self.replica, share_for, held).await {
-            Ok(Some(pulse)) => {
-                let was = std::mem::replace(&mut self.ways().server, pulse.started);
+        let held = self.store().share.ppm;
+        match self.link.heartbeat(self.replica, share_for, held).await {
+            Ok(Some(heartbeat)) => {
+                let was = std::mem::replace(&mut self.store().server, heartbeat.started);
                 if was != 0
-                    && was != pulse.started
-                    && let Err(error) = self.confess().await
+                    && was != heartbeat.started
+                    && let Err(error) = self.report_usage().await
                 {
-                    self.lost(&error);
+                    self.on_failure(&error);
                     return PROBE_EVERY;
                 }
-                self.found(&pulse, sent);
-                u64::try_from(pulse.every).map_or(PROBE_EVERY, Duration::from_nanos)
+                self.on_heartbeat(&heartbeat, sent);
+                u64::try_from(heartbeat.every).map_or(PROBE_EVERY, Duration::from_nanos)
             }
             Ok(None) => Duration::from_millis(5).mul_f64(1.0 + self.random.unit()),
             Err(error) => {
-                self.lost(&error);
-                let first = before == Connection::Up;
+                self.on_failure(&error);
+                let first = before == LinkState::Up;
                 if first { Duration::ZERO } else { PROBE_EVERY }
             }
         }
     }
 
     /// A call that books nothing.
-    async fn tell(&self, call: Call) -> Result<(), LinkError> {
+    async fn send_report(&self, call: Call) -> Result<(), LinkError> {
         while matches!(self.link.call(call.clone()).await?, Reply::Busy) {
             self.pause().await;
         }
@@ -167,24 +167,24 @@ impl<L: Link> Inner<L> {
     /// What was done alone is told before the next sign of life: while we count as silent, the others
     /// leave us our share. So is what we know of everything: the store may have come back without its
     /// last writes, and books nothing until all have had time to say so.
-    async fn confess(&self) -> Result<(), LinkError> {
-        let places: Vec<(Arc<str>, Arc<Place>)> = {
-            let sides = self.sides.lock().unwrap_or_else(PoisonError::into_inner);
-            let all = sides.iter();
-            all.map(|(name, place)| (Arc::clone(name), Arc::clone(place)))
+    async fn report_usage(&self) -> Result<(), LinkError> {
+        let places: Vec<(Arc<str>, Arc<TargetHandle>)> = {
+            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = targets.iter();
+            all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
                 .collect()
         };
-        for (name, place) in places {
+        for (name, handle) in places {
             let now = self.clock.now();
             let (spent, calls) = {
-                let (ways, mut side) = (self.ways(), place.side());
-                let spent = side.take_spent();
-                let calls = side.confession(&spent, &name, self.replica, &ways.offset, now);
+                let (store, mut view) = (self.store(), handle.view());
+                let spent = view.take_usage();
+                let calls = view.usage_calls(&spent, &name, self.replica, &store.offset, now);
                 (spent, calls)
             };
             for call in calls {
-                if let Err(error) = self.tell(call).await {
-                    place.side().keep(spent);
+                if let Err(error) = self.send_report(call).await {
+                    handle.view().restore_usage(spent);
                     return Err(error);
                 }
             }
@@ -193,42 +193,42 @@ impl<L: Link> Inner<L> {
     }
 
     /// Tells the store of a block, as soon as it can be reached, while the block lasts.
-    pub(super) async fn tell_block(&self, place: &Place, target: Arc<str>, until: i64) {
-        let mut connection = self.standing.subscribe();
+    pub(super) async fn report_block(&self, handle: &TargetHandle, target: Arc<str>, until: i64) {
+        let mut connection = self.mode.subscribe();
         loop {
-            if self.ways().offset.theirs(self.clock.now()) >= until {
+            if self.store().offset.to_store_clock(self.clock.now()) >= until {
                 return;
             }
-            let up = connection.wait_for(|connection| *connection == Connection::Up);
+            let up = connection.wait_for(|connection| *connection == LinkState::Up);
             if up.await.is_err() {
                 return;
             }
             match self.link.block(Arc::clone(&target), until).await {
                 Ok(epoch) => {
-                    place.side().blocked_at(epoch);
+                    handle.view().blocked_at(epoch);
                     return;
                 }
-                Err(error) => self.lost(&error),
+                Err(error) => self.on_failure(&error),
             }
         }
     }
 
     /// Permits came back: the others should know even if nobody here asks for more.
-    pub(super) fn report_soon(self: &Arc<Self>, place: &Arc<Place>, target: &Arc<str>) {
-        if place.reporting.swap(true, Ordering::AcqRel) {
+    pub(super) fn report_soon(self: &Arc<Self>, handle: &Arc<TargetHandle>, target: &Arc<str>) {
+        if handle.reporting.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (inner, place, target) = (Arc::clone(self), Arc::clone(place), Arc::clone(target));
-        drop(self.tasks.spawn_until_drained(async move {
-            let _turn = place.turnstile.lock().await;
-            place.reporting.store(false, Ordering::Release);
-            let call = place.side().report(&target, inner.replica);
-            let Some(call) = call.filter(|_| inner.standing() == Standing::Linked) else {
+        let (inner, handle, target) = (Arc::clone(self), Arc::clone(handle), Arc::clone(target));
+        drop(self.tasks.spawn_detached(async move {
+            let _turn = handle.turnstile.lock().await;
+            handle.reporting.store(false, Ordering::Release);
+            let call = handle.view().report(&target, inner.replica);
+            let Some(call) = call.filter(|_| inner.mode() == LedgerMode::Connected) else {
                 return;
             };
-            match inner.tell(call).await {
-                Ok(()) => place.side().reported(),
-                Err(error) => inner.lost(&error),
+            match inner.send_report(call).await {
+                Ok(()) => handle.view().reported(),
+                Err(error) => inner.on_failure(&error),
             }
         }));
     }

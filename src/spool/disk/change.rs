@@ -5,7 +5,8 @@ use std::sync::Arc;
 use sqlx::Row as _;
 
 use super::super::{
-    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms, crowded,
+    Buffer, BufferConfig, Finished, Item, ItemChange, ItemStatus, Millis, Purge, Redrive,
+    StoreError, crowded,
 };
 use super::op::Value;
 use super::read::read_item;
@@ -17,7 +18,7 @@ fn unknown(buffer: i64) -> StoreError {
     StoreError::Unknown(format!("buffer number {buffer}"))
 }
 
-fn json(terms: &Terms) -> String {
+fn json(terms: &BufferConfig) -> String {
     serde_json::to_string(terms).unwrap_or_default()
 }
 
@@ -25,17 +26,17 @@ pub(super) async fn create(
     batch: &mut Batch<'_>,
     id: &Arc<str>,
     name: &Arc<str>,
-    terms: &Terms,
+    terms: &BufferConfig,
     now: Millis,
 ) -> Changed {
-    if let Some(known) = batch.books.named(name) {
+    if let Some(known) = batch.buffer_index.named(name) {
         if *known.terms == *terms {
             return Ok(Value::Buffer(known.clone(), false));
         }
         return Err(StoreError::NameTaken(name.to_string()).into());
     }
     let buffer = Buffer {
-        number: batch.books.next_number(),
+        number: batch.buffer_index.next_number(),
         id: Arc::clone(id),
         name: Arc::clone(name),
         terms: Arc::new(terms.clone()),
@@ -50,12 +51,15 @@ pub(super) async fn create(
         .bind(now)
         .execute(&mut *batch.connection)
         .await?;
-    batch.books.insert(buffer.clone());
+    batch.buffer_index.insert(buffer.clone());
     Ok(Value::Buffer(buffer, true))
 }
 
-pub(super) async fn terms(batch: &mut Batch<'_>, buffer: i64, terms: &Terms) -> Changed {
-    let entry = batch.books.get_mut(buffer).ok_or_else(|| unknown(buffer))?;
+pub(super) async fn terms(batch: &mut Batch<'_>, buffer: i64, terms: &BufferConfig) -> Changed {
+    let entry = batch
+        .buffer_index
+        .get_mut(buffer)
+        .ok_or_else(|| unknown(buffer))?;
     entry.buffer.terms = Arc::new(terms.clone());
     let changed = entry.buffer.clone();
     sqlx::query("update buffer set terms = ? where number = ?")
@@ -67,9 +71,12 @@ pub(super) async fn terms(batch: &mut Batch<'_>, buffer: i64, terms: &Terms) -> 
 }
 
 pub(super) async fn remove(batch: &mut Batch<'_>, buffer: i64, forced: bool) -> Changed {
-    let counts = batch.books.counts(buffer);
-    batch.books.get(buffer).ok_or_else(|| unknown(buffer))?;
-    let live: u64 = Status::ALL
+    let counts = batch.buffer_index.counts(buffer);
+    batch
+        .buffer_index
+        .get(buffer)
+        .ok_or_else(|| unknown(buffer))?;
+    let live: u64 = ItemStatus::ALL
         .iter()
         .zip(counts)
         .filter(|(status, _)| status.is_live())
@@ -92,7 +99,7 @@ pub(super) async fn remove(batch: &mut Batch<'_>, buffer: i64, forced: bool) -> 
             .execute(&mut *batch.connection)
             .await?;
     }
-    batch.books.remove(buffer);
+    batch.buffer_index.remove(buffer);
     Ok(Value::Unit)
 }
 
@@ -101,7 +108,10 @@ pub(super) async fn pause(
     buffer: i64,
     reason: Option<&Arc<str>>,
 ) -> Changed {
-    let entry = batch.books.get_mut(buffer).ok_or_else(|| unknown(buffer))?;
+    let entry = batch
+        .buffer_index
+        .get_mut(buffer)
+        .ok_or_else(|| unknown(buffer))?;
     entry.buffer.paused = reason.cloned();
     let changed = entry.buffer.clone();
     sqlx::query("update buffer set paused = ? where number = ?")
@@ -113,7 +123,7 @@ pub(super) async fn pause(
 }
 
 /// Moves an item to another status; the rest of the row is what `item` says.
-async fn put(batch: &mut Batch<'_>, item: &Item, before: Status) -> Result<(), Failed> {
+async fn put(batch: &mut Batch<'_>, item: &Item, before: ItemStatus) -> Result<(), Failed> {
     sqlx::query(
         "update item set status = ?, not_before = ?, attempts = ?, retries = ?, doubtful = ?, finished = ?, code = ?, error = ?, expires = ?, seq = ? where id = ?",
     )
@@ -130,8 +140,8 @@ async fn put(batch: &mut Batch<'_>, item: &Item, before: Status) -> Result<(), F
     .bind(item.id.to_string())
     .execute(&mut *batch.connection)
     .await?;
-    batch.books.take(item.buffer, before, 1);
-    batch.books.add(item.buffer, item.status, 1);
+    batch.buffer_index.take(item.buffer, before, 1);
+    batch.buffer_index.add(item.buffer, item.status, 1);
     Ok(())
 }
 
@@ -142,25 +152,25 @@ fn not_now(item: &Item, what: &str) -> Failed {
 pub(super) async fn claim(batch: &mut Batch<'_>, id: &Arc<str>) -> Changed {
     let mut item = batch.fetch(id).await?;
     let before = item.status;
-    if !matches!(before, Status::Queued | Status::Waiting) {
+    if !matches!(before, ItemStatus::Queued | ItemStatus::Waiting) {
         return Err(not_now(&item, "sent"));
     }
-    item.status = Status::InFlight;
+    item.status = ItemStatus::InFlight;
     item.attempts += 1;
     put(batch, &item, before).await?;
     Ok(Value::Item(Box::new(item)))
 }
 
-pub(super) async fn unclaim(batch: &mut Batch<'_>, id: &Arc<str>) -> Changed {
+pub(super) async fn release_claim(batch: &mut Batch<'_>, id: &Arc<str>) -> Changed {
     let mut item = batch.fetch(id).await?;
-    if item.status == Status::InFlight {
+    if item.status == ItemStatus::InFlight {
         item.attempts = item.attempts.saturating_sub(1);
         item.status = if item.attempts > 0 {
-            Status::Waiting
+            ItemStatus::Waiting
         } else {
-            Status::Queued
+            ItemStatus::Queued
         };
-        put(batch, &item, Status::InFlight).await?;
+        put(batch, &item, ItemStatus::InFlight).await?;
     }
     Ok(Value::Unit)
 }
@@ -168,7 +178,7 @@ pub(super) async fn unclaim(batch: &mut Batch<'_>, id: &Arc<str>) -> Changed {
 pub(super) async fn finish(batch: &mut Batch<'_>, finished: &Finished, now: Millis) -> Changed {
     let (step, attempt) = (&finished.step, &finished.attempt);
     let mut item = batch.fetch(&attempt.item).await?;
-    if item.status != Status::InFlight {
+    if item.status != ItemStatus::InFlight {
         return Err(not_now(&item, "finished"));
     }
     item.status = step.status;
@@ -176,7 +186,7 @@ pub(super) async fn finish(batch: &mut Batch<'_>, finished: &Finished, now: Mill
     item.maybe_duplicate = step.maybe_duplicate;
     item.finished = (!step.status.is_live()).then_some(now);
     (item.last_status, item.last_error) = (attempt.status, attempt.error.clone());
-    put(batch, &item, Status::InFlight).await?;
+    put(batch, &item, ItemStatus::InFlight).await?;
     let response = attempt.response.as_ref();
     let headers = response.map(|kept| serde_json::to_string(&kept.headers).unwrap_or_default());
     sqlx::query(
@@ -208,8 +218,8 @@ pub(super) async fn finish(batch: &mut Batch<'_>, finished: &Finished, now: Mill
 pub(super) async fn expire(batch: &mut Batch<'_>, id: &Arc<str>, now: Millis) -> Changed {
     let mut item = batch.fetch(id).await?;
     let before = item.status;
-    if matches!(before, Status::Queued | Status::Waiting) {
-        item.status = Status::Expired;
+    if matches!(before, ItemStatus::Queued | ItemStatus::Waiting) {
+        item.status = ItemStatus::Expired;
         item.finished = Some(now);
         put(batch, &item, before).await?;
     }
@@ -219,26 +229,26 @@ pub(super) async fn expire(batch: &mut Batch<'_>, id: &Arc<str>, now: Millis) ->
 pub(super) async fn alter(
     batch: &mut Batch<'_>,
     id: &Arc<str>,
-    change: Change,
+    change: ItemChange,
     now: Millis,
 ) -> Changed {
     let mut item = batch.fetch(id).await?;
     let before = item.status;
     let what = match change {
-        Change::Cancel => "cancelled",
-        Change::RetryNow => "retried",
-        Change::Skip => "skipped",
+        ItemChange::Cancel => "cancelled",
+        ItemChange::RetryNow => "retried",
+        ItemChange::Skip => "skipped",
     };
-    if !matches!(before, Status::Queued | Status::Waiting) {
+    if !matches!(before, ItemStatus::Queued | ItemStatus::Waiting) {
         return Err(not_now(&item, what));
     }
     match change {
-        Change::RetryNow => item.not_before = now,
-        Change::Cancel | Change::Skip => {
-            item.status = if change == Change::Cancel {
-                Status::Cancelled
+        ItemChange::RetryNow => item.not_before = now,
+        ItemChange::Cancel | ItemChange::Skip => {
+            item.status = if change == ItemChange::Cancel {
+                ItemStatus::Cancelled
             } else {
-                Status::Dead
+                ItemStatus::Dead
             };
             item.finished = Some(now);
         }
@@ -268,7 +278,10 @@ pub(super) async fn purge(
     what: Purge,
     before: Option<Millis>,
 ) -> Changed {
-    batch.books.get(buffer).ok_or_else(|| unknown(buffer))?;
+    batch
+        .buffer_index
+        .get(buffer)
+        .ok_or_else(|| unknown(buffer))?;
     let before = before.unwrap_or(Millis::MAX);
     let mut count = 0;
     for status in what.statuses() {
@@ -293,7 +306,9 @@ pub(super) async fn purge(
                 .await?;
             if sql.starts_with("delete from item") {
                 count += gone.rows_affected();
-                batch.books.take(buffer, *status, gone.rows_affected());
+                batch
+                    .buffer_index
+                    .take(buffer, *status, gone.rows_affected());
             }
         }
     }
@@ -306,7 +321,10 @@ pub(super) async fn redrive(
     which: &Redrive,
     now: Millis,
 ) -> Changed {
-    batch.books.get(buffer).ok_or_else(|| unknown(buffer))?;
+    batch
+        .buffer_index
+        .get(buffer)
+        .ok_or_else(|| unknown(buffer))?;
     let rows = sqlx::query("select * from item where buffer = ? and status in (4, 6) order by seq")
         .bind(buffer)
         .fetch_all(&mut *batch.connection)
@@ -320,17 +338,20 @@ pub(super) async fn redrive(
         }
         let before = item.status;
         if !which.head
-            && let Some(entry) = batch.books.get_mut(buffer)
+            && let Some(entry) = batch.buffer_index.get_mut(buffer)
         {
             item.seq = entry.next_seq;
             entry.next_seq += 1;
         }
-        item.status = Status::Queued;
+        item.status = ItemStatus::Queued;
         (item.retries, item.not_before, item.expires, item.finished) = (0, now, None, None);
         put(batch, &item, before).await?;
         count += 1;
     }
-    let next = batch.books.get(buffer).map_or(1, |entry| entry.next_seq);
+    let next = batch
+        .buffer_index
+        .get(buffer)
+        .map_or(1, |entry| entry.next_seq);
     sqlx::query("update buffer set next_seq = ? where number = ?")
         .bind(next)
         .bind(buffer)
@@ -342,7 +363,7 @@ pub(super) async fn redrive(
 /// So many at once, so that others need not wait long.
 const FORGET_MAX: i64 = 1000;
 
-pub(super) async fn forget(
+pub(super) async fn prune(
     batch: &mut Batch<'_>,
     (delivered_before, dead_before): (Millis, Millis),
     max: u64,
@@ -354,7 +375,7 @@ pub(super) async fn forget(
     } else {
         delivered_before
     };
-    let oldest = |status: Status, before: Millis| {
+    let oldest = |status: ItemStatus, before: Millis| {
         format!(
             "select * from (select place, id, buffer, status, large from item \
              where status = {} and status > 2 and finished < {before} order by finished limit {FORGET_MAX})",
@@ -362,10 +383,10 @@ pub(super) async fn forget(
         )
     };
     let parts = [
-        oldest(Status::Delivered, until),
-        oldest(Status::Cancelled, until),
-        oldest(Status::Dead, dead_before),
-        oldest(Status::Expired, dead_before),
+        oldest(ItemStatus::Delivered, until),
+        oldest(ItemStatus::Cancelled, until),
+        oldest(ItemStatus::Dead, dead_before),
+        oldest(ItemStatus::Expired, dead_before),
     ];
     let rows = sqlx::query(sqlx::AssertSqlSafe(parts.join(" union all ")))
         .fetch_all(&mut *batch.connection)
@@ -389,9 +410,9 @@ pub(super) async fn forget(
         }
         if let Some(status) = usize::try_from(status)
             .ok()
-            .and_then(|at| Status::ALL.get(at))
+            .and_then(|at| ItemStatus::ALL.get(at))
         {
-            batch.books.take(buffer, *status, 1);
+            batch.buffer_index.take(buffer, *status, 1);
         }
         if is_large {
             batch.files.push(id);

@@ -5,7 +5,7 @@
 //! database counts pushes, so that a lost end of the log is seen at the next start.
 
 mod ballast;
-mod books;
+mod buffer_index;
 mod change;
 mod op;
 mod read;
@@ -23,12 +23,12 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Buffer, Change, Counts, Done, Finished, Hold, Item, Millis, NewItem, Once, Purge, Pushed,
-    Query, Redrive, Store, StoreError, Terms,
+    Buffer, BufferConfig, Counts, Done, Finished, Hold, IdempotencyKey, Item, ItemChange,
+    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, Store, StoreError,
 };
 use crate::clock::{Clock, Instant};
 use crate::shutdown::Tasks;
-use books::Books;
+use buffer_index::BufferIndex;
 use op::Op;
 use writer::Writer;
 
@@ -98,10 +98,10 @@ pub enum OpenError {
 
 /// The store on disk. Cheap to share.
 #[derive(Debug)]
-pub struct Disk {
+pub struct DiskStore {
     ops: mpsc::Sender<Op>,
     readers: SqlitePool,
-    books: Arc<Mutex<Books>>,
+    buffer_index: Arc<Mutex<BufferIndex>>,
     settings: DiskSettings,
     clock: Clock,
     broken: watch::Receiver<Option<String>>,
@@ -111,7 +111,7 @@ pub struct Disk {
     lock: std::fs::File,
 }
 
-impl Disk {
+impl DiskStore {
     /// Opens the store, or makes it.
     ///
     /// # Errors
@@ -136,9 +136,9 @@ impl Disk {
             cause,
         };
         let mut connection = connect(&path).await.map_err(database)?;
-        let books = Books::load(&mut connection).await.map_err(database)?;
+        let buffer_index = BufferIndex::load(&mut connection).await.map_err(database)?;
         let mark = ballast::Mark::open(&dir).map_err(failed)?;
-        let (acknowledged, found) = (mark.value(), books.pushed());
+        let (acknowledged, found) = (mark.value(), buffer_index.pushed());
         if acknowledged > found && !settings.accept_loss {
             return Err(OpenError::Lost {
                 dir,
@@ -156,23 +156,23 @@ impl Disk {
             )
             .await
             .map_err(database)?;
-        let books = Arc::new(Mutex::new(books));
+        let buffer_index = Arc::new(Mutex::new(buffer_index));
         let (ops, waiting) = mpsc::channel(WAITING_MAX);
         let (tell_broken, broken) = watch::channel(None);
         let writer = Writer {
             connection,
-            books: Arc::clone(&books),
+            buffer_index: Arc::clone(&buffer_index),
             settings: settings.clone(),
             mark,
             ballast: ballast::Ballast::fill(&dir, settings.ballast),
             broken: tell_broken,
         };
         // A drain does not wait for it: what is drained writes. `close` ends it.
-        drop(tasks.spawn_until_drained(writer.run(waiting)));
+        drop(tasks.spawn_detached(writer.run(waiting)));
         Ok(Self {
             ops,
             readers,
-            books,
+            buffer_index,
             settings,
             clock: clock.clone(),
             broken,
@@ -205,8 +205,10 @@ impl Disk {
         }
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffer_index(&self) -> MutexGuard<'_, BufferIndex> {
+        self.buffer_index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands an operation to the writer and waits until it is on disk.
@@ -268,7 +270,7 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
     Ok(connection)
 }
 
-impl Store for Disk {
+impl Store for DiskStore {
     fn now(&self) -> Millis {
         self.clock.wall_millis()
     }
@@ -296,7 +298,7 @@ impl Store for Disk {
         &self,
         id: Arc<str>,
         name: Arc<str>,
-        terms: Terms,
+        terms: BufferConfig,
         now: Millis,
     ) -> Done<'_, (Buffer, bool)> {
         self.write(move |tell| Op::Create {
@@ -308,8 +310,8 @@ impl Store for Disk {
         })
     }
 
-    fn change(&self, buffer: i64, terms: Terms) -> Done<'_, Buffer> {
-        self.write(move |tell| Op::Change {
+    fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer> {
+        self.write(move |tell| Op::ItemChange {
             buffer,
             terms,
             tell,
@@ -336,7 +338,7 @@ impl Store for Disk {
         &self,
         buffer: i64,
         items: Vec<NewItem>,
-        once: Option<Once>,
+        once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Done<'_, Pushed> {
         Box::pin(async move {
@@ -376,7 +378,7 @@ impl Store for Disk {
         })
     }
 
-    fn unclaim(&self, _buffer: i64, item: Arc<str>) -> Done<'_, ()> {
+    fn release_claim(&self, _buffer: i64, item: Arc<str>) -> Done<'_, ()> {
         self.write(move |tell| Op::Unclaim { item, tell })
     }
 
@@ -384,7 +386,7 @@ impl Store for Disk {
         self.write(move |tell| Op::Expire { item, now, tell })
     }
 
-    fn alter(&self, item: Arc<str>, change: Change, now: Millis) -> Done<'_, Item> {
+    fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item> {
         self.write(move |tell| Op::Alter {
             item,
             change,
@@ -412,19 +414,27 @@ impl Store for Disk {
     }
 
     fn buffers(&self) -> Vec<Buffer> {
-        self.books().all()
+        self.buffer_index().all()
     }
 
     fn buffer(&self, number: i64) -> Option<Buffer> {
-        self.books().get(number).map(|entry| entry.buffer.clone())
+        self.buffer_index()
+            .get(number)
+            .map(|entry| entry.buffer.clone())
     }
 
     fn counts(&self, buffer: i64) -> Done<'_, Counts> {
-        Box::pin(std::future::ready(Ok(self.books().counts(buffer))))
+        Box::pin(std::future::ready(Ok(self.buffer_index().counts(buffer))))
     }
 
-    fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>> {
-        Box::pin(read::heads(&self.readers, buffer, now, strict, limit))
+    fn next_items(
+        &self,
+        buffer: i64,
+        now: Millis,
+        strict: bool,
+        limit: u32,
+    ) -> Done<'_, Vec<Item>> {
+        Box::pin(read::next_items(&self.readers, buffer, now, strict, limit))
     }
 
     fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>> {
@@ -439,15 +449,15 @@ impl Store for Disk {
         Box::pin(read::body(&self.readers, &self.settings.dir, id))
     }
 
-    fn items(&self, query: Query) -> Done<'_, Vec<Item>> {
+    fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>> {
         Box::pin(read::items(&self.readers, query))
     }
 
-    fn attempts(&self, query: Query) -> Done<'_, Vec<(i64, super::Attempt)>> {
+    fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, super::Attempt)>> {
         Box::pin(read::attempts(&self.readers, query))
     }
 
-    fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
+    fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
         self.write(move |tell| Op::Forget {
             delivered_before,
             dead_before,

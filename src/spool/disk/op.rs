@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::{
-    Buffer, Change, Finished, Item, Millis, NewItem, Once, Purge, Pushed, Redrive, StoreError,
-    Terms,
+    Buffer, BufferConfig, Finished, IdempotencyKey, Item, ItemChange, Millis, NewItem, Purge,
+    Pushed, Redrive, StoreError,
 };
 
 type Tell<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -17,13 +17,13 @@ pub(super) enum Op {
     Create {
         id: Arc<str>,
         name: Arc<str>,
-        terms: Terms,
+        terms: BufferConfig,
         now: Millis,
         tell: Tell<(Buffer, bool)>,
     },
-    Change {
+    ItemChange {
         buffer: i64,
-        terms: Terms,
+        terms: BufferConfig,
         tell: Tell<Buffer>,
     },
     Remove {
@@ -41,7 +41,7 @@ pub(super) enum Op {
         items: Vec<NewItem>,
         /// Which of them have a file of their own.
         large: Vec<bool>,
-        once: Option<Once>,
+        once: Option<IdempotencyKey>,
         now: Millis,
         /// Its share of the memory that waits for the writer.
         _room: OwnedSemaphorePermit,
@@ -67,7 +67,7 @@ pub(super) enum Op {
     },
     Alter {
         item: Arc<str>,
-        change: Change,
+        change: ItemChange,
         now: Millis,
         tell: Tell<Item>,
     },
@@ -110,7 +110,7 @@ impl Op {
                 Value::Buffer(buffer, new) => Some((buffer, new)),
                 _ => None,
             }),
-            (Self::Change { tell, .. } | Self::Pause { tell, .. }, result) => {
+            (Self::ItemChange { tell, .. } | Self::Pause { tell, .. }, result) => {
                 tell_as(tell, result, |value| match value {
                     Value::Buffer(buffer, _) => Some(buffer),
                     _ => None,

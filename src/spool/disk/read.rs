@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{FromRow as _, QueryBuilder, Row as _, Sqlite};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
-use super::super::{Attempt, Item, Millis, NewItem, Query, StoreError};
+use super::super::{Attempt, Item, ListQuery, Millis, NewItem, StoreError};
 use super::DiskSettings;
 use super::writer::body_path;
 
@@ -26,7 +26,7 @@ fn items_of(rows: &[SqliteRow]) -> Result<Vec<Item>, StoreError> {
     items.map_err(|error| away(&error))
 }
 
-pub(super) async fn heads(
+pub(super) async fn next_items(
     pool: &SqlitePool,
     buffer: i64,
     now: Millis,
@@ -103,7 +103,7 @@ pub(super) async fn body(pool: &SqlitePool, dir: &Path, id: Arc<str>) -> Result<
     Ok(body)
 }
 
-fn filter(sql: &mut QueryBuilder<Sqlite>, query: &Query, attempts: bool) {
+fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, attempts: bool) {
     if let Some(buffer) = query.buffer {
         sql.push(" and buffer = ").push_bind(buffer);
     }
@@ -160,7 +160,7 @@ async fn from(
     Ok(low)
 }
 
-pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, StoreError> {
+pub(super) async fn items(pool: &SqlitePool, query: ListQuery) -> Result<Vec<Item>, StoreError> {
     let mut sql = QueryBuilder::new("select * from item where true");
     filter(&mut sql, &query, false);
     if let Some((since, buffer)) = query.since.zip(query.buffer) {
@@ -188,7 +188,7 @@ pub(super) async fn items(pool: &SqlitePool, query: Query) -> Result<Vec<Item>, 
 
 pub(super) async fn attempts(
     pool: &SqlitePool,
-    query: Query,
+    query: ListQuery,
 ) -> Result<Vec<(i64, Attempt)>, StoreError> {
     // Responses are read where they are asked for: a page of them would be as large as they are.
     let mut sql = QueryBuilder::new(if query.responses {

@@ -8,10 +8,10 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, watch};
 
 use super::super::rows::checksum;
-use super::super::{Item, Millis, NewItem, Once, Pushed, Status, StoreError};
+use super::super::{IdempotencyKey, Item, ItemStatus, Millis, NewItem, Pushed, StoreError};
 use super::DiskSettings;
 use super::ballast::{Ballast, Mark};
-use super::books::Books;
+use super::buffer_index::BufferIndex;
 use super::change;
 use super::op::{Op, Value};
 use super::read::{away, read_item};
@@ -54,7 +54,7 @@ pub(super) struct NewRow {
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
-    pub(super) books: Arc<Mutex<Books>>,
+    pub(super) buffer_index: Arc<Mutex<BufferIndex>>,
     pub(super) settings: DiskSettings,
     pub(super) mark: Mark,
     pub(super) ballast: Ballast,
@@ -64,7 +64,7 @@ pub(super) struct Writer {
 /// One transaction under way.
 pub(super) struct Batch<'a> {
     pub(super) connection: &'a mut SqliteConnection,
-    pub(super) books: Books,
+    pub(super) buffer_index: BufferIndex,
     pub(super) rows: Vec<NewRow>,
     /// Bytes in use, with what this batch adds.
     pub(super) used: u64,
@@ -146,8 +146,8 @@ impl Writer {
     /// Does them all in one transaction. An error means that none was done.
     async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Value, StoreError>>, sqlx::Error> {
         let room = self.room();
-        let books = self
-            .books
+        let buffer_index = self
+            .buffer_index
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
@@ -161,14 +161,18 @@ impl Writer {
         };
         let mut batch = Batch {
             connection: &mut self.connection,
-            books,
+            buffer_index,
             rows: Vec::new(),
             used,
             room,
             files: Vec::new(),
         };
         let outcome = batch.apply_all(ops, &self.settings).await;
-        let Batch { books, files, .. } = batch;
+        let Batch {
+            buffer_index,
+            files,
+            ..
+        } = batch;
         let values = match outcome {
             Ok(values) => values,
             Err(error) => {
@@ -180,10 +184,13 @@ impl Writer {
             drop(sqlx::query("rollback").execute(&mut self.connection).await);
             return Err(error);
         }
-        if books.pushed() > self.mark.value() {
-            self.mark.set(books.pushed());
+        if buffer_index.pushed() > self.mark.value() {
+            self.mark.set(buffer_index.pushed());
         }
-        *self.books.lock().unwrap_or_else(PoisonError::into_inner) = books;
+        *self
+            .buffer_index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = buffer_index;
         for id in files {
             drop(std::fs::remove_file(body_path(&self.settings.dir, &id)));
         }
@@ -206,7 +213,7 @@ impl Batch<'_> {
         settings: &DiskSettings,
     ) -> Result<Vec<Result<Value, StoreError>>, sqlx::Error> {
         let mut values = Vec::with_capacity(ops.len());
-        let before = self.books.pushed();
+        let before = self.buffer_index.pushed();
         for op in ops {
             match self.apply(op, settings).await {
                 Ok(value) => values.push(Ok(value)),
@@ -215,11 +222,11 @@ impl Batch<'_> {
             }
         }
         self.flush().await?;
-        let pushed = self.books.pushed();
+        let pushed = self.buffer_index.pushed();
         if pushed > before {
             sqlx::query("insert into meta values ('pushed', ?), ('place', ?) on conflict (key) do update set value = excluded.value")
                 .bind(pushed.cast_signed())
-                .bind(self.books.place())
+                .bind(self.buffer_index.place())
                 .execute(&mut *self.connection)
                 .await?;
         }
@@ -251,12 +258,12 @@ impl Batch<'_> {
                 now,
                 ..
             } => change::create(self, id, name, terms, *now).await,
-            Op::Change { buffer, terms, .. } => change::terms(self, *buffer, terms).await,
+            Op::ItemChange { buffer, terms, .. } => change::terms(self, *buffer, terms).await,
             Op::Remove { buffer, forced, .. } => change::remove(self, *buffer, *forced).await,
             Op::Pause { buffer, reason, .. } => change::pause(self, *buffer, reason.as_ref()).await,
             Op::Claim { item, .. } => change::claim(self, item).await,
             Op::Finish { finished, now, .. } => change::finish(self, finished, *now).await,
-            Op::Unclaim { item, .. } => change::unclaim(self, item).await,
+            Op::Unclaim { item, .. } => change::release_claim(self, item).await,
             Op::Expire { item, now, .. } => change::expire(self, item, *now).await,
             Op::Alter {
                 item, change, now, ..
@@ -274,7 +281,7 @@ impl Batch<'_> {
                 delivered_before,
                 dead_before,
                 ..
-            } => change::forget(self, (*delivered_before, *dead_before), settings.max).await,
+            } => change::prune(self, (*delivered_before, *dead_before), settings.max).await,
         }
     }
 
@@ -283,7 +290,7 @@ impl Batch<'_> {
         buffer: i64,
         items: &[NewItem],
         large: &[bool],
-        once: Option<&Once>,
+        once: Option<&IdempotencyKey>,
         now: Millis,
         settings: &DiskSettings,
     ) -> Result<Value, Failed> {
@@ -301,7 +308,7 @@ impl Batch<'_> {
             }
             .into());
         }
-        let entry = self.books.get_mut(buffer);
+        let entry = self.buffer_index.get_mut(buffer);
         let entry = entry.ok_or_else(|| StoreError::Unknown(format!("buffer number {buffer}")))?;
         let first = entry.next_seq;
         entry.next_seq += i64::try_from(items.len()).unwrap_or(0);
@@ -323,11 +330,12 @@ impl Batch<'_> {
                 seq,
                 kept: now,
                 large: *large,
-                place: self.books.next_place(),
+                place: self.buffer_index.next_place(),
             });
         }
-        self.books.add(buffer, Status::Queued, items.len() as u64);
-        self.books.add_pushed(items.len() as u64);
+        self.buffer_index
+            .add(buffer, ItemStatus::Queued, items.len() as u64);
+        self.buffer_index.add_pushed(items.len() as u64);
         if let Some(once) = once {
             let made = serde_json::to_string(&pushed.items).unwrap_or_default();
             sqlx::query("insert into once values (?, ?, ?, ?)")
@@ -345,7 +353,7 @@ impl Batch<'_> {
     }
 
     /// What was pushed under this key before.
-    async fn before(&mut self, once: &Once) -> Result<Option<Pushed>, Failed> {
+    async fn before(&mut self, once: &IdempotencyKey) -> Result<Option<Pushed>, Failed> {
         let row = sqlx::query("select fingerprint, items from once where key = ?")
             .bind(once.key.clone())
             .fetch_optional(&mut *self.connection)
@@ -398,7 +406,7 @@ impl Batch<'_> {
                     .push_bind(new.buffer)
                     .push_bind(new.seq)
                     .push_bind(new.seq)
-                    .push_bind(Status::Queued as i64)
+                    .push_bind(ItemStatus::Queued as i64)
                     .push_bind(new.request)
                     .push_bind(new.large)
                     .push_bind(i64::from(crc))
@@ -412,7 +420,10 @@ impl Batch<'_> {
         buffers.sort_unstable();
         buffers.dedup();
         for buffer in buffers {
-            let next = self.books.get(buffer).map_or(1, |entry| entry.next_seq);
+            let next = self
+                .buffer_index
+                .get(buffer)
+                .map_or(1, |entry| entry.next_seq);
             sqlx::query("update buffer set next_seq = ? where number = ?")
                 .bind(next)
                 .bind(buffer)

@@ -7,10 +7,11 @@ use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::BufferRow;
 use super::super::{
-    Buffer, Change, Finished, Item, Millis, Purge, Redrive, Status, StoreError, Terms, crowded,
+    Buffer, BufferConfig, Finished, Item, ItemChange, ItemStatus, Millis, Purge, Redrive,
+    StoreError, crowded,
 };
 use super::read::item_of;
-use super::{Inner, failed};
+use super::{PostgresState, failed};
 
 /// Items that are removed at once, so that others need not wait long.
 const MOST: i32 = 2000;
@@ -22,7 +23,7 @@ fn unknown(buffer: i64) -> StoreError {
     StoreError::Unknown(format!("buffer number {buffer}"))
 }
 
-fn json(terms: &Terms) -> String {
+fn json(terms: &BufferConfig) -> String {
     serde_json::to_string(terms).unwrap_or_default()
 }
 
@@ -44,12 +45,12 @@ fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', "\u{fffd}"))
 }
 
-impl Inner {
+impl PostgresState {
     pub(super) async fn create(
         &self,
         id: Arc<str>,
         name: Arc<str>,
-        terms: Terms,
+        terms: BufferConfig,
         now: Millis,
     ) -> Result<(Buffer, bool), StoreError> {
         let insert = "insert into outpace.buffer (id, name, terms, created) values ($1, $2, $3, $4) \
@@ -71,16 +72,20 @@ impl Inner {
                 "the buffer was removed at once".to_owned(),
             ));
         };
-        let known = buffer_of(row)?;
+        let cache = buffer_of(row)?;
         self.look().await?;
-        let new = known.id == id;
-        if new || *known.terms == terms {
-            return Ok((known, new));
+        let new = cache.id == id;
+        if new || *cache.terms == terms {
+            return Ok((cache, new));
         }
         Err(StoreError::NameTaken(name.to_string()))
     }
 
-    pub(super) async fn change(&self, buffer: i64, terms: Terms) -> Result<Buffer, StoreError> {
+    pub(super) async fn change(
+        &self,
+        buffer: i64,
+        terms: BufferConfig,
+    ) -> Result<Buffer, StoreError> {
         self.edit(buffer, "terms", Some(json(&terms))).await
     }
 
@@ -134,7 +139,8 @@ impl Inner {
 
     /// Removes what a removed buffer has left.
     async fn clear(&self, buffer: i64) -> Result<(), StoreError> {
-        self.purge_all(buffer, &Status::ALL, Millis::MAX).await?;
+        self.purge_all(buffer, &ItemStatus::ALL, Millis::MAX)
+            .await?;
         let sql = "delete from outpace.buffer where number = $1 and removed";
         self.rows(|| sqlx::query(sql).bind(buffer)).await.map(drop)
     }
@@ -211,7 +217,7 @@ impl Inner {
         }
     }
 
-    pub(super) async fn unclaim(&self, buffer: i64, id: Arc<str>) -> Result<(), StoreError> {
+    pub(super) async fn release_claim(&self, buffer: i64, id: Arc<str>) -> Result<(), StoreError> {
         let Ok(term) = self.term(buffer) else {
             // Whoever holds it now takes it up.
             return Ok(());
@@ -239,13 +245,13 @@ impl Inner {
     pub(super) async fn alter(
         &self,
         id: Arc<str>,
-        change: Change,
+        change: ItemChange,
         now: Millis,
     ) -> Result<Item, StoreError> {
         let (sql, what) = match change {
-            Change::RetryNow => ("not_before = $2", "retried"),
-            Change::Cancel => ("status = 5, finished = $2", "cancelled"),
-            Change::Skip => ("status = 4, finished = $2", "skipped"),
+            ItemChange::RetryNow => ("not_before = $2", "retried"),
+            ItemChange::Cancel => ("status = 5, finished = $2", "cancelled"),
+            ItemChange::Skip => ("status = 4, finished = $2", "skipped"),
         };
         let sql = format!(
             "with changed as (update outpace.item set {sql} where id = $1 and status < 2 returning *), \
@@ -264,7 +270,7 @@ impl Inner {
         let item = self.item(id).await?;
         let asked = matches!(
             (change, item.status),
-            (Change::Cancel, Status::Cancelled) | (Change::Skip, Status::Dead)
+            (ItemChange::Cancel, ItemStatus::Cancelled) | (ItemChange::Skip, ItemStatus::Dead)
         );
         // It was done, and only the answer was lost.
         if asked && item.finished == Some(now) {
@@ -279,7 +285,7 @@ impl Inner {
         what: Purge,
         before: Option<Millis>,
     ) -> Result<u64, StoreError> {
-        self.known.buffer(buffer).ok_or_else(|| unknown(buffer))?;
+        self.cache.buffer(buffer).ok_or_else(|| unknown(buffer))?;
         let purged = self
             .purge_all(buffer, what.statuses(), before.unwrap_or(Millis::MAX))
             .await?;
@@ -290,7 +296,7 @@ impl Inner {
     async fn purge_all(
         &self,
         buffer: i64,
-        statuses: &[Status],
+        statuses: &[ItemStatus],
         before: Millis,
     ) -> Result<u64, StoreError> {
         let statuses: Vec<i64> = statuses.iter().map(|status| *status as i64).collect();
@@ -317,7 +323,7 @@ impl Inner {
         which: Redrive,
         now: Millis,
     ) -> Result<u64, StoreError> {
-        self.known.buffer(buffer).ok_or_else(|| unknown(buffer))?;
+        self.cache.buffer(buffer).ok_or_else(|| unknown(buffer))?;
         let sql = "select outpace.redrive_v1($1, $2, $3, $4, $5)";
         let make = || {
             sqlx::query(sql)
@@ -334,17 +340,17 @@ impl Inner {
         Ok(moved)
     }
 
-    pub(super) async fn forget(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
+    pub(super) async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
         let removed = "select number from outpace.buffer where removed";
         for row in &self.rows(|| sqlx::query(removed)).await? {
             let number = row.try_get(0).map_err(|error| failed(&error))?;
             self.clear(number).await?;
         }
         // Where room runs out history goes before its time.
-        let crowded = self.known.used() > crowded(self.parts.settings.max);
+        let crowded = self.cache.used() > crowded(self.parts.settings.max);
         // A push whose end was not heard is still asked for by its items.
         let until = if crowded {
-            self.known.now() - RECENT
+            self.cache.now() - RECENT
         } else {
             delivered
         };

@@ -4,8 +4,8 @@
 //! A statement whose end was not heard is asked again, and each can be: items are known by their ids,
 //! claims by a token, attempts by their number.
 
+mod cache;
 mod change;
-mod known;
 mod push;
 mod read;
 mod upkeep;
@@ -16,18 +16,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sqlx::postgres::{PgArguments, PgRow, Postgres as Db};
+use sqlx::postgres::PgRow;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use super::{
-    Attempt, Buffer, Change, Counts, Done, Finished, Hold, Item, Millis, NewItem, Once, Purge,
-    Pushed, Query, Redrive, Store, StoreError, Terms,
+    Attempt, Buffer, BufferConfig, Counts, Done, Finished, Hold, IdempotencyKey, Item, ItemChange,
+    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, Store, StoreError,
 };
 use crate::clock::Clock;
-use crate::db::{Database, DatabaseError};
+use crate::db::{Database, DatabaseError, Statement};
 use crate::random::Random;
 use crate::shutdown::Tasks;
-use known::Known;
+use cache::BufferCache;
 
 /// Pushes that may wait for the one that is under way.
 const WAITING_MAX: usize = 4096;
@@ -40,8 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Connections of one replica for its spool.
 const CONNECTIONS: u32 = 6;
-
-type Statement<'q> = sqlx::query::Query<'q, Db, PgArguments>;
 
 /// Which database, and on what terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,29 +69,29 @@ pub struct PostgresParts {
 
 /// The store in Postgres. Cheap to share.
 #[derive(Debug, Clone)]
-pub struct Postgres(Arc<Inner>);
+pub struct PostgresStore(Arc<PostgresState>);
 
 #[derive(Debug)]
-struct Inner {
+struct PostgresState {
     parts: PostgresParts,
     prepared: AtomicBool,
     closed: AtomicBool,
-    known: Known,
+    cache: BufferCache,
     /// One look at a time.
     looking: Mutex<()>,
-    pushes: mpsc::Sender<push::Waiting>,
+    pushes: mpsc::Sender<push::WaitingPush>,
     room: Arc<Semaphore>,
 }
 
-impl Postgres {
+impl PostgresStore {
     /// Connections that the database should be given.
     pub const CONNECTIONS: u32 = CONNECTIONS;
 
     /// The store in this database; nothing is asked yet. `tasks` carry what it does by itself.
     pub fn new(parts: PostgresParts, tasks: &Tasks) -> Self {
         let (pushes, waiting) = mpsc::channel(WAITING_MAX);
-        let inner = Arc::new(Inner {
-            known: Known::new(parts.clock.clone()),
+        let inner = Arc::new(PostgresState {
+            cache: BufferCache::new(parts.clock.clone()),
             parts,
             prepared: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -102,8 +100,8 @@ impl Postgres {
             room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
         });
         // A drain does not wait for them: what is drained writes. `close` ends the lease.
-        drop(tasks.spawn_until_drained(push::run(Arc::downgrade(&inner), waiting)));
-        drop(tasks.spawn_until_drained(upkeep::run(Arc::downgrade(&inner))));
+        drop(tasks.spawn_detached(push::run(Arc::downgrade(&inner), waiting)));
+        drop(tasks.spawn_detached(upkeep::run(Arc::downgrade(&inner))));
         Self(inner)
     }
 
@@ -118,7 +116,7 @@ impl Postgres {
     /// Lets other replicas take over at once.
     pub async fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
-        self.0.known.let_go();
+        self.0.cache.let_go();
         let replica = self.0.parts.replica;
         let quit = self
             .0
@@ -129,7 +127,7 @@ impl Postgres {
     }
 }
 
-impl Inner {
+impl PostgresState {
     async fn prepare(&self) -> Result<(), DatabaseError> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
@@ -176,7 +174,7 @@ impl Inner {
 
     /// The term under which a buffer is ours to send.
     fn term(&self, buffer: i64) -> Result<i64, StoreError> {
-        let hold = self.known.hold(buffer).map(|hold| hold.term);
+        let hold = self.cache.hold(buffer).map(|hold| hold.term);
         hold.ok_or_else(|| {
             StoreError::Conflict("another replica sends this buffer's items now".to_owned())
         })
@@ -206,9 +204,9 @@ fn failed(error: &sqlx::Error) -> StoreError {
     }
 }
 
-impl Store for Postgres {
+impl Store for PostgresStore {
     fn now(&self) -> Millis {
-        self.0.known.now()
+        self.0.cache.now()
     }
 
     fn is_shared(&self) -> bool {
@@ -216,11 +214,11 @@ impl Store for Postgres {
     }
 
     fn hold(&self, buffer: i64) -> Option<Hold> {
-        self.0.known.hold(buffer)
+        self.0.cache.hold(buffer)
     }
 
     fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>> {
-        Box::pin(self.0.known.changed())
+        Box::pin(self.0.cache.changed())
     }
 
     fn refresh(&self) -> Done<'_, ()> {
@@ -231,13 +229,13 @@ impl Store for Postgres {
         &self,
         id: Arc<str>,
         name: Arc<str>,
-        terms: Terms,
+        terms: BufferConfig,
         now: Millis,
     ) -> Done<'_, (Buffer, bool)> {
         Box::pin(self.0.create(id, name, terms, now))
     }
 
-    fn change(&self, buffer: i64, terms: Terms) -> Done<'_, Buffer> {
+    fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer> {
         Box::pin(self.0.change(buffer, terms))
     }
 
@@ -253,7 +251,7 @@ impl Store for Postgres {
         &self,
         buffer: i64,
         items: Vec<NewItem>,
-        once: Option<Once>,
+        once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Done<'_, Pushed> {
         Box::pin(self.0.push(buffer, items, once, now))
@@ -267,15 +265,15 @@ impl Store for Postgres {
         Box::pin(self.0.finish(finished, now))
     }
 
-    fn unclaim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()> {
-        Box::pin(self.0.unclaim(buffer, item))
+    fn release_claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()> {
+        Box::pin(self.0.release_claim(buffer, item))
     }
 
     fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()> {
         Box::pin(self.0.expire(item, now))
     }
 
-    fn alter(&self, item: Arc<str>, change: Change, now: Millis) -> Done<'_, Item> {
+    fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item> {
         Box::pin(self.0.alter(item, change, now))
     }
 
@@ -288,19 +286,25 @@ impl Store for Postgres {
     }
 
     fn buffers(&self) -> Vec<Buffer> {
-        self.0.known.buffers()
+        self.0.cache.buffers()
     }
 
     fn buffer(&self, number: i64) -> Option<Buffer> {
-        self.0.known.buffer(number)
+        self.0.cache.buffer(number)
     }
 
     fn counts(&self, buffer: i64) -> Done<'_, Counts> {
         Box::pin(self.0.counts(buffer))
     }
 
-    fn heads(&self, buffer: i64, now: Millis, strict: bool, limit: u32) -> Done<'_, Vec<Item>> {
-        Box::pin(self.0.heads(buffer, now, strict, limit))
+    fn next_items(
+        &self,
+        buffer: i64,
+        now: Millis,
+        strict: bool,
+        limit: u32,
+    ) -> Done<'_, Vec<Item>> {
+        Box::pin(self.0.next_items(buffer, now, strict, limit))
     }
 
     fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>> {
@@ -315,15 +319,15 @@ impl Store for Postgres {
         Box::pin(self.0.body(id))
     }
 
-    fn items(&self, query: Query) -> Done<'_, Vec<Item>> {
+    fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>> {
         Box::pin(self.0.items(query))
     }
 
-    fn attempts(&self, query: Query) -> Done<'_, Vec<(i64, Attempt)>> {
+    fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, Attempt)>> {
         Box::pin(self.0.attempts(query))
     }
 
-    fn forget(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
-        Box::pin(self.0.forget(delivered_before, dead_before))
+    fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
+        Box::pin(self.0.prune(delivered_before, dead_before))
     }
 }

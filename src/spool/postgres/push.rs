@@ -9,8 +9,8 @@ use sqlx::postgres::PgRow;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::super::rows::checksum;
-use super::super::{Millis, NewItem, Once, Pushed, StoreError};
-use super::{Inner, WAITING_KIB, failed};
+use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError};
+use super::{PostgresState, WAITING_KIB, failed};
 
 /// Pushes in one statement, and bytes of it.
 const PUSHES: usize = 1024;
@@ -25,17 +25,17 @@ const HEAD: u64 = 512;
 
 /// A push that waits.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct WaitingPush {
     buffer: i64,
     items: Vec<NewItem>,
-    once: Option<Once>,
+    once: Option<IdempotencyKey>,
     now: Millis,
     tell: oneshot::Sender<Result<Pushed, StoreError>>,
     /// Its share of the memory that waits.
     _room: OwnedSemaphorePermit,
 }
 
-impl Waiting {
+impl WaitingPush {
     fn bytes(&self) -> u64 {
         self.items
             .iter()
@@ -45,7 +45,7 @@ impl Waiting {
 }
 
 /// Works until the store is gone.
-pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>) {
+pub(super) async fn run(store: Weak<PostgresState>, mut waiting: mpsc::Receiver<WaitingPush>) {
     let mut next = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     loop {
@@ -77,7 +77,7 @@ pub(super) async fn run(store: Weak<Inner>, mut waiting: mpsc::Receiver<Waiting>
 }
 
 /// The pushes that go together: as many as fit, in their order, and no key twice.
-fn batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
+fn batch(waiting: &mut VecDeque<WaitingPush>) -> Vec<WaitingPush> {
     let mut keys = HashSet::new();
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while let Some(push) = waiting.front() {
@@ -116,11 +116,11 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(batch: &'a [Waiting]) -> Self {
+    fn of(batch: &'a [WaitingPush]) -> Self {
         let mut all = Self::default();
-        let mut known = HashMap::new();
+        let mut cache = HashMap::new();
         for (push, number) in batch.iter().zip(1..) {
-            let to = *known.entry(push.buffer).or_insert_with(|| {
+            let to = *cache.entry(push.buffer).or_insert_with(|| {
                 all.buffers.push(push.buffer);
                 i32::try_from(all.buffers.len()).unwrap_or(i32::MAX)
             });
@@ -149,12 +149,12 @@ impl<'a> Columns<'a> {
     }
 }
 
-impl Inner {
+impl PostgresState {
     pub(super) async fn push(
         &self,
         buffer: i64,
         items: Vec<NewItem>,
-        once: Option<Once>,
+        once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
         let gone = || StoreError::Away("it is closed".to_owned());
@@ -167,7 +167,7 @@ impl Inner {
             .await
             .map_err(|_cause| gone())?;
         let (tell, told) = oneshot::channel();
-        let waiting = Waiting {
+        let waiting = WaitingPush {
             buffer,
             items,
             once,
@@ -180,9 +180,9 @@ impl Inner {
     }
 
     /// Keeps what fits, and answers all.
-    async fn keep(&self, batch: Vec<Waiting>) {
+    async fn keep(&self, batch: Vec<WaitingPush>) {
         let most = self.parts.settings.max / 10 * 9;
-        let mut used = self.known.used();
+        let mut used = self.cache.used();
         let (batch, full): (Vec<_>, Vec<_>) = batch.into_iter().partition(|push| {
             let fits = used + push.bytes() <= most;
             used += if fits { push.bytes() } else { 0 };
@@ -205,20 +205,20 @@ impl Inner {
                 Err(error) => Err(error.clone()),
             };
             if answer.as_ref().is_ok_and(|pushed| !pushed.replayed) {
-                self.known.add_used(push.buffer, push.bytes());
+                self.cache.add_used(push.buffer, push.bytes());
             }
             // Who asked may have gone; it is kept all the same.
             drop(push.tell.send(answer));
         }
     }
 
-    async fn keep_all(&self, batch: &[Waiting]) -> Result<Vec<PgRow>, StoreError> {
+    async fn keep_all(&self, batch: &[WaitingPush]) -> Result<Vec<PgRow>, StoreError> {
         let all = Columns::of(batch);
         // Whoever drains is told, unless that is us.
         let tell = all
             .buffers
             .iter()
-            .any(|buffer| self.known.hold(*buffer).is_none());
+            .any(|buffer| self.cache.hold(*buffer).is_none());
         let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
         self.rows_again(|again| {
             sqlx::query(sql)
@@ -246,7 +246,7 @@ impl Inner {
 /// What became of a push, as `push_v1` tells it. `places` are those given so far, by buffer.
 fn answer(
     row: &PgRow,
-    push: &Waiting,
+    push: &WaitingPush,
     places: &mut HashMap<i64, i64>,
 ) -> Result<Pushed, StoreError> {
     let read = || -> Result<(i32, Option<i64>, Option<String>), sqlx::Error> {

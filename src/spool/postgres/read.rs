@@ -7,8 +7,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
-use super::super::{Attempt, Counts, Item, Millis, Query, StoreError};
-use super::{Inner, failed};
+use super::super::{Attempt, Counts, Item, ListQuery, Millis, StoreError};
+use super::{PostgresState, failed};
 
 pub(super) fn item_of(row: &PgRow) -> Result<Item, StoreError> {
     ItemRow::from_row(row)
@@ -28,8 +28,8 @@ fn page(limit: u32) -> i64 {
     i64::from(limit)
 }
 
-impl Inner {
-    pub(super) async fn heads(
+impl PostgresState {
+    pub(super) async fn next_items(
         &self,
         buffer: i64,
         now: Millis,
@@ -66,11 +66,11 @@ impl Inner {
     async fn first(&self, buffer: i64, limit: u32) -> Result<Vec<Item>, StoreError> {
         let sql = "select * from outpace.item where buffer = $1 and status < 3 and seq >= $2 \
                    order by seq limit $3";
-        let (edition, from) = self.known.done_below(buffer);
+        let (edition, from) = self.cache.done_below(buffer);
         let make = || sqlx::query(sql).bind(buffer).bind(from).bind(page(limit));
         let found = items_of(&self.rows(make).await?)?;
         if let Some(first) = found.first() {
-            self.known.set_done_below(buffer, edition, first.seq);
+            self.cache.set_done_below(buffer, edition, first.seq);
         }
         Ok(found)
     }
@@ -107,14 +107,14 @@ impl Inner {
             let read = || Ok((row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?));
             let (status, count) = read().map_err(|error: sqlx::Error| failed(&error))?;
             let place = usize::try_from(status).ok();
-            if let Some(known) = place.and_then(|at| counts.get_mut(at)) {
-                *known = count.unsigned_abs();
+            if let Some(cache) = place.and_then(|at| counts.get_mut(at)) {
+                *cache = count.unsigned_abs();
             }
         }
         Ok(counts)
     }
 
-    pub(super) async fn items(&self, query: Query) -> Result<Vec<Item>, StoreError> {
+    pub(super) async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
         // What was kept later was pushed behind; moved to the end it stands behind as well. Along the places:
         // by the time itself (`kept + 0`: not by its index) all that is later would be sorted.
         let sql = "select * from outpace.item where ($1::int8 is null or buffer = $1) \
@@ -135,7 +135,10 @@ impl Inner {
         items_of(&self.rows(make).await?)
     }
 
-    pub(super) async fn attempts(&self, query: Query) -> Result<Vec<(i64, Attempt)>, StoreError> {
+    pub(super) async fn attempts(
+        &self,
+        query: ListQuery,
+    ) -> Result<Vec<(i64, Attempt)>, StoreError> {
         // Responses are read where they are asked for. What began later was recorded later; places grow
         // with that, but for transactions that were under way at the same time.
         let sql = "select place, item, buffer, number, started, took, waited, outcome, code, error, next, \

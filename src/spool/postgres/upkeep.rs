@@ -9,8 +9,8 @@ use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::BufferRow;
 use super::super::{Buffer, StoreError};
-use super::known::{Look, LookRow};
-use super::{Inner, failed};
+use super::cache::{Look, LookRow};
+use super::{PostgresState, failed};
 
 /// How often a look is taken, whatever is heard.
 const EVERY: Duration = Duration::from_millis(250);
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_millis(250);
 const AT_MOST: Duration = Duration::from_millis(10);
 
 /// Works until the store is closed or gone.
-pub(super) async fn run(store: Weak<Inner>) {
+pub(super) async fn run(store: Weak<PostgresState>) {
     let mut listener = None;
     let mut away = false;
     loop {
@@ -44,7 +44,7 @@ pub(super) async fn run(store: Weak<Inner>) {
     }
 }
 
-impl Inner {
+impl PostgresState {
     /// A sign of life if one is due, then a look, and what nobody holds is taken.
     async fn tick(&self) -> Result<(), StoreError> {
         self.prepare()
@@ -71,7 +71,7 @@ impl Inner {
         // We stop earlier than others may begin: what is under way needs time to break off.
         let ours = lease.mul_f64(0.8);
         let now = clock.now();
-        let held = self.known.until().filter(|until| *until > now);
+        let held = self.cache.until().filter(|until| *until > now);
         if let Some(until) = held {
             if until > now + ours.mul_f64(0.7) {
                 return Ok(());
@@ -79,16 +79,16 @@ impl Inner {
             let alive = self.sign("select outpace.alive_v1($1, $2)", ttl).await?;
             // Heard too late, what was in flight has broken off: it needs a new term to be taken up.
             if alive && clock.now() < until {
-                self.known.extend(now + ours);
+                self.cache.extend(now + ours);
                 return Ok(());
             }
         }
         // What was ours may have been somebody else's meanwhile: all that is in flight is doubtful.
-        self.known.let_go();
+        self.cache.let_go();
         let now = clock.now();
         self.sign("select true from outpace.enter_v1($1, $2)", ttl)
             .await?;
-        self.known.extend(now + ours);
+        self.cache.extend(now + ours);
         Ok(())
     }
 
@@ -141,7 +141,7 @@ impl Inner {
             read().map_err(|error| failed(&error))?;
         }
         look.fresh = self.fresh(&look.rows).await?;
-        self.known.take_in(look, took);
+        self.cache.take_in(look, took);
         Ok(free)
     }
 
@@ -149,7 +149,7 @@ impl Inner {
     async fn fresh(&self, rows: &[LookRow]) -> Result<Vec<Buffer>, StoreError> {
         let news = rows
             .iter()
-            .filter(|row| self.known.edition(row.number) != Some(row.edition));
+            .filter(|row| self.cache.edition(row.number) != Some(row.edition));
         let news: Vec<i64> = news.map(|row| row.number).collect();
         if news.is_empty() {
             return Ok(Vec::new());

@@ -8,19 +8,19 @@ use outpace::db::Database;
 use outpace::policy::Secret;
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
-use outpace::spool::{Disk, DiskSettings, PostgresParts, PostgresSpoolSettings, Store};
+use outpace::spool::{DiskSettings, DiskStore, PostgresParts, PostgresSpoolSettings, Store};
 
 use crate::harness::Postgres;
 
 /// One place for one store.
 pub(super) enum Site {
-    Disk { dir: tempfile::TempDir },
+    DiskStore { dir: tempfile::TempDir },
     Postgres { server: Postgres, replica: i64 },
 }
 
 impl Site {
     pub(super) fn on_disk() -> Self {
-        Self::Disk {
+        Self::DiskStore {
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -28,7 +28,7 @@ impl Site {
     /// The store after that many crashes.
     pub(super) async fn open(&mut self, crashes: usize) -> Box<dyn Store> {
         match self {
-            Self::Disk { dir } => {
+            Self::DiskStore { dir } => {
                 let (from, to) = (
                     dir.path().join(crashes.wrapping_sub(1).to_string()),
                     dir.path().join(crashes.to_string()),
@@ -36,7 +36,7 @@ impl Site {
                 if crashes > 0 {
                     image(&from, &to);
                 }
-                let disk = Disk::open(settings(to), &Clock::system(), &Tasks::new()).await;
+                let disk = DiskStore::open(settings(to), &Clock::system(), &Tasks::new()).await;
                 Box::new(disk.unwrap())
             }
             Self::Postgres { server, replica } => {
@@ -56,7 +56,7 @@ impl Site {
                     clock: Clock::system(),
                     random: Random::from_entropy(),
                 };
-                let store = outpace::spool::Postgres::new(parts, &Tasks::new());
+                let store = outpace::spool::PostgresStore::new(parts, &Tasks::new());
                 store.prepare().await.unwrap();
                 Box::new(store)
             }
@@ -114,7 +114,7 @@ impl Image {
 impl Site {
     /// The files of the store that is open.
     pub(super) fn image(&self, name: &str) -> Image {
-        let Self::Disk { dir } = self else {
+        let Self::DiskStore { dir } = self else {
             panic!("only on disk");
         };
         let to = dir.path().join(name);
@@ -130,7 +130,7 @@ impl Site {
         after: &Image,
         cut: Cut,
     ) -> Box<dyn Store> {
-        let Self::Disk { dir } = self else {
+        let Self::DiskStore { dir } = self else {
             panic!("only on disk");
         };
         // Each in a place of its own: the last one may still be closing.
@@ -142,7 +142,7 @@ impl Site {
         let mut log = new[..cut].to_vec();
         log.extend(old.get(cut..).unwrap_or_default());
         std::fs::write(to.join("spool.db-wal"), log).unwrap();
-        let disk = Disk::open(settings(to), &Clock::system(), &Tasks::new()).await;
+        let disk = DiskStore::open(settings(to), &Clock::system(), &Tasks::new()).await;
         Box::new(disk.unwrap())
     }
 }

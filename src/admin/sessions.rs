@@ -1,4 +1,4 @@
-//! `GET /v1/attend`: whoever uses this outpace for as long as the connection lasts. One that was started
+//! `GET /v1/open_session`: whoever uses this outpace for as long as the connection lasts. One that was started
 //! for such users ends when the last has gone.
 
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use super::Admin;
 
 /// What a running outpace says of itself; also in `serving.json` of its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Serving {
+pub struct ServingInfo {
     /// Its configuration file, absolute.
     pub config: String,
     /// Where the proxy listens.
@@ -34,21 +34,21 @@ pub struct Serving {
 
 /// Counts those who are there; nothing once nobody is let in any more.
 #[derive(Debug, Clone)]
-pub struct Attendance(Arc<watch::Sender<Option<usize>>>);
+pub struct Sessions(Arc<watch::Sender<Option<usize>>>);
 
-impl Default for Attendance {
+impl Default for Sessions {
     fn default() -> Self {
         Self(Arc::new(watch::Sender::new(Some(0))))
     }
 }
 
-impl Attendance {
-    fn enter(&self) -> Option<Present> {
+impl Sessions {
+    fn enter(&self) -> Option<SessionGuard> {
         let entered = self.0.send_if_modified(|count| {
             *count = count.map(|count| count + 1);
             count.is_some()
         });
-        entered.then(|| Present(Arc::clone(&self.0)))
+        entered.then(|| SessionGuard(Arc::clone(&self.0)))
     }
 
     /// Lets nobody in any more, if nobody is there.
@@ -63,12 +63,12 @@ impl Attendance {
     }
 
     /// Ready once somebody is there.
-    pub async fn somebody(&self) {
+    pub async fn any(&self) {
         self.until(|count| count > 0).await;
     }
 
     /// Ready once nobody is.
-    pub async fn nobody(&self) {
+    pub async fn none(&self) {
         self.until(|count| count == 0).await;
     }
 
@@ -80,9 +80,9 @@ impl Attendance {
 }
 
 /// Is there until it is dropped.
-struct Present(Arc<watch::Sender<Option<usize>>>);
+struct SessionGuard(Arc<watch::Sender<Option<usize>>>);
 
-impl Drop for Present {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.0
             .send_modify(|count| *count = count.map(|count| count.saturating_sub(1)));
@@ -90,13 +90,13 @@ impl Drop for Present {
 }
 
 /// Who we are, and then nothing for as long as somebody reads.
-struct Attending {
+struct SessionStream {
     first: Option<Bytes>,
     #[expect(dead_code, reason = "its drop is what counts")]
-    present: Present,
+    present: SessionGuard,
 }
 
-impl futures_util::Stream for Attending {
+impl futures_util::Stream for SessionStream {
     type Item = Result<Frame<Bytes>, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -107,13 +107,13 @@ impl futures_util::Stream for Attending {
     }
 }
 
-pub(super) async fn attend(State(admin): State<Admin>) -> Response {
-    let Some(present) = admin.attendance.enter() else {
-        return super::no(StatusCode::SERVICE_UNAVAILABLE, "it ends now");
+pub(super) async fn open_session(State(admin): State<Admin>) -> Response {
+    let Some(present) = admin.sessions.enter() else {
+        return super::problem(StatusCode::SERVICE_UNAVAILABLE, "it ends now");
     };
     let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
     first.push('\n');
-    Body::new(StreamBody::new(Attending {
+    Body::new(StreamBody::new(SessionStream {
         first: Some(first.into()),
         present,
     }))

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::book::{Book, Users};
 use super::call::{Call, RunAnswer, RunAsk, RunShort};
-use super::row::{Row, State, lane_of};
+use super::row::{Row, RowState, lane_of};
 use crate::bounds::PROBE_PATIENCE;
 use crate::clock::Instant;
 use crate::schedule::share;
@@ -20,44 +20,44 @@ const ASK_FAR: i64 = 1_000_000_000_000_000_000;
 
 /// Where a row of the call lies in the book.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub(super) enum RowRef {
     Plain(usize),
     Keyed((Arc<str>, Arc<str>)),
 }
 
 /// One call under way.
-pub(super) struct Deal<'a> {
+pub(super) struct Allocation<'a> {
     pub(super) call: &'a Call,
     pub(super) users: Users,
     pub(super) now: i64,
-    pub(super) places: SmallVec<[Place; 4]>,
+    pub(super) places: SmallVec<[RowRef; 4]>,
     /// Whether flows compete: with one lane and one replica there is only one.
     pub(super) contested: bool,
 }
 
 impl Book {
-    pub(super) fn open(&mut self, deal: &Deal<'_>) {
-        if !deal.contested {
+    pub(super) fn open(&mut self, allocation: &Allocation<'_>) {
+        if !allocation.contested {
             return;
         }
-        for run in &deal.call.runs {
-            for place in deal.places_of(run) {
+        for run in &allocation.call.runs {
+            for place in allocation.places_of(run) {
                 if let Some(row) = self.row_mut(place) {
-                    row.open(run.lane, deal.call.replica, deal.now);
+                    row.open(run.lane, allocation.call.replica, allocation.now);
                 }
             }
         }
-        for place in &deal.places {
+        for place in &allocation.places {
             if let Some(row) = self.row_mut(place) {
-                row.opened(deal.now);
+                row.opened(allocation.now);
             }
         }
     }
 
     /// Goes round the lanes, one request each, until nobody can book any more. Within a lane runs
     /// come in order; one that is held lets the next try.
-    pub(super) fn deal(&mut self, deal: &Deal<'_>, answers: &mut [RunAnswer]) {
-        let call = deal.call;
+    pub(super) fn allocation(&mut self, allocation: &Allocation<'_>, answers: &mut [RunAnswer]) {
+        let call = allocation.call;
         let mut next: SmallVec<[(u8, usize); 4]> = SmallVec::new();
         for (index, run) in call.runs.iter().enumerate() {
             if !next.iter().any(|(lane, _)| *lane == run.lane) {
@@ -67,7 +67,7 @@ impl Book {
         loop {
             let mut booked = false;
             for (lane, at) in &mut next {
-                booked |= self.turn_of(deal, *lane, at, answers);
+                booked |= self.next_in_lane(allocation, *lane, at, answers);
             }
             if !booked {
                 return;
@@ -76,20 +76,20 @@ impl Book {
     }
 
     /// Books one request of a lane, from its run at position `at` on. Returns whether there was one.
-    fn turn_of(
+    fn next_in_lane(
         &mut self,
-        deal: &Deal<'_>,
+        allocation: &Allocation<'_>,
         lane: u8,
         at: &mut usize,
         answers: &mut [RunAnswer],
     ) -> bool {
-        while let Some((run, answer)) = deal.call.runs.get(*at).zip(answers.get_mut(*at)) {
+        while let Some((run, answer)) = allocation.call.runs.get(*at).zip(answers.get_mut(*at)) {
             if run.lane != lane {
                 *at += 1;
                 continue;
             }
             if answer.slots.len() < run.want as usize {
-                match self.book_one(deal, run) {
+                match self.book_one(allocation, run) {
                     Ok((slot, probe)) => {
                         answer.probe |= probe && answer.slots.is_empty();
                         answer.slots.push(slot);
@@ -98,74 +98,87 @@ impl Book {
                     Err(short) => answer.short = Some(short),
                 }
             }
-            self.close(deal, run, answer);
+            self.close(allocation, run, answer);
             *at += 1;
         }
         false
     }
 
-    fn close(&mut self, deal: &Deal<'_>, run: &RunAsk, answer: &RunAnswer) {
-        if !deal.contested {
+    fn close(&mut self, allocation: &Allocation<'_>, run: &RunAsk, answer: &RunAnswer) {
+        if !allocation.contested {
             return;
         }
         let left = i64::from(run.waiting) - i64::try_from(answer.slots.len()).unwrap_or(0);
-        for (position, place) in run.rows.iter().zip(deal.places_of(run)) {
+        for (position, place) in run.rows.iter().zip(allocation.places_of(run)) {
             let holds = answer
                 .short
                 .filter(|short| short.held_by == Some(*position))
                 .map(|short| {
                     (
                         left.max(1),
-                        short.ask_again.unwrap_or(deal.now).max(deal.now),
+                        short
+                            .ask_again
+                            .unwrap_or(allocation.now)
+                            .max(allocation.now),
                     )
                 });
             if let Some(row) = self.row_mut(place) {
-                row.close(run.lane, deal.call.replica, holds, deal.now);
+                row.close(run.lane, allocation.call.replica, holds, allocation.now);
             }
         }
     }
 
-    fn book_one(&mut self, deal: &Deal<'_>, run: &RunAsk) -> Result<(i64, bool), RunShort> {
-        let call = deal.call;
-        if let Some(position) = self.out_of_permits(deal, run) {
+    fn book_one(
+        &mut self,
+        allocation: &Allocation<'_>,
+        run: &RunAsk,
+    ) -> Result<(i64, bool), RunShort> {
+        let call = allocation.call;
+        if let Some(position) = self.out_of_permits(allocation, run) {
             // Alone we hear of every permit that comes back; of others' we do not.
-            let poll = deal.now + pause(call.horizon);
-            let ask_again = (!deal.users.alone()).then_some(poll);
-            return Err(self.short(deal, run, Some(position), ask_again));
+            let poll = allocation.now + pause(call.horizon);
+            let ask_again = (!allocation.users.alone()).then_some(poll);
+            return Err(self.short(allocation, run, Some(position), ask_again));
         }
-        let from = deal.now + call.lead;
-        let (at, held_by) = self.earliest(deal, run, from);
-        let reserved = self.has_reserve(deal, run);
+        let from = allocation.now + call.lead;
+        let (at, held_by) = self.earliest(allocation, run, from);
+        let reserved = self.has_reserve(allocation, run);
         let reach = if reserved {
             2 * call.horizon
         } else {
             call.horizon
         };
         if at > from + reach {
-            let ask_again = self.ask_again(deal, run, at, held_by);
-            return Err(self.short(deal, run, held_by, Some(ask_again)));
+            let ask_again = self.ask_again(allocation, run, at, held_by);
+            return Err(self.short(allocation, run, held_by, Some(ask_again)));
         }
-        if deal.contested
+        if allocation.contested
             && !reserved
-            && let Some(position) = self.unfair(deal, run)
+            && let Some(position) = self.unfair(allocation, run)
         {
-            let poll = deal.now + pause(call.horizon);
-            return Err(self.short(deal, run, Some(position), Some(poll)));
+            let poll = allocation.now + pause(call.horizon);
+            return Err(self.short(allocation, run, Some(position), Some(poll)));
         }
-        self.take(deal, run, at, reserved);
+        self.take(allocation, run, at, reserved);
         Ok((at, self.block.book(Instant::from_nanos(at), PROBE_PATIENCE)))
     }
 
     fn short(
         &self,
-        deal: &Deal<'_>,
+        allocation: &Allocation<'_>,
         run: &RunAsk,
         held_by: Option<u8>,
         ask_again: Option<i64>,
     ) -> RunShort {
-        let row = held_by.and_then(|position| self.row(deal.places.get(usize::from(position))?));
-        let (crowd, crowd_weight) = row.filter(|_| deal.contested).map_or((0, 0), |row| {
-            row.crowd(run.lane, deal.call.replica, &deal.call.lanes, deal.now)
+        let row =
+            held_by.and_then(|position| self.row(allocation.places.get(usize::from(position))?));
+        let (crowd, crowd_weight) = row.filter(|_| allocation.contested).map_or((0, 0), |row| {
+            row.crowd(
+                run.lane,
+                allocation.call.replica,
+                &allocation.call.lanes,
+                allocation.now,
+            )
         });
         RunShort {
             held_by,
@@ -175,13 +188,13 @@ impl Book {
         }
     }
 
-    fn out_of_permits(&self, deal: &Deal<'_>, run: &RunAsk) -> Option<u8> {
+    fn out_of_permits(&self, allocation: &Allocation<'_>, run: &RunAsk) -> Option<u8> {
         // What was promised to those who fell silent is kept besides what they hold, which may be the same.
-        let there = |max| match deal.users {
+        let there = |max| match allocation.users {
             Users::Many { lost } if lost > 0 => share(max, 1_000_000 - lost),
             Users::One | Users::Many { .. } => max,
         };
-        let positions = run.rows.iter().zip(deal.places_of(run));
+        let positions = run.rows.iter().zip(allocation.places_of(run));
         positions
             .filter_map(|(position, place)| Some((*position, self.row(place)?)))
             .find(|(_, row)| row.max().is_some_and(|max| row.held_by_all() >= there(max)))
@@ -190,19 +203,22 @@ impl Book {
 
     /// The earliest instant that all agree on, and who moved it last. Each schedule only moves it
     /// later, and is content with its own answer, so a few rounds settle it.
-    fn earliest(&self, deal: &Deal<'_>, run: &RunAsk, from: i64) -> (i64, Option<u8>) {
+    fn earliest(&self, allocation: &Allocation<'_>, run: &RunAsk, from: i64) -> (i64, Option<u8>) {
         let mut at = self.block.earliest(Instant::from_nanos(from));
         at = at.max(Instant::from_nanos(self.quiet));
         let mut held_by = None;
         loop {
             let before = at;
-            for ((position, cost), place) in
-                run.rows.iter().zip(&run.costs).zip(deal.places_of(run))
+            for ((position, cost), place) in run
+                .rows
+                .iter()
+                .zip(&run.costs)
+                .zip(allocation.places_of(run))
             {
-                let Some(State::Rate(schedule)) = self.row(place).map(|row| &row.state) else {
+                let Some(RowState::Rate(schedule)) = self.row(place).map(|row| &row.state) else {
                     continue;
                 };
-                let next = match deal.users {
+                let next = match allocation.users {
                     Users::Many { lost } if lost > 0 => {
                         schedule.at_share(1_000_000 - lost).earliest(at, *cost)
                     }
@@ -220,55 +236,63 @@ impl Book {
     }
 
     /// Whether the lane has reserve left in every schedule.
-    fn has_reserve(&self, deal: &Deal<'_>, run: &RunAsk) -> bool {
+    fn has_reserve(&self, allocation: &Allocation<'_>, run: &RunAsk) -> bool {
         let left = |row: &Row| {
             let used = row
                 .reserves
                 .get(usize::from(run.lane))
                 .copied()
                 .unwrap_or(0);
-            row.max().is_some() || used <= deal.now + deal.call.horizon
+            row.max().is_some() || used <= allocation.now + allocation.call.horizon
         };
-        lane_of(&deal.call.lanes, run.lane).1 > 0
-            && deal
+        lane_of(&allocation.call.lanes, run.lane).1 > 0
+            && allocation
                 .places_of(run)
                 .all(|place| self.row(place).is_none_or(left))
     }
 
-    fn unfair(&self, deal: &Deal<'_>, run: &RunAsk) -> Option<u8> {
+    fn unfair(&self, allocation: &Allocation<'_>, run: &RunAsk) -> Option<u8> {
         let Call {
             replica,
             horizon,
             lanes,
             ..
-        } = deal.call;
+        } = allocation.call;
         run.rows
             .iter()
-            .zip(deal.places_of(run))
+            .zip(allocation.places_of(run))
             .find(|(_, place)| {
-                self.row(place)
-                    .is_some_and(|row| !row.is_fair(run.lane, *replica, *horizon, lanes, deal.now))
+                self.row(place).is_some_and(|row| {
+                    !row.is_fair(run.lane, *replica, *horizon, lanes, allocation.now)
+                })
             })
             .map(|(position, _)| *position)
     }
 
     /// When asking again is worth it: alone, when the slot comes into reach; among others, at one's
     /// place in the round, but not before half a horizon has passed.
-    fn ask_again(&self, deal: &Deal<'_>, run: &RunAsk, at: i64, held_by: Option<u8>) -> i64 {
+    fn ask_again(
+        &self,
+        allocation: &Allocation<'_>,
+        run: &RunAsk,
+        at: i64,
+        held_by: Option<u8>,
+    ) -> i64 {
         let Call {
             replica,
             horizon,
             lead,
             ..
-        } = deal.call;
-        if deal.users.alone() {
+        } = allocation.call;
+        if allocation.users.alone() {
             return at - horizon;
         }
-        let row = held_by.and_then(|position| self.row(deal.places.get(usize::from(position))?));
+        let row =
+            held_by.and_then(|position| self.row(allocation.places.get(usize::from(position))?));
         let (rank, others, interval) = row.map_or((0, 0, 0), |row| {
-            let others = row.competitors(deal.now);
+            let others = row.competitors(allocation.now);
             (
-                row.rank(run.lane, *replica, deal.now),
+                row.rank(run.lane, *replica, allocation.now),
                 others,
                 row.interval(),
             )
@@ -276,33 +300,39 @@ impl Book {
         let turn = at
             .saturating_add(rank.saturating_mul(interval))
             .saturating_sub(horizon + lead);
-        turn.max(deal.now + pause(*horizon))
-            .min(deal.now + ASK_MAX + others * ASK_MAX_EACH)
+        turn.max(allocation.now + pause(*horizon))
+            .min(allocation.now + ASK_MAX + others * ASK_MAX_EACH)
     }
 
-    fn take(&mut self, deal: &Deal<'_>, run: &RunAsk, at: i64, reserved: bool) {
-        let lanes = &deal.call.lanes;
-        for (cost, place) in run.costs.iter().zip(deal.places_of(run)) {
+    fn take(&mut self, allocation: &Allocation<'_>, run: &RunAsk, at: i64, reserved: bool) {
+        let lanes = &allocation.call.lanes;
+        for (cost, place) in run.costs.iter().zip(allocation.places_of(run)) {
             let Some(row) = self.row_mut(place) else {
                 continue;
             };
             match &mut row.state {
-                State::Rate(schedule) => {
+                RowState::Rate(schedule) => {
                     let at = Instant::from_nanos(at);
-                    match deal.users {
+                    match allocation.users {
                         Users::Many { lost } if lost > 0 => {
                             schedule.book_at_share(1_000_000 - lost, at, *cost);
                         }
                         _ => schedule.book(at, *cost),
                     }
                     if reserved {
-                        row.use_reserve(run.lane, *cost, lanes, deal.now);
-                    } else if deal.contested {
-                        row.charge(run.lane, deal.call.replica, *cost, lanes, deal.now);
+                        row.use_reserve(run.lane, *cost, lanes, allocation.now);
+                    } else if allocation.contested {
+                        row.charge(
+                            run.lane,
+                            allocation.call.replica,
+                            *cost,
+                            lanes,
+                            allocation.now,
+                        );
                     }
                 }
-                State::Held(_) => {
-                    if let Some(held) = row.held(deal.call.replica) {
+                RowState::Held(_) => {
+                    if let Some(held) = row.held(allocation.call.replica) {
                         *held += 1;
                     }
                 }
@@ -311,8 +341,8 @@ impl Book {
     }
 }
 
-impl Deal<'_> {
-    fn places_of<'b>(&'b self, run: &'b RunAsk) -> impl Iterator<Item = &'b Place> {
+impl Allocation<'_> {
+    fn places_of<'b>(&'b self, run: &'b RunAsk) -> impl Iterator<Item = &'b RowRef> {
         run.rows
             .iter()
             .filter_map(|position| self.places.get(usize::from(*position)))

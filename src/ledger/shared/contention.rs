@@ -2,7 +2,7 @@
 
 /// How many wait at a limit.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Heard {
+pub(super) struct Contention {
     /// Here.
     pub(super) own: i64,
     /// At other replicas.
@@ -11,10 +11,10 @@ pub(super) struct Heard {
     pub(super) at: i64,
 }
 
-impl Heard {
+impl Contention {
     /// Whether this says that a crowd has come or gone. Who reports one is often the first of several, so
     /// our own counts, too.
-    pub(super) const fn is_news_after(self, mut known: Self) -> bool {
+    pub(super) const fn changed_since(self, mut known: Self) -> bool {
         if known.at + OLD < self.at {
             (known.own, known.others) = (0, 0);
         }
@@ -39,22 +39,22 @@ mod tests {
 
     #[test]
     fn a_crowd_is_news_when_it_comes_goes_or_has_long_been_gone() {
-        let heard = |own, others, seconds: i64| Heard {
+        let contention = |own, others, seconds: i64| Contention {
             own,
             others,
             at: seconds * 1_000_000_000,
         };
-        let nobody = Heard::default();
+        let nobody = Contention::default();
         for (before, now, news) in [
-            (nobody, heard(8, 8, 1), false),
-            (nobody, heard(9, 0, 1), true),
-            (nobody, heard(0, 9, 1), true),
-            (heard(5, 45, 1), heard(4, 60, 2), false),
-            (heard(5, 300, 1), heard(5, 90, 2), true),
-            (heard(5, 300, 1), heard(5, 280, 11), false),
-            (heard(5, 300, 1), heard(5, 280, 12), true),
+            (nobody, contention(8, 8, 1), false),
+            (nobody, contention(9, 0, 1), true),
+            (nobody, contention(0, 9, 1), true),
+            (contention(5, 45, 1), contention(4, 60, 2), false),
+            (contention(5, 300, 1), contention(5, 90, 2), true),
+            (contention(5, 300, 1), contention(5, 280, 11), false),
+            (contention(5, 300, 1), contention(5, 280, 12), true),
         ] {
-            assert_eq!(now.is_news_after(before), news, "{before:?} {now:?}");
+            assert_eq!(now.changed_since(before), news, "{before:?} {now:?}");
         }
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Seen {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CacheState {
     buffers: BTreeMap<i64, Seen>,
     /// The term of each buffer that we hold ...
     terms: HashMap<i64, i64>,
@@ -33,9 +33,9 @@ struct State {
 }
 
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct BufferCache {
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<CacheState>,
     news: Notify,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct LookRow {
     pub(super) term: Option<i64>,
 }
 
-impl Known {
+impl BufferCache {
     pub(super) fn new(clock: Clock) -> Self {
         Self {
             clock,
@@ -67,7 +67,7 @@ impl Known {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,12 +176,12 @@ impl Known {
         // A slow reading is late by what it took at most: it counts where it is later than what is known, or
         // earlier by more than that.
         let drifted = state.server.is_none_or(|(then, at)| {
-            let known =
+            let cache =
                 then.saturating_add(Millis::try_from(now.since(at).as_millis()).unwrap_or(0));
             let late = Millis::try_from(took.as_millis()).unwrap_or(Millis::MAX);
             took < Duration::from_millis(20)
-                || look.now > known
-                || known > look.now.saturating_add(late)
+                || look.now > cache
+                || cache > look.now.saturating_add(late)
         });
         if drifted {
             state.server = Some((look.now, now));

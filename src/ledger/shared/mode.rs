@@ -16,20 +16,20 @@ const DRIFT: u32 = 1000;
 
 /// Where bookings come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum LedgerMode {
     /// From the store.
-    Linked,
+    Connected,
     /// From nowhere, until this instant at least.
-    Waiting(Instant),
+    Holding(Instant),
     /// From our own share, in millionths.
-    Alone(i64),
+    Fallback(i64),
     /// Without a pace.
-    Open,
+    Unlimited,
 }
 
 /// What is known of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Connection {
+pub(super) enum LinkState {
     /// The store has not been reached yet.
     Never,
     /// It answers.
@@ -42,14 +42,14 @@ pub(super) enum Connection {
 
 /// The promise of the last sign of life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Promise {
+pub(super) struct FallbackShare {
     /// The share, in millionths.
     pub(super) ppm: i64,
     /// After how long the others notice our silence.
     pub(super) silent: Duration,
 }
 
-impl Promise {
+impl FallbackShare {
     /// When the others have surely noticed our silence that began at `since`, and what they had booked
     /// ahead by then is over.
     pub(super) fn noticed(&self, since: Instant) -> Instant {
@@ -58,37 +58,37 @@ impl Promise {
 }
 
 /// Where bookings come from now.
-pub(super) fn standing(
-    connection: Connection,
-    promise: Promise,
+pub(super) fn mode(
+    connection: LinkState,
+    share: FallbackShare,
     outage: &Outage,
     now: Instant,
-) -> Standing {
+) -> LedgerMode {
     let since = match connection {
-        Connection::Up => return Standing::Linked,
-        Connection::Never if outage.bootstrap_ppm > 0 => {
-            return Standing::Alone(outage.bootstrap_ppm);
+        LinkState::Up => return LedgerMode::Connected,
+        LinkState::Never if outage.bootstrap_ppm > 0 => {
+            return LedgerMode::Fallback(outage.bootstrap_ppm);
         }
-        Connection::Never | Connection::Returning(_) => return Standing::Waiting(Instant::FAR),
-        Connection::Down(since) => since,
+        LinkState::Never | LinkState::Returning(_) => return LedgerMode::Holding(Instant::FAR),
+        LinkState::Down(since) => since,
     };
-    let noticed = promise.noticed(since);
+    let noticed = share.noticed(since);
     // The others count from when they heard us last, which may be as early as a failure before.
     let kept = noticed
         + outage
             .share_for
-            .saturating_sub(promise.silent * 2 + outage.share_for / DRIFT);
+            .saturating_sub(share.silent * 2 + outage.share_for / DRIFT);
     if now < noticed {
-        Standing::Waiting(noticed)
-    } else if now < kept && promise.ppm > 0 {
-        Standing::Alone(promise.ppm)
+        LedgerMode::Holding(noticed)
+    } else if now < kept && share.ppm > 0 {
+        LedgerMode::Fallback(share.ppm)
     } else {
         match outage.then {
-            OnOutage::Share if promise.ppm > 0 => Standing::Alone(promise.ppm),
-            OnOutage::Share if now < kept => Standing::Waiting(kept),
-            OnOutage::Share | OnOutage::Closed => Standing::Waiting(Instant::FAR),
-            OnOutage::Open if now < kept => Standing::Waiting(kept),
-            OnOutage::Open => Standing::Open,
+            OnOutage::Share if share.ppm > 0 => LedgerMode::Fallback(share.ppm),
+            OnOutage::Share if now < kept => LedgerMode::Holding(kept),
+            OnOutage::Share | OnOutage::Closed => LedgerMode::Holding(Instant::FAR),
+            OnOutage::Open if now < kept => LedgerMode::Holding(kept),
+            OnOutage::Open => LedgerMode::Unlimited,
         }
     }
 }
@@ -109,34 +109,34 @@ mod tests {
         Instant::from_nanos(seconds * 1_000_000_000)
     }
 
-    const PROMISE: Promise = Promise {
+    const PROMISE: FallbackShare = FallbackShare {
         ppm: 250_000,
         silent: Duration::from_secs(2),
     };
 
     #[test]
     fn p12_predictable_first_silence_then_the_share_then_the_operators_choice() {
-        let cut = Connection::Down(at(100));
-        let stand = |then, now| standing(cut, PROMISE, &outage(then), at(now));
+        let cut = LinkState::Down(at(100));
+        let stand = |then, now| mode(cut, PROMISE, &outage(then), at(now));
         for then in [OnOutage::Share, OnOutage::Closed, OnOutage::Open] {
-            assert!(matches!(stand(then, 101), Standing::Waiting(_)));
-            assert_eq!(stand(then, 103), Standing::Alone(250_000));
-            assert_eq!(stand(then, 150), Standing::Alone(250_000));
+            assert!(matches!(stand(then, 101), LedgerMode::Holding(_)));
+            assert_eq!(stand(then, 103), LedgerMode::Fallback(250_000));
+            assert_eq!(stand(then, 150), LedgerMode::Fallback(250_000));
         }
-        assert_eq!(stand(OnOutage::Share, 1000), Standing::Alone(250_000));
+        assert_eq!(stand(OnOutage::Share, 1000), LedgerMode::Fallback(250_000));
         assert_eq!(
             stand(OnOutage::Closed, 1000),
-            Standing::Waiting(Instant::FAR)
+            LedgerMode::Holding(Instant::FAR)
         );
-        assert_eq!(stand(OnOutage::Open, 1000), Standing::Open);
+        assert_eq!(stand(OnOutage::Open, 1000), LedgerMode::Unlimited);
     }
 
     #[test]
     fn who_never_reached_the_store_has_no_promise() {
-        let never = |outage: &Outage| standing(Connection::Never, PROMISE, outage, at(5));
+        let never = |outage: &Outage| mode(LinkState::Never, PROMISE, outage, at(5));
         let mut outage = outage(OnOutage::Open);
-        assert_eq!(never(&outage), Standing::Waiting(Instant::FAR));
+        assert_eq!(never(&outage), LedgerMode::Holding(Instant::FAR));
         outage.bootstrap_ppm = 100_000;
-        assert_eq!(never(&outage), Standing::Alone(100_000));
+        assert_eq!(never(&outage), LedgerMode::Fallback(100_000));
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use super::Deliveries;
-use crate::exchange::{Error, Keeping, Overflow, Shelf, Shelved};
-use crate::spool::{Buffer, Guarantee, NewItem, Once, Request, Sealer, Store, StoreError, Terms};
+use crate::exchange::{Deferral, DeferredItem, DeferredRequest, Deferring, Error};
+use crate::spool::{
+    Buffer, BufferConfig, Guarantee, IdempotencyKey, NewItem, Request, Sealer, Store, StoreError,
+};
 
 /// How many kept requests of one origin are in flight at once.
 const AT_ONCE: u32 = 10;
@@ -15,7 +17,7 @@ const TOO_OLD: i64 = 24 * 3600 * 1000;
 
 /// Keeps requests in the spool.
 #[derive(Debug)]
-pub struct Shelves {
+pub struct SpoolDeferral {
     /// Who sends them.
     pub deliveries: Deliveries,
     /// Where they are kept.
@@ -28,18 +30,18 @@ pub struct Shelves {
     pub base: String,
 }
 
-impl Shelf for Shelves {
+impl Deferral for SpoolDeferral {
     fn max_body(&self) -> usize {
         usize::try_from(self.max_body).unwrap_or(usize::MAX)
     }
 
-    fn keep(&self, overflow: Overflow) -> Keeping<'_> {
+    fn keep(&self, overflow: DeferredRequest) -> Deferring<'_> {
         Box::pin(self.push(overflow))
     }
 }
 
-impl Shelves {
-    async fn push(&self, overflow: Overflow) -> Result<Shelved, Error> {
+impl SpoolDeferral {
+    async fn push(&self, overflow: DeferredRequest) -> Result<DeferredItem, Error> {
         let exchange = self.deliveries.exchange();
         let random = &exchange.random;
         let fresh = |prefix: &str| -> Arc<str> { format!("{prefix}_{}", random.name()).into() };
@@ -76,7 +78,7 @@ impl Shelves {
         self.deliveries.wake(buffer.number);
         // Kept before under the same key: it is that one.
         let id = pushed.items.into_iter().next().map_or(id, |(id, _)| id);
-        Ok(Shelved {
+        Ok(DeferredItem {
             location: format!("{}/v1/items/{id}", self.base),
             id,
         })
@@ -84,7 +86,7 @@ impl Shelves {
 
     async fn buffer(
         &self,
-        overflow: &Overflow,
+        overflow: &DeferredRequest,
         id: Arc<str>,
         now: i64,
     ) -> Result<Buffer, StoreError> {
@@ -104,7 +106,7 @@ impl Shelves {
         if let Some(known) = known {
             return Ok(known);
         }
-        let terms = Terms {
+        let terms = BufferConfig {
             url: format!(
                 "{}://{}:{}/",
                 origin.scheme.as_str(),
@@ -112,7 +114,7 @@ impl Shelves {
                 origin.port
             ),
             concurrency: AT_ONCE,
-            ..Terms::default()
+            ..BufferConfig::default()
         };
         self.store
             .create(id, name, terms, now)
@@ -122,7 +124,7 @@ impl Shelves {
 }
 
 /// A client that lost its connection asks again under the same `Idempotency-Key`.
-fn once(overflow: &Overflow) -> Option<Once> {
+fn once(overflow: &DeferredRequest) -> Option<IdempotencyKey> {
     let key = overflow.headers.get("idempotency-key")?.to_str().ok()?;
     let origin = &overflow.origin;
     let whose = format!(
@@ -132,7 +134,7 @@ fn once(overflow: &Overflow) -> Option<Once> {
         origin.port
     );
     let (method, path) = (overflow.method.as_str(), overflow.path.as_str());
-    Some(Once::new(
+    Some(IdempotencyKey::new(
         &whose,
         key,
         &[method.as_bytes(), path.as_bytes(), &overflow.body],

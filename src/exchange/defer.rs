@@ -15,16 +15,16 @@ use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 
 use super::Exchange;
-use super::course::Course;
+use super::plan::Plan;
 use super::problem::Error;
 use super::reason::Reason;
-use super::respond::Body;
+use super::respond::ResponseBody;
 use crate::semantics::{PREFERENCE_APPLIED, write_retry_after};
 use crate::units::Origin;
 
 /// A request to be kept.
 #[derive(Debug)]
-pub struct Overflow {
+pub struct DeferredRequest {
     /// Where to.
     pub origin: Origin,
     /// How.
@@ -43,7 +43,7 @@ pub struct Overflow {
 
 /// A request that is kept.
 #[derive(Debug)]
-pub struct Shelved {
+pub struct DeferredItem {
     /// Its id.
     pub id: Arc<str>,
     /// Where its result will be.
@@ -51,51 +51,51 @@ pub struct Shelved {
 }
 
 /// A request on its way to the disk.
-pub type Keeping<'a> = Pin<Box<dyn Future<Output = Result<Shelved, Error>> + Send + 'a>>;
+pub type Deferring<'a> = Pin<Box<dyn Future<Output = Result<DeferredItem, Error>> + Send + 'a>>;
 
 /// Where requests are kept.
-pub trait Shelf: Send + Sync + std::fmt::Debug {
+pub trait Deferral: Send + Sync + std::fmt::Debug {
     /// Bytes of a body that can be kept.
     fn max_body(&self) -> usize;
 
     /// Keeps a request; done when it is on disk.
-    fn keep(&self, overflow: Overflow) -> Keeping<'_>;
+    fn keep(&self, overflow: DeferredRequest) -> Deferring<'_>;
 }
 
 impl Exchange {
     /// Keeps the request of a refusal, if that is wanted and can be. `None`: the refusal stands.
-    pub(super) async fn shelve(
+    pub(super) async fn defer(
         &self,
-        course: &Course<'_>,
+        plan: &Plan<'_>,
         refused: &Error,
-    ) -> Option<Result<Response<Body>, Error>> {
-        let shelf = self.shelf.get()?;
-        let wanted = course.preference.respond_async || course.target?.overflow;
-        if !wanted || refused.reason != Reason::WaitTooLong || !course.is_keepable() {
+    ) -> Option<Result<Response<ResponseBody>, Error>> {
+        let deferral = self.deferral.get()?;
+        let wanted = plan.preference.respond_async || plan.target?.overflow;
+        if !wanted || refused.reason != Reason::WaitTooLong || !plan.is_keepable() {
             return None;
         }
-        let body = match &course.body {
-            Some(_) => Limited::new(course.reader(), shelf.max_body())
+        let body = match &plan.body {
+            Some(_) => Limited::new(plan.reader(), deferral.max_body())
                 .collect()
                 .await
                 .ok()?
                 .to_bytes(),
             None => Bytes::new(),
         };
-        let arrival = course.arrival;
-        let overflow = Overflow {
+        let arrival = plan.arrival;
+        let overflow = DeferredRequest {
             origin: arrival.origin.clone(),
-            method: course.template.method().clone(),
-            path: course.template.path().clone(),
-            headers: course
+            method: plan.template.method().clone(),
+            path: plan.template.path().clone(),
+            headers: plan
                 .template
-                .own_headers(course.target.map(|target| &**target)),
+                .own_headers(plan.target.map(|target| &**target)),
             body,
-            repeatable: course.template.is_idempotent() || course.target?.idempotent,
-            client: arrival.sender.name.clone(),
+            repeatable: plan.template.is_idempotent() || plan.target?.idempotent,
+            client: arrival.client.name.clone(),
         };
-        match shelf.keep(overflow).await {
-            Ok(kept) => Some(Ok(accepted(&kept, course, refused.retry_after))),
+        match deferral.keep(overflow).await {
+            Ok(kept) => Some(Ok(accepted(&kept, plan, refused.retry_after))),
             // What must not be kept is refused as if nobody had asked.
             Err(error) if error.reason == Reason::NotKept => None,
             Err(error) => Some(Err(error)),
@@ -103,14 +103,14 @@ impl Exchange {
     }
 }
 
-impl Course<'_> {
+impl Plan<'_> {
     /// Whether it is one request with one answer, that can be kept whole.
     fn is_keepable(&self) -> bool {
         let headers = self.template.headers();
         let streams = headers
             .get(header::ACCEPT)
             .is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
-        let from_client = self.arrival.departure.is_none();
+        let from_client = self.arrival.delivery.is_none();
         from_client
             && self.template.upgrade.is_none()
             && self.read_ahead
@@ -121,14 +121,18 @@ impl Course<'_> {
 }
 
 /// 202: it is on disk, and this is where the answer will be.
-fn accepted(kept: &Shelved, course: &Course<'_>, wait: Option<Duration>) -> Response<Body> {
+fn accepted(
+    kept: &DeferredItem,
+    plan: &Plan<'_>,
+    wait: Option<Duration>,
+) -> Response<ResponseBody> {
     let body = serde_json::json!({
         "id": &*kept.id,
         "state": "queued",
         "item": kept.location,
         "response": format!("{}/response", kept.location),
     });
-    let mut response = Response::new(Body::full(body.to_string()));
+    let mut response = Response::new(ResponseBody::full(body.to_string()));
     *response.status_mut() = StatusCode::ACCEPTED;
     let headers = response.headers_mut();
     let json = HeaderValue::from_static("application/json");
@@ -147,7 +151,7 @@ fn accepted(kept: &Shelved, course: &Course<'_>, wait: Option<Duration>) -> Resp
     if let Ok(id) = HeaderValue::try_from(&*kept.id) {
         headers.insert("outpace-item", id);
     }
-    if course.preference.respond_async {
+    if plan.preference.respond_async {
         headers.insert(
             PREFERENCE_APPLIED,
             HeaderValue::from_static("respond-async"),

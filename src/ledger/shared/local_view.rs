@@ -8,13 +8,13 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, Known, RowBound, forecast, grants};
+use super::super::call::{Answer, Call, KnownSchedule, RowBound, forecast, grants};
 use super::super::{Ask, Forecast, Grant, Replica, RowAsk, Slot};
-use super::heard::Heard;
+use super::contention::Contention;
 use super::offset::Offset;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
-use crate::schedule::{Kind, Schedule, Usage, promised};
+use crate::schedule::{Schedule, ScheduleKind, Usage, promised};
 
 type Id = (Arc<str>, Option<Arc<str>>);
 
@@ -30,24 +30,24 @@ const SPENT_MAX: usize = 10_000;
 
 /// One target, seen from here. Instants of copies are the store's.
 #[derive(Debug, Default)]
-pub(super) struct Side {
+pub(super) struct LocalView {
     copies: HashMap<Id, Copy>,
     held: HashMap<Id, (i64, RowBound)>,
     /// Blocks that are known of here, counted by ourselves: slots carry this number.
     pub(super) epoch: u64,
     /// Blocks as the store counts them.
-    pub(super) their_epoch: u64,
+    pub(super) store_epoch: u64,
     /// An answer of an earlier epoch of theirs was given before a block that we know of.
     void_before: u64,
     blocked: i64,
     /// Whether the store may have forgotten: everything is told again.
-    pub(super) tell_all: bool,
+    pub(super) resync: bool,
     /// Until when, by the store's clock, more news of the crowd is expected.
     moving: i64,
     /// Whether the answer at hand may be of a store that has forgotten: then what we know stays.
-    pub(super) doubts: bool,
+    pub(super) store_may_be_stale: bool,
     /// Schedules while on our own, of our clock, and the share they were made for.
-    alone: Option<(i64, Book)>,
+    fallback: Option<(i64, Book)>,
     spent: Spent,
     /// When the last booking of each came in: how far others are ahead of a newcomer.
     pub(super) pins: HashMap<Arc<str>, RowBound>,
@@ -61,10 +61,10 @@ struct Copy {
     crowd: i64,
     crowd_weight: i64,
     /// What was last told to somebody whom it kept from booking all.
-    heard: Heard,
+    contention: Contention,
 }
 
-impl Side {
+impl LocalView {
     /// The call that asks for `ask`, in the store's time.
     pub(super) fn call(&self, ask: &Ask, replica: Replica, horizon: i64, offset: &Offset) -> Call {
         let lead = offset.delay();
@@ -76,7 +76,7 @@ impl Side {
             }
             let id = (Arc::clone(&row.limit), row.key.clone());
             row.held = self.held.get(&id).map_or(0, |(held, _)| *held);
-            if self.tell_all {
+            if self.resync {
                 let copy = self.copies.get(&id).map(|copy| &copy.schedule);
                 row.seen = copy.map(|known| (known.spec(), known.usage()));
             }
@@ -103,7 +103,7 @@ impl Side {
         }
         self.blocked = self.blocked.max(answer.blocked);
         self.learn_epoch(answer.epoch);
-        let mut granted = grants(&ask.runs, call, answer, |at| offset.local(at));
+        let mut granted = grants(&ask.runs, call, answer, |at| offset.to_local_clock(at));
         let current = answer.epoch >= self.void_before;
         for slot in granted.iter_mut().flat_map(|grant| &mut grant.slots) {
             slot.epoch = if current {
@@ -116,7 +116,7 @@ impl Side {
         // A store's clock that goes back is not to make it last.
         if (1..=SETTLED).contains(&(self.moving - answer.now)) {
             // Others have just come or gone: what is known of them will soon be more.
-            let soon = offset.local(answer.now + SOON);
+            let soon = offset.to_local_clock(answer.now + SOON);
             for short in granted.iter_mut().filter_map(|grant| grant.short.as_mut()) {
                 short.ask_again = short.ask_again.map(|at| at.min(soon));
             }
@@ -134,32 +134,32 @@ impl Side {
                 continue;
             };
             // Who could book all has not been told of others.
-            let mut heard = None::<Heard>;
+            let mut contention = None::<Contention>;
             let mut crowd_weight = 0;
             for (run, told) in call.runs.iter().zip(&answer.runs) {
                 let short = told.short;
                 let here = short.filter(|short| short.held_by.map(usize::from) == Some(index));
                 let Some(short) = here else { continue };
-                let heard = heard.get_or_insert_default();
-                heard.own += i64::from(run.waiting);
-                heard.others = heard.others.max(short.crowd);
-                heard.at = answer.now;
+                let contention = contention.get_or_insert_default();
+                contention.own += i64::from(run.waiting);
+                contention.others = contention.others.max(short.crowd);
+                contention.at = answer.now;
                 crowd_weight = crowd_weight.max(short.crowd_weight);
             }
             let known = self
                 .copies
                 .get(&id)
-                .map_or_else(Heard::default, |copy| copy.heard);
-            moving |= heard.is_some_and(|heard| heard.is_news_after(known));
+                .map_or_else(Contention::default, |copy| copy.contention);
+            moving |= contention.is_some_and(|contention| contention.changed_since(known));
             let mut schedule = Schedule::from_parts(spec, told.usage.clone());
-            if let Some(known) = self.copies.get(&id).filter(|_| self.doubts) {
+            if let Some(known) = self.copies.get(&id).filter(|_| self.store_may_be_stale) {
                 schedule.merge(&known.schedule);
             }
             let copy = Copy {
                 schedule,
-                crowd: heard.map_or(0, |heard| heard.others),
+                crowd: contention.map_or(0, |contention| contention.others),
                 crowd_weight,
-                heard: heard.unwrap_or(known),
+                contention: contention.unwrap_or(known),
             };
             self.copies.insert(id, copy);
         }
@@ -168,9 +168,9 @@ impl Side {
 
     /// The store counts so many blocks. Returns whether that is news.
     pub(super) fn learn_epoch(&mut self, theirs: u64) -> bool {
-        let news = theirs > self.their_epoch;
+        let news = theirs > self.store_epoch;
         if news {
-            self.their_epoch = theirs;
+            self.store_epoch = theirs;
             // One that we have told of ourselves is known already.
             if theirs > self.void_before {
                 self.epoch += 1;
@@ -187,13 +187,13 @@ impl Side {
         }
         self.blocked = until;
         self.epoch += 1;
-        self.void_before = self.their_epoch + 1;
+        self.void_before = self.store_epoch + 1;
         true
     }
 
     /// The store has heard of our block, and counts so many.
     pub(super) fn blocked_at(&mut self, theirs: u64) {
-        self.their_epoch = self.their_epoch.max(theirs);
+        self.store_epoch = self.store_epoch.max(theirs);
         self.void_before = theirs;
     }
 
@@ -241,7 +241,7 @@ impl Side {
     ///
     /// A limit by windows may have been used up by the others just before they noticed, so our share
     /// of it begins one window later; a token bucket only adds rates.
-    pub(super) fn book_alone(
+    pub(super) fn book_fallback(
         &mut self,
         ask: &Ask,
         ppm: i64,
@@ -249,9 +249,9 @@ impl Side {
         horizon: i64,
         now: Instant,
     ) -> SmallVec<[Grant; 2]> {
-        let fresh = !matches!(self.alone, Some((share, _)) if share == ppm);
+        let fresh = !matches!(self.fallback, Some((share, _)) if share == ppm);
         if fresh {
-            self.alone = Some((ppm, Book::default()));
+            self.fallback = Some((ppm, Book::default()));
         }
         let mut call = Call::new(&ask.target, &ask.runs, 0, horizon, 0);
         let mut whole: SmallVec<[(Id, RowBound); 2]> = SmallVec::new();
@@ -265,7 +265,7 @@ impl Side {
                         whole.push(((Arc::clone(&row.limit), row.key.clone()), bound));
                         continue;
                     };
-                    if spec.kind != Kind::Token {
+                    if spec.kind != ScheduleKind::Token {
                         let usage = Usage {
                             mark: noticed.as_nanos().saturating_add(spec.numbers[1]),
                             ..Usage::default()
@@ -282,7 +282,7 @@ impl Side {
             };
             whole.push(((Arc::clone(&row.limit), row.key.clone()), bound));
         }
-        let Some((_, book)) = &mut self.alone else {
+        let Some((_, book)) = &mut self.fallback else {
             return SmallVec::new();
         };
         let answer = book.call(&call, now.as_nanos(), Users::One);
@@ -318,17 +318,17 @@ impl Side {
     }
 
     /// What was done alone, to be told.
-    pub(super) fn take_spent(&mut self) -> Spent {
+    pub(super) fn take_usage(&mut self) -> Spent {
         std::mem::take(&mut self.spent)
     }
 
     /// No more is done alone: the store answers again, and knows.
-    pub(super) fn end_alone(&mut self) {
-        self.alone = None;
+    pub(super) fn end_fallback(&mut self) {
+        self.fallback = None;
     }
 
     /// It could not be told.
-    pub(super) fn keep(&mut self, untold: Spent) {
+    pub(super) fn restore_usage(&mut self, untold: Spent) {
         for (id, (bound, mut before)) in untold {
             let (_, spent) = self.spent.entry(id).or_insert_with(|| (bound, Vec::new()));
             before.append(spent);
@@ -338,7 +338,7 @@ impl Side {
 
     /// The calls that tell what was done alone and what the store last said, which it may have
     /// forgotten, and book nothing.
-    pub(super) fn confession(
+    pub(super) fn usage_calls(
         &self,
         spent: &Spent,
         target: &Arc<str>,
@@ -346,17 +346,17 @@ impl Side {
         offset: &Offset,
         now: Instant,
     ) -> Vec<Call> {
-        let now = Instant::from_nanos(offset.theirs(now));
+        let now = Instant::from_nanos(offset.to_store_clock(now));
         let known = self
             .copies
             .iter()
             .filter(|(id, copy)| spent.contains_key(*id) || !copy.schedule.is_idle(now))
             .map(|(id, copy)| (id, RowBound::Rate(copy.schedule.spec()), Some(copy)));
-        let alone = spent
+        let fallback = spent
             .iter()
             .filter(|(id, _)| !self.copies.contains_key(*id))
             .map(|(id, (bound, _))| (id, *bound, None));
-        let rows = known.chain(alone).map(|(id, bound, copy)| RowAsk {
+        let rows = known.chain(fallback).map(|(id, bound, copy)| RowAsk {
             seen: copy.map(|copy| (copy.schedule.spec(), copy.schedule.usage())),
             spent: spent
                 .get(id)
@@ -373,8 +373,8 @@ impl Side {
     }
 
     /// Gives permits of our own share back.
-    pub(super) fn release_alone(&mut self, target: &Target, slot: &Slot) {
-        if let Some((_, book)) = &mut self.alone {
+    pub(super) fn release_fallback(&mut self, target: &Target, slot: &Slot) {
+        if let Some((_, book)) = &mut self.fallback {
             for ((limit, key), _) in permits(target, slot) {
                 book.release(&limit, key.as_ref(), 0);
             }
@@ -390,9 +390,9 @@ impl Side {
         now: Instant,
         offset: &Offset,
     ) -> Forecast {
-        if let Some((_, book)) = &self.alone {
+        if let Some((_, book)) = &self.fallback {
             return forecast(target, scope, ahead, now, |limit, key| {
-                book.schedule(limit, key).map(Known::InForce)
+                book.schedule(limit, key).map(KnownSchedule::InForce)
             });
         }
         let mut behind: SmallVec<[i64; 8]> = SmallVec::from_slice(ahead);
@@ -409,22 +409,22 @@ impl Side {
                 *ahead = ahead.saturating_add(copy.crowd.min(share));
             }
         }
-        let from = Instant::from_nanos(offset.theirs(now).max(self.blocked));
+        let from = Instant::from_nanos(offset.to_store_clock(now).max(self.blocked));
         let their = forecast(target, scope, &behind, from, |limit, key| {
             let id = (Arc::clone(limit), key.cloned());
             self.copies.get(&id).map(|copy| match self.pins.get(limit) {
-                Some(_) => Known::InForce(&copy.schedule),
-                None => Known::Latest(&copy.schedule),
+                Some(_) => KnownSchedule::InForce(&copy.schedule),
+                None => KnownSchedule::Latest(&copy.schedule),
             })
         });
         Forecast {
-            at: offset.local(their.at.as_nanos()).max(now),
+            at: offset.to_local_clock(their.at.as_nanos()).max(now),
             held_by: their.held_by,
         }
     }
 
     /// Pinned numbers in words, and until when the origin is left alone, by the store's clock.
-    pub(super) fn told(&self) -> (Vec<(Arc<str>, String)>, i64) {
+    pub(super) fn summary(&self) -> (Vec<(Arc<str>, String)>, i64) {
         let pins = self.pins.iter();
         let pins = pins.map(|(limit, bound)| (Arc::clone(limit), bound.describe()));
         (pins.collect(), self.blocked)
@@ -464,7 +464,7 @@ const LEAD_MIN: i64 = 5_000_000;
 
 /// Instants of our clock on the store's.
 fn theirs(spent: &[(i64, i64)], offset: &Offset) -> Vec<(i64, i64)> {
-    let local = |at: i64| offset.theirs(Instant::from_nanos(at));
+    let local = |at: i64| offset.to_store_clock(Instant::from_nanos(at));
     spent
         .iter()
         .map(|(at, units)| (local(*at), *units))

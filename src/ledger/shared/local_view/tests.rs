@@ -22,41 +22,41 @@ fn ask(bound: Bound, want: u32) -> Ask {
 }
 
 /// The slots that half of everything gives at this second.
-fn half(side: &mut Side, ask: &Ask, at: i64) -> Vec<Slot> {
+fn half(view: &mut LocalView, ask: &Ask, at: i64) -> Vec<Slot> {
     let now = Instant::from_nanos(at * SECOND);
-    let granted = side.book_alone(ask, 500_000, now, SECOND / 10, now);
+    let granted = view.book_fallback(ask, 500_000, now, SECOND / 10, now);
     granted.into_iter().flat_map(|grant| grant.slots).collect()
 }
 
 #[test]
 fn p12_predictable_permits_from_before_count_in_the_share() {
-    let mut side = Side::default();
+    let mut view = LocalView::default();
     let asks = ask(Bound::Concurrent(10), 4);
-    let linked: Vec<Slot> = half(&mut Side::default(), &asks, 1);
+    let linked: Vec<Slot> = half(&mut LocalView::default(), &asks, 1);
     assert_eq!(linked.len(), 4);
     for slot in &linked {
-        side.take(&asks.target, slot);
+        view.take(&asks.target, slot);
     }
-    let mut alone = half(&mut side, &asks, 2);
-    assert_eq!(alone.len(), 1, "five are its half");
-    for slot in linked.into_iter().chain(alone.drain(..)) {
-        side.release_alone(&asks.target, &slot);
-        side.release(&asks.target, &slot);
+    let mut fallback = half(&mut view, &asks, 2);
+    assert_eq!(fallback.len(), 1, "five are its half");
+    for slot in linked.into_iter().chain(fallback.drain(..)) {
+        view.release_fallback(&asks.target, &slot);
+        view.release(&asks.target, &slot);
     }
-    assert_eq!(half(&mut side, &asks, 3).len(), 4);
-    assert_eq!(half(&mut side, &asks, 3).len(), 1);
+    assert_eq!(half(&mut view, &asks, 3).len(), 4);
+    assert_eq!(half(&mut view, &asks, 3).len(), 1);
 }
 
 #[test]
 fn p12_predictable_a_return_that_fails_gives_no_new_share() {
-    let mut side = Side::default();
+    let mut view = LocalView::default();
     let rate = Rate::new(2, Duration::from_secs(60)).unwrap();
     let algorithm = Algorithm::TokenBucket { burst: Some(1) };
     let asks = ask(Bound::Rate { rate, algorithm }, 1);
-    assert_eq!(half(&mut side, &asks, 100).len(), 1);
-    let untold = side.take_spent();
-    side.keep(untold);
-    assert_eq!(half(&mut side, &asks, 101).len(), 0);
-    side.end_alone();
-    assert_eq!(half(&mut side, &asks, 102).len(), 1);
+    assert_eq!(half(&mut view, &asks, 100).len(), 1);
+    let untold = view.take_usage();
+    view.restore_usage(untold);
+    assert_eq!(half(&mut view, &asks, 101).len(), 0);
+    view.end_fallback();
+    assert_eq!(half(&mut view, &asks, 102).len(), 1);
 }

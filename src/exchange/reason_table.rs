@@ -2,24 +2,24 @@
 
 use http::StatusCode;
 
-use super::reason::{Level, Reason, Row};
-use crate::telemetry::Outcome;
+use super::reason::{Level, Reason, ReasonRow};
+use crate::telemetry::ExchangeOutcome;
 
 impl Reason {
     /// The table.
     #[deny(clippy::wildcard_enum_match_arm)]
     #[expect(clippy::too_many_lines, reason = "it is a table: one row per reason")]
-    pub const fn row(self) -> Row {
+    pub const fn row(self) -> ReasonRow {
+        use ExchangeOutcome::{Failed, Refused, Rejected};
         use Level::{Debug, Warn};
-        use Outcome::{Failed, Refused, Rejected};
         const fn row(
             token: &'static str,
             status: StatusCode,
             proxy_error: &'static str,
-            (outcome, level): (Outcome, Level),
+            (outcome, level): (ExchangeOutcome, Level),
             (meaning, remedy): (&'static str, &'static str),
-        ) -> Row {
-            Row {
+        ) -> ReasonRow {
+            ReasonRow {
                 token,
                 status,
                 proxy_error,

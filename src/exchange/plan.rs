@@ -9,24 +9,24 @@ use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 
 use super::attempt::Template;
-use super::body::{Inbound, Outgoing, Replayable};
-use super::{Arrival, Error, Exchange, Reason, Record, Way};
+use super::body::{InboundBody, Outgoing, Replayable};
+use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::BODY_PEEK;
-use crate::origin::{Destination, Wire};
-use crate::policy::{Asked, Scope, Target, Unmatched};
-use crate::semantics::{self, Framing, Malformed, Notable, Preference};
+use crate::origin::{Destination, ProtocolChoice};
+use crate::policy::{RequestView, Scope, Target, Unmatched};
+use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
 
 /// One exchange under way: what all its attempts have in common.
-pub(super) struct Course<'a> {
+pub(super) struct Plan<'a> {
     pub(super) arrival: &'a Arrival,
     pub(super) target: Option<&'a Arc<Target>>,
     pub(super) metrics: Option<TargetMetrics>,
     pub(super) scope: Scope,
     /// The head of a request whose scope also depends on its body, until that is known.
     unscoped: Option<Box<Parts>>,
-    pub(super) patience: Duration,
+    pub(super) max_wait: Duration,
     pub(super) preference: Preference,
     pub(super) template: Template,
     pub(super) destination: Destination,
@@ -42,11 +42,11 @@ impl Exchange {
     pub(super) fn plan<'a>(
         &self,
         arrival: &'a Arrival,
-        request: Request<Inbound>,
+        request: Request<InboundBody>,
         record: &mut Record,
-    ) -> Result<Course<'a>, Error> {
-        let notable = Notable::of(request.headers());
-        if notable.has(Notable::TRACE) {
+    ) -> Result<Plan<'a>, Error> {
+        let notable = HeaderFlags::of(request.headers());
+        if notable.has(HeaderFlags::TRACE) {
             record.trace = request.headers().get("traceparent").cloned();
         }
         let target = arrival
@@ -55,27 +55,28 @@ impl Exchange {
         let metrics = target.map(|target| self.metrics_of(target));
         if let Some((target, metrics)) = target.zip(metrics.as_ref()) {
             record.matched(Arc::clone(&target.name), metrics.clone());
-        } else if arrival.policy.unmatched == Unmatched::Refuse && arrival.way != Way::Route {
+        } else if arrival.policy.unmatched == Unmatched::Refuse && arrival.ingress != Ingress::Route
+        {
             let detail = format!("no target matches `{}`", arrival.origin.host);
             return Err(Error::new(Reason::HostNotAllowed, detail));
         }
         let (mut head, incoming, switch) = take_apart(request, notable);
         let read_ahead = self.check_head(&head, notable, target)?;
-        let framing = match notable.has(Notable::FRAMING) {
+        let framing = match notable.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
             false => Framing::None,
         };
-        let (preference, patience) = patience(&head.headers, notable)?;
+        let (preference, max_wait) = max_wait(&head.headers, notable)?;
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
-        let body =
-            (!incoming.is_empty()).then(|| Replayable::new(incoming, Arc::clone(&self.keep)));
+        let body = (!incoming.is_empty())
+            .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
         let wire = wire(&head, notable, &arrival.origin);
         // A scope that depends on the body is found once that has been looked at.
         let scope = match target {
             Some(target) if !(target.needs_body() && body.is_some()) => {
-                Some(target.scope(&Asked {
+                Some(target.scope(&RequestView {
                     head: &head,
-                    client: arrival.sender.caller(),
+                    client: arrival.client.caller(),
                     json: None,
                 }))
             }
@@ -91,10 +92,10 @@ impl Exchange {
         let chunked = body.is_some() && !matches!(framing, Framing::Length(_));
         let (origin, us) = (&arrival.origin, &self.pseudonym);
         let mut template = Template::new(head, notable, origin, target_policy, chunked, us);
-        if let Some(departure) = &arrival.departure {
-            template.add(&departure.fields);
+        if let Some(delivery) = &arrival.delivery {
+            template.add(&delivery.fields);
         }
-        Ok(Course {
+        Ok(Plan {
             target,
             metrics,
             scope: match target {
@@ -102,9 +103,9 @@ impl Exchange {
                 None => Scope::default(),
             },
             unscoped,
-            patience: match &arrival.departure {
-                Some(departure) => departure.patience,
-                None => patience.map_or(longest, |patience| patience.min(longest)),
+            max_wait: match &arrival.delivery {
+                Some(delivery) => delivery.max_wait,
+                None => max_wait.map_or(longest, |max_wait| max_wait.min(longest)),
             },
             preference,
             destination: Destination {
@@ -123,7 +124,7 @@ impl Exchange {
     fn check_head(
         &self,
         head: &Parts,
-        notable: Notable,
+        notable: HeaderFlags,
         target: Option<&Arc<Target>>,
     ) -> Result<bool, Error> {
         if head.method == Method::TRACE {
@@ -132,7 +133,7 @@ impl Exchange {
                 "TRACE is not forwarded",
             ));
         }
-        if notable.has(Notable::VIA) && self.pseudonym.is_loop(&head.headers) {
+        if notable.has(HeaderFlags::VIA) && self.pseudonym.is_loop(&head.headers) {
             return Err(Error::new(
                 Reason::LoopDetected,
                 "the request has passed here before",
@@ -142,7 +143,7 @@ impl Exchange {
             let detail = "a page of another site must not use credentials that outpace sets";
             return Err(Error::new(Reason::CrossSite, detail));
         }
-        if !notable.has(Notable::EXPECT) {
+        if !notable.has(HeaderFlags::EXPECT) {
             return Ok(true);
         }
         match head.headers.get(header::EXPECT) {
@@ -156,11 +157,13 @@ impl Exchange {
     }
 }
 
-impl Course<'_> {
+impl Plan<'_> {
     /// The body, from its beginning.
     pub(super) fn reader(&self) -> Outgoing {
         let body = self.body.as_ref();
-        body.map_or(Outgoing::Empty, |body| Outgoing::Kept(body.reader()))
+        body.map_or(Outgoing::Empty, |body| {
+            Outgoing::BodyLocation(body.reader())
+        })
     }
 
     /// Whether the scope is still to be found.
@@ -181,9 +184,9 @@ impl Course<'_> {
         };
         let json: Option<serde_json::Value> =
             json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let scope = target.scope(&Asked {
+        let scope = target.scope(&RequestView {
             head: &head,
-            client: self.arrival.sender.caller(),
+            client: self.arrival.client.caller(),
             json: json.as_ref(),
         });
         self.scope = in_lane(self.arrival, target, scope);
@@ -191,11 +194,11 @@ impl Course<'_> {
 }
 
 /// What the caller would like, and how long it lets itself be held: the least that it names.
-fn patience(
+fn max_wait(
     headers: &HeaderMap,
-    notable: Notable,
+    notable: HeaderFlags,
 ) -> Result<(Preference, Option<Duration>), Malformed> {
-    if !notable.has(Notable::PREFER) && !notable.has(Notable::OURS) {
+    if !notable.has(HeaderFlags::PREFER) && !notable.has(HeaderFlags::OURS) {
         return Ok((Preference::default(), None));
     }
     let preference = semantics::preference(headers);
@@ -205,7 +208,7 @@ fn patience(
 
 /// What the spool sends goes in the lane for it.
 fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
-    match target.deliveries.filter(|_| arrival.departure.is_some()) {
+    match target.deliveries.filter(|_| arrival.delivery.is_some()) {
         Some(lane) => scope.in_lane(lane),
         None => scope,
     }
@@ -213,30 +216,30 @@ fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
 
 /// Splits a request; a switch of protocol is taken along before the rest goes its way.
 fn take_apart(
-    mut request: Request<Inbound>,
-    notable: Notable,
-) -> (Parts, Inbound, Option<OnUpgrade>) {
-    let asks = notable.has(Notable::UPGRADE);
+    mut request: Request<InboundBody>,
+    notable: HeaderFlags,
+) -> (Parts, InboundBody, Option<OnUpgrade>) {
+    let asks = notable.has(HeaderFlags::UPGRADE);
     let switch = asks.then(|| hyper::upgrade::on(&mut request));
     let (head, incoming) = request.into_parts();
     (head, incoming, switch)
 }
 
 /// A switch of protocol needs HTTP/1.1; gRPC over plain TCP begins with HTTP/2 at once.
-fn wire(head: &Parts, notable: Notable, origin: &Origin) -> Wire {
-    if notable.has(Notable::UPGRADE)
+fn wire(head: &Parts, notable: HeaderFlags, origin: &Origin) -> ProtocolChoice {
+    if notable.has(HeaderFlags::UPGRADE)
         && semantics::requested_upgrade(&head.method, head.version, &head.headers).is_some()
     {
-        return Wire::Http1;
+        return ProtocolChoice::Http1;
     }
     let grpc = || {
         let kind = head.headers.get(header::CONTENT_TYPE);
         kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
     };
     if origin.scheme == Scheme::Http && head.version == Version::HTTP_2 && grpc() {
-        return Wire::Http2Prior;
+        return ProtocolChoice::Http2Prior;
     }
-    Wire::Any
+    ProtocolChoice::Any
 }
 
 /// A browser says where a request comes from (Fetch Metadata, RFC 6454 `Origin`).

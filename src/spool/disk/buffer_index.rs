@@ -6,38 +6,38 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::BufferRow;
-use super::super::{Buffer, Counts, Status};
+use super::super::{Buffer, Counts, ItemStatus};
 
 /// All buffers. A copy of what the database says.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Books {
-    buffers: BTreeMap<i64, Entry>,
+pub(super) struct BufferIndex {
+    buffers: BTreeMap<i64, BufferEntry>,
     pushed: u64,
     /// The last item's place.
     place: i64,
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct BufferEntry {
     pub(super) buffer: Buffer,
     pub(super) next_seq: i64,
     pub(super) counts: Counts,
 }
 
-impl Books {
+impl BufferIndex {
     pub(super) async fn load(connection: &mut SqliteConnection) -> Result<Self, sqlx::Error> {
-        let mut books = Self::default();
+        let mut buffer_index = Self::default();
         let rows = sqlx::query("select * from buffer")
             .fetch_all(&mut *connection)
             .await?;
         for row in &rows {
             let buffer = Buffer::try_from(BufferRow::from_row(row)?)?;
-            let entry = Entry {
+            let entry = BufferEntry {
                 next_seq: row.try_get("next_seq")?,
                 counts: Counts::default(),
                 buffer,
             };
-            books.buffers.insert(entry.buffer.number, entry);
+            buffer_index.buffers.insert(entry.buffer.number, entry);
         }
         let counted =
             sqlx::query("select buffer, status, count(*) as n from item group by buffer, status")
@@ -46,7 +46,7 @@ impl Books {
         for row in &counted {
             let (buffer, status, n): (i64, i64, i64) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if let Some(entry) = books.buffers.get_mut(&buffer)
+            if let Some(entry) = buffer_index.buffers.get_mut(&buffer)
                 && let Some(count) = usize::try_from(status)
                     .ok()
                     .and_then(|at| entry.counts.get_mut(at))
@@ -57,11 +57,11 @@ impl Books {
         let pushed: Option<i64> = sqlx::query_scalar("select value from meta where key = 'pushed'")
             .fetch_optional(&mut *connection)
             .await?;
-        books.pushed = pushed.unwrap_or(0).unsigned_abs();
+        buffer_index.pushed = pushed.unwrap_or(0).unsigned_abs();
         // Places are not used again: they grow with time.
         let last = "select max(coalesce((select max(place) from item), 0), coalesce((select value from meta where key = 'place'), 0))";
-        books.place = sqlx::query_scalar(last).fetch_one(&mut *connection).await?;
-        Ok(books)
+        buffer_index.place = sqlx::query_scalar(last).fetch_one(&mut *connection).await?;
+        Ok(buffer_index)
     }
 
     /// How many pushes there have been.
@@ -95,11 +95,11 @@ impl Books {
             .map_or_else(Counts::default, |entry| entry.counts)
     }
 
-    pub(super) fn get(&self, buffer: i64) -> Option<&Entry> {
+    pub(super) fn get(&self, buffer: i64) -> Option<&BufferEntry> {
         self.buffers.get(&buffer)
     }
 
-    pub(super) fn get_mut(&mut self, buffer: i64) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, buffer: i64) -> Option<&mut BufferEntry> {
         self.buffers.get_mut(&buffer)
     }
 
@@ -109,7 +109,7 @@ impl Books {
     }
 
     pub(super) fn insert(&mut self, buffer: Buffer) {
-        let entry = Entry {
+        let entry = BufferEntry {
             next_seq: 1,
             counts: Counts::default(),
             buffer,
@@ -126,16 +126,16 @@ impl Books {
     }
 
     /// `count` items more stand there.
-    pub(super) fn add(&mut self, buffer: i64, status: Status, count: u64) {
+    pub(super) fn add(&mut self, buffer: i64, status: ItemStatus, count: u64) {
         self.shift(buffer, status, |known| known.saturating_add(count));
     }
 
     /// `count` items fewer stand there.
-    pub(super) fn take(&mut self, buffer: i64, status: Status, count: u64) {
+    pub(super) fn take(&mut self, buffer: i64, status: ItemStatus, count: u64) {
         self.shift(buffer, status, |known| known.saturating_sub(count));
     }
 
-    fn shift(&mut self, buffer: i64, status: Status, change: impl Fn(u64) -> u64) {
+    fn shift(&mut self, buffer: i64, status: ItemStatus, change: impl Fn(u64) -> u64) {
         let counts = self.buffers.get_mut(&buffer).map(|entry| &mut entry.counts);
         if let Some(count) = counts.and_then(|counts| counts.get_mut(status as usize)) {
             *count = change(*count);

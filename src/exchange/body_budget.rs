@@ -8,7 +8,7 @@ use crate::units::ByteSize;
 
 /// How much of request bodies may be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeepSettings {
+pub struct BodySettings {
     /// In memory, per request.
     pub memory: ByteSize,
     /// In memory, for all requests.
@@ -23,16 +23,16 @@ pub struct KeepSettings {
 
 /// What is kept of all bodies. Shared.
 #[derive(Debug)]
-pub struct Keep {
-    pub(super) settings: KeepSettings,
+pub struct BodyBudget {
+    pub(super) settings: BodySettings,
     pub(super) memory: AtomicU64,
     pub(super) disk: AtomicU64,
     pub(super) metrics: Metrics,
 }
 
-impl Keep {
+impl BodyBudget {
     /// Nothing kept yet.
-    pub fn new(settings: KeepSettings, metrics: Metrics) -> Self {
+    pub fn new(settings: BodySettings, metrics: Metrics) -> Self {
         Self {
             settings,
             memory: AtomicU64::new(0),
