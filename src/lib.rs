@@ -16,6 +16,7 @@ pub mod bounds;
 pub mod clock;
 pub mod random;
 pub mod shutdown;
+pub mod sync;
 pub mod telemetry;
 pub mod units;
 

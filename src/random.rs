@@ -1,8 +1,9 @@
 //! The only source of randomness; seeded, so that a seed reproduces a run.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::sync::lock;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
 
@@ -42,7 +43,7 @@ impl Random {
     }
 
     fn with<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
-        draw(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        draw(&mut lock(&self.0))
     }
 }
 

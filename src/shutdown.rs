@@ -133,7 +133,7 @@ where
         reason = "this module is where tasks are started"
     )]
     fn execute(&self, task: F) {
-        drop(tokio::spawn(task));
+        tokio::spawn(task);
     }
 }
 
@@ -143,6 +143,6 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        drop(self.spawn(task));
+        self.spawn(task);
     }
 }

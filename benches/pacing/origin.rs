@@ -37,7 +37,7 @@ impl Origin {
 
 /// One small request per read: the proxy sends the next after the answer.
 async fn serve(mut stream: TcpStream, stamped: Arc<Mutex<Vec<Duration>>>, began: Instant) {
-    drop(stream.set_nodelay(true));
+    let _ = stream.set_nodelay(true);
     let mut buffer = [0; 4096];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
         if buffer[..read].ends_with(b"\r\n\r\n") {

@@ -77,7 +77,7 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         self.signal("TERM");
-        drop(self.child.wait());
+        let _ = self.child.wait();
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) async fn run() -> Result<()> {
                 let (stream, _) = listener.accept().await?;
                 tokio::task::spawn_local(async move {
                     // Clients come and go.
-                    drop(serve(stream, origin).await);
+                    let _ = serve(stream, origin).await;
                 });
             }
         })

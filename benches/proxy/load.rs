@@ -115,7 +115,7 @@ pub(crate) async fn run() -> Result<()> {
                 let (done, tls) = (Rc::clone(&done), tls.clone());
                 tokio::task::spawn_local(async move {
                     if let Err(error) = client(way, address, &tls, &done).await {
-                        drop(writeln!(std::io::stderr(), "a client failed: {error}"));
+                        let _ = writeln!(std::io::stderr(), "a client failed: {error}");
                     }
                 });
             }

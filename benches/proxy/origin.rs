@@ -54,11 +54,9 @@ async fn answer(
 async fn serve_plain(stream: TcpStream) {
     if stream.set_nodelay(true).is_ok() {
         // Clients come and go.
-        drop(
-            http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service_fn(answer))
-                .await,
-        );
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service_fn(answer))
+            .await;
     }
 }
 
@@ -66,11 +64,9 @@ async fn serve_tls(stream: TcpStream, tls: TlsAcceptor) {
     if stream.set_nodelay(true).is_ok()
         && let Ok(stream) = tls.accept(stream).await
     {
-        drop(
-            http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service_fn(answer))
-                .await,
-        );
+        let _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service_fn(answer))
+            .await;
     }
 }
 

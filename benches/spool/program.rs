@@ -66,7 +66,7 @@ impl Origin {
 }
 
 async fn taken(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    drop(request.into_body().collect().await);
+    let _ = request.into_body().collect().await;
     Ok(Response::default())
 }
 
@@ -75,8 +75,8 @@ struct Program(Child, u16);
 
 impl Drop for Program {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -230,7 +230,7 @@ async fn over_http(port: u16, name: &str, length: Duration, single: f64) {
                         .body(Full::new(Bytes::from(body.clone())));
                     let response = sender.send_request(request.unwrap()).await.unwrap();
                     assert_eq!(response.status(), 201);
-                    drop(response.into_body().collect().await);
+                    let _ = response.into_body().collect().await;
                     count += 1;
                 }
                 count

@@ -1,9 +1,10 @@
 //! Readiness as latches: ready when the last one has dropped, and not any more once draining.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// Knows what is still missing. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -38,11 +39,7 @@ impl Readiness {
     #[must_use]
     pub fn latch(&self, name: &'static str) -> Latch {
         self.0.closed.fetch_add(1, Ordering::AcqRel);
-        self.0
-            .missing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(name);
+        lock(&self.0.missing).push(name);
         Latch {
             name,
             readiness: self.clone(),
@@ -57,11 +54,7 @@ impl Readiness {
         if self.0.closed.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let missing = self
-            .0
-            .missing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let missing = lock(&self.0.missing);
         Some(missing.join(", "))
     }
 }
@@ -69,11 +62,7 @@ impl Readiness {
 impl Drop for Latch {
     fn drop(&mut self) {
         let inner = &self.readiness.0;
-        inner
-            .missing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|name| *name != self.name);
+        lock(&inner.missing).retain(|name| *name != self.name);
         inner.closed.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -75,7 +75,7 @@ impl Sessions {
     async fn until(&self, wanted: impl Fn(usize) -> bool) {
         // We hold the sender, so it does not end.
         let wanted = |count: &Option<usize>| count.is_none_or(&wanted);
-        drop(self.0.subscribe().wait_for(wanted).await);
+        let _ = self.0.subscribe().wait_for(wanted).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Turns for work that is no HTTP request through us.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use http::Response;
@@ -15,6 +15,7 @@ use crate::exchange::{Error, Reason, Record, ResponseBody};
 use crate::pace::{Ticket, Turn};
 use crate::policy::{Target, Work};
 use crate::spool::DurationSpec;
+use crate::sync::lock;
 
 /// What `acquire` is asked with.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -66,7 +67,7 @@ struct HeldPermit {
 
 impl HeldPermits {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, HeldPermit>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Gives the permit back when its time is over.
@@ -107,7 +108,7 @@ impl Api {
             .max_wait
             .map(|span| duration("max_wait", &span))
             .transpose()?;
-        let hold = asked.hold.map(|span| duration("hold", &span)).transpose()?;
+        let hold = asked.hold.map(|hold| duration("hold", hold)).transpose()?;
         let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
         let arrived = exchange.clock.now();
         let max_wait = wait.unwrap_or(target.max_wait).min(target.max_wait);
@@ -130,7 +131,7 @@ impl Api {
             self.held.lock().insert(id.clone(), holding);
             let watching =
                 HeldPermits(Arc::clone(&self.held.0)).watch(id.clone(), exchange.clock.clone());
-            drop(exchange.tasks.spawn_detached(watching));
+            exchange.tasks.spawn_detached(watching);
         }
         Ok(json(&AcquireReply {
             target: &target.name,
@@ -168,7 +169,7 @@ impl Api {
         let hold = named
             .hold
             .as_ref()
-            .map(|span| duration("hold", &span))
+            .map(|hold| duration("hold", hold))
             .transpose()?;
         let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
         let mut held = self.held.lock();

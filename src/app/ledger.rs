@@ -95,10 +95,10 @@ pub(super) async fn open(
     if settings.ledger.outage.bootstrap_ppm == 0 {
         let latch = readiness.latch("ledger");
         let reached = Arc::clone(&ledger);
-        drop(shared.tasks.spawn_detached(async move {
+        shared.tasks.spawn_detached(async move {
             reached.connected().await;
             drop(latch);
-        }));
+        });
     }
     Ok(OpenLedger::Postgres {
         ledger,

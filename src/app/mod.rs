@@ -139,7 +139,7 @@ impl App {
         let sessions = Sessions::default();
         let tasks = &shared.tasks;
         for listener in listeners {
-            drop(tasks.spawn_detached(listener.run(Arc::clone(&server))));
+            tasks.spawn_detached(listener.run(Arc::clone(&server)));
         }
         let routes = Admin {
             readiness,

@@ -48,7 +48,7 @@ impl Drop for ServingFile {
     fn drop(&mut self) {
         // Another may have put up its own since.
         if read(&self.path).is_some_and(|known| known == self.serving) {
-            drop(std::fs::remove_file(&self.path));
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }

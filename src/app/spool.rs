@@ -172,20 +172,20 @@ impl OpenSpool {
             base,
         };
         // Nobody else sets it.
-        drop(exchange.deferral.set(Arc::new(shelves)));
+        let _ = exchange.deferral.set(Arc::new(shelves));
         match self.late.clone() {
             None => self.api.deliveries.begin(),
             Some((buffers, random)) => {
                 let (api, clock) = (self.api.clone(), shared.clock.clone());
                 let latch = readiness.latch("spool");
-                drop(shared.tasks.spawn_cancel_on_drain(async move {
+                shared.tasks.spawn_cancel_on_drain(async move {
                     while let Err(error) = api.declare(&buffers, &random).await {
                         tracing::debug!(%error, "the spool's database is still away");
                         clock.sleep_until(clock.now() + ASK_AGAIN).await;
                     }
                     api.deliveries.begin();
                     drop(latch);
-                }));
+                });
             }
         }
         self.prune(shared);
@@ -195,7 +195,7 @@ impl OpenSpool {
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         let (delivered, dead) = (millis(self.keep_delivered), millis(self.keep_dead));
         let (store, clock) = (Arc::clone(&self.api.store), shared.clock.clone());
-        drop(shared.tasks.spawn_cancel_on_drain(async move {
+        shared.tasks.spawn_cancel_on_drain(async move {
             loop {
                 let now = store.now();
                 match store.prune(now - delivered, now - dead).await {
@@ -208,6 +208,6 @@ impl OpenSpool {
                     }
                 }
             }
-        }));
+        });
     }
 }

@@ -89,7 +89,7 @@ async fn acquire(args: &AcquireArgs) -> Result<ExitStatus, Failure> {
     };
     if permit.is_some() {
         // It would come back by itself, later.
-        drop(ask("release", &json!({ "permit": permit })).await);
+        let _ = ask("release", &json!({ "permit": permit })).await;
     }
     ended.map_err(|error| (Exit::Internal, error.to_string()))
 }

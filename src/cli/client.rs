@@ -168,7 +168,7 @@ impl Instance {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| away(error.to_string()))?;
-        drop(self.tasks.spawn(connection));
+        self.tasks.spawn(connection);
         let mut request = Request::builder()
             .method(method)
             .uri(path)

@@ -84,7 +84,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
                 Exit::Ok
             };
             // Nowhere left to tell.
-            drop(error.print());
+            let _ = error.print();
             return exit;
         }
     };
@@ -123,10 +123,10 @@ fn block_on(work: impl Future<Output = Exit>) -> Exit {
 
 /// Prints for a person or a pipe; a closed pipe is no error of ours.
 fn print(text: &str) {
-    drop(std::io::stdout().write_all(text.as_bytes()));
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Tells what went wrong.
 fn print_error(text: &str) {
-    drop(std::io::stderr().write_all(format!("outpace: {text}\n").as_bytes()));
+    let _ = std::io::stderr().write_all(format!("outpace: {text}\n").as_bytes());
 }

@@ -211,7 +211,7 @@ impl Session {
     async fn ask(serving: &ServingInfo, trust: &Trust) -> Option<(ServingInfo, Self)> {
         let stream = TcpStream::connect(serving.admin).await.ok()?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        drop(Tasks::new().spawn(connection));
+        Tasks::new().spawn(connection);
         let mut request =
             Request::get("/v1/attend").header(header::HOST, serving.admin.to_string());
         if let Some(token) = trust.admin_token() {

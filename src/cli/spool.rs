@@ -142,5 +142,5 @@ fn line(buffer: &str, item: &Item, body: &[u8]) {
         "last_status": item.last_status,
     });
     // A closed pipe is no error of ours.
-    drop(writeln!(std::io::stdout(), "{line}"));
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -2,13 +2,14 @@
 //! request costs more than it is worth: here it is set once, and moved only when it rings too early.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
 use hyper::rt::{Sleep, Timer};
 use tokio::time::Instant;
 
 use super::Clock;
+use crate::sync::lock;
 
 /// One timer for the deadlines of one connection, of which there is one at a time.
 #[derive(Debug, Default)]
@@ -105,7 +106,7 @@ impl Future for HeadDeadline {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alarm = lock(&self.alarm);
         alarm.poll_until(self.deadline, cx)
     }
 }

@@ -13,6 +13,8 @@ use std::ops::{Add, Sub};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::units::nanos;
+
 /// A point on the clock's axis: nanoseconds since the Unix epoch, as this process anchored it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(i64);
@@ -42,20 +44,14 @@ impl Instant {
 impl Add<Duration> for Instant {
     type Output = Self;
     fn add(self, by: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(nanos(by)))
     }
 }
 
 impl Sub<Duration> for Instant {
     type Output = Self;
     fn sub(self, by: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_sub(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_sub(nanos(by)))
     }
 }
 
@@ -80,7 +76,7 @@ enum Wall {
 impl Clock {
     /// The real clock.
     pub fn system() -> Self {
-        let anchor_ns = i64::try_from(unix_time(system_wall()).as_nanos()).unwrap_or(i64::MAX);
+        let anchor_ns = nanos(unix_time(system_wall()));
         Self::anchored_with(anchor_ns, Wall::System)
     }
 

@@ -5,9 +5,10 @@
 //! new connection, each time.
 
 use std::future::Future;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use crate::sync::lock;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
     PgConnectOptions, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgRow, PgSeverity,
@@ -80,7 +81,7 @@ impl Connections {
         &self,
         connection: Option<PoolConnection<Postgres>>,
     ) -> Option<PoolConnection<Postgres>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         std::mem::replace(&mut kept, connection)
     }
 
@@ -112,7 +113,7 @@ impl Connections {
         let asked = asked.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if is_sound(&asked) {
             // Whichever was kept meanwhile is the pool's from now on.
-            drop(self.keep(used.0.take()));
+            let _ = self.keep(used.0.take());
         }
         asked
     }
@@ -154,7 +155,7 @@ impl CheckedOut {
 impl Drop for CheckedOut {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
-            drop(connection.detach());
+            let _ = connection.detach();
         }
     }
 }

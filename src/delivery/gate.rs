@@ -1,6 +1,6 @@
 //! How deliveries of one buffer follow each other.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::bounds::{LATE_MAX, SLACK};
 use crate::clock::Instant;
 use crate::spool::Buffer;
+use crate::sync::lock;
 
 /// How far a delivery is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, (Instant, bool)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn is_busy(&self) -> bool {

@@ -14,7 +14,7 @@ pub use defer::SpoolDeferral;
 pub use outbound::{Unsendable, origin_of};
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,7 @@ use crate::policy::Policy;
 use crate::spool::{
     Attempt, AttemptOutcome, Buffer, Finished, Item, Millis, Sealer, Store, StoreError, step,
 };
+use crate::sync::lock;
 
 /// How often an item that another process may send is looked at.
 const POLL: Duration = Duration::from_millis(250);
@@ -77,13 +78,13 @@ impl Deliveries {
             self.wake(buffer.number);
         }
         let ours = self.clone();
-        drop(self.exchange().tasks.spawn_cancel_on_drain(async move {
+        self.exchange().tasks.spawn_cancel_on_drain(async move {
             loop {
                 for buffer in ours.0.parts.store.changed().await {
                     ours.wake(buffer);
                 }
             }
-        }));
+        });
     }
 
     /// Waits until nothing more is to happen to an item, at most for `patience`; the item as it is then.
@@ -137,10 +138,10 @@ impl Deliveries {
         drop(drains);
         let inner = Arc::clone(&self.0);
         let tasks = self.0.parts.exchange.tasks.clone();
-        drop(tasks.spawn(async move {
+        tasks.spawn(async move {
             inner.drain(buffer, &notify).await;
             inner.drains().remove(&buffer);
-        }));
+        });
     }
 }
 
@@ -170,11 +171,11 @@ impl Drop for ItemWatch<'_> {
 
 impl Deliverer {
     fn drains(&self) -> MutexGuard<'_, HashMap<i64, Arc<Notify>>> {
-        self.drains.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.drains)
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Notify>>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 
     /// Tells whoever waits for this item.

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +22,7 @@ use crate::semantics;
 use crate::spool::{
     Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Response, Store, StoreError, step,
 };
+use crate::sync::lock;
 
 /// How long before it may leave by the buffer's own pace an item is marked as being sent.
 const CLAIM_AHEAD: Duration = Duration::from_millis(5);
@@ -85,14 +86,11 @@ struct Claimed {
 
 impl Claim {
     fn state(&self) -> Claimed {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.state).clone()
     }
 
     fn set(&self, change: impl FnOnce(&mut Claimed)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.state));
     }
 
     async fn mark(&self) -> Result<(), String> {

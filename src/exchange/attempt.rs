@@ -31,19 +31,19 @@ impl Template {
     /// take ours away.
     pub(super) fn new(
         mut head: Parts,
-        notable: HeaderFlags,
+        flags: HeaderFlags,
         origin: &Origin,
         target: Option<&Target>,
         chunked: bool,
         pseudonym: &Pseudonym,
     ) -> Self {
-        let asks = notable.has(HeaderFlags::UPGRADE);
+        let asks = flags.has(HeaderFlags::UPGRADE);
         let upgrade = asks
             .then(|| semantics::requested_upgrade(&head.method, head.version, &head.headers))
             .flatten();
         let mut headers = std::mem::take(&mut head.headers);
-        semantics::strip_request(&mut headers, notable);
-        if notable.has(HeaderFlags::COOKIE) {
+        semantics::strip_request(&mut headers, flags);
+        if flags.has(HeaderFlags::COOKIE) {
             semantics::join_cookies(&mut headers);
         }
         for (name, value) in target
@@ -63,7 +63,7 @@ impl Template {
         Self {
             method: head.method,
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
-            te: notable.has(HeaderFlags::TE) && headers.contains_key(header::TE),
+            te: flags.has(HeaderFlags::TE) && headers.contains_key(header::TE),
             headers,
             chunked,
             upgrade,
@@ -182,9 +182,9 @@ mod tests {
 
     fn template(request: http::request::Builder, chunked: bool) -> Template {
         let (head, ()) = request.body(()).unwrap().into_parts();
-        let notable = HeaderFlags::of(&head.headers);
+        let flags = HeaderFlags::of(&head.headers);
         let us = Pseudonym::new(1);
-        Template::new(head, notable, &origin(), None, chunked, &us)
+        Template::new(head, flags, &origin(), None, chunked, &us)
     }
 
     fn origin() -> Origin {

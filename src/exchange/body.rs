@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::body_budget::BodyBudget;
 use super::record::BodyLocation;
 use super::respond::{BodyError, strip_forbidden_trailers};
+use crate::sync::lock;
 
 /// The body of a request that came to us.
 #[derive(Debug)]
@@ -173,7 +174,7 @@ impl Replayable {
     }
 
     fn lock(&self) -> MutexGuard<'_, HeldBody> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -35,7 +35,7 @@ pub use respond::ResponseBody;
 pub use stored::{ClaimHook, DeliveryOptions};
 pub use tunnel::Tunnel;
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,6 +57,7 @@ use crate::policy::{Policy, Target};
 use crate::random::Random;
 use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
+use crate::sync;
 use crate::telemetry::{Metrics, TargetMetrics};
 use crate::units::Origin;
 
@@ -182,7 +183,7 @@ impl Exchange {
                 response
             }
             Ok(Outcome::Switch(response, switch)) => {
-                drop(self.tasks.spawn(switch.relay(record, self.clock.clone())));
+                self.tasks.spawn(switch.relay(record, self.clock.clone()));
                 response
             }
             Err(error) => {
@@ -371,7 +372,7 @@ impl Exchange {
         let turn = self.pacer.observe(&ticket, move |limit| {
             metrics.would_hold();
             // It is told once.
-            drop(tell.set(limit));
+            let _ = tell.set(limit);
         });
         record.would_hold = held.get().cloned().flatten();
         turn.and_then(|turn| turn.leave().ok())
@@ -428,18 +429,12 @@ impl Exchange {
 
     /// The counters of a target.
     pub fn metrics_of(&self, target: &Target) -> TargetMetrics {
-        let known = self
-            .target_metrics
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let known = sync::read(&self.target_metrics);
         if let Some(metrics) = known.get(&target.name) {
             return metrics.clone();
         }
         drop(known);
-        let mut known = self
-            .target_metrics
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = sync::write(&self.target_metrics);
         let metrics = known.entry(Arc::clone(&target.name));
         metrics
             .or_insert_with(|| self.metrics.target(&target.name))

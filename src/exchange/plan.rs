@@ -45,32 +45,22 @@ impl Exchange {
         request: Request<InboundBody>,
         record: &mut Record,
     ) -> Result<Plan<'a>, Error> {
-        let notable = HeaderFlags::of(request.headers());
-        if notable.has(HeaderFlags::TRACE) {
+        let flags = HeaderFlags::of(request.headers());
+        if flags.has(HeaderFlags::TRACE) {
             record.trace = request.headers().get("traceparent").cloned();
         }
-        let target = arrival
-            .policy
-            .target(&arrival.origin.host, arrival.origin.port);
-        let metrics = target.map(|target| self.metrics_of(target));
-        if let Some((target, metrics)) = target.zip(metrics.as_ref()) {
-            record.matched(Arc::clone(&target.name), metrics.clone());
-        } else if arrival.policy.unmatched == Unmatched::Refuse && arrival.ingress != Ingress::Route
-        {
-            let detail = format!("no target matches `{}`", arrival.origin.host);
-            return Err(Error::new(Reason::HostNotAllowed, detail));
-        }
-        let (mut head, incoming, switch) = take_apart(request, notable);
-        let read_ahead = self.check_head(&head, notable, target)?;
-        let framing = match notable.has(HeaderFlags::FRAMING) {
+        let (target, metrics) = self.match_target(arrival, record)?;
+        let (mut head, incoming, switch) = take_apart(request, flags);
+        let read_ahead = self.check_head(&head, flags, target)?;
+        let framing = match flags.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
             false => Framing::None,
         };
-        let (preference, max_wait) = max_wait(&head.headers, notable)?;
+        let (preference, max_wait) = max_wait(&head.headers, flags)?;
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
         let body = (!incoming.is_empty())
             .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
-        let wire = wire(&head, notable, &arrival.origin);
+        let wire = wire(&head, flags, &arrival.origin);
         // A scope that depends on the body is found once that has been looked at.
         let scope = match target {
             Some(target) if !(target.needs_body() && body.is_some()) => {
@@ -91,7 +81,7 @@ impl Exchange {
         // A body without a length: hyper frames it by itself only for some methods.
         let chunked = body.is_some() && !matches!(framing, Framing::Length(_));
         let (origin, us) = (&arrival.origin, &self.pseudonym);
-        let mut template = Template::new(head, notable, origin, target_policy, chunked, us);
+        let mut template = Template::new(head, flags, origin, target_policy, chunked, us);
         if let Some(delivery) = &arrival.delivery {
             template.add(&delivery.fields);
         }
@@ -120,11 +110,33 @@ impl Exchange {
         })
     }
 
+    /// Finds the target of the origin and notes it in the record.
+    ///
+    /// Refuses a host without a target if the policy says so and the request did not use a route.
+    fn match_target<'a>(
+        &self,
+        arrival: &'a Arrival,
+        record: &mut Record,
+    ) -> Result<(Option<&'a Arc<Target>>, Option<TargetMetrics>), Error> {
+        let origin = &arrival.origin;
+        let Some(target) = arrival.policy.target(&origin.host, origin.port) else {
+            let refuse = arrival.policy.unmatched == Unmatched::Refuse;
+            if refuse && arrival.ingress != Ingress::Route {
+                let detail = format!("no target matches `{}`", origin.host);
+                return Err(Error::new(Reason::HostNotAllowed, detail));
+            }
+            return Ok((None, None));
+        };
+        let metrics = self.metrics_of(target);
+        record.matched(Arc::clone(&target.name), metrics.clone());
+        Ok((Some(target), Some(metrics)))
+    }
+
     /// What must not be forwarded at all. Returns whether the body may be read ahead.
     fn check_head(
         &self,
         head: &Parts,
-        notable: HeaderFlags,
+        flags: HeaderFlags,
         target: Option<&Arc<Target>>,
     ) -> Result<bool, Error> {
         if head.method == Method::TRACE {
@@ -133,7 +145,7 @@ impl Exchange {
                 "TRACE is not forwarded",
             ));
         }
-        if notable.has(HeaderFlags::VIA) && self.pseudonym.is_loop(&head.headers) {
+        if flags.has(HeaderFlags::VIA) && self.pseudonym.is_loop(&head.headers) {
             return Err(Error::new(
                 Reason::LoopDetected,
                 "the request has passed here before",
@@ -143,7 +155,7 @@ impl Exchange {
             let detail = "a page of another site must not use credentials that outpace sets";
             return Err(Error::new(Reason::CrossSite, detail));
         }
-        if !notable.has(HeaderFlags::EXPECT) {
+        if !flags.has(HeaderFlags::EXPECT) {
             return Ok(true);
         }
         match head.headers.get(header::EXPECT) {
@@ -196,9 +208,9 @@ impl Plan<'_> {
 /// What the caller would like, and how long it lets itself be held: the least that it names.
 fn max_wait(
     headers: &HeaderMap,
-    notable: HeaderFlags,
+    flags: HeaderFlags,
 ) -> Result<(Preference, Option<Duration>), Malformed> {
-    if !notable.has(HeaderFlags::PREFER) && !notable.has(HeaderFlags::OURS) {
+    if !flags.has(HeaderFlags::PREFER) && !flags.has(HeaderFlags::OURS) {
         return Ok((Preference::default(), None));
     }
     let preference = semantics::preference(headers);
@@ -217,17 +229,17 @@ fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
 /// Splits a request; a switch of protocol is taken along before the rest goes its way.
 fn take_apart(
     mut request: Request<InboundBody>,
-    notable: HeaderFlags,
+    flags: HeaderFlags,
 ) -> (Parts, InboundBody, Option<OnUpgrade>) {
-    let asks = notable.has(HeaderFlags::UPGRADE);
+    let asks = flags.has(HeaderFlags::UPGRADE);
     let switch = asks.then(|| hyper::upgrade::on(&mut request));
     let (head, incoming) = request.into_parts();
     (head, incoming, switch)
 }
 
 /// A switch of protocol needs HTTP/1.1; gRPC over plain TCP begins with HTTP/2 at once.
-fn wire(head: &Parts, notable: HeaderFlags, origin: &Origin) -> ProtocolChoice {
-    if notable.has(HeaderFlags::UPGRADE)
+fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
+    if flags.has(HeaderFlags::UPGRADE)
         && semantics::requested_upgrade(&head.method, head.version, &head.headers).is_some()
     {
         return ProtocolChoice::Http1;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use super::problem::Error;
@@ -12,6 +12,7 @@ use super::reason::{Level, Reason};
 use crate::clock::{Clock, Instant};
 use crate::key;
 use crate::policy::Caller;
+use crate::sync::lock;
 use crate::telemetry::{ExchangeOutcome, JsonObject, LineWriter, Metrics, TargetMetrics};
 use crate::units::Origin;
 use http::Method;
@@ -171,12 +172,12 @@ impl Recorder {
 
     /// The last refusals, the latest first.
     pub fn refusals(&self) -> Vec<RecentRefusal> {
-        let kept = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = lock(&self.refusals);
         kept.iter().cloned().collect()
     }
 
     fn keep(&self, refusal: RecentRefusal) {
-        let mut kept = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.refusals);
         kept.truncate(REFUSALS - 1);
         kept.push_front(refusal);
     }
@@ -412,7 +413,7 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         ));
         refused.end();
-        drop(recorder.begin(Ingress::Tunnel, &client));
+        let _ = recorder.begin(Ingress::Tunnel, &client);
         drop(recorder);
 
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();

@@ -1,6 +1,6 @@
 //! The ledger of a single replica: a book in memory.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use foldhash::HashMap;
@@ -13,6 +13,8 @@ use super::{Ask, Booking, Forecast, Grant, Ledger, LedgerStatus, Pinning, Settle
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
+use crate::sync;
+use crate::units::nanos;
 
 /// The only replica there is.
 const OURSELVES: super::Replica = 0;
@@ -33,7 +35,7 @@ struct TargetEntry {
 
 impl TargetEntry {
     fn lock(&self) -> MutexGuard<'_, TargetBook> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.book)
     }
 }
 
@@ -55,12 +57,12 @@ impl MemoryLedger {
     }
 
     fn with_entry<T>(&self, target: &Arc<str>, then: impl FnOnce(&TargetEntry) -> T) -> T {
-        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
+        let targets = sync::read(&self.targets);
         if let Some(entry) = targets.get(target) {
             return then(entry);
         }
         drop(targets);
-        let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = sync::write(&self.targets);
         then(targets.entry(Arc::clone(target)).or_default())
     }
 
@@ -181,7 +183,7 @@ impl TargetBook {
         if newer {
             self.newest = Some(Arc::clone(&ask.target));
         }
-        let horizon = i64::try_from(HORIZON.as_nanos()).unwrap_or(i64::MAX);
+        let horizon = nanos(HORIZON);
         let mut call = Call::new(&ask.target, &ask.runs, OURSELVES, horizon, 0);
         if let Some(newest) = self.newest.as_ref().filter(|_| !newer)
             && newest.generation != ask.target.generation

@@ -79,7 +79,9 @@ where
                 }
             }
             // A connection that broke is not used again.
-            Poll::Ready(Some(Err(_))) => drop(this.connection.take()),
+            Poll::Ready(Some(Err(_))) => {
+                let _ = this.connection.take();
+            }
             Poll::Pending => {}
         }
         polled

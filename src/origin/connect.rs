@@ -61,7 +61,7 @@ impl Connector {
     /// Tells where this proxy listens, so that it never dials itself.
     pub fn set_ourselves(&self, addresses: Vec<SocketAddr>) {
         // A second call would be a second start; the first stands.
-        drop(self.0.ourselves.set(addresses));
+        let _ = self.0.ourselves.set(addresses);
     }
 
     /// The parent proxy, if there is one.

@@ -22,6 +22,7 @@ use crate::bounds::{
 use crate::clock::{Alarm, Clock, Instant};
 use crate::policy::Egress;
 use crate::shutdown::{Background, Tasks};
+use crate::sync;
 use crate::telemetry::Metrics;
 use crate::units::Origin;
 
@@ -223,7 +224,7 @@ where
     pub fn reap(&self) {
         let now = self.0.clock.now();
         self.0.reaped.store(now.as_nanos(), Ordering::Relaxed);
-        let mut destinations = self.0.idle.write().unwrap_or_else(PoisonError::into_inner);
+        let mut destinations = sync::write(&self.0.idle);
         destinations.retain(|_, idle| {
             let in_use = Arc::strong_count(idle) > 1;
             let mut known = idle.lock();
@@ -285,13 +286,13 @@ impl<B: http_body::Body + 'static> IdleConnections<B> {
 
 impl<B: http_body::Body + 'static> PoolState<B> {
     fn known(&self, destination: &Destination) -> Option<Arc<Idle<B>>> {
-        let known = self.idle.read().unwrap_or_else(PoisonError::into_inner);
+        let known = sync::read(&self.idle);
         known.get(destination).cloned()
     }
 
     fn idle_of(&self, destination: &Destination) -> Arc<Idle<B>> {
         self.known(destination).unwrap_or_else(|| {
-            let mut known = self.idle.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = sync::write(&self.idle);
             Arc::clone(known.entry(destination.clone()).or_default())
         })
     }
@@ -353,10 +354,8 @@ where
                 OriginError::Refused(format!("the connection was made, but {error}"))
             })?;
         // Its end reaches everyone who has a stream on it. It must not hold up a drain.
-        drop(
-            self.tasks
-                .spawn_detached(async move { drop(connection.await) }),
-        );
+        self.tasks
+            .spawn_detached(async move { drop(connection.await) });
         Ok(sender)
     }
 }
@@ -465,7 +464,7 @@ where
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             // The new protocol's bytes come through hyper's upgrade, which the driver hands over.
             if let Some(driver) = self.connection.driver.take() {
-                drop(self.home.tasks.spawn(async move { drop(driver.await) }));
+                self.home.tasks.spawn(async move { drop(driver.await) });
             }
             return Ok(response.map(OriginBody::http2));
         }

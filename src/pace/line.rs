@@ -2,7 +2,7 @@
 //! that waiters hold. The lock is never held across an await.
 
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
@@ -17,6 +17,7 @@ use crate::clock::{Clock, Instant};
 use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
 use crate::policy::{Scope, Target};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
@@ -213,7 +214,7 @@ impl Line {
                 waiting,
             );
             // A waiter that is gone needs no answer.
-            drop(entry.tell.try_send(Event::Refused(refusal)));
+            let _ = entry.tell.try_send(Event::Refused(refusal));
         }
     }
 
@@ -277,7 +278,7 @@ impl Line {
         if std::mem::replace(&mut state.driven, true) {
             self.changed.notify_one();
         } else {
-            drop(self.tasks.spawn(Arc::clone(self).run()));
+            self.tasks.spawn(Arc::clone(self).run());
         }
     }
 
@@ -409,13 +410,13 @@ impl Line {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, LineState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
 /// The channel has room for the call: it is the first message.
 fn tell_called(tell: &mpsc::Sender<Event>) {
-    drop(tell.try_send(Event::Called));
+    let _ = tell.try_send(Event::Called);
 }
 
 pub(super) fn refusal(

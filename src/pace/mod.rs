@@ -20,7 +20,7 @@ mod turn;
 
 pub use turn::{Turn, Void, Waiter};
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use foldhash::HashMap;
 use line::Line;
@@ -29,6 +29,7 @@ use crate::clock::{Clock, Instant};
 use crate::ledger::{Ledger, LedgerStatus};
 use crate::policy::{LimitSet, Scope, Target};
 use crate::shutdown::Tasks;
+use crate::sync;
 use crate::telemetry::Metrics;
 
 /// One exchange's wish to send a request.
@@ -190,17 +191,17 @@ impl Pacer {
 
     /// How many requests wait for the target of this name.
     pub fn waiting(&self, target: &str) -> usize {
-        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner);
+        let lines = sync::read(&self.lines);
         lines.get(target).map_or(0, |line| line.waiting())
     }
 
     fn line(&self, target: &Arc<Target>) -> Arc<Line> {
-        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner);
+        let lines = sync::read(&self.lines);
         if let Some(line) = lines.get(&target.name) {
             return Arc::clone(line);
         }
         drop(lines);
-        let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = sync::write(&self.lines);
         Arc::clone(lines.entry(Arc::clone(&target.name)).or_insert_with(|| {
             Arc::new(Line::new(
                 Arc::clone(target),

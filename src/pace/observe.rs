@@ -43,7 +43,7 @@ impl Line {
             }
             Booking::Pending(answer) => {
                 let (ledger, clock) = (Arc::clone(&self.ledger), self.clock.clone());
-                drop(self.tasks.spawn_cancel_on_drain(async move {
+                self.tasks.spawn_cancel_on_drain(async move {
                     let began = clock.now();
                     let Some(grant) = answer.await.into_iter().next() else {
                         return;
@@ -51,7 +51,7 @@ impl Line {
                     if !settle(&*ledger, &target, &grant, soon(&clock, began)) {
                         told(held_by(&target, &grant));
                     }
-                }));
+                });
             }
         }
         None

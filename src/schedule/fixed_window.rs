@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::token_bucket::nanos;
-use crate::units::Rate;
+use crate::units::{Rate, nanos};
 
 /// The newest window that was booked in, and how many it holds. Both edges of a window are kept
 /// free by a guard, since the origin's clock and the way there are not exact.

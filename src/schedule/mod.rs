@@ -155,7 +155,7 @@ impl Schedule {
             Self::SlidingWindow(window) => window.record_unbooked(at.as_nanos(), units),
             Self::FixedWindow(window) => window.record_unbooked(at.as_nanos(), units),
             Self::TokenBucket(bucket) => {
-                bucket.record_unbooked(at.as_nanos(), units, now.as_nanos())
+                bucket.record_unbooked(at.as_nanos(), units, now.as_nanos());
             }
         }
     }

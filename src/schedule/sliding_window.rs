@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::token_bucket::nanos;
-use crate::units::Rate;
+use crate::units::{Rate, nanos};
 
 /// Remembers the last n units; the next may not come before the n-th last plus the window. The
 /// window is kept over period + slack, so that late requests do not tip it over.

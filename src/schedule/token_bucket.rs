@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{div_ceil, share};
 use crate::bounds::SLACK;
-use crate::units::Rate;
+use crate::units::{Rate, nanos};
 
 /// A request conforms at `t` if `t >= tat - tolerance`; then `tat = max(tat, t) + interval`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +164,3 @@ impl TokenBucket {
 
 /// Beyond any horizon.
 const NEVER: i64 = i64::MAX / 2;
-
-pub(super) fn nanos(duration: Duration) -> i64 {
-    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
-}

@@ -88,11 +88,11 @@ impl HeaderFlags {
 
 /// Removes from a request what must not reach the origin: hop-by-hop fields, whatever `Connection`
 /// names, proxy credentials, `Expect` (we answer it) and every field of ours. `TE: trailers` stays.
-pub fn strip_request(headers: &mut HeaderMap, notable: HeaderFlags) {
-    if notable.has(HeaderFlags::CONNECTION) {
+pub fn strip_request(headers: &mut HeaderMap, flags: HeaderFlags) {
+    if flags.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if notable.has(HeaderFlags::HOP_BY_HOP) {
+    if flags.has(HeaderFlags::HOP_BY_HOP) {
         let trailers = wants_trailers(headers);
         remove_hop_by_hop(headers);
         headers.remove(header::PROXY_AUTHORIZATION);
@@ -102,24 +102,24 @@ pub fn strip_request(headers: &mut HeaderMap, notable: HeaderFlags) {
         }
         keep_honest_trailer_names(headers);
     }
-    if notable.has(HeaderFlags::OURS) {
+    if flags.has(HeaderFlags::OURS) {
         remove_ours(headers);
     }
 }
 
 /// Removes from a response what was for this hop only, and any field that pretends to be ours.
 pub fn strip_response(headers: &mut HeaderMap) {
-    let notable = HeaderFlags::of(headers);
-    if notable.has(HeaderFlags::CONNECTION) {
+    let flags = HeaderFlags::of(headers);
+    if flags.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if notable.has(HeaderFlags::HOP_BY_HOP) {
+    if flags.has(HeaderFlags::HOP_BY_HOP) {
         remove_hop_by_hop(headers);
         headers.remove(header::PROXY_AUTHENTICATE);
         headers.remove("proxy-authentication-info");
         keep_honest_trailer_names(headers);
     }
-    if notable.has(HeaderFlags::OURS) {
+    if flags.has(HeaderFlags::OURS) {
         remove_ours(headers);
     }
 }

@@ -66,7 +66,7 @@ async fn answer(
                     origin,
                     client,
                 };
-                drop(connection.server.tasks.spawn(inside.serve(upgrade, config)));
+                connection.server.tasks.spawn(inside.serve(upgrade, config));
                 Response::new(ResponseBody::empty())
             }
             Err(error) => {
@@ -91,7 +91,7 @@ async fn answer(
                 Arc::clone(&connection.server),
                 Arc::clone(&connection.place),
             );
-            drop(connection.server.tasks.spawn(async move {
+            connection.server.tasks.spawn(async move {
                 // A client that went away before its 200 leaves the tunnel's record as abandoned.
                 let Ok(upgraded) = upgrade.await else { return };
                 match into_tcp(upgraded) {
@@ -99,7 +99,7 @@ async fn answer(
                     Err(stream) => tunnel.relay(stream, &server.exchange).await,
                 }
                 drop(place);
-            }));
+            });
             Response::new(ResponseBody::empty())
         }
     }

@@ -68,7 +68,7 @@ impl Listener {
             };
             let slot = ConnectionSlot::new(permit, server.metrics.clone());
             let connection = ClientConnection::new(Arc::clone(&server), peer, inbound, slot);
-            drop(server.tasks.spawn(serve(connection, stream)));
+            server.tasks.spawn(serve(connection, stream));
         }
     }
 
@@ -89,7 +89,7 @@ impl Listener {
 
 async fn serve(connection: ClientConnection, stream: TcpStream) {
     // Without it small responses wait for acknowledgements; failing to set it breaks nothing.
-    drop(stream.set_nodelay(true));
+    let _ = stream.set_nodelay(true);
     Arc::new(connection).serve_either(stream).await;
 }
 

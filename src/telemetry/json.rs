@@ -61,7 +61,7 @@ impl<'a> JsonObject<'a> {
         }
         self.raw(key.0);
         // Writing a string to memory does not fail.
-        drop(serde_json::to_writer(&mut *self.into, value));
+        let _ = serde_json::to_writer(&mut *self.into, value);
         self
     }
 

@@ -10,6 +10,7 @@ use super::Metrics;
 use super::json::{JsonObject, Stamp};
 use crate::bounds::LOG_BACKLOG;
 use crate::key;
+use crate::sync::lock;
 
 /// A sink for whole lines. Cheap to clone; the last clone's drop writes out what is left.
 #[derive(Debug, Clone)]
@@ -65,12 +66,7 @@ impl LineWriter {
 
     /// Adds one line: an object that begins with its time, and to which `write` adds members.
     pub fn line(&self, time: SystemTime, write: impl FnOnce(&mut JsonObject<'_>)) {
-        let mut state = self
-            .0
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0.shared.state);
         if state.lines.len() > LOG_BACKLOG {
             self.0.metrics.log_line_dropped();
             return;
@@ -94,7 +90,7 @@ impl LineQueue {
     fn write_out(&self, out: &mut impl Write) {
         let mut batch = Vec::new();
         loop {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.state);
             while state.lines.is_empty() && !state.closed {
                 state = self
                     .gathered
@@ -111,7 +107,7 @@ impl LineQueue {
             let closed = state.closed;
             drop(state);
             // Nobody reads: there is no one left to tell.
-            drop(out.write_all(&batch).and_then(|()| out.flush()));
+            let _ = out.write_all(&batch).and_then(|()| out.flush());
             batch.clear();
             if closed {
                 return;
@@ -122,19 +118,11 @@ impl LineQueue {
 
 impl Handle {
     fn close(&self) {
-        self.shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closed = true;
+        lock(&self.shared.state).closed = true;
         self.shared.gathered.notify_one();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
-            drop(thread.join());
+            let _ = thread.join();
         }
     }
 }

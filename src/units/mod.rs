@@ -13,6 +13,11 @@ pub use rate::{ParseRateError, Rate};
 
 use std::time::Duration;
 
+/// Converts a duration to whole nanoseconds, at most [`i64::MAX`].
+pub fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
 /// Parses a duration such as `30s`, `1m30s` or `250ms`; the unit is required.
 ///
 /// # Errors

@@ -86,10 +86,10 @@ async fn two_commands_share_one_proxy_and_the_last_ends_it() {
     let (mut one, mut two) = (start(), start());
     origin.arrivals.reached(2).await;
     // Each reads a line; until then it is there.
-    drop(one.stdin.take());
+    let _ = one.stdin.take();
     let one = soon("the first", one.wait_with_output()).await.unwrap();
     assert!(dir.path().join("data/serving.json").exists());
-    drop(two.stdin.take());
+    let _ = two.stdin.take();
     let two = soon("the second", two.wait_with_output()).await.unwrap();
     let proxy = |output: std::process::Output| String::from_utf8(output.stdout).unwrap();
     assert_eq!(proxy(one), proxy(two));

@@ -180,7 +180,7 @@ impl OneReplica {
         let all = async { while clients.join_next().await.is_some() {} };
         match self.life.goes {
             Some((at, goodbye)) => {
-                drop(tokio::time::timeout_at(self.began + at.max(self.life.joins), all).await);
+                let _ = tokio::time::timeout_at(self.began + at.max(self.life.joins), all).await;
                 clients.abort_all();
                 if goodbye {
                     ledger.leave().await;
@@ -188,7 +188,7 @@ impl OneReplica {
             }
             None => {
                 let late = self.end + Duration::from_secs(1);
-                drop(tokio::time::timeout_at(late, all).await);
+                let _ = tokio::time::timeout_at(late, all).await;
             }
         }
     }

@@ -200,7 +200,7 @@ impl World {
         let forever = self.clients.iter().any(|plan| plan.again);
         let all = async { while living.join_next().await.is_some() {} };
         if forever {
-            drop(tokio::time::timeout(Duration::from_secs(61), all).await);
+            let _ = tokio::time::timeout(Duration::from_secs(61), all).await;
         } else {
             all.await;
             tasks.finished().await;

@@ -147,7 +147,7 @@ async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar)
         came.failures = count;
         return came;
     };
-    drop(Tasks::new().spawn(connection));
+    Tasks::new().spawn(connection);
     for _ in 0..count {
         let mut answered = false;
         for _ in 0..TRIES {
@@ -160,7 +160,7 @@ async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar)
             };
             let status = response.status();
             let wait = retry_after(response.headers(), clock.wall());
-            drop(response.into_body().collect().await);
+            let _ = response.into_body().collect().await;
             if status != StatusCode::TOO_MANY_REQUESTS {
                 answered = status.is_success();
                 break;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use super::super::{Exit, print, print_error};
 use crate::clock::{Clock, Instant};
 use crate::semantics::write_retry_after;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 use crate::units::Rate;
 
 /// Serves on a port, and tells each second what came, until the process is interrupted.
@@ -48,18 +49,16 @@ pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
 pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tasks: Tasks) {
     while let Ok((stream, _)) = listener.accept().await {
         let origin = Arc::clone(&origin);
-        drop(tasks.spawn(async move {
+        tasks.spawn(async move {
             let service = service_fn(move |_request| {
                 let response = origin.answer();
                 async move { Ok::<_, Infallible>(response) }
             });
             // A client that goes away is no news.
-            drop(
-                http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await,
-            );
-        }));
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
     }
 }
 
@@ -67,10 +66,7 @@ pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tas
 async fn report(origin: Arc<LimitedOrigin>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut counted = origin
-            .counted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut counted = lock(&origin.counted);
         let (served, refused) = std::mem::take(&mut *counted);
         drop(counted);
         if served + refused > 0 {
@@ -105,18 +101,18 @@ impl LimitedOrigin {
 
     /// When anything came since this was asked last.
     pub(super) fn take_arrivals(&self) -> Vec<Instant> {
-        std::mem::take(&mut self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut lock(&self.arrivals))
     }
 
     fn answer(&self) -> Response<Full<Bytes>> {
-        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut arrivals = lock(&self.arrivals);
         // It stands for hours; who compares asks in time.
         if arrivals.len() < 100_000 {
             arrivals.push(self.clock.now());
         }
         drop(arrivals);
         let admitted = self.admit();
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = lock(&self.counted);
         match admitted {
             Ok(()) => {
                 counted.0 += 1;
@@ -136,7 +132,7 @@ impl LimitedOrigin {
 
     fn admit(&self) -> Result<(), Duration> {
         let now = self.clock.now();
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = lock(&self.log);
         while log
             .front()
             .is_some_and(|oldest| now.since(*oldest) >= self.rate.period())

@@ -15,7 +15,7 @@ pub use link::{Heartbeat, Link, LinkError, Pin, Reply};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
@@ -35,7 +35,9 @@ use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
 use crate::random::Random;
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 use crate::telemetry::Metrics;
+use crate::units::nanos;
 
 /// A taken lock is tried again after so many milliseconds, jittered.
 const BUSY: std::ops::Range<f64> = 1.0..4.0;
@@ -85,7 +87,7 @@ struct TargetHandle {
 
 impl TargetHandle {
     fn view(&self) -> MutexGuard<'_, LocalView> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.view)
     }
 
     /// Publishes the epoch if it is news.
@@ -130,11 +132,9 @@ impl<L: Link> SharedLedger<L> {
             reach: AtomicI64::new(0),
         });
         let heart = Arc::clone(&inner);
-        drop(
-            inner
-                .tasks
-                .spawn_detached(async move { heart.heartbeat_loop().await }),
-        );
+        inner
+            .tasks
+            .spawn_detached(async move { heart.heartbeat_loop().await });
         Self(inner)
     }
 
@@ -147,17 +147,15 @@ impl<L: Link> SharedLedger<L> {
     pub async fn connected(&self) {
         let mut connection = self.0.mode.subscribe();
         // The sender lives as long as we do.
-        drop(
-            connection
-                .wait_for(|connection| *connection == LinkState::Up)
-                .await,
-        );
+        let _ = connection
+            .wait_for(|connection| *connection == LinkState::Up)
+            .await;
     }
 
     /// A clean exit: promise and permits are free at once.
     pub async fn leave(&self) {
         if self.is_connected() {
-            drop(tokio::time::timeout(PROBE_EVERY, self.0.link.leave(self.0.replica)).await);
+            let _ = tokio::time::timeout(PROBE_EVERY, self.0.link.leave(self.0.replica)).await;
         }
     }
 }
@@ -192,10 +190,10 @@ impl<L: Link> Ledger for SharedLedger<L> {
             let (inner, target) = (Arc::clone(inner), Arc::clone(&target.name));
             let answered = settlement == Settlement::Left;
             let tasks = inner.tasks.clone();
-            drop(tasks.spawn_detached(async move {
+            tasks.spawn_detached(async move {
                 // If it is lost, the rest follows after the probe's patience.
-                drop(inner.link.probe(target, epoch.1, answered).await);
-            }));
+                let _ = inner.link.probe(target, epoch.1, answered).await;
+            });
         }
     }
 
@@ -209,10 +207,10 @@ impl<L: Link> Ledger for SharedLedger<L> {
             slot.scope.shared_key(limit).cloned(),
         );
         let tasks = inner.tasks.clone();
-        drop(tasks.spawn_detached(async move {
+        tasks.spawn_detached(async move {
             // Lost while the store is away: then the estimate stands.
-            drop(inner.link.correct(target, limit, key, units).await);
-        }));
+            let _ = inner.link.correct(target, limit, key, units).await;
+        });
     }
 
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
@@ -273,15 +271,13 @@ impl<L: Link> Ledger for SharedLedger<L> {
         handle.publish(epoch);
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
         let tasks = inner.tasks.clone();
-        drop(
-            tasks.spawn_detached(async move { inner.report_block(&handle, target, theirs).await }),
-        );
+        tasks.spawn_detached(async move { inner.report_block(&handle, target, theirs).await });
     }
 }
 
 impl<L: Link> SharedState<L> {
     fn handle(&self, target: &Arc<str>) -> Arc<TargetHandle> {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = lock(&self.targets);
         if let Some(handle) = targets.get(target) {
             return Arc::clone(handle);
         }
@@ -296,7 +292,7 @@ impl<L: Link> SharedState<L> {
     }
 
     fn store(&self) -> MutexGuard<'_, StoreView> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.store)
     }
 
     fn mode(&self) -> LedgerMode {
@@ -324,7 +320,7 @@ impl<L: Link> SharedState<L> {
                 }
                 LedgerMode::Fallback(ppm) => {
                     let now = self.clock.now();
-                    let horizon = i64::try_from(HORIZON_MIN.as_nanos()).unwrap_or(i64::MAX);
+                    let horizon = nanos(HORIZON_MIN);
                     let noticed = match *self.mode.borrow() {
                         LinkState::Down(since) => self.store().share.noticed(since),
                         LinkState::Never | LinkState::Up | LinkState::Returning(_) => now,
@@ -400,7 +396,6 @@ impl<L: Link> SharedState<L> {
     /// How far ahead to book: short, but long enough for the way to the store, for several slots per
     /// replica of a slow limit, and for calls to stay within their budget.
     fn horizon(&self, handle: &TargetHandle, ask: &Ask) -> i64 {
-        let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let live = self.live.load(Ordering::Relaxed).max(1);
         let several = handle.view().interval(ask).saturating_mul(5 * live);
         let way = self.store().offset.slowest().saturating_mul(2);

@@ -1,8 +1,8 @@
 //! What keeps a replica in touch with the store besides its bookings: signs of life, blocks, permits that
 //! came back, and what it did alone.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::link::{Heartbeat, Link, LinkError, Reply};
@@ -10,6 +10,8 @@ use super::mode::{FallbackShare, LedgerMode, LinkState};
 use super::{BUSY, PROBE_EVERY, SharedState, TargetHandle};
 use crate::clock::Instant;
 use crate::ledger::Call;
+use crate::sync::lock;
+use crate::units::nanos;
 
 /// Idle schedules are removed about this often, by one of the replicas.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -19,7 +21,7 @@ const SILENT: Duration = Duration::from_secs(2);
 impl<L: Link> SharedState<L> {
     /// Another server, or the same after a restart: all that we know is told again.
     pub(super) fn resync(&self) {
-        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let targets = lock(&self.targets);
         for handle in targets.values() {
             handle.view().resync = true;
         }
@@ -55,7 +57,7 @@ impl<L: Link> SharedState<L> {
         }
         self.live.store(heartbeat.live, Ordering::Relaxed);
         let targets: Vec<(Arc<str>, Arc<TargetHandle>)> = {
-            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            let targets = lock(&self.targets);
             let all = targets.iter();
             all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
                 .collect()
@@ -88,7 +90,7 @@ impl<L: Link> SharedState<L> {
 
     /// Signs of life, as often as the store wants them.
     pub(super) async fn heartbeat_loop(self: Arc<Self>) {
-        let share_for = i64::try_from(self.outage.share_for.as_nanos()).unwrap_or(i64::MAX);
+        let share_for = nanos(self.outage.share_for);
         let mut swept = self.clock.now();
         let mut mode = self.mode.subscribe();
         loop {
@@ -97,7 +99,7 @@ impl<L: Link> SharedState<L> {
             if now.since(swept) > SWEEP_EVERY.mul_f64(0.5 + self.random.unit()) {
                 swept = now;
                 // Nothing depends on it: others do it, too.
-                drop(self.link.sweep().await);
+                let _ = self.link.sweep().await;
             }
             let up = *mode.borrow_and_update() == LinkState::Up;
             tokio::select! {
@@ -169,7 +171,7 @@ impl<L: Link> SharedState<L> {
     /// last writes, and books nothing until all have had time to say so.
     async fn report_usage(&self) -> Result<(), LinkError> {
         let places: Vec<(Arc<str>, Arc<TargetHandle>)> = {
-            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            let targets = lock(&self.targets);
             let all = targets.iter();
             all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
                 .collect()
@@ -219,7 +221,7 @@ impl<L: Link> SharedState<L> {
             return;
         }
         let (inner, handle, target) = (Arc::clone(self), Arc::clone(handle), Arc::clone(target));
-        drop(self.tasks.spawn_detached(async move {
+        self.tasks.spawn_detached(async move {
             let _turn = handle.turnstile.lock().await;
             handle.reporting.store(false, Ordering::Release);
             let call = handle.view().report(&target, inner.replica);
@@ -230,6 +232,6 @@ impl<L: Link> SharedState<L> {
                 Ok(()) => handle.view().reported(),
                 Err(error) => inner.on_failure(&error),
             }
-        }));
+        });
     }
 }

@@ -88,7 +88,7 @@ impl Ballast {
             Ok(()) => self.there = true,
             Err(error) => {
                 tracing::warn!(%error, "no room for the spool's ballast");
-                drop(std::fs::remove_file(&self.path));
+                let _ = std::fs::remove_file(&self.path);
             }
         }
     }

@@ -13,7 +13,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
@@ -28,6 +28,7 @@ use super::{
 };
 use crate::clock::{Clock, Instant};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 use buffer_index::BufferIndex;
 use op::Op;
 use writer::Writer;
@@ -168,7 +169,7 @@ impl DiskStore {
             broken: tell_broken,
         };
         // A drain does not wait for it: what is drained writes. `close` ends it.
-        drop(tasks.spawn_detached(writer.run(waiting)));
+        tasks.spawn_detached(writer.run(waiting));
         Ok(Self {
             ops,
             readers,
@@ -206,9 +207,7 @@ impl DiskStore {
     }
 
     fn buffer_index(&self) -> MutexGuard<'_, BufferIndex> {
-        self.buffer_index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.buffer_index)
     }
 
     /// Hands an operation to the writer and waits until it is on disk.

@@ -158,5 +158,5 @@ fn tell_as<T>(
         of(value).ok_or_else(|| StoreError::Away("it answered something else".to_owned()))
     });
     // Who asked may have gone; it is done all the same.
-    drop(tell.send(answer));
+    let _ = tell.send(answer);
 }

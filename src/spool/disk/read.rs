@@ -258,7 +258,9 @@ fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
         std::fs::rename(&beside, path)?;
         std::fs::File::open(dir)?.sync_all()
     };
-    written().inspect_err(|_| drop(std::fs::remove_file(&beside)))
+    written().inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside);
+    })
 }
 
 /// Removes bodies without an item: their push was never acknowledged.
@@ -280,7 +282,7 @@ pub(super) async fn sweep_orphans(connection: &mut SqliteConnection, dir: &Path)
     });
     for file in files {
         if !known.contains(&*file.file_name().to_string_lossy()) {
-            drop(std::fs::remove_file(file.path()));
+            let _ = std::fs::remove_file(file.path());
         }
     }
 }

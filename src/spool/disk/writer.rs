@@ -1,7 +1,7 @@
 //! The one writer: takes what waits, does it in one transaction, synchronises, then answers.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
@@ -15,6 +15,7 @@ use super::buffer_index::BufferIndex;
 use super::change;
 use super::op::{Op, Value};
 use super::read::{away, read_item};
+use crate::sync::lock;
 
 /// Operations in one transaction.
 const BATCH_MAX: usize = 1024;
@@ -146,11 +147,7 @@ impl Writer {
     /// Does them all in one transaction. An error means that none was done.
     async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Value, StoreError>>, sqlx::Error> {
         let room = self.room();
-        let buffer_index = self
-            .buffer_index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let buffer_index = lock(&self.buffer_index).clone();
         sqlx::query("begin immediate")
             .execute(&mut self.connection)
             .await?;
@@ -176,23 +173,20 @@ impl Writer {
         let values = match outcome {
             Ok(values) => values,
             Err(error) => {
-                drop(sqlx::query("rollback").execute(&mut self.connection).await);
+                let _ = sqlx::query("rollback").execute(&mut self.connection).await;
                 return Err(error);
             }
         };
         if let Err(error) = sqlx::query("commit").execute(&mut self.connection).await {
-            drop(sqlx::query("rollback").execute(&mut self.connection).await);
+            let _ = sqlx::query("rollback").execute(&mut self.connection).await;
             return Err(error);
         }
         if buffer_index.pushed() > self.mark.value() {
             self.mark.set(buffer_index.pushed());
         }
-        *self
-            .buffer_index
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = buffer_index;
+        *lock(&self.buffer_index) = buffer_index;
         for id in files {
-            drop(std::fs::remove_file(body_path(&self.settings.dir, &id)));
+            let _ = std::fs::remove_file(body_path(&self.settings.dir, &id));
         }
         Ok(values)
     }

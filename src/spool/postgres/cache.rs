@@ -1,13 +1,14 @@
 //! What this replica knows of the store without asking: buffers, what it holds, the server's time.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::super::{Buffer, Hold, Millis};
 use crate::clock::{Clock, Instant};
+use crate::sync::lock;
 
 /// A buffer as the last look found it.
 #[derive(Debug, Clone)]
@@ -68,7 +69,7 @@ impl BufferCache {
     }
 
     fn state(&self) -> MutexGuard<'_, CacheState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The server's time; before it was ever heard, this machine's.

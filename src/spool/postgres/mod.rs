@@ -100,8 +100,8 @@ impl PostgresStore {
             room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
         });
         // A drain does not wait for them: what is drained writes. `close` ends the lease.
-        drop(tasks.spawn_detached(push::run(Arc::downgrade(&inner), waiting)));
-        drop(tasks.spawn_detached(upkeep::run(Arc::downgrade(&inner))));
+        tasks.spawn_detached(push::run(Arc::downgrade(&inner), waiting));
+        tasks.spawn_detached(upkeep::run(Arc::downgrade(&inner)));
         Self(inner)
     }
 

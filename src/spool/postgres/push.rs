@@ -189,7 +189,7 @@ impl PostgresState {
             fits
         });
         for push in full {
-            drop(push.tell.send(Err(StoreError::Full { used, max: most })));
+            let _ = push.tell.send(Err(StoreError::Full { used, max: most }));
         }
         if batch.is_empty() {
             return;
@@ -208,7 +208,7 @@ impl PostgresState {
                 self.cache.add_used(push.buffer, push.bytes());
             }
             // Who asked may have gone; it is kept all the same.
-            drop(push.tell.send(answer));
+            let _ = push.tell.send(answer);
         }
     }
 

@@ -68,7 +68,7 @@ async fn started(mut command: Command, says: &'static str) -> Child {
             .by_ref()
             .take_while(|line| !line.contains(says))
             .collect();
-        drop(tell.send(read));
+        let _ = tell.send(read);
         lines.for_each(drop);
     });
     let read = soon(says, told).await.unwrap();
@@ -199,12 +199,10 @@ impl Postgres {
 
     fn end(&mut self, signal: &str) {
         if let Some(mut server) = self.server.take() {
-            drop(
-                Command::new("kill")
-                    .args(["-s", signal, &server.id().to_string()])
-                    .status(),
-            );
-            drop(server.wait());
+            let _ = Command::new("kill")
+                .args(["-s", signal, &server.id().to_string()])
+                .status();
+            let _ = server.wait();
         }
     }
 }
@@ -223,7 +221,7 @@ pub(crate) struct Pooler {
 
 impl Drop for Pooler {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

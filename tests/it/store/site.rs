@@ -118,7 +118,7 @@ impl Site {
             panic!("only on disk");
         };
         let to = dir.path().join(name);
-        drop(std::fs::remove_dir_all(&to));
+        let _ = std::fs::remove_dir_all(&to);
         image(&dir.path().join("0"), &to);
         Image(to)
     }
