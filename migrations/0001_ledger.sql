@@ -1,13 +1,14 @@
--- The shared ledger: one schedule per limit (and key) for all replicas. docs/ledger.md explains the rows.
+-- The shared ledger, with one schedule per limit and key for all replicas. docs/ledger.md
+-- explains the rows.
 --
--- All instants and durations are nanoseconds of this server's clock; integers only. Functions carry a
--- version in their names: a program calls the ones it was written for, so old and new programs run side
--- by side during a rollout. What a function decides is also written in src/ledger/book.rs; the
--- conformance suite holds the two together.
+-- All instants and durations are integers in nanoseconds of this server's clock. Functions carry
+-- a version in their names, and a program calls the versions that it was written for. So old and
+-- new programs run side by side during a rollout. The decision of these functions also exists in
+-- src/ledger/book.rs, and the conformance suite compares the two.
 
 create schema if not exists outpace;
 
--- Which programs this schema serves: those whose own number lies between `oldest` and `newest`.
+-- The range of programs that this schema serves, from number `oldest` to number `newest`.
 create table outpace.schema_info (
   single bool primary key default true check (single),
   oldest int  not null,
@@ -15,16 +16,17 @@ create table outpace.schema_info (
 );
 insert into outpace.schema_info (oldest, newest) values (1, 1);
 
--- One row per target: the origin's block, and the latest instant seen, so that time never goes back.
+-- One row per target, with the block of its origin. The latest instant is stored, so that time
+-- never goes back.
 create table outpace.target (
   name       text primary key,
   clock_ns   int8 not null default 0,
-  epoch      int8 not null default 0,       -- how many blocks there have been
-  blocked_ns int8 not null default 0,       -- until when the origin is left alone, or was
-  phase      int2 not null default 0,       -- 0 open, 1 blocked, 2 a probe is under way
-  rest_ns    int8 not null default 0,       -- when the rest may follow an unanswered probe
-  server_ns  int8 not null default 0,       -- when the server that wrote this row had started
-  quiet_ns   int8 not null default 0        -- nothing is booked before: a server has just started
+  epoch      int8 not null default 0,       -- number of blocks so far
+  blocked_ns int8 not null default 0,       -- end of the last block
+  phase      int2 not null default 0,       -- 0 open, 1 blocked, 2 probing
+  rest_ns    int8 not null default 0,       -- end of the wait for an unanswered probe
+  server_ns  int8 not null default 0,       -- start of the server that wrote this row
+  quiet_ns   int8 not null default 0        -- end of the quiet time after a server start
 ) with (fillfactor = 20);
 
 -- One row per limit, or per key of a keyed limit.
@@ -33,19 +35,19 @@ create table outpace.schedule (
   limit_name text   not null,
   key        text   not null default '',
   kind       text   not null,               -- token, sliding, fixed or permits
-  a          int8   not null,               -- token: interval; sliding, fixed: n; permits: the most
-  b          int8   not null,               -- token: burst tolerance; sliding, fixed: the window
-  c          int8   not null,               -- token: the period; fixed: the guard
-  mark       int8   not null default 0,     -- token: theoretical arrival time; fixed: newest window
-  used       int8   not null default 0,     -- fixed: how much of it is used
-  log_at     int8[] not null default '{}',  -- sliding: when ...
-  log_units  int8[] not null default '{}',  -- ... how many units left, ascending
-  reserves   int8[] not null default '{}',  -- by lane: until when its reserve is used
-  agreed_ns  int8   not null default 0,     -- when somebody last asked under these numbers
+  a          int8   not null,               -- token: interval, windows: n, permits: maximum
+  b          int8   not null,               -- token: burst tolerance, windows: length
+  c          int8   not null,               -- token: period, fixed: guard
+  mark       int8   not null default 0,     -- token: theoretical arrival time, fixed: newest window
+  used       int8   not null default 0,     -- fixed: units used in the newest window
+  log_at     int8[] not null default '{}',  -- sliding: instants, ascending
+  log_units  int8[] not null default '{}',  -- sliding: units sent at these instants
+  reserves   int8[] not null default '{}',  -- by lane: instant up to which its reserve is used
+  agreed_ns  int8   not null default 0,     -- last call under these numbers
   primary key (target, limit_name, key)
 ) with (fillfactor = 20);
 
--- Who competes for a schedule: one lane of one replica.
+-- One row per flow, which is one lane of one replica that competes for a schedule.
 create table outpace.flow (
   target       text not null,
   limit_name   text not null,
@@ -54,11 +56,11 @@ create table outpace.flow (
   replica      int8 not null,
   virtual_time int8 not null default 0,
   waiting      int8 not null default 0,
-  due_ns       int8 not null default 0,     -- when it asks again
+  due_ns       int8 not null default 0,     -- instant at which the replica asks again
   primary key (target, limit_name, key, lane, replica)
 ) with (fillfactor = 20);
 
--- Permits of limits on how many run at once, as each replica last reported them.
+-- Permits of `concurrent` limits, as each replica last reported them.
 create table outpace.permit (
   target     text not null,
   limit_name text not null,
@@ -68,18 +70,18 @@ create table outpace.permit (
   primary key (target, limit_name, key, replica)
 ) with (fillfactor = 20);
 
--- One row per replica, also when it is idle.
+-- One row per replica, which also exists while the replica is idle.
 create table outpace.replica (
   id          int8 primary key,
   name        text not null,
   version     text not null,
   seen_ns     int8 not null,
-  silent_ns   int8 not null,                -- without a further beat it counts as silent from here,
-  fenced_ns   int8 not null,                -- and its promise is kept for it until here
-  promise_ppm int8 not null                 -- the share of every rate that is its own when it is cut off
+  silent_ns   int8 not null,                -- instant from which it is silent without a heartbeat
+  fenced_ns   int8 not null,                -- end of the reservation of its fallback share
+  promise_ppm int8 not null                 -- fallback share of every rate, in millionths
 ) with (fillfactor = 20);
 
--- Numbers that an operator has pinned; they override what files say.
+-- Numbers that an operator has pinned. They override the numbers in configuration files.
 create table outpace.pin (
   target     text  not null,
   limit_name text  not null,
@@ -87,7 +89,7 @@ create table outpace.pin (
   primary key (target, limit_name)
 );
 
--- This server's clock. A test may put another in its place, for its own session.
+-- Returns this server's time in nanoseconds. A test may set another time for its own session.
 create function outpace.clock_v1() returns int8 language plpgsql volatile as $$
 begin
   return coalesce(nullif(current_setting('outpace.clock_ns', true), '')::int8,
@@ -99,23 +101,26 @@ begin
   return (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8 * 1000;
 end $$;
 
--- Quotient rounded up, for positive numbers.
+-- Returns the quotient, rounded up, for positive numbers.
 create function outpace.div_ceil_v1(n int8, d int8) returns int8 language sql immutable as $$
   select (n + d - 1) / d
 $$;
 
--- n + i * k, as far as it fits.
+-- Returns n + i * k, or the largest int8 if the sum is larger.
 create function outpace.plus_v1(n int8, i int8, k int8) returns int8 language sql immutable as $$
   select least(n + least(i::numeric * k, 9223372036854775807), 9223372036854775807)::int8
 $$;
 
--- What remains of a count, or of a token bucket's rate, when `lost` millionths are kept for others.
+-- Returns the part of a count that is left after `lost` millionths are reserved for silent
+-- replicas.
 create function outpace.share_count_v1(n int8, lost int8) returns int8 language sql immutable as $$
   select case when lost <= 0 then n else trunc(n::numeric * (1000000 - lost) / 1000000)::int8 end
 $$;
 
--- Null where less than half a request per interval remains: booking one would be a debt for long after
--- the others are back.
+-- Returns the interval of a token bucket after `lost` millionths are reserved for silent
+-- replicas. The result is null if less than one unit per period and less than half of the rate
+-- are left. A booking at such a rate would be a debt for a long time after the silent replicas
+-- have reconnected.
 create function outpace.share_interval_v1(i int8, period int8, lost int8) returns int8
 language plpgsql immutable as $$
 declare whole int8;
@@ -127,7 +132,7 @@ begin
   return trunc(i::numeric * 1000000 / (1000000 - lost))::int8;
 end $$;
 
--- The earliest instant from `t` on at which `units` more may leave.
+-- Returns the earliest instant, not before `t`, at which `units` more may be sent.
 create function outpace.earliest_v1(w outpace.schedule, lost int8, t int8, units int8) returns int8
 language plpgsql immutable as $$
 declare i int8; n int8; u int8; push int8; total int8; win int8; base int8; pos int8; at int8;
@@ -152,7 +157,7 @@ begin
     end loop;
     return t;
   end if;
-  -- fixed: both edges of a window are kept free by the guard c
+  -- Fixed window: the guard c keeps both edges of a window free.
   win := t / w.b; at := t;
   if t % w.b < w.c then at := win * w.b + w.c;
   elsif t % w.b >= w.b - w.c then win := win + 1; at := win * w.b + w.c;
@@ -162,7 +167,7 @@ begin
   return case when base = win then at else base * w.b + w.c end;
 end $$;
 
--- A sliding window's log keeps the last n units.
+-- Reduces the log of a sliding window to its last n units.
 create function outpace.trimmed_v1(w outpace.schedule) returns outpace.schedule
 language plpgsql immutable as $$
 declare excess int8; gone int8; k int := 1;
@@ -179,7 +184,7 @@ begin
   return w;
 end $$;
 
--- The schedule after `units` left at `t`.
+-- Returns the schedule after `units` are booked at `t`.
 create function outpace.booked_v1(w outpace.schedule, lost int8, t int8, units int8)
 returns outpace.schedule language plpgsql immutable as $$
 declare l int;
@@ -202,7 +207,7 @@ begin
   return w;
 end $$;
 
--- As if everything that may be used by `t` had been.
+-- Returns the schedule as if everything that is allowed by `t` had been used.
 create function outpace.exhausted_v1(w outpace.schedule, t int8) returns outpace.schedule
 language plpgsql immutable as $$
 begin
@@ -213,7 +218,7 @@ begin
   return w;
 end $$;
 
--- The schedule under other numbers: what was used stays used.
+-- Returns the schedule under other numbers. Past usage stays counted.
 create function outpace.adopted_v1(w outpace.schedule, kind text, a int8, b int8, c int8, t int8)
 returns outpace.schedule language plpgsql immutable as $$
 declare v outpace.schedule := w; newest int8;
@@ -234,7 +239,7 @@ begin
   return v;
 end $$;
 
--- Never less used than what a caller last knew.
+-- Merges the state that a caller last received, so that usage is never lost.
 create function outpace.merged_v1(w outpace.schedule, seen jsonb) returns outpace.schedule
 language plpgsql immutable as $$
 declare m int8 := (seen ->> 'mark')::int8; u int8 := (seen ->> 'used')::int8;
@@ -256,7 +261,8 @@ begin
   return w;
 end $$;
 
--- What left without having been booked here, in ascending order: booked now.
+-- Books requests that were sent in fallback mode, as pairs of instant and units in ascending
+-- order.
 create function outpace.spent_v1(w outpace.schedule, spent jsonb, now_ns int8) returns outpace.schedule
 language plpgsql immutable as $$
 declare e jsonb; t int8; n int8;
@@ -270,11 +276,13 @@ begin
         group by at) merged;
       w := outpace.trimmed_v1(w);
     elsif w.kind = 'fixed' then
-      -- It kept no guard: near the end of a window it may have reached the origin in the next.
+      -- Fallback mode keeps no guard. A request near the end of a window may have arrived in the
+      -- next one.
       t := t + w.c;
       if t / w.b = w.mark then w.used := w.used + n; else w := outpace.booked_v1(w, 0, t, n); end if;
     elsif w.kind = 'token' and t + w.c <= now_ns then
-      -- Several replicas tell of the same span of time, one after the other.
+      -- Several replicas report the same span of time, one after the other. Usage older than one
+      -- period counts only for itself, so these reports do not add up to a debt.
       w.mark := greatest(w.mark, outpace.plus_v1(t, w.a, n));
     else
       w := outpace.booked_v1(w, 0, t, n);
@@ -283,7 +291,8 @@ begin
   return w;
 end $$;
 
--- Whether the first numbers allow less than the second: a lower rate, or the same with less burst.
+-- Returns true if the first numbers allow less than the second ones, by a lower rate or by a
+-- smaller burst at the same rate.
 create function outpace.stricter_v1(k1 text, a1 int8, b1 int8, k2 text, a2 int8, b2 int8) returns bool
 language sql immutable as $$
   select case
@@ -298,7 +307,7 @@ language sql immutable as $$
     end
 $$;
 
--- The share of every rate that is kept for replicas that fell silent, in millionths.
+-- Returns the part of every rate that is reserved for silent replicas, in millionths.
 create function outpace.lost_v1(who int8, t int8) returns int8 language plpgsql stable as $$
 begin
   return (select least(coalesce(sum(promise_ppm), 0), 1000000) from outpace.replica

@@ -1,30 +1,32 @@
--- One call: books what a replica asks for one target, as far as it is there. One round trip, one
--- transaction. The argument and the result are `Call` and `Answer` of src/ledger/call.rs.
+-- Books the slots that one replica asks for one target, as far as its schedules allow them. A
+-- call is one round trip and one transaction. The argument and the result are `Call` and `Answer`
+-- of src/ledger/call.rs.
 --
--- A lock that is taken is not waited for: a hot row collapses with waiters. The caller tries again.
+-- A call does not wait for a lock, except for up to 20 ms if the caller asks for it. Waiters slow
+-- a hot row down, so the caller tries again later.
 create function outpace.book_v1(call jsonb) returns jsonb language plpgsql volatile as $$
 #variable_conflict use_variable
 declare
   scale   constant int8 := 1000000;         -- virtual time of one unit at weight 1
-  linger  constant int8 := 500000000;       -- how long after its time a flow still counts
-  agree   constant int8 := 800000000;       -- how long replicas may disagree on a limit
-  probing constant int8 := 2000000000;      -- how long a probe may stay unanswered
-  quiet   constant int8 := 2000000000;      -- how long nothing is booked after a server's start
-  ask_max constant int8 := 1000000000;      -- nobody is told to stay away longer, ...
-  ask_each constant int8 := 1000000;        -- ... and a little per competitor
-  n_lanes   int;                            -- of the call, and of others where they have more
+  linger  constant int8 := 500000000;       -- time for which an overdue flow still counts
+  agree   constant int8 := 800000000;       -- time until looser numbers are adopted
+  probing constant int8 := 2000000000;      -- maximum wait for the response to a probe
+  quiet   constant int8 := 2000000000;      -- time without bookings after a server start
+  ask_max constant int8 := 1000000000;      -- maximum time until a replica asks again, plus
+  ask_each constant int8 := 1000000;        -- this time per competing flow
+  n_lanes   int;                            -- lanes of the call, or 16 if any flow is stored
 
   p_target  text := call ->> 'target';
   me        int8 := (call ->> 'replica')::int8;
   horizon   int8 := (call ->> 'horizon')::int8;
   lead      int8 := (call ->> 'lead')::int8;
-  pause     int8 := horizon / 8 * 5;        -- how long who could not book all leaves us alone
+  pause     int8 := horizon / 8 * 5;        -- minimum time until a held replica asks again
   p_rows    jsonb := call -> 'rows';
   p_runs    jsonb := call -> 'runs';
   n_rows    int := jsonb_array_length(p_rows);
   n_runs    int := jsonb_array_length(p_runs);
-  lane_w    int8[] := '{}';                 -- weights ...
-  lane_r    int8[] := '{}';                 -- ... and reserves of the lanes
+  lane_w    int8[] := '{}';                 -- weight of each lane
+  lane_r    int8[] := '{}';                 -- reserve of each lane, in millionths
 
   t         outpace.target;
   now_ns    int8;
@@ -33,20 +35,20 @@ declare
   was_phase int2; dirty bool := false;
   w         outpace.schedule;
   v         outpace.schedule;
-  ws        outpace.schedule[] := '{}';     -- the rows of the call ...
-  olds      outpace.schedule[] := '{}';     -- ... as they were
+  ws        outpace.schedule[] := '{}';     -- the rows of the call
+  olds      outpace.schedule[] := '{}';     -- the same rows before the call
   r         jsonb; bound jsonb; spec jsonb;
   kind      text; a int8; b int8; c int8;
   held_all  int8[] := '{}'; held_own int8[] := '{}'; held_new int8[] := '{}';
-  -- Flows. By row: the slowest of others, how many others wait. By row and lane: users among others,
-  -- and our own flow.
+  -- Flows. By row: the lowest virtual time and the waiting requests of other replicas. By row and
+  -- lane: the number of flows of other replicas, and the flow of this replica.
   o_slow    int8[] := '{}'; o_wait int8[] := '{}'; o_count int8[] := '{}';
   o_users   int8[]; f_vt int8[]; f_wait int8[]; f_due int8[];
   f_open    int[]; f_kept bool[]; f_known bool[];
   fl        record;
   slow      int8; x int; y int; z int; i int; j int; k int;
   current_run int;
-  -- Runs
+  -- Runs of the call, with their slots and the reasons for missing ones.
   run_rows  int[]; costs int8[]; lane int; want int;
   q_rows    jsonb[] := '{}'; q_lane int[] := '{}'; q_want int[] := '{}'; q_wait int8[] := '{}';
   slots     jsonb[] := '{}'; got int[] := '{}'; shorts jsonb[] := '{}'; probes bool[] := '{}';
@@ -57,8 +59,8 @@ declare
   turn      int8; is_probe bool; left_over int8; out_runs jsonb := '[]'; out_rows jsonb := '[]';
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0)) then
-    -- A little patience, and in turn: who tries again by chance can starve. Not where there are many, since
-    -- the more wait in line the longer it takes to hand the lock on.
+    -- A short wait in line prevents starvation, which random attempts do not. With many replicas
+    -- no call waits, because a longer line makes it slower to pass the lock on.
     if not coalesce((call ->> 'queue_for_lock')::bool, false) then
       return jsonb_build_object('busy', true);
     end if;
@@ -77,8 +79,8 @@ begin
   end if;
   now_ns := greatest(outpace.clock_v1(), t.clock_ns);
   if t.server_ns <> started then
-    -- Another server than the one that wrote this, or the same after a restart: its last writes may
-    -- be lost. Those who know better say so before anything is booked.
+    -- The server has restarted, or is not the one that wrote this row, so writes may be lost. All
+    -- replicas report their last known state before anything is booked.
     t.server_ns := started; t.quiet_ns := now_ns + quiet; dirty := true;
   end if;
   for k in 0 .. jsonb_array_length(call -> 'lanes') - 1 loop
@@ -90,8 +92,9 @@ begin
   if exists (select from outpace.flow f where f.target = p_target) then n_lanes := 16; end if;
   was_phase := t.phase;
 
-  -- The short way: requests of one kind, one token bucket under the numbers that it has, nobody who competes,
-  -- and all of it booked. It decides as the long way does, in a fraction of the time that the lock is held.
+  -- The fast path serves requests of one kind in one token bucket with unchanged numbers. No flow
+  -- competes, and all requests get a slot. The result equals that of the full path, but the lock
+  -- is held for a fraction of the time.
   if n_rows = 1 and n_runs = 1 and not dirty and lost = 0 and t.phase = 0 and t.quiet_ns <= now_ns then
     r := p_rows -> 0; spec := r -> 'bound' -> 'rate' -> 'numbers'; lane := (p_runs -> 0 ->> 'lane')::int;
     want := (p_runs -> 0 ->> 'want')::int; x := (p_runs -> 0 -> 'costs' ->> 0)::int;
@@ -128,7 +131,7 @@ begin
     end if;
   end if;
 
-  -- The rows, under the strictest numbers that live replicas say.
+  -- Reads the rows and applies the strictest numbers of all live replicas.
   o_users := array_fill(0::int8, array[greatest(n_rows, 1) * n_lanes]);
   f_vt := o_users; f_wait := o_users; f_due := o_users;
   f_open := array_fill(0, array[greatest(n_rows, 1) * n_lanes]);
@@ -150,7 +153,7 @@ begin
     end if;
     olds := olds || w;
     if (w.kind, w.a, w.b, w.c) = (kind, a, b, c) then
-      -- Written a few times a second at most: the row is hot enough.
+      -- The instant is written at most five times per second, because the row is hot enough.
       if now_ns > w.agreed_ns + agree / 4 then w.agreed_ns := now_ns; end if;
     elsif outpace.stricter_v1(kind, a, b, w.kind, w.a, w.b) or now_ns > w.agreed_ns + agree then
       if kind = 'permits' and w.kind <> 'permits' then
@@ -170,7 +173,7 @@ begin
        where p.target = p_target and p.limit_name = w.limit_name and p.key = w.key and p.replica <> me;
       held_own := held_own || (r ->> 'held')::int8;
       held_all := held_all || (left_over + (r ->> 'held')::int8);
-      -- Permits outlive a crash of the server.
+      -- Permits must survive a crash of the server, so their commit is synchronous.
       perform set_config('synchronous_commit', 'on', true);
     else
       held_own := held_own || 0::int8; held_all := held_all || 0::int8;
@@ -191,7 +194,8 @@ begin
     end loop;
   end loop;
 
-  -- The runs are open: they compete. Who was idle begins where the slowest is: no credit.
+  -- Opens the runs, so that their flows compete. A flow that was idle starts at the minimum
+  -- virtual time, without credit.
   for j in 1 .. n_runs loop
     r := p_runs -> (j - 1); lane := (r ->> 'lane')::int;
     q_lane := q_lane || lane; q_want := q_want || (r ->> 'want')::int; q_wait := q_wait || (r ->> 'waiting')::int8;
@@ -220,8 +224,8 @@ begin
     contested := contested || (users > 1);
   end loop;
 
-  -- Round the lanes, one request each, until nobody can book any more. Within a lane runs come in
-  -- order; one that is held lets the next try.
+  -- Books one request per lane in turn, until no lane can book any more. Within a lane the runs
+  -- follow in order, and a run that is held lets the next one try.
   from_ns := now_ns + lead;
   loop
     booked := false;
@@ -239,7 +243,8 @@ begin
         end if;
         held_by := null; ask := null; at := null;
         if got[j] < q_want[j] then
-          -- permits; what was promised to the silent is kept besides what they hold, which may be the same
+          -- Permits: the share of silent replicas is reserved in addition to the permits that
+          -- they hold. Their permits may be part of the share.
           for y in 1 .. cardinality(run_rows) loop
             i := run_rows[y];
             if (ws[i]).kind = 'permits' and held_all[i] + held_new[i] >= outpace.share_count_v1((ws[i]).a, lost) then
@@ -247,7 +252,7 @@ begin
             end if;
           end loop;
           if held_by is null then
-            -- the earliest instant that all agree on, and who moved it last
+            -- The earliest instant that all schedules allow, and the row that moved it last.
             at := case t.phase when 1 then greatest(from_ns, t.blocked_ns) when 2 then greatest(from_ns, t.rest_ns) else from_ns end;
             at := greatest(at, t.quiet_ns);
             loop
@@ -289,7 +294,7 @@ begin
               ask := least(greatest(turn, now_ns + pause), now_ns + ask_max + others * ask_each);
               at := null;
             elsif not reserved then
-              -- nobody runs further ahead of the slowest than its share of one horizon
+              -- No flow may run further ahead of the slowest flow than its share of one horizon.
               unfair := null;
               for y in 1 .. cardinality(run_rows) loop
                 continue when not contested[run_rows[y]];
@@ -333,7 +338,8 @@ begin
             slots[j] := slots[j] || to_jsonb(at); got[j] := got[j] + 1; booked := true;
             exit;
           end if;
-          -- held: say by whom, until when, and who else waits there
+          -- The run is held. The answer names the row, the instant to ask again, and the
+          -- competing requests.
           crowd := 0; crowd_w := 0;
           if held_by is not null then
             x := (held_by - 1) * n_lanes + lane + 1;
@@ -350,7 +356,7 @@ begin
           end if;
           shorts[j] := jsonb_build_object('held_by', held_by - 1, 'ask_again', ask, 'crowd', crowd, 'crowd_weight', crowd_w);
         end if;
-        -- The run is closed; where it is held its flow keeps competing.
+        -- Closes the run. If a row holds it, its flow keeps competing there.
         left_over := greatest(q_wait[j] - got[j], 1);
         foreach i in array run_rows loop
           x := (i - 1) * n_lanes + lane + 1;
@@ -360,7 +366,7 @@ begin
           elsif contested[i] then
             f_due[x] := greatest(f_due[x], now_ns);
           end if;
-          -- Who never had to compete leaves no trace.
+          -- A flow that never had to compete leaves no row.
           f_known[x] := f_known[x] or f_wait[x] > 0 or contested[i];
         end loop;
         cursor_at[k] := j + 1;
@@ -369,7 +375,7 @@ begin
     exit when not booked;
   end loop;
 
-  -- Written back, only what changed.
+  -- Writes back only the rows that changed.
   for i in 1 .. n_rows loop
     w := ws[i]; v := olds[i];
     if w is distinct from v then
@@ -408,8 +414,8 @@ begin
                             'runs', out_runs, 'lost', lost, 'started', started);
 end $$;
 
--- Goes through most of `book_v1` and leaves nothing behind. A connection that has not done so spends ten
--- times as long on its first calls, and does that while others wait for the lock.
+-- Runs most of `book_v1` and leaves no rows behind. Without it the first calls on a connection
+-- take ten times as long, and other calls would wait for the lock during that time.
 create function outpace.warm_v1() returns void language plpgsql volatile as $$
 declare
   plain constant jsonb := '{"limit": "a", "key": null, "held": 0, "seen": [], "spent": [],
@@ -420,7 +426,7 @@ declare
     plain || '{"limit": "d", "bound": {"permits": 3}}');
   run   constant jsonb := '{"rows": [0], "costs": [1], "lane": 0, "want": 1, "waiting": 1}';
   base  jsonb := jsonb_build_object('horizon', 20000000, 'lead', 0, 'queue_for_lock', false, 'lanes', '[[1, 0]]'::jsonb);
-  own   text := 'outpace ' || pg_backend_pid();  -- nobody else's
+  own   text := 'outpace ' || pg_backend_pid();  -- a name that no other session uses
 begin
   for i in 1 .. 3 loop
     perform outpace.book_v1(base || jsonb_build_object('target', own || ' plain', 'replica', -1,
@@ -431,7 +437,7 @@ begin
                                   run || '{"rows": [0, 1, 2, 3], "costs": [1, 1, 1, 1]}')));
     end loop;
   end loop;
-  raise exception using errcode = 'OPWRM', message = 'it is to be undone';
+  raise exception using errcode = 'OPWRM', message = 'the warm-up is rolled back';
 exception when sqlstate 'OPWRM' then
-  perform set_config('synchronous_commit', 'off', true);  -- there is nothing to be lost
+  perform set_config('synchronous_commit', 'off', true);  -- all changes are rolled back
 end $$;

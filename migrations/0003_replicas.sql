@@ -1,7 +1,8 @@
--- What replicas tell besides their bookings: blocks, settlements, signs of life.
+-- Functions for the reports of replicas besides their bookings: blocks, corrections and
+-- heartbeats.
 
--- The origin asked to be left alone until `until`; what was in its way is heard by all. Returns the
--- number of blocks so far.
+-- Blocks a target until `p_until`, because its origin asked for a pause, and notifies all
+-- replicas. Returns the number of blocks that the target has had.
 create function outpace.block_v1(p_target text, p_until int8) returns int8 language plpgsql volatile as $$
 declare t outpace.target; now_ns int8;
 begin
@@ -10,7 +11,7 @@ begin
   insert into outpace.target (name, server_ns) values (p_target, outpace.started_v1()) on conflict do nothing;
   select * into t from outpace.target where name = p_target;
   now_ns := greatest(outpace.clock_v1(), t.clock_ns);
-  -- A herd of late refusals is one event: only what lasts longer is news.
+  -- Many late refusals count as one event, so only a block with a later end is new.
   if p_until <= now_ns or p_until <= t.blocked_ns then return t.epoch; end if;
   update outpace.target set blocked_ns = p_until, phase = 1, epoch = t.epoch + 1 where name = p_target;
   update outpace.schedule set mark = greatest(mark, p_until + b) where target = p_target and kind = 'token';
@@ -18,7 +19,8 @@ begin
   return t.epoch + 1;
 end $$;
 
--- The probe after block number `p_epoch` was answered, or never left.
+-- Records the outcome of the probe after block number `p_epoch`, which is answered or was never
+-- sent.
 create function outpace.probe_v1(p_target text, p_epoch int8, p_answered bool) returns void
 language plpgsql volatile as $$
 begin
@@ -28,7 +30,8 @@ begin
   if found then perform pg_notify('outpace', p_target); end if;
 end $$;
 
--- What was booked cost so many units more, or fewer if negative.
+-- Adds `p_units` to the cost that was booked. The number is negative if a request cost less than
+-- its estimate.
 create function outpace.correct_v1(p_target text, p_limit text, p_key text, p_units int8) returns void
 language plpgsql volatile as $$
 declare w outpace.schedule; back int8 := -p_units; gone int8; l int; now_ns int8;
@@ -58,10 +61,11 @@ begin
    where s.target = p_target and s.limit_name = p_limit and s.key = p_key;
 end $$;
 
--- A sign of life. Each live replica is promised a share of every rate for the time when it is cut
--- off; all promises together are never more than everything. `p_held` is what the replica believes
--- that it was promised: a lower promise counts only once it has heard of it, since answers get lost.
--- Returns null if the lock was taken.
+-- Stores a heartbeat and returns the reply, or null if the lock is taken. Each live replica gets
+-- a fallback share of every rate, which it may use while it is disconnected. All fallback shares
+-- together never exceed the whole rate. `p_held` is the fallback share that the replica last
+-- received. A lower share takes effect only after the replica has received it, because replies
+-- get lost.
 create function outpace.beat_v1(p_id int8, p_name text, p_version text, p_share_for int8, p_held int8) returns jsonb
 language plpgsql volatile as $$
 declare
@@ -84,7 +88,8 @@ begin
                             'started', outpace.started_v1(), 'epochs', epochs, 'pins', pins);
 end $$;
 
--- Pins a limit's numbers for all replicas, or takes the pin off; they hear of it at once.
+-- Pins a limit's numbers for all replicas, or removes the pin if `p_bound` is null. Replicas are
+-- notified at once.
 create function outpace.pin_v1(p_target text, p_limit text, p_bound jsonb) returns void
 language plpgsql volatile as $$
 begin
@@ -97,7 +102,8 @@ begin
   perform pg_notify('outpace', p_target);
 end $$;
 
--- A clean exit: the promise and the permits are free at once.
+-- Removes a replica after a clean exit, so that its fallback share and its permits are free at
+-- once.
 create function outpace.leave_v1(p_id int8) returns void language plpgsql volatile as $$
 begin
   delete from outpace.replica where id = p_id;
@@ -105,7 +111,7 @@ begin
   delete from outpace.flow where replica = p_id;
 end $$;
 
--- Removes what nobody uses any more: keys, flows, permits of replicas that are gone.
+-- Removes idle keys, old flows and permits of replicas that are gone.
 create function outpace.sweep_v1() returns void language plpgsql volatile as $$
 declare now_ns int8 := outpace.clock_v1();
 begin

@@ -1,4 +1,4 @@
-//! One call under way: who may book what, slot by slot.
+//! The allocation of slots to the runs of one call, one slot at a time.
 
 use std::sync::Arc;
 
@@ -11,27 +11,28 @@ use crate::bounds::PROBE_PATIENCE;
 use crate::clock::Instant;
 use crate::schedule::share;
 
-/// Nobody is told to stay away longer than this, and a little per competitor.
+/// Maximum time in nanoseconds until a replica asks again. [`ASK_MAX_EACH`] is added per competing
+/// flow.
 const ASK_MAX: i64 = 1_000_000_000;
 const ASK_MAX_EACH: i64 = 1_000_000;
 
-/// Beyond this no rounds are made to find the exact instant.
+/// Distance in nanoseconds beyond which the exact instant of a slot is no longer computed.
 const ASK_FAR: i64 = 1_000_000_000_000_000_000;
 
-/// Where a row of the call lies in the book.
+/// The location of one of the call's rows in the book.
 #[derive(Debug, Clone)]
 pub(super) enum RowRef {
     Plain(usize),
     Keyed((Arc<str>, Arc<str>)),
 }
 
-/// One call under way.
+/// One call during its allocation, with the location of its rows.
 pub(super) struct Allocation<'a> {
     pub(super) call: &'a Call,
     pub(super) users: Users,
     pub(super) now: i64,
     pub(super) places: SmallVec<[RowRef; 4]>,
-    /// Whether flows compete: with one lane and one replica there is only one.
+    /// True if flows may compete, which takes several replicas or several lanes.
     pub(super) contested: bool,
 }
 
@@ -54,8 +55,8 @@ impl Book {
         }
     }
 
-    /// Goes round the lanes, one request each, until nobody can book any more. Within a lane runs
-    /// come in order; one that is held lets the next try.
+    /// Books one request per lane in turn, until no lane can book any more. Within a lane the runs
+    /// follow in order, and a run that is held lets the next one try.
     pub(super) fn allocation(&mut self, allocation: &Allocation<'_>, answers: &mut [RunAnswer]) {
         let call = allocation.call;
         let mut next: SmallVec<[(u8, usize); 4]> = SmallVec::new();
@@ -75,7 +76,8 @@ impl Book {
         }
     }
 
-    /// Books one request of a lane, from its run at position `at` on. Returns whether there was one.
+    /// Books one request of a lane, starting with its run at position `at`. Returns true if a slot
+    /// was booked.
     fn next_in_lane(
         &mut self,
         allocation: &Allocation<'_>,
@@ -135,7 +137,8 @@ impl Book {
     ) -> Result<(i64, bool), RunShort> {
         let call = allocation.call;
         if let Some(position) = self.out_of_permits(allocation, run) {
-            // Alone we hear of every permit that comes back; of others' we do not.
+            // A book with one replica sees each release of a permit, so no poll is needed. Releases
+            // by other replicas are seen only by asking again.
             let poll = allocation.now + pause(call.horizon);
             let ask_again = (!allocation.users.alone()).then_some(poll);
             return Err(self.short(allocation, run, Some(position), ask_again));
@@ -189,7 +192,8 @@ impl Book {
     }
 
     fn out_of_permits(&self, allocation: &Allocation<'_>, run: &RunAsk) -> Option<u8> {
-        // What was promised to those who fell silent is kept besides what they hold, which may be the same.
+        // The share of silent replicas is reserved in addition to the permits that they hold. The
+        // permits that they hold may be part of this share, so the reservation is on the safe side.
         let there = |max| match allocation.users {
             Users::Many { lost } if lost > 0 => share(max, 1_000_000 - lost),
             Users::One | Users::Many { .. } => max,
@@ -201,8 +205,9 @@ impl Book {
             .map(|(position, _)| position)
     }
 
-    /// The earliest instant that all agree on, and who moved it last. Each schedule only moves it
-    /// later, and is content with its own answer, so a few rounds settle it.
+    /// Returns the earliest instant that all schedules allow, and the row that moved it last. Each
+    /// schedule only moves the instant later and accepts its own answer, so a few rounds are
+    /// enough.
     fn earliest(&self, allocation: &Allocation<'_>, run: &RunAsk, from: i64) -> (i64, Option<u8>) {
         let mut at = self.block.earliest(Instant::from_nanos(from));
         at = at.max(Instant::from_nanos(self.quiet));
@@ -228,14 +233,15 @@ impl Book {
                     (at, held_by) = (next, Some(*position));
                 }
             }
-            // A schedule that can never let it through answers beyond any horizon.
+            // A schedule that can never allow the request answers with an instant beyond any
+            // horizon.
             if at == before || at.as_nanos() > from.saturating_add(ASK_FAR) {
                 return (at.as_nanos(), held_by);
             }
         }
     }
 
-    /// Whether the lane has reserve left in every schedule.
+    /// Returns true if the lane has a reserve and some of it is left in each schedule of the run.
     fn has_reserve(&self, allocation: &Allocation<'_>, run: &RunAsk) -> bool {
         let left = |row: &Row| {
             let used = row
@@ -269,8 +275,10 @@ impl Book {
             .map(|(position, _)| *position)
     }
 
-    /// When asking again is worth it: alone, when the slot comes into reach; among others, at one's
-    /// place in the round, but not before half a horizon has passed.
+    /// Returns the earliest useful instant for another call, in nanoseconds. With one replica, this
+    /// is one horizon before the slot. With several replicas, it is one horizon before the flow's
+    /// turn among its competitors. The replica waits for at least [`pause`] and for at most about
+    /// [`ASK_MAX`].
     fn ask_again(
         &self,
         allocation: &Allocation<'_>,
@@ -349,8 +357,9 @@ impl Allocation<'_> {
     }
 }
 
-/// How long who could not book all leaves the ledger alone: more than half a horizon, so that two
-/// calls per horizon suffice, and so much less than a whole one that no slot passes unbooked.
+/// Returns the time in nanoseconds until a replica without enough slots asks again. More than half
+/// a horizon limits the rate to two calls per horizon. Less than a whole horizon leaves no slot
+/// unbooked.
 const fn pause(horizon: i64) -> i64 {
     horizon / 8 * 5
 }

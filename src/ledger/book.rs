@@ -1,6 +1,6 @@
-//! The decision: what a call may book. Pure; whoever keeps the book brings the time and the lock.
-//! Postgres takes the same decision in a function of its own (`migrations/`), and the conformance
-//! suite holds the two together.
+//! The decision which slots a call may book, as a pure function. The owner of the book supplies the
+//! time and the lock. Postgres takes the same decision in its SQL functions (`migrations/`), and
+//! the conformance suite compares the two.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,28 +14,28 @@ use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::{Block, Schedule};
 
-/// The schedules of one target.
+/// The schedules of one target, with the block of its origin.
 #[derive(Debug, Clone, Default)]
 pub struct Book {
     plain: Vec<(Arc<str>, Row)>,
     keyed: HashMap<(Arc<str>, Arc<str>), Row>,
     pub(super) block: Block,
     epoch: u64,
-    /// The latest instant it has seen; time never goes back.
+    /// Latest instant that a call has used, in nanoseconds. Time in the book never goes back.
     now: i64,
     pub(super) quiet: i64,
     swept: i64,
 }
 
-/// Who uses the book, as far as it matters to a decision.
+/// The number of replicas that use a book, as far as a decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Users {
-    /// One replica, which tells of every permit that comes back.
+    /// One replica, which releases each of its permits in the book by a call of [`Book::release`].
     One,
-    /// Several, of which some may have fallen silent: they keep this much of each rate, in
-    /// millionths.
+    /// Several replicas. A part of each rate may be reserved for replicas that are silent.
     Many {
-        /// The share that is not there to be booked.
+        /// Sum of the fallback shares of silent replicas, in millionths. This part cannot be
+        /// booked.
         lost: i64,
     },
 }
@@ -47,7 +47,8 @@ impl Users {
 }
 
 impl Book {
-    /// Books what the call asks for, as far as it is there.
+    /// Books the slots that the call asks for, as far as the schedules allow them within the
+    /// horizon.
     pub fn call(&mut self, call: &Call, now: i64, users: Users) -> Answer {
         let now = now.max(self.now);
         self.now = now;
@@ -83,8 +84,10 @@ impl Book {
         }
     }
 
-    /// What [`Self::call`] would do for one request of a replica that is alone while nobody waits, where
-    /// that is plain: rates without keys that all have room now, no reserve, no block. Otherwise nothing.
+    /// Books one request for immediate use and returns its instant, with the same result as
+    /// [`Self::call`]. The caller must be the only replica and have no waiting requests. Returns
+    /// `None` without a booking in all but the plain case: only rates without keys that allow the
+    /// request now, no reserve and no block.
     pub(super) fn at_once(&mut self, target: &Target, scope: &Scope, now: i64) -> Option<i64> {
         let now = now.max(self.now);
         let reserved = target.lanes.iter().any(|lane| lane.reserve_ppm > 0);
@@ -119,7 +122,8 @@ impl Book {
         Some(now)
     }
 
-    /// The origin asked to be left alone. Returns the new epoch if that was news.
+    /// Blocks the target until `until`, because its origin asked for a pause. Returns the new
+    /// epoch, or `None` if `until` is past or not later than the end of the last block.
     pub fn block(&mut self, until: i64, now: i64) -> Option<u64> {
         let until_at = Instant::from_nanos(until);
         if until <= now || !self.block.impose(until_at) {
@@ -135,19 +139,20 @@ impl Book {
         Some(self.epoch)
     }
 
-    /// Nothing is booked before `until`: whoever knows better than this book says so first.
+    /// Books nothing before `until`, so that replicas with newer knowledge can report it first.
     pub const fn hold_until(&mut self, until: i64) {
         self.quiet = until;
     }
 
-    /// The probe of `epoch` was answered, or never left.
+    /// Ends the probe of `epoch`. An answered probe ends the block, and a probe that was never sent
+    /// lets another request be the probe.
     pub fn end_probe(&mut self, epoch: u64, answered: bool) {
         if epoch == self.epoch {
             self.block.end_probe(answered);
         }
     }
 
-    /// A replica is gone; its permits are free.
+    /// Releases all permits of a replica that has left.
     pub fn forget(&mut self, replica: Replica) {
         let plain = self.plain.iter_mut().map(|(_, row)| row);
         for row in plain.chain(self.keyed.values_mut()) {
@@ -157,21 +162,22 @@ impl Book {
         }
     }
 
-    /// A permit comes back.
+    /// Releases one permit of a replica. The number of its permits never falls below zero.
     pub fn release(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, replica: Replica) {
         if let Some(held) = self.find(limit, key).and_then(|row| row.held(replica)) {
             *held = (*held - 1).max(0);
         }
     }
 
-    /// A cost turned out to be `units` more, or fewer.
+    /// Adds `units` to the cost that was booked in a schedule. The number is negative if requests
+    /// cost less than their estimate.
     pub fn correct(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, units: i64, now: i64) {
         if let Some(RowState::Rate(schedule)) = self.find(limit, key).map(|row| &mut row.state) {
             schedule.correct(units, Instant::from_nanos(now));
         }
     }
 
-    /// The schedule of a limit, if it is a rate that was asked for before.
+    /// Returns the schedule of a limit, if the limit is a rate that an earlier call has used.
     pub fn schedule(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<&Schedule> {
         let row = match key {
             None => {
@@ -186,12 +192,12 @@ impl Book {
         }
     }
 
-    /// How many blocks there have been.
+    /// Returns the number of blocks that the target has had.
     pub const fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The origin's block.
+    /// Returns the state of the origin's block.
     pub const fn blocked(&self) -> &Block {
         &self.block
     }
@@ -206,7 +212,8 @@ impl Book {
         }
     }
 
-    /// Finds or makes the row, brings it to the caller's policy, and hears what the caller knows.
+    /// Finds or creates the row, applies the numbers of the caller's policy, and merges the usage
+    /// that the caller reports.
     fn place(&mut self, ask: &RowAsk, now: i64, users: Users, replica: Replica) -> RowRef {
         let blocked = self.block.ends();
         let place = match &ask.key {
@@ -228,7 +235,8 @@ impl Book {
         if let Some(row) = self.row_mut(&place) {
             row.follow(ask.bound, now, users.alone());
             row.begin(replica, now);
-            // A book of one counts itself, but for what was held before it was opened.
+            // A book with one replica counts the permits itself, except those from before the book
+            // existed.
             if (!users.alone() || ask.held > 0)
                 && let Some(held) = row.held(replica)
             {
@@ -256,7 +264,8 @@ impl Book {
         }
     }
 
-    /// Removes keys that nobody uses any more; to be called now and then.
+    /// Removes keys that are idle and flows that no longer compete. At most one sweep runs in 10 s,
+    /// so a call before every booking is cheap.
     pub fn sweep(&mut self, now: i64) {
         if now < self.swept + SWEEP_EVERY {
             return;
@@ -295,7 +304,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whenever the short way answers, the long way would have answered the same.
+        /// Checks that each answer of the fast path equals the answer of the full path.
         #[test]
         fn the_short_way_decides_as_the_long_one(
             limits in prop::collection::vec((1_u32..40, 0_usize..4), 1..4),
@@ -313,7 +322,7 @@ mod tests {
                     short.block(now + 100_000_000, now);
                     long.block(now + 100_000_000, now);
                 }
-                // Nothing is booked ahead, so that the long way's slot is now or not at all.
+                // The horizon is zero, so the full path books a slot for now or none at all.
                 let call = Call::new(&target, &runs, 0, 0, 0);
                 let expected = long.call(&call, now, Users::One);
                 let at_once = if through_call { None } else { short.at_once(&target, &scope, now) };

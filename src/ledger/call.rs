@@ -1,6 +1,6 @@
-//! One call to a ledger and its answer, as they travel: plain data, the same for memory, for
-//! Postgres and for a modelled store. All instants and durations are nanoseconds of the ledger's
-//! clock.
+//! One call to a ledger and its answer, as plain data that can be serialised. The types are the
+//! same for memory, for Postgres and for the model store in tests. All instants and durations are
+//! nanoseconds of the ledger's clock.
 
 use std::sync::Arc;
 
@@ -13,126 +13,135 @@ use crate::clock::Instant;
 use crate::policy::{Algorithm, Bound, Scope, Target};
 use crate::schedule::{FixedWindow, Schedule, SlidingWindow, Spec, TokenBucket, Usage};
 
-/// A replica: a random number that it keeps over restarts.
+/// The number of a replica, drawn at random once and kept over restarts in `data_dir`.
 pub type Replica = i64;
 
-/// Everything one call says.
+/// The content of one call from a replica to the ledger, for one target.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Call {
-    /// The target's name.
+    /// Name of the target, which selects the book and its lock.
     pub target: Arc<str>,
-    /// Who asks.
+    /// Number of the replica that makes the call.
     pub replica: Replica,
-    /// How far ahead may be booked.
+    /// Maximum distance of a slot from the earliest possible instant, in nanoseconds.
     pub horizon: i64,
-    /// Slots begin this much after now: an answer takes that long to arrive.
+    /// Distance between the ledger's time and the first possible slot, in nanoseconds. It covers
+    /// the time that the answer needs to arrive.
     pub lead: i64,
-    /// The schedules that the runs need.
+    /// The schedules that the runs use, each of them once.
     pub rows: SmallVec<[RowAsk; 2]>,
-    /// Who waits, in arrival order.
+    /// The waiting requests as runs, in arrival order.
     pub runs: SmallVec<[RunAsk; 2]>,
-    /// Weight and reserve (millionths) of each lane of the target.
+    /// Weight and reserve (in millionths of the rate) of each lane of the target, by position.
     pub lanes: SmallVec<[(i64, i64); 2]>,
-    /// Whether it waits for its turn for a moment where the store is busy with another's.
+    /// True if the call waits in line for up to 20 ms while another call holds the target's lock.
+    /// Otherwise the store answers at once that it is busy.
     #[serde(default)]
     pub queue_for_lock: bool,
 }
 
-/// One schedule that a call needs.
+/// One schedule that a call needs, with the caller's view of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RowAsk {
-    /// The limit's name.
+    /// Name of the limit, unique within its target.
     pub limit: Arc<str>,
-    /// Its key, for a keyed limit.
+    /// Key of the schedule within its limit, or `None` for a limit without a key.
     pub key: Option<Arc<str>>,
-    /// What the caller's policy says.
+    /// The numbers that the caller's policy or a pin sets for the limit.
     pub bound: RowBound,
-    /// Permits that the caller holds, for a limit on how many run at once.
+    /// Permits that the caller holds of a `concurrent` limit, otherwise zero.
     pub held: i64,
-    /// What the caller last knew of it, if the ledger may have forgotten.
+    /// The caller's last known state of the schedule, sent only if the ledger may have lost it.
     pub seen: Option<(Spec, Usage)>,
-    /// What left while the ledger could not be asked, in ascending order: instants and units.
+    /// Requests sent in fallback mode that the ledger has not booked yet, as pairs of an instant in
+    /// nanoseconds and units, in ascending order.
     #[serde(default)]
     pub spent: Vec<(i64, i64)>,
 }
 
-/// What a limit allows.
+/// The numbers of a limit, either a rate or a maximum of concurrent requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowBound {
-    /// Units per period.
+    /// Units per period, with the algorithm and its parameters.
     Rate(Spec),
-    /// So many at once.
+    /// Maximum number of permits that may be held at the same time.
     Permits(i64),
 }
 
-/// Requests in a row that are all alike.
+/// Consecutive requests with the same limits, keys, costs and lane.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunAsk {
-    /// Positions in [`Call::rows`].
+    /// Positions in [`Call::rows`] of the schedules that apply to each request.
     pub rows: SmallVec<[u8; 4]>,
-    /// What one request costs each of them.
+    /// Cost of one request in each of these schedules, in units and in the order of `rows`.
     pub costs: SmallVec<[i64; 4]>,
-    /// The lane, by position.
+    /// Position of the requests' lane in [`Call::lanes`].
     pub lane: u8,
-    /// How many could leave now.
+    /// Number of requests that are ready to be sent now, and maximum number of slots.
     pub want: u32,
-    /// How many wait in all.
+    /// Number of all waiting requests of the same scope, or zero in a repeated run of the scope.
     pub waiting: u32,
 }
 
-/// Everything an answer says.
+/// The content of the ledger's answer to one call.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// When it was given.
+    /// Instant of the answer, in nanoseconds of the ledger's clock.
     pub now: i64,
-    /// How many blocks there have been.
+    /// Number of blocks that the target has had so far.
     pub epoch: u64,
-    /// Until when the origin is left alone, or was.
+    /// End of the origin's last block in nanoseconds, which may lie in the past. Zero if there was
+    /// none.
     pub blocked: i64,
-    /// For each row of the call: what it remembers now, and by which numbers.
+    /// State and numbers in force of each schedule, in the order of [`Call::rows`].
     pub rows: SmallVec<[RowAnswer; 2]>,
-    /// For each run of the call.
+    /// Slots of each run, in the order of [`Call::runs`].
     pub runs: SmallVec<[RunAnswer; 2]>,
-    /// How much of every rate is kept for replicas that fell silent, in millionths.
+    /// Part of every rate that is reserved as fallback share for silent replicas, in millionths.
     pub lost: i64,
 }
 
-/// What a schedule holds after a call; `None` for permits.
+/// The state of one schedule after a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowAnswer {
-    /// The numbers in force; the strictest of what live replicas say.
+    /// The numbers in force, or `None` for permits. They are the strictest of all policies that
+    /// replicas used within the last 0.8 s.
     pub spec: Option<Spec>,
-    /// What it remembers.
+    /// The state of the schedule in these numbers, for example its theoretical arrival time.
     pub usage: Usage,
 }
 
-/// The answer to one run.
+/// The answer to one run of a call.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunAnswer {
-    /// What was booked, ascending.
+    /// Instants of the booked slots in nanoseconds, ascending.
     pub slots: SmallVec<[i64; 4]>,
-    /// Whether the first slot is the probe after a block.
+    /// True if the first slot is the probe after a block.
     pub probe: bool,
-    /// Why there are not more.
+    /// The reason for missing slots, or `None` if the run got all that it wanted.
     pub short: Option<RunShort>,
 }
 
-/// What kept a run from getting all it wanted.
+/// The reason why a run got fewer slots than it wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunShort {
-    /// The row, by position; `None` if the origin's block did.
+    /// Position in [`Call::rows`] of the schedule that holds the run, or `None` if no schedule
+    /// does. For example, a block of the origin holds a run without a schedule.
     pub held_by: Option<u8>,
-    /// When asking again is worth it; `None` if only a returned permit helps.
+    /// Earliest instant at which another call can book more, in nanoseconds. `None` if only a
+    /// released permit helps.
     pub ask_again: Option<i64>,
-    /// How many of other replicas wait for the same.
+    /// Number of competing requests of other replicas that wait for the same schedule.
     pub crowd: i64,
-    /// Their weight against the caller's, in millionths.
+    /// Sum of the weights of the other replicas' flows, in millionths of the weight of the caller's
+    /// flow.
     pub crowd_weight: i64,
 }
 
 impl RowAsk {
-    /// A schedule of which nothing is to be told.
+    /// Creates a row without permits, without a last known state and without usage from fallback
+    /// mode.
     pub fn new(limit: &Arc<str>, key: Option<&Arc<str>>, bound: RowBound) -> Self {
         Self {
             limit: Arc::clone(limit),
@@ -146,7 +155,7 @@ impl RowAsk {
 }
 
 impl Call {
-    /// A call that books nothing.
+    /// Creates a call that books nothing, for a report.
     pub fn empty(target: &Arc<str>, replica: Replica) -> Self {
         Self {
             target: Arc::clone(target),
@@ -160,7 +169,8 @@ impl Call {
         }
     }
 
-    /// The call that asks for `runs` of `target`.
+    /// Creates the call that books `runs` of `target`. Runs that use the same limit and key share
+    /// one row.
     pub fn new(target: &Target, runs: &[Run], replica: Replica, horizon: i64, lead: i64) -> Self {
         let mut rows: SmallVec<[RowAsk; 2]> = SmallVec::new();
         let runs = runs
@@ -211,7 +221,8 @@ impl Call {
 }
 
 impl RowBound {
-    /// The numbers of a bound.
+    /// Converts the bound of a policy into the numbers of a schedule, with the slack for late
+    /// requests.
     pub fn of(bound: Bound) -> Self {
         match bound {
             Bound::Rate { rate, algorithm } => Self::Rate(
@@ -233,7 +244,7 @@ impl RowBound {
         }
     }
 
-    /// The same in words.
+    /// Describes the numbers for operators, for example `5.000/1s`.
     pub(super) fn describe(self) -> String {
         match self {
             Self::Rate(spec) => {
@@ -245,7 +256,8 @@ impl RowBound {
     }
 }
 
-/// The answer in the words of those who asked. `local` brings an instant to this process's clock.
+/// Converts an answer into grants, one per run. The function `local` converts an instant of the
+/// ledger's clock to this process's clock.
 pub(super) fn grants(
     runs: &[Run],
     call: &Call,
@@ -261,7 +273,7 @@ pub(super) fn grants(
                 epoch: answer.epoch,
                 probe: granted.probe && index == 0,
             };
-            // The rows of a run are its limits, in their order.
+            // The rows of a run have the same order as the limits of its scope.
             let limit = |row: u8| {
                 let position = asked.rows.iter().position(|known| *known == row)?;
                 run.scope.limits.iter().nth(position)
@@ -278,16 +290,18 @@ pub(super) fn grants(
         .collect()
 }
 
-/// A schedule that a forecast is made from.
+/// A known schedule that serves as the base of a forecast.
 pub(super) enum KnownSchedule<'a> {
-    /// It decides by these numbers, whatever the caller's policy says.
+    /// A schedule with numbers that are in force, even if the caller's policy has other numbers.
     InForce(&'a Schedule),
-    /// It has not met the caller's policy yet, if the two differ.
+    /// A schedule of the last call, which is converted first if the caller's policy has other
+    /// numbers.
     Latest(&'a Schedule),
 }
 
-/// When a request of `scope` could leave after `ahead` units of others, from what `known` says of
-/// the schedules; one that is not known is unused.
+/// Estimates the instant at which a request of `scope` could be sent after `ahead` units of earlier
+/// requests. `known` returns the schedule of a limit and key. A schedule that it does not know
+/// counts as unused.
 pub(super) fn forecast<'a>(
     target: &Target,
     scope: &Scope,

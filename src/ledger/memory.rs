@@ -1,4 +1,4 @@
-//! The ledger of a single replica: a book in memory.
+//! The ledger of a single replica, with a book in memory for each target.
 
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::policy::{Bound, Scope, Target};
 use crate::sync;
 use crate::units::nanos;
 
-/// The only replica there is.
+/// Number of the only replica that uses these books.
 const OURSELVES: super::Replica = 0;
 
-/// Books by target name; a reload keeps what was used.
+/// A ledger in memory with one book per target name. A reload of the policy keeps the usage.
 #[derive(Debug)]
 pub struct MemoryLedger {
     clock: Clock,
     targets: RwLock<HashMap<Arc<str>, TargetEntry>>,
 }
 
-/// One target's book.
+/// The book of one target, with the channel that publishes its number of blocks.
 #[derive(Debug, Default)]
 struct TargetEntry {
     book: Mutex<TargetBook>,
@@ -39,7 +39,8 @@ impl TargetEntry {
     }
 }
 
-/// A book and the policy that it follows; a call from before a reload cannot bring the old one back.
+/// A book with the newest policy that it has followed. A call under an older policy uses the newest
+/// numbers, so a request from before a reload does not restore the old ones.
 #[derive(Debug, Default)]
 struct TargetBook {
     book: Book,
@@ -48,7 +49,7 @@ struct TargetBook {
 }
 
 impl MemoryLedger {
-    /// Nothing used yet.
+    /// Creates a ledger without any usage, on the given clock.
     pub fn new(clock: Clock) -> Self {
         Self {
             clock,
@@ -246,7 +247,7 @@ mod tests {
             runs,
         }) {
             Booking::Ready(mut grants) => grants.remove(0),
-            Booking::Pending(_) => unreachable!("memory answers at once"),
+            Booking::Pending(_) => unreachable!("the memory ledger never waits"),
         }
     }
 
@@ -265,7 +266,7 @@ mod tests {
             short.ask_again,
             Some(ledger.clock.now() + Duration::from_secs(1) - HORIZON)
         );
-        // The four that were not booked cost the fast limit nothing.
+        // The four requests without a slot cost the fast limit nothing.
         let fast = ledger.forecast(&target, &one(0), &[998]);
         assert_eq!(fast.at, ledger.clock.now());
     }
@@ -302,7 +303,7 @@ mod tests {
         let epoch = ledger.epoch(&target);
         for _ in 0..2 {
             ledger.block(&target, until);
-            assert_eq!(*epoch.borrow(), 1, "the same block is no news");
+            assert_eq!(*epoch.borrow(), 1, "an equal block changes nothing");
         }
         assert!(book(&ledger, &target, 1).slots.is_empty());
         clock.sleep_until(until).await;
@@ -310,7 +311,7 @@ mod tests {
         assert_eq!(grant.slots.len(), 1);
         assert!(grant.slots[0].probe);
         ledger.settle(&target, &grant.slots[0], Settlement::Left);
-        // The bucket is empty after a block: the rest is spread, not released at once.
+        // The bucket is empty after a block, so the rest is spread over time.
         let rest = book(&ledger, &target, 10);
         assert!(rest.slots.iter().all(|slot| slot.at > until));
     }

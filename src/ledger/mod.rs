@@ -1,16 +1,18 @@
-//! The ledger: where schedules live, and the only authority on when a request may leave.
+//! The ledger, the store of all schedules and the only authority that decides when a request is
+//! sent.
 //!
-//! The trait is shaped for a store that many replicas share. One call per target carries all who
-//! wait, as *runs* of requests of one scope, in the order they arrived. The answer is *slots*:
-//! instants, booked in every limit of the run or in none. Nothing is booked further ahead than the
-//! horizon, so that a slow limit cannot drag a shared one into the future. A slot that is not used
-//! within the slack is void; the pacer books again.
+//! The trait fits a store that several replicas share. One call per target carries all waiting
+//! requests as *runs*, which are requests of one scope in arrival order. The answer consists of
+//! *slots*. A slot is an instant that is booked in every limit of the run or in none. No slot lies
+//! further ahead than the horizon, because otherwise a slow limit would push a shared limit far
+//! into the future. A slot that is not used within the slack is void, and the pacer books another
+//! one.
 //!
 //! ```text
-//! Call ─ Book (pure) ─ Answer         one decision, whoever keeps the state:
+//! Call ─ Book (pure) ─ Answer         one decision for every backend:
 //!   MemoryLedger   a Book in this process
-//!   Shared         this replica's end of a store that others use too, over a Link:
-//!                  Postgres (the same decision as a function of the database), or a model in tests
+//!   SharedLedger   the client of a store that several replicas share, over a Link:
+//!                  Postgres (the same decision in SQL functions), or a model in tests
 //! ```
 
 mod allocation;
@@ -40,56 +42,59 @@ use tokio::sync::watch;
 use crate::clock::Instant;
 use crate::policy::{Bound, Scope, Target};
 
-/// Requests in arrival order of one scope.
+/// A run of requests of one scope, in arrival order.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// What they are to the limits.
+    /// The limits, keys, costs and lane that apply to each request of the run.
     pub scope: Scope,
-    /// How many could leave now.
+    /// Number of requests that are ready to be sent now, so at most this many slots are booked.
     pub want: u32,
-    /// How many of this scope wait in all.
+    /// Number of all waiting requests of this scope, or zero in a repeated run of the scope.
     pub waiting: u32,
 }
 
-/// One call: all who are ready to leave for one target.
+/// One booking call with all requests of one target that are ready to be sent.
 #[derive(Debug)]
 pub struct Ask {
-    /// Where to.
+    /// The target of the requests, with its policy.
     pub target: Arc<Target>,
-    /// Who waits, in arrival order; a scope may occur again.
+    /// The waiting requests in arrival order. A scope may occur in several runs.
     pub runs: SmallVec<[Run; 2]>,
 }
 
-/// The answer to one run.
+/// The answer of the ledger to one run.
 #[derive(Debug)]
 pub struct Grant {
-    /// When the ledger answered, by this process's clock.
+    /// Instant of the ledger's answer, on this process's clock.
     pub now: Instant,
-    /// What was booked, ascending.
+    /// The booked slots in ascending order, at most `want` of the run.
     pub slots: SmallVec<[Slot; 2]>,
-    /// Why there are not more slots, if there are not.
+    /// The reason for missing slots, or `None` if the run got all that it wanted.
     pub short: Option<Short>,
 }
 
-/// What kept a run from getting all it wanted.
+/// The reason why a run got fewer slots than it wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Short {
-    /// The position of the limit; `None` if the origin's own block.
+    /// Position in the target of the limit that holds the run, or `None` if no limit does. For
+    /// example, a block of the origin holds a run without a limit.
     pub held_by: Option<usize>,
-    /// When asking again is worth it; `None` if only a returned permit can help.
+    /// Earliest instant at which another call can book more, or `None` if only a released permit
+    /// helps.
     pub ask_again: Option<Instant>,
 }
 
-/// An instant at which one request may leave, booked in every limit that applies.
+/// An instant at which one request may be sent, booked in every limit that applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// The instant.
+    /// Instant from which the request may be sent, on this process's clock.
     pub at: Instant,
-    /// What it was booked for; its permits are held until it is released.
+    /// Scope that the slot was booked for. Its permits are held until the slot is settled.
     pub scope: Scope,
-    /// How many blocks there had been; a slot of an earlier epoch must not be used.
+    /// Number of blocks of the target at booking time. A slot of an earlier epoch is void.
     pub epoch: u64,
-    /// Whether this is the first to leave after a block.
+    /// True if this is the probe, the first request after a block. Its response shows if the block
+    /// is over.
     pub probe: bool,
 }
 
@@ -97,11 +102,11 @@ pub struct Slot {
     clippy::large_enum_variant,
     reason = "the common variant is the large one, and short-lived"
 )]
-/// A booking that is there already, or on its way from a store.
+/// A booking that is either complete or still pending in a store.
 pub enum Booking {
-    /// Answered at once.
+    /// The grants, one per run in the same order, available without waiting.
     Ready(SmallVec<[Grant; 2]>),
-    /// Under way.
+    /// A future of the grants, because the store has to be called first.
     Pending(std::pin::Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>),
 }
 
@@ -114,77 +119,80 @@ impl std::fmt::Debug for Booking {
     }
 }
 
-/// A pin on its way to the ledger.
+/// A future that pins a limit in the ledger, or removes a pin. The error is a full sentence.
 pub type Pinning<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
-/// What became of a slot.
+/// The outcome of a slot, reported by [`Ledger::settle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
-    /// The request left and was answered, or its connection ended.
+    /// The request was sent, and its response or its connection has ended.
     Left,
-    /// The request never left.
+    /// The request was never sent, so its permits are free and a probe is still open.
     Unused,
 }
 
-/// A forecast for a newcomer.
+/// A forecast for a request that would join the queue now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
-    /// The earliest instant at which it could leave, as far as rates and blocks tell.
+    /// Earliest instant at which the request could be sent, as far as rates and blocks allow a
+    /// forecast.
     pub at: Instant,
-    /// Which limit puts it there; `None` if nothing holds it, or the origin's block does.
+    /// Position of the limit that determines `at`, or `None` if only a block or nothing does.
     pub held_by: Option<usize>,
 }
 
-/// How things stand for a target.
+/// The state of one target's ledger for operators.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerStatus {
-    /// Where its bookings come from.
+    /// Source of the bookings in words, for example the number of replicas or the fallback share.
     pub mode: String,
-    /// Limits whose numbers an operator has pinned, with these.
+    /// Names of the limits that an operator has pinned, each with its pinned numbers in words.
     pub pins: Vec<(Arc<str>, String)>,
-    /// Until when its origin is left alone.
+    /// End of the origin's last block, or `None` without information. An instant in the past means
+    /// that no block is in force.
     pub blocked_until: Option<Instant>,
 }
 
-/// Where schedules live. Every method is safe to call from many tasks at once.
+/// The store of all schedules. Every method may be called from many tasks at the same time.
 pub trait Ledger: Send + Sync + std::fmt::Debug {
-    /// Whether bookings are always [`Booking::Ready`].
+    /// Returns true if [`Self::book`] always answers with [`Booking::Ready`].
     fn answers_at_once(&self) -> bool;
 
-    /// How far ahead of now bookings may lie at the moment.
+    /// Returns the maximum distance between now and a slot that a call could book at the moment.
     fn reach(&self) -> Duration;
 
-    /// Books a slot that can be used now for a request that nobody is before, if that can be said
-    /// without a call. `None` says nothing: [`Self::book`] decides.
+    /// Books a slot for immediate use, if that is possible without a call to a store. The caller
+    /// makes sure that no other request waits before this one. `None` decides nothing, because
+    /// [`Self::book`] may still find a slot.
     fn at_once(&self, _target: &Arc<Target>, _scope: &Scope) -> Option<Slot> {
         None
     }
 
-    /// Books slots.
+    /// Books slots for the runs of one call, each in all limits of its scope or in none.
     fn book(&self, ask: Ask) -> Booking;
 
-    /// Ends the use of a slot: its permits are free again, and a probe has its answer.
+    /// Ends the use of a slot, releases its permits and, for a probe, records its outcome.
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement);
 
-    /// What a slot was booked for turned out to cost the limit at position `limit` `units` more, or
-    /// fewer if negative.
+    /// Adds `units` to the cost that the limit at position `limit` has booked for this slot. The
+    /// number is negative if the request cost less than its estimate.
     fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64);
 
-    /// When a request of this scope could leave after `ahead` units of others; `ahead` is per limit,
-    /// by position.
+    /// Estimates when a request of this scope could be sent. `ahead` holds the units that are
+    /// queued before it, one number per limit of the target by position.
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast;
 
-    /// How many blocks the target has had, as far as is known here, now and whenever it changes; a
+    /// Returns a channel with the number of blocks of the target that have reached this replica. A
     /// slot of an earlier epoch is void.
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64>;
 
-    /// Gives a limit other numbers than the policy does, for all who use the ledger, or gives the
-    /// policy's back. The error is a sentence.
+    /// Replaces a limit's numbers for all replicas of the ledger, or restores the policy's numbers
+    /// if `bound` is `None`. The error is a full sentence.
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_>;
 
-    /// The origin asked to be left alone until `until`.
+    /// Blocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
 
-    /// How things stand for a target, in words for operators.
+    /// Returns the state of a target in words for operators.
     fn status(&self, target: &Arc<Target>) -> LedgerStatus;
 }

@@ -1,25 +1,27 @@
-//! What happens while a shared ledger cannot be reached.
+//! The behaviour of a replica during an outage, which means that the shared ledger is not
+//! reachable.
 
 use std::time::Duration;
 
-/// The operator's choice.
+/// The operator's settings for the time while the shared ledger cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
-    /// After `share_for`.
+    /// Behaviour after `share_for` has passed, from the setting `on_outage`.
     pub then: OnOutage,
-    /// How long what was promised to a silent replica is kept for it.
+    /// Time for which other replicas reserve the fallback share of a silent replica.
     pub share_for: Duration,
-    /// What a replica may use that never reached the ledger, in millionths; nothing if zero.
+    /// Share of each limit for a replica that never reached the ledger, in millionths. Zero holds
+    /// its requests.
     pub bootstrap_ppm: i64,
 }
 
-/// What a replica does that has been cut off for long.
+/// The behaviour of a replica that is disconnected for longer than `share_for`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnOutage {
-    /// Go on at the share that was promised.
+    /// Continues at the fallback share, even though other replicas no longer reserve it.
     Share,
-    /// Hold, and refuse what cannot be held.
+    /// Holds all requests and refuses those that cannot be sent before their deadline.
     Closed,
-    /// Go on without a pace.
+    /// Sends requests without limits until the ledger is reachable again.
     Open,
 }

@@ -1,4 +1,5 @@
-//! The link to Postgres: one function call per message, each a statement and a transaction of its own.
+//! The link to Postgres. Each message is one function call, as a statement and a transaction of its
+//! own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,27 +15,31 @@ use super::shared::{Heartbeat, Link, LinkError, Pin, Reply};
 use super::{Answer, Call, Replica, RowBound};
 use crate::db::{Database, DatabaseError, Statement};
 
-/// A server that takes longer counts as away.
+/// Maximum time for one call. A server that takes longer counts as unreachable, and the error text
+/// of `failed` quotes the 1.5 s.
 const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// A ledger in a database.
+/// A ledger in a Postgres database that several replicas share.
 #[derive(Debug)]
 pub struct PostgresLink {
     database: Database,
     name: String,
-    /// Whether it is for us to bring the schema up to date.
+    /// True if this replica may bring the schema up to date, from the setting `migrate`.
     migrate: bool,
-    /// Whether the schema has been found to fit.
+    /// True once the schema has been checked and fits this program.
     prepared: AtomicBool,
-    /// Whether notifications can be had: not behind a pooler.
+    /// Connection that receives notifications, opened at the first use. None arrive through a
+    /// pooler in transaction mode.
     listener: Mutex<Option<PgListener>>,
 }
 
 impl PostgresLink {
-    /// What a connection begins with: its first calls are as quick as those that follow.
+    /// SQL statement that runs on each new connection, so that its first calls are as fast as later
+    /// ones.
     pub const BEGIN_WITH: &'static str = "select outpace.warm_v1()";
 
-    /// The ledger in this database; `name` is what operators know this replica by.
+    /// Creates a link to the ledger in `database`. Operators see `name` as the name of this
+    /// replica.
     pub fn new(database: Database, name: String, migrate: bool) -> Self {
         Self {
             database,
@@ -45,10 +50,11 @@ impl PostgresLink {
         }
     }
 
-    /// Brings the schema up to date, if that is for us to do, and makes sure that it fits.
+    /// Checks that the schema fits this program, and migrates it first if this replica may do so.
+    /// Later calls return at once after the first success.
     ///
     /// # Errors
-    /// [`DatabaseError`].
+    /// Returns [`DatabaseError`] if the database is unusable or its schema does not fit.
     pub async fn prepare(&self) -> Result<(), DatabaseError> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
@@ -58,8 +64,8 @@ impl PostgresLink {
         Ok(())
     }
 
-    /// The one call that counts: a simple query, which takes one round trip where a prepared one that
-    /// a pooler lets through takes two.
+    /// Runs the booking call as a simple query, which takes one round trip. A prepared statement
+    /// that works through a pooler takes two.
     async fn book(&self, call: &Call) -> Result<Json<BookReply>, LinkError> {
         let text = serde_json::to_string(call).map_err(|error| LinkError(error.to_string()))?;
         if text.contains(QUOTE) {
@@ -67,7 +73,8 @@ impl PostgresLink {
                 .ask(sqlx::query("select outpace.book_v1($1)").bind(Json(call)))
                 .await;
         }
-        // Dollar-quoted, and the text does not contain the quote.
+        // The statement is safe to build from text, because the text does not contain the dollar
+        // quote.
         self.simple(format!("select outpace.book_v1({QUOTE}{text}{QUOTE})"))
             .await
     }
@@ -80,7 +87,7 @@ impl PostgresLink {
         first(&self.database.ask(statement, CALL_TIMEOUT).await)
     }
 
-    /// Runs one statement.
+    /// Runs one prepared statement without a name and returns the first column of its first row.
     async fn ask<T>(&self, query: Statement<'_>) -> Result<T, LinkError>
     where
         T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> + Send + Unpin,
@@ -90,7 +97,7 @@ impl PostgresLink {
     }
 }
 
-/// The first column of the answer.
+/// Decodes the first column of the first row of a result.
 fn first<T>(asked: &sqlx::Result<Vec<PgRow>>) -> Result<T, LinkError>
 where
     T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
@@ -105,12 +112,14 @@ where
     }
 }
 
-/// Encloses a call's text in a statement.
+/// Dollar quote that encloses a call's text in a statement.
 const QUOTE: &str = "$outpace_call$";
 
 fn failed(error: &sqlx::Error) -> LinkError {
     LinkError(match error {
-        sqlx::Error::PoolTimedOut => "no answer in time".to_owned(),
+        sqlx::Error::PoolTimedOut => {
+            "Postgres timed out (2 s per connection, 1.5 s per call)".to_owned()
+        }
         error => error.to_string(),
     })
 }
@@ -153,7 +162,9 @@ impl Link for PostgresLink {
                 started: answered.started,
             }),
             _ if answered.busy => Ok(Reply::Busy),
-            _ => Err(LinkError("an answer that is none".to_owned())),
+            _ => Err(LinkError(
+                "incomplete reply of outpace.book_v1; check the schema".to_owned(),
+            )),
         }
     }
 
@@ -201,7 +212,8 @@ impl Link for PostgresLink {
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
-        // One round trip, too: what it takes tells where the store's clock is.
+        // A simple query takes one round trip, and its duration limits the error of the clock
+        // estimate.
         let name = self.name.replace('$', "");
         let statement = format!(
             "select outpace.beat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for}, {held})",
@@ -258,7 +270,8 @@ impl Link for PostgresLink {
         if listener.is_none() {
             match self.database.listen("outpace").await {
                 Ok(fresh) => *listener = Some(fresh),
-                // Nothing depends on it: what is rare is also learnt with the next answer.
+                // Notifications are optional, because the next answer or heartbeat brings the same
+                // news.
                 Err(_) => std::future::pending().await,
             }
         }

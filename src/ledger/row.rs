@@ -1,10 +1,10 @@
-//! One schedule of a book with everybody who competes for it. Pure.
+//! One schedule of a book with the flows that compete for it, as pure functions.
 //!
-//! Who competes is a *flow*: one lane of one replica. Flows share a schedule by weighted fair
-//! queueing (start-time fair queueing: Goyal, Vin, Cheng 1996): each booking moves the flow's
-//! *virtual time* on by its cost over the flow's weight, and nobody may run further ahead of the
+//! A *flow* is one lane of one replica. Flows share a schedule by weighted fair queueing, in the
+//! form of start-time fair queueing (Goyal, Vin, Cheng 1996). Each booking increases the flow's
+//! *virtual time* by its cost divided by the flow's weight. No flow may run further ahead of the
 //! slowest active flow than its share of one horizon. A lane's weight is divided among the replicas
-//! that use it, so equal replicas get equal shares.
+//! that use the lane, so equal replicas get equal shares.
 
 use smallvec::SmallVec;
 
@@ -14,45 +14,48 @@ use crate::schedule::{Schedule, ScheduleKind, Spec, Usage};
 
 /// Virtual time of one unit at weight 1.
 pub(super) const SCALE: i64 = 1_000_000;
-/// How long after its time to ask again a flow still counts: then its replica is gone.
+/// Time in nanoseconds for which a flow still counts after it was due to ask again. After that its
+/// replica counts as gone.
 pub(super) const LINGER: i64 = 500_000_000;
-/// How long replicas may disagree on a limit before the looser reading of the last one counts.
+/// Minimum time in nanoseconds between the last call under the strictest numbers and the adoption
+/// of looser ones.
 pub(super) const AGREE: i64 = 800_000_000;
 
-/// The schedule of one limit, or of one key of it.
+/// The schedule of one limit, or of one key of a keyed limit.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) bound: RowBound,
     pub(super) state: RowState,
     pub(super) flows: Vec<Flow>,
-    /// Until when each lane has used its reserve, by the lane's position.
+    /// Instant in nanoseconds up to which each lane has used its reserve, by the lane's position.
     pub(super) reserves: SmallVec<[i64; 2]>,
-    /// When somebody last asked under `bound`.
+    /// Instant in nanoseconds of the last call under `bound`, exact to a quarter of [`AGREE`].
     agreed: i64,
-    /// Whether several flows compete in the current call.
+    /// True if several flows compete for this schedule in the current call.
     contested: bool,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum RowState {
     Rate(Schedule),
-    /// Permits by replica.
+    /// Number of permits that each replica holds.
     Held(SmallVec<[(Replica, i64); 2]>),
 }
 
-/// A lane of a replica that competes for the schedule.
+/// A lane of one replica that competes for the schedule.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flow {
     pub(super) lane: u8,
     pub(super) replica: Replica,
     pub(super) virtual_time: i64,
-    /// How many it could not book.
+    /// Number of requests that wait here without a slot.
     pub(super) waiting: i64,
-    /// When it will ask again.
+    /// Instant in nanoseconds at which the replica asks again.
     pub(super) due: i64,
-    /// Runs of the current call that are still open here.
+    /// Number of runs of the current call that may still book here.
     open: u32,
-    /// Whether it competed before the current call, so that it keeps its place.
+    /// True if the flow competed shortly before the current call, so that it keeps its virtual
+    /// time.
     kept: bool,
 }
 
@@ -63,7 +66,7 @@ impl Flow {
 }
 
 impl Row {
-    /// Unused, but for a block that was imposed before it was asked for.
+    /// Creates an unused row. If a block is older than the row, no burst may follow this block.
     pub(super) fn new(bound: RowBound, now: i64, blocked: Instant) -> Self {
         let state = match bound {
             RowBound::Rate(spec) => {
@@ -85,8 +88,8 @@ impl Row {
         }
     }
 
-    /// Takes over what the caller's policy says. While replicas disagree the strictest rules;
-    /// alone there is nobody to disagree with.
+    /// Adopts the numbers of the caller's policy. While replicas disagree, the strictest numbers
+    /// apply. A book with only one replica adopts every change at once.
     pub(super) fn follow(&mut self, bound: RowBound, now: i64, alone: bool) {
         if bound == self.bound {
             if now > self.agreed + AGREE / 4 {
@@ -128,7 +131,8 @@ impl Row {
         }
     }
 
-    /// Nobody uses it, and nothing is remembered that matters at `now`.
+    /// Returns true if no flow is active and the schedule remembers nothing that matters after
+    /// `now`.
     pub(super) fn is_idle(&self, now: i64) -> bool {
         self.flows.iter().all(|flow| !flow.active(now))
             && match &self.state {
@@ -137,7 +141,7 @@ impl Row {
             }
     }
 
-    /// The nanoseconds that one unit takes, for shares.
+    /// Returns the nanoseconds that one unit takes at the full rate, or 1 for permits.
     pub(super) fn interval(&self) -> i64 {
         match self.bound {
             RowBound::Rate(Spec { kind, numbers }) => match kind {
@@ -168,7 +172,7 @@ impl Row {
         all.get_mut(index).map(|(_, held)| held)
     }
 
-    /// A call begins: what the replica had waiting is reported anew.
+    /// Prepares the flows of a replica for its new call, which reports its waiting requests anew.
     pub(super) fn begin(&mut self, replica: Replica, now: i64) {
         for flow in &mut self.flows {
             if flow.replica == replica {
@@ -178,8 +182,8 @@ impl Row {
         }
     }
 
-    /// A run of this flow is open: it competes. Who did not compete lately begins where the slowest
-    /// is: neither credit for idling nor a debt for what nobody else wanted.
+    /// Opens a run of this flow, so that the flow competes. A flow that was idle starts at the
+    /// minimum virtual time, so it gets neither credit nor debt for the idle time.
     pub(super) fn open(&mut self, lane: u8, replica: Replica, now: i64) {
         let slowest = self.slowest(lane, replica, now);
         let known = self.position(lane, replica);
@@ -204,13 +208,13 @@ impl Row {
         flow.open += 1;
     }
 
-    /// All runs are open: is there more than one flow?
+    /// Records if more than one flow competes, after all runs of the call are open.
     pub(super) fn opened(&mut self, now: i64) {
         self.contested = self.flows.iter().filter(|flow| flow.active(now)).count() > 1;
     }
 
-    /// The run cannot go on. If this row is what holds it, so many keep waiting here and ask again
-    /// at that instant.
+    /// Closes a run that can book no more. If this row holds the run, `holds` has the number of
+    /// waiting requests and the instant at which the replica asks again.
     pub(super) fn close(
         &mut self,
         lane: u8,
@@ -261,7 +265,8 @@ impl Row {
         }
     }
 
-    /// Whether the flow is less than its share of a horizon ahead of the slowest other.
+    /// Returns true if the flow is ahead of the slowest other flow by less than its share of one
+    /// horizon.
     pub(super) fn is_fair(
         &self,
         lane: u8,
@@ -288,7 +293,8 @@ impl Row {
         ours <= slowest || ours < slowest.saturating_add(lead)
     }
 
-    /// How many of others wait, and their weight against the flow's, in millionths.
+    /// Returns the contention from other replicas. The first number counts their waiting requests.
+    /// The second one is their weight, in millionths of the weight of this flow.
     pub(super) fn crowd(
         &self,
         lane: u8,
@@ -310,13 +316,13 @@ impl Row {
         (waiting, weight.saturating_mul(SCALE) / own_weight.max(1))
     }
 
-    /// How many compete.
+    /// Returns the number of active flows, which compete for this schedule.
     pub(super) fn competitors(&self, now: i64) -> i64 {
         let active = self.flows.iter().filter(|flow| flow.active(now));
         i64::try_from(active.count()).unwrap_or(0)
     }
 
-    /// How many active flows come before this one.
+    /// Returns the number of active flows that come before this one in the order of virtual times.
     pub(super) fn rank(&self, lane: u8, replica: Replica, now: i64) -> i64 {
         let Some(ours) = self.flow(lane, replica).copied() else {
             return 0;
@@ -360,8 +366,9 @@ impl Row {
         }
     }
 
-    /// Hears what a caller last knew. A schedule of another kind cannot be compared, and windows of
-    /// another length are numbered otherwise.
+    /// Merges the state that a caller last received, so that usage is never lost. Schedules of
+    /// another kind cannot be compared, and fixed windows of another length have other numbers, so
+    /// both are ignored.
     pub(super) fn merge(&mut self, (spec, seen): &(Spec, Usage)) {
         if let RowState::Rate(schedule) = &mut self.state
             && schedule.spec().kind == spec.kind
@@ -372,7 +379,8 @@ impl Row {
         }
     }
 
-    /// Books what left without having been booked here.
+    /// Books requests that were sent in fallback mode, as pairs of an instant in nanoseconds and
+    /// units.
     pub(super) fn record_unbooked(&mut self, spent: &[(i64, i64)], now: i64) {
         if let RowState::Rate(schedule) = &mut self.state {
             for (at, units) in spent {
@@ -400,13 +408,15 @@ impl Row {
     }
 }
 
-/// Weight and reserve of a lane; a target without lanes has one of weight 1.
+/// Returns weight and reserve of a lane. A target without lanes has one lane of weight 1 without
+/// reserve.
 pub(super) fn lane_of(lanes: &[(i64, i64)], lane: u8) -> (i64, i64) {
     let (weight, reserve) = lanes.get(usize::from(lane)).copied().unwrap_or((1, 0));
     (weight.max(1), reserve)
 }
 
-/// Whether `a` allows less than `b`: a lower rate, or the same with a smaller burst.
+/// Returns true if `a` allows less than `b`, by a lower rate or by the same rate with a smaller
+/// burst.
 fn stricter(a: RowBound, b: RowBound) -> bool {
     match (a, b) {
         (RowBound::Permits(a), RowBound::Permits(b)) => a < b,

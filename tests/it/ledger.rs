@@ -89,7 +89,7 @@ async fn p1_pace_and_p2_use_with_a_slow_postgres() {
     );
     for program in [&one, &two] {
         program
-            .event(|event| event["message"] == "the ledger answers")
+            .event(|event| event["message"] == "connected to the ledger")
             .await;
     }
     storm(&[&one, &two], 15, Duration::from_secs(10)).await;
@@ -254,7 +254,7 @@ async fn a_database_that_refuses_us_or_does_not_fit_is_told_at_the_start() {
     let nobody = postgres.url().replace("outpace@", "nobody@");
     let (code, told) = start_error(&config(&nobody, "")).await;
     assert!(
-        code == Some(78) && told.contains("refuses us") && told.contains("check user"),
+        code == Some(78) && told.contains("refuses access") && told.contains("check user"),
         "{code:?} {told}"
     );
     let unprepared = config(&postgres.url(), "").replace(" } }", ", migrate: false } }");

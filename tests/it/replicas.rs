@@ -176,7 +176,7 @@ async fn p12_predictable_while_postgres_is_away_and_no_burst_when_it_returns() {
     for program in &replicas.programs {
         program
             .event(|event| {
-                event["message"] == "the ledger does not answer; this replica goes on by itself"
+                event["message"] == "ledger call failed, fallback mode begins; check the database"
             })
             .await;
     }
@@ -196,7 +196,7 @@ async fn p12_predictable_while_postgres_is_away_and_no_burst_when_it_returns() {
         let back = program
             .events()
             .iter()
-            .filter(|event| event["message"] == "the ledger answers")
+            .filter(|event| event["message"] == "connected to the ledger")
             .count();
         assert!(back >= 2, "it is linked again");
     }

@@ -1,19 +1,20 @@
-//! What a replica last heard of a crowd, and whether the next word is news.
+//! The contention at a limit as this replica last saw it, and the test for a large change.
 
-/// How many wait at a limit.
+/// Numbers of requests that wait at one limit, from one answer of the store.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Contention {
-    /// Here.
+    /// Number of waiting requests of this replica.
     pub(super) own: i64,
-    /// At other replicas.
+    /// Number of waiting requests of other replicas.
     pub(super) others: i64,
-    /// When that was so, by the store's clock.
+    /// Instant of the answer in nanoseconds, on the store's clock.
     pub(super) at: i64,
 }
 
 impl Contention {
-    /// Whether this says that a crowd has come or gone. Who reports one is often the first of several, so
-    /// our own counts, too.
+    /// Returns true if contention has begun, ended or changed much since `known`. The requests of
+    /// this replica count as well, because the first replica with many new requests is often
+    /// followed by others.
     pub(super) const fn changed_since(self, mut known: Self) -> bool {
         if known.at + OLD < self.at {
             (known.own, known.others) = (0, 0);
@@ -22,15 +23,16 @@ impl Contention {
     }
 }
 
-/// Whether a crowd has changed much.
+/// Returns true if a number of waiting requests has changed by more than a quarter plus
+/// [`CROWD_NOISE`].
 const fn is_news(before: i64, after: i64) -> bool {
     (after - before).abs() > before / 4 + CROWD_NOISE
 }
 
-/// What was heard longer ago says nothing of a crowd that comes now. Longer than any replica goes without
-/// asking while it is held.
+/// Age in nanoseconds from which an older observation counts as no contention. A replica with
+/// waiting requests asks more often than this.
 const OLD: i64 = 10_000_000_000;
-/// A crowd that changes by less is no news.
+/// Number of waiting requests by which contention may change without being news.
 const CROWD_NOISE: i64 = 8;
 
 #[cfg(test)]

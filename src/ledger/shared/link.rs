@@ -1,79 +1,85 @@
-//! The way to a store that several replicas share.
+//! The interface to a store that several replicas share.
 
 use std::future::Future;
 use std::sync::Arc;
 
 use super::super::{Answer, Call, Replica, RowBound};
 
-/// What a store answers to a call.
+/// The reply of a store to a booking call.
 #[expect(
     clippy::large_enum_variant,
     reason = "the common variant is the large one, and short-lived"
 )]
 #[derive(Debug, Clone)]
 pub enum Reply {
-    /// Somebody else is at it; try again in a moment.
+    /// Another call holds the lock of the target, so nothing was booked. The call may be repeated
+    /// after a few milliseconds.
     Busy,
-    /// Done.
+    /// The call was executed, and this is its result.
     Answer {
-        /// What was booked.
+        /// The booked slots and the state of the schedules.
         answer: Answer,
-        /// When the server that answered had started: another value means that it may have forgotten.
+        /// Start of the server that answered, in nanoseconds of its clock. A new value means that
+        /// the server may have lost its last writes.
         started: i64,
     },
 }
 
-/// What a store answers to a sign of life.
+/// The reply of a store to a heartbeat.
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeat {
-    /// When it was given.
+    /// Instant of the reply, in nanoseconds of the store's clock.
     pub now: i64,
-    /// How many replicas live.
+    /// Number of replicas in the store, including this one and silent replicas with a reserved
+    /// share.
     pub live: i64,
-    /// The share of every rate that is this replica's when it is cut off, in millionths.
+    /// Fallback share of this replica, as a part of every rate in millionths.
     pub share: i64,
-    /// How often a sign of life is wanted, nanoseconds.
+    /// Interval between the heartbeats of one replica, in nanoseconds.
     pub every: i64,
-    /// After how long without one a replica counts as silent, nanoseconds.
+    /// Time without a heartbeat after which a replica counts as silent, in nanoseconds.
     pub silent: i64,
-    /// How many blocks each target has had.
+    /// Number of blocks that each target has had, by target name.
     pub epochs: Vec<(Arc<str>, u64)>,
-    /// Numbers that an operator has pinned.
+    /// Limits with numbers that an operator has pinned for all replicas.
     pub pins: Vec<Pin>,
-    /// When the server that answered had started: another value means that it may have forgotten.
+    /// Start of the server that answered, in nanoseconds of its clock. A new value means that the
+    /// server may have lost its last writes.
     pub started: i64,
 }
 
-/// A limit's numbers, pinned for all replicas whatever their files say.
+/// A limit's numbers, pinned for all replicas. They override the numbers in configuration files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pin {
-    /// The target.
+    /// Name of the target that has the limit.
     pub target: Arc<str>,
-    /// The limit.
+    /// Name of the pinned limit within its target.
     pub limit: Arc<str>,
-    /// Its numbers.
+    /// Pinned numbers of the limit, either a rate or a maximum of permits.
     pub bound: RowBound,
 }
 
-/// The store did not answer as it should.
+/// The error of a call that the store did not answer as expected, with its cause as text.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct LinkError(pub String);
 
-/// A store that several replicas share. Calls may fail or never return; a call that failed may still
-/// have been done.
+/// A store that several replicas share. Calls may fail or never return, and the store may have
+/// executed a call that failed.
 pub trait Link: Send + Sync + std::fmt::Debug + 'static {
-    /// Books.
+    /// Books the slots of one call, or reports that another call holds the lock of the target.
     fn call(&self, call: Call) -> impl Future<Output = Result<Reply, LinkError>> + Send;
 
-    /// Blocks a target until an instant of the store's clock; returns how many blocks there have been.
+    /// Blocks a target until an instant in nanoseconds of the store's clock. Returns the number of
+    /// blocks that the target has had.
     fn block(
         &self,
         target: Arc<str>,
         until: i64,
     ) -> impl Future<Output = Result<u64, LinkError>> + Send;
 
-    /// The probe after this block was answered, or never left.
+    /// Records the outcome of the probe after block number `epoch`. `answered` is false if the
+    /// probe was never sent.
     fn probe(
         &self,
         target: Arc<str>,
@@ -81,7 +87,8 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         answered: bool,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// What was booked cost so many units more, or fewer.
+    /// Adds `units` to the cost that was booked in a schedule. The number is negative if a request
+    /// cost less than its estimate.
     fn correct(
         &self,
         target: Arc<str>,
@@ -90,12 +97,14 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         units: i64,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Whether the store answers at all; it must leave no trace there.
+    /// Checks that the store answers. It changes no state there, so other replicas do not notice
+    /// the check.
     fn reach(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Gives a sign of life; `share_for` is how long a promise is kept, nanoseconds, and `held` what this
-    /// replica believes that it was promised, in millionths: an answer may have been lost. `None` if
-    /// somebody else is at it.
+    /// Stores a heartbeat of `replica` and returns the reply, or `None` if another heartbeat holds
+    /// the lock. `share_for` is the time in nanoseconds for which a silent replica's fallback share
+    /// stays reserved. `held` is the last received fallback share in millionths, because a later
+    /// reply may have been lost.
     fn heartbeat(
         &self,
         replica: Replica,
@@ -103,7 +112,7 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         held: i64,
     ) -> impl Future<Output = Result<Option<Heartbeat>, LinkError>> + Send;
 
-    /// Pins a limit's numbers for all replicas, or takes the pin off.
+    /// Pins a limit's numbers for all replicas, or removes the pin if `bound` is `None`.
     fn pin(
         &self,
         target: Arc<str>,
@@ -111,12 +120,14 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         bound: Option<RowBound>,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Removes what nobody uses any more.
+    /// Removes idle keys, old flows and permits of replicas that are gone.
     fn sweep(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Says goodbye: promise and permits are free at once.
+    /// Removes a replica after a clean exit, so that its fallback share and permits are free at
+    /// once.
     fn leave(&self, replica: Replica) -> impl Future<Output = Result<(), LinkError>> + Send;
 
-    /// Returns when another replica may have told something rare, or never.
+    /// Returns after a notification, for example about a block or a pin. Without notifications it
+    /// never returns.
     fn notified(&self) -> impl Future<Output = ()> + Send;
 }

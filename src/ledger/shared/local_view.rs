@@ -1,5 +1,5 @@
-//! What this replica knows of one target's schedules: a copy of what the store last said, the permits
-//! it holds, and what it did alone.
+//! The local view that this replica has of one target. It holds a copy of the schedules as the
+//! store last reported them, the held permits, and the usage in fallback mode.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,54 +18,55 @@ use crate::schedule::{Schedule, ScheduleKind, Usage, promised};
 
 type Id = (Arc<str>, Option<Arc<str>>);
 
-/// What was done alone: by schedule, the numbers it was done under, instants and units.
+/// Usage in fallback mode by schedule, with the numbers in force and pairs of an instant and units.
 pub(super) type Spent = HashMap<Id, (RowBound, Vec<(i64, i64)>)>;
 
-/// More keys than this are not remembered: the store knows them.
+/// Maximum number of copies. Beyond it all copies are dropped, because the store has the schedules.
 const COPIES_MAX: usize = 4096;
-/// One call names no more schedules than this.
+/// Maximum number of schedules in one call that reports usage.
 const ROWS_MAX: usize = 200;
-/// What was done alone is told in at most so many pieces per schedule.
+/// Maximum number of entries per schedule that record the usage in fallback mode.
 const SPENT_MAX: usize = 10_000;
 
-/// One target, seen from here. Instants of copies are the store's.
+/// The local view of one target. Instants in its copies are on the store's clock.
 #[derive(Debug, Default)]
 pub(super) struct LocalView {
     copies: HashMap<Id, Copy>,
     held: HashMap<Id, (i64, RowBound)>,
-    /// Blocks that are known of here, counted by ourselves: slots carry this number.
+    /// Number of blocks that have reached this replica, by its own count. Slots carry this number.
     pub(super) epoch: u64,
-    /// Blocks as the store counts them.
+    /// Number of blocks by the store's count.
     pub(super) store_epoch: u64,
-    /// An answer of an earlier epoch of theirs was given before a block that we know of.
+    /// Store epoch below which an answer is void, because a block in this view is newer.
     void_before: u64,
     blocked: i64,
-    /// Whether the store may have forgotten: everything is told again.
+    /// True if the store may have lost writes, so that calls send the last known state again.
     pub(super) resync: bool,
-    /// Until when, by the store's clock, more news of the crowd is expected.
+    /// End of the time in which contention is expected to change further, in nanoseconds of the
+    /// store's clock.
     moving: i64,
-    /// Whether the answer at hand may be of a store that has forgotten: then what we know stays.
+    /// True if the current answer may lack lost writes, so that it is merged with the known state.
     pub(super) store_may_be_stale: bool,
-    /// Schedules while on our own, of our clock, and the share they were made for.
+    /// Fallback share in millionths, and the schedules at this share on this process's clock.
     fallback: Option<(i64, Book)>,
     spent: Spent,
-    /// When the last booking of each came in: how far others are ahead of a newcomer.
+    /// Pinned numbers by limit name, from the last heartbeat.
     pub(super) pins: HashMap<Arc<str>, RowBound>,
 }
 
-/// A schedule as the store last described it.
+/// A schedule as the store last reported it.
 #[derive(Debug)]
 struct Copy {
     schedule: Schedule,
-    /// Whether the answer was given to someone who could not book all.
+    /// Number of competing requests of other replicas, from the last answer.
     crowd: i64,
     crowd_weight: i64,
-    /// What was last told to somebody whom it kept from booking all.
+    /// Contention from the last answer to a run that this schedule held.
     contention: Contention,
 }
 
 impl LocalView {
-    /// The call that asks for `ask`, in the store's time.
+    /// Creates the call that books `ask`, with all instants on the store's clock.
     pub(super) fn call(&self, ask: &Ask, replica: Replica, horizon: i64, offset: &Offset) -> Call {
         let lead = offset.delay();
         let lead = if lead > LEAD_MIN { lead } else { 0 };
@@ -87,7 +88,7 @@ impl LocalView {
         call
     }
 
-    /// Notes what the store answered, and turns it into slots of our clock.
+    /// Stores the answer to a call, and converts its slots to this process's clock.
     pub(super) fn absorb(
         &mut self,
         ask: &Ask,
@@ -113,9 +114,9 @@ impl LocalView {
             };
             self.take(&ask.target, slot);
         }
-        // A store's clock that goes back is not to make it last.
+        // The upper bound ignores a `moving` far ahead, after the store's clock was set back.
         if (1..=SETTLED).contains(&(self.moving - answer.now)) {
-            // Others have just come or gone: what is known of them will soon be more.
+            // Contention has just changed, so the next answer will bring newer numbers.
             let soon = offset.to_local_clock(answer.now + SOON);
             for short in granted.iter_mut().filter_map(|grant| grant.short.as_mut()) {
                 short.ask_again = short.ask_again.map(|at| at.min(soon));
@@ -124,7 +125,7 @@ impl LocalView {
         granted
     }
 
-    /// Keeps what the answer says of the schedules. Returns whether the crowd has changed much.
+    /// Copies the schedules of an answer. Returns true if contention has changed much.
     fn copy(&mut self, call: &Call, answer: &Answer) -> bool {
         let mut moving = false;
         for (index, (row, told)) in call.rows.iter().zip(&answer.rows).enumerate() {
@@ -133,7 +134,7 @@ impl LocalView {
             let Some(spec) = told.spec else {
                 continue;
             };
-            // Who could book all has not been told of others.
+            // An answer has numbers on contention only for a run that was held.
             let mut contention = None::<Contention>;
             let mut crowd_weight = 0;
             for (run, told) in call.runs.iter().zip(&answer.runs) {
@@ -166,12 +167,12 @@ impl LocalView {
         moving
     }
 
-    /// The store counts so many blocks. Returns whether that is news.
+    /// Adopts the store's number of blocks. Returns true if it has increased.
     pub(super) fn learn_epoch(&mut self, theirs: u64) -> bool {
         let news = theirs > self.store_epoch;
         if news {
             self.store_epoch = theirs;
-            // One that we have told of ourselves is known already.
+            // A block that this replica reported itself is already counted.
             if theirs > self.void_before {
                 self.epoch += 1;
                 self.void_before = theirs;
@@ -180,7 +181,7 @@ impl LocalView {
         news
     }
 
-    /// A block that we tell of: what was booked before it is void here at once.
+    /// Records a block that this replica will report. Earlier slots are void at once.
     pub(super) fn block(&mut self, until: i64) -> bool {
         if until <= self.blocked {
             return false;
@@ -191,7 +192,7 @@ impl LocalView {
         true
     }
 
-    /// The store has heard of our block, and counts so many.
+    /// Records the store's number of blocks after it has stored the reported block.
     pub(super) fn blocked_at(&mut self, theirs: u64) {
         self.store_epoch = self.store_epoch.max(theirs);
         self.void_before = theirs;
@@ -203,7 +204,7 @@ impl LocalView {
         }
     }
 
-    /// Gives the permits of a slot back. Returns whether there were any.
+    /// Releases the permits of a slot. Returns true if it had any.
     pub(super) fn release(&mut self, target: &Target, slot: &Slot) -> bool {
         let mut any = false;
         for (id, _) in permits(target, slot) {
@@ -215,7 +216,7 @@ impl LocalView {
         any
     }
 
-    /// A call that books nothing and says how many permits are held.
+    /// Creates a call that books nothing and reports the number of held permits.
     pub(super) fn report(&self, target: &Arc<str>, replica: Replica) -> Option<Call> {
         let rows: SmallVec<[_; 2]> = self
             .held
@@ -232,15 +233,16 @@ impl LocalView {
         })
     }
 
-    /// The store has been told; limits without a permit in use need not be told again.
+    /// Forgets limits without held permits, after the store has received the report.
     pub(super) fn reported(&mut self) {
         self.held.retain(|_, (held, _)| *held > 0);
     }
 
-    /// Books from our own share of everything.
+    /// Books from the fallback share of each limit.
     ///
-    /// A limit by windows may have been used up by the others just before they noticed, so our share
-    /// of it begins one window later; a token bucket only adds rates.
+    /// Other replicas may have used up a window just before they noticed the silence. So the
+    /// fallback share of a window limit begins one window later. A token bucket needs no such
+    /// delay, because the shares of its rate add up to the rate.
     pub(super) fn book_fallback(
         &mut self,
         ask: &Ask,
@@ -289,7 +291,7 @@ impl LocalView {
         let mut granted = grants(&ask.runs, &call, &answer, Instant::from_nanos);
         for (asked, grant) in call.runs.iter().zip(&mut granted) {
             if let Some(short) = &mut grant.short {
-                // The store may be back by then.
+                // The store may be reachable again at that time.
                 let soon = now + ALONE_PATIENCE;
                 short.ask_again = Some(short.ask_again.map_or(soon, |at| at.min(soon)));
             }
@@ -317,17 +319,17 @@ impl LocalView {
         granted
     }
 
-    /// What was done alone, to be told.
+    /// Takes out the usage in fallback mode, in order to report it.
     pub(super) fn take_usage(&mut self) -> Spent {
         std::mem::take(&mut self.spent)
     }
 
-    /// No more is done alone: the store answers again, and knows.
+    /// Ends fallback mode, after the store has received the usage.
     pub(super) fn end_fallback(&mut self) {
         self.fallback = None;
     }
 
-    /// It could not be told.
+    /// Restores usage that could not be reported, before the usage that was recorded since.
     pub(super) fn restore_usage(&mut self, untold: Spent) {
         for (id, (bound, mut before)) in untold {
             let (_, spent) = self.spent.entry(id).or_insert_with(|| (bound, Vec::new()));
@@ -336,8 +338,8 @@ impl LocalView {
         }
     }
 
-    /// The calls that tell what was done alone and what the store last said, which it may have
-    /// forgotten, and book nothing.
+    /// Creates calls that book nothing and report the usage in fallback mode. They also report the
+    /// last known state of the schedules, because the store may have lost it.
     pub(super) fn usage_calls(
         &self,
         spent: &Spent,
@@ -372,7 +374,7 @@ impl LocalView {
         rows.chunks(ROWS_MAX).map(call).collect()
     }
 
-    /// Gives permits of our own share back.
+    /// Releases the permits of a slot in the schedules of fallback mode.
     pub(super) fn release_fallback(&mut self, target: &Target, slot: &Slot) {
         if let Some((_, book)) = &mut self.fallback {
             for ((limit, key), _) in permits(target, slot) {
@@ -381,7 +383,7 @@ impl LocalView {
         }
     }
 
-    /// When a request of this scope could leave, as far as is known here.
+    /// Estimates when a request of this scope could be sent, from the copies of the schedules.
     pub(super) fn forecast(
         &self,
         target: &Target,
@@ -423,14 +425,14 @@ impl LocalView {
         }
     }
 
-    /// Pinned numbers in words, and until when the origin is left alone, by the store's clock.
+    /// Returns the pinned limits in words, and the end of the last block on the store's clock.
     pub(super) fn summary(&self) -> (Vec<(Arc<str>, String)>, i64) {
         let pins = self.pins.iter();
         let pins = pins.map(|(limit, bound)| (Arc::clone(limit), bound.describe()));
         (pins.collect(), self.blocked)
     }
 
-    /// The least frequent schedule that the scopes of `ask` share: nanoseconds per unit.
+    /// Returns the longest interval per unit among the rates that `ask` uses, in nanoseconds.
     pub(super) fn interval(&self, ask: &Ask) -> i64 {
         let limits = ask.target.limits.iter().enumerate();
         let asked = |index: usize| ask.runs.iter().any(|run| run.scope.limits.contains(index));
@@ -451,18 +453,19 @@ impl LocalView {
     }
 }
 
-/// How soon the store is asked again while the crowd changes.
+/// Time in nanoseconds until another call while contention changes.
 const SOON: i64 = 15_000_000;
-/// How long after the last news of a crowd all have told of theirs: a few looks of everybody.
+/// Time in nanoseconds after a large change of contention, enough for all replicas to report their
+/// waiting requests.
 const SETTLED: i64 = 3 * SOON;
 
-/// How long who cannot book alone waits before it looks again.
+/// Maximum time until another attempt to book in fallback mode.
 const ALONE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A way that takes less needs no head start.
+/// Delay of an answer in nanoseconds up to which slots need no lead.
 const LEAD_MIN: i64 = 5_000_000;
 
-/// Instants of our clock on the store's.
+/// Converts instants from this process's clock to the store's clock.
 fn theirs(spent: &[(i64, i64)], offset: &Offset) -> Vec<(i64, i64)> {
     let local = |at: i64| offset.to_store_clock(Instant::from_nanos(at));
     spent

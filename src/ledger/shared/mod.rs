@@ -1,8 +1,8 @@
-//! This replica's end of a ledger that others use too.
+//! The client of a ledger that several replicas share.
 //!
-//! [`SharedLedger`] turns asks into calls, brings the store's instants to this process's clock, remembers
-//! what it was told so that forecasts need no call, and decides where bookings come from while the
-//! store is away ([`mode`]). One call per target is under way at a time.
+//! [`SharedLedger`] turns bookings into calls and converts the store's instants to this process's
+//! clock. It remembers the answers, so that forecasts need no call. While the store is unreachable,
+//! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
 mod contention;
 mod link;
@@ -39,12 +39,13 @@ use crate::sync::lock;
 use crate::telemetry::Metrics;
 use crate::units::nanos;
 
-/// A taken lock is tried again after so many milliseconds, jittered.
+/// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
+/// random.
 const BUSY: std::ops::Range<f64> = 1.0..4.0;
-/// How often a store that is away is tried.
+/// Interval between attempts to reach a disconnected store, and maximum time for a clean exit.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 
-/// A ledger behind a link.
+/// A ledger that books in a shared store through a link.
 #[derive(Debug)]
 pub struct SharedLedger<L>(Arc<SharedState<L>>);
 
@@ -58,25 +59,26 @@ struct SharedState<L> {
     metrics: Metrics,
     outage: Outage,
     store: Mutex<StoreView>,
-    /// Changes whenever bookings may come from somewhere else.
+    /// State of the connection to the store, which determines the ledger mode.
     mode: watch::Sender<LinkState>,
     targets: Mutex<HashMap<Arc<str>, Arc<TargetHandle>>>,
     live: AtomicI64,
-    /// How far ahead the last call could book, nanoseconds.
+    /// Horizon plus lead of the last call, in nanoseconds.
     reach: AtomicI64,
 }
 
-/// What is known of the way to the store.
+/// The state of the connection to the store, from its answers.
 #[derive(Debug, Default)]
 struct StoreView {
     offset: Offset,
     share: FallbackShare,
     started: i64,
-    /// The same by its signs of life.
+    /// Start of the server according to its heartbeats, while `started` is taken from its booking
+    /// answers.
     server: i64,
 }
 
-/// One target's side, with the turnstile that lets one call pass at a time.
+/// The local view of one target, with the lock that admits one call at a time.
 #[derive(Debug)]
 struct TargetHandle {
     view: Mutex<LocalView>,
@@ -90,32 +92,33 @@ impl TargetHandle {
         lock(&self.view)
     }
 
-    /// Publishes the epoch if it is news.
+    /// Publishes the number of blocks to all receivers if it has changed.
     fn publish(&self, epoch: u64) {
         self.epoch
             .send_if_modified(|known| std::mem::replace(known, epoch) != epoch);
     }
 }
 
-/// What a ledger behind a link is made with.
+/// The parts that a [`SharedLedger`] is built from, apart from its link.
 #[derive(Debug)]
 pub struct SharedParts {
-    /// Who we are.
+    /// Number of this replica, which it keeps over restarts.
     pub replica: Replica,
-    /// Time.
+    /// Clock of this process, the base for all local instants.
     pub clock: Clock,
-    /// Jitter.
+    /// Source of randomness for the jitter of retries and sweeps.
     pub random: Random,
-    /// Where its tasks run.
+    /// Task tracker that starts the background tasks.
     pub tasks: Tasks,
-    /// Counters.
+    /// Counters of calls, and the gauge of the connection to the ledger.
     pub metrics: Metrics,
-    /// What happens while the store is away.
+    /// Settings that apply while the store is unreachable.
     pub outage: Outage,
 }
 
 impl<L: Link> SharedLedger<L> {
-    /// A ledger behind `link`. It gives signs of life until the drain has ended.
+    /// Creates a ledger behind `link` and starts its heartbeats, which continue until the process
+    /// ends.
     pub fn new(link: L, parts: SharedParts) -> Self {
         let inner = Arc::new(SharedState {
             link,
@@ -138,21 +141,22 @@ impl<L: Link> SharedLedger<L> {
         Self(inner)
     }
 
-    /// Whether the store has been reached, and answers.
+    /// Returns true if the store answers at the moment, so that bookings come from it.
     pub fn is_connected(&self) -> bool {
         *self.0.mode.borrow() == LinkState::Up
     }
 
-    /// Returns once the store has been reached for the first time.
+    /// Waits until the store is connected, and returns at once if it is.
     pub async fn connected(&self) {
         let mut connection = self.0.mode.subscribe();
-        // The sender lives as long as we do.
+        // The wait cannot fail, because `self` keeps the sender alive.
         let _ = connection
             .wait_for(|connection| *connection == LinkState::Up)
             .await;
     }
 
-    /// A clean exit: promise and permits are free at once.
+    /// Leaves the store before a clean exit, so that the fallback share and the permits are free at
+    /// once. A failure is ignored, because both also expire.
     pub async fn leave(&self) {
         if self.is_connected() {
             let _ = tokio::time::timeout(PROBE_EVERY, self.0.link.leave(self.0.replica)).await;
@@ -191,7 +195,8 @@ impl<L: Link> Ledger for SharedLedger<L> {
             let answered = settlement == Settlement::Left;
             let tasks = inner.tasks.clone();
             tasks.spawn_detached(async move {
-                // If it is lost, the rest follows after the probe's patience.
+                // If this report is lost, further requests follow once the probe has been open for
+                // 2 s.
                 let _ = inner.link.probe(target, epoch.1, answered).await;
             });
         }
@@ -208,7 +213,8 @@ impl<L: Link> Ledger for SharedLedger<L> {
         );
         let tasks = inner.tasks.clone();
         tasks.spawn_detached(async move {
-            // Lost while the store is away: then the estimate stands.
+            // If the store is unreachable, the correction is lost and the estimated cost stays
+            // booked.
             let _ = inner.link.correct(target, limit, key, units).await;
         });
     }
@@ -234,7 +240,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let inner = &self.0;
         Box::pin(async move {
             let told = inner.link.pin(target, limit, bound.map(RowBound::of)).await;
-            told.map_err(|error| format!("the ledger cannot be told: {error}"))
+            told.map_err(|error| format!("the ledger did not store the pin: {error}; try again"))
         })
     }
 
@@ -242,11 +248,11 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let replicas = self.0.live.load(Ordering::Relaxed);
         let mode = match self.0.mode() {
             LedgerMode::Connected => format!("shared by {replicas} replicas"),
-            LedgerMode::Holding(_) => "cut off: requests wait".to_owned(),
+            LedgerMode::Holding(_) => "disconnected: requests are held".to_owned(),
             LedgerMode::Fallback(ppm) => {
-                format!("cut off: on its promised share, {} %", ppm as f64 / 1e4)
+                format!("disconnected: fallback share of {} %", ppm as f64 / 1e4)
             }
-            LedgerMode::Unlimited => "cut off: without a pace".to_owned(),
+            LedgerMode::Unlimited => "disconnected: requests are sent without limits".to_owned(),
         };
         let handle = self.0.handle(&target.name);
         let (store, view) = (self.0.store(), handle.view());
@@ -300,7 +306,8 @@ impl<L: Link> SharedState<L> {
         mode(*self.mode.borrow(), share, &self.outage, self.clock.now())
     }
 
-    /// Books, from wherever bookings come now; waits while they come from nowhere.
+    /// Books from the source that the current mode allows. While the mode is `Holding`, the booking
+    /// waits.
     async fn book(&self, ask: Ask) -> SmallVec<[Grant; 2]> {
         let handle = self.handle(&ask.target.name);
         let _turn = handle.turnstile.lock().await;
@@ -334,8 +341,9 @@ impl<L: Link> SharedState<L> {
         }
     }
 
-    /// One call. `None` if there is no answer; it may have been done all the same, so what it booked is
-    /// lost rather than asked for again under the same name.
+    /// Books with one call to the store. Returns `None` if the store is busy or gives no answer. A
+    /// call that failed may have been executed, so its slots are lost and the next call books new
+    /// ones.
     async fn book_connected(
         &self,
         handle: &TargetHandle,
@@ -382,7 +390,8 @@ impl<L: Link> SharedState<L> {
         }
     }
 
-    /// After an outage of which the operator said that nothing is to be held then.
+    /// Grants all requests at once. The setting `on_outage: open` asks for this after a long
+    /// outage.
     fn book_freely(&self, handle: &TargetHandle, ask: &Ask) -> SmallVec<[Grant; 2]> {
         let (now, epoch) = (self.clock.now(), handle.view().epoch);
         let free = |run: &super::Run| Grant {
@@ -393,8 +402,9 @@ impl<L: Link> SharedState<L> {
         ask.runs.iter().map(free).collect()
     }
 
-    /// How far ahead to book: short, but long enough for the way to the store, for several slots per
-    /// replica of a slow limit, and for calls to stay within their budget.
+    /// Returns the horizon of the next call in nanoseconds. It is as short as possible, but covers
+    /// two round trips to the store and five slots of a slow limit per replica. It also keeps the
+    /// calls of all replicas within [`LEDGER_CALLS`] per second.
     fn horizon(&self, handle: &TargetHandle, ask: &Ask) -> i64 {
         let live = self.live.load(Ordering::Relaxed).max(1);
         let several = handle.view().interval(ask).saturating_mul(5 * live);

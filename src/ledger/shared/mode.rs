@@ -1,9 +1,10 @@
-//! How this replica stands to the store: connected, cut off and waiting, or on its own. Pure.
+//! The ledger mode, which is the source of bookings for each state of the connection. Pure
+//! functions.
 //!
-//! A replica that is cut off may use the share that was promised to it, but only once the others have
-//! surely noticed: they keep it for it from the moment it counts as silent. That is `silent` after its
-//! last sign of life was heard, which cannot be later than when the failure was noticed here. After
-//! `share_for` the others stop; then the operator's choice counts.
+//! A disconnected replica may use its fallback share only after all other replicas have noticed its
+//! silence, because they do not reserve the share before. They notice it at most `silent` after the
+//! last heartbeat that the store received. That heartbeat is not later than the failure that this
+//! replica observed. After `share_for` the reservation ends, and the operator's choice applies.
 
 use std::time::Duration;
 
@@ -11,53 +12,54 @@ use super::super::outage::{OnOutage, Outage};
 use crate::bounds::HORIZON_MAX;
 use crate::clock::Instant;
 
-/// Clocks of two machines run apart by less than this part of what they measure.
+/// Divisor of the maximum clock drift between two machines, so the drift is at most one thousandth.
 const DRIFT: u32 = 1000;
 
-/// Where bookings come from.
+/// The source of bookings, which depends on the connection to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LedgerMode {
-    /// From the store.
+    /// The store, because it answers.
     Connected,
-    /// From nowhere, until this instant at least.
+    /// No source until this instant at least, so requests are held.
     Holding(Instant),
-    /// From our own share, in millionths.
+    /// The fallback share of this replica, in millionths of each limit.
     Fallback(i64),
-    /// Without a pace.
+    /// No source, because requests are sent at once and without limits.
     Unlimited,
 }
 
-/// What is known of the connection.
+/// The state of the connection to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkState {
-    /// The store has not been reached yet.
+    /// The store has not been reached since the start of the process.
     Never,
-    /// It answers.
+    /// The store answers calls and heartbeats.
     Up,
-    /// It did not answer at this instant, and has not since.
+    /// The store has been unreachable since this instant.
     Down(Instant),
-    /// It answers again, and is being told what was done meanwhile.
+    /// The store answers again after an outage that began at this instant. The replica is reporting
+    /// the usage from fallback mode.
     Returning(Instant),
 }
 
-/// The promise of the last sign of life.
+/// The fallback share from the last heartbeat reply, with the time until it may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct FallbackShare {
-    /// The share, in millionths.
+    /// Share of each limit, in millionths.
     pub(super) ppm: i64,
-    /// After how long the others notice our silence.
+    /// Time without a heartbeat after which other replicas count this one as silent.
     pub(super) silent: Duration,
 }
 
 impl FallbackShare {
-    /// When the others have surely noticed our silence that began at `since`, and what they had booked
-    /// ahead by then is over.
+    /// Returns the instant at which all other replicas have noticed a silence that began at
+    /// `since`. Slots that they had booked ahead by then are used up at that instant as well.
     pub(super) fn noticed(&self, since: Instant) -> Instant {
         since + self.silent + self.silent / DRIFT + HORIZON_MAX * 2
     }
 }
 
-/// Where bookings come from now.
+/// Returns the source of bookings at `now`.
 pub(super) fn mode(
     connection: LinkState,
     share: FallbackShare,
@@ -73,7 +75,8 @@ pub(super) fn mode(
         LinkState::Down(since) => since,
     };
     let noticed = share.noticed(since);
-    // The others count from when they heard us last, which may be as early as a failure before.
+    // The other replicas count from the last heartbeat that the store received. It may be older
+    // than `since`, so the share ends here earlier than in the store.
     let kept = noticed
         + outage
             .share_for

@@ -1,6 +1,8 @@
-//! The store's clock seen from here. Of each answer we know when we asked, when it came, and what the
-//! store's clock said in between; the quicker the answer, the closer the guess. The quickest of the
-//! last minute counts.
+//! The estimated offset between the store's clock and the clock of this process.
+//!
+//! Each answer gives an estimate from the instants of its request, its arrival and the store's
+//! clock in between. A quicker answer gives a better estimate, so the quickest one of the last
+//! minute counts.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,17 +11,17 @@ use smallvec::SmallVec;
 
 use crate::clock::Instant;
 
-/// How long a guess is believed: clocks drift by less than a millisecond meanwhile.
+/// Time for which an estimate is used, short enough for a clock drift of less than a millisecond.
 const MEMORY: Duration = Duration::from_secs(60);
-/// A guess per second is enough.
+/// Minimum interval between two stored estimates, of which the quicker one replaces the other.
 const STEP: Duration = Duration::from_secs(1);
-/// How far two guesses may lie apart beyond their own uncertainty before the store's clock must have
-/// been stepped.
+/// Maximum difference between two estimates in nanoseconds, beyond their own uncertainty. A larger
+/// difference means that the store's clock was set.
 const TOLERANCE: i64 = 20_000_000;
-/// Recent round trips that tell how long the next may take.
+/// Number of recent round trips that predict the duration of the next one.
 const RECENT: usize = 8;
 
-/// What is known of the store's clock and of the way there.
+/// Estimates of the clock offset, and the durations of recent calls.
 #[derive(Debug, Default)]
 pub(super) struct Offset {
     guesses: VecDeque<Guess>,
@@ -29,13 +31,14 @@ pub(super) struct Offset {
 #[derive(Debug, Clone, Copy)]
 struct Guess {
     at: Instant,
-    /// Nanoseconds that our clock is ahead of the store's.
+    /// Nanoseconds by which this process's clock is ahead of the store's clock.
     ahead: i64,
     round_trip: i64,
 }
 
 impl Offset {
-    /// An answer that was asked for at `sent`, came at `now`, and was given at `theirs`.
+    /// Adds an estimate from an answer that was requested at `sent`, arrived at `now` and carries
+    /// the store's instant `theirs`.
     pub(super) fn observe(&mut self, sent: Instant, now: Instant, theirs: i64) {
         let round_trip = now.as_nanos().saturating_sub(sent.as_nanos()).max(0);
         let guess = Guess {
@@ -60,7 +63,7 @@ impl Offset {
         }
     }
 
-    /// A call took this long; the next may, too.
+    /// Records the round trip of a call, as a prediction for the next call.
     pub(super) fn took(&mut self, sent: Instant, now: Instant) {
         if self.recent.len() >= RECENT {
             self.recent.pop_front();
@@ -69,18 +72,19 @@ impl Offset {
         self.recent.push_back(round_trip.max(0));
     }
 
-    /// An instant of the store's clock on ours.
+    /// Converts an instant of the store's clock to this process's clock.
     pub(super) fn to_local_clock(&self, theirs: i64) -> Instant {
         Instant::from_nanos(theirs.saturating_add(self.ahead()))
     }
 
-    /// An instant of our clock on the store's.
+    /// Converts an instant of this process's clock to nanoseconds of the store's clock.
     pub(super) fn to_store_clock(&self, local: Instant) -> i64 {
         local.as_nanos().saturating_sub(self.ahead())
     }
 
-    /// How long after it was given, by our reckoning, an answer comes: the median of the last. A few slow
-    /// ones say little of the next, and would put off every slot that is given until they are forgotten.
+    /// Returns the estimated time in nanoseconds between an answer in the store and its arrival
+    /// here. The median of the last round trips counts, because a few slow ones would otherwise
+    /// delay every slot.
     pub(super) fn delay(&self) -> i64 {
         let quickest = self.best().map_or(0, |best| best.round_trip);
         let mut recent: SmallVec<[i64; RECENT]> = self.recent.iter().copied().collect();
@@ -90,7 +94,7 @@ impl Offset {
         (usual - quickest / 2).max(0)
     }
 
-    /// The longest of the last round trips.
+    /// Returns the longest of the last eight round trips, in nanoseconds.
     pub(super) fn slowest(&self) -> i64 {
         self.recent.iter().copied().max().unwrap_or(0)
     }

@@ -1,5 +1,5 @@
-//! What keeps a replica in touch with the store besides its bookings: signs of life, blocks, permits that
-//! came back, and what it did alone.
+//! The calls of a replica to the store besides its bookings. These are heartbeats and reports of
+//! blocks, released permits and usage in fallback mode.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,13 +13,14 @@ use crate::ledger::Call;
 use crate::sync::lock;
 use crate::units::nanos;
 
-/// Idle schedules are removed about this often, by one of the replicas.
+/// Average interval between two sweeps of one replica, which remove idle schedules from the store.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
-/// Without a promise from the store: how long a silence is noticed by others.
+/// Time until a replica counts as silent, used if the store reports a negative time.
 const SILENT: Duration = Duration::from_secs(2);
 
 impl<L: Link> SharedState<L> {
-    /// Another server, or the same after a restart: all that we know is told again.
+    /// Makes the next call of each target send the last known state again. The server has restarted
+    /// or is a different one, so it may have lost writes.
     pub(super) fn resync(&self) {
         let targets = lock(&self.targets);
         for handle in targets.values() {
@@ -27,7 +28,8 @@ impl<L: Link> SharedState<L> {
         }
     }
 
-    /// The store did not answer.
+    /// Records that a call failed. If the store was connected, this is logged once and fallback
+    /// mode begins.
     pub(super) fn on_failure(&self, error: &LinkError) {
         let now = self.clock.now();
         let newly = self.mode.send_if_modified(|connection| {
@@ -39,11 +41,12 @@ impl<L: Link> SharedState<L> {
         });
         if newly {
             self.metrics.set_ledger_connected(false);
-            tracing::warn!(%error, "the ledger does not answer; this replica goes on by itself");
+            tracing::warn!(%error, "ledger call failed, fallback mode begins; check the database");
         }
     }
 
-    /// The store answers.
+    /// Records a heartbeat reply with its fallback share, pins and blocks, and marks the store as
+    /// connected.
     fn on_heartbeat(&self, heartbeat: &Heartbeat, sent: Instant) {
         let now = self.clock.now();
         {
@@ -84,11 +87,12 @@ impl<L: Link> SharedState<L> {
         if was != LinkState::Up {
             self.mode.send_replace(LinkState::Up);
             self.metrics.set_ledger_connected(true);
-            tracing::info!(replicas = heartbeat.live, "the ledger answers");
+            tracing::info!(replicas = heartbeat.live, "connected to the ledger");
         }
     }
 
-    /// Signs of life, as often as the store wants them.
+    /// Sends heartbeats at the interval that the store asks for, and sweeps the store from time to
+    /// time.
     pub(super) async fn heartbeat_loop(self: Arc<Self>) {
         let share_for = nanos(self.outage.share_for);
         let mut swept = self.clock.now();
@@ -98,21 +102,24 @@ impl<L: Link> SharedState<L> {
             let now = self.clock.now();
             if now.since(swept) > SWEEP_EVERY.mul_f64(0.5 + self.random.unit()) {
                 swept = now;
-                // Nothing depends on it: others do it, too.
+                // A failure is ignored, because other replicas also sweep the store.
                 let _ = self.link.sweep().await;
             }
             let up = *mode.borrow_and_update() == LinkState::Up;
             tokio::select! {
                 () = self.clock.sleep_until(now + wait) => {}
                 () = self.link.notified() => {}
-                // A call was not answered. A server that has come back waits for what we know.
+                // A call has failed. The heartbeat follows at once, because a restarted server
+                // waits for reports.
                 _ = mode.wait_for(|now| *now != LinkState::Up), if up => {}
             }
         }
     }
 
     async fn heartbeat(&self, share_for: i64) -> Duration {
-        // A sign of life that is heard although we do not hear so would let the others wait longer.
+        // A heartbeat may be stored although its reply is lost. Then other replicas would reserve
+        // the fallback share later than this replica assumes, so a check without effect comes
+        // first.
         if !matches!(*self.mode.borrow(), LinkState::Up)
             && let Err(error) = self.link.reach().await
         {
@@ -151,7 +158,7 @@ impl<L: Link> SharedState<L> {
         }
     }
 
-    /// A call that books nothing.
+    /// Sends a call that books nothing, and repeats it while the store is busy.
     async fn send_report(&self, call: Call) -> Result<(), LinkError> {
         while matches!(self.link.call(call.clone()).await?, Reply::Busy) {
             self.pause().await;
@@ -159,16 +166,18 @@ impl<L: Link> SharedState<L> {
         Ok(())
     }
 
-    /// Somebody else is at it.
+    /// Waits for a short random time, because another call holds the lock.
     pub(super) async fn pause(&self) {
         let pause = BUSY.start + (BUSY.end - BUSY.start) * self.random.unit();
         let until = self.clock.now() + Duration::from_secs_f64(pause / 1000.0);
         self.clock.sleep_until(until).await;
     }
 
-    /// What was done alone is told before the next sign of life: while we count as silent, the others
-    /// leave us our share. So is what we know of everything: the store may have come back without its
-    /// last writes, and books nothing until all have had time to say so.
+    /// Reports the usage in fallback mode and the last known state of all schedules.
+    ///
+    /// The report comes before the next heartbeat, because other replicas leave the fallback share
+    /// unused while this replica counts as silent. A restarted server may have lost its last
+    /// writes. So it books nothing for 2 s, which gives all replicas time for their reports.
     async fn report_usage(&self) -> Result<(), LinkError> {
         let places: Vec<(Arc<str>, Arc<TargetHandle>)> = {
             let targets = lock(&self.targets);
@@ -194,7 +203,8 @@ impl<L: Link> SharedState<L> {
         Ok(())
     }
 
-    /// Tells the store of a block, as soon as it can be reached, while the block lasts.
+    /// Reports a block to the store as soon as it is connected. The report is dropped when the
+    /// block ends.
     pub(super) async fn report_block(&self, handle: &TargetHandle, target: Arc<str>, until: i64) {
         let mut connection = self.mode.subscribe();
         loop {
@@ -215,7 +225,8 @@ impl<L: Link> SharedState<L> {
         }
     }
 
-    /// Permits came back: the others should know even if nobody here asks for more.
+    /// Reports released permits in a background task. Other replicas can use them even if this one
+    /// makes no further calls.
     pub(super) fn report_soon(self: &Arc<Self>, handle: &Arc<TargetHandle>, target: &Arc<str>) {
         if handle.reporting.swap(true, Ordering::AcqRel) {
             return;

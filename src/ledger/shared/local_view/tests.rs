@@ -1,4 +1,4 @@
-//! What a replica may do on its own.
+//! Tests of the bookings that a local view makes in fallback mode.
 
 use super::*;
 use crate::ledger::Run;
@@ -21,7 +21,7 @@ fn ask(bound: Bound, want: u32) -> Ask {
     }
 }
 
-/// The slots that half of everything gives at this second.
+/// Returns the slots that a fallback share of one half allows at the given second.
 fn half(view: &mut LocalView, ask: &Ask, at: i64) -> Vec<Slot> {
     let now = Instant::from_nanos(at * SECOND);
     let granted = view.book_fallback(ask, 500_000, now, SECOND / 10, now);
@@ -38,7 +38,11 @@ fn p12_predictable_permits_from_before_count_in_the_share() {
         view.take(&asks.target, slot);
     }
     let mut fallback = half(&mut view, &asks, 2);
-    assert_eq!(fallback.len(), 1, "five are its half");
+    assert_eq!(
+        fallback.len(),
+        1,
+        "the share is five permits, and four are held"
+    );
     for slot in linked.into_iter().chain(fallback.drain(..)) {
         view.release_fallback(&asks.target, &slot);
         view.release(&asks.target, &slot);
