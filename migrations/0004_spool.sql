@@ -1,12 +1,14 @@
--- The shared spool: buffers that any replica fills and one at a time drains. docs/spool.md explains it.
+-- The shared spool. Any replica pushes to a buffer, and one replica at a time drains it. See
+-- docs/spool.md.
 --
--- Instants are milliseconds since the Unix epoch by this server's clock. An item's place in its buffer is
--- given under a lock on the buffer's row, so places are gap-free and in the order of the commits. Who
--- drains a buffer holds its lease: a term that grows with each holder, and a sign of life of the replica.
+-- Instants are milliseconds since the Unix epoch by this server's clock. An item gets its place in
+-- its buffer under a lock on the buffer's row, so places are gap-free and in commit order. The
+-- replica that drains a buffer holds its lease. A lease has a term that grows with each holder,
+-- and it is valid while the replica sends heartbeats.
 
 update outpace.schema_info set newest = 2;
 
--- Replicas that drain, and until when each may without another sign of life.
+-- Replicas that drain buffers, and the instant at which the last heartbeat of each expires.
 create table outpace.drainer (
   id    int8        primary key,
   until timestamptz not null
@@ -17,18 +19,18 @@ create table outpace.buffer (
   id        text collate "C" not null unique,
   name      text collate "C" not null,
   terms     text not null,               -- JSON
-  paused    text,                        -- why, if it is
+  paused    text,                        -- reason of the pause, null while it runs
   created   int8 not null,
-  next_seq  int8 not null default 1,     -- gap-free, also after items are removed
-  last_kept int8 not null default 0,     -- so that time does not go back along the places
-  bytes     int8 not null default 0,     -- of its items, roughly
+  next_seq  int8 not null default 1,     -- next free place, never given twice
+  last_kept int8 not null default 0,     -- latest `kept`, so that it never falls along the places
+  bytes     int8 not null default 0,     -- estimated size of its items
   version   int8 not null default 1,     -- grows with every change that its drain should look at
-  edition   int8 not null default 1,     -- grows when terms change, or it is paused
+  edition   int8 not null default 1,     -- grows with each change of terms, pause or redrive
   removed   bool not null default false  -- its items are being removed
 ) with (fillfactor = 50);
 create unique index buffer_name on outpace.buffer (name) where not removed;
 
--- Apart from its buffer, since pushes must not wait for the drain, nor the drain for pushes.
+-- Leases have their own table, so that pushes and drains do not wait for the same row lock.
 create table outpace.lease (
   buffer int8 primary key,
   owner  int8,
@@ -39,9 +41,9 @@ create table outpace.item (
   place      int8 generated always as identity primary key,
   id         text collate "C" not null unique,
   buffer     int8 not null,
-  born       int8 not null,              -- the place it was pushed at
-  seq        int8 not null,              -- the place it has
-  status     int8 not null default 0,    -- as in spool/item.rs; below 3 something is to happen
+  born       int8 not null,              -- place at the time of the push
+  seq        int8 not null,              -- current place in the buffer
+  status     int8 not null default 0,    -- position in ItemStatus::ALL, live if below 3
   request    text not null,              -- JSON
   crc        int8 not null,              -- over id, request and body
   size       int8 not null,
@@ -50,21 +52,22 @@ create table outpace.item (
   expires    int8,
   attempts   int8 not null default 0,
   retries    int8 not null default 0,
-  doubtful   bool not null default false,-- it may have been sent without our knowing the outcome
+  doubtful   bool not null default false,-- true if it may have been sent with an unknown outcome
   finished   int8,
   code       int8,
   error      text,
-  token      int8,                       -- of the claim, so that a claim can be asked for again
+  token      int8,                       -- of the claim, so that a claim can be repeated
   unique (buffer, seq)
 ) with (fillfactor = 80);
 create index item_live on outpace.item (buffer, seq) where status < 3;
--- Nothing that has just been pushed stands in these two, unless it is delayed.
+-- A push adds no entry to the next two indexes unless the item is delayed.
 create index item_parked on outpace.item (buffer, not_before) where status < 2 and not_before > kept;
 create index item_status on outpace.item (buffer, status, seq) where status > 2;
 create index item_kept on outpace.item (buffer, kept, born);
 create index item_over on outpace.item (status, finished) where status > 2;
 
--- Beside its item, which changes with every attempt and should be small to write.
+-- Bodies have their own table, because every attempt rewrites the item's row, which must stay
+-- small.
 create table outpace.body (place int8 primary key, body bytea not null);
 alter table outpace.body alter column body set storage external;
 
@@ -104,17 +107,20 @@ create function outpace.millis_v1() returns int8 language sql volatile as $$
   select (extract(epoch from clock_timestamp()) * 1000)::int8
 $$;
 
--- Keeps many pushes at once, each of one or more items for one buffer and perhaps with a key; no key
--- twice. Push n is for buffer p_buffers[p_of[n]]; item n belongs to push p_push[n] and stands behind the ones
--- before it. Asked again (`p_again`), a
--- push may have been kept before without our having heard so: it is found by the id of its first item.
+-- Stores a batch of pushes. Each push has one or more items for one buffer and an optional key,
+-- and no key occurs twice. Push n goes to buffer p_buffers[p_of[n]]. Item n belongs to push
+-- p_push[n], and the items of a buffer get places in array order. `p_again` marks a repetition
+-- after a lost reply. A push that is already stored is then found by the id of its first item.
 --
--- Per push: 0 kept now, with the first free place of its buffer before all of these; 1 its key was used for
--- the same before, with what it made; 2 there is no such buffer; 3 its key was used for something else; 4
--- it was kept before, with the place of its first item.
+-- Returns one row per push, with one of these states:
+-- - 0: stored now. `first` is the first free place of its buffer before this batch.
+-- - 1: the key was used before for the same content. `made` lists the items of that push.
+-- - 2: the buffer does not exist.
+-- - 3: the key was used before for other content.
+-- - 4: stored by an earlier try. `first` is the place of its first item.
 --
--- Scalar subqueries and subscripts instead of joins: nothing is known of the arrays when it is planned, and
--- a nested loop over two of them is what would come of it.
+-- The statements use scalar subqueries and subscripts instead of joins. The planner has no
+-- statistics of the arrays and would join two of them with a nested loop.
 create function outpace.push_v1(
   p_buffers int8[], p_of int4[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
   p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_sizes int8[], p_bodies bytea[],
@@ -137,7 +143,7 @@ begin
    order by k.key
   on conflict do nothing;
 
-  -- What a key has made is written last: where nothing stands there the key is ours.
+  -- The items of a key are written last, so an empty list means that this call inserted the key.
   select array_agg(case
            when p.used is not null and p.used <> p.print then 3
            when p.used is not null and p.made <> '[]' then 1
@@ -152,8 +158,8 @@ begin
                  p_again and exists (select 1 from outpace.item i where i.id = p.first) as again
             from unnest(p_of, p_keys, p_prints, p_firsts) with ordinality p(buffer, key, print, first, at)) p;
 
-  -- Where an item stands, for those that are kept; 0 for the others, since an array with nulls in it is slow
-  -- to look into.
+  -- Places of the items that are stored now. Other items get 0, because subscripts into an array
+  -- with nulls are slow.
   select array_agg(case when f.fits then nextval('outpace.item_place_seq') else 0 end order by f.nr),
          array_agg(case when f.fits then nexts[f.buffer] - 1 + f.rank else 0 end order by f.nr)
     into places, seqs
@@ -197,7 +203,8 @@ begin
      order by p.at;
 end $$;
 
--- A replica begins, or had not been heard of for too long: what it held before is a new term.
+-- Registers a replica at its start or after its heartbeat has expired. Its leases get a new term,
+-- so that items in flight are recovered.
 create function outpace.enter_v1(p_id int8, p_ttl_ms int8) returns void language plpgsql volatile as $$
 begin
   insert into outpace.drainer values (p_id, clock_timestamp() + p_ttl_ms * interval '1 ms')
@@ -206,7 +213,8 @@ begin
   delete from outpace.drainer where until < clock_timestamp() - interval '1 day';
 end $$;
 
--- A sign of life. False if it comes too late: then it has to enter again.
+-- Records a heartbeat. Returns false if the last one has expired, and the replica must call
+-- enter_v1.
 create function outpace.alive_v1(p_id int8, p_ttl_ms int8) returns bool language plpgsql volatile as $$
 begin
   update outpace.drainer set until = clock_timestamp() + p_ttl_ms * interval '1 ms'
@@ -214,7 +222,7 @@ begin
   return found;
 end $$;
 
--- Takes those of these buffers that nobody holds.
+-- Takes the leases of those buffers in p_buffers that have no live holder.
 create function outpace.take_v1(p_id int8, p_buffers int8[]) returns void language plpgsql volatile as $$
 begin
   insert into outpace.lease as l (buffer, owner, term)
@@ -224,7 +232,7 @@ begin
       or not exists (select 1 from outpace.drainer d where d.id = l.owner and d.until > clock_timestamp());
 end $$;
 
--- Lets go of all that it holds.
+-- Releases all leases of a replica and removes its heartbeat.
 create function outpace.quit_v1(p_id int8) returns void language plpgsql volatile as $$
 begin
   update outpace.lease set owner = null where owner = p_id;
@@ -232,8 +240,8 @@ begin
   perform pg_notify('outpace_spool', '');
 end $$;
 
--- Whether the replica holds the buffer under this term. The lease cannot change hands before the end of
--- the transaction.
+-- Returns true if the replica holds the buffer under this term. A row lock keeps the lease from
+-- changing hands before the transaction ends.
 create function outpace.holds_v1(p_id int8, p_buffer int8, p_term int8) returns bool
 language plpgsql volatile as $$
 begin
@@ -244,7 +252,9 @@ begin
   return found;
 end $$;
 
--- Marks an item as being sent. Nothing comes back if it cannot be, or the buffer is somebody else's.
+-- Claims an item for sending and returns it. Returns no row if its state does not allow that or
+-- the replica does not hold the buffer. A repeated call with the same token does not count as
+-- another attempt.
 create function outpace.claim_v1(p_id int8, p_buffer int8, p_term int8, p_item text, p_token int8)
 returns setof outpace.item language plpgsql volatile as $$
 begin
@@ -256,8 +266,9 @@ begin
     returning i.*;
 end $$;
 
--- Keeps an attempt, and where its item stands then. Asked again, the answer is the same. Nothing comes
--- back if the item is not in flight, or the buffer is somebody else's.
+-- Records an attempt and the resulting state of its item, and returns the item. A repeated call
+-- returns the item again. Returns no row if the attempt is not recorded, because the item is not
+-- in flight or the replica does not hold the buffer.
 create function outpace.finish_v1(
   p_id int8, p_buffer int8, p_term int8, p_item text, p_number int8,
   p_status int8, p_retries int8, p_not_before int8, p_doubtful bool, p_finished int8, p_paused text,
@@ -287,7 +298,8 @@ begin
        and exists (select 1 from outpace.attempt a where a.item = p_item and a.number = p_number);
 end $$;
 
--- Removes at most p_most items of a buffer that stand in one of these states and are older.
+-- Removes at most p_most items of a buffer in these states, stored before p_before. Returns their
+-- number.
 create function outpace.purge_v1(p_buffer int8, p_states int8[], p_before int8, p_most int4)
 returns int8 language plpgsql volatile as $$
 declare places int8[]; ids text[]; gone int8;
@@ -305,8 +317,9 @@ begin
   return cardinality(places);
 end $$;
 
--- Removes at most p_most items of each state that are over for long enough, the oldest first, and keys
--- that are as old.
+-- Removes the oldest finished items, at most p_most of each state, and keys made before p_keys.
+-- Delivered and cancelled items must have finished before p_delivered, dead and expired ones
+-- before p_dead. Returns the number of items removed.
 create function outpace.forget_v1(p_delivered int8, p_dead int8, p_keys int8, p_most int4) returns int8
 language plpgsql volatile as $$
 declare state int8; places int8[]; ids text[]; buffers int8[]; sizes int8[]; count int8 := 0;
@@ -332,7 +345,8 @@ begin
   return count;
 end $$;
 
--- Sends dead letters again: at their old places, or behind all others.
+-- Queues dead and expired items again, at their old places or behind all others. Returns their
+-- number.
 create function outpace.redrive_v1(p_buffer int8, p_ids text[], p_most int8, p_head bool, p_now int8)
 returns int8 language plpgsql volatile as $$
 declare begin_at int8; count int8;
@@ -347,7 +361,7 @@ begin
          seq = case when p_head then i.seq else begin_at + dead.n - 1 end
     from dead where i.place = dead.place;
   get diagnostics count = row_count;
-  -- Who knows that all below a place is over has to look again.
+  -- A new edition voids the place below which a replica has found all items finished.
   update outpace.buffer set version = version + 1, edition = edition + 1,
          next_seq = next_seq + case when p_head then 0 else count end
    where number = p_buffer;
@@ -355,13 +369,15 @@ begin
   return count;
 end $$;
 
--- Removes a buffer; -1 if items are still to be sent and it is not forced. Its items go bit by bit.
+-- Marks a buffer as removed and returns 0. The caller removes its items in batches afterwards.
+-- Returns -1 if there is no such buffer, or the number of live items if there are any and p_forced
+-- is false.
 create function outpace.remove_v1(p_buffer int8, p_forced bool) returns int8 language plpgsql volatile as $$
 declare live int8;
 begin
   perform 1 from outpace.buffer where number = p_buffer for no key update;
   if not found then return -1; end if;
-  -- Asked again.
+  -- A repeated call succeeds.
   if exists (select from outpace.buffer where number = p_buffer and removed) then return 0; end if;
   select count(*) into live from outpace.item where buffer = p_buffer and status < 3;
   if live > 0 and not p_forced then return live; end if;

@@ -1,8 +1,9 @@
-//! Connections for calls: one is kept at hand, the rest are the pool's.
+//! Connections for calls: one ready connection is held outside the pool, and the pool owns the
+//! rest.
 //!
-//! The pool tries each connection with a message of its own before it takes it back, and makes another for
-//! who asks meanwhile. So calls that follow each other closely would pay for a second round trip, or for a
-//! new connection, each time.
+//! The pool pings each returned connection and opens another one for a call that arrives meanwhile.
+//! Without the held connection, calls in quick succession would each pay for a second round trip or
+//! for a new connection.
 
 use std::future::Future;
 use std::sync::{Mutex, OnceLock};
@@ -18,25 +19,25 @@ use sqlx::{Execute, Executor as _};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-/// How long a connection may take to be there, or to be had.
+/// Time within which a connection must be opened or obtained from the pool.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What is not needed is closed: a middlebox may forget it without a word.
+/// Time after which an idle connection is closed, because a middlebox may drop it silently.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The connections of one part of the program.
+/// Database connections of one part of the program, such as the ledger or the spool.
 pub(super) struct Connections {
     options: PgConnectOptions,
     settings: PgPoolOptions,
-    /// Made at the first use, so that what connections begin with finds the schema there.
+    /// Pool, created at the first call because `begin_with` needs the schema to exist.
     pool: OnceLock<PgPool>,
     kept: Mutex<Option<PoolConnection<Postgres>>>,
-    /// Calls at once: one connection listens.
+    /// Permits for concurrent calls, one fewer than connections because one connection listens.
     room: Semaphore,
 }
 
 impl Connections {
-    /// At most so many, one of them for listening; each begins with this statement, and that it fails is
-    /// no harm.
+    /// Allows at most `most` connections and reserves one for LISTEN. Each new connection runs
+    /// `begin_with` and ignores an error that leaves the connection usable.
     pub(super) fn new(
         options: PgConnectOptions,
         most: u32,
@@ -99,8 +100,8 @@ impl Connections {
         taken.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    /// The rows of one statement. A connection on which it did not end is closed: what it would still
-    /// bring belongs to nobody.
+    /// Executes one statement and returns its rows. Closes the connection if the statement did not
+    /// end, because its late reply would be read by another call.
     pub(super) async fn ask<'q>(
         &self,
         statement: impl Execute<'q, Postgres> + 'q,
@@ -112,13 +113,15 @@ impl Connections {
         let asked = timeout(within, asked).await;
         let asked = asked.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if is_sound(&asked) {
-            // Whichever was kept meanwhile is the pool's from now on.
+            // A connection that another call has put here meanwhile is dropped, which returns it to
+            // the pool.
             let _ = self.keep(used.0.take());
         }
         asked
     }
 
-    /// A connection that hears what is said on this channel. Behind a pooler there is none.
+    /// Opens a connection that receives the notifications of this channel. A pooler in transaction
+    /// mode passes none on.
     pub(super) async fn listen(&self, channel: &str) -> Result<PgListener, sqlx::Error> {
         let mut fresh = PgListener::connect_with(self.pool()).await?;
         fresh.listen(channel).await?;
@@ -126,7 +129,8 @@ impl Connections {
     }
 }
 
-/// Whether the connection on which this was asked can be used again. A fatal error is the last word on one.
+/// Returns true if the connection can be used again after this result. A fatal error of the server
+/// ends the connection.
 fn is_sound<T>(asked: &sqlx::Result<T>) -> bool {
     let Err(error) = asked else { return true };
     let told = error.as_database_error();
@@ -134,7 +138,7 @@ fn is_sound<T>(asked: &sqlx::Result<T>) -> bool {
     told.is_some_and(|told| !matches!(told.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
-/// A connection in use, closed if nobody takes it out.
+/// A connection in use. Dropping it closes the connection unless the caller has taken it out.
 struct CheckedOut(Option<PoolConnection<Postgres>>);
 
 impl CheckedOut {

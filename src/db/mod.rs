@@ -1,7 +1,8 @@
-//! The Postgres database: connections, its schema, and whether the two of us understand each other.
+//! The Postgres database: connections, schema migrations and the check that the schema fits this
+//! program.
 //!
-//! Works through a pooler in transaction mode: no session state, no named statements, no start-up
-//! parameters that a pooler refuses.
+//! Calls work through a pooler in transaction mode, because they use no session state, no named
+//! statements and no start-up parameters that a pooler refuses.
 
 mod connections;
 
@@ -17,10 +18,10 @@ use connections::{CONNECT_TIMEOUT, Connections};
 
 use crate::policy::Secret;
 
-/// The number of this program, as the schema counts them.
+/// Version number of this program, compared with the range that `outpace.schema_info` supports.
 pub const PROGRAM: i32 = 2;
 
-/// Connections of one replica for its ledger: one for bookings, the rest for what else there is.
+/// Maximum number of database connections of one replica's ledger, including one for LISTEN.
 pub const LEDGER_CONNECTIONS: u32 = 4;
 
 const MIGRATIONS: [(i64, &str, &str); 4] = [
@@ -38,78 +39,82 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
     (4, "spool", include_str!("../../migrations/0004_spool.sql")),
 ];
 
-/// A statement with its bound arguments.
+/// A SQL statement with its bound arguments, ready to be executed.
 pub type Statement<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 
-/// A database that replicas share. Cheap to clone.
+/// A Postgres database that all replicas share. Clones are cheap and use the same connections.
 #[derive(Clone)]
 pub struct Database {
     options: PgConnectOptions,
     connections: Arc<Connections>,
 }
 
-/// Why the database cannot be used.
+/// Error of a connection, a migration or the check of the schema.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The URL.
-    #[error("`ledger.postgres.url` is not understood: {0}")]
+    /// The URL in `ledger.postgres.url` cannot be parsed.
+    #[error(
+        "`ledger.postgres.url` is invalid: {0}; write it as \"postgres://user:password@host:5432/database\""
+    )]
     Url(String),
-    /// Nobody answers, or it refuses us.
-    #[error("the database at {place} cannot be used: {cause}")]
+    /// The server does not respond, or a statement failed. A later try may succeed.
+    #[error(
+        "the database at {place} cannot be used: {cause}; check that it runs and accepts connections"
+    )]
     Unreachable {
-        /// Host, port and database.
+        /// Host, port and database name of the server.
         place: String,
-        /// What happened.
+        /// Error text of the connection or of the server.
         cause: String,
     },
-    /// It refuses us for good: waiting does not help.
+    /// The server refuses access permanently, so another try without a change fails too.
     #[error(
-        "the database at {place} refuses us: {cause}; check user, password and database in `ledger.postgres.url`"
+        "the database at {place} refuses access: {cause}; check user, password and database in `ledger.postgres.url`"
     )]
     Refused {
-        /// Host, port and database.
+        /// Host, port and database name of the server.
         place: String,
-        /// What it says.
+        /// Error text as returned by the server.
         cause: String,
     },
-    /// It acknowledges what is not on disk.
+    /// The server acknowledges writes that are not on disk yet.
     #[error(
-        "the database has `synchronous_commit = off`: what it acknowledges may be lost; set it on for this user: `alter role NAME set synchronous_commit = on`"
+        "the database has `synchronous_commit = off`: acknowledged writes may be lost in a crash; run `alter role NAME set synchronous_commit = on` for the user in `ledger.postgres.url`"
     )]
     NotDurable,
-    /// The schema could not be brought up to date.
+    /// A migration of the schema failed and was rolled back.
     #[error(
-        "the schema `outpace` cannot be brought up to date: {cause}; docs/ledger.md lists the privileges that it needs"
+        "the migration of schema `outpace` failed: {cause}; see docs/ledger.md for the privileges that it needs"
     )]
     Migration {
-        /// What it says.
+        /// Error text as returned by the server.
         cause: String,
     },
-    /// There is no schema, or it is older than this program.
+    /// The schema is missing, or it is older than this program needs.
     #[error(
-        "the database has no schema `outpace` for this version; run `outpace migrate`, or let `serve` do it (`ledger.postgres.migrate: true`)"
+        "the schema `outpace` is missing or older than this program; run `outpace migrate`, or set `ledger.postgres.migrate: true`"
     )]
     TooOld,
-    /// The schema is of a later version that does not serve this program any more.
+    /// The schema is of a later version that no longer supports this program.
     #[error(
-        "the schema `outpace` serves programs {oldest} to {newest}, and this one is {PROGRAM}; run a newer outpace"
+        "the schema `outpace` is too new: it serves programs {oldest} to {newest}, and this is program {PROGRAM}; install a newer outpace"
     )]
     TooNew {
-        /// The oldest program it serves.
+        /// Oldest program version that the schema supports.
         oldest: i32,
-        /// The newest.
+        /// Newest program version that the schema supports.
         newest: i32,
     },
 }
 
 impl DatabaseError {
-    /// Whether trying again may help.
+    /// Returns true if a later try may succeed without any change.
     pub const fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
 }
 
-// The options hold the password.
+// Written by hand because the options hold the password.
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Database({})", self.place())
@@ -117,11 +122,13 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    /// The database of this URL, with at most so many connections, one of them for listening; nothing is
-    /// connected yet. Each begins with a statement, if there is one; that it fails is no harm.
+    /// Creates a handle for the database of this URL without connecting to it.
+    ///
+    /// Calls use at most `connections` connections, one of them reserved for LISTEN. Each new
+    /// connection runs `begin_with` first and ignores an error that leaves the connection usable.
     ///
     /// # Errors
-    /// [`DatabaseError::Url`].
+    /// Returns [`DatabaseError::Url`] if the URL cannot be parsed.
     pub fn new(
         url: &Secret,
         connections: u32,
@@ -130,7 +137,7 @@ impl Database {
         let options = PgConnectOptions::from_str(url.reveal())
             .map_err(|error| DatabaseError::Url(error.to_string()))?
             .application_name("outpace")
-            // PgBouncer refuses what it does not know.
+            // PgBouncer refuses start-up parameters that are unknown to it.
             .extra_float_digits(None)
             .statement_cache_capacity(0)
             .disable_statement_logging();
@@ -141,11 +148,11 @@ impl Database {
         })
     }
 
-    /// The rows of one statement, asked for once.
+    /// Executes one statement once and returns its rows.
     ///
     /// # Errors
-    /// What the database says; [`sqlx::Error::PoolTimedOut`] if it says nothing `within` so long, and then
-    /// the statement may have been done.
+    /// Returns the error of the database. Returns [`sqlx::Error::PoolTimedOut`] if there is no
+    /// reply after `within`, and the statement may then have been executed.
     pub async fn ask<'q>(
         &self,
         statement: impl Execute<'q, Postgres> + 'q,
@@ -154,15 +161,16 @@ impl Database {
         self.connections.ask(statement, within).await
     }
 
-    /// A connection that hears what is said on this channel. Behind a pooler there is none.
+    /// Opens a connection that receives the notifications of this channel. A pooler in transaction
+    /// mode passes none on.
     ///
     /// # Errors
-    /// What the database says.
+    /// Returns the error of the connection or of the LISTEN statement.
     pub async fn listen(&self, channel: &str) -> Result<PgListener, sqlx::Error> {
         self.connections.listen(channel).await
     }
 
-    /// Host, port and database, for messages.
+    /// Returns host, port and database name for messages, without user and password.
     pub fn place(&self) -> String {
         let database = self.options.get_database().unwrap_or("-");
         format!(
@@ -172,10 +180,11 @@ impl Database {
         )
     }
 
-    /// Brings the schema up to date if that is for us to do, and makes sure that it fits.
+    /// Checks that the schema supports this program. If `migrate` is true, applies missing
+    /// migrations first.
     ///
     /// # Errors
-    /// [`DatabaseError`].
+    /// Returns a [`DatabaseError`] if the database cannot be used or its schema does not fit.
     pub async fn prepare(&self, migrate: bool) -> Result<(), DatabaseError> {
         if migrate {
             match self.check().await {
@@ -187,10 +196,11 @@ impl Database {
         self.check().await
     }
 
-    /// Whether what is acknowledged is on disk.
+    /// Checks that an acknowledged write is on the server's disk.
     ///
     /// # Errors
-    /// [`DatabaseError::NotDurable`], and whatever keeps us from asking.
+    /// Returns [`DatabaseError::NotDurable`] if `synchronous_commit` is off, or another variant if
+    /// the check fails.
     pub async fn must_be_durable(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
         let row = sqlx::query("select current_setting('synchronous_commit')")
@@ -204,14 +214,17 @@ impl Database {
         Ok(())
     }
 
-    /// Brings the schema up to date. Several replicas may try at once.
+    /// Applies all missing migrations in one transaction. A lock serializes replicas that migrate
+    /// at the same time.
     ///
     /// # Errors
-    /// [`DatabaseError`].
+    /// Returns [`DatabaseError::Migration`] if a migration fails, or another variant if no
+    /// connection can be made.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
         let failed = |error: String| DatabaseError::Migration { cause: error };
-        // The lock is the transaction's, not the session's: a pooler may be in between.
+        // The lock belongs to the transaction, because a pooler may give each transaction another
+        // session.
         let mut transaction = connection
             .begin()
             .await
@@ -231,10 +244,11 @@ impl Database {
             .map_err(|error| failed(error.to_string()))
     }
 
-    /// Whether the schema serves this program.
+    /// Checks that the schema supports this program.
     ///
     /// # Errors
-    /// [`DatabaseError`].
+    /// Returns [`DatabaseError::TooOld`] or [`DatabaseError::TooNew`] if it does not. Returns
+    /// another variant if the database cannot be read.
     pub async fn check(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
         let row = sqlx::query("select oldest, newest from outpace.schema_info")
@@ -256,7 +270,8 @@ impl Database {
         Ok(())
     }
 
-    /// Whether every migration of this program has been applied.
+    /// Returns true if the newest migration of this program has been applied. Returns false if the
+    /// database cannot be read.
     pub async fn is_current(&self) -> bool {
         let Ok(mut connection) = self.connect().await else {
             return false;
@@ -283,7 +298,8 @@ impl Database {
     fn failed(&self, error: &sqlx::Error) -> DatabaseError {
         let (place, cause) = (self.place(), error.to_string());
         match error {
-            // Class 28: invalid authorization; 3D: no such database; 42: no such privilege.
+            // SQLSTATE classes: 28 is invalid authorization, 3D an unknown database, and 42
+            // includes missing privileges.
             sqlx::Error::Database(told)
                 if told.code().is_some_and(|code| {
                     ["28", "3D", "42"]
@@ -298,7 +314,7 @@ impl Database {
     }
 }
 
-/// No such schema, table or function.
+/// Returns true if the statement failed because a schema, table or function does not exist.
 fn is_missing(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|told| told.code());
     code.is_some_and(|code| matches!(&*code, "3F000" | "42P01" | "42883"))
@@ -318,7 +334,7 @@ fn migrator() -> Migrator {
     migrator.set_locking(false);
     migrator.create_schema("outpace");
     migrator.dangerous_set_table_name("outpace.migration");
-    // A newer program may have been here.
+    // A newer program may have applied migrations that this program does not have.
     migrator.set_ignore_missing(true);
     migrator
 }

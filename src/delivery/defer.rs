@@ -1,4 +1,4 @@
-//! Requests of clients that are kept instead of refused: a buffer per origin, several in flight.
+//! Deferral of client requests to the spool instead of a refusal, with one buffer per origin.
 
 use std::sync::Arc;
 
@@ -10,23 +10,23 @@ use crate::spool::{
     Buffer, BufferConfig, Guarantee, IdempotencyKey, NewItem, Request, Sealer, Store, StoreError,
 };
 
-/// How many kept requests of one origin are in flight at once.
+/// Number of deferred requests per origin that may be in flight at once.
 const AT_ONCE: u32 = 10;
-/// A result that nobody would wait for any more, milliseconds.
+/// Age at which a deferred request expires unsent, in milliseconds (24 h).
 const TOO_OLD: i64 = 24 * 3600 * 1000;
 
-/// Keeps requests in the spool.
+/// Deferral backend that stores client requests in the spool.
 #[derive(Debug)]
 pub struct SpoolDeferral {
-    /// Who sends them.
+    /// Sender that delivers the deferred requests.
     pub deliveries: Deliveries,
-    /// Where they are kept.
+    /// Store that holds the deferred requests.
     pub store: Arc<dyn Store>,
-    /// Seals secrets.
+    /// Sealer that encrypts secret header fields.
     pub sealer: Arc<Sealer>,
-    /// Bytes of one body.
+    /// Maximum size of one request body, in bytes.
     pub max_body: u64,
-    /// The URL under which clients reach us.
+    /// Base URL under which clients reach the API, used for the `Location` of an item.
     pub base: String,
 }
 
@@ -76,7 +76,7 @@ impl SpoolDeferral {
             .push(buffer.number, vec![item], once, now)
             .await?;
         self.deliveries.wake(buffer.number);
-        // Kept before under the same key: it is that one.
+        // A request that repeats a key gets the id of the item stored under that key.
         let id = pushed.items.into_iter().next().map_or(id, |(id, _)| id);
         Ok(DeferredItem {
             location: format!("{}/v1/items/{id}", self.base),
@@ -123,7 +123,8 @@ impl SpoolDeferral {
     }
 }
 
-/// A client that lost its connection asks again under the same `Idempotency-Key`.
+/// Returns the request's idempotency key, valid for its client and origin. A client that lost its
+/// connection repeats the request with the same `Idempotency-Key` field.
 fn once(overflow: &DeferredRequest) -> Option<IdempotencyKey> {
     let key = overflow.headers.get("idempotency-key")?.to_str().ok()?;
     let origin = &overflow.origin;

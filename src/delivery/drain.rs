@@ -1,4 +1,4 @@
-//! One buffer's drain: who is next, and when.
+//! Drain of one buffer: chooses the next item and the time at which it is sent.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,36 +13,36 @@ use super::{Deliverer, REST};
 use crate::clock::Instant;
 use crate::spool::{Buffer, Item, ItemStatus, ListQuery, Millis, StoreError};
 
-/// A parked item is looked at again after this many milliseconds at the latest.
+/// Longest sleep before a parked item is looked at again, in milliseconds.
 const LOOK_AGAIN: u64 = 60_000;
-/// How long before the buffer's own pace lets an item go it joins the line of its target.
+/// Time by which an item joins its target's queue before the buffer's own rate lets it leave.
 const AHEAD: Duration = Duration::from_millis(100);
 
-/// What a drain does next.
+/// Next step of a drain, chosen from the state of its buffer.
 enum DrainStep {
-    /// Sends this item, by the buffer's own pace not before then.
+    /// Send this item, at the earliest at this instant because of the buffer's own rate.
     Send(Buffer, Box<Item>, Instant),
-    /// Nothing before then.
+    /// Sleep until this instant unless woken earlier.
     Sleep(Instant),
-    /// Nothing, until somebody wakes it.
+    /// Sleep until a change wakes the drain.
     Idle,
-    /// Its buffer is gone.
+    /// End the drain because its buffer was removed.
     Over,
 }
 
-/// What the drain of one buffer knows.
+/// State of the drain of one buffer.
 struct Drain {
     number: i64,
-    /// Of the hold under which items are sent.
+    /// Term of the hold under which items are sent, or 0 until interrupted items are recovered.
     term: i64,
-    /// Items that are being sent, and how far each is.
+    /// Items in flight with the stage of each, by item id.
     taken: HashMap<Arc<str>, watch::Receiver<GateStage>>,
-    /// The same by their tasks.
+    /// Ids of the items in flight, by the task that delivers each.
     tasks: HashMap<tokio::task::Id, Arc<str>>,
     gate: Arc<Gate>,
 }
 
-/// An item whose delivery is over, and whether the store knows how it ended.
+/// Id of an item after the end of its delivery, and true if the outcome is recorded.
 type DeliveryResult = (Arc<str>, bool);
 
 impl Drain {
@@ -56,8 +56,9 @@ impl Drain {
         }
     }
 
-    /// Whether one more may set out. In strict order that is so as soon as the one before is answered:
-    /// while that is being recorded the next one finds its turn, and leaves when it is.
+    /// Returns true if one more delivery may begin. In strict order the next one begins as soon as
+    /// the origin has answered the previous one. The next item then waits for its turn, but leaves
+    /// only after the previous outcome is recorded.
     fn has_room(&self, buffer: &Buffer) -> bool {
         let at_once = buffer.terms.concurrency.max(1) as usize;
         let before = self.taken.values().next();
@@ -66,7 +67,7 @@ impl Drain {
             || (at_once == 1 && self.taken.len() == 1 && before.is_some_and(is_followed))
     }
 
-    /// Sets an item on its way; the other end of its delivery is what comes back.
+    /// Registers an item as in flight and returns its delivery handle.
     fn set_out(&mut self, buffer: Buffer, item: Item, opens: Instant) -> Delivery {
         let strict = buffer.terms.concurrency <= 1;
         let before = self.taken.values().next().filter(|_| strict).cloned();
@@ -86,13 +87,13 @@ impl Drain {
         }
     }
 
-    /// A delivery is over, however it ended. What could not be recorded is found again when nothing else is
-    /// in flight.
+    /// Removes a delivery that has ended, with or without a recorded outcome. An unrecorded item is
+    /// recovered once nothing else of the buffer is in flight.
     fn land(&mut self, done: Result<DeliveryResult, JoinError>) {
         let (id, recorded) = match done {
             Ok((id, recorded)) => (Some(id), recorded),
             Err(error) => {
-                tracing::error!(%error, "a delivery broke off");
+                tracing::error!(%error, "a delivery task failed; its item will be recovered");
                 self.gate.pass(None);
                 (self.tasks.get(&error.id()).cloned(), false)
             }
@@ -121,7 +122,7 @@ impl Deliverer {
             let next = match self.next(&mut drain).await {
                 Ok(next) => next,
                 Err(error) => {
-                    tracing::warn!(%error, "a buffer cannot be drained now");
+                    tracing::warn!(%error, "the drain of a buffer failed; next try in 1 s");
                     DrainStep::Sleep(self.parts.exchange.clock.now() + REST)
                 }
             };
@@ -148,7 +149,7 @@ impl Deliverer {
                 () = &mut drained => break,
             }
         }
-        // What has left is awaited; what has not goes back by itself.
+        // Requests that have left are awaited. The other deliveries release their claims and end.
         while flying.join_next().await.is_some() {}
     }
 
@@ -161,7 +162,7 @@ impl Deliverer {
             return Ok(DrainStep::Idle);
         };
         if hold.term != drain.term {
-            // What left under an earlier hold breaks off first.
+            // Deliveries that began under an earlier term must end first.
             if !drain.taken.is_empty() {
                 return Ok(DrainStep::Idle);
             }
@@ -182,7 +183,8 @@ impl Deliverer {
                 continue;
             }
             if item.status == ItemStatus::InFlight {
-                // Claimed, and by nobody here: an answer was lost. It is taken up like another's.
+                // The item is claimed but not in flight here, so the reply to a call was lost. The
+                // drain recovers it like an item of another replica.
                 if drain.taken.is_empty() {
                     drain.term = 0;
                     return Ok(DrainStep::Sleep(instant + REST));
@@ -198,13 +200,14 @@ impl Deliverer {
                 return Ok(DrainStep::Sleep(instant));
             }
             if item.not_before > now {
-                // By the wall clock it is due then; a clock that jumps is asked again before long.
+                // The item is due by the wall clock. The sleep is bounded because that clock may
+                // jump.
                 let wait = u64::try_from(item.not_before - now)
                     .unwrap_or(0)
                     .min(LOOK_AGAIN);
                 wake = wake.min(instant + Duration::from_millis(wait));
                 if strict {
-                    // What stands behind it must not overtake it.
+                    // In strict order no later item may overtake this one.
                     break;
                 }
                 continue;
@@ -222,7 +225,8 @@ impl Deliverer {
         })
     }
 
-    /// When the last item left, so that a restart keeps the buffer's own pace.
+    /// Returns the instant at which the buffer's last item left, so that the buffer's own rate
+    /// holds across a restart.
     async fn first_leave(&self, number: i64) -> Instant {
         let query = ListQuery {
             buffer: Some(number),
@@ -239,7 +243,7 @@ impl Deliverer {
                 now.as_nanos()
                     .saturating_sub_unsigned(ago.saturating_mul(1_000_000)),
             ),
-            // In the future, by a clock that was put back.
+            // The last item seems to leave in the future because the wall clock was set back.
             Err(_) => now,
         }
     }

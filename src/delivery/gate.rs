@@ -1,4 +1,4 @@
-//! How deliveries of one buffer follow each other.
+//! Order and spacing of the deliveries of one buffer, by its own rate.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,25 +10,26 @@ use crate::clock::Instant;
 use crate::spool::Buffer;
 use crate::sync::lock;
 
-/// How far a delivery is.
+/// Progress of a delivery, as the drain and the next delivery see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GateStage {
-    /// It waits, or the origin has not answered yet.
+    /// The delivery waits for its turn, or the origin has not answered yet.
     Held,
-    /// The origin took it; that is being recorded.
+    /// The origin answered with success, and the outcome is being recorded.
     Answered,
-    /// Its item is over.
+    /// The item is finished, so the next one may follow.
     Over,
-    /// It is not: the next one must not follow yet.
+    /// The item is not finished, so the next one must not follow yet.
     Again,
 }
 
-/// The buffer's own pace: one at a time goes through. Never more than n in any window of n per second.
+/// Spacing by the buffer's own rate. One item passes at a time, and at most n items leave in any
+/// second for a rate of n per second.
 #[derive(Debug)]
 pub(super) struct Gate {
-    /// When the last one should have left, and whether one is at the gate.
+    /// Instant at which the last item counts as sent, and true if an item is at the gate.
     state: Mutex<(Instant, bool)>,
-    /// Somebody has passed, or may be followed.
+    /// Wakes the drain after an item has passed the gate or was answered.
     pub(super) passed: Notify,
 }
 
@@ -52,8 +53,9 @@ impl Gate {
         self.lock().1 = true;
     }
 
-    /// Who was at the gate has left, by the clock and by the pace, or will not. One that is a little
-    /// late does not make the next ones later, as with every limit.
+    /// Frees the gate after its item left, or with `None` if the item does not leave. `left` holds
+    /// the actual instant and the allowed one. A delay of at most [`LATE_MAX`] does not postpone
+    /// the next items, as with every limit.
     pub(super) fn pass(&self, left: Option<(Instant, Instant)>) {
         let mut state = self.lock();
         if let Some((left, opened)) = left {
@@ -67,7 +69,8 @@ impl Gate {
     pub(super) fn opens(&self, buffer: &Buffer) -> Instant {
         let last = self.lock().0;
         match buffer.terms.rate_limit.filter(|rate| *rate > 0.0) {
-            // As an unburst rate everywhere: with the slack no window of a second has more than n.
+            // The interval is that of a rate without burst. Its slack keeps any window of one
+            // second at no more than n items.
             Some(rate) => last + (Duration::from_secs(1) + SLACK).div_f64(rate.max(1e-5)),
             None => last,
         }

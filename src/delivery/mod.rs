@@ -1,8 +1,8 @@
-//! The drain: takes items from the spool in their order, sends each through the same exchange and the
-//! same limits as everybody, and records what became of it.
+//! Delivery of spooled items: takes them from the spool in order, sends each one and records the
+//! outcome. Items pass through the same exchange and the same limits as all other requests.
 //!
-//! One task per buffer decides who is next; with strict order one item is in flight, otherwise as many as
-//! the buffer's `concurrency` says.
+//! One drain task per buffer chooses the next item. In strict order one item at a time is sent.
+//! Otherwise the buffer's `concurrency` bounds the items in flight.
 
 mod defer;
 mod drain;
@@ -27,39 +27,39 @@ use crate::spool::{
 };
 use crate::sync::lock;
 
-/// How often an item that another process may send is looked at.
+/// Interval between checks of an item or a lease that another process may change.
 const POLL: Duration = Duration::from_millis(250);
-/// How long a drain rests when the store did not answer.
+/// Pause of a drain after the store failed, before it tries again.
 const REST: Duration = Duration::from_secs(1);
 
-/// Delivers what the spool keeps. Cheap to share.
+/// Sender of all spooled items. Clones are cheap and share one state.
 #[derive(Debug, Clone)]
 pub struct Deliveries(Arc<Deliverer>);
 
-/// What deliveries are made with.
+/// Parts that deliveries need to read, send and record items.
 #[derive(Debug, Clone)]
 pub struct DeliveryParts {
-    /// Where items are kept.
+    /// Store that holds the buffers and items.
     pub store: Arc<dyn Store>,
-    /// The way out.
+    /// Exchange through which the items are sent.
     pub exchange: Arc<Exchange>,
-    /// The policy of the moment.
+    /// Policy in force, read at the start of each attempt.
     pub policy: Arc<ArcSwap<Policy>>,
-    /// Opens sealed fields.
+    /// Sealer that opens the sealed header fields.
     pub sealer: Arc<Sealer>,
 }
 
 #[derive(Debug)]
 struct Deliverer {
     parts: DeliveryParts,
-    /// The drains that run, by the buffer's number, and what wakes each.
+    /// Wake-up signals of the running drains, by buffer number.
     drains: Mutex<HashMap<i64, Arc<Notify>>>,
-    /// Who waits for an attempt of an item to be over, by its id.
+    /// Wake-up signals of tasks that wait for the end of a delivery, by item id.
     watched: Mutex<HashMap<Arc<str>, Arc<Notify>>>,
 }
 
 impl Deliveries {
-    /// Nothing is sent yet.
+    /// Creates the sender. No item is sent before [`Self::begin`].
     pub fn new(parts: DeliveryParts) -> Self {
         Self(Arc::new(Deliverer {
             parts,
@@ -72,7 +72,7 @@ impl Deliveries {
         &self.0.parts.exchange
     }
 
-    /// Begins to send what is kept.
+    /// Starts a drain for each buffer, and wakes the drains of buffers that other processes change.
     pub fn begin(&self) {
         for buffer in self.0.parts.store.buffers() {
             self.wake(buffer.number);
@@ -87,10 +87,10 @@ impl Deliveries {
         });
     }
 
-    /// Waits until nothing more is to happen to an item, at most for `patience`; the item as it is then.
+    /// Waits for up to `patience` until an item is finished. Returns the item in its last state.
     ///
     /// # Errors
-    /// As the store says.
+    /// Returns the store's error if the item is unknown or cannot be read.
     pub async fn over(&self, id: &Arc<str>, patience: Duration) -> Result<Item, StoreError> {
         let (clock, store) = (&self.0.parts.exchange.clock, &self.0.parts.store);
         let until = clock.now() + patience;
@@ -103,11 +103,11 @@ impl Deliveries {
             let changed = watched.told.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            // It may have been over before we were there to be told.
+            // The item may have been finished before this task was registered as a waiter.
             if !store.item(Arc::clone(id)).await?.status.is_live() {
                 continue;
             }
-            // Another process may be the one that sends it, and that is not told.
+            // In a shared store another process may send the item, which notifies no task here.
             let again = if store.is_shared() {
                 until.min(clock.now() + POLL)
             } else {
@@ -120,13 +120,13 @@ impl Deliveries {
         }
     }
 
-    /// An item was changed by its owner.
+    /// Notifies the waiters of an item and wakes its drain, after a change by the item's owner.
     pub fn changed(&self, item: &Item) {
         self.0.tell(&item.id);
         self.wake(item.buffer);
     }
 
-    /// Something changed: the buffer's drain looks again.
+    /// Makes the buffer's drain look for work again, and starts the drain if it does not run.
     pub fn wake(&self, buffer: i64) {
         let mut drains = self.0.drains();
         if let Some(drain) = drains.get(&buffer) {
@@ -145,7 +145,7 @@ impl Deliveries {
     }
 }
 
-/// One who waits for an item; the last takes the place away.
+/// A registered waiter for an item. Dropping the last one removes the entry of the item.
 struct ItemWatch<'a> {
     inner: &'a Deliverer,
     id: &'a Arc<str>,
@@ -161,7 +161,7 @@ impl<'a> ItemWatch<'a> {
 
 impl Drop for ItemWatch<'_> {
     fn drop(&mut self) {
-        // Ours and the table's.
+        // This watch and the map hold one reference each, so a third one belongs to another waiter.
         let others = |told: &Arc<Notify>| Arc::strong_count(told) > 2;
         self.inner
             .watched()
@@ -178,7 +178,7 @@ impl Deliverer {
         lock(&self.watched)
     }
 
-    /// Tells whoever waits for this item.
+    /// Notifies all tasks that wait for this item.
     fn tell(&self, id: &Arc<str>) {
         let waiting = self.watched().remove(id);
         if let Some(waiting) = waiting {
@@ -190,7 +190,8 @@ impl Deliverer {
         self.parts.store.now()
     }
 
-    /// Items that were in flight when whoever sent them ended: nothing is known of their outcome.
+    /// Records an interrupted attempt for each item that the store still lists as in flight,
+    /// because its outcome is unknown.
     async fn recover(&self, buffer: &Buffer) -> Result<(), StoreError> {
         let store = &self.parts.store;
         for item in store.interrupted(buffer.number).await? {
@@ -211,7 +212,7 @@ impl Deliverer {
                 waited: 0,
                 outcome: step.word.into(),
                 status: None,
-                error: Some("outpace ended while it was in flight".to_owned()),
+                error: Some("interrupted before the outcome was recorded".to_owned()),
                 next: step.status.is_live().then_some(step.not_before),
                 maybe_duplicate: item.maybe_duplicate,
                 response: None,

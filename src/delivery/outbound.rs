@@ -1,4 +1,4 @@
-//! From an item to the request that leaves.
+//! Conversion of a stored item into the request that is sent to its origin.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -8,29 +8,29 @@ use http::{Method, Request};
 use crate::spool::{Buffer, Item, Sealer};
 use crate::units::{HostName, Origin, Scheme};
 
-/// Why an item cannot be sent at all.
+/// Error of an item that can never be sent as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsendable {
-    /// The URL.
-    #[error("`{0}` is no URL that can be sent to; write it as \"https://api.example.com/path\"")]
+    /// The buffer's URL or the item's path is not valid.
+    #[error("outpace cannot send to `{0}`; write it as \"https://api.example.com/path\"")]
     Url(String),
-    /// The method.
-    #[error("`{0}` is no method")]
+    /// The method is not a valid HTTP method.
+    #[error("`{0}` is not an HTTP method; write it as \"POST\"")]
     Method(String),
-    /// A field.
-    #[error("`{0}` is no field that can be sent")]
+    /// The name or the value of a header field is not valid.
+    #[error("header field `{0}` cannot be sent: its name or its value is invalid")]
     Field(String),
-    /// A sealed field.
+    /// A sealed field cannot be opened with the configured keys.
     #[error("{0}")]
     Sealed(String),
 }
 
-/// Where a URL leads, and its path with the query.
+/// Splits an `http` or `https` URL into origin and path with query.
 ///
 /// # Errors
-/// [`Unsendable::Url`].
+/// Returns [`Unsendable::Url`] if the text is no such URL or has credentials.
 pub fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable> {
-    // It may hold a password: it is not repeated.
+    // The message does not repeat a URL that may contain a password.
     let told = if text.contains('@') {
         "a URL with credentials"
     } else {
@@ -59,7 +59,8 @@ pub fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable> {
     Ok((origin, path.parse().map_err(|_cause| fail())?))
 }
 
-/// The request of an item: the buffer's fields, the item's over them, then what names the delivery.
+/// Builds the request of an item and returns it with its origin. The item's fields replace the
+/// buffer's fields of the same name.
 pub(super) fn request(
     buffer: &Buffer,
     item: &Item,
@@ -108,14 +109,15 @@ pub(super) fn request(
         headers.entry(header::CONTENT_TYPE).or_insert(typed);
     }
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    // The same on every delivery: what makes at-least-once into once at origins that know it.
+    // The key is the same on every delivery, so an origin that supports it can drop duplicates.
     if let Ok(id) = HeaderValue::try_from(&*item.id) {
         headers.entry("idempotency-key").or_insert(id);
     }
     Ok((origin, request))
 }
 
-/// What tells the origin which item it is, and how often it was sent before.
+/// Returns the fields that name the item, its number of attempts and a possible duplicate to the
+/// origin.
 pub(super) fn fields(item: &Item) -> Vec<(HeaderName, HeaderValue)> {
     let mut fields = vec![(
         HeaderName::from_static("outpace-attempt"),

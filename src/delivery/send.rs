@@ -1,4 +1,4 @@
-//! One delivery: claimed when its turn is near, sent once, and recorded before anything else happens.
+//! Delivery of one item: claims it shortly before its turn, sends it once and records the outcome.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,26 +24,27 @@ use crate::spool::{
 };
 use crate::sync::lock;
 
-/// How long before it may leave by the buffer's own pace an item is marked as being sent.
+/// Time by which an item is claimed before the buffer's own rate lets it leave.
 const CLAIM_AHEAD: Duration = Duration::from_millis(5);
 
-/// One item on its way.
+/// One item in flight, with its position in the order of its buffer.
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) buffer: Buffer,
     pub(super) item: Item,
-    /// Of the hold under which it is sent.
+    /// Term of the hold under which the item is sent.
     pub(super) term: i64,
     pub(super) gate: Arc<Gate>,
-    /// By the buffer's own pace it leaves no sooner.
+    /// Earliest instant at which the item may leave by the buffer's own rate.
     pub(super) opens: Instant,
-    /// The one that it must not overtake.
+    /// Stage of the previous delivery in strict order, which this one must not overtake.
     pub(super) before: Option<watch::Receiver<GateStage>>,
     pub(super) stage: watch::Sender<GateStage>,
 }
 
 impl Delivery {
-    /// How the one before has ended; over, if there is none.
+    /// Waits for the end of the previous delivery and returns its stage, or `Over` if there is
+    /// none.
     async fn predecessor(&self) -> GateStage {
         let Some(before) = &self.before else {
             return GateStage::Over;
@@ -53,21 +54,22 @@ impl Delivery {
         stage.unwrap_or(GateStage::Again)
     }
 
-    /// The next one may find its turn.
+    /// Marks the delivery as answered, so that the next one may wait for its turn.
     fn is_answered(&self) {
         self.stage.send_replace(GateStage::Answered);
         self.gate.passed.notify_one();
     }
 }
 
-/// Ready if the one before is not over after all, and this one must not follow.
+/// Completes if the previous delivery ended without finishing its item, because this one must then
+/// not follow. Otherwise pends forever.
 async fn unfollowed(delivery: &Delivery) {
     if delivery.predecessor().await == GateStage::Over {
         std::future::pending::<()>().await;
     }
 }
 
-/// Marks its item when the turn is near.
+/// Claim hook of a delivery, called by the exchange when the item's turn is near.
 #[derive(Debug)]
 struct Claim {
     store: Arc<dyn Store>,
@@ -80,7 +82,7 @@ struct Claim {
 struct Claimed {
     item: Option<Item>,
     left: Option<Instant>,
-    /// The store was asked to mark it, and it may have done so.
+    /// True if the store was asked to claim the item and may have done so.
     asked: bool,
 }
 
@@ -96,12 +98,12 @@ impl Claim {
     async fn mark(&self) -> Result<(), String> {
         let delivery = &self.delivery;
         if delivery.predecessor().await != GateStage::Over {
-            // `deliver` ends it.
+            // `deliver` cancels this attempt because `unfollowed` completes.
             return std::future::pending().await;
         }
         let buffer = self.store.buffer(delivery.buffer.number);
         if buffer.is_none_or(|buffer| buffer.paused.is_some()) {
-            return Err("its buffer is paused".to_owned());
+            return Err("the buffer is paused or removed".to_owned());
         }
         self.clock.sleep_until(delivery.opens - CLAIM_AHEAD).await;
         let id = Arc::clone(&delivery.item.id);
@@ -109,7 +111,8 @@ impl Claim {
         match self.store.claim(delivery.buffer.number, id).await {
             Ok(item) => self.set(|state| state.item = Some(item)),
             Err(error) => {
-                // A definite no; otherwise it may have been done.
+                // These two errors are definite refusals. After any other error the claim may be
+                // stored.
                 let no = matches!(error, StoreError::Conflict(_) | StoreError::Unknown(_));
                 self.set(|state| state.asked = !no);
                 return Err(error.to_string());
@@ -132,7 +135,8 @@ impl ClaimHook for Claim {
 
     fn leaves(&self) -> bool {
         let (now, delivery) = (self.clock.now(), &self.delivery);
-        // A process that stood still may be late by any time.
+        // The lease is checked at the last moment because a process may be paused for any length of
+        // time.
         let hold = self.store.hold(delivery.buffer.number);
         if hold.is_none_or(|hold| hold.term != delivery.term) {
             return false;
@@ -143,7 +147,7 @@ impl ClaimHook for Claim {
     }
 }
 
-/// What an attempt came to, to be recorded.
+/// Result of an attempt, to be recorded in the store.
 struct AttemptResult {
     outcome: AttemptOutcome,
     status: Option<u16>,
@@ -152,7 +156,7 @@ struct AttemptResult {
 }
 
 impl Deliverer {
-    /// Sends it. Returns whether the store knows how that ended.
+    /// Sends one item. Returns true if nothing about its outcome is left unrecorded.
     pub(super) async fn deliver(&self, delivery: &Arc<Delivery>) -> bool {
         let (buffer, item) = (&delivery.buffer, &delivery.item);
         let claim = Arc::new(Claim {
@@ -189,12 +193,12 @@ impl Deliverer {
                     Err(error) => Err(error),
                 }
             }
-            // outpace ends, or the buffer is somebody else's; what has left is taken up by the next hold.
-            None if left.is_some() => Err(StoreError::Away("it has left".to_owned())),
+            // The delivery was cancelled. An item that has left is recovered under the next term.
+            None if left.is_some() => Err(StoreError::Away("the buffer's lease ended".to_owned())),
             None => Ok(()),
         };
         let recorded = match recorded {
-            // Claimed, or perhaps so, and not sent.
+            // The item may be claimed and was not sent.
             Ok(()) if asked && left.is_none() && stage == GateStage::Again => {
                 self.give_back(delivery).await
             }
@@ -202,7 +206,7 @@ impl Deliverer {
         };
         let recorded_well = recorded.is_ok();
         if let Err(error) = recorded {
-            tracing::warn!(%error, item = %item.id, "what became of an item could not be recorded");
+            tracing::warn!(%error, item = %item.id, "the outcome was not recorded; the item will be recovered");
         }
         delivery.stage.send_replace(stage);
         self.tell(&item.id);
@@ -212,13 +216,13 @@ impl Deliverer {
         recorded_well
     }
 
-    /// An item that may be claimed has not left after all.
+    /// Releases the claim of an item that has not left. Does nothing if the item is not claimed.
     async fn give_back(&self, delivery: &Delivery) -> Result<(), StoreError> {
         let (buffer, id) = (delivery.buffer.number, &delivery.item.id);
         self.parts.store.release_claim(buffer, Arc::clone(id)).await
     }
 
-    /// Ready when outpace ends and the item has not left.
+    /// Completes when the process begins to shut down and the item has not left.
     async fn withdrawn(&self, claim: &Claim) {
         self.parts.exchange.tasks.drain_begun().await;
         if claim.state().left.is_some() {
@@ -226,11 +230,12 @@ impl Deliverer {
         }
     }
 
-    /// Ready when the buffer is not ours to send any more: whoever sends next must be the only one.
+    /// Completes when this process loses the buffer, because only one process at a time may send
+    /// its items.
     async fn lapsed(&self, buffer: i64, term: i64) {
         let clock = &self.parts.exchange.clock;
         while let Some(hold) = self.held(buffer, term) {
-            // It may also be lost before its time, by what another look finds.
+            // A look at the database can also end the hold before its deadline, so it is polled.
             let again = if hold.until == Instant::FAR {
                 hold.until
             } else {
@@ -328,7 +333,8 @@ impl Deliverer {
         }
     }
 
-    /// What is to be kept of an attempt; nothing if there was none.
+    /// Builds the record of an attempt, and claims the item first if that has not happened. Returns
+    /// `None` if there was no attempt.
     async fn record(
         &self,
         buffer: &Buffer,
@@ -339,7 +345,8 @@ impl Deliverer {
     ) -> Result<Option<Finished>, StoreError> {
         let item = match (claimed, &came.outcome) {
             (Some(item), _) => item,
-            // It never came to a turn: nothing has happened.
+            // The item never got a turn, so there is nothing to record. The pause delays the next
+            // try.
             (None, AttemptOutcome::Held { wait }) => {
                 self.parts
                     .exchange
@@ -377,19 +384,20 @@ impl Deliverer {
         Ok(Some(Finished { step, attempt }))
     }
 
-    /// Records an outcome. Where there is no room for it, or the store is away, again and again while the
-    /// buffer is ours: without it the item would be in flight for ever, or be sent again.
+    /// Stores an outcome. Tries again every second while the store is full or a shared store is
+    /// unavailable, as long as this process holds the buffer. Without the outcome the item would be
+    /// recovered as interrupted and perhaps sent again.
     async fn keep(&self, finished: Finished, term: i64) -> Result<Item, StoreError> {
         let (clock, buffer) = (&self.parts.exchange.clock, finished.attempt.buffer);
         loop {
             let again = match self.parts.store.finish(finished.clone(), self.now()).await {
                 Err(StoreError::Full { .. }) => !self.parts.exchange.tasks.draining(),
-                // The way to a database may be back in time even while outpace ends.
+                // A database may become reachable again in time, even during a shutdown.
                 Err(StoreError::Away(_)) => self.parts.store.is_shared(),
                 other => return other,
             };
             if !again || self.held(buffer, term).is_none() {
-                return Err(StoreError::Away("the outcome found no room".to_owned()));
+                return Err(StoreError::Away("it is full or unavailable".to_owned()));
             }
             clock.sleep_until(clock.now() + REST).await;
         }
@@ -418,7 +426,7 @@ impl AttemptResult {
     }
 }
 
-/// What an error of ours means to the item.
+/// Converts an error of the exchange into the result of the attempt.
 fn failed(error: &Error, claimed: bool) -> AttemptResult {
     let told = error.detail.clone();
     match error.reason {
@@ -437,7 +445,7 @@ fn failed(error: &Error, claimed: bool) -> AttemptResult {
         {
             AttemptResult::of(AttemptOutcome::Unsent { passing: true }, told)
         }
-        // Its claim failed: it was taken back, or the store is away.
+        // The claim failed because the item was changed or the store is unavailable.
         Reason::OriginRefused => AttemptResult::held(told, None),
         _ => AttemptResult::never(told),
     }

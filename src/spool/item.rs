@@ -1,5 +1,5 @@
-//! What the spool keeps: buffers, items and attempts. Plain data; instants are milliseconds since the
-//! Unix epoch, by the clock of the store that keeps them.
+//! Buffers, items and attempts as plain data. All instants are milliseconds since the Unix epoch,
+//! by the clock of the store that holds them.
 
 use std::sync::Arc;
 
@@ -10,61 +10,64 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Backoff;
 
-/// Milliseconds since the Unix epoch.
+/// Instant or duration in milliseconds. An instant counts from the Unix epoch.
 pub type Millis = i64;
 
-/// What may happen to an item whose outcome is unknown.
+/// Delivery guarantee, which decides about an item after an attempt with an unknown outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Guarantee {
-    /// It is sent again, and marked `maybe_duplicate`.
+    /// Sends the item again and marks it `maybe_duplicate`.
     #[default]
     AtLeastOnce,
-    /// It is not sent again; it goes to the dead letters.
+    /// Moves the item to the dead letters instead of sending it again.
     AtMostOnce,
 }
 
-/// What happens to an item that has used up its retries.
+/// Treatment of an item that has used up its retries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Exhausted {
-    /// It goes to the dead letters, and the next one follows.
+    /// Moves the item to the dead letters, and the buffer continues with the next item.
     #[default]
     DeadLetter,
-    /// It stays at the head, and the buffer waits for an operator.
+    /// Leaves the item at the head of the queue and pauses the buffer until an operator resumes it.
     Block,
-    /// It is forgotten, but for its attempts.
+    /// Cancels the item, so that it is not among the dead letters. Its attempts stay in the
+    /// history.
     Drop,
 }
 
-/// How a buffer treats its items. Everything but name and URL has a default.
+/// Configuration of a buffer. Every field except `url` has a usable default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BufferConfig {
-    /// Where items go.
+    /// Absolute URL of the destination. An item can replace its path and query.
     pub url: String,
-    /// How.
+    /// HTTP method of every request, `POST` by default. An item can replace it.
     pub method: String,
-    /// Fields of every request.
+    /// Header fields of every request, in clear text. Fields with secrets are in `sealed`.
     pub headers: Vec<(String, String)>,
-    /// Fields that hold secrets, sealed.
+    /// Header fields that hold secrets, as the text that [`Sealer::seal`](super::Sealer::seal)
+    /// returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
-    /// At most so many items leave per second; none: only the target's limits count.
+    /// Highest rate at which items are sent, in items per second. Without it only the target's
+    /// limits apply.
     pub rate_limit: Option<f64>,
-    /// How often a failed item is sent again.
+    /// Number of times that a failed item is sent again, 5 by default.
     pub max_retries: u32,
-    /// How long it waits before.
+    /// Wait before a failed item is sent again.
     pub backoff: Backoff,
-    /// How many are in flight at once; one keeps strict order.
+    /// Number of items in flight at the same time. A value of 1 keeps strict order.
     pub concurrency: u32,
-    /// How long the origin may take to answer, milliseconds.
+    /// Time that the origin may take to answer, in milliseconds.
     pub timeout_ms: Millis,
-    /// How long an item may be kept before it counts as expired, milliseconds.
+    /// Time after a push at which an item expires, in milliseconds. Without it items do not expire.
     pub max_age_ms: Option<Millis>,
-    /// What happens if the outcome is unknown.
+    /// Treatment of an item after an attempt with an unknown outcome.
     pub guarantee: Guarantee,
-    /// What happens when retries are used up.
+    /// Treatment of an item that has used up its retries.
     pub on_exhausted: Exhausted,
 }
 
@@ -87,45 +90,45 @@ impl Default for BufferConfig {
     }
 }
 
-/// A durable queue with one destination.
+/// Durable queue of requests for one destination.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Buffer {
-    /// Its number in the store.
+    /// Number of the buffer, unique within its store.
     pub number: i64,
-    /// Its id, as the API names it.
+    /// Identifier of the buffer in API paths and responses.
     pub id: Arc<str>,
-    /// Its name; unique.
+    /// Name of the buffer, unique among all buffers of the store.
     pub name: Arc<str>,
-    /// How it treats its items.
+    /// Configuration that its drain and its items use.
     pub terms: Arc<BufferConfig>,
-    /// Why it is paused, if it is.
+    /// Reason of the pause, or `None` while the buffer is active.
     pub paused: Option<Arc<str>>,
-    /// When it was made.
+    /// Instant at which the buffer was created.
     pub created: Millis,
 }
 
-/// Where an item stands.
+/// State of an item in its life from push to removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ItemStatus {
-    /// Not sent yet.
+    /// Accepted and not sent yet.
     Queued,
-    /// Sent before; waits to be sent again.
+    /// Attempted before and waiting for its next attempt.
     Waiting,
-    /// Being sent.
+    /// Claimed by the process that sends it.
     InFlight,
-    /// The origin took it.
+    /// Answered by the origin. Nothing more is sent.
     Delivered,
-    /// Given up; kept for redrive.
+    /// Given up as a dead letter. A redrive can queue it again.
     Dead,
-    /// Taken back by whoever pushed it.
+    /// Cancelled by a call, or dropped after its retries.
     Cancelled,
-    /// Too old.
+    /// Not delivered before its expiry. A redrive can queue it again.
     Expired,
 }
 
 impl ItemStatus {
-    /// All of them; a store keeps the position.
+    /// All states in a fixed order. The stores save a state as its index in this array.
     pub const ALL: [Self; 7] = [
         Self::Queued,
         Self::Waiting,
@@ -136,12 +139,12 @@ impl ItemStatus {
         Self::Expired,
     ];
 
-    /// Whether something is still to happen.
+    /// Returns true if the item may still be sent or is in flight.
     pub const fn is_live(self) -> bool {
         matches!(self, Self::Queued | Self::Waiting | Self::InFlight)
     }
 
-    /// Its word in the API.
+    /// Returns the name of the state in the API, in snake case.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -154,71 +157,73 @@ impl ItemStatus {
         }
     }
 
-    /// The status of this word.
+    /// Returns the state with this API name, or `None` if there is none.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.word() == word)
     }
 }
 
-/// The request that an item is.
+/// Request that an item carries, apart from its body. Missing parts come from the buffer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// The path with the query, if not the buffer's.
+    /// Path with query that replaces those of the buffer's URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// How, if not as the buffer says.
+    /// HTTP method that replaces the buffer's method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Its own fields.
+    /// Header fields of this item in clear text. They replace the buffer's fields of the same name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(String, String)>,
-    /// Fields that hold secrets, sealed.
+    /// Header fields that hold secrets, sealed for this item's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
-    /// What whoever pushed it wants to see again.
+    /// JSON value from the client that pushed the item. The API returns it unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<serde_json::Value>,
-    /// A client waits for the answer, whatever it is.
+    /// True if a client waits for the response. Then a response such as 404 or 500 also counts as
+    /// delivered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reply: bool,
-    /// The client that may see the answer.
+    /// Name of the client that may read this item and its response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
-    /// What may happen if the outcome is unknown, if not what the buffer says.
+    /// Guarantee that replaces the buffer's guarantee for this item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guarantee: Option<Guarantee>,
 }
 
-/// An item to be kept.
+/// Item to push, before the store assigns its sequence number.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewItem {
-    /// Its id: unguessable.
+    /// Identifier of the item, random and therefore not guessable.
     pub id: Arc<str>,
-    /// What is sent.
+    /// Request to send, apart from its body.
     pub request: Request,
-    /// The body.
+    /// Bytes of the request body.
     pub body: Bytes,
-    /// Not sent before.
+    /// Earliest instant at which the item may be sent.
     pub not_before: Millis,
-    /// Not sent from then on.
+    /// Instant from which the item is not sent any more.
     pub expires: Option<Millis>,
 }
 
-/// What makes a push unrepeatable: a key and what it was first used for.
+/// Idempotency key of a push, with a fingerprint of the content that it was first used for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    /// The caller's key, with whose it is.
+    /// Hash of the caller's key and of its scope, as 64 hexadecimal digits.
     pub key: String,
-    /// What was pushed under it.
+    /// SHA-256 hash of the pushed content. Another hash under the same key is an error.
     pub fingerprint: [u8; 32],
 }
 
 impl IdempotencyKey {
-    /// A key that is `whose` alone, first used for these bytes, one part after the other.
+    /// Creates a key that is valid only within the scope `whose`. The fingerprint covers `parts` in
+    /// their order.
     pub fn new(whose: &str, key: &str, parts: &[&[u8]]) -> Self {
         let key = print(&[whose.as_bytes(), key.as_bytes()]);
         Self {
-            // Of a length of its own, whatever the caller wrote.
+            // The hash gives every stored key the same length, independent of the caller's key.
             key: key.iter().map(|byte| format!("{byte:02x}")).collect(),
             fingerprint: print(parts),
         }
@@ -236,75 +241,76 @@ fn print(parts: &[&[u8]]) -> [u8; 32] {
     print
 }
 
-/// An item.
+/// Item in a store, with its state and the result of its last attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
-    /// Its id.
+    /// Identifier of the item in API paths and responses.
     pub id: Arc<str>,
-    /// The buffer's number.
+    /// Number of the buffer that holds the item.
     pub buffer: i64,
-    /// Its place; gap-free per buffer.
+    /// Position in the buffer. The store assigns positions without gaps from 1, and a redrive to
+    /// the tail assigns a new one.
     pub seq: i64,
-    /// Where it stands.
+    /// Current state of the item.
     pub status: ItemStatus,
-    /// What is sent.
+    /// Request to send, apart from its body.
     pub request: Request,
-    /// When it was kept.
+    /// Instant at which the store accepted the item.
     pub kept: Millis,
-    /// Not sent before.
+    /// Earliest instant at which the item may be sent.
     pub not_before: Millis,
-    /// Not sent from then on.
+    /// Instant from which the item is not sent any more.
     pub expires: Option<Millis>,
-    /// How often it was sent.
+    /// Number of attempts, including one in flight.
     pub attempts: u32,
-    /// How many of these count against `max_retries`.
+    /// Number of attempts that count against `max_retries`.
     pub retries: u32,
-    /// Whether it may have been sent without our knowing the outcome.
+    /// True if the origin may have received the item in an attempt with an unknown outcome.
     pub maybe_duplicate: bool,
-    /// When it was over.
+    /// Instant at which the item reached a final state.
     pub finished: Option<Millis>,
-    /// The origin's last status.
+    /// Status code of the origin's response to the last attempt.
     pub last_status: Option<u16>,
-    /// Why it failed last.
+    /// Error of the last attempt, or `None` if that had a response or there was no attempt.
     pub last_error: Option<String>,
 }
 
-/// One sending of an item.
+/// Attempt to deliver an item, as the history records it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attempt {
-    /// The item's id.
+    /// Identifier of the attempted item.
     pub item: Arc<str>,
-    /// The buffer's number.
+    /// Number of the buffer that held the item.
     pub buffer: i64,
-    /// Which one, from 1.
+    /// Number of the attempt within its item, counted from 1.
     pub number: u32,
-    /// When it began.
+    /// Instant at which the delivery began to wait for its slot.
     pub started: Millis,
-    /// How long it took, milliseconds.
+    /// Time from sending to the end of the attempt, in milliseconds. Zero if nothing was sent.
     pub took: Millis,
-    /// How long it waited for its turn, milliseconds.
+    /// Time that the delivery waited before it was sent or gave up, in milliseconds.
     pub waited: Millis,
-    /// What came of it.
+    /// Outcome as a fixed word such as `delivered`, from [`Step::word`](super::Step::word).
     pub outcome: Arc<str>,
-    /// The origin's status.
+    /// Status code of the origin's response, or `None` without a response.
     pub status: Option<u16>,
-    /// Why it failed.
+    /// Error of the attempt, or `None` if there was a response.
     pub error: Option<String>,
-    /// When the next follows.
+    /// Earliest instant of the next attempt, or `None` if the item reached a final state.
     pub next: Option<Millis>,
-    /// Whether the origin may have seen the item before.
+    /// True if the origin may have received the item before this attempt.
     pub maybe_duplicate: bool,
-    /// The origin's response, as far as it is kept.
+    /// Response of the origin, with its body up to a bound.
     pub response: Option<Response>,
 }
 
-/// The origin's response to an attempt.
+/// Response of the origin to an attempt, as far as it is stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Response {
-    /// Its fields.
+    /// Header fields of the response, without `Set-Cookie`.
     pub headers: Vec<(String, String)>,
-    /// The beginning of its body.
+    /// Beginning of the body, up to the bound for stored responses.
     pub body: Bytes,
-    /// Whether there was more.
+    /// True if the stored body is incomplete, because it exceeded the bound or arrived too slowly.
     pub truncated: bool,
 }

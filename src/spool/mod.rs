@@ -1,7 +1,7 @@
-//! The durable store: buffers, their items, and what became of each sending.
+//! The durable store of buffers, their items, and the result of each attempt.
 //!
-//! [`step`] decides what becomes of an item, purely; a [`Store`] keeps what was decided, and
-//! acknowledges nothing before it is on disk.
+//! [`step`] is the pure function that decides the next state of an item. A [`Store`] records that
+//! decision and acknowledges nothing before it is durable.
 
 mod disk;
 mod item;
@@ -29,42 +29,44 @@ use bytes::Bytes;
 
 use crate::clock::Instant;
 
-/// An answer that is on its way.
+/// Future of a store operation. It resolves to the result or to a [`StoreError`].
 pub type Done<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// Why a store did not do what it was asked.
+/// Error of a store operation. A failed operation has no effect, except that [`StoreError::Away`]
+/// leaves the effect unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// Nothing is known by that name or id.
+    /// No buffer or item has this name or id.
     #[error("there is no {0}")]
     Unknown(String),
-    /// Another buffer has the name, and other terms.
-    #[error("another buffer is called `{0}`, with other terms")]
+    /// Another buffer has the name and a different configuration.
+    #[error("a buffer named `{0}` exists with another configuration; choose another name")]
     NameTaken(String),
-    /// The key was used for something else.
-    #[error("the `Idempotency-Key` was used before, for another body")]
+    /// An earlier push used the key for other content.
+    #[error("the `Idempotency-Key` was used before with another body; use a new key")]
     KeyReused,
-    /// Not in the state that it is in.
+    /// The operation is not possible in the current state of the buffer or item.
     #[error("{0}")]
     Conflict(String),
-    /// No room is left.
+    /// A push would exceed the size bound of the spool or the free space of the disk.
     #[error("the spool is full: {used} of {max} bytes are used")]
     Full {
-        /// Bytes in use.
+        /// Bytes in use. If the disk itself is full, the value equals `max`.
         used: u64,
-        /// Bytes allowed.
+        /// Bound in bytes that applies to this operation.
         max: u64,
     },
-    /// What was kept is damaged.
-    #[error("{0} is damaged on disk: its checksum is wrong")]
+    /// The stored body is missing or does not match its checksum.
+    #[error("{0} is damaged: its stored body does not match its checksum; push it again")]
     Damaged(String),
-    /// The store cannot be used now.
+    /// The store or its database is unavailable at present.
     #[error("the spool cannot be used: {0}")]
     Away(String),
 }
 
 impl StoreError {
-    /// An item does not stand where that could be done.
+    /// Creates the conflict error for an item in a state that does not allow the operation. `what`
+    /// is its past participle, such as "cancelled".
     fn not_now(item: &Item, what: &str) -> Self {
         let status = item.status.word();
         Self::Conflict(format!(
@@ -74,62 +76,63 @@ impl StoreError {
     }
 }
 
-/// What a push came to.
+/// Result of a push, for the first time or as a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
-    /// Ids and places, in the order of the push.
+    /// Identifier and sequence number of each item, in the order of the push.
     pub items: Vec<(Arc<str>, i64)>,
-    /// The push was made before under the same key, and was not made again.
+    /// True if an earlier push under the same idempotency key made these items, so that nothing was
+    /// stored now.
     pub replayed: bool,
 }
 
-/// Which items or attempts are wanted.
+/// Filter and page of a list of items or attempts. Empty fields do not restrict the list.
 #[derive(Debug, Clone, Default)]
 pub struct ListQuery {
-    /// Only of this buffer.
+    /// Number of the buffer to list.
     pub buffer: Option<i64>,
-    /// Only of this item.
+    /// Identifier of the item to list.
     pub item: Option<Arc<str>>,
-    /// Only in this status.
+    /// State of the items. Only lists of items support it.
     pub status: Option<ItemStatus>,
-    /// Only attempts that the origin answered with this status code.
+    /// Status code of the origin's response. Only lists of attempts support it.
     pub code: Option<u16>,
-    /// Only attempts with this outcome.
+    /// Outcome of the attempts. Only lists of attempts support it.
     pub outcome: Option<String>,
-    /// Only from then on.
+    /// Earliest instant, compared with the push of an item or the start of an attempt.
     pub since: Option<Millis>,
-    /// Behind this place: a page's last.
+    /// Cursor, the position of the last entry on the previous page.
     pub after: Option<i64>,
-    /// At most so many.
+    /// Highest number of entries on the page.
     pub limit: u32,
-    /// With the responses of attempts, which may be large.
+    /// True if attempts include their responses, which may be large.
     pub responses: bool,
 }
 
-/// What a change of an item is.
+/// Change of a waiting item by an operator or a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ItemChange {
-    /// Taken back.
+    /// Cancels the item, so that it is never sent.
     Cancel,
-    /// Sent as soon as limits allow.
+    /// Makes the item due immediately, within the limits.
     RetryNow,
-    /// Put with the dead letters, so that the next one follows.
+    /// Moves the item to the dead letters, so that the next item in the buffer follows.
     Skip,
 }
 
-/// What is to be removed.
+/// Set of items that a purge removes from a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purge {
-    /// What was not sent yet.
+    /// Items that are queued or wait for a retry. Items in flight stay.
     Queued,
-    /// The dead letters.
+    /// Dead letters, without items in other final states.
     Dead,
-    /// All that is over.
+    /// Items in any final state, also the dead letters.
     History,
 }
 
 impl Purge {
-    /// Where what is removed stands.
+    /// Returns the states of the items that this purge removes.
     const fn statuses(self) -> &'static [ItemStatus] {
         match self {
             Self::Queued => &[ItemStatus::Queued, ItemStatus::Waiting],
@@ -144,61 +147,70 @@ impl Purge {
     }
 }
 
-/// Which dead letters are sent again.
+/// Selection of dead letters and expired items to queue again.
 #[derive(Debug, Clone, Default)]
 pub struct Redrive {
-    /// These; otherwise all.
+    /// Identifiers of the items. An empty list selects all dead letters and expired items of the
+    /// buffer.
     pub ids: Vec<String>,
-    /// At most so many, oldest first.
+    /// Highest number of items to queue again, in the order of their sequence numbers.
     pub limit: u32,
-    /// Before all others, at their old places; otherwise behind them.
+    /// True if the items keep their old sequence numbers, so that they precede newer items.
+    /// Otherwise they move to the tail.
     pub head: bool,
 }
 
-/// An attempt's result, to be kept at once.
+/// Result of an attempt with the item's next state. A store writes both in one transaction.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// What follows.
+    /// Next state of the item, as decided by [`step`].
     pub step: Step,
-    /// The attempt.
+    /// Attempt to add to the history.
     pub attempt: Attempt,
 }
 
-/// Bytes above which history goes before its time: well before pushes are refused.
+/// Returns the bytes in use above which history is removed early. Eight tenths of `max` lie well
+/// below the nine tenths at which pushes are refused.
 const fn crowded(max: u64) -> u64 {
     max / 10 * 8
 }
 
-/// How many items of a buffer stand where, by the position in [`ItemStatus::ALL`].
+/// Number of items of a buffer in each state, indexed like [`ItemStatus::ALL`].
 pub type Counts = [u64; ItemStatus::ALL.len()];
 
-/// The right to send a buffer's items: one process has it at a time.
+/// Lease on a buffer. Only the process that holds it may send the buffer's items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold {
-    /// Grows each time that somebody takes it; what was in flight before is taken up anew.
+    /// Number that grows each time that a process takes the lease. Items in flight under an older
+    /// term count as interrupted.
     pub term: i64,
-    /// It is over then, unless it was renewed.
+    /// Instant at which the lease ends, unless it is renewed before.
     pub until: Instant,
 }
 
-/// What keeps items. Every write is durable when its answer arrives.
+/// Durable store of buffers, items and attempts. The future of a write resolves only after the
+/// write is durable.
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// This store's clock: all instants of items are by it.
+    /// Returns the time of the store's clock, which sets all instants of items and attempts.
     fn now(&self) -> Millis;
 
-    /// Whether other processes use the same store, so that items change without our doing.
+    /// Returns true if other processes use the same store, so that items can change without a call
+    /// here.
     fn is_shared(&self) -> bool;
 
-    /// Whether we may send a buffer's items at present.
+    /// Returns the lease of this process on a buffer, or `None` if it must not send the buffer's
+    /// items.
     fn hold(&self, buffer: i64) -> Option<Hold>;
 
-    /// Waits until buffers have changed without our doing, or are now ours to send.
+    /// Waits for changes by other processes and for leases gained or lost. Returns the numbers of
+    /// the affected buffers. Never resolves if the store is not shared.
     fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>>;
 
-    /// Learns which buffers other processes have made, changed or removed.
+    /// Reads the buffers that other processes have created, changed or removed.
     fn refresh(&self) -> Done<'_, ()>;
 
-    /// Makes a buffer; the same again is the same buffer. Returns whether it is new.
+    /// Creates a buffer, and returns it with true if it is new. An existing buffer with the same
+    /// name and configuration is returned with false.
     fn create(
         &self,
         id: Arc<str>,
@@ -207,16 +219,18 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         now: Millis,
     ) -> Done<'_, (Buffer, bool)>;
 
-    /// Gives a buffer other terms.
+    /// Replaces the configuration of a buffer and returns the changed buffer.
     fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer>;
 
-    /// Removes a buffer with all its items; unless forced only if nothing is to be sent.
+    /// Removes a buffer with all its items. Without `forced` a buffer with items to send is a
+    /// [`StoreError::Conflict`].
     fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()>;
 
-    /// Pauses a buffer, or lets it go on.
+    /// Pauses a buffer for `reason`, or resumes it if `reason` is `None`.
     fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Done<'_, Buffer>;
 
-    /// Keeps items: all or none, one after the other.
+    /// Stores either all items or none, with consecutive sequence numbers. A push that repeats the
+    /// key `once` returns the items of the first push.
     fn push(
         &self,
         buffer: i64,
@@ -225,61 +239,71 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         now: Millis,
     ) -> Done<'_, Pushed>;
 
-    /// Marks an item of a buffer that we hold as being sent from now on.
+    /// Marks an item as in flight and counts the attempt. The caller must hold the buffer's lease.
     fn claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, Item>;
 
-    /// Keeps an attempt and where its item stands then.
+    /// Records an attempt and moves its item to the next state in the same transaction.
     fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item>;
 
-    /// An item that was claimed did not leave after all.
+    /// Reverts the claim of an item that was not sent, and does not count the attempt.
     fn release_claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()>;
 
-    /// Ends items that are too old.
+    /// Marks an item as expired if it is queued or waits for a retry.
     fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()>;
 
-    /// Changes an item.
+    /// Applies a change to an item that is queued or waits for a retry, and returns the item.
     fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item>;
 
-    /// Removes items; returns how many.
+    /// Removes the items that `what` selects and that were pushed before `before`. Returns their
+    /// number.
     fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64>;
 
-    /// Sends dead letters again; returns how many.
+    /// Queues dead letters and expired items again, with all their retries. Returns their number.
     fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64>;
 
-    /// All buffers, as far as is known here.
+    /// Returns all buffers that this process has read or created, without a query.
     fn buffers(&self) -> Vec<Buffer>;
 
-    /// One buffer, as far as is known here.
+    /// Returns the buffer with this number from the same list as [`buffers`](Self::buffers).
     fn buffer(&self, number: i64) -> Option<Buffer>;
 
-    /// How many items of a buffer stand where.
+    /// Returns the number of items of a buffer in each state.
     fn counts(&self, buffer: i64) -> Done<'_, Counts>;
 
-    /// The oldest live items of a buffer: in strict order the first one, whatever keeps it; otherwise
-    /// those that can be sent at `now`, or the one that can be next.
+    /// Returns up to `limit` live items of a buffer in their order. With `strict` these include
+    /// items in flight and items that are not due.
+    ///
+    /// Otherwise only items due at `now` count. If there are none, the one that is due next is
+    /// returned.
     fn next_items(&self, buffer: i64, now: Millis, strict: bool, limit: u32)
     -> Done<'_, Vec<Item>>;
 
-    /// Items of a buffer that were in flight when whoever sent them ended.
+    /// Returns the items of a buffer that are marked as in flight. After a change of the lease
+    /// these are the interrupted ones.
     fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>>;
 
-    /// One item.
+    /// Returns the item with this id, or [`StoreError::Unknown`].
     fn item(&self, id: Arc<str>) -> Done<'_, Item>;
 
-    /// An item's body.
+    /// Returns the body of an item, or [`StoreError::Damaged`] if its checksum does not match.
     fn body(&self, id: Arc<str>) -> Done<'_, Bytes>;
 
-    /// A page of items, by place.
+    /// Returns a page of items in the order of their sequence numbers.
     fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>>;
 
-    /// A page of attempts with the place of each, latest first.
+    /// Returns a page of attempts, the latest first, each with its place as the cursor.
     fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, Attempt)>>;
 
-    /// Removes history that is older than this; where room runs out, also what was delivered later.
+    /// Removes a batch of old history and returns the number of removed items. Delivered and
+    /// cancelled items go if they ended before `delivered_before`, dead and expired ones if before
+    /// `dead_before`.
+    ///
+    /// If the spool is nearly full, newer delivered and cancelled items go as well. Idempotency
+    /// keys from before `delivered_before` are removed too.
     fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
 }
 
-/// A buffer by its id or name, if it is known here.
+/// Returns the buffer with this id or name, if this process has read or created it.
 pub fn find_buffer(store: &dyn Store, wanted: &str) -> Option<Buffer> {
     let mut all = store.buffers().into_iter();
     all.find(|buffer| *buffer.id == *wanted || *buffer.name == *wanted)

@@ -1,4 +1,4 @@
-//! Rows as every store writes them, and the checksum over what must not change.
+//! Database rows that the disk store and the Postgres store share, and the checksum of an item.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use sqlx::FromRow;
 
 use super::{Attempt, Buffer, BufferConfig, Item, ItemStatus, Millis, Response};
 
-/// A row of `item`.
+/// Row of the table `item`, with the column names of both databases.
 #[derive(FromRow)]
 pub(super) struct ItemRow {
     id: String,
@@ -49,7 +49,7 @@ impl From<ItemRow> for Item {
     }
 }
 
-/// A row of `attempt`.
+/// Row of the table `attempt`, with the column names of both databases.
 #[derive(FromRow)]
 pub(super) struct AttemptRow {
     place: i64,
@@ -95,7 +95,7 @@ impl From<AttemptRow> for (i64, Attempt) {
     }
 }
 
-/// A row of `buffer`.
+/// Row of the table `buffer`, with its configuration as JSON in `terms`.
 #[derive(FromRow)]
 pub(super) struct BufferRow {
     number: i64,
@@ -131,7 +131,8 @@ fn code(value: Option<i64>) -> Option<u16> {
     value.and_then(|code| u16::try_from(code).ok())
 }
 
-/// The checksum of an item.
+/// Returns the CRC-32 of the parts of an item that never change. These are its id, its request as
+/// JSON and its body.
 pub(super) fn checksum(id: &str, request: &str, body: &Bytes) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for part in [id.as_bytes(), request.as_bytes(), body] {

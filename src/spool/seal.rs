@@ -1,5 +1,6 @@
-//! Secrets at rest: fields that authenticate are sealed with a key that is not in the store
-//! (ChaCha20-Poly1305, RFC 8439; the item's id is authenticated with it).
+//! Encryption of stored secrets. Header fields that authenticate are sealed with ChaCha20-Poly1305
+//! (RFC 8439) under a key outside the store. The id of their item or buffer is part of the
+//! authenticated data.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -8,10 +9,10 @@ use ring::digest;
 
 use crate::random::Random;
 
-/// Names and values.
+/// Names and values of header fields, in their order.
 type Fields = Vec<(String, String)>;
 
-/// Seals with the newest key and opens with any.
+/// Set of keys that encrypts header fields with the newest key and decrypts with any of them.
 pub struct Sealer {
     keys: Vec<(String, LessSafeKey)>,
     random: Random,
@@ -24,20 +25,22 @@ impl std::fmt::Debug for Sealer {
     }
 }
 
-/// A sealed request could not be opened.
+/// Error while secrets are sealed or opened. It names no secret value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// There is no key at all.
+    /// A field holds a secret and no key is configured. The value is the field's name.
     #[error(
-        "the request carries a secret (`{0}`) and would be kept on disk; set `spool.key`, or let the target set the field (`set_headers`)"
+        "header field `{0}` cannot be stored: it holds a secret and there is no key to seal it; set `spool.key`, or let the target set the field (`set_headers`)"
     )]
     NoKey(String),
-    /// None of the keys fits.
-    #[error("it was sealed with a key that is not among `spool.key` and `spool.old_keys`")]
+    /// No configured key opens the sealed fields, or they do not belong to this id.
+    #[error(
+        "the sealed fields cannot be opened: no key in `spool.key` or `spool.old_keys` fits; add the key that sealed them to `spool.old_keys`"
+    )]
     OtherKey,
 }
 
-/// Whether a field holds a secret.
+/// Returns true if the name of a header field indicates that its value is a secret.
 pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     matches!(
@@ -49,8 +52,8 @@ pub fn is_secret(name: &str) -> bool {
 }
 
 impl Sealer {
-    /// Keys as text, the newest first; each is hashed to the length that is needed, so it should be as
-    /// long and random as the secrets it protects.
+    /// Creates a sealer from keys as text, the newest first. Each text is hashed with SHA-256, so
+    /// it should be at least as random as the secrets that it protects.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>, random: Random) -> Self {
         let keys = keys.into_iter().filter_map(|text| {
             let key = digest::digest(&digest::SHA256, text.as_bytes());
@@ -69,10 +72,12 @@ impl Sealer {
         }
     }
 
-    /// Moves the secrets among fields into a sealed box, for what has this id.
+    /// Moves the secret fields out of `headers` and returns them as sealed text, bound to `id`.
+    /// Returns `None` if no field is secret.
     ///
     /// # Errors
-    /// [`SealError::NoKey`].
+    /// [`SealError::NoKey`] if a field is secret and no key is configured. [`SealError::OtherKey`]
+    /// if the encryption fails.
     pub fn seal(&self, id: &str, headers: &mut Fields) -> Result<Option<String>, SealError> {
         let (secret, open): (Vec<_>, Vec<_>) = std::mem::take(headers)
             .into_iter()
@@ -99,10 +104,12 @@ impl Sealer {
         Ok(Some(format!("{name}:{}", BASE64.encode(sealed))))
     }
 
-    /// The fields that were sealed.
+    /// Returns the fields that [`seal`](Self::seal) moved into the sealed text for the same `id`.
+    /// Without sealed text the result is empty.
     ///
     /// # Errors
-    /// [`SealError::OtherKey`].
+    /// [`SealError::OtherKey`] if no configured key opens the text, or if the text is damaged or
+    /// bound to another id.
     pub fn open(&self, id: &str, sealed: Option<&str>) -> Result<Fields, SealError> {
         let Some(sealed) = sealed else {
             return Ok(Vec::new());

@@ -1,5 +1,6 @@
-//! How buffers and items are written, in YAML and in calls of the API. The shapes of a hosted buffer
-//! service are among them: `{name, url, method, headers, rate_limit, max_retries, backoff}` and `{body}`.
+//! Buffers and items in the form in which YAML files and API calls write them. The field names
+//! match those of a hosted buffer service, such as `{name, url, method, headers, rate_limit,
+//! max_retries, backoff}` and `{body}`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -14,21 +15,22 @@ use super::item::{BufferConfig, Exhausted, Guarantee, Millis};
 use super::state::Backoff;
 use crate::units::parse_duration;
 
-/// A duration: text with a unit, or seconds.
+/// Duration as text with a unit, or as a number of seconds.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum DurationSpec {
-    /// Seconds.
+    /// Number of seconds, also with a fraction.
     Seconds(f64),
-    /// `"30s"`.
+    /// Text with a unit, such as `"30s"`.
     Text(String),
 }
 
 impl DurationSpec {
-    /// Converts to a duration.
+    /// Converts the written value to a duration.
     ///
     /// # Errors
-    /// A sentence without the key's name.
+    /// A message without the name of the key, if the text has no valid unit or the number is out of
+    /// range.
     pub fn read(&self) -> Result<Duration, String> {
         let read = match self {
             Self::Seconds(seconds) => {
@@ -36,7 +38,7 @@ impl DurationSpec {
             }
             Self::Text(text) => parse_duration(text),
         };
-        read.map_err(|error| format!("{error}; write it as \"30s\" or as a number of seconds"))
+        read.map_err(|error| format!("{error}; a plain number means seconds, from 0"))
     }
 
     fn millis(&self, key: &str) -> Result<Millis, String> {
@@ -45,88 +47,90 @@ impl DurationSpec {
     }
 }
 
-/// The ways to write a backoff.
+/// Backoff as a word, as a list of waits, or as an object with bounds.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum BackoffSpec {
-    /// `exponential`, `linear` or `fixed`.
+    /// Word `exponential`, `linear` or `fixed`, with a base of 1 s and a maximum of 1 h.
     BackoffKind(BackoffKind),
-    /// `[1, "10s", "1m"]`
+    /// List of waits such as `[1, "10s", "1m"]`. The last one repeats.
     List(Vec<DurationSpec>),
-    /// `{ type: exponential, base: 1s, max: 1h }`
+    /// Object such as `{ type: exponential, base: 1s, max: 1h }`.
     Full {
-        /// Which.
+        /// Growth of the wait from one retry to the next.
         r#type: BackoffKind,
-        /// The first wait.
+        /// Wait before the first retry, 1 s by default.
         base: Option<DurationSpec>,
-        /// The longest.
+        /// Longest wait before a retry, 1 h by default. A fixed backoff ignores it.
         max: Option<DurationSpec>,
     },
 }
 
-/// How a backoff grows.
+/// Growth of the wait from one retry to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BackoffKind {
-    /// Doubling.
+    /// Doubles the wait with each retry.
     Exponential,
-    /// By the same again.
+    /// Adds the base to the wait with each retry.
     Linear,
-    /// Not at all.
+    /// Waits for the base time before each retry.
     Fixed,
 }
 
-/// Whether items follow each other strictly.
+/// Order in which the items of a buffer are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// One in flight, oldest first.
+    /// One item in flight, the oldest first. The next one follows after its end.
     Strict,
-    /// Oldest first, several in flight.
+    /// Several items in flight, started from the oldest to the newest.
     None,
 }
 
-/// A buffer as it is written. Every field may be missing: then it has its default, or in a change stays
-/// as it is.
+/// Buffer as a configuration file or an API call writes it. A missing field has its default in a
+/// new buffer and stays unchanged in a change.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BufferSpec {
-    /// Its name.
+    /// Unique name of the buffer, at most 64 letters, digits, `-`, `_` and `.`.
     pub name: Option<String>,
-    /// Where items go.
+    /// Absolute URL of the destination for all items.
     pub url: Option<String>,
-    /// How; `POST`.
+    /// HTTP method of the requests, `POST` by default.
     pub method: Option<String>,
-    /// Fields of every request.
+    /// Header fields of every request. Fields with secrets are stored sealed.
     pub headers: Option<BTreeMap<String, String>>,
-    /// Requests per second.
+    /// Highest rate at which items are sent, in requests per second. Without it only the target's
+    /// limits apply.
     pub rate_limit: Option<f64>,
-    /// How often a failed item is sent again; 5.
+    /// Number of times that a failed item is sent again, 5 by default.
     pub max_retries: Option<u32>,
-    /// How long it waits before; exponential from 1s to 1h.
+    /// Wait before a failed item is sent again. By default exponential, from 1 s to 1 h.
     pub backoff: Option<BackoffSpec>,
-    /// `strict` or `none`.
+    /// Order of the items, `strict` for one in flight or `none` for several.
     pub order: Option<Order>,
-    /// How many are in flight at once; 1.
+    /// Number of items in flight at the same time, from 1 to 1000. The default is 1, or 10 with
+    /// `order: none`.
     pub concurrency: Option<u32>,
-    /// How long the origin may take; 60s.
+    /// Time that the origin may take to answer, 60 s by default.
     pub timeout: Option<DurationSpec>,
-    /// How long an item may be kept.
+    /// Time after a push at which an item expires. By default items do not expire.
     pub max_age: Option<DurationSpec>,
-    /// `at_least_once` or `at_most_once`.
+    /// Guarantee after an unknown outcome, `at_least_once` by default or `at_most_once`.
     pub delivery: Option<Guarantee>,
-    /// `dead_letter`, `block` or `drop`.
+    /// Treatment of an item without retries left, `dead_letter` by default, `block` or `drop`.
     pub on_exhausted: Option<Exhausted>,
 }
 
-/// More would be no queue.
+/// Bound on `concurrency`, because a buffer with more items in flight would not act as a queue.
 const CONCURRENCY_MAX: u32 = 1000;
 
 impl BufferSpec {
-    /// Applies what is written to `terms`.
+    /// Returns `terms` with the written fields replaced.
     ///
     /// # Errors
-    /// A sentence that says what is wrong and how to write it.
+    /// A message that names the wrong field and shows a valid value.
     pub fn apply(&self, mut terms: BufferConfig) -> Result<BufferConfig, String> {
         if let Some(url) = &self.url {
             terms.url.clone_from(url);
@@ -203,39 +207,40 @@ impl BackoffSpec {
     }
 }
 
-/// An item as it is pushed.
+/// Item as an API call pushes it. At most one of `body`, `json` and `body_base64` may be present.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ItemSpec {
-    /// The body, as text.
+    /// Request body as text, sent as UTF-8.
     pub body: Option<String>,
-    /// The body, as JSON.
+    /// Request body as a JSON value, sent without spaces.
     pub json: Option<serde_json::Value>,
-    /// The body, in base64.
+    /// Request body as base64 with padding, for binary content.
     pub body_base64: Option<String>,
-    /// Its own fields.
+    /// Header fields of this item. They replace the buffer's fields of the same name.
     pub headers: BTreeMap<String, String>,
-    /// How, if not as the buffer says.
+    /// HTTP method of this item instead of the buffer's method.
     pub method: Option<String>,
-    /// The path with the query, if not the buffer's.
+    /// Path with query of this item instead of those in the buffer's URL.
     pub path: Option<String>,
-    /// Not sent for so long.
+    /// Time after the push before which the item is not sent. It excludes `not_before`.
     pub delay: Option<DurationSpec>,
-    /// Not sent before (RFC 3339).
+    /// Earliest instant at which the item may be sent, as RFC 3339 text.
     pub not_before: Option<String>,
-    /// Not sent from then on (RFC 3339).
+    /// Instant from which the item is not sent any more, as RFC 3339 text.
     pub expires_at: Option<String>,
-    /// What makes a second push of it none.
+    /// Idempotency key of the push. A push with the same key and body returns the first item. The
+    /// header `Idempotency-Key` has precedence, and a batch ignores this field.
     pub dedup_key: Option<String>,
-    /// To be seen again.
+    /// JSON value that the API returns with the item. It is not sent to the origin.
     pub metadata: Option<serde_json::Value>,
 }
 
 impl ItemSpec {
-    /// The body's bytes.
+    /// Returns the bytes of the request body, which are empty if no body is written.
     ///
     /// # Errors
-    /// A sentence.
+    /// A message if more than one kind of body is written, or if the base64 text is invalid.
     pub fn bytes(&self) -> Result<Bytes, String> {
         match (&self.body, &self.json, &self.body_base64) {
             (Some(body), None, None) => Ok(Bytes::from(body.clone())),
@@ -244,17 +249,19 @@ impl ItemSpec {
                 let bytes = BASE64.decode(text);
                 bytes
                     .map(Bytes::from)
-                    .map_err(|error| format!("`body_base64`: {error}"))
+                    .map_err(|error| format!("`body_base64` is not valid base64: {error}"))
             }
             (None, None, None) => Ok(Bytes::new()),
             _ => Err("`body`, `json` and `body_base64` exclude each other; keep one".to_owned()),
         }
     }
 
-    /// Not before, and not from then on.
+    /// Returns the earliest instant of sending and the expiry. Without `expires_at` the buffer's
+    /// `max_age` sets the expiry.
     ///
     /// # Errors
-    /// A sentence.
+    /// A message if a time is invalid, if `delay` and `not_before` are both written, or if the item
+    /// would expire before it may be sent.
     pub fn times(
         &self,
         now: Millis,
@@ -272,7 +279,7 @@ impl ItemSpec {
         };
         let not_before = match (&self.delay, &self.not_before) {
             (Some(_), Some(_)) => {
-                return Err("`delay` and `not_before` exclude each other".to_owned());
+                return Err("`delay` and `not_before` exclude each other; keep one".to_owned());
             }
             (Some(delay), None) => now.saturating_add(delay.millis("delay")?),
             (None, Some(text)) => at("not_before", text)?,
@@ -283,7 +290,7 @@ impl ItemSpec {
             None => terms.max_age_ms.map(|age| now.saturating_add(age)),
         };
         if expires.is_some_and(|expires| expires <= not_before) {
-            return Err("it would expire before it may be sent".to_owned());
+            return Err("the item expires before it is due; write a later `expires_at`".to_owned());
         }
         Ok((not_before, expires))
     }

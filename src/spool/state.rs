@@ -1,10 +1,13 @@
-//! What becomes of an item: pure functions of where it stands, what happened, the time and a draw.
+//! The state machine of an item, as pure functions of the item, the outcome, the time and a random
+//! draw.
 //!
 //! ```text
-//! queued ──claim──▶ in flight ──┬ taken ──▶ delivered
-//!    ▲                 │        ├ refused for now ──▶ waiting (parked; no retry is used up)
-//!    │                 │        ├ failed ──▶ waiting, or when retries are used up dead
-//!    └──── redrive ◀── dead ◀───┴ unknown ──▶ waiting, flagged; or dead, by the guarantee
+//! queued, waiting ──claim──▶ in flight ──┬ 2xx ──▶ delivered
+//!       ▲                                ├ asked to wait ──▶ waiting (parked, no retry is used)
+//!       │                                ├ failed ──▶ waiting, or as `on_exhausted` says
+//!       │                                ├ rejected ──▶ dead
+//!       │                                └ unknown ──▶ waiting (maybe a duplicate), or dead
+//!       └──────redrive────── dead, expired
 //! ```
 
 use std::time::Duration;
@@ -13,32 +16,32 @@ use serde::{Deserialize, Serialize};
 
 use super::item::{BufferConfig, Exhausted, Guarantee, Item, ItemStatus, Millis};
 
-/// How long a failed item waits.
+/// Rule for the wait before a failed item is sent again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Backoff {
-    /// `base × 2^retries`, at most `max`.
+    /// Waits `base × 2^retries`, at most `max`.
     Exponential {
-        /// Milliseconds.
+        /// Wait before the first retry, in milliseconds.
         base: Millis,
-        /// Milliseconds.
+        /// Longest wait before a retry, in milliseconds and before the random spread.
         max: Millis,
     },
-    /// `base × (retries + 1)`, at most `max`.
+    /// Waits `base × (retries + 1)`, at most `max`.
     Linear {
-        /// Milliseconds.
+        /// Wait before the first retry and its growth per retry, in milliseconds.
         base: Millis,
-        /// Milliseconds.
+        /// Longest wait before a retry, in milliseconds and before the random spread.
         max: Millis,
     },
-    /// Always the same.
+    /// Waits for the same time before each retry.
     Fixed {
-        /// Milliseconds.
+        /// Wait before each retry, in milliseconds.
         base: Millis,
     },
-    /// One by one; the last repeats.
+    /// Takes the waits from a list, one per retry. The last one repeats.
     List {
-        /// Milliseconds.
+        /// Waits in their order, in milliseconds. An empty list means 1 s.
         each: Vec<Millis>,
     },
 }
@@ -53,8 +56,8 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait before retry number `retries` (from 0), spread by a tenth each way so that what failed
-    /// together does not come back together. `draw` is in 0..1.
+    /// Returns the wait before retry number `retries`, counted from 0. A random `draw` in 0..1
+    /// spreads it by a tenth each way, so that items that failed together do not return together.
     pub fn wait(&self, retries: u32, draw: f64) -> Millis {
         let (base, max) = match self {
             Self::Exponential { base, max } => (base.saturating_mul(1 << retries.min(40)), *max),
@@ -72,53 +75,56 @@ impl Backoff {
     }
 }
 
-/// What happened to an attempt.
+/// Outcome of an attempt, as the input of [`step`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// The origin answered.
+    /// The origin sent a response.
     Answered {
-        /// With this status.
+        /// Status code of the response.
         status: u16,
-        /// And asked to be left alone for so long.
+        /// Wait that the response asks for in `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// It never left: no turn, no connection.
+    /// Nothing was sent, because the connection failed or the error is permanent.
     Unsent {
-        /// Whether that may pass by itself; what our own policy refuses does not.
+        /// True if the error may pass, such as a failed dial. A refusal by the policy or a damaged
+        /// body does not pass.
         passing: bool,
     },
-    /// It had no turn yet; nothing has happened.
+    /// Nothing was sent, because the item must wait longer, for example for its slot. No retry is
+    /// used.
     Held {
-        /// For how long.
+        /// Wait before the next attempt.
         wait: Duration,
     },
-    /// It left, and nothing is known of the outcome.
+    /// The request was sent, and no complete response shows its outcome.
     Unknown,
-    /// outpace ended while it was in flight.
+    /// The process ended or lost its lease during the attempt. No retry is used.
     Interrupted,
 }
 
-/// What follows.
+/// Next state of an item after an attempt, as [`step`] decides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Where the item stands then.
+    /// State of the item after the attempt.
     pub status: ItemStatus,
-    /// How many retries are used up.
+    /// Number of retries used up, including this attempt if it counts.
     pub retries: u32,
-    /// Not sent before.
+    /// Earliest instant of the next attempt. A final state keeps the old value.
     pub not_before: Millis,
-    /// From now on the origin may have seen it.
+    /// True if the origin may have received the item, in this or an earlier attempt.
     pub maybe_duplicate: bool,
-    /// The word for the attempt's outcome.
+    /// Fixed word for the attempt's outcome in the history and in the API.
     pub word: &'static str,
-    /// Whether the buffer stops, for an operator to look.
+    /// True if the buffer must pause until an operator resumes it.
     pub block: bool,
 }
 
-/// Longest pause that an origin may ask for; then it is asked again.
+/// Longest wait taken from a `Retry-After`, 24 hours. After it the item is sent again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Decides what becomes of `item` after an attempt.
+/// Decides the next state of `item` after an attempt. `now` is the store's time, and `draw` in 0..1
+/// spreads the backoff.
 pub fn step(
     item: &Item,
     terms: &BufferConfig,
@@ -143,7 +149,7 @@ pub fn step(
             case.over(ItemStatus::Dead, "refused_by_policy")
         }
         AttemptOutcome::Unknown => case.doubtful("unknown", case.failed("unknown")),
-        // It is nobody's failure, and uses up no retry.
+        // An interruption uses up no retry, because neither the origin nor the item failed.
         AttemptOutcome::Interrupted => {
             let again = case.again(item.retries, 0, "interrupted");
             case.doubtful("interrupted", again)
@@ -152,7 +158,7 @@ pub fn step(
     expire(item, next)
 }
 
-/// An item after an attempt.
+/// Input of the decision, with one method per kind of result.
 struct Case<'a> {
     item: &'a Item,
     terms: &'a BufferConfig,
@@ -200,7 +206,8 @@ impl Case<'_> {
         let retries = self.item.retries;
         match (status, retry_after) {
             (200..=299, _) => self.over(ItemStatus::Delivered, "delivered"),
-            // A definite "not now" uses up no retry: it is the origin's pace, not a failure.
+            // A definite request to wait uses up no retry, because it reflects the origin's pace
+            // and not a failure.
             (429 | 503, Some(wait)) => {
                 self.again(retries, millis(wait.min(RETRY_AFTER_MAX)), "parked")
             }
@@ -208,16 +215,18 @@ impl Case<'_> {
                 let sent = self.item.attempts.saturating_sub(1);
                 self.again(retries, self.terms.backoff.wait(sent, self.draw), "parked")
             }
-            // Any other answer is the one that its client waits for.
+            // Any other response is the answer for the waiting client, also an error.
             _ if self.item.request.reply => self.over(ItemStatus::Delivered, "delivered"),
             (408 | 409 | 423 | 424 | 425, _) => self.failed("refused"),
-            // What the client did wrong does not become right by itself (RFC 9110 section 15.5).
+            // A request that the client must correct fails again on a retry (RFC 9110 section
+            // 15.5).
             (300..=499, _) => self.over(ItemStatus::Dead, "rejected"),
             _ => self.failed("failed"),
         }
     }
 
-    /// Nothing is known of the outcome: the guarantee decides.
+    /// Applies the item's guarantee after an unknown outcome. `again` is the step for at-least-once
+    /// delivery.
     fn doubtful(&self, word: &'static str, again: Step) -> Step {
         match self.item.request.guarantee.unwrap_or(self.terms.guarantee) {
             Guarantee::AtMostOnce => self.over(ItemStatus::Dead, word),
@@ -233,7 +242,7 @@ fn millis(wait: Duration) -> Millis {
     Millis::try_from(wait.as_millis()).unwrap_or(Millis::MAX)
 }
 
-/// What would be sent again only after its time is not.
+/// Expires an item if its next attempt would not come before its expiry.
 fn expire(item: &Item, next: Step) -> Step {
     match item.expires {
         Some(expires) if next.status == ItemStatus::Waiting && next.not_before >= expires => Step {
@@ -360,7 +369,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often it fails, an item is over after its retries, and never sent early.
+        /// An item reaches a final state within its retries, however often it fails, and is never
+        /// sent early.
         #[test]
         fn every_item_comes_to_an_end(statuses in prop::collection::vec(300_u16..600, 10..20), draw in 0.0..1.0) {
             let terms = BufferConfig { max_retries: 4, ..BufferConfig::default() };

@@ -162,7 +162,7 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.code() == Some(73)
-            && told.contains("3 pushes were acknowledged and 0 are there"),
+            && told.contains("3 were acknowledged and the database counts 0"),
         "{told}"
     );
     std::fs::write(spool.join("spool.db-wal"), &wal).unwrap();

@@ -1,13 +1,14 @@
-//! Two files beside the database: a counter that tells whether its end was lost, and room that is given
-//! up when the disk is full, so that outcomes can still be recorded.
+//! Two files beside the database. The counter reveals a lost end of the write-ahead log. The
+//! ballast is disk space to release when the disk is full, so that outcomes can still be recorded.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// How many pushes were acknowledged: written after each commit, not synchronised, so it may lag behind
-/// but is never ahead.
+/// Counter of acknowledged items in the file `spool.hwm`. It is written after each commit without
+/// synchronisation, so it may lag behind the database. A counter ahead of the database shows that
+/// items were lost.
 #[derive(Debug)]
 pub(super) struct Mark {
     file: File,
@@ -22,7 +23,8 @@ impl Mark {
             Ok(()) => {
                 let [a, b, c, d, e, f, g, h, i, j, k, l] = read;
                 let value = [a, b, c, d, e, f, g, h];
-                // A torn counter tells nothing.
+                // A torn write fails the checksum, and the counter starts at 0 because its value is
+                // unknown.
                 let sound = crc32fast::hash(&value) == u32::from_le_bytes([i, j, k, l]);
                 if sound { u64::from_le_bytes(value) } else { 0 }
             }
@@ -40,12 +42,12 @@ impl Mark {
         let sum = crc32fast::hash(&bytes).to_le_bytes();
         self.value = value;
         if let Err(error) = self.file.write_all_at(&[&bytes[..], &sum].concat(), 0) {
-            tracing::warn!(%error, "the spool's counter could not be written");
+            tracing::warn!(%error, "the spool's counter file `spool.hwm` could not be written: a loss of acknowledged items may stay unnoticed; check the disk");
         }
     }
 }
 
-/// Room on the disk, set aside.
+/// Reserved disk space in the file `ballast`, released when the disk is full.
 #[derive(Debug)]
 pub(super) struct Ballast {
     path: PathBuf,
@@ -54,7 +56,8 @@ pub(super) struct Ballast {
 }
 
 impl Ballast {
-    /// Makes sure that the room is there, or as much as there is.
+    /// Creates the ballast of `size` bytes. If the disk has too little space, no file remains and a
+    /// warning is logged.
     pub(super) fn fill(dir: &Path, size: u64) -> Self {
         let path = dir.join("ballast");
         let mut ballast = Self {
@@ -66,7 +69,7 @@ impl Ballast {
         ballast
     }
 
-    /// Takes the room again, if it was given up and there is enough.
+    /// Writes the file again if it is missing or has another size.
     pub(super) fn restore(&mut self) {
         let known = std::fs::metadata(&self.path).map(|known| known.len());
         if self.size == 0 || known.is_ok_and(|known| known == self.size) {
@@ -87,13 +90,13 @@ impl Ballast {
         match written() {
             Ok(()) => self.there = true,
             Err(error) => {
-                tracing::warn!(%error, "no room for the spool's ballast");
+                tracing::warn!(%error, "the spool's ballast could not be written: outcomes may not be recorded when the disk is full; free disk space, or lower `spool.ballast`");
                 let _ = std::fs::remove_file(&self.path);
             }
         }
     }
 
-    /// Gives the room up. Returns whether there was any.
+    /// Removes the file to free its space. Returns true if it was in place and is removed now.
     pub(super) fn release(&mut self) -> bool {
         std::mem::take(&mut self.there) && std::fs::remove_file(&self.path).is_ok()
     }

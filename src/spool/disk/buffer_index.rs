@@ -1,4 +1,4 @@
-//! What the writer knows by heart: buffers, next places, and how many items stand where.
+//! Copy of the buffers in memory, with the counters that the writer needs for each operation.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,13 @@ use sqlx::{FromRow as _, Row as _};
 use super::super::rows::BufferRow;
 use super::super::{Buffer, Counts, ItemStatus};
 
-/// All buffers. A copy of what the database says.
+/// Index of all buffers, equal to the database after each commit. The writer changes a copy and
+/// publishes it after the commit.
 #[derive(Debug, Default, Clone)]
 pub(super) struct BufferIndex {
     buffers: BTreeMap<i64, BufferEntry>,
     pushed: u64,
-    /// The last item's place.
+    /// Place (row number) of the newest item in all buffers.
     place: i64,
 }
 
@@ -58,13 +59,14 @@ impl BufferIndex {
             .fetch_optional(&mut *connection)
             .await?;
         buffer_index.pushed = pushed.unwrap_or(0).unsigned_abs();
-        // Places are not used again: they grow with time.
+        // The saved place counts as well, because a place is not used again after its item is
+        // removed.
         let last = "select max(coalesce((select max(place) from item), 0), coalesce((select value from meta where key = 'place'), 0))";
         buffer_index.place = sqlx::query_scalar(last).fetch_one(&mut *connection).await?;
         Ok(buffer_index)
     }
 
-    /// How many pushes there have been.
+    /// Returns the number of items ever pushed, also of those removed since.
     pub(super) const fn pushed(&self) -> u64 {
         self.pushed
     }
@@ -125,12 +127,12 @@ impl BufferIndex {
         self.buffers.keys().next_back().map_or(1, |last| last + 1)
     }
 
-    /// `count` items more stand there.
+    /// Adds `count` to the number of items in this state.
     pub(super) fn add(&mut self, buffer: i64, status: ItemStatus, count: u64) {
         self.shift(buffer, status, |known| known.saturating_add(count));
     }
 
-    /// `count` items fewer stand there.
+    /// Subtracts `count` from the number of items in this state.
     pub(super) fn take(&mut self, buffer: i64, status: ItemStatus, count: u64) {
         self.shift(buffer, status, |known| known.saturating_sub(count));
     }

@@ -1,4 +1,4 @@
-//! What may happen to buffers and items, inside the writer's transaction.
+//! Operations on buffers and items within the writer's transaction. Pushes are in `writer.rs`.
 
 use std::sync::Arc;
 
@@ -122,7 +122,8 @@ pub(super) async fn pause(
     Ok(Value::Buffer(changed, false))
 }
 
-/// Moves an item to another status; the rest of the row is what `item` says.
+/// Writes the changeable columns of `item` and moves its count from the state `before` to its new
+/// state.
 async fn put(batch: &mut Batch<'_>, item: &Item, before: ItemStatus) -> Result<(), Failed> {
     sqlx::query(
         "update item set status = ?, not_before = ?, attempts = ?, retries = ?, doubtful = ?, finished = ?, code = ?, error = ?, expires = ?, seq = ? where id = ?",
@@ -257,7 +258,8 @@ pub(super) async fn alter(
     Ok(Value::Item(Box::new(item)))
 }
 
-/// Ids of large bodies among items that are to be removed.
+/// Returns the ids of items with a body file among the rows that the condition `which` selects. `a`
+/// and `b` are its parameters.
 async fn large(
     batch: &mut Batch<'_>,
     which: &'static str,
@@ -360,7 +362,8 @@ pub(super) async fn redrive(
     Ok(Value::Count(count))
 }
 
-/// So many at once, so that others need not wait long.
+/// Highest number of items per state that one call removes, because other operations wait for the
+/// transaction.
 const FORGET_MAX: i64 = 1000;
 
 pub(super) async fn prune(
@@ -368,7 +371,7 @@ pub(super) async fn prune(
     (delivered_before, dead_before): (Millis, Millis),
     max: u64,
 ) -> Changed {
-    // Where room runs out history goes before its time, the oldest first.
+    // History is removed before its time if the spool is nearly full, the oldest first.
     let is_crowded = used(batch.connection).await? > crowded(max);
     let until = if is_crowded {
         Millis::MAX

@@ -1,8 +1,10 @@
-//! The store on disk: SQLite in WAL mode, every commit synchronised, one writer that commits together
-//! whatever waits (no timer: a batch is what came while the last one was being synchronised).
+//! The store on disk, an SQLite database in WAL mode. One writer commits all waiting operations in
+//! one transaction and synchronises each commit. There is no timer, because operations that arrive
+//! during one commit form the next batch.
 //!
-//! What SQLite alone does not notice is noticed here: each item carries a checksum, and a file beside the
-//! database counts pushes, so that a lost end of the log is seen at the next start.
+//! Two checks find damage that SQLite alone does not report. Each item has a checksum. A file
+//! beside the database counts the acknowledged items, so the next start detects a lost end of the
+//! log.
 
 mod ballast;
 mod buffer_index;
@@ -33,71 +35,71 @@ use buffer_index::BufferIndex;
 use op::Op;
 use writer::Writer;
 
-/// Operations that may wait for the writer.
+/// Highest number of operations that wait for the writer.
 const WAITING_MAX: usize = 4096;
-/// KiB of items that may wait for the writer.
+/// Bound on the memory of items that wait for the writer, in KiB.
 const WAITING_KIB: u32 = 32 * 1024;
-/// Connections that read.
+/// Number of read-only connections to the database.
 const READERS: u32 = 2;
 
-/// Where and how much.
+/// Settings of the store on disk, from the section `spool` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSettings {
-    /// The directory; made if it is missing.
+    /// Directory of the spool, created if it is missing.
     pub dir: PathBuf,
-    /// Bytes that may be used.
+    /// Bound on the size of the database in bytes. Pushes are refused at nine tenths of it.
     pub max: u64,
-    /// Bytes that stay free on the file system.
+    /// Bytes that pushes leave free on the file system.
     pub min_free: u64,
-    /// Bytes set aside to record outcomes when the disk is full.
+    /// Size of the ballast in bytes, released to record outcomes when the disk is full.
     pub ballast: u64,
-    /// Bodies larger than this have a file of their own.
+    /// Largest body in bytes that is stored in the database. A larger one has its own file.
     pub inline: u64,
-    /// Whether a start is right although acknowledged items are missing.
+    /// True if the store may open although acknowledged items are missing.
     pub accept_loss: bool,
 }
 
-/// Why the store cannot be opened.
+/// Error that prevents the store on disk from opening.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory or a file in it.
+    /// The directory or a file in it cannot be created or opened.
     #[error(
         "the spool in {path} cannot be used: {cause}; make it writable for this user, or set `spool.dir`"
     )]
     Dir {
-        /// Which.
+        /// Directory that holds the files of the spool.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         cause: std::io::Error,
     },
-    /// Another process has it.
-    #[error("the spool in {0} is in use by another outpace; give each its own `spool.dir`")]
+    /// Another process holds the lock of the directory.
+    #[error("the spool in {0} is in use by another outpace; give each process its own `spool.dir`")]
     InUse(PathBuf),
-    /// The database.
+    /// SQLite cannot open or read the database, or create its tables.
     #[error(
-        "the spool's database {path} cannot be opened: {cause}; `outpace spool verify` tells more"
+        "the spool's database {path} cannot be opened: {cause}; restore it from a copy, or set another `spool.dir`"
     )]
     Database {
-        /// Which.
+        /// Path of the database file.
         path: PathBuf,
-        /// What it said.
+        /// Error that SQLite reported.
         cause: sqlx::Error,
     },
-    /// Something that was acknowledged is not there.
+    /// The database counts fewer items than were acknowledged, so the end of its log is lost.
     #[error(
-        "the spool in {dir} has lost its end: {acknowledged} pushes were acknowledged and {found} are there; restore it from a copy, or start once with `spool.accept_loss: true`"
+        "the spool in {dir} has lost acknowledged items: {acknowledged} were acknowledged and the database counts {found}; restore it from a copy, or start without them with `spool.accept_loss: true`"
     )]
     Lost {
-        /// Where.
+        /// Directory that holds the files of the spool.
         dir: PathBuf,
-        /// By the counter.
+        /// Number of acknowledged items, from the counter file.
         acknowledged: u64,
-        /// In the database.
+        /// Number of pushed items that the database counts.
         found: u64,
     },
 }
 
-/// The store on disk. Cheap to share.
+/// The store on disk, with one writer task and a pool of readers.
 #[derive(Debug)]
 pub struct DiskStore {
     ops: mpsc::Sender<Op>,
@@ -106,17 +108,19 @@ pub struct DiskStore {
     settings: DiskSettings,
     clock: Clock,
     broken: watch::Receiver<Option<String>>,
-    /// Of the memory that may wait for the writer, in KiB.
+    /// Permits for the memory of waiting pushes, one per KiB.
     room: Arc<Semaphore>,
     #[expect(dead_code, reason = "its lock is what counts")]
     lock: std::fs::File,
 }
 
 impl DiskStore {
-    /// Opens the store, or makes it.
+    /// Opens the store and starts its writer on `tasks`. Creates the directory and the database if
+    /// they are missing, and removes body files without an item.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`OpenError`] if the directory or the database is unusable, another process holds the lock,
+    /// or acknowledged items are missing.
     pub async fn open(
         settings: DiskSettings,
         clock: &Clock,
@@ -168,7 +172,8 @@ impl DiskStore {
             ballast: ballast::Ballast::fill(&dir, settings.ballast),
             broken: tell_broken,
         };
-        // A drain does not wait for it: what is drained writes. `close` ends it.
+        // The writer is detached from the drain, because draining tasks still write. `close` ends
+        // it.
         tasks.spawn_detached(writer.run(waiting));
         Ok(Self {
             ops,
@@ -182,12 +187,13 @@ impl DiskStore {
         })
     }
 
-    /// Resolves when the disk has failed: nothing more may be acknowledged, and the process should end.
+    /// Waits for a failure of the disk and returns its cause. After that nothing is acknowledged,
+    /// so the process should end. Never resolves without a failure.
     pub async fn broken(&self) -> String {
         let mut broken = self.broken.clone();
         let told = match broken.wait_for(Option::is_some).await {
             Ok(told) => told.clone(),
-            // The writer ended in order.
+            // The writer ended after `close`, without a failure.
             Err(_) => None,
         };
         match told {
@@ -196,13 +202,14 @@ impl DiskStore {
         }
     }
 
-    /// Folds the log in and stops: nothing can be written any more.
+    /// Moves the write-ahead log into the database and stops the writer. Later reads and writes of
+    /// items fail with [`StoreError::Away`].
     pub async fn close(&self) {
-        // A reader in the middle would keep the log from being folded in whole.
+        // An active reader would prevent the checkpoint from moving the whole log.
         self.readers.close().await;
         let closed: Result<(), StoreError> = self.write(|tell| Op::Close { tell }).await;
         if let Err(error) = closed {
-            tracing::warn!(%error, "the spool could not be closed in order");
+            tracing::warn!(%error, "the spool could not be closed cleanly: the next start recovers its write-ahead log");
         }
     }
 
@@ -210,21 +217,21 @@ impl DiskStore {
         lock(&self.buffer_index)
     }
 
-    /// Hands an operation to the writer and waits until it is on disk.
+    /// Sends an operation to the writer and waits for its result, which arrives after the commit.
     fn write<T: Send + 'static>(
         &self,
         op: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Op + Send + 'static,
     ) -> Done<'_, T> {
         Box::pin(async move {
             let (tell, told) = oneshot::channel();
-            let gone = || StoreError::Away("its writer has ended".to_owned());
+            let gone = || StoreError::Away("its writer has stopped".to_owned());
             self.ops.send(op(tell)).await.map_err(|_cause| gone())?;
             told.await.map_err(|_cause| gone())?
         })
     }
 }
 
-/// Makes the directory and locks it; `None` if another process has the lock.
+/// Creates the directory and locks it. Returns `None` if another process holds the lock.
 fn take(dir: &Path) -> std::io::Result<Option<std::fs::File>> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -232,12 +239,12 @@ fn take(dir: &Path) -> std::io::Result<Option<std::fs::File>> {
         .mode(0o700)
         .create(dir)?;
     let lock = private(&dir.join("lock"))?;
-    // SQLite gives its other files the mode of this one.
+    // SQLite creates its other files with the mode of this one.
     private(&dir.join("spool.db"))?;
     Ok(lock.try_lock().is_ok().then_some(lock))
 }
 
-/// A file that only we may read; made if it is missing.
+/// Opens a file that only the current user may read, and creates it if it is missing.
 fn private(path: &Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::OpenOptions::new();
@@ -250,7 +257,7 @@ fn private(path: &Path) -> std::io::Result<std::fs::File> {
     options.open(path)
 }
 
-/// The writer's connection, with the schema in place.
+/// Opens the writer's connection and creates missing tables.
 async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -351,7 +358,7 @@ impl Store for DiskStore {
                 .await
                 .map_err(gone)?;
             let large = read::keep_large(&self.settings, &items).await?;
-            // A file whose item is not kept after all is swept away at the next start.
+            // If the push fails, the body files stay until the next start removes them.
             self.write(move |tell| Op::Push {
                 buffer,
                 items,

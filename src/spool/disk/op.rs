@@ -1,4 +1,4 @@
-//! What the writer is asked, and how it answers.
+//! Operations that the writer performs, and the delivery of their results.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use super::super::{
 
 type Tell<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// What the writer is asked, with where the answer goes.
+/// Operation for the writer, with the channel for its result. Its fields match the parameters of
+/// the corresponding method of [`Store`](super::super::Store).
 #[derive(Debug)]
 pub(super) enum Op {
     Create {
@@ -39,11 +40,11 @@ pub(super) enum Op {
     Push {
         buffer: i64,
         items: Vec<NewItem>,
-        /// Which of them have a file of their own.
+        /// True for each item with a body file of its own.
         large: Vec<bool>,
         once: Option<IdempotencyKey>,
         now: Millis,
-        /// Its share of the memory that waits for the writer.
+        /// Permit for its part of the memory of waiting pushes, released with the operation.
         _room: OwnedSemaphorePermit,
         tell: Tell<Pushed>,
     },
@@ -93,7 +94,7 @@ pub(super) enum Op {
     },
 }
 
-/// What an operation came to.
+/// Result of a successful operation, before its conversion to the caller's type.
 pub(super) enum Value {
     Unit,
     Count(u64),
@@ -103,7 +104,8 @@ pub(super) enum Value {
 }
 
 impl Op {
-    /// Answers. What does not fit the operation cannot be.
+    /// Sends the result to the caller of this operation. A value of the wrong kind is an internal
+    /// error and becomes [`StoreError::Away`].
     pub(super) fn answer(self, result: Result<Value, StoreError>) {
         match (self, result) {
             (Self::Create { tell, .. }, result) => tell_as(tell, result, |value| match value {
@@ -155,8 +157,8 @@ fn tell_as<T>(
     of: impl FnOnce(Value) -> Option<T>,
 ) {
     let answer = result.and_then(|value| {
-        of(value).ok_or_else(|| StoreError::Away("it answered something else".to_owned()))
+        of(value).ok_or_else(|| StoreError::Away("its writer returned a wrong result".to_owned()))
     });
-    // Who asked may have gone; it is done all the same.
+    // The caller may have been cancelled. The operation took effect regardless.
     let _ = tell.send(answer);
 }

@@ -1,4 +1,4 @@
-//! Reading the store; also the files that large bodies have.
+//! Queries of the readers, and the files of large bodies.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub(super) async fn next_items(
     strict: bool,
     limit: u32,
 ) -> Result<Vec<Item>, StoreError> {
-    // Named, since the planner would rather sort all that is live.
+    // `indexed by` names the index, because the planner would otherwise sort all live items.
     let first = "select * from item indexed by live where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
     let due = "select * from item indexed by live where buffer = ?1 and status < 3 and status < 2 and not_before <= ?2 order by seq limit ?3";
     let soon = "select * from item indexed by parked where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
@@ -125,7 +125,7 @@ fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, attempts: bool) {
         sql.push(" and outcome = ").push_bind(outcome.clone());
     }
     if let Some(since) = query.since {
-        // Exactly; `from` has only passed by most of what is older.
+        // The exact comparison is needed, because `from` skips only most of the older rows.
         sql.push(if attempts {
             " and started >= "
         } else {
@@ -135,8 +135,9 @@ fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, attempts: bool) {
     }
 }
 
-/// Where to begin looking for what is not older than `since`: places grow with time and never change, so it
-/// is found by halving, without an index that each push would have to pay for.
+/// Returns the place from which to read rows that are not older than `since`. Places never change
+/// and their instants should not decrease, so a binary search finds it. It saves an index that
+/// every push would have to update.
 async fn from(
     pool: &SqlitePool,
     since: Millis,
@@ -166,7 +167,8 @@ pub(super) async fn items(pool: &SqlitePool, query: ListQuery) -> Result<Vec<Ite
     if let Some((since, buffer)) = query.since.zip(query.buffer) {
         let next = "select place, kept from item where place >= ? order by place limit 1";
         let place = from(pool, since, "select max(place) from item", next).await?;
-        // Whatever was kept later stands behind it, also what was moved to the end since.
+        // Items pushed later have a higher sequence number, also items that a redrive moved to the
+        // tail.
         let first = "select born from item where place >= ? and +buffer = ? order by place limit 1";
         let first = sqlx::query_scalar(first)
             .bind(place)
@@ -190,7 +192,7 @@ pub(super) async fn attempts(
     pool: &SqlitePool,
     query: ListQuery,
 ) -> Result<Vec<(i64, Attempt)>, StoreError> {
-    // Responses are read where they are asked for: a page of them would be as large as they are.
+    // Responses are read only on request, because they can make a page very large.
     let mut sql = QueryBuilder::new(if query.responses {
         "select * from attempt where true"
     } else {
@@ -220,7 +222,8 @@ pub(super) async fn attempts(
         .map_err(|error| away(&error))
 }
 
-/// Gives large bodies a file of their own, on disk before their items are. Says which have one.
+/// Writes each large body to its own file, durably and before its item is stored. Returns one flag
+/// per item, true if it has a file.
 pub(super) async fn keep_large(
     settings: &DiskSettings,
     items: &[NewItem],
@@ -245,7 +248,8 @@ pub(super) async fn keep_large(
     Ok(large)
 }
 
-/// Beside, synchronised, renamed, and the directory synchronised: it is there whole or not at all.
+/// Writes a body so that it is complete or absent after a crash. It writes and synchronises a
+/// temporary file, renames it, and synchronises the directory.
 fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     use std::io::Write as _;
     let dir = path.parent().unwrap_or(Path::new("."));
@@ -263,7 +267,8 @@ fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     })
 }
 
-/// Removes bodies without an item: their push was never acknowledged.
+/// Removes body files without an item, because their push was not acknowledged or their item was
+/// removed.
 pub(super) async fn sweep_orphans(connection: &mut SqliteConnection, dir: &Path) {
     let known: Vec<String> = sqlx::query_scalar("select id from item where large")
         .fetch_all(connection)

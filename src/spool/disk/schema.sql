@@ -5,34 +5,34 @@ create table if not exists buffer (
   id       text not null unique,
   name     text not null unique,
   terms    text not null,               -- JSON
-  paused   text,                        -- why, if it is
+  paused   text,                        -- reason of the pause, or null
   created  integer not null,
-  next_seq integer not null default 1   -- gap-free, also after items are removed
+  next_seq integer not null default 1   -- next item.seq, not lowered after a removal
 ) strict;
 
 create table if not exists item (
   place      integer primary key,
   id         text not null unique,
   buffer     integer not null references buffer,
-  born       integer not null,          -- the place it was pushed at
+  born       integer not null,          -- first value of seq, before any redrive
   seq        integer not null,
-  status     integer not null,          -- position in Status::ALL; below 3 something is to happen
+  status     integer not null,          -- index in ItemStatus::ALL, below 3 if live
   request    text not null,             -- JSON
-  large      integer not null,          -- its body is in a file of its own
-  crc        integer not null,          -- over id, request and body
+  large      integer not null,          -- 1 if the body is in its own file
+  crc        integer not null,          -- CRC-32 of id, request and body
   size       integer not null,
   kept       integer not null,
   not_before integer not null,
   expires    integer,
   attempts   integer not null default 0,
   retries    integer not null default 0,
-  doubtful   integer not null default 0,-- it may have been sent without our knowing the outcome
+  doubtful   integer not null default 0,-- 1 if the origin may have received it already
   finished   integer,
   code       integer,
   error      text,
   unique (buffer, seq)
 ) strict;
--- Beside its item, which changes with every attempt and should be small to write.
+-- Bodies are apart from their items, because each attempt rewrites the item's row.
 create table if not exists body (place integer primary key, body blob not null) strict;
 create index if not exists live on item (buffer, seq) where status < 3;
 create index if not exists parked on item (buffer, not_before) where status < 2;
@@ -52,7 +52,7 @@ create table if not exists attempt (
   error    text,
   next     integer,
   doubtful integer not null,
-  headers  text,                        -- JSON, of the response
+  headers  text,                        -- JSON, header fields of the response
   body     blob,
   cut      integer not null default 0
 ) strict;
@@ -64,6 +64,6 @@ create index if not exists attempt_outcome on attempt (outcome, place);
 create table if not exists once (
   key         text primary key,
   fingerprint blob not null,
-  items       text not null,            -- JSON: ids and places
+  items       text not null,            -- JSON, id and seq of each item
   made        integer not null
 ) strict, without rowid;

@@ -1,4 +1,5 @@
-//! The one writer: takes what waits, does it in one transaction, synchronises, then answers.
+//! The single writer of the database. It collects waiting operations, applies them in one
+//! transaction, synchronises the commit, and then answers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -17,12 +18,13 @@ use super::op::{Op, Value};
 use super::read::{away, read_item};
 use crate::sync::lock;
 
-/// Operations in one transaction.
+/// Highest number of operations in one transaction.
 const BATCH_MAX: usize = 1024;
-/// Items in one statement.
+/// Highest number of items in one insert statement.
 const ROWS_MAX: usize = 64;
 
-/// Why an operation was not done: by the rules, or by the database, which ends the transaction.
+/// Reason for which an operation failed. A broken rule fails only this operation, and a database
+/// error ends the whole transaction.
 pub(super) enum Failed {
     Rule(StoreError),
     Database(sqlx::Error),
@@ -40,7 +42,7 @@ impl From<StoreError> for Failed {
     }
 }
 
-/// An item on its way into the database.
+/// Item that waits to be inserted, with the values that the writer assigned.
 pub(super) struct NewRow {
     pub(super) item: NewItem,
     pub(super) request: String,
@@ -51,7 +53,7 @@ pub(super) struct NewRow {
     pub(super) place: i64,
 }
 
-/// The writer's world.
+/// State of the writer task, the only task that changes the database.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) connection: SqliteConnection,
@@ -62,24 +64,26 @@ pub(super) struct Writer {
     pub(super) broken: watch::Sender<Option<String>>,
 }
 
-/// One transaction under way.
+/// Transaction in progress, with a copy of the buffer index that is published after the commit.
 pub(super) struct Batch<'a> {
     pub(super) connection: &'a mut SqliteConnection,
     pub(super) buffer_index: BufferIndex,
     pub(super) rows: Vec<NewRow>,
-    /// Bytes in use, with what this batch adds.
+    /// Bytes in use in the database, plus those that this batch adds. Zero if the batch has no
+    /// push.
     pub(super) used: u64,
     pub(super) room: u64,
-    /// Files to remove once it is certain.
+    /// Ids of the items with body files to remove after the commit.
     pub(super) files: Vec<String>,
 }
 
 impl Writer {
-    /// Works until it is closed.
+    /// Processes operations until the store is closed or dropped.
     pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Op>) {
         let mut ops = Vec::new();
         loop {
-            // Whoever was just answered may have more to say; that belongs to the next batch.
+            // Tasks that just got an answer run first, so that their next operations join the next
+            // batch.
             tokio::task::yield_now().await;
             if waiting.recv_many(&mut ops, BATCH_MAX).await == 0 {
                 return;
@@ -107,7 +111,8 @@ impl Writer {
         if !is_full(&error) {
             return self.broke(ops, &error);
         }
-        // Outcomes come first: what was delivered must not be sent again for want of room.
+        // Outcomes have precedence over pushes, because a delivered item must not be sent again for
+        // lack of space.
         let (pushes, others): (Vec<_>, Vec<_>) = ops.into_iter().partition(Op::is_push);
         let full = StoreError::Full {
             used: self.settings.max,
@@ -118,7 +123,7 @@ impl Writer {
             return;
         }
         if self.ballast.release() {
-            tracing::warn!("the disk is full; the spool gave its ballast up to record outcomes");
+            tracing::warn!("spool disk full: ballast released to record outcomes; free disk space");
         }
         match self.attempt(&others).await {
             Ok(values) => self.done(others, values),
@@ -136,15 +141,17 @@ impl Writer {
         }
     }
 
-    /// Nothing is known of what is on disk now: pages of a failed synchronisation count as clean, so it
-    /// must not be tried again. The process ends, and what was acknowledged is found at the next start.
+    /// Stops the store after a database error. A retry is not safe, because the operating system
+    /// may count the pages of a failed synchronisation as clean. The process ends, and the next
+    /// start finds all acknowledged data.
     fn broke(&self, ops: Vec<Op>, error: &sqlx::Error) {
-        tracing::error!(%error, "the spool's disk failed; nothing more is acknowledged");
+        tracing::error!(%error, "the spool's disk failed: outpace acknowledges nothing more and ends; check the disk, then start outpace again");
         self.broken.send_replace(Some(error.to_string()));
         answer_all(ops, &StoreError::Away(error.to_string()));
     }
 
-    /// Does them all in one transaction. An error means that none was done.
+    /// Applies all operations in one transaction and returns one result per operation. After an
+    /// error none of them may be acknowledged.
     async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Result<Value, StoreError>>, sqlx::Error> {
         let room = self.room();
         let buffer_index = lock(&self.buffer_index).clone();
@@ -191,7 +198,8 @@ impl Writer {
         Ok(values)
     }
 
-    /// Bytes that may still be taken from the file system.
+    /// Returns the free bytes of the file system beyond `min_free`. If the query fails, there is no
+    /// bound.
     fn room(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.settings.dir);
         stat.map_or(u64::MAX, |stat| {
@@ -243,7 +251,7 @@ impl Batch<'_> {
         }
         self.flush().await?;
         match op {
-            // One is done above, the other ends the writer.
+            // A push is applied above, and `run` handles a close after the transaction.
             Op::Push { .. } | Op::Close { .. } => Ok(Value::Unit),
             Op::Create {
                 id,
@@ -346,7 +354,7 @@ impl Batch<'_> {
         Ok(Value::Pushed(pushed))
     }
 
-    /// What was pushed under this key before.
+    /// Returns the result of an earlier push under this key, or `None` if the key is new.
     async fn before(&mut self, once: &IdempotencyKey) -> Result<Option<Pushed>, Failed> {
         let row = sqlx::query("select fingerprint, items from once where key = ?")
             .bind(once.key.clone())
@@ -381,7 +389,7 @@ impl Batch<'_> {
             .map(drop)
     }
 
-    /// Writes the items that wait.
+    /// Inserts the items that wait in `rows`, and saves the next sequence numbers of their buffers.
     pub(super) async fn flush(&mut self) -> Result<(), sqlx::Error> {
         let rows = std::mem::take(&mut self.rows);
         let mut buffers: Vec<i64> = rows.iter().map(|row| row.buffer).collect();
@@ -443,7 +451,7 @@ fn answer_all(ops: Vec<Op>, error: &StoreError) {
     }
 }
 
-/// SQLite's `SQLITE_FULL`.
+/// Returns true for SQLite's result code `SQLITE_FULL` (13), with any extended code.
 fn is_full(error: &sqlx::Error) -> bool {
     let code = error
         .as_database_error()
@@ -459,7 +467,7 @@ pub(super) async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx:
     Ok(used.unsigned_abs())
 }
 
-/// Where a large body lies.
+/// Returns the path of a large body, in a directory named after the last two characters of its id.
 pub(super) fn body_path(dir: &std::path::Path, id: &str) -> PathBuf {
     let shelf = id.get(id.len().saturating_sub(2)..).unwrap_or("00");
     dir.join("bodies").join(shelf).join(id)

@@ -1,4 +1,4 @@
-//! What this replica knows of the store without asking: buffers, what it holds, the server's time.
+//! Cache of the database state on this replica: buffers, leases held and the server's time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
@@ -10,25 +10,25 @@ use super::super::{Buffer, Hold, Millis};
 use crate::clock::{Clock, Instant};
 use crate::sync::lock;
 
-/// A buffer as the last look found it.
+/// State of a buffer as the last look at the database found it.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) buffer: Buffer,
     pub(super) version: i64,
     pub(super) edition: i64,
     pub(super) bytes: u64,
-    /// Every item below this place is over; by the edition under which that was found.
+    /// Edition of the buffer, and the place below which every item was finished in that edition.
     pub(super) done: Option<(i64, i64)>,
 }
 
 #[derive(Debug, Default)]
 struct CacheState {
     buffers: BTreeMap<i64, Seen>,
-    /// The term of each buffer that we hold ...
+    /// Lease term of each buffer that this replica holds, valid until `until`.
     terms: HashMap<i64, i64>,
-    /// ... until then.
+    /// Instant at which all leases end unless a heartbeat extends them.
     until: Option<Instant>,
-    /// The server's time, and ours then.
+    /// Server's time in milliseconds, and the local instant at which it was received.
     server: Option<(Millis, Instant)>,
     changed: Vec<i64>,
 }
@@ -40,13 +40,13 @@ pub(super) struct BufferCache {
     news: Notify,
 }
 
-/// One look at the database.
+/// Result of one look at the database.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     pub(super) now: Millis,
-    /// By number: version, edition, bytes, and the term if it is ours.
+    /// One row per buffer, with its term if this replica owns the lease.
     pub(super) rows: Vec<LookRow>,
-    /// Those of a new edition.
+    /// Buffers with an edition that the cache does not have yet.
     pub(super) fresh: Vec<Buffer>,
 }
 
@@ -72,7 +72,7 @@ impl BufferCache {
         lock(&self.state)
     }
 
-    /// The server's time; before it was ever heard, this machine's.
+    /// Returns the server's time in milliseconds, or this machine's time before the first look.
     pub(super) fn now(&self) -> Millis {
         match self.state().server {
             Some((then, at)) => {
@@ -104,19 +104,20 @@ impl BufferCache {
         state.buffers.get(&number).map(|seen| seen.buffer.clone())
     }
 
-    /// Bytes in use by all buffers.
+    /// Returns the bytes in use by all buffers, as of the last look and the pushes since.
     pub(super) fn used(&self) -> u64 {
         self.state().buffers.values().map(|seen| seen.bytes).sum()
     }
 
-    /// So many more, until the next look.
+    /// Adds the bytes of a push to its buffer, until the next look reads the exact figure.
     pub(super) fn add_used(&self, buffer: i64, bytes: u64) {
         if let Some(seen) = self.state().buffers.get_mut(&buffer) {
             seen.bytes += bytes;
         }
     }
 
-    /// The place below which every item of a buffer is over, and the edition under which that is so.
+    /// Returns the current edition of a buffer and the place below which every item is finished.
+    /// The place is 0 if none is known for this edition.
     pub(super) fn done_below(&self, buffer: i64) -> (i64, i64) {
         let state = self.state();
         let Some(seen) = state.buffers.get(&buffer) else {
@@ -126,7 +127,7 @@ impl BufferCache {
         done.unwrap_or((seen.edition, 0))
     }
 
-    /// What was asked under this edition found that.
+    /// Stores the place below which every item is finished, as found by a query under this edition.
     pub(super) fn set_done_below(&self, buffer: i64, edition: i64, place: i64) {
         if let Some(seen) = self.state().buffers.get_mut(&buffer) {
             seen.done = Some((edition, place));
@@ -137,7 +138,7 @@ impl BufferCache {
         self.state().buffers.get(&buffer).map(|seen| seen.edition)
     }
 
-    /// Waits until buffers have changed.
+    /// Waits until buffers have changed and returns their numbers.
     pub(super) async fn changed(&self) -> Vec<i64> {
         loop {
             let told = self.news.notified();
@@ -149,12 +150,12 @@ impl BufferCache {
         }
     }
 
-    /// Ours until then, as far as a sign of life was heard.
+    /// Extends all leases to this instant after an acknowledged heartbeat.
     pub(super) fn extend(&self, until: Instant) {
         self.state().until = Some(until);
     }
 
-    /// Nothing is ours any more.
+    /// Drops all leases and reports their buffers as changed.
     pub(super) fn let_go(&self) {
         let mut state = self.state();
         state.until = None;
@@ -164,18 +165,20 @@ impl BufferCache {
         self.news.notify_one();
     }
 
-    /// When our hold ends, if we have one.
+    /// Returns the instant at which the last heartbeat expires, or `None` if the leases were
+    /// dropped.
     pub(super) fn until(&self) -> Option<Instant> {
         self.state().until
     }
 
-    /// Takes a look in; `took` is how long it was under way, and the server's time is from within.
+    /// Merges a look into the cache and reports changed buffers. `took` is the duration of its
+    /// query, during which the server read its time.
     pub(super) fn take_in(&self, look: Look, took: Duration) {
         let now = self.clock.now();
         let mut state = self.state();
         let state = &mut *state;
-        // A slow reading is late by what it took at most: it counts where it is later than what is known, or
-        // earlier by more than that.
+        // A reading is behind the server by at most the duration of its query. A slow reading is
+        // used only if it is later than the cached time, or earlier by more than that duration.
         let drifted = state.server.is_none_or(|(then, at)| {
             let cache =
                 then.saturating_add(Millis::try_from(now.since(at).as_millis()).unwrap_or(0));

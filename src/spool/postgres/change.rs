@@ -1,4 +1,4 @@
-//! What may happen to buffers and items: each a statement of its own.
+//! Writes to buffers and items, with one statement for each change.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::super::{
 use super::read::item_of;
 use super::{PostgresState, failed};
 
-/// Items that are removed at once, so that others need not wait long.
+/// Maximum number of items removed per statement, so that other statements do not wait long.
 const MOST: i32 = 2000;
 
-/// Milliseconds for which nothing that is over is removed.
+/// Time for which a finished item is never removed, in milliseconds.
 const RECENT: Millis = 30_000;
 
 fn unknown(buffer: i64) -> StoreError {
@@ -40,7 +40,7 @@ fn count_of(rows: &[PgRow]) -> Result<i64, StoreError> {
         .map_err(|error| failed(&error))
 }
 
-/// What Postgres cannot keep in a text.
+/// Replaces NUL characters, because Postgres text cannot hold them.
 fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', "\u{fffd}"))
 }
@@ -69,7 +69,7 @@ impl PostgresState {
         let rows = self.rows(|| sqlx::query(select).bind(&*name)).await?;
         let Some(row) = rows.first() else {
             return Err(StoreError::Away(
-                "the buffer was removed at once".to_owned(),
+                "the buffer was removed meanwhile; create it again".to_owned(),
             ));
         };
         let cache = buffer_of(row)?;
@@ -137,7 +137,7 @@ impl PostgresState {
         self.clear(buffer).await
     }
 
-    /// Removes what a removed buffer has left.
+    /// Removes the remaining items of a removed buffer, and then its row.
     async fn clear(&self, buffer: i64) -> Result<(), StoreError> {
         self.purge_all(buffer, &ItemStatus::ALL, Millis::MAX)
             .await?;
@@ -219,7 +219,7 @@ impl PostgresState {
 
     pub(super) async fn release_claim(&self, buffer: i64, id: Arc<str>) -> Result<(), StoreError> {
         let Ok(term) = self.term(buffer) else {
-            // Whoever holds it now takes it up.
+            // The replica that holds the buffer now recovers the item.
             return Ok(());
         };
         let replica = self.parts.replica;
@@ -272,7 +272,8 @@ impl PostgresState {
             (change, item.status),
             (ItemChange::Cancel, ItemStatus::Cancelled) | (ItemChange::Skip, ItemStatus::Dead)
         );
-        // It was done, and only the answer was lost.
+        // The same instant means that an earlier try of this change was stored and its reply was
+        // lost.
         if asked && item.finished == Some(now) {
             return Ok(item);
         }
@@ -333,7 +334,8 @@ impl PostgresState {
                 .bind(which.head)
                 .bind(now)
         };
-        // Asked again it would move others: whoever asked is told instead.
+        // The statement is not repeated, because a repetition would move further items. The caller
+        // gets the error instead.
         let rows = self.rows_once(make()).await;
         let moved = count_of(&rows.map_err(|error| failed(&error))?)?.unsigned_abs();
         self.look().await?;
@@ -346,9 +348,10 @@ impl PostgresState {
             let number = row.try_get(0).map_err(|error| failed(&error))?;
             self.clear(number).await?;
         }
-        // Where room runs out history goes before its time.
+        // Near the size bound, history is removed before its retention time ends.
         let crowded = self.cache.used() > crowded(self.parts.settings.max);
-        // A push whose end was not heard is still asked for by its items.
+        // Recent items stay, because a push with a lost reply is still found by the id of its first
+        // item.
         let until = if crowded {
             self.cache.now() - RECENT
         } else {

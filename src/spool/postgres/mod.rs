@@ -1,8 +1,9 @@
-//! The store in Postgres, for buffers that any replica fills and one at a time drains. Each write is one
-//! statement and one transaction; the functions are in `migrations/0004_spool.sql`.
+//! The spool store in Postgres. Any replica pushes to a buffer, and one replica at a time drains
+//! it. Each write is one statement and one transaction, with functions from
+//! `migrations/0004_spool.sql`.
 //!
-//! A statement whose end was not heard is asked again, and each can be: items are known by their ids,
-//! claims by a token, attempts by their number.
+//! A statement is repeated if its reply is lost. Repeating is safe because items are identified by
+//! their ids, claims by a token and attempts by their number.
 
 mod cache;
 mod change;
@@ -29,45 +30,46 @@ use crate::random::Random;
 use crate::shutdown::Tasks;
 use cache::BufferCache;
 
-/// Pushes that may wait for the one that is under way.
+/// Maximum number of pushes that wait in the channel for the next batch.
 const WAITING_MAX: usize = 4096;
-/// KiB of items that may wait.
+/// Maximum size of the items in unanswered pushes, in KiB.
 const WAITING_KIB: u32 = 32 * 1024;
-/// A statement that takes longer is asked again.
+/// Time limit of one statement, after which it is repeated.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a server that is away is asked again, before whoever waits is told.
+/// Time for which a failed statement is repeated before the caller gets its error.
 const PATIENCE: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(100);
-/// Connections of one replica for its spool.
+/// Maximum number of database connections of one replica's spool.
 const CONNECTIONS: u32 = 6;
 
-/// Which database, and on what terms.
+/// Settings of a spool in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresSpoolSettings {
-    /// Bytes that may be used, by the bodies that are kept.
+    /// Maximum size of all stored items in bytes, each counted as its body plus 512 bytes. Pushes
+    /// are refused above nine tenths of it.
     pub max: u64,
-    /// How long a replica that is not heard of still holds its buffers.
+    /// Time for which a replica without a heartbeat still holds its buffers.
     pub lease: Duration,
 }
 
-/// What the store is made with.
+/// Parts and settings from which a [`PostgresStore`] is made.
 #[derive(Debug)]
 pub struct PostgresParts {
-    /// Where.
+    /// Database that holds the spool.
     pub database: Database,
-    /// Whether it is for us to bring the schema up to date.
+    /// True if the store applies missing migrations before its first use.
     pub migrate: bool,
-    /// On what terms.
+    /// Size and lease settings of the spool.
     pub settings: PostgresSpoolSettings,
-    /// Who drains: no other running process has this number.
+    /// Number of this replica, which no other running process uses. Leases are held under it.
     pub replica: i64,
-    /// Time.
+    /// Clock for timeouts and leases.
     pub clock: Clock,
-    /// For tokens.
+    /// Source of the random tokens of claims.
     pub random: Random,
 }
 
-/// The store in Postgres. Cheap to share.
+/// The spool store in Postgres. Clones are cheap and share one state.
 #[derive(Debug, Clone)]
 pub struct PostgresStore(Arc<PostgresState>);
 
@@ -77,17 +79,18 @@ struct PostgresState {
     prepared: AtomicBool,
     closed: AtomicBool,
     cache: BufferCache,
-    /// One look at a time.
+    /// Lock that allows one look at the database at a time.
     looking: Mutex<()>,
     pushes: mpsc::Sender<push::WaitingPush>,
     room: Arc<Semaphore>,
 }
 
 impl PostgresStore {
-    /// Connections that the database should be given.
+    /// Maximum number of connections to pass to [`Database::new`] for this store.
     pub const CONNECTIONS: u32 = CONNECTIONS;
 
-    /// The store in this database; nothing is asked yet. `tasks` carry what it does by itself.
+    /// Creates the store without a call to the database. `tasks` run its background tasks for
+    /// pushes and upkeep.
     pub fn new(parts: PostgresParts, tasks: &Tasks) -> Self {
         let (pushes, waiting) = mpsc::channel(WAITING_MAX);
         let inner = Arc::new(PostgresState {
@@ -99,21 +102,23 @@ impl PostgresStore {
             pushes,
             room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
         });
-        // A drain does not wait for them: what is drained writes. `close` ends the lease.
+        // A drain of the process does not wait for these tasks, because deliveries write until the
+        // drain ends. `close` then releases the leases.
         tasks.spawn_detached(push::run(Arc::downgrade(&inner), waiting));
         tasks.spawn_detached(upkeep::run(Arc::downgrade(&inner)));
         Self(inner)
     }
 
-    /// Brings the schema up to date, if that is for us to do, and makes sure that it fits.
+    /// Checks that the schema and the durability of the database fit. Applies missing migrations
+    /// first if the settings allow it.
     ///
     /// # Errors
-    /// [`DatabaseError`].
+    /// Returns a [`DatabaseError`] if the database cannot be used or does not fit.
     pub async fn prepare(&self) -> Result<(), DatabaseError> {
         self.0.prepare().await
     }
 
-    /// Lets other replicas take over at once.
+    /// Releases all leases, so that other replicas can take the buffers over immediately.
     pub async fn close(&self) {
         self.0.closed.store(true, Ordering::Release);
         self.0.cache.let_go();
@@ -122,7 +127,7 @@ impl PostgresStore {
             .0
             .rows(|| sqlx::query("select outpace.quit_v1($1)::text").bind(replica));
         if let Err(error) = quit.await {
-            tracing::warn!(%error, "the buffers could not be handed over; their lease has to run out");
+            tracing::warn!(%error, "the buffers could not be handed over; other replicas take them after the lease ends");
         }
     }
 }
@@ -138,7 +143,7 @@ impl PostgresState {
         Ok(())
     }
 
-    /// Runs a statement, again if its end was not heard.
+    /// Executes a statement and repeats it after a passing error, such as a lost reply.
     async fn rows<'q>(
         &self,
         make: impl Fn() -> Statement<'q> + Send + Sync,
@@ -146,7 +151,7 @@ impl PostgresState {
         self.rows_again(|_again| make()).await
     }
 
-    /// The same for a statement that is told whether it is asked again.
+    /// Like [`Self::rows`], and passes `make` true if the statement is a repetition.
     async fn rows_again<'q>(
         &self,
         make: impl Fn(bool) -> Statement<'q> + Send + Sync,
@@ -172,16 +177,16 @@ impl PostgresState {
         self.parts.database.ask(statement, CALL_TIMEOUT).await
     }
 
-    /// The term under which a buffer is ours to send.
+    /// Returns the term under which this replica holds a buffer, or a conflict if it does not.
     fn term(&self, buffer: i64) -> Result<i64, StoreError> {
         let hold = self.cache.hold(buffer).map(|hold| hold.term);
         hold.ok_or_else(|| {
-            StoreError::Conflict("another replica sends this buffer's items now".to_owned())
+            StoreError::Conflict("this replica does not hold the buffer's lease".to_owned())
         })
     }
 }
 
-/// Whether the same may succeed a moment later.
+/// Returns true if the same statement may succeed a moment later.
 fn is_passing(error: &sqlx::Error) -> bool {
     let Some(told) = error.as_database_error() else {
         return !matches!(
@@ -189,7 +194,8 @@ fn is_passing(error: &sqlx::Error) -> bool {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Encode(_) | sqlx::Error::PoolClosed
         );
     };
-    // 08 connection, 57P it ends or starts, 53300 too many connections, 40 deadlock or serialisation.
+    // SQLSTATE 08 is a connection error, 57P a server that stops or starts, 53300 too many
+    // connections, and 40 a deadlock or serialization failure.
     let passing = ["08", "57P", "53300", "40"];
     told.code()
         .is_some_and(|code| passing.iter().any(|class| code.starts_with(class)))
@@ -198,7 +204,7 @@ fn is_passing(error: &sqlx::Error) -> bool {
 fn failed(error: &sqlx::Error) -> StoreError {
     let code = error.as_database_error().and_then(|told| told.code());
     match code.as_deref() {
-        // disk_full
+        // SQLSTATE 53100, `disk_full`: the server does not report sizes.
         Some("53100") => StoreError::Full { used: 0, max: 0 },
         _ => StoreError::Away(error.to_string()),
     }

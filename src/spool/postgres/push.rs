@@ -1,4 +1,4 @@
-//! Pushes are kept together: whatever came while the last ones were being kept goes in one statement.
+//! Batching of pushes: all pushes that arrive during a running statement share the next one.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
@@ -12,18 +12,19 @@ use super::super::rows::checksum;
 use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError};
 use super::{PostgresState, WAITING_KIB, failed};
 
-/// Pushes in one statement, and bytes of it.
+/// Maximum number of pushes in one statement.
 const PUSHES: usize = 1024;
+/// Maximum size of the items in one statement in bytes, unless a single push is larger.
 const BYTES: u64 = 8 << 20;
-/// Statements at once: while the server keeps one, the next is written. They take their places one after the
-/// other.
+/// Number of concurrent statements, so that one is sent while the server commits the other. The
+/// lock on a buffer's row keeps their places in order.
 const AT_ONCE: usize = 2;
-/// A second one from so many pushes on.
+/// Number of waiting pushes from which a second concurrent statement begins.
 const WORTH_IT: usize = 256;
-/// What an item takes besides its body.
+/// Estimated size of an item besides its body, in bytes.
 const HEAD: u64 = 512;
 
-/// A push that waits.
+/// A push that waits for the next batch.
 #[derive(Debug)]
 pub(super) struct WaitingPush {
     buffer: i64,
@@ -31,7 +32,7 @@ pub(super) struct WaitingPush {
     once: Option<IdempotencyKey>,
     now: Millis,
     tell: oneshot::Sender<Result<Pushed, StoreError>>,
-    /// Its share of the memory that waits.
+    /// Permit for its share of the memory of unanswered pushes.
     _room: OwnedSemaphorePermit,
 }
 
@@ -44,13 +45,14 @@ impl WaitingPush {
     }
 }
 
-/// Works until the store is gone.
+/// Stores waiting pushes in batches until the store is dropped.
 pub(super) async fn run(store: Weak<PostgresState>, mut waiting: mpsc::Receiver<WaitingPush>) {
     let mut next = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     loop {
         let mut more = Vec::new();
-        // Whoever was just answered may have more to say; that belongs to the next batch.
+        // Callers that were just answered may push again, and those pushes belong to the next
+        // batch.
         tokio::task::yield_now().await;
         if next.is_empty() {
             tokio::select! {
@@ -64,7 +66,8 @@ pub(super) async fn run(store: Weak<PostgresState>, mut waiting: mpsc::Receiver<
         {
             next.push_back(more);
         }
-        // A few that would only wait for the lock of those under way had better wait here for more.
+        // A small batch would only wait for the row locks of the running statement, so it collects
+        // more pushes here.
         if under_way.len() >= AT_ONCE || (!under_way.is_empty() && next.len() < WORTH_IT) {
             under_way.next().await;
             continue;
@@ -76,7 +79,7 @@ pub(super) async fn run(store: Weak<PostgresState>, mut waiting: mpsc::Receiver<
     while under_way.next().await.is_some() {}
 }
 
-/// The pushes that go together: as many as fit, in their order, and no key twice.
+/// Takes pushes for one statement in their order, as long as they fit and no key occurs twice.
 fn batch(waiting: &mut VecDeque<WaitingPush>) -> Vec<WaitingPush> {
     let mut keys = HashSet::new();
     let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -94,12 +97,12 @@ fn batch(waiting: &mut VecDeque<WaitingPush>) -> Vec<WaitingPush> {
     batch
 }
 
-/// The columns of one statement.
+/// Array arguments of one call of `push_v1`.
 #[derive(Default)]
 struct Columns<'a> {
-    /// Each once.
+    /// Numbers of the buffers, each one once.
     buffers: Vec<i64>,
-    /// By push: which of the buffers, counted from one.
+    /// Position of each push's buffer in `buffers`, counted from 1.
     to: Vec<i32>,
     keys: Vec<Option<&'a str>>,
     prints: Vec<Option<&'a [u8]>>,
@@ -157,7 +160,7 @@ impl PostgresState {
         once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
-        let gone = || StoreError::Away("it is closed".to_owned());
+        let gone = || StoreError::Away("the store is closed".to_owned());
         let size: usize = items.iter().map(|item| item.body.len() + 512).sum();
         let size = u32::try_from(size / 1024 + 1)
             .unwrap_or(WAITING_KIB)
@@ -179,7 +182,7 @@ impl PostgresState {
         told.await.map_err(|_cause| gone())?
     }
 
-    /// Keeps what fits, and answers all.
+    /// Stores the pushes that fit into the spool and answers every push of the batch.
     async fn keep(&self, batch: Vec<WaitingPush>) {
         let most = self.parts.settings.max / 10 * 9;
         let mut used = self.cache.used();
@@ -199,7 +202,7 @@ impl PostgresState {
         for (index, push) in batch.into_iter().enumerate() {
             let answer = match &kept {
                 Ok(rows) => rows.get(index).map_or_else(
-                    || Err(StoreError::Away("it answered too little".to_owned())),
+                    || Err(StoreError::Away("a database reply is too short".to_owned())),
                     |row| answer(row, &push, &mut places),
                 ),
                 Err(error) => Err(error.clone()),
@@ -207,14 +210,14 @@ impl PostgresState {
             if answer.as_ref().is_ok_and(|pushed| !pushed.replayed) {
                 self.cache.add_used(push.buffer, push.bytes());
             }
-            // Who asked may have gone; it is kept all the same.
+            // The caller may be gone, but its push is stored nevertheless.
             let _ = push.tell.send(answer);
         }
     }
 
     async fn keep_all(&self, batch: &[WaitingPush]) -> Result<Vec<PgRow>, StoreError> {
         let all = Columns::of(batch);
-        // Whoever drains is told, unless that is us.
+        // Other replicas are notified unless this one drains all of these buffers.
         let tell = all
             .buffers
             .iter()
@@ -243,7 +246,8 @@ impl PostgresState {
     }
 }
 
-/// What became of a push, as `push_v1` tells it. `places` are those given so far, by buffer.
+/// Converts a row of `push_v1` into the result of its push. `places` counts the places given so far
+/// in this batch, by buffer number.
 fn answer(
     row: &PgRow,
     push: &WaitingPush,
@@ -271,7 +275,8 @@ fn answer(
         (1, _) => {
             let items: Vec<(Arc<str>, i64)> =
                 serde_json::from_str(&made.unwrap_or_default()).unwrap_or_default();
-            // Ours, kept a moment ago without our having heard so.
+            // The same first id means that an earlier try of this push was stored and its reply was
+            // lost.
             let ours = items.first().zip(push.items.first());
             let replayed = ours.is_none_or(|((id, _), item)| *id != item.id);
             Ok(Pushed { items, replayed })
@@ -281,6 +286,6 @@ fn answer(
             push.buffer
         ))),
         (3, _) => Err(StoreError::KeyReused),
-        _ => Err(StoreError::Away("it answered something else".to_owned())),
+        _ => Err(StoreError::Away("a database reply is invalid".to_owned())),
     }
 }

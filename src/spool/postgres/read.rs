@@ -1,4 +1,4 @@
-//! Reading the store.
+//! Read queries of the Postgres store.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ impl PostgresState {
         }
         let soon = "select * from outpace.item where buffer = $1 and status < 2 and not_before > kept \
                     order by not_before limit least($2, 1)";
-        // Kept by a replica whose clock is a little ahead of ours.
+        // Items pushed by a replica with a clock slightly ahead become due a little later.
         let ahead = "select * from outpace.item where buffer = $1 and status < 3 and status < 2 \
                      order by not_before limit least($2, 1)";
         for sql in [soon, ahead] {
@@ -61,8 +61,9 @@ impl PostgresState {
         Ok(Vec::new())
     }
 
-    /// The first live items, looked for from where the last ones were: what is over leaves entries in
-    /// the index until it is vacuumed.
+    /// Returns the first live items, starting the scan at the place of the last result. Finished
+    /// items leave entries in the index until a vacuum, and a scan from the start would read them
+    /// all.
     async fn first(&self, buffer: i64, limit: u32) -> Result<Vec<Item>, StoreError> {
         let sql = "select * from outpace.item where buffer = $1 and status < 3 and seq >= $2 \
                    order by seq limit $3";
@@ -115,8 +116,10 @@ impl PostgresState {
     }
 
     pub(super) async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
-        // What was kept later was pushed behind; moved to the end it stands behind as well. Along the places:
-        // by the time itself (`kept + 0`: not by its index) all that is later would be sorted.
+        // An item stored later was pushed to a later place, and a redrive to the end only raises
+        // its place. The scan therefore runs along the places from the first item at or after
+        // `since`. `kept + 0` keeps the planner off the index on `kept`, which would sort all later
+        // items.
         let sql = "select * from outpace.item where ($1::int8 is null or buffer = $1) \
              and ($2::text is null or id = $2) and ($3::int8 is null or status = $3) \
              and ($4::int8 is null or (kept + 0 >= $4 and seq >= coalesce((select born from outpace.item \
@@ -139,8 +142,9 @@ impl PostgresState {
         &self,
         query: ListQuery,
     ) -> Result<Vec<(i64, Attempt)>, StoreError> {
-        // Responses are read where they are asked for. What began later was recorded later; places grow
-        // with that, but for transactions that were under way at the same time.
+        // Responses are read only on request because they may be large. An attempt that began later
+        // was recorded later, and places grow in that order except for concurrent transactions. The
+        // margin of 10 s covers those.
         let sql = "select place, item, buffer, number, started, took, waited, outcome, code, error, next, \
              doubtful, case when $8 then headers end as headers, case when $8 then body end as body, cut \
              from outpace.attempt where ($1::int8 is null or buffer = $1) \

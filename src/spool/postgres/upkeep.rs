@@ -1,4 +1,5 @@
-//! What the store does by itself: signs of life, taking what nobody holds, and looking what others did.
+//! Background upkeep of the store: heartbeats, taking free leases and reading changes of other
+//! replicas.
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
@@ -12,12 +13,12 @@ use super::super::{Buffer, StoreError};
 use super::cache::{Look, LookRow};
 use super::{PostgresState, failed};
 
-/// How often a look is taken, whatever is heard.
+/// Longest interval between two looks at the database without a notification.
 const EVERY: Duration = Duration::from_millis(250);
-/// However much is heard, not more often.
+/// Shortest interval between two looks, however many notifications arrive.
 const AT_MOST: Duration = Duration::from_millis(10);
 
-/// Works until the store is closed or gone.
+/// Runs the upkeep until the store is closed or dropped.
 pub(super) async fn run(store: Weak<PostgresState>) {
     let mut listener = None;
     let mut away = false;
@@ -29,9 +30,9 @@ pub(super) async fn run(store: Weak<PostgresState>) {
         let done = store.tick().await;
         match &done {
             Err(error) if !away => {
-                tracing::warn!(%error, "the spool's database is away; nothing is sent from it meanwhile");
+                tracing::warn!(%error, "the spool's database cannot be used; its items wait until it can");
             }
-            Ok(()) if away => tracing::info!("the spool's database is back"),
+            Ok(()) if away => tracing::info!("the spool's database can be used again"),
             _ => {}
         }
         away = done.is_err();
@@ -45,7 +46,7 @@ pub(super) async fn run(store: Weak<PostgresState>) {
 }
 
 impl PostgresState {
-    /// A sign of life if one is due, then a look, and what nobody holds is taken.
+    /// Sends a heartbeat if one is due, looks at the database and takes the leases of free buffers.
     async fn tick(&self) -> Result<(), StoreError> {
         self.prepare()
             .await
@@ -68,7 +69,8 @@ impl PostgresState {
     async fn stay(&self) -> Result<(), StoreError> {
         let (clock, lease) = (&self.parts.clock, self.parts.settings.lease);
         let ttl = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
-        // We stop earlier than others may begin: what is under way needs time to break off.
+        // This replica stops at four fifths of the lease. Its deliveries need time to end before
+        // another replica may begin.
         let ours = lease.mul_f64(0.8);
         let now = clock.now();
         let held = self.cache.until().filter(|until| *until > now);
@@ -77,13 +79,15 @@ impl PostgresState {
                 return Ok(());
             }
             let alive = self.sign("select outpace.alive_v1($1, $2)", ttl).await?;
-            // Heard too late, what was in flight has broken off: it needs a new term to be taken up.
+            // If the reply arrives after the old deadline, deliveries have been cancelled. Their
+            // items are recovered only under a new term.
             if alive && clock.now() < until {
                 self.cache.extend(now + ours);
                 return Ok(());
             }
         }
-        // What was ours may have been somebody else's meanwhile: all that is in flight is doubtful.
+        // Another replica may have held the buffers meanwhile, so the outcome of all items in
+        // flight is uncertain.
         self.cache.let_go();
         let now = clock.now();
         self.sign("select true from outpace.enter_v1($1, $2)", ttl)
@@ -104,7 +108,8 @@ impl PostgresState {
             .map_err(|error| failed(&error))
     }
 
-    /// Looks which buffers there are, and who holds them. Returns those that nobody holds.
+    /// Reads all buffers and their leases into the cache. Returns the numbers of buffers without a
+    /// live lease holder.
     pub(super) async fn look(&self) -> Result<Vec<i64>, StoreError> {
         let _one = self.looking.lock().await;
         let sql = "select outpace.millis_v1(), b.number, b.version, b.edition, b.bytes, \
@@ -145,7 +150,7 @@ impl PostgresState {
         Ok(free)
     }
 
-    /// Buffers of an edition that is not known yet.
+    /// Reads the buffers with an edition that the cache does not have yet.
     async fn fresh(&self, rows: &[LookRow]) -> Result<Vec<Buffer>, StoreError> {
         let news = rows
             .iter()
@@ -163,7 +168,8 @@ impl PostgresState {
             .map_err(|error| failed(&error))
     }
 
-    /// Waits for a word of another replica. Behind a pooler none comes, and the next look is soon.
+    /// Waits for a notification of another replica. A pooler in transaction mode passes none on,
+    /// and then only the regular looks remain.
     async fn hear(&self, listener: &mut Option<PgListener>) {
         if listener.is_none() {
             *listener = self.parts.database.listen("outpace_spool").await.ok();
