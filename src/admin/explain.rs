@@ -1,5 +1,4 @@
-//! `GET /v1/explain`: what a request would meet: its target, limits, keys, costs, lane, and when it could
-//! leave.
+//! `GET /v1/explain`: the target, limits, keys, costs and lane of a request, and its expected wait.
 
 use std::sync::Arc;
 
@@ -19,23 +18,23 @@ use crate::policy::{
 };
 use crate::units::{HostName, Scheme};
 
-/// The request that is asked about.
+/// Description of the request to explain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Question {
-    /// Its URL.
+    /// Absolute URL of the request.
     pub url: String,
-    /// How; GET if nothing is said.
+    /// Method of the request. `None` means GET.
     pub method: Option<String>,
-    /// Its fields, as `name: value`.
+    /// Header fields of the request, as `name: value`.
     pub headers: Vec<String>,
-    /// Its body.
+    /// Body of the request, read as JSON for keys and costs.
     pub body: Option<String>,
-    /// The client it comes from, where clients are known.
+    /// Name of the client that sends the request, if `clients` are configured.
     pub client: Option<String>,
 }
 
 impl Question {
-    /// From the pairs of a query.
+    /// Builds a question from the pairs of a query string. Unknown names are ignored.
     pub fn from_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut question = Self::default();
         for (name, value) in pairs {
@@ -51,7 +50,7 @@ impl Question {
         question
     }
 
-    /// The same as the pairs of a query.
+    /// Returns the question as the pairs of a query string.
     pub fn pairs(&self) -> Vec<(&'static str, &str)> {
         let mut pairs = vec![("url", &*self.url)];
         pairs.extend(self.method.as_deref().map(|method| ("method", method)));
@@ -64,10 +63,10 @@ impl Question {
     fn head(&self) -> Result<Parts, String> {
         let method = self.method.as_deref().unwrap_or("GET");
         let method = Method::from_bytes(method.as_bytes())
-            .map_err(|_cause| format!("`{method}` is no method"))?;
+            .map_err(|_cause| format!("`{method}` is not an HTTP method"))?;
         let mut request = Request::builder().method(method).uri(&self.url);
         for line in &self.headers {
-            let wrong = || format!("`{line}` is no field; write it as \"name: value\"");
+            let wrong = || format!("`{line}` is not a header field; write it as \"name: value\"");
             let (name, value) = line.split_once(':').ok_or_else(wrong)?;
             let name = HeaderName::try_from(name.trim()).map_err(|_cause| wrong())?;
             let value = HeaderValue::try_from(value.trim()).map_err(|_cause| wrong())?;
@@ -81,28 +80,29 @@ impl Question {
 
     fn not_a_url(&self) -> String {
         format!(
-            "`{}` is no URL of a request; write it as \"https://api.example.com/path\"",
+            "`{}` is not a request URL; write it as \"https://api.example.com/path\"",
             self.url
         )
     }
 }
 
-/// What is in force now, where an outpace runs.
+/// Live state of a running outpace, needed for waits and free slots.
 #[derive(Debug, Clone, Copy)]
 pub struct LiveState<'a> {
-    /// Who waits.
+    /// Pacer with the waiters and the forecasts.
     pub pacer: &'a Pacer,
-    /// Time.
+    /// Clock that the waits are measured with.
     pub clock: &'a Clock,
 }
 
-/// As many are looked for of those that could leave now.
+/// Upper bound for `free_now`, in requests.
 const FREE_MOST: u32 = 10_000;
 
-/// What the request would meet.
+/// Explains the request under `policy`. `now` is `None` without a running outpace. Waits and free
+/// slots are then omitted.
 ///
 /// # Errors
-/// A sentence: the question is malformed.
+/// Returns a message if the method, URL, a header field or the client's name is invalid.
 pub fn explain(
     policy: &Policy,
     question: &Question,
@@ -120,14 +120,14 @@ pub fn explain(
     let port = uri.port_u16().unwrap_or_else(|| scheme.default_port());
     let Some(target) = policy.target(&host, port) else {
         let verdict = match policy.unmatched {
-            Unmatched::Tunnel => "passes untouched and unpaced: no target matches its host",
+            Unmatched::Tunnel => "passes unchanged and without limits: no target matches its host",
             Unmatched::Refuse => "is refused (403): no target matches its host",
         };
         return Ok(json!({ "url": question.url, "target": null, "verdict": verdict }));
     };
     let known = |name: &String| policy.clients.iter().find(|client| *client.name == **name);
     let client = match &question.client {
-        Some(name) => Some(known(name).ok_or_else(|| format!("no client is called `{name}`"))?),
+        Some(name) => Some(known(name).ok_or_else(|| format!("no client is named `{name}`"))?),
         None => None,
     };
     let body = question.body.as_deref();
@@ -162,7 +162,8 @@ fn explanation(
         let alone = scope.clone().only(only);
         let pins = status.iter().flat_map(|status| &status.pins);
         let mut pinned = pins.filter(|(name, _)| *name == limit.name);
-        // How many run is not known from here, only how many may.
+        // `free_now` is given for rates only. The number of running requests of a concurrency limit
+        // is not available here.
         let rate = applies && matches!(limit.bound, Bound::Rate { .. });
         let free = now.filter(|_| rate);
         let free = free.map(|now| now.pacer.free(target, scope, index, FREE_MOST));
@@ -180,18 +181,18 @@ fn explanation(
     let all = wait(scope, true);
     let longest = target.max_wait.as_secs_f64();
     let verdict = match &all {
-        None => "outpace does not run: what its limits hold now is not known".to_owned(),
-        Some(_) if target.observe => "leaves at once: the target is only observed".to_owned(),
+        None => "outpace is not running: the state of its limits is unknown".to_owned(),
+        Some(_) if target.observe => "leaves at once: the target is in observe mode".to_owned(),
         Some((wait, _)) if *wait <= 0.0 => "leaves at once".to_owned(),
         Some((wait, _)) if *wait <= longest => format!("waits {wait:.3} s"),
         Some((wait, _)) if target.overflow => {
             format!(
-                "is kept (202): its turn comes in {wait:.3} s, and it may be held for {longest} s"
+                "is spooled (202): its wait of {wait:.3} s would exceed the max wait of {longest} s"
             )
         }
         Some((wait, _)) => {
             format!(
-                "is refused (429): its turn comes in {wait:.3} s, and it may be held for {longest} s"
+                "is refused (429): its wait of {wait:.3} s would exceed the max wait of {longest} s"
             )
         }
     };
@@ -232,7 +233,8 @@ pub(super) async fn asked(State(admin): State<Admin>, RawQuery(query): RawQuery)
     }
 }
 
-/// `GET /v1/status`: every target, the rates in force and why, who waits, and the last refusals.
+/// `GET /v1/status`: all targets with their limits, ledger mode and counters, and the last
+/// refusals.
 pub(super) async fn status(State(admin): State<Admin>) -> Response {
     let exchange = &admin.exchange;
     let policy = admin.policy.load();

@@ -1,4 +1,5 @@
-//! Readiness as latches: ready when the last one has dropped, and not any more once draining.
+//! Readiness as a set of latches. The process is ready once every latch has been dropped, and no
+//! longer ready once a drain begins.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -6,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 
-/// Knows what is still missing. Cheap to clone.
+/// Readiness of this process, with the names of the open latches. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Readiness(Arc<ReadinessState>);
 
@@ -14,11 +15,11 @@ pub struct Readiness(Arc<ReadinessState>);
 struct ReadinessState {
     tasks: Tasks,
     closed: AtomicUsize,
-    /// The names of latches that have not dropped.
+    /// Names of latches that have not been dropped yet.
     missing: Mutex<Vec<&'static str>>,
 }
 
-/// Something that must have happened; it has once this is dropped.
+/// Condition that must be met before the process is ready. Dropping the latch marks it as met.
 #[derive(Debug)]
 pub struct Latch {
     name: &'static str,
@@ -26,7 +27,8 @@ pub struct Latch {
 }
 
 impl Readiness {
-    /// Ready from the start, until a latch is made or `tasks` drain.
+    /// Creates a readiness without latches. It reports ready until a latch is made or `tasks`
+    /// drain.
     pub fn new(tasks: Tasks) -> Self {
         Self(Arc::new(ReadinessState {
             tasks,
@@ -35,7 +37,7 @@ impl Readiness {
         }))
     }
 
-    /// One more thing to wait for.
+    /// Adds a named latch. The process is not ready until the returned value is dropped.
     #[must_use]
     pub fn latch(&self, name: &'static str) -> Latch {
         self.0.closed.fetch_add(1, Ordering::AcqRel);
@@ -46,7 +48,7 @@ impl Readiness {
         }
     }
 
-    /// What is missing; `None` if ready.
+    /// Returns the names of open latches, or `draining` during a drain. `None` means ready.
     pub fn missing(&self) -> Option<String> {
         if self.0.tasks.draining() {
             return Some("draining".to_owned());

@@ -1,5 +1,5 @@
-//! Limits changed while everything runs: a pin holds for all replicas, whatever their files say, until
-//! it is taken off.
+//! Changes of limits at run time. A pin overrides the policy files of all replicas until it is
+//! removed.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{Admin, problem};
 use crate::policy::{Algorithm, Bound, Limit};
 use crate::units::Rate;
 
-/// What is changed; what is left out stays.
+/// Change of a limit. An absent field keeps its current value.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitChange {
@@ -23,7 +23,7 @@ pub(super) struct LimitChange {
     concurrent: Option<u32>,
 }
 
-/// `PATCH /v1/targets/{name}/limits/{limit}`.
+/// `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit at the given values.
 pub(super) async fn pin(
     State(admin): State<Admin>,
     Path((target, limit)): Path<(String, String)>,
@@ -45,7 +45,7 @@ pub(super) async fn pin(
     settle(&admin, target.into(), limit.into(), Some(bound)).await
 }
 
-/// `DELETE /v1/targets/{name}/limits/{limit}`.
+/// `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin of a limit.
 pub(super) async fn unpin(
     State(admin): State<Admin>,
     Path((target, limit)): Path<(String, String)>,
@@ -65,7 +65,7 @@ async fn settle(
     match pinned.await {
         Ok(()) => {
             let shown = bound.map(|bound| bound.to_string());
-            tracing::info!(%target, %limit, pinned = shown, "a limit was pinned or unpinned");
+            tracing::info!(%target, %limit, pinned = shown, "limit pinned or unpinned");
             Json(json!({ "target": *target, "limit": *limit, "pinned": shown })).into_response()
         }
         Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error),
@@ -89,38 +89,41 @@ fn find<'a>(
         .find(|known| *known.name == *limit)
         .ok_or_else(|| {
             format!(
-                "target `{target}` has no limit `{limit}`; it has {}",
+                "target `{target}` has no limit `{limit}`; its limits are {}",
                 names()
             )
         })
 }
 
-/// The limit's bound with the change applied.
+/// Returns the limit's bound with the change applied.
+///
+/// # Errors
+/// Returns a message if the change does not fit the limit or would let nothing through.
 fn changed(limit: &Limit, change: &LimitChange) -> Result<Bound, String> {
     match limit.bound {
         Bound::Concurrent(now) => {
             if change.rate.is_some() || change.burst.is_some() {
-                return Err("this limit is on how many run at once; change `concurrent`".to_owned());
+                return Err("this is a concurrency limit; change `concurrent`".to_owned());
             }
             match change.concurrent.unwrap_or(now) {
-                0 => Err("0 at once would let nothing through".to_owned()),
+                0 => Err("0 at once would let nothing through; write 1 or more".to_owned()),
                 count => Ok(Bound::Concurrent(count)),
             }
         }
         Bound::Rate { rate, algorithm } => {
             if change.concurrent.is_some() {
-                return Err("this limit is a rate; change `rate` or `burst`".to_owned());
+                return Err("this is a rate limit; change `rate` or `burst`".to_owned());
             }
             let rate = match &change.rate {
                 Some(text) => text.parse::<Rate>().map_err(|error| error.to_string())?,
                 None => rate,
             };
             let algorithm = match (algorithm, change.burst) {
-                (_, Some(0)) => return Err("a burst of 0 would let nothing through".to_owned()),
+                (_, Some(0)) => return Err("a burst of 0 blocks all; write 1 or more".to_owned()),
                 (Algorithm::TokenBucket { .. }, Some(burst)) => {
                     Algorithm::TokenBucket { burst: Some(burst) }
                 }
-                (_, Some(_)) => return Err("a window has no burst".to_owned()),
+                (_, Some(_)) => return Err("a window has no burst; omit `burst`".to_owned()),
                 (algorithm, None) => algorithm,
             };
             Ok(Bound::Rate { rate, algorithm })

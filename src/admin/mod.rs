@@ -1,11 +1,13 @@
-//! The operators' listener.
+//! Admin listener for operators.
 //!
-//! - `GET /healthz`: the process answers.
-//! - `GET /readyz`: 200 once every latch has dropped and no drain has begun, else 503 with the reason.
-//! - `GET /metrics`: OpenMetrics text.
-//! - `GET /v1/status`, `GET /v1/explain?url=…`: what is in force, and what a request would meet.
-//! - `GET /v1/attend`: held open by `outpace run` while its command runs.
-//! - `PATCH /v1/targets/{name}/limits/{limit}` pins a limit for all replicas, `DELETE` takes the pin off.
+//! - `GET /healthz`: 200 as long as the process answers.
+//! - `GET /readyz`: 200 if no latch is open and no drain has begun, otherwise 503 with the reason.
+//! - `GET /metrics`: metrics as OpenMetrics text.
+//! - `GET /v1/status`: limits in force, waiters and counters of all targets.
+//! - `GET /v1/explain?url=…`: the limits that apply to a request, and its expected wait.
+//! - `GET /v1/attend`: session that `outpace run` holds open while its command runs.
+//! - `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit for all replicas.
+//! - `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin.
 
 mod explain;
 mod latch;
@@ -32,38 +34,39 @@ use crate::ledger::Ledger;
 use crate::policy::{Policy, Secret};
 use crate::telemetry::Metrics;
 
-/// What the admin routes know.
+/// State that the admin routes share.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    /// When we are ready.
+    /// Readiness that `/readyz` reports.
     pub readiness: Readiness,
-    /// What is scraped.
+    /// Metrics that `/metrics` exposes.
     pub metrics: Metrics,
-    /// What is in force here.
+    /// Current policy of this replica, replaced as a whole by a reload.
     pub policy: Arc<ArcSwap<Policy>>,
-    /// Where limits are pinned.
+    /// Ledger that stores the pins of limits.
     pub ledger: Arc<dyn Ledger>,
-    /// What operators prove themselves with; nothing if absent.
+    /// Bearer token that operators must send. `None` disables authentication.
     pub token: Option<Arc<Secret>>,
-    /// Where requests are sent.
+    /// Exchange that provides forecasts, counters and recent refusals.
     pub exchange: Arc<Exchange>,
-    /// What we are.
+    /// Addresses, process and version of this outpace, sent to sessions.
     pub serving: Arc<ServingInfo>,
-    /// Who uses us for as long as they are there.
+    /// Sessions of `outpace run` that keep this process alive.
     pub sessions: Sessions,
 }
 
 impl Admin {
-    /// Serves until the process ends.
+    /// Serves the admin routes until the process ends.
     ///
     /// # Errors
-    /// What the system said.
+    /// Returns the error of the operating system if the listener fails.
     pub async fn run(self, listener: TcpListener) -> std::io::Result<()> {
         axum::serve(listener, self.router()).await
     }
 
     fn router(self) -> Router {
-        // Health is for probes, which carry no token; it tells nothing that is not plain to see.
+        // Probes carry no token. The health routes need none, because they reveal only the
+        // readiness.
         let guarded = Router::new()
             .route("/metrics", get(metrics))
             .route("/v1/attend", get(sessions::open_session))
@@ -113,7 +116,7 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
     (
         StatusCode::UNAUTHORIZED,
         challenge,
-        "send `Authorization: Bearer` with `admin.token`\n",
+        "admin token missing or wrong; send `Authorization: Bearer` with `admin.token`\n",
     )
         .into_response()
 }
@@ -125,7 +128,7 @@ fn bears(headers: &HeaderMap, token: &Secret) -> bool {
         .is_some_and(|offered| token.matches(offered))
 }
 
-/// A problem, as problem+json.
+/// Builds a problem response as `application/problem+json` (RFC 9457).
 fn problem(status: StatusCode, text: &str) -> Response {
     let body = serde_json::json!({ "status": status.as_u16(), "detail": text });
     let kind = [(header::CONTENT_TYPE, "application/problem+json")];

@@ -1,5 +1,5 @@
-//! `GET /v1/open_session`: whoever uses this outpace for as long as the connection lasts. One that was started
-//! for such users ends when the last has gone.
+//! `GET /v1/attend`: a session that lasts as long as its connection. An outpace that was started
+//! for sessions ends after the last one has ended.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,22 +17,22 @@ use tokio::sync::watch;
 
 use super::Admin;
 
-/// What a running outpace says of itself; also in `serving.json` of its data directory.
+/// Description of a running outpace. The same data is in `serving.json` in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServingInfo {
-    /// Its configuration file, absolute.
+    /// Absolute path of the configuration file.
     pub config: String,
-    /// Where the proxy listens.
+    /// Listen address of the proxy.
     pub listen: std::net::SocketAddr,
-    /// Where the admin listens.
+    /// Listen address of the admin routes.
     pub admin: std::net::SocketAddr,
-    /// Its process.
+    /// Process ID of the running outpace.
     pub pid: u32,
-    /// Its version.
+    /// Version of the running outpace.
     pub version: String,
 }
 
-/// Counts those who are there; nothing once nobody is let in any more.
+/// Counter of open sessions. The count becomes `None` once no new session is accepted.
 #[derive(Debug, Clone)]
 pub struct Sessions(Arc<watch::Sender<Option<usize>>>);
 
@@ -51,7 +51,7 @@ impl Sessions {
         entered.then(|| SessionGuard(Arc::clone(&self.0)))
     }
 
-    /// Lets nobody in any more, if nobody is there.
+    /// Stops accepting sessions if none is open. Returns true if this call stopped them.
     pub fn close(&self) -> bool {
         self.0.send_if_modified(|count| {
             let empty = *count == Some(0);
@@ -62,24 +62,24 @@ impl Sessions {
         })
     }
 
-    /// Ready once somebody is there.
+    /// Waits until at least one session is open, or until sessions are closed.
     pub async fn any(&self) {
         self.until(|count| count > 0).await;
     }
 
-    /// Ready once nobody is.
+    /// Waits until no session is open, or until sessions are closed.
     pub async fn none(&self) {
         self.until(|count| count == 0).await;
     }
 
     async fn until(&self, wanted: impl Fn(usize) -> bool) {
-        // We hold the sender, so it does not end.
+        // This value holds the sender, so the channel cannot close and the wait cannot fail.
         let wanted = |count: &Option<usize>| count.is_none_or(&wanted);
         let _ = self.0.subscribe().wait_for(wanted).await;
     }
 }
 
-/// Is there until it is dropped.
+/// Open session, which ends when the guard is dropped.
 struct SessionGuard(Arc<watch::Sender<Option<usize>>>);
 
 impl Drop for SessionGuard {
@@ -89,10 +89,11 @@ impl Drop for SessionGuard {
     }
 }
 
-/// Who we are, and then nothing for as long as somebody reads.
+/// Response body of a session: one line with the [`ServingInfo`], then no data until the client
+/// disconnects.
 struct SessionStream {
     first: Option<Bytes>,
-    #[expect(dead_code, reason = "its drop is what counts")]
+    #[expect(dead_code, reason = "dropping it ends the session")]
     present: SessionGuard,
 }
 
@@ -109,7 +110,7 @@ impl futures_util::Stream for SessionStream {
 
 pub(super) async fn open_session(State(admin): State<Admin>) -> Response {
     let Some(present) = admin.sessions.enter() else {
-        return super::problem(StatusCode::SERVICE_UNAVAILABLE, "it ends now");
+        return super::problem(StatusCode::SERVICE_UNAVAILABLE, "outpace is shutting down");
     };
     let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
     first.push('\n');

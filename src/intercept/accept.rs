@@ -1,4 +1,4 @@
-//! The first bytes inside a CONNECT: TLS, plain HTTP, or something that cannot be paced.
+//! First bytes inside a CONNECT: TLS, plain HTTP, or another protocol that cannot be paced.
 
 use std::io;
 use std::pin::Pin;
@@ -13,47 +13,48 @@ use tokio_rustls::server::TlsStream;
 
 use crate::bounds::{FIRST_BYTE_TIMEOUT, TLS_ACCEPT_TIMEOUT};
 
-/// What a client speaks inside its CONNECT.
+/// Protocol that a client uses inside its CONNECT.
 #[derive(Debug)]
 pub enum Inside<T> {
-    /// TLS that we ended; `http2` if ALPN agreed on it.
+    /// TLS session that outpace terminates with a certificate of its CA.
     Tls {
-        /// The stream.
+        /// Decrypted byte stream of the client.
         stream: Box<TlsStream<Prefixed<T>>>,
-        /// Whether HTTP/2 was agreed on.
+        /// True if HTTP/2 was negotiated by ALPN.
         http2: bool,
     },
-    /// HTTP without TLS.
+    /// Plain HTTP without TLS.
     Plain(Prefixed<T>),
 }
 
-/// Why the inside of a CONNECT cannot be served.
+/// Reason why the inside of a CONNECT cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// Neither TLS nor HTTP.
+    /// The first bytes are neither a TLS handshake nor an HTTP request.
     #[error("the client speaks neither TLS nor HTTP")]
     NotHttp,
-    /// Nothing came, or too slowly.
-    #[error("the client took too long")]
+    /// The first byte or the end of the TLS handshake came too late.
+    #[error("the client timed out before TLS or HTTP began")]
     TooSlow,
-    /// The client went away.
+    /// The client closed the connection before or during the handshake.
     #[error("the client closed the connection")]
     Closed,
-    /// The client does not trust our certificate.
-    #[error("the client does not trust our certificate ({0})")]
+    /// The client does not trust the certificate that outpace presented. The text is the TLS alert.
+    #[error("the client rejected outpace's certificate with the TLS alert {0}")]
     Distrusted(String),
-    /// The client asked for another host than its CONNECT named.
-    #[error("the client's TLS names another host than its CONNECT")]
+    /// The ClientHello named another host than the CONNECT, so no certificate was presented.
+    #[error("the TLS server name (SNI) differs from the host of the CONNECT")]
     WrongName,
-    /// TLS failed otherwise.
+    /// TLS with the client failed for another reason.
     #[error("TLS with the client failed: {0}")]
     Tls(String),
 }
 
-/// Looks at the first bytes and ends TLS if that is what they are. `prefix` was read already.
+/// Inspects the first bytes inside a CONNECT and terminates TLS if they begin a handshake. `prefix`
+/// holds bytes that were already read from `stream`.
 ///
 /// # Errors
-/// [`AcceptError`].
+/// Returns an [`AcceptError`] if the bytes are not HTTP, the handshake fails, or a timeout expires.
 pub async fn accept<T>(
     stream: T,
     prefix: Bytes,
@@ -67,7 +68,7 @@ where
         .map_err(|_elapsed| AcceptError::TooSlow)??;
     match stream.prefix.first() {
         Some(&TLS_HANDSHAKE) => {}
-        // Methods are upper-case words; so is the HTTP/2 preface.
+        // HTTP methods and the HTTP/2 preface begin with an upper-case word.
         Some(byte) if byte.is_ascii_uppercase() && stream.looks_like_http() => {
             return Ok(Inside::Plain(stream));
         }
@@ -85,7 +86,7 @@ where
     })
 }
 
-/// The content type of a TLS handshake record (RFC 8446 section 5.1).
+/// Content type of a TLS handshake record (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
 fn classify(error: &io::Error) -> AcceptError {
@@ -112,7 +113,7 @@ fn classify(error: &io::Error) -> AcceptError {
     }
 }
 
-/// A stream some of whose bytes were read already.
+/// Stream with a prefix of bytes that were already read from it.
 #[derive(Debug)]
 pub struct Prefixed<T> {
     inner: T,
@@ -120,12 +121,15 @@ pub struct Prefixed<T> {
 }
 
 impl<T: AsyncRead + Unpin> Prefixed<T> {
-    /// `inner`, of which `prefix` was read.
+    /// Creates a stream that yields `prefix` first and then reads from `inner`.
     pub const fn new(inner: T, prefix: Bytes) -> Self {
         Self { inner, prefix }
     }
 
-    /// Reads until there is at least one byte.
+    /// Reads from `inner` until at least one byte is available.
+    ///
+    /// # Errors
+    /// Returns [`AcceptError::Closed`] if the stream ends or fails before the first byte.
     async fn fill(mut inner: T, prefix: Bytes) -> Result<Self, AcceptError> {
         if !prefix.is_empty() {
             return Ok(Self { inner, prefix });
@@ -141,7 +145,8 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
         }
     }
 
-    /// A method of tokens and a space, as far as the bytes go.
+    /// Returns true if the prefix looks like a method: 1 to 16 upper-case letters, then a space or
+    /// the end of the bytes.
     fn looks_like_http(&self) -> bool {
         let word = self
             .prefix

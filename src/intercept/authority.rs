@@ -1,4 +1,4 @@
-//! Our certificate authority: made on first use, or the operator's own.
+//! Certificate authority for interception, created on first use or supplied by the operator.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -14,79 +14,79 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 
-/// Where the CA comes from.
+/// Source of the CA's certificate and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaSource {
-    /// `ca.pem` and `ca.key` in this directory; made if they are absent.
+    /// Directory with `ca.pem` and `ca.key`. Both files are created if they are absent.
     DataDir(PathBuf),
-    /// The operator's files.
+    /// Certificate and key files supplied by the operator.
     Supplied {
-        /// The certificate, perhaps with its chain.
+        /// PEM file with the certificate, optionally followed by its chain.
         cert: PathBuf,
-        /// Its key.
+        /// PEM file with the private key of the certificate.
         key: PathBuf,
     },
 }
 
-/// Why there is no CA. Each is a sentence that names the file and the remedy.
+/// Reason why the CA could not be loaded. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// A file or directory cannot be read or written.
+    /// A file or directory could not be read or written.
     #[error(
         "{path}: {cause}; make it readable and writable for this user, or set `data_dir` elsewhere"
     )]
     File {
-        /// Which.
+        /// File or directory that the operation was for.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         cause: io::Error,
     },
-    /// Others may read the key.
+    /// The permissions of the key file let other users read the key.
     #[error(
-        "{path} has mode {mode:04o}: others may read the key of the CA; run `chmod 600 {path}`"
+        "{path} has mode {mode:04o}: other users can read the key of the CA; run `chmod 600 {path}`"
     )]
     Mode {
-        /// The key's file.
+        /// Path of the key file.
         path: PathBuf,
-        /// Its permissions.
+        /// Permission bits of the key file.
         mode: u32,
     },
-    /// One of the two files is missing.
+    /// One of the two files exists and the other one is missing.
     #[error(
-        "{present} is there but {missing} is not; restore it, or remove both and a new CA is made"
+        "{present} exists but {missing} does not; restore it, or remove {present} for a new CA"
     )]
     Half {
-        /// The file that is there.
+        /// Path of the file that exists.
         present: PathBuf,
-        /// The one that is not.
+        /// Path of the file that is missing.
         missing: PathBuf,
     },
-    /// The files are not a CA and its key.
+    /// The files are not a CA certificate and its key.
     #[error("{path} is not usable as a CA: {cause}")]
     Unusable {
-        /// The file.
+        /// Path of the certificate or key file.
         path: PathBuf,
-        /// Why not.
+        /// Cause that makes the file unusable.
         cause: String,
     },
 }
 
-/// What a person wants to know of a CA.
+/// Description of a CA for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
-    /// SHA-256 of the certificate, as colon-separated hex.
+    /// SHA-256 of the certificate in DER form, as colon-separated hexadecimal bytes.
     pub fingerprint: String,
-    /// Whom it names.
+    /// Subject name of the certificate.
     pub subject: String,
-    /// Until when it is valid.
+    /// Time at which the certificate expires.
     pub not_after: SystemTime,
 }
 
-/// A CA that can sign leaves. `Debug` shows no key.
+/// CA that signs leaf certificates. `Debug` output contains no key.
 pub struct CertificateAuthority {
     pub(super) issuer: Issuer<'static, KeyPair>,
     pem: String,
-    /// The certificate, and what leads from it to its root.
+    /// CA certificate, followed by the certificates that lead to its root.
     pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
@@ -101,10 +101,11 @@ const VALIDITY: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 pub(super) const BACKDATE: Duration = Duration::from_secs(2 * 24 * 3600);
 
 impl CertificateAuthority {
-    /// Loads the CA; makes it if the data directory has none yet.
+    /// Loads the CA. A data directory without a CA gets a new one.
     ///
     /// # Errors
-    /// [`CaError`].
+    /// Returns a [`CaError`] if a file is missing, inaccessible, readable by other users or
+    /// unusable.
     pub fn load_or_make(source: &CaSource, now: SystemTime) -> Result<Self, CaError> {
         match source {
             CaSource::Supplied { cert, key } => Self::load(cert, key),
@@ -113,7 +114,8 @@ impl CertificateAuthority {
                 if cert.exists() && key.exists() {
                     return Self::load(&cert, &key);
                 }
-                // Of several processes that begin at once one makes it; the others read it.
+                // If several processes start at once, the lock lets one create the CA and the rest
+                // load it.
                 make_private_dir(dir)?;
                 let path = dir.join("ca.lock");
                 let lock = fs::File::create(&path).map_err(at(&path))?;
@@ -137,7 +139,8 @@ impl CertificateAuthority {
     fn load(cert: &Path, key: &Path) -> Result<Self, CaError> {
         let metadata = fs::metadata(key).map_err(at(key))?;
         let mode = metadata.mode() & 0o7777;
-        // Kubernetes lends a secret's file to a pod by its group; it belongs to root then.
+        // In Kubernetes a secret's file belongs to root and is readable by the pod through its
+        // group.
         let is_lent = metadata.uid() != rustix::process::geteuid().as_raw();
         let private = if is_lent { 0o037 } else { 0o077 };
         if mode & private != 0 {
@@ -163,14 +166,20 @@ impl CertificateAuthority {
         let chain = chain.map_err(|error| (Part::Cert, error.to_string()))?;
         let first = chain
             .first()
-            .ok_or((Part::Cert, "it holds no PEM certificate".to_owned()))?;
+            .ok_or((Part::Cert, "the file holds no PEM certificate".to_owned()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(first)
             .map_err(|error| (Part::Cert, error.to_string()))?;
         if !parsed.is_ca() {
-            return Err((Part::Cert, "the certificate is not one of a CA".to_owned()));
+            return Err((
+                Part::Cert,
+                "the certificate is not a CA certificate".to_owned(),
+            ));
         }
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err((Part::Key, "it is not the key of the certificate".to_owned()));
+            return Err((
+                Part::Key,
+                "this is not the key of the certificate".to_owned(),
+            ));
         }
         let issuer = Issuer::from_ca_cert_der(first, key)
             .map_err(|error| (Part::Cert, error.to_string()))?;
@@ -204,12 +213,13 @@ impl CertificateAuthority {
         })
     }
 
-    /// The certificate as PEM, for clients to trust.
+    /// Returns the certificate as PEM, for clients to trust.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// What a leaf is sent with: a root is known to whoever trusts it, an intermediate is not.
+    /// Returns the certificates that follow a leaf in the handshake. A single root is left out,
+    /// because clients that trust it already have it. Intermediates must be sent.
     pub(super) fn chain_below_root(&self) -> &[CertificateDer<'static>] {
         let only_root = self.chain.len() == 1
             && x509_parser::parse_x509_certificate(&self.chain[0])
@@ -217,7 +227,7 @@ impl CertificateAuthority {
         if only_root { &[] } else { &self.chain }
     }
 
-    /// What a person wants to know.
+    /// Returns the fingerprint, subject and expiry of the CA for display.
     pub fn describe(&self) -> Description {
         let der = self.chain.first().map(AsRef::as_ref).unwrap_or_default();
         let parsed = x509_parser::parse_x509_certificate(der)
@@ -253,7 +263,7 @@ fn fingerprint(der: &[u8]) -> String {
         .join(":")
 }
 
-/// Makes a directory that only this user may enter.
+/// Creates a directory with mode 0700, so that only the current user can enter it.
 pub(super) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new()

@@ -1,5 +1,5 @@
-//! What clients are given to trust: `ca.pem`, and `bundle.pem` for clients whose variable *replaces*
-//! the system's roots. The key is never among it.
+//! Files that clients trust: `ca.pem`, and `bundle.pem` for clients with a variable that *replaces*
+//! the system's roots. Neither file contains a private key.
 
 use std::fs;
 use std::io::Write as _;
@@ -11,10 +11,11 @@ use rustls_pki_types::CertificateDer;
 use super::authority::{at, make_private_dir};
 use super::{CaError, CertificateAuthority};
 
-/// Writes `ca.pem` and `bundle.pem` (the roots, then our CA) into `dir`, each whole or not at all.
+/// Writes `ca.pem` and `bundle.pem` into `dir`. The bundle holds `roots`, followed by the CA
+/// certificate. Each file is replaced atomically.
 ///
 /// # Errors
-/// [`CaError::File`].
+/// Returns [`CaError::File`] if the directory or a file cannot be written.
 pub fn write_bundle(
     dir: &Path,
     ca: &CertificateAuthority,
@@ -35,7 +36,8 @@ pub fn write_bundle(
     replace(dir, "bundle.pem", bundle.as_bytes())
 }
 
-/// A reader sees the old file or the new one, never half of it.
+/// Replaces a file atomically, so that a reader sees either the old or the new content. A file with
+/// equal content is left untouched.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), CaError> {
     let path = dir.join(name);
     if fs::read(&path).is_ok_and(|present| present == bytes) {

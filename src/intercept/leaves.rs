@@ -1,4 +1,5 @@
-//! Certificates for intercepted hosts: minted once however many ask at the same time, and kept.
+//! Leaf certificates for intercepted hosts. Each is minted once, even for concurrent callers, and
+//! then cached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,11 @@ use crate::clock::Clock;
 use crate::telemetry::Metrics;
 use crate::units::HostName;
 
-/// The server side of interception, by host.
+/// TLS server configurations for interception, cached per host.
 #[derive(Debug)]
 pub struct Leaves {
     ca: CertificateAuthority,
-    /// One key for all leaves; not the CA's.
+    /// Private key shared by all leaves, separate from the CA's key.
     key: KeyPair,
     configs: moka::sync::Cache<HostName, Arc<ServerConfig>>,
     clock: Clock,
@@ -32,14 +33,14 @@ pub struct Leaves {
 }
 
 const VALIDITY: Duration = Duration::from_secs(5 * 24 * 3600);
-/// Well before a leaf expires, another is minted.
+/// Time for which a leaf is cached. A new leaf is minted well before the old one expires.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 impl Leaves {
-    /// No leaves yet.
+    /// Creates an empty cache of leaves and generates their private key.
     ///
     /// # Errors
-    /// If no key can be made.
+    /// Returns a message if the key cannot be generated.
     pub fn new(ca: CertificateAuthority, clock: Clock, metrics: Metrics) -> Result<Self, String> {
         let key =
             KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
@@ -56,15 +57,16 @@ impl Leaves {
         })
     }
 
-    /// The CA that signs.
+    /// Returns the CA that signs the leaves.
     pub const fn ca(&self) -> &CertificateAuthority {
         &self.ca
     }
 
-    /// The TLS configuration for `host`, minted if need be. Concurrent callers share one minting.
+    /// Returns the TLS configuration for `host` and mints its leaf if none is cached. Concurrent
+    /// callers share one minting.
     ///
     /// # Errors
-    /// If the leaf cannot be made.
+    /// Returns a message if the leaf cannot be created.
     pub fn config(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
         self.configs
             .try_get_with_by_ref(host, || self.mint(host))
@@ -78,7 +80,8 @@ impl Leaves {
             Some(ip) => SanType::IpAddress(ip),
             None => SanType::DnsName(host.as_str().try_into().map_err(text)?),
         }];
-        // A common name holds 64 characters at most; clients read the alternative name anyway.
+        // A common name holds at most 64 characters (RFC 5280 appendix A.1). Clients use the
+        // subject alternative name instead.
         let name = if host.as_str().len() < 64 {
             host.as_str()
         } else {
@@ -122,8 +125,9 @@ impl Leaves {
     }
 }
 
-/// The leaf of one host, for a client that asks for that host or, having no name, for none. Another
-/// name means that the client talks to somebody else than its CONNECT said: no certificate.
+/// Resolver with the leaf of a single host. The leaf is presented if the ClientHello names that
+/// host or no host. Another name means that the client expects a different server than its CONNECT
+/// named, so no certificate is presented.
 #[derive(Debug)]
 struct OneHost {
     host: HostName,
@@ -146,7 +150,7 @@ mod tests {
 
     fn leaves() -> (tempfile::TempDir, Leaves) {
         let dir = tempfile::tempdir().unwrap();
-        // Verifiers read the real time.
+        // Certificate verifiers use the real time, so the test needs the system clock.
         let clock = Clock::system();
         let source = CaSource::DataDir(dir.path().to_owned());
         let ca = CertificateAuthority::load_or_make(&source, clock.wall()).unwrap();

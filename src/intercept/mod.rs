@@ -1,8 +1,10 @@
-//! Ending a client's TLS inside its CONNECT, so that single requests are seen and can be paced.
+//! Termination of a client's TLS inside its CONNECT, so that single requests are visible and can be
+//! paced.
 //!
-//! The CA is made on first use, or supplied. Its key never leaves its file; leaves have a key of
-//! their own, live for a week and are kept in memory. A leaf is minted for the host that CONNECT
-//! named, never for whatever a ClientHello claims.
+//! The CA is created on first use or supplied by the operator. Its private key stays in its file
+//! and in this process. Leaves share a separate key, expire 5 days after minting and are cached in
+//! memory only. A leaf is minted for the host that the CONNECT named, never for a name from the
+//! ClientHello.
 
 mod accept;
 mod authority;

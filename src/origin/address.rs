@@ -1,34 +1,36 @@
-//! Which addresses may be dialled without the operator's word (RFC 6890 and its registries).
+//! Classification of IP addresses (RFC 6890 and its registries). Only public addresses may be
+//! dialled without an entry in `egress.allow`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A closed list of kinds of addresses.
+/// Class of an IP address. Every address belongs to exactly one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressClass {
-    /// Anyone may dial it.
+    /// Globally routable unicast address that may always be dialled.
     Public,
-    /// 127.0.0.0/8, ::1.
+    /// Loopback address: 127.0.0.0/8 or ::1.
     Loopback,
-    /// 10/8, 172.16/12, 192.168/16, fc00::/7.
+    /// Address of a private network: 10/8, 172.16/12, 192.168/16, fc00::/7 or fec0::/10.
     Private,
-    /// 169.254/16, fe80::/10; cloud metadata lives here.
+    /// Link-local address: 169.254/16 or fe80::/10. Cloud metadata services use this range.
     LinkLocal,
-    /// 100.64/10 (RFC 6598).
+    /// Shared address of carrier-grade NAT: 100.64/10 (RFC 6598).
     SharedCarrier,
-    /// 224/4, ff00::/8.
+    /// Multicast address: 224/4 or ff00::/8.
     Multicast,
-    /// 0/8, ::.
+    /// Unspecified address: 0/8 or ::.
     Unspecified,
-    /// 240/4 with broadcast, documentation, benchmarking and protocol blocks.
+    /// Reserved block: 240/4 with broadcast, documentation, benchmarking and protocol assignments.
     Reserved,
-    /// An IPv6 form that carries an IPv4 address: mapped, NAT64, 6to4, Teredo.
+    /// IPv6 form that carries an IPv4 address: mapped, NAT64, 6to4, Teredo or ISATAP.
     Embedded,
 }
 
 impl AddressClass {
-    /// Classifies an address. An IPv4-mapped one is what it maps to, unless that is public: a public
-    /// host has no reason to be written so.
+    /// Classifies an address. An IPv4-mapped address has the class of its IPv4 address. A public
+    /// IPv4 address in this form is [`Self::Embedded`], because a public host has no reason to use
+    /// it.
     pub fn of(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(ip) => of_v4(ip),
@@ -79,7 +81,7 @@ fn of_v6(ip: Ipv6Addr) -> AddressClass {
         [first, ..] if first & 0xff00 == 0xff00 => AddressClass::Multicast,
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => AddressClass::Reserved,
         [0x2001, second, ..] if second < 0x200 => AddressClass::Reserved,
-        // Only 2000::/3 is handed out as global unicast.
+        // Only 2000::/3 is allocated as global unicast.
         [first, ..] if first & 0xe000 == 0x2000 => AddressClass::Public,
         _ => AddressClass::Reserved,
     }
@@ -88,15 +90,15 @@ fn of_v6(ip: Ipv6Addr) -> AddressClass {
 impl fmt::Display for AddressClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Public => "public",
+            Self::Public => "a public address",
             Self::Loopback => "a loopback address",
             Self::Private => "a private address",
             Self::LinkLocal => "a link-local address",
-            Self::SharedCarrier => "a carrier's shared address",
+            Self::SharedCarrier => "a carrier-grade NAT address",
             Self::Multicast => "a multicast address",
-            Self::Unspecified => "no address of a host",
+            Self::Unspecified => "an unspecified address",
             Self::Reserved => "a reserved address",
-            Self::Embedded => "an IPv4 address inside an IPv6 one",
+            Self::Embedded => "an IPv4 address inside an IPv6 address",
         })
     }
 }

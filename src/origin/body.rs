@@ -1,5 +1,5 @@
-//! A response's body, which also carries the HTTP/1.1 connection it comes from: reading the one
-//! drives the other, and the end of the body returns the connection to the pool.
+//! Body of a response, which also owns the HTTP/1.1 connection that it arrives on. Reading the body
+//! drives the connection. The end of the body returns the connection to the pool.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,14 +10,15 @@ use hyper::body::Incoming;
 
 use super::pool::Returning;
 
-/// The body of an origin's response.
+/// Response body of an origin, read as a stream of frames.
 #[derive(Debug)]
 pub struct OriginBody<B>
 where
     B: http_body::Body + 'static,
 {
     incoming: Incoming,
-    /// Absent for HTTP/2, whose connection has a task, and after the end.
+    /// HTTP/1.1 connection of the response. `None` for HTTP/2, where a task drives the connection,
+    /// and after the end of the body.
     connection: Option<Returning<B>>,
 }
 
@@ -78,7 +79,7 @@ where
                     connection.finish();
                 }
             }
-            // A connection that broke is not used again.
+            // A broken connection is closed and never reused.
             Poll::Ready(Some(Err(_))) => {
                 let _ = this.connection.take();
             }

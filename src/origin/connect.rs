@@ -1,4 +1,5 @@
-//! Dialling: resolve, guard, connect, TLS; directly or through a parent proxy.
+//! Dialling of origins: name resolution, address guard, TCP and TLS. Connections are direct or go
+//! through a parent proxy.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
@@ -18,18 +19,18 @@ use crate::bounds::{ADDRESS_STAGGER, CONNECT_TIMEOUT};
 use crate::policy::Egress;
 use crate::units::{HostName, Origin, Scheme};
 
-/// A proxy that all connections go through.
+/// Parent proxy that all connections to origins go through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParentProxy {
-    /// Its host.
+    /// Host name or address of the parent proxy.
     pub host: HostName,
-    /// Its port.
+    /// TCP port of the parent proxy.
     pub port: u16,
-    /// What it wants in `Proxy-Authorization`.
+    /// Value of `Proxy-Authorization` for the parent proxy, if it requires one.
     pub authorization: Option<HeaderValue>,
 }
 
-/// Opens connections to origins. Cheap to clone.
+/// Connector that opens connections to origins. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Connector(Arc<Inner>);
 
@@ -38,15 +39,15 @@ struct Inner {
     resolver: Resolver,
     tls: ClientTls,
     parent: Option<ParentProxy>,
-    /// Where we listen; set once, when it is known.
+    /// Addresses that this proxy listens on, set once after its listeners are bound.
     ourselves: OnceLock<Vec<SocketAddr>>,
 }
 
 impl Connector {
-    /// Trusts `roots`; goes through `parent` if there is one.
+    /// Creates a connector that trusts `roots` and dials through `parent` if it is given.
     ///
     /// # Errors
-    /// If TLS cannot be set up.
+    /// Returns [`OriginError::Tls`] if TLS cannot be set up.
     pub fn new(roots: &Roots, parent: Option<ParentProxy>) -> Result<Self, OriginError> {
         let tls = ClientTls::new(roots)?;
         let ourselves = OnceLock::new();
@@ -58,21 +59,22 @@ impl Connector {
         })))
     }
 
-    /// Tells where this proxy listens, so that it never dials itself.
+    /// Sets the addresses that this proxy listens on, so that it never dials itself.
     pub fn set_ourselves(&self, addresses: Vec<SocketAddr>) {
-        // A second call would be a second start; the first stands.
+        // Only the first call has an effect. Later calls are ignored.
         let _ = self.0.ourselves.set(addresses);
     }
 
-    /// The parent proxy, if there is one.
+    /// Returns the parent proxy, if one is configured.
     pub fn parent(&self) -> Option<&ParentProxy> {
         self.0.parent.as_ref()
     }
 
-    /// TCP to the origin's host, or to it through the parent proxy.
+    /// Opens a TCP connection to the host, directly or as a tunnel through the parent proxy.
     ///
     /// # Errors
-    /// See [`OriginError`]; all of them are before dispatch.
+    /// Returns an [`OriginError`]. The client's request has not been dispatched in any of these
+    /// cases.
     pub async fn tcp(
         &self,
         host: &HostName,
@@ -88,10 +90,12 @@ impl Connector {
         within_time(dial).await
     }
 
-    /// A connection to `origin`, with TLS if its scheme has it. Says whether HTTP/2 was agreed on.
+    /// Opens a connection to `origin`, with TLS if its scheme requires it. The flag in the result
+    /// is true if HTTP/2 was negotiated.
     ///
     /// # Errors
-    /// See [`OriginError`]; all of them are before dispatch.
+    /// Returns an [`OriginError`]. The client's request has not been dispatched in any of these
+    /// cases.
     pub async fn connect(
         &self,
         origin: &Origin,
@@ -101,7 +105,7 @@ impl Connector {
         let dial = async {
             let tcp = match (&self.0.parent, origin.scheme) {
                 (None, _) => self.direct(&origin.host, origin.port, egress).await?,
-                // Plain HTTP goes to the parent in absolute-form, on a connection to the parent.
+                // Plain HTTP uses a connection to the parent and requests in absolute-form.
                 (Some(parent), Scheme::Http) => {
                     self.guard_literal(&origin.host, origin.port, egress)?;
                     self.to_parent(parent).await?
@@ -147,8 +151,8 @@ impl Connector {
         }
     }
 
-    /// Whether an address may be dialled: a public one, or one that the operator wrote down; never
-    /// our own.
+    /// Checks that an address may be dialled. Public addresses and those allowed by the operator
+    /// pass. The addresses of this proxy never do.
     fn guard(&self, address: SocketAddr, egress: &Egress) -> Result<(), OriginError> {
         if self.is_ourselves(address) {
             return Err(OriginError::Ourselves(address));
@@ -166,7 +170,7 @@ impl Connector {
         port: u16,
         egress: &Egress,
     ) -> Result<(), OriginError> {
-        // A parent proxy resolves names itself; an address that is written out is still ours to judge.
+        // A parent proxy resolves names itself, but a literal address can still be checked here.
         host.ip()
             .map_or(Ok(()), |ip| self.guard(SocketAddr::new(ip, port), egress))
     }
@@ -187,7 +191,7 @@ impl Connector {
     }
 
     async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, OriginError> {
-        // The operator wrote the parent down, so its address needs no further word.
+        // The operator configured the parent, so its address is not checked.
         let resolved = self
             .0
             .resolver
@@ -229,11 +233,12 @@ async fn within_time<T>(
         .unwrap_or(Err(OriginError::ConnectTimeout))
 }
 
-/// Tries addresses in order, each with a small head start over the next (RFC 8305 section 5).
+/// Connects to the first address that answers. Each attempt has a head start of [`ADDRESS_STAGGER`]
+/// over the next one (RFC 8305 section 5).
 async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, OriginError> {
     let mut rest = addresses.iter();
     let mut attempts = FuturesUnordered::new();
-    let mut failed = OriginError::Refused("there is no address to dial".to_owned());
+    let mut failed = OriginError::Refused("no address to dial".to_owned());
     attempts.extend(rest.next().map(|address| connect_one(*address)));
     loop {
         tokio::select! {
@@ -260,7 +265,8 @@ async fn connect_one(address: SocketAddr) -> Result<TcpStream, OriginError> {
     connected.map_err(|error| OriginError::Refused(format!("{}: {error}", shown(address))))
 }
 
-/// The port is the caller's own; the address may be internal and stays out of messages.
+/// Formats an address for messages to clients. An address that is not public may be internal, so
+/// only its port and family are shown.
 fn shown(address: SocketAddr) -> String {
     match AddressClass::of(address.ip()) {
         AddressClass::Public => address.to_string(),
@@ -277,7 +283,10 @@ const fn family(ip: IpAddr) -> &'static str {
 
 const REPLY_MAX: usize = 8 * 1024;
 
-/// Reads the parent's answer byte by byte, so that nothing of what follows it is taken away.
+/// Reads the parent's response head byte by byte. The bytes after the head belong to the tunnel.
+///
+/// # Errors
+/// Returns [`OriginError::ParentProxy`] if the head is too long or its status is not 2xx.
 async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
@@ -288,7 +297,7 @@ async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
         head.push(byte);
         if head.len() > REPLY_MAX {
             return Err(OriginError::ParentProxy(
-                "its answer is too long".to_owned(),
+                "its response head is too long".to_owned(),
             ));
         }
     }
@@ -299,7 +308,7 @@ async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
         Ok(())
     } else {
         Err(OriginError::ParentProxy(format!(
-            "it answered `{}`",
+            "it responded with `{}`",
             line.chars().take(80).collect::<String>()
         )))
     }

@@ -1,4 +1,4 @@
-//! A connection to an origin: plain, or under TLS.
+//! Byte stream of a connection to an origin, with or without TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -8,12 +8,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// Bytes to and from an origin.
+/// Byte stream to and from an origin.
 #[derive(Debug)]
 pub enum Io {
-    /// TCP.
+    /// TCP connection without encryption.
     Plain(TcpStream),
-    /// TLS over TCP.
+    /// TLS session over a TCP connection.
     Tls(Box<TlsStream<TcpStream>>),
 }
 

@@ -1,11 +1,12 @@
-//! The outward side: resolve, guard the address, connect, TLS, keep connections, send.
+//! Connections to origins: name resolution, address guard, dialling, TLS, pooling and sending.
 //!
-//! One resolver and one connector. The address that was checked is the address that is dialled, so a
-//! name that resolves differently the second time gains nothing (RFC 9110 section 17.1).
+//! There is one resolver and one connector. The address that was checked is the address that is
+//! dialled. A name that resolves differently the second time therefore gains nothing (RFC 9110
+//! section 17.1).
 //!
-//! An HTTP/1.1 connection has no task of its own: whoever uses it polls it, first while it waits for
-//! the response, then through the response's body. That saves a wake-up of another task per message,
-//! which is a good part of what forwarding costs.
+//! An HTTP/1.1 connection has no task of its own. The task that uses it also polls it, first while
+//! it waits for the response, then through the response's body. This saves one wake-up of another
+//! task per message, which is a considerable part of the cost of forwarding.
 
 mod address;
 mod body;
@@ -24,55 +25,56 @@ pub use tls::{Roots, load_pem_file};
 
 use std::net::SocketAddr;
 
-/// Why an origin could not be reached or did not answer.
+/// Reason why an origin could not be reached or did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    /// The name has no address.
+    /// The host name has no address.
     #[error("`{host}` could not be resolved: {cause}")]
     Unresolved {
-        /// The name.
+        /// Host name that was looked up.
         host: String,
-        /// What the resolver said.
+        /// Error of the system's resolver, or a note that the name has no address.
         cause: String,
     },
-    /// Every address is one that must not be dialled.
+    /// All addresses of the host belong to classes that must not be dialled.
     #[error("the address {address} is {class}")]
     Prohibited {
-        /// The address.
+        /// Address that was refused, with its port.
         address: SocketAddr,
-        /// Why it must not be.
+        /// Class of the address, which is the reason for the refusal.
         class: AddressClass,
     },
-    /// The address is our own.
-    #[error("the address {0} is this proxy itself")]
+    /// The address belongs to this proxy itself.
+    #[error("the address {0} belongs to this proxy")]
     Ourselves(SocketAddr),
-    /// Nobody listens, or the network said no.
-    #[error("connecting failed: {0}")]
+    /// No connection could be established, because the peer or the network refused it.
+    #[error("connection failed: {0}")]
     Refused(String),
-    /// No connection in time.
-    #[error("connecting took too long")]
+    /// No connection was established within [`CONNECT_TIMEOUT`](crate::bounds::CONNECT_TIMEOUT).
+    #[error("connecting to the origin timed out")]
     ConnectTimeout,
-    /// The origin's certificate was not accepted.
+    /// The certificate of the origin could not be verified.
     #[error("the origin's certificate was not accepted: {0}")]
     Certificate(String),
-    /// TLS failed otherwise.
+    /// TLS with the origin failed for a reason other than its certificate.
     #[error("TLS with the origin failed: {0}")]
     Tls(String),
-    /// The parent proxy did not connect us.
-    #[error("the parent proxy refused: {0}")]
+    /// The parent proxy did not open a tunnel to the origin.
+    #[error("CONNECT through the parent proxy failed: {0}")]
     ParentProxy(String),
     /// The connection broke before the response was complete, or the response was malformed.
-    #[error("the exchange with the origin broke: {0}")]
+    #[error("the exchange with the origin failed: {0}")]
     Broken(String),
 }
 
 impl OriginError {
-    /// Whether the request surely never reached the origin.
+    /// Returns true if the request certainly never reached the origin.
     pub const fn is_before_dispatch(&self) -> bool {
         !matches!(self, Self::Broken(_))
     }
 
-    /// Whether trying once more may help; a name, an address or a certificate does not change so soon.
+    /// Returns true if a new attempt may succeed. All other errors are permanent, because names,
+    /// addresses and certificates rarely change within seconds.
     pub const fn is_passing(&self) -> bool {
         matches!(
             self,

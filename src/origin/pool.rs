@@ -1,6 +1,6 @@
-//! A small pool over `hyper::client::conn`. A *lease* is a connection in hand, before the request
-//! exists: that is what lets a slot be bound at the moment of sending. A request that was not sent
-//! comes back unharmed.
+//! Pool of connections to origins, built on `hyper::client::conn`. A *lease* is a connection that
+//! is taken before its request exists, so that a slot can be bound at the moment of sending. A
+//! request that could not be sent is returned to the caller unchanged.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,36 +26,37 @@ use crate::sync;
 use crate::telemetry::Metrics;
 use crate::units::Origin;
 
-/// What may be spoken on a connection.
+/// Set of protocols that a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProtocolChoice {
-    /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
+    /// HTTP/2 if TLS negotiates it, otherwise HTTP/1.1.
     Any,
-    /// HTTP/1.1 only, for switches of protocol.
+    /// HTTP/1.1 only, for requests that switch protocols.
     Http1,
-    /// HTTP/2 without asking, for gRPC over plain TCP (RFC 9113 section 3.3).
+    /// HTTP/2 with prior knowledge, for gRPC over plain TCP (RFC 9113 section 3.3).
     Http2Prior,
 }
 
-/// An origin and what may be spoken with it: connections with equal destinations are alike.
+/// Origin with the protocols it may be reached by. Connections with equal destinations are
+/// interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Destination {
-    /// Whom to connect to.
+    /// Origin to connect to.
     pub origin: Origin,
-    /// What may be spoken.
+    /// Protocols that the connection may use.
     pub wire: ProtocolChoice,
 }
 
-/// Which protocol a lease speaks.
+/// Protocol of a lease's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1.1.
+    /// HTTP/1.1, with one request at a time per connection.
     Http1,
-    /// HTTP/2.
+    /// HTTP/2, with many concurrent requests per connection.
     Http2,
 }
 
-/// The connections to all origins; `B` is the body of requests. Cheap to clone.
+/// Connections to all origins. `B` is the type of the request bodies. Cheap to clone.
 #[derive(Debug)]
 pub struct Pool<B: http_body::Body + 'static>(Arc<PoolState<B>>);
 
@@ -72,16 +73,17 @@ struct PoolState<B: http_body::Body + 'static> {
     tasks: Tasks,
     metrics: Metrics,
     idle: RwLock<HashMap<Destination, Arc<Idle<B>>>>,
-    /// When it was last looked what has been idle for long: connections that come back need no finer time.
+    /// Instant of the last call of [`Pool::reap`], in nanoseconds. Returned connections count as
+    /// idle since this instant, because a finer time is not needed.
     reaped: AtomicI64,
 }
 
-/// The idle connections to one destination. Written by whoever takes or returns one; the lock is never
-/// held across an await.
+/// Idle connections to one destination. Every task that takes or returns a connection writes here.
+/// The lock is never held across an await.
 #[derive(Debug)]
 struct Idle<B: http_body::Body + 'static> {
     connections: Mutex<IdleConnections<B>>,
-    /// Tells one of those who dial that a connection has come back.
+    /// Notification for one dialling task that a connection has become idle.
     returned: Notify,
 }
 
@@ -91,12 +93,12 @@ struct IdleConnections<B: http_body::Body + 'static> {
     http2: Option<http2::SendRequest<B>>,
 }
 
-/// An HTTP/1.1 connection with the future that moves its bytes.
+/// HTTP/1.1 connection with the future that transfers its bytes.
 struct Http1<B: http_body::Body + 'static> {
     sender: http1::SendRequest<B>,
-    /// Rings when an answer takes too long.
+    /// Timer for the deadline of the response head.
     alarm: Alarm,
-    /// `None` once it has ended.
+    /// Future that transfers the bytes of the connection. `None` once the connection has ended.
     driver: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
 }
 
@@ -109,7 +111,8 @@ impl<B: http_body::Body + 'static> std::fmt::Debug for Http1<B> {
 }
 
 impl<B: http_body::Body + 'static> Http1<B> {
-    /// Moves bytes; what comes of it is told to whoever waits for the message.
+    /// Transfers bytes. An error reaches the task that waits for the message, so it is dropped
+    /// here.
     fn drive(&mut self, cx: &mut Context<'_>) {
         if let Some(driver) = &mut self.driver
             && driver.as_mut().poll(cx).is_ready()
@@ -118,7 +121,8 @@ impl<B: http_body::Body + 'static> Http1<B> {
         }
     }
 
-    /// Whether it can take a request now; reads what the origin may have said meanwhile.
+    /// Returns true if the connection can take a request now. Bytes that the origin has sent
+    /// meanwhile, such as a close, are read first.
     fn is_fresh(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
@@ -131,11 +135,11 @@ enum Leased<B: http_body::Body + 'static> {
     Http2(http2::SendRequest<B>),
 }
 
-/// A connection that can send one request.
+/// Connection that is reserved for sending one request.
 #[derive(Debug)]
 pub struct Lease<B: http_body::Body + 'static>(Option<InHand<B>>);
 
-/// A connection, and where it goes when it is idle again.
+/// Connection of a lease with the place it returns to when it is idle again.
 #[derive(Debug)]
 struct InHand<B: http_body::Body + 'static> {
     leased: Leased<B>,
@@ -143,14 +147,14 @@ struct InHand<B: http_body::Body + 'static> {
     home: Arc<PoolState<B>>,
 }
 
-/// Why a request was not answered.
+/// Reason why a request got no response. `B` is the body of the request.
 #[derive(Debug)]
 pub enum SendError<B> {
-    /// It was never sent; here it is.
+    /// The request was not sent and is returned unchanged.
     Unsent(Box<Request<B>>),
-    /// It may have been sent.
+    /// The request may have been sent, and the connection broke.
     Broken(OriginError),
-    /// It was sent, and not answered in time.
+    /// The request was sent, but no response head arrived before the deadline.
     Late,
 }
 
@@ -159,7 +163,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// No connections yet.
+    /// Creates a pool without connections.
     pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
         let reaped = AtomicI64::new(clock.now().as_nanos());
         Self(Arc::new(PoolState {
@@ -172,30 +176,33 @@ where
         }))
     }
 
-    /// The connector, for tunnels.
+    /// Returns the connector of the pool, which tunnels use directly.
     pub fn connector(&self) -> &Connector {
         &self.0.connector
     }
 
-    /// A connection that is ready now, if there is one.
+    /// Takes an idle connection to `destination`, if there is one that can send at once.
     pub fn idle(&self, destination: &Destination) -> Option<Lease<B>> {
         let idle = self.0.known(destination)?;
         let leased = idle.lock().take()?;
         Some(self.0.lease(leased, idle))
     }
 
-    /// Returns when there may be a connection that is ready, which there was not.
+    /// Waits until a connection to `destination` may have become ready. Call it after
+    /// [`Self::idle`] has returned `None`.
     ///
     /// # Cancel safety
-    /// Cancel safe: somebody else is told instead.
+    /// This method is cancel safe, because a notification that is not consumed passes to another
+    /// waiter.
     pub async fn returned(&self, destination: &Destination) {
         self.0.idle_of(destination).returned.notified().await;
     }
 
-    /// A new connection. If another has meanwhile agreed on HTTP/2 with the same origin, that one.
+    /// Opens a new connection to `destination`. If another open HTTP/2 connection to it exists by
+    /// then, that one is used instead.
     ///
     /// # Errors
-    /// See [`OriginError`]; all of them are before dispatch.
+    /// Returns an [`OriginError`]. The request has not been dispatched in any of these cases.
     pub async fn connect(
         &self,
         destination: &Destination,
@@ -220,7 +227,8 @@ where
         Ok(self.0.lease(Leased::Http2(first), idle))
     }
 
-    /// Closes what has been idle for long. To be called now and then.
+    /// Closes connections that have been idle for [`ORIGIN_IDLE`] or longer. Call this at regular
+    /// intervals.
     pub fn reap(&self) {
         let now = self.0.clock.now();
         self.0.reaped.store(now.as_nanos(), Ordering::Relaxed);
@@ -262,7 +270,7 @@ impl<B: http_body::Body + 'static> IdleConnections<B> {
             }
             self.http2 = None;
         }
-        // The one that was used last is the least likely to have been closed.
+        // The most recently used connection is the least likely to have been closed by the origin.
         while let Some((_, mut connection)) = self.http1.pop() {
             if connection.is_fresh() {
                 return Some(Leased::Http1(connection));
@@ -271,13 +279,14 @@ impl<B: http_body::Body + 'static> IdleConnections<B> {
         None
     }
 
-    /// One HTTP/2 connection serves all: the one that is known, or this one.
+    /// Returns the HTTP/2 connection that all requests share. That is the known one if it is still
+    /// open, otherwise `sender`.
     fn share(&mut self, sender: http2::SendRequest<B>) -> http2::SendRequest<B> {
         let known = self.http2.take().filter(|known| !known.is_closed());
         self.http2.insert(known.unwrap_or(sender)).clone()
     }
 
-    /// Closes what has been idle since `oldest`.
+    /// Closes connections that have been idle since `oldest` or longer.
     fn forget(&mut self, oldest: Instant) {
         self.http1.retain(|(since, _)| *since > oldest);
         self.http2.take_if(|sender| sender.is_closed());
@@ -326,7 +335,7 @@ where
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| {
-                OriginError::Refused(format!("the connection was made, but {error}"))
+                OriginError::Refused(format!("connected, but the HTTP handshake failed: {error}"))
             })?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
             ProtocolChoice::Http1 => Box::pin(connection.with_upgrades()),
@@ -345,15 +354,16 @@ where
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(H2_HEADER_LIST)
-            // A connection that died silently is found out by whoever waits on it.
+            // Pings find a connection that died silently while requests wait on it.
             .keep_alive_interval(H2_PING)
             .keep_alive_timeout(H2_PING)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| {
-                OriginError::Refused(format!("the connection was made, but {error}"))
+                OriginError::Refused(format!("connected, but the HTTP handshake failed: {error}"))
             })?;
-        // Its end reaches everyone who has a stream on it. It must not hold up a drain.
+        // The end of the connection reaches every task with a stream on it, so the result is
+        // ignored. A drain must not wait for this task.
         self.tasks
             .spawn_detached(async move { drop(connection.await) });
         Ok(sender)
@@ -365,7 +375,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// What is spoken on it.
+    /// Returns the protocol of the connection.
     pub fn spoken(&self) -> Protocol {
         match self.0.as_ref().map(|held| &held.leased) {
             Some(Leased::Http2(_)) => Protocol::Http2,
@@ -373,7 +383,7 @@ where
         }
     }
 
-    /// Whether it still is what it was when it was taken.
+    /// Returns true if the connection can still be used, as it could at the time of taking it.
     pub fn is_fresh(&mut self) -> bool {
         match self.0.as_mut().map(|held| &mut held.leased) {
             Some(Leased::Http1(connection)) => connection.is_fresh(),
@@ -382,10 +392,11 @@ where
         }
     }
 
-    /// Sends the request and waits for the head of the response, until `deadline`.
+    /// Sends the request and waits for the head of the response until `deadline`.
     ///
     /// # Errors
-    /// [`SendError::Unsent`] returns the request if the connection was closed before it left.
+    /// Returns [`SendError::Unsent`] if the connection closed before the request was sent. Returns
+    /// [`SendError::Broken`] if the connection broke, and [`SendError::Late`] after the deadline.
     pub async fn send(
         mut self,
         request: Request<B>,
@@ -417,7 +428,7 @@ where
 }
 
 impl<B: http_body::Body + 'static> Drop for Lease<B> {
-    /// A connection that was not used is idle again.
+    /// Returns an HTTP/1.1 connection to the pool if it was not used and is still open.
     fn drop(&mut self) {
         if let Some(InHand { leased, idle, home }) = self.0.take()
             && let Leased::Http1(mut connection) = leased
@@ -428,11 +439,12 @@ impl<B: http_body::Body + 'static> Drop for Lease<B> {
     }
 }
 
-/// An HTTP/1.1 connection in use, on its way back to the pool.
+/// HTTP/1.1 connection in use, which returns to the pool after its response.
 #[derive(Debug)]
 pub(super) struct Returning<B: http_body::Body + 'static> {
     connection: Http1<B>,
-    /// Nothing is left to send, and the origin keeps it open: it is idle when the response is over.
+    /// True if the request is fully sent and the origin keeps the connection open. The connection
+    /// is then idle as soon as the response is complete.
     plain: bool,
     idle: Arc<Idle<B>>,
     home: Arc<PoolState<B>>,
@@ -462,7 +474,7 @@ where
         });
         let response = answered.await?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            // The new protocol's bytes come through hyper's upgrade, which the driver hands over.
+            // Bytes of the new protocol pass through hyper's upgrade, which this driver hands over.
             if let Some(driver) = self.connection.driver.take() {
                 self.home.tasks.spawn(async move { drop(driver.await) });
             }
@@ -477,8 +489,9 @@ where
         self.connection.drive(cx);
     }
 
-    /// The response is over. If the request is, too, the connection is idle again; one that still
-    /// uploads is closed, since nobody would drive it.
+    /// Ends the use of the connection after a complete response. If the request is complete too,
+    /// the connection returns to the pool. A connection that is still uploading is closed, because
+    /// no task would drive it.
     pub(super) fn finish(mut self) {
         if self.plain || self.connection.is_fresh() {
             self.home.put(&self.idle, self.connection);
@@ -494,7 +507,7 @@ fn send_error<B>(error: hyper::client::conn::TrySendError<Request<B>>) -> SendEr
     }
 }
 
-/// hyper's error with its cause, which holds the telling part.
+/// Combines hyper's error with its source, because the source names the actual cause.
 fn broken(error: &hyper::Error) -> OriginError {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     OriginError::Broken(format!("{error}{}", cause.unwrap_or_default()))

@@ -1,4 +1,5 @@
-//! Names to addresses: the operator's static table, then the system, with a short memory.
+//! Name resolution: first the operator's static table, then the system's resolver. Results are
+//! cached for [`DNS_TTL`].
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use crate::bounds::DNS_TTL;
 use crate::policy::Egress;
 use crate::units::HostName;
 
-/// Resolves names. The system's resolver is asked, so search domains and hosts files count.
+/// Resolver with a cache. The system's resolver does the lookups, so search domains and hosts files
+/// apply.
 #[derive(Debug)]
 pub(super) struct Resolver {
     known: moka::sync::Cache<HostName, Arc<[IpAddr]>>,
@@ -24,7 +26,11 @@ impl Resolver {
         }
     }
 
-    /// Every address of `host`, in the order to try; never empty.
+    /// Returns all addresses of `host`, in the order in which to try them. The result is never
+    /// empty.
+    ///
+    /// # Errors
+    /// Returns [`OriginError::Unresolved`] if the lookup fails or finds no address.
     pub(super) async fn resolve(
         &self,
         host: &HostName,
@@ -58,7 +64,7 @@ impl Resolver {
         let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
         addresses.dedup();
         if addresses.is_empty() {
-            return Err(fail("it has no address".to_owned()));
+            return Err(fail("the name has no address".to_owned()));
         }
         let addresses: Arc<[IpAddr]> = interleave(addresses).into();
         self.known.insert(host.clone(), Arc::clone(&addresses));
@@ -66,7 +72,8 @@ impl Resolver {
     }
 }
 
-/// Alternates the address families, keeping the first's lead (RFC 8305 section 4).
+/// Alternates the address families, beginning with the family of the first address (RFC 8305
+/// section 4).
 fn interleave(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let lead = addresses.first().is_some_and(IpAddr::is_ipv6);
     let (mut first, mut second): (std::collections::VecDeque<_>, std::collections::VecDeque<_>) =

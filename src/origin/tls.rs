@@ -1,5 +1,5 @@
-//! TLS towards origins: whom we trust and what we offer. Verification is never off: a proxy that
-//! ends the client's TLS is the only verifier left.
+//! TLS towards origins: trusted roots and offered protocols. Verification cannot be disabled,
+//! because a proxy that terminates the client's TLS is the only verifier left.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use rustls_pki_types::pem::PemObject as _;
 use super::OriginError;
 use crate::units::HostName;
 
-/// The certificate authorities that origins may be vouched for by.
+/// Certificate authorities that are trusted to sign the certificates of origins.
 #[derive(Debug, Clone)]
 pub struct Roots(Vec<CertificateDer<'static>>);
 
 impl Roots {
-    /// The system's, or a built-in set where the system has none, and `extra` ones.
+    /// Loads the system's roots and adds `extra`. A built-in set is used if the system has none.
     pub fn load(extra: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
         let mut roots = rustls_native_certs::load_native_certs().certs;
         if roots.is_empty() {
@@ -26,16 +26,16 @@ impl Roots {
         Self(roots)
     }
 
-    /// The certificates.
+    /// Returns the root certificates in DER form.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.0
     }
 }
 
-/// The certificates in a PEM file.
+/// Loads all certificates of a PEM file.
 ///
 /// # Errors
-/// A sentence about what is wrong with the file.
+/// Returns a message that names the file if it cannot be read or holds no certificate.
 pub fn load_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(path).map_err(|error| pem_problem(path, &error))?;
     let found: Result<Vec<_>, _> = read.collect();
@@ -50,7 +50,7 @@ fn pem_problem(path: &Path, error: &rustls_pki_types::pem::Error) -> String {
     format!("{} cannot be read as PEM: {error}", path.display())
 }
 
-/// The TLS configurations for origins, by what we offer in ALPN.
+/// TLS configurations for origins, one per set of protocols offered in ALPN.
 #[derive(Debug, Clone)]
 pub(super) struct ClientTls {
     any: Arc<ClientConfig>,
@@ -60,7 +60,7 @@ pub(super) struct ClientTls {
 impl ClientTls {
     pub(super) fn new(roots: &Roots) -> Result<Self, OriginError> {
         let mut store = RootCertStore::empty();
-        // Some systems carry certificates that no verifier can use; the others still count.
+        // Some systems ship certificates that the verifier cannot parse. These are skipped.
         let (_usable, _unusable) = store.add_parsable_certificates(roots.0.iter().cloned());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut any = ClientConfig::builder_with_provider(provider)
@@ -82,7 +82,10 @@ impl ClientTls {
     }
 }
 
-/// What stands in SNI and is verified: the canonical host.
+/// Returns the server name for SNI and verification, which is the canonical host.
+///
+/// # Errors
+/// Returns [`OriginError::Tls`] if the host is not a valid server name.
 pub(super) fn server_name(
     host: &HostName,
 ) -> Result<rustls_pki_types::ServerName<'static>, OriginError> {
@@ -93,7 +96,7 @@ pub(super) fn server_name(
     }
 }
 
-/// Tells a certificate that was not accepted from TLS that failed otherwise.
+/// Separates a rejected certificate from other failures of the TLS handshake.
 pub(super) fn handshake_error(error: &std::io::Error) -> OriginError {
     let inner = error
         .get_ref()

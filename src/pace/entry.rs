@@ -1,22 +1,22 @@
-//! One waiter in a queue.
+//! Entry of one waiter in the queue of a target.
 
 use crate::clock::Instant;
 
-/// A waiter's place: arrival, then order of entry.
+/// Key of a waiter in its queue. Waiters are ordered by arrival, then by order of entry.
 pub(super) type QueueKey = (Instant, u64);
 
-/// How far a waiter is.
+/// Progress of a waiter towards its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Waits, holding nothing but its place.
+    /// Waits without a connection, far from its slot.
     Queued,
-    /// Was called; makes its connection ready.
+    /// Has received [`Event::Called`](super::Event::Called) and prepares its connection.
     Called,
-    /// Can send at once.
+    /// Has a ready connection and can send as soon as a slot is due.
     Ready,
 }
 
-/// One waiter; `W` is how it is told.
+/// One waiter of a queue. `W` is the handle that delivers its events.
 #[derive(Debug)]
 pub(super) struct Entry<W> {
     pub(super) stage: Stage,

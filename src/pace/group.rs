@@ -1,4 +1,4 @@
-//! Waiters of one scope: who is ready, who is to be called, and when there is something to do.
+//! Waiters of one scope, the slots booked for them, and the times at which they need attention.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use crate::clock::Instant;
 use crate::ledger::{Ledger, Slot};
 use crate::policy::{Scope, Target};
 
-/// Waiters of one scope.
+/// Waiters of one scope in one target's queue, with their booked slots.
 #[derive(Debug)]
 pub(super) struct Group<W> {
     pub(super) scope: Scope,
     pub(super) waiting: BTreeMap<QueueKey, Entry<W>>,
     pub(super) hand: VecDeque<Slot>,
-    /// When asking the ledger is worth it; `None` if only a returned permit helps.
+    /// Earliest time for the next call to the ledger. `None` if only a returned permit can help.
     pub(super) ask_again: Option<Instant>,
-    /// How many waited when the ledger was last asked.
+    /// Number of waiters in this group at the time of the last call to the ledger.
     pub(super) reported: usize,
-    /// The limit that last kept somebody here from a slot.
+    /// Position of the limit that last left this group short of slots.
     pub(super) held_by: Option<usize>,
 }
 
 impl<W> Group<W> {
-    /// Those who can send at once, in order; at most as many as are called.
+    /// Returns the keys of ready waiters in order, among the first [`CALLED_MAX`] waiters.
     pub(super) fn ready(&self) -> impl Iterator<Item = QueueKey> {
         let called = self.waiting.iter().take(CALLED_MAX);
         called
@@ -34,8 +34,9 @@ impl<W> Group<W> {
             .map(|(place, _)| *place)
     }
 
-    /// Calls waiters in order until one is far off; returns when the next one is to be called. Others
-    /// who share a limit only make it later, so nobody is called too late.
+    /// Calls waiters in order, up to the first one with a slot that is still far away. Returns the
+    /// time at which that waiter must be called. Waiters of other scopes can only delay this group,
+    /// so no call comes too late.
     pub(super) fn call(
         &mut self,
         now: Instant,
@@ -43,14 +44,16 @@ impl<W> Group<W> {
         ledger: &dyn Ledger,
         call: &impl Fn(&W),
     ) -> Option<Instant> {
-        // Without a permit nobody knows when; one in readiness is enough.
+        // Without a free permit no time can be forecast, so a single waiter with a ready connection
+        // suffices.
         let room = if self.ask_again.is_none() {
             1
         } else {
             CALLED_MAX
         };
         let covered = self.hand.len();
-        // What a shared ledger last said grows old, and only who is ready asks it again.
+        // The forecast of a shared ledger ages, because only calls for ready waiters refresh it.
+        // Calling earlier by the reach of the ledger compensates for that.
         let early = CALL_AHEAD + ledger.reach();
         let sure = if ledger.answers_at_once() { 0 } else { 2 };
         for (position, entry) in self.waiting.values_mut().take(room).enumerate() {
@@ -73,9 +76,9 @@ impl<W> Group<W> {
         None
     }
 
-    /// Whether the ledger is to be asked for some of these.
+    /// Returns true if the ledger should be asked for more slots for this group.
     pub(super) fn asks(&self, now: Instant, shared: bool) -> bool {
-        // Others cannot reckon with a crowd that they have not heard of.
+        // Other replicas cannot allow for a backlog that was never reported to the ledger.
         let news = shared && self.waiting.len() > 2 * self.reported + 4;
         (news || self.ask_again.is_some_and(|at| at <= now))
             && self.ready().nth(self.hand.len()).is_some()

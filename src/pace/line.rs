@@ -1,5 +1,5 @@
-//! One target's line: the queue behind a lock, the driver that serves it, and the hands-on types
-//! that waiters hold. The lock is never held across an await.
+//! The line of one target: its queue behind a lock, the driver task that serves the queue, and the
+//! entry points for exchanges. The lock is never held across an await.
 
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,27 +26,27 @@ pub(super) struct Line {
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
     pub(super) metrics: Metrics,
-    /// A slot of an earlier epoch is void.
+    /// Epoch of the target in the ledger, counting its blocks. A slot of an earlier epoch is void.
     pub(super) epoch: watch::Receiver<u64>,
     pub(super) state: Mutex<LineState>,
-    /// Wakes the driver.
+    /// Notification that wakes the driver after a change of the queue.
     pub(super) changed: Notify,
 }
 
 #[derive(Debug)]
 pub(super) struct LineState {
     pub(super) queue: Queue<mpsc::Sender<Event>>,
-    /// The epoch of the slots in hand.
+    /// Epoch of the slots that the queue holds.
     epoch: u64,
-    /// When the ledger may be asked next.
+    /// Earliest instant for the next call to a shared ledger.
     may_ask: Instant,
-    /// Whether a driver serves the queue.
+    /// True if a driver task serves the queue.
     driven: bool,
-    /// When it was last looked who is hopeless.
+    /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
 }
 
-/// How often it is looked who has been overtaken.
+/// Minimum time between two checks for overtaken waiters.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 type PendingGrants = Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>;
@@ -87,7 +87,8 @@ impl Line {
     ) -> Admission {
         let mut state = self.lock();
         let scope = self.adopt_policy(&mut state, ticket);
-        // One that cannot even wait for a slot within the horizon must not book one.
+        // A request with a max wait below the horizon might book a slot after its deadline, so its
+        // forecast is checked first.
         let hurried = ticket.deadline.since(ticket.arrived) < HORIZON;
         if hurried && let Err(refusal) = self.check_feasible(&state, &scope, ticket) {
             return Admission::Refused(refusal);
@@ -106,9 +107,9 @@ impl Line {
             Err(refusal) if !booked => return Admission::Refused(refusal),
             Err(refusal) => refusal.held_by,
         };
-        // One that is far from its turn holds no connection; it will be called.
+        // A waiter that is far from its turn holds no connection. It is called later.
         let stage = if ready { Stage::Ready } else { Stage::Queued };
-        // Two messages at most wait for one waiter: a call and what ends its wait.
+        // At most two messages are queued per waiter: one call and the event that ends its wait.
         let (tell, told) = mpsc::channel(2);
         let entry = Entry {
             stage,
@@ -122,7 +123,8 @@ impl Line {
             scope,
             ticket: ticket.clone(),
             place,
-            // While only its own connection is missing, no limit tries its patience.
+            // If no limit holds the request, the time for its own connection does not count against
+            // its max wait.
             until: match &held_by {
                 Some(_) => ticket.deadline,
                 None if ready => ticket.deadline.max(self.clock.now() + LATE_MAX),
@@ -134,7 +136,8 @@ impl Line {
         })
     }
 
-    /// The way of a request that nobody is before: one booking, perhaps to be used at once.
+    /// Books one slot for a request that has no other request before it. The slot may be usable at
+    /// once.
     fn book_one(self: &Arc<Self>, state: &mut LineState, scope: &Scope) -> Booked {
         if let Some(slot) = self.ledger.at_once(state.queue.target(), scope) {
             return Booked::Now(self.turn(state, slot, None));
@@ -164,7 +167,8 @@ impl Line {
         booked
     }
 
-    /// When a newcomer could leave.
+    /// Returns the earliest instant at which a request of this scope that arrives now could be
+    /// sent.
     pub(super) fn forecast(&self, scope: &Scope) -> Forecast {
         let state = self.lock();
         state.queue.forecast(scope, self.clock.now(), &*self.ledger)
@@ -177,8 +181,8 @@ impl Line {
         self.changed.notify_one();
     }
 
-    /// Slots that were booked before the latest block are given up, and whoever cannot wait for the
-    /// end of it is told.
+    /// Gives up slots that were booked before the latest block. Waiters that cannot wait for the
+    /// end of that block are refused.
     fn follow_epoch(self: &Arc<Self>, state: &mut LineState) {
         let epoch = *self.epoch.borrow();
         if state.epoch == epoch {
@@ -192,7 +196,9 @@ impl Line {
         self.refuse_infeasible(state);
     }
 
-    /// Without other replicas only another lane, or another key of a shared limit, can overtake.
+    /// Refuses waiters that were overtaken, at most once per [`LOOK_EVERY`]. With a single scope
+    /// there is nothing to do, because only another lane or another key of a shared limit can
+    /// overtake.
     fn refuse_overtaken(&self) {
         let now = self.clock.now();
         let mut state = self.lock();
@@ -203,7 +209,7 @@ impl Line {
         self.refuse_infeasible(&mut state);
     }
 
-    /// Tells those who cannot leave in time any more.
+    /// Refuses every waiter with a forecast after its deadline.
     fn refuse_infeasible(&self, state: &mut LineState) {
         let waiting = state.queue.len();
         for (entry, forecast) in state.queue.take_infeasible(&*self.ledger) {
@@ -213,12 +219,13 @@ impl Line {
                 state.queue.target(),
                 waiting,
             );
-            // A waiter that is gone needs no answer.
+            // A waiter that was dropped needs no answer.
             let _ = entry.tell.try_send(Event::Refused(refusal));
         }
     }
 
-    /// Brings the line to the ticket's policy if that is newer, else the ticket to the line's.
+    /// Returns the scope of the ticket in the newer of the two policies. A ticket with a newer
+    /// policy updates the line. An older ticket's scope is translated to the line's policy.
     pub(super) fn adopt_policy(&self, state: &mut LineState, ticket: &Ticket) -> Scope {
         if Arc::ptr_eq(state.queue.target(), &ticket.target) {
             return ticket.scope.clone();
@@ -233,7 +240,8 @@ impl Line {
         current.translate(&ticket.scope, &ticket.target)
     }
 
-    /// Whether the ticket can be served in time, and which limit holds it meanwhile.
+    /// Checks that the ticket can be served before its deadline and that the queue has room.
+    /// Returns the name of the limit that delays the request, or `None` if no limit does.
     fn check_feasible(
         &self,
         state: &LineState,
@@ -242,7 +250,8 @@ impl Line {
     ) -> Result<Option<Arc<str>>, Refusal> {
         let queue = &state.queue;
         let forecast = queue.forecast(scope, ticket.arrived, &*self.ledger);
-        // What could leave now is not held, however little patience it has.
+        // A request that could be sent now is never refused for waiting too long, even with a max
+        // wait of zero.
         let kind = if forecast.at > ticket.deadline.max(self.clock.now()) {
             RefusalKind::WaitTooLong
         } else if queue.len() >= queue.target().max_waiting {
@@ -273,7 +282,7 @@ impl Line {
         }
     }
 
-    /// Makes sure that a driver serves the queue.
+    /// Starts a driver for the queue, or wakes the one that runs.
     fn drive(self: &Arc<Self>, state: &mut LineState) {
         if std::mem::replace(&mut state.driven, true) {
             self.changed.notify_one();
@@ -282,7 +291,7 @@ impl Line {
         }
     }
 
-    /// The driver: serves the queue until nobody waits.
+    /// Runs the driver task, which serves the queue until it has no more waiters.
     async fn run(self: Arc<Self>) {
         let mut epoch = self.epoch.clone();
         loop {
@@ -313,12 +322,14 @@ impl Line {
         tokio::select! {
             () = self.clock.sleep_until(until) => {}
             () = self.changed.notified() => {}
-            // The ledger outlives its lines; were it gone, time would still wake us.
+            // The ledger outlives its lines. If its sender were dropped, the timer would still wake
+            // the driver.
             Ok(()) = epoch.changed() => {}
         }
     }
 
-    /// One call is under way; those with slots leave meanwhile, and others come and go.
+    /// Waits for the answer to one call to the ledger. Meanwhile waiters with due slots are sent,
+    /// and new waiters may enter.
     async fn await_booking(
         self: &Arc<Self>,
         asked: PendingCall,
@@ -326,7 +337,8 @@ impl Line {
         epoch: &mut watch::Receiver<u64>,
     ) {
         loop {
-            // One call at a time; but slots in hand do not wait for it.
+            // At most one call is in flight, but slots that are already booked do not wait for its
+            // answer.
             let until = self.meanwhile();
             tokio::select! {
                 grants = &mut answer => {
@@ -346,7 +358,7 @@ impl Line {
         }
     }
 
-    /// Sends off who is due and says what comes next; with nobody waiting the driver is over.
+    /// Sends due waiters and returns the next action. With an empty queue the driver ends.
     fn step(self: &Arc<Self>) -> Next {
         let mut state = self.lock();
         let now = self.dispatch_due(&mut state);
@@ -354,21 +366,23 @@ impl Line {
         let next = state.queue.next(now, may_ask, &*self.ledger, tell_called);
         match next {
             Next::Idle => state.driven = false,
-            // Who comes until then goes together.
+            // Requests that arrive within this gap share the next call.
             Next::Ask(_) if !self.ledger.answers_at_once() => state.may_ask = now + LEDGER_GAP,
             _ => {}
         }
         next
     }
 
-    /// The same while a call is under way: the driver stays. Says when there is something to do again.
+    /// Sends due waiters while a call is in flight and keeps the driver alive. Returns the instant
+    /// of the next action.
     fn meanwhile(self: &Arc<Self>) -> Instant {
         let mut state = self.lock();
         let now = self.dispatch_due(&mut state);
         state.queue.meanwhile(now, &*self.ledger, tell_called)
     }
 
-    /// Voids what is late and sends off who is due by now.
+    /// Gives up slots that are too late and sends the waiters that are due. Returns the current
+    /// instant.
     fn dispatch_due(self: &Arc<Self>, state: &mut LineState) -> Instant {
         self.follow_epoch(state);
         let now = self.clock.now();
@@ -380,7 +394,7 @@ impl Line {
         while let Some((slot, entry, held_by)) = state.queue.take_due(now) {
             let turn = self.turn(state, slot.clone(), held_by);
             if let Err(error) = entry.tell.try_send(Event::Turn(turn)) {
-                // The waiter is going away: the next one has the slot.
+                // The waiter is being dropped, so the slot passes to the next waiter.
                 let (mpsc::error::TrySendError::Closed(event)
                 | mpsc::error::TrySendError::Full(event)) = error;
                 if let Event::Turn(mut turn) = event {
@@ -392,7 +406,8 @@ impl Line {
         now
     }
 
-    /// A turn that was not used: somebody else's, if it is still good.
+    /// Returns a turn that was not used. The slot passes to another waiter if it is still valid,
+    /// and is settled as unused otherwise.
     pub(super) fn give_back(&self, target: &Arc<Target>, slot: Slot) {
         let mut state = self.lock();
         let good = slot.epoch == *self.epoch.borrow()
@@ -414,7 +429,7 @@ impl Line {
     }
 }
 
-/// The channel has room for the call: it is the first message.
+/// Sends the call event to a waiter. The channel has room because the call is its first message.
 fn tell_called(tell: &mpsc::Sender<Event>) {
     let _ = tell.try_send(Event::Called);
 }
@@ -435,7 +450,7 @@ pub(super) fn refusal(
     }
 }
 
-/// What a booking for one came to.
+/// Result of a booking for a single request.
 enum Booked {
     Now(Turn),
     Soon,

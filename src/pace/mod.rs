@@ -1,15 +1,18 @@
-//! Pacing: who leaves when. One line per target holds this replica's waiters and the slots it has
-//! in hand; the ledger decides the slots.
+//! Pacing decides the order and the times in which requests are sent. One line per target holds the
+//! waiters of this replica and the slots booked for them. The ledger decides the times of the
+//! slots.
 //!
-//! An exchange *enters* the line with or without a ready connection. With one, and nobody before it,
-//! it has its turn at once or a slot in hand. Otherwise it waits: shortly before its time it is
-//! *called* to make its connection ready, and when a slot is due, the first waiter that is ready gets
-//! it. So a slot is bound to a request only at the moment of sending; a waiter that went away wastes
-//! nothing, and a cold TLS handshake cannot bunch requests at the origin.
+//! An exchange *enters* the line with or without a ready connection. With a ready connection and no
+//! earlier waiter it gets its turn at once, or a slot is booked for it. Otherwise it waits. Shortly
+//! before its time it is *called* to make a connection ready. The first waiter with a ready
+//! connection gets the next slot that is due. A slot is thus bound to a request only at the moment
+//! of sending. For that reason a waiter that is dropped wastes no slot, and slow TLS handshakes
+//! cannot bunch requests at the origin.
 //!
-//! A newcomer whose forecast exceeds its patience is refused at once, and so is one that is overtaken
-//! by a block later. A turn that is used later than the slack is void: a frozen replica releases no
-//! burst when it thaws.
+//! A request is refused immediately if its forecast exceeds its max wait. A waiter is also refused
+//! if a later block or an overtaking request makes it too late. A turn is void if it is used more
+//! than [`LATE_MAX`](crate::bounds::LATE_MAX) after its slot, so a replica that was frozen releases
+//! no burst when it resumes.
 
 mod entry;
 mod group;
@@ -32,73 +35,73 @@ use crate::shutdown::Tasks;
 use crate::sync;
 use crate::telemetry::Metrics;
 
-/// One exchange's wish to send a request.
+/// Request of one exchange for a turn to send.
 #[derive(Debug, Clone)]
 pub struct Ticket {
-    /// Where to.
+    /// Target with the limits that pace the request.
     pub target: Arc<Target>,
-    /// What it is to the target's limits.
+    /// Limits, keys, costs and lane of the request.
     pub scope: Scope,
-    /// When the exchange began: its place in the line, also for a later attempt.
+    /// Instant at which the exchange began. Later attempts keep this position in the line.
     pub arrived: Instant,
-    /// Until when it may be held.
+    /// Instant until which the request may be held.
     pub deadline: Instant,
 }
 
-/// Whether whoever enters holds a connection that can send at once.
+/// State of the connection of an exchange that enters the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// It does.
+    /// The exchange holds a connection that can send at once.
     Ready,
-    /// It must dial first.
+    /// The exchange must dial or take a connection first.
     Absent,
 }
 
-/// The answer to a ticket.
+/// Result of entering the line with a ticket.
 #[derive(Debug)]
 pub enum Admission {
-    /// Send now.
+    /// The request can be sent now.
     Turn(Turn),
-    /// Wait for it.
+    /// The request must wait for its turn.
     Wait(Waiter),
-    /// It cannot leave in time.
+    /// The request cannot be sent before its deadline, or the queue is full.
     Refused(Refusal),
 }
 
-/// What happens to one that waits.
+/// Event for an exchange that waits in the line.
 #[derive(Debug)]
 pub enum Event {
-    /// Its time is near: make a connection ready.
+    /// The turn is near and a connection should be made ready.
     Called,
-    /// Send now.
+    /// The request can be sent now.
     Turn(Turn),
-    /// It cannot leave in time any more.
+    /// The request can no longer be sent before its deadline.
     Refused(Refusal),
 }
 
-/// Why a ticket cannot be served, with the numbers.
+/// Reason why a ticket cannot be served, with the figures for the client's response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What kind of no.
+    /// Kind of refusal, which decides the response's reason.
     pub kind: RefusalKind,
-    /// When it could leave, as far as is known.
+    /// Earliest instant at which the request could be sent, according to the forecast.
     pub available: Instant,
-    /// The limit that holds it; `None` if the origin's block does.
+    /// Name of the limit that delays the request. `None` if a block of the origin does.
     pub held_by: Option<Arc<str>>,
-    /// How many wait for the same target.
+    /// Number of requests that wait for the same target on this replica.
     pub waiting: usize,
 }
 
-/// Kinds of no.
+/// Kinds of refusal by the line of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
-    /// Its turn comes after its patience.
+    /// The forecast lies after the request's deadline.
     WaitTooLong,
-    /// The line is at its bound.
+    /// The queue of the target is full.
     QueueFull,
 }
 
-/// The lines of all targets. Cheap to share.
+/// The lines of all targets of this replica, created on first use.
 #[derive(Debug)]
 pub struct Pacer {
     ledger: Arc<dyn Ledger>,
@@ -109,7 +112,7 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// Nobody waits yet.
+    /// Creates a pacer without any waiters.
     pub fn new(ledger: Arc<dyn Ledger>, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
         Self {
             ledger,
@@ -120,18 +123,19 @@ impl Pacer {
         }
     }
 
-    /// Asks for a turn.
+    /// Enters the line of the ticket's target and returns a turn, a waiter or a refusal.
     pub fn enter(&self, ticket: &Ticket, connection: ConnectionState) -> Admission {
         self.line(&ticket.target).enter(ticket, connection)
     }
 
-    /// The origin of `target` asked to be left alone until `until`.
+    /// Holds all requests of `target` until `until`, because its origin asked for a pause.
     pub fn block(&self, target: &Arc<Target>, until: Instant) {
         self.line(target).block(until);
     }
 
-    /// When a request of this scope could leave, behind those who wait or ahead of them, and which limit
-    /// puts it there.
+    /// Returns the earliest instant at which a request of this scope could be sent, and the name of
+    /// the limit that delays it. With `behind` the request queues behind the current waiters.
+    /// Otherwise it is ahead of them.
     pub fn forecast(
         &self,
         target: &Arc<Target>,
@@ -148,8 +152,8 @@ impl Pacer {
         (forecast.at, held_by.map(|limit| Arc::clone(&limit.name)))
     }
 
-    /// How many requests of this scope this limit alone would let leave now, ahead of those who wait; at most
-    /// `most`.
+    /// Returns the number of requests of this scope that this limit alone would allow now, at most
+    /// `most`. The current waiters are not counted.
     pub fn free(&self, target: &Arc<Target>, scope: &Scope, limit: usize, most: u32) -> u32 {
         let mut only = LimitSet::default();
         only.insert(limit);
@@ -174,13 +178,15 @@ impl Pacer {
         low
     }
 
-    /// How things stand for a target.
+    /// Returns the state of the target in the ledger, for operators.
     pub fn status(&self, target: &Arc<Target>) -> LedgerStatus {
         self.ledger.status(target)
     }
 
-    /// What would become of a request if the target were not only observed: its turn, or the limit that
-    /// would hold it (`None`: the origin's block). Where the ledger has to be asked, `told` hears it later.
+    /// Books for a request of a target in observe mode and returns its turn if it would not be
+    /// held. Otherwise `told` receives the name of the limit that would hold the request. The name
+    /// is `None` for a block of the origin. With a shared ledger the result is always `None` here,
+    /// and `told` is called after the store has answered.
     pub fn observe(
         &self,
         ticket: &Ticket,
@@ -189,7 +195,7 @@ impl Pacer {
         self.line(&ticket.target).observe(ticket, told)
     }
 
-    /// How many requests wait for the target of this name.
+    /// Returns the number of requests that wait for the target of this name.
     pub fn waiting(&self, target: &str) -> usize {
         let lines = sync::read(&self.lines);
         lines.get(target).map_or(0, |line| line.waiting())

@@ -1,4 +1,4 @@
-//! What a line would do to requests of a target that is only observed.
+//! Bookings for targets in observe mode, where requests are counted but never held.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::ledger::{Ask, Booking, Grant, Ledger, Run, Settlement};
 use crate::policy::Target;
 
 impl Line {
-    /// Books for a request that leaves in any case. See [`super::Pacer::observe`].
+    /// Books for a request that is sent in any case. See [`super::Pacer::observe`].
     pub(super) fn observe(
         self: &Arc<Self>,
         ticket: &Ticket,
@@ -58,13 +58,15 @@ impl Line {
     }
 }
 
-/// The way to the store takes its time: what comes within as much again would not have waited.
+/// Returns the latest slot that counts as no wait. The call to the store itself took time, so a
+/// slot within the same time again would not have delayed the request.
 fn soon(clock: &Clock, began: Instant) -> Instant {
     let now = clock.now();
     now + now.since(began)
 }
 
-/// Whether the request would have left by `until`; a later slot is for others.
+/// Settles the first slot of the grant. Returns true if the request would have been sent by
+/// `until`. A later slot is settled as unused, so that other requests can have it.
 fn settle(ledger: &dyn Ledger, target: &Arc<Target>, grant: &Grant, until: Instant) -> bool {
     let Some(slot) = grant.slots.first() else {
         return false;

@@ -1,4 +1,5 @@
-//! The waiters of one target and the slots in hand: state and decisions, no lock and no clock.
+//! Waiters of one target and the slots booked for them. This module holds state and decisions only,
+//! without locks or access to the clock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use crate::clock::Instant;
 use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
 use crate::policy::{Scope, Target};
 
-/// More groups than this are not kept for their next waiter: keys come and go.
+/// Number of groups above which empty ones are dropped, because keys come and go.
 const GROUPS_KEPT: usize = 8;
 
-/// All waiters of one target.
+/// All waiters of one target, grouped by scope.
 #[derive(Debug)]
 pub(super) struct Queue<W> {
     target: Arc<Target>,
@@ -25,23 +26,24 @@ pub(super) struct Queue<W> {
     news: u64,
 }
 
-/// A call to the ledger: what it was for, and what had happened by then.
+/// Call to the ledger that is being made, with its target, its runs and the state it was based on.
 #[derive(Debug)]
 pub(super) struct PendingCall {
     pub(super) target: Arc<Target>,
     pub(super) runs: SmallVec<[Run; 2]>,
-    /// How often asking anew had become worth it; if more by the answer, the answer is old.
+    /// Value of `Queue::news` at the time of the call. If it has grown since, the shortage
+    /// reported in the answer is outdated.
     news: u64,
 }
 
-/// What to do next.
+/// Next action of the driver, as decided by [`Queue::next`].
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Ask the ledger for these.
+    /// Make this call to the ledger for waiters with ready connections.
     Ask(PendingCall),
-    /// Nothing before this instant, unless something happens.
+    /// Sleep until this instant, unless the queue changes earlier.
     Sleep(Instant),
-    /// Nobody waits.
+    /// End the driver, because the queue is empty.
     Idle,
 }
 
@@ -64,7 +66,7 @@ impl<W> Queue<W> {
         self.len
     }
 
-    /// Whether all who wait are of one scope.
+    /// Returns true if all waiters have the same scope.
     pub(super) fn has_one_scope(&self) -> bool {
         self.groups
             .iter()
@@ -73,7 +75,8 @@ impl<W> Queue<W> {
             < 2
     }
 
-    /// Whether a newcomer with a ready connection overtakes nobody who could leave.
+    /// Returns true if a newcomer with a ready connection would overtake no waiter that could be
+    /// sent.
     pub(super) fn is_free_for(&self, scope: &Scope) -> bool {
         self.groups
             .iter()
@@ -88,7 +91,8 @@ impl<W> Queue<W> {
             })
     }
 
-    /// Takes over a newer policy. Slots in hand were booked under the old one and are returned.
+    /// Adopts a newer policy and translates the waiters to it. Returns the slots that were booked
+    /// under the old policy, which must be settled as unused.
     pub(super) fn retarget(&mut self, newer: &Arc<Target>) -> Vec<Slot> {
         let older = std::mem::replace(&mut self.target, Arc::clone(newer));
         let mut unused = Vec::new();
@@ -128,21 +132,21 @@ impl<W> Queue<W> {
         }
     }
 
-    /// Puts a slot in hand; somebody waits who can use it.
+    /// Adds a booked slot to its group, in order of time. The group must have a waiter for it.
     pub(super) fn put_in_hand(&mut self, slot: Slot) {
         let hand = &mut self.group(&slot.scope).hand;
         let at = hand.partition_point(|held| held.at <= slot.at);
         hand.insert(at, slot);
     }
 
-    /// Whether anybody of the slot's group waits.
+    /// Returns true if the group of the slot has a waiter.
     pub(super) fn wants(&self, slot: &Slot) -> bool {
         self.groups
             .iter()
             .any(|group| group.scope == slot.scope && !group.waiting.is_empty())
     }
 
-    /// The slots in hand of epochs before this one, taken away: a block has voided them.
+    /// Removes and returns the booked slots of earlier epochs, because a block has made them void.
     pub(super) fn drop_hand(&mut self, epoch: u64) -> Vec<Slot> {
         self.ask_anew();
         let mut void = Vec::new();
@@ -155,7 +159,8 @@ impl<W> Queue<W> {
         void
     }
 
-    /// A permit came back or a probe was answered: asking is worth it again.
+    /// Makes a new call to the ledger due for every group, because a permit was returned or a probe
+    /// was answered.
     pub(super) fn ask_anew(&mut self) {
         self.news += 1;
         for group in &mut self.groups {
@@ -179,7 +184,7 @@ impl<W> Queue<W> {
         &mut self.groups[index]
     }
 
-    /// Slots that came too late to be used.
+    /// Removes and returns the slots that are too late to be used.
     pub(super) fn take_void(&mut self, now: Instant) -> Vec<Slot> {
         let mut void = Vec::new();
         for group in &mut self.groups {
@@ -194,7 +199,8 @@ impl<W> Queue<W> {
         void
     }
 
-    /// A due slot, the first waiter that is ready for it, and the limit that it waited for.
+    /// Removes and returns a slot that is due, the first waiter with a ready connection, and the
+    /// position of the limit that delayed it.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry<W>, Option<usize>)> {
         for group in &mut self.groups {
             if group.hand.front().is_none_or(|slot| slot.at > now) {
@@ -211,7 +217,8 @@ impl<W> Queue<W> {
         None
     }
 
-    /// Notes what the ledger answered. What is returned was booked for another policy.
+    /// Stores the answer to a call. Returns the granted slots if the target's policy has changed
+    /// since the call.
     pub(super) fn absorb(
         &mut self,
         asked: &PendingCall,
@@ -240,7 +247,7 @@ impl<W> Queue<W> {
         group.ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
     }
 
-    /// Prepares a call to the ledger.
+    /// Builds a call to the ledger from these runs.
     pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> PendingCall {
         PendingCall {
             target: Arc::clone(&self.target),
@@ -249,7 +256,8 @@ impl<W> Queue<W> {
         }
     }
 
-    /// Decides what comes next; calls those whose time is near. The ledger is not asked before `may_ask`.
+    /// Decides the next action and calls the waiters that will soon be due. The ledger is not asked
+    /// before `may_ask`.
     pub(super) fn next(
         &mut self,
         now: Instant,
@@ -276,7 +284,8 @@ impl<W> Queue<W> {
         Next::Sleep(wakes.chain(asking).fold(called, Instant::min))
     }
 
-    /// Calls those whose time is near; when the next of them is to be called.
+    /// Calls the waiters that will soon be due. Returns the instant at which the next waiter must
+    /// be called, or [`Instant::FAR`].
     fn call(&mut self, now: Instant, ledger: &dyn Ledger, call: impl Fn(&W)) -> Instant {
         if self.groups.len() > GROUPS_KEPT {
             self.groups
@@ -288,8 +297,8 @@ impl<W> Queue<W> {
         next.min().unwrap_or(Instant::FAR)
     }
 
-    /// The same while the ledger is being asked: calls those whose time is near, and says when somebody is to
-    /// be called, or a slot in hand is due or becomes void.
+    /// Calls the waiters that will soon be due while a call to the ledger is in flight. Returns the
+    /// instant of the next call of a waiter or of the next slot that becomes due or void.
     pub(super) fn meanwhile(
         &mut self,
         now: Instant,
@@ -301,7 +310,7 @@ impl<W> Queue<W> {
         due.min().map_or(called, |due| due.min(called))
     }
 
-    /// Runs of those who are ready and have no slot in hand, in arrival order.
+    /// Returns runs of the ready waiters without a booked slot, in arrival order.
     fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
         let mut ready: SmallVec<[(QueueKey, usize); 16]> = SmallVec::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
@@ -322,7 +331,8 @@ impl<W> Queue<W> {
                 Some(run) if last == Some(index) => run.want += 1,
                 _ => {
                     let waiting = group.waiting.len().saturating_sub(group.hand.len());
-                    // Who has a run already is not reported twice.
+                    // A group's waiters are reported with its first run only, so that they are not
+                    // counted twice.
                     let known = runs.iter().any(|run| run.scope == group.scope);
                     runs.push(Run {
                         scope: group.scope.clone(),
@@ -340,7 +350,7 @@ impl<W> Queue<W> {
         runs
     }
 
-    /// When a newcomer that arrived at `arrived` could leave.
+    /// Returns the forecast for a request of this scope that arrived at `arrived`.
     pub(super) fn forecast(
         &self,
         scope: &Scope,
@@ -359,7 +369,8 @@ impl<W> Queue<W> {
         self.forecast_behind(scope, ledger, before)
     }
 
-    /// When one of this scope could leave behind those that `before` counts of each group.
+    /// Returns the forecast for a request of this scope behind other waiters. `before` returns how
+    /// many waiters of each group come first.
     fn forecast_behind(
         &self,
         scope: &Scope,
@@ -368,7 +379,8 @@ impl<W> Queue<W> {
     ) -> Forecast {
         let mut ahead: SmallVec<[i64; 8]> = smallvec![0; self.target.limits.len()];
         let weight = self.target.weight(scope.lane);
-        // In one's own lane those who came before; of other lanes what their weight lets overtake.
+        // In the same lane all earlier waiters count. Of other lanes only those count that can
+        // overtake by their weight.
         let own = |group: &Group<W>| group.scope.lane == scope.lane;
         for limit in scope.limits.iter() {
             let groups = self.groups.iter().enumerate();
@@ -401,13 +413,14 @@ impl<W> Queue<W> {
         ledger.forecast(&self.target, scope, &ahead)
     }
 
-    /// Takes out all who cannot leave in time any more, and whoever waits behind them may then leave
-    /// earlier: so in arrival order.
+    /// Removes and returns all waiters that cannot be sent before their deadline. The check runs in
+    /// arrival order, because each removal lets later waiters move up.
     pub(super) fn take_infeasible(&mut self, ledger: &dyn Ledger) -> Vec<(Entry<W>, Forecast)> {
         let mut hopeless = Vec::new();
         let mut places: Vec<(QueueKey, usize)> = Vec::with_capacity(self.len);
         for (index, group) in self.groups.iter().enumerate() {
-            // A waiter is covered if its group holds a slot for it, which the ledger has counted.
+            // A waiter that its group holds a slot for is skipped, because the ledger has already
+            // counted it.
             let uncovered = group.waiting.keys().skip(group.hand.len());
             places.extend(uncovered.map(|place| (*place, index)));
         }
@@ -453,7 +466,7 @@ mod tests {
         }
     }
 
-    /// A memory ledger that says it has to be asked, as a shared one does.
+    /// The memory ledger stands in for a shared one. The test passes `shared` as true to the queue.
     #[tokio::test(start_paused = true)]
     async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
         let ledger = MemoryLedger::new(Clock::anchored(0));

@@ -1,4 +1,4 @@
-//! What exchanges hold: a place in the line, and then the right to send.
+//! Types that exchanges hold: a place in the line, and later the right to send.
 
 use std::sync::Arc;
 
@@ -12,26 +12,26 @@ use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
 use crate::policy::{Scope, Source, Target};
 
-/// A place in the line. Dropping it leaves the line and wastes nothing.
+/// Place of an exchange in the line. Dropping it leaves the line and gives back any slot.
 #[derive(Debug)]
 pub struct Waiter {
     pub(super) line: Arc<Line>,
     pub(super) scope: Scope,
     pub(super) ticket: Ticket,
     pub(super) place: QueueKey,
-    /// Until when it waits.
+    /// Instant after which the wait ends with a refusal.
     pub(super) until: Instant,
-    /// The limit that holds it, as foreseen when it entered the line.
+    /// Name of the limit that delays the request, as forecast when it entered the line.
     pub held_by: Option<Arc<str>>,
     pub(super) ready: bool,
     pub(super) told: mpsc::Receiver<Event>,
 }
 
 impl Waiter {
-    /// What happens next.
+    /// Waits for the next event. After the deadline the result is a refusal.
     ///
     /// # Cancel safety
-    /// Cancel safe: no event is lost.
+    /// This method is cancel safe, because no event is lost if the future is dropped.
     pub async fn next(&mut self) -> Event {
         tokio::select! {
             biased;
@@ -48,12 +48,13 @@ impl Waiter {
         }
     }
 
-    /// Whether it entered the line so near its turn that it should keep its connection.
+    /// Returns true if the waiter entered the line so near its turn that its connection should be
+    /// kept.
     pub const fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// A connection is ready; from now on only limits hold it.
+    /// Marks the connection as ready, so that only limits can delay the request from here.
     pub fn ready(&mut self) {
         self.until = self.ticket.deadline.max(self.line.clock.now() + LATE_MAX);
         self.line.lock().queue.set_stage(self.place, Stage::Ready);
@@ -78,17 +79,18 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.line.lock().queue.remove(self.place);
-        // A turn that was on its way goes back by its own drop.
+        // A turn that is still in the channel is given back when it is dropped.
         self.told.close();
         while self.told.try_recv().is_ok() {}
         self.line.changed.notify_one();
     }
 }
 
-/// The right to send one request now, and the permits to run it. Held until the response is over.
+/// Right to send one request now, together with its permits. It is held until the response has
+/// ended.
 #[derive(Debug)]
 pub struct Turn {
-    /// The limit that it waited for.
+    /// Name of the limit that delayed the request, or `None` if it was not delayed.
     pub held_by: Option<Arc<str>>,
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
@@ -98,20 +100,20 @@ pub struct Turn {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TurnState {
-    /// Not used yet.
+    /// The request has not been sent, so a drop gives the slot back.
     Unused,
-    /// The request left.
+    /// The request has been sent, so a drop releases its permits.
     Sent,
-    /// The slot has another owner.
+    /// The slot has passed to another waiter, so a drop does nothing.
     Transferred,
 }
 
 impl Turn {
-    /// Marks the request as leaving now. `Err` if the turn is void: it is too late, or the origin
-    /// has blocked since; then enter the line again.
+    /// Marks the request as sent now. A void turn is given back. The exchange must then enter the
+    /// line again.
     ///
     /// # Errors
-    /// [`Void`], and the slot is given up.
+    /// Returns [`Void`] if the turn is too late or a block has begun since the booking.
     pub fn leave(mut self) -> Result<Self, Void> {
         if self.is_void() {
             self.line.metrics.slot_voided(&self.target.name);
@@ -121,20 +123,20 @@ impl Turn {
         Ok(self)
     }
 
-    /// The same for a turn that was given in this moment.
+    /// Marks the request as sent without a check. The turn must have been granted at this moment.
     pub fn leave_at_once(mut self) -> Self {
         self.state = TurnState::Sent;
         self
     }
 
-    /// Whether it has become too late, or the origin has blocked since.
+    /// Returns true if the slot is too old to be used, or the origin has blocked the target since.
     pub fn is_void(&self) -> bool {
         self.line.clock.now() > self.slot.at + LATE_MAX
             || self.slot.epoch != *self.line.epoch.borrow()
     }
 
-    /// The request has been answered: where a limit goes by a cost that the answer tells, what was
-    /// estimated is corrected. `read` finds the number.
+    /// Corrects the cost of each limit that is settled by the response. `read` returns the actual
+    /// cost in units, or `None` if the response lacks it.
     pub fn settle(&self, read: impl Fn(&Source) -> Option<i64>) {
         for (index, source) in self.settled() {
             let estimate = self.slot.scope.cost(index);
@@ -147,7 +149,7 @@ impl Turn {
         }
     }
 
-    /// Whether the body of the answer tells what the request cost.
+    /// Returns true if a limit needs the response body to determine the actual cost.
     pub fn settles_by_body(&self) -> bool {
         self.settled().any(|(_, source)| source.needs_body())
     }
@@ -159,13 +161,13 @@ impl Turn {
             .filter_map(|(index, limit)| Some((index, limit.cost.as_ref()?.settle.as_ref()?)))
     }
 
-    /// When the slot was.
+    /// Returns the instant of the slot at which the request was due.
     pub const fn at(&self) -> Instant {
         self.slot.at
     }
 }
 
-/// The turn came too late to be used.
+/// Error of a turn that can no longer be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Void;
 

@@ -1,5 +1,5 @@
-//! Who sends: by the credentials of a proxy URL, or by a field on routes. Where no clients are
-//! configured, anyone who can reach the port may send.
+//! Authentication of clients by the credentials of a proxy URL or by a header field. If the policy
+//! configures no `clients`, every client that reaches the port may send.
 
 use std::sync::Arc;
 
@@ -9,7 +9,10 @@ use crate::exchange::{ClientIdentity, Error, Reason};
 use crate::policy::{Client, Policy};
 use crate::semantics::{CLIENT_TOKEN, proxy_credentials};
 
-/// For requests to the forward proxy: `Proxy-Authorization: Basic`.
+/// Authenticates a request to the forward proxy by `Proxy-Authorization: Basic`.
+///
+/// # Errors
+/// Returns [`Reason::ClientUnknown`] if the credentials are missing or match no client.
 pub(super) fn by_proxy_field(
     headers: &HeaderMap,
     policy: &Policy,
@@ -29,7 +32,10 @@ pub(super) fn by_proxy_field(
     )
 }
 
-/// For requests to a route: `Outpace-Client-Token: NAME:TOKEN`.
+/// Authenticates a request to a route by `Outpace-Client-Token: NAME:TOKEN`.
+///
+/// # Errors
+/// Returns [`Reason::ClientTokenUnknown`] if the token is missing or matches no client.
 pub(super) fn by_token_field(
     headers: &HeaderMap,
     policy: &Policy,
@@ -44,7 +50,10 @@ pub(super) fn by_token_field(
     identify(Reason::ClientTokenUnknown, offered, policy, client)
 }
 
-/// For calls of the API: as on a route, or `Authorization: Bearer NAME:TOKEN`.
+/// Authenticates an API call by `Authorization: Bearer NAME:TOKEN`, or as on a route.
+///
+/// # Errors
+/// Returns [`Reason::ClientTokenUnknown`] if the token is missing or matches no client.
 pub(super) fn by_api_field(
     headers: &HeaderMap,
     policy: &Policy,
@@ -73,7 +82,8 @@ fn identify(
     let matches = |known: &&Client| *known.name == *name && known.token.matches(token);
     match policy.clients.iter().find(matches) {
         Some(known) => Ok(client.known_as(Arc::clone(&known.name), known.group.clone())),
-        // Which of the two is wrong is nobody's business.
-        None => Err(Error::new(no, "the credentials are of no known client")),
+        // The message does not say if the name or the token is wrong, because that would help an
+        // attacker.
+        None => Err(Error::new(no, "the credentials match no configured client")),
     }
 }

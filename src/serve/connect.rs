@@ -1,4 +1,5 @@
-//! CONNECT: a blind tunnel, or the inside of one where a target wants its requests seen.
+//! CONNECT requests. The tunnel is relayed blindly, or intercepted if its target paces single
+//! requests.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use crate::policy::{Policy, TlsMode};
 use crate::semantics::{Authority, max_wait};
 use crate::units::{Origin, Scheme};
 
-/// Answers a CONNECT. Boxed, since what is inside it is served by connections again.
+/// Answers a CONNECT. The future is boxed, because the connections inside a tunnel use this
+/// function again.
 pub(super) fn connect(
     connection: Arc<ClientConnection>,
     request: Request<Incoming>,
@@ -31,7 +33,8 @@ pub(super) fn connect(
     Box::pin(async move { answer(&connection, request, authority, client, policy).await })
 }
 
-/// What can be refused is refused before the 200.
+/// Decides a CONNECT and starts its tunnel. Every refusal is sent in place of the 200, because an
+/// error cannot be reported afterwards.
 async fn answer(
     connection: &Arc<ClientConnection>,
     mut request: Request<Incoming>,
@@ -72,7 +75,7 @@ async fn answer(
             Err(error) => {
                 let error = Error::new(
                     Reason::Internal,
-                    format!("no certificate could be made: {error}"),
+                    format!("creating the intercept certificate failed: {error}"),
                 );
                 connection.refuse(&Method::CONNECT, &error)
             }
@@ -92,7 +95,7 @@ async fn answer(
                 Arc::clone(&connection.place),
             );
             connection.server.tasks.spawn(async move {
-                // A client that went away before its 200 leaves the tunnel's record as abandoned.
+                // If the client left before the 200, dropping the tunnel records it as abandoned.
                 let Ok(upgraded) = upgrade.await else { return };
                 match into_tcp(upgraded) {
                     Ok(stream) => tunnel.relay(stream, &server.exchange).await,
@@ -105,7 +108,8 @@ async fn answer(
     }
 }
 
-/// Takes the bare TCP stream out of an upgraded connection, with the bytes that were read early in front.
+/// Extracts the TCP stream of an upgraded connection. Bytes that were read early come first.
+/// Another kind of stream is returned as the error.
 fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>> {
     match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
         Ok(parts) => Ok(Prefixed::new(parts.io.into_inner(), parts.read_buf)),
@@ -113,7 +117,7 @@ fn into_tcp(upgraded: Upgraded) -> Result<Prefixed<TcpStream>, TokioIo<Upgraded>
     }
 }
 
-/// The inside of a CONNECT to a target.
+/// CONNECT tunnel to a target with interception, before its first inner request.
 struct InterceptedTunnel {
     connection: Arc<ClientConnection>,
     origin: Origin,
@@ -154,13 +158,13 @@ impl InterceptedTunnel {
         })
     }
 
-    /// The client's handshake failed: nobody can be answered, but there is a record.
+    /// Records a failed handshake inside the tunnel. No response is possible at this stage.
     fn note(&self, error: &AcceptError) {
         let reason = match error {
             AcceptError::NotHttp => Reason::InnerNotHttp,
             AcceptError::Distrusted(_) => Reason::InnerDistrusted,
             AcceptError::TooSlow | AcceptError::WrongName | AcceptError::Tls(_) => Reason::InnerTls,
-            // It thought better of it; that is no event.
+            // A client that closes the connection early is normal and leaves no record.
             AcceptError::Closed => return,
         };
         let server = &self.connection.server;
@@ -180,7 +184,7 @@ impl InterceptedTunnel {
                     client = %self.client.address,
                     host = %self.origin.host,
                     remedy = Reason::InnerDistrusted.row().remedy,
-                    "a client does not trust our CA; it is told here once"
+                    "client does not trust outpace's CA; logged once per client address"
                 );
             }
         }

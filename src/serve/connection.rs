@@ -1,5 +1,5 @@
-//! One client connection, whatever it came through: reads requests, finds out where each goes, and
-//! drains when the process does.
+//! One client connection on a proxy port, on a route's port or inside a CONNECT. The connection
+//! reads requests, routes each of them, and closes gracefully when a drain begins.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,18 +25,18 @@ use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
 use crate::units::Origin;
 
-/// What a connection's requests may name.
+/// Origins that the requests of a connection may name.
 #[derive(Debug, Clone)]
 pub(super) enum Inbound {
-    /// Anything: this is the proxy's port.
+    /// Any origin, because the connection came through the proxy's port.
     Proxy,
-    /// One origin: this is a route's port.
+    /// Only this origin, because the connection came through a route's port.
     Route(Origin),
-    /// One origin: this is the inside of a CONNECT.
+    /// Only this origin, because the requests are inside its CONNECT.
     Inside(Origin),
 }
 
-/// A client connection.
+/// Connection of a client, shared by its requests.
 #[derive(Debug)]
 pub(super) struct ClientConnection {
     pub(super) server: Arc<Server>,
@@ -61,7 +61,7 @@ impl ClientConnection {
         }
     }
 
-    /// HTTP/1.1, or HTTP/2 if the client begins with its preface.
+    /// Serves HTTP/1.1, or HTTP/2 if the client begins with the HTTP/2 preface.
     pub(super) async fn serve_either<T>(self: Arc<Self>, io: T)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -70,7 +70,7 @@ impl ClientConnection {
         self.serve(io, builder).await;
     }
 
-    /// The protocol that ALPN agreed on.
+    /// Serves the protocol that was negotiated by ALPN.
     pub(super) async fn serve_agreed<T>(self: Arc<Self>, io: T, http2: bool)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -91,7 +91,7 @@ impl ClientConnection {
             .timer(HeadTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES)
-            // During a drain every response says `ClientConnection: close`.
+            // A connection that is accepted during a drain answers with `Connection: close`.
             .keep_alive(!self.server.tasks.draining());
         builder
             .http2()
@@ -140,7 +140,8 @@ impl ClientConnection {
             }
             Ok(Routed::Api { client }) => {
                 let server = &self.server;
-                // Boxed: few requests are for us.
+                // The future is boxed, because API calls are rare and would enlarge every other
+                // request.
                 let call = server.api.serve(&server.exchange, policy, &client, request);
                 Box::pin(call).await
             }
@@ -149,7 +150,10 @@ impl ClientConnection {
         })
     }
 
-    /// Where a request goes, and whether its sender may send it.
+    /// Routes a request and authenticates its client.
+    ///
+    /// # Errors
+    /// Returns the error to answer with if the request is malformed, misdirected or not allowed.
     fn destine<B>(&self, request: &Request<B>, policy: &Policy) -> Result<Routed, Error> {
         let requested = semantics::classify(request)?;
         let headers = request.headers();
@@ -170,7 +174,7 @@ impl ClientConnection {
             }
             (Inbound::Route(_), RequestTarget::Connect(_)) => Err(Error::new(
                 Reason::NoRoute,
-                "this port is for one route; it is no proxy",
+                "this port serves one route; send CONNECT to the proxy's port",
             )),
             (Inbound::Route(origin), _) => {
                 let client = authenticate::by_token_field(headers, policy, &self.client)?;
@@ -200,7 +204,7 @@ impl ClientConnection {
                 if Api::is_ours(request.uri().path()) && self.is_us(&authority, policy) =>
             {
                 if policy.clients.is_empty() && !self.client.address.is_loopback() {
-                    let detail = "without `clients` the API answers this machine only";
+                    let detail = "without `clients` the API serves loopback only; set `clients`";
                     return Err(Error::new(Reason::ClientTokenUnknown, detail));
                 }
                 let client = authenticate::by_api_field(headers, policy, &self.client)?;
@@ -218,8 +222,8 @@ impl ClientConnection {
         }
     }
 
-    /// Whether a host means outpace itself: this machine, an address, or the host of our public URL,
-    /// and no route has it.
+    /// Returns true if the host means outpace itself and no route has it. Such hosts are IP
+    /// addresses, `localhost` and the host of the public URL.
     fn is_us(&self, authority: &Authority, policy: &Policy) -> bool {
         let host = &authority.host;
         let ours = host.ip().is_some()
@@ -228,8 +232,12 @@ impl ClientConnection {
         ours && gateway::route(policy, host).is_none()
     }
 
-    /// Inside a CONNECT only its authority may be named (RFC 9110 section 7.4): the certificate the
-    /// client saw is for that host, and so is the policy.
+    /// Checks that a request inside a CONNECT names the CONNECT's authority (RFC 9110 section 7.4).
+    /// Both the certificate and the policy were chosen for that host.
+    ///
+    /// # Errors
+    /// Returns [`Reason::Misdirected`] for another host and [`Reason::MethodNotAllowed`] for a
+    /// CONNECT.
     fn inside(
         &self,
         origin: &Origin,
@@ -242,7 +250,7 @@ impl ClientConnection {
                 named.host == origin.host && named.port == origin.port
             }
             RequestTarget::Connect(_) | RequestTarget::Asterisk => {
-                let detail = format!("{method} has no place inside a CONNECT");
+                let detail = format!("{method} is not allowed inside a CONNECT");
                 return Err(Error::new(Reason::MethodNotAllowed, detail));
             }
         };
@@ -250,7 +258,7 @@ impl ClientConnection {
             return Ok(());
         }
         let detail = format!(
-            "the CONNECT was to `{}`, the request names another host",
+            "the CONNECT names `{}`, but the request names another host",
             origin.authority()
         );
         Err(Error::new(Reason::Misdirected, detail))
@@ -264,7 +272,7 @@ impl ClientConnection {
         }
     }
 
-    /// A no before there is an exchange; it leaves a record all the same.
+    /// Answers a request that is refused before an exchange begins, and records the refusal.
     pub(super) fn refuse(&self, method: &Method, error: &Error) -> Response<ResponseBody> {
         let mut record = self
             .server
@@ -278,7 +286,8 @@ impl ClientConnection {
         response
     }
 
-    /// `OPTIONS *` asks about us, not about an origin (RFC 9110 section 9.3.7).
+    /// Answers `OPTIONS *`, which asks about outpace and not about an origin (RFC 9110 section
+    /// 9.3.7).
     fn answer_asterisk(&self) -> Response<ResponseBody> {
         let mut record = self
             .server
@@ -294,7 +303,7 @@ impl ClientConnection {
     }
 }
 
-/// Where a request goes.
+/// Destination of a request within outpace, with its client.
 enum Routed {
     Exchange {
         ingress: Ingress,
@@ -316,9 +325,10 @@ fn names(authority: &Authority, origin: &Origin) -> bool {
     authority.host == origin.host && port == origin.port
 }
 
-/// Clients close, reset and time out all the time; each exchange has its own record.
+/// Logs the end of a connection at debug level only. Clients often close, reset or time out, and
+/// every exchange has its own record.
 fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     if let Err(error) = ended {
-        tracing::debug!(%error, "a client connection ended");
+        tracing::debug!(%error, "client connection ended with an error");
     }
 }

@@ -1,5 +1,5 @@
-//! Accepting connections, up to a bound, until the process ends: during a drain, too, since whoever
-//! still finds us must not meet a closed door.
+//! Listeners that accept connections up to a bound until the process ends. They accept during a
+//! drain too, so that late clients are still served.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use super::connection::{ClientConnection, Inbound};
 use crate::bounds::ACCEPT_BACKLOG;
 use crate::telemetry::Metrics;
 
-/// A bound port and what it is for.
+/// Bound port of the proxy or of a route.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
-    /// The address that a route by port has in the policy.
+    /// Address of a route's port in the policy. `None` for the proxy's port.
     route: Option<SocketAddr>,
 }
 
-/// Binds `address`.
+/// Binds `address` with a backlog of [`ACCEPT_BACKLOG`]. `route` is the key of a route by port.
 ///
 /// # Errors
-/// What the system said.
+/// Returns the error of the operating system, for example if the port is in use.
 pub async fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Result<Listener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -36,19 +36,19 @@ pub async fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Re
     Ok(Listener { listener, route })
 }
 
-/// A pause after a failed accept: the cause is most often a lack of file descriptors.
+/// Pause after a failed accept. The most common cause is a lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Listener {
-    /// Where it listens.
+    /// Returns the local address of the listener.
     ///
     /// # Errors
-    /// What the system said.
+    /// Returns the error of the operating system.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Accepts and serves for ever.
+    /// Accepts and serves connections until the process ends.
     pub async fn run(self, server: Arc<Server>) {
         loop {
             let Ok(permit) = Arc::clone(&server.connection_permits).acquire_owned().await else {
@@ -57,12 +57,12 @@ impl Listener {
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "accepting a connection failed; outpace will retry");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };
-            // A reload may have taken the route away; its port is closed with the next start.
+            // A reload may have removed the route. Its port stays open until the next start.
             let Some(inbound) = self.inbound(&server) else {
                 continue;
             };
@@ -88,12 +88,12 @@ impl Listener {
 }
 
 async fn serve(connection: ClientConnection, stream: TcpStream) {
-    // Without it small responses wait for acknowledgements; failing to set it breaks nothing.
+    // Without `TCP_NODELAY` small responses wait for acknowledgements. A failure is harmless.
     let _ = stream.set_nodelay(true);
     Arc::new(connection).serve_either(stream).await;
 }
 
-/// One client's place among those that may be connected, also while its connection is a tunnel.
+/// Permit of one client connection. A tunnel holds it until its relay ends.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     _room: OwnedSemaphorePermit,

@@ -1,6 +1,8 @@
-//! The ways in: a listener accepts, a connection reads requests, CONNECT becomes a tunnel or is
-//! intercepted, a route makes us a gateway. Whatever the way, a request ends up in
-//! [`Exchange::serve`] with its origin fixed; nothing later decides it again.
+//! Ingress of client requests. A listener accepts connections, a connection reads requests, a
+//! CONNECT becomes a tunnel or is intercepted, and a route makes outpace a gateway.
+//!
+//! Every proxied request ends in [`Exchange::serve`] with its origin fixed. No later step decides
+//! the origin again.
 
 mod authenticate;
 mod connect;
@@ -24,25 +26,26 @@ use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 use crate::units::HostName;
 
-/// What all connections share.
+/// State that all client connections share.
 #[derive(Debug)]
 pub struct Server {
-    /// The corridor.
+    /// Exchange that paces and forwards the requests.
     pub exchange: Arc<Exchange>,
-    /// What apps ask of us.
+    /// API for apps on the proxy's port.
     pub api: Api,
-    /// The host of our public URL.
+    /// Host of the public URL, if one is configured and valid.
     pub public_host: Option<HostName>,
-    /// Swapped whole by a reload.
+    /// Current policy, which a reload replaces as a whole.
     pub policy: Arc<ArcSwap<Policy>>,
     /// Certificates for intercepted hosts.
     pub leaves: Leaves,
-    /// Connections and tunnels.
+    /// Tracker of the tasks for connections and tunnels, which a drain waits for.
     pub tasks: Tasks,
-    /// Counters.
+    /// Metrics of this process, including the number of open connections.
     pub metrics: Metrics,
-    /// How many clients may be connected.
+    /// Permits for client connections. A listener accepts no connection without one.
     pub connection_permits: Arc<Semaphore>,
-    /// Clients that were told once that they do not trust our CA.
+    /// Addresses of clients that were already logged for not trusting outpace's CA. Each is logged
+    /// once.
     pub warned_clients: moka::sync::Cache<IpAddr, ()>,
 }

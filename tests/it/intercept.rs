@@ -26,7 +26,7 @@ async fn both_versions_of_http_are_intercepted_and_recorded() {
         assert_eq!(arrival.version, version);
         assert!(arrival.uri.ends_with("/path?secret=1"), "{}", arrival.uri);
     }
-    let record = program.record(|r| r["way"] == "intercept").await;
+    let record = program.record(|r| r["ingress"] == "intercept").await;
     for (key, value) in [
         ("host", "api.test"),
         ("path", "/path"),
@@ -88,7 +88,7 @@ async fn a_client_that_distrusts_us_is_told_the_remedy_once() {
         .event(|e| {
             e["message"]
                 .as_str()
-                .is_some_and(|m| m.contains("does not trust our CA"))
+                .is_some_and(|m| m.contains("does not trust outpace's CA"))
         })
         .await;
     assert!(event["remedy"].as_str().unwrap().contains("outpace env"));
