@@ -1,16 +1,21 @@
-//! outpace: an egress proxy that paces what you send to other people's APIs.
+//! outpace is an egress proxy that paces the requests that applications send to external APIs.
 //!
-//! The map, from the ground up. A folder uses only what stands below it; `tests/tidy.rs` checks it.
+//! The map lists the modules by floor, from the ground up. A folder uses only its own files and
+//! lower floors, and `tests/tidy.rs` checks this rule.
 //!
-//! - floor 0: [`clock`], [`random`], [`shutdown`], [`bounds`], [`units`], [`telemetry`]
-//! - floor 1: [`policy`] (what the operator wants), [`semantics`] (what the RFCs say), [`schedule`]
-//!   (when a request may leave); all pure
-//! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live)
-//! - floor 3: [`pace`] (who leaves when), [`origin`] (connections outward), [`intercept`] (our CA and
-//!   its leaves), [`spool`] (what is kept on disk), [`tunnel`] (blind relay)
-//! - floor 4: [`exchange`] (one request from start to finish: read its `mod.rs` first)
-//! - floor 5: [`delivery`] (sends what the spool keeps), [`api`] (what apps ask of us), [`serve`] (ways in), [`admin`] (operators), [`config`] (YAML → policy)
-//! - floor 6: [`app`] (build, wire, run, drain), [`cli`]
+//! - floor 0: [`clock`], [`random`], [`shutdown`], [`sync`] (locks that ignore poisoning),
+//!   [`bounds`], [`units`], [`telemetry`].
+//! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
+//!   [`schedule`] (the instants at which requests may leave). All three are pure.
+//! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
+//! - floor 3: [`pace`] (the queues of this replica), [`origin`] (connections to origins),
+//!   [`intercept`] (the CA and its leaves), [`spool`] (stored requests), [`tunnel`] (the blind
+//!   relay).
+//! - floor 4: [`exchange`] (one request from start to finish, best read from its `mod.rs`).
+//! - floor 5: [`delivery`] (sends the items of the spool), [`api`] (calls from applications),
+//!   [`serve`] (listeners and ingress modes), [`admin`] (calls from operators), [`config`] (YAML →
+//!   policy).
+//! - floor 6: [`app`] (build, wire, run, drain), [`cli`].
 
 pub mod bounds;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! The program: arguments in, exit code out.
+//! The `outpace` program: passes the arguments to the library and returns its exit code.
 
 use std::process::ExitCode;
 

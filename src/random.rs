@@ -1,4 +1,5 @@
-//! The only source of randomness; seeded, so that a seed reproduces a run.
+//! Random numbers for jitter, identifiers and nonces. A seed reproduces the sequence of a run. The
+//! TLS and certificate libraries use their own generators.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,37 +8,38 @@ use crate::sync::lock;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
 
-/// A shared random generator. Cheap to clone; clones draw from one sequence.
+/// A shared random generator. Clones are cheap and draw from one common sequence.
 #[derive(Debug, Clone)]
 pub struct Random(Arc<Mutex<StdRng>>);
 
 impl Random {
-    /// Seeded by the operating system.
+    /// Creates a generator that is seeded by the operating system.
     pub fn from_entropy() -> Self {
         Self(Arc::new(Mutex::new(rand::make_rng())))
     }
 
-    /// The same sequence for the same seed.
+    /// Creates a generator that yields the same sequence for the same seed.
     pub fn seeded(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))))
     }
 
-    /// A uniform draw in `0.0..1.0`.
+    /// Draws a floating-point number uniformly from `0.0..1.0`.
     pub fn unit(&self) -> f64 {
         self.with(|rng| rng.random_range(0.0..1.0))
     }
 
-    /// A name that nobody can guess: 128 bits in hexadecimal digits.
+    /// Draws an identifier of 128 random bits, written as 32 hexadecimal digits. The identifier
+    /// cannot be guessed as long as the seed is secret.
     pub fn name(&self) -> String {
         format!("{:016x}{:016x}", self.bits(), self.bits())
     }
 
-    /// A uniform draw of 64 bits.
+    /// Draws an integer uniformly from all 64-bit values.
     pub fn bits(&self) -> u64 {
         self.with(|rng| rng.next_u64())
     }
 
-    /// A duration spread evenly over `from ..= to`.
+    /// Draws a duration uniformly between `from` and `to`. Returns `from` if `to` is not greater.
     pub fn between(&self, from: Duration, to: Duration) -> Duration {
         from + to.saturating_sub(from).mul_f64(self.unit())
     }

@@ -1,7 +1,8 @@
-//! Draining: one token that says "stop taking work" and one tracker that knows what still runs.
+//! Draining: a token that stops new work, and a tracker of the tasks that a drain waits for.
 //!
-//! [`Tasks::spawn`] is the only way to start a task, so nothing runs that a drain does not wait for.
-//! hyper forgets a connection once it is upgraded; the tracker does not.
+//! [`Tasks::spawn`] and [`Tasks::spawn_cancel_on_drain`] start tracked tasks. A drain does not wait
+//! for the untracked tasks that [`Tasks::spawn_detached`] and [`Background`] start. After an
+//! upgrade hyper stops tracking the connection, so its relay runs as a separate tracked task.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,22 +14,22 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
-/// The tasks of this process. Cheap to clone.
+/// The tasks of this process and the state of its drain. Clones are cheap and share both.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
     drain: CancellationToken,
-    /// What the token says, for those who ask at each turn.
+    /// Copy of the token's state, which [`DrainBegun`] can read cheaply at each poll.
     draining: Arc<AtomicBool>,
 }
 
 impl Tasks {
-    /// No tasks yet, not draining.
+    /// Creates a set without tasks that is not draining.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts `task`; a drain waits for it.
+    /// Starts a tracked task. A drain waits until the task has ended.
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -37,7 +38,7 @@ impl Tasks {
         self.tracker.spawn(task)
     }
 
-    /// Starts `task`; it is dropped when a drain begins.
+    /// Starts a tracked task and drops it as soon as a drain begins.
     pub fn spawn_cancel_on_drain<F>(&self, task: F) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -51,7 +52,8 @@ impl Tasks {
         })
     }
 
-    /// Starts `task`, for which a drain does not wait: it serves other tasks, and ends with them.
+    /// Starts an untracked task, for which a drain does not wait. The task runs until it ends or
+    /// the runtime stops.
     pub fn spawn_detached<F>(&self, task: F) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -63,18 +65,18 @@ impl Tasks {
         tokio::spawn(task)
     }
 
-    /// Begins the drain.
+    /// Begins the drain and wakes every task that waits for it. Further calls have no effect.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.drain.cancel();
     }
 
-    /// Whether the drain has begun.
+    /// Returns true if the drain has begun.
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Ready once the drain begins.
+    /// Returns a future that completes when the drain begins.
     pub fn drain_begun(&self) -> DrainBegun {
         DrainBegun {
             draining: Arc::clone(&self.draining),
@@ -83,24 +85,26 @@ impl Tasks {
         }
     }
 
-    /// Ready once no task is left. No further task should be started by then.
+    /// Waits until all tracked tasks have ended. Callers must not start tracked tasks after the
+    /// wait, because no drain waits for them any more.
     pub async fn finished(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// How many tasks run now.
+    /// Returns the number of tracked tasks that run now.
     pub fn running(&self) -> usize {
         self.tracker.len()
     }
 }
 
-/// Ready once the drain begins. Polled beside something busy it costs a look at a flag.
+/// A future that completes when the drain begins. A repeated poll by the same task costs one atomic
+/// load.
 #[derive(Debug)]
 pub struct DrainBegun {
     draining: Arc<AtomicBool>,
     begun: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Who will be woken when it begins.
+    /// Waker that the token wakes when the drain begins.
     woken: Option<Waker>,
 }
 
@@ -118,8 +122,8 @@ impl Future for DrainBegun {
     }
 }
 
-/// Starts tasks for which a drain does not wait: those of connections to origins, which live as long
-/// as anyone might use them.
+/// An executor of untracked tasks, for the HTTP/2 connections to origins. A drain does not wait for
+/// these tasks, because each connection stays open for as long as a request may use it.
 #[derive(Debug, Clone, Copy)]
 pub struct Background;
 

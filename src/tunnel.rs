@@ -1,5 +1,5 @@
-//! A blind relay between two byte streams. Half-closes are passed on; a tunnel on which nothing moves
-//! either way for long is closed.
+//! A blind relay between two byte streams. A half-close is passed on, and the tunnel is closed
+//! after an idle time without any read.
 
 use std::io;
 use std::pin::Pin;
@@ -12,16 +12,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::bounds::TUNNEL_BUFFER;
 use crate::clock::{Clock, Instant};
 
-/// What passed through a tunnel.
+/// The byte counts of one tunnel, from its start to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Passed {
-    /// Bytes from the client.
+    /// Number of bytes read from the client.
     pub sent: u64,
-    /// Bytes to the client.
+    /// Number of bytes read from the origin.
     pub received: u64,
 }
 
-/// Relays until both sides have ended, one fails, or nothing moves for `idle`.
+/// Relays bytes in both directions until both sides have ended or one of them fails. The relay also
+/// ends after `idle` without a read on either side. Returns the number of bytes read from each
+/// side.
 pub async fn relay<C, O>(client: C, origin: O, idle: Duration, clock: &Clock) -> Passed
 where
     C: AsyncRead + AsyncWrite + Unpin,
@@ -49,7 +51,7 @@ where
         TUNNEL_BUFFER,
     );
     tokio::select! {
-        // How it ended is of no use to anyone: both ends see it.
+        // The result is ignored, because both ends see the end of the relay.
         _ended = relay => {}
         () = activity.idle_for(idle) => {}
     }
@@ -59,7 +61,7 @@ where
     }
 }
 
-/// When something last moved.
+/// Time of the latest read on either stream, in nanoseconds since the Unix epoch.
 struct Activity<'a> {
     last: AtomicI64,
     clock: &'a Clock,
@@ -77,7 +79,7 @@ impl Activity<'_> {
     }
 }
 
-/// A stream that notes when it moves and counts what is read from it.
+/// A stream wrapper that counts the bytes read and records the time of each read.
 struct Metered<'a, T> {
     inner: T,
     activity: &'a Activity<'a>,

@@ -1,5 +1,6 @@
-//! A timer for what nearly always comes in time. Setting tokio's timer and taking it back for each
-//! request costs more than it is worth: here it is set once, and moved only when it rings too early.
+//! A timer for deadlines that are nearly always met. Setting and cancelling a tokio timer for each
+//! request is expensive. This timer is set once and is moved only for an earlier deadline or after
+//! it has fired too early.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -11,16 +12,17 @@ use tokio::time::Instant;
 use super::Clock;
 use crate::sync::lock;
 
-/// One timer for the deadlines of one connection, of which there is one at a time.
+/// One timer for the deadlines of one connection, which has at most one deadline at a time.
 #[derive(Debug, Default)]
 pub struct Alarm {
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
-    /// Who is woken when it rings.
+    /// Waker of the task that the timer wakes when it fires.
     woken: Option<Waker>,
 }
 
 impl Alarm {
-    /// Ready once `deadline` has passed; until then whoever asks is woken at that time, or before.
+    /// Returns ready once `deadline` has passed. Before that, the timer wakes the task at the
+    /// deadline or earlier, so the task must poll again.
     pub fn poll(
         &mut self,
         clock: &Clock,
@@ -45,24 +47,25 @@ impl Alarm {
         if sleep.deadline() >= deadline {
             return Poll::Ready(());
         }
-        // It rang for an earlier deadline, which was met.
+        // The timer fired for an earlier deadline, so it is moved to the current one.
         sleep.as_mut().reset(deadline);
         sleep.as_mut().poll(cx)
     }
 }
 
-/// What hyper asks for the time, and for the deadlines of the heads on one connection.
+/// The timer that hyper uses to read the time and to bound the wait for request heads on one
+/// connection.
 #[derive(Debug, Default)]
 pub struct HeadTimer(Arc<Mutex<Alarm>>);
 
-/// The deadline of one head.
+/// The deadline for one request head, on the shared timer of its connection.
 struct HeadDeadline {
     deadline: Instant,
     alarm: Arc<Mutex<Alarm>>,
 }
 
 impl HeadTimer {
-    /// No deadline yet.
+    /// Creates the timer of one connection, without a deadline.
     pub fn new() -> Self {
         Self::default()
     }
@@ -122,7 +125,8 @@ mod tests {
         let clock = Clock::anchored(0);
         let mut alarm = Alarm::default();
         let begun = clock.now();
-        // Later than the one before, earlier, the same, and again after a deadline that was met.
+        // The second deadline is later than the first, the third is earlier, and the fourth equals
+        // the third.
         for seconds in [30, 40, 35, 35] {
             let deadline = begun + Duration::from_secs(seconds);
             let once = poll_fn(|cx| Poll::Ready(alarm.poll(&clock, deadline, cx))).await;

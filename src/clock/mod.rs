@@ -1,9 +1,10 @@
 //! The only reader of real time.
 //!
 //! Everything that paces, waits or stamps takes a [`Clock`]. Its axis is nanoseconds since the Unix
-//! epoch, *anchored* to the wall clock once at start and advancing monotonically from there, so that
-//! windows aligned to the clock can be computed and a stepped wall clock cannot release a burst.
-//! Under tokio's paused time the axis is virtual. [`Clock::wall`] is for dates in messages only.
+//! epoch. The axis is *anchored* to the wall clock once at start and then advances monotonically.
+//! Windows can therefore be aligned to the calendar, and a stepped wall clock cannot release a
+//! burst. Under tokio's paused time the axis is virtual. [`Clock::wall`] is for calendar dates,
+//! never for pacing.
 
 mod alarm;
 
@@ -15,27 +16,27 @@ use std::time::{Duration, SystemTime};
 
 use crate::units::nanos;
 
-/// A point on the clock's axis: nanoseconds since the Unix epoch, as this process anchored it.
+/// A point on the clock's axis, in nanoseconds since the Unix epoch as this process anchored it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(i64);
 
 impl Instant {
-    /// The start of the axis; earlier than any real instant.
+    /// The start of the axis, which is earlier than any real instant.
     pub const ZERO: Self = Self(0);
-    /// Later than any real instant.
+    /// The end of the axis, which is later than any real instant.
     pub const FAR: Self = Self(i64::MAX);
 
-    /// The instant `nanos` nanoseconds after the Unix epoch.
+    /// Returns the instant `nanos` nanoseconds after the Unix epoch.
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds since the Unix epoch.
+    /// Returns the number of nanoseconds since the Unix epoch.
     pub const fn as_nanos(self) -> i64 {
         self.0
     }
 
-    /// Time from `earlier` to `self`; zero if `earlier` is later.
+    /// Returns the time from `earlier` to `self`, or zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -55,7 +56,7 @@ impl Sub<Duration> for Instant {
     }
 }
 
-/// Reads time and sleeps. Cheap to clone.
+/// A clock that reads the time and sleeps. Clones are cheap and share one axis.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Base>);
 
@@ -66,7 +67,7 @@ struct Base {
     wall: Wall,
 }
 
-/// Where dates come from.
+/// The source of calendar dates: the system's wall clock or the anchored axis.
 #[derive(Debug)]
 enum Wall {
     System,
@@ -74,13 +75,14 @@ enum Wall {
 }
 
 impl Clock {
-    /// The real clock.
+    /// Creates a clock that is anchored to the system's wall clock.
     pub fn system() -> Self {
         let anchor_ns = nanos(unix_time(system_wall()));
         Self::anchored_with(anchor_ns, Wall::System)
     }
 
-    /// A clock whose axis starts at `anchor_ns` and follows tokio's (possibly paused) time.
+    /// Creates a clock with an axis that starts at `anchor_ns` nanoseconds since the Unix epoch.
+    /// The axis follows tokio's time, which may be paused.
     pub fn anchored(anchor_ns: i64) -> Self {
         Self::anchored_with(anchor_ns, Wall::Anchored)
     }
@@ -97,7 +99,7 @@ impl Clock {
         }))
     }
 
-    /// Now, on the monotonic axis.
+    /// Returns the current instant on the monotonic axis.
     #[expect(
         clippy::disallowed_methods,
         reason = "this module is the one reader of time"
@@ -106,7 +108,8 @@ impl Clock {
         Instant(self.0.anchor_ns) + tokio::time::Instant::now().duration_since(self.0.start)
     }
 
-    /// The calendar's time, which may step; for dates in messages, never for pacing.
+    /// Returns the calendar time, which may step. Use it for dates in messages, certificates and
+    /// records, never for pacing.
     pub fn wall(&self) -> SystemTime {
         match self.0.wall {
             Wall::System => system_wall(),
@@ -117,23 +120,26 @@ impl Clock {
         }
     }
 
-    /// The calendar's time as milliseconds since the Unix epoch.
+    /// Returns the calendar time in milliseconds since the Unix epoch, at most [`i64::MAX`].
     pub fn wall_millis(&self) -> i64 {
         i64::try_from(unix_time(self.wall()).as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// Sleeps until `at`; returns at once if it has passed. Cancel safe.
+    /// Sleeps until `at`, and returns immediately if `at` has passed. An instant later than one
+    /// year after the clock's start is cut to that year. This method is cancel safe.
     pub async fn sleep_until(&self, at: Instant) {
         tokio::time::sleep_until(self.on_runtime(at)).await;
     }
 
-    /// The same instant for tokio's timers.
+    /// Converts an instant of the axis to one of tokio's, at most [`FAR_SLEEP`] after the clock's
+    /// start.
     fn on_runtime(&self, at: Instant) -> tokio::time::Instant {
         self.0.start + at.since(Instant(self.0.anchor_ns)).min(FAR_SLEEP)
     }
 }
 
-/// tokio's timer wheel does not reach further than about two years.
+/// Maximum distance of a tokio timer from the clock's start. The bound is one year, because tokio's
+/// timer wheel reaches only about two years.
 const FAR_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[expect(
@@ -144,7 +150,7 @@ fn system_wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// Time since the Unix epoch; zero for a date before it.
+/// Returns the time since the Unix epoch, or zero for a date before it.
 pub fn unix_time(at: SystemTime) -> Duration {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()

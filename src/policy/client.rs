@@ -1,37 +1,37 @@
-//! Who may use the proxy.
+//! Clients that may use the proxy, with their tokens and their permissions for the API.
 
 use std::fmt;
 use std::sync::Arc;
 
 use subtle::ConstantTimeEq as _;
 
-/// A named user of the proxy.
+/// A configured client that may use the proxy.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// Its name: the user part of its proxy URL.
+    /// Name of the client, which is the user part of its proxy URL.
     pub name: Arc<str>,
-    /// A label for several clients.
+    /// Group of the client. Several clients can share a group, and matchers can select it.
     pub group: Option<Arc<str>>,
-    /// What it proves itself with.
+    /// Token with which the client proves its identity.
     pub token: Secret,
-    /// What it may do with what is kept.
+    /// Permissions of the client for the buffers and items of the spool.
     pub scopes: Vec<ApiScope>,
 }
 
-/// What a client may do by the API. Turns for work (`acquire`) need none.
+/// A permission for the calls of the API about buffers and items. The `acquire` call needs none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ApiScope {
-    /// Push items.
+    /// Permission to push items into buffers.
     Push,
-    /// Look at buffers, items and attempts.
+    /// Permission to read buffers, items and their attempts.
     Read,
-    /// Make, change and empty buffers; take items back.
+    /// Permission to create, change, empty and delete buffers, and to change items.
     Manage,
 }
 
 impl ApiScope {
-    /// Its word in the configuration.
+    /// Returns the word for this permission in the configuration file.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Push => "push",
@@ -41,22 +41,23 @@ impl ApiScope {
     }
 }
 
-/// A string that is never printed.
+/// A secret text that is never printed, because its `Debug` output hides the text.
 #[derive(Clone)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Wraps `text`.
+    /// Wraps `text` as a secret that is never printed.
     pub fn new(text: impl Into<Box<str>>) -> Self {
         Self(text.into())
     }
 
-    /// Whether `offered` is the secret, in time that does not depend on where they differ.
+    /// Returns true if `offered` equals the secret. The time does not depend on the position of the
+    /// first difference.
     pub fn matches(&self, offered: &str) -> bool {
         self.0.as_bytes().ct_eq(offered.as_bytes()).into()
     }
 
-    /// The secret itself.
+    /// Returns the text of the secret. Callers must not log or print it.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Where connections may go.
+//! Addresses to which outpace may connect.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,24 +9,26 @@ use ipnet::IpNet;
 
 use crate::units::HostName;
 
-/// The operator's exceptions to "public addresses only", and the static hosts table.
+/// The operator's exceptions to the rule that only public addresses are dialled, and the static
+/// hosts table.
 #[derive(Debug, Clone, Default)]
 pub struct Egress {
-    /// Networks that may be dialled although they are not public.
+    /// Networks that may be dialled although their addresses are not public.
     pub allow: Vec<Allow>,
-    /// Hosts with a fixed address, and perhaps a fixed port.
+    /// Fixed address of each listed host, with an optional fixed port. An entry takes precedence
+    /// over DNS.
     pub resolve: HashMap<HostName, (IpAddr, Option<u16>)>,
 }
 
 impl Egress {
-    /// Whether the operator wrote down that `address` may be dialled.
+    /// Returns true if one of the operator's exceptions covers `address`.
     pub fn allows(&self, address: SocketAddr) -> bool {
         self.allow.iter().any(|allow| allow.covers(address))
     }
 }
 
-/// A network, or one port of it, that may be dialled: `10.0.0.0/8`, `127.0.0.1`, `127.0.0.1:9900`,
-/// `[fd00::/8]:443`.
+/// A network that may be dialled, or one port of it. Examples are `10.0.0.0/8`, `127.0.0.1`,
+/// `127.0.0.1:9900` and `[fd00::/8]:443`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allow {
     net: IpNet,
@@ -41,7 +43,7 @@ impl Allow {
     }
 }
 
-/// Why an entry of `egress.allow` could not be read.
+/// The error for an entry of `egress.allow` that is neither a network nor an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a network; write it as \"10.0.0.0/8\", \"127.0.0.1\" or \"127.0.0.1:9900\"")]
 pub struct ParseAllowError(String);

@@ -1,4 +1,4 @@
-//! Host patterns and the table that finds the most specific one.
+//! Host patterns, and the table that finds the most specific match.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,7 +10,8 @@ use foldhash::HashMap;
 use super::Target;
 use crate::units::HostName;
 
-/// `api.x.com`, `*.x.com` (any name below, not `x.com` itself) or `*`, each perhaps with `:port`.
+/// A host pattern: `api.x.com`, `*.x.com` or `*`, each with an optional `:port`. `*.x.com` matches
+/// every name below `x.com`, but not `x.com` itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPattern {
     name: Name,
@@ -20,18 +21,18 @@ pub struct HostPattern {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Name {
     Exact(HostName),
-    /// Every name below this one.
+    /// Matches every name below this one, but not the name itself.
     Below(HostName),
     Any,
 }
 
 impl HostPattern {
-    /// The port, if the pattern names one.
+    /// Returns the port, or `None` if the pattern names none.
     pub const fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The host, if the pattern is for one alone.
+    /// Returns the host if the pattern matches exactly one host, and `None` for a wildcard.
     pub const fn exact(&self) -> Option<&HostName> {
         match &self.name {
             Name::Exact(host) => Some(host),
@@ -40,7 +41,7 @@ impl HostPattern {
     }
 }
 
-/// Why a host pattern could not be read.
+/// The error for a text that is not a host pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a host pattern; write it as \"api.example.com\", \"*.example.com\" or \"api.example.com:8443\""
@@ -87,7 +88,7 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// Pattern → index of its target.
+/// An index from host patterns to the positions of their targets.
 #[derive(Debug, Default)]
 pub(super) struct HostTable {
     exact: HashMap<Arc<str>, Ports>,
@@ -96,7 +97,7 @@ pub(super) struct HostTable {
     ports: HashSet<u16>,
 }
 
-/// Targets of one name, by port.
+/// The positions of the targets for one name, by port.
 #[derive(Debug, Default)]
 struct Ports {
     any: Option<usize>,
@@ -144,7 +145,9 @@ impl HostTable {
         self.ports.contains(&port)
     }
 
-    /// Exact before wildcard, longer wildcard before shorter, port before no port.
+    /// Returns the position of the target with the most specific match. Exact names come before
+    /// wildcards, and longer wildcards before shorter ones. Within one name, a pattern with the
+    /// port comes first.
     pub(super) fn find(&self, host: &HostName, port: u16) -> Option<usize> {
         let name = host.as_str();
         if let Some(found) = self.exact.get(name).and_then(|ports| ports.find(port)) {

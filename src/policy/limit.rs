@@ -1,4 +1,4 @@
-//! One bound of a target.
+//! Limits and lanes of a target.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,36 +7,40 @@ use std::time::Duration;
 use super::{Cost, Matcher, Source};
 use crate::units::Rate;
 
-/// n requests per period, or n at once; perhaps only for some requests.
+/// A limit of n requests per period, or of n requests at the same time. A matcher can restrict it
+/// to some requests.
 #[derive(Debug)]
 pub struct Limit {
-    /// Its name in messages; its position if the operator gave none.
+    /// Name of the limit in messages. The default is its position in the configuration file.
     pub name: Arc<str>,
-    /// What it bounds.
+    /// Rate or number of concurrent requests that the limit allows.
     pub bound: Bound,
-    /// The requests it applies to; all if none is set.
+    /// Condition on the requests that the limit applies to. `None` selects all requests.
     pub matcher: Option<Matcher>,
-    /// What tells apart requests that are counted separately; all are counted together if none is.
+    /// Source of the key under which requests are counted separately. `None` counts all requests
+    /// together.
     pub key: Option<Source>,
-    /// What a request costs; 1 if none is set.
+    /// Rule for the cost of a request in units. `None` counts each request as 1.
     pub cost: Option<Cost>,
 }
 
-/// A class of traffic within a target.
+/// A class of traffic within a target, with a weight and an optional reserve.
 #[derive(Debug)]
 pub struct Lane {
-    /// Its name in messages and metrics.
+    /// Name of the lane in messages and metrics.
     pub name: Arc<str>,
-    /// Which requests belong to it; the rest goes to the first lane without one.
+    /// Condition on the requests of the lane. A request that no lane selects uses the first lane
+    /// without a condition, other than the lane for deliveries.
     pub matcher: Option<Matcher>,
-    /// Its share of what others leave, relative to theirs.
+    /// Share of the capacity beyond all reserves, relative to the weights of the other competing
+    /// lanes.
     pub weight: u32,
-    /// The part of each limit that is there whenever it asks, in millionths.
+    /// Part of each rate that is reserved for the lane, in millionths.
     pub reserve_ppm: u32,
 }
 
 impl Limit {
-    /// A limit on all requests, counted together, each as one.
+    /// Creates a limit on all requests, counted together and each as 1.
     pub fn new(name: &str, bound: Bound) -> Self {
         Self {
             name: name.into(),
@@ -48,37 +52,38 @@ impl Limit {
     }
 }
 
-/// What a limit bounds.
+/// The quantity that a limit bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    /// Requests per period.
+    /// Number of requests per period, or of cost units if the limit has a cost rule.
     Rate {
-        /// How many per period.
+        /// Number of units and length of the period.
         rate: Rate,
-        /// By which reading of "per period".
+        /// Algorithm that defines how the units are counted per period.
         algorithm: Algorithm,
     },
-    /// Requests at once.
+    /// Maximum number of requests at the same time.
     Concurrent(u32),
 }
 
-/// The reading of "n per period".
+/// The algorithm that defines the meaning of "n per period".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
-    /// The generic cell rate algorithm. With a burst: a bucket of that capacity, refilled at the
-    /// rate. Without: never more than n in any period, evenly spread.
+    /// The generic cell rate algorithm (GCRA). With a burst it is a bucket of that capacity,
+    /// refilled at the rate. Without a burst at most n units leave in any period, evenly spread
+    /// except for an initial burst of 1 % of n.
     TokenBucket {
-        /// The bucket's capacity.
+        /// Capacity of the bucket in units. `None` selects the strict form without a burst.
         burst: Option<u32>,
     },
-    /// At most n in any period, without spreading.
+    /// At most n units in any window of one period, without spreading.
     SlidingWindow,
-    /// At most n per period of the calendar.
+    /// At most n units in each calendar window, with windows aligned to the Unix epoch.
     FixedWindow,
 }
 
 impl Algorithm {
-    /// Its name in configuration.
+    /// Returns the name of the algorithm in the configuration file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TokenBucket { .. } => "token_bucket",
@@ -89,12 +94,12 @@ impl Algorithm {
 }
 
 impl Limit {
-    /// Whether it bounds how many run at once.
+    /// Returns true if the limit bounds the number of concurrent requests.
     pub const fn is_concurrent(&self) -> bool {
         matches!(self.bound, Bound::Concurrent(_))
     }
 
-    /// The period, for a rate.
+    /// Returns the period of a rate, or `None` for a limit on concurrent requests.
     pub const fn period(&self) -> Option<Duration> {
         match self.bound {
             Bound::Rate { rate, .. } => Some(rate.period()),
@@ -126,36 +131,36 @@ impl fmt::Display for Bound {
     }
 }
 
-/// Some of a target's limits, by position.
+/// A set of a target's limits, each identified by its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct LimitSet(u64);
 
 impl LimitSet {
-    /// How many limits a target may have.
+    /// Maximum number of limits of one target, because the set is a mask of 64 bits.
     pub const MAX: usize = 64;
 
-    /// Adds the limit at `index`.
+    /// Adds the limit at position `index`, which must be below [`Self::MAX`].
     pub fn insert(&mut self, index: usize) {
         debug_assert!(index < Self::MAX);
         self.0 |= 1 << (index % Self::MAX);
     }
 
-    /// Whether the limit at `index` is in the set.
+    /// Returns true if the limit at position `index` is in the set.
     pub const fn contains(self, index: usize) -> bool {
         index < Self::MAX && self.0 & (1 << index) != 0
     }
 
-    /// Whether the two sets share a limit.
+    /// Returns true if the two sets have a limit in common.
     pub const fn overlaps(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// Whether no limit applies.
+    /// Returns true if the set contains no limit.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The positions, ascending.
+    /// Iterates over the positions in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         let mut rest = self.0;
         std::iter::from_fn(move || {

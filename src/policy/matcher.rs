@@ -1,4 +1,4 @@
-//! Which requests of a target a limit applies to.
+//! Conditions that select the requests of a limit or lane.
 
 use std::sync::Arc;
 
@@ -7,23 +7,23 @@ use http::{HeaderName, Method};
 
 use super::{Caller, RequestView};
 
-/// All parts that are set must match.
+/// A condition on a request. All parts that are set must match.
 #[derive(Debug, Clone, Default)]
 pub struct Matcher {
-    /// The path, without the query.
+    /// Pattern for the path, without the query.
     pub path: Option<Glob>,
-    /// One of these methods; any if empty.
+    /// Accepted methods. An empty list accepts every method.
     pub methods: Vec<Method>,
-    /// A field of the request.
+    /// Pattern for one field of the request.
     pub header: Option<HeaderPattern>,
-    /// One of these clients; any if empty.
+    /// Names of the accepted clients. An empty list accepts every client.
     pub clients: Vec<Arc<str>>,
-    /// The client's group.
+    /// Group to which the client must belong.
     pub group: Option<Arc<str>>,
 }
 
 impl Matcher {
-    /// Whether the request is one of those meant.
+    /// Returns true if the request meets every condition that is set.
     pub fn matches(&self, asked: &RequestView<'_>) -> bool {
         let request = asked.head;
         self.matches_client(asked.client)
@@ -38,7 +38,8 @@ impl Matcher {
                 .is_none_or(|header| header.matches(request))
     }
 
-    /// Whether nothing but the client is asked, and it is one of those meant.
+    /// Returns true if the matcher depends on nothing but the client and accepts it. Tunnels and
+    /// `acquire` calls use this check, because they have no visible request.
     pub fn matches_tunnel(&self, client: Option<Caller<'_>>) -> bool {
         let any_request = self.methods.is_empty() && self.path.is_none() && self.header.is_none();
         any_request && self.matches_client(client)
@@ -52,12 +53,12 @@ impl Matcher {
     }
 }
 
-/// `name: value`, where the value may be a glob.
+/// A condition on a field, written as `name: value`. The value may be a glob.
 #[derive(Debug, Clone)]
 pub struct HeaderPattern {
-    /// The field's name.
+    /// Name of the field, in lower case.
     pub name: HeaderName,
-    /// Its value; one of several lines suffices.
+    /// Pattern for the value. One matching line is enough if the field is repeated.
     pub value: Glob,
 }
 
@@ -71,17 +72,17 @@ impl HeaderPattern {
     }
 }
 
-/// A pattern in which `*` stands for any run of bytes, also none.
+/// A pattern in which `*` matches any run of bytes, including an empty one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Glob(Box<str>);
 
 impl Glob {
-    /// A pattern; every text is one.
+    /// Creates a pattern. Every text is a valid pattern.
     pub fn new(pattern: impl Into<Box<str>>) -> Self {
         Self(pattern.into())
     }
 
-    /// Whether all of `text` fits the pattern.
+    /// Returns true if the pattern matches the whole `text`.
     pub fn matches(&self, text: &[u8]) -> bool {
         let mut parts = self.0.as_bytes().split(|b| *b == b'*');
         let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {

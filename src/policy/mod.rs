@@ -1,5 +1,6 @@
-//! What the operator wants, typed and immutable: built by `config`, swapped whole on reload, one
-//! snapshot per exchange. Looking a host up costs one or two hash look-ups.
+//! The operator's policy, typed and immutable. `config` builds it, a reload replaces it as a whole,
+//! and each exchange uses one snapshot. Finding the target of a host costs one hash look-up, and
+//! with wildcard patterns at most one more per label.
 
 mod client;
 mod egress;
@@ -26,28 +27,29 @@ use http::{HeaderName, HeaderValue};
 
 use crate::units::{HostName, Origin};
 
-/// Everything the operator decided, at one moment.
+/// The complete policy of the operator at one point in time.
 #[derive(Debug, Default)]
 pub struct Policy {
-    /// Targets in the order they were written.
+    /// Targets in the order of the configuration file.
     pub targets: Vec<Arc<Target>>,
-    /// What happens to hosts of no target.
+    /// Treatment of hosts that match no target.
     pub unmatched: Unmatched,
-    /// Gateways by the Host that clients name.
+    /// Origin of each route, by the host that clients name in `Host`.
     pub routes_by_host: HashMap<HostName, Origin>,
-    /// Gateways by the port that clients connect to.
+    /// Origin of each route, by the local address that clients connect to.
     pub routes_by_port: HashMap<SocketAddr, Origin>,
-    /// Ports that CONNECT may name, beyond 443 and what targets name.
+    /// Ports that CONNECT may name in addition to 443 and the ports of host patterns.
     pub connect_ports: HashSet<u16>,
-    /// Who may use the proxy; empty means anyone who can reach it.
+    /// Clients that may use the proxy. If the list is empty, clients need no credentials.
     pub clients: Vec<Client>,
-    /// Where connections may go.
+    /// Addresses to which outpace may connect, and fixed addresses of hosts.
     pub egress: Egress,
     hosts: hosts::HostTable,
 }
 
 impl Policy {
-    /// Indexes `targets` by their host patterns. Patterns must be distinct; `config` checks it.
+    /// Sets the targets and indexes them by their host patterns. The patterns must be distinct,
+    /// which `config` checks.
     #[must_use]
     pub fn with_targets(mut self, targets: Vec<Arc<Target>>) -> Self {
         self.hosts = hosts::HostTable::new(&targets);
@@ -55,67 +57,72 @@ impl Policy {
         self
     }
 
-    /// The target with the most specific pattern that matches.
+    /// Returns the target with the most specific matching pattern, or `None` if no target matches.
     pub fn target(&self, host: &HostName, port: u16) -> Option<&Arc<Target>> {
         self.hosts
             .find(host, port)
             .and_then(|index| self.targets.get(index))
     }
 
-    /// Whether CONNECT may name this port.
+    /// Returns true if CONNECT may name this port.
     pub fn connect_port_allowed(&self, port: u16) -> bool {
         port == 443 || self.connect_ports.contains(&port) || self.hosts.names_port(port)
     }
 }
 
-/// What happens to a host that no target matches.
+/// The treatment of a host that no target matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unmatched {
-    /// Pass it through untouched and unpaced.
+    /// Forwards the traffic without pacing and without interception.
     #[default]
     Tunnel,
-    /// Refuse it.
+    /// Refuses the request or the CONNECT.
     Refuse,
 }
 
-/// Hosts that are treated alike, and how.
+/// A group of hosts with one common treatment of their requests.
 #[derive(Debug)]
 pub struct Target {
-    /// Its name in logs, metrics and messages.
+    /// Name of the target in logs, metrics and messages.
     pub name: Arc<str>,
-    /// Counts reloads, so that an exchange begun under an older policy cannot bring it back.
+    /// Number of the reload that made this policy, starting at 0. An exchange under an older policy
+    /// therefore cannot restore that policy.
     pub generation: u64,
-    /// The hosts it matches.
+    /// Host patterns that select the target.
     pub hosts: Vec<HostPattern>,
-    /// Its limits; at most [`LimitSet::MAX`].
+    /// Limits on the target's requests, at most [`LimitSet::MAX`].
     pub limits: Vec<Limit>,
-    /// Its lanes; one for all if empty. At most [`Target::LANES_MAX`].
+    /// Lanes of the target, at most [`Target::LANES_MAX`]. An empty list means one lane for all
+    /// requests.
     pub lanes: Vec<Lane>,
-    /// Whether what cannot leave in time is kept and answered with 202, although nobody asked for it.
+    /// True if requests that cannot leave within their max wait are spooled and answered with 202.
+    /// Clients need not ask for it.
     pub overflow: bool,
-    /// The lane of what the spool sends, by position, if it has one of its own.
+    /// Position of the lane for deliveries from the spool, or `None` if they have no separate lane.
     pub deliveries: Option<u8>,
-    /// The longest a request may be held.
+    /// Maximum time for which a request may be held.
     pub max_wait: Duration,
-    /// How many requests may be held at once.
+    /// Maximum number of waiting requests. Further requests are refused as `queue-full`.
     pub max_waiting: usize,
-    /// Whether requests inside a CONNECT are seen.
+    /// Treatment of a CONNECT: interception or a blind tunnel.
     pub tls: TlsMode,
-    /// When a request is sent again.
+    /// Rules for repeating a request after a failed attempt.
     pub retry: Retry,
-    /// Whether requests pass at once, and what its limits would do is only counted.
+    /// True if requests pass without waiting and the effect of the limits is only counted.
     pub observe: bool,
-    /// Whether every request may be repeated, whatever its method.
+    /// True if every request may be repeated, whatever its method.
     pub idempotent: bool,
-    /// Fields set on every request, for credentials the app need not know.
+    /// Fields that are set on every request, such as credentials that the client does not need to
+    /// have.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Target {
-    /// How many lanes a target may have.
+    /// Maximum number of lanes of one target.
     pub const LANES_MAX: usize = 16;
 
-    /// A target of this name without hosts, with everything else as it is by default.
+    /// Creates a target with this name and these limits, but without hosts. All other settings have
+    /// their defaults.
     pub fn named(name: &str, limits: Vec<Limit>) -> Self {
         Self {
             name: name.into(),
@@ -135,7 +142,7 @@ impl Target {
         }
     }
 
-    /// Whether the scope of a request depends on its body.
+    /// Returns true if the scope of a request depends on its body.
     pub fn needs_body(&self) -> bool {
         self.limits.iter().any(|limit| {
             let by_cost = |cost: &Cost| cost.estimate.iter().any(Source::needs_body);
@@ -144,7 +151,7 @@ impl Target {
         })
     }
 
-    /// What a request is to the limits.
+    /// Returns the scope of a request: its limits, keys, costs and lane.
     pub fn scope(&self, asked: &RequestView<'_>) -> Scope {
         let (mut keys, mut costs) = (Vec::new(), Vec::new());
         let mut limits = LimitSet::default();
@@ -168,7 +175,8 @@ impl Target {
             .with(keys, costs)
     }
 
-    /// What a connection is of which nothing but the host and the client are known.
+    /// Returns the scope of a tunnel, of which only the host and the client are visible. Limits
+    /// with a matcher or key for anything else do not apply.
     pub fn scope_of_tunnel(&self, client: Option<Caller<'_>>) -> Scope {
         let mut limits = LimitSet::default();
         let mut keys = Vec::new();
@@ -203,19 +211,19 @@ impl Target {
         u8::try_from(lane).unwrap_or(0)
     }
 
-    /// The weight of the lane at this position.
+    /// Returns the weight of the lane at this position, at least 1.
     pub fn weight(&self, lane: u8) -> i64 {
         let lane = self.lanes.get(usize::from(lane));
         lane.map_or(1, |lane| i64::from(lane.weight.max(1)))
     }
 
-    /// The lane of this name, by position.
+    /// Returns the position of the lane with this name, or `None` if there is none.
     pub fn lane(&self, name: &str) -> Option<u8> {
         let found = self.lanes.iter().position(|lane| &*lane.name == name);
         found.and_then(|index| u8::try_from(index).ok())
     }
 
-    /// Whether one of these limits bounds how many run at once.
+    /// Returns true if one of these limits bounds the number of concurrent requests.
     pub fn has_permits(&self, set: LimitSet) -> bool {
         let concurrent = |limit: &Limit| matches!(limit.bound, Bound::Concurrent(_));
         self.limits
@@ -224,8 +232,9 @@ impl Target {
             .any(|(index, limit)| set.contains(index) && concurrent(limit))
     }
 
-    /// What `scope`, found under an older policy of this target, means now. Limits and lanes are
-    /// known by their names; a limit that is new applies, since the request can no longer be asked.
+    /// Translates a scope of an older policy of this target to this policy. Limits and lanes are
+    /// matched by name. A new limit applies to the request, because its matcher can no longer be
+    /// evaluated.
     pub fn translate(&self, scope: &Scope, older: &Self) -> Scope {
         let mut limits = LimitSet::default();
         for (index, limit) in self.limits.iter().enumerate() {
@@ -243,28 +252,31 @@ impl Target {
     }
 }
 
-/// How a CONNECT to a target is treated.
+/// The treatment of a CONNECT to a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TlsMode {
-    /// End the client's TLS with a certificate of ours, so that requests are paced.
+    /// Terminates the client's TLS with a certificate of outpace's CA, so that requests are paced.
     #[default]
     Intercept,
-    /// Relay it blindly; connections are paced instead of requests.
+    /// Relays the bytes blindly and paces connections instead of requests.
     Tunnel,
 }
 
-/// When a request is sent again (DESIGN: never if the first could have taken effect).
+/// The rules for repeating a request. A request that could have taken effect is repeated only if it
+/// is idempotent or the target allows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// How often a request may be sent in all.
+    /// Maximum number of transmissions of one request, including the first.
     pub attempts: u32,
-    /// The first wait when the origin names none; it doubles with each attempt.
+    /// Base wait before the second attempt if the origin names no time. The wait doubles with each
+    /// attempt, and jitter shortens it by up to half.
     pub backoff: Duration,
-    /// The longest such wait.
+    /// Maximum wait between two attempts if the origin names no time.
     pub backoff_max: Duration,
-    /// Whether a 429 is sent again whatever the method.
+    /// True if a request is repeated after a 429, whatever its method.
     pub on_429: bool,
-    /// Whether a 503 with `Retry-After` means that nothing was processed.
+    /// True if a 503 with `Retry-After` counts as not processed, so any request may be repeated
+    /// after it.
     pub on_503: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What a request is in the eyes of a target's limits: which apply, under which keys, at which cost,
-//! and in which lane.
+//! The scope of a request within its target: the limits that apply, their keys and costs, and the
+//! lane.
 
 use std::sync::Arc;
 
@@ -7,14 +7,15 @@ use http::request::Parts;
 
 use super::LimitSet;
 
-/// The class of a request. Requests of one scope can stand in for each other.
+/// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
+/// the queue.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scope {
-    /// The limits that apply.
+    /// Limits that apply to the request.
     pub limits: LimitSet,
-    /// The lane, by position.
+    /// Position of the lane in the target's list.
     pub lane: u8,
-    /// Keys and costs by the limit's position; none for most requests.
+    /// Keys and costs, each with the position of its limit. `None` for most requests.
     detail: Option<Arc<Detail>>,
 }
 
@@ -25,7 +26,7 @@ struct Detail {
 }
 
 impl Scope {
-    /// The scope of a request to which these limits apply, without keys, of cost 1.
+    /// Creates the scope of a request with these limits, without keys and with a cost of 1.
     pub const fn plain(limits: LimitSet) -> Self {
         Self {
             limits,
@@ -34,21 +35,22 @@ impl Scope {
         }
     }
 
-    /// The same in another lane.
+    /// Returns the same scope in another lane.
     #[must_use]
     pub const fn in_lane(mut self, lane: u8) -> Self {
         self.lane = lane;
         self
     }
 
-    /// The same to these limits only.
+    /// Returns the same scope with only these limits.
     #[must_use]
     pub const fn only(mut self, limits: LimitSet) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Adds keys and costs, by the limit's position.
+    /// Sets the keys and costs, each with the position of its limit. Two empty lists change
+    /// nothing.
     #[must_use]
     pub fn with(mut self, keys: Vec<(usize, Arc<str>)>, costs: Vec<(usize, i64)>) -> Self {
         if !keys.is_empty() || !costs.is_empty() {
@@ -57,7 +59,8 @@ impl Scope {
         self
     }
 
-    /// The key under which the limit at this position counts the request; empty if it is not keyed.
+    /// Returns the key under which the limit at this position counts the request. The key is empty
+    /// if the limit has none.
     pub fn key(&self, limit: usize) -> &str {
         let keys = self.detail.as_ref().map_or(&[][..], |detail| &detail.keys);
         keys.iter()
@@ -65,7 +68,7 @@ impl Scope {
             .map_or("", |(_, key)| key)
     }
 
-    /// The key of the limit at this position, if it is keyed.
+    /// Returns the key of the limit at this position, or `None` if the limit has no key.
     pub fn shared_key(&self, limit: usize) -> Option<&Arc<str>> {
         let keys = &self.detail.as_ref()?.keys;
         keys.iter()
@@ -73,7 +76,7 @@ impl Scope {
             .map(|(_, key)| key)
     }
 
-    /// What the request costs the limit at this position.
+    /// Returns the cost of the request for the limit at this position, in units. The default is 1.
     pub fn cost(&self, limit: usize) -> i64 {
         let costs = self.detail.as_ref().map_or(&[][..], |detail| &detail.costs);
         costs
@@ -82,22 +85,22 @@ impl Scope {
             .map_or(1, |(_, cost)| *cost)
     }
 
-    /// Whether some limit counts both requests in one schedule.
+    /// Returns true if at least one limit counts both requests in the same schedule.
     pub fn shares_a_schedule(&self, other: &Self) -> bool {
         self.limits.overlaps(other.limits)
             && ((self.detail.is_none() && other.detail.is_none())
                 || self.limits.iter().any(|limit| self.shares(other, limit)))
     }
 
-    /// Whether the limit at this position counts both requests in one schedule.
+    /// Returns true if the limit at this position counts both requests in the same schedule.
     pub fn shares(&self, other: &Self, limit: usize) -> bool {
         self.limits.contains(limit)
             && other.limits.contains(limit)
             && self.key(limit) == other.key(limit)
     }
 
-    /// The same with limits, keys and costs at the positions that `position` gives; those without
-    /// one fall away.
+    /// Returns the scope with other limits and another lane. Each key and cost moves to the
+    /// position that `position` returns, and is dropped for `None`.
     #[must_use]
     pub(super) fn moved(
         &self,
@@ -120,43 +123,44 @@ impl Scope {
     }
 }
 
-/// What can be known of a request when its scope is decided.
+/// The parts of a request on which its scope depends.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestView<'a> {
-    /// Its head.
+    /// Head of the request: method, URI and fields.
     pub head: &'a Parts,
-    /// Who sent it, where clients are known.
+    /// Client that sent the request, or `None` if clients are not identified.
     pub client: Option<Caller<'a>>,
-    /// Its body, if a limit asks for it and it is JSON.
+    /// Body of the request, if the scope depends on it and it is JSON.
     pub json: Option<&'a serde_json::Value>,
 }
 
-/// A known client.
+/// An identified client that sends requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
-    /// Its name.
+    /// Name of the client in the configuration.
     pub name: &'a Arc<str>,
-    /// Its group.
+    /// Group of the client, if it has one.
     pub group: Option<&'a Arc<str>>,
 }
 
-/// Where a value is taken from: a request for keys and estimates, a response for settlements.
+/// The place from which a value is read. Keys and estimates read from the request, settlements from
+/// the response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A field.
+    /// Value of the field with this name.
     Header(http::HeaderName),
-    /// The client's name.
+    /// Name of the client that sent the request.
     Client,
-    /// The path, without the query.
+    /// Path of the request, without the query.
     Path,
-    /// A parameter of the query.
+    /// Decoded value of the query parameter with this name.
     Query(Box<str>),
-    /// A JSON pointer (RFC 6901) into the body.
+    /// Value in the JSON body at this JSON pointer (RFC 6901).
     Json(Box<str>),
 }
 
 impl Source {
-    /// Whether the body must be read for it.
+    /// Returns true if the value is in the body, which must then be read.
     pub const fn needs_body(&self) -> bool {
         matches!(self, Self::Json(_))
     }
@@ -181,8 +185,8 @@ impl Source {
         }
     }
 
-    /// The schedule's key for a request. Values that may be secret are stored as their digest only;
-    /// requests without a value share one schedule.
+    /// Returns the schedule's key for a request. Requests without a value share the key `-`. A
+    /// value that may be secret is replaced by its digest.
     pub(super) fn key(&self, asked: &RequestView<'_>) -> Arc<str> {
         match self.text(asked) {
             Some(text) => self.key_of(&text),
@@ -190,7 +194,8 @@ impl Source {
         }
     }
 
-    /// The schedule's key for a request that has this value.
+    /// Returns the schedule's key for this value. Client names, and paths of at most 128 bytes,
+    /// stay readable. All other values are replaced by a digest.
     pub(super) fn key_of(&self, text: &str) -> Arc<str> {
         match self {
             Self::Client => text.into(),
@@ -199,12 +204,13 @@ impl Source {
         }
     }
 
-    /// The cost that a request names.
+    /// Returns the cost that the request states, in units, or `None` if there is no valid number.
     pub(super) fn number(&self, asked: &RequestView<'_>) -> Option<i64> {
         number(&self.text(asked)?)
     }
 
-    /// The cost that a response names in its head.
+    /// Returns the cost that the response states in its head, in units. Only [`Self::Header`] can
+    /// yield one.
     pub fn number_in_head(&self, headers: &http::HeaderMap) -> Option<i64> {
         match self {
             Self::Header(name) => number(&header_text(headers.get(name)?)?),
@@ -212,7 +218,8 @@ impl Source {
         }
     }
 
-    /// The cost that a response names in its body.
+    /// Returns the cost that the response states in its JSON body, in units. Only [`Self::Json`]
+    /// can yield one.
     pub fn number_in_body(&self, json: &serde_json::Value) -> Option<i64> {
         match self {
             Self::Json(pointer) => number(&json.pointer(pointer)?.to_string()),
@@ -234,7 +241,7 @@ fn number(text: &str) -> Option<i64> {
         .then_some(number.ceil() as i64)
 }
 
-/// No request costs more: a billion units.
+/// Maximum cost that a request or response can state: a billion units.
 const COST_MAX: f64 = 1e9;
 
 fn digest(text: &str) -> String {
@@ -248,26 +255,27 @@ fn digest(text: &str) -> String {
     hex
 }
 
-/// What a request costs a limit.
+/// The rule for the cost of a request to a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cost {
-    /// Where an estimate is looked for, in this order.
+    /// Sources of the estimate, tried in this order.
     pub estimate: Vec<Source>,
-    /// The estimate where none of them says anything.
+    /// Estimate in units if no source yields a number.
     pub default: i64,
-    /// Where the response says what it really was.
+    /// Source of the actual cost in the response. `None` leaves the estimate in force.
     pub settle: Option<Source>,
 }
 
 impl Cost {
-    /// The estimate, rounded up by at most a sixteenth: requests of about the same cost can then
-    /// stand in for each other. What was too much comes back when the cost is settled.
+    /// Returns the estimate in units, rounded up by at most a sixteenth. Rounding lets requests of
+    /// similar cost share one scope. A settlement returns the excess.
     pub(super) fn estimate(&self, asked: &RequestView<'_>) -> i64 {
         let known = self.estimate.iter().find_map(|source| source.number(asked));
         self.rounded(known)
     }
 
-    /// What is known, or else the default, rounded up.
+    /// Returns the known cost or else the default, in units. The result is at least 1 and rounded
+    /// up.
     pub(super) fn rounded(&self, known: Option<i64>) -> i64 {
         rounded_up(known.unwrap_or(self.default).max(1))
     }

@@ -1,54 +1,55 @@
-//! Work that is no HTTP request through us, but counts against a target's limits all the same.
+//! Work that does not pass through outpace but counts against a target's limits, by the `acquire`
+//! call.
 
 use super::{Caller, LimitSet, Scope, Source, Target};
 
-/// What is known of such work.
+/// The properties of the work that an `acquire` call states.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Work<'a> {
-    /// Who does it.
+    /// Client that does the work, or `None` if clients are not identified.
     pub caller: Option<Caller<'a>>,
-    /// The value that keyed limits tell it apart by: what the request would carry in that place.
+    /// Value for the keyed limits, equal to the value that a request would carry at their source.
     pub key: Option<&'a str>,
-    /// The lane's name.
+    /// Name of the lane. `None` selects the default lane.
     pub lane: Option<&'a str>,
-    /// What it costs the limits that go by cost.
+    /// Cost in units for limits with a cost rule. `None` selects the rule's default.
     pub cost: Option<u32>,
 }
 
-/// Why work has no scope.
+/// The error for work that has no scope in its target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoScope {
-    /// The target has no such lane.
-    #[error("target `{target}` has no lane `{lane}`; it has {known}")]
+    /// The target has no lane with the given name.
+    #[error("target `{target}` has no lane `{lane}`; its lanes are: {known}")]
     Lane {
-        /// The target.
+        /// Name of the target that the call names.
         target: String,
-        /// What was asked for.
+        /// Name of the lane that the call names.
         lane: String,
-        /// What there is.
+        /// Names of the target's lanes, separated by commas, or `none`.
         known: String,
     },
-    /// A limit is keyed, and no key was given.
-    #[error("limit `{limit}` of target `{target}` counts by key; give `key`")]
+    /// A limit counts by key, but the call gives no key.
+    #[error("`key` is missing: limit `{limit}` of target `{target}` counts by key; give `key`")]
     KeyMissing {
-        /// The target.
+        /// Name of the target that the call names.
         target: String,
-        /// The limit.
+        /// Name of the limit that counts by key.
         limit: String,
     },
-    /// A key was given, and no limit is keyed.
-    #[error("target `{target}` has no limit that counts by key; leave `key` out")]
+    /// The call gives a key, but no limit that applies counts by it.
+    #[error("`key` has no use: no limit of target `{target}` counts by it; leave `key` out")]
     KeyUnknown {
-        /// The target.
+        /// Name of the target that the call names.
         target: String,
     },
 }
 
 impl Target {
-    /// What the work is to the limits: all that apply whatever the request, or by its client.
+    /// Returns the scope of the work. A limit applies if its matcher needs only the client.
     ///
     /// # Errors
-    /// [`NoScope`].
+    /// Returns [`NoScope`] if the lane is unknown, or the key is missing or unused.
     pub fn scope_of_work(&self, work: &Work<'_>) -> Result<Scope, NoScope> {
         let (mut keys, mut costs) = (Vec::new(), Vec::new());
         let mut limits = LimitSet::default();

@@ -1,10 +1,11 @@
-//! An origin's "not before": nothing leaves until then, then one probe, then the rest.
+//! The block that an origin imposes on a target. Nothing leaves before the block ends, then one
+//! probe leaves, and then the other requests follow.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 
-/// The block of a target, if there is one. A herd of late refusals only ever extends it.
+/// The block of a target, if there is one. Late refusals can only extend it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
     until: Instant,
@@ -13,11 +14,11 @@ pub struct Block {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No block, or one that a probe has ended.
+    /// No block is in force, or a probe has ended the last one.
     Open,
-    /// Nothing may leave before the block's end; the first to leave is the probe.
+    /// Nothing may leave before the block's end. The first request after it is the probe.
     Blocked,
-    /// The probe is under way; without an answer the rest follows after a while.
+    /// The probe is under way. Without an answer the other requests may leave from `rest` on.
     Probing { rest: Instant },
 }
 
@@ -31,7 +32,8 @@ impl Default for Block {
 }
 
 impl Block {
-    /// The origin asked to be left alone until `until`. Returns whether that changes anything.
+    /// Imposes a block until `until`, as the origin asked. Returns true if this starts or extends a
+    /// block.
     pub fn impose(&mut self, until: Instant) -> bool {
         if until <= self.until {
             return false;
@@ -43,7 +45,7 @@ impl Block {
         true
     }
 
-    /// The earliest instant, not before `from`, that the block allows.
+    /// Returns the earliest instant, not before `from`, that the block allows.
     pub fn earliest(&self, from: Instant) -> Instant {
         match self.phase {
             Phase::Open => from,
@@ -52,7 +54,8 @@ impl Block {
         }
     }
 
-    /// A request leaves at `at`. Returns whether it is the probe.
+    /// Books a request that leaves at `at`, and returns true if it is the probe. If the probe stays
+    /// unanswered, the next request may leave `patience` after it.
     pub fn book(&mut self, at: Instant, patience: Duration) -> bool {
         match self.phase {
             Phase::Open => false,
@@ -69,7 +72,8 @@ impl Block {
         }
     }
 
-    /// The probe was answered without a new block, or never left.
+    /// Ends the probe. With `answered` the block is over, because the answer brought no new block.
+    /// Otherwise the probe never left, and the next request becomes the probe.
     pub fn end_probe(&mut self, answered: bool) {
         if matches!(self.phase, Phase::Probing { .. }) {
             self.phase = if answered {
@@ -80,17 +84,17 @@ impl Block {
         }
     }
 
-    /// Whether nothing is blocked and no probe is under way.
+    /// Returns true if no block is in force and no probe is under way.
     pub fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
-    /// When the last block ends, or did.
+    /// Returns the end of the latest block, which may be in the past.
     pub const fn ends(&self) -> Instant {
         self.until
     }
 
-    /// When the block ends, if it has not.
+    /// Returns the end of the current block, or `None` if it has ended by `now`.
     pub fn until(&self, now: Instant) -> Option<Instant> {
         (self.phase != Phase::Open && self.until > now).then_some(self.until)
     }

@@ -1,11 +1,11 @@
-//! At most n per window of the calendar, for origins that reset on the clock.
+//! At most n units per calendar window, for origins that reset their counters on the clock.
 
 use std::time::Duration;
 
 use crate::units::{Rate, nanos};
 
-/// The newest window that was booked in, and how many it holds. Both edges of a window are kept
-/// free by a guard, since the origin's clock and the way there are not exact.
+/// The newest window with a booking, and the units used in it. A guard keeps both edges of a window
+/// free, because the origin's clock and the network delay are not exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FixedWindow {
     n: i64,
@@ -15,11 +15,13 @@ pub struct FixedWindow {
     used: i64,
 }
 
-/// The guard is a twentieth of the window, within these bounds.
+/// Maximum guard of a window. The guard is a twentieth of the window, but at least the slack and at
+/// most a quarter of the window.
 const GUARD_MAX: Duration = Duration::from_secs(1);
 
 impl FixedWindow {
-    /// At most n per `rate`'s period, windows starting at multiples of it since the Unix epoch.
+    /// Creates a counter of at most n units per period of `rate`. Windows start at multiples of the
+    /// period since the Unix epoch.
     pub fn new(rate: Rate, slack: Duration) -> Self {
         let window = nanos(rate.period());
         let guard = (window / 20)
@@ -52,7 +54,8 @@ impl FixedWindow {
         (self.current, self.used)
     }
 
-    /// Position `p` after the current fill lies `p / n` windows on; a cost does not straddle two.
+    /// Returns the instant for `units` after `ahead` other units, in nanoseconds. Position `p` of
+    /// the fill lies `p / n` windows later. A cost is never split between two windows.
     pub(super) fn forecast(&self, from: i64, ahead: i64, units: i64) -> i64 {
         if self.n == 0 {
             return i64::MAX / 2;
@@ -84,7 +87,8 @@ impl FixedWindow {
         self.used += units.clamp(1, self.n.max(1));
     }
 
-    /// A cost that turned out to be `units` more, or fewer, than was booked.
+    /// Adjusts the newest window by `units`, because a cost differed from its booking. A negative
+    /// number returns units.
     pub(super) fn correct(&mut self, units: i64) {
         self.used = self.used.saturating_add(units).max(0);
     }
@@ -96,18 +100,20 @@ impl FixedWindow {
         }
     }
 
-    /// What leaves in one window, and how long that may take, with room for those that are late.
+    /// Returns the units of one window and the time over which to spread them, in nanoseconds. The
+    /// time includes a guard for late requests.
     pub(super) fn spread(&self) -> (i64, i64) {
         (self.n, self.window.saturating_add(self.guard))
     }
 
-    /// Never less used than what was known elsewhere.
+    /// Merges the level of another copy of the schedule. The newer window counts, and within one
+    /// window the higher number of used units.
     pub(super) fn merge(&mut self, other: &Self) {
         (self.current, self.used) = self.level().max(other.level());
     }
 
-    /// What left without having been booked kept no guard: near the end of a window it may have
-    /// reached the origin in the next.
+    /// Records units that left without a booking. They observed no guard, so near the end of a
+    /// window they may have reached the origin in the next one.
     pub(super) fn record_unbooked(&mut self, at: i64, units: i64) {
         let at = at.saturating_add(self.guard);
         if at.div_euclid(self.window) == self.current {
@@ -130,7 +136,8 @@ impl FixedWindow {
                 ..changed
             }
         } else {
-            // Windows of another length: count what was used against the one that now runs.
+            // The windows differ in length, so the used units count in the new window at the old
+            // window's end.
             let current = self
                 .current
                 .saturating_mul(self.window)
@@ -144,8 +151,8 @@ impl FixedWindow {
         }
     }
 
-    /// The first instant from `from` on that lies inside a window and outside its guards, and the
-    /// window's number.
+    /// Returns the first instant from `from` on that lies inside a window and outside its guards,
+    /// and the number of that window.
     fn open(&self, from: i64) -> (i64, i64) {
         let index = from.div_euclid(self.window);
         let offset = from.rem_euclid(self.window);

@@ -1,9 +1,9 @@
-//! Schedules: pure arithmetic on instants, no lock, no clock, integers only.
+//! Schedules as pure arithmetic on instants, without locks or clocks. Pacing uses integers only.
 //!
-//! A schedule answers three questions, all from its state and an instant that is given to it:
-//! the earliest instant a request may leave ([`Schedule::earliest`]), what follows from letting it
-//! leave ([`Schedule::book`]), and when the k-th further request could leave
-//! ([`Schedule::forecast`]). Booked instants never go backwards.
+//! A schedule works only on its state and on instants that are given to it. [`Schedule::earliest`]
+//! returns the earliest instant at which a request may leave. [`Schedule::book`] records that the
+//! request leaves. [`Schedule::forecast`] returns the instant at which a later request could leave.
+//! Booked instants never go backwards.
 
 mod block;
 mod fixed_window;
@@ -21,53 +21,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Instant;
 
-/// The state of one rate limit.
+/// The state of one rate limit for one key.
 #[derive(Debug, Clone)]
 pub enum Schedule {
-    /// GCRA.
+    /// The generic cell rate algorithm (GCRA) with its theoretical arrival time.
     TokenBucket(TokenBucket),
-    /// The exact log of the last n.
+    /// The exact log of the last n units.
     SlidingWindow(SlidingWindow),
-    /// A counter per window of the calendar.
+    /// A counter of the units in the newest calendar window.
     FixedWindow(FixedWindow),
 }
 
-/// What kind of schedule, and the three numbers that define it.
+/// The kind of a schedule and the three numbers that define it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Which reading.
+    /// Kind of the schedule, which gives the numbers their meaning.
     pub kind: ScheduleKind,
-    /// Token bucket: interval, tolerance, period. Sliding window: n, window. Fixed window: n,
-    /// window, guard. Times in nanoseconds.
+    /// Parameters of the schedule, with times in nanoseconds. Token bucket: interval, tolerance,
+    /// period. Sliding window: n, window. Fixed window: n, window, guard. An unused number is zero.
     pub numbers: [i64; 3],
 }
 
-/// Readings of "n per period".
+/// The algorithm that defines the meaning of "n per period".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// [`TokenBucket`].
+    /// A token bucket by GCRA, as in [`TokenBucket`].
     Token,
-    /// [`SlidingWindow`].
+    /// A sliding window with an exact log, as in [`SlidingWindow`].
     Sliding,
-    /// [`FixedWindow`].
+    /// A counter per calendar window, as in [`FixedWindow`].
     Fixed,
 }
 
-/// What a schedule remembers, without what defines it. Nanoseconds since the Unix epoch.
+/// The memory of a schedule without its parameters. All times are in nanoseconds since the Unix
+/// epoch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Usage {
-    /// Token bucket: the theoretical arrival time. Fixed window: the newest window's number.
+    /// Token bucket: the theoretical arrival time. Fixed window: the number of the newest window
+    /// since the epoch.
     pub mark: i64,
-    /// Fixed window: how much of it is used.
+    /// Fixed window: the number of units used in the newest window.
     pub used: i64,
-    /// Sliding window: when how many units left, ascending.
+    /// Sliding window: the instants in ascending order, each with the units that left.
     pub log: VecDeque<(i64, i64)>,
 }
 
 impl Schedule {
-    /// The schedule of this kind that remembers `usage`.
+    /// Creates a schedule from its parameters and its usage.
     pub fn from_parts(spec: Spec, usage: Usage) -> Self {
         match spec.kind {
             ScheduleKind::Token => {
@@ -84,7 +86,7 @@ impl Schedule {
         }
     }
 
-    /// What defines it.
+    /// Returns the parameters that define the schedule.
     pub const fn spec(&self) -> Spec {
         match self {
             Self::TokenBucket(bucket) => Spec {
@@ -102,7 +104,7 @@ impl Schedule {
         }
     }
 
-    /// What it remembers.
+    /// Returns the usage that the schedule remembers.
     pub fn usage(&self) -> Usage {
         match self {
             Self::TokenBucket(bucket) => Usage {
@@ -124,12 +126,12 @@ impl Schedule {
         }
     }
 
-    /// The earliest instant, not before `from`, at which `units` more may leave.
+    /// Returns the earliest instant, not before `from`, at which `units` more may leave.
     pub fn earliest(&self, from: Instant, units: i64) -> Instant {
         self.forecast(from, 0, units)
     }
 
-    /// The earliest instant, not before `from`, for `units` after `ahead` others.
+    /// Returns the earliest instant, not before `from`, for `units` after `ahead` other units.
     pub fn forecast(&self, from: Instant, ahead: i64, units: i64) -> Instant {
         let from = from.as_nanos();
         Instant::from_nanos(match self {
@@ -139,7 +141,7 @@ impl Schedule {
         })
     }
 
-    /// Lets `units` leave at `at`, which is at least what [`Self::earliest`] said.
+    /// Books `units` at `at`, which must not be earlier than the result of [`Self::earliest`].
     pub fn book(&mut self, at: Instant, units: i64) {
         let at = at.as_nanos();
         match self {
@@ -149,7 +151,8 @@ impl Schedule {
         }
     }
 
-    /// What left at `at` without having been booked, perhaps before later bookings.
+    /// Records units that left at `at` without a booking, possibly before later bookings. `now` is
+    /// the time of this report.
     pub fn record_unbooked(&mut self, at: Instant, units: i64, now: Instant) {
         match self {
             Self::SlidingWindow(window) => window.record_unbooked(at.as_nanos(), units),
@@ -160,7 +163,8 @@ impl Schedule {
         }
     }
 
-    /// What was booked turned out to cost `units` more, or fewer if negative.
+    /// Corrects an earlier booking by `units`, because the actual cost is now available. A negative
+    /// number returns units.
     pub fn correct(&mut self, units: i64, now: Instant) {
         match self {
             Self::TokenBucket(bucket) => bucket.correct(units),
@@ -169,8 +173,8 @@ impl Schedule {
         }
     }
 
-    /// The schedule at a share of its rate, in millionths. Whole requests per period: shares never
-    /// add up to more than the whole.
+    /// Returns the schedule at a share of its rate, in millionths. A share is cut to whole units
+    /// per period, so all shares together never exceed the rate.
     #[must_use]
     pub fn at_share(&self, ppm: i64) -> Self {
         match self {
@@ -180,17 +184,18 @@ impl Schedule {
         }
     }
 
-    /// [`Self::book`] where only a share of the rate is there, in millionths.
+    /// Books units like [`Self::book`] while only a share of the rate is available, in millionths.
     pub fn book_at_share(&mut self, ppm: i64, at: Instant, units: i64) {
         match self {
             Self::TokenBucket(bucket) => bucket.book_at_share(ppm, at.as_nanos(), units),
-            // Windows count what left, whatever share of them there was.
+            // Windows count the units that left, whatever share was available.
             Self::SlidingWindow(_) | Self::FixedWindow(_) => self.book(at, units),
         }
     }
 
-    /// How a replica that is cut off uses its share: evenly spread, without a burst. `None` if the
-    /// share is less than one per period: several such shares could fall into one window.
+    /// Returns the schedule for a replica in fallback mode: its fallback share, evenly spread and
+    /// without a burst. Returns `None` if the share is less than one unit per period, because
+    /// several such shares could fall into one window.
     pub fn alone(&self, ppm: i64) -> Option<Self> {
         let (n, spread) = match self {
             Self::TokenBucket(bucket) => bucket.spread(),
@@ -202,14 +207,15 @@ impl Schedule {
         (whole > 0).then(|| Self::TokenBucket(even()))
     }
 
-    /// After a block that ends at `until`: no burst may follow it.
+    /// Drains the token bucket until `until`, so that no burst follows a block that ends then.
+    /// Windows stay unchanged.
     pub fn drain_until(&mut self, until: Instant) {
         if let Self::TokenBucket(bucket) = self {
             bucket.drain_until(until.as_nanos());
         }
     }
 
-    /// As if everything that may be used by `now` had been.
+    /// Fills the schedule as if all units that may leave by `now` had left.
     pub fn fill(&mut self, now: Instant) {
         match self {
             Self::TokenBucket(bucket) => bucket.drain_until(now.as_nanos()),
@@ -218,7 +224,8 @@ impl Schedule {
         }
     }
 
-    /// Never less used than what was known elsewhere; both of one kind.
+    /// Merges the usage of another copy of the schedule, so that this schedule never counts less
+    /// than either. Schedules of different kinds stay unchanged.
     pub fn merge(&mut self, other: &Self) {
         match (self, other) {
             (Self::TokenBucket(ours), Self::TokenBucket(theirs)) => ours.merge(theirs),
@@ -228,7 +235,7 @@ impl Schedule {
         }
     }
 
-    /// Whether nothing it remembers matters from `now` on.
+    /// Returns true if nothing that the schedule remembers matters after `now`.
     pub fn is_idle(&self, now: Instant) -> bool {
         let now = now.as_nanos();
         match self {
@@ -244,7 +251,7 @@ impl Schedule {
         }
     }
 
-    /// Units per second, as far as that means anything.
+    /// Returns the average rate in units per second, for estimates and display.
     pub fn per_second(&self) -> f64 {
         let Spec { kind, numbers } = self.spec();
         let (count, nanos) = match kind {
@@ -254,7 +261,8 @@ impl Schedule {
         count as f64 * 1e9 / nanos.max(1) as f64
     }
 
-    /// The schedule under a changed limit: what was used stays used.
+    /// Returns the schedule with the parameters of `changed`. Used units stay used, so a changed
+    /// limit releases no burst.
     #[must_use]
     pub fn adopt(self, changed: Self, now: Instant) -> Self {
         match (self, changed) {
@@ -265,7 +273,8 @@ impl Schedule {
                 Self::SlidingWindow(old.adopt(&new))
             }
             (Self::FixedWindow(old), Self::FixedWindow(new)) => Self::FixedWindow(old.adopt(new)),
-            // Another algorithm: what was sent is not known in its terms, so count it as all used.
+            // The old usage has no meaning in another algorithm, so all units of the new one count
+            // as used.
             (_, mut fresh) => {
                 fresh.fill(now);
                 fresh
@@ -274,22 +283,22 @@ impl Schedule {
     }
 }
 
-/// So many millionths of `n`, in whole units.
+/// Returns a share of `n` in whole units, rounded down. The share is given in millionths.
 pub fn share(n: i64, ppm: i64) -> i64 {
     let part = i128::from(n) * i128::from(ppm) / 1_000_000;
     i64::try_from(part).unwrap_or(i64::MAX)
 }
 
-/// What a promise of so many millionths is worth of `n`, in whole units.
+/// Returns the fallback share of `n` in whole units. The share is given in millionths.
 ///
-/// A promise is cut to whole millionths, and a third of 60 would come to 19: so one millionth more counts.
-/// Where that is for promises above `n` only, of which there are less than 10⁶/n, all of them together gain
-/// less than one unit, and so never more than `n`.
+/// A share is cut to whole millionths, so a third of 60 would come to 19. One more millionth
+/// therefore counts if `ppm` is greater than `n`. Fewer than 10⁶/n shares can be that large. All of
+/// them together gain less than one unit, so they never exceed `n`.
 pub fn promised(n: i64, ppm: i64) -> i64 {
     share(n, if ppm > n { ppm + 1 } else { ppm })
 }
 
-/// `numerator / denominator`, rounded up, for positive numbers.
+/// Divides two positive numbers and rounds up to a whole number.
 fn div_ceil(numerator: i64, denominator: i64) -> i64 {
     numerator.saturating_add(denominator - 1) / denominator
 }
@@ -306,7 +315,7 @@ mod tests {
     const SLACK: Duration = Duration::from_millis(25);
     const START: i64 = 1_700_000_000_123_456_789;
 
-    /// The most instants in any half-open window of `width`.
+    /// Returns the largest number of instants in any half-open window of `width` nanoseconds.
     fn worst(instants: &[i64], width: i64) -> usize {
         let mut from = 0;
         let mut worst = 0;
@@ -319,7 +328,8 @@ mod tests {
         worst
     }
 
-    /// Books greedily at random moments and lets each request be late by up to the slack.
+    /// Books as early as possible at random moments, and delays every second request by less than
+    /// the slack.
     fn run(mut schedule: Schedule, asks: &[(u16, u8, u16)]) -> Vec<i64> {
         let mut now = START;
         let mut left = Vec::new();

@@ -1,24 +1,25 @@
-//! At most n in any window: the exact log of the last n units.
+//! At most n units in any window, by an exact log of the last n units.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::units::{Rate, nanos};
 
-/// Remembers the last n units; the next may not come before the n-th last plus the window. The
-/// window is kept over period + slack, so that late requests do not tip it over.
+/// A log of the last n units. The next unit may leave one window after the n-th last unit. The
+/// window is the period plus the slack, so late requests do not exceed the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {
     n: i64,
     window: i64,
-    /// What left when: instants ascending, each with its units.
+    /// Instants in ascending order, in nanoseconds, each with the units that left.
     log: VecDeque<(i64, i64)>,
-    /// All units of the log; at most n.
+    /// Sum of all units in the log, at most n.
     total: i64,
 }
 
 impl SlidingWindow {
-    /// At most n per `rate`'s period.
+    /// Creates a log of at most n units per period of `rate`. `slack` extends the window beyond the
+    /// period.
     pub fn new(rate: Rate, slack: Duration) -> Self {
         let window = nanos(rate.period()) + nanos(slack);
         Self::from_parts([i64::from(rate.count()), window, 0], VecDeque::new())
@@ -44,8 +45,9 @@ impl SlidingWindow {
         &self.log
     }
 
-    /// The instant at which the last of `units` may leave after `ahead` others. It is one window
-    /// after the unit that it pushes out of the log; that one may itself be still to come.
+    /// Returns the instant at which the last of `units` may leave after `ahead` other units. That
+    /// is one window after the unit that it pushes out of the log. The pushed-out unit may itself
+    /// still be in the future.
     pub(super) fn forecast(&self, from: i64, ahead: i64, units: i64) -> i64 {
         if self.n == 0 {
             return i64::MAX / 2;
@@ -67,7 +69,7 @@ impl SlidingWindow {
         first.saturating_add(rounds.saturating_mul(self.window))
     }
 
-    /// When the n-th unit of the log left, counting from one.
+    /// Returns the instant of the n-th unit in the log, counted from one.
     fn nth(&self, mut n: i64) -> Option<i64> {
         if n <= 0 {
             return None;
@@ -104,7 +106,7 @@ impl SlidingWindow {
         self.forget();
     }
 
-    /// Only the last n units matter.
+    /// Removes the oldest units, because only the last n matter.
     fn forget(&mut self) {
         while let Some(first) = self.log.front_mut() {
             let excess = self.total - self.n;
@@ -129,7 +131,8 @@ impl SlidingWindow {
         Self::from_parts(changed.spec(), self.log.clone())
     }
 
-    /// A cost that turned out to be `units` more, or fewer, than was booked.
+    /// Adjusts the log by `units`, because a cost differed from its booking. Extra units are booked
+    /// at `now`, and a negative number removes the newest units.
     pub(super) fn correct(&mut self, units: i64, now: i64) {
         if units > 0 {
             self.book(now, units);
@@ -154,12 +157,13 @@ impl SlidingWindow {
         )
     }
 
-    /// What leaves in one window, and how long that may take.
+    /// Returns the units of one window and the time over which to spread them, in nanoseconds.
     pub(super) fn spread(&self) -> (i64, i64) {
         (self.n, self.window)
     }
 
-    /// Never less used than what was known elsewhere.
+    /// Merges the log of another copy of the schedule. The higher number of units counts at each
+    /// instant.
     pub(super) fn merge(&mut self, other: &Self) {
         let mut all: Vec<(i64, i64)> = self.log.iter().copied().collect();
         for (at, units) in &other.log {

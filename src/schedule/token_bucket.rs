@@ -1,4 +1,5 @@
-//! The generic cell rate algorithm (ITU-T I.371): one number, the *theoretical arrival time*.
+//! The generic cell rate algorithm (GCRA, ITU-T I.371). Its only state is the *theoretical arrival
+//! time*.
 
 use std::time::Duration;
 
@@ -6,21 +7,23 @@ use super::{div_ceil, share};
 use crate::bounds::SLACK;
 use crate::units::{Rate, nanos};
 
-/// A request conforms at `t` if `t >= tat - tolerance`; then `tat = max(tat, t) + interval`.
+/// A token bucket in the form of GCRA. A request conforms at `t` if `t >= tat - tolerance`, and
+/// booking it sets `tat = max(tat, t) + interval`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenBucket {
-    /// Emission interval, nanoseconds.
+    /// Emission interval between two units, in nanoseconds.
     interval: i64,
-    /// Burst tolerance, nanoseconds: (burst - 1) intervals.
+    /// Burst tolerance in nanoseconds, equal to (burst - 1) intervals.
     tolerance: i64,
-    /// The period that the rate is counted over, nanoseconds.
+    /// Period over which the rate is counted, in nanoseconds. A strict bucket adds the slack.
     period: i64,
-    /// Theoretical arrival time, nanoseconds.
+    /// Theoretical arrival time, in nanoseconds since the Unix epoch.
     tat: i64,
 }
 
 impl TokenBucket {
-    /// Refilled with n per period, holding `burst`: at most `burst + n` in a window of one period.
+    /// Creates a bucket of `burst` units that is refilled at `rate`. At most `burst + n` units
+    /// leave in a window of one period.
     pub fn with_burst(rate: Rate, burst: u32) -> Self {
         Self::new(
             nanos(rate.period()),
@@ -29,10 +32,12 @@ impl TokenBucket {
         )
     }
 
-    /// Never more than n in any window of one period, even if each request is late by up to
-    /// `slack`. An even n per period would put n + 1 into some windows, and an origin that counts a
-    /// sliding window refuses that one; so 1 % of n (at least 1) may burst, and the rest is spread
-    /// over period + slack.
+    /// Creates a bucket for the strict reading of a rate. At most n units leave in any window of
+    /// one period, even if each is late by up to `slack`.
+    ///
+    /// An even spacing of n per period would put n + 1 into some windows. An origin with a sliding
+    /// window would refuse the extra one. Therefore 1 % of n, at least 1, may burst. The rest is
+    /// spread over the period plus the slack.
     pub fn strict(rate: Rate, slack: Duration) -> Self {
         let n = i64::from(rate.count());
         let burst = (n / 100).max(1);
@@ -49,13 +54,13 @@ impl TokenBucket {
         }
     }
 
-    /// The emission interval.
+    /// Returns the emission interval between two units.
     pub fn interval(&self) -> Duration {
         Duration::from_nanos(u64::try_from(self.interval).unwrap_or(0))
     }
 
-    /// A cost above the burst never conforms as a whole: it leaves when the bucket is full, and the
-    /// rest is owed afterwards.
+    /// Returns the instant for `units` after `ahead` other units, in nanoseconds. A cost above the
+    /// burst leaves once the bucket is full, and the rest is owed afterwards.
     pub(super) fn forecast(&self, from: i64, ahead: i64, units: i64) -> i64 {
         if self.interval >= NEVER {
             return NEVER;
@@ -80,9 +85,9 @@ impl TokenBucket {
         self.tat = shared.tat;
     }
 
-    /// What left without having been booked. Within one period of `now` it is owed as if it left
-    /// last; what is older only counts for itself: several replicas tell of the same span of time,
-    /// one after the other.
+    /// Records units that left without a booking. Units within one period of `now` are owed as if
+    /// they had left last. Older units count only from their own instant, because several replicas
+    /// report the same time span one after the other.
     pub(super) fn record_unbooked(&mut self, at: i64, units: i64, now: i64) {
         if at.saturating_add(self.period) > now {
             self.book(at, units);
@@ -92,13 +97,16 @@ impl TokenBucket {
         }
     }
 
-    /// A cost that turned out to be `units` more, or fewer, than was booked.
+    /// Moves the theoretical arrival time by `units`, because a cost differed from its booking. A
+    /// negative number returns units.
     pub(super) fn correct(&mut self, units: i64) {
         self.tat = self.tat.saturating_add(self.interval.saturating_mul(units));
     }
 
-    /// The same bucket at a share of its rate, in millionths: whole requests per period, so that
-    /// the shares of several replicas never add up to more than the rate.
+    /// Returns the bucket at a share of its rate, in millionths. The share is cut to whole units
+    /// per period, so the shares of several replicas never exceed the rate. If less than one unit
+    /// is left, a share of at least one half stretches the interval, and a smaller share stops the
+    /// bucket.
     pub(super) fn at_share(&self, ppm: i64) -> Self {
         let whole = share(self.per_period(), ppm);
         let interval = if whole > 0 {
@@ -107,19 +115,19 @@ impl TokenBucket {
             let stretched = i128::from(self.interval) * 1_000_000 / i128::from(ppm);
             i64::try_from(stretched).unwrap_or(NEVER)
         } else {
-            // Booking one would be a debt for long after the others are back.
+            // A booking would remain a debt long after the other replicas have reconnected.
             NEVER
         };
         Self { interval, ..*self }
     }
 
-    /// How many leave in one period.
+    /// Returns the number of units that leave in one period, rounded up.
     pub(super) fn per_period(&self) -> i64 {
         div_ceil(self.period, self.interval)
     }
 
-    /// What leaves in one period, and how long that may take if several replicas do so on their own: the
-    /// burst is one bucket's, so those that are late need room of their own.
+    /// Returns the units of one period and the time over which to spread them, in nanoseconds. The
+    /// slack is added, because late requests of several replicas in fallback mode share no burst.
     pub(super) fn spread(&self) -> (i64, i64) {
         let spread = self.period.saturating_add(nanos(SLACK));
         (self.per_period(), spread)
@@ -142,7 +150,7 @@ impl TokenBucket {
         self.tat
     }
 
-    /// Never earlier than what was known elsewhere.
+    /// Merges the state of another copy of the schedule. The later theoretical arrival time counts.
     pub(super) fn merge(&mut self, other: &Self) {
         self.tat = self.tat.max(other.tat);
     }
@@ -151,7 +159,8 @@ impl TokenBucket {
         self.tat = self.tat.max(until.saturating_add(self.tolerance));
     }
 
-    /// Keeps the debt in requests, not in time: ten requests owed stay ten requests owed.
+    /// Returns the bucket with changed parameters. The debt is kept in units, not in time, so ten
+    /// units owed stay ten units owed.
     pub(super) fn adopt(&self, changed: Self, now: i64) -> Self {
         let owed = self.tat.saturating_sub(now).max(0);
         let requests = div_ceil(owed, self.interval);
@@ -162,5 +171,5 @@ impl TokenBucket {
     }
 }
 
-/// Beyond any horizon.
+/// An instant or interval beyond any horizon, in nanoseconds.
 const NEVER: i64 = i64::MAX / 2;

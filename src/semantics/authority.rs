@@ -1,31 +1,31 @@
-//! `host[:port]` (RFC 3986 section 3.2), canonicalised once.
+//! Authorities of the form `host[:port]` (RFC 3986 section 3.2), canonicalised once.
 
 use std::fmt;
 
 use super::Malformed;
 use crate::units::HostName;
 
-/// A host and the port, if one was written.
+/// A host, and the port if one was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
-    /// In canonical form.
+    /// Host in canonical form, without brackets.
     pub host: HostName,
-    /// As written; never zero.
+    /// Port as it was written, never zero.
     pub port: Option<u16>,
 }
 
 impl Authority {
-    /// Reads an authority. Userinfo is refused (RFC 9110 section 4.2.4), and so is an empty, zero or
-    /// too large port: a port that cannot be read must not become the default one.
+    /// Parses an authority. Userinfo is refused (RFC 9110 section 4.2.4). An empty, zero or too
+    /// large port is refused too, because an unreadable port must not become the default port.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Returns [`Malformed::Host`] with the cause.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         if let Some(host) = HostName::plain(text) {
             return Ok(Self { host, port: None });
         }
         if text.contains('@') {
-            return Err(Malformed::Host("it carries userinfo"));
+            return Err(Malformed::Host("it contains userinfo; remove it"));
         }
         let after_bracket = text.rfind(']').map_or(0, |at| at + 1);
         let tail = text.get(after_bracket..).unwrap_or_default();

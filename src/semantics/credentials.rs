@@ -1,10 +1,11 @@
-//! `Proxy-Authorization: Basic` (RFC 9110 section 11.7.2, RFC 7617).
+//! Proxy credentials in `Proxy-Authorization: Basic` (RFC 9110 section 11.7.2, RFC 7617).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, header};
 
-/// The name and the token that a client offered in its proxy URL.
+/// Returns the name and the token that a client sends from its proxy URL. Returns `None` for
+/// another scheme or an unreadable value.
 pub fn proxy_credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let value = headers.get(header::PROXY_AUTHORIZATION)?.to_str().ok()?;
     let (scheme, encoded) = value.trim().split_once(' ')?;

@@ -1,52 +1,55 @@
-//! Fields that belong to one hop only, and fields that are ours (RFC 9110 section 7.6.1).
+//! Fields for a single hop, and outpace's own fields (RFC 9110 section 7.6.1).
 //!
-//! One pass looks which fields that mean something to us are there at all, since most messages have few;
-//! only those are looked at further.
+//! One pass over a message finds the fields that matter here. Only those are examined further,
+//! because most messages have few of them.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Seconds that the request was held, on every response to a request for a target.
+/// Response field with the seconds for which the request was held. Every origin response that is
+/// delivered for a target carries it.
 pub const OUTPACE_WAITED: HeaderName = HeaderName::from_static("outpace-waited");
-/// How often the request was sent.
+/// Response field with the number of times that the request was sent.
 pub const OUTPACE_ATTEMPTS: HeaderName = HeaderName::from_static("outpace-attempts");
-/// What a routed client proves itself with; consumed here.
+/// Request field with the name and token of a client on a route or the API, written `NAME:TOKEN`.
+/// outpace removes the field.
 pub const CLIENT_TOKEN: HeaderName = HeaderName::from_static("outpace-client-token");
-/// `TE: trailers`, the one transfer coding preference that is passed on (RFC 9110 section 10.1.4).
+/// Value `trailers` of `TE`, the only transfer coding preference that is forwarded (RFC 9110
+/// section 10.1.4).
 pub const REQUEST_TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
 const OURS: &str = "outpace-";
 const HTTP2_SETTINGS: &str = "http2-settings";
 
-/// Which fields that mean something to us a message has. Looking for each of them costs more than looking
-/// once at all that are there, since most messages have few of them.
+/// The set of fields in a message that need treatment. One pass over all fields is cheaper than one
+/// look-up per field, because most messages have few of them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderFlags(u16);
 
 impl HeaderFlags {
-    /// `Connection`.
+    /// Flag of the `Connection` field (RFC 9110 section 7.6.1).
     pub const CONNECTION: Self = Self(1);
-    /// Any other field that is for this hop only.
+    /// Flag of any other field that is for a single hop.
     pub const HOP_BY_HOP: Self = Self(1 << 1);
-    /// Any field of ours.
+    /// Flag of any field with the prefix `outpace-`.
     pub const OURS: Self = Self(1 << 2);
-    /// `Content-Length` or `Transfer-Encoding`.
+    /// Flag of `Content-Length` or `Transfer-Encoding` (RFC 9112 section 6).
     pub const FRAMING: Self = Self(1 << 3);
-    /// `Upgrade`.
+    /// Flag of the `Upgrade` field (RFC 9110 section 7.8).
     pub const UPGRADE: Self = Self(1 << 4);
-    /// `TE`.
+    /// Flag of the `TE` field (RFC 9110 section 10.1.4).
     pub const TE: Self = Self(1 << 5);
-    /// `Expect`.
+    /// Flag of the `Expect` field (RFC 9110 section 10.1.1).
     pub const EXPECT: Self = Self(1 << 6);
-    /// `Via`.
+    /// Flag of the `Via` field (RFC 9110 section 7.6.3).
     pub const VIA: Self = Self(1 << 7);
-    /// `Prefer`.
+    /// Flag of the `Prefer` field (RFC 7240 section 2).
     pub const PREFER: Self = Self(1 << 8);
-    /// `Cookie`.
+    /// Flag of the `Cookie` field (RFC 6265 section 5.4).
     pub const COOKIE: Self = Self(1 << 9);
-    /// `traceparent` (W3C Trace Context).
+    /// Flag of the `traceparent` field (W3C Trace Context).
     pub const TRACE: Self = Self(1 << 10);
 
-    /// Looks once at all fields.
+    /// Collects the flags of all fields in one pass.
     pub fn of(headers: &HeaderMap) -> Self {
         let fields = headers.keys().map(|name| Self::field(name.as_str()));
         fields.fold(Self::default(), |all, field| all.and(field))
@@ -80,14 +83,15 @@ impl HeaderFlags {
         Self(self.0 | other.0)
     }
 
-    /// Whether any of `fields` is there.
+    /// Returns true if at least one of `fields` is present.
     pub const fn has(self, fields: Self) -> bool {
         self.0 & fields.0 != 0
     }
 }
 
-/// Removes from a request what must not reach the origin: hop-by-hop fields, whatever `Connection`
-/// names, proxy credentials, `Expect` (we answer it) and every field of ours. `TE: trailers` stays.
+/// Removes the fields that must not reach the origin from a request. These are hop-by-hop fields,
+/// the fields that `Connection` names, proxy credentials, `Expect` and outpace's own fields.
+/// outpace answers `Expect` directly, and `TE: trailers` stays.
 pub fn strip_request(headers: &mut HeaderMap, flags: HeaderFlags) {
     if flags.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
@@ -107,7 +111,7 @@ pub fn strip_request(headers: &mut HeaderMap, flags: HeaderFlags) {
     }
 }
 
-/// Removes from a response what was for this hop only, and any field that pretends to be ours.
+/// Removes the hop-by-hop fields of a response, and every field that imitates one of outpace's own.
 pub fn strip_response(headers: &mut HeaderMap) {
     let flags = HeaderFlags::of(headers);
     if flags.has(HeaderFlags::CONNECTION) {
@@ -144,8 +148,8 @@ fn wants_trailers(headers: &HeaderMap) -> bool {
         })
 }
 
-/// `Connection` may name any field for removal, but not one that the exchange relies on: else a
-/// client could take away a credential that we set, or the framing.
+/// Removes the fields that `Connection` names, and `Connection` too. Fields that the exchange
+/// relies on stay, because a client could otherwise remove credentials or the framing.
 fn remove_named_by_connection(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -188,7 +192,8 @@ fn remove_ours(headers: &mut HeaderMap) {
     }
 }
 
-/// `Trailer` announces the trailer section (RFC 9110 section 6.6.2); hyper sends only what it names.
+/// Filters `Trailer`, which announces the trailer section (RFC 9110 section 6.6.2). hyper sends
+/// only the trailers that this field names.
 fn keep_honest_trailer_names(headers: &mut HeaderMap) {
     if !headers.contains_key(header::TRAILER) {
         return;
@@ -212,8 +217,8 @@ fn keep_honest_trailer_names(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a field may stand in a trailer section: nothing that frames, routes or authenticates
-/// (RFC 9110 section 6.5.1).
+/// Returns true if a field may stand in a trailer section. Fields for framing, routing or
+/// authentication may not (RFC 9110 section 6.5.1).
 pub fn may_be_trailer(name: &HeaderName) -> bool {
     !matches!(
         name.as_str(),
@@ -238,7 +243,8 @@ pub fn may_be_trailer(name: &HeaderName) -> bool {
     ) && !name.as_str().starts_with(OURS)
 }
 
-/// HTTP/2 may split `Cookie` into several lines; HTTP/1 must not (RFC 9113 section 8.2.3).
+/// Joins several `Cookie` lines into one. HTTP/2 may split the field into lines, but HTTP/1 must
+/// not (RFC 9113 section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(header::COOKIE).iter();
     if lines.next().is_none() || lines.next().is_none() {

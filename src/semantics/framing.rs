@@ -1,31 +1,35 @@
-//! `Content-Length` and `Transfer-Encoding` of a request (RFC 9112 section 6).
+//! Framing of a request by `Content-Length` and `Transfer-Encoding` (RFC 9112 section 6).
 
 use http::Version;
 use http::header::{self, HeaderMap, HeaderValue};
 
 use super::Malformed;
 
-/// How a request's body was delimited.
+/// The delimiter of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// By nothing: no body in HTTP/1, the end of the stream in HTTP/2.
+    /// Neither field is present: no body in HTTP/1, or a body up to the end of the stream in
+    /// HTTP/2.
     None,
-    /// By its length.
+    /// Body of this length, in bytes.
     Length(u64),
-    /// By chunks; it is sent on in chunks, also where a method rarely has a body.
+    /// Body in chunks. It is also forwarded in chunks if the method rarely has a body.
     Chunked,
 }
 
-/// Reads the framing and makes `Content-Length` canonical. hyper has refused the worst already
-/// (differing lengths, `chunked` not last); what it lets pass and must not be forwarded ends here.
+/// Reads the framing and makes `Content-Length` canonical. hyper already refuses differing lengths
+/// and a final coding other than `chunked`. This function refuses everything else that must not be
+/// forwarded.
 ///
 /// # Errors
-/// If the framing could be read in two ways by two implementations.
+/// Returns [`Malformed::Framing`] if two implementations could read the framing differently.
 pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Malformed> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if version != Version::HTTP_11 {
-            return Err(Malformed::Framing("Transfer-Encoding is for HTTP/1.1 only"));
+            return Err(Malformed::Framing(
+                "Transfer-Encoding is allowed in HTTP/1.1 only; send Content-Length",
+            ));
         }
         if codings.next().is_some()
             || !coding
@@ -34,12 +38,12 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
                 .eq_ignore_ascii_case(b"chunked")
         {
             return Err(Malformed::Framing(
-                "the only transfer coding understood is `chunked`",
+                "Transfer-Encoding is not exactly `chunked`; send no other coding",
             ));
         }
         if headers.contains_key(header::CONTENT_LENGTH) {
             return Err(Malformed::Framing(
-                "Content-Length and Transfer-Encoding exclude each other",
+                "Content-Length and Transfer-Encoding are both present; send only one",
             ));
         }
         return Ok(Framing::Chunked);
@@ -49,12 +53,12 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
     };
     let digits = length.as_bytes();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Malformed::Framing("Content-Length is not a number"));
+        return Err(Malformed::Framing("Content-Length is not a whole number"));
     }
     let count = std::str::from_utf8(digits)
         .ok()
         .and_then(|digits| digits.parse::<u64>().ok())
-        .ok_or(Malformed::Framing("Content-Length is too large"))?;
+        .ok_or(Malformed::Framing("Content-Length exceeds 2^64 - 1 bytes"))?;
     if digits.len() > 1 && digits.first() == Some(&b'0') {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(count));
     }

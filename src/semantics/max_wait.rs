@@ -1,4 +1,4 @@
-//! `Outpace-Max-Wait`: how long the caller agrees to be held.
+//! The `Outpace-Max-Wait` field: the longest time for which a client agrees to be held.
 
 use std::time::Duration;
 
@@ -7,19 +7,20 @@ use http::{HeaderMap, HeaderName};
 use super::Malformed;
 use crate::units::parse_duration;
 
-/// A duration such as `1s` or `250ms`, or seconds as a plain number.
+/// Request field with a duration such as `1s` or `250ms`, or with seconds as a plain number.
 pub const OUTPACE_MAX_WAIT: HeaderName = HeaderName::from_static("outpace-max-wait");
 
-/// The caller's bound, if it set one; the least of several.
+/// Returns the client's max wait, or `None` if it set none. The shortest of several values counts.
 ///
 /// # Errors
-/// If a value cannot be read: guessing would hold a caller longer than it can bear.
+/// Returns [`Malformed::Field`] if a value cannot be read, because a guess could hold the client
+/// too long.
 pub fn max_wait(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
     let mut least = None;
     for line in headers.get_all(OUTPACE_MAX_WAIT) {
         let wait = line.to_str().ok().and_then(parse).ok_or(Malformed::Field {
             field: "Outpace-Max-Wait",
-            problem: "write it as a duration like `1s`, or as seconds",
+            problem: "it is not a duration; write `1s`, `250ms` or a number of seconds",
         })?;
         least = Some(least.map_or(wait, |least: Duration| least.min(wait)));
     }

@@ -1,6 +1,6 @@
-//! What the RFCs say, as pure functions between hyper's parser and hyper's encoder. A naive hyper
-//! forwarder passes on much that it must not (measured); everything that makes a message safe to
-//! forward is here, without I/O, so that every rule is a test.
+//! The rules of the RFCs as pure functions between hyper's parser and hyper's encoder. A plain
+//! hyper forwarder passes on much that it must not. Everything that makes a message safe to forward
+//! is in this folder. The functions do no I/O, so a test can cover each rule.
 
 mod authority;
 mod credentials;
@@ -29,7 +29,7 @@ pub use retry_after::{retry_after, write_retry_after};
 pub use upgrade::{Upgrade, requested_upgrade, switched};
 pub use via::{Pseudonym, VIA_LOOP_MAX};
 
-/// A message that must not be forwarded, and why; the text is for the client.
+/// The error for a message that must not be forwarded. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// The request-target has the wrong form (RFC 9112 section 3.2).
@@ -38,15 +38,15 @@ pub enum Malformed {
     /// `Host` or `:authority` is missing, repeated, invalid or contradictory.
     #[error("the host is malformed: {0}")]
     Host(&'static str),
-    /// `Content-Length` or `Transfer-Encoding` cannot be trusted.
+    /// `Content-Length` or `Transfer-Encoding` cannot be trusted (RFC 9112 section 6).
     #[error("the framing is malformed: {0}")]
     Framing(&'static str),
-    /// A field of ours has a value that we cannot read.
+    /// A field of outpace has a value that cannot be read.
     #[error("the field `{field}` is malformed: {problem}")]
     Field {
-        /// Which field.
+        /// Name of the malformed field.
         field: &'static str,
-        /// What is wrong with it.
+        /// Cause of the error and the correct notation.
         problem: &'static str,
     },
 }

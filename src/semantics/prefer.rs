@@ -1,25 +1,25 @@
-//! `Prefer` (RFC 7240): what a caller would like, and what we may ignore.
+//! The `Prefer` field (RFC 7240): optional preferences of a client, which outpace may ignore.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
-/// The field.
+/// Request field with the client's preferences (RFC 7240 section 2).
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
-/// What was done of it.
+/// Response field with the preferences that were applied (RFC 7240 section 3).
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// The preferences that outpace knows.
+/// The preferences that outpace supports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Preference {
-    /// The caller takes a 202 and asks for the result later (section 4.1).
+    /// True if the client accepts a 202 and fetches the result later (RFC 7240 section 4.1).
     pub respond_async: bool,
-    /// How long the caller waits for an answer (section 4.3).
+    /// Time for which the client waits for a response, in whole seconds (RFC 7240 section 4.3).
     pub wait: Option<Duration>,
 }
 
-/// Reads the preferences. Others, and what cannot be read, are ignored, as section 2 wants; of several the
-/// first counts.
+/// Reads the preferences. Unknown and unreadable preferences are ignored (RFC 7240 section 2). The
+/// first readable `wait` counts.
 pub fn preference(headers: &HeaderMap) -> Preference {
     let mut found = Preference::default();
     let lines = headers
@@ -27,7 +27,7 @@ pub fn preference(headers: &HeaderMap) -> Preference {
         .iter()
         .filter_map(|line| line.to_str().ok());
     for one in lines.flat_map(|line| line.split(',')) {
-        // Parameters after a semicolon say nothing about these two.
+        // Parameters after a semicolon do not affect these two preferences.
         let one = one.split(';').next().unwrap_or_default();
         let (name, value) = one.split_once('=').unwrap_or((one, ""));
         match name.trim().to_ascii_lowercase().as_str() {

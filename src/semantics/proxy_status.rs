@@ -1,11 +1,13 @@
-//! `Proxy-Status` (RFC 9209): who made this response, and why.
+//! The `Proxy-Status` field (RFC 9209), which names the proxy that handled a response, and the
+//! cause.
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-/// The field's name.
+/// Response field with the proxy and the cause (RFC 9209 section 2).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// The value for a response that outpace made: an RFC 9209 error type and our reason.
+/// Returns the value for a response that outpace made. It carries an RFC 9209 error type and the
+/// reason. Characters that a quoted string cannot hold are dropped.
 pub fn made_by_us(error: &str, reason: &str) -> HeaderValue {
     let details: String = reason
         .chars()
@@ -15,7 +17,7 @@ pub fn made_by_us(error: &str, reason: &str) -> HeaderValue {
         .unwrap_or(HeaderValue::from_static("outpace"))
 }
 
-/// The value for a refusal of the origin's that is passed on.
+/// Returns the value for an origin's refusal that is passed on, with the status received.
 pub fn received(status: StatusCode) -> HeaderValue {
     HeaderValue::try_from(format!("outpace; received-status={}", status.as_u16()))
         .unwrap_or(HeaderValue::from_static("outpace"))

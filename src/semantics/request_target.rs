@@ -1,28 +1,28 @@
-//! The four forms of a request-target (RFC 9112 section 3.2), and the authority that counts.
+//! The four forms of a request-target (RFC 9112 section 3.2), and the authority that applies.
 
 use http::{Method, Request, Uri, Version, header};
 
 use super::{Authority, Malformed};
 use crate::units::{Origin, Scheme};
 
-/// What a request asks us to be.
+/// The role that a request assigns to outpace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestTarget {
-    /// Absolute-form: be a forward proxy to this origin.
+    /// Absolute-form: a forward proxy to this origin.
     Absolute(Origin),
-    /// Origin-form: be a gateway for the host that `Host` names.
+    /// Origin-form: a gateway for the host that `Host` names.
     Origin(Authority),
-    /// CONNECT: be a tunnel to this host and port.
+    /// Authority-form (CONNECT): a tunnel to this host and port.
     Connect(Authority),
-    /// `OPTIONS *`: a question to us.
+    /// Asterisk-form (`OPTIONS *`): a question to outpace as a server.
     Asterisk,
 }
 
-/// Classifies a request. The authority of the request-target counts; `Host` is checked all the same,
-/// since a message with a bad one has been tampered with or will be misread by somebody.
+/// Classifies a request. The authority of the request-target applies, but `Host` is checked too. A
+/// message with an invalid `Host` may have been tampered with.
 ///
 /// # Errors
-/// If the request-target or the host is malformed.
+/// Returns [`Malformed`] if the request-target or the host is invalid.
 pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
     let host = host_field(request)?;
     let (method, uri) = (request.method(), request.uri());
@@ -30,13 +30,15 @@ pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
         && method != Method::CONNECT
     {
         let authority = Authority::parse(written.as_str())?;
-        // The same text twice, as nearly always, is read once.
+        // Both texts are nearly always equal, and then the text is parsed only once.
         let differs = match host {
             Some(host) if host != written.as_str() => Authority::parse(host)? != authority,
             _ => false,
         };
         if differs && request.version() == Version::HTTP_2 {
-            return Err(Malformed::Host("`host` and `:authority` differ"));
+            return Err(Malformed::Host(
+                "`host` and `:authority` differ; send the same value in both",
+            ));
         }
         return absolute(scheme, authority).map(RequestTarget::Absolute);
     }
@@ -48,13 +50,13 @@ pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
         return if method == Method::OPTIONS {
             Ok(RequestTarget::Asterisk)
         } else {
-            Err(Malformed::RequestTarget("`*` is for OPTIONS only"))
+            Err(Malformed::RequestTarget("`*` is allowed with OPTIONS only"))
         };
     }
     if uri.authority().is_none() && uri.path().starts_with('/') {
         return host
             .map(RequestTarget::Origin)
-            .ok_or(Malformed::Host("there is none"));
+            .ok_or(Malformed::Host("it is missing; send `Host`"));
     }
     Err(Malformed::RequestTarget(
         "it is neither absolute-form nor origin-form",
@@ -67,7 +69,7 @@ fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
         "https" => Scheme::Https,
         _ => {
             return Err(Malformed::RequestTarget(
-                "only http and https are forwarded",
+                "its scheme is not `http` or `https`",
             ));
         }
     };
@@ -79,7 +81,7 @@ fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
     })
 }
 
-/// Authority-form: host and port, nothing else (RFC 9112 section 3.2.3).
+/// Parses the authority-form, which is a host and a port only (RFC 9112 section 3.2.3).
 fn connect(uri: &Uri) -> Result<Authority, Malformed> {
     let bare = uri.scheme().is_none()
         && uri
@@ -87,30 +89,31 @@ fn connect(uri: &Uri) -> Result<Authority, Malformed> {
             .is_none_or(|path| path.as_str().is_empty());
     let authority = uri.authority().filter(|_| bare);
     let authority = authority
-        .ok_or(Malformed::RequestTarget("CONNECT takes host:port"))
+        .ok_or(Malformed::RequestTarget("CONNECT needs `host:port` only"))
         .and_then(|authority| Authority::parse(authority.as_str()))?;
     if authority.port.is_none() {
-        return Err(Malformed::RequestTarget("CONNECT needs a port"));
+        return Err(Malformed::RequestTarget("CONNECT has no port; add one"));
     }
     Ok(authority)
 }
 
-/// The one `Host`, if there is one (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+/// Returns the only `Host` field. HTTP/1.1 requires exactly one, and other versions allow none (RFC
+/// 9112 section 3.2, RFC 9113 section 8.3.1).
 fn host_field<B>(request: &Request<B>) -> Result<Option<&str>, Malformed> {
     let mut lines = request.headers().get_all(header::HOST).iter();
     let Some(line) = lines.next() else {
         return if request.version() == Version::HTTP_11 {
-            Err(Malformed::Host("there is none"))
+            Err(Malformed::Host("it is missing; send one `Host` field"))
         } else {
             Ok(None)
         };
     };
     if lines.next().is_some() {
-        return Err(Malformed::Host("there are several"));
+        return Err(Malformed::Host("`Host` is repeated; send it once"));
     }
     line.to_str()
         .map(Some)
-        .map_err(|_error| Malformed::Host("it is not ASCII"))
+        .map_err(|_error| Malformed::Host("it is not visible ASCII"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
-//! `Retry-After` (RFC 9110 section 10.2.3) in the forms seen in the wild.
+//! The `Retry-After` field (RFC 9110 section 10.2.3), in the forms that origins send in practice.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, header};
 
-/// How long the origin asks us to stay away; the longest of several lines. Whole or fractional
-/// seconds, the three date forms judged by the origin's own `Date` (else by `now`), and
-/// `retry-after-ms`. What cannot be read counts as absent; a date in the past is zero.
+/// Returns the time for which the origin asks clients to wait. The longest of several `Retry-After`
+/// lines counts.
+///
+/// A line holds whole or fractional seconds, or a date in one of the three HTTP formats. A date is
+/// compared with the origin's own `Date`, or with `now` if that is missing. `retry-after-ms` is
+/// read too. An unreadable value counts as absent, and a date in the past as zero.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let origin_now = || {
         headers
@@ -26,7 +29,8 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         .get("retry-after-ms")
         .and_then(|line| line.to_str().ok()?.trim().parse::<f64>().ok())
         .and_then(|millis| Duration::try_from_secs_f64(millis / 1000.0).ok());
-    // The finer one says the same more exactly, unless they contradict each other.
+    // The value in milliseconds is more exact, unless it is shorter than the other by over a
+    // second.
     match (by_field, by_millis) {
         (Some(field), Some(millis)) if millis + Duration::from_secs(1) < field => Some(field),
         (field, millis) => millis.or(field),
@@ -43,8 +47,8 @@ fn parse(text: &str, origin_now: impl Fn() -> SystemTime) -> Option<Duration> {
     Some(date.duration_since(origin_now()).unwrap_or_default())
 }
 
-/// The value to write: whole seconds, rounded up, at least one, so that a client which obeys it
-/// never comes too early.
+/// Returns the value to write: whole seconds, rounded up and at least 1. A client that obeys the
+/// value therefore never retries too early.
 pub fn write_retry_after(wait: Duration) -> HeaderValue {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     HeaderValue::from(seconds.max(1))

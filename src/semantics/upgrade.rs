@@ -1,16 +1,18 @@
-//! `Upgrade` (RFC 9110 section 7.8): which switches of protocol may pass, and which 101 is honest.
+//! The `Upgrade` field (RFC 9110 section 7.8): the protocol switches that may pass, and the check
+//! of the 101 response.
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 
-/// A protocol that a client asks to switch to, to be asked of the origin in turn.
+/// A protocol to which a client asks to switch. The request for it is forwarded to the origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upgrade {
-    /// The value of `Upgrade` as the client wrote it.
+    /// Value of `Upgrade` as the client wrote it.
     pub protocol: HeaderValue,
 }
 
-/// The switch that a request asks for. `h2c` is dropped (RFC 9113 section 3.1), and so is anything
-/// in a request that has a body: bytes after the head would be ambiguous.
+/// Returns the protocol switch that a request asks for, or `None` if it must not pass. `h2c` is
+/// dropped (RFC 9113 section 3.1). A switch in a request with a body is dropped too, because bytes
+/// after the head would be ambiguous.
 pub fn requested_upgrade(
     method: &Method,
     version: Version,
@@ -41,8 +43,8 @@ pub fn requested_upgrade(
     })
 }
 
-/// Whether a 101 answers what was asked. Without it no byte may be relayed: what follows would be
-/// the next message, not the new protocol.
+/// Returns true if a 101 response grants the requested protocol. Otherwise no byte may be relayed,
+/// because the bytes that follow would belong to the next HTTP message.
 pub fn switched(asked: Option<&Upgrade>, status: StatusCode, headers: &HeaderMap) -> bool {
     let granted = headers.get(header::UPGRADE);
     status == StatusCode::SWITCHING_PROTOCOLS

@@ -1,12 +1,13 @@
-//! `Via` (RFC 9110 section 7.6.3): we name ourselves by a pseudonym, and know ourselves again.
+//! The `Via` field (RFC 9110 section 7.6.3), in which outpace names itself by a pseudonym to detect
+//! loops.
 
 use http::{HeaderMap, HeaderValue, Version, header};
 
-/// How many proxies a request may have passed before it is taken for a loop.
+/// Maximum number of proxies in `Via`. A request with more of them is refused as a loop.
 pub const VIA_LOOP_MAX: usize = 32;
 
-/// The name this process goes by in `Via`: random, so that it says nothing about us and two
-/// instances in a row are not mistaken for a loop.
+/// The name of this process in `Via`. The name is random, so it reveals nothing, and two instances
+/// in a row are not mistaken for a loop.
 #[derive(Debug, Clone)]
 pub struct Pseudonym {
     name: Box<str>,
@@ -15,7 +16,7 @@ pub struct Pseudonym {
 }
 
 impl Pseudonym {
-    /// Derives the name from random bits.
+    /// Derives the name from the lower 32 bits of a random number.
     pub fn new(bits: u64) -> Self {
         let name = format!("outpace-{:08x}", bits & 0xffff_ffff);
         let value = |version: &str| {
@@ -29,7 +30,8 @@ impl Pseudonym {
         }
     }
 
-    /// Adds us to a request that is passed on.
+    /// Adds this process to the `Via` field of a request that is forwarded. `version` is the
+    /// version of the received request, and every version except HTTP/2 is written as 1.1.
     pub fn add(&self, version: Version, headers: &mut HeaderMap) {
         let entry = if version == Version::HTTP_2 {
             &self.http2
@@ -39,7 +41,8 @@ impl Pseudonym {
         headers.append(header::VIA, entry.clone());
     }
 
-    /// Whether the request has passed here before, or passed too many proxies.
+    /// Returns true if the request has passed this process before, or more than [`VIA_LOOP_MAX`]
+    /// proxies.
     pub fn is_loop(&self, headers: &HeaderMap) -> bool {
         let mut hops = 0;
         for line in headers.get_all(header::VIA) {

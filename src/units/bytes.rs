@@ -1,4 +1,4 @@
-//! Sizes in bytes.
+//! Sizes in bytes, as written in the configuration file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(u64);
 
-/// Why a size could not be read.
+/// The error for a text that is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a size; write it as \"64MiB\", \"512KiB\" or \"100B\"")]
 pub struct ParseByteSizeError(String);
@@ -20,17 +20,17 @@ const UNITS: [(&str, u64); 4] = [
 ];
 
 impl ByteSize {
-    /// `count` bytes.
+    /// Creates a size of `count` bytes.
     pub const fn from_bytes(count: u64) -> Self {
         Self(count)
     }
 
-    /// The count of bytes.
+    /// Returns the size as a number of bytes.
     pub const fn as_bytes(self) -> u64 {
         self.0
     }
 
-    /// The count of bytes as a length in memory.
+    /// Returns the size as a length in memory, at most [`usize::MAX`].
     pub fn as_len(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }

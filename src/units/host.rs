@@ -1,16 +1,16 @@
-//! Host names in the one form that policy, SNI, `Host` and dialling all use.
+//! Host names in the canonical form that policy, SNI, `Host` and dialling share.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-/// A host in canonical form: lower-case ASCII (IDNA A-labels) without a trailing dot, or an IP
-/// address as its standard text without brackets. `0x7f.1` and `127.0.0.1` are the same host.
+/// A host in canonical form: a lower-case ASCII name (IDNA A-labels) without a trailing dot, or an
+/// IP address as its standard text without brackets. `0x7f.1` and `127.0.0.1` are the same host.
 #[derive(Clone, Eq)]
 pub struct HostName {
     text: Arc<str>,
-    /// What the text says, where it is an address.
+    /// Parsed address, if the text is an IP address.
     ip: Option<IpAddr>,
 }
 
@@ -26,17 +26,17 @@ impl Hash for HostName {
     }
 }
 
-/// Why a host was refused.
+/// The error for a text that is not a host. The message quotes at most 80 characters of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a host name")]
+#[error("`{0}` is not a host name; write it as \"api.example.com\", \"10.0.0.7\" or \"[::1]\"")]
 pub struct ParseHostError(String);
 
 impl HostName {
-    /// Canonicalises `text`: a registered name, an IPv4 address in any spelling, or an IPv6 address in
-    /// brackets (RFC 3986 section 3.2.2). Zone identifiers are refused.
+    /// Canonicalises `text`: a registered name, an IPv4 address in any spelling, or an IPv6 address
+    /// in brackets (RFC 3986 section 3.2.2). Zone identifiers are refused.
     ///
     /// # Errors
-    /// If no host can be read from it.
+    /// Returns an error if `text` is not a valid host.
     pub fn parse(text: &str) -> Result<Self, ParseHostError> {
         if let Some(plain) = Self::plain(text) {
             return Ok(plain);
@@ -48,7 +48,7 @@ impl HostName {
                 inner.parse::<Ipv6Addr>().map_err(|_error| fail())?,
             )));
         }
-        // `%2e` and friends never belong in an authority that we route by.
+        // A percent sign, as in `%2e`, is refused because requests are routed by this text.
         if text.contains('%') || text.is_empty() {
             return Err(fail());
         }
@@ -63,7 +63,8 @@ impl HostName {
         }
     }
 
-    /// A name in canonical form already: what nearly every request has.
+    /// Returns the host if `text` is already a canonical name and not an IP address. Nearly every
+    /// request has such a host.
     pub fn plain(text: &str) -> Option<Self> {
         is_plain(text).then(|| Self {
             text: text.into(),
@@ -71,7 +72,7 @@ impl HostName {
         })
     }
 
-    /// The host that is this address.
+    /// Creates the host for an IP address.
     pub fn from_ip(ip: IpAddr) -> Self {
         Self {
             text: ip.to_string().into(),
@@ -79,12 +80,12 @@ impl HostName {
         }
     }
 
-    /// The canonical text, without brackets.
+    /// Returns the canonical text, without brackets around an IPv6 address.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The address, if the host is one.
+    /// Returns the address if the host is an IP address.
     pub const fn ip(&self) -> Option<IpAddr> {
         self.ip
     }
@@ -98,7 +99,8 @@ impl std::str::FromStr for HostName {
     }
 }
 
-/// Already canonical and surely not an IP address: a registered name whose last label begins with a letter.
+/// Returns true for a canonical name that cannot be an IP address, because its last label begins
+/// with a letter.
 fn is_plain(text: &str) -> bool {
     let (mut label, mut begins_with_letter) = (0, false);
     for byte in text.bytes() {
@@ -127,7 +129,7 @@ fn is_registered_name(text: &str) -> bool {
 }
 
 impl fmt::Display for HostName {
-    /// As it stands in an authority: IPv6 in brackets.
+    /// Writes the host as in an authority, with brackets around an IPv6 address.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.ip {
             Some(IpAddr::V6(_)) => write!(f, "[{}]", self.text),

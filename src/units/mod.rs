@@ -1,5 +1,5 @@
-//! Quantities with their units, and host names in canonical form. Each parses from what people
-//! write, prints back the same way, and cannot hold nonsense.
+//! Quantities with their units, and host names in canonical form. Each type parses the notation of
+//! the configuration file, prints it in the same notation, and cannot hold an invalid value.
 
 mod bytes;
 mod host;
@@ -18,10 +18,10 @@ pub fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// Parses a duration such as `30s`, `1m30s` or `250ms`; the unit is required.
+/// Parses a duration such as `30s`, `1m30s` or `250ms`. The unit is required, except for `0`.
 ///
 /// # Errors
-/// A sentence that says how to write it.
+/// Returns a message that quotes the text and shows the correct notation.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.trim().parse::<f64>().is_ok() && text.trim() != "0" {
         return Err(format!(

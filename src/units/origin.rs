@@ -1,20 +1,20 @@
-//! The triple that names a server (RFC 6454): scheme, host and port.
+//! The triple that identifies a server (RFC 6454): scheme, host and port.
 
 use std::fmt;
 
 use super::HostName;
 
-/// A URI scheme that we forward.
+/// A URI scheme that outpace forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// Plain HTTP.
+    /// Plain HTTP over TCP (RFC 9110 section 4.2.1).
     Http,
-    /// HTTP over TLS.
+    /// HTTP over TLS (RFC 9110 section 4.2.2).
     Https,
 }
 
 impl Scheme {
-    /// The port when none is written (RFC 9110 sections 4.2.1 and 4.2.2).
+    /// Returns the port for a URI that names none (RFC 9110 sections 4.2.1 and 4.2.2).
     pub const fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
@@ -22,7 +22,7 @@ impl Scheme {
         }
     }
 
-    /// `http` or `https`.
+    /// Returns the text of the scheme, `http` or `https`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -31,19 +31,20 @@ impl Scheme {
     }
 }
 
-/// Where requests go: scheme, canonical host, port.
+/// The server that receives requests: scheme, canonical host and port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// Plain or TLS.
+    /// Scheme, which selects plain TCP or TLS.
     pub scheme: Scheme,
-    /// Whom to resolve, name in SNI and in `Host`.
+    /// Host to resolve, also sent in SNI and `Host`.
     pub host: HostName,
-    /// The TCP port.
+    /// TCP port of the server.
     pub port: u16,
 }
 
 impl Origin {
-    /// `host` or `host:port`, the port only where it is not the scheme's default: the value of `Host`.
+    /// Returns the value of `Host`: the host, followed by the port unless it is the scheme's
+    /// default.
     pub fn authority(&self) -> String {
         if self.port == self.scheme.default_port() {
             self.host.to_string()
@@ -54,7 +55,7 @@ impl Origin {
 }
 
 impl Origin {
-    /// Whether this is how `Host` names it ([`Self::authority`]), without making that text.
+    /// Returns true if `host` equals [`Self::authority`], usually without building that text.
     pub fn is_written(&self, host: &[u8]) -> bool {
         let plain = self.host.ip().is_none() && self.port == self.scheme.default_port();
         plain && host == self.host.as_str().as_bytes() || host == self.authority().as_bytes()

@@ -1,28 +1,29 @@
-//! Rates: a count per period.
+//! Rates, which are counts per period.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// `count` per `period`, written as `10/1s`, `500/1m` or `10/s`. Both are positive.
+/// A rate of `count` units per `period`, written as `10/1s`, `500/1m` or `10/s`. The count is from
+/// 1 to 10,000,000, and the period from 1 ms to 400 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     count: u32,
     period: Duration,
 }
 
-/// Why a rate could not be read.
+/// The error for a text that is not a rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseRateError {
-    /// No slash between count and period.
+    /// The text has no slash between count and period.
     #[error("`{text}` is not a rate; write it as \"{suggestion}\"")]
     Shape {
-        /// What was written.
+        /// Text that should have been a rate.
         text: String,
-        /// How it would be written.
+        /// Correct notation for the rate that was probably meant.
         suggestion: String,
     },
-    /// The count is not a positive whole number.
+    /// The count is not a whole number from 1 to 10,000,000.
     #[error("`{0}` is not a whole number from 1 to 10000000; write a rate as \"10/1s\"")]
     Count(String),
     /// The period is not a duration from 1 ms to 400 days.
@@ -34,19 +35,19 @@ const COUNT_MAX: u32 = 10_000_000;
 const PERIOD_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
 
 impl Rate {
-    /// `count` per `period`; `None` if either is zero or out of range.
+    /// Creates a rate of `count` per `period`. Returns `None` if either is zero or out of range.
     pub fn new(count: u32, period: Duration) -> Option<Self> {
         let sound = (1..=COUNT_MAX).contains(&count)
             && (Duration::from_millis(1)..=PERIOD_MAX).contains(&period);
         sound.then_some(Self { count, period })
     }
 
-    /// How many per period.
+    /// Returns the number of units per period.
     pub const fn count(self) -> u32 {
         self.count
     }
 
-    /// The period.
+    /// Returns the length of the period.
     pub const fn period(self) -> Duration {
         self.period
     }
@@ -79,7 +80,7 @@ impl FromStr for Rate {
     }
 }
 
-/// Guesses what was meant by "10 per sec", "10 rps" or a bare number.
+/// Suggests the correct notation for a text such as "10 per sec", "10 rps" or a bare number.
 fn suggest(text: &str) -> String {
     let number: String = text
         .trim()
