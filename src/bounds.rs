@@ -1,112 +1,121 @@
-//! Every technical maximum in one place. A bound protects this process; a *limit* is the operator's
-//! policy and lives in `policy`.
+//! Technical maxima of the program in one place. A bound protects this process, while a *limit* is
+//! the operator's policy and belongs to `policy`.
 
 use std::time::Duration;
 
-/// By how much a request may reach its origin later than its slot without tipping a window over: the
-/// schedules leave that much room.
+/// Time by which a request may reach its origin after its slot without overfilling a window. The
+/// schedules leave this margin.
 pub const SLACK: Duration = Duration::from_millis(25);
-/// How late a slot may be used; a later one is void and booked again. The rest of the slack is for the
-/// way to the origin.
+/// Longest delay with which a slot may still be used. A later slot is void and booked again. The
+/// rest of [`SLACK`] is for the way to the origin.
 pub const LATE_MAX: Duration = Duration::from_millis(15);
-/// How far ahead slots are booked.
+/// Time ahead for which the ledger in memory books slots.
 pub const HORIZON: Duration = Duration::from_millis(100);
-/// The same with a shared ledger: long enough for several slots per replica, within these bounds.
+/// Shortest time ahead for which a shared ledger books slots. Slow limits extend it up to
+/// [`HORIZON_MAX`], so that each replica gets several slots.
 pub const HORIZON_MIN: Duration = Duration::from_millis(50);
-/// See [`HORIZON_MIN`].
+/// Longest time ahead for which a shared ledger books slots for the sake of slow limits. See also
+/// [`HORIZON_MIN`].
 pub const HORIZON_MAX: Duration = Duration::from_millis(250);
-/// Further than this it does not stretch, however slow the store is and however many replicas there are.
+/// Longest time ahead for which a shared ledger books slots, however slow the store is and however
+/// many replicas there are.
 pub const HORIZON_STRETCHED: Duration = Duration::from_secs(2);
-/// Calls per second to a shared ledger, of all replicas together, for one saturated target; with more
-/// replicas the horizon stretches.
+/// Calls per second of all replicas together to a shared ledger, for one saturated target. With
+/// more replicas, each call books further ahead.
 pub const LEDGER_CALLS: i64 = 1000;
-/// One replica's calls for one target begin at least that far apart: who comes meanwhile goes together.
+/// Shortest interval between two calls of one replica for the same target. Requests that arrive
+/// meanwhile share the next call.
 pub const LEDGER_GAP: Duration = Duration::from_millis(1);
-/// Up to so many replicas wait in line for a target's lock in the ledger; more try again by chance.
+/// Number of live replicas up to which calls queue for a target's lock in the ledger. With more
+/// replicas, a call retries after a random time.
 pub const LEDGER_LINE: i64 = 64;
-/// How long before its slot a waiter is called to make its connection ready.
+/// Time before its slot at which a waiter is called to make its connection ready.
 pub const CALL_AHEAD: Duration = Duration::from_millis(500);
-/// Client connections that wait to be accepted; the system may allow fewer (`net.core.somaxconn`). When there
-/// are more, a client tries again a second later.
+/// Client connections that wait to be accepted. The system may allow fewer (`net.core.somaxconn`).
+/// If there are more, a client tries again after a second.
 pub const ACCEPT_BACKLOG: u32 = 4096;
-/// How many waiters of one queue may hold a ready connection.
+/// Waiters of one queue that may hold a ready connection at the same time.
 pub const CALLED_MAX: usize = 64;
-/// Waiters per target before a request is refused as `queue-full`, unless the target says otherwise.
+/// Default for the number of requests that may wait for a target. Further requests are refused as
+/// `queue-full`.
 pub const WAITERS_PER_TARGET: usize = 20_000;
-/// How long a probe after a block may stay unanswered before the next request may leave.
+/// Time for which an unanswered probe after a block holds back the next request.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of a request's JSON body that are looked at for keys and costs, and of a response's for what
-/// it did cost; a longer body is not understood.
+/// Bytes of a JSON body that are read for keys and costs, in requests and responses. A longer body
+/// is not parsed.
 pub const BODY_PEEK: usize = 256 * 1024;
-/// Bytes of a call to the API.
+/// Bytes of the body of an API call, except for items that are pushed into a buffer.
 pub const API_BODY: usize = 1024 * 1024;
-/// Items in one batch, and bytes of it.
+/// Items in one batch that is pushed into a buffer.
 pub const API_BATCH: usize = 1000;
-/// Bytes of a batch.
+/// Bytes of the body of a call that pushes a batch.
 pub const API_BATCH_BYTES: u64 = 8 * 1024 * 1024;
-/// How long a delivery waits for its turn before its item is looked at anew.
+/// Time for which a delivery waits for its turn before its item is read again.
 pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(3600);
-/// Bytes of an origin's response to a delivery that are kept with the attempt.
+/// Bytes of an origin's response that are stored with a delivery attempt.
 pub const DELIVERY_RESPONSE: usize = 16 * 1024;
-/// The same for a request that a client asks the answer of.
+/// Bytes of an origin's response to a spooled request that are stored for its client.
 pub const REPLY_RESPONSE: usize = 1024 * 1024;
-/// How long a worker holds a permit that it does not renew, unless it asks for another time.
+/// Default time for which a worker holds a permit without renewing it.
 pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
-/// The longest it may ask for at a time.
+/// Longest time for which a worker may hold a permit without renewing it.
 pub const PERMIT_HOLD_MAX: Duration = Duration::from_secs(3600);
-/// The longest block that an origin's `Retry-After` may impose.
+/// Longest block that an origin's `Retry-After` may impose. Longer values are cut to this bound.
 pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Bytes of one request head (request line and fields).
+/// Bytes of one HTTP/1.1 request head, which is the request line and the header fields.
 pub const HEAD_BYTES: usize = 64 * 1024;
-/// Time for a client to send one request head; also the idle time of a kept-alive connection.
+/// Time for a client to send one request head. An idle keep-alive connection is closed after the
+/// same time.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for a client's TLS handshake inside its CONNECT.
+/// Time for a client's TLS handshake inside its CONNECT tunnel.
 pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for a client's first byte after CONNECT was answered.
+/// Time for a client's first byte after CONNECT was answered with 200.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time to resolve, connect and shake hands with an origin.
+/// Time to resolve, connect to and complete the TLS handshake with an origin.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time for an origin to begin its answer; long, since some answers are computed for minutes.
+/// Time for an origin to begin its response. The bound is high because some responses take minutes
+/// to compute.
 pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Bytes of an origin's refusal that are kept while the request waits to be sent again.
+/// Bytes of an origin's refusal that are buffered while the request waits to be sent again.
 pub const ASIDE_BYTES: usize = 64 * 1024;
-/// Time to read such a refusal.
+/// Time to read such a refusal from the origin. If it takes longer, the response is dropped.
 pub const ASIDE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Head start of one address over the next when an origin has several (RFC 8305 section 5).
+/// Head start of one address over the next if an origin has several (RFC 8305 section 5).
 pub const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
-/// How long an idle connection to an origin is kept.
+/// Time for which an idle connection to an origin is kept open.
 pub const ORIGIN_IDLE: Duration = Duration::from_secs(75);
-/// Idle connections kept per origin.
+/// Idle HTTP/1.1 connections that are kept open for each origin.
 pub const ORIGIN_IDLE_MAX: usize = 512;
-/// A tunnel with no byte either way for this long is closed.
+/// Time after which a tunnel without a byte in either direction is closed.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(15 * 60);
-/// Buffer of each direction of a tunnel.
+/// Bytes of the buffer for each direction of a tunnel.
 pub const TUNNEL_BUFFER: usize = 16 * 1024;
-/// How long resolved addresses are kept.
+/// Time for which resolved addresses of a host are cached, whatever the TTL of the DNS records.
 pub const DNS_TTL: Duration = Duration::from_secs(10);
 
-/// Streams that one HTTP/2 client connection may have open.
+/// Streams that one HTTP/2 client connection may have open at the same time.
 pub const H2_STREAMS: u32 = 256;
-/// HTTP/2 window of one stream.
+/// Bytes of the flow-control window of one HTTP/2 stream (RFC 9113 section 5.2).
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
-/// HTTP/2 window of one connection; far above a stream's, so that one slow reader cannot stall the
-/// others.
+/// Bytes of the flow-control window of one HTTP/2 connection. The window is far above that of a
+/// stream, so one slow reader cannot stall the other streams.
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Bytes of one HTTP/2 header list.
+/// Bytes of one uncompressed HTTP/2 header list (RFC 9113 section 6.5.2).
 pub const H2_HEADER_LIST: u32 = 64 * 1024;
 
-/// How often a connection to an origin is asked for a sign of life while a request waits on it, and
-/// how long that may take.
+/// Interval between HTTP/2 keep-alive pings to an origin while a request waits on the connection,
+/// and time for each reply.
 pub const H2_PING: Duration = Duration::from_secs(20);
 
-/// Certificates for intercepted hosts that are kept.
+/// Certificates for intercepted hosts that are cached in memory.
 pub const LEAVES: u64 = 4096;
-/// Clients that are remembered as having rejected our certificate, so each is told once.
+/// Clients that are remembered because they rejected outpace's certificate, so that each causes one
+/// warning only.
 pub const TRUST_COMPLAINTS: u64 = 1024;
-/// Connections that may be open at once.
+/// Client connections that may be open at the same time.
 pub const CONNECTIONS: usize = 50_000;
-/// Bytes of log lines that may wait for a slow log reader; further lines are dropped and counted.
+/// Bytes of log lines that may wait for a slow log reader. Further lines are dropped and counted.
 pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
 
 const _: () = assert!(H2_CONNECTION_WINDOW > 4 * H2_STREAM_WINDOW);

@@ -1,4 +1,5 @@
-//! Replicas as pace layers in one process: the real pacer and ledger, without HTTP.
+//! Benchmarks of replicas as pace layers in one process, with the real pacer and ledger but without
+//! HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +58,7 @@ impl Replica {
         }
     }
 
-    /// Waits for a turn; how long it took.
+    /// Waits for a turn, uses it and returns the time that it took. A void turn is requested again.
     async fn turn(&self) -> Duration {
         let began = std::time::Instant::now();
         let mut limits = LimitSet::default();
@@ -113,7 +114,7 @@ async fn fleet(postgres: &Postgres, count: i64, target: &Arc<Target>) -> Vec<Arc
     for number in 1..=count {
         replicas.push(Arc::new(Replica::start(postgres, number, target).await));
     }
-    // Until each has heard of all.
+    // Each replica needs about a second until it has seen the heartbeats of all.
     tokio::time::sleep(Duration::from_millis(1200)).await;
     replicas
 }
@@ -122,7 +123,7 @@ fn calls(replicas: &[Arc<Replica>]) -> f64 {
     replicas.iter().map(|replica| replica.calls()).sum()
 }
 
-/// Ten replicas, all of which want more than there is.
+/// Measures ten replicas with more demand than their shared limit of 100 requests per second.
 pub(crate) async fn saturated(length: Duration) -> Vec<Row> {
     let postgres = Postgres::start().await;
     let replicas = fleet(&postgres, 10, &target("100/1s", 1)).await;
@@ -157,7 +158,7 @@ pub(crate) async fn saturated(length: Duration) -> Vec<Row> {
     let used = counted as f64 / (100.0 * (length.as_secs_f64() - 1.0));
     vec![
         Row {
-            name: "most in any 1 s, 10 replicas in the pace layer, burst 1",
+            name: "most requests in any 1 s, 10 replicas in the pace layer, burst 1",
             asked: "≤ 103",
             measured: format!("{} of {}", worst_second(&times), times.len()),
         },
@@ -179,7 +180,7 @@ pub(crate) async fn saturated(length: Duration) -> Vec<Row> {
     ]
 }
 
-/// Ten replicas at 80 % of 1000/s, arrivals at random.
+/// Measures the wait at ten replicas with random arrivals at 80 % of 1000 requests per second.
 pub(crate) async fn loaded(length: Duration) -> Vec<Row> {
     let postgres = Postgres::start().await;
     let replicas = fleet(&postgres, 10, &target("1000/1s", 1)).await;
@@ -196,7 +197,7 @@ pub(crate) async fn loaded(length: Duration) -> Vec<Row> {
         ))
         .await;
         let replica = Arc::clone(&replicas[(random.bits() % 10) as usize]);
-        // The first second warms up: connections, plans.
+        // The first second warms up connections and query plans and does not count.
         let counts = next > 1.0;
         sent += u32::from(counts);
         tasks.spawn(async move { (counts, replica.turn().await) });
@@ -218,14 +219,14 @@ pub(crate) async fn loaded(length: Duration) -> Vec<Row> {
         name: "wait p50/p99 at 80 % of 1000/s, 10 replicas",
         asked: "≤ 5/20 ms",
         measured: format!(
-            "{:.1}/{:.1} ms; {voided} of {sent} slots voided, {calls:.0} calls/s",
+            "{:.1}/{:.1} ms; {voided} of {sent} slots voided, {calls:.0} ledger calls/s",
             percentile(&waits, 0.5),
             percentile(&waits, 0.99)
         ),
     }]
 }
 
-/// One replica with little to do: what a booking adds.
+/// Measures the latency that a booking adds at one replica with low load, compared with `select 1`.
 pub(crate) async fn idle() -> Vec<Row> {
     let postgres = Postgres::start().await;
     let replicas = fleet(&postgres, 1, &target("1000/1s", 100)).await;
@@ -249,7 +250,7 @@ pub(crate) async fn idle() -> Vec<Row> {
     waits.sort();
     trips.sort();
     vec![Row {
-        name: "added at low load, p50",
+        name: "wait added at low load, p50",
         asked: "one round trip",
         measured: format!(
             "{:.2} ms; `select 1` takes {:.2} ms",
@@ -259,7 +260,7 @@ pub(crate) async fn idle() -> Vec<Row> {
     }]
 }
 
-/// One replica, 20,000 requests per second.
+/// Measures one replica with 1000 clients under a limit of 20,000 requests per second.
 pub(crate) async fn fast(length: Duration) -> Vec<Row> {
     let postgres = Postgres::start().await;
     let replicas = fleet(&postgres, 1, &target("20000/1s", 200)).await;
@@ -283,10 +284,10 @@ pub(crate) async fn fast(length: Duration) -> Vec<Row> {
     }
     let took = began.elapsed().as_secs_f64();
     vec![Row {
-        name: "requests per second through one pace layer, limit 20000/s",
-        asked: "≤ 1000 calls/s",
+        name: "throughput of one pace layer, limit 20,000/s",
+        asked: "≤ 1000 ledger calls/s",
         measured: format!(
-            "{:.0}/s with {:.0} calls/s",
+            "{:.0} requests/s with {:.0} ledger calls/s",
             f64::from(count) / took,
             (calls(&replicas) - before) / took
         ),

@@ -1,6 +1,7 @@
-//! How exact, full and fair the pace is over replicas that share one Postgres, and what that costs the
-//! database: `cargo bench --bench pacing -- --seconds 60`. Everything is counted at an origin that
-//! stamps arrivals, or where a turn is given.
+//! Benchmark of accuracy, utilisation and fairness over replicas that share one Postgres, and of
+//! the load on that database: `cargo bench --bench pacing -- [--seconds N] [--only NAME]`.
+//!
+//! Requests are counted at an origin that stamps arrivals, or at the moment of their turn.
 
 #![expect(
     clippy::unwrap_used,
@@ -29,17 +30,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     let event = tokio::time::timeout(PATIENCE, event).await;
-    event.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+    event.unwrap_or_else(|_| panic!("timed out ({PATIENCE:?}) waiting for {what}"))
 }
 
-/// What one run came to.
+/// One row of the result table: the quantity, its required value and the measured value.
 struct Row {
     name: &'static str,
     asked: &'static str,
     measured: String,
 }
 
-/// The most instants in any second, over all starts.
+/// Returns the highest number of instants in any half-open window of one second.
 fn worst_second(times: &[Duration]) -> usize {
     let mut sorted = times.to_vec();
     sorted.sort();
@@ -54,7 +55,7 @@ fn worst_second(times: &[Duration]) -> usize {
     worst
 }
 
-/// Jain's index of fairness.
+/// Returns Jain's fairness index, which is 1 if all counts are equal.
 fn jain(counts: &[usize]) -> f64 {
     let sum: f64 = counts.iter().map(|count| *count as f64).sum();
     let squares: f64 = counts.iter().map(|count| (*count as f64).powi(2)).sum();
@@ -103,7 +104,7 @@ fn main() {
         }
         rows
     });
-    println!("\n| what | must be | measured |\n| --- | --- | --- |");
+    println!("\n| quantity | required | measured |\n| --- | --- | --- |");
     for row in rows {
         println!("| {} | {} | {} |", row.name, row.asked, row.measured);
     }

@@ -1,4 +1,4 @@
-//! An origin that stamps the arrival of every request, and a client that sends through a proxy.
+//! Origin that stamps the arrival of every request, and a client that sends through a proxy.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,8 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) async fn start() -> Self {
-        // More may come at once than the system's default lets wait.
+        // The backlog is larger than the default because hundreds of connections may arrive at
+        // once.
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let listener = socket.listen(1024).unwrap();
@@ -35,7 +36,8 @@ impl Origin {
     }
 }
 
-/// One small request per read: the proxy sends the next after the answer.
+/// Serves one connection and stamps each request. A read never holds two requests because the proxy
+/// sends the next one only after the answer.
 async fn serve(mut stream: TcpStream, stamped: Arc<Mutex<Vec<Duration>>>, began: Instant) {
     let _ = stream.set_nodelay(true);
     let mut buffer = [0; 4096];
@@ -50,7 +52,7 @@ async fn serve(mut stream: TcpStream, stamped: Arc<Mutex<Vec<Duration>>>, began:
     }
 }
 
-/// One connection to a proxy.
+/// One HTTP/1.1 connection of a client to a proxy.
 pub(crate) struct Client(TcpStream);
 
 impl Client {
@@ -60,7 +62,8 @@ impl Client {
         Some(Self(stream))
     }
 
-    /// Sends a request; the status of its answer.
+    /// Sends a GET with the extra header `fields` and returns the response status, or `None` if the
+    /// connection broke.
     pub(crate) async fn get(&mut self, fields: &str) -> Option<u16> {
         let request =
             format!("GET http://bench.test/ HTTP/1.1\r\nhost: bench.test\r\n{fields}\r\n");

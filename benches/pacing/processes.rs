@@ -1,4 +1,4 @@
-//! Replicas as processes: four programs, one database, one origin.
+//! Benchmarks of replicas as processes: four programs share one database and one origin.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -41,7 +41,7 @@ impl Program {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let began = Instant::now();
         while Client::to(address(listen)).await.is_none() {
-            assert!(began.elapsed() < PATIENCE, "outpace does not start");
+            assert!(began.elapsed() < PATIENCE, "outpace did not start in time");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Self {
@@ -59,7 +59,7 @@ impl Program {
         assert!(sent.unwrap().success());
     }
 
-    /// A counter of `/metrics`.
+    /// Returns the sum of all series of `/metrics` that start with `name`.
     async fn metric(&self, name: &str) -> f64 {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = tokio::net::TcpStream::connect(self.admin).await.unwrap();
@@ -125,7 +125,8 @@ impl Fleet {
     }
 }
 
-/// One client that always wants more.
+/// Sends one request after another until `end` and counts the responses, which must have status
+/// 200.
 async fn insist(proxy: SocketAddr, served: Arc<AtomicUsize>, end: Instant) {
     let mut client = Client::to(proxy).await.unwrap();
     while Instant::now() < end {
@@ -140,7 +141,8 @@ async fn all(mut tasks: tokio::task::JoinSet<()>) {
     }
 }
 
-/// Everybody wants more than there is.
+/// Measures four replicas with more demand than their shared limit, with a burst of 1 or without a
+/// burst.
 pub(crate) async fn saturated(length: Duration, burst: bool) -> Vec<Row> {
     let limit = if burst {
         "{ rate: \"100/1s\", burst: 1 }"
@@ -158,7 +160,8 @@ pub(crate) async fn saturated(length: Duration, burst: bool) -> Vec<Row> {
         fleet.sum("outpace_slots_voided").await - voided,
     );
     let times = fleet.origin.times();
-    // The first second warms up, and the end is not saturated any more.
+    // The first second warms up, and after `length` the demand falls below the limit. Neither time
+    // counts.
     let counted = times
         .iter()
         .filter(|at| **at > times[0] + Duration::from_secs(1) && **at < times[0] + length)
@@ -200,7 +203,7 @@ pub(crate) async fn saturated(length: Duration, burst: bool) -> Vec<Row> {
     ]
 }
 
-/// One replica stands still for two seconds.
+/// Measures the worst second while one of four replicas is frozen for 2 s, three times.
 pub(crate) async fn frozen(length: Duration) -> Vec<Row> {
     let fleet = Fleet::start("{ rate: \"100/1s\", burst: 1 }").await;
     let storm = fleet.saturate(10, length.min(Duration::from_secs(20)));
@@ -218,11 +221,13 @@ pub(crate) async fn frozen(length: Duration) -> Vec<Row> {
     }]
 }
 
-/// Requests that came at once, at a rate and with a patience by which a hundred can be served.
+/// Number of requests that arrive at once. [`SERVED`] of them can be served, because the rate is
+/// 100/s and the max wait is 1 s.
 const CROWD: usize = 400;
 const SERVED: usize = 100;
 
-/// One of the crowd: at which replica, when it was sent, what it got and when, from the beginning.
+/// One request of the crowd: its replica, send time, response status and response time. Times are
+/// since the crowd began to send.
 struct Came {
     replica: usize,
     sent: Duration,
@@ -230,10 +235,11 @@ struct Came {
     answered: Duration,
 }
 
-/// A crowd whose most must be told no: how long after that could be known.
+/// Measures the delay of refusals in a crowd that mostly cannot be served, counted from the instant
+/// at which each refusal was knowable.
 ///
-/// Replicas share fairly, so the `k`th request at one is behind `k` of each other, or all that it has. It is
-/// hopeless, and that can be known, once those fill all that its patience allows for.
+/// Replicas share fairly. The `k`th request at one replica is therefore behind up to `k` requests
+/// of each other replica. A request is hopeless once the requests ahead of it fill its max wait.
 pub(crate) async fn refusals() -> Vec<Row> {
     let fleet = Fleet::start("{ rate: \"100/1s\", burst: 1 }").await;
     let mut clients = Vec::new();
@@ -241,7 +247,7 @@ pub(crate) async fn refusals() -> Vec<Row> {
         let address = fleet.programs[index % REPLICAS].listen;
         clients.push((index % REPLICAS, Client::to(address).await.unwrap()));
     }
-    // Replicas that have served before, and know of each other.
+    // Each replica serves one request and gets 2 s to see the heartbeats of all.
     for (_, client) in clients.iter_mut().take(REPLICAS) {
         assert_eq!(client.get("").await, Some(200));
     }
@@ -275,10 +281,10 @@ pub(crate) async fn refusals() -> Vec<Row> {
     vec![
         standing,
         Row {
-            name: "400 come at once to 4 replicas, patience 1 s: refused so long after it could be known, p50 / p99 / most",
+            name: "400 requests at once to 4 replicas, max wait 1 s: delay of a refusal after it was knowable, p50 / p99 / max",
             asked: "50 ms",
             measured: format!(
-                "{} served, {} refused after {:.0} / {:.0} / {:.0} ms, {unknowable} that could have been served",
+                "{} served, {} refused after {:.0} / {:.0} / {:.0} ms, {unknowable} refused although they could have been served",
                 came.iter().filter(|one| one.status == 200).count(),
                 late.len(),
                 percentile(&late, 0.5),
@@ -289,8 +295,8 @@ pub(crate) async fn refusals() -> Vec<Row> {
     ]
 }
 
-/// While a crowd waits that has patience, others come that have little: how long after they came they are
-/// refused, which can be known at once.
+/// Measures the time to refusal of new requests with a max wait of 1 s while a crowd is queued.
+/// Such a refusal is knowable immediately.
 async fn newcomers(fleet: &Fleet) -> Row {
     let waiting = fleet.saturate(CROWD / REPLICAS, Duration::from_secs(6));
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -310,7 +316,7 @@ async fn newcomers(fleet: &Fleet) -> Row {
     drop(waiting);
     took.sort();
     Row {
-        name: "400 wait at 4 replicas, and more come with a patience of 1 s: refused after p50 / p99 / most",
+        name: "400 requests queued at 4 replicas, new requests with max wait 1 s: time to refusal, p50 / p99 / max",
         asked: "50 ms",
         measured: format!(
             "{:.1} / {:.1} / {:.1} ms",
@@ -321,7 +327,8 @@ async fn newcomers(fleet: &Fleet) -> Row {
     }
 }
 
-/// When it could be known that this one cannot be served in time.
+/// Returns the earliest time at which request `index` was certain to miss its max wait, or `None`
+/// if that was never certain.
 fn knowable(came: &[Came], index: usize) -> Option<Duration> {
     let one = &came[index];
     let before = came[..=index].iter();

@@ -1,5 +1,6 @@
-//! The yardstick: as little as hyper lets a forward proxy do. Each client connection has one origin
-//! connection of its own, polled by the same task. No policy, no guard, no log; unsafe to use.
+//! Baseline: a forward proxy with the least work that hyper allows. Each client connection has its
+//! own origin connection, which the same task polls. The forwarder has no policy, guard or log and
+//! is unsafe for real use.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -35,7 +36,7 @@ pub(crate) async fn run() -> Result<()> {
             loop {
                 let (stream, _) = listener.accept().await?;
                 tokio::task::spawn_local(async move {
-                    // Clients come and go.
+                    // The error is ignored because a client may disconnect at any time.
                     let _ = serve(stream, origin).await;
                 });
             }
@@ -73,12 +74,13 @@ async fn forward(
     Ok(response.map(|incoming| Driven { incoming, driver }))
 }
 
-/// What comes of it is told to whoever waits for the message.
+/// Polls the origin connection once. The result is ignored because an error also reaches the future
+/// that waits for the message.
 fn drive(driver: &RefCell<Driver>, cx: &mut Context<'_>) {
     let _progress = Pin::new(&mut *driver.borrow_mut()).poll(cx);
 }
 
-/// A response body that moves its connection's bytes.
+/// Response body that polls its origin connection while it is read.
 struct Driven {
     incoming: Incoming,
     driver: Rc<RefCell<Driver>>,

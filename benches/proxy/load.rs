@@ -1,5 +1,5 @@
-//! The load: so many connections, each sending one request after the other, with as little work per
-//! request as can be.
+//! Load generator with a fixed number of connections. Each connection sends one request after the
+//! other with the least possible work per request.
 
 use std::cell::Cell;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Result;
 
-/// By which way requests come.
+/// Path of the requests: directly to an origin, or through an ingress mode of a proxy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Direct,
@@ -24,11 +24,11 @@ pub(crate) enum Way {
     Routed,
     Intercepted,
     Tunnel,
-    /// Connections that say nothing.
+    /// Open connections that send no request.
     Idle,
-    /// A new TLS connection for each request.
+    /// A new TLS connection to the origin for each request, without a proxy.
     NewDirect,
-    /// A new CONNECT and TLS connection for each request.
+    /// A new CONNECT with a new TLS connection for each request, through the proxy.
     NewIntercepted,
 }
 
@@ -68,12 +68,12 @@ impl Way {
     }
 }
 
-/// What was done, and how fast it may be.
+/// Counters of sent and completed requests, and the pace that all connections share.
 struct Done {
     count: Cell<u64>,
     sent: Cell<u64>,
     began: Instant,
-    /// Requests per second in all; 0 for as many as can be.
+    /// Requests per second over all connections, or 0 for an unpaced load.
     pace: f64,
 }
 
@@ -96,7 +96,7 @@ pub(crate) async fn run() -> Result<()> {
         .iter()
         .find(|(_, known)| *known == name)
         .map(|(way, _)| *way)
-        .ok_or("no such way")?;
+        .ok_or("BENCH_WAY is unknown")?;
     let address: SocketAddr = std::env::var("BENCH_ADDRESS")?.parse()?;
     let clients: usize = std::env::var("BENCH_CLIENTS")?.parse()?;
     let measured = Duration::from_secs(std::env::var("BENCH_SECONDS")?.parse()?);
@@ -195,13 +195,14 @@ async fn inside(
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut answer).await? == 0 {
-            return Err("CONNECT was not answered".into());
+            return Err("no response to CONNECT".into());
         }
     }
     Ok(tls.connect(host.try_into()?, stream).await?)
 }
 
-/// Sends `count` requests, each after the last answer has come whole.
+/// Sends `count` requests on one connection. Each request follows the complete response to the
+/// previous one.
 async fn repeat(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &str,
@@ -216,7 +217,7 @@ async fn repeat(
         buffer.clear();
         loop {
             if stream.read_buf(&mut buffer).await? == 0 {
-                return Err("the connection ended".into());
+                return Err("the connection ended before the response".into());
             }
             if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 if !buffer.starts_with(b"HTTP/1.1 200") {
@@ -232,7 +233,8 @@ async fn repeat(
     Ok(())
 }
 
-/// Trusts the origin's CA and the proxy's; resumes nothing, so that each connection is a whole one.
+/// Returns a TLS connector that trusts the CAs of the origins and of the proxy. Session resumption
+/// is off, so that each connection costs a full handshake.
 fn connector() -> Result<TlsConnector> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(std::env::var("BENCH_CAS")?)? {

@@ -1,9 +1,9 @@
-//! What the proxy costs, beside a bare hyper forwarder in the same run:
+//! Benchmark of the proxy against a bare hyper forwarder in the same run:
 //! `cargo bench --bench proxy -- [--seconds N] [--rounds N]`.
 //!
-//! CPU time per request is the steadiest figure on a shared machine, so it is what is compared. The
-//! proxy (or forwarder) has one core, its load and origin the other. Of several rounds the lowest
-//! figure counts: noise only adds.
+//! The compared figure is CPU time per request because it is the steadiest one on a shared machine.
+//! The proxy or the forwarder has one core, and the load and the origin have the other. The lowest
+//! figure of all rounds counts because noise only adds.
 
 #![expect(
     clippy::disallowed_methods,
@@ -34,10 +34,10 @@ fn main() -> Result<()> {
     }
 }
 
-/// Below what the slowest can do.
+/// Requests per second at the equal pace. The value is below the capacity of the slowest case.
 const EQUAL_PACE: usize = 30_000;
 
-/// What is measured: a name, a way in, and behind what.
+/// Measured cases: the name, the path of the requests, and the process that they pass through.
 const CASES: [(&str, Way, Behind); 6] = [
     ("direct", Way::Direct, Behind::Nothing),
     ("hyper forwarder", Way::Plain, Behind::Forwarder),
@@ -54,7 +54,7 @@ enum Behind {
     Proxy,
 }
 
-/// CPU microseconds and requests per second.
+/// CPU time per request in microseconds, and throughput in requests per second.
 #[derive(Clone, Copy)]
 struct Figure {
     cpu: f64,
@@ -79,14 +79,15 @@ fn compare() -> Result<()> {
     let setup = Setup::start()?;
     idle_memory(&setup)?;
     say(&format!(
-        "{rounds} rounds of {seconds} s each; lowest CPU of the rounds; pinned: {}\n",
+        "{rounds} rounds of {seconds} s each; lowest CPU time of all rounds; pinned to cores: {}\n",
         process::can_pin()
     ))?;
     say(&format!(
         "{:<16} {:>4} {:>14} {:>12} {:>10}",
         "", "c", "CPU µs/request", "requests/s", "ratio"
     ))?;
-    // As fast as can be; and at one pace for all, where none is short of work and none is kept waiting.
+    // The load is unpaced first. The last setting has one pace for all cases, at which no case
+    // lacks work or is overloaded.
     for (clients, pace) in [(1, 0), (32, 0), (256, 0), (32, EQUAL_PACE)] {
         let mut best: [Option<Figure>; CASES.len()] = [None; CASES.len()];
         for _ in 0..rounds {
@@ -97,7 +98,7 @@ fn compare() -> Result<()> {
             }
         }
         if pace > 0 {
-            say(&format!("at {pace} requests/s for each:"))?;
+            say(&format!("at {pace} requests/s in each case:"))?;
         }
         table(clients, &best)?;
     }
@@ -154,7 +155,7 @@ fn measure(
         .skip(1)
         .filter_map(|word| word.parse::<f64>().ok());
     let (Some(requests), Some(micros)) = (words.next(), words.next()) else {
-        return Err(format!("the load said `{done}`").into());
+        return Err(format!("the load printed `{done}`").into());
     };
     Ok(Figure {
         cpu: spent / 1000.0 / requests,
@@ -170,7 +171,7 @@ fn idle_memory(setup: &Setup) -> Result<()> {
     load.expect_line("done")?;
     let each = (after.saturating_sub(before)) as f64 / 1000.0;
     say(&format!(
-        "1,000 idle clients: {before} KiB before, {after} KiB after, {each:.1} KiB each\n"
+        "1,000 idle clients: {before} KiB before, {after} KiB after, {each:.1} KiB per client\n"
     ))
 }
 
@@ -196,7 +197,7 @@ fn new_connections(setup: &Setup, seconds: usize) -> Result<()> {
                 .filter_map(|word| word.parse().ok())
                 .collect();
             let [requests, micros] = words[..] else {
-                return Err("no figures".into());
+                return Err("the load generator printed no figures".into());
             };
             best[index] = best[index].max(requests / micros * 1e6);
         }

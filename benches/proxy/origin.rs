@@ -1,4 +1,4 @@
-//! An origin that answers at once with 128 bytes, plain and by TLS.
+//! Origin that answers every request immediately with 128 bytes, plain and over TLS.
 
 use std::convert::Infallible;
 use std::io::Write as _;
@@ -53,7 +53,7 @@ async fn answer(
 
 async fn serve_plain(stream: TcpStream) {
     if stream.set_nodelay(true).is_ok() {
-        // Clients come and go.
+        // The error is ignored because a client may disconnect at any time.
         let _ = http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service_fn(answer))
             .await;

@@ -1,24 +1,25 @@
-//! Children: pinned to a core, watched through /proc, ended by their id.
+//! Child processes of the benchmark, pinned to a core, observed through `/proc` and killed at the
+//! end.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use super::Result;
 
-/// A child and the lines it prints.
+/// Running child process and a reader of the lines that it prints.
 pub(crate) struct Process {
     child: Child,
     lines: BufReader<Box<dyn Read + Send>>,
 }
 
-/// Where a child says what is listened for.
+/// Output stream of a child that the benchmark reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Output {
     Stdout,
     Stderr,
 }
 
-/// Whether processes can be kept to one core.
+/// Returns true if the machine has at least two cores and `taskset` is installed.
 pub(crate) fn can_pin() -> bool {
     let two = std::thread::available_parallelism().is_ok_and(|count| count.get() >= 2);
     two && Command::new("taskset")
@@ -28,7 +29,7 @@ pub(crate) fn can_pin() -> bool {
         .is_ok()
 }
 
-/// A program on one core, if that can be had.
+/// Returns a command that runs `program` on one core, or on any core if pinning is not possible.
 pub(crate) fn pinned(program: &std::path::Path, core: usize) -> Command {
     if !can_pin() {
         return Command::new(program);
@@ -38,14 +39,14 @@ pub(crate) fn pinned(program: &std::path::Path, core: usize) -> Command {
     command
 }
 
-/// This program in another role.
+/// Returns a command that runs this benchmark in another role, pinned to `core` if possible.
 pub(crate) fn role(name: &str, core: usize) -> Result<Command> {
     let mut command = pinned(&std::env::current_exe()?, core);
     command.env("OUTPACE_BENCH_ROLE", name);
     Ok(command)
 }
 
-/// Runs a role on one thread.
+/// Runs a role to its end on a runtime with a single thread.
 pub(crate) fn runtime(role: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,12 +76,12 @@ impl Process {
         })
     }
 
-    /// The next line that contains `word`.
+    /// Returns the next output line that contains `word`, or an error if the child ended first.
     pub(crate) fn expect_line(&mut self, word: &str) -> Result<String> {
         loop {
             let mut line = String::new();
             if self.lines.read_line(&mut line)? == 0 {
-                return Err(format!("the child ended before it said `{word}`").into());
+                return Err(format!("the child ended before printing `{word}`").into());
             }
             if line.contains(word) {
                 return Ok(line.trim().to_owned());
@@ -88,7 +89,7 @@ impl Process {
         }
     }
 
-    /// Time on a core so far, all threads.
+    /// Returns the CPU time of all threads of the child so far, in nanoseconds.
     pub(crate) fn cpu_nanos(&self) -> Result<f64> {
         let mut sum = 0.0;
         for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
@@ -98,7 +99,7 @@ impl Process {
         Ok(sum)
     }
 
-    /// Memory in use.
+    /// Returns the resident memory of the child (`VmRSS`), in KiB.
     pub(crate) fn resident_kib(&self) -> Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = text
@@ -111,7 +112,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The error is ignored because the child may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

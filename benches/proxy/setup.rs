@@ -1,4 +1,5 @@
-//! The scene: an origin, a bare forwarder, and the proxy with a policy whose limits are never reached.
+//! Setup of the benchmark: origins, a bare forwarder, and the proxy with limits that are never
+//! reached.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -8,16 +9,17 @@ use super::process::{self, Output, Process};
 
 pub(crate) struct Setup {
     pub(crate) origin_plain: SocketAddr,
-    /// TLS by an origin that has the proxy's core: what a new connection costs without the proxy.
+    /// TLS address of an origin on the proxy's core, for the rate of new connections without the
+    /// proxy.
     pub(crate) bare_tls: SocketAddr,
     pub(crate) forwarder: Process,
     pub(crate) forwarder_address: SocketAddr,
     pub(crate) proxy: Process,
     pub(crate) proxy_address: SocketAddr,
     pub(crate) route: SocketAddr,
-    /// A file with the certificates of the origin's CA and of the proxy's.
+    /// File with the certificates of the origins' CAs and of the proxy's CA, as PEM.
     pub(crate) cas: std::path::PathBuf,
-    /// Ended last.
+    /// Origin processes, which are dropped after the proxy and the forwarder.
     _origins: [Process; 2],
     _dir: tempfile::TempDir,
 }
@@ -72,7 +74,7 @@ impl Setup {
     }
 }
 
-/// An origin on a core: where it listens, plain and by TLS.
+/// Starts an origin on `core` and returns the process with its plain and its TLS address.
 fn origin(dir: &Path, core: usize) -> Result<(Process, SocketAddr, SocketAddr)> {
     let mut command = process::role("origin", core)?;
     command.env("BENCH_DIR", dir);
@@ -82,13 +84,14 @@ fn origin(dir: &Path, core: usize) -> Result<(Process, SocketAddr, SocketAddr)> 
     let mut next = || {
         words
             .next()
-            .ok_or("the origin did not say where it listens")
+            .ok_or("the origin printed fewer than two addresses")
     };
     let (plain, tls) = (next()?.parse()?, next()?.parse()?);
     Ok((origin, plain, tls))
 }
 
-/// Log line on, policy and limit active, never reached.
+/// Returns a configuration of the proxy with its log on and with limits that apply but are never
+/// reached.
 fn policy(
     dir: &Path,
     listen: SocketAddr,

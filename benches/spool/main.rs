@@ -1,8 +1,8 @@
-//! What persisting costs, beside what the disk itself can do in the same run:
+//! Benchmark of the spool's stores against the disk itself in the same run:
 //! `cargo bench --bench spool -- [--seconds N] [--backlog N] [--dir DIR] [--only disk|postgres]`.
 //!
-//! The yardstick is one write of 1 KiB with one `fdatasync`: a store that synchronises for each item can
-//! do no more. Ratios compare machines; absolute figures do not.
+//! The yardstick is one write of 1 KiB with one `fdatasync`, because a store that synchronises for
+//! each item cannot be faster. Only ratios are comparable between machines.
 
 #![expect(
     clippy::disallowed_methods,
@@ -38,22 +38,22 @@ use outpace::spool::{
 use ports::free_port;
 use postgres::Postgres;
 
-/// One item's body.
+/// Size of the body of one item, in bytes.
 const BODY: usize = 1024;
-/// Items in one synchronisation of the second yardstick.
+/// Number of items per synchronisation in the second yardstick.
 const GROUP: usize = 600;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     let event = tokio::time::timeout(PATIENCE, event).await;
-    event.unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+    event.unwrap_or_else(|_| panic!("timed out ({PATIENCE:?}) waiting for {what}"))
 }
 
-/// Where a store is.
+/// Kind of store to measure, with its server if it needs one.
 pub(crate) enum Site {
     DiskStore,
-    /// A server that synchronises, on the same disk.
+    /// A Postgres server with `fsync` on, on the same disk.
     Postgres(Postgres),
 }
 
@@ -73,7 +73,7 @@ impl Site {
         all
     }
 
-    /// Lets what was written just now reach the disk: a backlog is older than that.
+    /// Flushes recent writes to the disk, because a real backlog was written long before the start.
     pub(crate) async fn settle(&self) {
         if let Self::Postgres(server) = self {
             let mut connection = server.connect().await.unwrap();
@@ -91,7 +91,7 @@ impl Site {
         }
     }
 
-    /// The store, with one buffer.
+    /// Opens the store and creates one buffer in it for the destination `url`.
     pub(crate) async fn open(&self, dir: PathBuf, url: &str) -> (Opened, Buffer) {
         let name = format!("b{}", free_port());
         let opened = match self {
@@ -126,8 +126,8 @@ impl Site {
     }
 }
 
-/// A server that has run for a while has segments of its log to use again; a fresh one writes each of them
-/// twice.
+/// Fills the pool of recycled WAL segments, as in a server that has run for a while. A fresh server
+/// would write each segment twice.
 async fn season(server: &Postgres) {
     let mut connection = server.connect().await.unwrap();
     for _ in 0..100 {
@@ -142,7 +142,7 @@ async fn season(server: &Postgres) {
     checkpoint.unwrap();
 }
 
-/// A store of one kind or the other.
+/// Open store of either kind, to be closed with [`Opened::close`].
 pub(crate) enum Opened {
     DiskStore(Arc<DiskStore>),
     Postgres(Arc<outpace::spool::PostgresStore>),
@@ -172,7 +172,7 @@ pub(crate) fn option(name: &str) -> Option<String> {
 fn main() {
     let seconds = option("--seconds").map_or(3, |text| text.parse().unwrap());
     let length = Duration::from_secs(seconds);
-    // Not where temporary files are: that is often memory.
+    // The default is not the directory for temporary files because that is often in memory.
     let dir =
         option("--dir").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -199,7 +199,7 @@ async fn measure(dir: &Path, length: Duration) {
             let syncs = p99.as_secs_f64() / fsync.as_secs_f64();
             println!(
                 "{:<34} {producers:>9} {rate:>12.0} {:>10.2} {p50:>10.1?} {syncs:>12.1}",
-                format!("{}, at the trait", site.name()),
+                format!("{} store, direct calls", site.name()),
                 rate / single
             );
         }
@@ -209,7 +209,7 @@ async fn measure(dir: &Path, length: Duration) {
     }
 }
 
-/// How many items per second the disk itself takes, so many per synchronisation.
+/// Returns the items per second that the disk itself takes, with `each` items per synchronisation.
 fn synchronised(dir: &Path, length: Duration, each: usize) -> f64 {
     let file = tempfile::NamedTempFile::new_in(dir).unwrap();
     let (mut file, block) = (file.as_file(), vec![7; BODY * each]);
@@ -249,8 +249,8 @@ pub(crate) fn item(buffer: &Buffer, number: u64, size: usize) -> NewItem {
     }
 }
 
-/// So many producers, each waiting until its item is on disk: items per second, median and 99th
-/// percentile of the wait.
+/// Runs `producers` tasks that each wait until their item is on disk. Returns items per second, and
+/// the median and the 99th percentile of the wait.
 async fn pushes(
     site: &Site,
     dir: &Path,

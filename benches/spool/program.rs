@@ -1,4 +1,4 @@
-//! The whole program: pushes over HTTP, and a start with a backlog.
+//! Benchmark of the whole program: a start with a backlog, and pushes over HTTP.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -18,10 +18,10 @@ use outpace::spool::{ItemStatus, ListQuery, Store};
 
 use super::{Site, free_port, item, option};
 
-/// The rate of the limit that the backlog is drained at, per second.
+/// Rate of the limit under which the backlog is drained, in requests per second.
 const RATE: f64 = 100.0;
 
-/// An origin that stamps arrivals.
+/// Origin that stamps and counts the arrivals of deliveries.
 struct Origin {
     port: u16,
     times: Arc<Mutex<Vec<Instant>>>,
@@ -70,7 +70,7 @@ async fn taken(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infa
     Ok(Response::default())
 }
 
-/// The program; it ends with this.
+/// Running program and its port. The process is killed when this value is dropped.
 struct Program(Child, u16);
 
 impl Drop for Program {
@@ -117,13 +117,14 @@ pub(crate) async fn measure(site: &Site, dir: &Path, length: Duration, single: f
         let items = (from..backlog.min(from + 1000))
             .map(|number| item(&buffer, number, 256))
             .collect();
-        // Time passes, so that it can be asked for.
+        // The store's time advances by 1 per batch, so that queries by time select a part of the
+        // items.
         let now = i64::try_from(from / 1000).unwrap();
         let pushed = store.push(buffer.number, items, None, now).await;
         pushed.unwrap();
     }
     println!(
-        "\n{}: backlog of {backlog} items pushed by thousands in {:?}",
+        "\n{} store: pushed a backlog of {backlog} items in batches of 1000 in {:?}",
         site.name(),
         began.elapsed()
     );
@@ -153,7 +154,7 @@ pub(crate) async fn measure(site: &Site, dir: &Path, length: Duration, single: f
     over_http(program.1, &buffer.name, length, single).await;
 }
 
-/// What an operator asks of a long history.
+/// Measures typical queries of an operator over a long history.
 async fn questions(store: &dyn Store, buffer: i64, backlog: u64) {
     let all = || ListQuery {
         buffer: Some(buffer),
@@ -170,21 +171,21 @@ async fn questions(store: &dyn Store, buffer: i64, backlog: u64) {
             },
         ),
         (
-            "what is dead (nothing)",
+            "dead items (none)",
             ListQuery {
                 status: Some(ItemStatus::Dead),
                 ..all()
             },
         ),
         (
-            "since the middle",
+            "items since the middle",
             ListQuery {
                 since: Some(middle / 1000),
                 ..all()
             },
         ),
         (
-            "since the end",
+            "items since the end",
             ListQuery {
                 since: Some(i64::MAX),
                 ..all()
@@ -195,7 +196,7 @@ async fn questions(store: &dyn Store, buffer: i64, backlog: u64) {
         let began = Instant::now();
         let found = store.items(query).await.unwrap().len();
         println!(
-            "of {backlog} items, {what}: {found} in {:?}",
+            "query over {backlog} items, {what}: {found} found in {:?}",
             began.elapsed()
         );
     }
@@ -239,7 +240,7 @@ async fn over_http(port: u16, name: &str, length: Duration, single: f64) {
         let count: u64 = tasks.join_all().await.into_iter().sum();
         let rate = count as f64 / began.elapsed().as_secs_f64();
         println!(
-            "pushed over HTTP by {clients} clients: {rate:.0} items/s, {:.2} of single synchronisations",
+            "pushed over HTTP by {clients} clients: {rate:.0} items/s, {:.2} times the single synchronisations",
             rate / single
         );
     }

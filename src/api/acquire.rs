@@ -1,4 +1,4 @@
-//! Turns for work that is no HTTP request through us.
+//! Slots and permits for work that is not an HTTP request through outpace.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +17,7 @@ use crate::policy::{Target, Work};
 use crate::spool::DurationSpec;
 use crate::sync::lock;
 
-/// What `acquire` is asked with.
+/// Body of a call of `acquire`. All fields are optional.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AcquireRequest {
@@ -30,12 +30,12 @@ pub(super) struct AcquireRequest {
 
 fn duration(name: &str, spec: &DurationSpec) -> Result<Duration, Error> {
     spec.read().map_err(|error| {
-        let detail = format!("`{name}` is not understood: {error}");
+        let detail = format!("`{name}` is invalid: {error}");
         Error::new(Reason::MalformedRequest, detail)
     })
 }
 
-/// What names a permit.
+/// Body of a call of `release` or `renew`, which names a permit.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PermitName {
@@ -48,19 +48,19 @@ pub(super) struct PermitName {
 struct AcquireReply<'a> {
     target: &'a str,
     waited: f64,
-    /// To be released; none where no limit counts how many run at once.
+    /// Permit to renew and release, or null if no limit counts concurrent work.
     permit: Option<&'a str>,
     expires_in: Option<f64>,
 }
 
-/// Permits that workers hold. One that is not renewed comes back by itself.
+/// Permits that workers hold. A permit that is not renewed in time is released automatically.
 #[derive(Debug, Default)]
 pub struct HeldPermits(Arc<Mutex<HashMap<String, HeldPermit>>>);
 
 #[derive(Debug)]
 struct HeldPermit {
     target: Arc<str>,
-    /// Its end gives the permits back.
+    /// Turn of the worker. Dropping it returns the permits of all limits.
     _turn: Turn,
     expires: Instant,
 }
@@ -70,7 +70,7 @@ impl HeldPermits {
         lock(&self.0)
     }
 
-    /// Gives the permit back when its time is over.
+    /// Waits until the hold time of a permit is over, and then releases the permit.
     async fn watch(self, id: String, clock: Clock) {
         loop {
             let Some(expires) = self.lock().get(&id).map(|held| held.expires) else {
@@ -78,7 +78,10 @@ impl HeldPermits {
             };
             if expires <= clock.now() {
                 self.lock().remove(&id);
-                tracing::warn!(permit = id, "a permit was not renewed; it is free again");
+                tracing::warn!(
+                    permit = id,
+                    "a permit was not renewed in time; it was released"
+                );
                 return;
             }
             clock.sleep_until(expires).await;
@@ -108,7 +111,7 @@ impl Api {
             .max_wait
             .map(|span| duration("max_wait", &span))
             .transpose()?;
-        let hold = asked.hold.map(|hold| duration("hold", hold)).transpose()?;
+        let hold = asked.hold.map(|hold| duration("hold", &hold)).transpose()?;
         let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
         let arrived = exchange.clock.now();
         let max_wait = wait.unwrap_or(target.max_wait).min(target.max_wait);
@@ -155,7 +158,7 @@ impl Api {
         }
         let holding = held.remove(&named.permit);
         drop(held);
-        // Outside the lock: it tells the ledger.
+        // The drop happens outside the lock, because it calls the ledger.
         drop(holding);
         Ok(json(&serde_json::json!({ "released": true })))
     }
@@ -186,7 +189,7 @@ impl Api {
 
 fn unknown(target: &Target) -> Error {
     let detail = format!(
-        "no such permit of target `{}` is held here: it was released or has expired",
+        "target `{}` has no such permit here: it was released or has expired; acquire a new one",
         target.name
     );
     Error::new(Reason::NoSuchCall, detail)

@@ -1,4 +1,4 @@
-//! Buffers: made, looked at, changed, paused, emptied; and items pushed into them.
+//! Calls that create, list, change, pause, resume, purge, redrive and remove buffers.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use crate::origin::AddressClass;
 use crate::policy::ApiScope;
 use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
 
-/// What `purge` is asked with.
+/// Body of a call of `purge`. `state` is `queued`, `dead` or `history`, and `before` is an RFC 3339
+/// time.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PurgeSpec {
@@ -27,7 +28,8 @@ pub(super) struct PurgeSpec {
     before: Option<String>,
 }
 
-/// What `redrive` is asked with.
+/// Body of a call of `redrive`. `ids` selects items, `limit` is their maximum number, and `order`
+/// is `tail` or `head`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RedriveSpec {
@@ -36,6 +38,7 @@ pub(super) struct RedriveSpec {
     order: Option<String>,
 }
 
+/// Body of a call of `pause`, with the reason that the buffer then shows.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PauseSpec {
@@ -47,7 +50,7 @@ pub(super) fn bad(detail: impl Into<String>) -> Error {
 }
 
 impl SpoolHandle {
-    /// `/buffers…`
+    /// Answers the calls under `/v1/buffers`. `path` holds the segments that follow.
     pub(super) async fn buffers(
         &self,
         call: &ApiCall<'_>,
@@ -103,7 +106,11 @@ impl SpoolHandle {
             }
             (_, [] | [_] | [_, _]) => Err(Error::new(
                 Reason::MethodNotAllowed,
-                format!("`{}` is not called with {}", head.uri.path(), head.method),
+                format!(
+                    "`{}` cannot be called with {}",
+                    head.uri.path(),
+                    head.method
+                ),
             )),
             _ => Err(super::no_such_call(head.uri.path())),
         }
@@ -157,7 +164,7 @@ impl SpoolHandle {
         Ok(buffer_json(buffer, counts))
     }
 
-    /// Checks terms as far as that can be done before anything is sent.
+    /// Checks the configuration of a buffer as far as possible without sending anything.
     fn check(call: &ApiCall<'_>, terms: &BufferConfig) -> Result<(), Error> {
         if terms.url.is_empty() {
             return Err(bad(
@@ -191,10 +198,12 @@ impl SpoolHandle {
         for (name, value) in &terms.headers {
             field(name, value)?;
         }
-        terms
-            .method
-            .parse::<Method>()
-            .map_err(|_cause| bad(format!("`{}` is no method", terms.method)))?;
+        terms.method.parse::<Method>().map_err(|_cause| {
+            bad(format!(
+                "`{}` is not a method; write it as \"POST\"",
+                terms.method
+            ))
+        })?;
         Ok(())
     }
 
@@ -207,7 +216,7 @@ impl SpoolHandle {
         let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > 64 || !name.chars().all(sound) {
             return Err(bad(
-                "a buffer needs a `name` of letters, digits, `-`, `_` and `.`, at most 64",
+                "a buffer needs a `name` of at most 64 letters, digits, `-`, `_` and `.`",
             ));
         }
         let mut terms = written.apply(BufferConfig::default()).map_err(bad)?;
@@ -246,7 +255,9 @@ impl SpoolHandle {
             .as_ref()
             .is_some_and(|name| **name != *buffer.name)
         {
-            return Err(bad("a buffer keeps its `name`; make another one"));
+            return Err(bad(
+                "the `name` of a buffer cannot change; create another buffer",
+            ));
         }
         let mut terms = written
             .apply(BufferConfig::clone(&buffer.terms))
@@ -317,7 +328,7 @@ impl SpoolHandle {
             Some("queued") => Purge::Queued,
             Some("dead") => Purge::Dead,
             Some("history") => Purge::History,
-            _ => return Err(bad("`state` says what is purged: queued, dead or history")),
+            _ => return Err(bad("`state` must be queued, dead or history")),
         };
         let before = written
             .before
@@ -338,7 +349,7 @@ impl SpoolHandle {
         let head = match written.order.as_deref() {
             None | Some("tail") => false,
             Some("head") => true,
-            Some(_) => return Err(bad("`order` is tail or head")),
+            Some(_) => return Err(bad("`order` must be tail or head")),
         };
         let which = Redrive {
             ids: written.ids,
@@ -358,7 +369,9 @@ pub(super) fn field(name: &str, value: &str) -> Result<(), Error> {
     if sound {
         Ok(())
     } else {
-        Err(bad(format!("`{name}` is no field that can be sent")))
+        Err(bad(format!(
+            "the header field `{name}` is invalid; use visible ASCII characters"
+        )))
     }
 }
 
@@ -369,10 +382,11 @@ pub(super) fn locate(response: &mut Response<ResponseBody>, path: &str) {
 }
 
 impl SpoolHandle {
-    /// Makes or changes the buffers that the configuration declares.
+    /// Creates or changes the buffers that the configuration declares.
     ///
     /// # Errors
-    /// A sentence that names the buffer.
+    /// Returns a message with the cause. The message names the buffer, unless the store itself
+    /// cannot be read.
     pub async fn declare(
         &self,
         declared: &[BufferSpec],

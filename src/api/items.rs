@@ -1,4 +1,4 @@
-//! Items and attempts: looked at, taken back, hurried.
+//! Calls that list, show, cancel, retry and skip items, and that list attempts.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,23 +14,24 @@ use crate::policy::ApiScope;
 use crate::semantics::preference;
 use crate::spool::{ItemChange, ItemStatus, ListQuery, Millis, StoreError};
 
-/// A page of a list.
+/// Page of a list, as a response returns it.
 pub(super) struct Page {
     pub(super) name: &'static str,
     pub(super) shown: Vec<Value>,
-    /// The place of the last.
+    /// Position of the last entry on this page.
     pub(super) next: Option<i64>,
     pub(super) limit: u32,
 }
 
-/// The longest that a result is waited for.
+/// Longest time for which one call waits for the response to an item.
 const LONG_POLL: Duration = Duration::from_secs(60);
-/// Attempts with their responses in one answer.
+/// Maximum number of attempts on a page that includes their responses.
 const RESPONSES: u32 = 20;
 const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 1000;
 
-/// A page with where to go on, if there may be more.
+/// Returns a page as JSON. `next` is the position after which the next page begins, or null if this
+/// page is not full.
 pub(super) fn page(page: Page) -> Response<ResponseBody> {
     let full = page.shown.len() >= page.limit as usize;
     let next = page.next.filter(|_| full).map(|place| place.to_string());
@@ -51,7 +52,8 @@ pub(super) fn instant(key: &str, text: &str) -> Result<Millis, Error> {
     Ok(Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX))
 }
 
-/// What a list is asked with: `state`, `status`, `outcome`, `item`, `since`, `after`, `limit`.
+/// Parses the query of a list: `state`, `status`, `outcome`, `item`, `since`, `after` and `limit`.
+/// The caller handles `buffer`.
 pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery, Error> {
     let mut query = ListQuery {
         buffer,
@@ -61,7 +63,7 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery,
     let bad = |key: &str, value: &str| {
         Error::new(
             Reason::MalformedRequest,
-            format!("`{value}` is no value of `{key}`"),
+            format!("`{value}` is not a valid value of `{key}`"),
         )
     };
     let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
@@ -83,7 +85,7 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery,
             "buffer" => {}
             other => {
                 let detail = format!(
-                    "there is no `{other}`; a list knows state, status, outcome, item, buffer, since, after and limit"
+                    "there is no parameter `{other}`; the parameters are state, status, outcome, item, buffer, since, after and limit"
                 );
                 return Err(Error::new(Reason::MalformedRequest, detail));
             }
@@ -93,7 +95,7 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery,
 }
 
 impl SpoolHandle {
-    /// `/items…`
+    /// Answers the calls under `/v1/items`. `path` holds the segments that follow.
     pub(super) async fn items(
         &self,
         call: &ApiCall<'_>,
@@ -136,7 +138,11 @@ impl SpoolHandle {
             (&Method::POST, [_, "retry" | "retry_now"]) => ItemChange::RetryNow,
             (&Method::POST, [_, "skip"]) => ItemChange::Skip,
             (_, [_] | [_, _]) => {
-                let detail = format!("`{}` is not called with {}", head.uri.path(), head.method);
+                let detail = format!(
+                    "`{}` cannot be called with {}",
+                    head.uri.path(),
+                    head.method
+                );
                 return Err(Error::new(Reason::MethodNotAllowed, detail));
             }
             _ => return Err(super::no_such_call(head.uri.path())),
@@ -153,7 +159,8 @@ impl SpoolHandle {
         )))
     }
 
-    /// Whether the item is a kept request of the caller's own. To other clients one does not exist.
+    /// Returns true if the item is a spooled request of the calling client. For other clients, such
+    /// an item does not exist.
     async fn is_owned(&self, call: &ApiCall<'_>, id: &str) -> Result<bool, Error> {
         let item = self.item(id).await?;
         match item.request.client.as_deref() {
@@ -163,7 +170,7 @@ impl SpoolHandle {
         }
     }
 
-    /// `/attempts`
+    /// Answers `GET /v1/attempts` with a page of attempts of all buffers.
     pub(super) async fn attempts(
         &self,
         call: &ApiCall<'_>,
@@ -194,7 +201,8 @@ impl SpoolHandle {
         }))
     }
 
-    /// The origin's last response, as it was.
+    /// Returns the last response of the origin. Status 202 with the item's state means that there
+    /// is no final response.
     async fn response(&self, id: &str, wait: Duration) -> Result<Response<ResponseBody>, Error> {
         let item = self.deliveries.over(&Arc::from(id), wait).await?;
         let query = ListQuery {
@@ -217,7 +225,8 @@ impl SpoolHandle {
         let mut response = Response::new(ResponseBody::full(kept.body));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
         for (name, value) in kept.headers {
-            // The body is whole, or cut; neither has the length or the coding of the wire.
+            // The stored body is whole or truncated, so the framing fields of the original response
+            // do not apply.
             let framed = matches!(
                 name.as_str(),
                 "content-length" | "transfer-encoding" | "trailer"

@@ -1,8 +1,10 @@
-//! What apps ask of outpace itself, on the proxy's own port: turns for work that is no HTTP request
-//! through us, so that a worker in any language shares the same limits.
+//! API for apps on the proxy's own port. A worker in any language can share the limits of a target,
+//! although its work is not an HTTP request through outpace.
 //!
-//! - `POST /v1/targets/{name}/acquire` answers when the turn is there, or says no at once.
-//! - `POST /v1/targets/{name}/release` gives a permit back; `…/renew` holds it longer.
+//! - `POST /v1/targets/{name}/acquire` answers when a slot is due, or refuses immediately.
+//! - `POST /v1/targets/{name}/release` returns a permit, and `…/renew` extends its hold time.
+//! - `/v1/buffers`, `/v1/items` and `/v1/attempts` manage the spool.
+//! - `GET /v1/openapi.json` describes all calls.
 
 mod acquire;
 mod buffers;
@@ -29,14 +31,14 @@ use crate::exchange::{
 };
 use crate::policy::{Policy, Target};
 
-/// The calls of apps.
+/// API for apps, with the permits that workers hold and the spool, if there is one.
 #[derive(Debug, Default)]
 pub struct Api {
     held: HeldPermits,
     spool: Option<SpoolHandle>,
 }
 
-/// One call: who asks, under which policy.
+/// Context of one call: the exchange, the policy in force and the calling client.
 struct ApiCall<'a> {
     exchange: &'a Exchange,
     policy: &'a Policy,
@@ -44,7 +46,7 @@ struct ApiCall<'a> {
 }
 
 impl Api {
-    /// With what is kept, if anything is.
+    /// Creates the API. Without a spool, calls for buffers, items and attempts are refused.
     pub fn new(spool: Option<SpoolHandle>) -> Self {
         Self {
             held: HeldPermits::default(),
@@ -52,13 +54,13 @@ impl Api {
         }
     }
 
-    /// Whether a path is one of ours.
+    /// Returns true for a path that belongs to the API.
     pub fn is_ours(path: &str) -> bool {
         let first = path.split('/').nth(1);
         matches!(first, Some("v1" | "buffers" | "items" | "attempts"))
     }
 
-    /// Answers a call. Never fails: every error is a response.
+    /// Answers a call. An error becomes a response with problem details (RFC 9457).
     pub async fn serve(
         &self,
         exchange: &Exchange,
@@ -102,8 +104,8 @@ impl Api {
         if let [kind @ ("buffers" | "items" | "attempts"), rest @ ..] = known {
             let Some(spool) = &self.spool else {
                 return Err(Error::new(
-                    Reason::SpoolOff,
-                    format!("`{path}` needs a spool"),
+                    Reason::SpoolDisabled,
+                    format!("`{path}` needs a spool, and none is configured"),
                 ));
             };
             return match *kind {
@@ -126,7 +128,7 @@ impl Api {
             return Err(no_such_call(&path));
         }
         if head.method != Method::POST {
-            let detail = format!("`{path}` is called with POST");
+            let detail = format!("`{path}` must be called with POST");
             return Err(Error::new(Reason::MethodNotAllowed, detail));
         }
         record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));
@@ -139,7 +141,7 @@ impl Api {
 }
 
 fn no_such_call(path: &str) -> Error {
-    Error::new(Reason::NoSuchCall, format!("there is no `{path}`"))
+    Error::new(Reason::NoSuchCall, format!("there is no API call `{path}`"))
 }
 
 fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> {
@@ -150,12 +152,12 @@ fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> 
         .ok_or_else(|| {
             let names: Vec<&str> = policy.targets.iter().map(|target| &*target.name).collect();
             let known = names.join(", ");
-            let detail = format!("there is no target `{name}`; there are: {known}");
+            let detail = format!("there is no target `{name}`; the targets are: {known}");
             Error::new(Reason::NoSuchCall, detail)
         })
 }
 
-/// A JSON object; an empty body is an empty one.
+/// Reads a JSON object from the body. An empty body counts as an empty object.
 async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
     let bad = |detail: String| Error::new(Reason::MalformedRequest, detail);
     let read = Limited::new(body, API_BODY).collect().await;
@@ -172,7 +174,7 @@ async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
 
 fn parse<T: DeserializeOwned>(bytes: impl AsRef<[u8]>) -> Result<T, Error> {
     serde_json::from_slice(bytes.as_ref()).map_err(|error| {
-        let detail = format!("the body is not understood: {error}");
+        let detail = format!("the body is invalid: {error}");
         Error::new(Reason::MalformedRequest, detail)
     })
 }

@@ -1,5 +1,5 @@
-//! The API's own description (OpenAPI 3.1), made from the types that read the calls and from one table of
-//! calls, which a test holds against the calls themselves.
+//! OpenAPI 3.1 description of the API. The schemas come from the types that parse the calls, and
+//! the paths from a table that a test compares with the API.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -8,7 +8,7 @@ use super::acquire::{AcquireRequest, PermitName};
 use super::buffers::{PauseSpec, PurgeSpec, RedriveSpec};
 use crate::spool::{BufferSpec, ItemSpec};
 
-/// What a call is given.
+/// Kind of request body that a call takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Given {
     Nothing,
@@ -22,82 +22,94 @@ pub(super) enum Given {
     Permit,
 }
 
-/// One call: method, path, what it is given, the status of success, what it does.
+/// Description of one call: method, path, request body, status on success and summary.
 pub(super) type Described = (&'static str, &'static str, Given, u16, &'static str);
 
-/// All calls.
+/// All calls of the API, in the order of the document.
 pub(super) const CALLS: [Described; 25] = [
-    ("get", "/v1/buffers", Given::Nothing, 200, "All buffers"),
-    ("post", "/v1/buffers", Given::Buffer, 201, "Makes a buffer"),
+    (
+        "get",
+        "/v1/buffers",
+        Given::Nothing,
+        200,
+        "Lists all buffers",
+    ),
+    (
+        "post",
+        "/v1/buffers",
+        Given::Buffer,
+        201,
+        "Creates a buffer",
+    ),
     (
         "get",
         "/v1/buffers/{buffer}",
         Given::Nothing,
         200,
-        "One buffer, by id or name",
+        "Returns a buffer by id or name",
     ),
     (
         "patch",
         "/v1/buffers/{buffer}",
         Given::Buffer,
         200,
-        "Changes what is written",
+        "Changes the given fields of a buffer",
     ),
     (
         "delete",
         "/v1/buffers/{buffer}",
         Given::Nothing,
         200,
-        "Removes a buffer; `?force=true` with what is to be sent",
+        "Removes a buffer; with `?force=true` also if it has unsent items",
     ),
     (
         "get",
         "/v1/buffers/{buffer}/items",
         Given::Nothing,
         200,
-        "A page of items, oldest first",
+        "Returns a page of items, oldest first",
     ),
     (
         "post",
         "/v1/buffers/{buffer}/items",
         Given::Item,
         201,
-        "Keeps an item; answered when it is on disk",
+        "Pushes an item; the response follows when the item is durable",
     ),
     (
         "post",
         "/v1/buffers/{buffer}/batch",
         Given::Batch,
         201,
-        "Keeps several items: all or none, one after the other",
+        "Pushes several items in order, all or none",
     ),
     (
         "get",
         "/v1/buffers/{buffer}/stats",
         Given::Nothing,
         200,
-        "How many stand where, and what the first waits for",
+        "Returns the number of items in each state and the reason for which the first one waits",
     ),
     (
         "post",
         "/v1/buffers/{buffer}/pause",
         Given::Pause,
         200,
-        "Sends nothing more until it is resumed",
+        "Stops sending items until the buffer is resumed",
     ),
     (
         "post",
         "/v1/buffers/{buffer}/resume",
         Given::Nothing,
         200,
-        "Goes on",
+        "Continues sending items of a paused buffer",
     ),
     (
         "post",
         "/v1/buffers/{buffer}/purge",
         Given::Purge,
         200,
-        "Removes items",
+        "Removes the items that are in a given state",
     ),
     (
         "post",
@@ -106,87 +118,93 @@ pub(super) const CALLS: [Described; 25] = [
         200,
         "Sends dead letters and expired items again",
     ),
-    ("get", "/v1/items/{item}", Given::Nothing, 200, "One item"),
+    (
+        "get",
+        "/v1/items/{item}",
+        Given::Nothing,
+        200,
+        "Returns an item by id",
+    ),
     (
         "delete",
         "/v1/items/{item}",
         Given::Nothing,
         200,
-        "Takes it back",
+        "Cancels an item that is not in flight",
     ),
     (
         "get",
         "/v1/items/{item}/attempts",
         Given::Nothing,
         200,
-        "What was sent, latest first",
+        "Returns the attempts of an item, latest first",
     ),
     (
         "get",
         "/v1/items/{item}/response",
         Given::Nothing,
         200,
-        "The origin's last response as it was; 202 while it is not over; `Prefer: wait=N` waits",
+        "Returns the origin's last response, or 202 if there is none yet; `Prefer: wait=N` waits for up to N seconds",
     ),
     (
         "post",
         "/v1/items/{item}/cancel",
         Given::Nothing,
         200,
-        "Takes it back",
+        "Cancels an item that is not in flight",
     ),
     (
         "post",
         "/v1/items/{item}/retry",
         Given::Nothing,
         200,
-        "Sends it as soon as limits allow",
+        "Sends an item as soon as the limits allow it",
     ),
     (
         "post",
         "/v1/items/{item}/skip",
         Given::Nothing,
         200,
-        "Puts it with the dead letters",
+        "Moves an item to the dead letters",
     ),
     (
         "get",
         "/v1/attempts",
         Given::Nothing,
         200,
-        "A page of attempts of all buffers, latest first",
+        "Returns a page of attempts of all buffers, latest first",
     ),
     (
         "get",
         "/v1/openapi.json",
         Given::Nothing,
         200,
-        "This document",
+        "Returns this document",
     ),
     (
         "post",
         "/v1/targets/{target}/acquire",
         Given::AcquireRequest,
         200,
-        "Answers when the turn is there",
+        "Waits for a slot of the target, and answers when it is due",
     ),
     (
         "post",
         "/v1/targets/{target}/release",
         Given::Permit,
         200,
-        "Gives a permit back",
+        "Returns a permit",
     ),
     (
         "post",
         "/v1/targets/{target}/renew",
         Given::Permit,
         200,
-        "Holds a permit longer",
+        "Extends the hold time of a permit",
     ),
 ];
 
-/// The document.
+/// Builds the OpenAPI document with all calls and schemas.
 pub(super) fn document() -> Value {
     let mut schemas = SchemaGenerator::default();
     let mut paths = Map::new();
@@ -201,8 +219,8 @@ pub(super) fn document() -> Value {
             "summary": what,
             "parameters": parameters,
             "responses": {
-                status.to_string(): { "description": "Done", "content": { "application/json": {} } },
-                "default": { "description": "Why not (RFC 9457)", "content": { "application/problem+json": {} } },
+                status.to_string(): { "description": "Success", "content": { "application/json": {} } },
+                "default": { "description": "Error with its problem details (RFC 9457)", "content": { "application/problem+json": {} } },
             },
         });
         if let Some(schema) = schema(&mut schemas, given) {

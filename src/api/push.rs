@@ -1,4 +1,4 @@
-//! Items pushed into a buffer: one, or several at once.
+//! Calls that push items into a buffer, one or several at a time.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -13,7 +13,8 @@ use crate::exchange::{Error, Reason, ResponseBody};
 use crate::spool::{Buffer, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
 impl SpoolHandle {
-    /// One item.
+    /// Pushes one item, which is JSON, or with `application/octet-stream` the plain body of the
+    /// request.
     pub(super) async fn push(
         &self,
         call: &ApiCall<'_>,
@@ -53,7 +54,8 @@ impl SpoolHandle {
         Ok(response)
     }
 
-    /// Several, one after the other, all or none: a JSON array, or one object per line.
+    /// Pushes several items in order, all or none. The body is a JSON array, or one JSON object per
+    /// line.
     pub(super) async fn push_batch(
         &self,
         call: &ApiCall<'_>,
@@ -72,7 +74,7 @@ impl SpoolHandle {
         };
         if written.is_empty() || written.len() > API_BATCH {
             return Err(bad(format!(
-                "a batch has 1 to {API_BATCH} items, and this one has {}",
+                "a batch has 1 to {API_BATCH} items, but this one has {}",
                 written.len()
             )));
         }
@@ -110,7 +112,7 @@ impl SpoolHandle {
     ) -> Result<NewItem, Error> {
         if body.len() as u64 > self.max_body {
             let detail = format!(
-                "the body has {} bytes, and at most {} are kept",
+                "the body has {} bytes, and at most {} bytes are allowed",
                 body.len(),
                 self.max_body
             );
@@ -127,7 +129,7 @@ impl SpoolHandle {
         };
         if let Some(path) = written.path.as_ref().filter(|path| !sound(path)) {
             return Err(bad(format!(
-                "`{path}` is no path; write it as \"/v1/orders?x=1\""
+                "`{path}` is not a path; write it as \"/v1/orders?x=1\""
             )));
         }
         let id = call.fresh_id("itm");
@@ -150,7 +152,8 @@ impl SpoolHandle {
     }
 }
 
-/// What makes a repeated push the same push: the caller's key, for this buffer.
+/// Returns the idempotency key of a push, which is valid per client and buffer. The header field
+/// takes precedence over `dedup_key`.
 fn once(
     call: &ApiCall<'_>,
     head: &Parts,

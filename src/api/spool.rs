@@ -1,4 +1,4 @@
-//! What the API needs of the spool, and its errors in the words of the wire.
+//! Access of the API to the spool, and the JSON form of buffers, items and attempts.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,21 +17,21 @@ use crate::spool::{
     find_buffer,
 };
 
-/// The store with what serves it.
+/// Store of the spool, with the parts that deliver items and seal secrets.
 #[derive(Debug, Clone)]
 pub struct SpoolHandle {
-    /// Where items are kept.
+    /// Store that holds buffers, items and attempts.
     pub store: Arc<dyn Store>,
-    /// Who sends them.
+    /// Deliveries that send items to their origins.
     pub deliveries: Deliveries,
-    /// Seals secrets.
+    /// Sealer that encrypts the secrets in header fields.
     pub sealer: Arc<Sealer>,
-    /// Bytes of one body.
+    /// Bytes that the body of one item may have.
     pub max_body: u64,
 }
 
 impl SpoolHandle {
-    /// A buffer by id or name, as it is at present.
+    /// Returns a buffer by id or name, after a refresh of the store's cache.
     pub(super) async fn buffer(&self, wanted: &str) -> Result<Buffer, Error> {
         self.store.refresh().await?;
         let known = find_buffer(&*self.store, wanted);
@@ -39,7 +39,8 @@ impl SpoolHandle {
         Ok(known.ok_or_else(unknown)?)
     }
 
-    /// The same, as it was known a moment ago.
+    /// Returns a buffer by id or name from the store's cache, which is refreshed only if the buffer
+    /// is missing.
     pub(super) async fn known_buffer(&self, wanted: &str) -> Result<Buffer, Error> {
         match find_buffer(&*self.store, wanted) {
             Some(known) => Ok(known),
@@ -47,12 +48,12 @@ impl SpoolHandle {
         }
     }
 
-    /// An item that the store knows, with its buffer.
+    /// Returns an item by id, or an error if the store has no such item.
     pub(super) async fn item(&self, id: &str) -> Result<Item, Error> {
         self.store.item(Arc::from(id)).await.map_err(Error::from)
     }
 
-    /// A request's body, as far as it may be kept.
+    /// Reads the body of a request, which may have at most `most` bytes.
     pub(super) async fn read(&self, body: Incoming, most: u64) -> Result<Bytes, Error> {
         let limit = usize::try_from(most).unwrap_or(usize::MAX);
         match Limited::new(body, limit).collect().await {
@@ -68,7 +69,8 @@ impl SpoolHandle {
         }
     }
 
-    /// Two ways to write the same terms: sealed fields are compared open.
+    /// Returns true if two configurations are equal. Sealed header fields are opened for the
+    /// comparison.
     pub(super) fn same(&self, known: &Buffer, written: &BufferConfig) -> bool {
         let opened = self.sealer.open(&known.id, known.terms.sealed.as_deref());
         let mut plain = BufferConfig::clone(&known.terms);
@@ -82,12 +84,13 @@ impl SpoolHandle {
 }
 
 impl ApiCall<'_> {
-    /// An id that nobody can guess.
+    /// Returns a random id that cannot be guessed, with a prefix for its kind.
     pub(super) fn fresh_id(&self, prefix: &str) -> Arc<str> {
         format!("{prefix}_{}", self.exchange.random.name()).into()
     }
 
-    /// Whether the caller may do that; where no clients are known, this machine may do all.
+    /// Checks that the calling client has a scope. Without configured clients, every caller has all
+    /// scopes.
     pub(super) fn needs(&self, scope: ApiScope) -> Result<(), Error> {
         let name = self.client.name.as_ref();
         let client = name.and_then(|name| {
@@ -98,7 +101,11 @@ impl ApiCall<'_> {
         });
         match client {
             Some(client) if !client.scopes.contains(&scope) => {
-                let detail = format!("client `{}` has no scope `{}`", client.name, scope.word());
+                let detail = format!(
+                    "client `{}` does not have the scope `{}`",
+                    client.name,
+                    scope.word()
+                );
                 Err(Error::new(Reason::ScopeMissing, detail))
             }
             _ => Ok(()),

@@ -1,4 +1,4 @@
-//! The data directory: private to this user, and writable, before anything relies on it.
+//! Data directory, which is created for this user only and tested before any part relies on it.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -6,7 +6,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use super::StartError;
 use crate::config::Settings;
 
-/// Makes the directory and the one for temporary files; proves that files can be made there.
+/// Creates the data directory and the one for temporary files with mode 0700. A temporary file
+/// proves that they are writable.
 pub(super) fn prepare(settings: &Settings) -> Result<(), StartError> {
     let temporary = &settings.keep.dir;
     let made = DirBuilder::new()

@@ -1,4 +1,5 @@
-//! The end: no new work is promised (`/readyz` says no), what is held is finished, up to a deadline.
+//! Drain at the end of the process. `/readyz` fails, no new work starts, and running work may
+//! finish until a deadline.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::clock::Clock;
 use crate::shutdown::Tasks;
 
-/// The signals that end us.
+/// Handlers of SIGTERM and SIGINT, the signals that end the process.
 #[derive(Debug)]
 pub(super) struct ShutdownSignal {
     terminate: Signal,
@@ -15,7 +16,8 @@ pub(super) struct ShutdownSignal {
 }
 
 impl ShutdownSignal {
-    /// From now on SIGTERM and SIGINT ask for a drain instead of ending the process.
+    /// Installs the handlers. SIGTERM and SIGINT then request a drain instead of ending the
+    /// process.
     pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -23,7 +25,7 @@ impl ShutdownSignal {
         })
     }
 
-    /// Ready once one comes.
+    /// Waits for the next SIGTERM or SIGINT.
     pub(super) async fn come(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -32,10 +34,11 @@ impl ShutdownSignal {
     }
 }
 
-/// Waits for what runs; at the deadline, or at a second signal, it is dropped and leaves its record.
+/// Waits until all tasks have ended. The wait ends early at the deadline or at a second signal, and
+/// the caller then drops the remaining tasks.
 pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
     let began = clock.now();
-    tasks.drain(); // before it is said, so that whoever reads it finds it true
+    tasks.drain(); // before the log line, so that its readers find the drain begun
     tracing::info!(
         running = tasks.running(),
         timeout_s = timeout.as_secs(),
@@ -50,9 +53,9 @@ pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
     tokio::select! {
         () = tasks.finished() => tracing::info!(took_ms = took(clock, began), "drained"),
         () = clock.sleep_until(began + timeout) => {
-            tracing::warn!(running = tasks.running(), "the drain took too long; the rest is dropped");
+            tracing::warn!(running = tasks.running(), "drain timed out; aborting the remaining tasks");
         }
-        () = again => tracing::warn!(running = tasks.running(), "asked twice; the rest is dropped"),
+        () = again => tracing::warn!(running = tasks.running(), "second signal received; aborting the remaining tasks"),
     }
 }
 

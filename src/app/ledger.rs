@@ -1,4 +1,4 @@
-//! Where schedules live: in memory, or in a database that replicas share.
+//! Ledger of this process, which keeps schedules in memory or in a database that replicas share.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -10,15 +10,16 @@ use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
 use crate::ledger::{self, Ledger, MemoryLedger, PostgresLink, Replica, SharedParts};
 
-/// The ledger of this process.
+/// Ledger of this process, in the variant that the configuration selects.
 #[derive(Debug)]
 pub(super) enum OpenLedger {
     Memory(Arc<MemoryLedger>),
-    /// With the file that holds our number; locked, so that no other process takes it.
+    /// Shared ledger in Postgres. The file holds the number of this replica and is locked, so that
+    /// no other process uses the number.
     Postgres {
         ledger: Arc<ledger::SharedLedger<PostgresLink>>,
         replica: Replica,
-        #[expect(dead_code, reason = "its lock is what counts")]
+        #[expect(dead_code, reason = "the open file holds the lock")]
         file: File,
     },
 }
@@ -31,7 +32,8 @@ impl OpenLedger {
         }
     }
 
-    /// Our number among those who share the ledger; no other running process has it.
+    /// Returns the number of this replica in the shared ledger. No other running process has the
+    /// same number.
     pub(super) const fn replica(&self) -> Option<Replica> {
         match self {
             Self::Memory(_) => None,
@@ -39,7 +41,8 @@ impl OpenLedger {
         }
     }
 
-    /// A clean exit gives promise and permits back.
+    /// Leaves the shared ledger, which frees the fallback share and the permits of this replica for
+    /// other replicas.
     pub(super) async fn leave(&self) {
         if let Self::Postgres { ledger, .. } = self {
             ledger.leave().await;
@@ -47,8 +50,8 @@ impl OpenLedger {
     }
 }
 
-/// Opens the ledger. A database that cannot be reached is waited for while everything else runs; one
-/// that refuses us, or whose schema does not fit, is an error.
+/// Opens the ledger. If the database cannot be reached, a background task connects later while
+/// everything else runs. A database that denies access or has another schema is an error.
 pub(super) async fn open(
     settings: &Settings,
     shared: &Parts,
@@ -77,7 +80,7 @@ pub(super) async fn open(
             } else {
                 "until it answers, requests to limited targets wait"
             };
-            tracing::warn!(%error, then, "the ledger is not there yet");
+            tracing::warn!(%error, then, "the ledger's database cannot be reached yet");
         }
         Err(error) => return Err(error.into()),
     }
@@ -107,16 +110,17 @@ pub(super) async fn open(
     })
 }
 
-/// What operators know this replica by.
+/// Returns the name of this replica for operators: its host name and process id.
 fn name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}/{}", host.trim(), std::process::id())
 }
 
-/// Processes that may share a data directory.
+/// Maximum number of processes that may share a data directory.
 const INSTANCES: u32 = 64;
 
-/// Our number in the ledger, which outlives a restart: the first that no other process here uses.
+/// Returns the number of this replica and the locked file that holds it. The file outlives a
+/// restart, and the first unlocked one is used.
 fn instance(settings: &Settings, shared: &Parts) -> std::io::Result<(Replica, File)> {
     for index in 1..=INSTANCES {
         let path = settings.data_dir.join(format!("instance-{index}"));
@@ -134,7 +138,7 @@ fn instance(settings: &Settings, shared: &Parts) -> std::io::Result<(Replica, Fi
         if let Ok(known) = text.trim().parse() {
             return Ok((known, file));
         }
-        // Positive, so that it reads well.
+        // A positive number is easier to read in logs and tables.
         let fresh = i64::try_from(shared.random.bits() >> 1).unwrap_or(1).max(1);
         file.rewind()?;
         file.set_len(0)?;
@@ -142,6 +146,6 @@ fn instance(settings: &Settings, shared: &Parts) -> std::io::Result<(Replica, Fi
         file.sync_all()?;
         return Ok((fresh, file));
     }
-    let cause = "too many processes use this data directory";
+    let cause = "too many processes already use it";
     Err(std::io::Error::other(cause))
 }

@@ -1,4 +1,5 @@
-//! The composition root: builds every part once, wires them, runs, drains.
+//! Composition root of the program: builds every part once, connects the parts, runs them and
+//! drains them.
 
 mod data_dir;
 mod drain;
@@ -40,50 +41,53 @@ use crate::shutdown::Tasks;
 use crate::telemetry::{LineWriter, Metrics};
 use crate::units::HostName;
 
-/// Why outpace did not start. Each is a sentence with its remedy.
+/// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
+/// there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration.
+    /// The configuration cannot be read, or it is invalid.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// The data directory.
+    /// The data directory cannot be created or written to.
     #[error(
         "the data directory {path} cannot be used: {cause}; make it writable for this user, or set `data_dir`"
     )]
     DataDir {
-        /// Which.
+        /// Path of the data directory.
         path: PathBuf,
-        /// What the system said.
+        /// Error that the operating system returned.
         cause: std::io::Error,
     },
-    /// The CA.
+    /// The CA or one of its files cannot be created, read or used.
     #[error("{0}")]
     Ca(#[from] CaError),
-    /// A port.
-    #[error("{key} {address} cannot be listened on: {cause}; stop what uses it, or set another")]
+    /// A listen address cannot be bound, for example because the port is in use.
+    #[error(
+        "{key} {address} cannot be bound: {cause}; stop the program that uses it, or set another"
+    )]
     Port {
-        /// Which setting.
+        /// Configuration key that holds the address.
         key: &'static str,
-        /// Its value.
+        /// Address that could not be bound.
         address: SocketAddr,
-        /// What the system said.
+        /// Error that the operating system returned.
         cause: std::io::Error,
     },
-    /// The database of the shared ledger refuses us, or its schema does not fit.
+    /// The database of the shared ledger denies access, or its schema does not match.
     #[error("{0}")]
     Ledger(#[from] DatabaseError),
-    /// The spool.
+    /// The spool on disk cannot be opened, or acknowledged items are missing from it.
     #[error("{0}")]
     SpoolOpen(#[from] crate::spool::OpenError),
-    /// A buffer that the file declares, or the disk of the spool.
+    /// A buffer of the configuration cannot be declared, or the disk of the spool failed.
     #[error("{0}")]
     Spool(String),
-    /// Anything that should not happen.
+    /// An operation failed that should succeed with any configuration.
     #[error("outpace could not start: {0}")]
     Internal(String),
 }
 
-/// A running outpace.
+/// Running outpace, with its listeners bound and all parts connected.
 #[derive(Debug)]
 pub struct App {
     config: PathBuf,
@@ -98,19 +102,22 @@ pub struct App {
     spool: Option<spool::OpenSpool>,
     ended: Option<drain::ShutdownSignal>,
     sign: serving::ServingFile,
-    /// Who we run for, if we end with the last of them.
+    /// Sessions that keep the process running in [`RunMode::Attended`]. The process ends after the
+    /// last one.
     auto_exit: Option<Sessions>,
-    /// The proxy's address, with the port that was bound.
+    /// Address of the proxy listener, with the port that was bound.
     pub listen: SocketAddr,
-    /// The admin's address, with the port that was bound.
+    /// Address of the admin listener, with the port that was bound.
     pub admin: SocketAddr,
 }
 
 impl App {
-    /// Loads, builds, binds and begins to serve. Must be called inside a tokio runtime.
+    /// Loads the configuration, builds all parts, binds all listeners and starts to serve. Must be
+    /// called inside a tokio runtime.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// Returns a [`StartError`] if the configuration, a file, a port, the ledger or the spool
+    /// cannot be used.
     pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
         let loaded = config::load(config, &config::process_environment, 0)?;
         let config::Config { settings, policy } = loaded.config;
@@ -154,7 +161,8 @@ impl App {
         serve_admin(tasks, admin_listener, routes);
         tasks.spawn_detached(reap(server));
         drop(starting);
-        // Whoever reads that we are ready may end us at once.
+        // The signal handlers are installed first, because readers of `serving.json` or the log may
+        // send a signal at once.
         let ended = drain::ShutdownSignal::listen();
         let ended = ended.map_err(|error| StartError::Internal(error.to_string()))?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
@@ -181,19 +189,21 @@ impl App {
         })
     }
 
-    /// Where canonical lines go; to be closed when nothing else runs.
+    /// Returns the writer of canonical lines. The caller closes it after everything else has ended.
     pub fn lines(&self) -> LineWriter {
         self.lines.clone()
     }
 
-    /// Serves until SIGTERM or SIGINT, reloading meanwhile; then drains.
+    /// Serves until SIGTERM, SIGINT or the last session ends it, and reloads the configuration
+    /// meanwhile. Then it drains.
     ///
     /// # Errors
-    /// If signals cannot be received.
+    /// Returns [`StartError::Internal`] if signals cannot be received, and [`StartError::Spool`]
+    /// without a drain if the disk of the spool fails.
     pub async fn run(mut self) -> Result<(), StartError> {
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let Some(mut ended) = self.ended.take() else {
-            return Err(StartError::Internal("it ran before".to_owned()));
+            return Err(StartError::Internal("`run` was called twice".to_owned()));
         };
         let reloading = reload::Reloader::new(&self).map_err(internal)?;
         let broken = spool::broken(self.spool.as_ref());
@@ -201,10 +211,11 @@ impl App {
             () = ended.come() => {}
             () = until_idle(self.auto_exit.clone(), &self.clock) => {}
             () = reloading.run() => {}
-            // Nothing may be acknowledged any more; what was is found at the next start.
+            // Without the disk nothing can be acknowledged any more. The next start finds all
+            // acknowledged items.
             broken = broken => return Err(broken),
         }
-        // Whoever looks for us from now on shall not find us.
+        // Other processes must not find an outpace that is about to end.
         drop(self.sign);
         drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
         spool::close(self.spool.as_ref()).await;
@@ -213,20 +224,23 @@ impl App {
     }
 }
 
-/// For whom we run.
+/// Condition under which the process ends without a signal, and its choice of ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunMode {
-    /// Until somebody ends us.
+    /// Runs until a signal ends the process, and listens on the configured ports only.
     Standing,
-    /// As long as somebody is there, at any port that is free.
+    /// Runs as long as sessions are open, and listens on free ports if the configured ones are
+    /// taken.
     Attended,
 }
 
-/// How long one who was to come is waited for, and how long another one.
+/// Time to wait for the first session before the process ends.
 const NOBODY_CAME: Duration = Duration::from_secs(10);
+/// Time to wait for another session after the last one ended.
 const NOBODY_LEFT: Duration = Duration::from_millis(200);
 
-/// Ready when all for whom we run have gone.
+/// Completes once the last session has ended and no other one followed. Never completes without
+/// `sessions`.
 async fn until_idle(sessions: Option<Sessions>, clock: &Clock) {
     let Some(sessions) = sessions else {
         return std::future::pending().await;
@@ -246,7 +260,7 @@ async fn until_idle(sessions: Option<Sessions>, clock: &Clock) {
     }
 }
 
-/// What all parts are given.
+/// Basic parts that all other parts are built with.
 struct Parts {
     clock: Clock,
     random: Random,
@@ -350,11 +364,11 @@ fn exchange(
 
 type BoundListeners = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
 
-/// The proxy's port first, then routes' ports; and the admin's.
+/// Binds the proxy listener, the listeners of routes and the admin listener, in this order.
 async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
     let or_any = |address: SocketAddr| async move {
         match TcpListener::bind(address).await {
-            // Who runs with us is told where we are.
+            // Clients of this mode read the address from `serving.json`, so any free port will do.
             Err(error) if error.kind() == ErrorKind::AddrInUse && mode == RunMode::Attended => {
                 SocketAddr::new(address.ip(), 0)
             }
@@ -401,7 +415,7 @@ fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAd
 fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {
     tasks.spawn_detached(async move {
         if let Err(error) = admin.run(listener).await {
-            tracing::error!(%error, "the admin listener ended");
+            tracing::error!(%error, "the admin listener failed; restart outpace to get health checks and metrics back");
         }
     });
 }

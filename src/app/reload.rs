@@ -1,5 +1,5 @@
-//! Reading the configuration again: on SIGHUP, and when the file changes. A file that is wrong changes
-//! nothing, and says so.
+//! Reload of the configuration on SIGHUP and when the file changes. An invalid file changes
+//! nothing, and its errors are logged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::config::{self, Settings};
 use crate::policy::{Policy, Secret};
 use crate::telemetry::Metrics;
 
-/// A mounted config map changes by a swapped link, which notifications miss; a look now and then
-/// does not.
+/// Interval between two checks of the file. Notifications would miss the change of a mounted config
+/// map, which swaps a symbolic link.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Reloader<'a> {
@@ -43,7 +43,7 @@ impl<'a> Reloader<'a> {
         })
     }
 
-    /// Reloads for ever.
+    /// Reloads the configuration on SIGHUP or when the file changes. Never completes.
     pub(super) async fn run(mut self) {
         loop {
             let asked = tokio::select! {
@@ -63,13 +63,15 @@ impl<'a> Reloader<'a> {
         match config::load(&self.path, &config::process_environment, self.generation) {
             Err(error) => {
                 self.metrics.reloaded(false);
-                tracing::error!(%error, "the configuration was not reloaded; the one before stays");
+                tracing::error!(%error, "the configuration was not reloaded; the previous one stays in force");
             }
             Ok(loaded) => {
                 let token = loaded.admin_token.as_deref().map(Secret::reveal);
                 let same_token = token == self.admin_token.map(Secret::reveal);
                 if loaded.config.settings != *self.settings || !same_token {
-                    tracing::warn!("settings other than policy have changed; they take a restart");
+                    tracing::warn!(
+                        "settings other than policy have changed; restart outpace to apply them"
+                    );
                 }
                 let targets = loaded.config.policy.targets.len();
                 self.policy.store(Arc::new(loaded.config.policy));
@@ -80,7 +82,8 @@ impl<'a> Reloader<'a> {
     }
 }
 
-/// The content: unlike a time stamp, it changes when and only when the file does.
+/// Reads the content of the file. Unlike a time stamp, the content changes exactly when the
+/// configuration does.
 fn read(path: &Path) -> Option<Vec<u8>> {
     fs::read(path).ok()
 }

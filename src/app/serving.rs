@@ -1,4 +1,5 @@
-//! `serving.json` in the data directory: where the outpace that uses it can be reached, as long as it runs.
+//! File `serving.json` in the data directory, which names the addresses of the outpace that uses
+//! the directory while it runs.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::admin::ServingInfo;
 
-/// The file; it goes with this.
+/// File `serving.json` of this process, which is removed when this value is dropped.
 #[derive(Debug)]
 pub(super) struct ServingFile {
     path: PathBuf,
@@ -14,7 +15,7 @@ pub(super) struct ServingFile {
 }
 
 impl ServingFile {
-    /// What runs here, as it is told to others.
+    /// Returns the description of this process that other processes read.
     pub(super) fn serving(config: &Path, listen: SocketAddr, admin: SocketAddr) -> ServingInfo {
         let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
         ServingInfo {
@@ -26,7 +27,7 @@ impl ServingFile {
         }
     }
 
-    /// Puts it up. Nobody depends on it: a failure is logged.
+    /// Writes the file. A failure is only logged, because the proxy itself does not need the file.
     pub(super) fn put_up(data_dir: &Path, serving: ServingInfo) -> Self {
         let sign = Self {
             path: path(data_dir),
@@ -38,7 +39,7 @@ impl ServingFile {
             file.persist(&sign.path).map_err(|error| error.error)
         });
         if let Err(error) = written {
-            tracing::warn!(%error, path = %sign.path.display(), "others cannot be told where we serve");
+            tracing::warn!(%error, path = %sign.path.display(), "serving.json could not be written; other outpace commands cannot find this process");
         }
         sign
     }
@@ -46,7 +47,7 @@ impl ServingFile {
 
 impl Drop for ServingFile {
     fn drop(&mut self) {
-        // Another may have put up its own since.
+        // Another process may have written its own file in the meantime.
         if read(&self.path).is_some_and(|known| known == self.serving) {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -61,13 +62,13 @@ fn read(path: &Path) -> Option<ServingInfo> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// What serves with this data directory, as far as it says. What a killed one has left does not count: its
-/// port may be somebody else's by now.
+/// Returns the description of the outpace that serves with this data directory. The file of a
+/// killed process is ignored, because another program may use its ports by now.
 pub fn serving(data_dir: &Path) -> Option<ServingInfo> {
     read(&path(data_dir)).filter(|serving| is_ours(serving.pid))
 }
 
-/// Whether a process of this user has that number, where the system tells.
+/// Returns true if a process of this user has this id, or if the system has no `/proc`.
 fn is_ours(pid: u32) -> bool {
     let own = std::fs::metadata("/proc/self").map(|own| own.uid());
     let other = std::fs::metadata(format!("/proc/{pid}")).map(|other| other.uid());

@@ -1,4 +1,5 @@
-//! What is kept: opened, declared, drained, forgotten in time.
+//! Spool of this process: opens the store, declares buffers, starts deliveries and removes old
+//! items.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,30 +20,30 @@ use crate::spool::{
     BufferSpec, DiskStore, PostgresParts, PostgresSpoolSettings, PostgresStore, Sealer, Store,
 };
 
-/// How often history is looked through.
+/// Interval between two searches for items that are too old.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
-/// How often a database that is not there yet is asked again.
+/// Interval between two attempts to reach the database of the spool after the start.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Where items are kept.
+/// Store of the items, on this machine's disk or in Postgres.
 #[derive(Debug, Clone)]
 enum StoreBackend {
     DiskStore(Arc<DiskStore>),
     PostgresStore(PostgresStore),
 }
 
-/// The spool of this process.
+/// Open spool of this process, with the retention times of its items.
 #[derive(Debug, Clone)]
 pub(super) struct OpenSpool {
     kept: StoreBackend,
     keep_delivered: Duration,
     keep_dead: Duration,
     pub(super) api: SpoolHandle,
-    /// Buffers that are to be declared when the store is there.
+    /// Buffers to declare once the database answers, with the source of randomness for their ids.
     late: Option<(Arc<[BufferSpec]>, Random)>,
 }
 
-/// Opens the spool, if there is one.
+/// Opens the spool and declares its buffers. Returns `None` if the configuration has no spool.
 pub(super) async fn open(
     settings: &Settings,
     replica: Option<Replica>,
@@ -74,8 +75,9 @@ pub(super) async fn open(
     Ok(Some(opened))
 }
 
-/// The store in a database, and whether it answers. One that cannot be reached is waited for while
-/// everything else runs; one that refuses us, or whose schema does not fit, is an error.
+/// Opens the store in a database. The flag in the result is true if the database answers. If it
+/// cannot be reached, the store connects later while everything else runs. A database that denies
+/// access or has another schema is an error.
 async fn postgres(
     terms: &PostgresSpoolSettings,
     database: &PostgresSettings,
@@ -94,14 +96,14 @@ async fn postgres(
     match store.prepare().await {
         Ok(()) => Ok((store, true)),
         Err(error @ DatabaseError::Unreachable { .. }) => {
-            tracing::warn!(%error, "the spool's database is not there yet; until it answers nothing can be pushed");
+            tracing::warn!(%error, "the spool's database cannot be reached yet; pushes fail until it answers");
             Ok((store, false))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Closes the spool, after all that writes to it has ended.
+/// Closes the spool. Everything that writes to it must have ended before.
 pub(super) async fn close(spool: Option<&OpenSpool>) {
     match spool.map(|spool| &spool.kept) {
         Some(StoreBackend::DiskStore(disk)) => disk.close().await,
@@ -110,12 +112,13 @@ pub(super) async fn close(spool: Option<&OpenSpool>) {
     }
 }
 
-/// Resolves when the disk has failed.
+/// Waits until the disk of the spool fails and returns the error. Never completes for other stores.
 pub(super) async fn broken(spool: Option<&OpenSpool>) -> StartError {
     match spool.map(|spool| &spool.kept) {
-        Some(StoreBackend::DiskStore(disk)) => {
-            StartError::Spool(format!("the disk failed: {}", disk.broken().await))
-        }
+        Some(StoreBackend::DiskStore(disk)) => StartError::Spool(format!(
+            "the spool's disk failed: {}; repair it and start outpace again",
+            disk.broken().await
+        )),
         Some(StoreBackend::PostgresStore(_)) | None => std::future::pending().await,
     }
 }
@@ -156,7 +159,8 @@ impl OpenSpool {
         }
     }
 
-    /// Sends what waits, and forgets what is old. Requests that are kept are told of under `base`.
+    /// Starts deliveries and the removal of old items. Clients fetch the results of their spooled
+    /// requests below the URL `base`.
     pub(super) fn begin(
         &self,
         shared: &Parts,
@@ -171,7 +175,7 @@ impl OpenSpool {
             max_body: self.api.max_body,
             base,
         };
-        // Nobody else sets it.
+        // Nothing else sets this cell, so the call cannot fail.
         let _ = exchange.deferral.set(Arc::new(shelves));
         match self.late.clone() {
             None => self.api.deliveries.begin(),
@@ -180,7 +184,7 @@ impl OpenSpool {
                 let latch = readiness.latch("spool");
                 shared.tasks.spawn_cancel_on_drain(async move {
                     while let Err(error) = api.declare(&buffers, &random).await {
-                        tracing::debug!(%error, "the spool's database is still away");
+                        tracing::debug!(%error, "the buffers could not be declared yet; trying again");
                         clock.sleep_until(clock.now() + ASK_AGAIN).await;
                     }
                     api.deliveries.begin();
@@ -199,11 +203,11 @@ impl OpenSpool {
             loop {
                 let now = store.now();
                 match store.prune(now - delivered, now - dead).await {
-                    // There may be more.
+                    // More items may be due, so the next search follows at once.
                     Ok(1..) => {}
                     Ok(0) => clock.sleep_until(clock.now() + FORGET_EVERY).await,
                     Err(error) => {
-                        tracing::warn!(%error, "old items cannot be removed now");
+                        tracing::warn!(%error, "old items could not be removed; trying again later");
                         clock.sleep_until(clock.now() + FORGET_EVERY).await;
                     }
                 }

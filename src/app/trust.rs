@@ -1,5 +1,7 @@
-//! What a client needs to use and trust the proxy: its URL, its CA, and the bundle. Shared by the
-//! subcommands that print it; makes the CA if there is none yet, so that apps can be set up first.
+//! Values that a client needs to use and trust the proxy: its URL, its CA and the bundle.
+//!
+//! The subcommands that print them share this module. A missing CA is created, so that apps can be
+//! set up before the first start.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -13,28 +15,30 @@ use crate::intercept::{CaSource, CertificateAuthority, write_bundle};
 use crate::origin::Roots;
 use crate::policy::Secret;
 
-/// The CA and where its files are.
+/// CA of the proxy, with the paths of its files and the configuration that names them.
 #[derive(Debug)]
 pub struct Trust {
-    /// The CA.
+    /// Certificate authority that signs certificates for intercepted hosts.
     pub ca: CertificateAuthority,
-    /// Its certificate.
+    /// Path of the CA's certificate in PEM form.
     pub cert: PathBuf,
-    /// Its key.
+    /// Path of the CA's private key in PEM form.
     pub key: PathBuf,
-    /// The roots and the CA.
+    /// Path of the bundle, which holds the root certificates and the CA.
     pub bundle: PathBuf,
-    /// The user's own settings of wget, and the bundle.
+    /// Path of a configuration for wget with the user's own settings and the bundle.
     pub wgetrc: PathBuf,
     config: Config,
     admin_token: Option<Arc<Secret>>,
 }
 
 impl Trust {
-    /// Loads what `config` names, or the defaults.
+    /// Loads the configuration file, or the defaults without one. Missing files of the CA are
+    /// created.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// Returns a [`StartError`] if the configuration is invalid, or if the CA or a file cannot be
+    /// used.
     pub fn load(config: Option<&Path>) -> Result<Self, StartError> {
         let environment = config::process_environment;
         let loaded = match config {
@@ -70,21 +74,22 @@ impl Trust {
         })
     }
 
-    /// Where the proxy keeps its state.
+    /// Returns the directory in which the proxy keeps its state.
     pub fn data_dir(&self) -> &Path {
         &self.config.settings.data_dir
     }
 
-    /// What operators prove themselves with.
+    /// Returns the bearer token for the admin port, if the configuration sets one.
     pub fn admin_token(&self) -> Option<&Secret> {
         self.admin_token.as_deref()
     }
 
-    /// The proxy's URL for `client`, with its credentials where clients are known; at this address, or as
-    /// the configuration says.
+    /// Returns the proxy's URL for `client`, with credentials if `clients` are configured. The address
+    /// is `at`, or the configured one.
     ///
     /// # Errors
-    /// If the client is not known, or needed and not given.
+    /// Returns [`StartError::Config`] if the client is unknown, or if none is named although
+    /// `clients` are configured.
     pub fn proxy_url(
         &self,
         client: Option<&str>,
@@ -104,14 +109,14 @@ impl Trust {
         match client {
             None if names.is_empty() => Ok(base),
             None => Err(problem(format!(
-                "`clients` are configured; say which to be: `--client {}`",
+                "`clients` are configured, so the command must name one; set `--client {}`",
                 names.join("` or `--client ")
             ))),
             Some(name) => {
                 let known = policy.clients.iter().find(|client| *client.name == *name);
                 let client = known.ok_or_else(|| {
                     problem(format!(
-                        "no client is called `{name}`; there are: {}",
+                        "no client is called `{name}`; the configured clients are: {}",
                         names.join(", ")
                     ))
                 })?;
@@ -120,7 +125,7 @@ impl Trust {
                 let set = url.set_username(&client.name);
                 set.and_then(|()| url.set_password(Some(client.token.reveal())))
                     .map_err(|()| {
-                        StartError::Internal(format!("{base} cannot carry credentials"))
+                        StartError::Internal(format!("the URL {base} cannot carry credentials"))
                     })?;
                 Ok(url.as_str().trim_end_matches('/').to_owned())
             }
@@ -128,8 +133,9 @@ impl Trust {
     }
 }
 
-/// wget takes the name of its configuration from a variable, and nothing else; what the user has set
-/// stays. That may be a password: it is not for `export_dir`, nor for others to read.
+/// Writes a configuration file for wget, because wget reads only one variable, which names that
+/// file. The user's own settings are copied and may contain a password. So the file is private and
+/// is not written to `export_dir`.
 fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
     let own = config::process_environment("WGETRC").map(PathBuf::from);
     let home = config::process_environment("HOME").map(|home| Path::new(&home).join(".wgetrc"));
@@ -149,7 +155,8 @@ fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Where a running proxy, too, keeps what clients may read.
+/// Returns the directory for files that clients may read. A running proxy writes the bundle there,
+/// too.
 pub(super) fn trust_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("trust")
 }

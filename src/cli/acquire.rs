@@ -1,4 +1,5 @@
-//! `outpace acquire TARGET -- CMD`: runs a command when its turn comes, and holds its permit meanwhile.
+//! `outpace acquire TARGET -- CMD`: runs a command as soon as the limits of a target allow it. A
+//! permit is held while the command runs.
 
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -12,28 +13,28 @@ use super::{Exit, print_error};
 
 #[derive(Debug, Args)]
 pub(super) struct AcquireArgs {
-    /// The target whose limits the command counts against
+    /// Target with the limits that apply to the command
     target: String,
     #[command(flatten)]
     place: InstanceArgs,
-    /// What limits that count by key tell it apart by
+    /// Key of the command, for limits that count per key
     #[arg(long)]
     key: Option<String>,
-    /// The lane
+    /// Lane of the target to wait in
     #[arg(long)]
     lane: Option<String>,
-    /// What it costs limits that go by cost
+    /// Cost of the command, for limits that count costs
     #[arg(long)]
     cost: Option<u32>,
-    /// The longest it may wait, as "30s"
+    /// Maximum wait, such as "30s" (the target's max_wait is the upper bound)
     #[arg(long, value_name = "DURATION")]
     max_wait: Option<String>,
-    /// The command
+    /// Command to run, with its arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
 
-/// How long a permit is held without a sign of life from us.
+/// Time for which a permit is held without renewal. The permit is renewed after a third of it.
 const HOLD: Duration = Duration::from_secs(30);
 
 pub(super) fn run(args: &AcquireArgs) -> Exit {
@@ -69,26 +70,31 @@ async fn acquire(args: &AcquireArgs) -> Result<ExitStatus, Failure> {
     let granted = ask("acquire", &asked).await?;
     let permit = granted.get("permit").and_then(Value::as_str);
     let [program, arguments @ ..] = args.command.as_slice() else {
-        return Err((Exit::Usage, "there is no command".to_owned()));
+        return Err((
+            Exit::Usage,
+            "no command was given; write it after `--`".to_owned(),
+        ));
     };
     let mut command = tokio::process::Command::new(program);
-    let mut child = command
-        .args(arguments)
-        .spawn()
-        .map_err(|error| (Exit::Usage, format!("`{program}` cannot be run: {error}")))?;
+    let mut child = command.args(arguments).spawn().map_err(|error| {
+        (
+            Exit::Usage,
+            format!("`{program}` cannot be run: {error}; check its name and permissions"),
+        )
+    })?;
     let ended = loop {
         tokio::select! {
             ended = child.wait() => break ended,
             () = tokio::time::sleep(HOLD / 3), if permit.is_some() => {
                 let renew = json!({ "permit": permit, "hold": HOLD.as_secs() });
                 if let Err((_, text)) = ask("renew", &renew).await {
-                    print_error(&format!("the permit could not be renewed: {text}"));
+                    print_error(&format!("the permit could not be renewed, so other work may start before the command ends: {text}"));
                 }
             }
         }
     };
     if permit.is_some() {
-        // It would come back by itself, later.
+        // If this call fails, the permit is released after its hold time.
         let _ = ask("release", &json!({ "permit": permit })).await;
     }
     ended.map_err(|error| (Exit::Internal, error.to_string()))

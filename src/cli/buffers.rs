@@ -1,4 +1,5 @@
-//! `outpace buffers`, `items`, `attempts`: what an operator does daily, by the API of a running outpace.
+//! `outpace buffers`, `items` and `attempts`: daily work of an operator, through the API of a
+//! running outpace.
 
 use clap::{Args, Subcommand};
 use http::Method;
@@ -12,7 +13,7 @@ use super::{Exit, block_on, print, print_error};
 pub(super) struct BuffersArgs {
     #[command(flatten)]
     place: InstanceArgs,
-    /// Print JSON
+    /// Print the response as JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -21,42 +22,42 @@ pub(super) struct BuffersArgs {
 
 #[derive(Debug, Subcommand)]
 enum BuffersCommand {
-    /// All of them
+    /// List all buffers with the number of their items in each state
     List,
-    /// How many items stand where, and what the first one waits for
+    /// Show one buffer with the number of its items in each state
     Show {
-        /// Name or id
+        /// Name or id of the buffer
         buffer: String,
     },
-    /// Send nothing more until `resume`
+    /// Stop sending the items of a buffer until resume
     Pause {
-        /// Name or id
+        /// Name or id of the buffer
         buffer: String,
-        /// Why
+        /// Reason for the pause, as the buffer shows it
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Go on
+    /// Continue sending the items of a paused buffer
     Resume {
-        /// Name or id
+        /// Name or id of the buffer
         buffer: String,
     },
-    /// Remove items
+    /// Remove the items of a buffer that are in a given state
     Purge {
-        /// Name or id
+        /// Name or id of the buffer
         buffer: String,
-        /// queued, dead or history
+        /// Items to remove: queued, dead, or history (all finished items)
         #[arg(long)]
         state: String,
     },
     /// Send dead letters and expired items again
     Redrive {
-        /// Name or id
+        /// Name or id of the buffer
         buffer: String,
-        /// At most so many
+        /// Maximum number of items to send again, oldest first
         #[arg(long)]
         limit: Option<u32>,
-        /// Before all others, at their old places
+        /// Keep the old positions of the items, ahead of newer items
         #[arg(long)]
         head: bool,
     },
@@ -66,7 +67,7 @@ enum BuffersCommand {
 pub(super) struct ItemsArgs {
     #[command(flatten)]
     place: InstanceArgs,
-    /// Print JSON
+    /// Print the response as JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -75,38 +76,39 @@ pub(super) struct ItemsArgs {
 
 #[derive(Debug, Subcommand)]
 enum ItemsCommand {
-    /// Items of a buffer, oldest first
+    /// List the items of a buffer, oldest first
     List {
         /// Name or id of the buffer
         buffer: String,
-        /// queued, waiting, in_flight, delivered, dead, cancelled or expired
+        /// Only items in this state: queued, waiting, in_flight, delivered, dead, cancelled or
+        /// expired
         #[arg(long)]
         state: Option<String>,
-        /// Behind this place
+        /// Only items after this position, as in the column PLACE
         #[arg(long)]
         after: Option<i64>,
-        /// At most so many
+        /// Maximum number of items to list
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
-    /// One item with its attempts
+    /// Show one item with its attempts
     Show {
-        /// Its id
+        /// Id of the item
         item: String,
     },
-    /// Take it back
+    /// Cancel an item that is not in flight
     Cancel {
-        /// Its id
+        /// Id of the item
         item: String,
     },
-    /// Send it as soon as limits allow
+    /// Send an item as soon as the limits allow it
     Retry {
-        /// Its id
+        /// Id of the item
         item: String,
     },
-    /// Put it with the dead letters, so that the next one follows
+    /// Move an item to the dead letters, so that the next item can follow
     Skip {
-        /// Its id
+        /// Id of the item
         item: String,
     },
 }
@@ -115,22 +117,22 @@ enum ItemsCommand {
 pub(super) struct AttemptsArgs {
     #[command(flatten)]
     place: InstanceArgs,
-    /// Print JSON
+    /// Print the response as JSON
     #[arg(long)]
     json: bool,
-    /// Only of this buffer
+    /// Only attempts of this buffer, by name or id
     #[arg(long)]
     buffer: Option<String>,
-    /// Only of this item
+    /// Only attempts of this item, by id
     #[arg(long)]
     item: Option<String>,
-    /// Only with this status code of the origin
+    /// Only attempts with this status code from the origin
     #[arg(long)]
     status: Option<u16>,
-    /// Only with this outcome
+    /// Only attempts with this outcome, such as delivered or rejected
     #[arg(long)]
     outcome: Option<String>,
-    /// At most so many
+    /// Maximum number of attempts to list
     #[arg(long, default_value_t = 50)]
     limit: u32,
 }
@@ -151,7 +153,7 @@ const ITEM: [(&str, &str); 8] = [
     ("STATE", "/state"),
     ("ATTEMPTS", "/attempts"),
     ("STATUS", "/last_status"),
-    ("KEPT", "/created_at"),
+    ("CREATED", "/created_at"),
     ("NOT BEFORE", "/not_before"),
     ("ERROR", "/last_error"),
 ];
@@ -166,7 +168,7 @@ const ATTEMPT: [(&str, &str); 8] = [
     ("ERROR", "/error"),
 ];
 
-/// What is shown of an answer: the list in it, or itself.
+/// Part of a response to print: the name of the list in it, if any, and the columns of the table.
 type Shown<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)]);
 
 pub(super) fn buffers(args: &BuffersArgs) -> Exit {
@@ -288,7 +290,7 @@ fn show(
                 let own = std::slice::from_ref(&answer);
                 let list = shown.0.and_then(|name| answer.get(name)?.as_array());
                 let rows = list.map_or(own, Vec::as_slice);
-                // Some calls answer with a number only.
+                // The responses of `purge` and `redrive` contain nothing but a count.
                 let plain = answer.as_object().filter(|fields| fields.len() == 1);
                 match plain.and_then(|fields| fields.iter().next()) {
                     Some((what, Value::Number(count))) => print(&format!("{count} {what}\n")),

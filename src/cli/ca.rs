@@ -1,4 +1,4 @@
-//! `outpace ca`: where the CA is and what it is.
+//! `outpace ca`: prints the paths, the subject, the fingerprint and the expiry date of the CA.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::app::{StartError, Trust};
 
 #[derive(Debug, Args)]
 pub(super) struct CaArgs {
-    /// The configuration file; without it, the defaults
+    /// Path of the configuration file (built-in defaults if absent)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Calls to a running outpace, for subcommands that ask it something.
+//! Calls of subcommands to a running outpace, each over its own HTTP/1.1 connection.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,35 +16,35 @@ use crate::config;
 use crate::semantics::CLIENT_TOKEN;
 use crate::shutdown::Tasks;
 
-/// The file that is looked for where none is named.
+/// Name of the configuration file in the current directory that is used if none is named.
 pub(super) const HERE: &str = "outpace.yaml";
 
-/// Which outpace is asked.
+/// Arguments that select the outpace to call on its proxy port.
 #[derive(Debug, Args)]
 pub(super) struct InstanceArgs {
-    /// The configuration of the outpace to ask
+    /// Configuration file of the outpace to call
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Where outpace listens, instead of a configuration; OUTPACE_CLIENT_TOKEN holds `NAME:TOKEN`
+    /// Proxy URL to call instead of reading a configuration (OUTPACE_CLIENT_TOKEN holds NAME:TOKEN)
     #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
     url: Option<url::Url>,
 }
 
-/// Whose admin port is asked.
+/// Arguments that select the outpace to call on its admin port.
 #[derive(Debug, Args)]
 pub(super) struct AdminArgs {
-    /// The configuration of the outpace to ask; without it, `outpace.yaml` here
+    /// Configuration file of the outpace to call (default: outpace.yaml in this directory)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Its admin port, instead of a configuration; OUTPACE_ADMIN_TOKEN holds its token
+    /// Admin URL to call instead of reading a configuration (OUTPACE_ADMIN_TOKEN holds the token)
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     admin: Option<url::Url>,
 }
 
-/// Why a call failed: the exit code and a sentence.
+/// Failure of a call: the exit code and the message to print.
 pub(super) type Failure = (Exit, String);
 
-/// The outpace that is asked.
+/// Address and credentials of the running outpace to call.
 pub(super) struct Instance {
     authority: String,
     token: Option<String>,
@@ -58,17 +58,21 @@ impl Instance {
         let authority = match (&args.config, &args.url) {
             (Some(path), _) => {
                 let loaded = config::load(path, &config::process_environment, 0)
-                    .map_err(|error| wrong(format!("the configuration is wrong:\n{error}")))?;
+                    .map_err(|error| wrong(format!("the configuration is invalid:\n{error}")))?;
                 reachable(loaded.config.settings.listen).to_string()
             }
             (None, Some(url)) => {
-                let host = url
-                    .host_str()
-                    .ok_or_else(|| wrong(format!("`{url}` has no host")))?;
+                let host = url.host_str().ok_or_else(|| {
+                    wrong(format!(
+                        "`{url}` has no host; write it as \"http://HOST:PORT\""
+                    ))
+                })?;
                 format!("{host}:{}", url.port().unwrap_or(80))
             }
             (None, None) => {
-                return Err(wrong("say which outpace: `--config` or `--url`".to_owned()));
+                return Err(wrong(
+                    "no outpace was selected; set `--config` or `--url`".to_owned(),
+                ));
             }
         };
         Ok(Self {
@@ -79,7 +83,7 @@ impl Instance {
         })
     }
 
-    /// The admin port of an outpace.
+    /// Finds the admin port, from the arguments or from a configuration file.
     pub(super) fn admin(args: &AdminArgs) -> Result<Self, Failure> {
         let wrong = |text: String| (Exit::Usage, text);
         let mut bearer = config::process_environment("OUTPACE_ADMIN_TOKEN");
@@ -88,22 +92,26 @@ impl Instance {
         let authority = match (&args.admin, config) {
             (Some(url), _) => {
                 let host = url.host_str();
-                let host = host.ok_or_else(|| wrong(format!("`{url}` has no host")))?;
+                let host = host.ok_or_else(|| {
+                    wrong(format!(
+                        "`{url}` has no host; write it as \"http://HOST:PORT\""
+                    ))
+                })?;
                 format!("{host}:{}", url.port().unwrap_or(80))
             }
             (None, Some(path)) => {
                 let loaded = config::load(path, &config::process_environment, 0)
-                    .map_err(|error| wrong(format!("the configuration is wrong:\n{error}")))?;
+                    .map_err(|error| wrong(format!("the configuration is invalid:\n{error}")))?;
                 let token = loaded.admin_token.map(|token| token.reveal().to_owned());
                 bearer = bearer.or(token);
                 let settings = loaded.config.settings;
-                // One that was started at any free port says where.
+                // An outpace that listens on a free port writes the address to `serving.json`.
                 let told = crate::app::serving(&settings.data_dir).map(|serving| serving.admin);
                 reachable(told.unwrap_or(settings.admin_listen)).to_string()
             }
             (None, None) => {
                 return Err(wrong(
-                    "say which outpace: `--config` or `--admin`".to_owned(),
+                    "no outpace was selected; set `--config` or `--admin`".to_owned(),
                 ));
             }
         };
@@ -115,7 +123,8 @@ impl Instance {
         })
     }
 
-    /// What a path of its answers, as text.
+    /// Returns the response to a GET request for `path` as text. An error status fails with
+    /// [`Exit::Port`] and the response text.
     pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
         let (status, bytes) = self.ask(Method::GET, path, &Value::Null).await?;
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -125,7 +134,8 @@ impl Instance {
         Err((Exit::Port, text.trim_end().to_owned()))
     }
 
-    /// One call.
+    /// Sends one call and returns the JSON response. Status 429 fails with [`Exit::Later`], any
+    /// other error status with [`Exit::Usage`].
     pub(super) async fn call(
         &self,
         method: Method,
@@ -157,7 +167,7 @@ impl Instance {
     ) -> Result<(StatusCode, Bytes), Failure> {
         let away = |error: String| {
             let text = format!(
-                "outpace does not answer at {}: {error}; is it running?",
+                "outpace does not answer at {}: {error}; start it, or check the address",
                 self.authority
             );
             (Exit::Port, text)
@@ -194,7 +204,8 @@ impl Instance {
     }
 }
 
-/// An address to connect to for one to listen on.
+/// Returns the address to connect to for a listen address. An unspecified IP address becomes
+/// 127.0.0.1.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() {
         SocketAddr::from(([127, 0, 0, 1], listen.port()))

@@ -1,4 +1,5 @@
-//! `outpace env`: what a shell needs so that programs use the proxy and trust its CA.
+//! `outpace env`: prints the environment variables with which programs use the proxy and trust its
+//! CA.
 
 use std::path::PathBuf;
 
@@ -10,18 +11,18 @@ use crate::app::{StartError, Trust};
 
 #[derive(Debug, Args)]
 pub(super) struct EnvArgs {
-    /// The configuration file; without it, the defaults
+    /// Path of the configuration file (built-in defaults if absent)
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The client to be, where `clients` are configured
+    /// Name of the client to use (required if clients are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
-    /// For whom they are written
+    /// Syntax of the printed variables
     #[arg(long, value_enum, default_value_t = Shell::Sh)]
     shell: Shell,
 }
 
-/// Who reads the variables.
+/// Syntax in which the variables are printed, depending on the program that reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Shell {
     /// POSIX shells, bash, zsh: `eval "$(outpace env)"`
@@ -61,9 +62,9 @@ impl Shell {
             Self::Sh => format!("export {name}={}\n", quote(value, "'\\''")),
             Self::Fish => format!("set -gx {name} {}\n", quote(value, "\\'")),
             Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
-            // Taken as it stands, up to the end of the line.
+            // Docker takes the value literally, up to the end of the line.
             Self::Docker => format!("{name}={value}\n"),
-            // A JSON string is a YAML one.
+            // A JSON string is also a valid YAML string.
             Self::K8s => format!(
                 "- {{ name: {name}, value: {} }}\n",
                 serde_json::json!(value)
@@ -72,7 +73,7 @@ impl Shell {
     }
 }
 
-/// In single quotes where that is needed; `inner` stands for one inside.
+/// Puts a value in single quotes if it needs them. `inner` replaces each single quote inside it.
 fn quote(value: &str, inner: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/:.,_-@%+".contains(&byte);
     if !value.is_empty() && value.bytes().all(plain) {

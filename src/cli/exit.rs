@@ -1,43 +1,49 @@
-//! Exit codes, as in sysexits.h where it has one.
+//! Exit codes of the program, with the numbers of `sysexits.h` where it defines one.
 
 use crate::app::StartError;
 use crate::intercept::CaError;
 
-/// How the program ends.
+/// Result of the program, which determines the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// All went well.
+    /// The command succeeded, or the proxy stopped after a drain.
     Ok,
-    /// The arguments or the configuration are wrong.
+    /// The arguments or the configuration are invalid, or the API rejected the call.
     Usage,
-    /// A port is in use or cannot be listened on.
+    /// A listen address cannot be bound, or the called outpace does not answer or is not ready.
     Port,
-    /// Something that should not happen.
+    /// An internal error occurred, for example a runtime that could not be started.
     Internal,
-    /// Not now: the turn of `outpace acquire` comes too late.
+    /// The API answered 429, because the turn would come after the max wait.
     Later,
-    /// The data directory, or a file in it, cannot be written or read.
+    /// The data directory, the spool in it or another file cannot be read or written.
     DataDir,
-    /// The disk of the spool failed, or a declared buffer cannot be made.
+    /// The disk of the spool failed, or a declared buffer could not be created.
     Spool,
-    /// The key of the CA is open to others, or the CA is not usable.
+    /// Other users can read the private key of the CA, or the CA is unusable.
     Ca,
-    /// The database of the shared ledger refuses us, or its schema does not fit.
+    /// The database of the shared ledger denied access, or its schema does not match.
     Ledger,
-    /// What a command that was run ended with.
+    /// A command that outpace ran has ended with this exit code.
     Command(u8),
 }
 
 impl Exit {
-    /// All of them, with what they mean.
+    /// All exit codes of outpace itself, with the meanings that README.md lists.
     pub const ALL: [(Self, &'static str); 9] = [
-        (Self::Ok, "all went well; also after a drain"),
-        (Self::Usage, "the arguments or the configuration are wrong"),
-        (Self::Port, "a port is in use or cannot be listened on"),
-        (Self::Internal, "something that should not happen"),
+        (Self::Ok, "success, also after a drain"),
+        (
+            Self::Usage,
+            "the arguments or the configuration are invalid, or a call was rejected",
+        ),
+        (
+            Self::Port,
+            "a port cannot be bound, or outpace does not answer",
+        ),
+        (Self::Internal, "an internal error"),
         (
             Self::Later,
-            "`acquire`: the turn comes later than the command may wait",
+            "`acquire`: the turn would come after the max wait",
         ),
         (
             Self::DataDir,
@@ -45,19 +51,19 @@ impl Exit {
         ),
         (
             Self::Spool,
-            "the spool's disk failed, or a declared buffer cannot be made; what was acknowledged is kept",
+            "the spool's disk failed or a buffer was not declared; acknowledged items remain",
         ),
         (
             Self::Ca,
-            "the CA's key is open to others, or the CA cannot be used",
+            "other users can read the CA's key, or the CA is unusable",
         ),
         (
             Self::Ledger,
-            "the ledger's database refuses us, or its schema does not fit",
+            "the ledger's database denies access, or its schema does not match",
         ),
     ];
 
-    /// The number.
+    /// Returns the number that the process passes to the operating system.
     pub const fn code(self) -> u8 {
         match self {
             Self::Ok => 0,
@@ -73,7 +79,7 @@ impl Exit {
         }
     }
 
-    /// What a command ended with; 128 and the signal if one ended it, as shells count.
+    /// Converts the exit status of a command. A signal becomes 128 plus its number, as in shells.
     pub(super) fn of_command(status: std::process::ExitStatus) -> Self {
         use std::os::unix::process::ExitStatusExt as _;
         let code = status.code().or_else(|| Some(128 + status.signal()?));

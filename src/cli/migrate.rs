@@ -1,4 +1,5 @@
-//! `outpace migrate`: the schema of the shared ledger, where `serve` is not allowed to do it.
+//! `outpace migrate`: updates the schema of the shared ledger, for databases in which `serve` may
+//! not do so.
 
 use std::path::Path;
 
@@ -10,12 +11,14 @@ pub(super) fn run(path: &Path) -> Exit {
     let loaded = match config::load(path, &config::process_environment, 0) {
         Ok(loaded) => loaded,
         Err(error) => {
-            print_error(&format!("the configuration is wrong:\n{error}"));
+            print_error(&format!("the configuration is invalid:\n{error}"));
             return Exit::Usage;
         }
     };
     let Some(postgres) = loaded.config.settings.ledger.postgres else {
-        print_error("there is nothing to migrate: `ledger.postgres.url` is not set");
+        print_error(
+            "nothing was migrated: `ledger.postgres.url` is not set; set it to use a shared ledger",
+        );
         return Exit::Usage;
     };
     super::block_on(async {

@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand.
+//! Command line of the program, with one file per subcommand. Each subcommand returns an [`Exit`].
 
 mod acquire;
 mod buffers;
@@ -34,46 +34,46 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the proxy
+    /// Run the proxy until SIGTERM or SIGINT
     Serve(serve::ServeArgs),
-    /// Run a command whose requests go through the proxy
+    /// Run a command and send its requests through the proxy
     Run(run::RunArgs),
-    /// Check a configuration file and exit
+    /// Validate a configuration file and print the resulting policy
     Check(check::CheckArgs),
-    /// Print the variables that make programs use the proxy and trust its CA
+    /// Print the environment variables that make programs use the proxy and trust its CA
     Env(env::EnvArgs),
-    /// Print where the CA is, its fingerprint and until when it is valid
+    /// Print the paths, the fingerprint and the expiry date of the CA
     Ca(ca::CaArgs),
-    /// Show targets, the rates in force, who waits, and the last refusals
+    /// Show targets, limits in force, queue lengths and recent refusals
     Status(status::StatusArgs),
-    /// Tell what a request would meet: its target, limits, keys, lane, and when it could leave
+    /// Explain how a request would be paced: its target, limits, keys, lane and earliest start
     Explain(status::ExplainArgs),
-    /// Ask whether a running outpace is alive, or ready
+    /// Check that a running outpace is alive, or with --ready that it is ready for work
     Health(status::HealthArgs),
-    /// Bring the schema of the shared ledger up to date and exit
+    /// Bring the database schema of the shared ledger up to date and exit
     Migrate(ConfigArgs),
-    /// Run a command when its turn comes
+    /// Run a command as soon as the limits of a target allow it
     Acquire(acquire::AcquireArgs),
-    /// Look at buffers, make them wait, go on, forget, send again
+    /// List, pause, resume, purge and redrive buffers
     Buffers(buffers::BuffersArgs),
-    /// Look at items, take them back, hurry them, skip them
+    /// List, show, cancel, retry and skip items
     Items(buffers::ItemsArgs),
-    /// Look at what was sent and what came of it
+    /// List delivery attempts and their outcomes
     Attempts(buffers::AttemptsArgs),
-    /// Check or export a spool that no outpace uses at the moment
+    /// Verify or export a spool that no running outpace uses
     Spool(spool::SpoolArgs),
-    /// Show pacing against an origin that ships with the program
+    /// Compare unpaced and paced requests to a rate-limited origin that ships with outpace
     Demo(demo::DemoArgs),
 }
 
 #[derive(Debug, Args)]
 struct ConfigArgs {
-    /// The configuration file
+    /// Path of the configuration file
     #[arg(long, short, value_name = "FILE")]
     config: PathBuf,
 }
 
-/// Runs the program; what it returns is the exit code.
+/// Parses the arguments, runs the subcommand and returns the exit code of the process.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -83,7 +83,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
             } else {
                 Exit::Ok
             };
-            // Nowhere left to tell.
+            // The message could not be printed, and no other channel is left to report that.
             let _ = error.print();
             return exit;
         }
@@ -107,7 +107,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
-/// Runs a subcommand that does one thing after the other.
+/// Runs a subcommand to its end on a runtime with a single thread.
 fn block_on(work: impl Future<Output = Exit>) -> Exit {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -115,18 +115,20 @@ fn block_on(work: impl Future<Output = Exit>) -> Exit {
     match runtime {
         Ok(runtime) => runtime.block_on(work),
         Err(error) => {
-            print_error(&format!("no thread could be started: {error}"));
+            print_error(&format!(
+                "the runtime could not be started: {error}; raise the limits on open files and threads"
+            ));
             Exit::Internal
         }
     }
 }
 
-/// Prints for a person or a pipe; a closed pipe is no error of ours.
+/// Writes text to standard output. Errors are ignored because a closed pipe is not a failure.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-/// Tells what went wrong.
+/// Writes an error message to standard error, with the prefix `outpace: ` and a line break.
 fn print_error(text: &str) {
     let _ = std::io::stderr().write_all(format!("outpace: {text}\n").as_bytes());
 }

@@ -1,6 +1,7 @@
-//! `outpace run -- CMD`: a command whose requests go through outpace, with nothing else to do. The proxy
-//! is one that serves this configuration already, or one that is started for the command and ends with the
-//! last who uses it.
+//! `outpace run -- CMD`: runs a command and sends its requests through outpace.
+//!
+//! A proxy that already serves this configuration is used. Otherwise a proxy is started for the
+//! command, and it ends after its last session.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,19 +30,20 @@ use crate::shutdown::Tasks;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// The configuration file; without it, `outpace.yaml` here
+    /// Path of the configuration file (default: outpace.yaml in this directory)
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The client to be, where `clients` are configured
+    /// Name of the client to use (required if clients are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
-    /// The command
+    /// Command to run, with its arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
 
-/// How long a proxy may take to be there, and how often that is looked at.
+/// Time for which the command waits until a started proxy accepts a session.
 const START: Duration = Duration::from_secs(20);
+/// Interval between two checks of a proxy that was started.
 const LOOK: Duration = Duration::from_millis(4);
 
 pub(super) fn run(args: &RunArgs) -> Exit {
@@ -62,7 +64,8 @@ async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
         Some(config) => config.clone(),
         None if here.exists() => here.to_owned(),
         None => {
-            let text = format!("say how to pace: `--config FILE`, or write {HERE} here");
+            let text =
+                format!("there is no {HERE} in this directory; write one, or set `--config FILE`");
             return Err((Exit::Usage, text));
         }
     };
@@ -73,18 +76,21 @@ async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
     let url = url.map_err(|error| (Exit::from(&error), error.to_string()))?;
     let own = config::process_environment("NO_PROXY").or(config::process_environment("no_proxy"));
     let ended = follow(&args.command, variables(&trust, &url, own.as_deref())).await;
-    // From here on it may end.
+    // The session ends here, so a proxy that was started for the command may end.
     drop(proxy);
     ended
 }
 
-/// Runs the command, passes signals on, and ends as it does.
+/// Runs the command, forwards signals to it, and returns its exit code.
 async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failure> {
     let [program, arguments @ ..] = command else {
-        return Err((Exit::Usage, "there is no command".to_owned()));
+        return Err((
+            Exit::Usage,
+            "no command was given; write it after `--`".to_owned(),
+        ));
     };
     let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
-    // Heard from before it runs, so that none is missed.
+    // The handlers are installed before the command starts, so that no signal is missed.
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut quit = signal(SignalKind::quit()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -93,8 +99,14 @@ async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failur
         .args(arguments)
         .envs(variables)
         .spawn()
-        .map_err(|error| (Exit::Usage, format!("`{program}` cannot be run: {error}")))?;
-    // What a terminal sends goes to both of us.
+        .map_err(|error| {
+            (
+                Exit::Usage,
+                format!("`{program}` cannot be run: {error}; check its name and permissions"),
+            )
+        })?;
+    // A terminal sends SIGINT and SIGQUIT to the whole process group, so the command receives them
+    // without help.
     let typed = std::io::IsTerminal::is_terminal(&std::io::stdin());
     loop {
         tokio::select! {
@@ -114,20 +126,20 @@ fn pass_on(child: &Child, signal: rustix::process::Signal) {
     let pid = pid.and_then(rustix::process::Pid::from_raw);
     let passed = pid.map(|pid| rustix::process::kill_process(pid, signal));
     if let Some(Err(error)) = passed {
-        // It may just have ended.
-        tracing::debug!(%error, "a signal could not be passed on");
+        // The command may have ended a moment ago.
+        tracing::debug!(%error, "a signal could not be forwarded to the command");
     }
 }
 
-/// A proxy that stays for as long as this is held.
+/// Running proxy with an open session, which keeps it running until this value is dropped.
 pub(super) struct Proxy {
     serving: ServingInfo,
-    #[expect(dead_code, reason = "its connection is what counts")]
+    #[expect(dead_code, reason = "the open session keeps the proxy running")]
     session: Session,
 }
 
 impl Proxy {
-    /// Where it listens.
+    /// Returns the address on which the proxy listens for requests.
     pub(super) const fn listen(&self) -> std::net::SocketAddr {
         self.serving.listen
     }
@@ -135,7 +147,7 @@ impl Proxy {
     pub(super) async fn find_or_start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
         let data_dir = trust.data_dir();
         let failed = |error: std::io::Error| (Exit::DataDir, error.to_string());
-        // Two who begin at once would start two, each with the whole limit.
+        // The lock prevents two commands from starting two proxies, each with the full limits.
         let lock = File::create(data_dir.join("run.lock")).map_err(failed)?;
         lock.lock().map_err(failed)?;
         let found = match Self::find(config, trust).await {
@@ -146,7 +158,7 @@ impl Proxy {
         found
     }
 
-    /// One that runs, with the same configuration and data directory.
+    /// Returns a running proxy with the same configuration and data directory, if there is one.
     async fn find(config: &Path, trust: &Trust) -> Option<Self> {
         let known = serving(trust.data_dir())?;
         let (told, session) = Session::begin(&known, trust).await?;
@@ -169,7 +181,8 @@ impl Proxy {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(failed)?)
             .stderr(log)
-            // What is typed at a terminal is for the command.
+            // The proxy gets a process group of its own, because signals of the terminal are for
+            // the command.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
@@ -187,16 +200,19 @@ impl Proxy {
             }
             clock.sleep_until(clock.now() + LOOK).await;
         }
-        let text = format!("the proxy did not start; see {}", log_path.display());
+        let text = format!(
+            "the proxy did not start in time; read its log {}",
+            log_path.display()
+        );
         Err((Exit::Internal, text))
     }
 }
 
-/// A connection that says that we are there.
+/// Open response of `GET /v1/attend`, which the proxy counts as a session until it is dropped.
 struct Session {
-    #[expect(dead_code, reason = "it is open as long as this lives")]
+    #[expect(dead_code, reason = "dropping it would end the session")]
     body: Incoming,
-    #[expect(dead_code, reason = "it is open as long as this lives")]
+    #[expect(dead_code, reason = "dropping it would end the session")]
     sender: http1::SendRequest<Empty<Bytes>>,
 }
 

@@ -1,4 +1,4 @@
-//! `outpace serve`: run the proxy.
+//! `outpace serve`: runs the proxy until a signal or the last session ends it.
 
 use std::num::NonZero;
 use std::time::Duration;
@@ -9,14 +9,15 @@ use super::{ConfigArgs, Exit, print_error};
 use crate::app::{App, RunMode};
 use crate::{config, telemetry};
 
-/// Time for what is dropped at the end to be dropped.
+/// Time for tasks that outlast the drain to be dropped before the process ends.
 const LAST_BREATH: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// End with the last who asks `/v1/attend`; any free port will do
+    /// End after the last session of /v1/attend, and listen on free ports if the configured ones
+    /// are taken
     #[arg(long, hide = true)]
     attended: bool,
 }
@@ -29,7 +30,7 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
         RunMode::Standing
     };
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
-    // With one core a second thread would only cost switches.
+    // A second thread on a single core would only add context switches.
     let asked = config::process_environment("TOKIO_WORKER_THREADS");
     let threads: NonZero<usize> = match asked.and_then(|count| count.parse().ok()) {
         Some(count) => count,
@@ -43,7 +44,9 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
     let runtime = match builder.worker_threads(threads.get()).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            print_error(&format!("no threads could be started: {error}"));
+            print_error(&format!(
+                "the runtime could not be started: {error}; raise the limits on open files and threads"
+            ));
             return Exit::Internal;
         }
     };
@@ -52,7 +55,7 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
         let lines = app.lines();
         app.run().await.map(|()| lines)
     });
-    // What the drain did not wait for any longer is dropped, and leaves its records.
+    // Tasks that outlast the drain are dropped here, and each writes its record.
     runtime.shutdown_timeout(LAST_BREATH);
     match served {
         Ok(lines) => {

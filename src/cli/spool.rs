@@ -1,4 +1,4 @@
-//! `outpace spool verify` and `export`: a spool that no outpace uses at the moment.
+//! `outpace spool verify` and `export`: read a spool that no running outpace uses.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -20,19 +20,19 @@ pub(super) struct SpoolArgs {
 
 #[derive(Debug, Subcommand)]
 enum SpoolCommand {
-    /// Read every item and compare its checksum
+    /// Read every item and verify its checksum
     Verify {
-        /// The directory of the spool
+        /// Directory that holds the spool
         dir: PathBuf,
     },
-    /// Print every item as a line of JSON; sealed fields stay sealed
+    /// Print every item as a line of JSON, without opening sealed fields
     Export {
-        /// The directory of the spool
+        /// Directory that holds the spool
         dir: PathBuf,
     },
 }
 
-/// Items that are read at once.
+/// Number of items that are read from the store in one query.
 const PAGE: u32 = 500;
 
 pub(super) fn run(args: &SpoolArgs) -> Exit {
@@ -41,7 +41,10 @@ pub(super) fn run(args: &SpoolArgs) -> Exit {
         SpoolCommand::Export { dir } => (dir, true),
     };
     if !dir.join("spool.db").exists() {
-        print_error(&format!("there is no spool in {}", dir.display()));
+        print_error(&format!(
+            "there is no spool in {}; name the directory that contains spool.db",
+            dir.display()
+        ));
         return Exit::Usage;
     }
     block_on(async {
@@ -59,7 +62,7 @@ pub(super) fn run(args: &SpoolArgs) -> Exit {
             Ok(0) => Exit::Ok,
             Ok(damaged) => {
                 print_error(&format!(
-                    "{damaged} items are damaged; they will not be sent, but lie with the dead letters"
+                    "{damaged} items are damaged; outpace will move them to the dead letters instead of sending them"
                 ));
                 Exit::DataDir
             }
@@ -82,7 +85,7 @@ fn settings(dir: PathBuf) -> DiskSettings {
     }
 }
 
-/// Reads every item; returns how many are damaged.
+/// Reads every item, prints it if `export` is set, and returns the number of damaged items.
 async fn walk(disk: &DiskStore, export: bool) -> Result<u64, StoreError> {
     let buffers = disk.buffers();
     let mut all = 0;
@@ -141,6 +144,6 @@ fn line(buffer: &str, item: &Item, body: &[u8]) {
         "attempts": item.attempts,
         "last_status": item.last_status,
     });
-    // A closed pipe is no error of ours.
+    // A closed pipe is ignored, because the reader may stop at any line.
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,4 +1,5 @@
-//! `outpace status`, `explain`, `health`: what a running outpace says of itself, from its admin port.
+//! `outpace status`, `explain` and `health`: print the state of a running outpace, read from its
+//! admin port.
 
 use clap::Args;
 use http::Method;
@@ -14,7 +15,7 @@ use crate::config;
 pub(super) struct StatusArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// As JSON
+    /// Print the response as JSON
     #[arg(long)]
     json: bool,
 }
@@ -23,21 +24,21 @@ pub(super) struct StatusArgs {
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// The URL of the request
+    /// URL of the request to explain
     url: String,
-    /// Its method; GET, or POST with --data
+    /// Method of the request (default: GET, or POST with --data)
     #[arg(long, short = 'X', value_name = "METHOD")]
     request: Option<String>,
-    /// A field of it, as `name: value`
+    /// Header field of the request, as "name: value"
     #[arg(long = "header", short = 'H', value_name = "FIELD")]
     headers: Vec<String>,
-    /// Its body
+    /// Body of the request
     #[arg(long, short, value_name = "BODY")]
     data: Option<String>,
-    /// The client it comes from, where `clients` are configured
+    /// Name of the client that sends the request (if clients are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
-    /// As JSON
+    /// Print the response as JSON
     #[arg(long)]
     json: bool,
 }
@@ -46,7 +47,7 @@ pub(super) struct ExplainArgs {
 pub(super) struct HealthArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// Whether it is ready for work, not only alive
+    /// Check for readiness instead of a running process only
     #[arg(long)]
     ready: bool,
 }
@@ -102,13 +103,13 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Rates as they are in force.
+/// Formats the limits of a target that are in force, including limits that operators pinned.
 fn limits(target: &Value) -> String {
     let limits = array(target, "limits").iter().map(|limit| {
         let (name, bound) = (text(limit, "name"), text(limit, "bound"));
         match text(limit, "pinned") {
             "" => format!("{name} {bound}"),
-            pinned => format!("{name} {pinned} (pinned; the file says {bound})"),
+            pinned => format!("{name} {pinned} (pinned, configured as {bound})"),
         }
     });
     limits.collect::<Vec<_>>().join(", ")
@@ -132,7 +133,7 @@ fn shown(told: &Value) -> String {
     let columns = [
         ("TARGET", "/name"),
         ("RATES", "/rates"),
-        ("IN FORCE", "/why"),
+        ("STATE", "/why"),
         ("WAITING", "/waiting"),
         ("DELIVERED", "/delivered"),
         ("REFUSED", "/refused"),
@@ -183,11 +184,11 @@ async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
         outpace.call(Method::GET, &path, &Value::Null).await,
         &args.place.config,
     ) {
-        // It does not run: the configuration says the rest.
+        // outpace does not run, so the configuration alone explains the request.
         (Err((Exit::Port, _)), Some(config)) => {
             let wrong = |text: String| (Exit::Usage, text);
             let loaded = config::load(config, &config::process_environment, 0)
-                .map_err(|error| wrong(format!("the configuration is wrong:\n{error}")))?;
+                .map_err(|error| wrong(format!("the configuration is invalid:\n{error}")))?;
             explain(&loaded.config.policy, &question, None).map_err(wrong)
         }
         (told, _) => told,

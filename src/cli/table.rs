@@ -1,8 +1,9 @@
-//! Tables for people.
+//! Plain-text tables for the output of subcommands.
 
 use serde_json::Value;
 
-/// A table of objects: a heading and where its value is. Columns are as wide as what stands in them.
+/// Formats JSON objects as the rows of a table. Each column consists of a heading and a JSON
+/// pointer (RFC 6901), and is as wide as its widest cell.
 pub(super) fn table(rows: &[Value], columns: &[(&str, &str)]) -> String {
     let mut lines: Vec<Vec<String>> = vec![
         columns

@@ -1,13 +1,15 @@
-//! What a program needs in its environment to use the proxy and to trust its CA: fourteen common clients
-//! need six different mechanisms, and these are all of them.
+//! Environment variables that make a program use the proxy and trust its CA. Fourteen common
+//! clients need six different mechanisms, and this list covers all of them.
 
 use std::path::Path;
 
 use crate::app::Trust;
 
-/// Variables that make a program use the proxy. Both spellings are read by somebody.
+/// Variables that make a program use the proxy. Both spellings are set, because each is read by
+/// some programs only.
 const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
-/// Variables that *replace* a program's roots: they get the roots and our CA.
+/// Variables that *replace* a program's root certificates. Their value is the bundle of all roots
+/// and the CA.
 const REPLACING: [&str; 11] = [
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
@@ -21,16 +23,18 @@ const REPLACING: [&str; 11] = [
     "npm_config_cafile",
     "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
 ];
-/// Variables that *add* to a program's roots: they get our CA alone.
+/// Variables that *add* to a program's root certificates. Their value is the CA certificate alone.
 const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
-/// Where the proxy is not for: itself, and addresses that it refuses.
+/// Hosts and networks to reach without the proxy, which would refuse most of these private
+/// addresses.
 const NO_PROXY: &str =
     "localhost,127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local";
 
-/// Names and values.
+/// Names of variables with their values, in the order of the output.
 pub(super) type Variables = Vec<(&'static str, String)>;
 
-/// All of them, for the proxy at this URL; `own_no_proxy` is what the user excepts already.
+/// Returns all variables for the proxy at the URL `proxy`. `own_no_proxy` lists the user's own
+/// exceptions, which are kept.
 pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) -> Variables {
     let ourselves = url::Url::parse(proxy)
         .ok()
@@ -48,9 +52,9 @@ pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) 
     variables.extend(["NO_PROXY", "no_proxy"].map(|name| (name, excepted.clone())));
     variables.extend(REPLACING.map(|name| (name, absolute(&trust.bundle))));
     variables.extend(ADDING.map(|name| (name, absolute(&trust.cert))));
-    // wget reads no variable but the name of its configuration.
+    // wget reads only one variable, which names its configuration file.
     variables.push(("WGETRC", absolute(&trust.wgetrc)));
-    // Node obeys the variables of a proxy from version 24 on, if it is told to.
+    // Node reads the proxy variables since version 24, if this variable is set.
     variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
     variables.push(("UV_NATIVE_TLS", "1".to_owned()));
     variables

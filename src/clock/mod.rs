@@ -125,20 +125,24 @@ impl Clock {
         i64::try_from(unix_time(self.wall()).as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// Sleeps until `at`, and returns immediately if `at` has passed. An instant later than one
-    /// year after the clock's start is cut to that year. This method is cancel safe.
+    /// Sleeps until `at`, and returns immediately if `at` has passed. A sleep ends after one year at
+    /// the latest. This method is cancel safe.
     pub async fn sleep_until(&self, at: Instant) {
         tokio::time::sleep_until(self.on_runtime(at)).await;
     }
 
-    /// Converts an instant of the axis to one of tokio's, at most [`FAR_SLEEP`] after the clock's
-    /// start.
+    /// Converts an instant of the axis to one of tokio's, at most [`FAR_SLEEP`] from now.
     fn on_runtime(&self, at: Instant) -> tokio::time::Instant {
-        self.0.start + at.since(Instant(self.0.anchor_ns)).min(FAR_SLEEP)
+        let anchor = Instant(self.0.anchor_ns);
+        let from_start = at.since(anchor);
+        if from_start <= FAR_SLEEP {
+            return self.0.start + from_start;
+        }
+        self.0.start + from_start.min(self.now().since(anchor) + FAR_SLEEP)
     }
 }
 
-/// Maximum distance of a tokio timer from the clock's start. The bound is one year, because tokio's
+/// Maximum distance of a tokio timer from now. The bound is one year, because tokio's
 /// timer wheel reaches only about two years.
 const FAR_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -166,6 +170,21 @@ mod tests {
         let start = clock.now();
         clock.sleep_until(start + Duration::from_secs(3600)).await;
         assert_eq!(clock.now().since(start), Duration::from_secs(3600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_is_as_long_after_years_of_uptime() {
+        let clock = Clock::anchored(1_000);
+        tokio::time::advance(FAR_SLEEP * 3).await;
+        for wait in [1, 60, 3600].map(Duration::from_secs) {
+            let start = clock.now();
+            clock.sleep_until(start + wait).await;
+            assert_eq!(clock.now().since(start), wait);
+        }
+        assert_eq!(
+            clock.on_runtime(Instant::FAR),
+            clock.on_runtime(clock.now() + FAR_SLEEP)
+        );
     }
 
     #[test]

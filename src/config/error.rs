@@ -1,23 +1,23 @@
-//! Telling what is wrong, where, and how to write it.
+//! Errors of the configuration, which name the problem, its position and the correct form.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Why a configuration was not taken over.
+/// Error for a configuration that was not applied, with all problems that were found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     path: PathBuf,
     problems: Vec<Violation>,
 }
 
-/// One problem.
+/// One problem in a configuration, with its position and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Line and column, where the parser knows them.
+    /// Line and column in the document, if the parser reports them.
     pub place: Option<(usize, usize)>,
-    /// The path inside the document, such as `targets[0].limits[1].rate`; empty for the whole.
+    /// Path inside the document, such as `targets[0].limits[1].rate`. Empty for the whole document.
     pub key: String,
-    /// What is wrong and how to write it.
+    /// Message that names the problem and the correct form.
     pub text: String,
 }
 
@@ -26,7 +26,8 @@ impl ConfigError {
         Self::one(path, None, "", format!("the file cannot be read: {cause}"))
     }
 
-    /// A YAML or type error: the parser's message, taken apart.
+    /// Converts an error in the syntax or a type. The parser's message is split into position, key
+    /// and text.
     pub(super) fn syntax(path: &Path, error: &serde_yaml::Error) -> Self {
         let place = error.location().map(|at| (at.line(), at.column()));
         let full = error.to_string();
@@ -48,7 +49,7 @@ impl ConfigError {
         }
     }
 
-    /// A wrong choice of client on the command line.
+    /// Creates the error for a wrong choice of client on the command line.
     pub fn about_client(text: String) -> Self {
         Self::one(Path::new("clients"), None, "", text)
     }
@@ -65,7 +66,7 @@ impl ConfigError {
         }
     }
 
-    /// The problems.
+    /// Returns the problems in the order in which they were found.
     pub fn problems(&self) -> &[Violation] {
         &self.problems
     }
@@ -78,7 +79,7 @@ fn is_key(text: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '[' | ']' | '-' | '?'))
 }
 
-/// Adds the nearest known key to "unknown field".
+/// Replaces "unknown field" with a message that suggests the nearest known key, or lists all keys.
 fn with_suggestion(text: &str) -> String {
     let Some(rest) = text.strip_prefix("unknown field `") else {
         return text.to_owned();

@@ -1,8 +1,9 @@
-//! YAML to policy and settings; the only place that knows YAML.
+//! Configuration: YAML becomes a policy and settings, and no other module reads YAML.
 //!
-//! Parsing ends in types that cannot hold nonsense. A syntax or type error is told with its place;
-//! rule violations all at once with their paths. `check`, start and reload run the same code.
-//! `config.example.yaml` is the manual: a test uncomments and runs each of its sections.
+//! Parsing ends in types that cannot hold invalid values. An error in the syntax or a type names
+//! its position. All violations of rules are reported at once, with their paths. `check`, start and
+//! reload run the same code. `config.example.yaml` is the manual, and a test uncomments and runs
+//! each of its sections.
 
 mod error;
 mod resolve;
@@ -26,94 +27,96 @@ use crate::policy::{Policy, Secret};
 use crate::spool::{BufferSpec, DiskSettings, PostgresSpoolSettings};
 use crate::units::ByteSize;
 
-/// What a file says.
+/// Content of a configuration file after validation.
 #[derive(Debug)]
 pub struct Config {
-    /// What takes a restart to change.
+    /// Settings that require a restart to change.
     pub settings: Settings,
-    /// What a reload swaps.
+    /// Policy that each reload replaces as a whole.
     pub policy: Policy,
 }
 
-/// What the parts are built from; changing it takes a restart.
+/// Settings from which the parts of the program are built. A change requires a restart.
 #[derive(Debug, PartialEq)]
 pub struct Settings {
-    /// The proxy's port.
+    /// Address on which the proxy listens for requests.
     pub listen: SocketAddr,
-    /// The URL under which apps reach the proxy, if not by `listen`.
+    /// URL under which apps reach the proxy, if it differs from `listen`.
     pub public_url: Option<String>,
-    /// The operators' port.
+    /// Address on which the admin port listens.
     pub admin_listen: SocketAddr,
-    /// Ports of routes.
+    /// Addresses on which routes with a port of their own listen.
     pub route_ports: Vec<SocketAddr>,
-    /// State on disk.
+    /// Directory in which the proxy keeps its state.
     pub data_dir: PathBuf,
-    /// The CA.
+    /// Source of the CA's certificate and private key.
     pub ca: CaSource,
-    /// Where `ca.pem` and `bundle.pem` go beside the data directory.
+    /// Directory for copies of `ca.pem` and `bundle.pem`, in addition to the data directory.
     pub export_dir: Option<PathBuf>,
-    /// Trusted for origins, beside the system's roots.
+    /// Root certificates that are trusted for origins, in addition to the system's roots.
     pub roots: Vec<CertificateDer<'static>>,
-    /// Where all connections go through.
+    /// Parent proxy through which all connections to origins are made.
     pub parent: Option<ParentProxy>,
-    /// How much of request bodies may be kept.
+    /// Bounds in bytes for request bodies that are kept in memory or on disk.
     pub keep: BodySettings,
-    /// Where schedules live.
+    /// Settings of the ledger, which holds the schedules.
     pub ledger: LedgerSettings,
-    /// What is kept on disk, and for how long; nothing if there is no spool.
+    /// Settings of the spool, or `None` without a spool.
     pub spool: Option<SpoolSettings>,
-    /// How long a drain may take.
+    /// Time that a drain may take before the remaining requests are dropped.
     pub drain_timeout: Duration,
 }
 
-/// What is kept on disk.
+/// Settings of the spool: its store, its bounds, its keys and its declared buffers.
 #[derive(Debug, PartialEq)]
 pub struct SpoolSettings {
-    /// Where and how much.
+    /// Store of the items, with its bounds in bytes.
     pub store: StoreSettings,
-    /// Bytes of one body.
+    /// Bytes that the body of one item may have.
     pub max_body: ByteSize,
-    /// Keys for secrets, the newest first.
+    /// Keys that open sealed secrets, the newest first. Only the newest key seals new secrets.
     pub keys: Vec<Secret>,
-    /// How long what was delivered stays.
+    /// Time for which delivered and cancelled items are kept. Items may be removed earlier if the
+    /// spool is nearly full.
     pub keep_delivered: Duration,
-    /// How long dead letters stay.
+    /// Time for which dead letters and expired items are kept.
     pub keep_dead: Duration,
-    /// Buffers that the file declares.
+    /// Buffers that the configuration file declares.
     pub buffers: Vec<BufferSpec>,
 }
 
-/// Where items are kept.
+/// Store of the items, which is local or shared by all replicas.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StoreSettings {
-    /// On this machine.
+    /// Directory on this machine, which one process uses at a time.
     Disk(DiskSettings),
-    /// In the ledger's database, for all replicas.
+    /// Database of the ledger, which all replicas share.
     Postgres(PostgresSpoolSettings),
 }
 
-/// Where schedules live, and what happens without that place.
+/// Settings of the ledger, with its behaviour during an outage of the database.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LedgerSettings {
-    /// A database; memory if there is none.
+    /// Database that holds the schedules, or `None` for a ledger in memory.
     pub postgres: Option<PostgresSettings>,
-    /// While it cannot be reached.
+    /// Behaviour while the database cannot be reached.
     pub outage: Outage,
 }
 
-/// A database of schedules.
+/// Settings of the Postgres database that holds the schedules.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PostgresSettings {
-    /// Its URL, perhaps with a password.
+    /// URL of the database, which may contain a password.
     pub url: Secret,
-    /// Whether `serve` brings its schema up to date.
+    /// True if `serve` brings the schema of the database up to date.
     pub migrate: bool,
 }
 
-/// Looks up an environment variable.
+/// Function that looks up an environment variable by name.
 pub type Environment = dyn Fn(&str) -> Option<String>;
 
-/// The environment of this process.
+/// Looks up a variable in the environment of this process. A value that is not UTF-8 counts as not
+/// set.
 #[expect(
     clippy::disallowed_methods,
     reason = "configuration is where the environment is read"
@@ -122,19 +125,20 @@ pub fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// What a file says, and the operators' token, which is no setting to compare or print.
+/// Validated configuration with the admin token. The token is separate, because it must not be
+/// printed with the settings.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Settings and policy.
+    /// Settings and policy that the file defines.
     pub config: Config,
-    /// What operators prove themselves with.
+    /// Bearer token for the admin port, if the file sets one.
     pub admin_token: Option<Arc<Secret>>,
 }
 
-/// Reads and checks `path`; `generation` counts reloads.
+/// Reads and validates the file at `path`. `generation` counts reloads.
 ///
 /// # Errors
-/// [`ConfigError`]: each problem with its place and how to write it.
+/// Returns a [`ConfigError`] that names each problem, its position and the correct form.
 pub fn load(
     path: &Path,
     environment: &Environment,
@@ -145,10 +149,11 @@ pub fn load(
     parse(path, &text, environment, generation)
 }
 
-/// Like [`load`], with the text at hand; `path` is for messages.
+/// Validates a document as [`load`] does, but takes its text as an argument. `path` only appears in
+/// messages.
 ///
 /// # Errors
-/// [`ConfigError`].
+/// Returns a [`ConfigError`] that names each problem, its position and the correct form.
 pub fn parse(
     path: &Path,
     text: &str,

@@ -1,5 +1,5 @@
-//! From the file to types that cannot hold nonsense. All violations are gathered, each with its path
-//! and how to write it.
+//! Conversion of the file to types that cannot hold invalid values. All violations are collected,
+//! each with its path and the correct form.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,7 +26,7 @@ mod target;
 
 use limit::Tier;
 
-/// Gathers violations.
+/// Collector for the violations in one configuration file.
 #[derive(Debug, Default)]
 pub(super) struct Violations(Vec<Violation>);
 
@@ -39,7 +39,7 @@ impl Violations {
         });
     }
 
-    /// A key that a later version honours must not be accepted silently.
+    /// Reports a key that only a later version honours, so that it is not ignored silently.
     fn not_yet<T>(&mut self, key: impl Into<String>, value: Option<&T>) {
         if value.is_some() {
             self.add(key, "this version does not honour this key yet; remove it");
@@ -47,7 +47,8 @@ impl Violations {
     }
 }
 
-/// Checks a file and builds what it says.
+/// Validates a file and builds the settings and the policy. Returns all violations if there are
+/// any.
 pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, Vec<Violation>> {
     let mut problems = Violations::default();
     let p = &mut problems;
@@ -132,7 +133,8 @@ fn settings(p: &mut Violations, file: ConfigFile, route_ports: Vec<SocketAddr>) 
     }
 }
 
-/// A port that others can reach must not be open to anyone by accident.
+/// Reports a port that other hosts could use without authentication. For the proxy's ports,
+/// `allow_open` permits it.
 fn check_exposure(
     p: &mut Violations,
     settings: &Settings,
@@ -168,7 +170,7 @@ fn span(value: Option<FromText<DurationText>>, default: Duration) -> Duration {
     value.map_or(default, |span| span.0.0)
 }
 
-/// A secret written out, or in a file of its own.
+/// Returns a secret that is written in the configuration or in a file of its own.
 fn secret(
     p: &mut Violations,
     key: &str,
@@ -197,7 +199,7 @@ fn secret(
         (None, None) => return None,
     };
     if text.is_empty() {
-        p.add(key, "it is empty; anyone could guess that");
+        p.add(key, "the secret is empty; write a long random text");
         return None;
     }
     Some(Secret::new(text))
@@ -271,13 +273,16 @@ fn routes(p: &mut Violations, written: &[schema::RouteSection]) -> Routes {
             }
         };
         if !fresh {
-            p.add(key, "another route has the same `host` or `listen`");
+            p.add(
+                key,
+                "another route has the same `host` or `listen`; remove one of them",
+            );
         }
     }
     (by_host, by_port)
 }
 
-/// `scheme://host[:port]`, nothing behind it.
+/// Parses `scheme://host[:port]`, which must not be followed by a path, a query or a fragment.
 fn origin_url(p: &mut Violations, key: &str, text: &str) -> Option<Origin> {
     let problem = |p: &mut Violations, what: &str| {
         p.add(
@@ -287,7 +292,7 @@ fn origin_url(p: &mut Violations, key: &str, text: &str) -> Option<Origin> {
         None
     };
     if text.contains('@') {
-        // It may hold a password: it is not repeated.
+        // The text may contain a password, so the message does not repeat it.
         p.add(
             key,
             "the URL carries credentials; use a target's `set_headers`",
@@ -372,7 +377,7 @@ fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
         .as_ref()
         .and_then(|url| HostName::parse(url.host_str()?).ok());
     let Some((url, host)) = url.zip(host) else {
-        // The text may hold a password: it is not repeated.
+        // The text may contain a password, so the message does not repeat it.
         p.add("egress.upstream_proxy", "it is not the URL of a proxy; write it as \"http://proxy.example.com:3128\" or \"http://USER:PASSWORD@proxy.example.com:3128\"");
         return None;
     };

@@ -1,5 +1,5 @@
-//! The file as it is written. Every key stands here, also those that a later version honours:
-//! `resolve` refuses them by name, so that nothing is accepted silently.
+//! Structure of the configuration file. Keys of later versions are listed, too, so that `resolve`
+//! can report them by name instead of ignoring them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::policy::{Allow, ApiScope, HostPattern};
 use crate::spool::BufferSpec;
 use crate::units::{ByteSize, HostName, Rate};
 
-/// Reads a document; an empty one is all defaults.
+/// Reads a document. An empty document has the default of every key.
 pub(super) fn read(text: &str) -> Result<ConfigFile, serde_yaml::Error> {
     let file: Option<ConfigFile> = serde_yaml::from_str(text)?;
     Ok(file.unwrap_or_default())
@@ -41,7 +41,7 @@ pub(super) struct ConfigFile {
     pub(super) buffers: Vec<BufferSpec>,
 }
 
-/// Where items are kept.
+/// Value of `spool.store`, which selects the store of the items.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum StoreSetting {

@@ -1,5 +1,5 @@
-//! One bad file per mistake, with the exact text beside it (`tests/config/bad`); and the example file,
-//! which is the manual.
+//! Tests of the configuration. `tests/config/bad` contains one invalid file per mistake with the
+//! expected message. The example file is tested as well, because it is the manual.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -19,7 +19,8 @@ fn told(text: &str) -> String {
     loaded.map_or_else(|error| error.to_string(), |_| "ok".to_owned())
 }
 
-/// Set `UPDATE_GOLDEN=1` to write the texts anew; then read them.
+/// Compares all messages with the expected files. `UPDATE_GOLDEN=1` rewrites these files, which
+/// must then be reviewed.
 #[test]
 fn every_mistake_is_told_with_its_place_and_its_remedy() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/bad");
@@ -61,7 +62,8 @@ fn variables_are_expanded_after_parsing() {
     assert!(!format!("{target:?}").contains("s3cret"));
 }
 
-/// The example, with the comment signs taken away from every line of every section that is a key.
+/// Returns the example without the comment signs on each line of a section that is a key. `only`
+/// selects one section.
 fn uncommented(only: Option<&str>) -> String {
     let text = include_str!("../../config.example.yaml");
     let mut out = String::new();
@@ -91,7 +93,7 @@ fn uncommented(only: Option<&str>) -> String {
     out
 }
 
-/// A commented line that is YAML rather than a sentence.
+/// Returns true for a commented line that is YAML rather than a sentence.
 fn is_yaml(body: &str) -> bool {
     let key = body
         .trim_start()
@@ -116,7 +118,7 @@ fn the_example_runs_as_it_is() {
     let loaded = parse(Path::new("config.example.yaml"), text, &|_| None, 0);
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     let empty = parse(Path::new("empty"), "", &|_| None, 0).unwrap();
-    // What is written there is the default.
+    // The example writes out the default values.
     assert_eq!(loaded.config.settings, empty.config.settings);
     assert_eq!(
         loaded.config.policy.unmatched,

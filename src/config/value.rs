@@ -1,6 +1,8 @@
-//! Scalars as they stand in YAML: strings in which `${NAME}` stands for an environment variable, and
-//! quantities that parse from such strings. Expanding after parsing means that a variable's value
-//! cannot change the document's structure, and an error keeps its place.
+//! Scalar values in YAML: strings in which `${NAME}` stands for an environment variable, and
+//! quantities that are parsed from such strings.
+//!
+//! Variables are expanded after parsing. So their values cannot change the structure of the
+//! document, and errors keep their positions.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,12 +19,12 @@ use crate::spool::BufferSpec;
 use crate::units::parse_duration;
 
 thread_local! {
-    /// The variables that the document which this thread parses now may name. serde has no other way
-    /// to bring them to where a string is met.
+    /// Variables that the document names while this thread parses it. A thread-local is needed
+    /// because serde cannot pass them to the visitor of a string.
     static VARIABLES: RefCell<BTreeMap<String, Option<String>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Parses with `environment` behind `${NAME}`; `text` is the document, to know which are named.
+/// Runs `parse` with the environment variables that `text` names as `${NAME}`.
 pub(super) fn with_environment<T>(
     environment: &Environment,
     text: &str,
@@ -41,7 +43,8 @@ pub(super) fn with_environment<T>(
     parsed
 }
 
-/// Replaces `${NAME}`; `$$` stands for one `$`.
+/// Replaces `${NAME}` with the variable's value and `$$` with one `$`. Fails if a variable is not
+/// set or a brace is missing.
 fn expand(text: &str) -> Result<String, String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
@@ -68,7 +71,7 @@ fn expand(text: &str) -> Result<String, String> {
     Ok(expanded)
 }
 
-/// Buffers, whose URL and fields may name variables like every other text.
+/// Reads buffers and expands the variables in their URLs and header fields.
 pub(super) fn buffers<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<BufferSpec>, D::Error> {
@@ -85,7 +88,7 @@ pub(super) fn buffers<'de, D: Deserializer<'de>>(
     Ok(all)
 }
 
-/// A quantity that parses from a string. Its error says how to write it.
+/// Quantity that is parsed from a string. Its error message contains the correct form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FromText<T>(pub(super) T);
 
@@ -101,7 +104,7 @@ where
     }
 }
 
-/// A string, or a number that forgot its unit: `T` says what is wrong with it.
+/// Visitor for a string, or for a number without a unit, which the parser of `T` then reports.
 struct ScalarVisitor<T>(PhantomData<T>);
 
 impl<T> Visitor<'_> for ScalarVisitor<T>
@@ -132,10 +135,10 @@ where
     }
 }
 
-/// Any text.
+/// Plain text in which variables are expanded.
 pub(super) type Text = FromText<String>;
 
-/// A duration with its unit.
+/// Duration with its unit, such as "30s".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DurationText(pub(super) Duration);
 
@@ -146,7 +149,7 @@ impl FromStr for DurationText {
     }
 }
 
-/// A share, in millionths.
+/// Share in millionths, which is written as a percentage such as "20%".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Percent(pub(super) u32);
 
@@ -167,7 +170,7 @@ impl FromStr for Percent {
     }
 }
 
-/// An address to listen on; `localhost` is 127.0.0.1.
+/// Address to listen on, in which `localhost` stands for 127.0.0.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Listen(pub(super) SocketAddr);
 
@@ -186,7 +189,7 @@ impl FromStr for Listen {
     }
 }
 
-/// One item or a list of them.
+/// One string, or a list of strings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OneOrMany(pub(super) Vec<String>);
 

@@ -1,5 +1,7 @@
-//! The pacer's answer and a ready connection, brought together: whoever has its turn can send at
-//! that moment, and whoever waits holds a connection only when its time is near.
+//! Admission of one attempt, which brings the pacer's turn and a ready connection together.
+//!
+//! A request gets its turn only when a connection can send at that moment. A waiting request holds
+//! a connection only shortly before its turn.
 
 use std::future::Future;
 use std::pin::pin;
@@ -18,38 +20,40 @@ use crate::pace::{
 };
 use crate::telemetry::TargetMetrics;
 
-/// Where the connections of one exchange come from.
+/// Source of the connections of one exchange, such as the pool or a tunnel's connector.
 pub(super) trait ConnectionSource {
-    /// What a request is sent on.
+    /// Connection that carries the admitted request or tunnel to the origin.
     type Connection;
 
-    /// One that is ready now.
+    /// Returns a connection that can send now, or `None` if a dial is needed.
     fn idle(&self) -> Option<Self::Connection> {
         None
     }
 
-    /// A new one.
+    /// Opens a connection to the origin, or fails with the error of the dial.
     fn dial(&self) -> impl Future<Output = Result<Self::Connection, origin::OriginError>>;
 
-    /// Ready when there may be an idle one, which there was not.
+    /// Completes when an idle connection may have become available since the last call of
+    /// [`Self::idle`].
     fn returned(&self) -> impl Future<Output = ()> {
         std::future::pending()
     }
 
-    /// Whether one that was kept in readiness still can send.
+    /// Returns true if a connection that was held during the wait can still send.
     fn is_fresh(_connection: &mut Self::Connection) -> bool {
         true
     }
 }
 
-/// The pool's connections for one exchange.
+/// Pool connections for one exchange. For a delivery from the spool, `dial` claims the item first.
 pub(super) struct Pooled<'a> {
     pub(super) exchange: &'a Exchange,
     pub(super) plan: &'a Plan<'a>,
 }
 
 impl Pooled<'_> {
-    /// One for a request that need not wait for its turn.
+    /// Returns an idle or newly dialled connection for a request that does not wait for a turn.
+    /// Fails with [`AdmissionError::Unconnected`] if the dial fails.
     pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, AdmissionError> {
         match self.idle() {
             Some(connection) => Ok(connection),
@@ -62,14 +66,15 @@ impl ConnectionSource for Pooled<'_> {
     type Connection = Lease<Outgoing>;
 
     fn idle(&self) -> Option<Lease<Outgoing>> {
-        // What the spool sends is claimed when its turn is near: as if it were dialled.
+        // A delivery must claim its item before it sends, and only `dial` makes that claim. So a
+        // delivery takes no idle connection here.
         let claims = self.plan.arrival.delivery.is_some();
         let pool = &self.exchange.pool;
         (!claims).then(|| pool.idle(&self.plan.destination))?
     }
 
     fn dial(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::OriginError>> {
-        // Boxed: dialling is rare, and its state would make every request's larger.
+        // Boxed because dialling is rare and its state would enlarge every request's future.
         Box::pin(self.exchange.connect(self.plan))
     }
 
@@ -85,27 +90,27 @@ impl ConnectionSource for Pooled<'_> {
     }
 }
 
-/// What admission needs of the exchange.
+/// Dependencies of one admission: pacer, clock, target metrics and the body to read ahead.
 pub(super) struct AdmissionContext<'a> {
     pub(super) pacer: &'a Pacer,
     pub(super) clock: &'a Clock,
     pub(super) metrics: &'a TargetMetrics,
-    /// The body to read ahead while the request is held.
+    /// Body to read ahead during the wait, or `None` if there is none or reading must wait.
     pub(super) body: Option<&'a Replayable>,
 }
 
-/// Why nobody was admitted.
+/// Reasons for a failed admission: a refusal, a failed dial or a lost client.
 #[derive(Debug)]
 pub(super) enum AdmissionError {
-    /// It cannot leave in time.
+    /// The pacer refused the request, because its turn is too late or the queue is full.
     Refused(Error),
-    /// No connection could be made.
+    /// No connection to the origin could be made, so nothing was sent.
     Unconnected(origin::OriginError),
-    /// The client is gone.
+    /// The client's request body broke during the wait, so the client is gone.
     ClientGone,
 }
 
-/// What work that is not sent by us has in the place of connections.
+/// Stand-in connection source for work that the caller sends, such as an API `acquire` call.
 struct NoConnections;
 
 impl ConnectionSource for NoConnections {
@@ -121,30 +126,31 @@ impl ConnectionSource for NoConnections {
 }
 
 impl Exchange {
-    /// Waits for a turn of work that is not sent by us.
+    /// Waits for a turn for work that the caller sends, such as an API `acquire` call.
     ///
     /// # Errors
-    /// Why it cannot have one in time.
+    /// Returns the refusal if the queue is full or the turn would come after the ticket's deadline.
     pub async fn turn(&self, ticket: &Ticket, record: &mut Record) -> Result<Turn, Error> {
-        let entrance = AdmissionContext {
+        let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics: &self.metrics_of(&ticket.target),
             body: None,
         };
-        match entrance.admit(ticket, record, &NoConnections).await {
+        match context.admit(ticket, record, &NoConnections).await {
             Ok((turn, ())) => Ok(turn),
             Err(AdmissionError::Refused(error)) => Err(error),
             Err(AdmissionError::Unconnected(error)) => Err(error.into()),
             Err(AdmissionError::ClientGone) => {
-                Err(Error::new(Reason::Internal, "there is no body"))
+                Err(Error::new(Reason::Internal, "body error without a body"))
             }
         }
     }
 }
 
 impl AdmissionContext<'_> {
-    /// Waits for a turn and a connection to use it on.
+    /// Waits for a turn and for a connection to use it on. Adds the waiting time to
+    /// `record.waited`.
     pub(super) async fn admit<S: ConnectionSource>(
         &self,
         ticket: &Ticket,
@@ -160,7 +166,7 @@ impl AdmissionContext<'_> {
                 ConnectionState::Absent
             };
             let (turn, connection) = match self.pacer.enter(ticket, readiness) {
-                // Booked for this moment, in which the connection is ready.
+                // The slot is due now and the connection is ready, so the request leaves at once.
                 Admission::Turn(turn) => match connection {
                     Some(connection) => break Ok((turn.leave_at_once(), connection)),
                     None => (turn, None),
@@ -172,7 +178,8 @@ impl AdmissionContext<'_> {
                     began = began.or_else(|| Some(self.clock.now()));
                     record.limit = waiter.held_by.clone().or(record.limit.take());
                     match Box::pin(self.wait(waiter, ticket, connection, connections)).await {
-                        // It may have been closed while it was kept ready.
+                        // The connection may have closed during the wait. In that case a new one is
+                        // dialled below.
                         Ok((turn, connection)) => {
                             record.limit = turn.held_by.clone().or(record.limit.take());
                             (turn, still_fresh::<S>(connection))
@@ -183,18 +190,19 @@ impl AdmissionContext<'_> {
             };
             let connection = match connection {
                 Some(connection) => connection,
-                // If that takes too long, the void turn is noticed below.
+                // A slow dial can make the turn void, which `leave` detects below.
                 None => match connections.dial().await {
                     Ok(connection) => connection,
                     Err(error) => break Err(AdmissionError::Unconnected(error)),
                 },
             };
-            // Void if the machine or the dial took too long: back into the line, at the old place.
+            // A turn is void after a pause of the process, a slow dial or a new block. The request
+            // then enters the queue again at its old place.
             if let Ok(turn) = turn.leave() {
                 break Ok((turn, connection));
             }
         };
-        // Who had its turn at once did not wait, and need not ask the time.
+        // A request that got its turn at once did not wait, so the clock is not read again.
         if let Some(began) = began {
             record.waited += self.clock.now().since(began);
         }
@@ -209,7 +217,7 @@ impl AdmissionContext<'_> {
         connections: &S,
     ) -> Result<(Turn, S::Connection), AdmissionError> {
         let _counted = WaitingGauge::new(self.metrics);
-        // One far back in the line holds no connection.
+        // A request far back in the queue returns its connection until it is called.
         let mut connection = connection.filter(|_| waiter.is_ready());
         let mut called = false;
         let mut ahead = pin!(async {
@@ -237,7 +245,8 @@ impl AdmissionContext<'_> {
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
-                        // Only the ready get a turn; without a connection it goes back.
+                        // Only waiters with a ready connection get a turn. Without a connection the
+                        // slot is returned and a dial begins.
                         None => called = true,
                     },
                 },
@@ -246,14 +255,15 @@ impl AdmissionContext<'_> {
                     connection = Some(dialled.map_err(AdmissionError::Unconnected)?);
                     waiter.ready();
                 }
-                // Somebody's came back before ours was made: an origin may be slow to accept.
+                // Another request returned its connection before this dial ended. The loop takes
+                // that connection, because an origin may be slow to accept.
                 () = connections.returned(), if dialling.is_some() => {}
                 _gone = &mut ahead => return Err(AdmissionError::ClientGone),
             }
         }
     }
 
-    /// Tells the numbers: how long, how many before, which limit.
+    /// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
     fn refused(&self, ticket: &Ticket, refusal: &Refusal) -> Error {
         let now = self.clock.now();
         let wait = refusal.available.since(now);
@@ -278,14 +288,14 @@ impl AdmissionContext<'_> {
             RefusalKind::WaitTooLong => Error::new(
                 Reason::WaitTooLong,
                 format!(
-                    "{cause} lets this request go in {}, and it may be held for {}; {waiting} are waiting",
+                    "{cause} allows this request in {}, but its max wait is {}; queue length: {waiting}",
                     seconds(wait),
                     seconds(patience),
                 ),
             ),
             RefusalKind::QueueFull => Error::new(
                 Reason::QueueFull,
-                format!("{waiting} requests wait for target `{name}`, and no more may",),
+                format!("the queue of target `{name}` is full: {waiting} requests are waiting",),
             ),
         };
         error.limit = refusal.held_by.clone();
@@ -301,7 +311,7 @@ fn seconds(duration: Duration) -> String {
     format!("{:.3} s", duration.as_secs_f64())
 }
 
-/// Polls the future inside; the caller knows that there is one.
+/// Polls the future inside the option. Without a future it stays pending, so callers check first.
 async fn poll_some<F: Future>(mut some: std::pin::Pin<&mut Option<F>>) -> F::Output {
     std::future::poll_fn(|cx| match some.as_mut().as_pin_mut() {
         Some(future) => future.poll(cx),
@@ -310,7 +320,7 @@ async fn poll_some<F: Future>(mut some: std::pin::Pin<&mut Option<F>>) -> F::Out
     .await
 }
 
-/// Counts one waiting request while it lives.
+/// Guard that counts one waiting request in the target's gauge until it is dropped.
 struct WaitingGauge(TargetMetrics);
 
 impl WaitingGauge {
@@ -340,7 +350,8 @@ mod tests {
     use crate::shutdown::Tasks;
     use crate::telemetry::{LineWriter, Metrics};
 
-    /// An origin that accepts nobody any more, and one connection that somebody else uses.
+    /// Origin that no longer accepts connections, with one connection that another request is
+    /// using.
     #[derive(Default)]
     struct SlowToAccept {
         idle: Cell<Option<u8>>,
@@ -384,7 +395,7 @@ mod tests {
             arrived: clock.now(),
             deadline: clock.now() + Duration::from_secs(5),
         };
-        let entrance = AdmissionContext {
+        let context = AdmissionContext {
             pacer: &pacer,
             clock: &clock,
             metrics: &metrics.target(&target.name),
@@ -395,11 +406,11 @@ mod tests {
             clock
                 .sleep_until(clock.now() + Duration::from_secs(1))
                 .await;
-            assert!(connections.dialled.get(), "it was called to make one");
+            assert!(connections.dialled.get(), "the called waiter must dial");
             connections.idle.set(Some(7));
             connections.returned.notify_one();
         };
-        let admitted = entrance.admit(&ticket, &mut record, &connections);
+        let admitted = context.admit(&ticket, &mut record, &connections);
         let (admitted, ()) = tokio::join!(admitted, comes_back);
         assert_eq!(admitted.map(|(_, connection)| connection).ok(), Some(7));
         assert_eq!(record.waited, Duration::from_secs(1));

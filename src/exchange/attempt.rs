@@ -1,5 +1,8 @@
-//! From the request that came to the request that leaves: rebuilt, never copied (RFC 9110 section
-//! 7.6). Host, version, framing and connection options are ours; everything else is the client's.
+//! Rebuilding of the client's request for the origin. No head is copied as it is, because many
+//! fields apply to one hop only (RFC 9110 section 7.6).
+//!
+//! Only `Host`, `Via`, the version, the framing and the connection options come from outpace. All
+//! other fields come from the client or from the target's `set_headers`.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -12,23 +15,23 @@ use crate::policy::Target;
 use crate::semantics::{self, HeaderFlags, Pseudonym, Upgrade};
 use crate::units::{Origin, Scheme};
 
-/// What every attempt of an exchange is made from.
+/// Parts of the client's request from which every attempt of an exchange is built.
 #[derive(Debug)]
 pub(super) struct Template {
     method: Method,
     path: PathAndQuery,
-    /// End-to-end fields and ours, `Host` among them.
+    /// End-to-end fields of the client, and fields that outpace sets, such as `Host` and `Via`.
     headers: HeaderMap,
-    /// Whether the origin may send trailers.
+    /// True if the client accepts trailers (`TE: trailers`, RFC 9110 section 10.1.4).
     te: bool,
     chunked: bool,
-    /// The switch of protocol that the client asks for.
+    /// Protocol switch that the client requests (RFC 9110 section 7.8), or `None`.
     pub(super) upgrade: Option<Upgrade>,
 }
 
 impl Template {
-    /// Takes the client's head apart. Fields are stripped before ours are set, so that a client cannot
-    /// take ours away.
+    /// Builds the template from the client's head. Client fields are stripped before outpace sets
+    /// its own fields, so that a client cannot remove those.
     pub(super) fn new(
         mut head: Parts,
         flags: HeaderFlags,
@@ -54,7 +57,7 @@ impl Template {
         }
         pseudonym.add(head.version, &mut headers);
         let path = head.uri.path_and_query().cloned();
-        // Nearly always the client has written it as we would.
+        // Usually the client's `Host` has the canonical form already, so no value is allocated.
         let written = headers.get(header::HOST);
         if !written.is_some_and(|host| origin.is_written(host.as_bytes())) {
             let host = HeaderValue::try_from(origin.authority());
@@ -82,7 +85,8 @@ impl Template {
         &self.headers
     }
 
-    /// The client's own fields: what is ours, or the target's, is set anew whenever it is sent.
+    /// Returns the client's fields to store with a deferred request. Leaves out `Prefer` and the
+    /// fields that outpace or the target sets again for each delivery.
     pub(super) fn own_headers(&self, target: Option<&Target>) -> HeaderMap {
         let mut own = self.headers.clone();
         let set = target
@@ -100,12 +104,13 @@ impl Template {
         own
     }
 
-    /// Adds fields of ours.
+    /// Adds fields that outpace sends to the origin, such as `Outpace-Item` on a delivery.
     pub(super) fn add(&mut self, fields: &[(HeaderName, HeaderValue)]) {
         self.headers.extend(fields.iter().cloned());
     }
 
-    /// The request of one attempt, for the protocol that its connection speaks.
+    /// Builds the request of one attempt for the protocol `spoken` on its connection. Over
+    /// HTTP/1.1, plain HTTP to a parent proxy has the absolute-form (RFC 9112 section 3.2.2).
     pub(super) fn request(
         &self,
         spoken: Protocol,
@@ -137,7 +142,7 @@ impl Template {
                 *request.version_mut() = Version::HTTP_2;
                 *request.uri_mut() = self.absolute(origin);
                 *request.headers_mut() = self.headers.clone();
-                // HTTP/2 has `:authority` instead (RFC 9113 section 8.3.1).
+                // HTTP/2 carries the authority in `:authority` instead (RFC 9113 section 8.3.1).
                 request.headers_mut().remove(header::HOST);
             }
         }
@@ -158,7 +163,8 @@ impl Template {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, upgrade.protocol.clone());
         } else if self.te {
-            // `TE` is for this hop, and says so (RFC 9110 section 10.1.4).
+            // `TE` applies to this hop only, so `Connection` must name it (RFC 9110 section
+            // 10.1.4).
             headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
         if self.chunked {
@@ -169,8 +175,8 @@ impl Template {
         }
     }
 
-    /// Whether repeating it has no further effect (RFC 9110 section 9.2.2), or the client has given
-    /// the origin the means to notice.
+    /// Returns true if repeating the request has no further effect. That holds for an idempotent
+    /// method (RFC 9110 section 9.2.2) and for a request with `Idempotency-Key`.
     pub(super) fn is_idempotent(&self) -> bool {
         self.method.is_idempotent() || self.headers.contains_key("idempotency-key")
     }

@@ -1,9 +1,10 @@
-//! The request's body: passed on as it comes, and kept so that it can be sent again.
+//! Request bodies, forwarded as they arrive and buffered so that they can be sent again.
 //!
-//! It is kept in memory up to a bound, then in an unlinked temporary file up to another, then not at
-//! all: what exceeds both is streamed once. While a request is held, its body is read ahead within
-//! the same bounds; beyond them reading stops, and the client feels it. Both bounds hold per request
-//! and for all requests together, so memory depends on configuration, not on traffic.
+//! A body is buffered in memory up to one bound, then in an unlinked temporary file up to another.
+//! A body beyond both bounds is streamed once. While a request is held, its body is read ahead
+//! within the same bounds. Beyond them reading stops, so flow control stops the client. Both bounds
+//! apply per request and to all requests together, so memory depends on configuration and not on
+//! traffic.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -23,12 +24,12 @@ use super::record::BodyLocation;
 use super::respond::{BodyError, strip_forbidden_trailers};
 use crate::sync::lock;
 
-/// The body of a request that came to us.
+/// Body of a request that outpace received, from a client or from the spool.
 #[derive(Debug)]
 pub(super) enum InboundBody {
-    /// From a client, as it comes.
+    /// Body of a client's request, read from its connection as it arrives.
     Client(Incoming),
-    /// From the spool, whole.
+    /// Body of a stored request, which the spool provides as a whole.
     Stored(Bytes),
 }
 
@@ -41,43 +42,44 @@ impl InboundBody {
     }
 }
 
-/// The body of a request to an origin.
+/// Body of a request that outpace sends to an origin.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// None.
+    /// No body, so the stream ends without a frame.
     Empty,
-    /// One reading of a kept body.
-    BodyLocation(Reader),
+    /// One read of a buffered body, from its first byte to its trailers.
+    Held(Reader),
 }
 
-/// A body that can be sent several times, within bounds. Clones share it.
+/// Request body that can be sent several times within the configured bounds. Clones share one
+/// buffer.
 #[derive(Debug, Clone)]
 pub(super) struct Replayable(Arc<Mutex<HeldBody>>);
 
 #[derive(Debug)]
 struct HeldBody {
     body_budget: Arc<BodyBudget>,
-    /// None if it is all there.
+    /// Stream from the client, or `None` for a stored body, which is complete from the start.
     source: Option<Incoming>,
-    /// The first bytes.
+    /// First bytes of the body, buffered in memory in order of arrival.
     chunks: Vec<Bytes>,
     in_memory: u64,
-    /// What follows them.
+    /// Temporary file with the bytes after `chunks`, or `None` before the first write.
     file: Option<Arc<File>>,
     on_disk: u64,
     writing: Option<Writing>,
-    /// What was read ahead but fits nowhere; at most one read.
+    /// Chunk that was read ahead but fits neither bound. Reading stops until it is forwarded.
     rest: Option<Bytes>,
     trailers: Option<HeaderMap>,
     end: End,
-    /// Whether everything read so far is kept.
+    /// True until a chunk is forwarded without being buffered. Then the body cannot be sent again.
     complete: bool,
 }
 
 #[derive(Debug)]
 struct Writing {
     chunk: Bytes,
-    /// Whether a reader has passed the chunk on already.
+    /// True if a reader has already forwarded the chunk that is being written.
     passed_on: bool,
     task: JoinHandle<std::io::Result<Arc<File>>>,
 }
@@ -89,13 +91,13 @@ enum End {
     Broken,
 }
 
-/// The client's side of the body broke.
+/// Error of a request body that ended before the client completed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the client's request ended too early")]
+#[error("the client's request body ended too early")]
 pub(super) struct ClientGone;
 
 impl Replayable {
-    /// Keeps what comes from `source`.
+    /// Creates a body from `source` and buffers it within the bounds of `body_budget`.
     pub(super) fn new(source: InboundBody, body_budget: Arc<BodyBudget>) -> Self {
         let (source, chunks) = match source {
             InboundBody::Client(incoming) => (Some(incoming), Vec::new()),
@@ -110,7 +112,7 @@ impl Replayable {
             body_budget,
             source,
             chunks,
-            // What the spool keeps it counts itself.
+            // Zero because a stored body does not count towards this budget.
             in_memory: 0,
             file: None,
             on_disk: 0,
@@ -122,19 +124,19 @@ impl Replayable {
         })))
     }
 
-    /// Reads ahead while the request is held; ends only if the client is gone.
+    /// Reads ahead while the request is held. Completes only if the client's body breaks.
     ///
     /// # Cancel safety
-    /// Cancel safe: what was read is kept.
+    /// Cancel safe, because all bytes read so far stay buffered.
     pub(super) async fn read_ahead(&self) -> ClientGone {
         std::future::poll_fn(|cx| self.lock().poll_ahead(cx)).await
     }
 
-    /// Reads ahead until the end or until `most` bytes are kept in memory; what was read, if it is
-    /// the whole body.
+    /// Reads ahead until the body ends or exceeds `most` bytes. Returns the whole body, or `None`
+    /// if it broke, is longer or did not fit in memory. A stored body is returned at any size.
     ///
     /// # Cancel safety
-    /// Cancel safe: what was read is kept.
+    /// Cancel safe, because all bytes read so far stay buffered.
     pub(super) async fn peek(&self, most: usize) -> Option<Vec<u8>> {
         std::future::poll_fn(|cx| self.lock().poll_peek(cx, most as u64)).await;
         let store = self.lock();
@@ -143,7 +145,8 @@ impl Replayable {
         whole.then(|| store.chunks.concat())
     }
 
-    /// One more reading from the beginning. Earlier readings must be over.
+    /// Returns a reader from the beginning of the body. Earlier readers must have ended, because
+    /// all readers share the client's stream.
     pub(super) fn reader(&self) -> Reader {
         Reader {
             body: self.clone(),
@@ -152,18 +155,18 @@ impl Replayable {
         }
     }
 
-    /// Whether a further reading from the beginning is possible.
+    /// Returns true if the body can be read once more from its beginning.
     pub(super) fn replayable(&self) -> bool {
         let store = self.lock();
         store.complete && store.end != End::Broken
     }
 
-    /// Whether the client's side of the body broke.
+    /// Returns true if the client's stream broke before the body was complete.
     pub(super) fn client_gone(&self) -> bool {
         self.lock().end == End::Broken
     }
 
-    /// Where it is kept.
+    /// Returns the place where the body is buffered, for the record.
     pub(super) fn kept(&self) -> BodyLocation {
         let store = self.lock();
         match (store.complete, store.on_disk) {
@@ -208,7 +211,8 @@ impl HeldBody {
             match ready!(self.poll_source(cx)) {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
-                        // A copy: the client connection's buffer is larger than what it brought.
+                        // Copied, because a slice would keep the connection's larger read buffer
+                        // alive.
                         self.store(Bytes::copy_from_slice(&data), false);
                     }
                 }
@@ -218,7 +222,7 @@ impl HeldBody {
         }
     }
 
-    /// The next frame from the client; notes the end.
+    /// Polls the next frame from the client, and notes trailers, the end or an error.
     fn poll_source(
         &mut self,
         cx: &mut Context<'_>,
@@ -273,7 +277,7 @@ impl HeldBody {
         let task = spawn_blocking(move || {
             let file = match file {
                 Some(file) => file,
-                // Unlinked from the start: no end of the process leaves it behind.
+                // Unlinked from the start, so that no file remains if the process is killed.
                 None => Arc::new(tempfile::tempfile_in(dir)?),
             };
             file.write_all_at(&bytes, offset)?;
@@ -295,7 +299,7 @@ impl HeldBody {
         match written {
             Ok(Ok(file)) => self.file = Some(file),
             failed => {
-                tracing::warn!(error = ?failed, "a request body could not be kept on disk");
+                tracing::warn!(error = ?failed, "buffering a request body failed; check the disk");
                 if let Some(writing) = writing {
                     let count = writing.chunk.len() as u64;
                     self.on_disk -= count;
@@ -330,7 +334,7 @@ fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// One reading of a body, from its beginning.
+/// One read of a buffered body, from its beginning to its trailers.
 #[derive(Debug)]
 pub struct Reader {
     body: Replayable,
@@ -340,17 +344,17 @@ pub struct Reader {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cursor {
-    /// At this chunk.
+    /// Index of the next chunk in memory.
     Memory(usize),
-    /// At this offset of the file.
+    /// Offset of the next byte in the temporary file.
     File(u64),
-    /// At what comes from the client.
+    /// Position after all buffered bytes, so the next frame comes from the client.
     Source,
-    /// Behind the trailers.
+    /// Position after the trailers, so the read is complete.
     Done,
 }
 
-/// How much is read from a file at once.
+/// Number of bytes to read from the temporary file at once.
 const READ: u64 = 64 * 1024;
 
 impl Reader {
@@ -415,7 +419,7 @@ impl Reader {
         store: &mut HeldBody,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        // What is passed on from here is kept too, unless there is no room.
+        // Chunks that are forwarded from here are buffered too, if they fit the bounds.
         ready!(store.poll_writing(cx));
         if let Some(rest) = store.rest.take() {
             store.complete = false;
@@ -431,7 +435,7 @@ impl Reader {
                         store.store(data.clone(), true);
                         return Poll::Ready(Some(Ok(frame)));
                     }
-                    // Trailers are the last frame.
+                    // Trailers are the last frame of a body.
                     store.end = End::Reached;
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -454,22 +458,23 @@ impl http_body::Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::BodyLocation(reader) => reader.poll_next(cx),
+            Self::Held(reader) => reader.poll_next(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::BodyLocation(reader) => reader.place == Cursor::Done,
+            Self::Held(reader) => reader.place == Cursor::Done,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            // The framing is in the head: `Content-Length` or chunks.
-            Self::BodyLocation(_) => SizeHint::default(),
+            // The head carries the framing, either `Content-Length` or chunks, so no hint is
+            // needed.
+            Self::Held(_) => SizeHint::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How much of request bodies is kept, and how much of it is used.
+//! Bounds for buffered request bodies, and the bytes in use by all requests.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,22 +6,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::telemetry::Metrics;
 use crate::units::ByteSize;
 
-/// How much of request bodies may be kept.
+/// Bounds for buffered request bodies, from the `bodies` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BodySettings {
-    /// In memory, per request.
+    /// Maximum bytes of one request's body in memory. Further bytes go to disk.
     pub memory: ByteSize,
-    /// In memory, for all requests.
+    /// Maximum bytes in memory for the bodies of all requests together.
     pub memory_total: ByteSize,
-    /// On disk, per request.
+    /// Maximum bytes of one request's body on disk. A larger body is streamed once.
     pub disk: ByteSize,
-    /// On disk, for all requests.
+    /// Maximum bytes on disk for the bodies of all requests together.
     pub disk_total: ByteSize,
-    /// Where temporary files go.
+    /// Directory for unlinked temporary files, which is `tmp` in the configured `data_dir`.
     pub dir: PathBuf,
 }
 
-/// What is kept of all bodies. Shared.
+/// Budget for the buffered bodies of all requests, with the bounds and the bytes in use.
 #[derive(Debug)]
 pub struct BodyBudget {
     pub(super) settings: BodySettings,
@@ -31,7 +31,7 @@ pub struct BodyBudget {
 }
 
 impl BodyBudget {
-    /// Nothing kept yet.
+    /// Creates a budget with no bytes in use. Reports the bytes in memory to `metrics`.
     pub fn new(settings: BodySettings, metrics: Metrics) -> Self {
         Self {
             settings,

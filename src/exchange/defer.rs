@@ -1,7 +1,8 @@
-//! What cannot leave within its patience and need not be waited for: kept, and answered with 202.
+//! Deferral of a request that cannot be sent within its max wait. The request is stored and
+//! answered with 202.
 //!
-//! Only where the caller asked for it (`Prefer: respond-async`, RFC 7240 section 4.1) or the operator
-//! wrote `overflow: spool` for the target; and only what can be kept whole.
+//! Applies only if the client asked for it (`Prefer: respond-async`, RFC 7240 section 4.1) or the
+//! target sets `overflow: spool`. The request must also be storable as a whole.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -22,48 +23,49 @@ use super::respond::ResponseBody;
 use crate::semantics::{PREFERENCE_APPLIED, write_retry_after};
 use crate::units::Origin;
 
-/// A request to be kept.
+/// Request to store in the spool for later delivery.
 #[derive(Debug)]
 pub struct DeferredRequest {
-    /// Where to.
+    /// Origin to send the request to: scheme, host and port.
     pub origin: Origin,
-    /// How.
+    /// Method of the request, for example `POST`.
     pub method: Method,
-    /// What.
+    /// Path and query of the request, as the client sent them.
     pub path: PathAndQuery,
-    /// Its own end-to-end fields.
+    /// End-to-end fields of the client, without those that outpace or the target sets.
     pub headers: HeaderMap,
-    /// All of it.
+    /// Complete body of the request, at most [`Deferral::max_body`] bytes.
     pub body: Bytes,
-    /// Whether it may be sent again if the outcome is unknown.
+    /// True if the request may be sent again after an attempt with an unknown outcome.
     pub repeatable: bool,
-    /// Who may ask for the result, where clients are known.
+    /// Name of the client that may fetch the result, or `None` if it is not a known client.
     pub client: Option<Arc<str>>,
 }
 
-/// A request that is kept.
+/// Stored request, with the values that the 202 response contains.
 #[derive(Debug)]
 pub struct DeferredItem {
-    /// Its id.
+    /// Id of the stored item, sent in the `Outpace-Item` field.
     pub id: Arc<str>,
-    /// Where its result will be.
+    /// URL of the stored item. Its response will be at `/response` below this URL.
     pub location: String,
 }
 
-/// A request on its way to the disk.
+/// Future that completes when the request is stored durably, or fails with an error.
 pub type Deferring<'a> = Pin<Box<dyn Future<Output = Result<DeferredItem, Error>> + Send + 'a>>;
 
-/// Where requests are kept.
+/// Store for deferred requests, which the `delivery` module implements with the spool.
 pub trait Deferral: Send + Sync + std::fmt::Debug {
-    /// Bytes of a body that can be kept.
+    /// Returns the maximum size of a body that can be stored, in bytes.
     fn max_body(&self) -> usize;
 
-    /// Keeps a request; done when it is on disk.
+    /// Stores a request. The future completes when the request is stored durably.
     fn keep(&self, overflow: DeferredRequest) -> Deferring<'_>;
 }
 
 impl Exchange {
-    /// Keeps the request of a refusal, if that is wanted and can be. `None`: the refusal stands.
+    /// Stores a request that its max wait does not allow to be sent, if that is wanted and
+    /// possible. Returns `None` if the refusal `refused` stands.
     pub(super) async fn defer(
         &self,
         plan: &Plan<'_>,
@@ -96,15 +98,16 @@ impl Exchange {
         };
         match deferral.keep(overflow).await {
             Ok(kept) => Some(Ok(accepted(&kept, plan, refused.retry_after))),
-            // What must not be kept is refused as if nobody had asked.
-            Err(error) if error.reason == Reason::NotKept => None,
+            // A request that must not be stored gets its original refusal.
+            Err(error) if error.reason == Reason::NotSpoolable => None,
             Err(error) => Some(Err(error)),
         }
     }
 }
 
 impl Plan<'_> {
-    /// Whether it is one request with one answer, that can be kept whole.
+    /// Returns true if the request has one complete response and can be stored as a whole. That
+    /// excludes upgrades, event streams, ranges, `TE`, `Expect: 100-continue` and deliveries.
     fn is_keepable(&self) -> bool {
         let headers = self.template.headers();
         let streams = headers
@@ -120,7 +123,7 @@ impl Plan<'_> {
     }
 }
 
-/// 202: it is on disk, and this is where the answer will be.
+/// Builds the 202 response with the item's URL and id and with `Retry-After`.
 fn accepted(
     kept: &DeferredItem,
     plan: &Plan<'_>,
@@ -139,7 +142,7 @@ fn accepted(
     headers.insert(header::CONTENT_TYPE, json);
     headers.insert(
         "proxy-status",
-        HeaderValue::from_static("outpace; details=\"kept\""),
+        HeaderValue::from_static("outpace; details=\"spooled\""),
     );
     headers.insert(
         header::RETRY_AFTER,

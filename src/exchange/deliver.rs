@@ -1,5 +1,4 @@
-//! Making the origin's response ours to send: stripped, marked with what happened, or a switch of
-//! protocol.
+//! Delivery of the origin's response to the client: stripped, marked or as a protocol switch.
 
 use std::time::Duration;
 
@@ -19,17 +18,19 @@ use crate::origin;
 use crate::pace::Turn;
 use crate::semantics::{self, Upgrade};
 
-/// What the client gets.
+/// Result of an exchange that the client gets instead of an error.
 pub(super) enum Outcome {
     Origin(Response<Box<FromOrigin>>),
     Buffered(Response<Bytes>),
-    /// Not sent yet, but on disk.
+    /// 202 for a request that is stored in the spool and not sent yet.
     Deferred(Response<ResponseBody>),
     Switch(Response<ResponseBody>, Box<Switch>),
 }
 
-/// Reads a refusal to its end, so that its connection is free while the request waits to be sent
-/// again. One that is large or slow is let go: then the client gets our own words.
+/// Reads a response to its end, so that its connection is free while the request waits for a retry.
+///
+/// Returns `None` if the body breaks, exceeds [`ASIDE_BYTES`] or takes longer than
+/// [`ASIDE_TIMEOUT`]. If the retry is then refused, the client gets an error of outpace instead.
 pub(super) async fn buffer_response(answer: OriginResponse) -> Option<Response<Bytes>> {
     let (mut head, body) = answer.response.into_parts();
     let body = http_body_util::Limited::new(body, ASIDE_BYTES);
@@ -39,7 +40,7 @@ pub(super) async fn buffer_response(answer: OriginResponse) -> Option<Response<B
     Some(Response::from_parts(head, bytes))
 }
 
-/// Two connections that leave HTTP together.
+/// Client and origin connections that leave HTTP together after a 101 response.
 pub(super) struct Switch {
     client: OnUpgrade,
     origin: OnUpgrade,
@@ -47,7 +48,8 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Relays the new protocol until it ends; the turn's permits are held as long.
+    /// Relays the new protocol until it ends or is idle for [`TUNNEL_IDLE`]. Holds the turn's
+    /// permits for the whole relay.
     pub(super) async fn relay(self: Box<Self>, mut record: Box<Record>, clock: Clock) {
         let Self {
             client,
@@ -63,7 +65,7 @@ impl Switch {
             Err(error) => {
                 record.refused(&Error::new(
                     Reason::OriginBroke,
-                    format!("the switch failed: {error}"),
+                    format!("the protocol switch failed: {error}"),
                 ));
             }
         }
@@ -73,7 +75,8 @@ impl Switch {
 }
 
 impl Exchange {
-    /// Makes the origin's response ours to send.
+    /// Turns the origin's response into the client's response, without hop-by-hop fields. Fails
+    /// with [`Reason::OriginProtocol`] for a 407 or a protocol switch that was not requested.
     pub(super) fn deliver(
         &self,
         plan: &mut Plan<'_>,
@@ -84,7 +87,7 @@ impl Exchange {
         let status = response.status();
         let protocol_error = |detail: &str| Err(Error::new(Reason::OriginProtocol, detail));
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return protocol_error("the origin answered 407, which only a proxy may");
+            return protocol_error("the origin sent status 407, which only a proxy may send");
         }
         record.kept = plan
             .body
@@ -93,10 +96,11 @@ impl Exchange {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             let asked = plan.template.upgrade.as_ref();
             if !semantics::switched(asked, status, response.headers()) {
-                return protocol_error("the origin switched to a protocol that nobody asked for");
+                return protocol_error("the origin switched to a protocol that was not requested");
             }
             let client = plan.switch.take();
-            let client = client.ok_or_else(|| Error::new(Reason::Internal, "nothing to switch"))?;
+            let client =
+                client.ok_or_else(|| Error::new(Reason::Internal, "no pending upgrade"))?;
             record.status = status.as_u16();
             let origin = hyper::upgrade::on(&mut response);
             let switch = Switch {
@@ -116,7 +120,8 @@ impl Exchange {
         ))
     }
 
-    /// The origin's last word, kept while the request was to be sent again.
+    /// Delivers the origin's last response, which was buffered while the request waited for a
+    /// retry.
     pub(super) fn deliver_buffered(
         &self,
         mut kept: Response<Bytes>,
@@ -148,7 +153,8 @@ impl Exchange {
         }
     }
 
-    /// The 101 for the client: its `Connection` and `Upgrade` are for this hop, and ours.
+    /// Builds the 101 for the client. `Connection` and `Upgrade` apply to one hop only, so outpace
+    /// sets both.
     fn switching(
         &self,
         response: Response<origin::OriginBody<Outgoing>>,

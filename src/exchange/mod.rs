@@ -1,13 +1,14 @@
-//! One request from start to finish.
+//! Exchange of one request from start to finish.
 //!
 //! ```text
 //! match target → acquire slot (+ permits, + a ready connection) → send → react ┬ deliver → record
-//!                   │                                            (pure)        ├ again → acquire
-//!                   └ refuse now, honest Retry-After                           └ fail → reason → record
+//!                   │                                            (pure)        ├ retry → acquire
+//!                   ├ refuse now with Retry-After → record                     └ fail → record
+//!                   └ store in the spool, answer 202 → record
 //! ```
 //!
-//! [`Exchange::serve`] never fails: it makes the record and turns an [`Error`] into a response; the
-//! record's own drop notices a client that went away. `Exchange::run` is the line itself.
+//! [`Exchange::serve`] never fails, because it turns every [`Error`] into a response. If the client
+//! goes away, the drop of the record reports that. `Exchange::run` contains the steps above.
 
 mod admission;
 mod attempt;
@@ -61,53 +62,53 @@ use crate::sync;
 use crate::telemetry::{Metrics, TargetMetrics};
 use crate::units::Origin;
 
-/// How many connections one slot may be tried on.
+/// Maximum number of connections on which one turn may try to send.
 const REDIALS: usize = 3;
 
-/// Everything that exchanges share.
+/// State and services that all exchanges of this process share.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Who leaves when.
+    /// Pacer, which decides at which instant each request may leave.
     pub pacer: Pacer,
-    /// Connections outward.
+    /// Pool of connections to origins, with the connector that dials them.
     pub pool: Pool<Outgoing>,
-    /// Kept request bodies.
+    /// Bounds and usage of all buffered request bodies, in bytes.
     pub body_budget: Arc<BodyBudget>,
-    /// Where records go.
+    /// Recorder that logs and counts each exchange at its end.
     pub recorder: Arc<Recorder>,
-    /// Our name in `Via`.
+    /// Name of this process in `Via`, by which it detects loops.
     pub pseudonym: Pseudonym,
-    /// Time.
+    /// Clock for all instants, which is virtual in simulations.
     pub clock: Clock,
-    /// Jitter.
+    /// Random source for the jitter of retry backoffs.
     pub random: Random,
-    /// Tasks of upgraded connections.
+    /// Tracker for the relay tasks of upgraded connections. A drain waits for them.
     pub tasks: Tasks,
-    /// Counters.
+    /// Metrics of the process, from which the metrics of each target are created.
     pub metrics: Metrics,
-    /// Handles by target; written when a target is first met.
+    /// Metrics by target name. An entry is created at the first use of its target.
     pub target_metrics: RwLock<HashMap<Arc<str>, TargetMetrics>>,
-    /// Where requests are kept that need not be waited for; empty without a spool.
+    /// Store for deferred requests, which is never set without a spool.
     pub deferral: OnceLock<Arc<dyn Deferral>>,
 }
 
-/// What is known of a request before its head is looked at.
+/// Facts about a request that are determined before its head is examined.
 #[derive(Debug)]
 pub struct Arrival {
-    /// How it came.
+    /// Ingress mode by which the request reached outpace.
     pub ingress: Ingress,
-    /// Where it goes: by its request-target, its CONNECT or its route.
+    /// Origin of the request, from its request-target, its CONNECT or its route.
     pub origin: Origin,
-    /// Who sent it.
+    /// Client that sent the request, for limits and the record.
     pub client: ClientIdentity,
-    /// The policy at that moment; it stays the exchange's.
+    /// Policy at arrival. It applies until the exchange ends, even after a reload.
     pub policy: Arc<Policy>,
-    /// How it leaves, if it comes from the spool.
+    /// Options for the delivery of a stored request, or `None` for a client's request.
     pub delivery: Option<DeliveryOptions>,
 }
 
 impl Arrival {
-    /// A request that a client sent.
+    /// Creates the arrival of a request that a client sent.
     pub const fn of_client(
         ingress: Ingress,
         origin: Origin,
@@ -124,20 +125,20 @@ impl Arrival {
     }
 }
 
-/// The origin's answer to an attempt, and the turn it was sent on.
+/// Response of the origin to an attempt, and the turn on which it was sent.
 struct OriginResponse {
     response: Response<origin::OriginBody<Outgoing>>,
     turn: Option<Turn>,
 }
 
-/// Why an attempt brought no answer.
+/// Failure of an attempt that brought no response from the origin.
 enum AttemptError {
-    AdmissionError(AdmissionError),
+    Admission(AdmissionError),
     Broken(Error),
 }
 
 impl Exchange {
-    /// Serves a request. Never fails: every error is a response.
+    /// Serves a client's request. Never fails, because every error becomes a response.
     pub async fn serve(
         &self,
         arrival: Arrival,
@@ -193,7 +194,7 @@ impl Exchange {
         })
     }
 
-    /// The line, top to bottom.
+    /// Runs the steps of the exchange in order until a response or an error is final.
     async fn run(
         &self,
         arrival: &Arrival,
@@ -210,8 +211,9 @@ impl Exchange {
             tries += 1;
             let (attempted, ended) = match self.attempt(&plan, record).await {
                 Ok(answer) => (self.answered(&answer), Ok(answer)),
-                // Out of patience after a refusal of the origin's: that is the answer.
-                Err(AttemptError::AdmissionError(AdmissionError::Refused(error))) => {
+                // The turn would come too late. A buffered response of an earlier attempt takes
+                // precedence. Without one, the request is deferred if possible.
+                Err(AttemptError::Admission(AdmissionError::Refused(error))) => {
                     if buffered.is_none()
                         && let Some(kept) = Box::pin(self.defer(&plan, &error)).await
                     {
@@ -228,10 +230,12 @@ impl Exchange {
             match (self.react(&plan, attempted, tries, record), ended) {
                 (Then::Again(not_before), ended) => {
                     if let Ok(answer) = ended {
-                        // Boxed, like all that few requests need: it would make every request's state larger.
+                        // Boxed because retries are rare and this state would enlarge every
+                        // request's future.
                         buffered = Box::pin(buffer_response(answer)).await;
                     }
-                    // After a refusal the line itself holds us; after an error nobody else does.
+                    // After a refusal a block in the queue delays the retry. After an error nothing
+                    // else does.
                     if attempted.is_error() {
                         record.waited += Box::pin(self.pause_until(not_before)).await;
                     }
@@ -242,7 +246,7 @@ impl Exchange {
         }
     }
 
-    /// Acquires a slot and a connection, and sends.
+    /// Acquires a turn and a connection, and sends the request on them.
     async fn attempt(
         &self,
         plan: &Plan<'_>,
@@ -255,11 +259,9 @@ impl Exchange {
         };
         let (turn, mut lease) = self.admit(plan, record, &connections).await?;
         if delivery.is_some_and(|delivery| !delivery.claim_hook.leaves()) {
-            let cause = "it is not ours to send any more".to_owned();
+            let cause = "this replica may no longer send the item".to_owned();
             let error = origin::OriginError::Refused(cause);
-            return Err(AttemptError::AdmissionError(AdmissionError::Unconnected(
-                error,
-            )));
+            return Err(AttemptError::Admission(AdmissionError::Unconnected(error)));
         }
         record.attempts += 1;
         let limit = delivery.map_or(RESPONSE_HEAD_TIMEOUT, |delivery| delivery.timeout);
@@ -273,12 +275,13 @@ impl Exchange {
         for _ in 0..REDIALS {
             match lease.send(request, deadline).await {
                 Ok(response) => return Ok(OriginResponse { response, turn }),
-                // Closed in the moment of sending; while the slot is good, another connection will do.
+                // The connection closed before the request left. Another one is tried while the
+                // turn is valid.
                 Err(SendError::Unsent(unsent)) => {
                     lease = connections
                         .connection()
                         .await
-                        .map_err(AttemptError::AdmissionError)?;
+                        .map_err(AttemptError::Admission)?;
                     if turn.as_ref().is_some_and(Turn::is_void) {
                         break;
                     }
@@ -297,13 +300,14 @@ impl Exchange {
                 }
             }
         }
-        let cause = "connections close in the moment of sending".to_owned();
-        Err(AttemptError::AdmissionError(AdmissionError::Unconnected(
+        let cause = "the connection closed before the request was sent".to_owned();
+        Err(AttemptError::Admission(AdmissionError::Unconnected(
             origin::OriginError::Refused(cause),
         )))
     }
 
-    /// A turn, where there is a target that paces, and a connection.
+    /// Acquires a connection and, if the host has a target, a turn. An observed target never delays
+    /// a request.
     async fn admit(
         &self,
         plan: &Plan<'_>,
@@ -316,7 +320,7 @@ impl Exchange {
                 connections
                     .connection()
                     .await
-                    .map_err(AttemptError::AdmissionError)?,
+                    .map_err(AttemptError::Admission)?,
             ));
         };
         if target.observe {
@@ -326,7 +330,7 @@ impl Exchange {
                 connections
                     .connection()
                     .await
-                    .map_err(AttemptError::AdmissionError)?,
+                    .map_err(AttemptError::Admission)?,
             ));
         }
         let ticket = Ticket {
@@ -339,20 +343,21 @@ impl Exchange {
             },
         };
         let body = plan.body.as_ref().filter(|_| plan.read_ahead);
-        let entrance = AdmissionContext {
+        let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics,
             body,
         };
-        let (turn, lease) = entrance
+        let (turn, lease) = context
             .admit(&ticket, record, connections)
             .await
-            .map_err(AttemptError::AdmissionError)?;
+            .map_err(AttemptError::Admission)?;
         Ok((Some(turn), lease))
     }
 
-    /// Counts what the limits of an observed target would do. The turn holds its permits.
+    /// Counts a delay that the limits of an observed target would cause. The turn holds its
+    /// permits.
     fn observe(
         &self,
         target: &Arc<Target>,
@@ -371,7 +376,8 @@ impl Exchange {
         let (tell, metrics) = (Arc::clone(&held), metrics.clone());
         let turn = self.pacer.observe(&ticket, move |limit| {
             metrics.would_hold();
-            // It is told once.
+            // The pacer calls this at most once. If the ledger answers late, only the metric
+            // counts it.
             let _ = tell.set(limit);
         });
         record.would_hold = held.get().cloned().flatten();
@@ -385,7 +391,7 @@ impl Exchange {
         Attempted::Answered(status, wait.flatten())
     }
 
-    /// Decides what follows, and tells everyone what the origin asked for.
+    /// Decides the next step, and passes a pause that the origin asked for on to the pacer.
     fn react(&self, plan: &Plan<'_>, attempted: Attempted, tries: u32, record: &Record) -> Then {
         let Some(target) = plan.target.filter(|target| !target.observe) else {
             return Then::Deliver;
@@ -410,13 +416,14 @@ impl Exchange {
             }
         }
         match plan.arrival.delivery {
-            // Who keeps it decides.
+            // The spool decides about retries of its deliveries.
             Some(_) => Then::Deliver,
             None => decision.then,
         }
     }
 
-    /// Patience is for being held; what the origin takes to answer does not count.
+    /// Returns the instant until which the request may be held. The origin's response time does not
+    /// count towards the max wait.
     fn deadline(&self, plan: &Plan<'_>, record: &Record) -> crate::clock::Instant {
         self.clock.now() + plan.max_wait.saturating_sub(record.waited)
     }
@@ -427,7 +434,7 @@ impl Exchange {
         self.clock.now().since(began)
     }
 
-    /// The counters of a target.
+    /// Returns the metrics of a target, and creates them at its first use.
     pub fn metrics_of(&self, target: &Target) -> TargetMetrics {
         let known = sync::read(&self.target_metrics);
         if let Some(metrics) = known.get(&target.name) {
@@ -443,7 +450,7 @@ impl Exchange {
 }
 
 impl AttemptError {
-    /// The error to tell, and what the reaction depends on.
+    /// Returns the error for the client and the input for the retry decision.
     fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
         let gone = || {
             Error::new(
@@ -452,13 +459,13 @@ impl AttemptError {
             )
         };
         match self {
-            Self::AdmissionError(AdmissionError::Refused(error)) => {
+            Self::Admission(AdmissionError::Refused(error)) => {
                 (error, Attempted::Unsent { passing: false })
             }
-            Self::AdmissionError(AdmissionError::ClientGone) => {
+            Self::Admission(AdmissionError::ClientGone) => {
                 (gone(), Attempted::Unsent { passing: false })
             }
-            Self::AdmissionError(AdmissionError::Unconnected(error)) => {
+            Self::Admission(AdmissionError::Unconnected(error)) => {
                 let passing = error.is_passing();
                 (error.into(), Attempted::Unsent { passing })
             }
@@ -470,7 +477,7 @@ impl AttemptError {
     }
 }
 
-/// Whether this run writes golden files anew.
+/// Returns true if this test run rewrites golden files (`UPDATE_GOLDEN` is set).
 #[cfg(test)]
 #[expect(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! What all attempts of one exchange have in common, decided once from the request's head.
+//! Plan of one exchange, which is decided once from the request's head.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,27 +18,28 @@ use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
 
-/// One exchange under way: what all its attempts have in common.
+/// Decisions and state that all attempts of one exchange share.
 pub(super) struct Plan<'a> {
     pub(super) arrival: &'a Arrival,
     pub(super) target: Option<&'a Arc<Target>>,
     pub(super) metrics: Option<TargetMetrics>,
     pub(super) scope: Scope,
-    /// The head of a request whose scope also depends on its body, until that is known.
+    /// Head of a request with a scope that depends on its body, until that scope is decided.
     unscoped: Option<Box<Parts>>,
     pub(super) max_wait: Duration,
     pub(super) preference: Preference,
     pub(super) template: Template,
     pub(super) destination: Destination,
     pub(super) body: Option<Replayable>,
-    /// With `Expect: 100-continue` reading the body is what lets the client send it: not before the
-    /// slot is there.
+    /// False for `Expect: 100-continue`, because reading the body makes the client send it. That
+    /// must not happen before the slot is available.
     pub(super) read_ahead: bool,
     pub(super) switch: Option<OnUpgrade>,
 }
 
 impl Exchange {
-    /// Checks the head, matches the target, and prepares what all attempts share.
+    /// Checks the head, matches the target and prepares the state that all attempts share. Fails if
+    /// the head is malformed or the request must not be forwarded.
     pub(super) fn plan<'a>(
         &self,
         arrival: &'a Arrival,
@@ -61,7 +62,7 @@ impl Exchange {
         let body = (!incoming.is_empty())
             .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
         let wire = wire(&head, flags, &arrival.origin);
-        // A scope that depends on the body is found once that has been looked at.
+        // `look_into_body` decides a scope that depends on the body.
         let scope = match target {
             Some(target) if !(target.needs_body() && body.is_some()) => {
                 Some(target.scope(&RequestView {
@@ -78,7 +79,7 @@ impl Exchange {
             None => (head.clone(), Some(Box::new(head))),
         };
         let target_policy = target.map(|target| &**target);
-        // A body without a length: hyper frames it by itself only for some methods.
+        // A body without a length is sent in chunks, because hyper frames it only for some methods.
         let chunked = body.is_some() && !matches!(framing, Framing::Length(_));
         let (origin, us) = (&arrival.origin, &self.pseudonym);
         let mut template = Template::new(head, flags, origin, target_policy, chunked, us);
@@ -110,9 +111,9 @@ impl Exchange {
         })
     }
 
-    /// Finds the target of the origin and notes it in the record.
-    ///
-    /// Refuses a host without a target if the policy says so and the request did not use a route.
+    /// Finds the target of the origin and notes it in the record. Fails with
+    /// [`Reason::HostNotAllowed`] for a host without a target if `unmatched` is `refuse` and no
+    /// route was used.
     fn match_target<'a>(
         &self,
         arrival: &'a Arrival,
@@ -132,7 +133,8 @@ impl Exchange {
         Ok((Some(target), Some(metrics)))
     }
 
-    /// What must not be forwarded at all. Returns whether the body may be read ahead.
+    /// Refuses TRACE, loops, cross-site requests with credentials, and unsupported expectations.
+    /// Returns true if the body may be read ahead.
     fn check_head(
         &self,
         head: &Parts,
@@ -142,17 +144,17 @@ impl Exchange {
         if head.method == Method::TRACE {
             return Err(Error::new(
                 Reason::MethodNotAllowed,
-                "TRACE is not forwarded",
+                "TRACE is not forwarded because its response would repeat credentials",
             ));
         }
         if flags.has(HeaderFlags::VIA) && self.pseudonym.is_loop(&head.headers) {
             return Err(Error::new(
                 Reason::LoopDetected,
-                "the request has passed here before",
+                "`Via` contains this proxy already, or more than 32 entries",
             ));
         }
         if target.is_some_and(|target| !target.set_headers.is_empty()) && is_cross_site(head) {
-            let detail = "a page of another site must not use credentials that outpace sets";
+            let detail = "a web page of another site must not use credentials that outpace sets";
             return Err(Error::new(Reason::CrossSite, detail));
         }
         if !flags.has(HeaderFlags::EXPECT) {
@@ -163,32 +165,31 @@ impl Exchange {
             Some(expect) if expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(false),
             Some(_) => Err(Error::new(
                 Reason::ExpectationFailed,
-                "only `100-continue` can be expected",
+                "the `Expect` value is not supported; send `100-continue` or omit the header",
             )),
         }
     }
 }
 
 impl Plan<'_> {
-    /// The body, from its beginning.
+    /// Returns the body from its beginning, for one attempt.
     pub(super) fn reader(&self) -> Outgoing {
         let body = self.body.as_ref();
-        body.map_or(Outgoing::Empty, |body| {
-            Outgoing::BodyLocation(body.reader())
-        })
+        body.map_or(Outgoing::Empty, |body| Outgoing::Held(body.reader()))
     }
 
-    /// Whether the scope is still to be found.
+    /// Returns true if the scope depends on the body and is not decided yet.
     pub(super) const fn needs_body(&self) -> bool {
         self.unscoped.is_some()
     }
 
-    /// Finds the scope of a request for which the body matters, by the beginning of it.
+    /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
+    /// counts as absent.
     pub(super) async fn look_into_body(&mut self) {
         let Some((head, target)) = self.unscoped.take().zip(self.target) else {
             return;
         };
-        // Who waits for `100 Continue` before it sends a body is not to be kept waiting for one.
+        // A client that waits for `100 Continue` has not sent its body, so reading it would block.
         let body = self.body.as_ref().filter(|_| self.read_ahead);
         let json = match body {
             Some(body) => body.peek(BODY_PEEK).await,
@@ -205,7 +206,8 @@ impl Plan<'_> {
     }
 }
 
-/// What the caller would like, and how long it lets itself be held: the least that it names.
+/// Returns the caller's preferences and the smallest max wait that its headers contain. Fails if
+/// `Outpace-Max-Wait` is malformed.
 fn max_wait(
     headers: &HeaderMap,
     flags: HeaderFlags,
@@ -218,7 +220,8 @@ fn max_wait(
     Ok((preference, waits.into_iter().flatten().min()))
 }
 
-/// What the spool sends goes in the lane for it.
+/// Returns the scope in the lane for deliveries, if the request is a delivery and the target has
+/// that lane.
 fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
     match target.deliveries.filter(|_| arrival.delivery.is_some()) {
         Some(lane) => scope.in_lane(lane),
@@ -226,7 +229,8 @@ fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
     }
 }
 
-/// Splits a request; a switch of protocol is taken along before the rest goes its way.
+/// Splits a request into head, body and pending upgrade. The upgrade is taken first, because it
+/// needs the complete request.
 fn take_apart(
     mut request: Request<InboundBody>,
     flags: HeaderFlags,
@@ -237,7 +241,8 @@ fn take_apart(
     (head, incoming, switch)
 }
 
-/// A switch of protocol needs HTTP/1.1; gRPC over plain TCP begins with HTTP/2 at once.
+/// Returns the protocols to offer to the origin. A protocol switch needs HTTP/1.1. Unencrypted gRPC
+/// starts with HTTP/2 (RFC 9113 section 3.3).
 fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
     if flags.has(HeaderFlags::UPGRADE)
         && semantics::requested_upgrade(&head.method, head.version, &head.headers).is_some()
@@ -254,7 +259,8 @@ fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
     ProtocolChoice::Any
 }
 
-/// A browser says where a request comes from (Fetch Metadata, RFC 6454 `Origin`).
+/// Returns true if a web page of another site sent the request. Browsers mark such requests with
+/// `Sec-Fetch-Site` (Fetch Metadata) or `Origin` (RFC 6454).
 fn is_cross_site(head: &Parts) -> bool {
     match head
         .headers
@@ -262,7 +268,7 @@ fn is_cross_site(head: &Parts) -> bool {
         .map(HeaderValue::as_bytes)
     {
         Some(site) => !matches!(site, b"same-origin" | b"none"),
-        // `null` is what a sandboxed frame of any page says.
+        // Any value counts, because a sandboxed frame of any page sends `null`.
         None => head.headers.contains_key(header::ORIGIN),
     }
 }

@@ -1,5 +1,6 @@
-//! A no on its way to the client: RFC 9457 problem+json, marked as ours (RFC 9209), with when to come
-//! back where that is known.
+//! Error responses that outpace generates: problem+json (RFC 9457) with `Proxy-Status` (RFC 9209).
+//!
+//! `Retry-After` is included if the time is known.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +13,21 @@ use super::respond::ResponseBody;
 use crate::spool::{SealError, StoreError};
 use crate::{origin, semantics};
 
-/// A no, with what is special to this one.
+/// Error that outpace reports instead of a response, with the details of this case.
 #[derive(Debug, Clone)]
 pub struct Error {
-    /// Which no.
+    /// Reason, which selects the status code, the log level and the general texts.
     pub reason: Reason,
-    /// What happened, with the numbers.
+    /// Cause in this case as text, including its numbers with units.
     pub detail: String,
-    /// Which limit said so.
+    /// Name of the limit that held the request, or `None` if no limit did.
     pub limit: Option<Arc<str>>,
-    /// When to come back.
+    /// Time after which a retry may succeed, or `None` if it is unknown.
     pub retry_after: Option<Duration>,
 }
 
 impl Error {
-    /// A no with a detail.
+    /// Creates an error with a detail, without a limit and without a retry time.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self {
             reason,
@@ -36,7 +37,7 @@ impl Error {
         }
     }
 
-    /// The same, worth trying again after `wait`.
+    /// Returns the error with `wait` as the time after which a retry may succeed.
     #[must_use]
     pub const fn after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
@@ -67,7 +68,7 @@ impl From<origin::OriginError> for Error {
     }
 }
 
-/// How long a full spool is left alone.
+/// Time in `Retry-After` if the spool is full.
 const FULL_WAIT: Duration = Duration::from_secs(30);
 
 impl From<StoreError> for Error {
@@ -77,7 +78,7 @@ impl From<StoreError> for Error {
             StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
             StoreError::KeyReused => Reason::KeyReused,
             StoreError::Full { .. } => Reason::SpoolFull,
-            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolAway,
+            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolUnavailable,
         };
         let told = Self::new(reason, error.to_string());
         match reason {
@@ -89,11 +90,12 @@ impl From<StoreError> for Error {
 
 impl From<SealError> for Error {
     fn from(error: SealError) -> Self {
-        Self::new(Reason::NotKept, error.to_string())
+        Self::new(Reason::NotSpoolable, error.to_string())
     }
 }
 
-/// The body of a no (RFC 9457), with an `error` object beside, since API clients look there.
+/// Body of an error response (RFC 9457). The `error` object is for API clients, which read their
+/// messages from there.
 #[derive(Debug, Serialize)]
 struct Problem<'a> {
     r#type: String,
@@ -119,7 +121,7 @@ struct ErrorObject<'a> {
     code: &'a str,
 }
 
-/// Turns a no into a response; `exchange` is the id under which the log knows it.
+/// Builds the response for an error. `exchange` is the id of the exchange in the log.
 pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<ResponseBody> {
     let row = error.reason.row();
     let problem = Problem {
@@ -166,7 +168,7 @@ pub fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response
                 HeaderValue::from_static("Outpace-Client-Token"),
             );
         }
-        // RFC 9110 section 15.5.6: what is allowed instead.
+        // RFC 9110 section 15.5.6 requires the allowed methods in a 405.
         Reason::MethodNotAllowed => {
             let others = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
             headers.insert(header::ALLOW, HeaderValue::from_static(others));

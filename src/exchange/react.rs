@@ -1,5 +1,7 @@
-//! What follows from an attempt: pure, so that the whole table is a test. A request is never sent
-//! again if the first could have taken effect, unless it is idempotent or the target says so.
+//! Decision after an attempt, made by a pure function so that a test can cover the whole table.
+//!
+//! A request is repeated only if the first attempt had no effect, it is idempotent, or the target
+//! allows it.
 
 use std::time::Duration;
 
@@ -9,22 +11,22 @@ use crate::bounds::BLOCK_MAX;
 use crate::clock::Instant;
 use crate::policy::Retry;
 
-/// What came of an attempt.
+/// Outcome of an attempt, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempted {
-    /// The origin answered; how long it asks us to stay away, if it does.
+    /// Response with this status and, for 429 and 503, the time in its `Retry-After`.
     Answered(StatusCode, Option<Duration>),
-    /// No connection; nothing was sent. Trying again may help or not.
+    /// No request reached the origin, usually because there was no connection.
     Unsent {
-        /// Whether the cause may pass by itself.
+        /// True if the cause may be temporary, so that a retry may succeed.
         passing: bool,
     },
-    /// The connection broke, or no answer came, after the request was sent.
+    /// The connection broke, or no response came, after the request was sent.
     Broken,
 }
 
 impl Attempted {
-    /// Whether a `Retry-After` beside this status asks us to stay away.
+    /// Returns true if `Retry-After` with this status asks for a pause (429 and 503).
     pub(super) const fn may_ask_for_time(status: StatusCode) -> bool {
         matches!(
             status,
@@ -32,12 +34,14 @@ impl Attempted {
         )
     }
 
-    /// Whether it is the client's whatever the situation: [`decide`] need not be asked.
+    /// Returns true if the client gets this response in any situation, so that [`decide`] is not
+    /// needed.
     pub(super) fn is_final(self) -> bool {
         matches!(self, Self::Answered(status, _) if status.as_u16() < 400)
     }
 
-    /// Whether the origin failed, rather than asked for time: then nothing else makes us wait.
+    /// Returns true if the origin failed and did not ask for a pause. No block delays the retry in
+    /// that case.
     pub(super) fn is_error(self) -> bool {
         !matches!(
             self,
@@ -47,48 +51,49 @@ impl Attempted {
     }
 }
 
-/// What the decision depends on beside the outcome.
+/// Facts on which the decision depends besides the outcome of the attempt.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Situation<'a> {
-    /// The target's rules.
+    /// Retry rules of the target: attempts, backoff and the statuses to retry.
     pub retry: &'a Retry,
-    /// Whether repeating the request has no further effect: by its method, its `Idempotency-Key`, or
-    /// the target's word.
+    /// True if repeating the request has no further effect. The method, an `Idempotency-Key` or the
+    /// target's `idempotent` setting decides that.
     pub idempotent: bool,
-    /// Whether the body can be sent again.
+    /// True if the body can be sent again from its beginning.
     pub replayable: bool,
-    /// How often the request was sent, this attempt included.
+    /// Number of attempts so far, including this one and those that found no connection.
     pub attempts: u32,
-    /// Now.
+    /// Current instant, from which the waits are measured.
     pub now: Instant,
-    /// Until when the request may be held.
+    /// Instant until which the request may be held.
     pub deadline: Instant,
-    /// A random draw in `0.0..1.0`, for jitter.
+    /// Random number in `0.0..1.0` for the jitter of the backoff.
     pub draw: f64,
 }
 
-/// What to do.
+/// Decision about the request and about its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decision {
-    /// The origin wants to be left alone until then, by everyone.
+    /// Instant until which all requests of the target are held on all replicas, or `None`.
     pub block: Option<Instant>,
-    /// What happens to this request.
+    /// Next step of this request, either delivery or a retry.
     pub then: Then,
 }
 
-/// What happens to the request.
+/// Next step of a request after one of its attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
-    /// The client gets what the origin answered, or the error.
+    /// The client gets the origin's response, or the error.
     Deliver,
-    /// It is sent again, not before this instant.
+    /// The request is sent again, not before this instant.
     Again(Instant),
 }
 
-/// Errors, unlike refusals, are not worth many repetitions.
+/// Maximum number of attempts after an error, because errors rarely pass quickly. Refusals may use
+/// all of the target's attempts.
 const ERROR_ATTEMPTS: u32 = 3;
 
-/// Decides.
+/// Decides the next step of a request and the block of its target.
 pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
     let Situation {
         retry, idempotent, ..
@@ -114,7 +119,7 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
             situation.after_error(safe, situation.now + situation.backoff())
         }
         Attempted::Unsent { passing } => {
-            // A connection costs nobody's quota: try soon.
+            // A failed connection does not use up a limit, so a tenth of the backoff is enough.
             situation.after_error(passing, situation.now + situation.backoff() / 10)
         }
         Attempted::Broken => {
@@ -123,7 +128,7 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
     }
 }
 
-/// Whether an error of the origin's may be gone the next time.
+/// Returns true if an origin's error with this status may be temporary (500, 502, 503, 504).
 fn may_pass(status: StatusCode) -> bool {
     matches!(
         status,
@@ -152,7 +157,8 @@ impl Situation<'_> {
         }
     }
 
-    /// Doubles with each attempt; between half and all of it, by the draw.
+    /// Returns the wait before a retry. The full value doubles with each attempt up to
+    /// `backoff_max`, and `draw` selects a point between half and all of it.
     fn backoff(&self) -> Duration {
         let doublings = self.attempts.saturating_sub(1).min(16);
         let full = self
@@ -191,12 +197,13 @@ mod tests {
             let decision = decide(attempted, &situation);
             let nothing = decision.block.is_none() && decision.then == Then::Deliver;
             assert!(!attempted.is_final() || nothing, "{status}");
-            // Whoever may ask for time is asked.
+            // Only a status that may ask for a pause causes a block.
             assert!(decision.block.is_none() || Attempted::may_ask_for_time(status));
         }
     }
 
-    /// (attempted, idempotent, replayable, attempts) → (block, again), in seconds from now.
+    /// Test case: attempted, idempotent, replayable and attempts, then the expected block and
+    /// retry. Both are in seconds from `NOW`.
     type Case = (Attempted, bool, bool, u32, Option<f64>, Option<f64>);
 
     fn check(retry: &Retry, cases: &[Case]) {
@@ -233,18 +240,21 @@ mod tests {
         check(
             &Retry::default(),
             &[
-                // A 429 was not processed: any method, as often as the target allows.
+                // The origin did not process a 429, so any method is retried up to the target's
+                // attempts.
                 (answered(429, Some(7)), false, true, 1, Some(7.0), Some(7.0)),
                 (answered(429, None), false, true, 1, Some(1.0), Some(1.0)),
                 (answered(429, None), false, true, 3, Some(4.0), Some(4.0)),
                 (answered(429, Some(7)), false, true, 5, Some(7.0), None),
                 (answered(429, Some(7)), false, false, 1, Some(7.0), None),
-                // Beyond its patience the caller gets the 429; everyone else heeds it all the same.
+                // The pause exceeds the deadline, so the caller gets the 429. The block applies
+                // nevertheless.
                 (answered(429, Some(61)), false, true, 1, Some(61.0), None),
-                // A 503 with Retry-After may have been processed.
+                // The origin may have processed a 503 with `Retry-After`.
                 (answered(503, Some(7)), true, true, 1, Some(7.0), Some(7.0)),
                 (answered(503, Some(7)), false, true, 1, Some(7.0), None),
-                // Other errors of the origin: only what may be repeated, and not often.
+                // Other errors allow a retry of idempotent requests only, with at most three
+                // attempts.
                 (answered(503, None), true, true, 1, None, Some(1.0)),
                 (answered(503, None), false, true, 1, None, None),
                 (answered(500, None), true, true, 2, None, Some(2.0)),
@@ -253,11 +263,11 @@ mod tests {
                 (answered(501, None), true, true, 1, None, None),
                 (answered(200, None), true, true, 1, None, None),
                 (answered(404, Some(5)), true, true, 1, None, None),
-                // Never dispatched: any method.
+                // Nothing was sent, so any method is retried.
                 (unsent(true), false, true, 1, None, Some(0.1)),
                 (unsent(false), true, true, 1, None, None),
                 (unsent(true), false, false, 1, None, None),
-                // After bytes went out: only what may be repeated.
+                // Bytes were sent, so only idempotent requests are retried.
                 (Attempted::Broken, true, true, 1, None, Some(0.1)),
                 (Attempted::Broken, false, true, 1, None, None),
             ],

@@ -1,11 +1,13 @@
-//! Every reason there is to say no, and the one table from reason to wire. `docs/errors.md` is
-//! printed from it. No wildcard arm: a new reason does not compile without its row.
+//! Reasons for responses that outpace generates, and the table in `docs/errors.md`.
+//!
+//! The match in `reason_table` has no wildcard arm, so a new reason does not compile without its
+//! row.
 
 use http::StatusCode;
 
 use crate::telemetry::ExchangeOutcome;
 
-/// Why outpace answered a request itself.
+/// Reason for a response that outpace generated instead of the origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "`Reason::meaning` says it, for people too")]
 pub enum Reason {
@@ -40,45 +42,45 @@ pub enum Reason {
     NotFound,
     Conflict,
     KeyReused,
-    NotKept,
+    NotSpoolable,
     BodyTooLarge,
     SpoolFull,
-    SpoolAway,
-    SpoolOff,
+    SpoolUnavailable,
+    SpoolDisabled,
     ScopeMissing,
     Internal,
 }
 
-/// One row of the table.
+/// Row of the reason table, with all that responses, logs and metrics need.
 #[derive(Debug, Clone, Copy)]
 pub struct ReasonRow {
-    /// The word in logs, metrics and messages.
+    /// Stable identifier in logs, metrics and responses, for example `queue-full`.
     pub token: &'static str,
-    /// The status code.
+    /// HTTP status code of the response, for example 429.
     pub status: StatusCode,
-    /// The error type of RFC 9209 section 2.3.
+    /// Error type in `Proxy-Status`, as defined in RFC 9209 section 2.3.
     pub proxy_error: &'static str,
-    /// Whose doing it is.
+    /// Outcome in the record: refused by policy, rejected as malformed, or failed.
     pub outcome: ExchangeOutcome,
-    /// At which level it is logged beside its canonical line.
+    /// Level that decides on a log line in addition to the canonical line.
     pub level: Level,
-    /// What happened, in general.
+    /// General cause in full sentences, sent as the `title` of the problem.
     pub meaning: &'static str,
-    /// What to do.
+    /// Action that solves the problem, in full sentences.
     pub remedy: &'static str,
 }
 
-/// Log levels that a reason may have.
+/// Log levels of a reason, in addition to the canonical line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// The canonical line is enough.
+    /// No additional log line, because the canonical line is sufficient.
     Debug,
-    /// Somebody must act.
+    /// Additional warning with the remedy, because an operator must act.
     Warn,
 }
 
 impl Reason {
-    /// All of them, in the order of `docs/errors.md`.
+    /// All reasons, in the order of the rows in `docs/errors.md`.
     pub const ALL: [Self; 38] = [
         Self::MalformedRequest,
         Self::Misdirected,
@@ -111,17 +113,17 @@ impl Reason {
         Self::NotFound,
         Self::Conflict,
         Self::KeyReused,
-        Self::NotKept,
+        Self::NotSpoolable,
         Self::BodyTooLarge,
         Self::SpoolFull,
-        Self::SpoolAway,
-        Self::SpoolOff,
+        Self::SpoolUnavailable,
+        Self::SpoolDisabled,
         Self::ScopeMissing,
         Self::Internal,
     ];
 }
 
-/// The table as `docs/errors.md` shows it.
+/// Returns the reason table as Markdown, in the form of `docs/errors.md`.
 pub fn table() -> String {
     let mut text = String::from(
         "| reason | status | RFC 9209 error | meaning | what to do |\n| --- | --- | --- | --- | --- |\n",
@@ -157,12 +159,12 @@ mod tests {
         );
     }
 
-    /// Set `UPDATE_GOLDEN=1` to write the page anew; then read it.
+    /// Set `UPDATE_GOLDEN=1` to write the page again, then review the difference.
     #[test]
     fn the_table_is_the_page() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md");
         let page = format!(
-            "# Reasons\n\nEvery response that outpace makes itself carries one of these in `Proxy-Status` and in its body. This page is printed from the code.\n\n{}",
+            "# Reasons\n\nEvery response that outpace generates carries one of these reasons in `Proxy-Status` and in its\nbody. This page is generated from `src/exchange/reason_table.rs`.\n\n{}",
             table()
         );
         if crate::exchange::updating_golden() {

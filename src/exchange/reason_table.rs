@@ -1,4 +1,6 @@
-//! The one table from reason to wire. No wildcard arm: a new reason does not compile without its row.
+//! Table from each reason to its status code, error type, level and texts.
+//!
+//! The match has no wildcard arm, so a new reason does not compile without its row.
 
 use http::StatusCode;
 
@@ -6,7 +8,7 @@ use super::reason::{Level, Reason, ReasonRow};
 use crate::telemetry::ExchangeOutcome;
 
 impl Reason {
-    /// The table.
+    /// Returns the table row of this reason, from which all its responses and log lines are made.
     #[deny(clippy::wildcard_enum_match_arm)]
     #[expect(clippy::too_many_lines, reason = "it is a table: one row per reason")]
     pub const fn row(self) -> ReasonRow {
@@ -36,8 +38,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The request is not one that can be forwarded safely.",
-                    "Correct what the detail names; a client library does it by itself.",
+                    "The request is malformed or incomplete.",
+                    "Correct the fault that `detail` names.",
                 ),
             ),
             Self::Misdirected => row(
@@ -46,7 +48,7 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "A request inside a CONNECT named another host than the CONNECT.",
+                    "A request inside a CONNECT names another host than the CONNECT.",
                     "Open a new CONNECT for the other host.",
                 ),
             ),
@@ -56,8 +58,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The request expects something other than `100-continue`.",
-                    "Leave the `Expect` field out.",
+                    "The request has an `Expect` header with a value other than `100-continue`.",
+                    "Remove the `Expect` header.",
                 ),
             ),
             Self::MethodNotAllowed => row(
@@ -66,8 +68,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "TRACE is not forwarded: it would show credentials to whoever reads the response.",
-                    "Use another method.",
+                    "The method is not allowed for this request.",
+                    "Use another method. TRACE is never forwarded, because its response would repeat credentials.",
                 ),
             ),
             Self::LoopDetected => row(
@@ -76,8 +78,8 @@ impl Reason {
                 "proxy_loop_detected",
                 (Refused, Warn),
                 (
-                    "The request would come back to this proxy.",
-                    "Look where the host resolves to, at `routes`, and at proxy variables in outpace's own environment.",
+                    "The request would return to this proxy.",
+                    "Check the address that the host resolves to. Check `routes`, and the proxy variables in outpace's own environment.",
                 ),
             ),
             Self::ClientUnknown => row(
@@ -86,8 +88,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The proxy is for known clients, and the request did not prove to be of one.",
-                    "Write the proxy's URL as `http://NAME:TOKEN@HOST:PORT` with a name and token from `clients`.",
+                    "The proxy accepts only known clients, and the request carries no valid client name and token.",
+                    "Set the proxy URL to `http://NAME:TOKEN@HOST:PORT`, with a name and token from `clients`.",
                 ),
             ),
             Self::NoRoute => row(
@@ -96,8 +98,8 @@ impl Reason {
                 "destination_not_found",
                 (Refused, Debug),
                 (
-                    "The request was addressed to outpace itself, and no route has that host.",
-                    "Set `HTTP_PROXY` and `HTTPS_PROXY` instead of calling outpace as a server, or add the host to `routes`.",
+                    "No route of outpace matches the request.",
+                    "To use outpace as a proxy, set `HTTP_PROXY` and `HTTPS_PROXY`. To use it as a server, add the host to `routes`.",
                 ),
             ),
             Self::HostNotAllowed => row(
@@ -126,8 +128,8 @@ impl Reason {
                 "destination_ip_prohibited",
                 (Refused, Debug),
                 (
-                    "The host has only addresses that are not public.",
-                    "If the app should reach it without outpace, add the host to `NO_PROXY`; if outpace should dial it, add the address to `egress.allow`.",
+                    "The host has no public address, so outpace does not connect to it.",
+                    "To connect through outpace, add the address to `egress.allow`. To bypass outpace, add the host to `NO_PROXY`.",
                 ),
             ),
             Self::CrossSite => row(
@@ -136,8 +138,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Warn),
                 (
-                    "A web page of another site sent the request, and the target sets credentials.",
-                    "Call the target from your own code, not from a page.",
+                    "A web page of another site sent the request to a target that adds credentials.",
+                    "Call the target from your own code instead of a web page.",
                 ),
             ),
             Self::WaitTooLong => row(
@@ -146,8 +148,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The request's turn comes later than it may be held.",
-                    "Come back after `Retry-After`, or allow more with `Outpace-Max-Wait` or the target's `max_wait`.",
+                    "The request cannot be sent within its max wait.",
+                    "Retry after the time in `Retry-After`. To wait longer, raise `Outpace-Max-Wait` or the target's `max_wait`, of which the smaller applies.",
                 ),
             ),
             Self::QueueFull => row(
@@ -156,8 +158,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Warn),
                 (
-                    "As many requests wait for the target as may.",
-                    "Come back after `Retry-After`; or raise the target's `max_waiting`.",
+                    "The target's queue is full.",
+                    "Retry after the time in `Retry-After`, or raise the target's `max_waiting`.",
                 ),
             ),
             Self::OriginUnresolved => row(
@@ -166,8 +168,8 @@ impl Reason {
                 "dns_error",
                 (Failed, Debug),
                 (
-                    "The host has no address.",
-                    "Check the spelling, the resolver of the machine, or `egress.resolve`.",
+                    "The host name could not be resolved.",
+                    "Check the spelling of the host, the machine's DNS resolver and `egress.resolve`.",
                 ),
             ),
             Self::OriginRefused => row(
@@ -176,8 +178,8 @@ impl Reason {
                 "connection_refused",
                 (Failed, Debug),
                 (
-                    "No connection to the origin; nothing was sent.",
-                    "Check that the origin is up and reachable from this machine.",
+                    "The connection to the origin failed. Nothing was sent.",
+                    "Check that the origin is running and reachable from this machine.",
                 ),
             ),
             Self::OriginConnectTimeout => row(
@@ -186,7 +188,7 @@ impl Reason {
                 "connection_timeout",
                 (Failed, Debug),
                 (
-                    "No connection to the origin in time; nothing was sent.",
+                    "The connection to the origin timed out. Nothing was sent.",
                     "Check that the origin is reachable from this machine.",
                 ),
             ),
@@ -196,8 +198,8 @@ impl Reason {
                 "tls_certificate_error",
                 (Failed, Warn),
                 (
-                    "The origin's certificate was not accepted; nothing was sent.",
-                    "If the origin has a private CA, add it to `egress.roots`.",
+                    "The origin's certificate was rejected. Nothing was sent.",
+                    "If a private CA issued the certificate, add that CA to `egress.roots`.",
                 ),
             ),
             Self::OriginTls => row(
@@ -206,8 +208,8 @@ impl Reason {
                 "tls_protocol_error",
                 (Failed, Warn),
                 (
-                    "TLS with the origin failed; nothing was sent.",
-                    "Check that the origin speaks TLS 1.2 or 1.3 on that port.",
+                    "The TLS handshake with the origin failed. Nothing was sent.",
+                    "Check that the origin supports TLS 1.2 or 1.3 on that port.",
                 ),
             ),
             Self::ParentProxy => row(
@@ -216,7 +218,7 @@ impl Reason {
                 "destination_unavailable",
                 (Failed, Warn),
                 (
-                    "The parent proxy did not connect to the origin; nothing was sent.",
+                    "The parent proxy did not connect to the origin. Nothing was sent.",
                     "Check `egress.upstream_proxy` and its credentials.",
                 ),
             ),
@@ -226,8 +228,8 @@ impl Reason {
                 "connection_terminated",
                 (Failed, Debug),
                 (
-                    "The connection broke after the request was sent; it may have taken effect.",
-                    "If the request is safe to repeat, send `Idempotency-Key` or set `idempotent: true` on the target.",
+                    "The connection to the origin broke after the request was sent. The request may have taken effect.",
+                    "If the request is safe to repeat, send an `Idempotency-Key` or set `idempotent: true` on the target. outpace can then retry it.",
                 ),
             ),
             Self::OriginTimeout => row(
@@ -236,8 +238,8 @@ impl Reason {
                 "http_response_timeout",
                 (Failed, Debug),
                 (
-                    "The origin did not answer in time; the request may have taken effect.",
-                    "Check the origin.",
+                    "The origin did not respond in time. The request may have taken effect.",
+                    "Check that the origin works. Check the effect of the request before you repeat it.",
                 ),
             ),
             Self::OriginProtocol => row(
@@ -246,8 +248,8 @@ impl Reason {
                 "http_protocol_error",
                 (Failed, Warn),
                 (
-                    "The origin answered in a way that must not be passed on.",
-                    "Check what stands behind that host.",
+                    "The origin sent a response that must not be forwarded.",
+                    "Check the server behind that host. `detail` names the fault.",
                 ),
             ),
             Self::ClientTokenUnknown => row(
@@ -256,8 +258,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The route is for known clients, and the request did not prove to be of one.",
-                    "Send `Outpace-Client-Token: NAME:TOKEN` with a name and token from `clients`.",
+                    "The route or the API accepts only known clients, and the request carries no valid client name and token.",
+                    "Send `Outpace-Client-Token: NAME:TOKEN`, with a name and token from `clients`. Without configured `clients`, call the API from outpace's own machine.",
                 ),
             ),
             Self::InnerNotHttp => row(
@@ -266,8 +268,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Warn),
                 (
-                    "Inside a CONNECT to a target came neither TLS nor HTTP; the connection was closed.",
-                    "For another protocol set `tls: tunnel` on the target: then connections are paced.",
+                    "The client sent neither TLS nor HTTP inside a CONNECT to a target. The connection was closed.",
+                    "For another protocol, set `tls: tunnel` on the target. outpace then paces connections instead of requests.",
                 ),
             ),
             Self::InnerTls => row(
@@ -276,8 +278,8 @@ impl Reason {
                 "tls_protocol_error",
                 (Rejected, Debug),
                 (
-                    "TLS with the client inside its CONNECT failed; the connection was closed.",
-                    "Check that the client speaks TLS 1.2 or 1.3 and names the CONNECT's host.",
+                    "The TLS handshake with the client inside its CONNECT failed. The connection was closed.",
+                    "Check that the client supports TLS 1.2 or 1.3 and sends the CONNECT's host as server name.",
                 ),
             ),
             Self::InnerDistrusted => row(
@@ -286,7 +288,7 @@ impl Reason {
                 "tls_alert_received",
                 (Rejected, Debug),
                 (
-                    "The client does not trust outpace's CA; the connection was closed.",
+                    "The client does not trust outpace's CA. The connection was closed.",
                     "Run the client with the variables that `outpace env` prints, or set `tls: tunnel` on the target.",
                 ),
             ),
@@ -296,8 +298,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The API has no such call, target or permit.",
-                    "Check the path and the name; README lists the calls.",
+                    "The API has no such path, target or permit.",
+                    "Check the path, the target's name and the permit.",
                 ),
             ),
             Self::NoSuchScope => row(
@@ -306,8 +308,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The target has no such lane, or its limits need a key that was not given.",
-                    "Name a lane of the target, and give `key` exactly where a limit counts by key.",
+                    "The lane or the key does not fit the target.",
+                    "Name a lane of the target. Send `key` if a limit of the target counts by it, and only then.",
                 ),
             ),
             Self::NotFound => row(
@@ -316,8 +318,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "There is no such buffer or item.",
-                    "Check the id; `GET /v1/buffers` lists the buffers, `GET /v1/buffers/{id}/items` their items.",
+                    "The buffer or item does not exist.",
+                    "Check the id. `GET /v1/buffers` lists the buffers, and `GET /v1/buffers/{id}/items` lists the items of a buffer.",
                 ),
             ),
             Self::Conflict => row(
@@ -326,8 +328,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "What is asked does not fit how things are.",
-                    "See `detail`: another name, or another moment.",
+                    "The request conflicts with the current state of the buffer or item.",
+                    "Read `detail`. Choose another name, or wait until the state allows the request.",
                 ),
             ),
             Self::KeyReused => row(
@@ -336,18 +338,18 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The `Idempotency-Key` was used before, for something else.",
-                    "Use a key of its own for each request.",
+                    "The `Idempotency-Key` was already used with a different body.",
+                    "Use a new key for each request.",
                 ),
             ),
-            Self::NotKept => row(
-                "not-kept",
+            Self::NotSpoolable => row(
+                "not-spoolable",
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The request must not be kept on disk: it carries a secret, and there is no key to seal it with.",
-                    "Set `spool.key`, or let the target set the field (`set_headers`).",
+                    "The request must not be stored, because it carries a secret and there is no key to encrypt it.",
+                    "Set `spool.key`, or let the target add the header (`set_headers`).",
                 ),
             ),
             Self::BodyTooLarge => row(
@@ -356,8 +358,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The body is larger than what is kept.",
-                    "Send less, or raise `spool.max_body`.",
+                    "The body is too large to be stored.",
+                    "Send a smaller body or batch, or raise `spool.max_body`.",
                 ),
             ),
             Self::SpoolFull => row(
@@ -366,28 +368,28 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Warn),
                 (
-                    "The spool has no room for more; what it keeps goes on being delivered.",
-                    "Come back after `Retry-After`; or raise `spool.max`, purge history, or free the disk.",
+                    "The spool is full. Stored items are still delivered.",
+                    "Retry after the time in `Retry-After`. To make room, raise `spool.max`, purge history or free disk space.",
                 ),
             ),
-            Self::SpoolAway => row(
-                "spool-away",
+            Self::SpoolUnavailable => row(
+                "spool-unavailable",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "proxy_internal_error",
                 (Failed, Warn),
                 (
-                    "The spool cannot be used now; nothing was kept.",
-                    "See the log; a disk that fails ends outpace, and its supervisor should start it again.",
+                    "The spool is unavailable.",
+                    "Retry later, and read the log. After a disk failure outpace exits, and its supervisor must restart it.",
                 ),
             ),
-            Self::SpoolOff => row(
-                "spool-off",
+            Self::SpoolDisabled => row(
+                "spool-disabled",
                 StatusCode::NOT_FOUND,
                 "http_request_denied",
                 (Rejected, Debug),
                 (
-                    "This outpace keeps nothing: it has no spool.",
-                    "Write `spool: {}` in its configuration.",
+                    "outpace runs without a spool.",
+                    "Add `spool: {}` to the configuration of outpace.",
                 ),
             ),
             Self::ScopeMissing => row(
@@ -396,8 +398,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The client is known, and may not do that.",
-                    "Give it the scope in `clients: scopes`.",
+                    "The client lacks the API scope for this call.",
+                    "Add the scope that `detail` names to the client's `scopes` in `clients`.",
                 ),
             ),
             Self::Internal => row(
@@ -406,8 +408,8 @@ impl Reason {
                 "proxy_internal_error",
                 (Failed, Warn),
                 (
-                    "Something broke inside outpace.",
-                    "Please report it with the log.",
+                    "An internal error occurred in outpace.",
+                    "Report the error together with the log.",
                 ),
             ),
         }

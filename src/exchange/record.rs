@@ -1,5 +1,6 @@
-//! What happened in an exchange: one canonical JSON line, emitted exactly once, also when the client
-//! goes away in the middle.
+//! Record of an exchange, which writes its canonical JSON line exactly once.
+//!
+//! The line is also written if the client goes away during the exchange.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -18,22 +19,22 @@ use crate::units::Origin;
 use http::Method;
 use http::uri::PathAndQuery;
 
-/// How a request reached us.
+/// Ingress mode by which a request reached outpace, the `ingress` field of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ingress {
-    /// Absolute-form.
+    /// Forward proxy request in absolute-form (RFC 9112 section 3.2.2).
     Plain,
-    /// Inside a CONNECT that we intercepted.
+    /// Request inside a CONNECT that outpace intercepts with a certificate of its CA.
     Intercept,
-    /// By a route.
+    /// Request to a route, by its port or by its host.
     Route,
-    /// A CONNECT that is relayed blindly.
+    /// CONNECT that outpace relays as a tunnel without reading it.
     Tunnel,
-    /// To outpace itself.
+    /// Request to the proxy port that outpace answers without an origin.
     Direct,
-    /// A call of outpace's own API.
+    /// Call of outpace's own API, for example `/v1/buffers`.
     Api,
-    /// From the spool.
+    /// Delivery of a stored item from the spool.
     Spool,
 }
 
@@ -51,21 +52,21 @@ impl Ingress {
     }
 }
 
-/// Who sent a request.
+/// Identity of the client that sent a request, with its address and its configured name.
 #[derive(Debug, Clone)]
 pub struct ClientIdentity {
-    /// Its address.
+    /// IP address of the client, or loopback for deliveries from the spool.
     pub address: IpAddr,
-    /// Its address as text, which each of its lines needs.
+    /// Address as text, formatted once because each log line contains it.
     shown: Arc<str>,
-    /// Its name, where clients are known.
+    /// Name from `clients` in the configuration, or `None` for an unidentified client.
     pub name: Option<Arc<str>>,
-    /// Its group, if it has one.
+    /// Group from `clients` in the configuration, or `None` if the client has none.
     pub group: Option<Arc<str>>,
 }
 
 impl ClientIdentity {
-    /// Somebody at this address, so far.
+    /// Creates the identity of a client that is not identified by name yet.
     pub fn at(address: IpAddr) -> Self {
         Self {
             address,
@@ -75,7 +76,7 @@ impl ClientIdentity {
         }
     }
 
-    /// The same, known as a client.
+    /// Returns this identity with the name and group of a configured client.
     #[must_use]
     pub fn known_as(&self, name: Arc<str>, group: Option<Arc<str>>) -> Self {
         Self {
@@ -85,12 +86,12 @@ impl ClientIdentity {
         }
     }
 
-    /// outpace itself, for what it kept.
+    /// Creates the identity of outpace itself, for deliveries from the spool.
     pub fn ourselves() -> Self {
         Self::at(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
     }
 
-    /// The client, where clients are known.
+    /// Returns the name and group for the policy, or `None` for an unidentified client.
     pub fn caller(&self) -> Option<Caller<'_>> {
         self.name.as_ref().map(|name| Caller {
             name,
@@ -99,16 +100,16 @@ impl ClientIdentity {
     }
 }
 
-/// Where the request's body was kept for repetition.
+/// Place where the request's body is buffered for a retry, the `body` field of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyLocation {
-    /// There was none.
+    /// The request has no body, or no response of the origin arrived.
     None,
-    /// In memory.
+    /// The whole body is in memory, so it can be sent again.
     Memory,
-    /// In a temporary file.
+    /// The end of the body is in a temporary file, so it can be sent again.
     File,
-    /// Nowhere: it was too large, and streamed once.
+    /// The body was not buffered as a whole, so it could be sent only once.
     Streamed,
 }
 
@@ -123,40 +124,42 @@ impl BodyLocation {
     }
 }
 
-/// Where records go. Shared by all exchanges.
+/// Recorder that all exchanges share. Writes canonical lines, counts metrics and keeps the last
+/// refusals.
 #[derive(Debug)]
 pub struct Recorder {
     clock: Clock,
     metrics: Metrics,
     lines: LineWriter,
-    /// What ids begin with, unlike those of other replicas.
+    /// Prefix of all exchange ids, which differs from that of other replicas.
     instance: String,
     count: AtomicU64,
-    /// The metrics of exchanges without a target.
+    /// Metrics of exchanges without a target, under the target label `-`.
     unmatched: TargetMetrics,
     refusals: Mutex<VecDeque<RecentRefusal>>,
 }
 
-/// One of the last refusals.
+/// One of the most recent refusals, which the admin listener shows.
 #[derive(Debug, Clone)]
 pub struct RecentRefusal {
-    /// When its exchange began.
+    /// Wall-clock time at which the exchange began.
     pub time: SystemTime,
-    /// Where it was to go.
+    /// Name of the matched target, or `None` if no target matched.
     pub target: Option<Arc<str>>,
-    /// Why.
+    /// Token of the reason, for example `wait-too-long`.
     pub reason: &'static str,
-    /// The limit that held it.
+    /// Name of the limit that held the request, or `None`.
     pub limit: Option<Arc<str>>,
-    /// In words.
+    /// Cause of the refusal as text, including its numbers.
     pub detail: Arc<str>,
 }
 
-/// How many of the last refusals are kept.
+/// Maximum number of recent refusals that are kept.
 const REFUSALS: usize = 16;
 
 impl Recorder {
-    /// Emits to `lines` and counts in `metrics`; `instance` tells replicas apart.
+    /// Creates a recorder that writes to `lines` and counts in `metrics`. The ids of its exchanges
+    /// begin with `instance`, so that replicas have different ids.
     pub fn new(clock: Clock, metrics: Metrics, lines: LineWriter, instance: u32) -> Self {
         let unmatched = metrics.target(&Arc::from("-"));
         Self {
@@ -170,7 +173,7 @@ impl Recorder {
         }
     }
 
-    /// The last refusals, the latest first.
+    /// Returns the most recent refusals, latest first.
     pub fn refusals(&self) -> Vec<RecentRefusal> {
         let kept = lock(&self.refusals);
         kept.iter().cloned().collect()
@@ -182,7 +185,7 @@ impl Recorder {
         kept.push_front(refusal);
     }
 
-    /// Begins a record.
+    /// Begins the record of an exchange and gives it the next id of this replica.
     pub fn begin(self: &Arc<Self>, ingress: Ingress, client: &ClientIdentity) -> Box<Record> {
         Box::new(Record {
             recorder: Arc::clone(self),
@@ -213,7 +216,7 @@ impl Recorder {
     }
 }
 
-/// One exchange. Its drop emits it as abandoned, unless it was emitted before.
+/// Record of one exchange. Its drop emits it as abandoned, unless it was emitted before.
 #[derive(Debug)]
 pub struct Record {
     recorder: Arc<Recorder>,
@@ -222,61 +225,62 @@ pub struct Record {
     number: u64,
     ingress: Ingress,
     client: ClientIdentity,
-    /// The method.
+    /// HTTP method of the request, or of the CONNECT.
     pub method: Method,
-    /// Where to.
+    /// Origin of the request, or `None` if it was not determined.
     pub origin: Option<Origin>,
-    /// The path, without the query, which may hold secrets.
+    /// Path and query of the request. The log leaves the query out because it may hold secrets.
     pub path: Option<PathAndQuery>,
     target: Option<Arc<str>>,
     metrics: Option<TargetMetrics>,
-    /// The limit that held the request longest.
+    /// Name of the limit that held the request last, or `None`.
     pub limit: Option<Arc<str>>,
-    /// The limit that would have held it, were its target not only observed.
+    /// Name of the limit that would have held the request, if its target is only observed.
     pub would_hold: Option<Arc<str>>,
-    /// Time spent waiting for turns.
+    /// Total time spent waiting for turns and before retries.
     pub waited: Duration,
-    /// How often the request was sent.
+    /// Number of attempts to send the request. Redials on the same turn do not count.
     pub attempts: u32,
-    /// The status that the client got.
+    /// Status code that the client got, or 0 if it got none.
     pub status: u16,
     reason: Option<Reason>,
     detail: Option<String>,
-    /// Bytes from the client, for tunnels.
+    /// Bytes from the client through a tunnel or a switched protocol, else 0.
     pub sent: u64,
-    /// Bytes to the client.
+    /// Bytes from the origin to the client, without response heads.
     pub received: u64,
-    /// What became of the request's body.
+    /// Place where the request's body is buffered, set as soon as a response is delivered.
     pub kept: BodyLocation,
-    /// The trace it belongs to (the second part of `traceparent`).
+    /// Field `traceparent` of the request, from which the log takes the trace id.
     pub trace: Option<http::HeaderValue>,
     spooled: bool,
     emitted: bool,
 }
 
 impl Record {
-    /// When the exchange began.
+    /// Returns the instant at which the exchange began.
     pub const fn began(&self) -> Instant {
         self.began
     }
 
-    /// The id under which the log knows it.
+    /// Returns the id of the exchange in the log and in problem bodies.
     pub fn id(&self) -> String {
         format!("{}{:x}", self.recorder.instance, self.number)
     }
 
-    /// Notes the target.
+    /// Notes the name and the metrics of the matched target.
     pub fn matched(&mut self, target: Arc<str>, metrics: TargetMetrics) {
         self.target = Some(target);
         self.metrics = Some(metrics);
     }
 
-    /// The target's name.
+    /// Returns the name of the matched target, or `None` if no target matched.
     pub fn target(&self) -> Option<&str> {
         self.target.as_deref()
     }
 
-    /// outpace answered by itself.
+    /// Notes that outpace ended the exchange with `error`. Counts the reason and, if its level is
+    /// `Level::Warn`, logs a warning.
     pub fn refused(&mut self, error: &Error) {
         let row = error.reason.row();
         self.recorder.metrics.reason(row.token);
@@ -287,7 +291,7 @@ impl Record {
                 target_name = self.target.as_deref().unwrap_or("-"),
                 exchange = self.id(),
                 remedy = row.remedy,
-                "an exchange was ended by outpace"
+                "outpace ended an exchange; see `detail` and `remedy`"
             );
         }
         self.reason = Some(error.reason);
@@ -307,13 +311,13 @@ impl Record {
         }
     }
 
-    /// The request is on disk; its client has been told so.
+    /// Notes that the request is stored in the spool and answered with 202.
     pub const fn kept_for_later(&mut self) {
         self.status = 202;
         self.spooled = true;
     }
 
-    /// Emits the record with the outcome that its reason has, as kept, or as delivered.
+    /// Emits the record with the outcome of its reason, or as spooled or delivered.
     pub fn end(mut self: Box<Self>) {
         let outcome = match self.reason {
             Some(reason) => reason.row().outcome,
@@ -333,7 +337,7 @@ impl Record {
         lines.line(self.time, |line| self.write(outcome, line));
     }
 
-    /// The canonical line. Its fields are a promise to whoever reads logs: see `docs/log.md`.
+    /// Writes the canonical line. Its fields are a stable interface, documented in `docs/log.md`.
     fn write(&self, outcome: ExchangeOutcome, line: &mut JsonObject<'_>) {
         let origin = self.origin.as_ref();
         line.word(key!("level"), "info")
@@ -374,7 +378,7 @@ impl Drop for Record {
     }
 }
 
-/// The trace id of a W3C `traceparent`.
+/// Returns the trace id of a W3C `traceparent`, if it has 32 hexadecimal digits.
 fn trace_id(parent: &http::HeaderValue) -> Option<&str> {
     let id = parent.to_str().ok()?.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)

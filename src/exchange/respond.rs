@@ -1,4 +1,6 @@
-//! The body that the client gets: made by us, or the origin's with the record riding on it.
+//! Body of the response to the client, either generated or streamed from the origin.
+//!
+//! A streamed body carries the record of its exchange.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,10 +17,10 @@ use crate::origin;
 use crate::pace::Turn;
 use crate::semantics::may_be_trailer;
 
-/// Any error of a body.
+/// Error of any body, from hyper or from outpace.
 pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A response's body.
+/// Body of a response to the client, either generated or streamed from the origin.
 #[derive(Debug)]
 pub struct ResponseBody(BodyKind);
 
@@ -29,29 +31,30 @@ enum BodyKind {
     Origin(Box<FromOrigin>),
 }
 
-/// The origin's body. The turn, with its permits, lives until the end; so does the record.
+/// Body of the origin's response. Holds the record and the turn with its permits until the end of
+/// the body.
 #[derive(Debug)]
 pub(super) struct FromOrigin {
     body: origin::OriginBody<Outgoing>,
-    /// Absent until the exchange hands it over, and after the end.
+    /// Record of the exchange, absent before [`ResponseBody::origin`] sets it and after the end.
     record: Option<Box<Record>>,
     turn: Option<Turn>,
-    /// A copy of what has passed, where the response says in its body what the request cost.
+    /// Copy of the bytes so far, at most [`BODY_PEEK`], if a limit takes the cost from the body.
     copy: Option<Vec<u8>>,
 }
 
 impl ResponseBody {
-    /// No bytes.
+    /// Creates a body without any bytes, for example for a 101.
     pub const fn empty() -> Self {
         Self(BodyKind::Empty)
     }
 
-    /// These bytes.
+    /// Creates a body that consists of the given bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self(BodyKind::Full(bytes.into()))
     }
 
-    /// The origin's bytes; their end ends the record and the turn.
+    /// Creates a body that streams the origin's bytes. Its end also ends the record and the turn.
     pub(super) fn origin(mut body: Box<FromOrigin>, record: Box<Record>) -> Self {
         body.record = Some(record);
         if http_body::Body::is_end_stream(&body.body) {
@@ -73,7 +76,7 @@ impl FromOrigin {
         })
     }
 
-    /// The turn on which the request left.
+    /// Returns the turn on which the request was sent, or `None` if it needed none.
     pub(super) const fn turn(&self) -> Option<&Turn> {
         self.turn.as_ref()
     }
@@ -95,7 +98,7 @@ impl FromOrigin {
         if let Some(mut record) = self.record.take() {
             record.refused(&Error::new(
                 Reason::OriginBroke,
-                format!("the response broke off: {error}"),
+                format!("the origin's response ended too early: {error}"),
             ));
             record.end();
         }
@@ -123,7 +126,7 @@ impl FromOrigin {
                         (copy.len() <= BODY_PEEK).then_some(copy)
                     });
                 }
-                // hyper does not ask again once the end is known.
+                // After the last frame hyper does not poll again, so the exchange ends here.
                 if http_body::Body::is_end_stream(&self.body) {
                     self.end();
                 }
@@ -133,7 +136,8 @@ impl FromOrigin {
     }
 }
 
-/// Trailers may not bring what frames or authenticates a message.
+/// Removes trailer fields that would frame, route or authenticate a message (RFC 9110 section
+/// 6.5.1).
 pub(super) fn strip_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(mut trailers) => {

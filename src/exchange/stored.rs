@@ -1,5 +1,6 @@
-//! Requests that come from the spool and not from a client: the same line, with nobody waiting at its
-//! beginning.
+//! Delivery of stored requests from the spool, by the same steps as a client's request.
+//!
+//! No client waits for the response.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,31 +16,33 @@ use super::respond::ResponseBody;
 use super::{Arrival, Error, Exchange};
 use crate::origin::{self, Lease};
 
-/// How a stored request leaves.
+/// Options for sending one stored request to its origin.
 #[derive(Debug, Clone)]
 pub struct DeliveryOptions {
-    /// How long it waits for its turn; then it is looked at again.
+    /// Maximum time to wait for a turn. After that the spool examines the item again.
     pub max_wait: Duration,
-    /// How long the origin may take to answer.
+    /// Maximum time from the slot to the origin's response head.
     pub timeout: Duration,
-    /// Fields of ours that the origin is to see.
+    /// Fields that outpace adds to the request, for example `Outpace-Item`.
     pub fields: Vec<(HeaderName, HeaderValue)>,
-    /// Who keeps it.
+    /// Hook that claims the stored item before it is sent.
     pub claim_hook: Arc<dyn ClaimHook>,
 }
 
-/// Who keeps a stored request, and notes when it leaves.
+/// Hook that claims a stored item and confirms that it may still leave.
 pub trait ClaimHook: Send + Sync + std::fmt::Debug {
-    /// Its turn is near: notes durably that it may be sent from now on. May be called again. An error
-    /// means that it must not be sent.
+    /// Notes durably that the item may be sent, shortly before its turn. The exchange may call this
+    /// again for the same item. An error means that the item must not be sent.
     fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
 
-    /// It leaves now, if it still may: otherwise not at all.
+    /// Returns true if the item may still be sent, and notes that it leaves now. After false the
+    /// exchange does not send it.
     fn leaves(&self) -> bool;
 }
 
 impl Exchange {
-    /// A connection for one whose turn is near; what the spool sends is claimed by then.
+    /// Opens a connection for a request shortly before its turn. A stored item is claimed first,
+    /// and then may use an idle connection.
     pub(super) async fn connect(
         &self,
         plan: &Plan<'_>,
@@ -55,10 +58,10 @@ impl Exchange {
         self.pool.connect(&plan.destination, egress).await
     }
 
-    /// Sends a stored request, once. What follows from the answer is up to who keeps it.
+    /// Sends a stored request once. The spool decides about a retry.
     ///
     /// # Errors
-    /// Why there is no answer of the origin's.
+    /// Returns the reason for the missing response.
     pub async fn send(
         &self,
         arrival: Arrival,

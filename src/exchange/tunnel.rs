@@ -1,5 +1,7 @@
-//! A CONNECT that is relayed blindly: its connection is paced, since its requests are not seen. All
-//! that can be refused is refused before the 200; afterwards there is no way left to say no.
+//! Tunnel of a CONNECT that outpace relays without reading it.
+//!
+//! The connection is paced, because its requests are not visible. Every refusal precedes the 200,
+//! because no error response is possible after it.
 
 use std::sync::Arc;
 
@@ -17,7 +19,7 @@ use crate::pace::{Ticket, Turn};
 use crate::policy::Unmatched;
 use crate::tunnel;
 
-/// A connection to an origin, waiting for its client's end.
+/// Open connection to an origin, ready to be joined to the client's connection.
 #[derive(Debug)]
 pub struct Tunnel {
     origin: TcpStream,
@@ -26,10 +28,11 @@ pub struct Tunnel {
 }
 
 impl Exchange {
-    /// Connects to the CONNECT's host, at its target's pace.
+    /// Connects to the CONNECT's host after a wait for a turn of its target, if it has one.
+    /// `max_wait` can only shorten the max wait of the target.
     ///
     /// # Errors
-    /// The response to refuse the CONNECT with.
+    /// Returns the response that refuses the CONNECT.
     pub async fn open_tunnel(
         &self,
         arrival: &Arrival,
@@ -84,25 +87,26 @@ impl Exchange {
             arrived: record.began(),
             deadline: self.clock.now() + max_wait,
         };
-        let entrance = AdmissionContext {
+        let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics: &metrics,
             body: None,
         };
-        match entrance.admit(&ticket, record, &connections).await {
+        match context.admit(&ticket, record, &connections).await {
             Ok((turn, stream)) => Ok((Some(turn), stream)),
             Err(AdmissionError::Refused(error)) => Err(error),
             Err(AdmissionError::Unconnected(error)) => Err(error.into()),
             Err(AdmissionError::ClientGone) => {
-                Err(Error::new(Reason::Internal, "there is no body"))
+                Err(Error::new(Reason::Internal, "body error without a body"))
             }
         }
     }
 }
 
 impl Tunnel {
-    /// Relays until the end; the turn's permits are held as long.
+    /// Relays until both sides end or no byte moves for `TUNNEL_IDLE`. Holds the turn's permits for
+    /// the whole relay.
     pub async fn relay<C>(self, client: C, exchange: &Exchange)
     where
         C: AsyncRead + AsyncWrite + Unpin,
@@ -119,7 +123,7 @@ impl Tunnel {
     }
 }
 
-/// A connection of its own for each tunnel. Whether the origin has closed it shows in the relay.
+/// Connections of one tunnel, each dialled anew. The relay notices if the origin has closed one.
 struct Dialled<'a> {
     connector: &'a Connector,
     arrival: &'a Arrival,

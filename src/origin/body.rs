@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::pool::Returning;
+use super::http1::Returning;
 
 /// Response body of an origin, read as a stream of frames.
 #[derive(Debug)]

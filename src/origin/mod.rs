@@ -11,6 +11,7 @@
 mod address;
 mod body;
 mod connect;
+mod http1;
 mod io;
 mod pool;
 mod resolve;

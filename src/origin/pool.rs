@@ -5,16 +5,15 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use foldhash::HashMap;
-use http::header::CONNECTION;
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
+use super::http1::{Http1, Returning, send_error};
 use super::{Connector, Io, OriginBody, OriginError};
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
@@ -67,10 +66,10 @@ impl<B: http_body::Body + 'static> Clone for Pool<B> {
 }
 
 #[derive(Debug)]
-struct PoolState<B: http_body::Body + 'static> {
+pub(super) struct PoolState<B: http_body::Body + 'static> {
     connector: Connector,
-    clock: Clock,
-    tasks: Tasks,
+    pub(super) clock: Clock,
+    pub(super) tasks: Tasks,
     metrics: Metrics,
     idle: RwLock<HashMap<Destination, Arc<Idle<B>>>>,
     /// Instant of the last call of [`Pool::reap`], in nanoseconds. Returned connections count as
@@ -81,7 +80,7 @@ struct PoolState<B: http_body::Body + 'static> {
 /// Idle connections to one destination. Every task that takes or returns a connection writes here.
 /// The lock is never held across an await.
 #[derive(Debug)]
-struct Idle<B: http_body::Body + 'static> {
+pub(super) struct Idle<B: http_body::Body + 'static> {
     connections: Mutex<IdleConnections<B>>,
     /// Notification for one dialling task that a connection has become idle.
     returned: Notify,
@@ -91,42 +90,6 @@ struct Idle<B: http_body::Body + 'static> {
 struct IdleConnections<B: http_body::Body + 'static> {
     http1: Vec<(Instant, Http1<B>)>,
     http2: Option<http2::SendRequest<B>>,
-}
-
-/// HTTP/1.1 connection with the future that transfers its bytes.
-struct Http1<B: http_body::Body + 'static> {
-    sender: http1::SendRequest<B>,
-    /// Timer for the deadline of the response head.
-    alarm: Alarm,
-    /// Future that transfers the bytes of the connection. `None` once the connection has ended.
-    driver: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
-}
-
-impl<B: http_body::Body + 'static> std::fmt::Debug for Http1<B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Http1")
-            .field("open", &self.driver.is_some())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<B: http_body::Body + 'static> Http1<B> {
-    /// Transfers bytes. An error reaches the task that waits for the message, so it is dropped
-    /// here.
-    fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(driver) = &mut self.driver
-            && driver.as_mut().poll(cx).is_ready()
-        {
-            self.driver = None;
-        }
-    }
-
-    /// Returns true if the connection can take a request now. Bytes that the origin has sent
-    /// meanwhile, such as a close, are read first.
-    fn is_fresh(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && self.sender.is_ready()
-    }
 }
 
 #[derive(Debug)]
@@ -306,7 +269,7 @@ impl<B: http_body::Body + 'static> PoolState<B> {
         })
     }
 
-    fn put(&self, idle: &Idle<B>, connection: Http1<B>) {
+    pub(super) fn put(&self, idle: &Idle<B>, connection: Http1<B>) {
         let since = Instant::from_nanos(self.reaped.load(Ordering::Relaxed));
         let mut known = idle.lock();
         if known.http1.len() < ORIGIN_IDLE_MAX {
@@ -437,78 +400,4 @@ impl<B: http_body::Body + 'static> Drop for Lease<B> {
             home.put(&idle, connection);
         }
     }
-}
-
-/// HTTP/1.1 connection in use, which returns to the pool after its response.
-#[derive(Debug)]
-pub(super) struct Returning<B: http_body::Body + 'static> {
-    connection: Http1<B>,
-    /// True if the request is fully sent and the origin keeps the connection open. The connection
-    /// is then idle as soon as the response is complete.
-    plain: bool,
-    idle: Arc<Idle<B>>,
-    home: Arc<PoolState<B>>,
-}
-
-impl<B> Returning<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    async fn send(
-        mut self,
-        request: Request<B>,
-        deadline: Instant,
-    ) -> Result<Response<OriginBody<B>>, SendError<B>> {
-        let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
-        let answered = std::future::poll_fn(|cx| {
-            self.connection.drive(cx);
-            match answer.as_mut().poll(cx) {
-                Poll::Ready(answered) => Poll::Ready(answered.map_err(send_error)),
-                Poll::Pending => {
-                    let alarm = &mut self.connection.alarm;
-                    let rung = alarm.poll(&self.home.clock, deadline, cx);
-                    rung.map(|()| Err(SendError::Late))
-                }
-            }
-        });
-        let response = answered.await?;
-        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            // Bytes of the new protocol pass through hyper's upgrade, which this driver hands over.
-            if let Some(driver) = self.connection.driver.take() {
-                self.home.tasks.spawn(async move { drop(driver.await) });
-            }
-            return Ok(response.map(OriginBody::http2));
-        }
-        self.plain &=
-            response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
-        Ok(response.map(|incoming| OriginBody::http1(incoming, self)))
-    }
-
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        self.connection.drive(cx);
-    }
-
-    /// Ends the use of the connection after a complete response. If the request is complete too,
-    /// the connection returns to the pool. A connection that is still uploading is closed, because
-    /// no task would drive it.
-    pub(super) fn finish(mut self) {
-        if self.plain || self.connection.is_fresh() {
-            self.home.put(&self.idle, self.connection);
-        }
-    }
-}
-
-fn send_error<B>(error: hyper::client::conn::TrySendError<Request<B>>) -> SendError<B> {
-    let mut error = error;
-    match error.take_message() {
-        Some(request) => SendError::Unsent(Box::new(request)),
-        None => SendError::Broken(broken(&error.into_error())),
-    }
-}
-
-/// Combines hyper's error with its source, because the source names the actual cause.
-fn broken(error: &hyper::Error) -> OriginError {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    OriginError::Broken(format!("{error}{}", cause.unwrap_or_default()))
 }

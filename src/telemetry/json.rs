@@ -1,15 +1,15 @@
-//! One flat JSON object per line, written without looking for escapes in names and in the plain strings
-//! that nearly all values are: the canonical line is written for every request.
+//! Writer of one flat JSON object per line. Names and most strings are copied without escapes,
+//! because every request writes a canonical line.
 
 use std::time::{Duration, SystemTime};
 
 use itoa::Integer;
 
-/// A member's name with its punctuation: [`key!`](crate::key) puts it together when it is compiled.
+/// Name of a member with its punctuation. The macro [`key!`](crate::key) builds it at compile time.
 #[derive(Debug, Clone, Copy)]
 pub struct Key(pub &'static str);
 
-/// The name of a member of a [`JsonObject`].
+/// Builds the name of a [`JsonObject`] member from a string literal, at compile time.
 #[macro_export]
 macro_rules! key {
     ($name:literal) => {
@@ -17,7 +17,7 @@ macro_rules! key {
     };
 }
 
-/// Writes members one after the other into a buffer.
+/// Writer that appends the members of one JSON object to a buffer.
 #[derive(Debug)]
 pub struct JsonObject<'a> {
     into: &'a mut Vec<u8>,
@@ -25,16 +25,16 @@ pub struct JsonObject<'a> {
 }
 
 impl<'a> JsonObject<'a> {
-    /// Begins an object.
+    /// Begins an object at the end of the buffer.
     pub fn begin(into: &'a mut Vec<u8>) -> Self {
         let begun = into.len();
         Self { into, begun }
     }
 
-    /// Ends it.
+    /// Ends the object by writing its closing brace.
     pub fn end(self) {
         match self.into.get_mut(self.begun) {
-            // The comma before the first member.
+            // The comma before the first member becomes the opening brace.
             Some(first) => *first = b'{',
             None => self.into.push(b'{'),
         }
@@ -51,7 +51,7 @@ impl<'a> JsonObject<'a> {
         self
     }
 
-    /// A string.
+    /// Appends a string, with escapes if the value needs them.
     pub fn text(&mut self, key: Key, value: &str) -> &mut Self {
         if value
             .bytes()
@@ -60,17 +60,17 @@ impl<'a> JsonObject<'a> {
             return self.word(key, value);
         }
         self.raw(key.0);
-        // Writing a string to memory does not fail.
+        // Writing a string to memory cannot fail.
         let _ = serde_json::to_writer(&mut *self.into, value);
         self
     }
 
-    /// A string in which nothing needs an escape.
+    /// Appends a string in which nothing needs an escape.
     pub fn word(&mut self, key: Key, value: &str) -> &mut Self {
         self.raw(key.0).byte(b'"').raw(value).byte(b'"')
     }
 
-    /// A string, or null.
+    /// Appends a string, or null if there is no value.
     pub fn text_or_null(&mut self, key: Key, value: Option<&str>) -> &mut Self {
         match value {
             Some(value) => self.text(key, value),
@@ -78,7 +78,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// A string, or nothing at all.
+    /// Appends a string, or no member at all if there is no value.
     pub fn text_if(&mut self, key: Key, value: Option<&str>) -> &mut Self {
         match value {
             Some(value) => self.text(key, value),
@@ -86,7 +86,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// A number, or null.
+    /// Appends a whole number, or null if there is no value.
     pub fn number_or_null(&mut self, key: Key, value: Option<impl Integer>) -> &mut Self {
         match value {
             Some(value) => self.number(key, value),
@@ -94,12 +94,12 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// A whole number.
+    /// Appends a whole number of any integer type.
     pub fn number(&mut self, key: Key, value: impl Integer) -> &mut Self {
         self.raw(key.0).digits(value)
     }
 
-    /// A string of a prefix and a number in hexadecimal digits.
+    /// Appends a string that consists of a prefix and a number in hexadecimal digits.
     pub fn hex(&mut self, key: Key, prefix: &str, number: u64) -> &mut Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         self.raw(key.0).byte(b'"').raw(prefix);
@@ -110,13 +110,13 @@ impl<'a> JsonObject<'a> {
         self.byte(b'"')
     }
 
-    /// Milliseconds, to the microsecond.
+    /// Appends a duration in milliseconds with three decimal places.
     pub fn millis(&mut self, key: Key, value: Duration) -> &mut Self {
         let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
         self.raw(key.0).digits(micros / 1000).thousandths(micros)
     }
 
-    /// A moment, to the millisecond (RFC 3339).
+    /// Appends a time stamp with milliseconds in UTC (RFC 3339).
     pub fn time(&mut self, key: Key, at: SystemTime, stamp: &mut Stamp) -> &mut Self {
         let since = at.duration_since(SystemTime::UNIX_EPOCH);
         let since = since.unwrap_or_default();
@@ -129,10 +129,10 @@ impl<'a> JsonObject<'a> {
         self.raw(itoa::Buffer::new().format(value))
     }
 
-    /// The last three digits, behind a point.
+    /// Appends a decimal point and the last three digits of `value`.
     fn thousandths(&mut self, value: u64) -> &mut Self {
         let point = self.into.len();
-        // A leading digit keeps the zeros, and gives way to the point.
+        // A leading digit keeps the zeros, and the point then replaces it.
         self.digits(1000 + value % 1000);
         if let Some(leading) = self.into.get_mut(point) {
             *leading = b'.';
@@ -141,7 +141,7 @@ impl<'a> JsonObject<'a> {
     }
 }
 
-/// The last second that was written: most lines are of the same one.
+/// Cached text of the last second that was written, because most lines belong to the same second.
 #[derive(Debug, Default)]
 pub struct Stamp {
     second: u64,

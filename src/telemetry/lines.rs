@@ -1,6 +1,6 @@
-//! Writes the canonical lines. A request must not wait for a log reader and must not pay for a system
-//! call: lines gather in memory and one thread writes them out. What a stuck reader keeps back
-//! beyond a bound is dropped, and counted.
+//! Writer of the canonical lines. They gather in memory and one thread writes them, so a request
+//! neither waits for a log reader nor pays for a system call. Lines beyond a bound are dropped and
+//! counted.
 
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::bounds::LOG_BACKLOG;
 use crate::key;
 use crate::sync::lock;
 
-/// A sink for whole lines. Cheap to clone; the last clone's drop writes out what is left.
+/// Sink for whole lines, cheap to clone. Dropping the last clone writes out the remaining lines.
 #[derive(Debug, Clone)]
 pub struct LineWriter(Arc<Handle>);
 
@@ -36,16 +36,17 @@ struct QueueState {
     closed: bool,
 }
 
-/// Lines gather for this long before they are written together, ...
+/// Time for which lines gather before they are written together.
 const GATHER: Duration = Duration::from_millis(20);
-/// ... or until they are so many bytes: more would drive what requests need out of the processor's caches.
+/// Bytes of gathered lines that are written without further waiting. More bytes would evict the
+/// data of requests from the processor's caches.
 const ENOUGH: usize = 64 << 10;
 
 impl LineWriter {
-    /// Lines to `out`.
+    /// Starts a thread that writes the lines to `out`.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// Returns the error of the operating system if the thread cannot be started.
     pub fn new(mut out: impl Write + Send + 'static, metrics: Metrics) -> std::io::Result<Self> {
         let shared = Arc::new(LineQueue::default());
         let theirs = Arc::clone(&shared);
@@ -59,12 +60,13 @@ impl LineWriter {
         })))
     }
 
-    /// Writes out what is left, and ends. Later lines are lost.
+    /// Writes out the remaining lines and ends the thread. Later lines are lost.
     pub fn close(&self) {
         self.0.close();
     }
 
-    /// Adds one line: an object that begins with its time, and to which `write` adds members.
+    /// Adds one line, which is an object that begins with `time`. `write` adds the other members.
+    /// The line is dropped and counted if [`LOG_BACKLOG`] is exceeded.
     pub fn line(&self, time: SystemTime, write: impl FnOnce(&mut JsonObject<'_>)) {
         let mut state = lock(&self.0.shared.state);
         if state.lines.len() > LOG_BACKLOG {
@@ -98,7 +100,7 @@ impl LineQueue {
                     .unwrap_or_else(PoisonError::into_inner);
             }
             if !state.closed {
-                // The first line has come; wait a little for its company.
+                // After the first line, the thread waits for more lines to write them together.
                 let gather = |state: &mut QueueState| !state.closed && state.lines.len() < ENOUGH;
                 let waited = self.gathered.wait_timeout_while(state, GATHER, gather);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -106,7 +108,7 @@ impl LineQueue {
             std::mem::swap(&mut state.lines, &mut batch);
             let closed = state.closed;
             drop(state);
-            // Nobody reads: there is no one left to tell.
+            // A failed write is ignored, because there is no other place to report it.
             let _ = out.write_all(&batch).and_then(|()| out.flush());
             batch.clear();
             if closed {

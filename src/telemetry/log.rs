@@ -1,13 +1,20 @@
-//! Events of the program's own life, on standard error: text for a person, JSON for a machine.
+//! Log of the program's own events on standard error, as text on a terminal and as JSON otherwise.
 //!
-//! Levels: *error*, a person must act; *warn*, it recovered or a client must act; *info*, lifecycle;
-//! *debug*, development. Messages are constant sentences; data goes into fields.
+//! Each level has one meaning:
+//!
+//! - *error*: an operator must act.
+//! - *warn*: the program recovered, or a client must act.
+//! - *info*: an event in the life of the process.
+//! - *debug*: details for development.
+//!
+//! Messages are constant sentences, and data goes into fields.
 
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging at `info`, or as `filter` says (the syntax of `RUST_LOG`). Later calls do nothing.
+/// Starts logging at level `info`, or with `filter` in the syntax of `RUST_LOG`. Later calls have
+/// no effect.
 pub fn set_up(filter: Option<&str>) {
     let filter = filter
         .and_then(|filter| EnvFilter::try_new(filter).ok())
@@ -26,6 +33,6 @@ pub fn set_up(filter: Option<&str>) {
             .with_span_list(false)
             .try_init()
     };
-    // A second start in one process (tests) keeps the first.
+    // A second start in one process, as in tests, keeps the first subscriber.
     drop(started);
 }

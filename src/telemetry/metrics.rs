@@ -1,5 +1,5 @@
-//! Metrics: a closed set, with labels from closed sets. `target` is a configured target's name or
-//! `-`, never a host that a client chose.
+//! Metrics of the program, a closed set with labels from closed sets. The label `target` is the
+//! name of a configured target or `-`, never a host from a request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,47 +12,47 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Every metric there is.
+/// Identifier of one metric. [`Metric::help`] is the text that scrapers see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
-    /// See [`Metric::help`]; so for all.
+    /// Exchanges that ended, per target and outcome.
     Exchanges,
-    /// .
+    /// Responses that outpace generated itself, per reason.
     Reasons,
-    /// .
+    /// Requests sent to origins, including retries, per target.
     Attempts,
-    /// .
+    /// Seconds that an exchange waited for its slots in total, as a histogram per target.
     Wait,
-    /// .
+    /// Requests that are waiting for a slot at present, per target.
     Waiting,
-    /// .
+    /// Responses in which an origin reported a limit, per target.
     Limited,
-    /// .
+    /// Requests that `mode: observe` let pass although a limit would have held them.
     WouldHold,
-    /// .
+    /// Slots that were booked but not used in time, per target.
     SlotsVoided,
-    /// .
+    /// Calls to the shared ledger that book slots.
     LedgerCalls,
-    /// .
+    /// State of the connection to the shared ledger, 1 if it answers and 0 if not.
     LedgerConnected,
-    /// .
+    /// Client connections that are open at present.
     Connections,
-    /// .
+    /// Connections that were opened to origins.
     OriginConnections,
-    /// .
+    /// Certificates that were created for intercepted hosts.
     LeavesMinted,
-    /// .
+    /// TLS handshakes in which a client rejected outpace's certificate.
     LeavesRejected,
-    /// .
+    /// Bytes of request bodies that are in memory at present.
     BodiesBuffered,
-    /// .
+    /// Reloads of the configuration, per result.
     Reloads,
-    /// .
+    /// Canonical lines that were dropped because the log reader was too slow.
     LogLinesDropped,
 }
 
 impl Metric {
-    /// All of them, in the order of `docs/metrics.md`.
+    /// All metrics, in the order of the table in `docs/metrics.md`.
     pub const ALL: [Self; 17] = [
         Self::Exchanges,
         Self::Reasons,
@@ -73,7 +73,7 @@ impl Metric {
         Self::LogLinesDropped,
     ];
 
-    /// The name as scraped.
+    /// Returns the metric's name as scrapers see it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Exchanges => "outpace_exchanges_total",
@@ -96,40 +96,36 @@ impl Metric {
         }
     }
 
-    /// What it counts.
+    /// Returns the help text, which `docs/metrics.md` repeats.
     pub const fn help(self) -> &'static str {
         match self {
             Self::Exchanges => "Exchanges that ended, by outcome",
-            Self::Reasons => "Responses that outpace made itself, by reason",
-            Self::Attempts => "Requests sent to origins, repetitions included",
-            Self::Wait => "Seconds that an exchange waited for its turns in all",
-            Self::Waiting => "Requests that wait for their turn now",
-            Self::Limited => "Responses by which an origin said that it is limited",
-            Self::WouldHold => {
-                "Requests that would have been held, were their target not only observed"
-            }
-            Self::SlotsVoided => "Slots that were booked but came too late to be used",
-            Self::LedgerCalls => "Bookings that were asked of a shared ledger",
-            Self::LedgerConnected => "Whether the shared ledger answers: 1 or 0",
+            Self::Reasons => "Responses that outpace generated itself, by reason",
+            Self::Attempts => "Requests sent to origins, retries included",
+            Self::Wait => "Seconds that an exchange waited for its slots in total",
+            Self::Waiting => "Requests that are waiting for a slot now",
+            Self::Limited => "Responses in which an origin reported a limit",
+            Self::WouldHold => "Requests of observed targets that a limit would have held",
+            Self::SlotsVoided => "Slots that were booked but not used in time",
+            Self::LedgerCalls => "Calls to a shared ledger that book slots",
+            Self::LedgerConnected => "1 if the shared ledger answers, 0 if not",
             Self::Connections => "Client connections that are open now",
-            Self::OriginConnections => "Connections to origins that were opened",
-            Self::LeavesMinted => "Certificates made for intercepted hosts",
+            Self::OriginConnections => "Connections that were opened to origins",
+            Self::LeavesMinted => "Certificates created for intercepted hosts",
             Self::LeavesRejected => {
-                "TLS handshakes in which a client did not trust our certificate"
+                "TLS handshakes in which a client rejected outpace's certificate"
             }
-            Self::BodiesBuffered => "Bytes of request bodies that are kept in memory now",
-            Self::Reloads => "Times that the configuration was read again, by result",
-            Self::LogLinesDropped => {
-                "Canonical lines that were dropped because nobody read the log"
-            }
+            Self::BodiesBuffered => "Bytes of request bodies that are in memory now",
+            Self::Reloads => "Reloads of the configuration, by result",
+            Self::LogLinesDropped => "Canonical lines dropped because the log reader was too slow",
         }
     }
 
-    /// Its labels and their values.
+    /// Returns the names of the labels with their values, which `docs/metrics.md` repeats.
     pub const fn labels(self) -> &'static str {
         match self {
             Self::Exchanges => {
-                "target, outcome (delivered, refused, rejected, failed, abandoned, kept)"
+                "target, outcome (delivered, refused, rejected, failed, abandoned, spooled)"
             }
             Self::Reasons => "reason (see errors.md)",
             Self::Attempts
@@ -151,25 +147,25 @@ impl Metric {
     }
 }
 
-/// How an exchange ended.
+/// Outcome of an exchange, which is a label of [`Metric::Exchanges`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExchangeOutcome {
-    /// The origin's response was passed on whole.
+    /// The origin's response was passed on completely.
     Delivered,
-    /// No by policy.
+    /// outpace refused the request because of its policy or its load.
     Refused,
-    /// The request was malformed.
+    /// outpace rejected the request because it was malformed.
     Rejected,
-    /// Something broke.
+    /// The origin, the network or outpace itself failed.
     Failed,
-    /// The client went away.
+    /// The client disconnected before the exchange was complete.
     Abandoned,
-    /// Not sent yet: it is on disk, and its client was told so.
+    /// The request was written to the spool, and the client received 202.
     Spooled,
 }
 
 impl ExchangeOutcome {
-    /// The label's value.
+    /// Returns the value of the label `outcome`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -222,7 +218,7 @@ struct ResultLabel {
     result: &'static str,
 }
 
-/// The metrics of this process. Cheap to clone.
+/// Metrics of this process. Clones are cheap and share the same counters.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<MetricsState>);
 
@@ -259,7 +255,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Creates all metrics with the value zero.
     pub fn new() -> Self {
         let mut inner = MetricsState {
             registry: Registry::default(),
@@ -285,17 +281,17 @@ impl Metrics {
         Self(Arc::new(inner))
     }
 
-    /// The text that a scraper reads (OpenMetrics 1.0).
+    /// Encodes all metrics as the text that a scraper reads (OpenMetrics 1.0).
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         if prometheus_client::encoding::text::encode(&mut text, &self.0.registry).is_err() {
             text.clear();
         }
         text
     }
 
-    /// The handles for one target, so that a request pays for no look-up.
+    /// Returns the handles for one target, so that a request needs no look-up.
     pub fn target(&self, target: &Arc<str>) -> TargetMetrics {
         let label = TargetLabel {
             target: Arc::clone(target),
@@ -316,12 +312,12 @@ impl Metrics {
         }))
     }
 
-    /// outpace answered by itself.
+    /// Counts a response that outpace generated itself.
     pub fn reason(&self, reason: &'static str) {
         self.0.reasons.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// A slot was not used in time.
+    /// Counts a slot that was not used in time.
     pub fn slot_voided(&self, target: &Arc<str>) {
         self.0
             .slots_voided
@@ -331,48 +327,48 @@ impl Metrics {
             .inc();
     }
 
-    /// A client connection opened (+1) or closed (-1).
+    /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
     }
 
-    /// A connection to an origin was opened.
+    /// Counts a connection that was opened to an origin.
     pub fn origin_connected(&self) {
         self.0.origin_connections.inc();
     }
 
-    /// A certificate was made.
+    /// Counts a certificate that was created for an intercepted host.
     pub fn leaf_minted(&self) {
         self.0.leaves_minted.inc();
     }
 
-    /// A client did not trust our certificate.
+    /// Counts a TLS handshake in which a client rejected outpace's certificate.
     pub fn leaf_rejected(&self) {
         self.0.leaves_rejected.inc();
     }
 
-    /// A shared ledger was asked for slots.
+    /// Counts a call to the shared ledger that books slots.
     pub fn ledger_called(&self) {
         self.0.ledger_calls.inc();
     }
 
-    /// A shared ledger answers, or does not any more.
+    /// Records whether the shared ledger answers.
     pub fn set_ledger_connected(&self, connected: bool) {
         self.0.ledger_connected.set(i64::from(connected));
     }
 
-    /// Body bytes came into memory or left it.
+    /// Adds `change` to the bytes of request bodies in memory.
     pub fn bodies_buffered(&self, change: i64) {
         self.0.bodies_buffered.inc_by(change);
     }
 
-    /// The configuration was read again.
+    /// Counts a reload of the configuration. `ok` is true if the new configuration is in force.
     pub fn reloaded(&self, ok: bool) {
         let result = if ok { "ok" } else { "error" };
         self.0.reloads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// A line found no room.
+    /// Counts a canonical line that was dropped because the backlog was full.
     pub fn log_line_dropped(&self) {
         self.0.log_lines_dropped.inc();
     }
@@ -382,7 +378,7 @@ impl MetricsState {
     fn register(&mut self) {
         use prometheus_client::registry::Metric as Any;
         fn add(registry: &mut Registry, metric: Metric, handle: impl Any) {
-            // The encoder adds `_total` to counters itself.
+            // The encoder itself appends `_total` to the names of counters.
             let name = metric.name().trim_end_matches("_total");
             registry.register(name, metric.help(), handle);
         }
@@ -427,7 +423,7 @@ impl MetricsState {
     }
 }
 
-/// The metrics of one target. Cheap to clone.
+/// Metrics of one target. Clones are cheap and share the same counters.
 #[derive(Debug, Clone)]
 pub struct TargetMetrics(Arc<TargetHandles>);
 
@@ -441,21 +437,21 @@ struct TargetHandles {
     would_hold: Counter,
 }
 
-/// What has been counted for a target since the start.
+/// Counts for one target since the start of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetCounts {
-    /// Passed on whole.
+    /// Number of exchanges in which the origin's response was passed on completely.
     pub delivered: u64,
-    /// Refused by policy.
+    /// Number of exchanges that outpace refused by policy.
     pub refused: u64,
-    /// Refused by the origin.
+    /// Number of responses in which the origin reported a limit.
     pub limited: u64,
-    /// Would have been held.
+    /// Number of requests that a limit would have held if the target were enforced.
     pub would_hold: u64,
 }
 
 impl TargetMetrics {
-    /// An exchange ended, having sent `attempts` requests and waited for `waited`.
+    /// Counts an exchange that ended, with the requests it sent and its total waiting time.
     pub fn exchange(&self, outcome: ExchangeOutcome, attempts: u32, waited: Duration) {
         if let Some(counter) = self.0.exchanges.get(outcome.index()) {
             counter.inc();
@@ -464,17 +460,17 @@ impl TargetMetrics {
         self.0.wait.observe(waited.as_secs_f64());
     }
 
-    /// The origin said that it is limited.
+    /// Counts a response in which the origin reported a limit.
     pub fn limited(&self) {
         self.0.limited.inc();
     }
 
-    /// A request would have been held.
+    /// Counts a request that a limit would have held if the target were enforced.
     pub fn would_hold(&self) {
         self.0.would_hold.inc();
     }
 
-    /// What has been counted so far.
+    /// Returns the counts since the start of the process.
     pub fn counted(&self) -> TargetCounts {
         let of = |outcome: ExchangeOutcome| {
             let counter = self.0.exchanges.get(outcome.index());
@@ -488,7 +484,7 @@ impl TargetMetrics {
         }
     }
 
-    /// A request began (+1) or ceased (-1) to wait.
+    /// Adds `change` to the number of waiting requests: 1 if one begins to wait, -1 if one ends.
     pub fn waiting(&self, change: i64) {
         self.0.waiting.inc_by(change);
     }

@@ -1,5 +1,5 @@
-//! What the program says about itself: a closed set of metrics, the log of events on standard error,
-//! and the canonical lines (one per exchange) on standard output.
+//! Telemetry of the program: a closed set of metrics, the event log on standard error, and the
+//! canonical lines on standard output. Each exchange writes one canonical line.
 
 mod json;
 mod lines;

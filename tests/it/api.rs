@@ -1,4 +1,4 @@
-//! Turns for work that is no HTTP request through us.
+//! Acquire API: turns and permits for work that is not an HTTP request through the proxy.
 
 use http_body_util::Full;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ async fn a_worker_shares_the_limits_and_holds_a_permit() {
     let (status, first, _) = call(&program, acquire, json!({ "lane": "urgent" })).await;
     assert_eq!(status, 200, "{first}");
     let permit = first["permit"].as_str().unwrap().to_owned();
-    // The only permit is held: nobody else gets one in time, neither by the API nor through the proxy.
+    // The only permit is held, so neither the API nor the proxy grants another one in time.
     let (status, problem, headers) = call(&program, acquire, json!({ "max_wait": 0.3 })).await;
     assert_eq!(
         (status, &problem["reason"]),
@@ -66,7 +66,7 @@ async fn a_worker_shares_the_limits_and_holds_a_permit() {
     );
     assert_eq!(client.get("http://plain.test/").await.status(), 200);
     let record = program
-        .record(|r| r["way"] == "api" && r["status"] == 200)
+        .record(|r| r["ingress"] == "api" && r["status"] == 200)
         .await;
     assert_eq!(record["target"], "jobs");
 }
@@ -93,7 +93,7 @@ async fn what_does_not_exist_is_told_with_what_does() {
             "/v1/targets/jobs/acquire",
             json!({ "lane": "slow" }),
             422,
-            "it has urgent, rest",
+            "its lanes are: urgent, rest",
         ),
         (
             "/v1/targets/jobs/acquire",
@@ -106,7 +106,7 @@ async fn what_does_not_exist_is_told_with_what_does() {
             "/v1/targets/nobody/acquire",
             json!({}),
             404,
-            "there are: jobs, keyed",
+            "the targets are: jobs, keyed",
         ),
         (
             "/v1/targets/jobs/acquire",
@@ -129,7 +129,7 @@ async fn what_does_not_exist_is_told_with_what_does() {
             "{problem}"
         );
     }
-    // By key each is counted separately.
+    // Each key has its own schedule, so the first request of a second key is granted.
     let keyed = "/v1/targets/keyed/acquire";
     assert_eq!(call(&program, keyed, json!({ "key": "a" })).await.0, 200);
     assert_eq!(call(&program, keyed, json!({ "key": "b" })).await.0, 200);

@@ -1,4 +1,4 @@
-//! Buffers and items as apps use them.
+//! Tests of buffers and items as applications use them through the API.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,8 @@ async fn the_calls_of_a_hosted_buffer_service_are_understood() {
     );
     let (_, attempts) = call(&program, "GET", "/attempts?status=200&limit=3", "").await;
     assert_eq!(attempts["attempts"].as_array().unwrap().len(), 3);
-    // The same again is the same; the name with other terms is not.
+    // The same declaration again returns the existing buffer. Another URL under the same name is a
+    // conflict.
     let same = json!({ "name": "orders", "url": "http://plain.test/orders", "headers": { "x-shop": "1" },
         "rate_limit": 20, "max_retries": 3 });
     assert_eq!(call(&program, "POST", "/v1/buffers", same).await.0, 200);
@@ -357,7 +358,10 @@ async fn p10_closed_secrets_are_sealed_on_disk_and_refused_without_a_key() {
     let buffer =
         json!({ "name": "b", "url": "http://plain.test/", "headers": { "authorization": secret } });
     let (status, told) = call(&without, "POST", "/buffers", buffer).await;
-    assert_eq!((status, told["reason"].as_str()), (422, Some("not-kept")));
+    assert_eq!(
+        (status, told["reason"].as_str()),
+        (422, Some("not-spoolable"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,10 @@
-//! Real clients, each with nothing but `outpace run` before it, or by a route where a client cannot trust or
-//! obey; against a TLS origin that counts its limit exactly and refuses what is beyond. Each makes twelve
-//! requests where ten per second are allowed, and then two where one per second is: the second is our 429,
-//! which its own logic has to read rightly. `docs/clients.md` is made from this table.
+//! Tests with real clients against a TLS origin that counts its limit exactly and refuses any
+//! excess.
+//!
+//! A client runs under `outpace run`, or uses a route if it cannot trust the CA or obey proxy
+//! variables. It makes twelve requests under a limit of ten per second, and then two under a limit
+//! of one per second. The second of those gets a 429 from outpace, which the client's own logic
+//! must handle correctly. The table in `docs/clients.md` is generated from this file.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -11,34 +14,34 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Origin, free_port, program, reply, soon};
 
-/// How a client comes to outpace.
+/// Ingress mode through which a client reaches outpace.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
-    /// `outpace run`: the proxy and interception.
+    /// `outpace run` sets the proxy variables, and the client's TLS is intercepted.
     Run,
-    /// A route: its base URL is changed.
+    /// A route of outpace, to which the client's base URL points.
     Route,
 }
 
-/// What a client does with our 429.
+/// Reaction of a client to a 429 that outpace made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// Waits as it was told, and asks again.
+    /// Waits and sends the request again until it succeeds.
     Retries,
-    /// Tells its caller, with how long to wait.
+    /// Reports the error to its caller, with the time to wait if the client exposes it.
     Tells,
 }
 
 struct Client {
     name: &'static str,
     by: By,
-    /// What makes it trust our CA.
+    /// Setting that makes the client trust the CA of outpace, as Markdown text.
     trust: &'static str,
     then: Then,
     note: &'static str,
-    /// Programs that it needs.
+    /// Programs that the client needs: names on `PATH`, `$PYTHON` or `$NODE24`.
     needs: &'static [&'static str],
-    /// How it is run; `{clients}` is where the scripts are.
+    /// Shell command that runs the client. `{clients}` stands for the directory of the scripts.
     command: &'static str,
 }
 
@@ -89,10 +92,11 @@ clients! {
     npm: "npm", Run, "`NPM_CONFIG_CAFILE`", Retries, "a registry", ["npm"], "sh -eu {clients}/npm.sh";
 }
 
-/// What an origin saw that it should not have, by host.
+/// Number of requests beyond the origin's limit, by host.
 type Violations = Arc<Mutex<HashMap<String, usize>>>;
 
-/// Allows `api.test` 10 in any second and `other.test` 1, and answers whatever its clients ask for.
+/// Starts an origin that allows 10 requests in any second for `api.test` and 1 for `other.test`.
+/// Its response bodies satisfy all clients of the table.
 async fn limited() -> (Origin, Violations) {
     let violations = Violations::default();
     let counted = Arc::clone(&violations);
@@ -135,7 +139,7 @@ async fn limited() -> (Origin, Violations) {
     (origin, violations)
 }
 
-/// What the clients want to see.
+/// Returns a response body that satisfies the client that requests `path`.
 fn body(path: &str) -> String {
     let last = path
         .trim_end_matches('/')
@@ -172,7 +176,8 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
 
-/// The interpreters that have the clients.
+/// Returns the variables with the paths of the Python and Node 24 interpreters that have the client
+/// packages.
 fn variables() -> [(&'static str, String); 2] {
     let venv = concat!(env!("CARGO_MANIFEST_DIR"), "/.venv/bin/python");
     let python = std::env::var("OUTPACE_TEST_PYTHON").unwrap_or_else(|_| venv.into());
@@ -180,7 +185,7 @@ fn variables() -> [(&'static str, String); 2] {
     [("PYTHON", python), ("NODE24", node.display().to_string())]
 }
 
-/// What is missing on this machine.
+/// Returns the first program that the client needs and that this machine lacks.
 fn missing(client: &Client) -> Option<String> {
     let there = |need: &str| {
         let known = variables()
@@ -238,7 +243,7 @@ async fn try_client(name: &str) {
         .env("API", &urls[0])
         .env("OTHER", &urls[1]);
     let output = run.stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = soon("the command", output).await.unwrap();
+    let output = soon("the end of the command", output).await.unwrap();
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -263,18 +268,17 @@ async fn try_client(name: &str) {
 
 #[test]
 fn the_table_of_clients_is_in_the_docs() {
-    let mut text = "# Clients\n\nEach row is tried by `./test` against a TLS origin that counts its limit exactly: twelve requests where ten per second are allowed, none\n\
-                    of them refused by the origin; then our own 429, and what the client makes of it. `run` is `outpace run -- COMMAND` and nothing else (it sets\n\
-                    what stands under *trusts by*, and the variables of the proxy); `route` is a base URL that points at a port of outpace (`routes:`).\n\n\
-                    | client | by | trusts by | our 429 | |\n| --- | --- | --- | --- | --- |\n".to_owned();
+    let mut table =
+        "| client | by | trusts by | outpace's 429 | |\n| --- | --- | --- | --- | --- |\n"
+            .to_owned();
     for client in CLIENTS {
         let by = if client.by == By::Run { "run" } else { "route" };
         let then = if client.then == Then::Retries {
-            "waits and asks again"
+            "waits and tries again"
         } else {
-            "tells its caller"
+            "reports it to its caller"
         };
-        text.push_str(
+        table.push_str(
             &format!(
                 "| {} | {by} | {} | {then} | {} |\n",
                 client.name, client.trust, client.note
@@ -282,23 +286,17 @@ fn the_table_of_clients_is_in_the_docs() {
             .replace("|  |", "| |"),
         );
     }
-    text.push_str(NOT_TRIED);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clients.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let start = page.find("| client |").unwrap();
+    let end = page[start..].find("\n\n").unwrap() + start + 1;
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &text).unwrap();
+        std::fs::write(&path, [&page[..start], &table, &page[end..]].concat()).unwrap();
+        return;
     }
     assert_eq!(
-        std::fs::read_to_string(&path).unwrap_or_default(),
-        text,
-        "UPDATE_GOLDEN=1 writes it anew"
+        page[start..end],
+        table,
+        "docs/clients.md is out of date; run with UPDATE_GOLDEN=1 to rewrite it"
     );
 }
-
-const NOT_TRIED: &str = "\n## Routes\n\n\
-    `routes: [{ listen: \"127.0.0.1:9001\", to: \"https://api.stripe.com\" }]`, and the SDK's base URL is `http://127.0.0.1:9001`: plain HTTP to outpace on this\n\
-    machine, TLS from there on. It needs no trust and no variable. Where `clients` are configured, such requests carry `Outpace-Client-Token: NAME:TOKEN`.\n\
-    \n## Not tried here\n\n\
-    Set by `outpace run` as well, from what their own manuals say, and not covered by a test: Deno (`DENO_CERT`), Bun (`NODE_EXTRA_CA_CERTS`), uv\n\
-    (`UV_NATIVE_TLS`, `SSL_CERT_FILE`), Bundler (`BUNDLE_SSL_CA_CERT`), gRPC (`GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`). Java reads a truststore and no variable:\n\
-    `keytool -importcert -noprompt -alias outpace -file outpace-data/ca.pem -keystore outpace.p12 -storepass outpace`, then\n\
-    `JAVA_TOOL_OPTIONS=\"-Djavax.net.ssl.trustStore=outpace.p12 -Djavax.net.ssl.trustStorePassword=outpace -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=8080\"`.\n";

@@ -1,5 +1,5 @@
-//! One suite, two ledgers: random sequences of calls must get the same answers from the book in
-//! memory and from the functions in Postgres. Both run on a clock that the test sets.
+//! One conformance suite for both ledgers. Random sequences of calls must get the same answers from
+//! the book in memory and from the functions in Postgres. Both run on a clock that the test sets.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const START: i64 = 1_790_000_000_000_000_000;
 const MS: i64 = 1_000_000;
 const STEPS: usize = 60;
 
-/// One random history of a target.
+/// One random history of calls for a target, repeatable by its seed.
 struct History {
     rng: StdRng,
     seed: u64,
@@ -29,9 +29,9 @@ struct History {
     lanes: Vec<(i64, i64)>,
     keyed: bool,
     book: Book,
-    /// What is kept for a replica that fell silent, in millionths.
+    /// Fallback share that is reserved for a replica that fell silent, in millionths.
     lost: i64,
-    /// What the last answer said of each row, for those who tell it again.
+    /// Spec and usage of each row in the latest answer, which a later call may report again.
     seen: HashMap<usize, (Spec, Usage)>,
     held: HashMap<(i64, usize, usize), i64>,
 }
@@ -94,7 +94,8 @@ impl History {
         }
     }
 
-    /// What a replica asks for; now and then under other numbers than the rest.
+    /// Draws the next call of a random replica. Some rows have a different bound, as during a
+    /// policy rollout.
     fn call(&mut self) -> Call {
         let replica = self.rng.random_range(1..4);
         let keys = if self.keyed { 2 } else { 1 };
@@ -172,7 +173,7 @@ impl History {
         }
     }
 
-    /// What was granted is held from now on.
+    /// Records granted permits as held, and the spec and usage of each row for later calls.
     fn hold(&mut self, call: &Call, answer: &Answer) {
         for (index, row) in answer.rows.iter().enumerate() {
             if let Some(spec) = row.spec {
@@ -231,7 +232,7 @@ async fn memory_and_postgres_give_the_same_slots() {
     assert!(slots > 1000);
 }
 
-/// One replica has fallen silent with this promise.
+/// Registers a replica that fell silent with this fallback share, in millionths.
 async fn silence(connection: &mut sqlx::PgConnection, promise: i64) {
     let silent =
         "insert into outpace.replica values (99, 'silent', '0', 0, 0, 9000000000000000000, $1)

@@ -1,4 +1,4 @@
-//! What is shipped for others to start with: nothing in it may be out of date.
+//! Checks of the shipped deployment files, so that none of them is out of date.
 
 use std::path::Path;
 
@@ -28,11 +28,11 @@ fn every_path_that_the_dockerfile_copies_exists() {
             .filter(|part| !part.starts_with("--"))
             .collect();
         for path in &paths[..paths.len() - 1] {
-            assert!(root().join(path).exists(), "{path} is copied and not there");
+            assert!(root().join(path).exists(), "{path} is copied but missing");
             let first = path.split('/').next().unwrap();
             assert!(
                 !ignored.lines().any(|line| line == first),
-                "{path} is copied and ignored"
+                "{path} is copied but listed in .dockerignore"
             );
             copied += 1;
         }
@@ -41,7 +41,8 @@ fn every_path_that_the_dockerfile_copies_exists() {
     assert!(text.contains("USER nonroot"));
 }
 
-/// All texts below a key that is a configuration of ours.
+/// Collects every text below a key `outpace.yaml` or `content`, because each is a configuration of
+/// outpace.
 fn configurations(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Mapping(map) => {
@@ -72,7 +73,7 @@ async fn every_configuration_that_is_shipped_is_sound() {
             configurations(&Value::deserialize(document).unwrap(), &mut found);
         }
         assert_eq!(found.len(), 1, "{name}");
-        // Compose writes a dollar as two.
+        // A Compose file escapes each dollar sign as two, so the test removes one.
         all.extend(
             found
                 .into_iter()

@@ -1,4 +1,4 @@
-//! P10: closed by default. Which addresses, ports, hosts and clients pass.
+//! P10 (closed by default): the addresses, ports, hosts and clients that may pass.
 
 use crate::harness::{Client, Origin, Program, free_port, program, raw};
 
@@ -15,7 +15,7 @@ async fn get(program: &Program, uri: &str) -> (u16, String) {
 async fn p10_closed_no_address_that_is_not_public_is_dialled() {
     let origin = Origin::ok().await;
     let dir = tempfile::tempdir().unwrap();
-    // The hosts table is no way around the rule.
+    // A static entry of `egress.resolve` does not bypass the rule.
     let config = format!(
         "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {}/data\n\
          egress: {{ resolve: {{ \"inside.test\": \"{}\", \"metadata.test\": \"169.254.169.254\" }} }}\n",
@@ -148,7 +148,7 @@ async fn where_clients_are_known_others_are_not_served() {
     )
     .await;
     assert!(wrong.starts_with("HTTP/1.1 407"), "{wrong}");
-    // app:s3cret
+    // The credentials are `app:s3cret` in Base64.
     let right = raw(
         program.listen,
         &ask("Proxy-Authorization: Basic YXBwOnMzY3JldA==\r\n"),
@@ -198,7 +198,7 @@ async fn where_clients_are_known_others_are_not_served() {
     let everything = format!("{:?}{:?}", program.records(), program.events());
     assert!(
         !everything.contains("s3cret") && !everything.contains("YXBw"),
-        "no secret is logged"
+        "the output contains a secret"
     );
 }
 
@@ -291,7 +291,7 @@ async fn loops_are_refused() {
     let (status, text) = get(&us, "http://us.test/").await;
     assert_eq!(status, 508);
     assert!(text.contains("loop-detected"));
-    // Two proxies that are each other's parent: the request comes back with our name on it.
+    // Two proxies are each other's parent, so the request returns with this proxy's name in `Via`.
     let parent = format!("  upstream_proxy: \"http://127.0.0.1:{port}\"");
     let other = Program::with_egress(&origin, "", &parent).await;
     drop(us);
@@ -331,6 +331,6 @@ async fn a_parent_proxy_carries_plain_requests_and_tunnels() {
         "{uris:?}"
     );
     parent
-        .record(|r| r["way"] == "plain" && r["client_name"] == "child")
+        .record(|r| r["ingress"] == "plain" && r["client_name"] == "child")
         .await;
 }

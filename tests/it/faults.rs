@@ -1,4 +1,4 @@
-//! What a disk can do to the spool, injected between the program and the system.
+//! P6 under disk faults, which a preloaded library injects between the program and the system.
 
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ async fn p6_a_synchronisation_that_fails_once_ends_outpace_and_is_never_tried_ag
         .iter()
         .filter_map(|state| buffer["items"][*state].as_u64())
         .sum();
-    // What was not acknowledged may be there or not.
+    // The item that was not acknowledged may or may not be stored.
     assert!((50..=51).contains(&kept), "{buffer}");
     until(&program, "delivered", kept).await;
     let oracle = Oracle {
@@ -105,6 +105,6 @@ async fn p6_a_disk_that_is_slow_and_a_kill_lose_nothing() {
     let flagged = flagged["attempts"].as_array().unwrap().len();
     assert!(
         twice <= flagged,
-        "{twice} came twice, {flagged} were flagged"
+        "{twice} arrived twice, but only {flagged} were flagged"
     );
 }

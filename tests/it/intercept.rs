@@ -1,4 +1,4 @@
-//! Inside a CONNECT: our certificate, and what is not TLS.
+//! Interception inside a CONNECT: certificates of outpace's CA, and bytes that are not TLS.
 
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,7 +22,8 @@ async fn both_versions_of_http_are_intercepted_and_recorded() {
             (200, &b"ok"[..])
         );
         let arrival = origin.arrivals.last();
-        // The origin offers HTTP/2, whatever the client speaks.
+        // The origin offers HTTP/2, so outpace uses HTTP/2 to the origin for both versions of the
+        // client.
         assert_eq!(arrival.version, version);
         assert!(arrival.uri.ends_with("/path?secret=1"), "{}", arrival.uri);
     }
@@ -38,7 +39,7 @@ async fn both_versions_of_http_are_intercepted_and_recorded() {
     }
     assert!(
         !format!("{:?}", program.records()).contains("secret"),
-        "a query may hold secrets"
+        "a query, which may hold secrets, was recorded"
     );
 }
 
@@ -77,7 +78,7 @@ async fn a_client_that_distrusts_us_is_told_the_remedy_once() {
     let program = Program::before(&origin, TARGET).await;
     for _ in 0..2 {
         let tcp = Client::connect(&program, "api.test:443", "").await.unwrap();
-        // It trusts the origin's CA, not ours.
+        // The client trusts the CA of the origin but not the CA of outpace.
         assert!(
             Client::tls(tcp, "api.test", Proto::Http1, &origin.ca)
                 .await
@@ -92,7 +93,7 @@ async fn a_client_that_distrusts_us_is_told_the_remedy_once() {
         })
         .await;
     assert!(event["remedy"].as_str().unwrap().contains("outpace env"));
-    soon("both to be counted", async {
+    soon("both rejections in the metric", async {
         while program.metric("outpace_leaves_rejected_total").await < 2.0 {
             tokio::task::yield_now().await;
         }
@@ -132,7 +133,7 @@ async fn the_inner_host_must_be_the_connects() {
         assert!(String::from_utf8_lossy(response.body()).contains("misdirected"));
     }
     assert_eq!(origin.arrivals.count(), 0);
-    // Another name in the TLS itself gets no certificate.
+    // A different name in the TLS handshake gets no certificate.
     let tcp = Client::connect(&program, "api.test:443", "").await.unwrap();
     assert!(
         Client::tls(tcp, "other.test", Proto::Http1, &program.ca())

@@ -1,5 +1,5 @@
-//! The shared ledger and what may be wrong with it: slow, behind a pooler, not there yet, refusing, too
-//! new; and clocks that are hours off.
+//! The shared ledger under faults: slow, behind a pooler, absent at the start, refusing, or with a
+//! schema that is too new. Further tests cover wall clocks that are hours off and pinned limits.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use crate::harness::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What 20/1s with burst 1 may come to.
+/// Most requests in any second that P1 allows for 20/1s with burst 1: burst + n × (1 + slack/W),
+/// rounded down.
 const BURSTY: usize = 21;
 
 fn config(url: &str, more: &str) -> String {
@@ -21,7 +22,8 @@ fn config(url: &str, more: &str) -> String {
     )
 }
 
-/// So many clients send until the time is over.
+/// Runs `clients` clients per program for `length`. Each sends one request after another and
+/// expects status 200.
 async fn storm(programs: &[&Program], clients: usize, length: Duration) {
     let end = Instant::now() + length;
     let mut tasks = tokio::task::JoinSet::new();
@@ -41,7 +43,8 @@ async fn storm(programs: &[&Program], clients: usize, length: Duration) {
     }
 }
 
-/// A way to the database on which every message takes this long.
+/// Starts a TCP relay to the database that delays each direction by half of `delay`, and returns
+/// its port.
 async fn slow_way(port: u16, delay: Duration) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -175,7 +178,7 @@ async fn a_limit_pinned_at_one_replica_holds_at_all_until_it_is_unpinned() {
         |from: Duration, to: Duration| times.iter().filter(|at| **at >= from && **at < to).count();
     let seconds = Duration::from_secs_f64;
     let before = within(start, start + seconds(1.8));
-    // All have heard of it within a second.
+    // All replicas follow a changed limit within a second, so that second does not count.
     let slow = within(pinned + SECOND, unpinned);
     let length = (unpinned - pinned - SECOND).as_secs_f64();
     let after = within(unpinned + SECOND, unpinned + seconds(3.4));
@@ -186,9 +189,9 @@ async fn a_limit_pinned_at_one_replica_holds_at_all_until_it_is_unpinned() {
     let expected = 5.0 * length;
     assert!(
         (slow as f64 - expected).abs() <= 3.0,
-        "{slow} for {expected}"
+        "{slow} requests while pinned, expected {expected}"
     );
-    assert!(worst_window(&times, SECOND) <= BURSTY, "no burst");
+    assert!(worst_window(&times, SECOND) <= BURSTY, "unexpected burst");
 }
 
 async fn admin(program: &Program, method: &str, body: &str) {
@@ -212,7 +215,7 @@ async fn a_database_that_is_not_there_yet_is_waited_for_and_others_are_served() 
     let config = config(&postgres.url(), "") + "  - { name: free, hosts: [\"free.test\"] }\n";
     let program = Program::before(&origin, &config).await;
     program
-        .event(|event| event["message"] == "the ledger is not there yet")
+        .event(|event| event["message"] == "the ledger's database cannot be reached yet")
         .await;
     let (status, text) = program.admin_get("/readyz").await;
     assert_eq!((status, text.as_str()), (503, "not ready: ledger\n"));
@@ -221,7 +224,7 @@ async fn a_database_that_is_not_there_yet_is_waited_for_and_others_are_served() 
         .request("GET", "http://plain.test/")
         .header("outpace-max-wait", "0.2");
     let held = client.ask(held.body(Full::default()).unwrap()).await;
-    assert_eq!(held.status(), 429, "no promise, no request");
+    assert_eq!(held.status(), 429, "sent without a fallback share");
     postgres.run().await;
     assert_eq!(client.get("http://plain.test/").await.status(), 200);
     assert_eq!(program.admin_get("/readyz").await.0, 200);
@@ -263,7 +266,7 @@ async fn a_database_that_refuses_us_or_does_not_fit_is_told_at_the_start() {
         code == Some(78) && told.contains("run `outpace migrate`"),
         "{code:?} {told}"
     );
-    // A later version says which programs it still serves.
+    // A newer schema states the program versions that it still serves.
     let database =
         outpace::db::Database::new(&outpace::policy::Secret::new(postgres.url()), 4, None).unwrap();
     database.migrate().await.unwrap();
@@ -293,7 +296,8 @@ async fn p12_predictable_closed_holds_and_open_says_so() {
         assert_eq!(client.get("http://plain.test/").await.status(), 200);
         assert_eq!(client.get("http://plain.test/").await.status(), 429);
         postgres.crash();
-        // Nothing is free before the share is over; then the operator's choice counts.
+        // No slot is free while the fallback share lasts (`share_for`). After that time `on_outage`
+        // decides.
         let mut last = 0;
         let end = Instant::now() + Duration::from_secs(9);
         while Instant::now() < end && last != 200 {
@@ -316,7 +320,8 @@ async fn calls_in_a_row_take_one_connection_and_what_it_begins_with_leaves_nothi
     for _ in 0..100 {
         assert_eq!(pid(which().await.unwrap()), first);
     }
-    // What is wrong with a statement is not the connection's fault; what is late may still come.
+    // An SQL error keeps the connection. A timeout discards it because the late answer may still
+    // arrive.
     let wrong = database.ask(sqlx::query("select 1 / 0"), SECOND).await;
     assert!(wrong.unwrap_err().as_database_error().is_some());
     assert_eq!(pid(which().await.unwrap()), first);
@@ -324,14 +329,15 @@ async fn calls_in_a_row_take_one_connection_and_what_it_begins_with_leaves_nothi
     let late = database.ask(late, SECOND / 20).await;
     assert!(matches!(late, Err(sqlx::Error::PoolTimedOut)), "{late:?}");
     assert_ne!(pid(which().await.unwrap()), first);
-    // One that the server has ended fails once, and is not taken again.
+    // A connection that the server ended fails once and is not used again.
     let mut other = postgres.connect().await.unwrap();
     let ended = pid(which().await.unwrap());
     let end = sqlx::query("select pg_terminate_backend($1)").bind(ended);
     end.execute(&mut other).await.unwrap();
     assert!(which().await.is_err());
     assert_ne!(pid(which().await.unwrap()), ended);
-    // It must not fail unnoticed.
+    // The warm-up statement runs explicitly because its failure on a new connection would go
+    // unnoticed.
     let begun = sqlx::query(outpace::ledger::PostgresLink::BEGIN_WITH);
     database.ask(begun, SECOND).await.unwrap();
     for table in ["target", "schedule", "flow", "permit", "replica"] {

@@ -1,4 +1,4 @@
-//! P11 and the program's own life: start, faults at start, reload, drain.
+//! P11 and the lifecycle of the program: start, faults at the start, reload and drain.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
@@ -112,7 +112,7 @@ async fn a_reload_by_signal_or_file_swaps_the_policy_and_a_bad_one_changes_nothi
     );
     assert_eq!(status("http://plain.test/").await, 200);
 
-    // The file alone, without a signal.
+    // A changed file alone triggers a reload, without a signal.
     std::fs::write(&path, before.replace("[plain.test]", "[other.test]")).unwrap();
     program
         .event(|e| {
@@ -164,7 +164,7 @@ async fn a_changed_limit_releases_no_burst_and_old_waiters_leave_under_the_new_o
                 .status()
         })
     };
-    soon("one to wait", async {
+    soon("one queued request", async {
         while program.metric("outpace_waiting{target=\"api\"}").await < 1.0 {
             tokio::task::yield_now().await;
         }
@@ -181,7 +181,7 @@ async fn a_changed_limit_releases_no_burst_and_old_waiters_leave_under_the_new_o
                 .is_some_and(|m| m.contains("was reloaded"))
         })
         .await;
-    // A newcomer brings the new policy to the line.
+    // A new request makes the queue adopt the new policy.
     assert_eq!(
         Client::plain(&program)
             .await
@@ -190,7 +190,7 @@ async fn a_changed_limit_releases_no_burst_and_old_waiters_leave_under_the_new_o
             .status(),
         200
     );
-    assert_eq!(soon("the held one", held).await.unwrap(), 200);
+    assert_eq!(soon("the held request", held).await.unwrap(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +205,7 @@ async fn a_drain_finishes_what_is_held_and_says_not_ready() {
         .body(http_body_util::Full::default())
         .unwrap();
     let held = tokio::spawn(async move { client.ask(request).await });
-    soon("one to wait", async {
+    soon("one queued request", async {
         while program.metric("outpace_waiting{target=\"api\"}").await < 1.0 {
             tokio::task::yield_now().await;
         }
@@ -217,7 +217,7 @@ async fn a_drain_finishes_what_is_held_and_says_not_ready() {
         program.admin_get("/readyz").await,
         (503, "not ready: draining\n".into())
     );
-    // Whoever still finds us is served.
+    // A client that still connects during the drain is served.
     let late = tokio::spawn(late(program.listen));
     assert_eq!(held.await.unwrap().status(), 200);
     assert!(late.await.unwrap().starts_with("HTTP/1.1 200"));
@@ -244,7 +244,8 @@ async fn late(address: std::net::SocketAddr) -> String {
 async fn a_drain_waits_for_no_idle_connection_and_the_last_record_is_written() {
     let origin = Origin::ok().await;
     let mut program = Program::before(&origin, &TARGET.replace("plain.test", "api.test")).await;
-    // HTTP/2 to the origin, kept open for further requests; the client leaves.
+    // The HTTP/2 connection to the origin stays open for further requests after the client
+    // disconnects.
     let mut client = Client::intercepted(&program, "api.test", Proto::Http2).await;
     assert_eq!(client.get("/last").await.status(), 200);
     drop(client);
@@ -349,7 +350,7 @@ async fn check_env_and_ca_say_what_a_shell_needs() {
         "export NODE_USE_ENV_PROXY=1",
         &format!("export SSL_CERT_FILE={}", bundle.display()),
     ] {
-        assert!(env.contains(line), "{line} in {env}");
+        assert!(env.contains(line), "`{line}` is missing in {env}");
     }
     let ca = run(&["ca"]);
     assert!(

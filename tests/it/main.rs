@@ -1,5 +1,5 @@
-//! Black box: the real program as a process, real sockets, real TLS, real clients. One binary, for
-//! link time. Tests wait for events, never for time.
+//! Black-box tests with the real program as a process, real sockets, real TLS and real clients. All
+//! tests share one binary to keep the link time low. A test waits for events, not for a fixed time.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! P9: memory is bounded by configuration, not by traffic.
+//! P9: the configuration bounds the memory in use, independent of the traffic.
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ async fn hold(program: &Program, count: usize, body: usize) -> Vec<TcpStream> {
         stream.write_all(&chunk).await.unwrap();
         held.push(stream);
     }
-    soon("all to wait", async {
-        // One or two have their turn meanwhile.
+    soon("the queued requests", async {
+        // Up to three requests may have left meanwhile, so the test does not wait for them.
         while program.metric("outpace_waiting{target=\"api\"}").await < (count - 3) as f64 {
             tokio::task::yield_now().await;
         }
@@ -54,7 +54,7 @@ async fn p9_a_thousand_held_bodies_of_a_mebibyte_cost_bounded_memory_and_leave_n
     );
     assert!(buffered <= f64::from(64 << 20), "{buffered}");
     assert!(grown < 300, "{grown} MiB");
-    // What is kept on disk has no name, so no end of the process leaves it behind.
+    // Bodies on disk are in unnamed files, so that no file remains after any end of the process.
     let tmp = program.path("data/tmp");
     assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0);
     program.signal("KILL");
@@ -74,7 +74,8 @@ async fn many_held_small_requests_are_fine() {
             .status(),
         200
     );
-    // Both ends of each connection are counted against one process's files here and there.
+    // Each connection takes a file descriptor in this process and one in the program, so the limit
+    // of open files bounds the count.
     let room = rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let count = 10_000.min(usize::try_from(room).unwrap() - 500);
     let before = program.memory();
@@ -83,7 +84,7 @@ async fn many_held_small_requests_are_fine() {
     println!("{count} held small requests: {each} bytes each");
     assert!(each < 64 << 10, "{each} bytes each");
     drop(held);
-    soon("all to be forgotten", async {
+    soon("an empty queue", async {
         while program.metric("outpace_waiting{target=\"api\"}").await > 0.0 {
             tokio::task::yield_now().await;
         }
@@ -104,7 +105,8 @@ async fn a_held_body_read_ahead_arrives_whole() {
     })
     .start()
     .await;
-    // Beyond memory and beyond the file: what fits nowhere waits at the client.
+    // Some bodies exceed the bounds for memory and for the file. The rest of such a body stays at
+    // the client until the request leaves.
     let config = HELD.replace("1/1m", "2/1s") + "bodies: { memory: 4KiB, disk: 100KiB }\n";
     let program = Arc::new(Program::before(&origin, &config).await);
     let mut tasks = tokio::task::JoinSet::new();

@@ -1,4 +1,5 @@
-//! P1 and P2 at an origin that stamps arrivals: counts per window, never speed.
+//! P1 and P2 at an origin that stamps arrivals. The tests count requests per window and do not
+//! judge speed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,8 @@ fn target(limit: &str) -> String {
     )
 }
 
-/// `clients` connections send `each` requests one after the other; all must be answered with 200.
+/// Sends `each` requests, one after another, on each of `clients` intercepted connections. Every
+/// response must have status 200.
 async fn storm(program: &Arc<Program>, clients: usize, each: usize, proto: Proto) {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..clients {
@@ -49,7 +51,7 @@ async fn p1_pace_and_p2_full_use_with_burst_1_through_interception() {
     );
 }
 
-/// An origin that counts every window exactly, and refuses what is beyond.
+/// Starts an origin that answers 429 to every request beyond `n` in any second.
 async fn strict_origin(n: usize) -> Origin {
     let log = Arc::new(std::sync::Mutex::new(std::collections::VecDeque::new()));
     Origin::with(move |_, _| {
@@ -79,7 +81,7 @@ async fn never_refused(limit: &str, proto: Proto) {
     assert_eq!(
         times.len(),
         80,
-        "a request beyond 80 means that one was refused and sent again"
+        "more than 80 arrivals mean that a request was refused and repeated"
     );
     assert!(worst <= 10, "worst second: {worst}");
 }
@@ -186,7 +188,8 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
     let program = Arc::new(Program::before(&origin, &target("{ rate: \"1/2s\", burst: 1 }")).await);
     let mut first = Client::plain(&program).await;
     assert_eq!(first.get("http://plain.test/first").await.status(), 200);
-    // Five would wait for ten seconds; they leave, and the sixth is next in line.
+    // Five clients would wait for ten seconds in all. After they disconnect, the sixth request is
+    // next in the queue.
     let gone: Vec<_> = (0..5)
         .map(|_| {
             let program = Arc::clone(&program);
@@ -199,7 +202,7 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
         })
         .collect();
     let waiting = "outpace_waiting{target=\"api\"}";
-    crate::harness::soon("five to wait", async {
+    crate::harness::soon("five queued requests", async {
         while program.metric(waiting).await < 5.0 {
             tokio::task::yield_now().await;
         }
@@ -208,7 +211,7 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
     for client in &gone {
         client.abort();
     }
-    crate::harness::soon("the five to be forgotten", async {
+    crate::harness::soon("an empty queue", async {
         while program.metric(waiting).await > 0.0 {
             tokio::task::yield_now().await;
         }
@@ -217,7 +220,7 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
     assert_eq!(first.get("http://plain.test/sixth").await.status(), 200);
     let times = origin.arrivals.all();
     assert_eq!(times.last().unwrap().uri, "/sixth");
-    assert_eq!(times.len(), 2, "what went away was not sent");
+    assert_eq!(times.len(), 2, "an abandoned request was sent");
     let abandoned = program.record(|r| r["outcome"] == "abandoned").await;
     assert_eq!(
         (abandoned["path"].as_str(), abandoned["status"].as_u64()),
@@ -238,7 +241,7 @@ async fn requests_leave_in_the_order_they_came() {
         tasks.spawn(async move { client.ask(request).await.status() });
         let waiting = "outpace_waiting{target=\"api\"}";
         let known = || async { program.metric(waiting).await as usize + origin.arrivals.count() };
-        crate::harness::soon("the request to be in line", async {
+        crate::harness::soon("the request in the queue", async {
             while known().await <= number {
                 tokio::task::yield_now().await;
             }

@@ -1,4 +1,5 @@
-//! P4 and P5: who cannot be served in time is told at once, honestly, and by whom.
+//! P4 and P5: a request that cannot be served in time is refused immediately. The refusal states an
+//! honest time and names the server that made it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
     let program = Arc::new(Program::before(&origin, TARGET).await);
     let mut client = Client::plain(&program).await;
     assert_eq!(client.get("http://plain.test/").await.status(), 200);
-    // Four wait: the fifth could leave in about five seconds, and agrees to one.
+    // Four requests are queued. The fifth could leave in about five seconds but accepts a wait of
+    // only one.
     let held: Vec<_> = (0..4)
         .map(|_| {
             let program = Arc::clone(&program);
@@ -26,7 +28,7 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
             })
         })
         .collect();
-    soon("four to wait", async {
+    soon("four queued requests", async {
         while program.metric("outpace_waiting{target=\"api\"}").await < 4.0 {
             tokio::task::yield_now().await;
         }
@@ -41,7 +43,7 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
         .await;
     assert!(
         began.elapsed() < Duration::from_millis(500),
-        "it was left to wait: {:?}",
+        "the refusal took {:?}",
         began.elapsed()
     );
     assert_eq!(refused.status(), 429);
@@ -70,7 +72,7 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
         problem["detail"]
             .as_str()
             .unwrap()
-            .contains("4 are waiting"),
+            .contains("queue length: 4"),
         "{problem}"
     );
     let record = program.record(|r| r["path"] == "/hasty").await;
@@ -81,7 +83,7 @@ async fn p4_told_at_once_with_an_honest_retry_after() {
     for one in held {
         assert_eq!(one.await.unwrap(), 200);
     }
-    assert_eq!(origin.arrivals.count(), 5, "the refused one cost no slot");
+    assert_eq!(origin.arrivals.count(), 5, "the refused request was sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +114,8 @@ async fn p5_honest_answers_a_forwarded_429_is_not_ours() {
     );
     assert_eq!(response.headers()["outpace-attempts"], "1");
     assert_ne!(response.headers()["outpace-waited"], "77");
-    // Everyone heeds it: the next one is told at once, by us, with the origin's time.
+    // All requests obey the origin's signal. The next one is refused immediately by outpace, with
+    // the time that the origin stated.
     let refused = client.get("http://plain.test/next").await;
     assert_eq!(refused.status(), 429);
     assert!(
@@ -139,7 +142,8 @@ async fn a_full_queue_refuses_and_a_bad_max_wait_is_rejected() {
     );
     let program = Program::before(&origin, &config).await;
     let mut client = Client::plain(&program).await;
-    // The first needs no place in the queue but a connection, which takes one.
+    // The first request need not wait for a slot, but the dial of its connection also takes a place
+    // in the queue.
     let first = client.get("http://plain.test/").await;
     assert_eq!(first.status(), 429);
     assert!(

@@ -1,5 +1,5 @@
-//! Replicas as processes of their own, one real Postgres, one origin that stamps arrivals: the limit is
-//! one for all, whatever happens to a replica or to the database.
+//! Replicas as separate processes with one real Postgres and one origin that stamps arrivals. All
+//! replicas share one limit, whatever happens to a replica or to the database.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::harness::{Client, Origin, Postgres, Program, worst_window};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What 50/1s with burst 1 may come to: burst + n × (1 + slack), rounded down.
+/// Most requests in any second that P1 allows for 50/1s with burst 1: burst + n × (1 + slack/W),
+/// rounded down.
 const BURSTY: usize = 52;
 
 fn config(postgres: &Postgres, limits: &str) -> String {
@@ -18,7 +19,7 @@ fn config(postgres: &Postgres, limits: &str) -> String {
     )
 }
 
-/// So many replicas, each with what clients got from it.
+/// Running replicas, each with a counter of the requests that it served.
 struct Replicas {
     programs: Vec<Program>,
     served: Vec<Arc<AtomicUsize>>,
@@ -34,7 +35,8 @@ impl Replicas {
         Self { programs, served }
     }
 
-    /// Clients that ask each replica again and again, until the time is over or it is gone.
+    /// Runs `clients` clients per replica that send one request after another. A client stops after
+    /// `length` or when its connection breaks.
     fn saturate(&self, clients: usize, length: Duration) -> tokio::task::JoinSet<()> {
         let end = Instant::now() + length;
         let mut tasks = tokio::task::JoinSet::new();
@@ -70,7 +72,7 @@ async fn ended(mut tasks: tokio::task::JoinSet<()>) {
     }
 }
 
-/// Jain's index: 1 if all have the same.
+/// Returns Jain's fairness index, which is 1 if all counts are equal.
 fn jain(counts: &[usize]) -> f64 {
     let sum: f64 = counts.iter().map(|count| *count as f64).sum();
     let squares: f64 = counts.iter().map(|count| (*count as f64).powi(2)).sum();
@@ -114,7 +116,8 @@ async fn p1_pace_without_burst_and_with_windows_is_never_more_than_n() {
         "{ name: even, rate: \"20/1s\" }",
         "{ name: sliding, rate: \"20/1s\", algorithm: sliding_window }",
     ] {
-        // A database each: replicas that end without goodbye keep their promise for a while.
+        // Each round has its own database because a killed replica keeps its fallback share for a
+        // while.
         let (origin, postgres) = (Origin::ok().await, Postgres::start().await);
         let replicas = Replicas::start(&origin, &config(&postgres, limit), 3).await;
         ended(replicas.saturate(4, Duration::from_secs(4))).await;
@@ -156,7 +159,8 @@ async fn p1_pace_holds_when_a_replica_is_frozen_and_thawed() {
     let storm = replicas.saturate(4, Duration::from_secs(8));
     origin.arrivals.reached(80).await;
     replicas.programs[0].signal("STOP");
-    // Two seconds of the others, or a little more.
+    // The other replicas need at least about two seconds for 100 requests, so the freeze lasts that
+    // long.
     origin.arrivals.reached(80 + 100).await;
     replicas.programs[0].signal("CONT");
     ended(storm).await;
@@ -181,7 +185,7 @@ async fn p12_predictable_while_postgres_is_away_and_no_burst_when_it_returns() {
             .await;
     }
     let cut = origin.arrivals.count();
-    // Silence first, then each at its third.
+    // First no replica sends, then each continues at its fallback share of one third.
     origin.arrivals.reached(cut + 120).await;
     postgres.run().await;
     ended(storm).await;
@@ -198,7 +202,7 @@ async fn p12_predictable_while_postgres_is_away_and_no_burst_when_it_returns() {
             .iter()
             .filter(|event| event["message"] == "connected to the ledger")
             .count();
-        assert!(back >= 2, "it is linked again");
+        assert!(back >= 2, "the replica did not reconnect");
     }
     assert!(jain(&replicas.counts()) > 0.97, "{:?}", replicas.counts());
 }
@@ -208,7 +212,7 @@ async fn p7_the_origin_is_heard_by_all() {
     let refusing = Arc::new(AtomicUsize::new(usize::MAX));
     let counter = Arc::clone(&refusing);
     let origin = Origin::with(move |_, _| {
-        // The first after the switch is refused for two seconds.
+        // The first request after the switch gets a 429 with `Retry-After: 2`.
         let refused = counter.fetch_sub(1, Ordering::SeqCst) == 1;
         async move {
             let mut response = crate::harness::reply(if refused { 429 } else { 200 }, "");
@@ -239,6 +243,6 @@ async fn p7_the_origin_is_heard_by_all() {
     println!("blocked for 2 s: longest pause {longest:?}");
     assert!(
         longest > Duration::from_millis(1700),
-        "somebody went on: {longest:?}"
+        "requests left during the block: longest pause {longest:?}"
     );
 }

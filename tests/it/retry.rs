@@ -1,4 +1,5 @@
-//! P7 (one replica) and P8: the origin is heard, and nothing is sent twice that could take effect.
+//! P7 with one replica, and P8: signals of the origin are obeyed, and no request that may have
+//! taken effect is sent twice.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,7 @@ async fn p7_every_fifth_is_refused_and_every_request_ends_200() {
     }
     tasks.join_all().await;
     let times = origin.arrivals.times();
-    // Those on their way when the refusal is made have left before anyone could know of it.
+    // Requests that were already on their way had left before the refusal could be known.
     let on_their_way = Duration::from_millis(250);
     let early = |block: usize| {
         let from = times[block] + on_their_way;
@@ -68,7 +69,7 @@ async fn a_retry_after_as_a_date_is_judged_by_the_origins_own_clock() {
         if number > 0 {
             return reply(200, "");
         }
-        // Its clock is years off; the difference counts.
+        // The origin's clock is years off, but only the difference between its two dates counts.
         let mut answer = reply(429, "");
         answer
             .headers_mut()
@@ -99,7 +100,8 @@ async fn a_retry_after_as_a_date_is_judged_by_the_origins_own_clock() {
     );
 }
 
-/// The origin reads whole bodies and remembers their lengths and sums.
+/// Starts an origin that responds with the length and the byte sum of each body. The first
+/// `refusals` requests get a 429 with `retry-after-ms: 20`.
 async fn echo_sum(refusals: usize) -> Origin {
     Origin::with(move |number, request| async move {
         let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -168,7 +170,7 @@ async fn what_exceeds_both_bounds_is_streamed_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p8_no_double_effect_a_post_that_broke_is_not_repeated() {
-    // Takes the request and closes without a word.
+    // The server reads each request and closes the connection without a response.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -217,7 +219,7 @@ async fn p8_no_double_effect_a_post_that_broke_is_not_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_closes_idle_connections_costs_no_request() {
-    // One response per connection, without saying so.
+    // The server sends one response per connection and then closes it without `Connection: close`.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -257,7 +259,7 @@ async fn an_origin_that_closes_idle_connections_costs_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_is_down_is_dialled_a_few_times_only() {
     let mut origin = Origin::ok().await;
-    // Nobody listens there.
+    // No server listens at this address, so each dial is refused.
     origin.plain = format!("127.0.0.1:{}", crate::harness::free_port())
         .parse()
         .unwrap();
@@ -270,7 +272,7 @@ async fn an_origin_that_is_down_is_dialled_a_few_times_only() {
     assert!(status.contains("connection_refused"), "{status}");
     assert!(
         began.elapsed() < Duration::from_secs(10),
-        "it was dialled for {:?}",
+        "the dial attempts took {:?}",
         began.elapsed()
     );
     program

@@ -1,4 +1,5 @@
-//! `outpace run`, and what a running outpace says of itself.
+//! Tests of `outpace run`, `explain`, `status`, `health` and `demo`, and of targets in observe
+//! mode.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -9,7 +10,7 @@ use tokio::process::Command;
 
 use crate::harness::{Client, Origin, Program, program, soon, worst_window};
 
-/// A directory with a configuration in front of `origin`.
+/// Returns a directory with an `outpace.yaml` in which the test hosts resolve to `origin`.
 fn place(origin: &Origin, more: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
@@ -33,7 +34,7 @@ fn outpace(dir: &Path) -> Command {
     command
 }
 
-/// Runs to its end; exit code, output, complaints.
+/// Runs a command to its end and returns its exit code, standard output and standard error.
 async fn ended(command: &mut Command) -> (Option<i32>, String, String) {
     let output = soon("the end", command.output()).await.unwrap();
     (
@@ -43,7 +44,7 @@ async fn ended(command: &mut Command) -> (Option<i32>, String, String) {
     )
 }
 
-/// Waits until no proxy is left that was started in this directory.
+/// Waits until the proxy that was started in this directory has drained and removed `serving.json`.
 async fn nobody_left(dir: &Path) {
     let left = || {
         let log = std::fs::read_to_string(dir.join("data/run.log")).unwrap_or_default();
@@ -85,7 +86,7 @@ async fn two_commands_share_one_proxy_and_the_last_ends_it() {
     };
     let (mut one, mut two) = (start(), start());
     origin.arrivals.reached(2).await;
-    // Each reads a line; until then it is there.
+    // Each command runs until its standard input is closed.
     let _ = one.stdin.take();
     let one = soon("the first", one.wait_with_output()).await.unwrap();
     assert!(dir.path().join("data/serving.json").exists());
@@ -163,7 +164,7 @@ async fn p11_explained_what_a_request_would_meet_and_what_is_in_force() {
     assert_eq!(told["target"], "api");
     assert_eq!(told["lane"], "slow");
     assert_eq!(told["verdict"], "leaves at once");
-    // What may be a secret is shown as its digest.
+    // A key that may be a secret is shown as its digest.
     assert_eq!(
         told["limits"][1]["key"].as_str().unwrap().len(),
         32,
@@ -186,7 +187,7 @@ async fn p11_explained_what_a_request_would_meet_and_what_is_in_force() {
             .starts_with("is refused (429)"),
         "{told}"
     );
-    // It is what happens.
+    // The next request gets exactly the response that was explained.
     assert_eq!(client.get("http://plain.test/").await.status(), 429);
     let other = explain(&["https://other.example/"]).await;
     assert_eq!(other["target"], Value::Null);
@@ -204,7 +205,7 @@ async fn p11_explained_what_a_request_would_meet_and_what_is_in_force() {
     let away =
         ended(outpace(program.dir.path()).args(["health", "--admin", "http://127.0.0.1:9"])).await;
     assert_eq!(away.0, Some(69));
-    // Where nothing runs the configuration says what it can.
+    // Without a running proxy `explain` uses only the configuration file.
     let still = place(&origin, target);
     let (_, out, _) = ended(outpace(still.path()).args([
         "explain",

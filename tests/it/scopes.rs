@@ -1,4 +1,4 @@
-//! Keys, costs, lanes and clients: which requests are counted together, for how much, and who goes first.
+//! Keys, costs, lanes and clients: the requests that share a schedule, their costs and their order.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ async fn each_key_is_counted_by_itself() {
             "{key}"
         );
     }
-    // Requests without the field share a schedule.
+    // Requests without the header field share one schedule.
     assert_eq!(
         (ask(&program, &[], "").await, ask(&program, &[], "").await),
         (200, 429)
@@ -51,7 +51,7 @@ async fn each_key_is_counted_by_itself() {
     ] {
         assert_eq!(ask(&program, &[], body).await, status, "{body}");
     }
-    // What was looked into arrived whole.
+    // The body that was inspected for the key arrived complete.
     let last = origin.arrivals.last();
     assert_eq!(last.headers["content-length"], "13");
 }
@@ -72,7 +72,7 @@ async fn a_cost_is_estimated_and_then_settled_by_the_answer() {
             "{{ rate: \"100/1h\", burst: 100, cost: {{ estimate: [\"json:/max\"], default: 10, settle: \"{settle}\" }} }}"
         );
         let program = Program::before(&origin, &target(&limit)).await;
-        // Two of 60 would not fit into 100, had the first not cost 2 in the end.
+        // Two requests of cost 60 fit into 100 only because the first one settles at cost 2.
         assert_eq!(ask(&program, &[], r#"{"max":60}"#).await, 200);
         assert_eq!(ask(&program, &[], r#"{"max":60}"#).await, 200, "{settle}");
         let limit = limit.replace(&format!(", settle: \"{settle}\""), "");
@@ -81,7 +81,7 @@ async fn a_cost_is_estimated_and_then_settled_by_the_answer() {
         assert_eq!(
             ask(&program, &[], r#"{"max":60}"#).await,
             429,
-            "not settled"
+            "without a settlement the estimate must count"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! Tables B (target and authority), C (CONNECT) and D (hop-by-hop) with raw bytes, on the plain port
-//! and inside interception, whole and in single bytes.
+//! Raw-byte tests of tables B (target and authority), C (CONNECT) and D (hop-by-hop fields).
+//! Requests go to the plain port and inside interception, in one piece and byte by byte.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -8,7 +8,7 @@ use crate::harness::{Client, Origin, Program, Proto, reply, soon};
 
 const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ rate: \"10000/1s\", burst: 1000 }]\n";
 
-/// Writes at once or byte by byte, and reads to the end.
+/// Writes `bytes` in one piece or byte by byte, and reads until the peer closes the connection.
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str, split: bool) -> String {
     let chunk = if split { 1 } else { bytes.len() };
     for part in bytes.as_bytes().chunks(chunk) {
@@ -26,7 +26,8 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &str, split
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Asks on the plain port and inside interception, whole and split.
+/// Sends a request to the plain port and, if `inside` is given, inside interception. Each goes out
+/// in one piece and byte by byte, and all responses are returned.
 async fn everywhere(program: &Program, plain: &str, inside: Option<&str>) -> Vec<String> {
     let mut answers = Vec::new();
     for split in [false, true] {
@@ -99,7 +100,7 @@ async fn table_b_malformed_targets_and_hosts_get_their_reason() {
         let inside = head.replace("{}", "/").replace("{host}", "api.test") + end;
         for answer in everywhere(&program, &plain, Some(&inside)).await {
             assert!(answer.starts_with("HTTP/1.1 400"), "{case}: {answer:?}");
-            // What hyper refuses itself has no body; what we refuse says why.
+            // A refusal by hyper has no body, but a refusal by outpace states its reason.
             if answer.contains("proxy-status") {
                 assert!(
                     answer.contains("malformed-request") && !answer.contains("pass"),
@@ -158,7 +159,8 @@ async fn table_c_connect_takes_host_and_port_and_nothing_else() {
             );
         }
     }
-    // A length makes no body (RFC 9110 section 9.3.6), and the 2xx has neither length nor coding.
+    // A well-formed CONNECT is granted. A CONNECT inside an intercepted connection is refused with
+    // 405.
     let granted = Client::connect(&program, "api.test:443", "").await;
     assert!(granted.is_ok());
     let inside = "CONNECT api.test:443 HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n";
@@ -204,7 +206,7 @@ async fn table_d_nothing_of_one_hop_passes_either_way() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         let lower = answer.to_lowercase();
         for gone in ["x-hop", "timeout=9", "proxy-authenticate", "h2c", "99"] {
-            assert!(!lower.contains(gone), "{gone} came back: {answer}");
+            assert!(!lower.contains(gone), "{gone} reached the client: {answer}");
         }
         assert!(
             lower.contains("set-cookie: a=1") && lower.contains("set-cookie: b=2"),
@@ -222,7 +224,7 @@ async fn table_d_nothing_of_one_hop_passes_either_way() {
             "x-forwarded-for",
             "forwarded",
         ] {
-            assert!(!headers.contains_key(gone), "{gone} went out");
+            assert!(!headers.contains_key(gone), "{gone} reached the origin");
         }
         assert_eq!(
             (
@@ -250,7 +252,7 @@ async fn table_d_versions_are_never_copied() {
         assert!(answer.contains(" 200 OK"), "{answer}");
         assert_eq!(origin.arrivals.last().version, http::Version::HTTP_11);
     }
-    // An origin of 1.0, delimited by its end.
+    // The origin speaks HTTP/1.0, and its response body ends with the connection.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

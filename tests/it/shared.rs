@@ -1,5 +1,5 @@
-//! Buffers in Postgres: any replica takes items, one at a time sends them, and nothing is lost or out of
-//! order whoever dies.
+//! Buffers in Postgres: every replica accepts items, and one replica at a time sends them. No item
+//! is lost or reordered when a replica dies.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ fn config(postgres: &Postgres) -> String {
     )
 }
 
-/// An origin that notes bodies and how many requests it had at once.
+/// Record of an origin: request bodies, flagged possible duplicates, and the number of concurrent
+/// requests.
 struct Noted {
     bodies: std::sync::Mutex<Vec<String>>,
     flagged: AtomicUsize,
@@ -56,7 +57,7 @@ async fn noting(takes: Duration) -> (Origin, Arc<Noted>) {
     (origin, noted)
 }
 
-/// A request is over, also when its client has gone.
+/// Guard that counts a request as ended when it is dropped, also if the client disconnected.
 struct Left<'a>(&'a Noted);
 
 impl Drop for Left<'_> {
@@ -65,7 +66,7 @@ impl Drop for Left<'_> {
     }
 }
 
-/// Which of them holds the one buffer there is.
+/// Waits until one of `programs` holds the lease of the only buffer, and returns its index.
 async fn draining(postgres: &Postgres, programs: &[Program]) -> usize {
     let numbers: Vec<i64> = programs
         .iter()
@@ -90,8 +91,8 @@ async fn draining(postgres: &Postgres, programs: &[Program]) -> usize {
     }
 }
 
-/// A producer that pushes numbers through every replica in turn until it is told to stop; what was
-/// acknowledged, in its order.
+/// Starts a producer that pushes numbers through all replicas in turn until `stop` is set. Returns
+/// the acknowledged bodies in their order.
 fn producer(
     programs: &[Program],
     stop: &Arc<AtomicBool>,
@@ -115,7 +116,7 @@ fn producer(
                 continue;
             };
             let mut client: Client = client;
-            // Killed in the middle: neither kept nor lost is promised.
+            // A push that the kill interrupts may or may not be stored.
             if let Some(response) = client.try_ask(request.unwrap()).await {
                 if response.status() == 201 {
                     acknowledged.push(body);
@@ -159,14 +160,15 @@ async fn p6_the_draining_replica_is_killed_ten_times_and_every_item_arrives_in_o
         let stop = Arc::new(AtomicBool::new(false));
         let producing = producer(&programs, &stop, &number);
         let arrived = origin.arrivals.count();
-        // The moment differs: while items are claimed, sent and recorded.
+        // The kill comes at a different moment in each round, while items are claimed, sent or
+        // recorded.
         origin.arrivals.reached(arrived + 5 + kill).await;
         let victim = draining(&postgres, &programs).await;
         programs[victim].signal("KILL");
         stop.store(true, Ordering::Relaxed);
         oracle.acknowledged.extend(producing.await.unwrap());
         let killed = programs.remove(victim);
-        // Somebody else takes over; only then the killed one comes back.
+        // The killed replica restarts only after another replica has taken over.
         draining(&postgres, &programs).await;
         programs.push(killed.again().await);
     }
@@ -182,10 +184,10 @@ async fn p6_the_draining_replica_is_killed_ten_times_and_every_item_arrives_in_o
     );
     assert!(
         twice <= flagged,
-        "{twice} came twice, {flagged} were flagged"
+        "{twice} arrived twice, but only {flagged} were flagged"
     );
     let told = noted.flagged.load(Ordering::SeqCst);
-    assert!(twice <= told, "{twice} came twice, {told} said so");
+    assert!(twice <= told, "{twice} arrived twice, {told} were marked");
     assert!(oracle.acknowledged.len() > KILLS * 3);
 }
 
@@ -209,7 +211,7 @@ async fn p6_one_is_in_flight_whoever_pushes_and_while_the_database_restarts() {
     let producing = producer(&programs, &stop, &number);
     for _ in 0..3 {
         origin.arrivals.reached(origin.arrivals.count() + 20).await;
-        // In the middle of whatever it was committing.
+        // The crash may interrupt any commit that is in progress.
         postgres.crash();
         postgres.run().await;
     }
@@ -230,7 +232,7 @@ async fn p6_one_is_in_flight_whoever_pushes_and_while_the_database_restarts() {
     );
     assert!(
         twice <= flagged,
-        "{twice} came twice, {flagged} were flagged"
+        "{twice} arrived twice, but only {flagged} were flagged"
     );
     assert_eq!(noted.most.load(Ordering::SeqCst), 1);
 }
@@ -269,7 +271,7 @@ async fn p6_a_replica_that_stood_still_sends_nothing_more_under_its_old_lease() 
     println!("frozen 3 times: {twice} twice, {flagged} flagged");
     assert!(
         twice <= flagged,
-        "{twice} came twice, {flagged} were flagged"
+        "{twice} arrived twice, but only {flagged} were flagged"
     );
 }
 
@@ -288,7 +290,7 @@ async fn what_one_replica_is_told_the_others_know() {
     .await;
     let holder = draining(&postgres, &programs).await;
     let (holder, other) = (&programs[holder], &programs[1 - holder]);
-    // Made there, known here; paused here, heard there.
+    // The replica without the lease can pause the buffer, and the lease holder obeys.
     call(other, "POST", "/buffers/b/pause", "{}").await;
     let (status, item) = call(other, "POST", "/buffers/b/items", json!({ "body": "one" })).await;
     assert_eq!(status, 201, "{item}");
@@ -301,7 +303,7 @@ async fn what_one_replica_is_told_the_others_know() {
     assert_eq!(call(other, "POST", &path, "{}").await.0, 200);
     assert_eq!(call(holder, "POST", &path, "{}").await.0, 409);
     call(other, "POST", "/buffers/b/resume", "{}").await;
-    // Whoever sends it, the answer is had everywhere.
+    // Every replica returns the response, although only one of them sent the request.
     let path = format!("/items/{}/response", second["id"].as_str().unwrap());
     let wait = [("prefer", "wait=30")];
     let (status, _) = call_with(other, "GET", &path, "", &wait).await;
@@ -309,7 +311,7 @@ async fn what_one_replica_is_told_the_others_know() {
         (status, &**noted.bodies.lock().unwrap()),
         (200, &["two".to_owned()][..])
     );
-    // A key is used once, wherever.
+    // An idempotency key belongs to one push across all replicas.
     let key = [("idempotency-key", "k")];
     let body = json!({ "body": "three" });
     let first = call_with(holder, "POST", "/buffers/b/items", &body, &key).await;

@@ -1,4 +1,4 @@
-//! What was acknowledged is found again after every kind of end.
+//! P6: acknowledged items survive every kind of end of the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,7 +33,7 @@ async fn p6_nothing_is_lost_however_often_it_is_killed() {
                 let request = http::Request::post("/buffers/b/items")
                     .header("host", format!("localhost:{}", address.port()))
                     .body(Full::new(json!({ "body": body }).to_string().into()));
-                // Killed in the middle: neither kept nor lost is promised.
+                // A push that the kill interrupts may or may not be stored.
                 match client.try_ask(request.unwrap()).await {
                     Some(response) if response.status() == 201 => acknowledged.push(body),
                     _ => break,
@@ -41,7 +41,8 @@ async fn p6_nothing_is_lost_however_often_it_is_killed() {
             }
             acknowledged
         });
-        // The moment differs: while items are pushed, claimed, sent and recorded.
+        // The kill comes at a different moment in each round, while items are pushed, claimed, sent
+        // or recorded.
         origin.arrivals.reached(arrived + 3 + kill * 2).await;
         program.signal("KILL");
         stop.store(true, Ordering::Relaxed);
@@ -50,7 +51,7 @@ async fn p6_nothing_is_lost_however_often_it_is_killed() {
         program = program.again().await;
     }
     let (_, pushed) = call(&program, "GET", "/buffers/b", "").await;
-    // Those whose acknowledgement was lost may be there, too.
+    // Items with a lost acknowledgement may be stored as well.
     let kept: u64 = pushed["items"]
         .as_object()
         .unwrap()
@@ -75,7 +76,7 @@ async fn p6_nothing_is_lost_however_often_it_is_killed() {
     );
     assert!(
         twice <= flagged,
-        "{twice} came twice, {flagged} were flagged"
+        "{twice} arrived twice, but only {flagged} were flagged"
     );
 }
 
@@ -155,7 +156,7 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
     program.signal("KILL");
     let spool = program.path("data/spool");
     let wal = std::fs::read(spool.join("spool.db-wal")).unwrap();
-    // What a disk that lies about synchronisation leaves.
+    // A disk leaves this state if it reports a synchronisation that it did not do.
     std::fs::write(spool.join("spool.db-wal"), &wal[..empty]).unwrap();
     let mut command = program_of(&program);
     let output = soon("the refusal", command.output()).await.unwrap();
@@ -167,7 +168,7 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
     );
     std::fs::write(spool.join("spool.db-wal"), &wal).unwrap();
     let mut program = program.again().await;
-    // Folded into the database by an orderly end; then a byte of a body is flipped.
+    // An orderly end moves the log into the database file. Then one bit of a body is flipped.
     program.signal("TERM");
     assert_eq!(program.exit_code().await, Some(0));
     let mut db = std::fs::read(spool.join("spool.db")).unwrap();
@@ -191,7 +192,7 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
     );
 }
 
-/// The program with the same configuration, to be run to its end.
+/// Returns a command that starts another process with the configuration and directory of `running`.
 fn program_of(running: &Program) -> tokio::process::Command {
     let mut command = program();
     command
@@ -201,7 +202,7 @@ fn program_of(running: &Program) -> tokio::process::Command {
     command
 }
 
-/// Pushes until something else than 201 comes; what was acknowledged.
+/// Pushes items until a push gets no 201, and returns the acknowledged bodies.
 async fn push_until_it_fails(program: &Program, size: usize) -> Vec<String> {
     let mut acknowledged = Vec::new();
     let mut client = Client::to(program.listen, Proto::Http1).await;
@@ -252,7 +253,8 @@ async fn p6_a_clock_that_jumps_neither_sends_early_nor_forgets() {
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ]
     };
-    // Back: it is not due. Forward beyond its hour: it is.
+    // With the clock set back the item is not due. With the clock set beyond the delay of one hour
+    // it is due.
     let program = program.again_with_env(&at("-2h")).await;
     call(
         &program,
@@ -295,11 +297,11 @@ async fn one_spool_is_for_one_process_and_a_rate_changes_in_the_middle() {
     until(&program, "delivered", 40).await;
     let times = origin.arrivals.times();
     assert!(
-        // Two intervals, less what one may be late.
+        // Two intervals of 200 ms, less the permitted lateness.
         times[2] - times[0] >= std::time::Duration::from_millis(380),
         "{times:?}"
     );
-    // At the old rate the rest would take more than seven seconds.
+    // At the old rate the remaining items would take more than seven seconds.
     assert!(
         times[39] - times[3] < std::time::Duration::from_secs(3),
         "{times:?}"
@@ -321,7 +323,8 @@ async fn where_room_runs_out_history_goes_before_its_time_and_dead_letters_stay(
             json!({ "body": body }),
         )
     };
-    // More than fits, although all of it is delivered long before its time to go.
+    // The pushes exceed the size of the spool. They fit only because delivered items are removed
+    // before their retention ends.
     let (mut kept, mut full) = (0, 0);
     let pushing = async {
         while kept < 40 {
@@ -332,7 +335,7 @@ async fn where_room_runs_out_history_goes_before_its_time_and_dead_letters_stay(
             }
         }
     };
-    soon("room", pushing).await;
+    soon("room in the spool", pushing).await;
     assert!(full > 0);
     let (_, buffer) = call(&program, "GET", "/buffers/b", "").await;
     assert_eq!(buffer["items"]["dead"], 1, "{buffer}");
@@ -348,7 +351,7 @@ async fn p6_nothing_overtakes_an_item_that_waits_in_strict_order() {
     let parked = json!([{ "body": "parked", "delay": "1h" }, { "body": "behind" }]);
     let all = [first, parked.as_array().unwrap().clone()].concat();
     call(&program, "POST", "/buffers/b/batch", Value::from(all)).await;
-    // Each push wakes the drain, also between an answer and its being recorded.
+    // Each push wakes the drain, also between a response and its record.
     while origin.arrivals.count() < 60 {
         call(
             &program,
@@ -358,7 +361,7 @@ async fn p6_nothing_overtakes_an_item_that_waits_in_strict_order() {
         )
         .await;
     }
-    let stats = soon("the record of the last one before", async {
+    let stats = soon("the record of the item before the head", async {
         loop {
             let (_, stats) = call(&program, "GET", "/buffers/b/stats", "").await;
             if stats["head_waits_for"] == "delay" {

@@ -1,5 +1,6 @@
-//! One suite for every store: random histories, each answer compared with a model's, and again after a
-//! crash at random points. `OUTPACE_SIM_SEEDS` and `OUTPACE_SIM_SEED` say which histories.
+//! One suite for every store. Random histories run against a store, each answer is compared with a
+//! model, and the store crashes at random points. `OUTPACE_SIM_SEEDS` and `OUTPACE_SIM_SEED` select
+//! the histories.
 
 mod site;
 
@@ -19,7 +20,7 @@ use site::{Site, held};
 
 const STEPS: usize = 120;
 
-/// What a store should hold.
+/// Expected content of a store: its items, next sequence numbers and idempotency keys.
 #[derive(Default, Clone)]
 struct Model {
     items: Vec<Item>,
@@ -72,7 +73,7 @@ impl Model {
     }
 }
 
-/// Everything that can be seen is as the model says.
+/// Asserts that the items, counts, bodies and next item of each buffer match the model.
 async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
     for buffer in buffers {
         let query = ListQuery {
@@ -120,7 +121,8 @@ async fn compare(store: &dyn Store, model: &Model, buffers: &[i64]) {
     }
 }
 
-/// Some are larger than what lies in the database.
+/// Returns the body of an item. Some bodies exceed the 64 bytes that are stored inline in the
+/// database.
 fn body_of(id: &str) -> Bytes {
     let long = id.ends_with('7') || id.ends_with('3');
     Bytes::from(id.repeat(if long { 9 } else { 1 }))
@@ -402,7 +404,7 @@ async fn history(seed: u64, site: &mut Site) -> usize {
         history.step(&*store).await;
         if history.rng.random_bool(0.1) {
             crashes += 1;
-            // The one that crashed says nothing more.
+            // The crashed store gets no further call after the new one is open.
             store = site.open(crashes).await;
             held(&*store, &history.buffers).await;
         }
@@ -411,7 +413,7 @@ async fn history(seed: u64, site: &mut Site) -> usize {
     crashes
 }
 
-/// Which histories; each says how to run it again.
+/// Returns the seeds of the histories and prints, for each, the command that repeats it.
 fn seeds() -> impl Iterator<Item = u64> {
     let number = |name: &str| {
         std::env::var(name)
@@ -453,7 +455,7 @@ async fn p6_every_store_does_as_the_model_also_after_a_crash_postgres() {
     println!("{histories} histories of {STEPS} steps, {crashes} crashes, no difference");
 }
 
-/// Whether all items are as the model says.
+/// Returns true if all items of the buffers match the model.
 async fn is_as(store: &dyn Store, model: &Model, buffers: &[i64]) -> bool {
     for buffer in buffers {
         let query = ListQuery {
@@ -485,7 +487,7 @@ async fn p6_a_write_torn_anywhere_leaves_what_was_acknowledged() {
                 let torn_store = site.open_torn(&before.0, &after, cut).await;
                 let is_new = is_as(&*torn_store, &history.model, &history.buffers).await;
                 let is_old = is_as(&*torn_store, &before.1, &history.buffers).await;
-                assert!(is_new || is_old, "seed {seed}: torn at {cut:?}");
+                assert!(is_new || is_old, "seed {seed}: torn at byte {cut:?}");
                 torn += 1;
                 found += usize::from(is_new);
             }

@@ -1,4 +1,4 @@
-//! P9: bytes through, by every way in, unchanged.
+//! P9: bytes pass unchanged through every ingress mode.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::harness::{
 
 const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ rate: \"1000/1s\" }]\n  - { name: blind, hosts: [tunnel.test], tls: tunnel, limits: [{ rate: \"5/1s\", burst: 1 }] }\n";
 
-/// A body that the test feeds.
+/// Returns a response with a body of the frames that the test sends.
 fn streamed(frames: mpsc::Receiver<Frame<Bytes>>) -> Reply {
     let stream = futures_util::stream::unfold(frames, |mut frames| async {
         frames
@@ -55,7 +55,7 @@ async fn routes_by_port_by_host_and_by_localhost_need_no_ca() {
         assert!(arrival.uri.contains("api.test/r"), "{}", arrival.uri);
     }
     program
-        .record(|r| r["way"] == "route" && r["target"] == "api")
+        .record(|r| r["ingress"] == "route" && r["target"] == "api")
         .await;
     let refused = raw(
         program.listen,
@@ -76,7 +76,7 @@ async fn a_tunnel_is_paced_by_connection_and_untouched() {
         let tcp = Client::connect(&program, "tunnel.test:443", "")
             .await
             .unwrap();
-        // The client sees the origin's own certificate.
+        // The client sees the origin's own certificate because a tunnel is not intercepted.
         let mut stream = Client::tls(tcp, "tunnel.test", Proto::Http1, &origin.ca)
             .await
             .unwrap();
@@ -93,7 +93,7 @@ async fn a_tunnel_is_paced_by_connection_and_untouched() {
         times[2] - times[0] >= Duration::from_millis(380),
         "{times:?}"
     );
-    let record = program.record(|r| r["way"] == "tunnel").await;
+    let record = program.record(|r| r["ingress"] == "tunnel").await;
     assert_eq!(
         (&record["target"], &record["status"]),
         (&"blind".into(), &200.into())
@@ -159,7 +159,7 @@ async fn p9_bytes_through_large_bodies_both_ways() {
         Response::new(
             request
                 .into_body()
-                .map_err(|_| -> Infallible { panic!("the upload broke") })
+                .map_err(|_| -> Infallible { panic!("the upload failed") })
                 .boxed_unsync(),
         )
     })
@@ -193,7 +193,7 @@ async fn p9_bytes_through_events_arrive_as_they_are_sent() {
     let (feed, frames) = mpsc::channel(1);
     let frames = std::sync::Mutex::new(Some(frames));
     let origin = Origin::with(move |_, _| {
-        let frames = frames.lock().unwrap().take().expect("one request");
+        let frames = frames.lock().unwrap().take().expect("a single request");
         async { streamed(frames) }
     })
     .start()
@@ -204,7 +204,7 @@ async fn p9_bytes_through_events_arrive_as_they_are_sent() {
         .request("GET", "http://plain.test/events")
         .body(Full::default())
         .unwrap();
-    let mut body = soon("the head", client.send(request))
+    let mut body = soon("the response head", client.send(request))
         .await
         .unwrap()
         .into_body();
@@ -213,12 +213,13 @@ async fn p9_bytes_through_events_arrive_as_they_are_sent() {
         feed.send(Frame::data(Bytes::from(event.clone())))
             .await
             .unwrap();
-        // The next one is sent only once this one is here: nothing waits in a buffer.
+        // The next event is sent only after this one arrived, so a proxy that buffers would block
+        // here.
         let frame = soon("the event", body.frame()).await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), event);
     }
     drop(feed);
-    assert!(soon("the end", body.frame()).await.is_none());
+    assert!(soon("the end of the body", body.frame()).await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,7 +263,7 @@ async fn p9_bytes_through_grpc_trailers() {
         assert_eq!(trailers["grpc-status"], "0");
         assert!(
             !trailers.contains_key("content-length"),
-            "framing has no place in trailers"
+            "a framing field passed in the trailers"
         );
     }
 }
@@ -373,7 +374,7 @@ async fn a_100_is_held_back_until_the_slot_is_there() {
     assert_eq!(answer, b"HTTP/1.1 100 Continue\r\n\r\n");
     assert!(
         began.elapsed() > Duration::from_millis(700),
-        "it came after {:?}",
+        "the 100 came after only {:?}",
         began.elapsed()
     );
     stream.write_all(b"hello").await.unwrap();

@@ -1,7 +1,8 @@
-//! Simulation in virtual time: the real pace and ledger code, no socket, every run from a seed.
+//! Simulation in virtual time with the real pace and ledger code and without sockets. Each run is
+//! determined by a seed.
 //!
-//! `OUTPACE_SIM_SEEDS=5000` runs more seeds; `OUTPACE_SIM_SEED=17` runs one. A failing seed prints the
-//! command that runs it again.
+//! `OUTPACE_SIM_SEEDS=5000` runs more seeds, and `OUTPACE_SIM_SEED=17` runs one. A failing seed
+//! prints the command that runs it again.
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,10 +22,11 @@ use plan::Plan;
 use shared::Seen;
 use world::{Outcome, World, check_windows};
 
-/// How many runs a test makes, unless asked otherwise.
+/// Number of seeds that a test runs if the environment does not select seeds.
 const SEEDS: u64 = 1000;
 
-/// Runs `check` for `seeds` seeds, or as many as asked for; tells how to run a failing one again.
+/// Runs `check` for each seed below `seeds`, or for the seeds that the environment selects. Prints
+/// the command that repeats a failing seed and then lets the test fail.
 fn for_each_seed(test: &str, seeds: u64, check: impl Fn(u64) + std::panic::RefUnwindSafe) {
     let number = |name: &str| {
         std::env::var(name)
@@ -86,7 +88,8 @@ fn p7_nothing_leaves_during_a_block_and_a_probe_comes_first() {
     });
 }
 
-/// Instants on the store's clock, whose windows of the calendar are the ones that count.
+/// Returns the arrival times as nanoseconds on the store's clock, because fixed windows are aligned
+/// to it.
 fn times(seen: &Seen) -> Vec<i64> {
     let start = 1_790_000_000_000_000_000;
     seen.reached.iter().map(|(at, _)| start + at).collect()
@@ -98,11 +101,12 @@ fn p1_pace_over_replicas_whatever_happens_to_them() {
         let plan = Plan::random(seed);
         let seen = plan.run();
         check_windows(plan.rate, plan.algorithm, &times(&seen));
-        // P4: nobody is told later than its patience, the time to use a last slot, and the timer.
+        // P4: a refusal may come at most 20 ms after the deadline. That time covers the latest use
+        // of a slot (15 ms) and the resolution of the timer.
         if let Some(late) = seen.late.iter().max() {
             assert!(
                 plan.frozen() || *late <= 20_000_000,
-                "told {late} ns after its patience"
+                "refused {late} ns after its deadline"
             );
         }
     });
@@ -110,18 +114,19 @@ fn p1_pace_over_replicas_whatever_happens_to_them() {
 
 #[test]
 fn p4_told_at_once_also_of_a_crowd_at_several_replicas() {
-    // Each has thousands of clients.
+    // A quarter of the seeds is enough because a run has up to thousands of clients.
     for_each_seed("p4_told_at_once_also", SEEDS / 4, |seed| {
         let plan = Plan::crowd(seed);
         let seen = plan.run();
         let told = seen.told_after(plan.capacity());
         let late = |told: &&Duration| **told > Duration::from_millis(50);
-        // One whose place came free, and was taken again, is told when that is known.
+        // Up to 1 % of the refusals may be late, because a request can gain a freed place and then
+        // lose it.
         let (late, all) = (told.iter().filter(late).count(), told.len());
-        assert!(late * 100 <= all, "{late} of {all} were told late");
-        // Who was refused has made room for others.
+        assert!(late * 100 <= all, "{late} of {all} refusals were late");
+        // A refusal frees its place for another request, so nearly the whole capacity is used.
         let (served, least) = (seen.reached.len() as f64, plan.capacity() * 0.97 - 6.0);
-        assert!(served >= least, "{served} were served, not {least}");
+        assert!(served >= least, "served {served}, expected {least}");
     });
 }
 
@@ -139,7 +144,8 @@ fn p2_full_use_and_p3_fair_over_replicas() {
         let plan = Plan::saturated(seed);
         let seen = plan.run();
         check_windows(plan.rate, plan.algorithm, &times(&seen));
-        // The first moments, in which replicas get to know each other, and the last do not count.
+        // The first 2 s, in which the replicas discover each other, and the last second do not
+        // count.
         let span = (
             2_000_000_000,
             i64::try_from(plan.length.as_nanos()).unwrap() - 1_000_000_000,
@@ -156,7 +162,8 @@ fn p2_full_use_and_p3_fair_over_replicas() {
         let seconds = (span.1 - span.0) as f64 / 1e9;
         let expected = plan.per_second() * seconds;
         let period = plan.rate.period().as_secs_f64();
-        // One period at each edge may be cut through.
+        // The edges of the span may cut one period, so one period's requests and two more may be
+        // missing.
         let edge = plan.per_second() * period + 2.0;
         assert!(
             sum as f64 >= expected * 0.999 - edge,
@@ -170,7 +177,8 @@ fn p2_full_use_and_p3_fair_over_replicas() {
             .iter()
             .map(|count| (*count as f64 - each).abs())
             .fold(0.0, f64::max);
-        // By horizons: nobody is ahead by more than its share of two, or a window's worth.
+        // Slots are allocated per horizon, so a replica may deviate by its share of two edges plus
+        // three requests.
         let share = edge / counts.len() as f64;
         assert!(
             furthest <= 3.0 + 2.0 * share,
@@ -187,10 +195,12 @@ fn p12_predictable_each_goes_on_at_its_share() {
         let plan = Plan::outage(seed);
         let seen = plan.run();
         check_windows(plan.rate, plan.algorithm, &times(&seen));
-        // From when silence is over until the store is back.
+        // The counted span starts with fallback mode and ends at 20 s, when the store is reachable
+        // again.
         let (from, until) = (plan.alone_from(8.5), 20.0);
         let interval = plan.alone_interval();
-        // What reaches the origin comes up to a way later than it left.
+        // A request arrives up to 8 ms after it left, so the span for the expected count is 20 ms
+        // shorter.
         let least = interval.map_or(0.0, |every| ((until - from - 0.02) / every).floor());
         for replica in 0..plan.replicas.len() {
             let alone = seen.reached.iter().filter(|(at, whose)| {
@@ -200,7 +210,7 @@ fn p12_predictable_each_goes_on_at_its_share() {
             let count = alone.count() as f64;
             assert!(
                 count >= least,
-                "replica {replica} of {} sent {count} alone in {:.1} s, not {least}: {:?} {:?}",
+                "replica {replica} of {} sent {count} in fallback mode in {:.1} s, expected {least}: {:?} {:?}",
                 plan.replicas.len(),
                 until - from,
                 plan.rate,
@@ -212,6 +222,6 @@ fn p12_predictable_each_goes_on_at_its_share() {
             .iter()
             .filter(|(at, _)| *at > 23_000_000_000)
             .count();
-        assert!(after > 0, "nobody came back");
+        assert!(after > 0, "no request left after the reconnect");
     });
 }

@@ -1,4 +1,5 @@
-//! What will happen in a world of several replicas: joins, leaves, cuts, clocks that are hours apart.
+//! Random plans for a simulation of several replicas, with joins, departures, disconnections and
+//! clocks that are hours apart.
 
 use std::time::Duration;
 
@@ -11,33 +12,37 @@ use crate::store::Way;
 
 const HOUR: i64 = 3_600_000_000_000;
 
-/// What will happen.
+/// Everything that happens in one simulated run, drawn from one seed.
 pub(crate) struct Plan {
     pub(crate) rate: Rate,
     pub(crate) algorithm: Algorithm,
     pub(crate) length: Duration,
     pub(crate) replicas: Vec<Life>,
-    /// When the machine stands still, and for how long.
+    /// Pauses of the whole machine, each with its start since the beginning of the run and its
+    /// length.
     pub(crate) freezes: Vec<(Duration, Duration)>,
     pub(crate) way: Way,
-    /// When another server takes over, and how much of the past it lacks.
+    /// Instant of a failover since the start, and length of the history that the new server lacks.
     pub(crate) fail_over: Option<(Duration, Duration)>,
-    /// When all clients come at once, each with one request.
+    /// Instant since the start at which all clients arrive, each with one request. `None` makes
+    /// clients send repeatedly.
     pub(crate) crowd: Option<Duration>,
     pub(crate) seed: u64,
 }
 
-/// One replica's life.
+/// Lifetime, clients and faults of one simulated replica.
 #[derive(Clone)]
 pub(crate) struct Life {
     pub(crate) joins: Duration,
-    /// When it goes, and whether it says goodbye.
+    /// Instant since the start at which the replica ends, and true if it leaves the ledger
+    /// properly.
     pub(crate) goes: Option<(Duration, bool)>,
     pub(crate) clients: usize,
     pub(crate) patience: Duration,
-    /// When it is cut off.
+    /// Periods without a connection to the store, each with its start and end since the start of
+    /// the run.
     pub(crate) cut: Vec<(Duration, Duration)>,
-    /// How far its clock is from the store's.
+    /// Offset of the replica's clock from the store's clock, in nanoseconds.
     pub(crate) skew: i64,
 }
 
@@ -46,7 +51,7 @@ pub(crate) fn ms(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
 }
 
 impl Plan {
-    /// Anything may happen.
+    /// Draws a plan with any mix of joins, departures, disconnections, pauses and message faults.
     pub(crate) fn random(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut plan = Self::calm(seed, &mut rng, 5);
@@ -84,7 +89,8 @@ impl Plan {
         plan
     }
 
-    /// Nothing but demand: replicas all want more than there is.
+    /// Draws a plan without faults in which every replica has more demand than its share of the
+    /// rate.
     pub(crate) fn saturated(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let count = match seed % 100 {
@@ -102,7 +108,8 @@ impl Plan {
         plan
     }
 
-    /// Everybody is cut off in the middle.
+    /// Draws a saturated plan in which all replicas are disconnected from the store from 5 s to 20
+    /// s.
     pub(crate) fn outage(seed: u64) -> Self {
         let mut plan = Self::saturated(seed * 20 + 7);
         plan.length = Duration::from_secs(26);
@@ -110,15 +117,16 @@ impl Plan {
         plan
     }
 
-    /// Between two requests of a replica that is cut off: its share is in whole requests per period, evenly
-    /// spread, with room for those that are late. `None` if that is less than one.
+    /// Returns the interval between two requests of a replica in fallback mode, in seconds. The
+    /// fallback share is a whole number of requests per period, spread evenly. `None` means a share
+    /// below one request.
     pub(crate) fn alone_interval(&self) -> Option<f64> {
         let whole = self.rate.count() as usize / self.replicas.len();
         (whole > 0).then(|| self.spread() / whole as f64)
     }
 
-    /// The period with room for those that are late: by the calendar, for clocks that differ; without a burst,
-    /// the bucket's own room besides.
+    /// Returns the period plus room for late requests, in seconds. A fixed window adds room for
+    /// clock differences, and a token bucket without burst adds the slack of 25 ms twice.
     fn spread(&self) -> f64 {
         let period = self.rate.period().as_secs_f64();
         match self.algorithm {
@@ -128,8 +136,9 @@ impl Plan {
         }
     }
 
-    /// When a replica's share begins, whose silence is over after so many seconds: by windows, one window
-    /// later, since the others may have used the first.
+    /// Returns the instant at which a replica's fallback share begins, in seconds, if its silence
+    /// ends at `silence`. Window algorithms begin one window later because other replicas may have
+    /// used the first one.
     pub(crate) fn alone_from(&self, silence: f64) -> f64 {
         match self.algorithm {
             Algorithm::TokenBucket { .. } => silence,
@@ -137,8 +146,8 @@ impl Plan {
         }
     }
 
-    /// The store's server is lost, and another goes on without the last moments. Everybody is cut off
-    /// for a while, or nobody notices before the next answer.
+    /// Draws a plan in which a new server replaces the store and lacks its last changes. In 70 % of
+    /// the plans all replicas are also disconnected for up to 3 s.
     pub(crate) fn fail_over(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut plan = Self::calm(seed, &mut rng, 8);
@@ -154,15 +163,15 @@ impl Plan {
         plan
     }
 
-    /// Many more come at once, to several replicas, than can be served within their patience; each serves more
-    /// than a few of them.
+    /// Draws a plan in which about four times the number of requests arrive that can be served
+    /// within their max wait. Each replica gets an equal part of them.
     pub(crate) fn crowd(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut plan = Self::calm(seed, &mut rng, 6);
         plan.rate = Rate::new(rng.random_range(100..400), Duration::from_secs(1)).unwrap();
         plan.algorithm = Algorithm::TokenBucket { burst: Some(1) };
         plan.crowd = Some(Duration::from_secs(3));
-        // As far as a database in the next zone.
+        // The delay is that of a database in another availability zone.
         plan.way.delay = 0.2..2.0;
         let patience = ms(&mut rng, 1000..2000);
         let wanted = plan.per_second() * patience.as_secs_f64() * 4.0;
@@ -174,7 +183,7 @@ impl Plan {
         plan
     }
 
-    /// How many of a crowd can be served.
+    /// Returns the number of requests of a crowd that can be served within their max wait.
     pub(crate) fn capacity(&self) -> f64 {
         let patience = self.replicas.iter().map(|life| life.patience).max();
         self.per_second() * patience.unwrap_or_default().as_secs_f64()
@@ -223,12 +232,12 @@ impl Plan {
         }
     }
 
-    /// Whether the machine stands still, so that nobody can be told anything.
+    /// Returns true if the machine pauses during the run, because refusals may then be late.
     pub(crate) fn frozen(&self) -> bool {
         !self.freezes.is_empty()
     }
 
-    /// What the schedule lets leave per second.
+    /// Returns the sustained rate of the schedule, in requests per second.
     pub(crate) fn per_second(&self) -> f64 {
         let (n, period) = (
             f64::from(self.rate.count()),

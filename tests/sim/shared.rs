@@ -1,4 +1,5 @@
-//! A plan comes true: replicas live over one store, and what they send is noted.
+//! Execution of a plan: simulated replicas share one modelled store, and their requests are
+//! recorded.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,23 +18,24 @@ use tokio::time::Instant;
 use crate::plan::{Life, Plan, ms};
 use crate::store::{ModelLink, Store};
 
-/// With the latest use of a slot and the error of clocks it stays in the slack.
+/// Longest way of a request to the origin, in milliseconds. The way, the latest use of a slot and
+/// clock errors together stay below the slack of 25 ms.
 const WAY_OUT: f64 = 8.0;
 
-/// What came of it.
+/// Observations of one run, collected over all replicas and clients.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// When requests reached the origin, and whose they were; nanoseconds since the start.
+    /// Requests that reached the origin: nanoseconds since the start, and index of the replica.
     pub(crate) reached: Vec<(i64, usize)>,
-    /// Of refusals: how late they were told, nanoseconds.
+    /// Time from the deadline to the refusal of each queued request, in nanoseconds. A refusal
+    /// before the deadline is negative.
     pub(crate) late: Vec<i64>,
     pub(crate) calls: u64,
-    /// Of a crowd, in the order in which they came: at which replica, when, and when each was refused, if it
-    /// was.
+    /// Requests of a crowd in arrival order, each with the time of its refusal if it was refused.
     pub(crate) crowd: Vec<Came>,
 }
 
-/// One of a crowd. Since the start.
+/// One request of a crowd, with its replica and with times since the start of the run.
 pub(crate) struct Came {
     replica: usize,
     sent: Duration,
@@ -41,10 +43,12 @@ pub(crate) struct Came {
 }
 
 impl Seen {
-    /// How long after it could be known each of the crowd was refused that has no chance.
+    /// Returns the delay of each refusal of a hopeless request in the crowd, counted from the
+    /// instant at which that was knowable.
     ///
-    /// Replicas share fairly, so the `k`th request at one is behind `k` of each other, or all that it has;
-    /// it is hopeless once those are clearly more than `capacity` can be served within its patience.
+    /// Replicas share fairly. The `k`th request at one replica is therefore behind up to `k`
+    /// requests of each other replica. A request is hopeless once the requests ahead of it clearly
+    /// exceed `capacity`, which is the number that can be served within the max wait.
     pub(crate) fn told_after(&self, capacity: f64) -> Vec<Duration> {
         let came = &self.crowd;
         let replicas = came.iter().map(|one| one.replica).max().unwrap_or(0) + 1;
@@ -215,7 +219,7 @@ impl Client {
         }
     }
 
-    /// One of a crowd.
+    /// Sends one request of a crowd at `at` plus up to 5 ms and records its refusal.
     async fn come(self, at: Instant, mut rng: StdRng) {
         tokio::time::sleep_until(at + Duration::from_secs_f64(rng.random_range(0.0..0.005))).await;
         let place = {
@@ -232,7 +236,7 @@ impl Client {
         }
     }
 
-    /// One request. Whether it left.
+    /// Sends one request and returns true if it left, or false if it was refused.
     async fn send(&self, rng: &mut StdRng) -> bool {
         let mut limits = LimitSet::default();
         limits.insert(0);

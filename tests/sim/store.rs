@@ -1,4 +1,5 @@
-//! A modelled store: the real decision, behind a way that delays, loses and repeats.
+//! Modelled store that runs the real booking code in memory. Its messages are delayed, lost or
+//! repeated as the plan demands.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,43 +12,47 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
-/// Somewhere in 2026, on the store's clock.
+/// Start of a run on the store's clock, in nanoseconds since the Unix epoch. The instant lies in
+/// 2026.
 const START: i64 = 1_790_000_000_000_000_000;
 const MS: i64 = 1_000_000;
 
-/// How the way to the store behaves.
+/// Behaviour of the network path between a replica and the store.
 #[derive(Debug, Clone)]
 pub(crate) struct Way {
-    /// The usual delay of each direction, milliseconds.
+    /// Range of the usual delay in each direction, in milliseconds.
     pub(crate) delay: std::ops::Range<f64>,
-    /// How often a message takes a while longer, up to how many milliseconds.
+    /// Probability of an extra delay, and the upper bound of that delay in milliseconds.
     pub(crate) spikes: (f64, f64),
-    /// How often a message or its answer is lost.
+    /// Probability that a message is lost, for the request and for its answer.
     pub(crate) loss: f64,
-    /// How often a message arrives twice.
+    /// Probability that the store processes a request twice, as after a repeated message.
     pub(crate) twice: f64,
-    /// When nothing gets through: since the start, from and to.
+    /// Periods in which no message gets through, each with its start and end since the start of the
+    /// run.
     pub(crate) cut: Vec<(Duration, Duration)>,
 }
 
-/// The store that all replicas share.
+/// State of the modelled store that all replicas of a run share.
 #[derive(Debug)]
 pub(crate) struct Store {
     books: HashMap<Arc<str>, Book>,
     replicas: HashMap<Replica, Life>,
     began: Instant,
-    /// When the server had started.
+    /// Start time of the current server, in nanoseconds on the store's clock.
     started: i64,
-    /// Nothing is booked before.
+    /// Instant before which nothing is booked after a failover, in nanoseconds on the store's
+    /// clock.
     quiet: i64,
     fail_over: Option<FailOver>,
     pub(crate) calls: u64,
 }
 
-/// What a server has on its disk.
+/// Durable state of a server: the books of all targets and the rows of all replicas.
 type Kept = (HashMap<Arc<str>, Book>, HashMap<Replica, Life>);
 
-/// The server is lost; another goes on from what it had a while before.
+/// Planned failover to a server with state that is `lag` nanoseconds older than that of the lost
+/// server.
 #[derive(Debug)]
 struct FailOver {
     at: i64,
@@ -75,7 +80,7 @@ impl Store {
         }
     }
 
-    /// At `at` another server takes over, which lacks the last `lag`.
+    /// Plans a failover at `at` to a server that lacks the changes of the last `lag`.
     pub(crate) fn fail_over(&mut self, at: Duration, lag: Duration) {
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap();
         self.fail_over = Some(FailOver {
@@ -85,7 +90,7 @@ impl Store {
         });
     }
 
-    /// The store's clock. What is to happen by now has happened.
+    /// Returns the store's time in nanoseconds and first applies a failover that is due.
     fn now(&mut self) -> i64 {
         let since = self.began.elapsed();
         let now = START + i64::try_from(since.as_nanos()).unwrap();
@@ -172,7 +177,7 @@ impl Store {
     }
 }
 
-/// One replica's way to the store.
+/// Network path of one replica to the store, with random faults of its own.
 #[derive(Debug)]
 pub(crate) struct ModelLink {
     pub(crate) store: Arc<Mutex<Store>>,
@@ -203,7 +208,7 @@ impl ModelLink {
             .iter()
             .any(|(from, to)| since >= *from && since < *to);
         if lost || cut {
-            // As a time limit would tell.
+            // The caller gets the error 700 ms later, as from a client timeout.
             tokio::time::sleep(Duration::from_millis(700)).await;
             return Err(LinkError("no answer".to_owned()));
         }

@@ -1,5 +1,5 @@
-//! A world: one target with one limit, clients that come, wait, dial, send, lose patience or go away,
-//! and a machine that now and then stands still.
+//! Simulation of one replica with one target and one limit. Clients arrive, wait, dial, send, reach
+//! their deadline or disconnect, and the machine sometimes pauses.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,10 +15,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 const START: i64 = 1_790_000_000_000_000_000;
-/// The way to the origin takes up to this long; with the latest use of a slot it stays in the slack.
+/// Longest way of a request to the origin. Together with the latest use of a slot the way stays
+/// below the slack of 25 ms.
 const WAY: Duration = Duration::from_millis(9);
-/// One whose connection has just become ready may still use a slot for 15 ms; then it is told, by a
-/// timer of milliseconds. P4 allows 50.
+/// Longest delay of a refusal after the deadline, in nanoseconds. A request with a fresh connection
+/// may use a slot for 15 ms more, and timers have millisecond resolution. P4 allows 50 ms.
 const TOLD_WITHIN: i64 = 20_000_000;
 const SECOND: i64 = 1_000_000_000;
 
@@ -28,13 +29,15 @@ pub(crate) struct World {
     rate: Rate,
     algorithm: Algorithm,
     clients: Vec<Plan>,
-    /// When the machine stands still, and for how long.
+    /// Pauses of the whole machine, each with its start since the beginning of the run and its
+    /// length.
     freezes: Vec<(Duration, Duration)>,
-    /// When the origin asks to be left alone, and for how long.
+    /// Block by the origin, with its start since the beginning of the run and its length.
     block: Option<(Duration, Duration)>,
 }
 
-/// What a client will do.
+/// Behaviour of one client: arrival, max wait, disconnection, dial time, response time and
+/// repetition.
 #[derive(Clone, Copy)]
 struct Plan {
     arrives: Duration,
@@ -45,7 +48,7 @@ struct Plan {
     again: bool,
 }
 
-/// What became of one request.
+/// Result of one request, with its times in nanoseconds on the clock of the replica.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     Left {
@@ -103,7 +106,7 @@ impl World {
         Self::of(seed, rng, rate, algorithm, clients, freezes, None)
     }
 
-    /// More demand than the limit at any time.
+    /// Draws a world with more demand than the limit at all times.
     pub(crate) fn saturated(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let (rate, algorithm) = limit(&mut rng, 500..4000);
@@ -120,7 +123,7 @@ impl World {
         Self::of(seed, rng, rate, algorithm, clients, Vec::new(), None)
     }
 
-    /// The origin asks to be left alone in the middle.
+    /// Draws a random world in which the origin blocks all requests once, for up to 5 s.
     pub(crate) fn blocked(seed: u64) -> Self {
         let mut world = Self::random(seed);
         world.freezes.clear();
@@ -154,7 +157,7 @@ impl World {
         }
     }
 
-    /// Runs until every client is done, or a minute in the saturated world.
+    /// Runs until every client has ended, or for 61 s if clients repeat their requests.
     pub(crate) fn run(&self) -> Vec<Outcome> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -186,7 +189,7 @@ impl World {
         for (at, length) in self.freezes.clone() {
             living.spawn(async move {
                 tokio::time::sleep(at).await;
-                // The clock goes on, and nothing else does.
+                // The clock advances while no task runs, as in a pause of the machine.
                 tokio::time::advance(length).await;
             });
         }
@@ -204,7 +207,7 @@ impl World {
         } else {
             all.await;
             tasks.finished().await;
-            assert_eq!(pacer.waiting("t"), 0, "somebody is still in line");
+            assert_eq!(pacer.waiting("t"), 0, "a request is still queued");
         }
         Arc::try_unwrap(outcomes).map_or_else(
             |shared| shared.lock().unwrap().clone(),
@@ -224,12 +227,12 @@ impl World {
         }
     }
 
-    /// P1, by each algorithm's own promise.
+    /// Checks P1: no window has more requests than its algorithm allows.
     pub(crate) fn check_windows(&self, times: &[i64]) {
         check_windows(self.rate, self.algorithm, times);
     }
 
-    /// P2: what the schedule allows in `length` is used to 99.9 %.
+    /// Checks P2: at least 99.9 % of the requests that the schedule allows in `length` were sent.
     pub(crate) fn check_use(&self, times: &[i64], length: Duration) {
         let slack = Duration::from_millis(25);
         let (n, period) = (
@@ -244,7 +247,8 @@ impl World {
                 (n - burst + 1.0) / (period + slack.as_secs_f64())
             }
         };
-        // Edges: what began in the last period may not have come.
+        // The last period and one more second do not count because their requests may not have
+        // arrived.
         let expected = per_second * (length.as_secs_f64() - period - 1.0) * 0.999 - 1.0;
         assert!(
             times.len() as f64 >= expected,
@@ -255,7 +259,8 @@ impl World {
         );
     }
 
-    /// P4: told at once where it was knowable, and never later than its patience.
+    /// Checks P4: a hopeless request is refused immediately, and a queued one at most 20 ms after
+    /// its deadline. Pauses of the machine may add to that delay.
     pub(crate) fn check_patience(&self, outcome: &Outcome) {
         let Outcome::Refused {
             entered,
@@ -270,17 +275,17 @@ impl World {
         let frozen: Duration = self.freezes.iter().map(|(_, length)| *length).sum();
         if at_once {
             assert_eq!(entered, told);
-            assert!(available > deadline, "it could have left in time");
+            assert!(available > deadline, "the request could leave in time");
         } else {
             let late = told - deadline;
             assert!(
                 late <= nanos(frozen) + TOLD_WITHIN,
-                "told {late} ns after its patience"
+                "refused {late} ns after its deadline"
             );
         }
     }
 
-    /// Nothing between the block and its end; then one, and the others when it was answered.
+    /// Checks that no slot lies between the start and the end of the block, and that P1 holds.
     pub(crate) fn check_block(&self, left: &[Outcome]) {
         let (at, length) = self.block.unwrap();
         let from = START + self.phase + nanos(at);
@@ -297,13 +302,13 @@ impl World {
             .iter()
             .filter(|slot| **slot > from && **slot < until)
             .count();
-        assert_eq!(during, 0, "left during the block");
+        assert_eq!(during, 0, "requests left during the block");
         let times: Vec<i64> = left.iter().filter_map(Outcome::reached).collect();
         self.check_windows(&times);
     }
 }
 
-/// Any limit: a rate over a period of so many milliseconds, by any algorithm.
+/// Draws a rate with a period from `period` (milliseconds), and one of the algorithms.
 fn limit(rng: &mut StdRng, period: std::ops::Range<u64>) -> (Rate, Algorithm) {
     let rate = Rate::new(rng.random_range(1..60), millis(rng, period)).unwrap();
     let algorithm = match rng.random_range(0..4) {
@@ -392,7 +397,7 @@ impl Client {
         loop {
             match waiter.next().await {
                 Event::Turn(turn) if ready => return Ok(turn),
-                Event::Turn(_) => panic!("a turn for one that was not ready"),
+                Event::Turn(_) => panic!("a turn was given to a request that was not ready"),
                 Event::Refused(refusal) => return Err(refusal.available),
                 Event::Called => {
                     if connection == ConnectionState::Absent {
@@ -426,7 +431,8 @@ fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap()
 }
 
-/// The most instants in any half-open window.
+/// Returns the highest number of instants in any half-open window of `width` nanoseconds. `sorted`
+/// must be in ascending order.
 fn worst_window(sorted: &[i64], width: i64) -> usize {
     let mut from = 0;
     let mut worst = 0;
@@ -439,8 +445,8 @@ fn worst_window(sorted: &[i64], width: i64) -> usize {
     worst
 }
 
-/// P1, by each algorithm's own promise; windows of the calendar begin at multiples of the period since
-/// `times` count from.
+/// Checks P1 by the rule of each algorithm. Fixed windows begin at multiples of the period, counted
+/// from the zero of `times`.
 pub(crate) fn check_windows(rate: Rate, algorithm: Algorithm, times: &[i64]) {
     let (n, period) = (rate.count() as usize, nanos(rate.period()));
     let mut sorted = times.to_vec();
@@ -452,11 +458,11 @@ pub(crate) fn check_windows(rate: Rate, algorithm: Algorithm, times: &[i64]) {
             let most = f64::from(burst) + n as f64 * (1.0 + slack);
             assert!(
                 worst as f64 <= most.ceil(),
-                "{worst} in {rate:?}, {most} may"
+                "{worst} in one window of {rate:?}, at most {most} allowed"
             );
         }
         Algorithm::TokenBucket { burst: None } | Algorithm::SlidingWindow => {
-            assert!(worst <= n, "{worst} in {rate:?}");
+            assert!(worst <= n, "{worst} in one window of {rate:?}");
         }
         Algorithm::FixedWindow => {
             let mut counts = std::collections::HashMap::new();

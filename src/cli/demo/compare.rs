@@ -1,4 +1,5 @@
-//! Three clients that know nothing of each other want 100 answers of an origin that allows 10 per second.
+//! Comparison of unpaced and paced requests. Three independent clients request 100 answers from an
+//! origin that allows 10 per second.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,15 +29,15 @@ use crate::units::Rate;
 
 const CLIENTS: usize = 3;
 const WANTED: usize = 100;
-/// Connections of one client.
+/// Number of connections that each client opens.
 const CONNECTIONS: usize = 4;
-/// How often a client asks for one answer in all, as common SDKs do.
+/// Maximum number of attempts for one answer, as in common SDKs.
 const TRIES: usize = 3;
 const RATE: &str = "10/1s";
-/// The name of the origin to those who come through outpace.
+/// Host name of the origin for clients that connect through outpace.
 const NAME: &str = "demo.outpace";
 
-/// What one way came to.
+/// Counts of answers, failures and refusals in one run.
 #[derive(Default)]
 struct RunResult {
     answers: usize,
@@ -60,7 +61,7 @@ pub(super) async fn run() -> Exit {
 async fn compared() -> Result<String, Failure> {
     let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
     let rate: Rate = RATE.parse().map_err(|_cause| {
-        let text = format!("`{RATE}` is no rate");
+        let text = format!("`{RATE}` is not a rate");
         (Exit::Internal, text)
     })?;
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
@@ -69,10 +70,10 @@ async fn compared() -> Result<String, Failure> {
     let origin = Arc::new(LimitedOrigin::new(rate, clock.clone()));
     tasks.spawn_detached(serve(listener, Arc::clone(&origin), tasks.clone()));
     print(&format!(
-        "an origin on this machine allows {RATE} and answers 429 beyond; {CLIENTS} clients want {WANTED} answers of it\n"
+        "an origin on this machine allows {RATE} and answers 429 to the excess; {CLIENTS} clients request {WANTED} answers from it\n"
     ));
     let direct = one_way("directly", address, &clock, &origin).await;
-    // What it served is over when the next ones come.
+    // The window of the origin must be empty before the second run starts.
     clock.sleep_until(clock.now() + rate.period()).await;
     origin.take_arrivals();
     let dir = tempfile::tempdir().map_err(failed)?;
@@ -94,7 +95,7 @@ fn configuration(dir: &Path, origin: SocketAddr) -> String {
     )
 }
 
-/// A column of the table.
+/// Measurements of one run, which become a column of the table.
 struct Column {
     came: RunResult,
     took: Duration,
@@ -136,7 +137,8 @@ async fn one_way(
     }
 }
 
-/// One connection of a client, which asks again as its SDK would.
+/// Requests `count` answers on one connection. After a 429 it waits for `Retry-After` and tries
+/// again, as an SDK would.
 async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar) -> RunResult {
     let mut came = RunResult::default();
     let connected = async {
@@ -204,7 +206,7 @@ fn side_by_side(direct: &Column, paced: &Column) -> String {
     )
 }
 
-/// The most instants in any second.
+/// Returns the highest number of arrivals in any window of one second.
 fn worst_second(arrivals: &[Instant]) -> usize {
     let mut sorted = arrivals.to_vec();
     sorted.sort();

@@ -1,4 +1,5 @@
-//! `outpace demo`: the same requests to a limited origin, directly and through outpace, side by side.
+//! `outpace demo`: sends the same requests to a rate-limited origin directly and through outpace,
+//! and compares the results.
 
 mod compare;
 mod origin;
@@ -12,10 +13,10 @@ use crate::units::Rate;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Run the limited origin alone; point traffic at it directly, then through outpace
+    /// Run only the rate-limited origin, for your own traffic without and with outpace
     #[arg(long)]
     origin: bool,
-    /// Where it listens
+    /// Address on which the origin listens
     #[arg(
         long,
         default_value = "127.0.0.1:9900",
@@ -23,7 +24,7 @@ pub(super) struct DemoArgs {
         requires = "origin"
     )]
     listen: SocketAddr,
-    /// What it allows, counted over every window of that length
+    /// Rate that the origin allows in every window of that length
     #[arg(long, default_value = "5/1s", value_name = "RATE", requires = "origin")]
     rate: Rate,
 }

@@ -1,4 +1,4 @@
-//! A small origin that counts its limit exactly and refuses what is beyond, as strict APIs do.
+//! Small origin that counts its limit exactly and answers 429 to the excess, as strict APIs do.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,7 +21,7 @@ use crate::shutdown::Tasks;
 use crate::sync::lock;
 use crate::units::Rate;
 
-/// Serves on a port, and tells each second what came, until the process is interrupted.
+/// Serves until the process is interrupted, and prints the counts of each second.
 pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
     match TcpListener::bind(listen).await {
         Ok(listener) => {
@@ -39,7 +39,7 @@ pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
         }
         Err(error) => {
             print_error(&format!(
-                "{listen} cannot be listened on: {error}; choose another with --listen"
+                "{listen} cannot be bound: {error}; choose another address with --listen"
             ));
             Exit::Port
         }
@@ -54,7 +54,7 @@ pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tas
                 let response = origin.answer();
                 async move { Ok::<_, Infallible>(response) }
             });
-            // A client that goes away is no news.
+            // A client that closes its connection early is not an error here.
             let _ = http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -62,7 +62,7 @@ pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tas
     }
 }
 
-/// One line per second in which something came.
+/// Prints one line for each second in which requests arrived.
 async fn report(origin: Arc<LimitedOrigin>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -75,16 +75,16 @@ async fn report(origin: Arc<LimitedOrigin>) {
     }
 }
 
-/// Counts every window exactly.
+/// Origin that allows its rate in every window of one period.
 #[derive(Debug)]
 pub(super) struct LimitedOrigin {
     rate: Rate,
     clock: Clock,
-    /// When the last requests were served.
+    /// Times of the requests that were served within the last period.
     log: Mutex<VecDeque<Instant>>,
-    /// Served and refused since the last report.
+    /// Numbers of served and refused requests since the last report.
     counted: Mutex<(u64, u64)>,
-    /// When anything came.
+    /// Arrival times of at most 100,000 requests since the last call of `take_arrivals`.
     arrivals: Mutex<Vec<Instant>>,
 }
 
@@ -99,14 +99,14 @@ impl LimitedOrigin {
         }
     }
 
-    /// When anything came since this was asked last.
+    /// Returns the arrival times since the previous call and clears them.
     pub(super) fn take_arrivals(&self) -> Vec<Instant> {
         std::mem::take(&mut lock(&self.arrivals))
     }
 
     fn answer(&self) -> Response<Full<Bytes>> {
         let mut arrivals = lock(&self.arrivals);
-        // It stands for hours; who compares asks in time.
+        // The origin may run for hours without a reader, so the list is bounded.
         if arrivals.len() < 100_000 {
             arrivals.push(self.clock.now());
         }
@@ -120,7 +120,10 @@ impl LimitedOrigin {
             }
             Err(wait) => {
                 counted.1 += 1;
-                let mut response = Response::new(Full::from(format!("more than {}\n", self.rate)));
+                let mut response = Response::new(Full::from(format!(
+                    "the limit of {} is exceeded\n",
+                    self.rate
+                )));
                 *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
                 response
                     .headers_mut()

@@ -1,4 +1,5 @@
-//! Where schedules live.
+//! Section `ledger`, which defines the database of the schedules and the behaviour during its
+//! outage.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use super::{Violations, secret, span};
 use crate::ledger::{OnOutage, Outage};
 
 const SHARE_FOR: Duration = Duration::from_secs(60);
-/// A blip of the network may be longer than anything below.
+/// Shortest permitted `share_for`, because a short failure of the network may last as long.
 const SHARE_FOR_MIN: Duration = Duration::from_secs(5);
 
 pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>) -> LedgerSettings {

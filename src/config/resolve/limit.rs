@@ -1,4 +1,4 @@
-//! Limits and lanes of a target, and the limits that clients bring along.
+//! Limits and lanes of a target, and the limits of clients that are added to every target.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
 };
 
-/// Below this the guards of a fixed window would leave nothing of it.
+/// Shortest period of a fixed window, because the guards at both edges would take a large part of a
+/// shorter one.
 const FIXED_WINDOW_MIN: Duration = Duration::from_millis(200);
 
-/// A limit of clients: each of them has it to itself, at every target.
+/// Limit of clients, which counts separately for each of them and for each target.
 #[derive(Debug)]
 pub(super) struct Tier {
     name: String,
@@ -38,7 +39,8 @@ impl Tier {
     }
 }
 
-/// Clients with equal limits share an entry: it is keyed by client anyway.
+/// Builds the limits of clients. Clients with equal limits share one entry, because the entry
+/// counts per client anyway.
 pub(super) fn tiers(
     p: &mut Violations,
     written: Vec<(String, Arc<str>, Vec<schema::LimitSection>)>,
@@ -55,7 +57,8 @@ pub(super) fn tiers(
             }
         }
         for limit in self::limits(p, &key, limits) {
-            // By what it says, so that a client more or less renames nobody else's limit.
+            // The name depends only on the limit, so a change of one client does not rename the
+            // limits of other clients.
             let name = format!("client.{}.{}", limit.name, slug(limit.bound));
             match tiers.iter_mut().find(|tier| tier.name == name) {
                 Some(tier) => tier.clients.push(Arc::clone(&client)),
@@ -70,7 +73,7 @@ pub(super) fn tiers(
     tiers
 }
 
-/// A bound as part of a name.
+/// Formats a bound as part of a limit's name.
 fn slug(bound: Bound) -> String {
     let text = bound.to_string();
     let words = text.split(|c: char| !c.is_ascii_alphanumeric());
@@ -80,7 +83,8 @@ fn slug(bound: Bound) -> String {
         .join("-")
 }
 
-/// The lanes of a target; requests of none of them go to the first that matches all.
+/// Builds the lanes of a target. Requests that match no lane use the first lane without `match`,
+/// and a lane `default` is added if there is none.
 pub(super) fn lanes(p: &mut Violations, key: &str, written: Vec<schema::LaneSection>) -> Vec<Lane> {
     let mut names = HashSet::new();
     let mut lanes = Vec::with_capacity(written.len() + 1);

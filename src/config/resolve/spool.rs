@@ -1,4 +1,4 @@
-//! What is kept on disk.
+//! Sections `spool` and `buffers`, which define the store of the items and the declared buffers.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,12 +15,12 @@ const MAX_BODY: u64 = 16 << 20;
 const INLINE: u64 = 256 << 10;
 const MIN_FREE: u64 = 64 << 20;
 const BALLAST: u64 = 16 << 20;
-/// How long a replica that is not heard of holds its buffers.
+/// Default time for which a silent replica keeps its lease on buffers.
 const LEASE: Duration = Duration::from_secs(10);
 const LEASE_MIN: Duration = Duration::from_secs(1);
 const LEASE_MAX: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// The name of the lane for deliveries.
+/// Name of the lane in which deliveries of the spool wait.
 const LANE: &str = "deliveries";
 
 pub(super) fn spool(
@@ -158,8 +158,11 @@ fn declared(p: &mut Violations, buffers: &[BufferSpec]) {
     }
 }
 
-/// What the spool sends has a lane of its own: the one called `deliveries`, or one of weight 1 beside
-/// the others. Where there are none, what clients wait for weighs four times as much.
+/// Adds a lane for deliveries of the spool to a target. An existing lane `deliveries` is used.
+/// Otherwise one with weight 1 is added if there is room.
+///
+/// A target without lanes also gets a lane `requests` with weight 4, so requests of clients weigh
+/// four times as much.
 pub(super) fn add_lane(target: &mut Target) {
     let lane = |name: &str, weight| Lane {
         name: name.into(),

@@ -1,4 +1,4 @@
-//! Targets.
+//! Section `targets`, which defines hosts, limits, lanes and retries of each target.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -136,7 +136,7 @@ fn retry(p: &mut Violations, key: &str, written: schema::RetrySection) -> Retry 
     if backoff.is_zero() {
         p.add(
             format!("{key}.retry.backoff"),
-            "it must not be zero: the origin would be hammered",
+            "zero would retry without a pause; write 100ms or more",
         );
     }
     Retry {
@@ -167,8 +167,11 @@ fn set_headers(
                 value.set_sensitive(true);
                 headers.push((name, value));
             }
-            // The value may be a secret: it is not repeated.
-            _ => p.add(key, "it is not a field that HTTP allows"),
+            // The value may be a secret, so the message does not repeat it.
+            _ => p.add(
+                key,
+                "the name or value is not allowed in HTTP; use visible ASCII characters",
+            ),
         }
     }
     headers

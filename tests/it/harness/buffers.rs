@@ -1,4 +1,4 @@
-//! Calls to the API of the spool, and an origin that notes what is delivered.
+//! Helpers for spool tests: calls of the API, and an origin that records the bodies it receives.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use super::{Client, Origin, Program, Proto, reply};
 pub(crate) const SPOOL: &str =
     "spool: { min_free: 1MiB, ballast: 1MiB, key: \"only for tests\" }\n";
 
-/// One call; status and JSON.
+/// Sends one API call on a new connection and returns the status and the JSON body. A body that is
+/// not JSON becomes `Null`.
 pub(crate) async fn call(
     program: &Program,
     method: &str,
@@ -53,7 +54,8 @@ pub(crate) async fn made(program: &Program, more: &Value) -> String {
     made["id"].as_str().unwrap().to_owned()
 }
 
-/// Waits until the last item of the buffer is over, and says how many stand there.
+/// Waits for the response of each item of buffer `b`, for up to 30 s each and for at most 1000
+/// items. Then asserts that `count` items are in `state`.
 pub(crate) async fn until(program: &Program, state: &str, count: u64) {
     let (_, items) = call(program, "GET", "/buffers/b/items?limit=1000", "").await;
     for item in items["items"].as_array().unwrap() {
@@ -64,7 +66,8 @@ pub(crate) async fn until(program: &Program, state: &str, count: u64) {
     assert_eq!(buffer["items"][state].as_u64(), Some(count), "{buffer}");
 }
 
-/// An origin that notes the bodies it gets, in order.
+/// Starts an origin that records each request body in arrival order. The response status is
+/// `status(n)` for arrival number `n`, counted from 0.
 pub(crate) async fn noting(
     status: impl Fn(usize) -> u16 + Send + Sync + 'static,
 ) -> (Origin, Arc<std::sync::Mutex<Vec<String>>>) {
@@ -85,7 +88,8 @@ pub(crate) async fn noting(
     (origin, seen)
 }
 
-/// What producers were told, and what the origin saw.
+/// Bodies that the spool acknowledged to producers, and bodies that arrived at the origin, each in
+/// order.
 #[derive(Default)]
 pub(crate) struct Oracle {
     pub(crate) acknowledged: Vec<String>,
@@ -93,7 +97,8 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// Nothing acknowledged is missing, and first arrivals are in order. Returns how many came twice.
+    /// Asserts that every acknowledged body arrived and that first arrivals are in acknowledged
+    /// order. Returns the number of repeated arrivals.
     pub(crate) fn check(&self) -> usize {
         let mut first: HashMap<&str, usize> = HashMap::new();
         for (place, body) in self.arrived.iter().enumerate() {
@@ -105,10 +110,10 @@ impl Oracle {
             .map(|body| {
                 *first
                     .get(body.as_str())
-                    .unwrap_or_else(|| panic!("{body} was acknowledged and is lost"))
+                    .unwrap_or_else(|| panic!("{body} was acknowledged but never arrived"))
             })
             .collect();
-        assert!(places.is_sorted(), "out of order: {places:?}");
+        assert!(places.is_sorted(), "arrivals out of order: {places:?}");
         self.arrived.len() - first.len()
     }
 }

@@ -1,4 +1,5 @@
-//! A client in the test's own process, by each way in.
+//! HTTP client inside the test process. A request reaches the program as to a forward proxy,
+//! through CONNECT or through a route.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Program, soon};
 
-/// What to speak.
+/// HTTP version that a client connection uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Proto {
     Http1,
@@ -30,34 +31,35 @@ enum Sender {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// One connection to the program.
+/// One client connection to the program, over HTTP/1.1 or HTTP/2.
 pub(crate) struct Client(Sender);
 
 impl Client {
-    /// To the proxy's port, for requests in absolute-form or to routes.
+    /// Connects to the proxy port over HTTP/1.1, for requests in absolute-form or to a route.
     pub(crate) async fn plain(program: &Program) -> Self {
         Self::to(program.listen, Proto::Http1).await
     }
 
-    /// To any port.
+    /// Connects to any address with the given HTTP version and panics if that fails.
     pub(crate) async fn to(address: SocketAddr, proto: Proto) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         Self::over(stream, proto).await
     }
 
-    /// Nothing if nobody listens there.
+    /// Connects like [`Self::to`], but returns `None` if nothing listens at the address.
     pub(crate) async fn try_to(address: SocketAddr, proto: Proto) -> Option<Self> {
         let stream = TcpStream::connect(address).await.ok()?;
         Some(Self::over(stream, proto).await)
     }
 
-    /// Through a CONNECT to `host:443` with TLS inside.
+    /// Opens a CONNECT to `host:443` and speaks HTTP inside the intercepted TLS.
     pub(crate) async fn intercepted(program: &Program, host: &str, proto: Proto) -> Self {
         let stream = Self::tls_inside(program, host, proto).await.unwrap();
         Self::over(stream, proto).await
     }
 
-    /// The TLS stream inside a CONNECT; trusts the program's CA alone.
+    /// Opens a CONNECT to `host:443` and returns the TLS stream inside it. The client trusts only
+    /// the program's CA.
     pub(crate) async fn tls_inside(
         program: &Program,
         host: &str,
@@ -65,11 +67,12 @@ impl Client {
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let tcp = Self::connect(program, &format!("{host}:443"), "")
             .await
-            .expect("CONNECT is granted");
+            .expect("CONNECT should be granted");
         Self::tls(tcp, host, proto, &program.ca()).await
     }
 
-    /// TLS to `host` over `tcp`, trusting `ca`.
+    /// Performs a TLS handshake for `host` over `tcp`, trusting only `ca` (PEM). The only ALPN
+    /// protocol offered is that of `proto`.
     pub(crate) async fn tls(
         tcp: TcpStream,
         host: &str,
@@ -96,7 +99,8 @@ impl Client {
             .await
     }
 
-    /// A CONNECT; the stream inside, or the refusal.
+    /// Sends a CONNECT with the extra header `fields`. Returns the stream of the tunnel after a
+    /// 200, otherwise the whole refusal as text.
     pub(crate) async fn connect(
         program: &Program,
         authority: &str,
@@ -107,7 +111,7 @@ impl Client {
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
-            match soon("an answer to CONNECT", stream.read_u8()).await {
+            match soon("the response to CONNECT", stream.read_u8()).await {
                 Ok(byte) => answer.push(byte),
                 Err(_) => break,
             }
@@ -116,7 +120,7 @@ impl Client {
         if head.starts_with("HTTP/1.1 200") {
             return Ok(stream);
         }
-        // Refusals are short and come whole; the connection stays open.
+        // A refusal is read by its Content-Length because the connection stays open.
         let length = head.lines().find_map(|line| {
             line.to_ascii_lowercase()
                 .strip_prefix("content-length: ")?
@@ -167,7 +171,8 @@ impl Client {
         }
     }
 
-    /// Sends, and reads the whole response.
+    /// Sends a request and reads the whole response. Panics if the connection breaks or the test
+    /// timeout passes.
     pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Response<Bytes> {
         let answered = async {
             let response = self.send(request).await.unwrap();
@@ -177,7 +182,7 @@ impl Client {
         soon("a response", answered).await
     }
 
-    /// Sends, and reads the whole response; `None` if the connection broke.
+    /// Sends a request and reads the whole response, or returns `None` if the connection broke.
     pub(crate) async fn try_ask(
         &mut self,
         request: Request<Full<Bytes>>,
@@ -187,16 +192,18 @@ impl Client {
             let body = body.collect().await.ok()?.to_bytes();
             Some(Response::from_parts(head, body))
         };
-        soon("a response, or its end", answered).await
+        soon("a response or the end of the connection", answered).await
     }
 
-    /// A GET; `uri` as it stands in the request-target, `Host` from it or `api.test`.
+    /// Sends a GET with `uri` as its request-target and reads the whole response. `Host` is the
+    /// authority of `uri`, or `api.test` if `uri` has none.
     pub(crate) async fn get(&mut self, uri: &str) -> Response<Bytes> {
         self.ask(self.request("GET", uri).body(Full::default()).unwrap())
             .await
     }
 
-    /// A GET, by its status; `None` if the connection broke.
+    /// Sends a GET and returns the status, or `None` if the connection broke before the response
+    /// ended.
     pub(crate) async fn try_get(&mut self, uri: &str) -> Option<u16> {
         let request = self.request("GET", uri).body(Full::default()).unwrap();
         let response = self.send(request).await.ok()?;
@@ -205,7 +212,8 @@ impl Client {
         Some(status)
     }
 
-    /// A request for this connection: HTTP/2 takes the host from the URI.
+    /// Returns a request builder for this connection. HTTP/1.1 gets a `Host` header, and HTTP/2
+    /// gets `https://api.test` in front of a bare path.
     pub(crate) fn request(&self, method: &str, uri: &str) -> http::request::Builder {
         let builder = Request::builder().method(method);
         let host = uri
@@ -223,7 +231,7 @@ impl Client {
     }
 }
 
-/// Sends bytes as they are, and reads until the other side closes.
+/// Sends raw bytes on a new connection and reads until the peer closes it.
 pub(crate) async fn raw(address: SocketAddr, bytes: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -232,7 +240,7 @@ pub(crate) async fn raw(address: SocketAddr, bytes: &str) -> String {
 
 async fn read_all(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
-    // A reset after the answer is an end, too.
+    // A reset after the response also counts as the end of the connection.
     let _ended = soon("the end of the connection", stream.read_to_end(&mut answer)).await;
     String::from_utf8_lossy(&answer).into_owned()
 }

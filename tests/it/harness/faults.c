@@ -1,6 +1,6 @@
-// A disk that fails, for one process: what it does to files of the spool is decided by the word in the
-// file that OUTPACE_FAULTS names. `eio`: synchronising fails; `full`: no byte is free; `slow`: synchronising
-// takes a fifth of a second. Anything else: all is well.
+// Preloaded library that injects disk faults into one process, for files below `/data/spool/`. The file
+// that OUTPACE_FAULTS names holds the current fault. `eio` fails synchronisation, `full` fails writes
+// with ENOSPC, and `slow` delays synchronisation by 200 ms. Any other word injects nothing.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,9 +1,10 @@
-//! A disk that fails when it is told to, for one process.
+//! Disk faults that a test switches on and off for one process. The preloaded library `faults.c`
+//! injects them.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The library that stands between a program and its disk, and the file that tells it what to do.
+/// Directory with the compiled fault library and with the file that selects the current fault.
 pub(crate) struct Faults {
     dir: tempfile::TempDir,
 }
@@ -12,7 +13,7 @@ impl Faults {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/faults.c");
-        // Whoever links Rust has it.
+        // `cc` is present because the Rust toolchain links with it.
         let built = Command::new("cc")
             .args(["-shared", "-fPIC", "-o"])
             .arg(dir.path().join("faults.so"))
@@ -30,7 +31,7 @@ impl Faults {
         self.dir.path().join("word")
     }
 
-    /// What a program has to be started with.
+    /// Environment variables that a program needs so that the faults apply to it.
     pub(crate) fn env(&self) -> [(&'static str, String); 2] {
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
         [
@@ -43,9 +44,10 @@ impl Faults {
         self.set("none");
     }
 
-    /// From now on: `eio`, `full`, `slow` or `none`.
+    /// Selects the fault for all later disk calls of the spool. `eio` fails synchronisation, `full`
+    /// leaves no space, `slow` adds 200 ms to a synchronisation, and `none` injects nothing.
     pub(crate) fn set(&self, word: &str) {
-        // Written whole or not at all: it is read at any time.
+        // A rename replaces the file atomically because the library may read it at any time.
         let beside = self.dir.path().join("beside");
         std::fs::write(&beside, word).unwrap();
         std::fs::rename(beside, self.word()).unwrap();

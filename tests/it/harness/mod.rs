@@ -1,4 +1,5 @@
-//! What a story needs: an origin that stamps arrivals, the program, a client.
+//! Harness of the black-box tests: the program, an origin that stamps arrivals, a client, Postgres
+//! and disk faults.
 
 pub(crate) mod buffers;
 mod client;
@@ -17,7 +18,7 @@ pub(crate) use program::{Program, faketime, program};
 
 use std::time::Duration;
 
-/// The most instants in any window of `width` (half-open).
+/// Returns the highest number of instants in any half-open window of length `width`.
 pub(crate) fn worst_window(instants: &[Duration], width: Duration) -> usize {
     let mut sorted = instants.to_vec();
     sorted.sort();
@@ -32,12 +33,13 @@ pub(crate) fn worst_window(instants: &[Duration], width: Duration) -> usize {
     worst
 }
 
-/// How long an event may take before a test gives up; generous, since machines are busy.
+/// Time to wait for an event before a test fails. The value is generous because test machines are
+/// busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Fails a test whose event never comes.
+/// Waits for `event` and panics with `what` in the message if [`PATIENCE`] passes first.
 pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, event)
         .await
-        .unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+        .unwrap_or_else(|_| panic!("timed out ({PATIENCE:?}) waiting for {what}"))
 }

@@ -1,5 +1,5 @@
-//! A local origin: HTTP/1.1 and HTTP/2, plain and TLS, that stamps each arrival and answers as the
-//! test says.
+//! Local origin for HTTP/1.1 and HTTP/2, plain and over TLS. It stamps each arrival and responds as
+//! the handler of the test decides.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ pub(crate) type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
 type Handler =
     dyn Fn(usize, Request<Incoming>) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync;
 
-/// What arrived.
+/// One request as it arrived at the origin, with its time since the origin's start.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrival {
     pub(crate) at: Duration,
@@ -33,7 +33,7 @@ pub(crate) struct Arrival {
     pub(crate) headers: HeaderMap,
 }
 
-/// All arrivals so far. Cheap to clone.
+/// Log of all arrivals so far. A clone is cheap because all clones share one log.
 #[derive(Clone)]
 pub(crate) struct Arrivals {
     list: Arc<Mutex<Vec<Arrival>>>,
@@ -59,11 +59,12 @@ impl Arrivals {
         self.list.lock().unwrap().len()
     }
 
-    /// Waits until so many have arrived.
+    /// Waits until at least `count` requests have arrived, and panics if the test timeout passes
+    /// first.
     pub(crate) async fn reached(&self, count: usize) {
         let mut counted = self.counted.subscribe();
         let reached = counted.wait_for(|arrived| *arrived >= count);
-        soon("arrivals", reached).await.unwrap();
+        soon("the expected arrivals", reached).await.unwrap();
     }
 
     pub(crate) fn last(&self) -> Arrival {
@@ -71,7 +72,7 @@ impl Arrivals {
             .lock()
             .unwrap()
             .last()
-            .expect("something arrived")
+            .expect("a request should have arrived")
             .clone()
     }
 
@@ -92,7 +93,7 @@ pub(crate) struct Origin {
     pub(crate) plain: SocketAddr,
     pub(crate) tls: SocketAddr,
     pub(crate) arrivals: Arrivals,
-    /// The certificate authority that vouches for it, as PEM.
+    /// Certificate of the CA that signed the origin's certificate, as PEM.
     pub(crate) ca: String,
 }
 
@@ -103,12 +104,13 @@ pub(crate) struct OriginBuilder {
 }
 
 impl Origin {
-    /// Answers `200` with `ok`.
+    /// Starts an origin that answers every request with status 200 and the body `ok`.
     pub(crate) async fn ok() -> Self {
         Self::with(|_, _| async { reply(200, "ok") }).start().await
     }
 
-    /// Answers as `handler` says; it is given the arrival's number.
+    /// Returns a builder of an origin that answers with `handler`. The handler receives the number
+    /// of the arrival, counted from 0.
     pub(crate) fn with<F>(
         handler: impl Fn(usize, Request<Incoming>) -> F + Send + Sync + 'static,
     ) -> OriginBuilder
@@ -129,7 +131,7 @@ impl Origin {
 }
 
 impl OriginBuilder {
-    /// Offers HTTP/1.1 only.
+    /// Offers only HTTP/1.1 in ALPN, so that no TLS connection uses HTTP/2.
     pub(crate) fn http1(mut self) -> Self {
         self.http2 = false;
         self
@@ -210,7 +212,7 @@ async fn serve(
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    // However a connection ends: the test sees it at its client.
+    // The result is ignored because the test sees the end of the connection at its client.
     let _ended = match tls {
         None => {
             builder
@@ -228,7 +230,7 @@ async fn serve(
     };
 }
 
-/// A response with a text.
+/// Returns a response with this status and with a text as its body.
 pub(crate) fn reply(status: u16, text: &str) -> Reply {
     Response::builder()
         .status(status)

@@ -1,12 +1,14 @@
-//! Ports for what a test starts.
+//! Free TCP ports for the programs that a test starts.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 
-/// From here up to where the system takes those of outgoing connections.
+/// Lowest port to draw. The range ends below the ports that the system uses for outgoing
+/// connections.
 const FIRST: u16 = 10_000;
 
-/// A port that nobody listens on, and that no outgoing connection gets before somebody does.
+/// Returns a TCP port without a listener, outside the range for outgoing connections. No outgoing
+/// connection can therefore take the port before the program listens on it.
 pub(crate) fn free_port() -> u16 {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     let range = range.unwrap_or_default();

@@ -1,5 +1,5 @@
-//! A throw-away Postgres: a cluster of its own, on a port of its own, gone with the test. It refuses
-//! to run as root, so it runs as an unprivileged user where the tests run as root.
+//! Throw-away Postgres server with its own cluster and its own port, removed after the test.
+//! Postgres refuses to run as root, so under root the server runs as an unprivileged user.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::chown;
@@ -14,11 +14,13 @@ pub(crate) struct Postgres {
     pub(crate) port: u16,
     user: Option<(u32, u32)>,
     server: Option<Child>,
-    /// Whether it synchronises: a test need not survive a power loss.
+    /// Value of the server setting `fsync`. Tests use `off` because their data need not survive a
+    /// power loss.
     fsync: &'static str,
 }
 
-/// A program of Postgres: on PATH, or where packages put it.
+/// Returns the path of a Postgres program on `PATH`, in `/usr/sbin` or in the directory of the
+/// packages. Panics with advice if the program is not installed.
 fn tool(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut path = path;
@@ -36,7 +38,8 @@ fn tool(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("`{name}` is not installed; `./test` installs it"))
 }
 
-/// Somebody who is not root, if we are.
+/// Returns the user id and group id of an unprivileged user if the tests run as root, otherwise
+/// `None`.
 fn somebody() -> Option<(u32, u32)> {
     use std::os::unix::fs::MetadataExt as _;
     let own = std::fs::metadata("/proc/self").unwrap().uid();
@@ -51,17 +54,18 @@ fn somebody() -> Option<(u32, u32)> {
     (own == 0).then(|| {
         id("postgres")
             .or_else(|| id("nobody"))
-            .expect("an unprivileged user")
+            .expect("/etc/passwd should list `postgres` or `nobody`")
     })
 }
 
-/// Starts a server and waits until its log says this.
+/// Starts a server process and waits until a line of its standard error contains `says`. Panics if
+/// the process ended instead.
 async fn started(mut command: Command, says: &'static str) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());
     let (tell, told) = tokio::sync::oneshot::channel();
-    // The log is read to its end: a full pipe would stop the server.
+    // The thread reads the log to its end because a full pipe would stop the server.
     std::thread::spawn(move || {
         let mut lines = log.lines().map_while(Result::ok);
         let read: Vec<String> = lines
@@ -73,17 +77,18 @@ async fn started(mut command: Command, says: &'static str) -> Child {
     });
     let read = soon(says, told).await.unwrap();
     let ended = child.try_wait().unwrap();
-    assert!(ended.is_none(), "it ended ({ended:?}): {read:#?}");
+    assert!(ended.is_none(), "the server ended ({ended:?}): {read:#?}");
     child
 }
 
 impl Postgres {
-    /// A fresh cluster, running.
+    /// Creates a cluster in the temporary directory and starts its server with `fsync` off.
     pub(crate) async fn start() -> Self {
         Self::start_in(&std::env::temp_dir(), "off").await
     }
 
-    /// The same in a directory that everybody may enter, with or without synchronising.
+    /// Works like [`Self::start`], but below a directory that every user may enter and with a
+    /// chosen `fsync`.
     pub(crate) async fn start_in(parent: &Path, fsync: &'static str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("outpace-pg")
@@ -135,7 +140,8 @@ impl Postgres {
         command
     }
 
-    /// A pooler in transaction mode before the server; it ends with what is returned.
+    /// Starts PgBouncer in transaction mode in front of the server. The process is killed when the
+    /// returned value is dropped.
     pub(crate) async fn pooler(&self) -> Pooler {
         let port = free_port();
         let dir = self.dir.path();
@@ -152,7 +158,7 @@ impl Postgres {
         Pooler { child, port }
     }
 
-    /// Starts the server, and waits until it says that it is ready.
+    /// Starts the server on the existing cluster and waits until its log reports readiness.
     pub(crate) async fn run(&mut self) {
         let mut command = self.command("postgres");
         command
@@ -187,12 +193,13 @@ impl Postgres {
         self.url_by(self.port)
     }
 
-    /// The same database by another port.
+    /// Returns the URL of the same database through another port, such as that of a pooler.
     pub(crate) fn url_by(&self, port: u16) -> String {
         format!("postgres://outpace@127.0.0.1:{port}/postgres")
     }
 
-    /// Stops the server at once, without a checkpoint, as a crash would.
+    /// Stops the server immediately and without a checkpoint (SIGQUIT), so that it recovers as
+    /// after a crash.
     pub(crate) fn crash(&mut self) {
         self.end("QUIT");
     }
@@ -213,7 +220,7 @@ impl Drop for Postgres {
     }
 }
 
-/// A PgBouncer.
+/// Running PgBouncer process, which is killed when this value is dropped.
 pub(crate) struct Pooler {
     child: Child,
     pub(crate) port: u16,

@@ -1,4 +1,4 @@
-//! The program as a process of its own: started with a configuration, watched by its output.
+//! The program as a separate process, started with a configuration and observed through its output.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::{Origin, soon};
 
-/// The lines of one output, as JSON.
+/// Lines of one output stream so far, parsed as JSON. A line that is not JSON becomes a string.
 #[derive(Clone, Default)]
 struct Lines {
     list: Arc<Mutex<Vec<Value>>>,
@@ -61,7 +61,8 @@ pub(crate) struct Program {
     events: Lines,
 }
 
-/// Where the program is.
+/// Returns a command that runs the built program without the proxy and log variables of the
+/// environment.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outpace"));
     for name in [
@@ -79,14 +80,15 @@ pub(crate) fn program() -> Command {
 }
 
 impl Program {
-    /// Starts in front of `origin`: `api.test` and `other.test` are its names, `tunnel.test` too, on
-    /// 443 by TLS; `plain.test` and any `to: http://plain.test` go to its plain port. `more` is further
-    /// configuration.
+    /// Starts the program in front of `origin`, with `more` appended to its configuration.
+    ///
+    /// `api.test`, `other.test` and `tunnel.test` resolve to the TLS port of the origin.
+    /// `plain.test` resolves to its plain port.
     pub(crate) async fn before(origin: &Origin, more: &str) -> Self {
         Self::with_egress(origin, more, "").await
     }
 
-    /// Like [`Self::before`], with further keys of `egress`.
+    /// Starts like [`Self::before`], with further configuration keys below `egress`.
     pub(crate) async fn with_egress(origin: &Origin, more: &str, egress: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
@@ -94,7 +96,7 @@ impl Program {
         Self::start(dir, &config).await
     }
 
-    /// Like [`Self::before`], with further environment variables.
+    /// Starts like [`Self::before`], with further environment variables for the process.
     pub(crate) async fn with_env(origin: &Origin, more: &str, env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
@@ -102,20 +104,22 @@ impl Program {
         Self::start_with(dir, &config, env).await
     }
 
-    /// Starts with a whole configuration.
+    /// Starts the program in `dir` with `config` as its whole configuration and waits for its
+    /// `ready` event.
     pub(crate) async fn start(dir: tempfile::TempDir, config: &str) -> Self {
         Self::start_with(dir, config, &[]).await
     }
 
-    /// Kills it and starts it again with the same state.
+    /// Kills the program with SIGKILL and starts it again with the same directory and
+    /// configuration.
     pub(crate) async fn again(mut self) -> Self {
         self.child.kill().await.unwrap();
         let config = std::fs::read_to_string(self.config_path()).unwrap();
         Self::start(self.dir, &config).await
     }
 
-    /// The same, with files that can grow to so many blocks of 1 KiB: then writing fails, as on a disk that
-    /// breaks.
+    /// Restarts like [`Self::again`], with each file limited to `blocks` KiB. A write beyond that
+    /// size fails, as on a broken disk.
     pub(crate) async fn again_with_small_files(mut self, blocks: u32) -> Self {
         self.child.kill().await.unwrap();
         let config = std::fs::read_to_string(self.config_path()).unwrap();
@@ -126,7 +130,7 @@ impl Program {
         Self::start_by(command, self.dir, &config).await
     }
 
-    /// The same, with further environment variables.
+    /// Restarts like [`Self::again`], with further environment variables for the process.
     pub(crate) async fn again_with_env(mut self, env: &[(&str, &str)]) -> Self {
         self.child.kill().await.unwrap();
         let config = std::fs::read_to_string(self.config_path()).unwrap();
@@ -135,7 +139,8 @@ impl Program {
 
     async fn start_with(dir: tempfile::TempDir, config: &str, env: &[(&str, &str)]) -> Self {
         let mut command = program();
-        // On one thread it works otherwise than on several, so tests meet both: the first of a test, and the rest.
+        // The first program of a test process runs on one worker thread, the later ones on several,
+        // because scheduling differs between the two.
         static FIRST: AtomicBool = AtomicBool::new(true);
         if FIRST.swap(false, Ordering::Relaxed) {
             command.env("TOKIO_WORKER_THREADS", "1");
@@ -157,7 +162,7 @@ impl Program {
         let records = Lines::follow(child.stdout.take().unwrap());
         let events = Lines::follow(child.stderr.take().unwrap());
         let ready = events
-            .wait_for("start", |line| line["message"] == "ready")
+            .wait_for("ready event", |line| line["message"] == "ready")
             .await;
         let address = |key: &str| ready[key].as_str().unwrap().parse().unwrap();
         Self {
@@ -179,10 +184,10 @@ impl Program {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
+        self.child.id().expect("the process should run")
     }
 
-    /// Sends a signal by its name.
+    /// Sends the process a signal by its name, such as `TERM`, and panics if that fails.
     pub(crate) fn signal(&self, name: &str) {
         let sent = std::process::Command::new("kill")
             .args(["-s", name, &self.pid().to_string()])
@@ -197,32 +202,32 @@ impl Program {
             .code()
     }
 
-    /// The first record that fits.
+    /// Waits for the first log record on standard output for which `wanted` is true.
     pub(crate) async fn record(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.records.wait_for("such record", wanted).await
+        self.records.wait_for("matching record", wanted).await
     }
 
-    /// All records so far.
+    /// Returns all log records that the program has written so far.
     pub(crate) fn records(&self) -> Vec<Value> {
         self.records.list.lock().unwrap().clone()
     }
 
-    /// The first event that fits.
+    /// Waits for the first event on standard error for which `wanted` is true.
     pub(crate) async fn event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.events.wait_for("such event", wanted).await
+        self.events.wait_for("matching event", wanted).await
     }
 
-    /// All events so far.
+    /// Returns all events that the program has written to standard error so far.
     pub(crate) fn events(&self) -> Vec<Value> {
         self.events.list.lock().unwrap().clone()
     }
 
-    /// The CA that the program made, as PEM.
+    /// Returns the certificate of the CA that the program created, as PEM.
     pub(crate) fn ca(&self) -> String {
         std::fs::read_to_string(self.path("data/ca.pem")).unwrap()
     }
 
-    /// A value of `/metrics`.
+    /// Returns the value of one series of `/metrics`, or 0 if the series is absent.
     pub(crate) async fn metric(&self, series: &str) -> f64 {
         let text = self.admin_get("/metrics").await.1;
         let line = text
@@ -231,7 +236,7 @@ impl Program {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// An admin response: status and body.
+    /// Sends a GET to the admin listener and returns the status and the body of the response.
     pub(crate) async fn admin_get(&self, path: &str) -> (u16, String) {
         let answer = super::raw(
             self.admin,
@@ -242,7 +247,7 @@ impl Program {
         (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
-    /// Memory in use, bytes.
+    /// Returns the resident memory of the process (`VmRSS`), in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status
@@ -269,7 +274,8 @@ fn config(dir: &Path, origin: &Origin, more: &str, egress: &str) -> String {
     )
 }
 
-/// The library that tells a program another time.
+/// Returns the path of `libfaketime`, the library that shifts the wall clock of a process. Panics
+/// with advice if the library is not installed.
 pub(crate) fn faketime() -> String {
     let found = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
         .map(|arch| format!("/usr/lib/{arch}/faketime/libfaketime.so.1"));

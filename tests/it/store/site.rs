@@ -1,4 +1,4 @@
-//! Where a history's store is, and how it crashes.
+//! Location of the store of a history, and the crashes of that store.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use outpace::spool::{DiskSettings, DiskStore, PostgresParts, PostgresSpoolSettin
 
 use crate::harness::Postgres;
 
-/// One place for one store.
+/// Location and kind of one store under test.
 pub(super) enum Site {
     DiskStore { dir: tempfile::TempDir },
     Postgres { server: Postgres, replica: i64 },
@@ -25,7 +25,8 @@ impl Site {
         }
     }
 
-    /// The store after that many crashes.
+    /// Opens the store as it is after `crashes` crashes. The crash of a disk store is a copy of its
+    /// files.
     pub(super) async fn open(&mut self, crashes: usize) -> Box<dyn Store> {
         match self {
             Self::DiskStore { dir } => {
@@ -40,7 +41,8 @@ impl Site {
                 Box::new(disk.unwrap())
             }
             Self::Postgres { server, replica } => {
-                // Every third time it is the server that crashes, and the replica takes up again.
+                // Every third crash is one of the database server, from which the new store
+                // resumes.
                 if crashes % 3 == 2 {
                     server.crash();
                     server.run().await;
@@ -64,14 +66,14 @@ impl Site {
     }
 }
 
-/// Waits until the buffers are ours to send.
+/// Waits until the store is allowed to send the items of every buffer in `buffers`.
 pub(super) async fn held(store: &dyn Store, buffers: &[i64]) {
     while buffers.iter().any(|buffer| store.hold(*buffer).is_none()) {
         store.changed().await;
     }
 }
 
-/// The files as a crash of the process would leave them.
+/// Copies the files of a store as a crash of the process would leave them.
 fn image(dir: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(dir).unwrap().flatten() {
@@ -84,13 +86,13 @@ fn image(dir: &Path, to: &Path) {
     }
 }
 
-/// The files of a store on disk, as a crash at that moment would leave them.
+/// Copy of the files of a disk store, as a crash at that moment would leave them.
 pub(super) struct Image(PathBuf);
 
-/// What a torn write leaves: of the log only so many bytes are new.
+/// Number of bytes of the log that are new after a torn write.
 pub(super) type Cut = usize;
 
-/// Bytes that a disk writes whole or not at all.
+/// Number of bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
 impl Image {
@@ -98,7 +100,8 @@ impl Image {
         std::fs::read(self.0.join("spool.db-wal")).unwrap_or_default()
     }
 
-    /// Everywhere that the log may have been torn on the way from `before`.
+    /// Returns every length to which a write since `before` may have torn the log, at sector
+    /// boundaries.
     pub(super) fn tears(&self, before: &Self) -> Vec<Cut> {
         let (new, old) = (self.log(), before.log());
         let differs = new.iter().zip(&old).position(|(new, old)| new != old);
@@ -112,10 +115,10 @@ impl Image {
 }
 
 impl Site {
-    /// The files of the store that is open.
+    /// Copies the files of the open disk store into the directory `name`.
     pub(super) fn image(&self, name: &str) -> Image {
         let Self::DiskStore { dir } = self else {
-            panic!("only on disk");
+            panic!("an image exists only for the disk store");
         };
         let to = dir.path().join(name);
         let _ = std::fs::remove_dir_all(&to);
@@ -123,7 +126,8 @@ impl Site {
         Image(to)
     }
 
-    /// The store as it is after a crash in the middle of a write.
+    /// Opens the store as it is after a crash in the middle of a write. The first `cut` bytes of
+    /// its log are from `after` and the rest from `before`.
     pub(super) async fn open_torn(
         &self,
         before: &Image,
@@ -131,12 +135,12 @@ impl Site {
         cut: Cut,
     ) -> Box<dyn Store> {
         let Self::DiskStore { dir } = self else {
-            panic!("only on disk");
+            panic!("an image exists only for the disk store");
         };
-        // Each in a place of its own: the last one may still be closing.
+        // Each store has its own directory because the previous one may still be closing.
         let to = tempfile::tempdir_in(dir).unwrap().keep();
         image(&after.0, &to);
-        // It counts what was acknowledged, and this was not.
+        // `spool.hwm` counts acknowledged pushes, and the torn write was not acknowledged.
         std::fs::copy(before.0.join("spool.hwm"), to.join("spool.hwm")).unwrap();
         let (new, old) = (after.log(), before.log());
         let mut log = new[..cut].to_vec();

@@ -1,0 +1,124 @@
+//! HTTP/1.1 connections. The task that uses a connection also transfers its bytes, so no second task
+//! has to be woken for each message.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::header::CONNECTION;
+use http::{Request, Response, Version};
+use hyper::client::conn::http1;
+
+use super::pool::{Idle, PoolState, SendError};
+use super::{OriginBody, OriginError};
+use crate::clock::{Alarm, Instant};
+
+/// HTTP/1.1 connection with the future that transfers its bytes.
+pub(super) struct Http1<B: http_body::Body + 'static> {
+    pub(super) sender: http1::SendRequest<B>,
+    /// Timer for the deadline of the response head.
+    pub(super) alarm: Alarm,
+    /// Future that transfers the bytes of the connection. `None` once the connection has ended.
+    pub(super) driver: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
+}
+
+impl<B: http_body::Body + 'static> std::fmt::Debug for Http1<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Http1")
+            .field("open", &self.driver.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: http_body::Body + 'static> Http1<B> {
+    /// Transfers bytes. An error reaches the task that waits for the message, so it is dropped
+    /// here.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && driver.as_mut().poll(cx).is_ready()
+        {
+            self.driver = None;
+        }
+    }
+
+    /// Returns true if the connection can take a request now. Bytes that the origin has sent
+    /// meanwhile, such as a close, are read first.
+    pub(super) fn is_fresh(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+}
+/// HTTP/1.1 connection in use, which returns to the pool after its response.
+#[derive(Debug)]
+pub(super) struct Returning<B: http_body::Body + 'static> {
+    pub(super) connection: Http1<B>,
+    /// True if the request is fully sent and the origin keeps the connection open. The connection
+    /// is then idle as soon as the response is complete.
+    pub(super) plain: bool,
+    pub(super) idle: Arc<Idle<B>>,
+    pub(super) home: Arc<PoolState<B>>,
+}
+
+impl<B> Returning<B>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    pub(super) async fn send(
+        mut self,
+        request: Request<B>,
+        deadline: Instant,
+    ) -> Result<Response<OriginBody<B>>, SendError<B>> {
+        let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
+        let answered = std::future::poll_fn(|cx| {
+            self.connection.drive(cx);
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(answered) => Poll::Ready(answered.map_err(send_error)),
+                Poll::Pending => {
+                    let alarm = &mut self.connection.alarm;
+                    let rung = alarm.poll(&self.home.clock, deadline, cx);
+                    rung.map(|()| Err(SendError::Late))
+                }
+            }
+        });
+        let response = answered.await?;
+        if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            // Bytes of the new protocol pass through hyper's upgrade, which this driver hands over.
+            if let Some(driver) = self.connection.driver.take() {
+                self.home.tasks.spawn(async move { drop(driver.await) });
+            }
+            return Ok(response.map(OriginBody::http2));
+        }
+        self.plain &=
+            response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
+        Ok(response.map(|incoming| OriginBody::http1(incoming, self)))
+    }
+
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        self.connection.drive(cx);
+    }
+
+    /// Ends the use of the connection after a complete response. If the request is complete too,
+    /// the connection returns to the pool. A connection that is still uploading is closed, because
+    /// no task would drive it.
+    pub(super) fn finish(mut self) {
+        if self.plain || self.connection.is_fresh() {
+            self.home.put(&self.idle, self.connection);
+        }
+    }
+}
+
+pub(super) fn send_error<B>(error: hyper::client::conn::TrySendError<Request<B>>) -> SendError<B> {
+    let mut error = error;
+    match error.take_message() {
+        Some(request) => SendError::Unsent(Box::new(request)),
+        None => SendError::Broken(broken(&error.into_error())),
+    }
+}
+
+/// Combines hyper's error with its source, because the source names the actual cause.
+fn broken(error: &hyper::Error) -> OriginError {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    OriginError::Broken(format!("{error}{}", cause.unwrap_or_default()))
+}
