@@ -13,20 +13,20 @@ use super::{Exit, print_error};
 
 #[derive(Debug, Args)]
 pub(super) struct AcquireArgs {
-    /// Target with the limits that apply to the command
+    /// Name of the target in the configuration
     target: String,
     #[command(flatten)]
     place: InstanceArgs,
-    /// Key of the command, for limits that count per key
+    /// Key value of the command, for limits that have a `key` in the configuration
     #[arg(long)]
     key: Option<String>,
-    /// Lane of the target to wait in
+    /// Lane in which the command waits (default: the target's first lane without `match`)
     #[arg(long)]
     lane: Option<String>,
-    /// Cost of the command, for limits that count costs
+    /// Cost of the command, for limits that have a `cost` (default: `default` of that `cost`)
     #[arg(long)]
     cost: Option<u32>,
-    /// Maximum wait, such as "30s" (the target's max_wait is the upper bound)
+    /// Longest time to wait, such as "30s" (default and maximum: `max_wait` of the target)
     #[arg(long, value_name = "DURATION")]
     max_wait: Option<String>,
     /// Command to run, with its arguments

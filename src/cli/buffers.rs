@@ -13,7 +13,7 @@ use super::{Exit, block_on, print, print_error};
 pub(super) struct BuffersArgs {
     #[command(flatten)]
     place: InstanceArgs,
-    /// Print the response as JSON
+    /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -22,18 +22,18 @@ pub(super) struct BuffersArgs {
 
 #[derive(Debug, Subcommand)]
 enum BuffersCommand {
-    /// List all buffers with the number of their items in each state
+    /// List all buffers with their item counts
     List,
-    /// Show one buffer with the number of its items in each state
+    /// Show one buffer with its item counts
     Show {
         /// Name or id of the buffer
         buffer: String,
     },
-    /// Stop sending the items of a buffer until resume
+    /// Stop sending the items of a buffer (`resume` continues)
     Pause {
         /// Name or id of the buffer
         buffer: String,
-        /// Reason for the pause, as the buffer shows it
+        /// Reason for the pause, shown with the buffer (default: "by an operator")
         #[arg(long)]
         reason: Option<String>,
     },
@@ -42,22 +42,23 @@ enum BuffersCommand {
         /// Name or id of the buffer
         buffer: String,
     },
-    /// Remove the items of a buffer that are in a given state
+    /// Remove items from a buffer, selected with --state
     Purge {
         /// Name or id of the buffer
         buffer: String,
-        /// Items to remove: queued, dead, or history (all finished items)
+        /// State of the items to remove: queued (with waiting items), dead, or history (delivered,
+        /// dead, cancelled and expired items)
         #[arg(long)]
         state: String,
     },
-    /// Send dead letters and expired items again
+    /// Send failed (dead) and expired items again
     Redrive {
         /// Name or id of the buffer
         buffer: String,
-        /// Maximum number of items to send again, oldest first
-        #[arg(long)]
+        /// Send at most N items again, the oldest first (default: all)
+        #[arg(long, value_name = "N")]
         limit: Option<u32>,
-        /// Keep the old positions of the items, ahead of newer items
+        /// Put the items before newer items (default: after them)
         #[arg(long)]
         head: bool,
     },
@@ -67,7 +68,7 @@ enum BuffersCommand {
 pub(super) struct ItemsArgs {
     #[command(flatten)]
     place: InstanceArgs,
-    /// Print the response as JSON
+    /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -76,37 +77,37 @@ pub(super) struct ItemsArgs {
 
 #[derive(Debug, Subcommand)]
 enum ItemsCommand {
-    /// List the items of a buffer, oldest first
+    /// List the items of a buffer in their sending order
     List {
         /// Name or id of the buffer
         buffer: String,
-        /// Only items in this state: queued, waiting, in_flight, delivered, dead, cancelled or
-        /// expired
+        /// List only items in this state: queued, waiting (for a retry), in_flight, delivered,
+        /// dead, cancelled or expired
         #[arg(long)]
         state: Option<String>,
-        /// Only items after this position, as in the column PLACE
-        #[arg(long)]
+        /// List only items after this place (column PLACE of the list)
+        #[arg(long, value_name = "PLACE")]
         after: Option<i64>,
-        /// Maximum number of items to list
-        #[arg(long, default_value_t = 50)]
+        /// List at most N items, up to 1000
+        #[arg(long, value_name = "N", default_value_t = 50)]
         limit: u32,
     },
-    /// Show one item with its attempts
+    /// Show one item with its latest attempts
     Show {
         /// Id of the item
         item: String,
     },
-    /// Cancel an item that is not in flight
+    /// Cancel a queued or waiting item permanently (`buffers redrive` does not send it)
     Cancel {
         /// Id of the item
         item: String,
     },
-    /// Send an item as soon as the limits allow it
+    /// Clear the delay of a queued or waiting item, so that it can be sent immediately
     Retry {
         /// Id of the item
         item: String,
     },
-    /// Move an item to the dead letters, so that the next item can follow
+    /// Mark a queued or waiting item as dead, so that only `buffers redrive` sends it
     Skip {
         /// Id of the item
         item: String,
@@ -117,23 +118,24 @@ enum ItemsCommand {
 pub(super) struct AttemptsArgs {
     #[command(flatten)]
     place: InstanceArgs,
-    /// Print the response as JSON
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Only attempts of this buffer, by name or id
+    /// List only attempts of this buffer (name or id)
     #[arg(long)]
     buffer: Option<String>,
-    /// Only attempts of this item, by id
+    /// List only attempts of the item with this id
     #[arg(long)]
     item: Option<String>,
-    /// Only attempts with this status code from the origin
+    /// List only attempts that the origin answered with this status code
     #[arg(long)]
     status: Option<u16>,
-    /// Only attempts with this outcome, such as delivered or rejected
+    /// List only attempts with this outcome: delivered, rejected, refused, failed, parked, held,
+    /// unsent, unknown, interrupted, exhausted or refused_by_policy
     #[arg(long)]
     outcome: Option<String>,
-    /// Maximum number of attempts to list
-    #[arg(long, default_value_t = 50)]
+    /// List at most N attempts, up to 1000
+    #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
 }
 

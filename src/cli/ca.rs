@@ -9,7 +9,7 @@ use crate::app::{StartError, Trust};
 
 #[derive(Debug, Args)]
 pub(super) struct CaArgs {
-    /// Path of the configuration file (built-in defaults if absent)
+    /// Path of the configuration file (without this option, built-in defaults apply)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
 }

@@ -22,10 +22,11 @@ pub(super) const HERE: &str = "outpace.yaml";
 /// Arguments that select the outpace to call on its proxy port.
 #[derive(Debug, Args)]
 pub(super) struct InstanceArgs {
-    /// Configuration file of the outpace to call
+    /// Configuration file of the running outpace (required without --url)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Proxy URL to call instead of reading a configuration (OUTPACE_CLIENT_TOKEN holds NAME:TOKEN)
+    /// Proxy URL, used instead of --config. If `clients` are configured, set OUTPACE_CLIENT_TOKEN
+    /// to NAME:TOKEN
     #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
     url: Option<url::Url>,
 }
@@ -33,10 +34,11 @@ pub(super) struct InstanceArgs {
 /// Arguments that select the outpace to call on its admin port.
 #[derive(Debug, Args)]
 pub(super) struct AdminArgs {
-    /// Configuration file of the outpace to call (default: outpace.yaml in this directory)
+    /// Configuration file of the running outpace (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Admin URL to call instead of reading a configuration (OUTPACE_ADMIN_TOKEN holds the token)
+    /// Admin URL, used instead of --config. If `admin.token` is configured, set OUTPACE_ADMIN_TOKEN
+    /// to it
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     admin: Option<url::Url>,
 }

@@ -11,10 +11,10 @@ use crate::app::{StartError, Trust};
 
 #[derive(Debug, Args)]
 pub(super) struct EnvArgs {
-    /// Path of the configuration file (built-in defaults if absent)
+    /// Path of the configuration file (without this option, built-in defaults apply)
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Name of the client to use (required if clients are configured)
+    /// Client name from `clients` in the configuration (required if `clients` are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
     /// Syntax of the printed variables
@@ -25,15 +25,15 @@ pub(super) struct EnvArgs {
 /// Syntax in which the variables are printed, depending on the program that reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Shell {
-    /// POSIX shells, bash, zsh: `eval "$(outpace env)"`
+    /// POSIX shells such as bash and zsh, with `eval "$(outpace env)"`
     Sh,
-    /// fish: `outpace env --shell fish | source`
+    /// The shell fish, with `outpace env --shell fish | source`
     Fish,
-    /// PowerShell: `outpace env --shell powershell | Out-String | Invoke-Expression`
+    /// The shell PowerShell, with `outpace env --shell powershell | Out-String | Invoke-Expression`
     Powershell,
-    /// A file for `docker run --env-file`
+    /// File for `docker run --env-file`
     Docker,
-    /// Entries of a container's `env` in Kubernetes
+    /// Entries for the `env` list of a Kubernetes container
     K8s,
 }
 

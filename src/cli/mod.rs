@@ -36,33 +36,33 @@ struct Cli {
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT
     Serve(serve::ServeArgs),
-    /// Run a command and send its requests through the proxy
+    /// Start a proxy or join a running one, then run a command that uses it
     Run(run::RunArgs),
     /// Validate a configuration file and print the resulting policy
     Check(check::CheckArgs),
-    /// Print the environment variables that make programs use the proxy and trust its CA
+    /// Print the environment variables with which programs use the proxy and trust its CA
     Env(env::EnvArgs),
-    /// Print the paths, the fingerprint and the expiry date of the CA
+    /// Print the file paths, the fingerprint and the expiry date of outpace's CA
     Ca(ca::CaArgs),
     /// Show targets, limits in force, queue lengths and recent refusals
     Status(status::StatusArgs),
-    /// Explain how a request would be paced: its target, limits, keys, lane and earliest start
+    /// Explain how a request would be paced: its target, limits, keys, lane and expected wait
     Explain(status::ExplainArgs),
-    /// Check that a running outpace is alive, or with --ready that it is ready for work
+    /// Check that outpace responds, or with --ready that it accepts work
     Health(status::HealthArgs),
-    /// Bring the database schema of the shared ledger up to date and exit
+    /// Create or update the schema `outpace` in the configured Postgres database
     Migrate(ConfigArgs),
-    /// Run a command as soon as the limits of a target allow it
+    /// Wait for a turn at a target, then run a command once
     Acquire(acquire::AcquireArgs),
-    /// List, pause, resume, purge and redrive buffers
+    /// List, pause and resume buffers, and remove or resend their items
     Buffers(buffers::BuffersArgs),
-    /// List, show, cancel, retry and skip items
+    /// List the items of a buffer, and show, cancel, retry or skip one item
     Items(buffers::ItemsArgs),
-    /// List delivery attempts and their outcomes
+    /// List delivery attempts and their outcomes, the latest first
     Attempts(buffers::AttemptsArgs),
-    /// Verify or export a spool that no running outpace uses
+    /// Verify or export a spool on disk, while outpace is stopped
     Spool(spool::SpoolArgs),
-    /// Compare unpaced and paced requests to a rate-limited origin that ships with outpace
+    /// Send requests to a built-in rate-limited origin, directly and through outpace, and compare
     Demo(demo::DemoArgs),
 }
 

@@ -30,10 +30,10 @@ use crate::shutdown::Tasks;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Path of the configuration file (default: outpace.yaml in this directory)
+    /// Path of the configuration file (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Name of the client to use (required if clients are configured)
+    /// Client name from `clients` in the configuration (required if `clients` are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
     /// Command to run, with its arguments

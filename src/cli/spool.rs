@@ -1,4 +1,4 @@
-//! `outpace spool verify` and `export`: read a spool that no running outpace uses.
+//! `outpace spool verify` and `export`: read a spool on disk, while outpace is stopped.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -22,12 +22,12 @@ pub(super) struct SpoolArgs {
 enum SpoolCommand {
     /// Read every item and verify its checksum
     Verify {
-        /// Directory that holds the spool
+        /// Directory that contains spool.db: `spool.dir`, or by default `spool` in `data_dir`
         dir: PathBuf,
     },
-    /// Print every item as a line of JSON, without opening sealed fields
+    /// Print every item as one line of JSON (encrypted header fields stay encrypted)
     Export {
-        /// Directory that holds the spool
+        /// Directory that contains spool.db: `spool.dir`, or by default `spool` in `data_dir`
         dir: PathBuf,
     },
 }

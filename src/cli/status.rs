@@ -15,7 +15,7 @@ use crate::config;
 pub(super) struct StatusArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// Print the response as JSON
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -29,16 +29,16 @@ pub(super) struct ExplainArgs {
     /// Method of the request (default: GET, or POST with --data)
     #[arg(long, short = 'X', value_name = "METHOD")]
     request: Option<String>,
-    /// Header field of the request, as "name: value"
+    /// Header field of the request, as "name: value" (repeatable)
     #[arg(long = "header", short = 'H', value_name = "FIELD")]
     headers: Vec<String>,
     /// Body of the request
     #[arg(long, short, value_name = "BODY")]
     data: Option<String>,
-    /// Name of the client that sends the request (if clients are configured)
+    /// Client that sends the request: a name from `clients` in the configuration (optional)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
-    /// Print the response as JSON
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
@@ -47,7 +47,7 @@ pub(super) struct ExplainArgs {
 pub(super) struct HealthArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// Check for readiness instead of a running process only
+    /// Check that outpace accepts work, not only that it responds
     #[arg(long)]
     ready: bool,
 }

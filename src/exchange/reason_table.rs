@@ -38,8 +38,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The request is malformed or incomplete.",
-                    "Correct the fault that `detail` names.",
+                    "The request is invalid or incomplete.",
+                    "Correct the part of the request that `detail` describes.",
                 ),
             ),
             Self::Misdirected => row(
@@ -48,8 +48,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "A request inside a CONNECT names another host than the CONNECT.",
-                    "Open a new CONNECT for the other host.",
+                    "The request's host or port differs from that of its CONNECT.",
+                    "Open a CONNECT to the request's own host and port.",
                 ),
             ),
             Self::ExpectationFailed => row(
@@ -58,7 +58,7 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The request has an `Expect` header with a value other than `100-continue`.",
+                    "The `Expect` header has a value other than `100-continue`.",
                     "Remove the `Expect` header.",
                 ),
             ),
@@ -68,8 +68,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The method is not allowed for this request.",
-                    "Use another method. TRACE is never forwarded, because its response would repeat credentials.",
+                    "The method is TRACE, a CONNECT inside a CONNECT, or wrong for this API call.",
+                    "Use another method. `GET /v1/openapi.json` lists the methods of the API.",
                 ),
             ),
             Self::LoopDetected => row(
@@ -78,8 +78,8 @@ impl Reason {
                 "proxy_loop_detected",
                 (Refused, Warn),
                 (
-                    "The request would return to this proxy.",
-                    "Check the address that the host resolves to. Check `routes`, and the proxy variables in outpace's own environment.",
+                    "The request leads back to outpace itself.",
+                    "Remove outpace's address from the host's DNS entry, `routes`, `egress.resolve` or the upstream proxy.",
                 ),
             ),
             Self::ClientUnknown => row(
@@ -88,8 +88,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The proxy accepts only known clients, and the request carries no valid client name and token.",
-                    "Set the proxy URL to `http://NAME:TOKEN@HOST:PORT`, with a name and token from `clients`.",
+                    "The request to the proxy has no valid client name and token.",
+                    "Use the proxy URL `http://NAME:TOKEN@HOST:PORT` with a client from `clients`.",
                 ),
             ),
             Self::NoRoute => row(
@@ -98,8 +98,8 @@ impl Reason {
                 "destination_not_found",
                 (Refused, Debug),
                 (
-                    "No route of outpace matches the request.",
-                    "To use outpace as a proxy, set `HTTP_PROXY` and `HTTPS_PROXY`. To use it as a server, add the host to `routes`.",
+                    "No entry of `routes` matches the request.",
+                    "Set outpace as the client's proxy (`HTTPS_PROXY`), or add the host to `routes`.",
                 ),
             ),
             Self::HostNotAllowed => row(
@@ -109,7 +109,7 @@ impl Reason {
                 (Refused, Debug),
                 (
                     "No target matches the host, and `unmatched: refuse` is set.",
-                    "Add the host to a target, or set `unmatched: tunnel`.",
+                    "Add the host to the `hosts` of a target, or set `unmatched: tunnel`.",
                 ),
             ),
             Self::PortNotAllowed => row(
@@ -119,7 +119,7 @@ impl Reason {
                 (Refused, Debug),
                 (
                     "CONNECT to this port is not allowed.",
-                    "Add the port to `connect_ports`, or name it in a target's host (`host:port`).",
+                    "Add the port to `connect_ports`, or add `host:port` to the `hosts` of a target.",
                 ),
             ),
             Self::AddressProhibited => row(
@@ -128,8 +128,8 @@ impl Reason {
                 "destination_ip_prohibited",
                 (Refused, Debug),
                 (
-                    "The host has no public address, so outpace does not connect to it.",
-                    "To connect through outpace, add the address to `egress.allow`. To bypass outpace, add the host to `NO_PROXY`.",
+                    "The host's address is not public, and `egress.allow` does not list it.",
+                    "Add the address to `egress.allow`, or bypass outpace with `NO_PROXY`.",
                 ),
             ),
             Self::CrossSite => row(
@@ -138,8 +138,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Warn),
                 (
-                    "A web page of another site sent the request to a target that adds credentials.",
-                    "Call the target from your own code instead of a web page.",
+                    "A web page of another site sent a request to which outpace adds credentials.",
+                    "Send the request from a program instead of a web page.",
                 ),
             ),
             Self::WaitTooLong => row(
@@ -148,8 +148,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The request cannot be sent within its max wait.",
-                    "Retry after the time in `Retry-After`. To wait longer, raise `Outpace-Max-Wait` or the target's `max_wait`, of which the smaller applies.",
+                    "The request would have to wait longer than its max wait.",
+                    "Retry after the time in `Retry-After`, or raise the smaller of `Outpace-Max-Wait` and `max_wait`.",
                 ),
             ),
             Self::QueueFull => row(
@@ -158,7 +158,7 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Warn),
                 (
-                    "The target's queue is full.",
+                    "The target's queue already holds `max_waiting` requests.",
                     "Retry after the time in `Retry-After`, or raise the target's `max_waiting`.",
                 ),
             ),
@@ -169,7 +169,7 @@ impl Reason {
                 (Failed, Debug),
                 (
                     "The host name could not be resolved.",
-                    "Check the spelling of the host, the machine's DNS resolver and `egress.resolve`.",
+                    "Check the spelling of the host, the DNS resolver and `egress.resolve`.",
                 ),
             ),
             Self::OriginRefused => row(
@@ -178,8 +178,8 @@ impl Reason {
                 "connection_refused",
                 (Failed, Debug),
                 (
-                    "The connection to the origin failed. Nothing was sent.",
-                    "Check that the origin is running and reachable from this machine.",
+                    "The origin did not accept the connection. Nothing was sent.",
+                    "Check that the origin is running and reachable from outpace's machine.",
                 ),
             ),
             Self::OriginConnectTimeout => row(
@@ -189,7 +189,7 @@ impl Reason {
                 (Failed, Debug),
                 (
                     "The connection to the origin timed out. Nothing was sent.",
-                    "Check that the origin is reachable from this machine.",
+                    "Check that the origin is reachable from outpace's machine.",
                 ),
             ),
             Self::OriginCertificate => row(
@@ -198,7 +198,7 @@ impl Reason {
                 "tls_certificate_error",
                 (Failed, Warn),
                 (
-                    "The origin's certificate was rejected. Nothing was sent.",
+                    "outpace could not verify the origin's certificate. Nothing was sent.",
                     "If a private CA issued the certificate, add that CA to `egress.roots`.",
                 ),
             ),
@@ -218,8 +218,8 @@ impl Reason {
                 "destination_unavailable",
                 (Failed, Warn),
                 (
-                    "The parent proxy did not connect to the origin. Nothing was sent.",
-                    "Check `egress.upstream_proxy` and its credentials.",
+                    "The proxy in `egress.upstream_proxy` did not connect to the origin. Nothing was sent.",
+                    "Check the URL and the credentials in `egress.upstream_proxy`.",
                 ),
             ),
             Self::OriginBroke => row(
@@ -228,8 +228,8 @@ impl Reason {
                 "connection_terminated",
                 (Failed, Debug),
                 (
-                    "The connection to the origin broke after the request was sent. The request may have taken effect.",
-                    "If the request is safe to repeat, send an `Idempotency-Key` or set `idempotent: true` on the target. outpace can then retry it.",
+                    "The origin's connection broke after the request was sent. The request may have taken effect.",
+                    "If a repetition is safe, allow retries with `Idempotency-Key` or `idempotent: true`.",
                 ),
             ),
             Self::OriginTimeout => row(
@@ -239,7 +239,7 @@ impl Reason {
                 (Failed, Debug),
                 (
                     "The origin did not respond in time. The request may have taken effect.",
-                    "Check that the origin works. Check the effect of the request before you repeat it.",
+                    "Check the effect of the request before you repeat it.",
                 ),
             ),
             Self::OriginProtocol => row(
@@ -248,8 +248,8 @@ impl Reason {
                 "http_protocol_error",
                 (Failed, Warn),
                 (
-                    "The origin sent a response that must not be forwarded.",
-                    "Check the server behind that host. `detail` names the fault.",
+                    "The origin sent an invalid HTTP response.",
+                    "Correct the fault in the origin's server that `detail` describes.",
                 ),
             ),
             Self::ClientTokenUnknown => row(
@@ -258,8 +258,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The route or the API accepts only known clients, and the request carries no valid client name and token.",
-                    "Send `Outpace-Client-Token: NAME:TOKEN`, with a name and token from `clients`. Without configured `clients`, call the API from outpace's own machine.",
+                    "The route or API call has no valid client name and token.",
+                    "Send `Outpace-Client-Token: NAME:TOKEN`. If `clients` is not set, the API accepts only local calls.",
                 ),
             ),
             Self::InnerNotHttp => row(
@@ -268,8 +268,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Warn),
                 (
-                    "The client sent neither TLS nor HTTP inside a CONNECT to a target. The connection was closed.",
-                    "For another protocol, set `tls: tunnel` on the target. outpace then paces connections instead of requests.",
+                    "The client sent neither TLS nor HTTP inside its CONNECT.",
+                    "To pace connections of another protocol, set `tls: tunnel` on the target.",
                 ),
             ),
             Self::InnerTls => row(
@@ -278,8 +278,8 @@ impl Reason {
                 "tls_protocol_error",
                 (Rejected, Debug),
                 (
-                    "The TLS handshake with the client inside its CONNECT failed. The connection was closed.",
-                    "Check that the client supports TLS 1.2 or 1.3 and sends the CONNECT's host as server name.",
+                    "The TLS handshake with the client inside its CONNECT failed.",
+                    "Use TLS 1.2 or 1.3, with the CONNECT's host as server name (SNI).",
                 ),
             ),
             Self::InnerDistrusted => row(
@@ -288,8 +288,8 @@ impl Reason {
                 "tls_alert_received",
                 (Rejected, Debug),
                 (
-                    "The client does not trust outpace's CA. The connection was closed.",
-                    "Run the client with the variables that `outpace env` prints, or set `tls: tunnel` on the target.",
+                    "The client does not trust outpace's CA.",
+                    "Run the client with the variables that `outpace env` prints.",
                 ),
             ),
             Self::NoSuchCall => row(
@@ -298,8 +298,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The API has no such path, target or permit.",
-                    "Check the path, the target's name and the permit.",
+                    "The API path, the target or the permit does not exist.",
+                    "Correct the name that `detail` shows, or acquire a new permit.",
                 ),
             ),
             Self::NoSuchScope => row(
@@ -308,8 +308,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The lane or the key does not fit the target.",
-                    "Name a lane of the target. Send `key` if a limit of the target counts by it, and only then.",
+                    "The target has no such `lane`, or `key` is missing or not needed.",
+                    "Correct the `lane` or the `key` as `detail` describes.",
                 ),
             ),
             Self::NotFound => row(
@@ -319,7 +319,7 @@ impl Reason {
                 (Rejected, Debug),
                 (
                     "The buffer or item does not exist.",
-                    "Check the id. `GET /v1/buffers` lists the buffers, and `GET /v1/buffers/{id}/items` lists the items of a buffer.",
+                    "Use an id from `GET /v1/buffers` or `GET /v1/buffers/{id}/items`.",
                 ),
             ),
             Self::Conflict => row(
@@ -328,8 +328,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The request conflicts with the current state of the buffer or item.",
-                    "Read `detail`. Choose another name, or wait until the state allows the request.",
+                    "The buffer name is taken, or the current state forbids the request.",
+                    "Use another buffer name, or first change the state that `detail` describes.",
                 ),
             ),
             Self::KeyReused => row(
@@ -338,8 +338,8 @@ impl Reason {
                 "http_request_error",
                 (Rejected, Debug),
                 (
-                    "The `Idempotency-Key` was already used with a different body.",
-                    "Use a new key for each request.",
+                    "The `Idempotency-Key` was already used for a different request.",
+                    "Use a new `Idempotency-Key` for each request.",
                 ),
             ),
             Self::NotSpoolable => row(
@@ -348,8 +348,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The request must not be stored, because it carries a secret and there is no key to encrypt it.",
-                    "Set `spool.key`, or let the target add the header (`set_headers`).",
+                    "A header field is secret, and the encryption key `spool.key` is not set.",
+                    "Set `spool.key`, or let the target add the field (`set_headers`).",
                 ),
             ),
             Self::BodyTooLarge => row(
@@ -369,7 +369,7 @@ impl Reason {
                 (Refused, Warn),
                 (
                     "The spool is full. Stored items are still delivered.",
-                    "Retry after the time in `Retry-After`. To make room, raise `spool.max`, purge history or free disk space.",
+                    "Retry later, or raise `spool.max`, purge history or free disk space.",
                 ),
             ),
             Self::SpoolUnavailable => row(
@@ -378,8 +378,8 @@ impl Reason {
                 "proxy_internal_error",
                 (Failed, Warn),
                 (
-                    "The spool is unavailable.",
-                    "Retry later, and read the log. After a disk failure outpace exits, and its supervisor must restart it.",
+                    "The spool's disk or database cannot be used.",
+                    "Retry later. If outpace has stopped after a disk failure, restart it.",
                 ),
             ),
             Self::SpoolDisabled => row(
@@ -389,7 +389,7 @@ impl Reason {
                 (Rejected, Debug),
                 (
                     "outpace runs without a spool.",
-                    "Add `spool: {}` to the configuration of outpace.",
+                    "Add `spool: {}` to the configuration, then restart outpace.",
                 ),
             ),
             Self::ScopeMissing => row(
@@ -398,8 +398,8 @@ impl Reason {
                 "http_request_denied",
                 (Refused, Debug),
                 (
-                    "The client lacks the API scope for this call.",
-                    "Add the scope that `detail` names to the client's `scopes` in `clients`.",
+                    "The client lacks the permission (API scope) for this call.",
+                    "Add the scope that `detail` names to the client's `scopes`.",
                 ),
             ),
             Self::Internal => row(

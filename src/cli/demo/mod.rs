@@ -13,10 +13,10 @@ use crate::units::Rate;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Run only the rate-limited origin, for your own traffic without and with outpace
+    /// Run only the built-in origin, to test it with your own requests
     #[arg(long)]
     origin: bool,
-    /// Address on which the origin listens
+    /// Address on which the origin listens (only with --origin)
     #[arg(
         long,
         default_value = "127.0.0.1:9900",
@@ -24,7 +24,7 @@ pub(super) struct DemoArgs {
         requires = "origin"
     )]
     listen: SocketAddr,
-    /// Rate that the origin allows in every window of that length
+    /// Rate limit of the origin (only with --origin): "5/1s" means 5 requests in any second
     #[arg(long, default_value = "5/1s", value_name = "RATE", requires = "origin")]
     rate: Rate,
 }
