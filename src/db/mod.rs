@@ -24,20 +24,19 @@ pub const PROGRAM: i32 = 2;
 /// Maximum number of database connections of one replica's ledger, including one for LISTEN.
 pub const LEDGER_CONNECTIONS: u32 = 4;
 
-const MIGRATIONS: [(i64, &str, &str); 4] = [
-    (
-        1,
-        "ledger",
-        include_str!("../../migrations/0001_ledger.sql"),
+/// Migrations by number, each with its name and its SQL.
+const MIGRATIONS: [(i64, &str, &str); 1] = [(
+    1,
+    "schema",
+    concat!(
+        include_str!("../../migrations/0001_schema.sql"),
+        include_str!("../../migrations/0001/schedule.sql"),
+        include_str!("../../migrations/0001/contest.sql"),
+        include_str!("../../migrations/0001/replicas.sql"),
+        include_str!("../../migrations/0001/booking.sql"),
+        include_str!("../../migrations/0001/spool.sql"),
     ),
-    (2, "book", include_str!("../../migrations/0002_book.sql")),
-    (
-        3,
-        "replicas",
-        include_str!("../../migrations/0003_replicas.sql"),
-    ),
-    (4, "spool", include_str!("../../migrations/0004_spool.sql")),
-];
+)];
 
 /// A SQL statement with its bound arguments, ready to be executed.
 pub type Statement<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;

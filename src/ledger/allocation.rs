@@ -1,12 +1,10 @@
 //! The allocation of slots to the runs of one call, one slot at a time.
 
-use std::sync::Arc;
-
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::book::{Book, Users};
-use super::call::{Call, RunAnswer, RunAsk, RunShort};
-use super::row::{Row, RowState, lane_of};
+use super::call::{Call, Grant, Run, Short};
+use super::row::{Bid, Row};
 use crate::bounds::PROBE_PATIENCE;
 use crate::clock::Instant;
 use crate::schedule::share;
@@ -19,59 +17,77 @@ const ASK_MAX_EACH: i64 = 1_000_000;
 /// Distance in nanoseconds beyond which the exact instant of a slot is no longer computed.
 const ASK_FAR: i64 = 1_000_000_000_000_000_000;
 
-/// The location of one of the call's rows in the book.
-#[derive(Debug, Clone)]
-pub(super) enum RowRef {
-    Plain(usize),
-    Keyed((Arc<str>, Arc<str>)),
-}
-
-/// One call during its allocation, with the location of its rows.
+/// One call during its allocation.
 pub(super) struct Allocation<'a> {
     pub(super) call: &'a Call,
     pub(super) users: Users,
     pub(super) now: i64,
-    pub(super) places: SmallVec<[RowRef; 4]>,
+    /// Position in the book of each row of the call.
+    pub(super) rows: SmallVec<[usize; 4]>,
     /// True if flows may compete, which takes several replicas or several lanes.
     pub(super) contested: bool,
 }
 
+impl Allocation<'_> {
+    fn bid(&self, run: &Run) -> Bid<'_> {
+        Bid {
+            call: self.call,
+            lane: run.scope.lane,
+            now: self.now,
+        }
+    }
+
+    /// Returns for each limit of a run its position in the run, the position of its row in the book
+    /// and the cost.
+    fn uses(&self, run: &Run) -> impl Iterator<Item = (u32, usize, i64)> {
+        let rows = run.uses().map(|(row, cost)| (self.rows.get(row), cost));
+        (0..)
+            .zip(rows)
+            .filter_map(|(position, (row, cost))| Some((position, *row?, cost)))
+    }
+
+    /// Returns the earliest useful instant to look again for a permit or for a fair share.
+    const fn soon(&self) -> i64 {
+        // More than half of a horizon, so that two calls per horizon suffice. Less than a whole
+        // one, so that no slot passes unbooked.
+        self.now + self.call.horizon / 8 * 5
+    }
+}
+
 impl Book {
+    /// Opens all runs of the call, so that their flows compete.
     pub(super) fn open(&mut self, allocation: &Allocation<'_>) {
         if !allocation.contested {
             return;
         }
         for run in &allocation.call.runs {
-            for place in allocation.places_of(run) {
-                if let Some(row) = self.row_mut(place) {
-                    row.open(run.lane, allocation.call.replica, allocation.now);
-                }
+            for (_, row, _) in allocation.uses(run) {
+                self.rows[row].open(allocation.bid(run));
             }
         }
-        for place in &allocation.places {
-            if let Some(row) = self.row_mut(place) {
-                row.opened(allocation.now);
-            }
+        for row in &allocation.rows {
+            self.rows[*row].opened(allocation.now);
         }
     }
 
     /// Books one request per lane in turn, until no lane can book any more. Within a lane the runs
     /// follow in order, and a run that is held lets the next one try.
-    pub(super) fn allocation(&mut self, allocation: &Allocation<'_>, answers: &mut [RunAnswer]) {
-        let call = allocation.call;
+    pub(super) fn allocate(&mut self, allocation: &Allocation<'_>) -> SmallVec<[Grant; 2]> {
+        let runs = &allocation.call.runs;
+        let mut grants = smallvec![Grant::default(); runs.len()];
         let mut next: SmallVec<[(u8, usize); 4]> = SmallVec::new();
-        for (index, run) in call.runs.iter().enumerate() {
-            if !next.iter().any(|(lane, _)| *lane == run.lane) {
-                next.push((run.lane, index));
+        for (index, run) in runs.iter().enumerate() {
+            if !next.iter().any(|(lane, _)| *lane == run.scope.lane) {
+                next.push((run.scope.lane, index));
             }
         }
         loop {
             let mut booked = false;
             for (lane, at) in &mut next {
-                booked |= self.next_in_lane(allocation, *lane, at, answers);
+                booked |= self.next_in_lane(allocation, *lane, at, &mut grants);
             }
             if !booked {
-                return;
+                return grants;
             }
         }
     }
@@ -83,69 +99,60 @@ impl Book {
         allocation: &Allocation<'_>,
         lane: u8,
         at: &mut usize,
-        answers: &mut [RunAnswer],
+        grants: &mut [Grant],
     ) -> bool {
-        while let Some((run, answer)) = allocation.call.runs.get(*at).zip(answers.get_mut(*at)) {
-            if run.lane != lane {
+        while let Some((run, grant)) = allocation.call.runs.get(*at).zip(grants.get_mut(*at)) {
+            if run.scope.lane != lane {
                 *at += 1;
                 continue;
             }
-            if answer.slots.len() < run.want as usize {
+            if grant.slots.len() < run.want as usize {
                 match self.book_one(allocation, run) {
                     Ok((slot, probe)) => {
-                        answer.probe |= probe && answer.slots.is_empty();
-                        answer.slots.push(slot);
+                        grant.probe |= probe && grant.slots.is_empty();
+                        grant.slots.push(slot);
                         return true;
                     }
-                    Err(short) => answer.short = Some(short),
+                    Err(short) => grant.short = Some(short),
                 }
             }
-            self.close(allocation, run, answer);
+            self.close(allocation, run, grant);
             *at += 1;
         }
         false
     }
 
-    fn close(&mut self, allocation: &Allocation<'_>, run: &RunAsk, answer: &RunAnswer) {
+    fn close(&mut self, allocation: &Allocation<'_>, run: &Run, grant: &Grant) {
         if !allocation.contested {
             return;
         }
-        let left = i64::from(run.waiting) - i64::try_from(answer.slots.len()).unwrap_or(0);
-        for (position, place) in run.rows.iter().zip(allocation.places_of(run)) {
-            let holds = answer
-                .short
-                .filter(|short| short.held_by == Some(*position))
-                .map(|short| {
-                    (
-                        left.max(1),
-                        short
-                            .ask_again
-                            .unwrap_or(allocation.now)
-                            .max(allocation.now),
-                    )
-                });
-            if let Some(row) = self.row_mut(place) {
-                row.close(run.lane, allocation.call.replica, holds, allocation.now);
-            }
+        let left = i64::from(run.waiting) - i64::try_from(grant.slots.len()).unwrap_or(0);
+        for (position, row, _) in allocation.uses(run) {
+            let holds = grant.short.filter(|short| short.held_by == Some(position));
+            let holds = holds.map(|short| {
+                let due = short.ask_again.map_or(0, Instant::as_nanos);
+                (left.max(1), due.max(allocation.now))
+            });
+            self.rows[row].close(allocation.bid(run), holds);
         }
     }
 
     fn book_one(
         &mut self,
         allocation: &Allocation<'_>,
-        run: &RunAsk,
-    ) -> Result<(i64, bool), RunShort> {
-        let call = allocation.call;
+        run: &Run,
+    ) -> Result<(Instant, bool), Short> {
+        let (call, bid) = (allocation.call, allocation.bid(run));
         if let Some(position) = self.out_of_permits(allocation, run) {
             // A book with one replica sees each release of a permit, so no poll is needed. Releases
             // by other replicas are seen only by asking again.
-            let poll = allocation.now + pause(call.horizon);
-            let ask_again = (!allocation.users.alone()).then_some(poll);
+            let ask_again = (!allocation.users.alone()).then_some(allocation.soon());
             return Err(self.short(allocation, run, Some(position), ask_again));
         }
         let from = allocation.now + call.lead;
         let (at, held_by) = self.earliest(allocation, run, from);
-        let reserved = self.has_reserve(allocation, run);
+        let mut rows = allocation.uses(run).map(|(_, row, _)| &self.rows[row]);
+        let reserved = call.lane(bid.lane).1 > 0 && rows.all(|row| row.has_reserve(bid));
         let reach = if reserved {
             2 * call.horizon
         } else {
@@ -155,82 +162,81 @@ impl Book {
             let ask_again = self.ask_again(allocation, run, at, held_by);
             return Err(self.short(allocation, run, held_by, Some(ask_again)));
         }
-        if allocation.contested
-            && !reserved
-            && let Some(position) = self.unfair(allocation, run)
-        {
-            let poll = allocation.now + pause(call.horizon);
-            return Err(self.short(allocation, run, Some(position), Some(poll)));
+        if allocation.contested && !reserved {
+            let mut uses = allocation.uses(run);
+            let unfair = uses.find(|(_, row, _)| !self.rows[*row].is_fair(bid));
+            if let Some((position, ..)) = unfair {
+                let soon = allocation.soon();
+                return Err(self.short(allocation, run, Some(position), Some(soon)));
+            }
         }
+        let at = Instant::from_nanos(at);
         self.take(allocation, run, at, reserved);
-        Ok((at, self.block.book(Instant::from_nanos(at), PROBE_PATIENCE)))
+        Ok((at, self.block.book(at, PROBE_PATIENCE)))
     }
 
     fn short(
         &self,
         allocation: &Allocation<'_>,
-        run: &RunAsk,
-        held_by: Option<u8>,
+        run: &Run,
+        held_by: Option<u32>,
         ask_again: Option<i64>,
-    ) -> RunShort {
-        let row =
-            held_by.and_then(|position| self.row(allocation.places.get(usize::from(position))?));
-        let (crowd, crowd_weight) = row.filter(|_| allocation.contested).map_or((0, 0), |row| {
-            row.crowd(
-                run.lane,
-                allocation.call.replica,
-                &allocation.call.lanes,
-                allocation.now,
-            )
-        });
-        RunShort {
+    ) -> Short {
+        let row = held_by.and_then(|held_by| self.holder(allocation, run, held_by));
+        let crowd = row.filter(|_| allocation.contested);
+        let (waiting, weight) = crowd.map_or((0, 0), |row| row.crowd(allocation.bid(run)));
+        Short {
             held_by,
-            ask_again,
-            crowd,
-            crowd_weight,
+            ask_again: ask_again.map(Instant::from_nanos),
+            waiting,
+            weight,
         }
     }
 
-    fn out_of_permits(&self, allocation: &Allocation<'_>, run: &RunAsk) -> Option<u8> {
-        // The share of silent replicas is reserved in addition to the permits that they hold. The
-        // permits that they hold may be part of this share, so the reservation is on the safe side.
-        let there = |max| match allocation.users {
-            Users::Many { lost } if lost > 0 => share(max, 1_000_000 - lost),
-            Users::One | Users::Many { .. } => max,
-        };
-        let positions = run.rows.iter().zip(allocation.places_of(run));
-        positions
-            .filter_map(|(position, place)| Some((*position, self.row(place)?)))
-            .find(|(_, row)| row.max().is_some_and(|max| row.held_by_all() >= there(max)))
-            .map(|(position, _)| position)
+    /// Returns the row at a position of a run.
+    fn holder(&self, allocation: &Allocation<'_>, run: &Run, position: u32) -> Option<&Row> {
+        let mut uses = allocation.uses(run);
+        let (_, row, _) = uses.find(|(known, ..)| *known == position)?;
+        self.rows.get(row)
     }
 
-    /// Returns the earliest instant that all schedules allow, and the row that moved it last. Each
-    /// schedule only moves the instant later and accepts its own answer, so a few rounds are
-    /// enough.
-    fn earliest(&self, allocation: &Allocation<'_>, run: &RunAsk, from: i64) -> (i64, Option<u8>) {
+    fn out_of_permits(&self, allocation: &Allocation<'_>, run: &Run) -> Option<u32> {
+        // The share of silent replicas is reserved in addition to the permits that they hold. The
+        // permits that they hold may be part of this share, so the reservation is on the safe side.
+        let available = |n| match allocation.users {
+            Users::Many { lost } if lost > 0 => share(n, 1_000_000 - lost),
+            Users::One | Users::Many { .. } => n,
+        };
+        let mut uses = allocation.uses(run);
+        let held = uses.find(|(_, row, _)| {
+            let row = &self.rows[*row];
+            row.permits()
+                .is_some_and(|n| row.held_by_all() >= available(n))
+        });
+        held.map(|(position, ..)| position)
+    }
+
+    /// Returns the earliest instant that all schedules allow, and the position in the run of the
+    /// one that moved it last. Each schedule only moves the instant later and accepts its own
+    /// answer, so a few rounds are enough.
+    fn earliest(&self, allocation: &Allocation<'_>, run: &Run, from: i64) -> (i64, Option<u32>) {
         let mut at = self.block.earliest(Instant::from_nanos(from));
         at = at.max(Instant::from_nanos(self.quiet));
         let mut held_by = None;
         loop {
             let before = at;
-            for ((position, cost), place) in run
-                .rows
-                .iter()
-                .zip(&run.costs)
-                .zip(allocation.places_of(run))
-            {
-                let Some(RowState::Rate(schedule)) = self.row(place).map(|row| &row.state) else {
+            for (position, row, cost) in allocation.uses(run) {
+                let Some(schedule) = &self.rows[row].schedule else {
                     continue;
                 };
                 let next = match allocation.users {
                     Users::Many { lost } if lost > 0 => {
-                        schedule.at_share(1_000_000 - lost).earliest(at, *cost)
+                        schedule.at_share(1_000_000 - lost).earliest(at, cost)
                     }
-                    _ => schedule.earliest(at, *cost),
+                    Users::One | Users::Many { .. } => schedule.earliest(at, cost),
                 };
                 if next > at {
-                    (at, held_by) = (next, Some(*position));
+                    (at, held_by) = (next, Some(position));
                 }
             }
             // A schedule that can never allow the request answers with an instant beyond any
@@ -241,125 +247,54 @@ impl Book {
         }
     }
 
-    /// Returns true if the lane has a reserve and some of it is left in each schedule of the run.
-    fn has_reserve(&self, allocation: &Allocation<'_>, run: &RunAsk) -> bool {
-        let left = |row: &Row| {
-            let used = row
-                .reserves
-                .get(usize::from(run.lane))
-                .copied()
-                .unwrap_or(0);
-            row.max().is_some() || used <= allocation.now + allocation.call.horizon
-        };
-        lane_of(&allocation.call.lanes, run.lane).1 > 0
-            && allocation
-                .places_of(run)
-                .all(|place| self.row(place).is_none_or(left))
-    }
-
-    fn unfair(&self, allocation: &Allocation<'_>, run: &RunAsk) -> Option<u8> {
-        let Call {
-            replica,
-            horizon,
-            lanes,
-            ..
-        } = allocation.call;
-        run.rows
-            .iter()
-            .zip(allocation.places_of(run))
-            .find(|(_, place)| {
-                self.row(place).is_some_and(|row| {
-                    !row.is_fair(run.lane, *replica, *horizon, lanes, allocation.now)
-                })
-            })
-            .map(|(position, _)| *position)
-    }
-
     /// Returns the earliest useful instant for another call, in nanoseconds. With one replica, this
     /// is one horizon before the slot. With several replicas, it is one horizon before the flow's
-    /// turn among its competitors. The replica waits for at least [`pause`] and for at most about
-    /// [`ASK_MAX`].
+    /// turn among its competitors, but not sooner than most of a horizon and not later than about
+    /// [`ASK_MAX`] from now.
     fn ask_again(
         &self,
         allocation: &Allocation<'_>,
-        run: &RunAsk,
+        run: &Run,
         at: i64,
-        held_by: Option<u8>,
+        held_by: Option<u32>,
     ) -> i64 {
-        let Call {
-            replica,
-            horizon,
-            lead,
-            ..
-        } = allocation.call;
+        let (call, bid) = (allocation.call, allocation.bid(run));
         if allocation.users.alone() {
-            return at - horizon;
+            return at - call.horizon;
         }
-        let row =
-            held_by.and_then(|position| self.row(allocation.places.get(usize::from(position))?));
-        let (rank, others, interval) = row.map_or((0, 0, 0), |row| {
-            let others = row.competitors(allocation.now);
-            (
-                row.rank(run.lane, *replica, allocation.now),
-                others,
-                row.interval(),
-            )
+        let row = held_by.and_then(|held_by| self.holder(allocation, run, held_by));
+        let (wait, others) = row.map_or((0, 0), |row| {
+            let wait = row.rank(bid).saturating_mul(row.spec.interval());
+            (wait, row.competitors(allocation.now))
         });
         let turn = at
-            .saturating_add(rank.saturating_mul(interval))
-            .saturating_sub(horizon + lead);
-        turn.max(allocation.now + pause(*horizon))
+            .saturating_add(wait)
+            .saturating_sub(call.horizon + call.lead);
+        turn.max(allocation.soon())
             .min(allocation.now + ASK_MAX + others * ASK_MAX_EACH)
     }
 
-    fn take(&mut self, allocation: &Allocation<'_>, run: &RunAsk, at: i64, reserved: bool) {
-        let lanes = &allocation.call.lanes;
-        for (cost, place) in run.costs.iter().zip(allocation.places_of(run)) {
-            let Some(row) = self.row_mut(place) else {
+    fn take(&mut self, allocation: &Allocation<'_>, run: &Run, at: Instant, reserved: bool) {
+        let bid = allocation.bid(run);
+        for (_, index, cost) in allocation.uses(run) {
+            let row = &mut self.rows[index];
+            let Some(schedule) = &mut row.schedule else {
+                if let Some(held) = row.held(allocation.call.replica) {
+                    *held += 1;
+                }
                 continue;
             };
-            match &mut row.state {
-                RowState::Rate(schedule) => {
-                    let at = Instant::from_nanos(at);
-                    match allocation.users {
-                        Users::Many { lost } if lost > 0 => {
-                            schedule.book_at_share(1_000_000 - lost, at, *cost);
-                        }
-                        _ => schedule.book(at, *cost),
-                    }
-                    if reserved {
-                        row.use_reserve(run.lane, *cost, lanes, allocation.now);
-                    } else if allocation.contested {
-                        row.charge(
-                            run.lane,
-                            allocation.call.replica,
-                            *cost,
-                            lanes,
-                            allocation.now,
-                        );
-                    }
+            match allocation.users {
+                Users::Many { lost } if lost > 0 => {
+                    schedule.book_at_share(1_000_000 - lost, at, cost);
                 }
-                RowState::Held(_) => {
-                    if let Some(held) = row.held(allocation.call.replica) {
-                        *held += 1;
-                    }
-                }
+                Users::One | Users::Many { .. } => schedule.book(at, cost),
+            }
+            if reserved {
+                row.use_reserve(bid, cost);
+            } else if allocation.contested {
+                row.charge(bid, cost);
             }
         }
     }
-}
-
-impl Allocation<'_> {
-    fn places_of<'b>(&'b self, run: &'b RunAsk) -> impl Iterator<Item = &'b RowRef> {
-        run.rows
-            .iter()
-            .filter_map(|position| self.places.get(usize::from(*position)))
-    }
-}
-
-/// Returns the time in nanoseconds until a replica without enough slots asks again. More than half
-/// a horizon limits the rate to two calls per horizon. Less than a whole horizon leaves no slot
-/// unbooked.
-const fn pause(horizon: i64) -> i64 {
-    horizon / 8 * 5
 }

@@ -8,11 +8,13 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::book::{Book, Users};
-use super::call::{Call, KnownSchedule, RowBound, forecast, grants};
-use super::{Ask, Booking, Forecast, Grant, Ledger, LedgerStatus, Pinning, Settlement, Slot};
+use super::call::{Answer, Call, Run, spec_of};
+use super::forecast::{KnownSchedule, forecast};
+use super::{Booking, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, Scope, Target};
+use crate::schedule::Spec;
 use crate::sync;
 use crate::units::nanos;
 
@@ -45,7 +47,7 @@ impl TargetEntry {
 struct TargetBook {
     book: Book,
     newest: Option<Arc<Target>>,
-    pins: Vec<(Arc<str>, RowBound)>,
+    pins: Vec<(Arc<str>, Spec)>,
 }
 
 impl MemoryLedger {
@@ -83,20 +85,8 @@ impl Ledger for MemoryLedger {
         HORIZON
     }
 
-    fn at_once(&self, target: &Arc<Target>, scope: &Scope) -> Option<Slot> {
-        self.with_book(target, |kept, now| {
-            let at = kept.book.at_once(target, scope, now.as_nanos())?;
-            Some(Slot {
-                at: Instant::from_nanos(at),
-                scope: scope.clone(),
-                epoch: kept.book.epoch(),
-                probe: false,
-            })
-        })
-    }
-
-    fn book(&self, ask: Ask) -> Booking {
-        Booking::Ready(self.with_book(&ask.target, |kept, now| kept.grant(&ask, now)))
+    fn book(&self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>) -> Booking {
+        Booking::Ready(self.with_book(target, |kept, now| kept.answer(target, runs, now)))
     }
 
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement) {
@@ -147,8 +137,7 @@ impl Ledger for MemoryLedger {
         self.with_entry(&target, |entry| {
             let mut kept = entry.lock();
             kept.pins.retain(|(pinned, _)| *pinned != limit);
-            kept.pins
-                .extend(bound.map(|bound| (limit, RowBound::of(bound))));
+            kept.pins.extend(bound.map(|bound| (limit, spec_of(bound))));
         });
         Box::pin(std::future::ready(Ok(())))
     }
@@ -159,7 +148,7 @@ impl Ledger for MemoryLedger {
             pins: kept
                 .pins
                 .iter()
-                .map(|(limit, bound)| (Arc::clone(limit), bound.describe()))
+                .map(|(limit, bound)| (Arc::clone(limit), bound.to_string()))
                 .collect(),
             blocked_until: Some(kept.book.blocked().ends()),
         })
@@ -176,32 +165,25 @@ impl Ledger for MemoryLedger {
 }
 
 impl TargetBook {
-    fn grant(&mut self, ask: &Ask, now: Instant) -> SmallVec<[Grant; 2]> {
-        let newer = self
-            .newest
-            .as_ref()
-            .is_none_or(|known| known.generation < ask.target.generation);
-        if newer {
-            self.newest = Some(Arc::clone(&ask.target));
+    fn answer(&mut self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>, now: Instant) -> Answer {
+        let newer = self.newest.as_ref();
+        if newer.is_none_or(|known| known.generation < target.generation) {
+            self.newest = Some(Arc::clone(target));
         }
-        let horizon = nanos(HORIZON);
-        let mut call = Call::new(&ask.target, &ask.runs, OURSELVES, horizon, 0);
-        if let Some(newest) = self.newest.as_ref().filter(|_| !newer)
-            && newest.generation != ask.target.generation
-        {
-            for row in &mut call.rows {
-                if let Some(limit) = newest.limits.iter().find(|limit| limit.name == row.limit) {
-                    row.bound = RowBound::of(limit.bound);
-                }
+        let mut call = Call::new(target, runs, OURSELVES);
+        call.horizon = nanos(HORIZON);
+        let newest = self.newest.as_ref();
+        for row in &mut call.rows {
+            let mut limits = newest.iter().flat_map(|target| &target.limits);
+            if let Some(limit) = limits.find(|limit| limit.name == row.limit) {
+                row.spec = spec_of(limit.bound);
+            }
+            if let Some((_, spec)) = self.pins.iter().find(|(limit, _)| *limit == row.limit) {
+                row.spec = *spec;
             }
         }
-        for (limit, bound) in &self.pins {
-            let pinned = call.rows.iter_mut().filter(|row| row.limit == *limit);
-            pinned.for_each(|row| row.bound = *bound);
-        }
         self.book.sweep(now.as_nanos());
-        let answer = self.book.call(&call, now.as_nanos(), Users::One);
-        grants(&ask.runs, &call, &answer, Instant::from_nanos)
+        self.book.call(&call, now.as_nanos(), Users::One)
     }
 }
 
@@ -210,8 +192,10 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    use smallvec::smallvec;
+
     use crate::bounds::HORIZON;
-    use crate::ledger::{Run, Short};
+    use crate::ledger::Short;
     use crate::policy::{Algorithm, Bound, Limit, LimitSet};
 
     fn limit(name: &str, bound: Bound) -> Limit {
@@ -234,19 +218,18 @@ mod tests {
         target.scope_of_tunnel(None)
     }
 
-    fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> Grant {
-        let runs = [Run {
-            scope: all(target),
-            want,
-            waiting: want,
-        }]
-        .into_iter()
-        .collect();
-        match ledger.book(Ask {
-            target: Arc::clone(target),
-            runs,
-        }) {
-            Booking::Ready(mut grants) => grants.remove(0),
+    struct Booked {
+        slots: Vec<Slot>,
+        short: Option<Short>,
+    }
+
+    fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> Booked {
+        let scope = all(target);
+        match ledger.book(target, smallvec![Run::new(scope.clone(), want, want)]) {
+            Booking::Ready(answer) => Booked {
+                slots: answer.slots(0, &scope).collect(),
+                short: answer.runs[0].short,
+            },
             Booking::Pending(_) => unreachable!("the memory ledger never waits"),
         }
     }
@@ -287,7 +270,9 @@ mod tests {
             grant.short,
             Some(Short {
                 held_by: Some(0),
-                ask_again: None
+                ask_again: None,
+                waiting: 0,
+                weight: 0
             })
         );
         ledger.settle(&target, &grant.slots[0], Settlement::Left);

@@ -9,15 +9,16 @@
 //! one.
 //!
 //! ```text
-//! Call ─ Book (pure) ─ Answer         one decision for every backend:
+//! Run ─ Call ─ Book (pure) ─ Answer ─ Grant      one decision for every store:
 //!   MemoryLedger   a Book in this process
-//!   SharedLedger   the client of a store that several replicas share, over a Link:
-//!                  Postgres (the same decision in SQL functions), or a model in tests
+//!   SharedLedger   this replica's end of a store of all replicas, through a Link:
+//!                  Postgres (the same decision as database functions), or a model in tests
 //! ```
 
 mod allocation;
 mod book;
 mod call;
+mod forecast;
 mod memory;
 mod outage;
 mod postgres;
@@ -25,13 +26,14 @@ mod row;
 mod shared;
 
 pub use book::{Book, Users};
-pub use call::{Answer, Call, Replica, RowAnswer, RowAsk, RowBound, RunAnswer, RunAsk, RunShort};
+pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short};
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;
-pub use shared::{Heartbeat, Link, LinkError, Pin, Reply, SharedLedger, SharedParts};
+pub use shared::{Heartbeat, LimitPin, Link, LinkError, Reply, SharedLedger, SharedParts};
 
 use std::future::Future;
+use std::pin::Pin;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,48 +43,6 @@ use tokio::sync::watch;
 
 use crate::clock::Instant;
 use crate::policy::{Bound, Scope, Target};
-
-/// A run of requests of one scope, in arrival order.
-#[derive(Debug, Clone)]
-pub struct Run {
-    /// The limits, keys, costs and lane that apply to each request of the run.
-    pub scope: Scope,
-    /// Number of requests that are ready to be sent now, so at most this many slots are booked.
-    pub want: u32,
-    /// Number of all waiting requests of this scope, or zero in a repeated run of the scope.
-    pub waiting: u32,
-}
-
-/// One booking call with all requests of one target that are ready to be sent.
-#[derive(Debug)]
-pub struct Ask {
-    /// The target of the requests, with its policy.
-    pub target: Arc<Target>,
-    /// The waiting requests in arrival order. A scope may occur in several runs.
-    pub runs: SmallVec<[Run; 2]>,
-}
-
-/// The answer of the ledger to one run.
-#[derive(Debug)]
-pub struct Grant {
-    /// Instant of the ledger's answer, on this process's clock.
-    pub now: Instant,
-    /// The booked slots in ascending order, at most `want` of the run.
-    pub slots: SmallVec<[Slot; 2]>,
-    /// The reason for missing slots, or `None` if the run got all that it wanted.
-    pub short: Option<Short>,
-}
-
-/// The reason why a run got fewer slots than it wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Short {
-    /// Position in the target of the limit that holds the run, or `None` if no limit does. For
-    /// example, a block of the origin holds a run without a limit.
-    pub held_by: Option<usize>,
-    /// Earliest instant at which another call can book more, or `None` if only a released permit
-    /// helps.
-    pub ask_again: Option<Instant>,
-}
 
 /// An instant at which one request may be sent, booked in every limit that applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,23 +64,23 @@ pub struct Slot {
 )]
 /// A booking that is either complete or still pending in a store.
 pub enum Booking {
-    /// The grants, one per run in the same order, available without waiting.
-    Ready(SmallVec<[Grant; 2]>),
-    /// A future of the grants, because the store has to be called first.
-    Pending(std::pin::Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>),
+    /// The answer, available without waiting.
+    Ready(Answer),
+    /// A future of the answer, because the store has to be called first.
+    Pending(Pin<Box<dyn Future<Output = Answer> + Send>>),
 }
 
 impl std::fmt::Debug for Booking {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Ready(grants) => f.debug_tuple("Ready").field(grants).finish(),
+            Self::Ready(answer) => f.debug_tuple("Ready").field(answer).finish(),
             Self::Pending(_) => f.write_str("Pending"),
         }
     }
 }
 
 /// A future that pins a limit in the ledger, or removes a pin. The error is a full sentence.
-pub type Pinning<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+pub type Pinning<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
 /// The outcome of a slot, reported by [`Ledger::settle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,15 +121,9 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Returns the maximum distance between now and a slot that a call could book at the moment.
     fn reach(&self) -> Duration;
 
-    /// Books a slot for immediate use, if that is possible without a call to a store. The caller
-    /// makes sure that no other request waits before this one. `None` decides nothing, because
-    /// [`Self::book`] may still find a slot.
-    fn at_once(&self, _target: &Arc<Target>, _scope: &Scope) -> Option<Slot> {
-        None
-    }
-
-    /// Books slots for the runs of one call, each in all limits of its scope or in none.
-    fn book(&self, ask: Ask) -> Booking;
+    /// Books slots for runs of requests of one target, each in all limits of its scope or in none.
+    /// The answer is in the time of this process's clock and has one grant per run.
+    fn book(&self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>) -> Booking;
 
     /// Ends the use of a slot, releases its permits and, for a probe, records its outcome.
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement);

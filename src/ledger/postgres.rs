@@ -11,9 +11,11 @@ use sqlx::postgres::{PgListener, PgRow, Postgres};
 use sqlx::types::Json;
 use tokio::sync::Mutex;
 
-use super::shared::{Heartbeat, Link, LinkError, Pin, Reply};
-use super::{Answer, Call, Replica, RowBound};
+use super::shared::{Heartbeat, Link, LinkError, Reply};
+use super::{Answer, Call, Replica};
+use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, Statement};
+use crate::schedule::Spec;
 
 /// Maximum time for one call. A server that takes longer counts as unreachable, and the error text
 /// of `failed` quotes the 1.5 s.
@@ -134,28 +136,9 @@ struct BookReply {
     answer: Option<Answer>,
 }
 
-#[derive(Deserialize)]
-struct HeartbeatReply {
-    now: i64,
-    live: i64,
-    promise: i64,
-    every: i64,
-    silent: i64,
-    epochs: std::collections::HashMap<Arc<str>, u64>,
-    pins: Vec<PinRow>,
-    started: i64,
-}
-
-#[derive(Deserialize)]
-struct PinRow {
-    target: Arc<str>,
-    limit: Arc<str>,
-    bound: RowBound,
-}
-
 impl Link for PostgresLink {
-    async fn call(&self, call: Call) -> Result<Reply, LinkError> {
-        let Json(answered) = self.book(&call).await?;
+    async fn call(&self, call: &Call) -> Result<Reply, LinkError> {
+        let Json(answered) = self.book(call).await?;
         match answered.answer {
             Some(answer) if !answered.busy => Ok(Reply::Answer {
                 answer,
@@ -168,10 +151,10 @@ impl Link for PostgresLink {
         }
     }
 
-    async fn block(&self, target: Arc<str>, until: i64) -> Result<u64, LinkError> {
+    async fn block(&self, target: Arc<str>, until: Instant) -> Result<u64, LinkError> {
         let query = sqlx::query("select outpace.block_v1($1, $2)")
             .bind(target.to_string())
-            .bind(until);
+            .bind(until.as_nanos());
         let epoch: i64 = self.ask(query).await?;
         Ok(u64::try_from(epoch).unwrap_or(0))
     }
@@ -216,42 +199,23 @@ impl Link for PostgresLink {
         // estimate.
         let name = self.name.replace('$', "");
         let statement = format!(
-            "select outpace.beat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for}, {held})",
+            "select outpace.heartbeat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for}, {held})",
             env!("CARGO_PKG_VERSION")
         );
-        let heartbeat = self
-            .simple::<Option<Json<HeartbeatReply>>>(statement)
-            .await?;
-        Ok(heartbeat.map(|Json(heartbeat)| Heartbeat {
-            now: heartbeat.now,
-            live: heartbeat.live,
-            share: heartbeat.promise,
-            every: heartbeat.every,
-            silent: heartbeat.silent,
-            started: heartbeat.started,
-            epochs: heartbeat.epochs.into_iter().collect(),
-            pins: heartbeat
-                .pins
-                .into_iter()
-                .map(|pin| Pin {
-                    target: pin.target,
-                    limit: pin.limit,
-                    bound: pin.bound,
-                })
-                .collect(),
-        }))
+        let reply = self.simple::<Option<Json<Heartbeat>>>(statement).await?;
+        Ok(reply.map(|Json(heartbeat)| heartbeat))
     }
 
     async fn pin(
         &self,
         target: Arc<str>,
         limit: Arc<str>,
-        bound: Option<RowBound>,
+        spec: Option<Spec>,
     ) -> Result<(), LinkError> {
         let query = sqlx::query("select outpace.pin_v1($1, $2, $3)::text")
             .bind(target.to_string())
             .bind(limit.to_string())
-            .bind(bound.map(Json));
+            .bind(spec.map(Json));
         self.ask::<Option<String>>(query).await.map(drop)
     }
 

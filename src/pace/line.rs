@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::entry::{Entry, Stage};
@@ -14,7 +14,7 @@ use super::turn::{Turn, TurnState, Waiter};
 use super::{Admission, ConnectionState, Event, Refusal, RefusalKind, Ticket};
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ask, Booking, Forecast, Grant, Ledger, Run, Settlement, Slot};
+use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Slot};
 use crate::policy::{Scope, Target};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
@@ -49,7 +49,7 @@ pub(super) struct LineState {
 /// Minimum time between two checks for overtaken waiters.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-type PendingGrants = Pin<Box<dyn Future<Output = SmallVec<[Grant; 2]>> + Send>>;
+type PendingAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 impl Line {
     pub(super) fn new(
@@ -139,32 +139,20 @@ impl Line {
     /// Books one slot for a request that has no other request before it. The slot may be usable at
     /// once.
     fn book_one(self: &Arc<Self>, state: &mut LineState, scope: &Scope) -> Booked {
-        if let Some(slot) = self.ledger.at_once(state.queue.target(), scope) {
-            return Booked::Now(self.turn(state, slot, None));
-        }
-        let ask = Ask {
-            target: Arc::clone(state.queue.target()),
-            runs: smallvec![Run {
-                scope: scope.clone(),
-                want: 1,
-                waiting: 1
-            }],
+        let runs = smallvec![Run::new(scope.clone(), 1, 1)];
+        let Booking::Ready(answer) = self.ledger.book(state.queue.target(), runs) else {
+            return Booked::Later;
         };
-        let mut booked = Booked::Later;
-        let Booking::Ready(grants) = self.ledger.book(ask) else {
-            return booked;
-        };
-        for grant in grants {
-            state.queue.note_short(scope, grant.short);
-            for slot in grant.slots {
-                if slot.at <= grant.now {
-                    return Booked::Now(self.turn(state, slot, None));
-                }
+        let short = answer.runs.first().and_then(|grant| grant.short);
+        state.queue.note_short(scope, short);
+        match answer.slots(0, scope).next() {
+            Some(slot) if slot.at <= answer.now => Booked::Now(self.turn(state, slot, None)),
+            Some(slot) => {
                 state.queue.put_in_hand(slot);
-                booked = Booked::Soon;
+                Booked::Soon
             }
+            None => Booked::Later,
         }
-        booked
     }
 
     /// Returns the earliest instant at which a request of this scope that arrives now could be
@@ -298,22 +286,16 @@ impl Line {
             match self.step() {
                 Next::Idle => return,
                 Next::Sleep(until) => self.sleep(until, &mut epoch).await,
-                Next::Ask(asked) => {
-                    let ask = Ask {
-                        target: Arc::clone(&asked.target),
-                        runs: asked.runs.clone(),
-                    };
-                    match self.ledger.book(ask) {
-                        Booking::Ready(grants) => {
-                            self.absorb(&asked, grants);
-                            self.refuse_overtaken();
-                        }
-                        Booking::Pending(answer) => {
-                            let answer = pin!(answer);
-                            self.await_booking(asked, answer, &mut epoch).await;
-                        }
+                Next::Ask(asked) => match self.ledger.book(&asked.target, asked.runs.clone()) {
+                    Booking::Ready(answer) => {
+                        self.absorb(&asked, &answer);
+                        self.refuse_overtaken();
                     }
-                }
+                    Booking::Pending(answer) => {
+                        let answer = pin!(answer);
+                        self.await_booking(asked, answer, &mut epoch).await;
+                    }
+                },
             }
         }
     }
@@ -333,7 +315,7 @@ impl Line {
     async fn await_booking(
         self: &Arc<Self>,
         asked: PendingCall,
-        mut answer: Pin<&mut PendingGrants>,
+        mut answer: Pin<&mut PendingAnswer>,
         epoch: &mut watch::Receiver<u64>,
     ) {
         loop {
@@ -341,8 +323,8 @@ impl Line {
             // answer.
             let until = self.meanwhile();
             tokio::select! {
-                grants = &mut answer => {
-                    self.absorb(&asked, grants);
+                answer = &mut answer => {
+                    self.absorb(&asked, &answer);
                     self.refuse_infeasible(&mut self.lock());
                     return;
                 }
@@ -351,8 +333,8 @@ impl Line {
         }
     }
 
-    fn absorb(&self, asked: &PendingCall, grants: SmallVec<[Grant; 2]>) {
-        let unused = self.lock().queue.absorb(asked, grants);
+    fn absorb(&self, asked: &PendingCall, answer: &Answer) {
+        let unused = self.lock().queue.absorb(asked, answer);
         for slot in unused {
             self.ledger.settle(&asked.target, &slot, Settlement::Unused);
         }

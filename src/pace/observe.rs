@@ -7,8 +7,8 @@ use smallvec::smallvec;
 use super::line::Line;
 use super::{Ticket, Turn};
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ask, Booking, Grant, Ledger, Run, Settlement};
-use crate::policy::Target;
+use crate::ledger::{Answer, Booking, Ledger, Run, Settlement, Slot};
+use crate::policy::{Scope, Target};
 
 impl Line {
     /// Books for a request that is sent in any case. See [`super::Pacer::observe`].
@@ -20,36 +20,24 @@ impl Line {
         let mut state = self.lock();
         let scope = self.adopt_policy(&mut state, ticket);
         let target = Arc::clone(state.queue.target());
-        if let Some(slot) = self.ledger.at_once(&target, &scope) {
-            return Some(self.turn(&state, slot, None));
-        }
-        let ask = Ask {
-            target: Arc::clone(&target),
-            runs: smallvec![Run {
-                scope,
-                want: 1,
-                waiting: 1
-            }],
-        };
-        match self.ledger.book(ask) {
-            Booking::Ready(grants) => {
-                let mut grant = grants.into_iter().next()?;
-                let now = grant.now;
-                if grant.slots.first().is_some_and(|slot| slot.at <= now) {
-                    return Some(self.turn(&state, grant.slots.remove(0), None));
+        let runs = smallvec![Run::new(scope.clone(), 1, 1)];
+        match self.ledger.book(&target, runs) {
+            Booking::Ready(answer) => {
+                let slot = answer.slots(0, &scope).next();
+                if let Some(slot) = slot.as_ref().filter(|slot| slot.at <= answer.now) {
+                    return Some(self.turn(&state, slot.clone(), None));
                 }
-                settle(&*self.ledger, &target, &grant, now);
-                told(held_by(&target, &grant));
+                settle(&*self.ledger, &target, slot, answer.now);
+                told(held_by(&target, &scope, &answer));
             }
             Booking::Pending(answer) => {
                 let (ledger, clock) = (Arc::clone(&self.ledger), self.clock.clone());
                 self.tasks.spawn_cancel_on_drain(async move {
                     let began = clock.now();
-                    let Some(grant) = answer.await.into_iter().next() else {
-                        return;
-                    };
-                    if !settle(&*ledger, &target, &grant, soon(&clock, began)) {
-                        told(held_by(&target, &grant));
+                    let answer = answer.await;
+                    let slot = answer.slots(0, &scope).next();
+                    if !settle(&*ledger, &target, slot, soon(&clock, began)) {
+                        told(held_by(&target, &scope, &answer));
                     }
                 });
             }
@@ -65,10 +53,10 @@ fn soon(clock: &Clock, began: Instant) -> Instant {
     now + now.since(began)
 }
 
-/// Settles the first slot of the grant. Returns true if the request would have been sent by
-/// `until`. A later slot is settled as unused, so that other requests can have it.
-fn settle(ledger: &dyn Ledger, target: &Arc<Target>, grant: &Grant, until: Instant) -> bool {
-    let Some(slot) = grant.slots.first() else {
+/// Settles the slot. Returns true if the request would have been sent by `until`. A later slot is
+/// settled as unused, so that other requests can have it.
+fn settle(ledger: &dyn Ledger, target: &Arc<Target>, slot: Option<Slot>, until: Instant) -> bool {
+    let Some(slot) = slot else {
         return false;
     };
     let leaves = slot.at <= until;
@@ -77,11 +65,13 @@ fn settle(ledger: &dyn Ledger, target: &Arc<Target>, grant: &Grant, until: Insta
     } else {
         Settlement::Unused
     };
-    ledger.settle(target, slot, settlement);
+    ledger.settle(target, &slot, settlement);
     leaves
 }
 
-fn held_by(target: &Target, grant: &Grant) -> Option<Arc<str>> {
-    let limit = target.limits.get(grant.short?.held_by?)?;
+fn held_by(target: &Target, scope: &Scope, answer: &Answer) -> Option<Arc<str>> {
+    let limit = target
+        .limits
+        .get(answer.runs.first()?.short?.limit(scope)?)?;
     Some(Arc::clone(&limit.name))
 }

@@ -10,7 +10,7 @@ use super::entry::{Entry, QueueKey, Stage};
 use super::group::{Group, count};
 use crate::bounds::{CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
-use crate::ledger::{Forecast, Grant, Ledger, Run, Short, Slot};
+use crate::ledger::{Answer, Forecast, Ledger, Run, Short, Slot};
 use crate::policy::{Scope, Target};
 
 /// Number of groups above which empty ones are dropped, because keys come and go.
@@ -219,31 +219,26 @@ impl<W> Queue<W> {
 
     /// Stores the answer to a call. Returns the granted slots if the target's policy has changed
     /// since the call.
-    pub(super) fn absorb(
-        &mut self,
-        asked: &PendingCall,
-        grants: SmallVec<[Grant; 2]>,
-    ) -> Vec<Slot> {
-        if !Arc::ptr_eq(&asked.target, &self.target) {
-            return grants.into_iter().flat_map(|grant| grant.slots).collect();
-        }
-        for (run, grant) in asked.runs.iter().zip(grants) {
-            let short = if asked.news == self.news {
-                grant.short
-            } else {
-                None
-            };
-            self.note_short(&run.scope, short);
-            for slot in grant.slots {
-                self.put_in_hand(slot);
+    pub(super) fn absorb(&mut self, asked: &PendingCall, answer: &Answer) -> Vec<Slot> {
+        let is_current = Arc::ptr_eq(&asked.target, &self.target);
+        let mut unused = Vec::new();
+        for (index, run) in asked.runs.iter().enumerate() {
+            let slots = answer.slots(index, &run.scope);
+            if !is_current {
+                unused.extend(slots);
+                continue;
             }
+            slots.for_each(|slot| self.put_in_hand(slot));
+            let short = answer.runs.get(index).and_then(|grant| grant.short);
+            self.note_short(&run.scope, short.filter(|_| asked.news == self.news));
         }
-        Vec::new()
+        unused
     }
 
     pub(super) fn note_short(&mut self, scope: &Scope, short: Option<Short>) {
         let group = self.group(scope);
-        group.held_by = short.and_then(|short| short.held_by).or(group.held_by);
+        let held_by = short.and_then(|short| short.limit(scope));
+        group.held_by = held_by.or(group.held_by);
         group.ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
     }
 
@@ -334,15 +329,9 @@ impl<W> Queue<W> {
                     // A group's waiters are reported with its first run only, so that they are not
                     // counted twice.
                     let known = runs.iter().any(|run| run.scope == group.scope);
-                    runs.push(Run {
-                        scope: group.scope.clone(),
-                        want: 1,
-                        waiting: if known {
-                            0
-                        } else {
-                            u32::try_from(waiting).unwrap_or(u32::MAX)
-                        },
-                    });
+                    let waiting = if known { 0 } else { waiting };
+                    let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+                    runs.push(Run::new(group.scope.clone(), 1, waiting));
                 }
             }
             last = Some(index);
@@ -450,7 +439,7 @@ impl<W> Queue<W> {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::ledger::MemoryLedger;
+    use crate::ledger::{Grant, MemoryLedger};
     use crate::policy::{Bound, Limit};
 
     fn target() -> Arc<Target> {
@@ -485,13 +474,18 @@ mod tests {
         let short = Some(Short {
             held_by: Some(0),
             ask_again: None,
+            waiting: 0,
+            weight: 0,
         });
         let none = Grant {
-            now,
-            slots: SmallVec::new(),
             short,
+            ..Grant::default()
         };
-        queue.absorb(&asked, smallvec![none]);
+        let answer = Answer {
+            runs: smallvec![none],
+            ..Answer::default()
+        };
+        queue.absorb(&asked, &answer);
         let news = queue.runs(now, true);
         assert_eq!(news.first().map(|run| run.waiting), Some(21));
     }

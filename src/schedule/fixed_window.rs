@@ -8,11 +8,11 @@ use crate::units::{Rate, nanos};
 /// free, because the origin's clock and the network delay are not exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FixedWindow {
-    n: i64,
-    window: i64,
-    guard: i64,
-    current: i64,
-    used: i64,
+    pub(super) n: i64,
+    pub(super) window: i64,
+    pub(super) guard: i64,
+    pub(super) current: i64,
+    pub(super) used: i64,
 }
 
 /// Maximum guard of a window. The guard is a twentieth of the window, but at least the slack and at
@@ -34,20 +34,6 @@ impl FixedWindow {
             current: 0,
             used: 0,
         }
-    }
-
-    pub(super) const fn from_parts([n, window, guard]: [i64; 3], current: i64, used: i64) -> Self {
-        Self {
-            n,
-            window,
-            guard,
-            current,
-            used,
-        }
-    }
-
-    pub(super) const fn spec(&self) -> [i64; 3] {
-        [self.n, self.window, self.guard]
     }
 
     pub(super) const fn level(&self) -> (i64, i64) {

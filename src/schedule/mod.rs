@@ -8,16 +8,14 @@
 mod block;
 mod fixed_window;
 mod sliding_window;
+mod spec;
 mod token_bucket;
 
 pub use block::Block;
 pub use fixed_window::FixedWindow;
 pub use sliding_window::SlidingWindow;
+pub use spec::{ScheduleState, Spec};
 pub use token_bucket::TokenBucket;
-
-use std::collections::VecDeque;
-
-use serde::{Deserialize, Serialize};
 
 use crate::clock::Instant;
 
@@ -32,98 +30,72 @@ pub enum Schedule {
     FixedWindow(FixedWindow),
 }
 
-/// The kind of a schedule and the three numbers that define it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
-    /// Kind of the schedule, which gives the numbers their meaning.
-    pub kind: ScheduleKind,
-    /// Parameters of the schedule, with times in nanoseconds. Token bucket: interval, tolerance,
-    /// period. Sliding window: n, window. Fixed window: n, window, guard. An unused number is zero.
-    pub numbers: [i64; 3],
-}
-
-/// The algorithm that defines the meaning of "n per period".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    /// A token bucket by GCRA, as in [`TokenBucket`].
-    Token,
-    /// A sliding window with an exact log, as in [`SlidingWindow`].
-    Sliding,
-    /// A counter per calendar window, as in [`FixedWindow`].
-    Fixed,
-}
-
-/// The memory of a schedule without its parameters. All times are in nanoseconds since the Unix
-/// epoch.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Usage {
-    /// Token bucket: the theoretical arrival time. Fixed window: the number of the newest window
-    /// since the epoch.
-    pub mark: i64,
-    /// Fixed window: the number of units used in the newest window.
-    pub used: i64,
-    /// Sliding window: the instants in ascending order, each with the units that left.
-    pub log: VecDeque<(i64, i64)>,
-}
-
 impl Schedule {
-    /// Creates a schedule from its parameters and its usage.
-    pub fn from_parts(spec: Spec, usage: Usage) -> Self {
-        match spec.kind {
-            ScheduleKind::Token => {
-                Self::TokenBucket(TokenBucket::from_parts(spec.numbers, usage.mark))
-            }
-            ScheduleKind::Sliding => {
-                Self::SlidingWindow(SlidingWindow::from_parts(spec.numbers, usage.log))
-            }
-            ScheduleKind::Fixed => Self::FixedWindow(FixedWindow::from_parts(
-                spec.numbers,
-                usage.mark,
-                usage.used,
-            )),
-        }
+    /// Creates an unused schedule, or `None` for permits.
+    pub fn unused(spec: Spec) -> Option<Self> {
+        Self::of(&ScheduleState::unused(spec))
     }
 
-    /// Returns the parameters that define the schedule.
+    /// Creates the schedule with this state, or `None` for permits.
+    pub fn of(state: &ScheduleState) -> Option<Self> {
+        Some(match state.spec {
+            Spec::Token {
+                interval,
+                tolerance,
+                period,
+            } => Self::TokenBucket(TokenBucket {
+                interval,
+                tolerance,
+                period,
+                tat: state.mark,
+            }),
+            Spec::Sliding { n, window } => {
+                let log = state.log_at.iter().copied();
+                let log = log.zip(state.log_units.iter().copied()).collect();
+                Self::SlidingWindow(SlidingWindow::with_log(n, window, log))
+            }
+            Spec::Fixed { n, window, guard } => Self::FixedWindow(FixedWindow {
+                n,
+                window,
+                guard,
+                current: state.mark,
+                used: state.used,
+            }),
+            Spec::Permits { .. } => return None,
+        })
+    }
+
+    /// Returns the numbers that define the schedule.
     pub const fn spec(&self) -> Spec {
-        match self {
-            Self::TokenBucket(bucket) => Spec {
-                kind: ScheduleKind::Token,
-                numbers: bucket.spec(),
+        match *self {
+            Self::TokenBucket(TokenBucket {
+                interval,
+                tolerance,
+                period,
+                ..
+            }) => Spec::Token {
+                interval,
+                tolerance,
+                period,
             },
-            Self::SlidingWindow(window) => Spec {
-                kind: ScheduleKind::Sliding,
-                numbers: window.spec(),
-            },
-            Self::FixedWindow(window) => Spec {
-                kind: ScheduleKind::Fixed,
-                numbers: window.spec(),
-            },
+            Self::SlidingWindow(SlidingWindow { n, window, .. }) => Spec::Sliding { n, window },
+            Self::FixedWindow(FixedWindow {
+                n, window, guard, ..
+            }) => Spec::Fixed { n, window, guard },
         }
     }
 
-    /// Returns the usage that the schedule remembers.
-    pub fn usage(&self) -> Usage {
+    /// Returns the numbers and the usage.
+    pub fn state(&self) -> ScheduleState {
+        let mut state = ScheduleState::unused(self.spec());
         match self {
-            Self::TokenBucket(bucket) => Usage {
-                mark: bucket.tat(),
-                ..Usage::default()
-            },
-            Self::SlidingWindow(window) => Usage {
-                log: window.log().clone(),
-                ..Usage::default()
-            },
-            Self::FixedWindow(window) => {
-                let (mark, used) = window.level();
-                Usage {
-                    mark,
-                    used,
-                    ..Usage::default()
-                }
+            Self::TokenBucket(bucket) => state.mark = bucket.tat,
+            Self::SlidingWindow(window) => {
+                (state.log_at, state.log_units) = window.log().iter().copied().unzip();
             }
+            Self::FixedWindow(window) => (state.mark, state.used) = window.level(),
         }
+        state
     }
 
     /// Returns the earliest instant, not before `from`, at which `units` more may leave.
@@ -196,15 +168,21 @@ impl Schedule {
     /// Returns the schedule for a replica in fallback mode: its fallback share, evenly spread and
     /// without a burst. Returns `None` if the share is less than one unit per period, because
     /// several such shares could fall into one window.
-    pub fn alone(&self, ppm: i64) -> Option<Self> {
+    pub fn at_fallback_share(&self, ppm: i64) -> Option<Self> {
         let (n, spread) = match self {
             Self::TokenBucket(bucket) => bucket.spread(),
             Self::SlidingWindow(window) => window.spread(),
             Self::FixedWindow(window) => window.spread(),
         };
-        let whole = promised(n, ppm);
-        let even = || TokenBucket::from_parts([div_ceil(spread, whole), 0, spread], 0);
-        (whole > 0).then(|| Self::TokenBucket(even()))
+        let whole = whole_share(n, ppm);
+        (whole > 0).then(|| {
+            Self::TokenBucket(TokenBucket {
+                interval: div_ceil(spread, whole),
+                tolerance: 0,
+                period: spread,
+                tat: 0,
+            })
+        })
     }
 
     /// Drains the token bucket until `until`, so that no burst follows a block that ends then.
@@ -239,26 +217,16 @@ impl Schedule {
     pub fn is_idle(&self, now: Instant) -> bool {
         let now = now.as_nanos();
         match self {
-            Self::TokenBucket(bucket) => bucket.tat() <= now,
+            Self::TokenBucket(bucket) => bucket.tat <= now,
             Self::SlidingWindow(window) => {
                 let last = window.log().back().map_or(0, |last| last.0);
-                last.saturating_add(window.spec()[1]) <= now
+                last.saturating_add(window.window) <= now
             }
             Self::FixedWindow(window) => {
-                let end = (window.level().0 + 1).saturating_mul(window.spec()[1]);
+                let end = (window.current + 1).saturating_mul(window.window);
                 end <= now
             }
         }
-    }
-
-    /// Returns the average rate in units per second, for estimates and display.
-    pub fn per_second(&self) -> f64 {
-        let Spec { kind, numbers } = self.spec();
-        let (count, nanos) = match kind {
-            ScheduleKind::Token => (1, numbers[0]),
-            ScheduleKind::Sliding | ScheduleKind::Fixed => (numbers[0], numbers[1]),
-        };
-        count as f64 * 1e9 / nanos.max(1) as f64
     }
 
     /// Returns the schedule with the parameters of `changed`. Used units stay used, so a changed
@@ -294,7 +262,7 @@ pub fn share(n: i64, ppm: i64) -> i64 {
 /// A share is cut to whole millionths, so a third of 60 would come to 19. One more millionth
 /// therefore counts if `ppm` is greater than `n`. Fewer than 10⁶/n shares can be that large. All of
 /// them together gain less than one unit, so they never exceed `n`.
-pub fn promised(n: i64, ppm: i64) -> i64 {
+pub fn whole_share(n: i64, ppm: i64) -> i64 {
     share(n, if ppm > n { ppm + 1 } else { ppm })
 }
 
@@ -416,7 +384,7 @@ mod tests {
 
         #[test]
         fn p12_predictable_promises_of_equal_shares_lose_nothing(n in 1i64..1000, replicas in 1i64..30) {
-            prop_assert_eq!(promised(n, 1_000_000 / replicas), n / replicas);
+            prop_assert_eq!(whole_share(n, 1_000_000 / replicas), n / replicas);
         }
 
         #[test]
@@ -427,7 +395,7 @@ mod tests {
             let mut cuts = cuts;
             cuts.extend([0, 1_000_000]);
             cuts.sort_unstable();
-            let parts = cuts.windows(2).map(|cut| promised(n, cut[1] - cut[0]));
+            let parts = cuts.windows(2).map(|cut| whole_share(n, cut[1] - cut[0]));
             prop_assert!(parts.sum::<i64>() <= n);
         }
 

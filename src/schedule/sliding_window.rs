@@ -9,8 +9,8 @@ use crate::units::{Rate, nanos};
 /// window is the period plus the slack, so late requests do not exceed the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {
-    n: i64,
-    window: i64,
+    pub(super) n: i64,
+    pub(super) window: i64,
     /// Instants in ascending order, in nanoseconds, each with the units that left.
     log: VecDeque<(i64, i64)>,
     /// Sum of all units in the log, at most n.
@@ -22,10 +22,10 @@ impl SlidingWindow {
     /// period.
     pub fn new(rate: Rate, slack: Duration) -> Self {
         let window = nanos(rate.period()) + nanos(slack);
-        Self::from_parts([i64::from(rate.count()), window, 0], VecDeque::new())
+        Self::with_log(i64::from(rate.count()), window, VecDeque::new())
     }
 
-    pub(super) fn from_parts([n, window, _]: [i64; 3], log: VecDeque<(i64, i64)>) -> Self {
+    pub(super) fn with_log(n: i64, window: i64, log: VecDeque<(i64, i64)>) -> Self {
         let total = log.iter().map(|(_, units)| units).sum();
         let mut window = Self {
             n,
@@ -35,10 +35,6 @@ impl SlidingWindow {
         };
         window.forget();
         window
-    }
-
-    pub(super) const fn spec(&self) -> [i64; 3] {
-        [self.n, self.window, 0]
     }
 
     pub(super) const fn log(&self) -> &VecDeque<(i64, i64)> {
@@ -128,7 +124,7 @@ impl SlidingWindow {
     }
 
     pub(super) fn adopt(&self, changed: &Self) -> Self {
-        Self::from_parts(changed.spec(), self.log.clone())
+        Self::with_log(changed.n, changed.window, self.log.clone())
     }
 
     /// Adjusts the log by `units`, because a cost differed from its booking. Extra units are booked
@@ -151,10 +147,7 @@ impl SlidingWindow {
     }
 
     pub(super) fn at_share(&self, ppm: i64) -> Self {
-        Self::from_parts(
-            [super::share(self.n, ppm), self.window, 0],
-            self.log.clone(),
-        )
+        Self::with_log(super::share(self.n, ppm), self.window, self.log.clone())
     }
 
     /// Returns the units of one window and the time over which to spread them, in nanoseconds.
@@ -172,6 +165,6 @@ impl SlidingWindow {
                 Err(index) => all.insert(index, (*at, *units)),
             }
         }
-        *self = Self::from_parts(self.spec(), all.into());
+        *self = Self::with_log(self.n, self.window, all.into());
     }
 }

@@ -12,13 +12,13 @@ use crate::units::{Rate, nanos};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenBucket {
     /// Emission interval between two units, in nanoseconds.
-    interval: i64,
+    pub(super) interval: i64,
     /// Burst tolerance in nanoseconds, equal to (burst - 1) intervals.
-    tolerance: i64,
+    pub(super) tolerance: i64,
     /// Period over which the rate is counted, in nanoseconds. A strict bucket adds the slack.
-    period: i64,
+    pub(super) period: i64,
     /// Theoretical arrival time, in nanoseconds since the Unix epoch.
-    tat: i64,
+    pub(super) tat: i64,
 }
 
 impl TokenBucket {
@@ -131,23 +131,6 @@ impl TokenBucket {
     pub(super) fn spread(&self) -> (i64, i64) {
         let spread = self.period.saturating_add(nanos(SLACK));
         (self.per_period(), spread)
-    }
-
-    pub(super) const fn from_parts([interval, tolerance, period]: [i64; 3], tat: i64) -> Self {
-        Self {
-            interval,
-            tolerance,
-            period,
-            tat,
-        }
-    }
-
-    pub(super) const fn spec(&self) -> [i64; 3] {
-        [self.interval, self.tolerance, self.period]
-    }
-
-    pub(super) const fn tat(&self) -> i64 {
-        self.tat
     }
 
     /// Merges the state of another copy of the schedule. The later theoretical arrival time counts.

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use outpace::db::Database;
-use outpace::ledger::{Answer, Book, Call, RowAsk, RowBound, RunAsk, Users};
-use outpace::policy::Secret;
-use outpace::schedule::{ScheduleKind, Spec, Usage};
+use outpace::ledger::{Answer, Book, Call, Run, ScheduleUse, Users};
+use outpace::policy::{LimitSet, Scope, Secret};
+use outpace::schedule::{ScheduleState, Spec};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sqlx::Row as _;
@@ -25,38 +25,38 @@ struct History {
     seed: u64,
     target: Arc<str>,
     now: i64,
-    bounds: Vec<RowBound>,
+    specs: Vec<Spec>,
     lanes: Vec<(i64, i64)>,
     keyed: bool,
     book: Book,
     /// Fallback share that is reserved for a replica that fell silent, in millionths.
     lost: i64,
     /// Spec and usage of each row in the latest answer, which a later call may report again.
-    seen: HashMap<usize, (Spec, Usage)>,
+    seen: HashMap<usize, ScheduleState>,
     held: HashMap<(i64, usize, usize), i64>,
 }
 
-fn bound(rng: &mut StdRng) -> RowBound {
+fn spec(rng: &mut StdRng) -> Spec {
     let n = rng.random_range(1..40_i64);
     let period = rng.random_range(200..4000) * MS;
     match rng.random_range(0..4) {
         0 => {
             let interval = (period / n).max(1);
-            let burst = rng.random_range(0..10);
-            RowBound::Rate(Spec {
-                kind: ScheduleKind::Token,
-                numbers: [interval, burst * interval, period],
-            })
+            Spec::Token {
+                interval,
+                tolerance: rng.random_range(0..10) * interval,
+                period,
+            }
         }
-        1 => RowBound::Rate(Spec {
-            kind: ScheduleKind::Sliding,
-            numbers: [n, period, 0],
-        }),
-        2 => RowBound::Rate(Spec {
-            kind: ScheduleKind::Fixed,
-            numbers: [n, period, period / 20],
-        }),
-        _ => RowBound::Permits(rng.random_range(1..6)),
+        1 => Spec::Sliding { n, window: period },
+        2 => Spec::Fixed {
+            n,
+            window: period,
+            guard: period / 20,
+        },
+        _ => Spec::Permits {
+            n: rng.random_range(1..6),
+        },
     }
 }
 
@@ -76,7 +76,7 @@ impl History {
                 .collect(),
         };
         Self {
-            bounds: (0..count).map(|_| bound(&mut rng)).collect(),
+            specs: (0..count).map(|_| spec(&mut rng)).collect(),
             lanes,
             keyed: rng.random_bool(0.3),
             seed,
@@ -100,31 +100,31 @@ impl History {
         let replica = self.rng.random_range(1..4);
         let keys = if self.keyed { 2 } else { 1 };
         let mut rows = Vec::new();
-        for (index, bound) in self.bounds.clone().into_iter().enumerate() {
+        for (index, spec) in self.specs.clone().into_iter().enumerate() {
             for key in 0..keys {
-                let bound = if self.rng.random_bool(0.04) {
-                    self::bound(&mut self.rng)
+                let spec = if self.rng.random_bool(0.04) {
+                    self::spec(&mut self.rng)
                 } else {
-                    bound
+                    spec
                 };
-                let held = match bound {
-                    RowBound::Permits(_) => {
+                let held = match spec {
+                    Spec::Permits { .. } => {
                         let held = self.held.entry((replica, index, key)).or_default();
                         *held = (*held - self.rng.random_range(0..3)).max(0);
                         *held
                     }
-                    RowBound::Rate(_) => 0,
+                    _ => 0,
                 };
-                rows.push(RowAsk {
+                rows.push(ScheduleUse {
                     limit: format!("l{index}").into(),
                     key: self.keyed.then(|| format!("k{key}").into()),
-                    bound,
+                    spec,
                     held,
                     seen: match self.seen.get(&rows.len()) {
                         Some(seen) if self.rng.random_bool(0.1) => Some(seen.clone()),
                         _ => None,
                     },
-                    spent: if self.rng.random_bool(0.03) {
+                    unbooked: if self.rng.random_bool(0.03) {
                         vec![(self.now - 900 * MS, 1), (self.now - 100 * MS, 2)]
                     } else {
                         Vec::new()
@@ -135,26 +135,25 @@ impl History {
         let runs = (0..self.rng.random_range(1..4))
             .map(|_| {
                 let key = self.rng.random_range(0..keys);
-                let rows: Vec<u8> = (0..self.bounds.len())
+                let mut limits = LimitSet::default();
+                (0..self.specs.len())
                     .filter(|_| self.rng.random_bool(0.8))
-                    .map(|index| u8::try_from(index * keys + key).unwrap())
-                    .collect();
-                let costs = rows.iter().map(|_| {
-                    if self.rng.random_bool(0.2) {
-                        self.rng.random_range(1..60)
-                    } else {
-                        1
-                    }
+                    .for_each(|index| limits.insert(index));
+                let costs = limits.iter().filter_map(|limit| {
+                    let is_large = self.rng.random_bool(0.2);
+                    is_large.then(|| (limit, self.rng.random_range(1..60)))
                 });
-                let costs: Vec<i64> = costs.collect();
+                let costs = costs.collect();
+                let lane = self.rng.random_range(0..self.lanes.len().max(1));
+                let scope = Scope::plain(limits).with(Vec::new(), costs);
                 let want = self.rng.random_range(0..8);
-                RunAsk {
-                    rows: rows.into_iter().collect(),
-                    costs: costs.into_iter().collect(),
-                    lane: u8::try_from(self.rng.random_range(0..self.lanes.len().max(1))).unwrap(),
-                    want,
-                    waiting: want + self.rng.random_range(0..5),
-                }
+                let waiting = want + self.rng.random_range(0..5);
+                let mut run = Run::new(scope.in_lane(u8::try_from(lane).unwrap()), want, waiting);
+                let rows = limits.iter();
+                run.rows = rows
+                    .map(|limit| u32::try_from(limit * keys + key).unwrap())
+                    .collect();
+                run
             })
             .collect();
         Call {
@@ -168,23 +167,24 @@ impl History {
             },
             rows: rows.into_iter().collect(),
             runs,
-            lanes: self.lanes.iter().copied().collect(),
+            weights: self.lanes.iter().map(|lane| lane.0).collect(),
+            reserves: self.lanes.iter().map(|lane| lane.1).collect(),
             queue_for_lock: self.rng.random_bool(0.5),
         }
     }
 
     /// Records granted permits as held, and the spec and usage of each row for later calls.
     fn hold(&mut self, call: &Call, answer: &Answer) {
-        for (index, row) in answer.rows.iter().enumerate() {
-            if let Some(spec) = row.spec {
-                self.seen.insert(index, (spec, row.usage.clone()));
+        for (index, state) in answer.rows.iter().enumerate() {
+            if !matches!(state.spec, Spec::Permits { .. }) {
+                self.seen.insert(index, state.clone());
             }
         }
         let keys = if self.keyed { 2 } else { 1 };
         for (run, granted) in call.runs.iter().zip(&answer.runs) {
             for row in &run.rows {
-                let row = usize::from(*row);
-                if matches!(call.rows[row].bound, RowBound::Permits(_)) {
+                let row = usize::try_from(*row).unwrap();
+                if matches!(call.rows[row].spec, Spec::Permits { .. }) {
                     let held = self
                         .held
                         .entry((call.replica, row / keys, row % keys))
@@ -236,7 +236,7 @@ async fn memory_and_postgres_give_the_same_slots() {
 async fn silence(connection: &mut sqlx::PgConnection, promise: i64) {
     let silent =
         "insert into outpace.replica values (99, 'silent', '0', 0, 0, 9000000000000000000, $1)
-                  on conflict (id) do update set promise_ppm = excluded.promise_ppm";
+                  on conflict (id) do update set share_ppm = excluded.share_ppm";
     let silent = sqlx::query(silent).bind(promise);
     silent.execute(connection).await.unwrap();
 }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outpace::ledger::{
-    Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, RowBound, Users,
-};
+use outpace::clock;
+use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
+use outpace::schedule::Spec;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
@@ -161,7 +161,7 @@ impl Store {
             },
         );
         Heartbeat {
-            now,
+            now: clock::Instant::from_nanos(now),
             live,
             share: promise,
             every,
@@ -231,16 +231,16 @@ impl ModelLink {
 }
 
 impl Link for ModelLink {
-    async fn call(&self, call: Call) -> Result<Reply, LinkError> {
-        let (answer, started) = self.ask(|store| (store.call(&call), store.started)).await?;
+    async fn call(&self, call: &Call) -> Result<Reply, LinkError> {
+        let (answer, started) = self.ask(|store| (store.call(call), store.started)).await?;
         Ok(Reply::Answer { answer, started })
     }
 
-    async fn block(&self, target: Arc<str>, until: i64) -> Result<u64, LinkError> {
+    async fn block(&self, target: Arc<str>, until: clock::Instant) -> Result<u64, LinkError> {
         self.ask(|store| {
             let now = store.now();
             let book = store.book(&target);
-            book.block(until, now);
+            book.block(until.as_nanos(), now);
             book.epoch()
         })
         .await
@@ -282,7 +282,7 @@ impl Link for ModelLink {
             .await
     }
 
-    async fn pin(&self, _: Arc<str>, _: Arc<str>, _: Option<RowBound>) -> Result<(), LinkError> {
+    async fn pin(&self, _: Arc<str>, _: Arc<str>, _: Option<Spec>) -> Result<(), LinkError> {
         Ok(())
     }
 

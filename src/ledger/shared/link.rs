@@ -1,9 +1,14 @@
 //! The interface to a store that several replicas share.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use super::super::{Answer, Call, Replica, RowBound};
+use serde::Deserialize;
+
+use super::super::{Answer, Call, Replica};
+use crate::clock::Instant;
+use crate::schedule::Spec;
 
 /// The reply of a store to a booking call.
 #[expect(
@@ -26,10 +31,10 @@ pub enum Reply {
 }
 
 /// The reply of a store to a heartbeat.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct Heartbeat {
-    /// Instant of the reply, in nanoseconds of the store's clock.
-    pub now: i64,
+    /// Instant of the reply, on the store's clock.
+    pub now: Instant,
     /// Number of replicas in the store, including this one and silent replicas with a reserved
     /// share.
     pub live: i64,
@@ -40,23 +45,23 @@ pub struct Heartbeat {
     /// Time without a heartbeat after which a replica counts as silent, in nanoseconds.
     pub silent: i64,
     /// Number of blocks that each target has had, by target name.
-    pub epochs: Vec<(Arc<str>, u64)>,
+    pub epochs: HashMap<Arc<str>, u64>,
     /// Limits with numbers that an operator has pinned for all replicas.
-    pub pins: Vec<Pin>,
+    pub pins: Vec<LimitPin>,
     /// Start of the server that answered, in nanoseconds of its clock. A new value means that the
     /// server may have lost its last writes.
     pub started: i64,
 }
 
 /// A limit's numbers, pinned for all replicas. They override the numbers in configuration files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pin {
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct LimitPin {
     /// Name of the target that has the limit.
     pub target: Arc<str>,
     /// Name of the pinned limit within its target.
     pub limit: Arc<str>,
     /// Pinned numbers of the limit, either a rate or a maximum of permits.
-    pub bound: RowBound,
+    pub spec: Spec,
 }
 
 /// The error of a call that the store did not answer as expected, with its cause as text.
@@ -68,14 +73,14 @@ pub struct LinkError(pub String);
 /// executed a call that failed.
 pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     /// Books the slots of one call, or reports that another call holds the lock of the target.
-    fn call(&self, call: Call) -> impl Future<Output = Result<Reply, LinkError>> + Send;
+    fn call(&self, call: &Call) -> impl Future<Output = Result<Reply, LinkError>> + Send;
 
-    /// Blocks a target until an instant in nanoseconds of the store's clock. Returns the number of
+    /// Blocks a target until an instant of the store's clock. Returns the number of
     /// blocks that the target has had.
     fn block(
         &self,
         target: Arc<str>,
-        until: i64,
+        until: Instant,
     ) -> impl Future<Output = Result<u64, LinkError>> + Send;
 
     /// Records the outcome of the probe after block number `epoch`. `answered` is false if the
@@ -117,7 +122,7 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         &self,
         target: Arc<str>,
         limit: Arc<str>,
-        bound: Option<RowBound>,
+        spec: Option<Spec>,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
     /// Removes idle keys, old flows and permits of replicas that are gone.

@@ -5,13 +5,14 @@
 //! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
 mod contention;
+mod fallback;
 mod link;
 mod local_view;
 mod mode;
 mod offset;
 mod upkeep;
 
-pub use link::{Heartbeat, Link, LinkError, Pin, Reply};
+pub use link::{Heartbeat, LimitPin, Link, LinkError, Reply};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -25,10 +26,11 @@ use local_view::LocalView;
 use mode::{FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
 
+use super::call::spec_of;
 use super::outage::Outage;
 use super::{
-    Ask, Booking, Forecast, Grant, Ledger, LedgerStatus, Pinning, Replica, RowBound, Settlement,
-    Short, Slot,
+    Answer, Booking, Call, Forecast, Grant, Ledger, LedgerStatus, Pinning, Replica, Run,
+    Settlement, Slot,
 };
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
@@ -60,7 +62,7 @@ struct SharedState<L> {
     outage: Outage,
     store: Mutex<StoreView>,
     /// State of the connection to the store, which determines the ledger mode.
-    mode: watch::Sender<LinkState>,
+    link_state: watch::Sender<LinkState>,
     targets: Mutex<HashMap<Arc<str>, Arc<TargetHandle>>>,
     live: AtomicI64,
     /// Horizon plus lead of the last call, in nanoseconds.
@@ -129,7 +131,7 @@ impl<L: Link> SharedLedger<L> {
             metrics: parts.metrics,
             outage: parts.outage,
             store: Mutex::default(),
-            mode: watch::Sender::new(LinkState::Never),
+            link_state: watch::Sender::new(LinkState::Never),
             targets: Mutex::default(),
             live: AtomicI64::new(1),
             reach: AtomicI64::new(0),
@@ -143,16 +145,14 @@ impl<L: Link> SharedLedger<L> {
 
     /// Returns true if the store answers at the moment, so that bookings come from it.
     pub fn is_connected(&self) -> bool {
-        *self.0.mode.borrow() == LinkState::Up
+        self.0.link_state.borrow().is_up()
     }
 
     /// Waits until the store is connected, and returns at once if it is.
     pub async fn connected(&self) {
-        let mut connection = self.0.mode.subscribe();
+        let mut connection = self.0.link_state.subscribe();
         // The wait cannot fail, because `self` keeps the sender alive.
-        let _ = connection
-            .wait_for(|connection| *connection == LinkState::Up)
-            .await;
+        let _ = connection.wait_for(|connection| connection.is_up()).await;
     }
 
     /// Leaves the store before a clean exit, so that the fallback share and the permits are free at
@@ -174,9 +174,9 @@ impl<L: Link> Ledger for SharedLedger<L> {
         u64::try_from(nanos).map_or(HORIZON_STRETCHED, Duration::from_nanos)
     }
 
-    fn book(&self, ask: Ask) -> Booking {
-        let inner = Arc::clone(&self.0);
-        Booking::Pending(Box::pin(async move { inner.book(ask).await }))
+    fn book(&self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>) -> Booking {
+        let (inner, target) = (Arc::clone(&self.0), Arc::clone(target));
+        Booking::Pending(Box::pin(async move { inner.book(&target, runs).await }))
     }
 
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement) {
@@ -184,7 +184,6 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let handle = inner.handle(&target.name);
         let (released, epoch) = {
             let mut view = handle.view();
-            view.release_fallback(target, slot);
             (view.release(target, slot), (view.epoch, view.store_epoch))
         };
         if released {
@@ -239,7 +238,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
         let inner = &self.0;
         Box::pin(async move {
-            let told = inner.link.pin(target, limit, bound.map(RowBound::of)).await;
+            let told = inner.link.pin(target, limit, bound.map(spec_of)).await;
             told.map_err(|error| format!("the ledger did not store the pin: {error}; try again"))
         })
     }
@@ -249,7 +248,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let mode = match self.0.mode() {
             LedgerMode::Connected => format!("shared by {replicas} replicas"),
             LedgerMode::Holding(_) => "disconnected: requests are held".to_owned(),
-            LedgerMode::Fallback(ppm) => {
+            LedgerMode::Fallback { share_ppm: ppm, .. } => {
                 format!("disconnected: fallback share of {} %", ppm as f64 / 1e4)
             }
             LedgerMode::Unlimited => "disconnected: requests are sent without limits".to_owned(),
@@ -303,40 +302,41 @@ impl<L: Link> SharedState<L> {
 
     fn mode(&self) -> LedgerMode {
         let share = self.store().share;
-        mode(*self.mode.borrow(), share, &self.outage, self.clock.now())
+        mode(
+            *self.link_state.borrow(),
+            share,
+            &self.outage,
+            self.clock.now(),
+        )
     }
 
     /// Books from the source that the current mode allows. While the mode is `Holding`, the booking
     /// waits.
-    async fn book(&self, ask: Ask) -> SmallVec<[Grant; 2]> {
-        let handle = self.handle(&ask.target.name);
+    async fn book(&self, target: &Target, runs: SmallVec<[Run; 2]>) -> Answer {
+        let handle = self.handle(&target.name);
         let _turn = handle.turnstile.lock().await;
-        let mut connection = self.mode.subscribe();
+        let mut link_state = self.link_state.subscribe();
         loop {
             match self.mode() {
                 LedgerMode::Connected => {
-                    if let Some(granted) = self.book_connected(&handle, &ask).await {
-                        return granted;
+                    if let Some(answer) = self.book_connected(&handle, target, &runs).await {
+                        return answer;
                     }
                 }
                 LedgerMode::Holding(until) => {
                     tokio::select! {
-                        changed = connection.changed() => if changed.is_err() { return SmallVec::new() },
+                        changed = link_state.changed() => if changed.is_err() { return Answer::default() },
                         () = self.clock.sleep_until(until) => {}
                     }
                 }
-                LedgerMode::Fallback(ppm) => {
-                    let now = self.clock.now();
-                    let horizon = nanos(HORIZON_MIN);
-                    let noticed = match *self.mode.borrow() {
-                        LinkState::Down(since) => self.store().share.noticed(since),
-                        LinkState::Never | LinkState::Up | LinkState::Returning(_) => now,
-                    };
-                    return handle
-                        .view()
-                        .book_fallback(&ask, ppm, noticed, horizon, now);
+                LedgerMode::Fallback { share_ppm, noticed } => {
+                    let (now, mut view) = (self.clock.now(), handle.view());
+                    return view.book_fallback(target, runs, (share_ppm, noticed), now);
                 }
-                LedgerMode::Unlimited => return self.book_freely(&handle, &ask),
+                LedgerMode::Unlimited => {
+                    let epoch = handle.view().epoch;
+                    return book_freely(&runs, self.clock.now(), epoch);
+                }
             }
         }
     }
@@ -347,21 +347,24 @@ impl<L: Link> SharedState<L> {
     async fn book_connected(
         &self,
         handle: &TargetHandle,
-        ask: &Ask,
-    ) -> Option<SmallVec<[Grant; 2]>> {
-        let horizon = self.horizon(handle, ask);
-        let mut call = {
+        target: &Target,
+        runs: &SmallVec<[Run; 2]>,
+    ) -> Option<Answer> {
+        let horizon = self.horizon(handle, target, runs);
+        let call = {
             let store = self.store();
-            handle
-                .view()
-                .call(ask, self.replica, horizon, &store.offset)
+            let view = handle.view();
+            Call {
+                horizon,
+                queue_for_lock: self.live.load(Ordering::Relaxed) <= LEDGER_LINE,
+                ..view.call(target, runs.clone(), self.replica, &store.offset)
+            }
         };
-        call.queue_for_lock = self.live.load(Ordering::Relaxed) <= LEDGER_LINE;
         self.reach
             .store(call.horizon + call.lead, Ordering::Relaxed);
         let sent = self.clock.now();
         self.metrics.ledger_called();
-        match self.link.call(call.clone()).await {
+        match self.link.call(&call).await {
             Ok(Reply::Busy) => {
                 self.pause().await;
                 None
@@ -375,13 +378,13 @@ impl<L: Link> SharedState<L> {
                 let mut view = handle.view();
                 view.resync = false;
                 view.store_may_be_stale = restarted;
-                let granted = view.absorb(ask, &call, &answer, &store.offset);
+                let answer = view.absorb(target, &call, answer, &store.offset);
                 handle.publish(view.epoch);
                 drop((store, view));
                 if restarted {
                     self.resync();
                 }
-                Some(granted)
+                Some(answer)
             }
             Err(error) => {
                 self.on_failure(&error);
@@ -390,24 +393,15 @@ impl<L: Link> SharedState<L> {
         }
     }
 
-    /// Grants all requests at once. The setting `on_outage: open` asks for this after a long
-    /// outage.
-    fn book_freely(&self, handle: &TargetHandle, ask: &Ask) -> SmallVec<[Grant; 2]> {
-        let (now, epoch) = (self.clock.now(), handle.view().epoch);
-        let free = |run: &super::Run| Grant {
-            now,
-            slots: smallvec![Slot { at: now, scope: run.scope.clone(), epoch, probe: false }; run.want as usize],
-            short: None::<Short>,
-        };
-        ask.runs.iter().map(free).collect()
-    }
-
     /// Returns the horizon of the next call in nanoseconds. It is as short as possible, but covers
     /// two round trips to the store and five slots of a slow limit per replica. It also keeps the
     /// calls of all replicas within [`LEDGER_CALLS`] per second.
-    fn horizon(&self, handle: &TargetHandle, ask: &Ask) -> i64 {
+    fn horizon(&self, handle: &TargetHandle, target: &Target, runs: &[Run]) -> i64 {
         let live = self.live.load(Ordering::Relaxed).max(1);
-        let several = handle.view().interval(ask).saturating_mul(5 * live);
+        let several = handle
+            .view()
+            .interval(target, runs)
+            .saturating_mul(5 * live);
         let way = self.store().offset.slowest().saturating_mul(2);
         let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
         several
@@ -415,5 +409,19 @@ impl<L: Link> SharedState<L> {
             .max(way)
             .max(budget)
             .min(nanos(HORIZON_STRETCHED))
+    }
+}
+
+/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
+fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
+    let grant = |run: &Run| Grant {
+        slots: smallvec![now; run.want as usize],
+        ..Grant::default()
+    };
+    Answer {
+        now,
+        epoch,
+        runs: runs.iter().map(grant).collect(),
+        ..Answer::default()
     }
 }

@@ -22,13 +22,24 @@ pub(super) enum LedgerMode {
     Connected,
     /// No source until this instant at least, so requests are held.
     Holding(Instant),
-    /// The fallback share of this replica, in millionths of each limit.
-    Fallback(i64),
+    /// The fallback share of this replica.
+    Fallback {
+        /// Share of each limit, in millionths.
+        share_ppm: i64,
+        /// Instant from which the other replicas leave the share unused.
+        noticed: Instant,
+    },
     /// No source, because requests are sent at once and without limits.
     Unlimited,
 }
 
-/// The state of the connection to the store.
+/// The state of the connection to the store. All its transitions are methods of this type.
+///
+/// ```text
+/// Never ─ heartbeat ─► Up ─ failed ─► Down ─ reconnecting ─► Returning ─ heartbeat ─► Up
+///                                      ▲                        │
+///                                      └ report_failed, failed ─┘
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkState {
     /// The store has not been reached since the start of the process.
@@ -40,6 +51,47 @@ pub(super) enum LinkState {
     /// The store answers again after an outage that began at this instant. The replica is reporting
     /// the usage from fallback mode.
     Returning(Instant),
+}
+
+impl LinkState {
+    /// Returns the state after a call or heartbeat that failed at `now`. The store may have received
+    /// the heartbeat, so the other replicas have to notice the silence again.
+    pub(super) const fn failed(self, now: Instant) -> Self {
+        match self {
+            Self::Up | Self::Returning(_) => Self::Down(now),
+            Self::Never | Self::Down(_) => self,
+        }
+    }
+
+    /// Returns the state after a failed report of usage. The store received no heartbeat, so the
+    /// same outage continues.
+    pub(super) const fn report_failed(self) -> Self {
+        match self {
+            Self::Returning(since) => Self::Down(since),
+            Self::Never | Self::Up | Self::Down(_) => self,
+        }
+    }
+
+    /// Returns the state while the replica reports its usage before it is connected again.
+    pub(super) const fn reconnecting(self) -> Self {
+        match self {
+            Self::Down(since) => Self::Returning(since),
+            Self::Never | Self::Up | Self::Returning(_) => self,
+        }
+    }
+
+    /// Returns true if the store answers calls.
+    pub(super) fn is_up(self) -> bool {
+        self == Self::Up
+    }
+
+    /// Returns the beginning of the outage, or `None` if there is none.
+    const fn down_since(self) -> Option<Instant> {
+        match self {
+            Self::Down(since) => Some(since),
+            Self::Never | Self::Up | Self::Returning(_) => None,
+        }
+    }
 }
 
 /// The fallback share from the last heartbeat reply, with the time until it may be used.
@@ -61,18 +113,18 @@ impl FallbackShare {
 
 /// Returns the source of bookings at `now`.
 pub(super) fn mode(
-    connection: LinkState,
+    link: LinkState,
     share: FallbackShare,
     outage: &Outage,
     now: Instant,
 ) -> LedgerMode {
-    let since = match connection {
-        LinkState::Up => return LedgerMode::Connected,
-        LinkState::Never if outage.bootstrap_ppm > 0 => {
-            return LedgerMode::Fallback(outage.bootstrap_ppm);
-        }
-        LinkState::Never | LinkState::Returning(_) => return LedgerMode::Holding(Instant::FAR),
-        LinkState::Down(since) => since,
+    let fallback = |share_ppm, noticed| LedgerMode::Fallback { share_ppm, noticed };
+    let Some(since) = link.down_since() else {
+        return match link {
+            LinkState::Up => LedgerMode::Connected,
+            LinkState::Never if outage.bootstrap_ppm > 0 => fallback(outage.bootstrap_ppm, now),
+            _ => LedgerMode::Holding(Instant::FAR),
+        };
     };
     let noticed = share.noticed(since);
     // The other replicas count from the last heartbeat that the store received. It may be older
@@ -82,17 +134,15 @@ pub(super) fn mode(
             .share_for
             .saturating_sub(share.silent * 2 + outage.share_for / DRIFT);
     if now < noticed {
-        LedgerMode::Holding(noticed)
-    } else if now < kept && share.ppm > 0 {
-        LedgerMode::Fallback(share.ppm)
-    } else {
-        match outage.then {
-            OnOutage::Share if share.ppm > 0 => LedgerMode::Fallback(share.ppm),
-            OnOutage::Share if now < kept => LedgerMode::Holding(kept),
-            OnOutage::Share | OnOutage::Closed => LedgerMode::Holding(Instant::FAR),
-            OnOutage::Open if now < kept => LedgerMode::Holding(kept),
-            OnOutage::Open => LedgerMode::Unlimited,
-        }
+        return LedgerMode::Holding(noticed);
+    }
+    if share.ppm > 0 && (now < kept || outage.then == OnOutage::Share) {
+        return fallback(share.ppm, noticed);
+    }
+    match outage.then {
+        OnOutage::Share | OnOutage::Open if now < kept => LedgerMode::Holding(kept),
+        OnOutage::Share | OnOutage::Closed => LedgerMode::Holding(Instant::FAR),
+        OnOutage::Open => LedgerMode::Unlimited,
     }
 }
 
@@ -121,12 +171,16 @@ mod tests {
     fn p12_predictable_first_silence_then_the_share_then_the_operators_choice() {
         let cut = LinkState::Down(at(100));
         let stand = |then, now| mode(cut, PROMISE, &outage(then), at(now));
+        let fallback = |share_ppm| LedgerMode::Fallback {
+            share_ppm,
+            noticed: PROMISE.noticed(at(100)),
+        };
         for then in [OnOutage::Share, OnOutage::Closed, OnOutage::Open] {
             assert!(matches!(stand(then, 101), LedgerMode::Holding(_)));
-            assert_eq!(stand(then, 103), LedgerMode::Fallback(250_000));
-            assert_eq!(stand(then, 150), LedgerMode::Fallback(250_000));
+            assert_eq!(stand(then, 103), fallback(250_000));
+            assert_eq!(stand(then, 150), fallback(250_000));
         }
-        assert_eq!(stand(OnOutage::Share, 1000), LedgerMode::Fallback(250_000));
+        assert_eq!(stand(OnOutage::Share, 1000), fallback(250_000));
         assert_eq!(
             stand(OnOutage::Closed, 1000),
             LedgerMode::Holding(Instant::FAR)
@@ -135,11 +189,28 @@ mod tests {
     }
 
     #[test]
+    fn p12_predictable_a_failed_return_continues_the_same_outage() {
+        let down = LinkState::Up.failed(at(100));
+        assert_eq!(down, LinkState::Down(at(100)));
+        assert_eq!(down.failed(at(105)), down);
+        let returning = down.reconnecting();
+        assert_eq!(returning, LinkState::Returning(at(100)));
+        assert_eq!(returning.report_failed(), down);
+        assert_eq!(returning.failed(at(110)), LinkState::Down(at(110)));
+        assert_eq!(LinkState::Never.failed(at(1)), LinkState::Never);
+        assert_eq!(LinkState::Up.reconnecting(), LinkState::Up);
+    }
+
+    #[test]
     fn who_never_reached_the_store_has_no_promise() {
         let never = |outage: &Outage| mode(LinkState::Never, PROMISE, outage, at(5));
         let mut outage = outage(OnOutage::Open);
         assert_eq!(never(&outage), LedgerMode::Holding(Instant::FAR));
         outage.bootstrap_ppm = 100_000;
-        assert_eq!(never(&outage), LedgerMode::Fallback(100_000));
+        let share = LedgerMode::Fallback {
+            share_ppm: 100_000,
+            noticed: at(5),
+        };
+        assert_eq!(never(&outage), share);
     }
 }

@@ -38,12 +38,12 @@ struct Guess {
 
 impl Offset {
     /// Adds an estimate from an answer that was requested at `sent`, arrived at `now` and carries
-    /// the store's instant `theirs`.
-    pub(super) fn observe(&mut self, sent: Instant, now: Instant, theirs: i64) {
+    /// the store's instant `store`.
+    pub(super) fn observe(&mut self, sent: Instant, now: Instant, store: Instant) {
         let round_trip = now.as_nanos().saturating_sub(sent.as_nanos()).max(0);
         let guess = Guess {
             at: now,
-            ahead: sent.as_nanos() + round_trip / 2 - theirs,
+            ahead: sent.as_nanos() + round_trip / 2 - store.as_nanos(),
             round_trip,
         };
         if let Some(best) = self.best() {
@@ -73,13 +73,13 @@ impl Offset {
     }
 
     /// Converts an instant of the store's clock to this process's clock.
-    pub(super) fn to_local_clock(&self, theirs: i64) -> Instant {
-        Instant::from_nanos(theirs.saturating_add(self.ahead()))
+    pub(super) fn to_local_clock(&self, store: Instant) -> Instant {
+        Instant::from_nanos(store.as_nanos().saturating_add(self.ahead()))
     }
 
-    /// Converts an instant of this process's clock to nanoseconds of the store's clock.
-    pub(super) fn to_store_clock(&self, local: Instant) -> i64 {
-        local.as_nanos().saturating_sub(self.ahead())
+    /// Converts an instant of this process's clock to the store's clock.
+    pub(super) fn to_store_clock(&self, local: Instant) -> Instant {
+        Instant::from_nanos(local.as_nanos().saturating_sub(self.ahead()))
     }
 
     /// Returns the estimated time in nanoseconds between an answer in the store and its arrival
@@ -124,22 +124,22 @@ mod tests {
     #[test]
     fn the_quickest_answer_counts() {
         let mut offset = Offset::default();
-        offset.observe(at(1000), at(1100), 5_000 * MS);
-        assert_eq!(offset.to_local_clock(5_000 * MS), at(1050));
-        offset.observe(at(2000), at(2002), 5_941 * MS);
-        assert_eq!(offset.to_local_clock(5_941 * MS), at(2001));
-        offset.observe(at(4000), at(4300), 8_090 * MS);
-        assert_eq!(offset.to_local_clock(5_941 * MS), at(2001));
+        offset.observe(at(1000), at(1100), at(5_000));
+        assert_eq!(offset.to_local_clock(at(5_000)), at(1050));
+        offset.observe(at(2000), at(2002), at(5_941));
+        assert_eq!(offset.to_local_clock(at(5_941)), at(2001));
+        offset.observe(at(4000), at(4300), at(8_090));
+        assert_eq!(offset.to_local_clock(at(5_941)), at(2001));
         offset.took(at(4000), at(4300));
         assert_eq!(offset.delay(), 299 * MS);
-        assert_eq!(offset.to_store_clock(at(2001)), 5_941 * MS);
+        assert_eq!(offset.to_store_clock(at(2001)), at(5_941));
     }
 
     #[test]
     fn slots_are_put_off_when_most_answers_are_slow() {
         let mut offset = Offset::default();
         for (sent, took) in [(1000, 2), (1010, 60), (1080, 2), (1090, 2)] {
-            offset.observe(at(sent), at(sent + took), (sent + 1) * MS);
+            offset.observe(at(sent), at(sent + took), at(sent + 1));
             offset.took(at(sent), at(sent + took));
         }
         assert_eq!(offset.delay(), MS);
@@ -153,16 +153,16 @@ mod tests {
     #[test]
     fn a_stepped_clock_is_noticed() {
         let mut offset = Offset::default();
-        offset.observe(at(1000), at(1002), 1001 * MS);
-        offset.observe(at(2000), at(2002), 4001 * MS);
-        assert_eq!(offset.to_local_clock(4001 * MS), at(2001));
+        offset.observe(at(1000), at(1002), at(1001));
+        offset.observe(at(2000), at(2002), at(4001));
+        assert_eq!(offset.to_local_clock(at(4001)), at(2001));
     }
 
     #[test]
     fn an_old_guess_is_forgotten() {
         let mut offset = Offset::default();
-        offset.observe(at(0), at(2), MS);
-        offset.observe(at(70_000), at(70_010), 70_006 * MS);
-        assert_eq!(offset.to_local_clock(70_006 * MS), at(70_005));
+        offset.observe(at(0), at(2), at(1));
+        offset.observe(at(70_000), at(70_010), at(70_006));
+        assert_eq!(offset.to_local_clock(at(70_006)), at(70_005));
     }
 }

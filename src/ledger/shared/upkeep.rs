@@ -28,16 +28,21 @@ impl<L: Link> SharedState<L> {
         }
     }
 
+    /// Returns all targets that have a local view.
+    fn handles(&self) -> Vec<(Arc<str>, Arc<TargetHandle>)> {
+        let targets = lock(&self.targets);
+        let all = targets.iter();
+        all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
+            .collect()
+    }
+
     /// Records that a call failed. If the store was connected, this is logged once and fallback
     /// mode begins.
     pub(super) fn on_failure(&self, error: &LinkError) {
         let now = self.clock.now();
-        let newly = self.mode.send_if_modified(|connection| {
-            let up = *connection == LinkState::Up;
-            if up || matches!(connection, LinkState::Returning(_)) {
-                *connection = LinkState::Down(now);
-            }
-            up
+        let newly = self.link_state.send_if_modified(|link| {
+            let was = std::mem::replace(link, link.failed(now));
+            was.is_up()
         });
         if newly {
             self.metrics.set_ledger_connected(false);
@@ -59,33 +64,22 @@ impl<L: Link> SharedState<L> {
             };
         }
         self.live.store(heartbeat.live, Ordering::Relaxed);
-        let targets: Vec<(Arc<str>, Arc<TargetHandle>)> = {
-            let targets = lock(&self.targets);
-            let all = targets.iter();
-            all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
-                .collect()
-        };
-        let was = *self.mode.borrow();
-        for (name, handle) in targets {
+        let was_up = self.link_state.borrow().is_up();
+        for (name, handle) in self.handles() {
             let mut view = handle.view();
-            if was != LinkState::Up {
+            if !was_up {
                 view.resync = true;
-                view.end_fallback();
+                view.fallback.end();
             }
-            view.pins = heartbeat
-                .pins
-                .iter()
-                .filter(|pin| pin.target == name)
-                .map(|pin| (Arc::clone(&pin.limit), pin.bound))
-                .collect();
-            let epoch = heartbeat.epochs.iter().find(|(target, _)| *target == name);
-            if let Some((_, epoch)) = epoch {
+            let pins = heartbeat.pins.iter().filter(|pin| pin.target == name);
+            view.pins = pins.map(|pin| (Arc::clone(&pin.limit), pin.spec)).collect();
+            if let Some(epoch) = heartbeat.epochs.get(&name) {
                 view.learn_epoch(*epoch);
             }
             handle.publish(view.epoch);
         }
-        if was != LinkState::Up {
-            self.mode.send_replace(LinkState::Up);
+        if !was_up {
+            self.link_state.send_replace(LinkState::Up);
             self.metrics.set_ledger_connected(true);
             tracing::info!(replicas = heartbeat.live, "connected to the ledger");
         }
@@ -96,7 +90,7 @@ impl<L: Link> SharedState<L> {
     pub(super) async fn heartbeat_loop(self: Arc<Self>) {
         let share_for = nanos(self.outage.share_for);
         let mut swept = self.clock.now();
-        let mut mode = self.mode.subscribe();
+        let mut link_state = self.link_state.subscribe();
         loop {
             let wait = self.heartbeat(share_for).await;
             let now = self.clock.now();
@@ -105,13 +99,13 @@ impl<L: Link> SharedState<L> {
                 // A failure is ignored, because other replicas also sweep the store.
                 let _ = self.link.sweep().await;
             }
-            let up = *mode.borrow_and_update() == LinkState::Up;
+            let up = link_state.borrow_and_update().is_up();
             tokio::select! {
                 () = self.clock.sleep_until(now + wait) => {}
                 () = self.link.notified() => {}
                 // A call has failed. The heartbeat follows at once, because a restarted server
                 // waits for reports.
-                _ = mode.wait_for(|now| *now != LinkState::Up), if up => {}
+                _ = link_state.wait_for(|now| !now.is_up()), if up => {}
             }
         }
     }
@@ -120,19 +114,19 @@ impl<L: Link> SharedState<L> {
         // A heartbeat may be stored although its reply is lost. Then other replicas would reserve
         // the fallback share later than this replica assumes, so a check without effect comes
         // first.
-        if !matches!(*self.mode.borrow(), LinkState::Up)
+        let before = *self.link_state.borrow();
+        if !before.is_up()
             && let Err(error) = self.link.reach().await
         {
             self.on_failure(&error);
             return PROBE_EVERY;
         }
-        let before = *self.mode.borrow();
-        if let LinkState::Down(since) = before {
-            self.mode.send_replace(LinkState::Returning(since));
-            if self.report_usage().await.is_err() {
-                self.mode.send_replace(before);
-                return PROBE_EVERY;
-            }
+        self.link_state
+            .send_if_modified(|link| std::mem::replace(link, link.reconnecting()) != *link);
+        if !before.is_up() && self.report_usage().await.is_err() {
+            self.link_state
+                .send_if_modified(|link| std::mem::replace(link, link.report_failed()) != *link);
+            return PROBE_EVERY;
         }
         let sent = self.clock.now();
         let held = self.store().share.ppm;
@@ -152,15 +146,18 @@ impl<L: Link> SharedState<L> {
             Ok(None) => Duration::from_millis(5).mul_f64(1.0 + self.random.unit()),
             Err(error) => {
                 self.on_failure(&error);
-                let first = before == LinkState::Up;
-                if first { Duration::ZERO } else { PROBE_EVERY }
+                if before.is_up() {
+                    Duration::ZERO
+                } else {
+                    PROBE_EVERY
+                }
             }
         }
     }
 
     /// Sends a call that books nothing, and repeats it while the store is busy.
-    async fn send_report(&self, call: Call) -> Result<(), LinkError> {
-        while matches!(self.link.call(call.clone()).await?, Reply::Busy) {
+    async fn send_report(&self, call: &Call) -> Result<(), LinkError> {
+        while matches!(self.link.call(call).await?, Reply::Busy) {
             self.pause().await;
         }
         Ok(())
@@ -179,23 +176,17 @@ impl<L: Link> SharedState<L> {
     /// unused while this replica counts as silent. A restarted server may have lost its last
     /// writes. So it books nothing for 2 s, which gives all replicas time for their reports.
     async fn report_usage(&self) -> Result<(), LinkError> {
-        let places: Vec<(Arc<str>, Arc<TargetHandle>)> = {
-            let targets = lock(&self.targets);
-            let all = targets.iter();
-            all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
-                .collect()
-        };
-        for (name, handle) in places {
+        for (name, handle) in self.handles() {
             let now = self.clock.now();
-            let (spent, calls) = {
+            let (usage, calls) = {
                 let (store, mut view) = (self.store(), handle.view());
-                let spent = view.take_usage();
-                let calls = view.usage_calls(&spent, &name, self.replica, &store.offset, now);
-                (spent, calls)
+                let usage = view.fallback.take_usage();
+                let calls = view.usage_calls(&usage, &name, self.replica, &store.offset, now);
+                (usage, calls)
             };
             for call in calls {
-                if let Err(error) = self.send_report(call).await {
-                    handle.view().restore_usage(spent);
+                if let Err(error) = self.send_report(&call).await {
+                    handle.view().fallback.restore_usage(usage);
                     return Err(error);
                 }
             }
@@ -205,13 +196,18 @@ impl<L: Link> SharedState<L> {
 
     /// Reports a block to the store as soon as it is connected. The report is dropped when the
     /// block ends.
-    pub(super) async fn report_block(&self, handle: &TargetHandle, target: Arc<str>, until: i64) {
-        let mut connection = self.mode.subscribe();
+    pub(super) async fn report_block(
+        &self,
+        handle: &TargetHandle,
+        target: Arc<str>,
+        until: Instant,
+    ) {
+        let mut link_state = self.link_state.subscribe();
         loop {
             if self.store().offset.to_store_clock(self.clock.now()) >= until {
                 return;
             }
-            let up = connection.wait_for(|connection| *connection == LinkState::Up);
+            let up = link_state.wait_for(|link| link.is_up());
             if up.await.is_err() {
                 return;
             }
@@ -239,8 +235,8 @@ impl<L: Link> SharedState<L> {
             let Some(call) = call.filter(|_| inner.mode() == LedgerMode::Connected) else {
                 return;
             };
-            match inner.send_report(call).await {
-                Ok(()) => handle.view().reported(),
+            match inner.send_report(&call).await {
+                Ok(()) => handle.view().reported(&call),
                 Err(error) => inner.on_failure(&error),
             }
         });

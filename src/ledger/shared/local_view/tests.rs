@@ -1,54 +1,57 @@
 //! Tests of the bookings that a local view makes in fallback mode.
 
+use std::time::Duration;
+
+use smallvec::smallvec;
+
 use super::*;
-use crate::ledger::Run;
 use crate::policy::{Algorithm, Bound, Limit, LimitSet};
 use crate::units::Rate;
-use smallvec::smallvec;
 
 const SECOND: i64 = 1_000_000_000;
 
-fn ask(bound: Bound, want: u32) -> Ask {
-    let mut limits = LimitSet::default();
-    limits.insert(0);
-    Ask {
-        target: Arc::new(Target::named("t", vec![Limit::new("l", bound)])),
-        runs: smallvec![Run {
-            scope: Scope::plain(limits),
-            want,
-            waiting: want,
-        }],
-    }
+/// Requests of one target, which are booked at a fallback share of one half.
+struct Requests {
+    target: Target,
+    runs: SmallVec<[Run; 2]>,
 }
 
-/// Returns the slots that a fallback share of one half allows at the given second.
-fn half(view: &mut LocalView, ask: &Ask, at: i64) -> Vec<Slot> {
-    let now = Instant::from_nanos(at * SECOND);
-    let granted = view.book_fallback(ask, 500_000, now, SECOND / 10, now);
-    granted.into_iter().flat_map(|grant| grant.slots).collect()
+impl Requests {
+    fn new(bound: Bound, want: u32) -> Self {
+        let mut limits = LimitSet::default();
+        limits.insert(0);
+        Self {
+            target: Target::named("t", vec![Limit::new("l", bound)]),
+            runs: smallvec![Run::new(Scope::plain(limits), want, want)],
+        }
+    }
+
+    fn book(&self, view: &mut LocalView, at: i64) -> (Answer, Vec<Slot>) {
+        let now = Instant::from_nanos(at * SECOND);
+        let answer = view.book_fallback(&self.target, self.runs.clone(), (500_000, now), now);
+        let slots = answer.slots(0, &self.runs[0].scope).collect();
+        (answer, slots)
+    }
 }
 
 #[test]
 fn p12_predictable_permits_from_before_count_in_the_share() {
     let mut view = LocalView::default();
-    let asks = ask(Bound::Concurrent(10), 4);
-    let linked: Vec<Slot> = half(&mut LocalView::default(), &asks, 1);
-    assert_eq!(linked.len(), 4);
-    for slot in &linked {
-        view.take(&asks.target, slot);
-    }
-    let mut fallback = half(&mut view, &asks, 2);
+    let requests = Requests::new(Bound::Concurrent(10), 4);
+    let (answer, connected) = requests.book(&mut LocalView::default(), 1);
+    assert_eq!(connected.len(), 4);
+    view.take(&requests.target, &requests.runs, &answer);
+    let (_, fallback) = requests.book(&mut view, 2);
     assert_eq!(
         fallback.len(),
         1,
         "the share is five permits, and four are held"
     );
-    for slot in linked.into_iter().chain(fallback.drain(..)) {
-        view.release_fallback(&asks.target, &slot);
-        view.release(&asks.target, &slot);
+    for slot in connected.into_iter().chain(fallback) {
+        view.release(&requests.target, &slot);
     }
-    assert_eq!(half(&mut view, &asks, 3).len(), 4);
-    assert_eq!(half(&mut view, &asks, 3).len(), 1);
+    assert_eq!(requests.book(&mut view, 3).1.len(), 4);
+    assert_eq!(requests.book(&mut view, 3).1.len(), 1);
 }
 
 #[test]
@@ -56,11 +59,27 @@ fn p12_predictable_a_return_that_fails_gives_no_new_share() {
     let mut view = LocalView::default();
     let rate = Rate::new(2, Duration::from_secs(60)).unwrap();
     let algorithm = Algorithm::TokenBucket { burst: Some(1) };
-    let asks = ask(Bound::Rate { rate, algorithm }, 1);
-    assert_eq!(half(&mut view, &asks, 100).len(), 1);
-    let untold = view.take_usage();
-    view.restore_usage(untold);
-    assert_eq!(half(&mut view, &asks, 101).len(), 0);
-    view.end_fallback();
-    assert_eq!(half(&mut view, &asks, 102).len(), 1);
+    let requests = Requests::new(Bound::Rate { rate, algorithm }, 1);
+    assert_eq!(requests.book(&mut view, 100).1.len(), 1);
+    let unreported = view.fallback.take_usage();
+    view.fallback.restore_usage(unreported);
+    assert_eq!(requests.book(&mut view, 101).1.len(), 0);
+    view.fallback.end();
+    assert_eq!(requests.book(&mut view, 102).1.len(), 1);
+}
+
+#[test]
+fn a_release_during_a_report_is_reported_again() {
+    let mut view = LocalView::default();
+    let requests = Requests::new(Bound::Concurrent(10), 2);
+    let (_, slots) = requests.book(&mut view, 1);
+    let name: Arc<str> = "t".into();
+    view.release(&requests.target, &slots[0]);
+    let report = view.report(&name, 1).unwrap();
+    view.release(&requests.target, &slots[1]);
+    view.reported(&report);
+    let next = view.report(&name, 1).unwrap();
+    assert_eq!((report.rows[0].held, next.rows[0].held), (1, 0));
+    view.reported(&next);
+    assert!(view.report(&name, 1).is_none());
 }

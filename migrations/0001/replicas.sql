@@ -1,0 +1,126 @@
+-- Reports of replicas besides their bookings: heartbeats, blocks, corrections, pins.
+
+-- Returns the part of every rate that is reserved for silent replicas, in millionths.
+create function outpace.lost_v1(p_replica int8, t int8) returns int8 language plpgsql stable as $$
+begin
+  return (select least(coalesce(sum(share_ppm), 0), 1000000) from outpace.replica
+           where id <> p_replica and silent_ns < t and reserved_until_ns > t);
+end $$;
+
+-- Blocks a target until `p_until`, because its origin asked for a pause, and notifies all
+-- replicas. Returns the number of blocks that the target has had.
+create function outpace.block_v1(p_target text, p_until int8) returns int8 language plpgsql volatile as $$
+declare t outpace.target;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  perform set_config('synchronous_commit', 'on', true);
+  insert into outpace.target (name, server_ns) values (p_target, outpace.started_v1()) on conflict do nothing;
+  select * into t from outpace.target where name = p_target;
+  -- Many late refusals count as one event, so only a block with a later end is new.
+  if p_until <= greatest(outpace.clock_v1(), t.clock_ns) or p_until <= t.blocked_ns then return t.epoch; end if;
+  update outpace.target set blocked_ns = p_until, phase = 1, epoch = t.epoch + 1 where name = p_target;
+  update outpace.schedule set mark = greatest(mark, p_until + tolerance_ns)
+   where target = p_target and kind = 'token';
+  perform pg_notify('outpace', p_target);
+  return t.epoch + 1;
+end $$;
+
+-- Records the outcome of the probe after block number `p_epoch`, which is answered or was never
+-- sent.
+create function outpace.probe_v1(p_target text, p_epoch int8, p_answered bool) returns void
+language plpgsql volatile as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  update outpace.target set phase = case when p_answered then 0 else 1 end
+   where name = p_target and epoch = p_epoch and phase = 2;
+  if found then perform pg_notify('outpace', p_target); end if;
+end $$;
+
+-- Adds `p_units` to the cost that was booked. The number is negative if a request cost less than
+-- its estimate.
+create function outpace.correct_v1(p_target text, p_limit text, p_key text, p_units int8) returns void
+language plpgsql volatile as $$
+declare w outpace.schedule; now_ns int8;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  perform set_config('synchronous_commit', 'off', true);
+  select * into w from outpace.schedule s
+   where s.target = p_target and s.limit_name = p_limit and s.key = p_key;
+  if not found then return; end if;
+  select greatest(outpace.clock_v1(), clock_ns) into now_ns from outpace.target where name = p_target;
+  perform outpace.save_schedule_v1(outpace.corrected_v1(w, p_units, now_ns));
+end $$;
+
+-- Returns the blocks of all targets and the pins of operators, for the reply to a heartbeat.
+create function outpace.news_v1() returns jsonb language plpgsql stable as $$
+begin
+  return jsonb_build_object(
+    'epochs', (select coalesce(jsonb_object_agg(name, epoch), '{}') from outpace.target),
+    'pins', (select coalesce(jsonb_agg(jsonb_build_object('target', target, 'limit', limit_name, 'spec', spec)), '[]')
+               from outpace.pin));
+end $$;
+
+-- Stores a heartbeat and returns the reply, or null if the lock is taken. Each live replica gets
+-- a fallback share of every rate, which it may use while it is disconnected. All fallback shares
+-- together never exceed the whole rate. `p_held` is the fallback share that the replica last
+-- received. A lower share takes effect only after the replica has received it, because replies
+-- get lost.
+create function outpace.heartbeat_v1(p_id int8, p_name text, p_version text, p_share_for int8, p_held int8)
+returns jsonb language plpgsql volatile as $$
+declare now_ns int8; live int8; others int8; share int8; every int8; silent int8; reserved int8;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('outpace replicas', 0)) then return null; end if;
+  now_ns := outpace.clock_v1();
+  delete from outpace.replica where reserved_until_ns < now_ns and id <> p_id;
+  select count(*) + 1, coalesce(sum(share_ppm), 0) into live, others from outpace.replica where id <> p_id;
+  share := least(1000000 / live, greatest(1000000 - others, 0));
+  select least(share_ppm, p_held) into reserved from outpace.replica where id = p_id;
+  every := greatest(500000000, live * 2000000); silent := 4 * every;
+  insert into outpace.replica
+    values (p_id, p_name, p_version, now_ns, now_ns + silent, now_ns + silent + p_share_for,
+            greatest(share, coalesce(reserved, 0)))
+    on conflict (id) do update set name = excluded.name, version = excluded.version, seen_ns = excluded.seen_ns,
+      silent_ns = excluded.silent_ns, reserved_until_ns = excluded.reserved_until_ns, share_ppm = excluded.share_ppm;
+  return outpace.news_v1() || jsonb_build_object('now', now_ns, 'live', live, 'share', share, 'every', every,
+    'silent', silent, 'started', outpace.started_v1());
+end $$;
+
+-- Pins a limit's numbers for all replicas, or removes the pin if `p_spec` is null. Replicas are
+-- notified at once.
+create function outpace.pin_v1(p_target text, p_limit text, p_spec jsonb) returns void
+language plpgsql volatile as $$
+begin
+  if p_spec is null then
+    delete from outpace.pin where target = p_target and limit_name = p_limit;
+  else
+    insert into outpace.pin values (p_target, p_limit, p_spec)
+      on conflict (target, limit_name) do update set spec = excluded.spec;
+  end if;
+  perform pg_notify('outpace', p_target);
+end $$;
+
+-- Removes a replica after a clean exit, so that its fallback share and its permits are free at
+-- once.
+create function outpace.leave_v1(p_id int8) returns void language plpgsql volatile as $$
+begin
+  delete from outpace.replica where id = p_id;
+  delete from outpace.permit where replica = p_id;
+  delete from outpace.flow where replica = p_id;
+end $$;
+
+-- Removes idle keys, old flows and permits of replicas that are gone.
+create function outpace.sweep_v1() returns void language plpgsql volatile as $$
+declare now_ns int8 := outpace.clock_v1(); minute constant int8 := 60000000000;
+begin
+  perform set_config('synchronous_commit', 'off', true);
+  delete from outpace.flow where due_ns + minute < now_ns;
+  delete from outpace.permit p where not exists (select from outpace.replica r where r.id = p.replica);
+  delete from outpace.schedule s where s.key <> '' and s.agreed_ns + minute < now_ns
+     and case s.kind
+           when 'token' then s.mark <= now_ns
+           when 'sliding' then coalesce(s.log_at[cardinality(s.log_at)], 0) + s.period_ns <= now_ns
+           when 'fixed' then (s.mark + 1) * s.period_ns <= now_ns
+           else not exists (select from outpace.permit p
+                             where (p.target, p.limit_name, p.key) = (s.target, s.limit_name, s.key))
+         end;
+end $$;

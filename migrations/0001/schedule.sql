@@ -1,0 +1,257 @@
+-- Arithmetic of schedules. The same functions exist in src/schedule, and the conformance suite
+-- compares the two.
+
+-- Returns this server's time in nanoseconds. A test may set another time for its own session.
+create function outpace.clock_v1() returns int8 language plpgsql volatile as $$
+begin
+  return coalesce(nullif(current_setting('outpace.clock_ns', true), '')::int8,
+                  (extract(epoch from clock_timestamp()) * 1000000)::int8 * 1000);
+end $$;
+
+-- Returns the start of this server in nanoseconds.
+create function outpace.started_v1() returns int8 language plpgsql stable as $$
+begin
+  return (extract(epoch from pg_postmaster_start_time()) * 1000000)::int8 * 1000;
+end $$;
+
+-- Returns n / d, rounded up, for positive numbers.
+create function outpace.div_ceil_v1(n int8, d int8) returns int8 language sql immutable as $$
+  select (n + d - 1) / d
+$$;
+
+-- Returns n + i * k, at most the largest int8.
+create function outpace.plus_v1(n int8, i int8, k int8) returns int8 language sql immutable as $$
+  select least(n + least(i::numeric * k, 9223372036854775807), 9223372036854775807)::int8
+$$;
+
+-- Returns the instant that stands for never. It lies beyond any horizon.
+create function outpace.never_v1() returns int8 language sql immutable as $$
+  select 4611686018427387903::int8
+$$;
+
+-- Returns the part of a count that remains if `lost` millionths are reserved for silent replicas.
+create function outpace.share_count_v1(n int8, lost int8) returns int8 language sql immutable as $$
+  select case when lost <= 0 then n else trunc(n::numeric * (1000000 - lost) / 1000000)::int8 end
+$$;
+
+-- Returns the interval of a token bucket if `lost` millionths are reserved for silent replicas.
+-- Null if less than one unit per period and less than half of the rate remain, because a booking
+-- would be a debt long after the silent replicas have returned.
+create function outpace.share_interval_v1(i int8, period int8, lost int8) returns int8
+language plpgsql immutable as $$
+declare whole int8;
+begin
+  if lost <= 0 then return i; end if;
+  whole := outpace.share_count_v1(outpace.div_ceil_v1(period, i), lost);
+  if whole > 0 then return outpace.div_ceil_v1(period, whole); end if;
+  if lost > 500000 then return null; end if;
+  return trunc(i::numeric * 1000000 / (1000000 - lost))::int8;
+end $$;
+
+-- Returns the nanoseconds that one unit takes at the full rate, or 1 for permits.
+create function outpace.interval_v1(w outpace.schedule) returns int8 language sql immutable as $$
+  select greatest(case w.kind when 'token' then w.interval_ns when 'permits' then 1
+                              else w.period_ns / greatest(w.n, 1) end, 1)
+$$;
+
+-- Returns the earliest instant from `t` on at which a sliding window allows `units` more.
+create function outpace.earliest_sliding_v1(w outpace.schedule, n int8, t int8, units int8)
+returns int8 language plpgsql immutable as $$
+declare push int8; newest int8;
+begin
+  if n = 0 then return outpace.never_v1(); end if;
+  if cardinality(w.log_at) = 0 then return t; end if;
+  newest := greatest(t, w.log_at[cardinality(w.log_at)]);
+  select coalesce(sum(x), 0) + greatest(1, least(units, n)) - n into push from unnest(w.log_units) x;
+  if push <= 0 then return newest; end if;
+  for k in 1 .. cardinality(w.log_at) loop
+    push := push - w.log_units[k];
+    if push <= 0 then return greatest(newest, w.log_at[k] + w.period_ns); end if;
+  end loop;
+  return newest;
+end $$;
+
+-- Returns the earliest instant from `t` on at which a fixed window allows `units` more. The guard
+-- keeps both edges of each window free.
+create function outpace.earliest_fixed_v1(w outpace.schedule, n int8, t int8, units int8)
+returns int8 language plpgsql immutable as $$
+declare win int8 := t / w.period_ns; at int8 := t; base int8; pos int8;
+begin
+  if n = 0 then return outpace.never_v1(); end if;
+  if t % w.period_ns >= w.period_ns - w.guard_ns then win := win + 1; end if;
+  at := greatest(at, win * w.period_ns + w.guard_ns);
+  if win > w.mark then base := win; pos := 0; else base := w.mark; pos := w.used; end if;
+  base := base + pos / n + case when pos % n + greatest(1, least(units, n)) > n then 1 else 0 end;
+  return case when base = win then at else base * w.period_ns + w.guard_ns end;
+end $$;
+
+-- Returns the earliest instant from `t` on at which the schedule allows `units` more.
+create function outpace.earliest_v1(w outpace.schedule, lost int8, t int8, units int8) returns int8
+language plpgsql immutable as $$
+declare i int8;
+begin
+  if w.kind = 'sliding' then
+    return outpace.earliest_sliding_v1(w, outpace.share_count_v1(w.n, lost), t, units);
+  elsif w.kind = 'fixed' then
+    return outpace.earliest_fixed_v1(w, outpace.share_count_v1(w.n, lost), t, units);
+  end if;
+  i := outpace.share_interval_v1(w.interval_ns, w.period_ns, lost);
+  if i is null then return outpace.never_v1(); end if;
+  return greatest(t, outpace.plus_v1(greatest(w.mark, t), i, least(units, w.tolerance_ns / i + 1) - 1)
+                     - w.tolerance_ns);
+end $$;
+
+-- Cuts the log of a sliding window to the last n units.
+create function outpace.trimmed_v1(w outpace.schedule) returns outpace.schedule
+language plpgsql immutable as $$
+declare excess int8; gone int8; k int := 1;
+begin
+  select coalesce(sum(x), 0) - w.n into excess from unnest(w.log_units) x;
+  while excess > 0 and k <= cardinality(w.log_units) loop
+    gone := least(excess, w.log_units[k]);
+    excess := excess - gone;
+    w.log_units[k] := w.log_units[k] - gone;
+    exit when w.log_units[k] > 0;
+    k := k + 1;
+  end loop;
+  if k > 1 then w.log_at := w.log_at[k:]; w.log_units := w.log_units[k:]; end if;
+  return w;
+end $$;
+
+-- Returns the schedule after `units` are sent at `t`.
+create function outpace.booked_v1(w outpace.schedule, lost int8, t int8, units int8)
+returns outpace.schedule language plpgsql immutable as $$
+declare l int;
+begin
+  if w.kind = 'token' then
+    w.mark := outpace.plus_v1(greatest(w.mark, t),
+                              outpace.share_interval_v1(w.interval_ns, w.period_ns, lost), units);
+    return w;
+  end if;
+  units := greatest(1, least(units, greatest(w.n, 1)));
+  if w.kind = 'sliding' then
+    l := cardinality(w.log_at);
+    if l > 0 and w.log_at[l] >= t then
+      w.log_units[l] := w.log_units[l] + units;
+    else
+      w.log_at := w.log_at || t; w.log_units := w.log_units || units;
+    end if;
+    return outpace.trimmed_v1(w);
+  elsif w.kind = 'fixed' then
+    if t / w.period_ns > w.mark then w.mark := t / w.period_ns; w.used := 0; end if;
+    w.used := w.used + units;
+  end if;
+  return w;
+end $$;
+
+-- Returns the schedule as if everything that it allows by `t` had been sent.
+create function outpace.filled_v1(w outpace.schedule, t int8) returns outpace.schedule
+language plpgsql immutable as $$
+begin
+  if w.kind = 'token' then w.mark := greatest(w.mark, t + w.tolerance_ns);
+  elsif w.kind = 'sliding' then w.log_at := array[t]; w.log_units := array[w.n];
+  elsif w.kind = 'fixed' then w.mark := t / w.period_ns; w.used := w.n;
+  end if;
+  return w;
+end $$;
+
+-- Returns the schedule `w` under the numbers of `v`. What was used stays used.
+create function outpace.adopted_v1(w outpace.schedule, v outpace.schedule, t int8)
+returns outpace.schedule language plpgsql immutable as $$
+declare a outpace.schedule := w;
+begin
+  a.kind := v.kind; a.n := v.n; a.period_ns := v.period_ns; a.interval_ns := v.interval_ns;
+  a.tolerance_ns := v.tolerance_ns; a.guard_ns := v.guard_ns; a.agreed_ns := t;
+  if w.kind <> v.kind then
+    a.mark := 0; a.used := 0; a.log_at := '{}'; a.log_units := '{}';
+    return outpace.filled_v1(a, t);
+  end if;
+  if v.kind = 'token' then
+    a.mark := outpace.plus_v1(t, outpace.div_ceil_v1(
+      least(greatest(w.mark - t, 0), 9000000000000000000 - w.interval_ns), w.interval_ns), v.interval_ns);
+  elsif v.kind = 'sliding' then
+    return outpace.trimmed_v1(a);
+  elsif v.kind = 'fixed' and w.period_ns <> v.period_ns then
+    a.mark := greatest(w.mark * w.period_ns / v.period_ns, (w.mark + 1) * w.period_ns / v.period_ns);
+  end if;
+  return a;
+end $$;
+
+-- Returns the schedule with at least the usage of `seen`, which is of the same kind. It is what a
+-- replica last received, and the server may have forgotten it.
+create function outpace.merged_v1(w outpace.schedule, seen outpace.schedule) returns outpace.schedule
+language plpgsql immutable as $$
+begin
+  if w.kind = 'token' then
+    w.mark := greatest(w.mark, seen.mark);
+  elsif w.kind = 'fixed' and (seen.mark, seen.used) > (w.mark, w.used) then
+    w.mark := seen.mark; w.used := seen.used;
+  elsif w.kind = 'sliding' then
+    select coalesce(array_agg(at order by at), '{}'), coalesce(array_agg(n order by at), '{}')
+      into w.log_at, w.log_units from (
+      select at, max(n) n from (
+        select * from unnest(w.log_at, w.log_units) as x(at, n)
+        union all
+        select * from unnest(seen.log_at, seen.log_units) as x(at, n)) both_logs
+      group by at) merged;
+    w := outpace.trimmed_v1(w);
+  end if;
+  return w;
+end $$;
+
+-- Books `units` that were sent at `t` in fallback mode, without a booking here.
+create function outpace.unbooked_v1(w outpace.schedule, t int8, units int8, now_ns int8)
+returns outpace.schedule language plpgsql immutable as $$
+begin
+  if w.kind = 'sliding' then
+    select array_agg(at order by at), array_agg(m order by at) into w.log_at, w.log_units from (
+      select at, sum(m)::int8 m from (
+        select * from unnest(w.log_at, w.log_units) as x(at, m) union all select t, units) both_logs
+      group by at) merged;
+    return outpace.trimmed_v1(w);
+  elsif w.kind = 'fixed' then
+    -- Fallback mode keeps no guard, so the request may have reached the origin in the next window.
+    t := t + w.guard_ns;
+    if t / w.period_ns = w.mark then w.used := w.used + units; return w; end if;
+  elsif w.kind = 'token' and t + w.period_ns <= now_ns then
+    -- Several replicas report the same span of time one after the other.
+    w.mark := greatest(w.mark, outpace.plus_v1(t, w.interval_ns, units));
+    return w;
+  end if;
+  return outpace.booked_v1(w, 0, t, units);
+end $$;
+
+-- Returns the schedule after a correction of its cost by `units`, which may be negative.
+create function outpace.corrected_v1(w outpace.schedule, units int8, now_ns int8)
+returns outpace.schedule language plpgsql immutable as $$
+declare back int8 := -units; gone int8; l int := cardinality(w.log_at);
+begin
+  if w.kind = 'token' then
+    w.mark := w.mark + units * w.interval_ns;
+  elsif w.kind = 'fixed' then
+    w.used := greatest(0, w.used + units);
+  elsif w.kind = 'sliding' and units > 0 then
+    return outpace.booked_v1(w, 0, now_ns, units);
+  elsif w.kind = 'sliding' then
+    while back > 0 and l > 0 loop
+      gone := least(back, w.log_units[l]);
+      w.log_units[l] := w.log_units[l] - gone; back := back - gone;
+      exit when w.log_units[l] > 0;
+      l := l - 1;
+    end loop;
+    w.log_at := w.log_at[1:l]; w.log_units := w.log_units[1:l];
+  end if;
+  return w;
+end $$;
+
+-- Returns true if the first schedule allows less than the second one, by a lower rate or by the
+-- same rate with a smaller burst. Permits and rates cannot be compared.
+create function outpace.is_stricter_v1(x outpace.schedule, y outpace.schedule) returns bool
+language plpgsql immutable as $$
+declare x_units numeric := 1; x_ns numeric := x.interval_ns; y_units numeric := 1; y_ns numeric := y.interval_ns;
+begin
+  if x.kind = 'permits' or y.kind = 'permits' then return x.kind = y.kind and x.n < y.n; end if;
+  if x.kind <> 'token' then x_units := x.n; x_ns := x.period_ns; end if;
+  if y.kind <> 'token' then y_units := y.n; y_ns := y.period_ns; end if;
+  return (x_units * y_ns, x.tolerance_ns) < (y_units * x_ns, y.tolerance_ns);
+end $$;

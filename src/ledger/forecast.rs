@@ -1,0 +1,63 @@
+//! Forecasts for newcomers, from the schedules that are known without a call.
+
+use std::sync::Arc;
+
+use super::Forecast;
+use super::call::spec_of;
+use crate::clock::Instant;
+use crate::policy::{Scope, Target};
+use crate::schedule::Schedule;
+
+/// A known schedule that serves as the base of a forecast.
+pub(super) enum KnownSchedule<'a> {
+    /// A schedule with numbers that are in force, even if the caller's policy has other numbers.
+    InForce(&'a Schedule),
+    /// A schedule of the last call, which is converted first if the caller's policy has other
+    /// numbers.
+    Latest(&'a Schedule),
+}
+
+/// Estimates the instant at which a request of `scope` could be sent after `ahead` units of earlier
+/// requests. `known` returns the schedule of a limit and key. A schedule that it does not know
+/// counts as unused.
+pub(super) fn forecast<'a>(
+    target: &Target,
+    scope: &Scope,
+    ahead: &[i64],
+    from: Instant,
+    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<KnownSchedule<'a>>,
+) -> Forecast {
+    let mut forecast = Forecast {
+        at: from,
+        held_by: None,
+    };
+    for index in scope.limits.iter() {
+        let Some(limit) = target.limits.get(index) else {
+            continue;
+        };
+        let spec = spec_of(limit.bound);
+        let Some(fresh) = Schedule::unused(spec) else {
+            continue;
+        };
+        let ahead = ahead.get(index).copied().unwrap_or(0);
+        let cost = scope.cost(index);
+        let at = match known(&limit.name, scope.shared_key(index)) {
+            Some(KnownSchedule::InForce(schedule)) => schedule.forecast(from, ahead, cost),
+            Some(KnownSchedule::Latest(schedule)) if schedule.spec() == spec => {
+                schedule.forecast(from, ahead, cost)
+            }
+            Some(KnownSchedule::Latest(schedule)) => {
+                let changed = schedule.clone().adopt(fresh, from);
+                changed.forecast(from, ahead, cost)
+            }
+            None => fresh.forecast(from, ahead, cost),
+        };
+        if at > forecast.at {
+            forecast = Forecast {
+                at,
+                held_by: Some(index),
+            };
+        }
+    }
+    forecast
+}

@@ -1,0 +1,166 @@
+//! Bookings in fallback mode, from the fallback share of this replica, and the usage to report when
+//! the store answers again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::HashMap;
+
+use super::super::book::{Book, Users};
+use super::super::call::{Answer, Call, ScheduleUse};
+use super::local_view::Id;
+use super::offset::Offset;
+use crate::bounds::HORIZON_MIN;
+use crate::clock::Instant;
+use crate::schedule::{Schedule, ScheduleState, Spec, whole_share};
+use crate::units::nanos;
+
+/// Maximum number of entries per schedule that record the usage in fallback mode.
+const USAGE_MAX: usize = 10_000;
+/// Maximum time until another attempt to book in fallback mode, because the store may answer again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The schedules at the fallback share of one target, on this process's clock.
+#[derive(Debug, Default)]
+pub(super) struct Fallback {
+    /// Share in millionths, and the schedules at this share. `None` while the store answers.
+    book: Option<(i64, Book)>,
+    usage: Unbooked,
+}
+
+/// Usage in fallback mode that the store has not booked.
+#[derive(Debug, Default)]
+pub(super) struct Unbooked(HashMap<Id, (Spec, Vec<(i64, i64)>)>);
+
+impl Unbooked {
+    /// Returns the usage of a schedule as pairs of an instant on the store's clock and units.
+    pub(super) fn of(&self, id: &Id, offset: &Offset) -> Vec<(i64, i64)> {
+        let usage = self.0.get(id).map_or(&[][..], |(_, usage)| usage);
+        let to_store = |at: i64| offset.to_store_clock(Instant::from_nanos(at)).as_nanos();
+        usage
+            .iter()
+            .map(|(at, units)| (to_store(*at), *units))
+            .collect()
+    }
+
+    pub(super) fn contains(&self, id: &Id) -> bool {
+        self.0.contains_key(id)
+    }
+
+    /// Returns the schedules with usage, each with the numbers of the whole limit.
+    pub(super) fn specs(&self) -> impl Iterator<Item = (&Id, Spec)> {
+        self.0.iter().map(|(id, (spec, _))| (id, *spec))
+    }
+}
+
+impl Fallback {
+    /// Books from the fallback share. The pair is the share in millionths and the instant from which
+    /// the other replicas leave it unused.
+    pub(super) fn book(
+        &mut self,
+        call: &mut Call,
+        (ppm, noticed): (i64, Instant),
+        now: Instant,
+    ) -> Answer {
+        call.horizon = nanos(HORIZON_MIN);
+        let specs: Vec<Spec> = call.rows.iter().map(|row| row.spec).collect();
+        for row in &mut call.rows {
+            cut_to_share(row, ppm, noticed);
+        }
+        if !matches!(self.book, Some((known, _)) if known == ppm) {
+            self.book = None;
+        }
+        let (_, book) = self.book.get_or_insert_with(|| (ppm, Book::default()));
+        let mut answer = book.call(call, now.as_nanos(), Users::One);
+        for (run, grant) in call.runs.iter().zip(&mut answer.runs) {
+            if let Some(short) = &mut grant.short {
+                let soon = now + ASK_AGAIN;
+                short.ask_again = Some(short.ask_again.map_or(soon, |at| at.min(soon)));
+            }
+            for (index, cost) in run.uses() {
+                let (Some(row), Some(spec)) = (call.rows.get(index), specs.get(index)) else {
+                    continue;
+                };
+                let id = (Arc::clone(&row.limit), row.key.clone());
+                let (_, usage) = self
+                    .usage
+                    .0
+                    .entry(id)
+                    .or_insert_with(|| (*spec, Vec::new()));
+                let room = USAGE_MAX.saturating_sub(usage.len());
+                let sent = grant.slots.iter().map(|at| (at.as_nanos(), cost));
+                usage.extend(sent.take(room));
+            }
+        }
+        answer
+    }
+
+    /// Returns the schedules in use, or `None` outside fallback mode.
+    pub(super) fn in_use(&self) -> Option<&Book> {
+        self.book.as_ref().map(|(_, book)| book)
+    }
+
+    /// Returns one permit to the fallback share.
+    pub(super) fn release(&mut self, (limit, key): &Id) {
+        if let Some((_, book)) = &mut self.book {
+            book.release(limit, key.as_ref(), 0);
+        }
+    }
+
+    /// Ends fallback mode, because the store answers again.
+    pub(super) fn end(&mut self) {
+        self.book = None;
+    }
+
+    /// Returns the usage of one schedule, for a call.
+    pub(super) fn usage(&self, id: &Id, offset: &Offset) -> Vec<(i64, i64)> {
+        self.usage.of(id, offset)
+    }
+
+    /// Forgets the usage of a schedule, because the store has booked it.
+    pub(super) fn forget(&mut self, id: &Id) {
+        self.usage.0.remove(id);
+    }
+
+    /// Removes and returns all usage, for a report.
+    pub(super) fn take_usage(&mut self) -> Unbooked {
+        std::mem::take(&mut self.usage)
+    }
+
+    /// Restores usage whose report has failed, in front of usage since then.
+    pub(super) fn restore_usage(&mut self, unreported: Unbooked) {
+        for (id, (spec, mut before)) in unreported.0 {
+            let (_, usage) = self.usage.0.entry(id).or_insert_with(|| (spec, Vec::new()));
+            before.append(usage);
+            *usage = before;
+        }
+    }
+}
+
+/// Replaces the numbers of a limit by those of the fallback share.
+///
+/// Other replicas may have used up a window just before they noticed the silence, so the share of a
+/// window begins one window later. The rates of token buckets add up, so theirs begins at once.
+fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
+    let full = row.spec;
+    let Some(schedule) = Schedule::unused(full) else {
+        if let Spec::Permits { n } = full {
+            row.spec = Spec::Permits {
+                n: whole_share(n, ppm),
+            };
+        }
+        return;
+    };
+    row.held = 0;
+    let Some(share) = schedule.at_fallback_share(ppm) else {
+        row.spec = Spec::Permits { n: 0 };
+        return;
+    };
+    row.spec = share.spec();
+    if let Spec::Sliding { window, .. } | Spec::Fixed { window, .. } = full {
+        row.seen = Some(ScheduleState {
+            mark: noticed.as_nanos().saturating_add(window),
+            ..ScheduleState::unused(row.spec)
+        });
+    }
+}
