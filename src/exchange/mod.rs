@@ -11,7 +11,6 @@
 //! goes away, the drop of the record reports that. `Exchange::run` contains the steps above.
 
 mod admission;
-mod attempt;
 mod body;
 mod body_budget;
 mod defer;
@@ -24,6 +23,7 @@ mod reason_table;
 mod record;
 mod respond;
 mod stored;
+mod template;
 mod tunnel;
 
 pub use body::Outgoing;

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 
-use super::attempt::Template;
+use super::template::Template;
 use super::body::{InboundBody, Outgoing, Replayable};
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::BODY_PEEK;
