@@ -128,7 +128,7 @@ impl Deliverer {
             };
             let until = match next {
                 DrainStep::Send(buffer, item, opens) => {
-                    let delivery = Arc::new(drain.set_out(buffer, *item, opens));
+                    let delivery = drain.set_out(buffer, *item, opens);
                     let (inner, id) = (Arc::clone(self), Arc::clone(&delivery.item.id));
                     let task = flying.spawn(async move {
                         let recorded = inner.deliver(&delivery).await;

@@ -1,12 +1,12 @@
-//! Delivery of one item: claims it shortly before its turn, sends it once and records the outcome.
+//! Delivery of one item. `deliver` and `attempt` show the steps in their order: reserve a place in
+//! the target's queue, claim the item in the store, prepare a turn and a connection, send, record.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::Response as HttpResponse;
+use http::{Request, Response, header};
 use http_body_util::BodyExt as _;
 use tokio::sync::watch;
 
@@ -14,18 +14,20 @@ use super::gate::{Gate, GateStage};
 use super::outbound::{fields, request};
 use super::{Deliverer, POLL, REST};
 use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
-use crate::clock::{Clock, Instant};
+use crate::clock::Instant;
 use crate::exchange::{
-    Arrival, ClaimHook, ClientIdentity, DeliveryOptions, Error, Ingress, Reason, ResponseBody,
+    Arrival, ClientIdentity, DeliveryOptions, Error, Ingress, Reason, ResponseBody,
 };
-use crate::semantics;
+use crate::semantics::retry_after;
 use crate::spool::{
-    Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Response, Store, StoreError, step,
+    Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Millis, Response as StoredResponse,
+    StoreError, step,
 };
-use crate::sync::lock;
 
 /// Time by which an item is claimed before the buffer's own rate lets it leave.
 const CLAIM_AHEAD: Duration = Duration::from_millis(5);
+/// Maximum time to read the response of an origin.
+const RESPONSE_READ: Duration = Duration::from_secs(30);
 
 /// One item in flight, with its position in the order of its buffer.
 #[derive(Debug)]
@@ -69,82 +71,17 @@ async fn unfollowed(delivery: &Delivery) {
     }
 }
 
-/// Claim hook of a delivery, called by the exchange when the item's turn is near.
+/// Progress of a delivery, which decides what must be recorded if the delivery is cancelled.
 #[derive(Debug)]
-struct Claim {
-    store: Arc<dyn Store>,
-    clock: Clock,
-    delivery: Arc<Delivery>,
-    state: Mutex<Claimed>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Claimed {
-    item: Option<Item>,
-    left: Option<Instant>,
+struct Progress {
+    /// Instant and wall-clock time at which the delivery began.
+    began: (Instant, Millis),
     /// True if the store was asked to claim the item and may have done so.
-    asked: bool,
-}
-
-impl Claim {
-    fn state(&self) -> Claimed {
-        lock(&self.state).clone()
-    }
-
-    fn set(&self, change: impl FnOnce(&mut Claimed)) {
-        change(&mut lock(&self.state));
-    }
-
-    async fn mark(&self) -> Result<(), String> {
-        let delivery = &self.delivery;
-        if delivery.predecessor().await != GateStage::Over {
-            // `deliver` cancels this attempt because `unfollowed` completes.
-            return std::future::pending().await;
-        }
-        let buffer = self.store.buffer(delivery.buffer.number);
-        if buffer.is_none_or(|buffer| buffer.paused.is_some()) {
-            return Err("the buffer is paused or removed".to_owned());
-        }
-        self.clock.sleep_until(delivery.opens - CLAIM_AHEAD).await;
-        let id = Arc::clone(&delivery.item.id);
-        self.set(|state| state.asked = true);
-        match self.store.claim(delivery.buffer.number, id).await {
-            Ok(item) => self.set(|state| state.item = Some(item)),
-            Err(error) => {
-                // These two errors are definite refusals. After any other error the claim may be
-                // stored.
-                let no = matches!(error, StoreError::Conflict(_) | StoreError::Unknown(_));
-                self.set(|state| state.asked = !no);
-                return Err(error.to_string());
-            }
-        }
-        self.clock.sleep_until(delivery.opens).await;
-        Ok(())
-    }
-}
-
-impl ClaimHook for Claim {
-    fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
-        Box::pin(async {
-            if self.state().item.is_none() {
-                return self.mark().await;
-            }
-            Ok(())
-        })
-    }
-
-    fn leaves(&self) -> bool {
-        let (now, delivery) = (self.clock.now(), &self.delivery);
-        // The lease is checked at the last moment because a process may be paused for any length of
-        // time.
-        let hold = self.store.hold(delivery.buffer.number);
-        if hold.is_none_or(|hold| hold.term != delivery.term) {
-            return false;
-        }
-        self.set(|state| state.left = Some(now));
-        delivery.gate.pass(Some((now, delivery.opens)));
-        true
-    }
+    asked: AtomicBool,
+    /// Item as the claim returned it.
+    claimed: OnceLock<Item>,
+    /// Instant at which the request left.
+    left: OnceLock<Instant>,
 }
 
 /// Result of an attempt, to be recorded in the store.
@@ -152,68 +89,171 @@ struct AttemptResult {
     outcome: AttemptOutcome,
     status: Option<u16>,
     error: Option<String>,
-    response: Option<Response>,
+    response: Option<StoredResponse>,
 }
 
 impl Deliverer {
-    /// Sends one item. Returns true if nothing about its outcome is left unrecorded.
-    pub(super) async fn deliver(&self, delivery: &Arc<Delivery>) -> bool {
-        let (buffer, item) = (&delivery.buffer, &delivery.item);
-        let claim = Arc::new(Claim {
-            store: Arc::clone(&self.parts.store),
-            clock: self.parts.exchange.clock.clone(),
-            delivery: Arc::clone(delivery),
-            state: Mutex::default(),
-        });
-        let began = self.parts.exchange.clock.now();
-        let started = self.now();
-        let came = tokio::select! {
-            biased;
-            () = self.lapsed(buffer.number, delivery.term) => None,
-            () = unfollowed(delivery) => None,
-            came = self.attempt(&claim) => Some(came),
-            () = self.withdrawn(&claim) => None,
+    /// Delivers one item. Returns true if nothing about its outcome is left unrecorded.
+    pub(super) async fn deliver(&self, delivery: &Delivery) -> bool {
+        let progress = Progress {
+            began: (self.parts.exchange.clock.now(), self.now()),
+            asked: AtomicBool::new(false),
+            claimed: OnceLock::new(),
+            left: OnceLock::new(),
         };
-        let Claimed {
-            item: claimed,
-            left,
-            asked,
-        } = claim.state();
-        let mut stage = GateStage::Again;
-        let recorded = match came {
-            Some(came) => {
-                let times = (started, began, left);
-                match self.record(buffer, item, claimed, came, times).await {
-                    Ok(Some(finished)) => self.keep(finished, delivery.term).await.map(|item| {
-                        if !item.status.is_live() {
-                            stage = GateStage::Over;
-                        }
-                    }),
-                    Ok(None) => Ok(()),
-                    Err(error) => Err(error),
+        let result = tokio::select! {
+            biased;
+            () = self.lapsed(delivery.buffer.number, delivery.term) => None,
+            () = unfollowed(delivery) => None,
+            result = self.attempt(delivery, &progress) => result,
+            () = self.withdrawn(&progress) => None,
+        };
+        let recorded = self.record(delivery, &progress, result).await;
+        if let Err(error) = &recorded {
+            let item = &delivery.item.id;
+            tracing::warn!(%error, %item, "the outcome was not recorded; the item will be recovered");
+        }
+        let is_recorded = recorded.is_ok();
+        let stage = recorded.unwrap_or(GateStage::Again);
+        delivery.stage.send_replace(stage);
+        self.tell(&delivery.item.id);
+        if progress.left.get().is_none() {
+            delivery.gate.pass(None);
+        }
+        is_recorded
+    }
+
+    /// Runs the steps of one delivery in order: reserve, claim, prepare, send. Returns `None` if
+    /// the item was not sent and nothing has to be recorded.
+    async fn attempt(&self, delivery: &Delivery, progress: &Progress) -> Option<AttemptResult> {
+        let Delivery { buffer, item, .. } = delivery;
+        let exchange = &self.parts.exchange;
+        let (arrival, request) = match self.read(buffer, item).await {
+            Ok(read) => read,
+            Err(result) => return Some(result),
+        };
+        let reservation = match exchange.reserve(&arrival, request).await {
+            Ok(reservation) => reservation,
+            Err(error) => return Some(failed(&error)),
+        };
+        if delivery.predecessor().await != GateStage::Over || self.is_paused(buffer) {
+            return None;
+        }
+        exchange
+            .clock
+            .sleep_until(delivery.opens - CLAIM_AHEAD)
+            .await;
+        if let Err(error) = self.claim(delivery, progress).await {
+            tracing::info!(%error, item = %item.id, "an item was not claimed; its delivery begins again");
+            return Some(AttemptResult::held(error.to_string(), None));
+        }
+        exchange.clock.sleep_until(delivery.opens).await;
+        let prepared = match reservation.prepare().await {
+            Ok(prepared) => prepared,
+            Err(error) => return Some(failed(&error)),
+        };
+        if !self.leaves(delivery, progress) {
+            return None;
+        }
+        let timeout = Duration::from_millis(buffer.terms.timeout_ms.unsigned_abs());
+        match prepared.send(timeout).await {
+            Ok(response) => Some(self.answered(delivery, response).await),
+            Err(error) => Some(failed(&error)),
+        }
+    }
+
+    /// Reads the body of the item and builds its request.
+    async fn read(
+        &self,
+        buffer: &Buffer,
+        item: &Item,
+    ) -> Result<(Arrival, Request<Bytes>), AttemptResult> {
+        let body = self.parts.store.body(Arc::clone(&item.id)).await;
+        let body = body.map_err(|error| match error {
+            StoreError::Damaged(_) => AttemptResult::never(error.to_string()),
+            _ => AttemptResult::held(error.to_string(), None),
+        })?;
+        let (origin, request) = request(buffer, item, body, &self.parts.sealer)
+            .map_err(|error| AttemptResult::never(error.to_string()))?;
+        let arrival = Arrival {
+            ingress: Ingress::Spool,
+            origin,
+            client: ClientIdentity::ourselves(),
+            policy: self.parts.policy.load_full(),
+            delivery: Some(DeliveryOptions {
+                max_wait: DELIVERY_PATIENCE,
+                fields: fields(item),
+            }),
+        };
+        Ok((arrival, request))
+    }
+
+    /// Returns true if the buffer was paused or removed after the delivery began.
+    fn is_paused(&self, buffer: &Buffer) -> bool {
+        let now = self.parts.store.buffer(buffer.number);
+        now.is_none_or(|buffer| buffer.paused.is_some())
+    }
+
+    /// Notes durably that the item may be sent now.
+    async fn claim(&self, delivery: &Delivery, progress: &Progress) -> Result<(), StoreError> {
+        progress.asked.store(true, Ordering::Relaxed);
+        let id = Arc::clone(&delivery.item.id);
+        match self.parts.store.claim(delivery.buffer.number, id).await {
+            Ok(item) => {
+                // One delivery claims its item once.
+                let _ = progress.claimed.set(item);
+                Ok(())
+            }
+            Err(error) => {
+                // These two errors are definite refusals. After any other error the claim may be
+                // stored.
+                let no = matches!(error, StoreError::Conflict(_) | StoreError::Unknown(_));
+                progress.asked.store(!no, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns true if the item may still be sent, and notes that it leaves now. The hold is
+    /// checked at the last moment because a process may be paused for any length of time.
+    fn leaves(&self, delivery: &Delivery, progress: &Progress) -> bool {
+        if self.held(delivery.buffer.number, delivery.term).is_none() {
+            return false;
+        }
+        let now = self.parts.exchange.clock.now();
+        let _ = progress.left.set(now);
+        delivery.gate.pass(Some((now, delivery.opens)));
+        true
+    }
+
+    /// Records the result of the attempt in the store. Returns the last stage of the delivery.
+    async fn record(
+        &self,
+        delivery: &Delivery,
+        progress: &Progress,
+        result: Option<AttemptResult>,
+    ) -> Result<GateStage, StoreError> {
+        let is_sent = progress.left.get().is_some();
+        match result {
+            Some(result) => {
+                if let Some(finished) = self.finished(delivery, progress, result).await? {
+                    let item = self.keep(finished, delivery.term).await?;
+                    if !item.status.is_live() {
+                        return Ok(GateStage::Over);
+                    }
                 }
             }
             // The delivery was cancelled. An item that has left is recovered under the next term.
-            None if left.is_some() => Err(StoreError::Away("the buffer's lease ended".to_owned())),
-            None => Ok(()),
-        };
-        let recorded = match recorded {
-            // The item may be claimed and was not sent.
-            Ok(()) if asked && left.is_none() && stage == GateStage::Again => {
-                self.give_back(delivery).await
+            None if is_sent => {
+                return Err(StoreError::Away("the buffer's lease ended".to_owned()));
             }
-            recorded => recorded,
-        };
-        let recorded_well = recorded.is_ok();
-        if let Err(error) = recorded {
-            tracing::warn!(%error, item = %item.id, "the outcome was not recorded; the item will be recovered");
+            None => {}
         }
-        delivery.stage.send_replace(stage);
-        self.tell(&item.id);
-        if left.is_none() {
-            delivery.gate.pass(None);
+        // The item may be claimed and was not sent.
+        if progress.asked.load(Ordering::Relaxed) && !is_sent {
+            self.give_back(delivery).await?;
         }
-        recorded_well
+        Ok(GateStage::Again)
     }
 
     /// Releases the claim of an item that has not left. Does nothing if the item is not claimed.
@@ -223,9 +263,9 @@ impl Deliverer {
     }
 
     /// Completes when the process begins to shut down and the item has not left.
-    async fn withdrawn(&self, claim: &Claim) {
+    async fn withdrawn(&self, progress: &Progress) {
         self.parts.exchange.tasks.drain_begun().await;
-        if claim.state().left.is_some() {
+        if progress.left.get().is_some() {
             std::future::pending::<()>().await;
         }
     }
@@ -250,122 +290,84 @@ impl Deliverer {
         hold.filter(|hold| hold.term == term)
     }
 
-    async fn attempt(&self, claim: &Arc<Claim>) -> AttemptResult {
-        let Delivery { buffer, item, .. } = &*claim.delivery;
-        let body = match self.parts.store.body(Arc::clone(&item.id)).await {
-            Ok(body) => body,
-            Err(error @ StoreError::Damaged(_)) => return AttemptResult::never(error.to_string()),
-            Err(error) => return AttemptResult::held(error.to_string(), None),
-        };
-        let (origin, request) = match request(buffer, item, body, &self.parts.sealer) {
-            Ok(made) => made,
-            Err(error) => return AttemptResult::never(error.to_string()),
-        };
-        let arrival = Arrival {
-            ingress: Ingress::Spool,
-            origin,
-            client: ClientIdentity::ourselves(),
-            policy: self.parts.policy.load_full(),
-            delivery: Some(DeliveryOptions {
-                max_wait: DELIVERY_PATIENCE,
-                timeout: Duration::from_millis(buffer.terms.timeout_ms.unsigned_abs()),
-                fields: fields(item),
-                claim_hook: Arc::clone(claim) as Arc<dyn ClaimHook>,
-            }),
-        };
-        match self.parts.exchange.send(arrival, request).await {
-            Ok(response) => {
-                if response.status().is_success() {
-                    claim.delivery.is_answered();
-                }
-                let most = if item.request.reply {
-                    REPLY_RESPONSE
-                } else {
-                    DELIVERY_RESPONSE
-                };
-                self.answered(response, most).await
-            }
-            Err(error) => failed(&error, claim.state().item.is_some()),
-        }
-    }
-
-    async fn answered(&self, response: HttpResponse<ResponseBody>, most: usize) -> AttemptResult {
+    /// Reads the response up to the number of bytes that are stored.
+    async fn answered(
+        &self,
+        delivery: &Delivery,
+        response: Response<ResponseBody>,
+    ) -> AttemptResult {
         let (head, mut body) = response.into_parts();
-        let wait = semantics::retry_after(&head.headers, self.parts.exchange.clock.wall());
-        let mut kept = BytesMut::new();
-        let mut truncated = false;
+        if head.status.is_success() {
+            delivery.is_answered();
+        }
+        let most = match delivery.item.request.reply {
+            true => REPLY_RESPONSE,
+            false => DELIVERY_RESPONSE,
+        };
+        let mut stored = BytesMut::new();
         let reading = async {
             while let Some(Ok(frame)) = body.frame().await {
                 let Some(data) = frame.data_ref() else {
                     continue;
                 };
-                let room = most.saturating_sub(kept.len());
-                kept.extend_from_slice(data.get(..room).unwrap_or(data));
+                let room = most.saturating_sub(stored.len());
+                stored.extend_from_slice(data.get(..room).unwrap_or(data));
                 if data.len() > room {
                     return true;
                 }
             }
             false
         };
-        truncated |= tokio::time::timeout(Duration::from_secs(30), reading)
-            .await
-            .unwrap_or(true);
-        let headers = head
-            .headers
-            .iter()
-            .filter(|(name, _)| *name != http::header::SET_COOKIE);
+        let truncated = tokio::time::timeout(RESPONSE_READ, reading).await;
+        let headers = head.headers.iter();
+        let headers = headers.filter(|(name, _)| *name != header::SET_COOKIE);
         let headers = headers.map(|(name, value)| {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
             (name.as_str().to_owned(), value)
         });
+        let headers = headers.collect();
         AttemptResult {
             outcome: AttemptOutcome::Answered {
                 status: head.status.as_u16(),
-                retry_after: wait,
+                retry_after: retry_after(&head.headers, self.parts.exchange.clock.wall()),
             },
             status: Some(head.status.as_u16()),
             error: None,
-            response: Some(Response {
-                headers: headers.collect(),
-                body: Bytes::from(kept),
-                truncated,
+            response: Some(StoredResponse {
+                headers,
+                truncated: truncated.unwrap_or(true),
+                body: stored.freeze(),
             }),
         }
     }
 
     /// Builds the record of an attempt, and claims the item first if that has not happened. Returns
     /// `None` if there was no attempt.
-    async fn record(
+    async fn finished(
         &self,
-        buffer: &Buffer,
-        item: &Item,
-        claimed: Option<Item>,
-        came: AttemptResult,
-        (started, began, left): (i64, Instant, Option<Instant>),
+        delivery: &Delivery,
+        progress: &Progress,
+        result: AttemptResult,
     ) -> Result<Option<Finished>, StoreError> {
-        let item = match (claimed, &came.outcome) {
+        let (clock, store) = (&self.parts.exchange.clock, &self.parts.store);
+        let item = match (progress.claimed.get().cloned(), &result.outcome) {
             (Some(item), _) => item,
             // The item never got a turn, so there is nothing to record. The pause delays the next
             // try.
             (None, AttemptOutcome::Held { wait }) => {
-                self.parts
-                    .exchange
-                    .clock
-                    .sleep_until(self.parts.exchange.clock.now() + *wait)
-                    .await;
+                clock.sleep_until(clock.now() + *wait).await;
                 return Ok(None);
             }
             (None, _) => {
-                self.parts
-                    .store
-                    .claim(item.buffer, Arc::clone(&item.id))
-                    .await?
+                let id = Arc::clone(&delivery.item.id);
+                store.claim(delivery.buffer.number, id).await?
             }
         };
         let now = self.now();
         let draw = self.parts.exchange.random.unit();
-        let step = step(&item, &buffer.terms, &came.outcome, now, draw);
-        let ended = self.parts.exchange.clock.now();
+        let step = step(&item, &delivery.buffer.terms, &result.outcome, now, draw);
+        let ((began, started), left) = (progress.began, progress.left.get().copied());
+        let ended = clock.now();
         let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         let attempt = Attempt {
             item: Arc::clone(&item.id),
@@ -375,11 +377,11 @@ impl Deliverer {
             took: millis(left.map_or(Duration::ZERO, |left| ended.since(left))),
             waited: millis(left.unwrap_or(ended).since(began)),
             outcome: step.word.into(),
-            status: came.status,
-            error: came.error,
+            status: result.status,
+            error: result.error,
             next: step.status.is_live().then_some(step.not_before),
             maybe_duplicate: item.maybe_duplicate,
-            response: came.response,
+            response: result.response,
         };
         Ok(Some(Finished { step, attempt }))
     }
@@ -427,7 +429,7 @@ impl AttemptResult {
 }
 
 /// Converts an error of the exchange into the result of the attempt.
-fn failed(error: &Error, claimed: bool) -> AttemptResult {
+fn failed(error: &Error) -> AttemptResult {
     let told = error.detail.clone();
     match error.reason {
         Reason::WaitTooLong | Reason::QueueFull => AttemptResult::held(told, error.retry_after),
@@ -440,13 +442,7 @@ fn failed(error: &Error, claimed: bool) -> AttemptResult {
         | Reason::OriginCertificate
         | Reason::OriginTls
         | Reason::ParentProxy
-        | Reason::Internal
-            if claimed =>
-        {
-            AttemptResult::of(AttemptOutcome::Unsent { passing: true }, told)
-        }
-        // The claim failed because the item was changed or the store is unavailable.
-        Reason::OriginRefused => AttemptResult::held(told, None),
+        | Reason::Internal => AttemptResult::of(AttemptOutcome::Unsent { passing: true }, told),
         _ => AttemptResult::never(told),
     }
 }

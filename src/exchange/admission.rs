@@ -13,8 +13,8 @@ use super::plan::Plan;
 use super::problem::Error;
 use super::reason::Reason;
 use super::record::Record;
-use crate::clock::Clock;
-use crate::origin::{self, Lease};
+use crate::clock::{Clock, Instant};
+use crate::origin::{self, Lease, Pool};
 use crate::pace::{
     Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter,
 };
@@ -45,13 +45,18 @@ pub(super) trait ConnectionSource {
     }
 }
 
-/// Pool connections for one exchange. For a delivery from the spool, `dial` claims the item first.
+/// Pool connections for one exchange.
 pub(super) struct Pooled<'a> {
-    pub(super) exchange: &'a Exchange,
-    pub(super) plan: &'a Plan<'a>,
+    pool: &'a Pool<Outgoing>,
+    plan: &'a Plan<'a>,
 }
 
-impl Pooled<'_> {
+impl<'a> Pooled<'a> {
+    pub(super) const fn new(exchange: &'a Exchange, plan: &'a Plan<'a>) -> Self {
+        let pool = &exchange.pool;
+        Self { pool, plan }
+    }
+
     /// Returns an idle or newly dialled connection for a request that does not wait for a turn.
     /// Fails with [`AdmissionError::Unconnected`] if the dial fails.
     pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, AdmissionError> {
@@ -66,28 +71,34 @@ impl ConnectionSource for Pooled<'_> {
     type Connection = Lease<Outgoing>;
 
     fn idle(&self) -> Option<Lease<Outgoing>> {
-        // A delivery must claim its item before it sends, and only `dial` makes that claim. So a
-        // delivery takes no idle connection here.
-        let claims = self.plan.arrival.delivery.is_some();
-        let pool = &self.exchange.pool;
-        (!claims).then(|| pool.idle(&self.plan.destination))?
+        self.pool.idle(&self.plan.destination)
     }
 
     fn dial(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::OriginError>> {
+        let Plan {
+            destination,
+            arrival,
+            ..
+        } = self.plan;
         // Boxed because dialling is rare and its state would enlarge every request's future.
-        Box::pin(self.exchange.connect(self.plan))
+        Box::pin(self.pool.connect(destination, &arrival.policy.egress))
     }
 
-    async fn returned(&self) {
-        if self.plan.arrival.delivery.is_some() {
-            std::future::pending::<()>().await;
-        }
-        self.exchange.pool.returned(&self.plan.destination).await;
+    fn returned(&self) -> impl Future<Output = ()> {
+        self.pool.returned(&self.plan.destination)
     }
 
     fn is_fresh(connection: &mut Lease<Outgoing>) -> bool {
         connection.is_fresh()
     }
+}
+
+/// Request that the pacer has called, because its turn is near. It keeps its place in the queue.
+#[derive(Debug)]
+pub(super) struct Called {
+    waiter: Waiter,
+    ticket: Ticket,
+    began: Instant,
 }
 
 /// Dependencies of one admission: pacer, clock, target metrics and the body to read ahead.
@@ -177,7 +188,8 @@ impl AdmissionContext<'_> {
                 Admission::Wait(waiter) => {
                     began = began.or_else(|| Some(self.clock.now()));
                     record.limit = waiter.held_by.clone().or(record.limit.take());
-                    match Box::pin(self.wait(waiter, ticket, connection, connections)).await {
+                    let waiting = self.wait(waiter, false, ticket, connection, connections);
+                    match Box::pin(waiting).await {
                         // The connection may have closed during the wait. In that case a new one is
                         // dialled below.
                         Ok((turn, connection)) => {
@@ -209,9 +221,67 @@ impl AdmissionContext<'_> {
         admitted
     }
 
+    /// Waits until the pacer calls the request. Fails with [`AdmissionError::Refused`] if its turn
+    /// would come too late.
+    pub(super) async fn call(
+        &self,
+        ticket: Ticket,
+        record: &mut Record,
+    ) -> Result<Called, AdmissionError> {
+        let began = self.clock.now();
+        let refused = |refusal| AdmissionError::Refused(self.refused(&ticket, &refusal));
+        let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
+            Admission::Wait(waiter) => waiter,
+            Admission::Refused(refusal) => return Err(refused(refusal)),
+            Admission::Turn(_) => {
+                let detail = "the pacer gave a turn to a request without a connection";
+                return Err(AdmissionError::Refused(Error::new(
+                    Reason::Internal,
+                    detail,
+                )));
+            }
+        };
+        record.limit.clone_from(&waiter.held_by);
+        let _counted = WaitingGauge::new(self.metrics);
+        match waiter.next().await {
+            Event::Refused(refusal) => Err(refused(refusal)),
+            // Only a waiter with a connection gets a turn, so the event is a call.
+            Event::Called | Event::Turn(_) => Ok(Called {
+                waiter,
+                ticket,
+                began,
+            }),
+        }
+    }
+
+    /// Waits for the turn of a called request and for a connection. A turn that is void brings the
+    /// request into the queue again at its old place.
+    pub(super) async fn admit_called<S: ConnectionSource>(
+        &self,
+        called: Called,
+        record: &mut Record,
+        connections: &S,
+    ) -> Result<(Turn, S::Connection), AdmissionError> {
+        let Called {
+            waiter,
+            ticket,
+            began,
+        } = called;
+        let waited = self.wait(waiter, true, &ticket, None, connections).await;
+        record.waited += self.clock.now().since(began);
+        let (turn, connection) = waited?;
+        record.limit = turn.held_by.clone().or(record.limit.take());
+        match (turn.leave(), still_fresh::<S>(connection)) {
+            (Ok(turn), Some(connection)) => Ok((turn, connection)),
+            _ => self.admit(&ticket, record, connections).await,
+        }
+    }
+
+    /// Waits for the turn, and for a connection as soon as the request is called.
     async fn wait<S: ConnectionSource>(
         &self,
         mut waiter: Waiter,
+        mut called: bool,
         ticket: &Ticket,
         connection: Option<S::Connection>,
         connections: &S,
@@ -219,7 +289,6 @@ impl AdmissionContext<'_> {
         let _counted = WaitingGauge::new(self.metrics);
         // A request far back in the queue returns its connection until it is called.
         let mut connection = connection.filter(|_| waiter.is_ready());
-        let mut called = false;
         let mut ahead = pin!(async {
             match self.body {
                 Some(body) => body.read_ahead().await,

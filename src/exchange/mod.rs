@@ -11,6 +11,7 @@
 //! goes away, the drop of the record reports that. `Exchange::run` contains the steps above.
 
 mod admission;
+mod attempt;
 mod body;
 mod body_budget;
 mod defer;
@@ -33,7 +34,7 @@ pub use problem::{Error, response};
 pub use reason::{Reason, table};
 pub use record::{BodyLocation, ClientIdentity, Ingress, Record, Recorder};
 pub use respond::ResponseBody;
-pub use stored::{ClaimHook, DeliveryOptions};
+pub use stored::{DeliveryOptions, Prepared, Reservation};
 pub use tunnel::Tunnel;
 
 use std::sync::{Arc, OnceLock, RwLock};
@@ -44,26 +45,23 @@ use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use admission::{AdmissionContext, AdmissionError, Pooled};
+use admission::AdmissionError;
+use attempt::{AttemptError, OriginResponse};
 use body::{InboundBody, Replayable};
 use deliver::{Outcome, buffer_response};
 use plan::Plan;
 use react::{Attempted, Situation, Then, decide};
 
-use crate::bounds::RESPONSE_HEAD_TIMEOUT;
 use crate::clock::Clock;
-use crate::origin::{self, Lease, Pool, SendError};
-use crate::pace::{Pacer, Ticket, Turn};
+use crate::origin::Pool;
+use crate::pace::Pacer;
 use crate::policy::{Policy, Target};
 use crate::random::Random;
-use crate::semantics::{self, Pseudonym};
+use crate::semantics::Pseudonym;
 use crate::shutdown::Tasks;
 use crate::sync;
 use crate::telemetry::{Metrics, TargetMetrics};
 use crate::units::Origin;
-
-/// Maximum number of connections on which one turn may try to send.
-const REDIALS: usize = 3;
 
 /// State and services that all exchanges of this process share.
 #[derive(Debug)]
@@ -125,18 +123,6 @@ impl Arrival {
     }
 }
 
-/// Response of the origin to an attempt, and the turn on which it was sent.
-struct OriginResponse {
-    response: Response<origin::OriginBody<Outgoing>>,
-    turn: Option<Turn>,
-}
-
-/// Failure of an attempt that brought no response from the origin.
-enum AttemptError {
-    Admission(AdmissionError),
-    Broken(Error),
-}
-
 impl Exchange {
     /// Serves a client's request. Never fails, because every error becomes a response.
     pub async fn serve(
@@ -144,10 +130,10 @@ impl Exchange {
         arrival: Arrival,
         request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        match self
-            .conclude(&arrival, request.map(InboundBody::Client))
-            .await
-        {
+        let request = request.map(InboundBody::Client);
+        let mut record = self.begin(&arrival, &request);
+        let outcome = self.run(&arrival, request, &mut record).await;
+        match self.finish(outcome, record) {
             Ok(response) => response,
             Err((error, record)) => {
                 let response = response(&error, record.target(), &record.id());
@@ -157,41 +143,48 @@ impl Exchange {
         }
     }
 
-    async fn conclude(
-        &self,
-        arrival: &Arrival,
-        request: Request<InboundBody>,
-    ) -> Result<Response<ResponseBody>, (Error, Box<Record>)> {
+    /// Begins the record of an exchange with what its head says.
+    fn begin<B>(&self, arrival: &Arrival, request: &Request<B>) -> Box<Record> {
         let mut record = self.recorder.begin(arrival.ingress, &arrival.client);
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
         record.origin = Some(arrival.origin.clone());
-        Ok(match self.run(arrival, request, &mut record).await {
+        record
+    }
+
+    /// Turns the outcome into the response for the client, whose end also ends the record. An error
+    /// is returned with the record, because its response contains the record's id.
+    fn finish(
+        &self,
+        outcome: Result<Outcome, Error>,
+        mut record: Box<Record>,
+    ) -> Result<Response<ResponseBody>, (Error, Box<Record>)> {
+        match outcome {
             Ok(Outcome::Origin(response)) => {
                 if let Some(turn) = response.body().turn() {
                     turn.settle(|source| source.number_in_head(response.headers()));
                 }
-                response.map(|body| ResponseBody::origin(body, record))
+                Ok(response.map(|body| ResponseBody::origin(body, record)))
             }
             Ok(Outcome::Buffered(response)) => {
                 record.received = response.body().len() as u64;
                 record.end();
-                response.map(ResponseBody::full)
+                Ok(response.map(ResponseBody::full))
             }
             Ok(Outcome::Deferred(response)) => {
                 record.kept_for_later();
                 record.end();
-                response
+                Ok(response)
             }
             Ok(Outcome::Switch(response, switch)) => {
                 self.tasks.spawn(switch.relay(record, self.clock.clone()));
-                response
+                Ok(response)
             }
             Err(error) => {
                 record.refused(&error);
-                return Err((error, record));
+                Err((error, record))
             }
-        })
+        }
     }
 
     /// Runs the steps of the exchange in order until a response or an error is final.
@@ -210,7 +203,7 @@ impl Exchange {
         loop {
             tries += 1;
             let (attempted, ended) = match self.attempt(&plan, record).await {
-                Ok(answer) => (self.answered(&answer), Ok(answer)),
+                Ok(answer) => (answer.attempted(&self.clock), Ok(answer)),
                 // The turn would come too late. A buffered response of an earlier attempt takes
                 // precedence. Without one, the request is deferred if possible.
                 Err(AttemptError::Admission(AdmissionError::Refused(error))) => {
@@ -244,151 +237,6 @@ impl Exchange {
                 (Then::Deliver, Err(error)) => return Err(error),
             }
         }
-    }
-
-    /// Acquires a turn and a connection, and sends the request on them.
-    async fn attempt(
-        &self,
-        plan: &Plan<'_>,
-        record: &mut Record,
-    ) -> Result<OriginResponse, AttemptError> {
-        let delivery = plan.arrival.delivery.as_ref();
-        let connections = Pooled {
-            exchange: self,
-            plan,
-        };
-        let (turn, mut lease) = self.admit(plan, record, &connections).await?;
-        if delivery.is_some_and(|delivery| !delivery.claim_hook.leaves()) {
-            let cause = "this replica may no longer send the item".to_owned();
-            let error = origin::OriginError::Refused(cause);
-            return Err(AttemptError::Admission(AdmissionError::Unconnected(error)));
-        }
-        record.attempts += 1;
-        let limit = delivery.map_or(RESPONSE_HEAD_TIMEOUT, |delivery| delivery.timeout);
-        let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
-        let deadline = leaves + limit;
-        let parent = self.pool.connector().parent();
-        let origin = &plan.arrival.origin;
-        let mut request = plan
-            .template
-            .request(lease.spoken(), origin, parent, plan.reader());
-        for _ in 0..REDIALS {
-            match lease.send(request, deadline).await {
-                Ok(response) => return Ok(OriginResponse { response, turn }),
-                // The connection closed before the request left. Another one is tried while the
-                // turn is valid.
-                Err(SendError::Unsent(unsent)) => {
-                    lease = connections
-                        .connection()
-                        .await
-                        .map_err(AttemptError::Admission)?;
-                    if turn.as_ref().is_some_and(Turn::is_void) {
-                        break;
-                    }
-                    request =
-                        plan.template
-                            .request(lease.spoken(), origin, parent, unsent.into_body());
-                }
-                Err(SendError::Broken(error)) => return Err(AttemptError::Broken(error.into())),
-                Err(SendError::Late) => {
-                    let limit = limit.as_secs_f64();
-                    let detail = format!("the origin did not answer within {limit} s");
-                    return Err(AttemptError::Broken(Error::new(
-                        Reason::OriginTimeout,
-                        detail,
-                    )));
-                }
-            }
-        }
-        let cause = "the connection closed before the request was sent".to_owned();
-        Err(AttemptError::Admission(AdmissionError::Unconnected(
-            origin::OriginError::Refused(cause),
-        )))
-    }
-
-    /// Acquires a connection and, if the host has a target, a turn. An observed target never delays
-    /// a request.
-    async fn admit(
-        &self,
-        plan: &Plan<'_>,
-        record: &mut Record,
-        connections: &Pooled<'_>,
-    ) -> Result<(Option<Turn>, Lease<Outgoing>), AttemptError> {
-        let Some((target, metrics)) = plan.target.zip(plan.metrics.as_ref()) else {
-            return Ok((
-                None,
-                connections
-                    .connection()
-                    .await
-                    .map_err(AttemptError::Admission)?,
-            ));
-        };
-        if target.observe {
-            let turn = self.observe(target, metrics, plan, record);
-            return Ok((
-                turn,
-                connections
-                    .connection()
-                    .await
-                    .map_err(AttemptError::Admission)?,
-            ));
-        }
-        let ticket = Ticket {
-            target: Arc::clone(target),
-            scope: plan.scope.clone(),
-            arrived: record.began(),
-            deadline: match record.attempts {
-                0 => record.began() + plan.max_wait,
-                _ => self.deadline(plan, record),
-            },
-        };
-        let body = plan.body.as_ref().filter(|_| plan.read_ahead);
-        let context = AdmissionContext {
-            pacer: &self.pacer,
-            clock: &self.clock,
-            metrics,
-            body,
-        };
-        let (turn, lease) = context
-            .admit(&ticket, record, connections)
-            .await
-            .map_err(AttemptError::Admission)?;
-        Ok((Some(turn), lease))
-    }
-
-    /// Counts a delay that the limits of an observed target would cause. The turn holds its
-    /// permits.
-    fn observe(
-        &self,
-        target: &Arc<Target>,
-        metrics: &TargetMetrics,
-        plan: &Plan<'_>,
-        record: &mut Record,
-    ) -> Option<Turn> {
-        let now = self.clock.now();
-        let ticket = Ticket {
-            target: Arc::clone(target),
-            scope: plan.scope.clone(),
-            arrived: now,
-            deadline: now + plan.max_wait,
-        };
-        let held: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
-        let (tell, metrics) = (Arc::clone(&held), metrics.clone());
-        let turn = self.pacer.observe(&ticket, move |limit| {
-            metrics.would_hold();
-            // The pacer calls this at most once. If the ledger answers late, only the metric
-            // counts it.
-            let _ = tell.set(limit);
-        });
-        record.would_hold = held.get().cloned().flatten();
-        turn.and_then(|turn| turn.leave().ok())
-    }
-
-    fn answered(&self, answer: &OriginResponse) -> Attempted {
-        let status = answer.response.status();
-        let wait = Attempted::may_ask_for_time(status)
-            .then(|| semantics::retry_after(answer.response.headers(), self.clock.wall()));
-        Attempted::Answered(status, wait.flatten())
     }
 
     /// Decides the next step, and passes a pause that the origin asked for on to the pacer.
@@ -446,34 +294,6 @@ impl Exchange {
         metrics
             .or_insert_with(|| self.metrics.target(&target.name))
             .clone()
-    }
-}
-
-impl AttemptError {
-    /// Returns the error for the client and the input for the retry decision.
-    fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
-        let gone = || {
-            Error::new(
-                Reason::MalformedRequest,
-                "the request's body ended too early",
-            )
-        };
-        match self {
-            Self::Admission(AdmissionError::Refused(error)) => {
-                (error, Attempted::Unsent { passing: false })
-            }
-            Self::Admission(AdmissionError::ClientGone) => {
-                (gone(), Attempted::Unsent { passing: false })
-            }
-            Self::Admission(AdmissionError::Unconnected(error)) => {
-                let passing = error.is_passing();
-                (error.into(), Attempted::Unsent { passing })
-            }
-            Self::Broken(_) if plan.body.as_ref().is_some_and(Replayable::client_gone) => {
-                (gone(), Attempted::Unsent { passing: false })
-            }
-            Self::Broken(error) => (error, Attempted::Broken),
-        }
     }
 }
 

@@ -8,8 +8,8 @@ use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 
-use super::template::Template;
 use super::body::{InboundBody, Outgoing, Replayable};
+use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::BODY_PEEK;
 use crate::origin::{Destination, ProtocolChoice};
@@ -19,6 +19,7 @@ use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
 
 /// Decisions and state that all attempts of one exchange share.
+#[derive(Debug)]
 pub(super) struct Plan<'a> {
     pub(super) arrival: &'a Arrival,
     pub(super) target: Option<&'a Arc<Target>>,

@@ -1,78 +1,150 @@
-//! Delivery of stored requests from the spool, by the same steps as a client's request.
+//! Sending of stored requests from the spool, in steps that the spool's own steps come between.
 //!
-//! No client waits for the response.
+//! [`Exchange::reserve`] waits until the turn is near, [`Reservation::prepare`] waits for the turn
+//! with a connection, and [`Prepared::send`] sends the request once. No client waits for the
+//! response.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
 
+use super::admission::{AdmissionError, Called};
+use super::attempt::AttemptError;
 use super::body::{InboundBody, Outgoing};
 use super::plan::Plan;
+use super::record::Record;
 use super::respond::ResponseBody;
 use super::{Arrival, Error, Exchange};
-use crate::origin::{self, Lease};
+use crate::origin::Lease;
+use crate::pace::Turn;
 
 /// Options for sending one stored request to its origin.
 #[derive(Debug, Clone)]
 pub struct DeliveryOptions {
     /// Maximum time to wait for a turn. After that the spool examines the item again.
     pub max_wait: Duration,
-    /// Maximum time from the slot to the origin's response head.
-    pub timeout: Duration,
     /// Fields that outpace adds to the request, for example `Outpace-Item`.
     pub fields: Vec<(HeaderName, HeaderValue)>,
-    /// Hook that claims the stored item before it is sent.
-    pub claim_hook: Arc<dyn ClaimHook>,
 }
 
-/// Hook that claims a stored item and confirms that it may still leave.
-pub trait ClaimHook: Send + Sync + std::fmt::Debug {
-    /// Notes durably that the item may be sent, shortly before its turn. The exchange may call this
-    /// again for the same item. An error means that the item must not be sent.
-    fn claim(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
+/// Stored request whose turn is near. It keeps its place in the queue until it is dropped.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    stored: Stored<'a>,
+    /// Call of the pacer, or `None` if no limit delays the request.
+    called: Option<Called>,
+}
 
-    /// Returns true if the item may still be sent, and notes that it leaves now. After false the
-    /// exchange does not send it.
-    fn leaves(&self) -> bool;
+/// Stored request with its turn and a connection, which may be sent at once.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    stored: Stored<'a>,
+    admitted: (Option<Turn>, Lease<Outgoing>),
+}
+
+#[derive(Debug)]
+struct Stored<'a> {
+    exchange: &'a Exchange,
+    plan: Plan<'a>,
+    record: Box<Record>,
 }
 
 impl Exchange {
-    /// Opens a connection for a request shortly before its turn. A stored item is claimed first,
-    /// and then may use an idle connection.
-    pub(super) async fn connect(
-        &self,
-        plan: &Plan<'_>,
-    ) -> Result<Lease<Outgoing>, origin::OriginError> {
-        if let Some(delivery) = &plan.arrival.delivery {
-            let claimed = delivery.claim_hook.claim().await;
-            claimed.map_err(origin::OriginError::Refused)?;
-            if let Some(lease) = self.pool.idle(&plan.destination) {
-                return Ok(lease);
-            }
+    /// Waits until the turn of a stored request is near. Dropping the result gives up its place.
+    ///
+    /// # Errors
+    /// Returns the refusal if the request must not be sent or its turn would come too late.
+    pub async fn reserve<'a>(
+        &'a self,
+        arrival: &'a Arrival,
+        request: Request<Bytes>,
+    ) -> Result<Reservation<'a>, Error> {
+        let mut record = self.begin(arrival, &request);
+        let request = request.map(InboundBody::Stored);
+        let mut plan = match self.plan(arrival, request, &mut record) {
+            Ok(plan) => plan,
+            Err(error) => return Err(ended(record, error)),
+        };
+        if plan.needs_body() {
+            plan.look_into_body().await;
         }
-        let egress = &plan.arrival.policy.egress;
-        self.pool.connect(&plan.destination, egress).await
+        let called = self.call(&plan, &mut record).await;
+        let stored = Stored {
+            exchange: self,
+            plan,
+            record,
+        };
+        match called {
+            Ok(called) => Ok(Reservation { stored, called }),
+            Err(error) => Err(stored.unsent(error)),
+        }
     }
+}
 
-    /// Sends a stored request once. The spool decides about a retry.
+impl<'a> Reservation<'a> {
+    /// Waits for the turn, and for a connection on which the request can be sent.
+    ///
+    /// # Errors
+    /// Returns the refusal of the pacer or the error of the dial. Nothing was sent.
+    pub async fn prepare(self) -> Result<Prepared<'a>, Error> {
+        let Self { mut stored, called } = self;
+        let Stored {
+            exchange,
+            plan,
+            record,
+        } = &mut stored;
+        match exchange.admit_called(plan, called, record).await {
+            Ok(admitted) => Ok(Prepared { stored, admitted }),
+            Err(error) => Err(stored.unsent(error)),
+        }
+    }
+}
+
+impl Prepared<'_> {
+    /// Sends the request once and waits up to `timeout` for the response head. The spool decides
+    /// about a retry.
     ///
     /// # Errors
     /// Returns the reason for the missing response.
-    pub async fn send(
-        &self,
-        arrival: Arrival,
-        request: Request<Bytes>,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let request = request.map(InboundBody::Stored);
-        self.conclude(&arrival, request)
-            .await
-            .map_err(|(error, record)| {
-                record.end();
-                error
-            })
+    pub async fn send(self, timeout: Duration) -> Result<Response<ResponseBody>, Error> {
+        let Self { stored, admitted } = self;
+        let Stored {
+            exchange,
+            mut plan,
+            mut record,
+        } = stored;
+        let answer = exchange
+            .transmit(&plan, admitted, timeout, &mut record)
+            .await;
+        let (attempted, ended_with) = match answer {
+            Ok(answer) => (answer.attempted(&exchange.clock), Ok(answer)),
+            Err(error) => {
+                let (error, attempted) = error.classify(&plan);
+                (attempted, Err(error))
+            }
+        };
+        // A refusal of the origin blocks its target for all requests, whoever sent this one.
+        exchange.react(&plan, attempted, 1, &record);
+        let outcome =
+            ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record));
+        exchange.finish(outcome, record).map_err(|(error, record)| {
+            record.end();
+            error
+        })
     }
+}
+
+impl Stored<'_> {
+    /// Ends the record of a request that was not admitted, and returns the error.
+    fn unsent(self, error: AdmissionError) -> Error {
+        let (error, _) = AttemptError::from(error).classify(&self.plan);
+        ended(self.record, error)
+    }
+}
+
+fn ended(mut record: Box<Record>, error: Error) -> Error {
+    record.refused(&error);
+    record.end();
+    error
 }

@@ -1,0 +1,227 @@
+//! One attempt of an exchange: admission, then the transmission of the request.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::Response;
+
+use super::Exchange;
+use super::admission::{AdmissionContext, AdmissionError, Called, Pooled};
+use super::body::{Outgoing, Replayable};
+use super::plan::Plan;
+use super::problem::Error;
+use super::react::Attempted;
+use super::reason::Reason;
+use super::record::Record;
+use crate::bounds::RESPONSE_HEAD_TIMEOUT;
+use crate::clock::Clock;
+use crate::origin::{self, Lease, SendError};
+use crate::pace::{Ticket, Turn};
+use crate::semantics;
+
+/// Maximum number of connections on which one turn may try to send.
+const REDIALS: usize = 3;
+
+/// Response of the origin to an attempt, and the turn on which it was sent.
+pub(super) struct OriginResponse {
+    pub(super) response: Response<origin::OriginBody<Outgoing>>,
+    pub(super) turn: Option<Turn>,
+}
+
+impl OriginResponse {
+    /// Returns the input for the retry decision.
+    pub(super) fn attempted(&self, clock: &Clock) -> Attempted {
+        let status = self.response.status();
+        let wait = Attempted::may_ask_for_time(status)
+            .then(|| semantics::retry_after(self.response.headers(), clock.wall()));
+        Attempted::Answered(status, wait.flatten())
+    }
+}
+
+/// Failure of an attempt that brought no response from the origin.
+pub(super) enum AttemptError {
+    Admission(AdmissionError),
+    Broken(Error),
+}
+
+impl From<AdmissionError> for AttemptError {
+    fn from(error: AdmissionError) -> Self {
+        Self::Admission(error)
+    }
+}
+
+impl Exchange {
+    /// Acquires a turn and a connection, and sends the request on them.
+    pub(super) async fn attempt(
+        &self,
+        plan: &Plan<'_>,
+        record: &mut Record,
+    ) -> Result<OriginResponse, AttemptError> {
+        let (turn, lease) = self.admit(plan, record).await?;
+        self.transmit(plan, (turn, lease), RESPONSE_HEAD_TIMEOUT, record)
+            .await
+    }
+
+    /// Acquires a connection and, if the host has a target, a turn. An observed target never delays
+    /// a request.
+    async fn admit(
+        &self,
+        plan: &Plan<'_>,
+        record: &mut Record,
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), AdmissionError> {
+        let connections = Pooled::new(self, plan);
+        let Some((context, ticket)) = self.admission(plan, record) else {
+            let turn = self.observe(plan, record);
+            return Ok((turn, connections.connection().await?));
+        };
+        let (turn, lease) = context.admit(&ticket, record, &connections).await?;
+        Ok((Some(turn), lease))
+    }
+
+    /// Waits until the pacer calls the request, shortly before its turn. Returns `None` if nothing
+    /// delays the request.
+    pub(super) async fn call(
+        &self,
+        plan: &Plan<'_>,
+        record: &mut Record,
+    ) -> Result<Option<Called>, AdmissionError> {
+        match self.admission(plan, record) {
+            Some((context, ticket)) => context.call(ticket, record).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Acquires a connection and, if the request was called, the turn that follows the call.
+    pub(super) async fn admit_called(
+        &self,
+        plan: &Plan<'_>,
+        called: Option<Called>,
+        record: &mut Record,
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), AdmissionError> {
+        let Some((called, (context, _))) = called.zip(self.admission(plan, record)) else {
+            return self.admit(plan, record).await;
+        };
+        let connections = Pooled::new(self, plan);
+        let (turn, lease) = context.admit_called(called, record, &connections).await?;
+        Ok((Some(turn), lease))
+    }
+
+    /// Returns the context and the ticket of an admission, or `None` if no target delays requests.
+    fn admission<'a>(
+        &'a self,
+        plan: &'a Plan<'_>,
+        record: &Record,
+    ) -> Option<(AdmissionContext<'a>, Ticket)> {
+        let (target, metrics) = plan.target.zip(plan.metrics.as_ref())?;
+        if target.observe {
+            return None;
+        }
+        let ticket = Ticket {
+            target: Arc::clone(target),
+            scope: plan.scope.clone(),
+            arrived: record.began(),
+            deadline: match record.attempts {
+                0 => record.began() + plan.max_wait,
+                _ => self.deadline(plan, record),
+            },
+        };
+        let context = AdmissionContext {
+            pacer: &self.pacer,
+            clock: &self.clock,
+            metrics,
+            body: plan.body.as_ref().filter(|_| plan.read_ahead),
+        };
+        Some((context, ticket))
+    }
+
+    /// Counts a delay that the limits of an observed target would cause. The turn holds its
+    /// permits.
+    fn observe(&self, plan: &Plan<'_>, record: &mut Record) -> Option<Turn> {
+        let (target, metrics) = plan.target.zip(plan.metrics.clone())?;
+        let now = self.clock.now();
+        let ticket = Ticket {
+            target: Arc::clone(target),
+            scope: plan.scope.clone(),
+            arrived: now,
+            deadline: now + plan.max_wait,
+        };
+        let held: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
+        let tell = Arc::clone(&held);
+        let turn = self.pacer.observe(&ticket, move |limit| {
+            metrics.would_hold();
+            // The pacer calls this at most once. If the ledger answers late, only the metric
+            // counts it.
+            let _ = tell.set(limit);
+        });
+        record.would_hold = held.get().cloned().flatten();
+        turn.and_then(|turn| turn.leave().ok())
+    }
+
+    /// Sends the request on an admitted connection. If a connection closes before the request left,
+    /// another one is tried while the turn is valid. `limit` bounds the time to the response head.
+    pub(super) async fn transmit(
+        &self,
+        plan: &Plan<'_>,
+        (turn, mut lease): (Option<Turn>, Lease<Outgoing>),
+        limit: Duration,
+        record: &mut Record,
+    ) -> Result<OriginResponse, AttemptError> {
+        record.attempts += 1;
+        let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
+        let deadline = leaves + limit;
+        let parent = self.pool.connector().parent();
+        let origin = &plan.arrival.origin;
+        let mut body = plan.reader();
+        for _ in 0..REDIALS {
+            let request = plan.template.request(lease.spoken(), origin, parent, body);
+            match lease.send(request, deadline).await {
+                Ok(response) => return Ok(OriginResponse { response, turn }),
+                Err(SendError::Unsent(unsent)) => {
+                    lease = Pooled::new(self, plan).connection().await?;
+                    if turn.as_ref().is_some_and(Turn::is_void) {
+                        break;
+                    }
+                    body = unsent.into_body();
+                }
+                Err(SendError::Broken(error)) => return Err(AttemptError::Broken(error.into())),
+                Err(SendError::Late) => {
+                    let limit = limit.as_secs_f64();
+                    let detail = format!("the origin did not answer within {limit} s");
+                    let late = Error::new(Reason::OriginTimeout, detail);
+                    return Err(AttemptError::Broken(late));
+                }
+            }
+        }
+        let cause = "the connection closed before the request was sent".to_owned();
+        let refused = origin::OriginError::Refused(cause);
+        Err(AdmissionError::Unconnected(refused).into())
+    }
+}
+
+impl AttemptError {
+    /// Returns the error for the client and the input for the retry decision.
+    pub(super) fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
+        let gone = || {
+            Error::new(
+                Reason::MalformedRequest,
+                "the request's body ended too early",
+            )
+        };
+        match self {
+            Self::Admission(AdmissionError::Refused(error)) => {
+                (error, Attempted::Unsent { passing: false })
+            }
+            Self::Admission(AdmissionError::ClientGone) => {
+                (gone(), Attempted::Unsent { passing: false })
+            }
+            Self::Admission(AdmissionError::Unconnected(error)) => {
+                let passing = error.is_passing();
+                (error.into(), Attempted::Unsent { passing })
+            }
+            Self::Broken(_) if plan.body.as_ref().is_some_and(Replayable::client_gone) => {
+                (gone(), Attempted::Unsent { passing: false })
+            }
+            Self::Broken(error) => (error, Attempted::Broken),
+        }
+    }
+}
