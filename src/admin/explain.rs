@@ -240,7 +240,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Response {
     let policy = admin.policy.load();
     let now = exchange.clock.now();
     let targets = policy.targets.iter().map(|target| one(&admin, target, now));
-    let refusals = exchange.recorder.refusals().into_iter().map(|refusal| {
+    let refusals = exchange.refusals.latest().into_iter().map(|refusal| {
         let since = humantime::format_rfc3339_seconds(refusal.time).to_string();
         json!({
             "time": since,

@@ -200,7 +200,7 @@ impl SpoolHandle {
         }
         terms.method.parse::<Method>().map_err(|_cause| {
             bad(format!(
-                "`{}` is not a method; write it as \"POST\"",
+                "`{}` is not an HTTP method; write it as \"POST\"",
                 terms.method
             ))
         })?;

@@ -26,9 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
-use crate::exchange::{
-    ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, response,
-};
+use crate::exchange::{ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody};
 use crate::policy::{Policy, Target};
 
 /// API for apps, with the permits that workers hold and the spool, if there is one.
@@ -82,12 +80,7 @@ impl Api {
                 record.end();
                 response
             }
-            Err(error) => {
-                record.refused(&error);
-                let response = response(&error, record.target(), &record.id());
-                record.end();
-                response
-            }
+            Err(error) => record.refuse(&error),
         }
     }
 

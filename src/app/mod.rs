@@ -28,7 +28,9 @@ use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::db::DatabaseError;
-use crate::exchange::{BodyBudget, Exchange, Recorder};
+use crate::exchange::{
+    BodyBudget, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink, WarningSink,
+};
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
@@ -342,16 +344,19 @@ fn exchange(
         .map_err(|error| StartError::Internal(error.to_string()))?;
     let pseudonym = random.bits();
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
+    let refusals = Arc::new(RecentRefusals::default());
+    let sinks: Vec<Arc<dyn Sink>> = vec![
+        Arc::new(LineSink(lines.clone())),
+        Arc::new(MetricsSink::new(metrics.clone())),
+        Arc::new(WarningSink),
+        Arc::clone(&refusals) as Arc<dyn Sink>,
+    ];
     Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
         pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
         body_budget: Arc::new(BodyBudget::new(settings.keep.clone(), metrics.clone())),
-        recorder: Arc::new(Recorder::new(
-            clock.clone(),
-            metrics.clone(),
-            lines.clone(),
-            instance,
-        )),
+        recorder: Arc::new(Recorder::new(clock.clone(), instance, sinks)),
+        refusals,
         pseudonym: Pseudonym::new(pseudonym),
         clock: clock.clone(),
         random: random.clone(),

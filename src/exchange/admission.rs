@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::Exchange;
 use super::body::{Outgoing, Replayable};
+use super::error::Error;
 use super::plan::Plan;
-use super::problem::Error;
 use super::reason::Reason;
 use super::record::Record;
 use crate::clock::{Clock, Instant};
@@ -417,7 +417,7 @@ mod tests {
     use crate::ledger::MemoryLedger;
     use crate::policy::{Algorithm, Bound, Limit, Target};
     use crate::shutdown::Tasks;
-    use crate::telemetry::{LineWriter, Metrics};
+    use crate::telemetry::Metrics;
 
     /// Origin that no longer accepts connections, with one connection that another request is
     /// using.
@@ -455,8 +455,7 @@ mod tests {
         let target = Arc::new(Target::named("t", vec![Limit::new("l", bound)]));
         let ledger = Arc::new(MemoryLedger::new(clock.clone()));
         let pacer = Pacer::new(ledger, clock.clone(), Tasks::new(), metrics.clone());
-        let lines = LineWriter::new(std::io::sink(), metrics.clone()).unwrap();
-        let recorder = Arc::new(Recorder::new(clock.clone(), metrics.clone(), lines, 1));
+        let recorder = Arc::new(Recorder::new(clock.clone(), 1, Vec::new()));
         let mut record = recorder.begin(Ingress::Plain, &ClientIdentity::ourselves());
         let ticket = Ticket {
             scope: target.scope_of_tunnel(None),

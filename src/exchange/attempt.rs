@@ -8,8 +8,8 @@ use http::Response;
 use super::Exchange;
 use super::admission::{AdmissionContext, AdmissionError, Called, Pooled};
 use super::body::{Outgoing, Replayable};
+use super::error::Error;
 use super::plan::Plan;
-use super::problem::Error;
 use super::react::Attempted;
 use super::reason::Reason;
 use super::record::Record;
@@ -119,9 +119,9 @@ impl Exchange {
         let ticket = Ticket {
             target: Arc::clone(target),
             scope: plan.scope.clone(),
-            arrived: record.began(),
+            arrived: record.began,
             deadline: match record.attempts {
-                0 => record.began() + plan.max_wait,
+                0 => record.began + plan.max_wait,
                 _ => self.deadline(plan, record),
             },
         };

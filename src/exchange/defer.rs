@@ -16,8 +16,8 @@ use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 
 use super::Exchange;
+use super::error::Error;
 use super::plan::Plan;
-use super::problem::Error;
 use super::reason::Reason;
 use super::respond::ResponseBody;
 use crate::semantics::{PREFERENCE_APPLIED, write_retry_after};

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use super::body::{Outgoing, Replayable};
 use super::plan::Plan;
 use super::respond::{FromOrigin, ResponseBody};
-use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record};
+use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record, Recording};
 use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
 use crate::clock::Clock;
 use crate::origin;
@@ -50,7 +50,7 @@ pub(super) struct Switch {
 impl Switch {
     /// Relays the new protocol until it ends or is idle for [`TUNNEL_IDLE`]. Holds the turn's
     /// permits for the whole relay.
-    pub(super) async fn relay(self: Box<Self>, mut record: Box<Record>, clock: Clock) {
+    pub(super) async fn relay(self: Box<Self>, mut record: Box<Recording>, clock: Clock) {
         let Self {
             client,
             origin,
@@ -89,7 +89,7 @@ impl Exchange {
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return protocol_error("the origin sent status 407, which only a proxy may send");
         }
-        record.kept = plan
+        record.body = plan
             .body
             .as_ref()
             .map_or(BodyLocation::None, Replayable::kept);
@@ -137,7 +137,7 @@ impl Exchange {
         *response.version_mut() = Version::HTTP_11;
         let headers = response.headers_mut();
         semantics::strip_response(headers);
-        if record.target().is_some() {
+        if record.target.is_some() {
             headers.insert(semantics::OUTPACE_WAITED, seconds(record.waited));
             let attempts = match record.attempts {
                 1 => HeaderValue::from_static("1"),

@@ -16,6 +16,7 @@ mod body;
 mod body_budget;
 mod defer;
 mod deliver;
+mod error;
 mod plan;
 mod problem;
 mod react;
@@ -23,6 +24,7 @@ mod reason;
 mod reason_table;
 mod record;
 mod respond;
+mod sinks;
 mod stored;
 mod template;
 mod tunnel;
@@ -30,10 +32,13 @@ mod tunnel;
 pub use body::Outgoing;
 pub use body_budget::{BodyBudget, BodySettings};
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
-pub use problem::{Error, response};
+pub use error::Error;
 pub use reason::{Reason, table};
-pub use record::{BodyLocation, ClientIdentity, Ingress, Record, Recorder};
+pub use record::{
+    BodyLocation, ClientIdentity, ExchangeId, Ingress, Record, Recorder, Recording, Sink,
+};
 pub use respond::ResponseBody;
+pub use sinks::{LineSink, MetricsSink, RecentRefusal, RecentRefusals, WarningSink};
 pub use stored::{DeliveryOptions, Prepared, Reservation};
 pub use tunnel::Tunnel;
 
@@ -72,8 +77,10 @@ pub struct Exchange {
     pub pool: Pool<Outgoing>,
     /// Bounds and usage of all buffered request bodies, in bytes.
     pub body_budget: Arc<BodyBudget>,
-    /// Recorder that logs and counts each exchange at its end.
+    /// Recorder that passes the record of each exchange to the sinks at its end.
     pub recorder: Arc<Recorder>,
+    /// Most recent refusals, which the admin listener shows.
+    pub refusals: Arc<RecentRefusals>,
     /// Name of this process in `Via`, by which it detects loops.
     pub pseudonym: Pseudonym,
     /// Clock for all instants, which is virtual in simulations.
@@ -133,18 +140,14 @@ impl Exchange {
         let request = request.map(InboundBody::Client);
         let mut record = self.begin(&arrival, &request);
         let outcome = self.run(&arrival, request, &mut record).await;
-        match self.finish(outcome, record) {
-            Ok(response) => response,
-            Err((error, record)) => {
-                let response = response(&error, record.target(), &record.id());
-                record.end();
-                response
-            }
+        match outcome {
+            Ok(outcome) => self.finish(outcome, record),
+            Err(error) => record.refuse(&error),
         }
     }
 
     /// Begins the record of an exchange with what its head says.
-    fn begin<B>(&self, arrival: &Arrival, request: &Request<B>) -> Box<Record> {
+    fn begin<B>(&self, arrival: &Arrival, request: &Request<B>) -> Box<Recording> {
         let mut record = self.recorder.begin(arrival.ingress, &arrival.client);
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
@@ -152,37 +155,28 @@ impl Exchange {
         record
     }
 
-    /// Turns the outcome into the response for the client, whose end also ends the record. An error
-    /// is returned with the record, because its response contains the record's id.
-    fn finish(
-        &self,
-        outcome: Result<Outcome, Error>,
-        mut record: Box<Record>,
-    ) -> Result<Response<ResponseBody>, (Error, Box<Record>)> {
+    /// Turns the outcome into the response for the client, whose end also ends the record.
+    fn finish(&self, outcome: Outcome, mut record: Box<Recording>) -> Response<ResponseBody> {
         match outcome {
-            Ok(Outcome::Origin(response)) => {
+            Outcome::Origin(response) => {
                 if let Some(turn) = response.body().turn() {
                     turn.settle(|source| source.number_in_head(response.headers()));
                 }
-                Ok(response.map(|body| ResponseBody::origin(body, record)))
+                response.map(|body| ResponseBody::origin(body, record))
             }
-            Ok(Outcome::Buffered(response)) => {
+            Outcome::Buffered(response) => {
                 record.received = response.body().len() as u64;
                 record.end();
-                Ok(response.map(ResponseBody::full))
+                response.map(ResponseBody::full)
             }
-            Ok(Outcome::Deferred(response)) => {
+            Outcome::Deferred(response) => {
                 record.kept_for_later();
                 record.end();
-                Ok(response)
+                response
             }
-            Ok(Outcome::Switch(response, switch)) => {
+            Outcome::Switch(response, switch) => {
                 self.tasks.spawn(switch.relay(record, self.clock.clone()));
-                Ok(response)
-            }
-            Err(error) => {
-                record.refused(&error);
-                Err((error, record))
+                response
             }
         }
     }

@@ -1,23 +1,22 @@
-//! Record of an exchange, which writes its canonical JSON line exactly once.
+//! Canonical record of an exchange, as a structure that sinks consume exactly once.
 //!
-//! The line is also written if the client goes away during the exchange.
+//! The sinks also get the record if the client goes away during the exchange.
 
-use std::collections::VecDeque;
+use std::fmt;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use super::problem::Error;
-use super::reason::{Level, Reason};
+use super::error::Error;
+use super::reason::Reason;
 use crate::clock::{Clock, Instant};
-use crate::key;
 use crate::policy::Caller;
-use crate::sync::lock;
-use crate::telemetry::{ExchangeOutcome, JsonObject, LineWriter, Metrics, TargetMetrics};
+use crate::telemetry::{ExchangeOutcome, TargetMetrics};
 use crate::units::Origin;
-use http::Method;
 use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
 
 /// Ingress mode by which a request reached outpace, the `ingress` field of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +38,8 @@ pub enum Ingress {
 }
 
 impl Ingress {
-    const fn name(self) -> &'static str {
+    /// Returns the value in the log.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Intercept => "intercept",
@@ -58,7 +58,7 @@ pub struct ClientIdentity {
     /// IP address of the client, or loopback for deliveries from the spool.
     pub address: IpAddr,
     /// Address as text, formatted once because each log line contains it.
-    shown: Arc<str>,
+    pub(super) shown: Arc<str>,
     /// Name from `clients` in the configuration, or `None` for an unidentified client.
     pub name: Option<Arc<str>>,
     /// Group from `clients` in the configuration, or `None` if the client has none.
@@ -114,7 +114,8 @@ pub enum BodyLocation {
 }
 
 impl BodyLocation {
-    const fn name(self) -> &'static str {
+    /// Returns the value in the log.
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Memory => "memory",
@@ -124,74 +125,141 @@ impl BodyLocation {
     }
 }
 
-/// Recorder that all exchanges share. Writes canonical lines, counts metrics and keeps the last
-/// refusals.
-#[derive(Debug)]
-pub struct Recorder {
-    clock: Clock,
-    metrics: Metrics,
-    lines: LineWriter,
-    /// Prefix of all exchange ids, which differs from that of other replicas.
-    instance: String,
-    count: AtomicU64,
-    /// Metrics of exchanges without a target, under the target label `-`.
-    unmatched: TargetMetrics,
-    refusals: Mutex<VecDeque<RecentRefusal>>,
+/// Id of an exchange in the log and in problem bodies, which is unique among all replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExchangeId {
+    /// Random number of this process.
+    pub instance: u32,
+    /// Number of the exchange in this process, from 0.
+    pub number: u64,
 }
 
-/// One of the most recent refusals, which the admin listener shows.
-#[derive(Debug, Clone)]
-pub struct RecentRefusal {
+impl fmt::Display for ExchangeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}-{:x}", self.instance, self.number)
+    }
+}
+
+/// Facts about one exchange. They are complete when a [`Sink`] gets them.
+#[derive(Debug)]
+pub struct Record {
+    /// Id in the log and in problem bodies.
+    pub id: ExchangeId,
+    /// Instant at which the exchange began.
+    pub began: Instant,
     /// Wall-clock time at which the exchange began.
     pub time: SystemTime,
+    /// Time from the beginning to the end of the exchange.
+    pub took: Duration,
+    /// Ingress mode by which the request reached outpace.
+    pub ingress: Ingress,
+    /// Client that sent the request.
+    pub client: ClientIdentity,
+    /// HTTP method of the request, or of the CONNECT.
+    pub method: Method,
+    /// Origin of the request, or `None` if it was not determined.
+    pub origin: Option<Origin>,
+    /// Path and query of the request. The log leaves the query out because it may hold secrets.
+    pub path: Option<PathAndQuery>,
     /// Name of the matched target, or `None` if no target matched.
     pub target: Option<Arc<str>>,
-    /// Token of the reason, for example `wait-too-long`.
-    pub reason: &'static str,
-    /// Name of the limit that held the request, or `None`.
+    /// Metrics of the matched target, held here to save a look-up at the end.
+    pub metrics: Option<TargetMetrics>,
+    /// Name of the limit that held the request last, or `None`.
     pub limit: Option<Arc<str>>,
-    /// Cause of the refusal as text, including its numbers.
-    pub detail: Arc<str>,
+    /// Name of the limit that would have held the request, if its target is only observed.
+    pub would_hold: Option<Arc<str>>,
+    /// Total time spent waiting for turns and before retries.
+    pub waited: Duration,
+    /// Number of attempts to send the request. Redials on the same turn do not count.
+    pub attempts: u32,
+    /// Status code that the client got, or 0 if it got none.
+    pub status: u16,
+    /// Result of the exchange, which is `Abandoned` until its end.
+    pub outcome: ExchangeOutcome,
+    /// Reason for a response that outpace generated, or `None` for the origin's own response.
+    pub reason: Option<Reason>,
+    /// Cause of that response as text, including its numbers.
+    pub detail: Option<String>,
+    /// Bytes from the client through a tunnel or a switched protocol, else 0.
+    pub sent: u64,
+    /// Bytes from the origin to the client, without response heads.
+    pub received: u64,
+    /// Place where the request's body is buffered, set as soon as a response is delivered.
+    pub body: BodyLocation,
+    /// Field `traceparent` of the request, from which the log takes the trace id.
+    pub trace: Option<HeaderValue>,
+    spooled: bool,
 }
 
-/// Maximum number of recent refusals that are kept.
-const REFUSALS: usize = 16;
+impl Record {
+    /// Notes the name and the metrics of the matched target.
+    pub fn matched(&mut self, target: Arc<str>, metrics: TargetMetrics) {
+        self.target = Some(target);
+        self.metrics = Some(metrics);
+    }
 
-impl Recorder {
-    /// Creates a recorder that writes to `lines` and counts in `metrics`. The ids of its exchanges
-    /// begin with `instance`, so that replicas have different ids.
-    pub fn new(clock: Clock, metrics: Metrics, lines: LineWriter, instance: u32) -> Self {
-        let unmatched = metrics.target(&Arc::from("-"));
-        Self {
-            clock,
-            metrics,
-            lines,
-            instance: format!("{instance:08x}-"),
-            count: AtomicU64::new(0),
-            unmatched,
-            refusals: Mutex::default(),
+    /// Notes that outpace ended the exchange with `error`.
+    pub fn refused(&mut self, error: &Error) {
+        self.reason = Some(error.reason);
+        self.detail = Some(error.detail.clone());
+        self.limit = self.limit.take().or_else(|| error.limit.clone());
+        if self.status == 0 {
+            self.status = error.reason.row().status.as_u16();
         }
     }
 
-    /// Returns the most recent refusals, latest first.
-    pub fn refusals(&self) -> Vec<RecentRefusal> {
-        let kept = lock(&self.refusals);
-        kept.iter().cloned().collect()
+    /// Notes that the request is stored in the spool and answered with 202.
+    pub const fn kept_for_later(&mut self) {
+        self.status = 202;
+        self.spooled = true;
     }
 
-    fn keep(&self, refusal: RecentRefusal) {
-        let mut kept = lock(&self.refusals);
-        kept.truncate(REFUSALS - 1);
-        kept.push_front(refusal);
+    /// Returns the trace id of a W3C `traceparent`, if it has 32 hexadecimal digits.
+    pub fn trace_id(&self) -> Option<&str> {
+        let id = self.trace.as_ref()?.to_str().ok()?.split('-').nth(1)?;
+        (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+    }
+}
+
+/// Consumer of the records of ended exchanges, such as the log or the metrics.
+pub trait Sink: Send + Sync + fmt::Debug {
+    /// Consumes the record of an exchange that has ended. Is called once per exchange, on the task
+    /// of that exchange, and so must not block.
+    fn consume(&self, record: &Record);
+}
+
+/// Recorder that all exchanges share. It numbers them and passes their records to the sinks.
+#[derive(Debug)]
+pub struct Recorder {
+    clock: Clock,
+    instance: u32,
+    count: AtomicU64,
+    sinks: Vec<Arc<dyn Sink>>,
+}
+
+impl Recorder {
+    /// Creates a recorder for these sinks. `instance` distinguishes the ids of its exchanges from
+    /// those of other replicas.
+    pub fn new(clock: Clock, instance: u32, sinks: Vec<Arc<dyn Sink>>) -> Self {
+        Self {
+            clock,
+            instance,
+            count: AtomicU64::new(0),
+            sinks,
+        }
     }
 
     /// Begins the record of an exchange and gives it the next id of this replica.
-    pub fn begin(self: &Arc<Self>, ingress: Ingress, client: &ClientIdentity) -> Box<Record> {
-        Box::new(Record {
-            recorder: Arc::clone(self),
+    pub fn begin(self: &Arc<Self>, ingress: Ingress, client: &ClientIdentity) -> Box<Recording> {
+        let record = Record {
+            id: ExchangeId {
+                instance: self.instance,
+                number: self.count.fetch_add(1, Ordering::Relaxed),
+            },
             began: self.clock.now(),
             time: self.clock.wall(),
-            number: self.count.fetch_add(1, Ordering::Relaxed),
+            took: Duration::ZERO,
             ingress,
             client: client.clone(),
             method: Method::GET,
@@ -204,235 +272,67 @@ impl Recorder {
             waited: Duration::ZERO,
             attempts: 0,
             status: 0,
+            outcome: ExchangeOutcome::Abandoned,
             reason: None,
             detail: None,
             sent: 0,
             received: 0,
-            kept: BodyLocation::None,
+            body: BodyLocation::None,
             trace: None,
             spooled: false,
-            emitted: false,
+        };
+        Box::new(Recording {
+            record,
+            recorder: Arc::clone(self),
         })
     }
 }
 
-/// Record of one exchange. Its drop emits it as abandoned, unless it was emitted before.
+/// Record of an exchange that has not ended. Its drop passes the record to the sinks.
 #[derive(Debug)]
-pub struct Record {
+pub struct Recording {
+    record: Record,
     recorder: Arc<Recorder>,
-    began: Instant,
-    time: SystemTime,
-    number: u64,
-    ingress: Ingress,
-    client: ClientIdentity,
-    /// HTTP method of the request, or of the CONNECT.
-    pub method: Method,
-    /// Origin of the request, or `None` if it was not determined.
-    pub origin: Option<Origin>,
-    /// Path and query of the request. The log leaves the query out because it may hold secrets.
-    pub path: Option<PathAndQuery>,
-    target: Option<Arc<str>>,
-    metrics: Option<TargetMetrics>,
-    /// Name of the limit that held the request last, or `None`.
-    pub limit: Option<Arc<str>>,
-    /// Name of the limit that would have held the request, if its target is only observed.
-    pub would_hold: Option<Arc<str>>,
-    /// Total time spent waiting for turns and before retries.
-    pub waited: Duration,
-    /// Number of attempts to send the request. Redials on the same turn do not count.
-    pub attempts: u32,
-    /// Status code that the client got, or 0 if it got none.
-    pub status: u16,
-    reason: Option<Reason>,
-    detail: Option<String>,
-    /// Bytes from the client through a tunnel or a switched protocol, else 0.
-    pub sent: u64,
-    /// Bytes from the origin to the client, without response heads.
-    pub received: u64,
-    /// Place where the request's body is buffered, set as soon as a response is delivered.
-    pub kept: BodyLocation,
-    /// Field `traceparent` of the request, from which the log takes the trace id.
-    pub trace: Option<http::HeaderValue>,
-    spooled: bool,
-    emitted: bool,
 }
 
-impl Record {
-    /// Returns the instant at which the exchange began.
-    pub const fn began(&self) -> Instant {
-        self.began
+impl Recording {
+    /// Ends the exchange with `error` without a response, and returns the error.
+    pub fn fail(mut self: Box<Self>, error: Error) -> Error {
+        self.refused(&error);
+        self.end();
+        error
     }
 
-    /// Returns the id of the exchange in the log and in problem bodies.
-    pub fn id(&self) -> String {
-        format!("{}{:x}", self.recorder.instance, self.number)
-    }
-
-    /// Notes the name and the metrics of the matched target.
-    pub fn matched(&mut self, target: Arc<str>, metrics: TargetMetrics) {
-        self.target = Some(target);
-        self.metrics = Some(metrics);
-    }
-
-    /// Returns the name of the matched target, or `None` if no target matched.
-    pub fn target(&self) -> Option<&str> {
-        self.target.as_deref()
-    }
-
-    /// Notes that outpace ended the exchange with `error`. Counts the reason and, if its level is
-    /// `Level::Warn`, logs a warning.
-    pub fn refused(&mut self, error: &Error) {
-        let row = error.reason.row();
-        self.recorder.metrics.reason(row.token);
-        if row.level == Level::Warn {
-            tracing::warn!(
-                reason = row.token,
-                detail = error.detail,
-                target_name = self.target.as_deref().unwrap_or("-"),
-                exchange = self.id(),
-                remedy = row.remedy,
-                "outpace ended an exchange; see `detail` and `remedy`"
-            );
-        }
-        self.reason = Some(error.reason);
-        self.detail = Some(error.detail.clone());
-        self.limit = self.limit.take().or_else(|| error.limit.clone());
-        if self.status == 0 {
-            self.status = row.status.as_u16();
-        }
-        if row.outcome == ExchangeOutcome::Refused {
-            self.recorder.keep(RecentRefusal {
-                time: self.time,
-                target: self.target.clone(),
-                reason: row.token,
-                limit: self.limit.clone(),
-                detail: error.detail.as_str().into(),
-            });
-        }
-    }
-
-    /// Notes that the request is stored in the spool and answered with 202.
-    pub const fn kept_for_later(&mut self) {
-        self.status = 202;
-        self.spooled = true;
-    }
-
-    /// Emits the record with the outcome of its reason, or as spooled or delivered.
+    /// Ends the exchange with the outcome of its reason, or as spooled or delivered. A recording
+    /// that is dropped without this call ends as abandoned.
     pub fn end(mut self: Box<Self>) {
-        let outcome = match self.reason {
+        self.record.outcome = match self.record.reason {
             Some(reason) => reason.row().outcome,
-            None if self.spooled => ExchangeOutcome::Spooled,
+            None if self.record.spooled => ExchangeOutcome::Spooled,
             None => ExchangeOutcome::Delivered,
         };
-        self.emit(outcome);
-    }
-
-    fn emit(&mut self, outcome: ExchangeOutcome) {
-        if std::mem::replace(&mut self.emitted, true) {
-            return;
-        }
-        let metrics = self.metrics.as_ref().unwrap_or(&self.recorder.unmatched);
-        metrics.exchange(outcome, self.attempts, self.waited);
-        let lines = &self.recorder.lines;
-        lines.line(self.time, |line| self.write(outcome, line));
-    }
-
-    /// Writes the canonical line. Its fields are a stable interface, documented in `docs/log.md`.
-    fn write(&self, outcome: ExchangeOutcome, line: &mut JsonObject<'_>) {
-        let origin = self.origin.as_ref();
-        line.word(key!("level"), "info")
-            .word(key!("message"), "exchange")
-            .hex(key!("exchange"), &self.recorder.instance, self.number)
-            .word(key!("client"), &self.client.shown)
-            .text_if(key!("client_name"), self.client.name.as_deref())
-            .text_if(key!("client_group"), self.client.group.as_deref())
-            .word(key!("ingress"), self.ingress.name())
-            .text(key!("method"), self.method.as_str())
-            .text_or_null(key!("scheme"), origin.map(|origin| origin.scheme.as_str()))
-            .text_or_null(key!("host"), origin.map(|origin| origin.host.as_str()))
-            .number_or_null(key!("port"), origin.map(|origin| origin.port))
-            .text_or_null(key!("path"), self.path.as_ref().map(PathAndQuery::path))
-            .text_or_null(key!("target"), self.target.as_deref())
-            .text_or_null(key!("limit"), self.limit.as_deref())
-            .text_if(key!("would_hold"), self.would_hold.as_deref())
-            .millis(key!("waited_ms"), self.waited)
-            .number(key!("attempts"), self.attempts)
-            .number(key!("status"), self.status)
-            .word(key!("outcome"), outcome.name())
-            .text_if(key!("reason"), self.reason.map(|reason| reason.row().token))
-            .text_if(key!("detail"), self.detail.as_deref())
-            .number(key!("sent_bytes"), self.sent)
-            .number(key!("received_bytes"), self.received)
-            .word(key!("body"), self.kept.name())
-            .millis(
-                key!("duration_ms"),
-                self.recorder.clock.now().since(self.began),
-            )
-            .text_if(key!("trace"), self.trace.as_ref().and_then(trace_id));
     }
 }
 
-impl Drop for Record {
+impl Drop for Recording {
     fn drop(&mut self) {
-        self.emit(ExchangeOutcome::Abandoned);
+        self.record.took = self.recorder.clock.now().since(self.record.began);
+        for sink in &self.recorder.sinks {
+            sink.consume(&self.record);
+        }
     }
 }
 
-/// Returns the trace id of a W3C `traceparent`, if it has 32 hexadecimal digits.
-fn trace_id(parent: &http::HeaderValue) -> Option<&str> {
-    let id = parent.to_str().ok()?.split('-').nth(1)?;
-    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
+impl Deref for Recording {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Mutex;
-
-    #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Captured {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn p11_explained_a_record_is_emitted_exactly_once() {
-        let out = Captured::default();
-        let metrics = Metrics::new();
-        let lines = LineWriter::new(out.clone(), metrics.clone()).unwrap();
-        let recorder = Arc::new(Recorder::new(Clock::anchored(0), metrics, lines, 7));
-        let client = ClientIdentity::ourselves();
-
-        recorder.begin(Ingress::Plain, &client).end();
-        let mut refused = recorder.begin(Ingress::Route, &client);
-        refused.refused(&Error::new(Reason::WaitTooLong, "a \"quoted\"\nline"));
-        refused.trace = Some(http::HeaderValue::from_static(
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        ));
-        refused.end();
-        let _ = recorder.begin(Ingress::Tunnel, &client);
-        drop(recorder);
-
-        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        let outcomes: Vec<_> = lines
-            .iter()
-            .map(|line| line["outcome"].as_str().unwrap())
-            .collect();
-        assert_eq!(outcomes, ["delivered", "refused", "abandoned"]);
-        assert_eq!(lines[1]["reason"], "wait-too-long");
-        assert_eq!(lines[1]["status"], 429);
-        assert_eq!(lines[1]["trace"], "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(lines[1]["exchange"], "00000007-1");
+impl DerefMut for Recording {
+    fn deref_mut(&mut self) -> &mut Record {
+        &mut self.record
     }
 }

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
 use super::body::Outgoing;
-use super::problem::Error;
+use super::error::Error;
 use super::reason::Reason;
-use super::record::Record;
+use super::record::Recording;
 use crate::bounds::BODY_PEEK;
 use crate::origin;
 use crate::pace::Turn;
@@ -37,7 +37,7 @@ enum BodyKind {
 pub(super) struct FromOrigin {
     body: origin::OriginBody<Outgoing>,
     /// Record of the exchange, absent before [`ResponseBody::origin`] sets it and after the end.
-    record: Option<Box<Record>>,
+    record: Option<Box<Recording>>,
     turn: Option<Turn>,
     /// Copy of the bytes so far, at most [`BODY_PEEK`], if a limit takes the cost from the body.
     copy: Option<Vec<u8>>,
@@ -55,7 +55,7 @@ impl ResponseBody {
     }
 
     /// Creates a body that streams the origin's bytes. Its end also ends the record and the turn.
-    pub(super) fn origin(mut body: Box<FromOrigin>, record: Box<Record>) -> Self {
+    pub(super) fn origin(mut body: Box<FromOrigin>, record: Box<Recording>) -> Self {
         body.record = Some(record);
         if http_body::Body::is_end_stream(&body.body) {
             body.end();

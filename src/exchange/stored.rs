@@ -13,7 +13,7 @@ use super::admission::{AdmissionError, Called};
 use super::attempt::AttemptError;
 use super::body::{InboundBody, Outgoing};
 use super::plan::Plan;
-use super::record::Record;
+use super::record::Recording;
 use super::respond::ResponseBody;
 use super::{Arrival, Error, Exchange};
 use crate::origin::Lease;
@@ -47,7 +47,7 @@ pub struct Prepared<'a> {
 struct Stored<'a> {
     exchange: &'a Exchange,
     plan: Plan<'a>,
-    record: Box<Record>,
+    record: Box<Recording>,
 }
 
 impl Exchange {
@@ -64,7 +64,7 @@ impl Exchange {
         let request = request.map(InboundBody::Stored);
         let mut plan = match self.plan(arrival, request, &mut record) {
             Ok(plan) => plan,
-            Err(error) => return Err(ended(record, error)),
+            Err(error) => return Err(record.fail(error)),
         };
         if plan.needs_body() {
             plan.look_into_body().await;
@@ -126,12 +126,10 @@ impl Prepared<'_> {
         };
         // A refusal of the origin blocks its target for all requests, whoever sent this one.
         exchange.react(&plan, attempted, 1, &record);
-        let outcome =
-            ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record));
-        exchange.finish(outcome, record).map_err(|(error, record)| {
-            record.end();
-            error
-        })
+        match ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record)) {
+            Ok(outcome) => Ok(exchange.finish(outcome, record)),
+            Err(error) => Err(record.fail(error)),
+        }
     }
 }
 
@@ -139,12 +137,6 @@ impl Stored<'_> {
     /// Ends the record of a request that was not admitted, and returns the error.
     fn unsent(self, error: AdmissionError) -> Error {
         let (error, _) = AttemptError::from(error).classify(&self.plan);
-        ended(self.record, error)
+        self.record.fail(error)
     }
-}
-
-fn ended(mut record: Box<Record>, error: Error) -> Error {
-    record.refused(&error);
-    record.end();
-    error
 }

@@ -9,9 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::admission::{AdmissionContext, AdmissionError, ConnectionSource};
-use super::problem::Error;
+use super::error::Error;
 use super::reason::Reason;
-use super::record::{Ingress, Record};
+use super::record::{Ingress, Record, Recording};
 use super::{Arrival, Exchange};
 use crate::bounds::TUNNEL_IDLE;
 use crate::origin::{self, Connector};
@@ -24,7 +24,7 @@ use crate::tunnel;
 pub struct Tunnel {
     origin: TcpStream,
     turn: Option<Turn>,
-    record: Box<Record>,
+    record: Box<Recording>,
 }
 
 impl Exchange {
@@ -51,12 +51,7 @@ impl Exchange {
                     record,
                 })
             }
-            Err(error) => {
-                record.refused(&error);
-                let response = super::response(&error, record.target(), &record.id());
-                record.end();
-                Err(response)
-            }
+            Err(error) => Err(record.refuse(&error)),
         }
     }
 
@@ -84,7 +79,7 @@ impl Exchange {
         let ticket = Ticket {
             target: Arc::clone(target),
             scope: target.scope_of_tunnel(arrival.client.caller()),
-            arrived: record.began(),
+            arrived: record.began,
             deadline: self.clock.now() + max_wait,
         };
         let context = AdmissionContext {

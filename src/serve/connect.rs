@@ -174,8 +174,7 @@ impl InterceptedTunnel {
             .begin(Ingress::Intercept, &self.client);
         record.method = Method::CONNECT;
         record.origin = Some(self.origin.clone());
-        record.refused(&Error::new(reason, error.to_string()));
-        record.end();
+        record.fail(Error::new(reason, error.to_string()));
         if reason == Reason::InnerDistrusted {
             server.metrics.leaf_rejected();
             if !server.warned_clients.contains_key(&self.client.address) {

@@ -19,7 +19,7 @@ use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
 use crate::clock::HeadTimer;
-use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, ResponseBody, response};
+use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, ResponseBody};
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
@@ -280,10 +280,7 @@ impl ClientConnection {
             .recorder
             .begin(self.ingress(), &self.client);
         record.method = method.clone();
-        record.refused(error);
-        let response = response(error, None, &record.id());
-        record.end();
-        response
+        record.refuse(error)
     }
 
     /// Answers `OPTIONS *`, which asks about outpace and not about an origin (RFC 9110 section

@@ -99,15 +99,20 @@ impl<'a> JsonObject<'a> {
         self.raw(key.0).digits(value)
     }
 
-    /// Appends a string that consists of a prefix and a number in hexadecimal digits.
-    pub fn hex(&mut self, key: Key, prefix: &str, number: u64) -> &mut Self {
+    /// Appends a string of two numbers in hexadecimal digits, the first with eight digits, and `-`
+    /// between them.
+    pub fn hex(&mut self, key: Key, first: u32, second: u64) -> &mut Self {
+        self.raw(key.0).byte(b'"').nibbles(first.into(), 8);
+        let digits = (u64::BITS - second.leading_zeros()).div_ceil(4).max(1);
+        self.byte(b'-').nibbles(second, digits).byte(b'"')
+    }
+
+    fn nibbles(&mut self, number: u64, digits: u32) -> &mut Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        self.raw(key.0).byte(b'"').raw(prefix);
-        let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1);
         for digit in (0..digits).rev() {
             self.byte(DIGITS[(number >> (4 * digit) & 15) as usize]);
         }
-        self.byte(b'"')
+        self
     }
 
     /// Appends a duration in milliseconds with three decimal places.
@@ -175,8 +180,8 @@ mod tests {
             .text_if(key!("absent"), None)
             .number(key!("count"), 7)
             .number_or_null(key!("nothing"), None::<u8>)
-            .hex(key!("zero"), "a-", 0)
-            .hex(key!("id"), "a-", 0x1f0)
+            .hex(key!("zero"), 0, 0)
+            .hex(key!("id"), 0xa, 0x1f0)
             .millis(key!("short"), Duration::from_micros(7))
             .millis(key!("took"), Duration::from_micros(1_002_030));
         object.end();
@@ -190,7 +195,7 @@ mod tests {
         assert!(value["nothing"].is_null());
         assert_eq!(
             (&value["zero"], &value["id"]),
-            (&"a-0".into(), &"a-1f0".into())
+            (&"00000000-0".into(), &"0000000a-1f0".into())
         );
         assert!(bytes.ends_with(b"\"short\":0.007,\"took\":1002.030}"));
     }

@@ -214,7 +214,7 @@ async fn p11_explained_what_a_request_would_meet_and_what_is_in_force() {
         "http://plain.test/",
     ]))
     .await;
-    assert!(out.contains("does not run"), "{out}");
+    assert!(out.contains("is not running"), "{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

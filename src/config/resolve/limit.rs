@@ -320,7 +320,7 @@ fn matcher(p: &mut Violations, key: &str, written: &schema::MatchSection) -> Opt
             Ok(method) => methods.push(method),
             Err(_) => p.add(
                 format!("{key}.match.method"),
-                format!("`{method}` is not a method; write it as \"POST\""),
+                format!("`{method}` is not an HTTP method; write it as \"POST\""),
             ),
         }
     }

@@ -1,0 +1,89 @@
+//! Error that outpace reports instead of the origin's response, and the errors it is made from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::reason::Reason;
+use crate::spool::{SealError, StoreError};
+use crate::{origin, semantics};
+
+/// Error that outpace reports instead of a response, with the details of this case.
+#[derive(Debug, Clone)]
+pub struct Error {
+    /// Reason, which selects the status code, the log level and the general texts.
+    pub reason: Reason,
+    /// Cause in this case as text, including its numbers with units.
+    pub detail: String,
+    /// Name of the limit that held the request, or `None` if no limit did.
+    pub limit: Option<Arc<str>>,
+    /// Time after which a retry may succeed, or `None` if it is unknown.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// Creates an error with a detail, without a limit and without a retry time.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+            limit: None,
+            retry_after: None,
+        }
+    }
+
+    /// Returns the error with `wait` as the time after which a retry may succeed.
+    #[must_use]
+    pub const fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+}
+
+impl From<semantics::Malformed> for Error {
+    fn from(problem: semantics::Malformed) -> Self {
+        Self::new(Reason::MalformedRequest, problem.to_string())
+    }
+}
+
+impl From<origin::OriginError> for Error {
+    fn from(error: origin::OriginError) -> Self {
+        let reason = match &error {
+            origin::OriginError::Unresolved { .. } => Reason::OriginUnresolved,
+            origin::OriginError::Prohibited { .. } => Reason::AddressProhibited,
+            origin::OriginError::Ourselves(_) => Reason::LoopDetected,
+            origin::OriginError::Refused(_) => Reason::OriginRefused,
+            origin::OriginError::ConnectTimeout => Reason::OriginConnectTimeout,
+            origin::OriginError::Certificate(_) => Reason::OriginCertificate,
+            origin::OriginError::Tls(_) => Reason::OriginTls,
+            origin::OriginError::ParentProxy(_) => Reason::ParentProxy,
+            origin::OriginError::Broken(_) => Reason::OriginBroke,
+        };
+        Self::new(reason, error.to_string())
+    }
+}
+
+/// Time in `Retry-After` if the spool is full.
+const FULL_WAIT: Duration = Duration::from_secs(30);
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let reason = match &error {
+            StoreError::Unknown(_) => Reason::NotFound,
+            StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
+            StoreError::KeyReused => Reason::KeyReused,
+            StoreError::Full { .. } => Reason::SpoolFull,
+            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolUnavailable,
+        };
+        let told = Self::new(reason, error.to_string());
+        match reason {
+            Reason::SpoolFull => told.after(FULL_WAIT),
+            _ => told,
+        }
+    }
+}
+
+impl From<SealError> for Error {
+    fn from(error: SealError) -> Self {
+        Self::new(Reason::NotSpoolable, error.to_string())
+    }
+}
