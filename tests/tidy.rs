@@ -219,9 +219,7 @@ fn every_metric_and_every_exit_code_is_documented() {
     for metric in outpace::telemetry::Metric::ALL {
         let row = format!(
             "| `{}` | {} | {} |",
-            metric.name(),
-            metric.labels(),
-            metric.help()
+            metric.name, metric.labels, metric.help
         );
         assert!(page.contains(&row), "docs/metrics.md lacks:\n{row}");
     }

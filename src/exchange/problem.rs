@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn every_no_is_marked_as_ours_and_says_what_to_do() {
-        for reason in Reason::ALL {
+        for &reason in Reason::ALL {
             let error = Error::new(reason, "it \"happened\"").after(Duration::from_millis(1200));
             let response = response(&error, Some("t"), "x-1");
             let status = response.headers()[&semantics::PROXY_STATUS]

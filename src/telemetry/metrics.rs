@@ -12,142 +12,85 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// Identifier of one metric. [`Metric::help`] is the text that scrapers see.
+/// Definition of one metric, as scrapers and `docs/metrics.md` show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metric {
-    /// Exchanges that ended, per target and outcome.
-    Exchanges,
-    /// Responses that outpace generated itself, per reason.
-    Reasons,
-    /// Requests sent to origins, including retries, per target.
-    Attempts,
-    /// Seconds that an exchange waited for its slots in total, as a histogram per target.
-    Wait,
-    /// Requests that are waiting for a slot at present, per target.
-    Waiting,
-    /// Responses in which an origin reported a limit, per target.
-    Limited,
-    /// Requests that `mode: observe` let pass although a limit would have held them.
-    WouldHold,
-    /// Slots that were booked but not used in time, per target.
-    SlotsVoided,
-    /// Calls to the shared ledger that book slots.
-    LedgerCalls,
-    /// State of the connection to the shared ledger, 1 if it answers and 0 if not.
-    LedgerConnected,
-    /// Client connections that are open at present.
-    Connections,
-    /// Connections that were opened to origins.
-    OriginConnections,
-    /// Certificates that were created for intercepted hosts.
-    LeavesMinted,
-    /// TLS handshakes in which a client rejected outpace's certificate.
-    LeavesRejected,
-    /// Bytes of request bodies that are in memory at present.
-    BodiesBuffered,
-    /// Reloads of the configuration, per result.
-    Reloads,
-    /// Canonical lines that were dropped because the log reader was too slow.
-    LogLinesDropped,
+pub struct Metric {
+    /// Name with the prefix `outpace_`.
+    pub name: &'static str,
+    /// Names of the labels with their values, or an empty text.
+    pub labels: &'static str,
+    /// Meaning and unit, as the help text of the scrape.
+    pub help: &'static str,
 }
 
-impl Metric {
-    /// All metrics, in the order of the table in `docs/metrics.md`.
-    pub const ALL: [Self; 17] = [
-        Self::Exchanges,
-        Self::Reasons,
-        Self::Attempts,
-        Self::Wait,
-        Self::Waiting,
-        Self::Limited,
-        Self::WouldHold,
-        Self::SlotsVoided,
-        Self::LedgerCalls,
-        Self::LedgerConnected,
-        Self::Connections,
-        Self::OriginConnections,
-        Self::LeavesMinted,
-        Self::LeavesRejected,
-        Self::BodiesBuffered,
-        Self::Reloads,
-        Self::LogLinesDropped,
-    ];
-
-    /// Returns the metric's name as scrapers see it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Exchanges => "outpace_exchanges_total",
-            Self::Reasons => "outpace_reasons_total",
-            Self::Attempts => "outpace_attempts_total",
-            Self::Wait => "outpace_wait_seconds",
-            Self::Waiting => "outpace_waiting",
-            Self::Limited => "outpace_limited_total",
-            Self::WouldHold => "outpace_would_hold_total",
-            Self::SlotsVoided => "outpace_slots_voided_total",
-            Self::LedgerCalls => "outpace_ledger_calls_total",
-            Self::LedgerConnected => "outpace_ledger_connected",
-            Self::Connections => "outpace_connections",
-            Self::OriginConnections => "outpace_origin_connections_total",
-            Self::LeavesMinted => "outpace_leaves_minted_total",
-            Self::LeavesRejected => "outpace_leaves_rejected_total",
-            Self::BodiesBuffered => "outpace_bodies_buffered_bytes",
-            Self::Reloads => "outpace_reloads_total",
-            Self::LogLinesDropped => "outpace_log_lines_dropped_total",
+/// Defines the set of metrics, with one row per metric.
+macro_rules! metrics {
+    ($($field:ident: $kind:ty = $zero:expr, $name:literal, $labels:literal, $help:literal;)+) => {
+        impl Metric {
+            /// All metrics, in the order of the table in `docs/metrics.md`.
+            pub const ALL: &[Self] = &[
+                $(Self { name: $name, labels: $labels, help: $help }),+
+            ];
         }
-    }
 
-    /// Returns the help text, which `docs/metrics.md` repeats.
-    pub const fn help(self) -> &'static str {
-        match self {
-            Self::Exchanges => "Exchanges that ended, by outcome",
-            Self::Reasons => "Responses that outpace generated itself, by reason",
-            Self::Attempts => "Requests sent to origins, retries included",
-            Self::Wait => "Seconds that an exchange waited for its slots in total",
-            Self::Waiting => "Requests that are waiting for a slot now",
-            Self::Limited => "Responses in which an origin reported a limit",
-            Self::WouldHold => "Requests of observed targets that a limit would have held",
-            Self::SlotsVoided => "Slots that were booked but not used in time",
-            Self::LedgerCalls => "Calls to a shared ledger that book slots",
-            Self::LedgerConnected => "1 if the shared ledger answers, 0 if not",
-            Self::Connections => "Client connections that are open now",
-            Self::OriginConnections => "Connections that were opened to origins",
-            Self::LeavesMinted => "Certificates created for intercepted hosts",
-            Self::LeavesRejected => {
-                "TLS handshakes in which a client rejected outpace's certificate"
+        #[derive(Debug)]
+        struct MetricsState {
+            registry: Registry,
+            $($field: $kind),+
+        }
+
+        impl MetricsState {
+            fn new() -> Self {
+                let mut registry = Registry::default();
+                $(let $field = $zero;
+                // The encoder itself appends `_total` to the names of counters.
+                registry.register($name.trim_end_matches("_total"), $help, $field.clone());)+
+                Self { registry, $($field),+ }
             }
-            Self::BodiesBuffered => "Bytes of request bodies that are in memory now",
-            Self::Reloads => "Reloads of the configuration, by result",
-            Self::LogLinesDropped => "Canonical lines dropped because the log reader was too slow",
         }
-    }
-
-    /// Returns the names of the labels with their values, which `docs/metrics.md` repeats.
-    pub const fn labels(self) -> &'static str {
-        match self {
-            Self::Exchanges => {
-                "target, outcome (delivered, refused, rejected, failed, abandoned, spooled)"
-            }
-            Self::Reasons => "reason (see errors.md)",
-            Self::Attempts
-            | Self::Wait
-            | Self::Waiting
-            | Self::Limited
-            | Self::WouldHold
-            | Self::SlotsVoided => "target",
-            Self::Reloads => "result (ok, error)",
-            Self::LedgerCalls
-            | Self::LedgerConnected
-            | Self::Connections
-            | Self::OriginConnections
-            | Self::LeavesMinted
-            | Self::LeavesRejected
-            | Self::BodiesBuffered
-            | Self::LogLinesDropped => "",
-        }
-    }
+    };
 }
 
-/// Outcome of an exchange, which is a label of [`Metric::Exchanges`].
+// Each row has the field with its type and its value at the start, and then the name, the labels
+// and the help text.
+metrics! {
+    exchanges: Family<ExchangeLabels, Counter> = Family::default(), "outpace_exchanges_total", "target, outcome (delivered, refused, rejected, failed, abandoned, spooled)",
+        "Exchanges that ended, by outcome";
+    reasons: Family<ReasonLabel, Counter> = Family::default(), "outpace_reasons_total", "reason (see errors.md)",
+        "Responses that outpace generated itself, by reason";
+    attempts: Family<TargetLabel, Counter> = Family::default(), "outpace_attempts_total", "target",
+        "Requests sent to origins, retries included";
+    wait: WaitFamily = Family::new_with_constructor(new_wait as _), "outpace_wait_seconds", "target",
+        "Seconds that an exchange waited for its slots in total";
+    waiting: Family<TargetLabel, Gauge> = Family::default(), "outpace_waiting", "target",
+        "Requests that are waiting for a slot now";
+    limited: Family<TargetLabel, Counter> = Family::default(), "outpace_limited_total", "target",
+        "Responses in which an origin reported a limit";
+    would_hold: Family<TargetLabel, Counter> = Family::default(), "outpace_would_hold_total", "target",
+        "Requests of observed targets that a limit would have held";
+    slots_voided: Family<TargetLabel, Counter> = Family::default(), "outpace_slots_voided_total", "target",
+        "Slots that were booked but not used in time";
+    ledger_calls: Counter = Counter::default(), "outpace_ledger_calls_total", "",
+        "Calls to a shared ledger that book slots";
+    ledger_connected: Gauge = Gauge::default(), "outpace_ledger_connected", "",
+        "1 if the shared ledger answers, 0 if not";
+    connections: Gauge = Gauge::default(), "outpace_connections", "",
+        "Client connections that are open now";
+    origin_connections: Counter = Counter::default(), "outpace_origin_connections_total", "",
+        "Connections that were opened to origins";
+    leaves_minted: Counter = Counter::default(), "outpace_leaves_minted_total", "",
+        "Certificates created for intercepted hosts";
+    leaves_rejected: Counter = Counter::default(), "outpace_leaves_rejected_total", "",
+        "TLS handshakes in which a client rejected outpace's certificate";
+    bodies_buffered: Gauge = Gauge::default(), "outpace_bodies_buffered_bytes", "",
+        "Bytes of request bodies that are in memory now";
+    reloads: Family<ResultLabel, Counter> = Family::default(), "outpace_reloads_total", "result (ok, error)",
+        "Reloads of the configuration, by result";
+    log_lines_dropped: Counter = Counter::default(), "outpace_log_lines_dropped_total", "",
+        "Canonical lines dropped because the log reader was too slow";
+}
+
+/// Outcome of an exchange, which is a label of `outpace_exchanges_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExchangeOutcome {
     /// The origin's response was passed on completely.
@@ -222,26 +165,11 @@ struct ResultLabel {
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<MetricsState>);
 
-#[derive(Debug)]
-struct MetricsState {
-    registry: Registry,
-    exchanges: Family<ExchangeLabels, Counter>,
-    reasons: Family<ReasonLabel, Counter>,
-    attempts: Family<TargetLabel, Counter>,
-    wait: Family<TargetLabel, Histogram>,
-    waiting: Family<TargetLabel, Gauge>,
-    limited: Family<TargetLabel, Counter>,
-    would_hold: Family<TargetLabel, Counter>,
-    slots_voided: Family<TargetLabel, Counter>,
-    connections: Gauge,
-    origin_connections: Counter,
-    leaves_minted: Counter,
-    leaves_rejected: Counter,
-    ledger_calls: Counter,
-    ledger_connected: Gauge,
-    bodies_buffered: Gauge,
-    reloads: Family<ResultLabel, Counter>,
-    log_lines_dropped: Counter,
+/// Family of histograms whose constructor is a plain function.
+type WaitFamily = Family<TargetLabel, Histogram, fn() -> Histogram>;
+
+fn new_wait() -> Histogram {
+    Histogram::new(WAIT_BUCKETS)
 }
 
 const WAIT_BUCKETS: [f64; 12] = [
@@ -257,28 +185,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Creates all metrics with the value zero.
     pub fn new() -> Self {
-        let mut inner = MetricsState {
-            registry: Registry::default(),
-            exchanges: Family::default(),
-            reasons: Family::default(),
-            attempts: Family::default(),
-            wait: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS)),
-            waiting: Family::default(),
-            limited: Family::default(),
-            would_hold: Family::default(),
-            slots_voided: Family::default(),
-            connections: Gauge::default(),
-            origin_connections: Counter::default(),
-            leaves_minted: Counter::default(),
-            leaves_rejected: Counter::default(),
-            ledger_calls: Counter::default(),
-            ledger_connected: Gauge::default(),
-            bodies_buffered: Gauge::default(),
-            reloads: Family::default(),
-            log_lines_dropped: Counter::default(),
-        };
-        inner.register();
-        Self(Arc::new(inner))
+        Self(Arc::new(MetricsState::new()))
     }
 
     /// Encodes all metrics as the text that a scraper reads (OpenMetrics 1.0).
@@ -374,55 +281,6 @@ impl Metrics {
     }
 }
 
-impl MetricsState {
-    fn register(&mut self) {
-        use prometheus_client::registry::Metric as Any;
-        fn add(registry: &mut Registry, metric: Metric, handle: impl Any) {
-            // The encoder itself appends `_total` to the names of counters.
-            let name = metric.name().trim_end_matches("_total");
-            registry.register(name, metric.help(), handle);
-        }
-        let registry = &mut self.registry;
-        add(registry, Metric::Exchanges, self.exchanges.clone());
-        add(registry, Metric::Reasons, self.reasons.clone());
-        add(registry, Metric::Attempts, self.attempts.clone());
-        add(registry, Metric::Wait, self.wait.clone());
-        add(registry, Metric::Waiting, self.waiting.clone());
-        add(registry, Metric::Limited, self.limited.clone());
-        add(registry, Metric::WouldHold, self.would_hold.clone());
-        add(registry, Metric::SlotsVoided, self.slots_voided.clone());
-        add(registry, Metric::LedgerCalls, self.ledger_calls.clone());
-        add(
-            registry,
-            Metric::LedgerConnected,
-            self.ledger_connected.clone(),
-        );
-        add(registry, Metric::Connections, self.connections.clone());
-        add(
-            registry,
-            Metric::OriginConnections,
-            self.origin_connections.clone(),
-        );
-        add(registry, Metric::LeavesMinted, self.leaves_minted.clone());
-        add(
-            registry,
-            Metric::LeavesRejected,
-            self.leaves_rejected.clone(),
-        );
-        add(
-            registry,
-            Metric::BodiesBuffered,
-            self.bodies_buffered.clone(),
-        );
-        add(registry, Metric::Reloads, self.reloads.clone());
-        add(
-            registry,
-            Metric::LogLinesDropped,
-            self.log_lines_dropped.clone(),
-        );
-    }
-}
-
 /// Metrics of one target. Clones are cheap and share the same counters.
 #[derive(Debug, Clone)]
 pub struct TargetMetrics(Arc<TargetHandles>);
@@ -507,7 +365,7 @@ mod tests {
         metrics.reloaded(true);
         let text = metrics.encode();
         for metric in Metric::ALL {
-            assert!(text.contains(metric.name()), "{}\n{text}", metric.name());
+            assert!(text.contains(metric.name), "{}\n{text}", metric.name);
         }
     }
 }
