@@ -110,7 +110,7 @@ impl Site {
                 };
                 let store = outpace::spool::PostgresStore::new(parts, &Tasks::new());
                 store.prepare().await.unwrap();
-                Opened::Postgres(Arc::new(store))
+                Opened::Postgres(store)
             }
         };
         let terms = BufferConfig {

@@ -29,7 +29,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 enum StoreBackend {
     DiskStore(Arc<DiskStore>),
-    PostgresStore(PostgresStore),
+    PostgresStore(Arc<PostgresStore>),
 }
 
 /// Open spool of this process, with the retention times of its items.
@@ -83,7 +83,7 @@ async fn postgres(
     database: &PostgresSettings,
     replica: Replica,
     shared: &Parts,
-) -> Result<(PostgresStore, bool), StartError> {
+) -> Result<(Arc<PostgresStore>, bool), StartError> {
     let parts = PostgresParts {
         database: Database::new(&database.url, PostgresStore::CONNECTIONS, None)?,
         migrate: database.migrate,
@@ -134,7 +134,7 @@ impl OpenSpool {
     ) -> Self {
         let store = match &kept {
             StoreBackend::DiskStore(disk) => Arc::clone(disk) as Arc<dyn Store>,
-            StoreBackend::PostgresStore(store) => Arc::new(store.clone()),
+            StoreBackend::PostgresStore(store) => Arc::clone(store) as Arc<dyn Store>,
         };
         let keys = settings.keys.iter().map(Secret::reveal);
         let sealer = Arc::new(Sealer::new(keys, shared.random.clone()));

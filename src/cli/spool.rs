@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Exit, block_on, print, print_error};
 use crate::clock::Clock;
 use crate::shutdown::Tasks;
-use crate::spool::{DiskSettings, DiskStore, Item, ListQuery, Store, StoreError};
+use crate::spool::{DiskSettings, DiskStore, Item, ListQuery, Reads as _, Store as _, StoreError};
 
 #[derive(Debug, Args)]
 pub(super) struct SpoolArgs {

@@ -10,6 +10,7 @@ mod rows;
 mod seal;
 mod shape;
 mod state;
+mod store;
 
 pub use disk::{DiskSettings, DiskStore, OpenError};
 pub use item::{
@@ -20,17 +21,11 @@ pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
 pub use seal::{SealError, Sealer, is_secret};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
 pub use state::{AttemptOutcome, Backoff, Step, step};
+pub use store::{Changes, Reads, Store, find_buffer};
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::clock::Instant;
-
-/// Future of a store operation. It resolves to the result or to a [`StoreError`].
-pub type Done<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Error of a store operation. A failed operation has no effect, except that [`StoreError::Away`]
 /// leaves the effect unknown.
@@ -186,125 +181,4 @@ pub struct Hold {
     pub term: i64,
     /// Instant at which the lease ends, unless it is renewed before.
     pub until: Instant,
-}
-
-/// Durable store of buffers, items and attempts. The future of a write resolves only after the
-/// write is durable.
-pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Returns the time of the store's clock, which sets all instants of items and attempts.
-    fn now(&self) -> Millis;
-
-    /// Returns true if other processes use the same store, so that items can change without a call
-    /// here.
-    fn is_shared(&self) -> bool;
-
-    /// Returns the lease of this process on a buffer, or `None` if it must not send the buffer's
-    /// items.
-    fn hold(&self, buffer: i64) -> Option<Hold>;
-
-    /// Waits for changes by other processes and for leases gained or lost. Returns the numbers of
-    /// the affected buffers. Never resolves if the store is not shared.
-    fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>>;
-
-    /// Reads the buffers that other processes have created, changed or removed.
-    fn refresh(&self) -> Done<'_, ()>;
-
-    /// Creates a buffer, and returns it with true if it is new. An existing buffer with the same
-    /// name and configuration is returned with false.
-    fn create(
-        &self,
-        id: Arc<str>,
-        name: Arc<str>,
-        terms: BufferConfig,
-        now: Millis,
-    ) -> Done<'_, (Buffer, bool)>;
-
-    /// Replaces the configuration of a buffer and returns the changed buffer.
-    fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer>;
-
-    /// Removes a buffer with all its items. Without `forced` a buffer with items to send is a
-    /// [`StoreError::Conflict`].
-    fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()>;
-
-    /// Pauses a buffer for `reason`, or resumes it if `reason` is `None`.
-    fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Done<'_, Buffer>;
-
-    /// Stores either all items or none, with consecutive sequence numbers. A push that repeats the
-    /// key `once` returns the items of the first push.
-    fn push(
-        &self,
-        buffer: i64,
-        items: Vec<NewItem>,
-        once: Option<IdempotencyKey>,
-        now: Millis,
-    ) -> Done<'_, Pushed>;
-
-    /// Marks an item as in flight and counts the attempt. The caller must hold the buffer's lease.
-    fn claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, Item>;
-
-    /// Records an attempt and moves its item to the next state in the same transaction.
-    fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item>;
-
-    /// Reverts the claim of an item that was not sent, and does not count the attempt.
-    fn release_claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()>;
-
-    /// Marks an item as expired if it is queued or waits for a retry.
-    fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()>;
-
-    /// Applies a change to an item that is queued or waits for a retry, and returns the item.
-    fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item>;
-
-    /// Removes the items that `what` selects and that were pushed before `before`. Returns their
-    /// number.
-    fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64>;
-
-    /// Queues dead letters and expired items again, with all their retries. Returns their number.
-    fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64>;
-
-    /// Returns all buffers that this process has read or created, without a query.
-    fn buffers(&self) -> Vec<Buffer>;
-
-    /// Returns the buffer with this number from the same list as [`buffers`](Self::buffers).
-    fn buffer(&self, number: i64) -> Option<Buffer>;
-
-    /// Returns the number of items of a buffer in each state.
-    fn counts(&self, buffer: i64) -> Done<'_, Counts>;
-
-    /// Returns up to `limit` live items of a buffer in their order. With `strict` these include
-    /// items in flight and items that are not due.
-    ///
-    /// Otherwise only items due at `now` count. If there are none, the one that is due next is
-    /// returned.
-    fn next_items(&self, buffer: i64, now: Millis, strict: bool, limit: u32)
-    -> Done<'_, Vec<Item>>;
-
-    /// Returns the items of a buffer that are marked as in flight. After a change of the lease
-    /// these are the interrupted ones.
-    fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>>;
-
-    /// Returns the item with this id, or [`StoreError::Unknown`].
-    fn item(&self, id: Arc<str>) -> Done<'_, Item>;
-
-    /// Returns the body of an item, or [`StoreError::Damaged`] if its checksum does not match.
-    fn body(&self, id: Arc<str>) -> Done<'_, Bytes>;
-
-    /// Returns a page of items in the order of their sequence numbers.
-    fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>>;
-
-    /// Returns a page of attempts, the latest first, each with its place as the cursor.
-    fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, Attempt)>>;
-
-    /// Removes a batch of old history and returns the number of removed items. Delivered and
-    /// cancelled items go if they ended before `delivered_before`, dead and expired ones if before
-    /// `dead_before`.
-    ///
-    /// If the spool is nearly full, newer delivered and cancelled items go as well. Idempotency
-    /// keys from before `delivered_before` are removed too.
-    fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64>;
-}
-
-/// Returns the buffer with this id or name, if this process has read or created it.
-pub fn find_buffer(store: &dyn Store, wanted: &str) -> Option<Buffer> {
-    let mut all = store.buffers().into_iter();
-    all.find(|buffer| *buffer.id == *wanted || *buffer.name == *wanted)
 }

@@ -7,16 +7,20 @@
 //! log.
 
 mod ballast;
+mod batch;
+mod bodies;
 mod buffer_index;
-mod change;
+mod buffers;
+mod items;
 mod op;
+mod push;
 mod read;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use async_trait::async_trait;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -25,14 +29,15 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
-    Buffer, BufferConfig, Counts, Done, Finished, Hold, IdempotencyKey, Item, ItemChange,
-    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, Store, StoreError,
+    Buffer, BufferConfig, Changes, Finished, Hold, IdempotencyKey, Item, ItemChange, Millis,
+    NewItem, Purge, Pushed, Redrive, Store, StoreError,
 };
 use crate::clock::{Clock, Instant};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 use buffer_index::BufferIndex;
-use op::Op;
+use op::{Change, Message, WaitingChange};
+use push::Push;
 use writer::Writer;
 
 /// Highest number of operations that wait for the writer.
@@ -102,7 +107,7 @@ pub enum OpenError {
 /// The store on disk, with one writer task and a pool of readers.
 #[derive(Debug)]
 pub struct DiskStore {
-    ops: mpsc::Sender<Op>,
+    messages: mpsc::Sender<Message>,
     readers: SqlitePool,
     buffer_index: Arc<Mutex<BufferIndex>>,
     settings: DiskSettings,
@@ -151,7 +156,9 @@ impl DiskStore {
                 found,
             });
         }
-        read::sweep_orphans(&mut connection, &dir).await;
+        bodies::sweep_orphans(&mut connection, &dir)
+            .await
+            .map_err(database)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .connect_with(
@@ -162,7 +169,7 @@ impl DiskStore {
             .await
             .map_err(database)?;
         let buffer_index = Arc::new(Mutex::new(buffer_index));
-        let (ops, waiting) = mpsc::channel(WAITING_MAX);
+        let (messages, waiting) = mpsc::channel(WAITING_MAX);
         let (tell_broken, broken) = watch::channel(None);
         let writer = Writer {
             connection,
@@ -176,7 +183,7 @@ impl DiskStore {
         // it.
         tasks.spawn_detached(writer.run(waiting));
         Ok(Self {
-            ops,
+            messages,
             readers,
             buffer_index,
             settings,
@@ -207,7 +214,8 @@ impl DiskStore {
     pub async fn close(&self) {
         // An active reader would prevent the checkpoint from moving the whole log.
         self.readers.close().await;
-        let closed: Result<(), StoreError> = self.write(|tell| Op::Close { tell }).await;
+        let (tell, told) = oneshot::channel();
+        let closed = self.send(Message::Close(tell), told).await;
         if let Err(error) = closed {
             tracing::warn!(%error, "the spool could not be closed cleanly: the next start recovers its write-ahead log");
         }
@@ -217,18 +225,25 @@ impl DiskStore {
         lock(&self.buffer_index)
     }
 
-    /// Sends an operation to the writer and waits for its result, which arrives after the commit.
-    fn write<T: Send + 'static>(
-        &self,
-        op: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Op + Send + 'static,
-    ) -> Done<'_, T> {
-        Box::pin(async move {
-            let (tell, told) = oneshot::channel();
-            let gone = || StoreError::Away("its writer has stopped".to_owned());
-            self.ops.send(op(tell)).await.map_err(|_cause| gone())?;
-            told.await.map_err(|_cause| gone())?
-        })
+    /// Sends a change to the writer and waits for its result, which arrives after the commit.
+    async fn write<C: Change>(&self, change: C) -> Result<C::Output, StoreError> {
+        let (waiting, told) = WaitingChange::new(change);
+        self.send(Message::Change(waiting), told).await
     }
+
+    async fn send<T>(
+        &self,
+        message: Message,
+        told: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let gone = || StoreError::Away("its writer has stopped".to_owned());
+        self.messages.send(message).await.map_err(|_cause| gone())?;
+        told.await.map_err(|_cause| gone())?
+    }
+}
+
+fn away(error: &sqlx::Error) -> StoreError {
+    StoreError::Away(error.to_string())
 }
 
 /// Creates the directory and locks it. Returns `None` if another process holds the lock.
@@ -276,6 +291,7 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
     Ok(connection)
 }
 
+#[async_trait]
 impl Store for DiskStore {
     fn now(&self) -> Millis {
         self.clock.wall_millis()
@@ -292,182 +308,132 @@ impl Store for DiskStore {
         })
     }
 
-    fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>> {
-        Box::pin(std::future::pending())
-    }
-
-    fn refresh(&self) -> Done<'_, ()> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn create(
-        &self,
-        id: Arc<str>,
-        name: Arc<str>,
-        terms: BufferConfig,
-        now: Millis,
-    ) -> Done<'_, (Buffer, bool)> {
-        self.write(move |tell| Op::Create {
-            id,
-            name,
-            terms,
-            now,
-            tell,
-        })
-    }
-
-    fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer> {
-        self.write(move |tell| Op::ItemChange {
-            buffer,
-            terms,
-            tell,
-        })
-    }
-
-    fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()> {
-        self.write(move |tell| Op::Remove {
-            buffer,
-            forced,
-            tell,
-        })
-    }
-
-    fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Done<'_, Buffer> {
-        self.write(move |tell| Op::Pause {
-            buffer,
-            reason,
-            tell,
-        })
-    }
-
-    fn push(
-        &self,
-        buffer: i64,
-        items: Vec<NewItem>,
-        once: Option<IdempotencyKey>,
-        now: Millis,
-    ) -> Done<'_, Pushed> {
-        Box::pin(async move {
-            let size: usize = items.iter().map(|item| item.body.len() + 512).sum();
-            let size = u32::try_from(size / 1024 + 1)
-                .unwrap_or(WAITING_KIB)
-                .min(WAITING_KIB);
-            let gone = |_| StoreError::Away("it is closed".to_owned());
-            let room = Arc::clone(&self.room)
-                .acquire_many_owned(size)
-                .await
-                .map_err(gone)?;
-            let large = read::keep_large(&self.settings, &items).await?;
-            // If the push fails, the body files stay until the next start removes them.
-            self.write(move |tell| Op::Push {
-                buffer,
-                items,
-                large,
-                once,
-                now,
-                _room: room,
-                tell,
-            })
-            .await
-        })
-    }
-
-    fn claim(&self, _buffer: i64, item: Arc<str>) -> Done<'_, Item> {
-        self.write(move |tell| Op::Claim { item, tell })
-    }
-
-    fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item> {
-        self.write(move |tell| Op::Finish {
-            finished: Box::new(finished),
-            now,
-            tell,
-        })
-    }
-
-    fn release_claim(&self, _buffer: i64, item: Arc<str>) -> Done<'_, ()> {
-        self.write(move |tell| Op::Unclaim { item, tell })
-    }
-
-    fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()> {
-        self.write(move |tell| Op::Expire { item, now, tell })
-    }
-
-    fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item> {
-        self.write(move |tell| Op::Alter {
-            item,
-            change,
-            now,
-            tell,
-        })
-    }
-
-    fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64> {
-        self.write(move |tell| Op::Purge {
-            buffer,
-            what,
-            before,
-            tell,
-        })
-    }
-
-    fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64> {
-        self.write(move |tell| Op::Redrive {
-            buffer,
-            which,
-            now,
-            tell,
-        })
-    }
-
     fn buffers(&self) -> Vec<Buffer> {
         self.buffer_index().all()
     }
 
     fn buffer(&self, number: i64) -> Option<Buffer> {
-        self.buffer_index()
-            .get(number)
-            .map(|entry| entry.buffer.clone())
+        let index = self.buffer_index();
+        index.get(number).map(|entry| entry.buffer.clone())
     }
 
-    fn counts(&self, buffer: i64) -> Done<'_, Counts> {
-        Box::pin(std::future::ready(Ok(self.buffer_index().counts(buffer))))
+    async fn changed(&self) -> Vec<i64> {
+        std::future::pending().await
     }
 
-    fn next_items(
+    async fn refresh(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Changes for DiskStore {
+    async fn create(
+        &self,
+        id: Arc<str>,
+        name: Arc<str>,
+        terms: BufferConfig,
+        now: Millis,
+    ) -> Result<(Buffer, bool), StoreError> {
+        let create = buffers::Create {
+            id,
+            name,
+            terms,
+            now,
+        };
+        self.write(create).await
+    }
+
+    async fn change(&self, buffer: i64, terms: BufferConfig) -> Result<Buffer, StoreError> {
+        self.write(buffers::ChangeTerms { buffer, terms }).await
+    }
+
+    async fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Result<Buffer, StoreError> {
+        self.write(buffers::Pause { buffer, reason }).await
+    }
+
+    async fn remove(&self, buffer: i64, forced: bool) -> Result<(), StoreError> {
+        self.write(buffers::Remove { buffer, forced }).await
+    }
+
+    async fn push(
         &self,
         buffer: i64,
+        items: Vec<NewItem>,
+        once: Option<IdempotencyKey>,
         now: Millis,
-        strict: bool,
-        limit: u32,
-    ) -> Done<'_, Vec<Item>> {
-        Box::pin(read::next_items(&self.readers, buffer, now, strict, limit))
+    ) -> Result<Pushed, StoreError> {
+        let size: usize = items.iter().map(|item| item.body.len() + 512).sum();
+        let size = u32::try_from(size / 1024 + 1)
+            .unwrap_or(WAITING_KIB)
+            .min(WAITING_KIB);
+        let room = Arc::clone(&self.room).acquire_many_owned(size).await;
+        let room = room.map_err(|_cause| StoreError::Away("it is closed".to_owned()))?;
+        let large = bodies::keep_large(&self.settings, &items).await?;
+        // If the push fails, the body files stay until the next start removes them.
+        let push = Push {
+            buffer,
+            items,
+            large,
+            once,
+            now,
+            _room: room,
+        };
+        self.write(push).await
     }
 
-    fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>> {
-        Box::pin(read::interrupted(&self.readers, buffer))
+    async fn claim(&self, _buffer: i64, item: Arc<str>) -> Result<Item, StoreError> {
+        self.write(items::Claim { item }).await
     }
 
-    fn item(&self, id: Arc<str>) -> Done<'_, Item> {
-        Box::pin(read::item(&self.readers, id))
+    async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
+        self.write(items::Finish { finished, now }).await
     }
 
-    fn body(&self, id: Arc<str>) -> Done<'_, bytes::Bytes> {
-        Box::pin(read::body(&self.readers, &self.settings.dir, id))
+    async fn release_claim(&self, _buffer: i64, item: Arc<str>) -> Result<(), StoreError> {
+        self.write(items::ReleaseClaim { item }).await
     }
 
-    fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>> {
-        Box::pin(read::items(&self.readers, query))
+    async fn expire(&self, item: Arc<str>, now: Millis) -> Result<(), StoreError> {
+        self.write(items::Expire { item, now }).await
     }
 
-    fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, super::Attempt)>> {
-        Box::pin(read::attempts(&self.readers, query))
+    async fn alter(
+        &self,
+        item: Arc<str>,
+        change: ItemChange,
+        now: Millis,
+    ) -> Result<Item, StoreError> {
+        self.write(items::Alter { item, change, now }).await
     }
 
-    fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
-        self.write(move |tell| Op::Forget {
+    async fn purge(
+        &self,
+        buffer: i64,
+        what: Purge,
+        before: Option<Millis>,
+    ) -> Result<u64, StoreError> {
+        let purge = items::PurgeItems {
+            buffer,
+            what,
+            before,
+        };
+        self.write(purge).await
+    }
+
+    async fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Result<u64, StoreError> {
+        self.write(items::RedriveItems { buffer, which, now }).await
+    }
+
+    async fn prune(
+        &self,
+        delivered_before: Millis,
+        dead_before: Millis,
+    ) -> Result<u64, StoreError> {
+        let prune = items::Prune {
             delivered_before,
             dead_before,
-            tell,
-        })
+        };
+        self.write(prune).await
     }
 }

@@ -1,164 +1,100 @@
-//! Operations that the writer performs, and the delivery of their results.
+//! Operations that wait for the writer, each with its change and the channel for its result.
 
-use std::sync::Arc;
+use std::pin::Pin;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-use super::super::{
-    Buffer, BufferConfig, Finished, IdempotencyKey, Item, ItemChange, Millis, NewItem, Purge,
-    Pushed, Redrive, StoreError,
-};
+use super::super::StoreError;
+use super::batch::{Batch, Failed};
 
-type Tell<T> = oneshot::Sender<Result<T, StoreError>>;
+/// Change of the database, applied within the writer's transaction.
+pub(super) trait Change: Send + Sync + 'static {
+    /// Result for the caller, which gets it after the commit.
+    type Output: Send + 'static;
 
-/// Operation for the writer, with the channel for its result. Its fields match the parameters of
-/// the corresponding method of [`Store`](super::super::Store).
-#[derive(Debug)]
-pub(super) enum Op {
-    Create {
-        id: Arc<str>,
-        name: Arc<str>,
-        terms: BufferConfig,
-        now: Millis,
-        tell: Tell<(Buffer, bool)>,
-    },
-    ItemChange {
-        buffer: i64,
-        terms: BufferConfig,
-        tell: Tell<Buffer>,
-    },
-    Remove {
-        buffer: i64,
-        forced: bool,
-        tell: Tell<()>,
-    },
-    Pause {
-        buffer: i64,
-        reason: Option<Arc<str>>,
-        tell: Tell<Buffer>,
-    },
-    Push {
-        buffer: i64,
-        items: Vec<NewItem>,
-        /// True for each item with a body file of its own.
-        large: Vec<bool>,
-        once: Option<IdempotencyKey>,
-        now: Millis,
-        /// Permit for its part of the memory of waiting pushes, released with the operation.
-        _room: OwnedSemaphorePermit,
-        tell: Tell<Pushed>,
-    },
-    Claim {
-        item: Arc<str>,
-        tell: Tell<Item>,
-    },
-    Finish {
-        finished: Box<Finished>,
-        now: Millis,
-        tell: Tell<Item>,
-    },
-    Unclaim {
-        item: Arc<str>,
-        tell: Tell<()>,
-    },
-    Expire {
-        item: Arc<str>,
-        now: Millis,
-        tell: Tell<()>,
-    },
-    Alter {
-        item: Arc<str>,
-        change: ItemChange,
-        now: Millis,
-        tell: Tell<Item>,
-    },
-    Purge {
-        buffer: i64,
-        what: Purge,
-        before: Option<Millis>,
-        tell: Tell<u64>,
-    },
-    Redrive {
-        buffer: i64,
-        which: Redrive,
-        now: Millis,
-        tell: Tell<u64>,
-    },
-    Close {
-        tell: Tell<()>,
-    },
-    Forget {
-        delivered_before: Millis,
-        dead_before: Millis,
-        tell: Tell<u64>,
-    },
+    /// True for a push. The rows of pushes gather in the batch and are inserted before the next
+    /// change of another kind. If the disk is full, pushes are refused and other changes are not.
+    const IS_PUSH: bool = false;
+
+    /// Applies the change. A change whose transaction was rolled back may be applied again.
+    fn apply(
+        &self,
+        batch: &mut Batch<'_>,
+    ) -> impl Future<Output = Result<Self::Output, Failed>> + Send;
 }
 
-/// Result of a successful operation, before its conversion to the caller's type.
-pub(super) enum Value {
-    Unit,
-    Count(u64),
-    Buffer(Buffer, bool),
-    Pushed(Pushed),
-    Item(Box<Item>),
+/// Operation for the writer, for a change of any type.
+pub(super) trait Operation: Send {
+    fn is_push(&self) -> bool;
+
+    /// Applies the change and keeps its result. Fails if the whole transaction must end.
+    fn apply<'a>(
+        &'a mut self,
+        batch: &'a mut Batch<'_>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), sqlx::Error>> + Send + 'a>>;
+
+    /// Sends the result to the caller, or `error` if the transaction failed.
+    fn answer(self: Box<Self>, error: Option<&StoreError>);
 }
 
-impl Op {
-    /// Sends the result to the caller of this operation. A value of the wrong kind is an internal
-    /// error and becomes [`StoreError::Away`].
-    pub(super) fn answer(self, result: Result<Value, StoreError>) {
-        match (self, result) {
-            (Self::Create { tell, .. }, result) => tell_as(tell, result, |value| match value {
-                Value::Buffer(buffer, new) => Some((buffer, new)),
-                _ => None,
-            }),
-            (Self::ItemChange { tell, .. } | Self::Pause { tell, .. }, result) => {
-                tell_as(tell, result, |value| match value {
-                    Value::Buffer(buffer, _) => Some(buffer),
-                    _ => None,
-                });
+/// Message to the writer.
+pub(super) enum Message {
+    Change(Box<dyn Operation>),
+    /// Request to move the log into the database and to end.
+    Close(oneshot::Sender<Result<(), StoreError>>),
+}
+
+type Answer<C> = Result<<C as Change>::Output, StoreError>;
+
+/// A change with the channel to its caller.
+pub(super) struct WaitingChange<C: Change> {
+    change: C,
+    result: Option<Answer<C>>,
+    tell: oneshot::Sender<Answer<C>>,
+}
+
+impl<C: Change> WaitingChange<C> {
+    /// Returns the operation, and the channel on which its result arrives.
+    pub(super) fn new(change: C) -> (Box<Self>, oneshot::Receiver<Answer<C>>) {
+        let (tell, told) = oneshot::channel();
+        let waiting = Self {
+            change,
+            result: None,
+            tell,
+        };
+        (Box::new(waiting), told)
+    }
+}
+
+impl<C: Change> Operation for WaitingChange<C> {
+    fn is_push(&self) -> bool {
+        C::IS_PUSH
+    }
+
+    fn apply<'a>(
+        &'a mut self,
+        batch: &'a mut Batch<'_>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), sqlx::Error>> + Send + 'a>> {
+        Box::pin(async move {
+            if !C::IS_PUSH {
+                batch.flush().await?;
             }
-            (Self::Push { tell, .. }, result) => tell_as(tell, result, |value| match value {
-                Value::Pushed(pushed) => Some(pushed),
-                _ => None,
-            }),
-            (
-                Self::Claim { tell, .. } | Self::Finish { tell, .. } | Self::Alter { tell, .. },
-                result,
-            ) => tell_as(tell, result, |value| match value {
-                Value::Item(item) => Some(*item),
-                _ => None,
-            }),
-            (
-                Self::Remove { tell, .. }
-                | Self::Unclaim { tell, .. }
-                | Self::Expire { tell, .. }
-                | Self::Close { tell },
-                result,
-            ) => tell_as(tell, result, |_| Some(())),
-            (
-                Self::Purge { tell, .. } | Self::Redrive { tell, .. } | Self::Forget { tell, .. },
-                result,
-            ) => tell_as(tell, result, |value| match value {
-                Value::Count(count) => Some(count),
-                _ => None,
-            }),
-        }
+            self.result = Some(match self.change.apply(batch).await {
+                Ok(output) => Ok(output),
+                Err(Failed::Rule(error)) => Err(error),
+                Err(Failed::Database(error)) => return Err(error),
+            });
+            Ok(())
+        })
     }
 
-    pub(super) const fn is_push(&self) -> bool {
-        matches!(self, Self::Push { .. })
+    fn answer(self: Box<Self>, error: Option<&StoreError>) {
+        let result = match (error, self.result) {
+            (None, Some(result)) => result,
+            (Some(error), _) => Err(error.clone()),
+            (None, None) => Err(StoreError::Away("its writer has stopped".to_owned())),
+        };
+        // The caller may have been cancelled. The change took effect regardless.
+        let _ = self.tell.send(result);
     }
-}
-
-fn tell_as<T>(
-    tell: Tell<T>,
-    result: Result<Value, StoreError>,
-    of: impl FnOnce(Value) -> Option<T>,
-) {
-    let answer = result.and_then(|value| {
-        of(value).ok_or_else(|| StoreError::Away("its writer returned a wrong result".to_owned()))
-    });
-    // The caller may have been cancelled. The operation took effect regardless.
-    let _ = tell.send(answer);
 }

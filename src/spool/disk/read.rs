@@ -1,106 +1,21 @@
-//! Queries of the readers, and the files of large bodies.
+//! Queries of the readers.
 
-use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::sqlite::{SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{FromRow as _, QueryBuilder, Row as _, Sqlite};
 
-use super::super::rows::{AttemptRow, ItemRow, checksum};
-use super::super::{Attempt, Item, ListQuery, Millis, NewItem, StoreError};
-use super::DiskSettings;
-use super::writer::body_path;
-
-pub(super) fn away(error: &sqlx::Error) -> StoreError {
-    StoreError::Away(error.to_string())
-}
-
-pub(super) fn read_item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
-    ItemRow::from_row(row).map(Item::from)
-}
+use super::super::rows::{AttemptRow, checksum};
+use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
+use super::batch::read_item;
+use super::bodies::body_path;
+use super::{DiskStore, away};
 
 fn items_of(rows: &[SqliteRow]) -> Result<Vec<Item>, StoreError> {
     let items = rows.iter().map(read_item).collect::<Result<_, _>>();
     items.map_err(|error| away(&error))
-}
-
-pub(super) async fn next_items(
-    pool: &SqlitePool,
-    buffer: i64,
-    now: Millis,
-    strict: bool,
-    limit: u32,
-) -> Result<Vec<Item>, StoreError> {
-    // `indexed by` names the index, because the planner would otherwise sort all live items.
-    let first = "select * from item indexed by live where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
-    let due = "select * from item indexed by live where buffer = ?1 and status < 3 and status < 2 and not_before <= ?2 order by seq limit ?3";
-    let soon = "select * from item indexed by parked where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
-    let mut found = Vec::new();
-    let ways = if strict { [first, first] } else { [due, soon] };
-    for sql in ways {
-        let rows = sqlx::query(sql)
-            .bind(buffer)
-            .bind(now)
-            .bind(limit)
-            .fetch_all(pool)
-            .await;
-        found = items_of(&rows.map_err(|error| away(&error))?)?;
-        if !found.is_empty() {
-            break;
-        }
-    }
-    Ok(found)
-}
-
-pub(super) async fn interrupted(pool: &SqlitePool, buffer: i64) -> Result<Vec<Item>, StoreError> {
-    let rows = sqlx::query("select * from item where buffer = ? and status = 2")
-        .bind(buffer)
-        .fetch_all(pool)
-        .await;
-    items_of(&rows.map_err(|error| away(&error))?)
-}
-
-pub(super) async fn item(pool: &SqlitePool, id: Arc<str>) -> Result<Item, StoreError> {
-    let row = sqlx::query("select * from item where id = ?")
-        .bind(id.to_string())
-        .fetch_optional(pool)
-        .await
-        .map_err(|error| away(&error))?;
-    let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
-    read_item(&row).map_err(|error| away(&error))
-}
-
-pub(super) async fn body(pool: &SqlitePool, dir: &Path, id: Arc<str>) -> Result<Bytes, StoreError> {
-    let row = sqlx::query(
-        "select request, body.body, crc from item left join body using (place) where id = ?",
-    )
-    .bind(id.to_string())
-    .fetch_optional(pool)
-    .await
-    .map_err(|error| away(&error))?;
-    let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
-    let read = || -> Result<(String, Option<Vec<u8>>, i64), sqlx::Error> {
-        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
-    };
-    let (request, kept, crc) = read().map_err(|error| away(&error))?;
-    let damaged = || StoreError::Damaged(format!("item `{id}`"));
-    let body = match kept {
-        Some(body) => body,
-        None => {
-            let path = body_path(dir, &id);
-            tokio::task::spawn_blocking(move || std::fs::read(path))
-                .await
-                .map_err(|error| StoreError::Away(error.to_string()))?
-                .map_err(|_cause| damaged())?
-        }
-    };
-    let body = Bytes::from(body);
-    if i64::from(checksum(&id, &request, &body)) != crc {
-        return Err(damaged());
-    }
-    Ok(body)
 }
 
 fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, attempts: bool) {
@@ -161,133 +76,145 @@ async fn from(
     Ok(low)
 }
 
-pub(super) async fn items(pool: &SqlitePool, query: ListQuery) -> Result<Vec<Item>, StoreError> {
-    let mut sql = QueryBuilder::new("select * from item where true");
-    filter(&mut sql, &query, false);
-    if let Some((since, buffer)) = query.since.zip(query.buffer) {
-        let next = "select place, kept from item where place >= ? order by place limit 1";
-        let place = from(pool, since, "select max(place) from item", next).await?;
-        // Items pushed later have a higher sequence number, also items that a redrive moved to the
-        // tail.
-        let first = "select born from item where place >= ? and +buffer = ? order by place limit 1";
-        let first = sqlx::query_scalar(first)
-            .bind(place)
-            .bind(buffer)
-            .fetch_optional(pool)
-            .await;
-        let first: Option<i64> = first.map_err(|error| away(&error))?;
-        sql.push(" and seq >= ")
-            .push_bind(first.unwrap_or(i64::MAX));
+#[async_trait]
+impl Reads for DiskStore {
+    async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
+        Ok(self.buffer_index().counts(buffer))
     }
-    if let Some(after) = query.after {
-        sql.push(" and seq > ").push_bind(after);
-    }
-    sql.push(" order by seq limit ")
-        .push_bind(i64::from(query.limit));
-    let rows = sql.build().fetch_all(pool).await;
-    items_of(&rows.map_err(|error| away(&error))?)
-}
 
-pub(super) async fn attempts(
-    pool: &SqlitePool,
-    query: ListQuery,
-) -> Result<Vec<(i64, Attempt)>, StoreError> {
-    // Responses are read only on request, because they can make a page very large.
-    let mut sql = QueryBuilder::new(if query.responses {
-        "select * from attempt where true"
-    } else {
-        "select place, item, buffer, number, started, took, waited, outcome, code, error, next, doubtful, \
-         null as headers, null as body, cut from attempt where true"
-    });
-    filter(&mut sql, &query, true);
-    if let Some(since) = query.since {
-        let next = "select place, started from attempt where place >= ? order by place limit 1";
-        let begin = from(pool, since, "select max(place) from attempt", next).await?;
-        sql.push(" and place >= ").push_bind(begin);
+    async fn next_items(
+        &self,
+        buffer: i64,
+        now: Millis,
+        strict: bool,
+        limit: u32,
+    ) -> Result<Vec<Item>, StoreError> {
+        // `indexed by` names the index, because the planner would otherwise sort all live items.
+        let first = "select * from item indexed by live where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
+        let due = "select * from item indexed by live where buffer = ?1 and status < 3 and status < 2 and not_before <= ?2 order by seq limit ?3";
+        let soon = "select * from item indexed by parked where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
+        let mut found = Vec::new();
+        let ways = if strict { [first, first] } else { [due, soon] };
+        for sql in ways {
+            let rows = sqlx::query(sql)
+                .bind(buffer)
+                .bind(now)
+                .bind(limit)
+                .fetch_all(&self.readers)
+                .await;
+            found = items_of(&rows.map_err(|error| away(&error))?)?;
+            if !found.is_empty() {
+                break;
+            }
+        }
+        Ok(found)
     }
-    if let Some(after) = query.after {
-        sql.push(" and place < ").push_bind(after);
+
+    async fn interrupted(&self, buffer: i64) -> Result<Vec<Item>, StoreError> {
+        let rows = sqlx::query("select * from item where buffer = ? and status = 2")
+            .bind(buffer)
+            .fetch_all(&self.readers)
+            .await;
+        items_of(&rows.map_err(|error| away(&error))?)
     }
-    sql.push(" order by place desc limit ")
-        .push_bind(i64::from(query.limit));
-    let rows = sql
-        .build()
-        .fetch_all(pool)
+
+    async fn item(&self, id: Arc<str>) -> Result<Item, StoreError> {
+        let row = sqlx::query("select * from item where id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|error| away(&error))?;
+        let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
+        read_item(&row).map_err(|error| away(&error))
+    }
+
+    async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError> {
+        let row = sqlx::query(
+            "select request, body.body, crc from item left join body using (place) where id = ?",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&self.readers)
         .await
         .map_err(|error| away(&error))?;
-    let attempts = rows.iter().map(AttemptRow::from_row);
-    let attempts = attempts.map(|row| row.map(Into::into));
-    attempts
-        .collect::<Result<_, _>>()
-        .map_err(|error| away(&error))
-}
-
-/// Writes each large body to its own file, durably and before its item is stored. Returns one flag
-/// per item, true if it has a file.
-pub(super) async fn keep_large(
-    settings: &DiskSettings,
-    items: &[NewItem],
-) -> Result<Vec<bool>, StoreError> {
-    let mut large = Vec::with_capacity(items.len());
-    for item in items {
-        let is_large = item.body.len() as u64 > settings.inline;
-        large.push(is_large);
-        if !is_large {
-            continue;
+        let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
+        let read = || -> Result<(String, Option<Vec<u8>>, i64), sqlx::Error> {
+            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+        };
+        let (request, kept, crc) = read().map_err(|error| away(&error))?;
+        let damaged = || StoreError::Damaged(format!("item `{id}`"));
+        let body = match kept {
+            Some(body) => body,
+            None => {
+                let path = body_path(&self.settings.dir, &id);
+                tokio::task::spawn_blocking(move || std::fs::read(path))
+                    .await
+                    .map_err(|error| StoreError::Away(error.to_string()))?
+                    .map_err(|_cause| damaged())?
+            }
+        };
+        let body = Bytes::from(body);
+        if i64::from(checksum(&id, &request, &body)) != crc {
+            return Err(damaged());
         }
-        let (path, body) = (body_path(&settings.dir, &item.id), item.body.clone());
-        let max = settings.max;
-        tokio::task::spawn_blocking(move || write_body(&path, &body))
-            .await
-            .map_err(|error| StoreError::Away(error.to_string()))?
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::StorageFull => StoreError::Full { used: max, max },
-                _ => StoreError::Away(error.to_string()),
-            })?;
+        Ok(body)
     }
-    Ok(large)
-}
 
-/// Writes a body so that it is complete or absent after a crash. It writes and synchronises a
-/// temporary file, renames it, and synchronises the directory.
-fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir)?;
-    let beside = path.with_extension("tmp");
-    let written = || {
-        let mut file = std::fs::File::create(&beside)?;
-        file.write_all(body)?;
-        file.sync_data()?;
-        std::fs::rename(&beside, path)?;
-        std::fs::File::open(dir)?.sync_all()
-    };
-    written().inspect_err(|_| {
-        let _ = std::fs::remove_file(&beside);
-    })
-}
-
-/// Removes body files without an item, because their push was not acknowledged or their item was
-/// removed.
-pub(super) async fn sweep_orphans(connection: &mut SqliteConnection, dir: &Path) {
-    let known: Vec<String> = sqlx::query_scalar("select id from item where large")
-        .fetch_all(connection)
-        .await
-        .unwrap_or_default();
-    let known: HashSet<String> = known.into_iter().collect();
-    let shelves = std::fs::read_dir(dir.join("bodies"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let files = shelves.flat_map(|shelf| {
-        std::fs::read_dir(shelf.path())
-            .into_iter()
-            .flatten()
-            .flatten()
-    });
-    for file in files {
-        if !known.contains(&*file.file_name().to_string_lossy()) {
-            let _ = std::fs::remove_file(file.path());
+    async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
+        let mut sql = QueryBuilder::new("select * from item where true");
+        filter(&mut sql, &query, false);
+        if let Some((since, buffer)) = query.since.zip(query.buffer) {
+            let next = "select place, kept from item where place >= ? order by place limit 1";
+            let place = from(&self.readers, since, "select max(place) from item", next).await?;
+            // Items pushed later have a higher sequence number, also items that a redrive moved to the
+            // tail.
+            let first =
+                "select born from item where place >= ? and +buffer = ? order by place limit 1";
+            let first = sqlx::query_scalar(first)
+                .bind(place)
+                .bind(buffer)
+                .fetch_optional(&self.readers)
+                .await;
+            let first: Option<i64> = first.map_err(|error| away(&error))?;
+            sql.push(" and seq >= ")
+                .push_bind(first.unwrap_or(i64::MAX));
         }
+        if let Some(after) = query.after {
+            sql.push(" and seq > ").push_bind(after);
+        }
+        sql.push(" order by seq limit ")
+            .push_bind(i64::from(query.limit));
+        let rows = sql.build().fetch_all(&self.readers).await;
+        items_of(&rows.map_err(|error| away(&error))?)
+    }
+
+    async fn attempts(&self, query: ListQuery) -> Result<Vec<(i64, Attempt)>, StoreError> {
+        // Responses are read only on request, because they can make a page very large.
+        let mut sql = QueryBuilder::new(if query.responses {
+            "select * from attempt where true"
+        } else {
+            "select place, item, buffer, number, started, took, waited, outcome, code, error, next, doubtful, \
+             null as headers, null as body, cut from attempt where true"
+        });
+        filter(&mut sql, &query, true);
+        if let Some(since) = query.since {
+            let next = "select place, started from attempt where place >= ? order by place limit 1";
+            let begin = from(&self.readers, since, "select max(place) from attempt", next).await?;
+            sql.push(" and place >= ").push_bind(begin);
+        }
+        if let Some(after) = query.after {
+            sql.push(" and place < ").push_bind(after);
+        }
+        sql.push(" order by place desc limit ")
+            .push_bind(i64::from(query.limit));
+        let rows = sql
+            .build()
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| away(&error))?;
+        let attempts = rows.iter().map(AttemptRow::from_row);
+        let attempts = attempts.map(|row| row.map(Into::into));
+        attempts
+            .collect::<Result<_, _>>()
+            .map_err(|error| away(&error))
     }
 }

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::BufferRow;
 use super::super::{
-    Buffer, BufferConfig, Finished, Item, ItemChange, ItemStatus, Millis, Purge, Redrive,
-    StoreError, crowded,
+    Buffer, BufferConfig, Changes, Finished, IdempotencyKey, Item, ItemChange, ItemStatus, Millis,
+    NewItem, Purge, Pushed, Reads as _, Redrive, StoreError, crowded,
 };
 use super::read::item_of;
-use super::{PostgresState, failed};
+use super::{PostgresStore, failed};
 
 /// Maximum number of items removed per statement, so that other statements do not wait long.
 const MOST: i32 = 2000;
@@ -45,8 +46,9 @@ fn clean(text: Option<&str>) -> Option<String> {
     text.map(|text| text.replace('\0', "\u{fffd}"))
 }
 
-impl PostgresState {
-    pub(super) async fn create(
+#[async_trait]
+impl Changes for PostgresStore {
+    async fn create(
         &self,
         id: Arc<str>,
         name: Arc<str>,
@@ -81,45 +83,15 @@ impl PostgresState {
         Err(StoreError::NameTaken(name.to_string()))
     }
 
-    pub(super) async fn change(
-        &self,
-        buffer: i64,
-        terms: BufferConfig,
-    ) -> Result<Buffer, StoreError> {
+    async fn change(&self, buffer: i64, terms: BufferConfig) -> Result<Buffer, StoreError> {
         self.edit(buffer, "terms", Some(json(&terms))).await
     }
 
-    pub(super) async fn pause(
-        &self,
-        buffer: i64,
-        reason: Option<Arc<str>>,
-    ) -> Result<Buffer, StoreError> {
+    async fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Result<Buffer, StoreError> {
         self.edit(buffer, "paused", clean(reason.as_deref())).await
     }
 
-    async fn edit(
-        &self,
-        buffer: i64,
-        column: &'static str,
-        value: Option<String>,
-    ) -> Result<Buffer, StoreError> {
-        let sql = format!(
-            "update outpace.buffer set {column} = $2, version = version + 1, edition = edition + 1 \
-             where number = $1 and not removed returning number, id, name, terms, paused, created, \
-             pg_notify('outpace_spool', '')::text"
-        );
-        let make = || {
-            sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
-                .bind(buffer)
-                .bind(value.as_deref())
-        };
-        let rows = self.rows(make).await?;
-        let changed = buffer_of(rows.first().ok_or_else(|| unknown(buffer))?)?;
-        self.look().await?;
-        Ok(changed)
-    }
-
-    pub(super) async fn remove(&self, buffer: i64, forced: bool) -> Result<(), StoreError> {
+    async fn remove(&self, buffer: i64, forced: bool) -> Result<(), StoreError> {
         let sql = "select outpace.remove_v1($1, $2)";
         let rows = self
             .rows(|| sqlx::query(sql).bind(buffer).bind(forced))
@@ -137,15 +109,17 @@ impl PostgresState {
         self.clear(buffer).await
     }
 
-    /// Removes the remaining items of a removed buffer, and then its row.
-    async fn clear(&self, buffer: i64) -> Result<(), StoreError> {
-        self.purge_all(buffer, &ItemStatus::ALL, Millis::MAX)
-            .await?;
-        let sql = "delete from outpace.buffer where number = $1 and removed";
-        self.rows(|| sqlx::query(sql).bind(buffer)).await.map(drop)
+    async fn push(
+        &self,
+        buffer: i64,
+        items: Vec<NewItem>,
+        once: Option<IdempotencyKey>,
+        now: Millis,
+    ) -> Result<Pushed, StoreError> {
+        self.enqueue(buffer, items, once, now).await
     }
 
-    pub(super) async fn claim(&self, buffer: i64, id: Arc<str>) -> Result<Item, StoreError> {
+    async fn claim(&self, buffer: i64, id: Arc<str>) -> Result<Item, StoreError> {
         let term = self.term(buffer)?;
         let replica = self.parts.replica;
         let token = (self.parts.random.bits() >> 1).cast_signed();
@@ -164,14 +138,7 @@ impl PostgresState {
         }
     }
 
-    async fn not_now(&self, id: Arc<str>, what: &str) -> StoreError {
-        match self.item(id).await {
-            Ok(item) => StoreError::not_now(&item, what),
-            Err(error) => error,
-        }
-    }
-
-    pub(super) async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
+    async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
         let (step, attempt) = (&finished.step, &finished.attempt);
         let (replica, term) = (self.parts.replica, self.term(attempt.buffer)?);
         let response = attempt.response.as_ref();
@@ -217,7 +184,7 @@ impl PostgresState {
         }
     }
 
-    pub(super) async fn release_claim(&self, buffer: i64, id: Arc<str>) -> Result<(), StoreError> {
+    async fn release_claim(&self, buffer: i64, id: Arc<str>) -> Result<(), StoreError> {
         let Ok(term) = self.term(buffer) else {
             // The replica that holds the buffer now recovers the item.
             return Ok(());
@@ -235,14 +202,14 @@ impl PostgresState {
         self.rows(make).await.map(drop)
     }
 
-    pub(super) async fn expire(&self, id: Arc<str>, now: Millis) -> Result<(), StoreError> {
+    async fn expire(&self, id: Arc<str>, now: Millis) -> Result<(), StoreError> {
         let sql = "update outpace.item set status = 6, finished = $2 where id = $1 and status < 2";
         self.rows(|| sqlx::query(sql).bind(&*id).bind(now))
             .await
             .map(drop)
     }
 
-    pub(super) async fn alter(
+    async fn alter(
         &self,
         id: Arc<str>,
         change: ItemChange,
@@ -280,7 +247,7 @@ impl PostgresState {
         Err(StoreError::not_now(&item, what))
     }
 
-    pub(super) async fn purge(
+    async fn purge(
         &self,
         buffer: i64,
         what: Purge,
@@ -294,36 +261,7 @@ impl PostgresState {
         Ok(purged)
     }
 
-    async fn purge_all(
-        &self,
-        buffer: i64,
-        statuses: &[ItemStatus],
-        before: Millis,
-    ) -> Result<u64, StoreError> {
-        let statuses: Vec<i64> = statuses.iter().map(|status| *status as i64).collect();
-        let sql = "select outpace.purge_v1($1, $2, $3, $4)";
-        let mut count = 0;
-        loop {
-            let make = || {
-                sqlx::query(sql)
-                    .bind(buffer)
-                    .bind(&statuses)
-                    .bind(before)
-                    .bind(MOST)
-            };
-            match count_of(&self.rows(make).await?)? {
-                0 => return Ok(count),
-                gone => count += gone.unsigned_abs(),
-            }
-        }
-    }
-
-    pub(super) async fn redrive(
-        &self,
-        buffer: i64,
-        which: Redrive,
-        now: Millis,
-    ) -> Result<u64, StoreError> {
+    async fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Result<u64, StoreError> {
         self.cache.buffer(buffer).ok_or_else(|| unknown(buffer))?;
         let sql = "select outpace.redrive_v1($1, $2, $3, $4, $5)";
         let make = || {
@@ -342,7 +280,7 @@ impl PostgresState {
         Ok(moved)
     }
 
-    pub(super) async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
+    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
         let removed = "select number from outpace.buffer where removed";
         for row in &self.rows(|| sqlx::query(removed)).await? {
             let number = row.try_get(0).map_err(|error| failed(&error))?;
@@ -370,5 +308,68 @@ impl PostgresState {
             self.look().await?;
         }
         Ok(count.unsigned_abs())
+    }
+}
+
+impl PostgresStore {
+    async fn edit(
+        &self,
+        buffer: i64,
+        column: &'static str,
+        value: Option<String>,
+    ) -> Result<Buffer, StoreError> {
+        let sql = format!(
+            "update outpace.buffer set {column} = $2, version = version + 1, edition = edition + 1 \
+             where number = $1 and not removed returning number, id, name, terms, paused, created, \
+             pg_notify('outpace_spool', '')::text"
+        );
+        let make = || {
+            sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
+                .bind(buffer)
+                .bind(value.as_deref())
+        };
+        let rows = self.rows(make).await?;
+        let changed = buffer_of(rows.first().ok_or_else(|| unknown(buffer))?)?;
+        self.look().await?;
+        Ok(changed)
+    }
+
+    /// Removes the remaining items of a removed buffer, and then its row.
+    async fn clear(&self, buffer: i64) -> Result<(), StoreError> {
+        self.purge_all(buffer, &ItemStatus::ALL, Millis::MAX)
+            .await?;
+        let sql = "delete from outpace.buffer where number = $1 and removed";
+        self.rows(|| sqlx::query(sql).bind(buffer)).await.map(drop)
+    }
+
+    async fn not_now(&self, id: Arc<str>, what: &str) -> StoreError {
+        match self.item(id).await {
+            Ok(item) => StoreError::not_now(&item, what),
+            Err(error) => error,
+        }
+    }
+
+    async fn purge_all(
+        &self,
+        buffer: i64,
+        statuses: &[ItemStatus],
+        before: Millis,
+    ) -> Result<u64, StoreError> {
+        let statuses: Vec<i64> = statuses.iter().map(|status| *status as i64).collect();
+        let sql = "select outpace.purge_v1($1, $2, $3, $4)";
+        let mut count = 0;
+        loop {
+            let make = || {
+                sqlx::query(sql)
+                    .bind(buffer)
+                    .bind(&statuses)
+                    .bind(before)
+                    .bind(MOST)
+            };
+            match count_of(&self.rows(make).await?)? {
+                0 => return Ok(count),
+                gone => count += gone.unsigned_abs(),
+            }
+        }
     }
 }

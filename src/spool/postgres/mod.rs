@@ -1,6 +1,6 @@
 //! The spool store in Postgres. Any replica pushes to a buffer, and one replica at a time drains
 //! it. Each write is one statement and one transaction, with functions from
-//! `migrations/0004_spool.sql`.
+//! `migrations/0001/spool.sql`.
 //!
 //! A statement is repeated if its reply is lost. Repeating is safe because items are identified by
 //! their ids, claims by a token and attempts by their number.
@@ -11,19 +11,15 @@ mod push;
 mod read;
 mod upkeep;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
-use super::{
-    Attempt, Buffer, BufferConfig, Counts, Done, Finished, Hold, IdempotencyKey, Item, ItemChange,
-    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, Store, StoreError,
-};
+use super::{Buffer, Hold, Millis, Store, StoreError};
 use crate::clock::Clock;
 use crate::db::{Database, DatabaseError, Statement};
 use crate::random::Random;
@@ -69,12 +65,9 @@ pub struct PostgresParts {
     pub random: Random,
 }
 
-/// The spool store in Postgres. Clones are cheap and share one state.
-#[derive(Debug, Clone)]
-pub struct PostgresStore(Arc<PostgresState>);
-
+/// The spool store in Postgres, with its background tasks for pushes and upkeep.
 #[derive(Debug)]
-struct PostgresState {
+pub struct PostgresStore {
     parts: PostgresParts,
     prepared: AtomicBool,
     closed: AtomicBool,
@@ -91,9 +84,9 @@ impl PostgresStore {
 
     /// Creates the store without a call to the database. `tasks` run its background tasks for
     /// pushes and upkeep.
-    pub fn new(parts: PostgresParts, tasks: &Tasks) -> Self {
+    pub fn new(parts: PostgresParts, tasks: &Tasks) -> Arc<Self> {
         let (pushes, waiting) = mpsc::channel(WAITING_MAX);
-        let inner = Arc::new(PostgresState {
+        let inner = Arc::new(Self {
             cache: BufferCache::new(parts.clock.clone()),
             parts,
             prepared: AtomicBool::new(false),
@@ -106,7 +99,7 @@ impl PostgresStore {
         // drain ends. `close` then releases the leases.
         tasks.spawn_detached(push::run(Arc::downgrade(&inner), waiting));
         tasks.spawn_detached(upkeep::run(Arc::downgrade(&inner)));
-        Self(inner)
+        inner
     }
 
     /// Checks that the schema and the durability of the database fit. Applies missing migrations
@@ -115,25 +108,6 @@ impl PostgresStore {
     /// # Errors
     /// Returns a [`DatabaseError`] if the database cannot be used or does not fit.
     pub async fn prepare(&self) -> Result<(), DatabaseError> {
-        self.0.prepare().await
-    }
-
-    /// Releases all leases, so that other replicas can take the buffers over immediately.
-    pub async fn close(&self) {
-        self.0.closed.store(true, Ordering::Release);
-        self.0.cache.let_go();
-        let replica = self.0.parts.replica;
-        let quit = self
-            .0
-            .rows(|| sqlx::query("select outpace.quit_v1($1)::text").bind(replica));
-        if let Err(error) = quit.await {
-            tracing::warn!(%error, "the buffers could not be handed over; other replicas take them after the lease ends");
-        }
-    }
-}
-
-impl PostgresState {
-    async fn prepare(&self) -> Result<(), DatabaseError> {
         if self.prepared.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -141,6 +115,17 @@ impl PostgresState {
         self.parts.database.must_be_durable().await?;
         self.prepared.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Releases all leases, so that other replicas can take the buffers over immediately.
+    pub async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.cache.let_go();
+        let replica = self.parts.replica;
+        let quit = self.rows(|| sqlx::query("select outpace.quit_v1($1)::text").bind(replica));
+        if let Err(error) = quit.await {
+            tracing::warn!(%error, "the buffers could not be handed over; other replicas take them after the lease ends");
+        }
     }
 
     /// Executes a statement and repeats it after a passing error, such as a lost reply.
@@ -210,9 +195,10 @@ fn failed(error: &sqlx::Error) -> StoreError {
     }
 }
 
+#[async_trait]
 impl Store for PostgresStore {
     fn now(&self) -> Millis {
-        self.0.cache.now()
+        self.cache.now()
     }
 
     fn is_shared(&self) -> bool {
@@ -220,120 +206,22 @@ impl Store for PostgresStore {
     }
 
     fn hold(&self, buffer: i64) -> Option<Hold> {
-        self.0.cache.hold(buffer)
-    }
-
-    fn changed(&self) -> Pin<Box<dyn Future<Output = Vec<i64>> + Send + '_>> {
-        Box::pin(self.0.cache.changed())
-    }
-
-    fn refresh(&self) -> Done<'_, ()> {
-        Box::pin(async { self.0.look().await.map(drop) })
-    }
-
-    fn create(
-        &self,
-        id: Arc<str>,
-        name: Arc<str>,
-        terms: BufferConfig,
-        now: Millis,
-    ) -> Done<'_, (Buffer, bool)> {
-        Box::pin(self.0.create(id, name, terms, now))
-    }
-
-    fn change(&self, buffer: i64, terms: BufferConfig) -> Done<'_, Buffer> {
-        Box::pin(self.0.change(buffer, terms))
-    }
-
-    fn remove(&self, buffer: i64, forced: bool) -> Done<'_, ()> {
-        Box::pin(self.0.remove(buffer, forced))
-    }
-
-    fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Done<'_, Buffer> {
-        Box::pin(self.0.pause(buffer, reason))
-    }
-
-    fn push(
-        &self,
-        buffer: i64,
-        items: Vec<NewItem>,
-        once: Option<IdempotencyKey>,
-        now: Millis,
-    ) -> Done<'_, Pushed> {
-        Box::pin(self.0.push(buffer, items, once, now))
-    }
-
-    fn claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, Item> {
-        Box::pin(self.0.claim(buffer, item))
-    }
-
-    fn finish(&self, finished: Finished, now: Millis) -> Done<'_, Item> {
-        Box::pin(self.0.finish(finished, now))
-    }
-
-    fn release_claim(&self, buffer: i64, item: Arc<str>) -> Done<'_, ()> {
-        Box::pin(self.0.release_claim(buffer, item))
-    }
-
-    fn expire(&self, item: Arc<str>, now: Millis) -> Done<'_, ()> {
-        Box::pin(self.0.expire(item, now))
-    }
-
-    fn alter(&self, item: Arc<str>, change: ItemChange, now: Millis) -> Done<'_, Item> {
-        Box::pin(self.0.alter(item, change, now))
-    }
-
-    fn purge(&self, buffer: i64, what: Purge, before: Option<Millis>) -> Done<'_, u64> {
-        Box::pin(self.0.purge(buffer, what, before))
-    }
-
-    fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Done<'_, u64> {
-        Box::pin(self.0.redrive(buffer, which, now))
+        self.cache.hold(buffer)
     }
 
     fn buffers(&self) -> Vec<Buffer> {
-        self.0.cache.buffers()
+        self.cache.buffers()
     }
 
     fn buffer(&self, number: i64) -> Option<Buffer> {
-        self.0.cache.buffer(number)
+        self.cache.buffer(number)
     }
 
-    fn counts(&self, buffer: i64) -> Done<'_, Counts> {
-        Box::pin(self.0.counts(buffer))
+    async fn changed(&self) -> Vec<i64> {
+        self.cache.changed().await
     }
 
-    fn next_items(
-        &self,
-        buffer: i64,
-        now: Millis,
-        strict: bool,
-        limit: u32,
-    ) -> Done<'_, Vec<Item>> {
-        Box::pin(self.0.next_items(buffer, now, strict, limit))
-    }
-
-    fn interrupted(&self, buffer: i64) -> Done<'_, Vec<Item>> {
-        Box::pin(self.0.interrupted(buffer))
-    }
-
-    fn item(&self, id: Arc<str>) -> Done<'_, Item> {
-        Box::pin(self.0.item(id))
-    }
-
-    fn body(&self, id: Arc<str>) -> Done<'_, Bytes> {
-        Box::pin(self.0.body(id))
-    }
-
-    fn items(&self, query: ListQuery) -> Done<'_, Vec<Item>> {
-        Box::pin(self.0.items(query))
-    }
-
-    fn attempts(&self, query: ListQuery) -> Done<'_, Vec<(i64, Attempt)>> {
-        Box::pin(self.0.attempts(query))
-    }
-
-    fn prune(&self, delivered_before: Millis, dead_before: Millis) -> Done<'_, u64> {
-        Box::pin(self.0.prune(delivered_before, dead_before))
+    async fn refresh(&self) -> Result<(), StoreError> {
+        self.look().await.map(drop)
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::super::rows::checksum;
 use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError};
-use super::{PostgresState, WAITING_KIB, failed};
+use super::{PostgresStore, WAITING_KIB, failed};
 
 /// Maximum number of pushes in one statement.
 const PUSHES: usize = 1024;
@@ -46,7 +46,7 @@ impl WaitingPush {
 }
 
 /// Stores waiting pushes in batches until the store is dropped.
-pub(super) async fn run(store: Weak<PostgresState>, mut waiting: mpsc::Receiver<WaitingPush>) {
+pub(super) async fn run(store: Weak<PostgresStore>, mut waiting: mpsc::Receiver<WaitingPush>) {
     let mut next = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     loop {
@@ -152,8 +152,9 @@ impl<'a> Columns<'a> {
     }
 }
 
-impl PostgresState {
-    pub(super) async fn push(
+impl PostgresStore {
+    /// Waits for memory, and for the batch that stores the push.
+    pub(super) async fn enqueue(
         &self,
         buffer: i64,
         items: Vec<NewItem>,

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
-use super::super::{Attempt, Counts, Item, ListQuery, Millis, StoreError};
-use super::{PostgresState, failed};
+use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
+use super::{PostgresStore, failed};
 
 pub(super) fn item_of(row: &PgRow) -> Result<Item, StoreError> {
     ItemRow::from_row(row)
@@ -28,8 +29,9 @@ fn page(limit: u32) -> i64 {
     i64::from(limit)
 }
 
-impl PostgresState {
-    pub(super) async fn next_items(
+#[async_trait]
+impl Reads for PostgresStore {
+    async fn next_items(
         &self,
         buffer: i64,
         now: Millis,
@@ -61,33 +63,18 @@ impl PostgresState {
         Ok(Vec::new())
     }
 
-    /// Returns the first live items, starting the scan at the place of the last result. Finished
-    /// items leave entries in the index until a vacuum, and a scan from the start would read them
-    /// all.
-    async fn first(&self, buffer: i64, limit: u32) -> Result<Vec<Item>, StoreError> {
-        let sql = "select * from outpace.item where buffer = $1 and status < 3 and seq >= $2 \
-                   order by seq limit $3";
-        let (edition, from) = self.cache.done_below(buffer);
-        let make = || sqlx::query(sql).bind(buffer).bind(from).bind(page(limit));
-        let found = items_of(&self.rows(make).await?)?;
-        if let Some(first) = found.first() {
-            self.cache.set_done_below(buffer, edition, first.seq);
-        }
-        Ok(found)
-    }
-
-    pub(super) async fn interrupted(&self, buffer: i64) -> Result<Vec<Item>, StoreError> {
+    async fn interrupted(&self, buffer: i64) -> Result<Vec<Item>, StoreError> {
         let sql = "select * from outpace.item where buffer = $1 and status = 2 order by seq";
         items_of(&self.rows(|| sqlx::query(sql).bind(buffer)).await?)
     }
 
-    pub(super) async fn item(&self, id: Arc<str>) -> Result<Item, StoreError> {
+    async fn item(&self, id: Arc<str>) -> Result<Item, StoreError> {
         let sql = "select * from outpace.item where id = $1";
         let rows = self.rows(|| sqlx::query(sql).bind(&*id)).await?;
         item_of(rows.first().ok_or_else(|| unknown(&id))?)
     }
 
-    pub(super) async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError> {
+    async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError> {
         let sql = "select i.request, i.crc, b.body from outpace.item i \
                    left join outpace.body b using (place) where i.id = $1";
         let rows = self.rows(|| sqlx::query(sql).bind(&*id)).await?;
@@ -101,7 +88,7 @@ impl PostgresState {
         whole.ok_or_else(|| StoreError::Damaged(format!("item `{id}`")))
     }
 
-    pub(super) async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
+    async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
         let sql = "select status, count(*) from outpace.item where buffer = $1 group by status";
         let mut counts = Counts::default();
         for row in &self.rows(|| sqlx::query(sql).bind(buffer)).await? {
@@ -115,7 +102,7 @@ impl PostgresState {
         Ok(counts)
     }
 
-    pub(super) async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
+    async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
         // An item stored later was pushed to a later place, and a redrive to the end only raises
         // its place. The scan therefore runs along the places from the first item at or after
         // `since`. `kept + 0` keeps the planner off the index on `kept`, which would sort all later
@@ -138,10 +125,7 @@ impl PostgresState {
         items_of(&self.rows(make).await?)
     }
 
-    pub(super) async fn attempts(
-        &self,
-        query: ListQuery,
-    ) -> Result<Vec<(i64, Attempt)>, StoreError> {
+    async fn attempts(&self, query: ListQuery) -> Result<Vec<(i64, Attempt)>, StoreError> {
         // Responses are read only on request because they may be large. An attempt that began later
         // was recorded later, and places grow in that order except for concurrent transactions. The
         // margin of 10 s covers those.
@@ -169,5 +153,22 @@ impl PostgresState {
         let read = read.map(|row| row.map(Into::into));
         read.collect::<Result<_, _>>()
             .map_err(|error| failed(&error))
+    }
+}
+
+impl PostgresStore {
+    /// Returns the first live items, starting the scan at the place of the last result. Finished
+    /// items leave entries in the index until a vacuum, and a scan from the start would read them
+    /// all.
+    async fn first(&self, buffer: i64, limit: u32) -> Result<Vec<Item>, StoreError> {
+        let sql = "select * from outpace.item where buffer = $1 and status < 3 and seq >= $2 \
+                   order by seq limit $3";
+        let (edition, from) = self.cache.done_below(buffer);
+        let make = || sqlx::query(sql).bind(buffer).bind(from).bind(page(limit));
+        let found = items_of(&self.rows(make).await?)?;
+        if let Some(first) = found.first() {
+            self.cache.set_done_below(buffer, edition, first.seq);
+        }
+        Ok(found)
     }
 }

@@ -11,7 +11,7 @@ use sqlx::{FromRow as _, Row as _};
 use super::super::rows::BufferRow;
 use super::super::{Buffer, StoreError};
 use super::cache::{Look, LookRow};
-use super::{PostgresState, failed};
+use super::{PostgresStore, failed};
 
 /// Longest interval between two looks at the database without a notification.
 const EVERY: Duration = Duration::from_millis(250);
@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_millis(250);
 const AT_MOST: Duration = Duration::from_millis(10);
 
 /// Runs the upkeep until the store is closed or dropped.
-pub(super) async fn run(store: Weak<PostgresState>) {
+pub(super) async fn run(store: Weak<PostgresStore>) {
     let mut listener = None;
     let mut away = false;
     loop {
@@ -45,7 +45,7 @@ pub(super) async fn run(store: Weak<PostgresState>) {
     }
 }
 
-impl PostgresState {
+impl PostgresStore {
     /// Sends a heartbeat if one is due, looks at the database and takes the leases of free buffers.
     async fn tick(&self) -> Result<(), StoreError> {
         self.prepare()

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use outpace::clock::Clock;
 use outpace::db::Database;
 use outpace::policy::Secret;
@@ -27,7 +29,7 @@ impl Site {
 
     /// Opens the store as it is after `crashes` crashes. The crash of a disk store is a copy of its
     /// files.
-    pub(super) async fn open(&mut self, crashes: usize) -> Box<dyn Store> {
+    pub(super) async fn open(&mut self, crashes: usize) -> Arc<dyn Store> {
         match self {
             Self::DiskStore { dir } => {
                 let (from, to) = (
@@ -38,7 +40,7 @@ impl Site {
                     image(&from, &to);
                 }
                 let disk = DiskStore::open(settings(to), &Clock::system(), &Tasks::new()).await;
-                Box::new(disk.unwrap())
+                Arc::new(disk.unwrap())
             }
             Self::Postgres { server, replica } => {
                 // Every third crash is one of the database server, from which the new store
@@ -60,7 +62,7 @@ impl Site {
                 };
                 let store = outpace::spool::PostgresStore::new(parts, &Tasks::new());
                 store.prepare().await.unwrap();
-                Box::new(store)
+                store
             }
         }
     }
@@ -133,7 +135,7 @@ impl Site {
         before: &Image,
         after: &Image,
         cut: Cut,
-    ) -> Box<dyn Store> {
+    ) -> Arc<dyn Store> {
         let Self::DiskStore { dir } = self else {
             panic!("an image exists only for the disk store");
         };
@@ -147,7 +149,7 @@ impl Site {
         log.extend(old.get(cut..).unwrap_or_default());
         std::fs::write(to.join("spool.db-wal"), log).unwrap();
         let disk = DiskStore::open(settings(to), &Clock::system(), &Tasks::new()).await;
-        Box::new(disk.unwrap())
+        Arc::new(disk.unwrap())
     }
 }
 

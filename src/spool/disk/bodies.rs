@@ -1,0 +1,89 @@
+//! Files of large bodies, which lie beside the database.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use sqlx::sqlite::SqliteConnection;
+
+use super::super::{NewItem, StoreError};
+use super::DiskSettings;
+
+/// Returns the path of a large body, in a directory named after the last two characters of its id.
+pub(super) fn body_path(dir: &Path, id: &str) -> PathBuf {
+    let shelf = id.get(id.len().saturating_sub(2)..).unwrap_or("00");
+    dir.join("bodies").join(shelf).join(id)
+}
+
+/// Writes each large body to its own file, durably and before its item is stored. Returns one flag
+/// per item, true if it has a file.
+pub(super) async fn keep_large(
+    settings: &DiskSettings,
+    items: &[NewItem],
+) -> Result<Vec<bool>, StoreError> {
+    let mut large = Vec::with_capacity(items.len());
+    for item in items {
+        let is_large = item.body.len() as u64 > settings.inline;
+        large.push(is_large);
+        if !is_large {
+            continue;
+        }
+        let (path, body) = (body_path(&settings.dir, &item.id), item.body.clone());
+        let max = settings.max;
+        tokio::task::spawn_blocking(move || write_body(&path, &body))
+            .await
+            .map_err(|error| StoreError::Away(error.to_string()))?
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::StorageFull => StoreError::Full { used: max, max },
+                _ => StoreError::Away(error.to_string()),
+            })?;
+    }
+    Ok(large)
+}
+
+/// Writes a body so that it is complete or absent after a crash. It writes and synchronises a
+/// temporary file, renames it, and synchronises the directory.
+fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir)?;
+    let beside = path.with_extension("tmp");
+    let written = || {
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(body)?;
+        file.sync_data()?;
+        std::fs::rename(&beside, path)?;
+        std::fs::File::open(dir)?.sync_all()
+    };
+    written().inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside);
+    })
+}
+
+/// Removes body files without an item, because their push was not acknowledged or their item was
+/// removed.
+pub(super) async fn sweep_orphans(
+    connection: &mut SqliteConnection,
+    dir: &Path,
+) -> Result<(), sqlx::Error> {
+    let known: Vec<String> = sqlx::query_scalar("select id from item where large")
+        .fetch_all(connection)
+        .await?;
+    let known: HashSet<String> = known.into_iter().collect();
+    let shelves = std::fs::read_dir(dir.join("bodies"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let files = shelves.flat_map(|shelf| {
+        std::fs::read_dir(shelf.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+    });
+    for file in files {
+        if !known.contains(&*file.file_name().to_string_lossy()) {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
+    Ok(())
+}

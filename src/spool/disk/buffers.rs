@@ -1,0 +1,154 @@
+//! Changes of buffers within the writer's transaction.
+
+use std::sync::Arc;
+
+use super::super::{Buffer, BufferConfig, ItemStatus, Millis, StoreError};
+use super::batch::{Batch, Failed};
+use super::op::Change;
+
+fn json(terms: &BufferConfig) -> String {
+    serde_json::to_string(terms).unwrap_or_default()
+}
+
+pub(super) struct Create {
+    pub(super) id: Arc<str>,
+    pub(super) name: Arc<str>,
+    pub(super) terms: BufferConfig,
+    pub(super) now: Millis,
+}
+
+impl Change for Create {
+    type Output = (Buffer, bool);
+
+    async fn apply(&self, batch: &mut Batch<'_>) -> Result<(Buffer, bool), Failed> {
+        let Self {
+            id,
+            name,
+            terms,
+            now,
+        } = self;
+        let now = *now;
+        if let Some(known) = batch.buffer_index.named(name) {
+            if *known.terms == *terms {
+                return Ok((known.clone(), false));
+            }
+            return Err(StoreError::NameTaken(name.to_string()).into());
+        }
+        let buffer = Buffer {
+            number: batch.buffer_index.next_number(),
+            id: Arc::clone(id),
+            name: Arc::clone(name),
+            terms: Arc::new(terms.clone()),
+            paused: None,
+            created: now,
+        };
+        sqlx::query("insert into buffer (number, id, name, terms, created) values (?, ?, ?, ?, ?)")
+            .bind(buffer.number)
+            .bind(id.to_string())
+            .bind(name.to_string())
+            .bind(json(terms))
+            .bind(now)
+            .execute(&mut *batch.connection)
+            .await?;
+        batch.buffer_index.insert(buffer.clone());
+        Ok((buffer, true))
+    }
+}
+
+pub(super) struct ChangeTerms {
+    pub(super) buffer: i64,
+    pub(super) terms: BufferConfig,
+}
+
+impl Change for ChangeTerms {
+    type Output = Buffer;
+
+    async fn apply(&self, batch: &mut Batch<'_>) -> Result<Buffer, Failed> {
+        let Self { buffer, terms } = self;
+        let buffer = *buffer;
+        let entry = batch.entry(buffer)?;
+        entry.buffer.terms = Arc::new(terms.clone());
+        let changed = entry.buffer.clone();
+        sqlx::query("update buffer set terms = ? where number = ?")
+            .bind(json(terms))
+            .bind(buffer)
+            .execute(&mut *batch.connection)
+            .await?;
+        Ok(changed)
+    }
+}
+
+pub(super) struct Remove {
+    pub(super) buffer: i64,
+    pub(super) forced: bool,
+}
+
+impl Change for Remove {
+    type Output = ();
+
+    async fn apply(&self, batch: &mut Batch<'_>) -> Result<(), Failed> {
+        let Self { buffer, forced } = self;
+        let (buffer, forced) = (*buffer, *forced);
+        let counts = batch.buffer_index.counts(buffer);
+        batch.entry(buffer)?;
+        let live: u64 = ItemStatus::ALL
+            .iter()
+            .zip(counts)
+            .filter(|(status, _)| status.is_live())
+            .map(|(_, n)| n)
+            .sum();
+        if live > 0 && !forced {
+            let what =
+                format!("{live} items are still to be sent; purge them, or add `?force=true`");
+            return Err(StoreError::Conflict(what).into());
+        }
+        let sql = "select id from item where large and buffer = ?";
+        let files: Vec<String> = sqlx::query_scalar(sql)
+            .bind(buffer)
+            .fetch_all(&mut *batch.connection)
+            .await?;
+        batch.files.extend(files);
+        for sql in [
+            "delete from attempt where buffer = ?",
+            "delete from body where place in (select place from item where buffer = ?)",
+            "delete from item where buffer = ?",
+            "delete from buffer where number = ?",
+        ] {
+            sqlx::query(sql)
+                .bind(buffer)
+                .execute(&mut *batch.connection)
+                .await?;
+        }
+        batch.buffer_index.remove(buffer);
+        Ok(())
+    }
+}
+
+pub(super) struct Pause {
+    pub(super) buffer: i64,
+    pub(super) reason: Option<Arc<str>>,
+}
+
+impl Change for Pause {
+    type Output = Buffer;
+
+    async fn apply(&self, batch: &mut Batch<'_>) -> Result<Buffer, Failed> {
+        pause(batch, self.buffer, self.reason.as_ref()).await
+    }
+}
+
+pub(super) async fn pause(
+    batch: &mut Batch<'_>,
+    buffer: i64,
+    reason: Option<&Arc<str>>,
+) -> Result<Buffer, Failed> {
+    let entry = batch.entry(buffer)?;
+    entry.buffer.paused = reason.cloned();
+    let changed = entry.buffer.clone();
+    sqlx::query("update buffer set paused = ? where number = ?")
+        .bind(reason.map(ToString::to_string))
+        .bind(buffer)
+        .execute(&mut *batch.connection)
+        .await?;
+    Ok(changed)
+}
