@@ -215,3 +215,10 @@ impl<'de> Deserialize<'de> for OneOrMany {
         deserializer.deserialize_any(ListVisitor)
     }
 }
+/// Returns true if the text can be the name of a target, a limit, a lane or a buffer.
+pub(in crate::config) fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}

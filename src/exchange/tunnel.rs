@@ -32,12 +32,12 @@ impl Exchange {
     /// `max_wait` can only shorten the max wait of the target.
     ///
     /// # Errors
-    /// Returns the response that refuses the CONNECT.
+    /// Returns the error with the record, which the refusal of the CONNECT ends.
     pub async fn open_tunnel(
         &self,
         arrival: &Arrival,
         max_wait: Option<std::time::Duration>,
-    ) -> Result<Tunnel, http::Response<super::ResponseBody>> {
+    ) -> Result<Tunnel, (Error, Box<Recording>)> {
         let mut record = self.recorder.begin(Ingress::Tunnel, &arrival.client);
         record.method = http::Method::CONNECT;
         record.origin = Some(arrival.origin.clone());
@@ -51,7 +51,7 @@ impl Exchange {
                     record,
                 })
             }
-            Err(error) => Err(record.refuse(&error)),
+            Err(error) => Err((error, record)),
         }
     }
 

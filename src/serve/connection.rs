@@ -12,14 +12,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::listener::ConnectionSlot;
+use super::slot::ConnectionSlot;
 use super::{Server, authenticate, connect, gateway};
 use crate::api::Api;
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
 use crate::clock::HeadTimer;
-use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, ResponseBody};
+use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, Recording, ResponseBody};
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
@@ -42,7 +42,7 @@ pub(super) struct ClientConnection {
     pub(super) server: Arc<Server>,
     pub(super) inbound: Inbound,
     pub(super) client: ClientIdentity,
-    pub(super) place: Arc<ConnectionSlot>,
+    pub(super) slot: Arc<ConnectionSlot>,
 }
 
 impl ClientConnection {
@@ -50,14 +50,14 @@ impl ClientConnection {
         server: Arc<Server>,
         peer: SocketAddr,
         inbound: Inbound,
-        place: Arc<ConnectionSlot>,
+        slot: Arc<ConnectionSlot>,
     ) -> Self {
         let client = ClientIdentity::at(peer.ip().to_canonical());
         Self {
             server,
             inbound,
             client,
-            place,
+            slot,
         }
     }
 
@@ -264,7 +264,7 @@ impl ClientConnection {
         Err(Error::new(Reason::Misdirected, detail))
     }
 
-    pub(super) fn ingress(&self) -> Ingress {
+    fn ingress(&self) -> Ingress {
         match self.inbound {
             Inbound::Proxy => Ingress::Direct,
             Inbound::Route(_) => Ingress::Route,
@@ -274,24 +274,21 @@ impl ClientConnection {
 
     /// Answers a request that is refused before an exchange begins, and records the refusal.
     pub(super) fn refuse(&self, method: &Method, error: &Error) -> Response<ResponseBody> {
-        let mut record = self
-            .server
-            .exchange
-            .recorder
-            .begin(self.ingress(), &self.client);
+        self.record(method).refuse(error)
+    }
+
+    /// Begins the record of a request without an exchange.
+    pub(super) fn record(&self, method: &Method) -> Box<Recording> {
+        let recorder = &self.server.exchange.recorder;
+        let mut record = recorder.begin(self.ingress(), &self.client);
         record.method = method.clone();
-        record.refuse(error)
+        record
     }
 
     /// Answers `OPTIONS *`, which asks about outpace and not about an origin (RFC 9110 section
     /// 9.3.7).
     fn answer_asterisk(&self) -> Response<ResponseBody> {
-        let mut record = self
-            .server
-            .exchange
-            .recorder
-            .begin(self.ingress(), &self.client);
-        record.method = Method::OPTIONS;
+        let mut record = self.record(&Method::OPTIONS);
         record.status = StatusCode::NO_CONTENT.as_u16();
         record.end();
         let mut response = Response::new(ResponseBody::empty());

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::Server;
 use super::connection::{ClientConnection, Inbound};
+use super::slot::ConnectionSlot;
 use crate::bounds::ACCEPT_BACKLOG;
-use crate::telemetry::Metrics;
 
 /// Bound port of the proxy or of a route.
 #[derive(Debug)]
@@ -91,27 +90,4 @@ async fn serve(connection: ClientConnection, stream: TcpStream) {
     // Without `TCP_NODELAY` small responses wait for acknowledgements. A failure is harmless.
     let _ = stream.set_nodelay(true);
     Arc::new(connection).serve_either(stream).await;
-}
-
-/// Permit of one client connection. A tunnel holds it until its relay ends.
-#[derive(Debug)]
-pub(super) struct ConnectionSlot {
-    _room: OwnedSemaphorePermit,
-    metrics: Metrics,
-}
-
-impl ConnectionSlot {
-    fn new(room: OwnedSemaphorePermit, metrics: Metrics) -> Arc<Self> {
-        metrics.connections(1);
-        Arc::new(Self {
-            _room: room,
-            metrics,
-        })
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        self.metrics.connections(-1);
-    }
 }

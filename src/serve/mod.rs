@@ -9,6 +9,8 @@ mod connect;
 mod connection;
 mod gateway;
 mod listener;
+mod slot;
+mod tunnel;
 
 pub use listener::{Listener, bind};
 

@@ -8,7 +8,7 @@ use ring::digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::state::Backoff;
+use super::backoff::Backoff;
 
 /// Instant or duration in milliseconds. An instant counts from the Unix epoch.
 pub type Millis = i64;

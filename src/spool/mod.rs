@@ -3,6 +3,7 @@
 //! [`step`] is the pure function that decides the next state of an item. A [`Store`] records that
 //! decision and acknowledges nothing before it is durable.
 
+mod backoff;
 mod disk;
 mod item;
 mod postgres;
@@ -12,6 +13,7 @@ mod shape;
 mod state;
 mod store;
 
+pub use backoff::Backoff;
 pub use disk::{DiskSettings, DiskStore, OpenError};
 pub use item::{
     Attempt, Buffer, BufferConfig, Exhausted, Guarantee, IdempotencyKey, Item, ItemStatus, Millis,
@@ -20,7 +22,7 @@ pub use item::{
 pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
 pub use seal::{SealError, Sealer, is_secret};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
-pub use state::{AttemptOutcome, Backoff, Step, step};
+pub use state::{AttemptOutcome, Step, step};
 pub use store::{Changes, Reads, Store, find_buffer};
 
 use std::sync::Arc;

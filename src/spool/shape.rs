@@ -11,8 +11,8 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::backoff::Backoff;
 use super::item::{BufferConfig, Exhausted, Guarantee, Millis};
-use super::state::Backoff;
 use crate::units::parse_duration;
 
 /// Duration as text with a unit, or as a number of seconds.

@@ -7,9 +7,8 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 
 use super::super::schema;
-use super::super::value::Text;
+use super::super::value::{Text, is_name};
 use super::Violations;
-use super::target::is_name;
 use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
 };

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
+use super::super::value::is_name;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::{Violations, secret, span};
 use crate::policy::{Lane, Secret, Target};
@@ -143,7 +144,7 @@ fn declared(p: &mut Violations, buffers: &[BufferSpec]) {
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
         let name = buffer.name.as_deref().unwrap_or_default();
-        if !super::target::is_name(name) || !names.insert(name) {
+        if !is_name(name) || !names.insert(name) {
             p.add(format!("{key}.name"), format!("`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`"));
         }
         if buffer.url.as_deref().is_none_or(str::is_empty) {

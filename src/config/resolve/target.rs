@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 
 use super::super::schema;
+use super::super::value::is_name;
 use super::limit::{self, Tier};
 use super::{Violations, span};
 use crate::bounds::WAITERS_PER_TARGET;
@@ -69,13 +70,6 @@ pub(super) fn targets(
         targets.push(Arc::new(one(p, &key, name, target, tiers, generation)));
     }
     targets
-}
-
-pub(super) fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 fn one(
