@@ -111,7 +111,7 @@ async fn bad_input_is_told_with_what_to_do_and_leaves_nothing() {
             "/buffers",
             buffer(json!({ "method": "G T" })),
             400,
-            "no method",
+            "`G T` is not an HTTP method",
         ),
         (
             "POST",
@@ -139,7 +139,7 @@ async fn bad_input_is_told_with_what_to_do_and_leaves_nothing() {
             "/buffers/b/items",
             json!({ "body": "x", "path": "no" }),
             400,
-            "no path",
+            "`no` is not a path",
         ),
         (
             "POST",
