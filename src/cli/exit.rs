@@ -51,7 +51,7 @@ impl Exit {
         ),
         (
             Self::Spool,
-            "the spool's disk failed or a buffer was not declared; acknowledged items remain",
+            "the disk of the spool failed, or a buffer of the configuration could not be created; acknowledged items remain",
         ),
         (
             Self::Ca,
