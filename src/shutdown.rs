@@ -45,10 +45,7 @@ impl Tasks {
     {
         let drain = self.drain.clone();
         self.tracker.spawn(async move {
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = task => {}
-            }
+            drain.run_until_cancelled(task).await;
         })
     }
 

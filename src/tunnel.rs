@@ -1,13 +1,11 @@
 //! A blind relay between two byte streams. A half-close is passed on, and the tunnel is closed
 //! after an idle time without any read.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::InspectReader;
 
 use crate::bounds::TUNNEL_BUFFER;
 use crate::clock::{Clock, Instant};
@@ -29,97 +27,42 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     O: AsyncRead + AsyncWrite + Unpin,
 {
-    let activity = Activity {
-        last: AtomicI64::new(clock.now().as_nanos()),
-        clock,
-    };
+    // Time of the latest read on either stream, in nanoseconds since the Unix epoch.
+    let last = AtomicI64::new(clock.now().as_nanos());
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut client = Metered {
-        inner: client,
-        activity: &activity,
-        read: &sent,
-    };
-    let mut origin = Metered {
-        inner: origin,
-        activity: &activity,
-        read: &received,
-    };
+    let mut client = InspectReader::new(client, meter(&sent, &last, clock));
+    let mut origin = InspectReader::new(origin, meter(&received, &last, clock));
     let relay = tokio::io::copy_bidirectional_with_sizes(
         &mut client,
         &mut origin,
         TUNNEL_BUFFER,
         TUNNEL_BUFFER,
     );
+    let idle_end = async {
+        loop {
+            let until = Instant::from_nanos(last.load(Ordering::Relaxed)) + idle;
+            if until <= clock.now() {
+                return;
+            }
+            clock.sleep_until(until).await;
+        }
+    };
     tokio::select! {
         // The result is ignored, because both ends see the end of the relay.
         _ended = relay => {}
-        () = activity.idle_for(idle) => {}
+        () = idle_end => {}
     }
     Passed {
-        sent: sent.into_inner(),
-        received: received.into_inner(),
+        sent: sent.load(Ordering::Relaxed),
+        received: received.load(Ordering::Relaxed),
     }
 }
 
-/// Time of the latest read on either stream, in nanoseconds since the Unix epoch.
-struct Activity<'a> {
-    last: AtomicI64,
-    clock: &'a Clock,
-}
-
-impl Activity<'_> {
-    async fn idle_for(&self, idle: Duration) {
-        loop {
-            let until = Instant::from_nanos(self.last.load(Ordering::Relaxed)) + idle;
-            if until <= self.clock.now() {
-                return;
-            }
-            self.clock.sleep_until(until).await;
-        }
-    }
-}
-
-/// A stream wrapper that counts the bytes read and records the time of each read.
-struct Metered<'a, T> {
-    inner: T,
-    activity: &'a Activity<'a>,
-    read: &'a AtomicU64,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Metered<'_, T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(cx, into);
-        if polled.is_ready() {
-            let count = into.filled().len() - before;
-            self.read.fetch_add(count as u64, Ordering::Relaxed);
-            self.activity
-                .last
-                .store(self.activity.clock.now().as_nanos(), Ordering::Relaxed);
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Metered<'_, T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, from)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+/// Returns a function that counts the bytes of each read and records its time.
+fn meter(read: &AtomicU64, last: &AtomicI64, clock: &Clock) -> impl FnMut(&[u8]) {
+    move |bytes: &[u8]| {
+        read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        last.store(clock.now().as_nanos(), Ordering::Relaxed);
     }
 }
 
@@ -150,13 +93,7 @@ mod tests {
         let relay = relay(client, origin, Duration::from_secs(60), &clock);
         let (answer, asked, passed) = tokio::join!(app, server, relay);
         assert_eq!((&asked[..], &answer[..]), (&b"hello"[..], &b"bye"[..]));
-        assert_eq!(
-            passed,
-            Passed {
-                sent: 5,
-                received: 3
-            }
-        );
+        assert_eq!((passed.sent, passed.received), (5, 3));
     }
 
     #[tokio::test(start_paused = true)]

@@ -225,7 +225,7 @@ fn every_metric_and_every_exit_code_is_documented() {
     }
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     for (code, meaning) in outpace::cli::Exit::ALL {
-        let row = format!("| {} | {meaning} |", code.code());
+        let row = format!("| {} | {meaning} |", code.0);
         assert!(readme.contains(&row), "README.md lacks:\n{row}");
     }
 }

@@ -1,9 +1,10 @@
 //! Benchmark of the proxy against a bare hyper forwarder in the same run:
-//! `cargo bench --bench proxy -- [--seconds N] [--rounds N]`.
+//! `cargo bench --bench proxy -- [--seconds N] [--rounds N] [--clients N]`.
 //!
 //! The compared figure is CPU time per request because it is the steadiest one on a shared machine.
-//! The proxy or the forwarder has one core, and the load and the origin have the other. The lowest
-//! figure of all rounds counts because noise only adds.
+//! The proxy or the forwarder has one core, and the load and the origin have the other. Each round
+//! measures all cases once, and a ratio compares two figures of the same round. The table shows the
+//! median of all rounds, and the lowest and the highest ratio.
 
 #![expect(
     clippy::disallowed_methods,
@@ -75,53 +76,74 @@ fn say(line: &str) -> Result<()> {
 }
 
 fn compare() -> Result<()> {
-    let (seconds, rounds) = (option("--seconds", 3), option("--rounds", 3));
+    let (seconds, rounds) = (option("--seconds", 2), option("--rounds", 10));
+    let only = option("--clients", 0);
     let setup = Setup::start()?;
     idle_memory(&setup)?;
     say(&format!(
-        "{rounds} rounds of {seconds} s each; lowest CPU time of all rounds; pinned to cores: {}\n",
+        "{rounds} rounds of {seconds} s each; median of all rounds; pinned to cores: {}\n",
         process::can_pin()
     ))?;
     say(&format!(
-        "{:<16} {:>4} {:>14} {:>12} {:>10}",
-        "", "c", "CPU µs/request", "requests/s", "ratio"
+        "{:<16} {:>4} {:>14} {:>12} {:>16} {:>14}",
+        "", "c", "CPU µs/request", "requests/s", "ratio", "spread"
     ))?;
     // The load is unpaced first. The last setting has one pace for all cases, at which no case
     // lacks work or is overloaded.
     for (clients, pace) in [(1, 0), (32, 0), (256, 0), (32, EQUAL_PACE)] {
-        let mut best: [Option<Figure>; CASES.len()] = [None; CASES.len()];
+        if only > 0 && clients != only {
+            continue;
+        }
+        let mut figures: [Vec<Figure>; CASES.len()] = Default::default();
         for _ in 0..rounds {
             for (index, (_, way, behind)) in CASES.into_iter().enumerate() {
-                let figure = measure(&setup, way, behind, clients, pace, seconds)?;
-                let lowest = best[index].filter(|known| known.cpu <= figure.cpu);
-                best[index] = Some(lowest.unwrap_or(figure));
+                figures[index].push(measure(&setup, way, behind, clients, pace, seconds)?);
             }
         }
         if pace > 0 {
             say(&format!("at {pace} requests/s in each case:"))?;
         }
-        table(clients, &best)?;
+        table(clients, &figures)?;
+    }
+    if only > 0 {
+        return Ok(());
     }
     new_connections(&setup, seconds)
 }
 
-fn table(clients: usize, best: &[Option<Figure>]) -> Result<()> {
-    let cpu = |index: usize| best[index].map_or(f64::NAN, |figure| figure.cpu);
+/// Returns the lowest value, the median and the highest value.
+fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    let last = sorted.len().saturating_sub(1);
+    [at(0), (at(last / 2) + at(sorted.len() / 2)) / 2.0, at(last)]
+}
+
+fn table(clients: usize, figures: &[Vec<Figure>]) -> Result<()> {
     for (index, (name, _, behind)) in CASES.into_iter().enumerate() {
-        let Some(figure) = best[index] else { continue };
-        let ratio = match name {
-            "plain" | "routed" | "tunnel" => format!("{:.2} of hyper", figure.cpu / cpu(1)),
-            "intercepted" => format!("{:.2} of plain", figure.cpu / cpu(2)),
-            _ => String::new(),
+        let yardstick = match name {
+            "plain" | "routed" | "tunnel" => Some(("hyper", 1)),
+            "intercepted" => Some(("plain", 2)),
+            _ => None,
         };
+        let ratio = yardstick.map_or_else(String::new, |(of, yardstick)| {
+            let pairs = figures[index].iter().zip(&figures[yardstick]);
+            let [low, median, high] = spread(pairs.map(|(one, other)| one.cpu / other.cpu));
+            format!(
+                "{:>16} {low:>7.2} to {high:.2}",
+                format!("{median:.2} of {of}")
+            )
+        });
+        let [_, cpu, _] = spread(figures[index].iter().map(|figure| figure.cpu));
+        let [_, rate, _] = spread(figures[index].iter().map(|figure| figure.rate));
         let spent = if behind == Behind::Nothing {
             "-".into()
         } else {
-            format!("{:.1}", figure.cpu)
+            format!("{cpu:.1}")
         };
         say(&format!(
-            "{name:<16} {clients:>4} {spent:>14} {:>12.0} {ratio:>16}",
-            figure.rate
+            "{name:<16} {clients:>4} {spent:>14} {rate:>12.0} {ratio}"
         ))?;
     }
     say("")

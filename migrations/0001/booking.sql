@@ -6,7 +6,7 @@
 -- So the functions have few expressions rather than few lines.
 
 -- Takes the lock of a target. With `queue` the call waits in line for up to 20 ms, because random
--- retries can starve a replica. A long line slows the lock down, so many replicas do not queue.
+-- retries can starve a replica. A long line slows the lock down, and then replicas do not queue.
 create function outpace.lock_v1(p_target text, queue bool) returns bool language plpgsql volatile as $$
 begin
   if pg_try_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0)) then return true; end if;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request};
 use serde_json::{Value, json};
 
 use super::{Admin, problem};
-use crate::clock::{Clock, Instant};
-use crate::pace::Pacer;
+use crate::clock::Instant;
+use crate::exchange::Exchange;
 use crate::policy::{
     Bound, Caller, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
 };
@@ -72,27 +72,14 @@ impl Question {
             let value = HeaderValue::try_from(value.trim()).map_err(|_cause| wrong())?;
             request = request.header(name, value);
         }
-        let request = request.body(());
-        request
-            .map(|request| request.into_parts().0)
-            .map_err(|_cause| self.not_a_url())
+        let request = request.body(()).map_err(|_cause| self.not_a_url())?;
+        Ok(request.into_parts().0)
     }
 
     fn not_a_url(&self) -> String {
-        format!(
-            "`{}` is not a request URL; write it as \"https://api.example.com/path\"",
-            self.url
-        )
+        let url = &self.url;
+        format!("`{url}` is not a request URL; write it as \"https://api.example.com/path\"")
     }
-}
-
-/// Live state of a running outpace, needed for waits and free slots.
-#[derive(Debug, Clone, Copy)]
-pub struct LiveState<'a> {
-    /// Pacer with the waiters and the forecasts.
-    pub pacer: &'a Pacer,
-    /// Clock that the waits are measured with.
-    pub clock: &'a Clock,
 }
 
 /// Upper bound for `free_now`, in requests.
@@ -106,7 +93,7 @@ const FREE_MOST: u32 = 10_000;
 pub fn explain(
     policy: &Policy,
     question: &Question,
-    now: Option<LiveState<'_>>,
+    now: Option<&Exchange>,
 ) -> Result<Value, String> {
     let head = question.head()?;
     let uri = &head.uri;
@@ -147,7 +134,7 @@ fn explanation(
     question: &Question,
     target: &Arc<Target>,
     scope: &Scope,
-    now: Option<LiveState<'_>>,
+    now: Option<&Exchange>,
 ) -> Value {
     let wait = |scope: &Scope, queue: bool| {
         let now = now?;
@@ -185,15 +172,13 @@ fn explanation(
         Some(_) if target.observe => "leaves at once: the target is in observe mode".to_owned(),
         Some((wait, _)) if *wait <= 0.0 => "leaves at once".to_owned(),
         Some((wait, _)) if *wait <= longest => format!("waits {wait:.3} s"),
-        Some((wait, _)) if target.overflow => {
-            format!(
-                "is spooled (202): its wait of {wait:.3} s would exceed the max wait of {longest} s"
-            )
-        }
         Some((wait, _)) => {
-            format!(
-                "is refused (429): its wait of {wait:.3} s would exceed the max wait of {longest} s"
-            )
+            let fate = if target.overflow {
+                "spooled (202)"
+            } else {
+                "refused (429)"
+            };
+            format!("is {fate}: its wait of {wait:.3} s would exceed the max wait of {longest} s")
         }
     };
     let lane = target.lanes.get(usize::from(scope.lane));
@@ -218,24 +203,21 @@ fn round(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-pub(super) async fn asked(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn asked(
+    State(admin): State<Admin>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, Response> {
     let query = query.unwrap_or_default();
     let pairs = url::form_urlencoded::parse(query.as_bytes()).into_owned();
-    let exchange = &admin.exchange;
-    let now = LiveState {
-        pacer: &exchange.pacer,
-        clock: &exchange.clock,
-    };
     let question = Question::from_pairs(pairs);
-    match explain(&admin.policy.load(), &question, Some(now)) {
-        Ok(explanation) => Json(explanation).into_response(),
-        Err(text) => problem(StatusCode::BAD_REQUEST, &text),
-    }
+    let told = explain(&admin.policy.load(), &question, Some(&admin.exchange));
+    told.map(Json)
+        .map_err(|text| problem(StatusCode::BAD_REQUEST, &text))
 }
 
 /// `GET /v1/status`: all targets with their limits, ledger mode and counters, and the last
 /// refusals.
-pub(super) async fn status(State(admin): State<Admin>) -> Response {
+pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
     let exchange = &admin.exchange;
     let policy = admin.policy.load();
     let now = exchange.clock.now();
@@ -258,15 +240,13 @@ pub(super) async fn status(State(admin): State<Admin>) -> Response {
         "targets": targets.collect::<Vec<_>>(),
         "refusals": refusals.collect::<Vec<_>>(),
     }))
-    .into_response()
 }
 
 fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
     let exchange = &admin.exchange;
     let status = exchange.pacer.status(target);
     let limits = target.limits.iter().map(|limit| {
-        let mut pins = status.pins.iter();
-        let pinned = pins.find(|(name, _)| *name == limit.name);
+        let pinned = status.pins.iter().find(|(name, _)| *name == limit.name);
         json!({
             "name": &*limit.name,
             "bound": limit.bound.to_string(),
@@ -274,9 +254,8 @@ fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
         })
     });
     let counted = exchange.metrics_of(target).counted();
-    let blocked = status
-        .blocked_until
-        .map(|until| round(until.since(now).as_secs_f64()));
+    let blocked = status.blocked_until.map(|until| until.since(now));
+    let blocked = blocked.map(|wait| round(wait.as_secs_f64()));
     json!({
         "name": &*target.name,
         "mode": if target.observe { "observe" } else { "enforce" },

@@ -1,7 +1,6 @@
 //! Readiness as a set of latches. The process is ready once every latch has been dropped, and no
 //! longer ready once a drain begins.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::shutdown::Tasks;
@@ -9,63 +8,48 @@ use crate::sync::lock;
 
 /// Readiness of this process, with the names of the open latches. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Readiness(Arc<ReadinessState>);
-
-#[derive(Debug)]
-struct ReadinessState {
+pub struct Readiness {
     tasks: Tasks,
-    closed: AtomicUsize,
     /// Names of latches that have not been dropped yet.
-    missing: Mutex<Vec<&'static str>>,
+    missing: Arc<Mutex<Vec<&'static str>>>,
 }
 
 /// Condition that must be met before the process is ready. Dropping the latch marks it as met.
 #[derive(Debug)]
-pub struct Latch {
-    name: &'static str,
-    readiness: Readiness,
-}
+pub struct Latch(&'static str, Readiness);
 
 impl Readiness {
     /// Creates a readiness without latches. It reports ready until a latch is made or `tasks`
     /// drain.
     pub fn new(tasks: Tasks) -> Self {
-        Self(Arc::new(ReadinessState {
-            tasks,
-            closed: AtomicUsize::new(0),
-            missing: Mutex::default(),
-        }))
+        let missing = Arc::default();
+        Self { tasks, missing }
     }
 
     /// Adds a named latch. The process is not ready until the returned value is dropped.
     #[must_use]
     pub fn latch(&self, name: &'static str) -> Latch {
-        self.0.closed.fetch_add(1, Ordering::AcqRel);
-        lock(&self.0.missing).push(name);
-        Latch {
-            name,
-            readiness: self.clone(),
-        }
+        lock(&self.missing).push(name);
+        Latch(name, self.clone())
     }
 
     /// Returns the names of open latches, or `draining` during a drain. `None` means ready.
     pub fn missing(&self) -> Option<String> {
-        if self.0.tasks.draining() {
+        if self.tasks.draining() {
             return Some("draining".to_owned());
         }
-        if self.0.closed.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let missing = lock(&self.0.missing);
-        Some(missing.join(", "))
+        let missing = lock(&self.missing);
+        (!missing.is_empty()).then(|| missing.join(", "))
     }
 }
 
 impl Drop for Latch {
     fn drop(&mut self) {
-        let inner = &self.readiness.0;
-        lock(&inner.missing).retain(|name| *name != self.name);
-        inner.closed.fetch_sub(1, Ordering::AcqRel);
+        let mut missing = lock(&self.1.missing);
+        // Another latch of the same name stays open.
+        if let Some(ours) = missing.iter().position(|name| *name == self.0) {
+            missing.remove(ours);
+        }
     }
 }
 

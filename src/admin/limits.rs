@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, problem};
-use crate::policy::{Algorithm, Bound, Limit};
+use crate::policy::{Algorithm, Bound, Limit, Policy};
 use crate::units::Rate;
 
 /// Change of a limit. An absent field keeps its current value.
@@ -28,20 +28,14 @@ pub(super) async fn pin(
     State(admin): State<Admin>,
     Path((target, limit)): Path<(String, String)>,
     change: Result<Json<LimitChange>, axum::extract::rejection::JsonRejection>,
-) -> Response {
-    let Json(change) = match change {
-        Ok(change) => change,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.body_text()),
-    };
+) -> Result<Response, Response> {
+    let Json(change) =
+        change.map_err(|error| problem(StatusCode::BAD_REQUEST, &error.body_text()))?;
     let policy = admin.policy.load_full();
-    let found = match find(&policy, &target, &limit) {
-        Ok(found) => found,
-        Err(text) => return problem(StatusCode::NOT_FOUND, &text),
-    };
-    let bound = match changed(found, &change) {
-        Ok(bound) => bound,
-        Err(text) => return problem(StatusCode::UNPROCESSABLE_ENTITY, &text),
-    };
+    let found = find(&policy, &target, &limit);
+    let found = found.map_err(|text| problem(StatusCode::NOT_FOUND, &text))?;
+    let bound = changed(found, &change);
+    let bound = bound.map_err(|text| problem(StatusCode::UNPROCESSABLE_ENTITY, &text))?;
     settle(&admin, target.into(), limit.into(), Some(bound)).await
 }
 
@@ -49,7 +43,7 @@ pub(super) async fn pin(
 pub(super) async fn unpin(
     State(admin): State<Admin>,
     Path((target, limit)): Path<(String, String)>,
-) -> Response {
+) -> Result<Response, Response> {
     settle(&admin, target.into(), limit.into(), None).await
 }
 
@@ -58,41 +52,25 @@ async fn settle(
     target: Arc<str>,
     limit: Arc<str>,
     bound: Option<Bound>,
-) -> Response {
-    let pinned = admin
-        .ledger
-        .pin(Arc::clone(&target), Arc::clone(&limit), bound);
-    match pinned.await {
-        Ok(()) => {
-            let shown = bound.map(|bound| bound.to_string());
-            tracing::info!(%target, %limit, pinned = shown, "limit pinned or unpinned");
-            Json(json!({ "target": *target, "limit": *limit, "pinned": shown })).into_response()
-        }
-        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error),
-    }
+) -> Result<Response, Response> {
+    let (ledger, of_target) = (&admin.ledger, Arc::clone(&target));
+    let pinned = ledger.pin(of_target, Arc::clone(&limit), bound).await;
+    pinned.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &error))?;
+    let shown = bound.map(|bound| bound.to_string());
+    tracing::info!(%target, %limit, pinned = shown, "limit pinned or unpinned");
+    Ok(Json(json!({ "target": *target, "limit": *limit, "pinned": shown })).into_response())
 }
 
-fn find<'a>(
-    policy: &'a crate::policy::Policy,
-    target: &str,
-    limit: &str,
-) -> Result<&'a Limit, String> {
+fn find<'a>(policy: &'a Policy, target: &str, limit: &str) -> Result<&'a Limit, String> {
     let known = policy.targets.iter().find(|known| *known.name == *target);
     let known = known.ok_or_else(|| format!("there is no target `{target}`"))?;
-    let names = || {
-        let names: Vec<&str> = known.limits.iter().map(|limit| &*limit.name).collect();
-        names.join(", ")
-    };
-    known
-        .limits
-        .iter()
-        .find(|known| *known.name == *limit)
-        .ok_or_else(|| {
-            format!(
-                "target `{target}` has no limit `{limit}`; its limits are {}",
-                names()
-            )
-        })
+    let limits = &known.limits;
+    let found = limits.iter().find(|known| *known.name == *limit);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = limits.iter().map(|limit| &*limit.name).collect();
+        let names = names.join(", ");
+        format!("target `{target}` has no limit `{limit}`; its limits are {names}")
+    })
 }
 
 /// Returns the limit's bound with the change applied.

@@ -14,7 +14,7 @@ mod latch;
 mod limits;
 mod sessions;
 
-pub use explain::{LiveState, Question, explain};
+pub use explain::{Question, explain};
 pub use latch::{Latch, Readiness};
 pub use sessions::{ServingInfo, Sessions};
 
@@ -77,25 +77,19 @@ impl Admin {
                 patch(limits::pin).delete(limits::unpin),
             )
             .route_layer(middleware::from_fn_with_state(self.clone(), authorize));
-        let open = Router::new()
-            .route("/healthz", get(healthz))
-            .route("/readyz", get(readyz));
+        let open = Router::new().route("/healthz", get(|| async { "ok\n" }));
+        let open = open.route("/readyz", get(readyz));
         open.merge(guarded).with_state(self)
     }
-}
-
-async fn healthz() -> &'static str {
-    "ok\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
     match admin.readiness.missing() {
         None => "ready\n".into_response(),
-        Some(missing) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {missing}\n"),
-        )
-            .into_response(),
+        Some(missing) => {
+            let text = format!("not ready: {missing}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
     }
 }
 
@@ -105,20 +99,13 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    if admin
-        .token
-        .as_ref()
-        .is_none_or(|token| bears(request.headers(), token))
-    {
+    let wanted = admin.token.as_deref();
+    if wanted.is_none_or(|token| bears(request.headers(), token)) {
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (
-        StatusCode::UNAUTHORIZED,
-        challenge,
-        "admin token missing or wrong; send `Authorization: Bearer` with `admin.token`\n",
-    )
-        .into_response()
+    let text = "admin token missing or wrong; send `Authorization: Bearer` with `admin.token`\n";
+    (StatusCode::UNAUTHORIZED, challenge, text).into_response()
 }
 
 fn bears(headers: &HeaderMap, token: &Secret) -> bool {

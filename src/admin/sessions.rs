@@ -2,16 +2,13 @@
 //! for sessions ends after the last one has ended.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -53,13 +50,9 @@ impl Sessions {
 
     /// Stops accepting sessions if none is open. Returns true if this call stopped them.
     pub fn close(&self) -> bool {
-        self.0.send_if_modified(|count| {
-            let empty = *count == Some(0);
-            if empty {
-                *count = None;
-            }
-            empty
-        })
+        let is_empty = |count: &mut usize| *count == 0;
+        self.0
+            .send_if_modified(|count| count.take_if(is_empty).is_some())
     }
 
     /// Waits until at least one session is open, or until sessions are closed.
@@ -89,34 +82,20 @@ impl Drop for SessionGuard {
     }
 }
 
-/// Response body of a session: one line with the [`ServingInfo`], then no data until the client
+/// Answers with one line that holds the [`ServingInfo`], then with no data until the client
 /// disconnects.
-struct SessionStream {
-    first: Option<Bytes>,
-    #[expect(dead_code, reason = "dropping it ends the session")]
-    present: SessionGuard,
-}
-
-impl futures_util::Stream for SessionStream {
-    type Item = Result<Frame<Bytes>, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match self.first.take() {
-            Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
-            None => Poll::Pending,
-        }
-    }
-}
-
 pub(super) async fn open_session(State(admin): State<Admin>) -> Response {
     let Some(present) = admin.sessions.enter() else {
         return super::problem(StatusCode::SERVICE_UNAVAILABLE, "outpace is shutting down");
     };
     let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
     first.push('\n');
-    Body::new(StreamBody::new(SessionStream {
-        first: Some(first.into()),
-        present,
-    }))
-    .into_response()
+    // The stream holds the guard, so dropping the body ends the session.
+    let lines = stream::unfold((Some(first), present), |(first, present)| async move {
+        match first {
+            Some(first) => Some((Ok::<_, Infallible>(first), (None, present))),
+            None => std::future::pending().await,
+        }
+    });
+    Body::from_stream(lines).into_response()
 }

@@ -1,17 +1,16 @@
 //! Slots and permits for work that is not an HTTP request through outpace.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Api, ApiCall, json};
+use super::{Answered, Api, ApiCall, bad, json};
 use crate::bounds::{PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
-use crate::exchange::{Error, Reason, Record, ResponseBody};
+use crate::exchange::{Error, Reason, Record};
 use crate::pace::{Ticket, Turn};
 use crate::policy::{Target, Work};
 use crate::spool::DurationSpec;
@@ -28,11 +27,14 @@ pub(super) struct AcquireRequest {
     hold: Option<DurationSpec>,
 }
 
-fn duration(name: &str, spec: &DurationSpec) -> Result<Duration, Error> {
-    spec.read().map_err(|error| {
-        let detail = format!("`{name}` is invalid: {error}");
-        Error::new(Reason::MalformedRequest, detail)
-    })
+fn duration(name: &str, spec: Option<&DurationSpec>) -> Result<Option<Duration>, Error> {
+    let read = spec.map(DurationSpec::read).transpose();
+    read.map_err(|error| bad(format!("`{name}` is invalid: {error}")))
+}
+
+fn hold_time(spec: Option<&DurationSpec>) -> Result<Duration, Error> {
+    let hold = duration("hold", spec)?.unwrap_or(PERMIT_HOLD);
+    Ok(hold.min(PERMIT_HOLD_MAX))
 }
 
 /// Body of a call of `release` or `renew`, which names a permit.
@@ -54,38 +56,31 @@ struct AcquireReply<'a> {
 }
 
 /// Permits that workers hold. A permit that is not renewed in time is released automatically.
-#[derive(Debug, Default)]
-pub struct HeldPermits(Arc<Mutex<HashMap<String, HeldPermit>>>);
+pub(super) type HeldPermits = Arc<Mutex<HashMap<String, HeldPermit>>>;
 
 #[derive(Debug)]
-struct HeldPermit {
+pub(super) struct HeldPermit {
     target: Arc<str>,
     /// Turn of the worker. Dropping it returns the permits of all limits.
     _turn: Turn,
     expires: Instant,
 }
 
-impl HeldPermits {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, HeldPermit>> {
-        lock(&self.0)
-    }
-
-    /// Waits until the hold time of a permit is over, and then releases the permit.
-    async fn watch(self, id: String, clock: Clock) {
-        loop {
-            let Some(expires) = self.lock().get(&id).map(|held| held.expires) else {
-                return;
-            };
-            if expires <= clock.now() {
-                self.lock().remove(&id);
-                tracing::warn!(
-                    permit = id,
-                    "a permit was not renewed in time; it was released"
-                );
-                return;
-            }
-            clock.sleep_until(expires).await;
+/// Waits until the hold time of a permit is over, and then releases the permit.
+async fn watch(held: HeldPermits, id: String, clock: Clock) {
+    loop {
+        let Some(expires) = lock(&held).get(&id).map(|held| held.expires) else {
+            return;
+        };
+        if expires <= clock.now() {
+            lock(&held).remove(&id);
+            tracing::warn!(
+                permit = id,
+                "a permit was not renewed in time; it was released"
+            );
+            return;
         }
+        clock.sleep_until(expires).await;
     }
 }
 
@@ -96,7 +91,7 @@ impl Api {
         target: &Arc<Target>,
         asked: AcquireRequest,
         record: &mut Record,
-    ) -> Result<Response<ResponseBody>, Error> {
+    ) -> Answered {
         let exchange = call.exchange;
         let work = Work {
             caller: call.client.caller(),
@@ -107,12 +102,8 @@ impl Api {
         let scope = target
             .scope_of_work(&work)
             .map_err(|error| Error::new(Reason::NoSuchScope, error.to_string()))?;
-        let wait = asked
-            .max_wait
-            .map(|span| duration("max_wait", &span))
-            .transpose()?;
-        let hold = asked.hold.map(|hold| duration("hold", &hold)).transpose()?;
-        let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
+        let wait = duration("max_wait", asked.max_wait.as_ref())?;
+        let hold = hold_time(asked.hold.as_ref())?;
         let arrived = exchange.clock.now();
         let max_wait = wait.unwrap_or(target.max_wait).min(target.max_wait);
         let ticket = Ticket {
@@ -131,9 +122,8 @@ impl Api {
                 _turn: turn,
                 expires,
             };
-            self.held.lock().insert(id.clone(), holding);
-            let watching =
-                HeldPermits(Arc::clone(&self.held.0)).watch(id.clone(), exchange.clock.clone());
+            lock(&self.held).insert(id.clone(), holding);
+            let watching = watch(Arc::clone(&self.held), id.clone(), exchange.clock.clone());
             exchange.tasks.spawn_detached(watching);
         }
         Ok(json(&AcquireReply {
@@ -144,16 +134,10 @@ impl Api {
         }))
     }
 
-    pub(super) fn release(
-        &self,
-        target: &Arc<Target>,
-        named: &PermitName,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let mut held = self.held.lock();
-        let known = held
-            .get(&named.permit)
-            .is_some_and(|held| held.target == target.name);
-        if !known {
+    pub(super) fn release(&self, target: &Target, named: &PermitName) -> Answered {
+        let mut held = lock(&self.held);
+        let known = held.get(&named.permit);
+        if known.is_none_or(|held| held.target != target.name) {
             return Err(unknown(target));
         }
         let holding = held.remove(&named.permit);
@@ -166,24 +150,16 @@ impl Api {
     pub(super) fn renew(
         &self,
         call: &ApiCall<'_>,
-        target: &Arc<Target>,
+        target: &Target,
         named: &PermitName,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let hold = named
-            .hold
-            .as_ref()
-            .map(|hold| duration("hold", hold))
-            .transpose()?;
-        let hold = hold.unwrap_or(PERMIT_HOLD).min(PERMIT_HOLD_MAX);
-        let mut held = self.held.lock();
-        let holding = held
-            .get_mut(&named.permit)
-            .filter(|held| held.target == target.name);
-        let holding = holding.ok_or_else(|| unknown(target))?;
-        holding.expires = call.exchange.clock.now() + hold;
-        Ok(json(
-            &serde_json::json!({ "expires_in": hold.as_secs_f64() }),
-        ))
+    ) -> Answered {
+        let hold = hold_time(named.hold.as_ref())?;
+        let mut held = lock(&self.held);
+        let holding = held.get_mut(&named.permit);
+        let holding = holding.filter(|held| held.target == target.name);
+        holding.ok_or_else(|| unknown(target))?.expires = call.exchange.clock.now() + hold;
+        let reply = serde_json::json!({ "expires_in": hold.as_secs_f64() });
+        Ok(json(&reply))
     }
 }
 

@@ -9,9 +9,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::items::{Page, item_query, page};
+use super::items::{instant, item_query, page};
 use super::spool::{buffer_json, counts_json, item_json, time};
-use super::{ApiCall, SpoolHandle, json as answer, read};
+use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
 use crate::delivery::origin_of;
 use crate::exchange::{Error, Reason, ResponseBody};
@@ -45,10 +45,6 @@ pub(super) struct PauseSpec {
     reason: Option<String>,
 }
 
-pub(super) fn bad(detail: impl Into<String>) -> Error {
-    Error::new(Reason::MalformedRequest, detail)
-}
-
 impl SpoolHandle {
     /// Answers the calls under `/v1/buffers`. `path` holds the segments that follow.
     pub(super) async fn buffers(
@@ -57,7 +53,7 @@ impl SpoolHandle {
         head: &Parts,
         path: &[&str],
         body: Incoming,
-    ) -> Result<Response<ResponseBody>, Error> {
+    ) -> Answered {
         match (&head.method, path) {
             (&Method::GET, []) => {
                 call.needs(ApiScope::Read)?;
@@ -84,10 +80,8 @@ impl SpoolHandle {
             (&Method::DELETE, [id]) => {
                 call.needs(ApiScope::Manage)?;
                 let buffer = self.buffer(id).await?;
-                let forced = head
-                    .uri
-                    .query()
-                    .is_some_and(|query| query.contains("force"));
+                let query = head.uri.query();
+                let forced = query.is_some_and(|query| query.contains("force"));
                 self.store.remove(buffer.number, forced).await?;
                 self.deliveries.wake(buffer.number);
                 Ok(answer(&json!({ "deleted": &*buffer.id })))
@@ -104,14 +98,7 @@ impl SpoolHandle {
                 let buffer = self.known_buffer(id).await?;
                 self.act(call, head, &buffer, verb, body).await
             }
-            (_, [] | [_] | [_, _]) => Err(Error::new(
-                Reason::MethodNotAllowed,
-                format!(
-                    "`{}` cannot be called with {}",
-                    head.uri.path(),
-                    head.method
-                ),
-            )),
+            (_, [] | [_] | [_, _]) => Err(super::wrong_method(head)),
             _ => Err(super::no_such_call(head.uri.path())),
         }
     }
@@ -123,12 +110,10 @@ impl SpoolHandle {
         buffer: &Buffer,
         verb: &str,
         body: Incoming,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let push = matches!(verb, "items" | "batch" | "items:batch");
-        call.needs(if push {
-            ApiScope::Push
-        } else {
-            ApiScope::Manage
+    ) -> Answered {
+        call.needs(match verb {
+            "items" | "batch" | "items:batch" => ApiScope::Push,
+            _ => ApiScope::Manage,
         })?;
         let answered = match verb {
             "items" => {
@@ -140,10 +125,8 @@ impl SpoolHandle {
                 self.push_batch(call, head, buffer, &bytes).await
             }
             "pause" => {
-                let written: PauseSpec = read(body).await?;
-                let reason = written
-                    .reason
-                    .unwrap_or_else(|| "by an operator".to_owned());
+                let PauseSpec { reason } = read(body).await?;
+                let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
                 let paused = self.store.pause(buffer.number, Some(reason.into())).await?;
                 Ok(answer(&self.show(&paused).await?))
             }
@@ -172,23 +155,16 @@ impl SpoolHandle {
             ));
         }
         let (origin, _) = origin_of(&terms.url).map_err(|error| bad(error.to_string()))?;
-        let address = origin
-            .host
-            .as_str()
-            .trim_matches(['[', ']'])
-            .parse::<std::net::IpAddr>();
-        let private = match address {
+        let (host, egress) = (origin.host.as_str(), &call.policy.egress);
+        let private = match host.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
             Ok(ip) => {
-                let allowed = call.policy.egress.allows((ip, origin.port).into());
+                let allowed = egress.allows((ip, origin.port).into());
                 AddressClass::of(ip) != AddressClass::Public && !allowed
             }
             Err(_) => {
-                origin.host.as_str() == "localhost"
-                    && !call.policy.egress.resolve.contains_key(&origin.host)
-                    && !call
-                        .policy
-                        .egress
-                        .allows(([127, 0, 0, 1], origin.port).into())
+                host == "localhost"
+                    && !egress.resolve.contains_key(&origin.host)
+                    && !egress.allows(([127, 0, 0, 1], origin.port).into())
             }
         };
         if private {
@@ -198,20 +174,15 @@ impl SpoolHandle {
         for (name, value) in &terms.headers {
             field(name, value)?;
         }
-        terms.method.parse::<Method>().map_err(|_cause| {
-            bad(format!(
-                "`{}` is not an HTTP method; write it as \"POST\"",
-                terms.method
-            ))
-        })?;
-        Ok(())
+        let method = &terms.method;
+        if method.parse::<Method>().is_ok() {
+            return Ok(());
+        }
+        let detail = format!("`{method}` is not an HTTP method; write it as \"POST\"");
+        Err(bad(detail))
     }
 
-    async fn create(
-        &self,
-        call: &ApiCall<'_>,
-        written: BufferSpec,
-    ) -> Result<Response<ResponseBody>, Error> {
+    async fn create(&self, call: &ApiCall<'_>, written: BufferSpec) -> Answered {
         let name = written.name.clone().unwrap_or_default();
         let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > 64 || !name.chars().all(sound) {
@@ -222,18 +193,13 @@ impl SpoolHandle {
         let mut terms = written.apply(BufferConfig::default()).map_err(bad)?;
         Self::check(call, &terms)?;
         let id = call.fresh_id("buf");
-        let known = self
-            .store
-            .buffers()
-            .into_iter()
-            .find(|buffer| *buffer.name == *name);
+        let known = self.named(&name);
         let (buffer, new) = match known.filter(|known| self.same(known, &terms)) {
             Some(known) => (known, false),
             None => {
                 terms.sealed = self.sealer.seal(&id, &mut terms.headers)?;
-                self.store
-                    .create(id, name.into(), terms, self.store.now())
-                    .await?
+                let now = self.store.now();
+                self.store.create(id, name.into(), terms, now).await?
             }
         };
         let mut response = answer(&self.show(&buffer).await?);
@@ -244,24 +210,14 @@ impl SpoolHandle {
         Ok(response)
     }
 
-    async fn change(
-        &self,
-        call: &ApiCall<'_>,
-        buffer: &Buffer,
-        written: BufferSpec,
-    ) -> Result<Response<ResponseBody>, Error> {
-        if written
-            .name
-            .as_ref()
-            .is_some_and(|name| **name != *buffer.name)
-        {
+    async fn change(&self, call: &ApiCall<'_>, buffer: &Buffer, written: BufferSpec) -> Answered {
+        let name = written.name.as_deref();
+        if name.is_some_and(|name| *name != *buffer.name) {
             return Err(bad(
                 "the `name` of a buffer cannot change; create another buffer",
             ));
         }
-        let mut terms = written
-            .apply(BufferConfig::clone(&buffer.terms))
-            .map_err(bad)?;
+        let mut terms = written.apply((*buffer.terms).clone()).map_err(bad)?;
         Self::check(call, &terms)?;
         if written.headers.is_some() {
             terms.sealed = self.sealer.seal(&buffer.id, &mut terms.headers)?;
@@ -271,24 +227,16 @@ impl SpoolHandle {
         Ok(answer(&self.show(&changed).await?))
     }
 
-    async fn list(&self, head: &Parts, buffer: &Buffer) -> Result<Response<ResponseBody>, Error> {
+    async fn list(&self, head: &Parts, buffer: &Buffer) -> Answered {
         let query = item_query(head, Some(buffer.number))?;
         let limit = query.limit;
         let items = self.store.items(query).await?;
         let next = items.last().map(|item| item.seq);
-        let shown = items
-            .iter()
-            .map(|item| item_json(item, Some(buffer)))
-            .collect();
-        Ok(page(Page {
-            name: "items",
-            shown,
-            next,
-            limit,
-        }))
+        let shown = items.iter().map(|item| item_json(item, Some(buffer)));
+        Ok(page("items", shown.collect(), next, limit))
     }
 
-    async fn stats(&self, buffer: &Buffer) -> Result<Response<ResponseBody>, Error> {
+    async fn stats(&self, buffer: &Buffer) -> Answered {
         let counts = self.store.counts(buffer.number).await?;
         let now = self.store.now();
         let heads = self.store.next_items(buffer.number, now, true, 1).await?;
@@ -301,12 +249,9 @@ impl SpoolHandle {
             _ if item.not_before > now => "delay",
             _ => "rate",
         });
-        let live: u64 = ItemStatus::ALL
-            .iter()
-            .zip(counts)
-            .filter(|(status, _)| status.is_live())
-            .map(|(_, n)| n)
-            .sum();
+        let counted = ItemStatus::ALL.into_iter().zip(counts);
+        let live = counted.filter(|(status, _)| status.is_live());
+        let live: u64 = live.map(|(_, count)| count).sum();
         let eta = buffer.terms.rate_limit.map(|rate| live as f64 / rate);
         Ok(answer(&json!({
             "buffer": &*buffer.id,
@@ -319,33 +264,20 @@ impl SpoolHandle {
         })))
     }
 
-    async fn purge(
-        &self,
-        buffer: &Buffer,
-        written: &PurgeSpec,
-    ) -> Result<Response<ResponseBody>, Error> {
+    async fn purge(&self, buffer: &Buffer, written: &PurgeSpec) -> Answered {
         let what = match written.state.as_deref() {
             Some("queued") => Purge::Queued,
             Some("dead") => Purge::Dead,
             Some("history") => Purge::History,
             _ => return Err(bad("`state` must be queued, dead or history")),
         };
-        let before = written
-            .before
-            .as_ref()
-            .map(|text| super::items::instant("before", text));
-        let purged = self
-            .store
-            .purge(buffer.number, what, before.transpose()?)
-            .await?;
+        let before = written.before.as_deref().map(|at| instant("before", at));
+        let before = before.transpose()?;
+        let purged = self.store.purge(buffer.number, what, before).await?;
         Ok(answer(&json!({ "purged": purged })))
     }
 
-    async fn redrive(
-        &self,
-        buffer: &Buffer,
-        written: RedriveSpec,
-    ) -> Result<Response<ResponseBody>, Error> {
+    async fn redrive(&self, buffer: &Buffer, written: RedriveSpec) -> Answered {
         let head = match written.order.as_deref() {
             None | Some("tail") => false,
             Some("head") => true,
@@ -356,23 +288,19 @@ impl SpoolHandle {
             limit: written.limit.unwrap_or(u32::MAX),
             head,
         };
-        let moved = self
-            .store
-            .redrive(buffer.number, which, self.store.now())
-            .await?;
+        let now = self.store.now();
+        let moved = self.store.redrive(buffer.number, which, now).await?;
         Ok(answer(&json!({ "redriven": moved })))
     }
 }
 
 pub(super) fn field(name: &str, value: &str) -> Result<(), Error> {
-    let sound = http::HeaderName::try_from(name).is_ok() && HeaderValue::try_from(value).is_ok();
-    if sound {
-        Ok(())
-    } else {
-        Err(bad(format!(
-            "the header field `{name}` is invalid; use visible ASCII characters"
-        )))
+    if http::HeaderName::try_from(name).is_ok() && HeaderValue::try_from(value).is_ok() {
+        return Ok(());
     }
+    Err(bad(format!(
+        "the header field `{name}` is invalid; use visible ASCII characters"
+    )))
 }
 
 pub(super) fn locate(response: &mut Response<ResponseBody>, path: &str) {
@@ -392,39 +320,25 @@ impl SpoolHandle {
         declared: &[BufferSpec],
         random: &crate::random::Random,
     ) -> Result<(), String> {
-        self.store
-            .refresh()
-            .await
-            .map_err(|error| error.to_string())?;
+        let refreshed = self.store.refresh().await;
+        refreshed.map_err(|error| error.to_string())?;
         for written in declared {
             let name: Arc<str> = written.name.clone().unwrap_or_default().into();
             let told = |error: String| format!("buffer `{name}`: {error}");
             let mut terms = written.apply(BufferConfig::default()).map_err(told)?;
-            let known = self
-                .store
-                .buffers()
-                .into_iter()
-                .find(|buffer| buffer.name == name);
-            let seal = |id: &str, terms: &mut BufferConfig| {
-                terms.sealed = self
-                    .sealer
-                    .seal(id, &mut terms.headers)
-                    .map_err(|error| told(error.to_string()))?;
-                Ok::<_, String>(())
+            let known = self.named(&name);
+            let id: Arc<str> = match &known {
+                Some(known) if self.same(known, &terms) => continue,
+                Some(known) => Arc::clone(&known.id),
+                None => format!("buf_{}", random.name()).into(),
             };
+            let sealed = self.sealer.seal(&id, &mut terms.headers);
+            terms.sealed = sealed.map_err(|error| told(error.to_string()))?;
             let done = match known {
-                Some(known) if self.same(&known, &terms) => continue,
-                Some(known) => {
-                    seal(&known.id, &mut terms)?;
-                    self.store.change(known.number, terms).await.map(drop)
-                }
+                Some(known) => self.store.change(known.number, terms).await.map(drop),
                 None => {
-                    let id: Arc<str> = format!("buf_{}", random.name()).into();
-                    seal(&id, &mut terms)?;
-                    self.store
-                        .create(id, Arc::clone(&name), terms, self.store.now())
-                        .await
-                        .map(drop)
+                    let (name, now) = (Arc::clone(&name), self.store.now());
+                    self.store.create(id, name, terms, now).await.map(drop)
                 }
             };
             done.map_err(|error| told(error.to_string()))?;

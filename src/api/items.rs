@@ -1,54 +1,48 @@
 //! Calls that list, show, cancel, retry and skip items, and that list attempts.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::spool::{attempt_json, item_json};
-use super::{ApiCall, SpoolHandle, json as answer};
-use crate::exchange::{Error, Reason, ResponseBody};
+use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
+use crate::exchange::{Error, ResponseBody};
 use crate::policy::ApiScope;
 use crate::semantics::preference;
-use crate::spool::{ItemChange, ItemStatus, ListQuery, Millis, StoreError};
-
-/// Page of a list, as a response returns it.
-pub(super) struct Page {
-    pub(super) name: &'static str,
-    pub(super) shown: Vec<Value>,
-    /// Position of the last entry on this page.
-    pub(super) next: Option<i64>,
-    pub(super) limit: u32,
-}
+use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, StoreError};
 
 /// Longest time for which one call waits for the response to an item.
 const LONG_POLL: Duration = Duration::from_secs(60);
 /// Maximum number of attempts on a page that includes their responses.
 const RESPONSES: u32 = 20;
+/// Header fields that describe how a body was transferred.
+const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "trailer"];
 const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 1000;
 
-/// Returns a page as JSON. `next` is the position after which the next page begins, or null if this
-/// page is not full.
-pub(super) fn page(page: Page) -> Response<ResponseBody> {
-    let full = page.shown.len() >= page.limit as usize;
-    let next = page.next.filter(|_| full).map(|place| place.to_string());
-    let mut body = serde_json::Map::new();
-    body.insert(page.name.to_owned(), Value::Array(page.shown));
-    body.insert("next".to_owned(), next.map_or(Value::Null, Value::from));
-    answer(&Value::Object(body))
+/// Returns a page of a list as JSON, with `last` as the position of its last entry. Its `next` is
+/// the position after which the next page begins, or null if this page is not full.
+pub(super) fn page(
+    name: &str,
+    shown: Vec<Value>,
+    last: Option<i64>,
+    limit: u32,
+) -> Response<ResponseBody> {
+    let full = shown.len() >= limit as usize;
+    let next = last.filter(|_| full).map(|place| place.to_string());
+    let entries = [(name, Value::from(shown)), ("next", next.into())];
+    answer(&Value::from_iter(entries))
 }
 
 pub(super) fn instant(key: &str, text: &str) -> Result<Millis, Error> {
     let at = humantime::parse_rfc3339_weak(text).map_err(|error| {
         let detail = format!("`{key}`: {error}; write it as \"2026-11-21T12:00:00Z\"");
-        Error::new(Reason::MalformedRequest, detail)
+        bad(detail)
     })?;
-    let since = at
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX))
 }
 
@@ -60,34 +54,29 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery,
         limit: PAGE,
         ..ListQuery::default()
     };
-    let bad = |key: &str, value: &str| {
-        Error::new(
-            Reason::MalformedRequest,
-            format!("`{value}` is not a valid value of `{key}`"),
-        )
-    };
+    let invalid =
+        |key: &str, value: &str| bad(format!("`{value}` is not a valid value of `{key}`"));
     let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
     for (key, value) in pairs {
         match &*key {
             "state" => {
-                query.status =
-                    Some(ItemStatus::from_word(&value).ok_or_else(|| bad(&key, &value))?);
+                let status = ItemStatus::from_word(&value);
+                query.status = Some(status.ok_or_else(|| invalid(&key, &value))?);
             }
-            "status" => query.code = Some(value.parse().map_err(|_cause| bad(&key, &value))?),
+            "status" => query.code = Some(value.parse().map_err(|_cause| invalid(&key, &value))?),
             "outcome" => query.outcome = Some(value.into_owned()),
             "item" => query.item = Some(Arc::from(&*value)),
             "since" => query.since = Some(instant("since", &value)?),
-            "after" => query.after = Some(value.parse().map_err(|_cause| bad(&key, &value))?),
+            "after" => query.after = Some(value.parse().map_err(|_cause| invalid(&key, &value))?),
             "limit" => {
-                let limit: u32 = value.parse().map_err(|_cause| bad(&key, &value))?;
+                let limit: u32 = value.parse().map_err(|_cause| invalid(&key, &value))?;
                 query.limit = limit.clamp(1, PAGE_MAX);
             }
             "buffer" => {}
             other => {
-                let detail = format!(
+                return Err(bad(format!(
                     "there is no parameter `{other}`; the parameters are state, status, outcome, item, buffer, since, after and limit"
-                );
-                return Err(Error::new(Reason::MalformedRequest, detail));
+                )));
             }
         }
     }
@@ -96,32 +85,19 @@ pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery,
 
 impl SpoolHandle {
     /// Answers the calls under `/v1/items`. `path` holds the segments that follow.
-    pub(super) async fn items(
-        &self,
-        call: &ApiCall<'_>,
-        head: &Parts,
-        path: &[&str],
-    ) -> Result<Response<ResponseBody>, Error> {
-        let read = head.method == Method::GET;
+    pub(super) async fn items(&self, call: &ApiCall<'_>, head: &Parts, path: &[&str]) -> Answered {
         let owned = match path.first() {
             Some(id) => self.is_owned(call, id).await?,
             None => false,
         };
         if !owned {
-            call.needs(if read {
-                ApiScope::Read
-            } else {
-                ApiScope::Manage
+            call.needs(match head.method {
+                Method::GET => ApiScope::Read,
+                _ => ApiScope::Manage,
             })?;
         }
         let change = match (&head.method, path) {
-            (&Method::GET, [id]) => {
-                let item = self.item(id).await?;
-                return Ok(answer(&item_json(
-                    &item,
-                    self.store.buffer(item.buffer).as_ref(),
-                )));
-            }
+            (&Method::GET, [id]) => return Ok(self.shown(&self.item(id).await?)),
             (&Method::GET, [id, "attempts"]) => {
                 let item = self.item(id).await?;
                 let mut query = item_query(head, None)?;
@@ -137,26 +113,19 @@ impl SpoolHandle {
             (&Method::DELETE, [_]) | (&Method::POST, [_, "cancel"]) => ItemChange::Cancel,
             (&Method::POST, [_, "retry" | "retry_now"]) => ItemChange::RetryNow,
             (&Method::POST, [_, "skip"]) => ItemChange::Skip,
-            (_, [_] | [_, _]) => {
-                let detail = format!(
-                    "`{}` cannot be called with {}",
-                    head.uri.path(),
-                    head.method
-                );
-                return Err(Error::new(Reason::MethodNotAllowed, detail));
-            }
+            (_, [_] | [_, _]) => return Err(super::wrong_method(head)),
             _ => return Err(super::no_such_call(head.uri.path())),
         };
         let id = path.first().copied().unwrap_or_default();
-        let item = self
-            .store
-            .alter(Arc::from(id), change, self.store.now())
-            .await?;
+        let now = self.store.now();
+        let item = self.store.alter(Arc::from(id), change, now).await?;
         self.deliveries.changed(&item);
-        Ok(answer(&item_json(
-            &item,
-            self.store.buffer(item.buffer).as_ref(),
-        )))
+        Ok(self.shown(&item))
+    }
+
+    fn shown(&self, item: &Item) -> Response<ResponseBody> {
+        let buffer = self.store.buffer(item.buffer);
+        answer(&item_json(item, buffer.as_ref()))
     }
 
     /// Returns true if the item is a spooled request of the calling client. For other clients, such
@@ -171,11 +140,7 @@ impl SpoolHandle {
     }
 
     /// Answers `GET /v1/attempts` with a page of attempts of all buffers.
-    pub(super) async fn attempts(
-        &self,
-        call: &ApiCall<'_>,
-        head: &Parts,
-    ) -> Result<Response<ResponseBody>, Error> {
+    pub(super) async fn attempts(&self, call: &ApiCall<'_>, head: &Parts) -> Answered {
         call.needs(ApiScope::Read)?;
         let mut query = item_query(head, None)?;
         let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
@@ -186,24 +151,19 @@ impl SpoolHandle {
         self.list_attempts(query).await
     }
 
-    async fn list_attempts(&self, query: ListQuery) -> Result<Response<ResponseBody>, Error> {
+    async fn list_attempts(&self, query: ListQuery) -> Answered {
         let limit = query.limit;
         let attempts = self.store.attempts(query).await?;
         let next = attempts.last().map(|(place, _)| *place);
         let shown = attempts
             .iter()
             .map(|(_, attempt)| attempt_json(attempt, self.store.buffer(attempt.buffer).as_ref()));
-        Ok(page(Page {
-            name: "attempts",
-            shown: shown.collect(),
-            next,
-            limit,
-        }))
+        Ok(page("attempts", shown.collect(), next, limit))
     }
 
     /// Returns the last response of the origin. Status 202 with the item's state means that there
     /// is no final response.
-    async fn response(&self, id: &str, wait: Duration) -> Result<Response<ResponseBody>, Error> {
+    async fn response(&self, id: &str, wait: Duration) -> Answered {
         let item = self.deliveries.over(&Arc::from(id), wait).await?;
         let query = ListQuery {
             item: Some(Arc::clone(&item.id)),
@@ -217,9 +177,8 @@ impl SpoolHandle {
         let Some((status, kept)) = kept.filter(|_| !item.status.is_live()) else {
             let mut waiting = answer(&json!({ "id": &*item.id, "state": item.status.word() }));
             *waiting.status_mut() = StatusCode::ACCEPTED;
-            waiting
-                .headers_mut()
-                .insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+            let second = HeaderValue::from_static("1");
+            waiting.headers_mut().insert(header::RETRY_AFTER, second);
             return Ok(waiting);
         };
         let mut response = Response::new(ResponseBody::full(kept.body));
@@ -227,22 +186,16 @@ impl SpoolHandle {
         for (name, value) in kept.headers {
             // The stored body is whole or truncated, so the framing fields of the original response
             // do not apply.
-            let framed = matches!(
-                name.as_str(),
-                "content-length" | "transfer-encoding" | "trailer"
-            );
-            if let (false, Ok(name), Ok(value)) = (
-                framed,
-                HeaderName::try_from(name),
-                HeaderValue::try_from(value),
-            ) {
+            if !FRAMING.contains(&&*name)
+                && let Ok(name) = HeaderName::try_from(name)
+                && let Ok(value) = HeaderValue::try_from(value)
+            {
                 response.headers_mut().append(name, value);
             }
         }
         let replay = if kept.truncated { "truncated" } else { "true" };
-        response
-            .headers_mut()
-            .insert("outpace-replay", HeaderValue::from_static(replay));
+        let replay = HeaderValue::from_static(replay);
+        response.headers_mut().insert("outpace-replay", replay);
         Ok(response)
     }
 }

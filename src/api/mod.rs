@@ -13,13 +13,13 @@ mod openapi;
 mod push;
 mod spool;
 
-pub use acquire::HeldPermits;
 pub use spool::SpoolHandle;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use acquire::HeldPermits;
+use http::request::Parts;
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -35,6 +35,9 @@ pub struct Api {
     held: HeldPermits,
     spool: Option<SpoolHandle>,
 }
+
+/// Response to a call, or the error that the client gets instead.
+type Answered = Result<Response<ResponseBody>, Error>;
 
 /// Context of one call: the exchange, the policy in force and the calling client.
 struct ApiCall<'a> {
@@ -89,17 +92,15 @@ impl Api {
         call: &ApiCall<'_>,
         request: Request<Incoming>,
         record: &mut Record,
-    ) -> Result<Response<ResponseBody>, Error> {
+    ) -> Answered {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
         let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let known = known.strip_prefix(&["v1"]).unwrap_or(&known);
         if let [kind @ ("buffers" | "items" | "attempts"), rest @ ..] = known {
             let Some(spool) = &self.spool else {
-                return Err(Error::new(
-                    Reason::SpoolDisabled,
-                    format!("`{path}` needs a spool, and none is configured"),
-                ));
+                let detail = format!("`{path}` needs a spool, and none is configured");
+                return Err(Error::new(Reason::SpoolDisabled, detail));
             };
             return match *kind {
                 "buffers" => spool.buffers(call, &head, rest, body).await,
@@ -137,46 +138,41 @@ fn no_such_call(path: &str) -> Error {
     Error::new(Reason::NoSuchCall, format!("there is no API call `{path}`"))
 }
 
+fn wrong_method(head: &Parts) -> Error {
+    let (path, method) = (head.uri.path(), &head.method);
+    let detail = format!("`{path}` cannot be called with {method}");
+    Error::new(Reason::MethodNotAllowed, detail)
+}
+
+fn bad(detail: impl Into<String>) -> Error {
+    Error::new(Reason::MalformedRequest, detail)
+}
+
 fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> {
-    policy
-        .targets
-        .iter()
-        .find(|target| *target.name == *name)
-        .ok_or_else(|| {
-            let names: Vec<&str> = policy.targets.iter().map(|target| &*target.name).collect();
-            let known = names.join(", ");
-            let detail = format!("there is no target `{name}`; the targets are: {known}");
-            Error::new(Reason::NoSuchCall, detail)
-        })
+    let mut all = policy.targets.iter();
+    all.find(|target| *target.name == *name).ok_or_else(|| {
+        let names: Vec<&str> = policy.targets.iter().map(|target| &*target.name).collect();
+        let known = names.join(", ");
+        let detail = format!("there is no target `{name}`; the targets are: {known}");
+        Error::new(Reason::NoSuchCall, detail)
+    })
 }
 
 /// Reads a JSON object from the body. An empty body counts as an empty object.
 async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
-    let bad = |detail: String| Error::new(Reason::MalformedRequest, detail);
     let read = Limited::new(body, API_BODY).collect().await;
-    let bytes: Bytes = read
-        .map_err(|error| bad(format!("the body cannot be read: {error}")))?
-        .to_bytes();
-    let bytes = if bytes.is_empty() {
-        Bytes::from_static(b"{}")
-    } else {
-        bytes
-    };
-    parse(&bytes)
+    let read = read.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
+    let bytes = read.to_bytes();
+    parse(if bytes.is_empty() { b"{}" } else { &bytes })
 }
 
-fn parse<T: DeserializeOwned>(bytes: impl AsRef<[u8]>) -> Result<T, Error> {
-    serde_json::from_slice(bytes.as_ref()).map_err(|error| {
-        let detail = format!("the body is invalid: {error}");
-        Error::new(Reason::MalformedRequest, detail)
-    })
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| bad(format!("the body is invalid: {error}")))
 }
 
 fn json(value: &impl Serialize) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::full(
-        serde_json::to_vec(value).unwrap_or_default(),
-    ));
-    *response.status_mut() = StatusCode::OK;
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(ResponseBody::full(body));
     let kind = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{StatusCode, header};
 use serde_json::json;
 
-use super::buffers::{bad, field, locate};
+use super::buffers::{field, locate};
 use super::spool::item_json;
-use super::{ApiCall, SpoolHandle, json as answer, parse};
+use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
-use crate::exchange::{Error, Reason, ResponseBody};
+use crate::exchange::{Error, Reason};
 use crate::spool::{Buffer, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
 impl SpoolHandle {
@@ -21,12 +21,9 @@ impl SpoolHandle {
         head: &Parts,
         buffer: &Buffer,
         bytes: &Bytes,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let raw = head
-            .headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind == "application/octet-stream");
-        let (written, body) = if raw {
+    ) -> Answered {
+        let kind = head.headers.get(header::CONTENT_TYPE);
+        let (written, body) = if kind.is_some_and(|kind| kind == "application/octet-stream") {
             (ItemSpec::default(), bytes.clone())
         } else {
             let written: ItemSpec = parse(bytes)?;
@@ -34,22 +31,18 @@ impl SpoolHandle {
             (written, body)
         };
         let key = written.dedup_key.clone();
-        let item = self.new_item(call, buffer, written, body)?;
+        let items = vec![self.new_item(call, buffer, written, body)?];
         let once = once(call, head, buffer, key, bytes);
-        let pushed = self
-            .store
-            .push(buffer.number, vec![item], once, self.store.now())
-            .await?;
+        let now = self.store.now();
+        let pushed = self.store.push(buffer.number, items, once, now).await?;
         let Some((id, _)) = pushed.items.first() else {
             return Err(Error::new(Reason::Internal, "nothing was pushed"));
         };
         let kept = self.item(id).await?;
         let mut response = answer(&item_json(&kept, Some(buffer)));
-        *response.status_mut() = if pushed.replayed {
-            StatusCode::OK
-        } else {
-            StatusCode::CREATED
-        };
+        if !pushed.replayed {
+            *response.status_mut() = StatusCode::CREATED;
+        }
         locate(&mut response, &format!("/v1/items/{id}"));
         Ok(response)
     }
@@ -62,7 +55,7 @@ impl SpoolHandle {
         head: &Parts,
         buffer: &Buffer,
         bytes: &Bytes,
-    ) -> Result<Response<ResponseBody>, Error> {
+    ) -> Answered {
         let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
         let written: Vec<ItemSpec> = if first == Some(&b'[') {
             parse(bytes)?
@@ -86,20 +79,17 @@ impl SpoolHandle {
             items.push(self.new_item(call, buffer, written, body).map_err(placed)?);
         }
         let once = once(call, head, buffer, None, bytes);
-        let Pushed { items, replayed } = self
-            .store
-            .push(buffer.number, items, once, self.store.now())
-            .await?;
+        let now = self.store.now();
+        let pushed = self.store.push(buffer.number, items, once, now).await?;
+        let Pushed { items, replayed } = pushed;
         let items: Vec<_> = items
             .iter()
             .map(|(id, seq)| json!({ "id": &**id, "seq": seq, "state": "queued" }))
             .collect();
         let mut response = answer(&json!({ "items": items, "replayed": replayed }));
-        *response.status_mut() = if replayed {
-            StatusCode::OK
-        } else {
-            StatusCode::CREATED
-        };
+        if !replayed {
+            *response.status_mut() = StatusCode::CREATED;
+        }
         Ok(response)
     }
 
@@ -111,16 +101,12 @@ impl SpoolHandle {
         body: Bytes,
     ) -> Result<NewItem, Error> {
         if body.len() as u64 > self.max_body {
-            let detail = format!(
-                "the body has {} bytes, and at most {} bytes are allowed",
-                body.len(),
-                self.max_body
-            );
+            let (size, most) = (body.len(), self.max_body);
+            let detail = format!("the body has {size} bytes, and at most {most} bytes are allowed");
             return Err(Error::new(Reason::BodyTooLarge, detail));
         }
-        let (not_before, expires) = written
-            .times(self.store.now(), &buffer.terms)
-            .map_err(bad)?;
+        let times = written.times(self.store.now(), &buffer.terms);
+        let (not_before, expires) = times.map_err(bad)?;
         for (name, value) in &written.headers {
             field(name, value)?;
         }
@@ -161,13 +147,10 @@ fn once(
     key: Option<String>,
     bytes: &Bytes,
 ) -> Option<IdempotencyKey> {
-    let field =
-        |headers: &HeaderMap| Some(headers.get("idempotency-key")?.to_str().ok()?.to_owned());
-    let key = field(&head.headers).or(key)?;
+    let field = head.headers.get("idempotency-key");
+    let field = field.and_then(|value| value.to_str().ok());
+    let key = field.map(str::to_owned).or(key)?;
     let who = call.client.name.as_deref().unwrap_or("-");
-    Some(IdempotencyKey::new(
-        &format!("{who}/{}", buffer.id),
-        &key,
-        &[bytes],
-    ))
+    let place = format!("{who}/{}", buffer.id);
+    Some(IdempotencyKey::new(&place, &key, &[bytes]))
 }

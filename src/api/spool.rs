@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::ApiCall;
+use super::{ApiCall, bad};
 use crate::delivery::Deliveries;
 use crate::exchange::{Error, Reason};
 use crate::policy::ApiScope;
@@ -48,6 +48,12 @@ impl SpoolHandle {
         }
     }
 
+    /// Returns the buffer of this name from the store's cache.
+    pub(super) fn named(&self, name: &str) -> Option<Buffer> {
+        let mut all = self.store.buffers().into_iter();
+        all.find(|buffer| *buffer.name == *name)
+    }
+
     /// Returns an item by id, or an error if the store has no such item.
     pub(super) async fn item(&self, id: &str) -> Result<Item, Error> {
         self.store.item(Arc::from(id)).await.map_err(Error::from)
@@ -58,14 +64,11 @@ impl SpoolHandle {
         let limit = usize::try_from(most).unwrap_or(usize::MAX);
         match Limited::new(body, limit).collect().await {
             Ok(read) => Ok(read.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Error::new(
-                Reason::BodyTooLarge,
-                format!("the body has more than {most} bytes"),
-            )),
-            Err(error) => Err(Error::new(
-                Reason::MalformedRequest,
-                format!("the body cannot be read: {error}"),
-            )),
+            Err(error) if error.is::<LengthLimitError>() => {
+                let detail = format!("the body has more than {most} bytes");
+                Err(Error::new(Reason::BodyTooLarge, detail))
+            }
+            Err(error) => Err(bad(format!("the body cannot be read: {error}"))),
         }
     }
 
@@ -93,19 +96,11 @@ impl ApiCall<'_> {
     /// scopes.
     pub(super) fn needs(&self, scope: ApiScope) -> Result<(), Error> {
         let name = self.client.name.as_ref();
-        let client = name.and_then(|name| {
-            self.policy
-                .clients
-                .iter()
-                .find(|client| client.name == *name)
-        });
-        match client {
+        let mut clients = self.policy.clients.iter();
+        match clients.find(|client| Some(&client.name) == name) {
             Some(client) if !client.scopes.contains(&scope) => {
-                let detail = format!(
-                    "client `{}` does not have the scope `{}`",
-                    client.name,
-                    scope.word()
-                );
+                let (name, scope) = (&client.name, scope.word());
+                let detail = format!("client `{name}` does not have the scope `{scope}`");
                 Err(Error::new(Reason::ScopeMissing, detail))
             }
             _ => Ok(()),
@@ -120,11 +115,7 @@ pub(super) fn time(at: Millis) -> String {
 
 pub(super) fn buffer_json(buffer: &Buffer, counts: Counts) -> Value {
     let terms = &buffer.terms;
-    let headers: serde_json::Map<String, Value> = terms
-        .headers
-        .iter()
-        .map(|(name, value)| (name.clone(), Value::from(value.clone())))
-        .collect();
+    let headers: Value = terms.headers.iter().cloned().collect();
     json!({
         "id": &*buffer.id,
         "name": &*buffer.name,
@@ -149,8 +140,8 @@ pub(super) fn buffer_json(buffer: &Buffer, counts: Counts) -> Value {
 
 pub(super) fn counts_json(counts: Counts) -> Value {
     let counts = ItemStatus::ALL.iter().zip(counts);
-    let counts = counts.map(|(status, count)| (status.word().to_owned(), Value::from(count)));
-    Value::Object(counts.collect())
+    let counts = counts.map(|(status, count)| (status.word(), count));
+    counts.collect()
 }
 
 pub(super) fn item_json(item: &Item, buffer: Option<&Buffer>) -> Value {

@@ -39,11 +39,8 @@ impl ShutdownSignal {
 pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
     let began = clock.now();
     tasks.drain(); // before the log line, so that its readers find the drain begun
-    tracing::info!(
-        running = tasks.running(),
-        timeout_s = timeout.as_secs(),
-        "draining"
-    );
+    let (running, timeout_s) = (tasks.running(), timeout.as_secs());
+    tracing::info!(running, timeout_s, "draining");
     let again = async {
         match ShutdownSignal::listen() {
             Ok(mut again) => again.come().await,

@@ -8,43 +8,28 @@ use super::{Parts, StartError};
 use crate::admin::Readiness;
 use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
-use crate::ledger::{self, Ledger, MemoryLedger, PostgresLink, Replica, SharedParts};
+use crate::ledger::{Ledger, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts};
 
 /// Ledger of this process, in the variant that the configuration selects.
 #[derive(Debug)]
-pub(super) enum OpenLedger {
-    Memory(Arc<MemoryLedger>),
-    /// Shared ledger in Postgres. The file holds the number of this replica and is locked, so that
-    /// no other process uses the number.
-    Postgres {
-        ledger: Arc<ledger::SharedLedger<PostgresLink>>,
-        replica: Replica,
-        #[expect(dead_code, reason = "the open file holds the lock")]
-        file: File,
-    },
+pub(super) struct OpenLedger {
+    pub(super) ledger: Arc<dyn Ledger>,
+    /// Shared ledger in Postgres, if it is used. The file holds the number of this replica and is
+    /// locked, so that no other process uses the number.
+    shared: Option<(Arc<SharedLedger<PostgresLink>>, Replica, File)>,
 }
 
 impl OpenLedger {
-    pub(super) fn ledger(&self) -> Arc<dyn Ledger> {
-        match self {
-            Self::Memory(ledger) => Arc::clone(ledger) as Arc<dyn Ledger>,
-            Self::Postgres { ledger, .. } => Arc::clone(ledger) as Arc<dyn Ledger>,
-        }
-    }
-
     /// Returns the number of this replica in the shared ledger. No other running process has the
     /// same number.
-    pub(super) const fn replica(&self) -> Option<Replica> {
-        match self {
-            Self::Memory(_) => None,
-            Self::Postgres { replica, .. } => Some(*replica),
-        }
+    pub(super) fn replica(&self) -> Option<Replica> {
+        self.shared.as_ref().map(|(_, replica, _)| *replica)
     }
 
     /// Leaves the shared ledger, which frees the fallback share and the permits of this replica for
     /// other replicas.
     pub(super) async fn leave(&self) {
-        if let Self::Postgres { ledger, .. } = self {
+        if let Some((ledger, ..)) = &self.shared {
             ledger.leave().await;
         }
     }
@@ -58,19 +43,17 @@ pub(super) async fn open(
     readiness: &Readiness,
 ) -> Result<OpenLedger, StartError> {
     let Some(postgres) = &settings.ledger.postgres else {
-        return Ok(OpenLedger::Memory(Arc::new(MemoryLedger::new(
-            shared.clock.clone(),
-        ))));
+        return Ok(OpenLedger {
+            ledger: Arc::new(MemoryLedger::new(shared.clock.clone())),
+            shared: None,
+        });
     };
     let (replica, file) = instance(settings, shared).map_err(|cause| StartError::DataDir {
         path: settings.data_dir.clone(),
         cause,
     })?;
-    let database = Database::new(
-        &postgres.url,
-        LEDGER_CONNECTIONS,
-        Some(PostgresLink::BEGIN_WITH),
-    )?;
+    let begin_with = Some(PostgresLink::BEGIN_WITH);
+    let database = Database::new(&postgres.url, LEDGER_CONNECTIONS, begin_with)?;
     let link = PostgresLink::new(database.clone(), name(), postgres.migrate);
     match link.prepare().await {
         Ok(()) => {}
@@ -84,17 +67,15 @@ pub(super) async fn open(
         }
         Err(error) => return Err(error.into()),
     }
-    let ledger = Arc::new(ledger::SharedLedger::new(
-        link,
-        SharedParts {
-            replica,
-            clock: shared.clock.clone(),
-            random: shared.random.clone(),
-            tasks: shared.tasks.clone(),
-            metrics: shared.metrics.clone(),
-            outage: settings.ledger.outage,
-        },
-    ));
+    let parts = SharedParts {
+        replica,
+        clock: shared.clock.clone(),
+        random: shared.random.clone(),
+        tasks: shared.tasks.clone(),
+        metrics: shared.metrics.clone(),
+        outage: settings.ledger.outage,
+    };
+    let ledger = Arc::new(SharedLedger::new(link, parts));
     if settings.ledger.outage.bootstrap_ppm == 0 {
         let latch = readiness.latch("ledger");
         let reached = Arc::clone(&ledger);
@@ -103,10 +84,9 @@ pub(super) async fn open(
             drop(latch);
         });
     }
-    Ok(OpenLedger::Postgres {
-        ledger,
-        replica,
-        file,
+    Ok(OpenLedger {
+        ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
+        shared: Some((ledger, replica, file)),
     })
 }
 
@@ -146,6 +126,5 @@ fn instance(settings: &Settings, shared: &Parts) -> std::io::Result<(Replica, Fi
         file.sync_all()?;
         return Ok((fresh, file));
     }
-    let cause = "too many processes already use it";
-    Err(std::io::Error::other(cause))
+    Err(std::io::Error::other("too many processes already use it"))
 }

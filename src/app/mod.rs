@@ -98,7 +98,8 @@ pub struct App {
     metrics: Metrics,
     tasks: Tasks,
     clock: Clock,
-    lines: LineWriter,
+    /// Writer of canonical lines, which the caller closes after everything else has ended.
+    pub lines: LineWriter,
     admin_token: Option<Arc<Secret>>,
     ledger: ledger::OpenLedger,
     spool: Option<spool::OpenSpool>,
@@ -130,7 +131,7 @@ impl App {
         data_dir::prepare(&settings)?;
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
-        let exchange = exchange(&settings, ledger.ledger(), &shared)?;
+        let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let replica = ledger.replica();
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
@@ -154,7 +155,7 @@ impl App {
             readiness,
             metrics: shared.metrics.clone(),
             policy: Arc::clone(&policy),
-            ledger: ledger.ledger(),
+            ledger: Arc::clone(&ledger.ledger),
             token: loaded.admin_token.clone(),
             exchange: Arc::clone(&server.exchange),
             serving: Arc::new(serving.clone()),
@@ -189,11 +190,6 @@ impl App {
             listen,
             admin,
         })
-    }
-
-    /// Returns the writer of canonical lines. The caller closes it after everything else has ended.
-    pub fn lines(&self) -> LineWriter {
-        self.lines.clone()
     }
 
     /// Serves until SIGTERM, SIGINT or the last session ends it, and reloads the configuration
@@ -293,24 +289,15 @@ fn build(
     api: Api,
     shared: &Parts,
 ) -> Result<Arc<Server>, StartError> {
-    let Parts {
-        clock,
-        metrics,
-        tasks,
-        ..
-    } = shared;
+    let (clock, metrics) = (shared.clock.clone(), shared.metrics.clone());
     let roots = Roots::load(settings.roots.iter().cloned());
     let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
-    write_bundle(
-        &trust::trust_dir(&settings.data_dir),
-        &ca,
-        roots.certificates(),
-    )?;
+    let own = trust::trust_dir(&settings.data_dir);
+    write_bundle(&own, &ca, roots.certificates())?;
     if let Some(dir) = &settings.export_dir {
         write_bundle(dir, &ca, roots.certificates())?;
     }
-    let internal = |error: String| StartError::Internal(error);
-    let leaves = Leaves::new(ca, clock.clone(), metrics.clone()).map_err(internal)?;
+    let leaves = Leaves::new(ca, clock, metrics.clone()).map_err(StartError::Internal)?;
     let public = settings.public_url.as_deref();
     let public = public.and_then(|url| Some(url::Url::parse(url).ok()?.host_str()?.to_owned()));
     Ok(Arc::new(Server {
@@ -319,8 +306,8 @@ fn build(
         public_host: public.and_then(|host| HostName::parse(&host).ok()),
         policy: Arc::clone(policy),
         leaves,
-        tasks: tasks.clone(),
-        metrics: metrics.clone(),
+        tasks: shared.tasks.clone(),
+        metrics,
         connection_permits: Arc::new(Semaphore::new(CONNECTIONS)),
         warned_clients: moka::sync::Cache::new(TRUST_COMPLAINTS),
     }))
@@ -331,22 +318,15 @@ fn exchange(
     ledger: Arc<dyn Ledger>,
     shared: &Parts,
 ) -> Result<Arc<Exchange>, StartError> {
-    let Parts {
-        clock,
-        random,
-        metrics,
-        tasks,
-        lines,
-        ..
-    } = shared;
+    let (clock, tasks, metrics) = (&shared.clock, &shared.tasks, &shared.metrics);
     let roots = Roots::load(settings.roots.iter().cloned());
     let connector = Connector::new(&roots, settings.parent.clone())
         .map_err(|error| StartError::Internal(error.to_string()))?;
-    let pseudonym = random.bits();
+    let pseudonym = shared.random.bits();
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
     let refusals = Arc::new(RecentRefusals::default());
     let sinks: Vec<Arc<dyn Sink>> = vec![
-        Arc::new(LineSink(lines.clone())),
+        Arc::new(LineSink(shared.lines.clone())),
         Arc::new(MetricsSink::new(metrics.clone())),
         Arc::new(WarningSink),
         Arc::clone(&refusals) as Arc<dyn Sink>,
@@ -359,7 +339,7 @@ fn exchange(
         refusals,
         pseudonym: Pseudonym::new(pseudonym),
         clock: clock.clone(),
-        random: random.clone(),
+        random: shared.random.clone(),
         tasks: tasks.clone(),
         metrics: metrics.clone(),
         target_metrics: RwLock::default(),
@@ -388,33 +368,19 @@ async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, Star
         }
     };
     let listen = or_any(settings.listen).await;
-    let mut listeners = vec![
-        serve::bind(listen, None)
-            .await
-            .map_err(failed("listen", listen))?,
-    ];
-    for address in &settings.route_ports {
-        listeners.push(
-            serve::bind(*address, Some(*address))
-                .await
-                .map_err(failed("routes: listen", *address))?,
-        );
+    let bound = serve::bind(listen, None).await;
+    let mut listeners = vec![bound.map_err(failed("listen", listen))?];
+    for &address in &settings.route_ports {
+        let bound = serve::bind(address, Some(address)).await;
+        listeners.push(bound.map_err(failed("routes: listen", address))?);
     }
-    let admin = or_any(settings.admin_listen).await;
-    let admin = TcpListener::bind(admin)
-        .await
-        .map_err(failed("admin.listen", admin))?;
-    let addresses = addresses(&listeners, &admin)?;
+    let address = or_any(settings.admin_listen).await;
+    let bound = TcpListener::bind(address).await;
+    let admin = bound.map_err(failed("admin.listen", address))?;
+    let all = listeners.iter().map(Listener::address);
+    let all: std::io::Result<_> = all.chain([admin.local_addr()]).collect();
+    let addresses = all.map_err(|error| StartError::Internal(error.to_string()))?;
     Ok((listeners, admin, addresses))
-}
-
-fn addresses(listeners: &[Listener], admin: &TcpListener) -> Result<Vec<SocketAddr>, StartError> {
-    let all = listeners
-        .iter()
-        .map(Listener::address)
-        .chain(std::iter::once(admin.local_addr()));
-    all.collect::<Result<_, _>>()
-        .map_err(|error| StartError::Internal(error.to_string()))
 }
 
 fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {

@@ -2,28 +2,22 @@
 //! nothing, and its errors are logged.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::App;
-use crate::config::{self, Settings};
-use crate::policy::{Policy, Secret};
-use crate::telemetry::Metrics;
+use crate::config;
+use crate::policy::Secret;
 
 /// Interval between two checks of the file. Notifications would miss the change of a mounted config
 /// map, which swaps a symbolic link.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Reloader<'a> {
-    path: PathBuf,
-    settings: &'a Settings,
-    admin_token: Option<&'a Secret>,
-    policy: Arc<ArcSwap<Policy>>,
-    metrics: Metrics,
+    app: &'a App,
     hangup: Signal,
     seen: Option<Vec<u8>>,
     generation: u64,
@@ -32,11 +26,7 @@ pub(super) struct Reloader<'a> {
 impl<'a> Reloader<'a> {
     pub(super) fn new(app: &'a App) -> std::io::Result<Self> {
         Ok(Self {
-            path: app.config.clone(),
-            settings: &app.settings,
-            admin_token: app.admin_token.as_deref(),
-            policy: Arc::clone(&app.policy),
-            metrics: app.metrics.clone(),
+            app,
             hangup: signal(SignalKind::hangup())?,
             seen: read(&app.config),
             generation: 0,
@@ -50,7 +40,7 @@ impl<'a> Reloader<'a> {
                 _ = self.hangup.recv() => true,
                 () = tokio::time::sleep(LOOK_EVERY) => false,
             };
-            let content = read(&self.path);
+            let content = read(&self.app.config);
             if asked || (content.is_some() && content != self.seen) {
                 self.seen = content;
                 self.reload();
@@ -59,23 +49,24 @@ impl<'a> Reloader<'a> {
     }
 
     fn reload(&mut self) {
+        let app = self.app;
         self.generation += 1;
-        match config::load(&self.path, &config::process_environment, self.generation) {
+        match config::load(&app.config, &config::process_environment, self.generation) {
             Err(error) => {
-                self.metrics.reloaded(false);
+                app.metrics.reloaded(false);
                 tracing::error!(%error, "the configuration was not reloaded; the previous one stays in force");
             }
             Ok(loaded) => {
                 let token = loaded.admin_token.as_deref().map(Secret::reveal);
-                let same_token = token == self.admin_token.map(Secret::reveal);
-                if loaded.config.settings != *self.settings || !same_token {
+                let same_token = token == app.admin_token.as_deref().map(Secret::reveal);
+                if loaded.config.settings != app.settings || !same_token {
                     tracing::warn!(
                         "settings other than policy have changed; restart outpace to apply them"
                     );
                 }
                 let targets = loaded.config.policy.targets.len();
-                self.policy.store(Arc::new(loaded.config.policy));
-                self.metrics.reloaded(true);
+                app.policy.store(Arc::new(loaded.config.policy));
+                app.metrics.reloaded(true);
                 tracing::info!(targets, "the configuration was reloaded");
             }
         }

@@ -29,10 +29,8 @@ impl ServingFile {
 
     /// Writes the file. A failure is only logged, because the proxy itself does not need the file.
     pub(super) fn put_up(data_dir: &Path, serving: ServingInfo) -> Self {
-        let sign = Self {
-            path: path(data_dir),
-            serving,
-        };
+        let path = path(data_dir);
+        let sign = Self { path, serving };
         let text = serde_json::to_string(&sign.serving).unwrap_or_default();
         let written = tempfile::NamedTempFile::new_in(data_dir).and_then(|file| {
             std::fs::write(file.path(), text)?;
@@ -70,11 +68,7 @@ pub fn serving(data_dir: &Path) -> Option<ServingInfo> {
 
 /// Returns true if a process of this user has this id, or if the system has no `/proc`.
 fn is_ours(pid: u32) -> bool {
-    let own = std::fs::metadata("/proc/self").map(|own| own.uid());
-    let other = std::fs::metadata(format!("/proc/{pid}")).map(|other| other.uid());
-    match (own, other) {
-        (Ok(own), Ok(other)) => own == other,
-        (Ok(_), Err(_)) => false,
-        (Err(_), _) => true,
-    }
+    let user = |path: &str| Some(std::fs::metadata(path).ok()?.uid());
+    let own = user("/proc/self");
+    own.is_none() || own == user(&format!("/proc/{pid}"))
 }

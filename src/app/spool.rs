@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use super::{Parts, StartError};
 use crate::admin::Readiness;
 use crate::api::SpoolHandle;
-use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
+use crate::config::{PostgresSettings, Settings, StoreSettings};
 use crate::db::{Database, DatabaseError};
 use crate::delivery::{Deliveries, DeliveryParts, SpoolDeferral};
 use crate::exchange::Exchange;
@@ -67,7 +67,31 @@ pub(super) async fn open(
             (StoreBackend::PostgresStore(store), is_there)
         }
     };
-    let opened = OpenSpool::new(spool, kept, is_there, exchange, policy, shared);
+    let store = match &kept {
+        StoreBackend::DiskStore(disk) => Arc::clone(disk) as Arc<dyn Store>,
+        StoreBackend::PostgresStore(store) => Arc::clone(store) as Arc<dyn Store>,
+    };
+    let keys = spool.keys.iter().map(Secret::reveal);
+    let sealer = Arc::new(Sealer::new(keys, shared.random.clone()));
+    let deliveries = Deliveries::new(DeliveryParts {
+        store: Arc::clone(&store),
+        exchange: Arc::clone(exchange),
+        policy: Arc::clone(policy),
+        sealer: Arc::clone(&sealer),
+    });
+    let late = || (spool.buffers.clone().into(), shared.random.clone());
+    let opened = OpenSpool {
+        kept,
+        keep_delivered: spool.keep_delivered,
+        keep_dead: spool.keep_dead,
+        api: SpoolHandle {
+            store,
+            deliveries,
+            sealer,
+            max_body: spool.max_body.as_bytes(),
+        },
+        late: (!is_there).then(late),
+    };
     if is_there {
         let declared = opened.api.declare(&spool.buffers, &shared.random).await;
         declared.map_err(StartError::Spool)?;
@@ -124,41 +148,6 @@ pub(super) async fn broken(spool: Option<&OpenSpool>) -> StartError {
 }
 
 impl OpenSpool {
-    fn new(
-        settings: &SpoolSettings,
-        kept: StoreBackend,
-        is_there: bool,
-        exchange: &Arc<Exchange>,
-        policy: &Arc<ArcSwap<Policy>>,
-        shared: &Parts,
-    ) -> Self {
-        let store = match &kept {
-            StoreBackend::DiskStore(disk) => Arc::clone(disk) as Arc<dyn Store>,
-            StoreBackend::PostgresStore(store) => Arc::clone(store) as Arc<dyn Store>,
-        };
-        let keys = settings.keys.iter().map(Secret::reveal);
-        let sealer = Arc::new(Sealer::new(keys, shared.random.clone()));
-        let deliveries = Deliveries::new(DeliveryParts {
-            store: Arc::clone(&store),
-            exchange: Arc::clone(exchange),
-            policy: Arc::clone(policy),
-            sealer: Arc::clone(&sealer),
-        });
-        let declared = || (settings.buffers.clone().into(), shared.random.clone());
-        Self {
-            kept,
-            keep_delivered: settings.keep_delivered,
-            keep_dead: settings.keep_dead,
-            api: SpoolHandle {
-                store,
-                deliveries,
-                sealer,
-                max_body: settings.max_body.as_bytes(),
-            },
-            late: (!is_there).then(declared),
-        }
-    }
-
     /// Starts deliveries and the removal of old items. Clients fetch the results of their spooled
     /// requests below the URL `base`.
     pub(super) fn begin(
@@ -204,13 +193,13 @@ impl OpenSpool {
                 let now = store.now();
                 match store.prune(now - delivered, now - dead).await {
                     // More items may be due, so the next search follows at once.
-                    Ok(1..) => {}
-                    Ok(0) => clock.sleep_until(clock.now() + FORGET_EVERY).await,
+                    Ok(1..) => continue,
+                    Ok(0) => {}
                     Err(error) => {
                         tracing::warn!(%error, "old items could not be removed; trying again later");
-                        clock.sleep_until(clock.now() + FORGET_EVERY).await;
                     }
                 }
+                clock.sleep_until(clock.now() + FORGET_EVERY).await;
             }
         });
     }

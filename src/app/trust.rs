@@ -50,17 +50,14 @@ impl Trust {
         data_dir::prepare(settings)?;
         let ca = CertificateAuthority::load_or_make(&settings.ca, Clock::system().wall())?;
         let roots = Roots::load(settings.roots.iter().cloned());
-        let dir = settings
-            .export_dir
-            .clone()
-            .unwrap_or_else(|| trust_dir(&settings.data_dir));
-        write_bundle(&dir, &ca, roots.certificates())?;
+        let own = trust_dir(&settings.data_dir);
+        let dir = settings.export_dir.as_ref().unwrap_or(&own);
+        write_bundle(dir, &ca, roots.certificates())?;
         let (cert, key) = match &settings.ca {
             CaSource::DataDir(dir) => (dir.join("ca.pem"), dir.join("ca.key")),
             CaSource::Supplied { cert, key } => (cert.clone(), key.clone()),
         };
         let bundle = dir.join("bundle.pem");
-        let own = trust_dir(&settings.data_dir);
         let wgetrc = write_wgetrc(&own, &bundle)
             .map_err(|cause| StartError::DataDir { path: own, cause })?;
         Ok(Self {
@@ -142,12 +139,8 @@ fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
     let path = dir.join("wgetrc");
     let own = own.filter(|own| *own != path).or(home);
     let own = own.and_then(|own| std::fs::read_to_string(own).ok());
-    let bundle = std::path::absolute(bundle)?;
-    let text = format!(
-        "{}\nca_certificate = {}\n",
-        own.unwrap_or_default(),
-        bundle.display()
-    );
+    let (own, bundle) = (own.unwrap_or_default(), std::path::absolute(bundle)?);
+    let text = format!("{own}\nca_certificate = {}\n", bundle.display());
     std::fs::create_dir_all(dir)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(text.as_bytes())?;

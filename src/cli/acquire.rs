@@ -1,15 +1,16 @@
 //! `outpace acquire TARGET -- CMD`: runs a command as soon as the limits of a target allow it. A
 //! permit is held while the command runs.
 
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Failure, Instance, InstanceArgs};
-use super::{Exit, print_error};
+use super::client::{Instance, InstanceArgs};
+use super::run::start_command;
+use super::variables::Variables;
+use super::{Exit, Failure, print_error};
 
 #[derive(Debug, Args)]
 pub(super) struct AcquireArgs {
@@ -20,7 +21,7 @@ pub(super) struct AcquireArgs {
     /// Key value of the command, for limits that have a `key` in the configuration
     #[arg(long)]
     key: Option<String>,
-    /// Lane in which the command waits (default: the target's first lane without `match`)
+    /// Lane in which to wait (default: the target's first lane without `match`)
     #[arg(long)]
     lane: Option<String>,
     /// Cost of the command, for limits that have a `cost` (default: `default` of that `cost`)
@@ -37,57 +38,28 @@ pub(super) struct AcquireArgs {
 /// Time for which a permit is held without renewal. The permit is renewed after a third of it.
 const HOLD: Duration = Duration::from_secs(30);
 
-pub(super) fn run(args: &AcquireArgs) -> Exit {
-    super::block_on(async {
-        match acquire(args).await {
-            Ok(status) => Exit::of_command(status),
-            Err((exit, text)) => {
-                print_error(&text);
-                exit
-            }
-        }
-    })
+pub(super) fn run(args: &AcquireArgs) -> Result<Exit, Failure> {
+    super::block_on(acquire(args))
 }
 
-async fn acquire(args: &AcquireArgs) -> Result<ExitStatus, Failure> {
+async fn acquire(args: &AcquireArgs) -> Result<Exit, Failure> {
     let outpace = Instance::find(&args.place)?;
     let ask = async |verb: &str, body: &Value| {
         let path = format!("/v1/targets/{}/{verb}", args.target);
         outpace.call(Method::POST, &path, body).await
     };
-    let mut asked = json!({ "hold": HOLD.as_secs() });
-    let fields = [
-        ("key", args.key.clone().map(Value::from)),
-        ("lane", args.lane.clone().map(Value::from)),
-        ("cost", args.cost.map(Value::from)),
-        ("max_wait", args.max_wait.clone().map(Value::from)),
-    ];
-    for (name, value) in fields {
-        if let Some(value) = value {
-            asked[name] = value;
-        }
-    }
+    let mut asked = json!({ "key": args.key, "lane": args.lane, "cost": args.cost });
+    asked["max_wait"] = json!(args.max_wait);
+    asked["hold"] = HOLD.as_secs().into();
     let granted = ask("acquire", &asked).await?;
     let permit = granted.get("permit").and_then(Value::as_str);
-    let [program, arguments @ ..] = args.command.as_slice() else {
-        return Err((
-            Exit::Usage,
-            "no command was given; write it after `--`".to_owned(),
-        ));
-    };
-    let mut command = tokio::process::Command::new(program);
-    let mut child = command.args(arguments).spawn().map_err(|error| {
-        (
-            Exit::Usage,
-            format!("`{program}` cannot be run: {error}; check its name and permissions"),
-        )
-    })?;
+    let mut child = start_command(&args.command, Variables::new())?;
     let ended = loop {
         tokio::select! {
             ended = child.wait() => break ended,
             () = tokio::time::sleep(HOLD / 3), if permit.is_some() => {
                 let renew = json!({ "permit": permit, "hold": HOLD.as_secs() });
-                if let Err((_, text)) = ask("renew", &renew).await {
+                if let Err(Failure(_, text)) = ask("renew", &renew).await {
                     print_error(&format!("the permit could not be renewed, so other work may start before the command ends: {text}"));
                 }
             }
@@ -97,5 +69,5 @@ async fn acquire(args: &AcquireArgs) -> Result<ExitStatus, Failure> {
         // If this call fails, the permit is released after its hold time.
         let _ = ask("release", &json!({ "permit": permit })).await;
     }
-    ended.map_err(|error| (Exit::Internal, error.to_string()))
+    Ok(Exit::of_command(ended?))
 }

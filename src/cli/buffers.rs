@@ -5,9 +5,9 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Failure, Instance, InstanceArgs};
+use super::client::{Instance, InstanceArgs};
 use super::table::table;
-use super::{Exit, block_on, print, print_error};
+use super::{Exit, Failure, block_on, print};
 
 #[derive(Debug, Args)]
 pub(super) struct BuffersArgs {
@@ -33,7 +33,7 @@ enum BuffersCommand {
     Pause {
         /// Name or id of the buffer
         buffer: String,
-        /// Reason for the pause, shown with the buffer (default: "by an operator")
+        /// Reason that the buffer will show (default: "by an operator")
         #[arg(long)]
         reason: Option<String>,
     },
@@ -58,7 +58,7 @@ enum BuffersCommand {
         /// Send at most N items again, the oldest first (default: all)
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
-        /// Put the items before newer items (default: after them)
+        /// Let the items keep their places, before newer items (default: after all other items)
         #[arg(long)]
         head: bool,
     },
@@ -75,6 +75,12 @@ pub(super) struct ItemsArgs {
     what: ItemsCommand,
 }
 
+#[derive(Debug, Args)]
+struct OneItem {
+    /// Id of the item
+    item: String,
+}
+
 #[derive(Debug, Subcommand)]
 enum ItemsCommand {
     /// List the items of a buffer in their sending order
@@ -85,7 +91,7 @@ enum ItemsCommand {
         /// dead, cancelled or expired
         #[arg(long)]
         state: Option<String>,
-        /// List only items after this place (column PLACE of the list)
+        /// Only items after this position (column PLACE)
         #[arg(long, value_name = "PLACE")]
         after: Option<i64>,
         /// List at most N items, up to 1000
@@ -93,25 +99,13 @@ enum ItemsCommand {
         limit: u32,
     },
     /// Show one item with its latest attempts
-    Show {
-        /// Id of the item
-        item: String,
-    },
+    Show(OneItem),
     /// Cancel a queued or waiting item permanently (`buffers redrive` does not send it)
-    Cancel {
-        /// Id of the item
-        item: String,
-    },
-    /// Clear the delay of a queued or waiting item, so that it can be sent immediately
-    Retry {
-        /// Id of the item
-        item: String,
-    },
+    Cancel(OneItem),
+    /// Send a queued or waiting item without its delay, as soon as order and limits allow
+    Retry(OneItem),
     /// Mark a queued or waiting item as dead, so that only `buffers redrive` sends it
-    Skip {
-        /// Id of the item
-        item: String,
-    },
+    Skip(OneItem),
 }
 
 #[derive(Debug, Args)]
@@ -139,81 +133,56 @@ pub(super) struct AttemptsArgs {
     limit: u32,
 }
 
-const BUFFER: [(&str, &str); 8] = [
-    ("NAME", "/name"),
-    ("QUEUED", "/items/queued"),
-    ("WAITING", "/items/waiting"),
-    ("IN FLIGHT", "/items/in_flight"),
-    ("DELIVERED", "/items/delivered"),
-    ("DEAD", "/items/dead"),
-    ("PAUSED", "/paused"),
-    ("URL", "/url"),
-];
-const ITEM: [(&str, &str); 8] = [
-    ("PLACE", "/seq"),
-    ("ITEM", "/id"),
-    ("STATE", "/state"),
-    ("ATTEMPTS", "/attempts"),
-    ("STATUS", "/last_status"),
-    ("CREATED", "/created_at"),
-    ("NOT BEFORE", "/not_before"),
-    ("ERROR", "/last_error"),
-];
-const ATTEMPT: [(&str, &str); 8] = [
-    ("STARTED", "/started_at"),
-    ("ITEM", "/item"),
-    ("N", "/n"),
-    ("OUTCOME", "/outcome"),
-    ("STATUS", "/status"),
-    ("WAITED MS", "/waited_ms"),
-    ("TOOK MS", "/took_ms"),
-    ("ERROR", "/error"),
-];
+const BUFFER: &str = "NAME /name, QUEUED /items/queued, WAITING /items/waiting, \
+    IN FLIGHT /items/in_flight, DELIVERED /items/delivered, DEAD /items/dead, PAUSED /paused, \
+    URL /url";
+const ITEM: &str = "PLACE /seq, ITEM /id, STATE /state, ATTEMPTS /attempts, STATUS /last_status, \
+    CREATED /created_at, NOT BEFORE /not_before, ERROR /last_error";
+const ATTEMPT: &str = "STARTED /started_at, ITEM /item, N /n, OUTCOME /outcome, STATUS /status, \
+    WAITED MS /waited_ms, TOOK MS /took_ms, ERROR /error";
 
+/// Call of the API: its method, path and body.
+type CliCall = (Method, String, Value);
 /// Part of a response to print: the name of the list in it, if any, and the columns of the table.
-type Shown<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)]);
+type Shown = (Option<&'static str>, &'static str);
 
-pub(super) fn buffers(args: &BuffersArgs) -> Exit {
+fn get(path: String) -> CliCall {
+    (Method::GET, path, json!({}))
+}
+
+fn post(path: String, body: Value) -> CliCall {
+    (Method::POST, path, body)
+}
+
+pub(super) fn buffers(args: &BuffersArgs) -> Result<Exit, Failure> {
     let of = |buffer: &str, verb: &str| format!("/v1/buffers/{buffer}{verb}");
-    let (method, path, body) = match args.what.as_ref().unwrap_or(&BuffersCommand::List) {
-        BuffersCommand::List => (Method::GET, "/v1/buffers".to_owned(), Value::Null),
-        BuffersCommand::Show { buffer } => (Method::GET, of(buffer, ""), Value::Null),
+    let (call, list) = match args.what.as_ref().unwrap_or(&BuffersCommand::List) {
+        BuffersCommand::List => (get("/v1/buffers".to_owned()), Some("buffers")),
+        BuffersCommand::Show { buffer } => (get(of(buffer, "")), None),
         BuffersCommand::Pause { buffer, reason } => (
-            Method::POST,
-            of(buffer, "/pause"),
-            json!({ "reason": reason }),
+            post(of(buffer, "/pause"), json!({ "reason": reason })),
+            None,
         ),
-        BuffersCommand::Resume { buffer } => (Method::POST, of(buffer, "/resume"), json!({})),
-        BuffersCommand::Purge { buffer, state } => (
-            Method::POST,
-            of(buffer, "/purge"),
-            json!({ "state": state }),
-        ),
+        BuffersCommand::Resume { buffer } => (post(of(buffer, "/resume"), json!({})), None),
+        BuffersCommand::Purge { buffer, state } => {
+            (post(of(buffer, "/purge"), json!({ "state": state })), None)
+        }
         BuffersCommand::Redrive {
             buffer,
             limit,
             head,
         } => {
             let order = if *head { "head" } else { "tail" };
-            let mut body = json!({ "order": order });
-            if let Some(limit) = limit {
-                body["limit"] = (*limit).into();
-            }
-            (Method::POST, of(buffer, "/redrive"), body)
+            let body = json!({ "order": order, "limit": limit });
+            (post(of(buffer, "/redrive"), body), None)
         }
     };
-    let list = matches!(args.what, None | Some(BuffersCommand::List)).then_some("buffers");
-    show(
-        &args.place,
-        args.json,
-        (method, &path, &body),
-        (list, &BUFFER),
-    )
+    show(&args.place, args.json, call, (list, BUFFER))
 }
 
-pub(super) fn items(args: &ItemsArgs) -> Exit {
-    let of = |item: &str, verb: &str| format!("/v1/items/{item}{verb}");
-    let (method, path, list) = match &args.what {
+pub(super) fn items(args: &ItemsArgs) -> Result<Exit, Failure> {
+    let of = |named: &OneItem, verb: &str| format!("/v1/items/{}{verb}", named.item);
+    let (call, list) = match &args.what {
         ItemsCommand::List {
             buffer,
             state,
@@ -223,40 +192,26 @@ pub(super) fn items(args: &ItemsArgs) -> Exit {
             let mut path = format!("/v1/buffers/{buffer}/items?limit={limit}");
             path.extend(state.iter().map(|state| format!("&state={state}")));
             path.extend(after.iter().map(|after| format!("&after={after}")));
-            (Method::GET, path, Some("items"))
+            (get(path), Some("items"))
         }
-        ItemsCommand::Show { item } => {
-            let path = of(item, "/attempts");
-            let shown = (Some("attempts"), &ATTEMPT[..]);
-            let first = show(
-                &args.place,
-                args.json,
-                (Method::GET, &of(item, ""), &Value::Null),
-                (None, &ITEM),
-            );
-            if first != Exit::Ok {
-                return first;
-            }
+        ItemsCommand::Show(item) => {
+            show(&args.place, args.json, get(of(item, "")), (None, ITEM))?;
+            let attempts = get(of(item, "/attempts"));
             return show(
                 &args.place,
                 args.json,
-                (Method::GET, &path, &Value::Null),
-                shown,
+                attempts,
+                (Some("attempts"), ATTEMPT),
             );
         }
-        ItemsCommand::Cancel { item } => (Method::POST, of(item, "/cancel"), None),
-        ItemsCommand::Retry { item } => (Method::POST, of(item, "/retry"), None),
-        ItemsCommand::Skip { item } => (Method::POST, of(item, "/skip"), None),
+        ItemsCommand::Cancel(item) => (post(of(item, "/cancel"), json!({})), None),
+        ItemsCommand::Retry(item) => (post(of(item, "/retry"), json!({})), None),
+        ItemsCommand::Skip(item) => (post(of(item, "/skip"), json!({})), None),
     };
-    show(
-        &args.place,
-        args.json,
-        (method, &path, &Value::Null),
-        (list, &ITEM),
-    )
+    show(&args.place, args.json, call, (list, ITEM))
 }
 
-pub(super) fn attempts(args: &AttemptsArgs) -> Exit {
+pub(super) fn attempts(args: &AttemptsArgs) -> Result<Exit, Failure> {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("limit", &args.limit.to_string());
     let status = args.status.map(|status| status.to_string());
@@ -270,52 +225,28 @@ pub(super) fn attempts(args: &AttemptsArgs) -> Exit {
             query.append_pair(key, value);
         }
     }
-    let path = format!("/v1/attempts?{}", query.finish());
-    show(
-        &args.place,
-        args.json,
-        (Method::GET, &path, &Value::Null),
-        (Some("attempts"), &ATTEMPT),
-    )
+    let call = get(format!("/v1/attempts?{}", query.finish()));
+    show(&args.place, args.json, call, (Some("attempts"), ATTEMPT))
 }
 
 fn show(
     place: &InstanceArgs,
     as_json: bool,
-    call: (Method, &str, &Value),
-    shown: Shown<'_>,
-) -> Exit {
+    (method, path, body): CliCall,
+    (list, columns): Shown,
+) -> Result<Exit, Failure> {
     block_on(async {
-        match asked(place, call).await {
-            Ok(answer) if as_json => print(&format!("{answer:#}\n")),
-            Ok(answer) => {
-                let own = std::slice::from_ref(&answer);
-                let list = shown.0.and_then(|name| answer.get(name)?.as_array());
-                let rows = list.map_or(own, Vec::as_slice);
-                // The responses of `purge` and `redrive` contain nothing but a count.
-                let plain = answer.as_object().filter(|fields| fields.len() == 1);
-                match plain.and_then(|fields| fields.iter().next()) {
-                    Some((what, Value::Number(count))) => print(&format!("{count} {what}\n")),
-                    _ => print(&table(rows, shown.1)),
-                }
-            }
-            Err((exit, text)) => {
-                print_error(&text);
-                return exit;
-            }
+        let answer = Instance::find(place)?.call(method, &path, &body).await?;
+        if as_json {
+            return Ok(print(&format!("{answer:#}\n")));
         }
-        Exit::Ok
+        // The responses of `purge` and `redrive` contain nothing but a count.
+        let plain = answer.as_object().filter(|fields| fields.len() == 1);
+        if let Some((what, Value::Number(count))) = plain.and_then(|fields| fields.iter().next()) {
+            return Ok(print(&format!("{count} {what}\n")));
+        }
+        let rows = list.and_then(|name| answer.get(name)?.as_array());
+        let rows = rows.map_or(std::slice::from_ref(&answer), Vec::as_slice);
+        Ok(print(&table(rows, columns)))
     })
-}
-
-async fn asked(
-    place: &InstanceArgs,
-    (method, path, body): (Method, &str, &Value),
-) -> Result<Value, Failure> {
-    let body = if body.is_null() {
-        json!({})
-    } else {
-        body.clone()
-    };
-    Instance::find(place)?.call(method, path, &body).await
 }

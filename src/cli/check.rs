@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, print, print_error};
-use crate::config;
+use super::{Exit, Failure, load_config, print};
 use crate::policy::{Policy, Unmatched};
 
 #[derive(Debug, Args)]
@@ -16,17 +15,8 @@ pub(super) struct CheckArgs {
     config: PathBuf,
 }
 
-pub(super) fn run(args: &CheckArgs) -> Exit {
-    match config::load(&args.config, &config::process_environment, 0) {
-        Err(error) => {
-            print_error(&format!("the configuration is invalid:\n{error}"));
-            Exit::Usage
-        }
-        Ok(loaded) => {
-            print(&summary(&loaded.config.policy));
-            Exit::Ok
-        }
-    }
+pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
+    Ok(print(&summary(&load_config(&args.config)?.config.policy)))
 }
 
 /// Summarises the resulting policy, so that a reader can compare it with the intended one.
@@ -36,11 +26,10 @@ fn summary(policy: &Policy) -> String {
         let hosts: Vec<String> = target.hosts.iter().map(ToString::to_string).collect();
         text.push_str(&format!("target {}: {}\n", target.name, hosts.join(", ")));
         for limit in &target.limits {
-            let some = if limit.matcher.is_some() {
-                ", for matching requests"
-            } else {
-                ""
-            };
+            let some = limit
+                .matcher
+                .as_ref()
+                .map_or("", |_| ", for matching requests");
             text.push_str(&format!("  limit {}: {}{some}\n", limit.name, limit.bound));
         }
         if target.limits.is_empty() {

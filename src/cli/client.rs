@@ -1,17 +1,19 @@
 //! Calls of subcommands to a running outpace, each over its own HTTP/1.1 connection.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use axum::BoxError;
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::net::{TcpStream, ToSocketAddrs};
 
-use super::Exit;
+use super::{Exit, Failure, load_config};
 use crate::config;
 use crate::semantics::CLIENT_TOKEN;
 use crate::shutdown::Tasks;
@@ -25,8 +27,8 @@ pub(super) struct InstanceArgs {
     /// Configuration file of the running outpace (required without --url)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Proxy URL, used instead of --config. If `clients` are configured, set OUTPACE_CLIENT_TOKEN
-    /// to NAME:TOKEN
+    /// Proxy URL, instead of a configuration file (NAME:TOKEN in OUTPACE_CLIENT_TOKEN, if `clients`
+    /// are configured)
     #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
     url: Option<url::Url>,
 }
@@ -37,107 +39,71 @@ pub(super) struct AdminArgs {
     /// Configuration file of the running outpace (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Admin URL, used instead of --config. If `admin.token` is configured, set OUTPACE_ADMIN_TOKEN
-    /// to it
+    /// Admin URL, instead of a configuration file (token in OUTPACE_ADMIN_TOKEN)
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     admin: Option<url::Url>,
 }
 
-/// Failure of a call: the exit code and the message to print.
-pub(super) type Failure = (Exit, String);
+/// Returns the named configuration file, or the one in the current directory if it exists.
+pub(super) fn config_or_here(named: Option<&Path>) -> Option<&Path> {
+    let here = Path::new(HERE);
+    named.or(here.exists().then_some(here))
+}
 
 /// Address and credentials of the running outpace to call.
 pub(super) struct Instance {
     authority: String,
-    token: Option<String>,
-    bearer: Option<String>,
-    tasks: Tasks,
+    credentials: Option<(HeaderName, String)>,
 }
 
 impl Instance {
     pub(super) fn find(args: &InstanceArgs) -> Result<Self, Failure> {
-        let wrong = |text: String| (Exit::Usage, text);
-        let authority = match (&args.config, &args.url) {
-            (Some(path), _) => {
-                let loaded = config::load(path, &config::process_environment, 0)
-                    .map_err(|error| wrong(format!("the configuration is invalid:\n{error}")))?;
-                reachable(loaded.config.settings.listen).to_string()
-            }
-            (None, Some(url)) => {
-                let host = url.host_str().ok_or_else(|| {
-                    wrong(format!(
-                        "`{url}` has no host; write it as \"http://HOST:PORT\""
-                    ))
-                })?;
-                format!("{host}:{}", url.port().unwrap_or(80))
-            }
-            (None, None) => {
-                return Err(wrong(
-                    "no outpace was selected; set `--config` or `--url`".to_owned(),
-                ));
-            }
+        let authority = match &args.config {
+            Some(path) => reachable(load_config(path)?.config.settings.listen),
+            None => authority_of(args.url.as_ref(), "--url")?,
         };
+        let token = config::process_environment("OUTPACE_CLIENT_TOKEN");
         Ok(Self {
             authority,
-            token: config::process_environment("OUTPACE_CLIENT_TOKEN"),
-            bearer: None,
-            tasks: Tasks::new(),
+            credentials: token.map(|token| (CLIENT_TOKEN, token)),
         })
     }
 
     /// Finds the admin port, from the arguments or from a configuration file.
     pub(super) fn admin(args: &AdminArgs) -> Result<Self, Failure> {
-        let wrong = |text: String| (Exit::Usage, text);
         let mut bearer = config::process_environment("OUTPACE_ADMIN_TOKEN");
-        let here = Path::new(HERE);
-        let config = args.config.as_deref().or(here.exists().then_some(here));
-        let authority = match (&args.admin, config) {
-            (Some(url), _) => {
-                let host = url.host_str();
-                let host = host.ok_or_else(|| {
-                    wrong(format!(
-                        "`{url}` has no host; write it as \"http://HOST:PORT\""
-                    ))
-                })?;
-                format!("{host}:{}", url.port().unwrap_or(80))
-            }
+        let authority = match (&args.admin, config_or_here(args.config.as_deref())) {
             (None, Some(path)) => {
-                let loaded = config::load(path, &config::process_environment, 0)
-                    .map_err(|error| wrong(format!("the configuration is invalid:\n{error}")))?;
+                let loaded = load_config(path)?;
                 let token = loaded.admin_token.map(|token| token.reveal().to_owned());
                 bearer = bearer.or(token);
                 let settings = loaded.config.settings;
                 // An outpace that listens on a free port writes the address to `serving.json`.
                 let told = crate::app::serving(&settings.data_dir).map(|serving| serving.admin);
-                reachable(told.unwrap_or(settings.admin_listen)).to_string()
+                reachable(told.unwrap_or(settings.admin_listen))
             }
-            (None, None) => {
-                return Err(wrong(
-                    "no outpace was selected; set `--config` or `--admin`".to_owned(),
-                ));
-            }
+            (url, _) => authority_of(url.as_ref(), "--admin")?,
         };
+        let bearer = bearer.map(|bearer| (header::AUTHORIZATION, format!("Bearer {bearer}")));
         Ok(Self {
             authority,
-            token: None,
-            bearer,
-            tasks: Tasks::new(),
+            credentials: bearer,
         })
     }
 
     /// Returns the response to a GET request for `path` as text. An error status fails with
-    /// [`Exit::Port`] and the response text.
+    /// [`Exit::PORT`] and the response text.
     pub(super) async fn text(&self, path: &str) -> Result<String, Failure> {
         let (status, bytes) = self.ask(Method::GET, path, &Value::Null).await?;
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if status.is_success() {
             return Ok(text);
         }
-        Err((Exit::Port, text.trim_end().to_owned()))
+        Err(Failure(Exit::PORT, text.trim_end().to_owned()))
     }
 
-    /// Sends one call and returns the JSON response. Status 429 fails with [`Exit::Later`], any
-    /// other error status with [`Exit::Usage`].
+    /// Sends one call and returns the JSON response. Status 429 fails with [`Exit::LATER`], any
+    /// other error status with [`Exit::USAGE`].
     pub(super) async fn call(
         &self,
         method: Method,
@@ -149,16 +115,13 @@ impl Instance {
         if status.is_success() {
             return Ok(answer);
         }
-        let detail = answer
-            .get("detail")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let exit = if status == StatusCode::TOO_MANY_REQUESTS {
-            Exit::Later
-        } else {
-            Exit::Usage
+        let detail = answer.get("detail").and_then(Value::as_str);
+        let exit = match status {
+            StatusCode::TOO_MANY_REQUESTS => Exit::LATER,
+            _ => Exit::USAGE,
         };
-        Err((exit, format!("{} {detail}", status.as_u16())))
+        let text = format!("{} {}", status.as_u16(), detail.unwrap_or_default());
+        Err(Failure(exit, text))
     }
 
     async fn ask(
@@ -167,51 +130,64 @@ impl Instance {
         path: &str,
         body: &Value,
     ) -> Result<(StatusCode, Bytes), Failure> {
-        let away = |error: String| {
+        let away = |error: BoxError| {
             let text = format!(
                 "outpace does not answer at {}: {error}; start it, or check the address",
                 self.authority
             );
-            (Exit::Port, text)
+            Failure(Exit::PORT, text)
         };
-        let stream = tokio::net::TcpStream::connect(&self.authority)
-            .await
-            .map_err(|error| away(error.to_string()))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| away(error.to_string()))?;
-        self.tasks.spawn(connection);
+        let mut sender = connect(&self.authority).await.map_err(away)?;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.authority)
             .header(header::CONTENT_TYPE, "application/json");
-        if let Some(token) = &self.token {
-            request = request.header(CLIENT_TOKEN, token);
+        if let Some((name, value)) = &self.credentials {
+            request = request.header(name, value);
         }
-        if let Some(bearer) = &self.bearer {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body.to_string())))
-            .map_err(|error| (Exit::Usage, error.to_string()))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| away(error.to_string()))?;
+        let request = request.body(Full::from(body.to_string()));
+        let request = request.map_err(|error| Failure(Exit::USAGE, error.to_string()))?;
+        let response = sender.send_request(request).await;
+        let response = response.map_err(|error| away(error.into()))?;
         let status = response.status();
         let bytes = response.into_body().collect().await;
-        let bytes = bytes.map_err(|error| away(error.to_string()))?.to_bytes();
-        Ok((status, bytes))
+        Ok((
+            status,
+            bytes.map_err(|error| away(error.into()))?.to_bytes(),
+        ))
     }
+}
+
+/// Opens an HTTP/1.1 connection. It ends once the returned sender and all responses are dropped.
+pub(super) async fn connect(to: impl ToSocketAddrs) -> Result<SendRequest<Full<Bytes>>, BoxError> {
+    let stream = TcpStream::connect(to).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    Tasks::new().spawn(connection);
+    Ok(sender)
+}
+
+/// Returns the authority of the URL that `option` gives on the command line.
+fn authority_of(url: Option<&url::Url>, option: &str) -> Result<String, Failure> {
+    let wrong = |text: String| Failure(Exit::USAGE, text);
+    let url = url.ok_or_else(|| {
+        wrong(format!(
+            "no outpace was selected; set `--config` or `{option}`"
+        ))
+    })?;
+    let host = url.host_str().ok_or_else(|| {
+        wrong(format!(
+            "`{url}` has no host; write it as \"http://HOST:PORT\""
+        ))
+    })?;
+    Ok(format!("{host}:{}", url.port().unwrap_or(80)))
 }
 
 /// Returns the address to connect to for a listen address. An unspecified IP address becomes
 /// 127.0.0.1.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+fn reachable(mut listen: SocketAddr) -> String {
     if listen.ip().is_unspecified() {
-        SocketAddr::from(([127, 0, 0, 1], listen.port()))
-    } else {
-        listen
+        listen.set_ip(Ipv4Addr::LOCALHOST.into());
     }
+    listen.to_string()
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::variables::{Variables, variables};
-use super::{Exit, print, print_error};
-use crate::app::{StartError, Trust};
+use super::variables::variables;
+use super::{Exit, Failure, print};
+use crate::app::Trust;
 
 #[derive(Debug, Args)]
 pub(super) struct EnvArgs {
@@ -37,30 +37,24 @@ enum Shell {
     K8s,
 }
 
-pub(super) fn run(args: &EnvArgs) -> Exit {
-    let written = || -> Result<Variables, StartError> {
-        let trust = Trust::load(args.config.as_deref())?;
-        let proxy = trust.proxy_url(args.client.as_deref(), None)?;
-        Ok(variables(&trust, &proxy, None))
-    };
-    match written() {
-        Ok(variables) => {
-            let line = |(name, value): &(&str, String)| args.shell.line(name, value);
-            print(&variables.iter().map(line).collect::<String>());
-            Exit::Ok
-        }
-        Err(error) => {
-            print_error(&error.to_string());
-            Exit::from(&error)
-        }
-    }
+pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
+    let trust = Trust::load(args.config.as_deref())?;
+    let proxy = trust.proxy_url(args.client.as_deref(), None)?;
+    let variables = variables(&trust, &proxy, None);
+    let lines = variables
+        .iter()
+        .map(|(name, value)| args.shell.line(name, value));
+    Ok(print(&lines.collect::<String>()))
 }
 
 impl Shell {
     fn line(self, name: &str, value: &str) -> String {
         match self {
             Self::Sh => format!("export {name}={}\n", quote(value, "'\\''")),
-            Self::Fish => format!("set -gx {name} {}\n", quote(value, "\\'")),
+            Self::Fish => format!(
+                "set -gx {name} {}\n",
+                quote(&value.replace('\\', "\\\\"), "\\'")
+            ),
             Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
             // Docker takes the value literally, up to the end of the line.
             Self::Docker => format!("{name}={value}\n"),
@@ -79,12 +73,7 @@ fn quote(value: &str, inner: &str) -> String {
     if !value.is_empty() && value.bytes().all(plain) {
         return value.to_owned();
     }
-    let escaped = if inner == "\\'" {
-        value.replace('\\', "\\\\")
-    } else {
-        value.to_owned()
-    };
-    format!("'{}'", escaped.replace('\'', inner))
+    format!("'{}'", value.replace('\'', inner))
 }
 
 #[cfg(test)]

@@ -3,102 +3,71 @@
 use crate::app::StartError;
 use crate::intercept::CaError;
 
-/// Result of the program, which determines the exit code of the process.
+/// Result of the program, which is the exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// The command succeeded, or the proxy stopped after a drain.
-    Ok,
-    /// The arguments or the configuration are invalid, or the API rejected the call.
-    Usage,
-    /// A listen address cannot be bound, or the called outpace does not answer or is not ready.
-    Port,
-    /// An internal error occurred, for example a runtime that could not be started.
-    Internal,
-    /// The API answered 429, because the turn would come after the max wait.
-    Later,
-    /// The data directory, the spool in it or another file cannot be read or written.
-    DataDir,
-    /// The disk of the spool failed, or a declared buffer could not be created.
-    Spool,
-    /// Other users can read the private key of the CA, or the CA is unusable.
-    Ca,
-    /// The database of the shared ledger denied access, or its schema does not match.
-    Ledger,
-    /// A command that outpace ran has ended with this exit code.
-    Command(u8),
+pub struct Exit(pub u8);
+
+/// Defines the exit codes of outpace itself with their list, so that no code lacks its meaning.
+macro_rules! exits {
+    ($($(#[$doc:meta])+ $name:ident, $code:literal, $meaning:literal;)+) => {
+        $($(#[$doc])+ pub const $name: Self = Self($code);)+
+
+        /// All exit codes of outpace itself, with the meanings that README.md lists.
+        pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, $meaning)),+];
+    };
 }
 
 impl Exit {
-    /// All exit codes of outpace itself, with the meanings that README.md lists.
-    pub const ALL: [(Self, &'static str); 9] = [
-        (Self::Ok, "success, also after a drain"),
-        (
-            Self::Usage,
-            "the arguments or the configuration are invalid, or a call was rejected",
-        ),
-        (
-            Self::Port,
-            "a port cannot be bound, or outpace does not answer",
-        ),
-        (Self::Internal, "an internal error"),
-        (
-            Self::Later,
-            "`acquire`: the turn would come after the max wait",
-        ),
-        (
-            Self::DataDir,
-            "the data directory or the spool in it cannot be used",
-        ),
-        (
-            Self::Spool,
-            "the disk of the spool failed, or a buffer of the configuration could not be created; acknowledged items remain",
-        ),
-        (
-            Self::Ca,
-            "other users can read the CA's key, or the CA is unusable",
-        ),
-        (
-            Self::Ledger,
-            "the ledger's database denies access, or its schema does not match",
-        ),
-    ];
-
-    /// Returns the number that the process passes to the operating system.
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Ok => 0,
-            Self::Usage => 64,
-            Self::Port => 69,
-            Self::Internal => 70,
-            Self::DataDir => 73,
-            Self::Spool => 74,
-            Self::Later => 75,
-            Self::Ca => 77,
-            Self::Ledger => 78,
-            Self::Command(code) => code,
-        }
+    exits! {
+        /// The command succeeded, or the proxy stopped after a drain.
+        OK, 0, "success, also after a drain";
+        /// The arguments or the configuration are invalid, or the API rejected the call.
+        USAGE, 64, "the arguments or the configuration are invalid, or a call was rejected";
+        /// A listen address cannot be bound, or the called outpace does not answer or is not ready.
+        PORT, 69, "a port cannot be bound, or outpace does not answer";
+        /// An internal error occurred, for example a runtime that could not be started.
+        INTERNAL, 70, "an internal error";
+        /// The API answered 429, because the turn would come after the max wait.
+        LATER, 75, "`acquire`: the turn would come after the max wait";
+        /// The data directory, the spool in it or another file cannot be read or written.
+        DATA_DIR, 73, "the data directory or the spool in it cannot be used";
+        /// The disk of the spool failed, or a declared buffer could not be created.
+        SPOOL, 74, "the disk of the spool failed, or a buffer of the configuration could not be created; acknowledged items remain";
+        /// Other users can read the private key of the CA, or the CA is unusable.
+        CA, 77, "other users can read the CA's key, or the CA is unusable";
+        /// The database of the shared ledger denied access, or its schema does not match.
+        LEDGER, 78, "the ledger's database denies access, or its schema does not match";
     }
 
     /// Converts the exit status of a command. A signal becomes 128 plus its number, as in shells.
     pub(super) fn of_command(status: std::process::ExitStatus) -> Self {
         use std::os::unix::process::ExitStatusExt as _;
         let code = status.code().or_else(|| Some(128 + status.signal()?));
-        Self::Command(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+        Self(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
     }
 }
 
-impl From<&StartError> for Exit {
-    fn from(error: &StartError) -> Self {
-        match error {
-            StartError::Config(_) => Self::Usage,
-            StartError::DataDir { .. } => Self::DataDir,
-            StartError::Ca(CaError::File { .. }) => Self::DataDir,
-            StartError::Ca(_) => Self::Ca,
-            StartError::Port { .. } => Self::Port,
-            StartError::Ledger(_) => Self::Ledger,
-            StartError::SpoolOpen(_) => Self::DataDir,
-            StartError::Spool(_) => Self::Spool,
-            StartError::Internal(_) => Self::Internal,
-        }
+/// Failure of a subcommand: the exit code and the message to print.
+pub(super) struct Failure(pub(super) Exit, pub(super) String);
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let exit = match &error {
+            StartError::Config(_) => Exit::USAGE,
+            StartError::DataDir { .. } | StartError::SpoolOpen(_) => Exit::DATA_DIR,
+            StartError::Ca(CaError::File { .. }) => Exit::DATA_DIR,
+            StartError::Ca(_) => Exit::CA,
+            StartError::Port { .. } => Exit::PORT,
+            StartError::Ledger(_) => Exit::LEDGER,
+            StartError::Spool(_) => Exit::SPOOL,
+            StartError::Internal(_) => Exit::INTERNAL,
+        };
+        Self(exit, error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(Exit::INTERNAL, error.to_string())
     }
 }

@@ -20,9 +20,13 @@ pub use exit::Exit;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::config::{self, Loaded};
+use exit::Failure;
 
 /// An egress proxy that paces what you send to other people's APIs.
 #[derive(Debug, Parser)]
@@ -46,23 +50,23 @@ enum Command {
     Ca(ca::CaArgs),
     /// Show targets, limits in force, queue lengths and recent refusals
     Status(status::StatusArgs),
-    /// Explain how a request would be paced: its target, limits, keys, lane and expected wait
+    /// Show the target, limits, limit keys, lane and earliest start that a request would get
     Explain(status::ExplainArgs),
     /// Check that outpace responds, or with --ready that it accepts work
     Health(status::HealthArgs),
-    /// Create or update the schema `outpace` in the configured Postgres database
+    /// Bring outpace's Postgres schema up to date and exit
     Migrate(ConfigArgs),
     /// Wait for a turn at a target, then run a command once
     Acquire(acquire::AcquireArgs),
-    /// List, pause and resume buffers, and remove or resend their items
+    /// Manage buffers (durable queues): list, pause, resume, purge and send again
     Buffers(buffers::BuffersArgs),
     /// List the items of a buffer, and show, cancel, retry or skip one item
     Items(buffers::ItemsArgs),
     /// List delivery attempts and their outcomes, the latest first
     Attempts(buffers::AttemptsArgs),
-    /// Verify or export a spool on disk, while outpace is stopped
+    /// Verify or export the items stored on disk, while outpace is stopped
     Spool(spool::SpoolArgs),
-    /// Send requests to a built-in rate-limited origin, directly and through outpace, and compare
+    /// Send requests to a built-in rate-limited origin, unpaced and paced, and compare
     Demo(demo::DemoArgs),
 }
 
@@ -78,17 +82,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            let exit = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Ok
-            };
             // The message could not be printed, and no other channel is left to report that.
             let _ = error.print();
-            return exit;
+            return if error.use_stderr() {
+                Exit::USAGE
+            } else {
+                Exit::OK
+            };
         }
     };
-    match cli.command {
+    let done = match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
@@ -104,28 +107,47 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Attempts(args) => buffers::attempts(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(&args),
-    }
+    };
+    done.unwrap_or_else(|Failure(exit, text)| {
+        print_error(&text);
+        exit
+    })
 }
 
 /// Runs a subcommand to its end on a runtime with a single thread.
-fn block_on(work: impl Future<Output = Exit>) -> Exit {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(work),
-        Err(error) => {
-            print_error(&format!(
-                "the runtime could not be started: {error}; raise the limits on open files and threads"
-            ));
-            Exit::Internal
-        }
-    }
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    started(&mut tokio::runtime::Builder::new_current_thread())?.block_on(work)
 }
 
-/// Writes text to standard output. Errors are ignored because a closed pipe is not a failure.
-fn print(text: &str) {
+/// Starts a runtime with all its drivers.
+fn started(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
+    builder.enable_all().build().map_err(|error| {
+        let text = format!(
+            "the runtime could not be started: {error}; raise the limits on open files and threads"
+        );
+        Failure(Exit::INTERNAL, text)
+    })
+}
+
+/// Reads and validates the configuration file at `path`.
+fn load_config(path: &Path) -> Result<Loaded, Failure> {
+    config::load(path, &config::process_environment, 0).map_err(|error| {
+        let text = format!("the configuration is invalid:\n{error}");
+        Failure(Exit::USAGE, text)
+    })
+}
+
+/// Creates a progress bar of this length. An invalid template is ignored.
+fn progress_bar(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Writes text to standard output and returns [`Exit::OK`]. Errors are ignored because a closed
+/// pipe is not a failure.
+fn print(text: &str) -> Exit {
     let _ = std::io::stdout().write_all(text.as_bytes());
+    Exit::OK
 }
 
 /// Writes an error message to standard error, with the prefix `outpace: ` and a line break.

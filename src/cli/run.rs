@@ -11,22 +11,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::{Request, header};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper::client::conn::http1::SendRequest;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{Failure, HERE};
-use super::variables::{Variables, variables};
-use super::{Exit, print_error};
+use super::client::{HERE, config_or_here, connect};
+use super::variables::{Variables, absolute, variables};
+use super::{Exit, Failure};
 use crate::admin::ServingInfo;
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
 use crate::config;
-use crate::shutdown::Tasks;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -46,34 +43,19 @@ const START: Duration = Duration::from_secs(20);
 /// Interval between two checks of a proxy that was started.
 const LOOK: Duration = Duration::from_millis(4);
 
-pub(super) fn run(args: &RunArgs) -> Exit {
-    super::block_on(async {
-        match run_command(args).await {
-            Ok(exit) => exit,
-            Err((exit, text)) => {
-                print_error(&text);
-                exit
-            }
-        }
-    })
+pub(super) fn run(args: &RunArgs) -> Result<Exit, Failure> {
+    super::block_on(run_command(args))
 }
 
 async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
-    let here = Path::new(HERE);
-    let config = match &args.config {
-        Some(config) => config.clone(),
-        None if here.exists() => here.to_owned(),
-        None => {
-            let text =
-                format!("there is no {HERE} in this directory; write one, or set `--config FILE`");
-            return Err((Exit::Usage, text));
-        }
-    };
-    let trust =
-        Trust::load(Some(&config)).map_err(|error| (Exit::from(&error), error.to_string()))?;
-    let proxy = Proxy::find_or_start(&config, &trust).await?;
-    let url = trust.proxy_url(args.client.as_deref(), Some(proxy.serving.listen));
-    let url = url.map_err(|error| (Exit::from(&error), error.to_string()))?;
+    let config = config_or_here(args.config.as_deref()).ok_or_else(|| {
+        let text =
+            format!("there is no {HERE} in this directory; write one, or set `--config FILE`");
+        Failure(Exit::USAGE, text)
+    })?;
+    let trust = Trust::load(Some(config))?;
+    let proxy = Proxy::find_or_start(config, &trust).await?;
+    let url = trust.proxy_url(args.client.as_deref(), Some(proxy.serving.listen))?;
     let own = config::process_environment("NO_PROXY").or(config::process_environment("no_proxy"));
     let ended = follow(&args.command, variables(&trust, &url, own.as_deref())).await;
     // The session ends here, so a proxy that was started for the command may end.
@@ -81,38 +63,39 @@ async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
     ended
 }
 
-/// Runs the command, forwards signals to it, and returns its exit code.
-async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failure> {
+/// Starts a command with its arguments and with additional environment variables.
+pub(super) fn start_command(command: &[String], variables: Variables) -> Result<Child, Failure> {
+    let wrong = |text: String| Failure(Exit::USAGE, text);
     let [program, arguments @ ..] = command else {
-        return Err((
-            Exit::Usage,
+        return Err(wrong(
             "no command was given; write it after `--`".to_owned(),
         ));
     };
-    let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
-    // The handlers are installed before the command starts, so that no signal is missed.
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut quit = signal(SignalKind::quit()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(arguments)
         .envs(variables)
-        .spawn()
-        .map_err(|error| {
-            (
-                Exit::Usage,
-                format!("`{program}` cannot be run: {error}; check its name and permissions"),
-            )
-        })?;
+        .spawn();
+    child.map_err(|error| {
+        wrong(format!(
+            "`{program}` cannot be run: {error}; check its name and permissions"
+        ))
+    })
+}
+
+/// Runs the command, forwards signals to it, and returns its exit code.
+async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failure> {
+    // The handlers are installed before the command starts, so that no signal is missed.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut child = start_command(command, variables)?;
     // A terminal sends SIGINT and SIGQUIT to the whole process group, so the command receives them
     // without help.
     let typed = std::io::IsTerminal::is_terminal(&std::io::stdin());
     loop {
         tokio::select! {
-            ended = child.wait() => {
-                return ended.map(Exit::of_command).map_err(failed);
-            }
+            ended = child.wait() => return Ok(Exit::of_command(ended?)),
             _ = interrupt.recv() => if !typed { pass_on(&child, rustix::process::Signal::INT) },
             _ = quit.recv() => if !typed { pass_on(&child, rustix::process::Signal::QUIT) },
             _ = terminate.recv() => pass_on(&child, rustix::process::Signal::TERM),
@@ -133,20 +116,16 @@ fn pass_on(child: &Child, signal: rustix::process::Signal) {
 
 /// Running proxy with an open session, which keeps it running until this value is dropped.
 pub(super) struct Proxy {
-    serving: ServingInfo,
-    #[expect(dead_code, reason = "the open session keeps the proxy running")]
-    session: Session,
+    pub(super) serving: ServingInfo,
+    /// Open response of `GET /v1/attend`, which the proxy counts as a session, and its connection.
+    #[expect(dead_code, reason = "dropping it would end the session")]
+    session: (Incoming, SendRequest<Full<Bytes>>),
 }
 
 impl Proxy {
-    /// Returns the address on which the proxy listens for requests.
-    pub(super) const fn listen(&self) -> std::net::SocketAddr {
-        self.serving.listen
-    }
-
     pub(super) async fn find_or_start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
         let data_dir = trust.data_dir();
-        let failed = |error: std::io::Error| (Exit::DataDir, error.to_string());
+        let failed = |error: std::io::Error| Failure(Exit::DATA_DIR, error.to_string());
         // The lock prevents two commands from starting two proxies, each with the full limits.
         let lock = File::create(data_dir.join("run.lock")).map_err(failed)?;
         lock.lock().map_err(failed)?;
@@ -161,31 +140,28 @@ impl Proxy {
     /// Returns a running proxy with the same configuration and data directory, if there is one.
     async fn find(config: &Path, trust: &Trust) -> Option<Self> {
         let known = serving(trust.data_dir())?;
-        let (told, session) = Session::begin(&known, trust).await?;
-        let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
-        let is_same = told == known && *told.config == *config.display().to_string();
-        is_same.then_some(Self {
-            serving: told,
-            session,
-        })
+        let asked = Self::attend(&known, trust);
+        let proxy = tokio::time::timeout(Duration::from_secs(2), asked)
+            .await
+            .ok()??;
+        let is_same = proxy.serving == known && proxy.serving.config == absolute(config);
+        is_same.then_some(proxy)
     }
 
     async fn start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
         let log_path = trust.data_dir().join("run.log");
-        let log = File::create(&log_path).map_err(failed)?;
-        let ourselves = std::env::current_exe().map_err(failed)?;
+        let log = File::create(&log_path)?;
+        let ourselves = std::env::current_exe()?;
         let mut child = Command::new(ourselves)
             .args(["serve", "--attended", "--config"])
             .arg(config)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(failed)?)
+            .stdout(log.try_clone()?)
             .stderr(log)
             // The proxy gets a process group of its own, because signals of the terminal are for
             // the command.
             .process_group(0)
-            .spawn()
-            .map_err(failed)?;
+            .spawn()?;
         let clock = Clock::system();
         let until = clock.now() + START;
         while clock.now() < until {
@@ -196,47 +172,31 @@ impl Proxy {
                 let told = std::fs::read_to_string(&log_path).unwrap_or_default();
                 let last = told.lines().last().unwrap_or_default();
                 let last = last.strip_prefix("outpace: ").unwrap_or(last);
-                return Err((Exit::of_command(ended), last.to_owned()));
+                return Err(Failure(Exit::of_command(ended), last.to_owned()));
             }
             clock.sleep_until(clock.now() + LOOK).await;
         }
-        let text = format!(
-            "the proxy did not start in time; read its log {}",
-            log_path.display()
-        );
-        Err((Exit::Internal, text))
-    }
-}
-
-/// Open response of `GET /v1/attend`, which the proxy counts as a session until it is dropped.
-struct Session {
-    #[expect(dead_code, reason = "dropping it would end the session")]
-    body: Incoming,
-    #[expect(dead_code, reason = "dropping it would end the session")]
-    sender: http1::SendRequest<Empty<Bytes>>,
-}
-
-impl Session {
-    async fn begin(serving: &ServingInfo, trust: &Trust) -> Option<(ServingInfo, Self)> {
-        let asked = Self::ask(serving, trust);
-        tokio::time::timeout(Duration::from_secs(2), asked)
-            .await
-            .ok()?
+        let log = log_path.display();
+        let text = format!("the proxy did not start in time; read its log {log}");
+        Err(Failure(Exit::INTERNAL, text))
     }
 
-    async fn ask(serving: &ServingInfo, trust: &Trust) -> Option<(ServingInfo, Self)> {
-        let stream = TcpStream::connect(serving.admin).await.ok()?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        Tasks::new().spawn(connection);
+    /// Opens a session at the proxy, which answers with its description.
+    async fn attend(serving: &ServingInfo, trust: &Trust) -> Option<Self> {
+        let mut sender = connect(serving.admin).await.ok()?;
         let mut request =
             Request::get("/v1/attend").header(header::HOST, serving.admin.to_string());
         if let Some(token) = trust.admin_token() {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
-        let answer = sender.send_request(request.body(Empty::new()).ok()?).await;
+        let answer = sender
+            .send_request(request.body(Full::default()).ok()?)
+            .await;
         let mut body = answer.ok()?.into_body();
         let first = body.frame().await?.ok()?.into_data().ok()?;
-        let told = serde_json::from_slice(&first).ok()?;
-        Some((told, Self { body, sender }))
+        Some(Self {
+            serving: serde_json::from_slice(&first).ok()?,
+            session: (body, sender),
+        })
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigArgs, Exit, print_error};
+use super::{ConfigArgs, Exit, Failure, started};
 use crate::app::{App, RunMode};
 use crate::{config, telemetry};
 
@@ -22,7 +22,7 @@ pub(super) struct ServeArgs {
     attended: bool,
 }
 
-pub(super) fn run(args: &ServeArgs) -> Exit {
+pub(super) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     let config = &args.config.config;
     let mode = if args.attended {
         RunMode::Attended
@@ -32,39 +32,22 @@ pub(super) fn run(args: &ServeArgs) -> Exit {
     telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
     // A second thread on a single core would only add context switches.
     let asked = config::process_environment("TOKIO_WORKER_THREADS");
-    let threads: NonZero<usize> = match asked.and_then(|count| count.parse().ok()) {
-        Some(count) => count,
-        None => std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN),
-    };
-    let mut builder = if threads == NonZero::<usize>::MIN {
+    let asked = asked.and_then(|count| count.parse::<NonZero<usize>>().ok());
+    let threads = asked.or_else(|| std::thread::available_parallelism().ok());
+    let threads = threads.map_or(1, NonZero::get);
+    let mut builder = if threads == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
-    let runtime = match builder.worker_threads(threads.get()).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            print_error(&format!(
-                "the runtime could not be started: {error}; raise the limits on open files and threads"
-            ));
-            return Exit::Internal;
-        }
-    };
+    let runtime = started(builder.worker_threads(threads))?;
     let served = runtime.block_on(async {
         let app = App::start(config, mode).await?;
-        let lines = app.lines();
+        let lines = app.lines.clone();
         app.run().await.map(|()| lines)
     });
     // Tasks that outlast the drain are dropped here, and each writes its record.
     runtime.shutdown_timeout(LAST_BREATH);
-    match served {
-        Ok(lines) => {
-            lines.close();
-            Exit::Ok
-        }
-        Err(error) => {
-            print_error(&error.to_string());
-            Exit::from(&error)
-        }
-    }
+    served?.close();
+    Ok(Exit::OK)
 }

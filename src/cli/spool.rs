@@ -1,13 +1,11 @@
 //! `outpace spool verify` and `export`: read a spool on disk, while outpace is stopped.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{Exit, block_on, print, print_error};
+use super::{Exit, Failure, block_on, print, print_error, progress_bar};
 use crate::clock::Clock;
 use crate::shutdown::Tasks;
 use crate::spool::{DiskSettings, DiskStore, Item, ListQuery, Reads as _, Store as _, StoreError};
@@ -25,7 +23,7 @@ enum SpoolCommand {
         /// Directory that contains spool.db: `spool.dir`, or by default `spool` in `data_dir`
         dir: PathBuf,
     },
-    /// Print every item as one line of JSON (encrypted header fields stay encrypted)
+    /// Print every item as a line of JSON; encrypted fields stay encrypted
     Export {
         /// Directory that contains spool.db: `spool.dir`, or by default `spool` in `data_dir`
         dir: PathBuf,
@@ -35,54 +33,37 @@ enum SpoolCommand {
 /// Number of items that are read from the store in one query.
 const PAGE: u32 = 500;
 
-pub(super) fn run(args: &SpoolArgs) -> Exit {
+pub(super) fn run(args: &SpoolArgs) -> Result<Exit, Failure> {
     let (dir, export) = match &args.what {
         SpoolCommand::Verify { dir } => (dir, false),
         SpoolCommand::Export { dir } => (dir, true),
     };
     if !dir.join("spool.db").exists() {
-        print_error(&format!(
-            "there is no spool in {}; name the directory that contains spool.db",
-            dir.display()
-        ));
-        return Exit::Usage;
+        let dir = dir.display();
+        let text = format!("there is no spool in {dir}; name the directory that contains spool.db");
+        return Err(Failure(Exit::USAGE, text));
     }
-    block_on(async {
-        let disk =
-            match DiskStore::open(settings(dir.clone()), &Clock::system(), &Tasks::new()).await {
-                Ok(disk) => disk,
-                Err(error) => {
-                    print_error(&error.to_string());
-                    return Exit::DataDir;
-                }
-            };
-        let walked = walk(&disk, export).await;
-        disk.close().await;
-        match walked {
-            Ok(0) => Exit::Ok,
-            Ok(damaged) => {
-                print_error(&format!(
-                    "{damaged} items are damaged; outpace will move them to the dead letters instead of sending them"
-                ));
-                Exit::DataDir
-            }
-            Err(error) => {
-                print_error(&error.to_string());
-                Exit::DataDir
-            }
-        }
-    })
-}
-
-fn settings(dir: PathBuf) -> DiskSettings {
-    DiskSettings {
-        dir,
+    let settings = DiskSettings {
+        dir: dir.clone(),
         max: u64::MAX,
         min_free: 0,
         ballast: 0,
         inline: u64::MAX,
         accept_loss: false,
-    }
+    };
+    let broken = |text: String| Failure(Exit::DATA_DIR, text);
+    block_on(async {
+        let disk = DiskStore::open(settings, &Clock::system(), &Tasks::new()).await;
+        let disk = disk.map_err(|error| broken(error.to_string()))?;
+        let walked = walk(&disk, export).await;
+        disk.close().await;
+        match walked.map_err(|error| broken(error.to_string()))? {
+            0 => Ok(Exit::OK),
+            damaged => Err(broken(format!(
+                "{damaged} items are damaged; outpace will move them to the dead letters instead of sending them"
+            ))),
+        }
+    })
 }
 
 /// Reads every item, prints it if `export` is set, and returns the number of damaged items.
@@ -92,10 +73,7 @@ async fn walk(disk: &DiskStore, export: bool) -> Result<u64, StoreError> {
     for buffer in &buffers {
         all += disk.counts(buffer.number).await?.iter().sum::<u64>();
     }
-    let bar = ProgressBar::new(all);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} items, {eta}") {
-        bar.set_style(style);
-    }
+    let bar = progress_bar(all, "{bar:40} {pos}/{len} items, {eta}");
     let mut damaged = 0;
     for buffer in &buffers {
         let mut after = None;
@@ -125,9 +103,9 @@ async fn walk(disk: &DiskStore, export: bool) -> Result<u64, StoreError> {
     }
     bar.finish_and_clear();
     if !export {
+        let count = buffers.len();
         print(&format!(
-            "{all} items in {} buffers, {damaged} damaged\n",
-            buffers.len()
+            "{all} items in {count} buffers, {damaged} damaged\n"
         ));
     }
     Ok(damaged)
@@ -144,6 +122,5 @@ fn line(buffer: &str, item: &Item, body: &[u8]) {
         "attempts": item.attempts,
         "last_status": item.last_status,
     });
-    // A closed pipe is ignored, because the reader may stop at any line.
-    let _ = writeln!(std::io::stdout(), "{line}");
+    print(&format!("{line}\n"));
 }

@@ -5,11 +5,10 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::client::{AdminArgs, Failure, Instance};
+use super::client::{AdminArgs, Instance};
 use super::table::table;
-use super::{Exit, print, print_error};
+use super::{Exit, Failure, block_on, load_config, print};
 use crate::admin::{Question, explain};
-use crate::config;
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -35,7 +34,7 @@ pub(super) struct ExplainArgs {
     /// Body of the request
     #[arg(long, short, value_name = "BODY")]
     data: Option<String>,
-    /// Client that sends the request: a name from `clients` in the configuration (optional)
+    /// Client name from `clients` in the configuration (optional)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
     /// Print JSON instead of a table
@@ -47,51 +46,32 @@ pub(super) struct ExplainArgs {
 pub(super) struct HealthArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// Check that outpace accepts work, not only that it responds
+    /// Check that outpace is ready, not only alive
     #[arg(long)]
     ready: bool,
 }
 
-fn ended(done: Result<String, Failure>) -> Exit {
-    match done {
-        Ok(text) => {
-            print(&text);
-            Exit::Ok
-        }
-        Err((exit, text)) => {
-            print_error(&text);
-            exit
-        }
+pub(super) fn health(args: &HealthArgs) -> Result<Exit, Failure> {
+    let path = if args.ready { "/readyz" } else { "/healthz" };
+    block_on(async { Ok(print(&Instance::admin(&args.place)?.text(path).await?)) })
+}
+
+pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
+    block_on(async {
+        let outpace = Instance::admin(&args.place)?;
+        let told = outpace
+            .call(Method::GET, "/v1/status", &Value::Null)
+            .await?;
+        Ok(print_told(&told, args.json, shown))
+    })
+}
+
+/// Prints a response as indented JSON, or as the text that `words` makes of it.
+fn print_told(told: &Value, as_json: bool, words: fn(&Value) -> String) -> Exit {
+    if as_json {
+        return print(&format!("{told:#}\n"));
     }
-}
-
-pub(super) fn health(args: &HealthArgs) -> Exit {
-    super::block_on(async {
-        let path = if args.ready { "/readyz" } else { "/healthz" };
-        ended(
-            async {
-                let outpace = Instance::admin(&args.place)?;
-                outpace.text(path).await
-            }
-            .await,
-        )
-    })
-}
-
-pub(super) fn status(args: &StatusArgs) -> Exit {
-    super::block_on(async {
-        let told = async {
-            let outpace = Instance::admin(&args.place)?;
-            outpace.call(Method::GET, "/v1/status", &Value::Null).await
-        };
-        ended(told.await.map(|told| {
-            if args.json {
-                format!("{told:#}\n")
-            } else {
-                shown(&told)
-            }
-        }))
-    })
+    print(&words(told))
 }
 
 fn array<'a>(value: &'a Value, name: &str) -> &'a [Value] {
@@ -116,55 +96,30 @@ fn limits(target: &Value) -> String {
 }
 
 fn shown(told: &Value) -> String {
-    let rows: Vec<Value> = array(told, "targets")
-        .iter()
-        .map(|target| {
-            let mut row = target.clone();
-            row["rates"] = limits(target).into();
-            let why = match target.get("blocked_for_s").and_then(Value::as_f64) {
-                Some(wait) => format!("blocked by the origin for {wait} s"),
-                None if text(target, "mode") == "observe" => "only observed".to_owned(),
-                None => text(target, "ledger").to_owned(),
-            };
-            row["why"] = why.into();
-            row
-        })
-        .collect();
-    let columns = [
-        ("TARGET", "/name"),
-        ("RATES", "/rates"),
-        ("STATE", "/why"),
-        ("WAITING", "/waiting"),
-        ("DELIVERED", "/delivered"),
-        ("REFUSED", "/refused"),
-        ("429 BY ORIGIN", "/limited_by_origin"),
-    ];
-    let mut shown = table(&rows, &columns);
+    let mut rows = array(told, "targets").to_vec();
+    for row in &mut rows {
+        row["rates"] = limits(row).into();
+        let why = match row.get("blocked_for_s").and_then(Value::as_f64) {
+            Some(wait) => format!("blocked by the origin for {wait} s"),
+            None if text(row, "mode") == "observe" => "only observed".to_owned(),
+            None => text(row, "ledger").to_owned(),
+        };
+        row["why"] = why.into();
+    }
+    let columns = "TARGET /name, RATES /rates, STATE /why, WAITING /waiting, \
+        DELIVERED /delivered, REFUSED /refused, 429 BY ORIGIN /limited_by_origin";
+    let mut shown = table(&rows, columns);
     let refusals = array(told, "refusals");
     if !refusals.is_empty() {
-        let columns = [
-            ("LAST REFUSALS", "/time"),
-            ("TARGET", "/target"),
-            ("REASON", "/reason"),
-            ("DETAIL", "/detail"),
-        ];
+        let columns = "LAST REFUSALS /time, TARGET /target, REASON /reason, DETAIL /detail";
         shown.push('\n');
-        shown.push_str(&table(refusals.get(..5).unwrap_or(refusals), &columns));
+        shown.push_str(&table(refusals.get(..5).unwrap_or(refusals), columns));
     }
     shown
 }
 
-pub(super) fn explained(args: &ExplainArgs) -> Exit {
-    super::block_on(async {
-        let told = ask(args).await.map(|told| {
-            if args.json {
-                format!("{told:#}\n")
-            } else {
-                sentences(&told)
-            }
-        });
-        ended(told)
-    })
+pub(super) fn explained(args: &ExplainArgs) -> Result<Exit, Failure> {
+    block_on(async { Ok(print_told(&ask(args).await?, args.json, sentences)) })
 }
 
 async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
@@ -180,16 +135,12 @@ async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
     query.extend_pairs(question.pairs());
     let path = format!("/v1/explain?{}", query.finish());
     let outpace = Instance::admin(&args.place)?;
-    match (
-        outpace.call(Method::GET, &path, &Value::Null).await,
-        &args.place.config,
-    ) {
+    let told = outpace.call(Method::GET, &path, &Value::Null).await;
+    match (told, &args.place.config) {
         // outpace does not run, so the configuration alone explains the request.
-        (Err((Exit::Port, _)), Some(config)) => {
-            let wrong = |text: String| (Exit::Usage, text);
-            let loaded = config::load(config, &config::process_environment, 0)
-                .map_err(|error| wrong(format!("the configuration is invalid:\n{error}")))?;
-            explain(&loaded.config.policy, &question, None).map_err(wrong)
+        (Err(Failure(Exit::PORT, _)), Some(config)) => {
+            let told = explain(&load_config(config)?.config.policy, &question, None);
+            told.map_err(|text| Failure(Exit::USAGE, text))
         }
         (told, _) => told,
     }
@@ -200,15 +151,9 @@ fn sentences(told: &Value) -> String {
     if told.get("target").is_none_or(Value::is_null) {
         return verdict;
     }
-    let hosts: Vec<&str> = array(told, "hosts")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    let mut lines = format!(
-        "{verdict}  target {} ({})",
-        text(told, "target"),
-        hosts.join(", ")
-    );
+    let hosts = array(told, "hosts").iter().filter_map(Value::as_str);
+    let hosts = hosts.collect::<Vec<_>>().join(", ");
+    let mut lines = format!("{verdict}  target {} ({hosts})", text(told, "target"));
     if let Some(lane) = told.get("lane").and_then(Value::as_str) {
         lines.push_str(&format!(", lane {lane}"));
     }
@@ -216,16 +161,8 @@ fn sentences(told: &Value) -> String {
         lines.push_str(&format!(", {waiting} waiting; {}", text(told, "ledger")));
     }
     lines.push_str("\n\n");
-    let columns = [
-        ("LIMIT", "/name"),
-        ("BOUND", "/bound"),
-        ("PINNED", "/pinned"),
-        ("APPLIES", "/applies"),
-        ("KEY", "/key"),
-        ("COST", "/cost"),
-        ("FREE NOW", "/free_now"),
-        ("NEXT IN s", "/next_in_s"),
-    ];
-    lines.push_str(&table(array(told, "limits"), &columns));
+    let columns = "LIMIT /name, BOUND /bound, PINNED /pinned, APPLIES /applies, KEY /key, \
+        COST /cost, FREE NOW /free_now, NEXT IN s /next_in_s";
+    lines.push_str(&table(array(told, "limits"), columns));
     lines
 }

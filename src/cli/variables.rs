@@ -7,22 +7,12 @@ use crate::app::Trust;
 
 /// Variables that make a program use the proxy. Both spellings are set, because each is read by
 /// some programs only.
-const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
+const PROXY: &str = "HTTP_PROXY,HTTPS_PROXY,http_proxy,https_proxy";
 /// Variables that *replace* a program's root certificates. Their value is the bundle of all roots
 /// and the CA.
-const REPLACING: [&str; 11] = [
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "PIP_CERT",
-    "GIT_SSL_CAINFO",
-    "CARGO_HTTP_CAINFO",
-    "AWS_CA_BUNDLE",
-    "BUNDLE_SSL_CA_CERT",
-    "NPM_CONFIG_CAFILE",
-    "npm_config_cafile",
-    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-];
+const REPLACING: &str = "SSL_CERT_FILE,REQUESTS_CA_BUNDLE,CURL_CA_BUNDLE,PIP_CERT,GIT_SSL_CAINFO,\
+    CARGO_HTTP_CAINFO,AWS_CA_BUNDLE,BUNDLE_SSL_CA_CERT,NPM_CONFIG_CAFILE,npm_config_cafile,\
+    GRPC_DEFAULT_SSL_ROOTS_FILE_PATH";
 /// Variables that *add* to a program's root certificates. Their value is the CA certificate alone.
 const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 /// Hosts and networks to reach without the proxy, which would refuse most of these private
@@ -36,21 +26,24 @@ pub(super) type Variables = Vec<(&'static str, String)>;
 /// Returns all variables for the proxy at the URL `proxy`. `own_no_proxy` lists the user's own
 /// exceptions, which are kept.
 pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) -> Variables {
-    let ourselves = url::Url::parse(proxy)
-        .ok()
-        .and_then(|url| url.host_str().map(str::to_owned));
+    let ourselves = url::Url::parse(proxy).ok();
+    let ourselves = ourselves.as_ref().and_then(url::Url::host_str);
     let mut excepted: Vec<&str> = NO_PROXY.split(',').collect();
     let own = own_no_proxy.unwrap_or_default().split(',').map(str::trim);
-    for more in own.chain(ourselves.as_deref()) {
+    for more in own.chain(ourselves) {
         if !more.is_empty() && !excepted.contains(&more) {
             excepted.push(more);
         }
     }
     let excepted = excepted.join(",");
     let mut variables = Variables::new();
-    variables.extend(PROXY.map(|name| (name, proxy.to_owned())));
+    variables.extend(PROXY.split(',').map(|name| (name, proxy.to_owned())));
     variables.extend(["NO_PROXY", "no_proxy"].map(|name| (name, excepted.clone())));
-    variables.extend(REPLACING.map(|name| (name, absolute(&trust.bundle))));
+    variables.extend(
+        REPLACING
+            .split(',')
+            .map(|name| (name, absolute(&trust.bundle))),
+    );
     variables.extend(ADDING.map(|name| (name, absolute(&trust.cert))));
     // wget reads only one variable, which names its configuration file.
     variables.push(("WGETRC", absolute(&trust.wgetrc)));
@@ -60,9 +53,7 @@ pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) 
     variables
 }
 
-fn absolute(path: &Path) -> String {
-    std::path::absolute(path)
-        .unwrap_or_else(|_| path.to_owned())
-        .display()
-        .to_string()
+pub(super) fn absolute(path: &Path) -> String {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.display().to_string()
 }

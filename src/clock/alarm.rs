@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker, ready};
 use hyper::rt::{Sleep, Timer};
 use tokio::time::Instant;
 
-use super::Clock;
+use super::{Clock, runtime_now};
 use crate::sync::lock;
 
 /// One timer for the deadlines of one connection, which has at most one deadline at a time.
@@ -64,25 +64,10 @@ struct HeadDeadline {
     alarm: Arc<Mutex<Alarm>>,
 }
 
-impl HeadTimer {
-    /// Creates the timer of one connection, without a deadline.
-    pub fn new() -> Self {
-        Self::default()
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this module is the one reader of time"
-)]
-fn now() -> Instant {
-    Instant::now()
-}
-
 #[expect(clippy::disallowed_types, reason = "hyper's timers count in these")]
 impl Timer for HeadTimer {
     fn sleep(&self, duration: std::time::Duration) -> Pin<Box<dyn Sleep>> {
-        self.sleep_until((now() + duration).into_std())
+        self.sleep_until((runtime_now() + duration).into_std())
     }
 
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
@@ -93,7 +78,7 @@ impl Timer for HeadTimer {
     }
 
     fn now(&self) -> std::time::Instant {
-        now().into_std()
+        runtime_now().into_std()
     }
 
     fn reset(&self, sleep: &mut Pin<Box<dyn Sleep>>, deadline: std::time::Instant) {
@@ -141,15 +126,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_its_time_from_when_it_was_asked_for() {
-        let timer = HeadTimer::new();
-        let begun = now();
+        let timer = HeadTimer::default();
+        let begun = runtime_now();
         drop(timer.sleep(Duration::from_secs(30)));
         tokio::time::sleep(Duration::from_secs(20)).await;
         let mut second = timer.sleep(Duration::from_secs(30));
         second.as_mut().await;
-        assert_eq!(now() - begun, Duration::from_secs(50));
+        assert_eq!(runtime_now() - begun, Duration::from_secs(50));
         timer.reset(&mut second, timer.now() + Duration::from_secs(5));
         second.await;
-        assert_eq!(now() - begun, Duration::from_secs(55));
+        assert_eq!(runtime_now() - begun, Duration::from_secs(55));
     }
 }

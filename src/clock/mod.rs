@@ -92,25 +92,17 @@ impl Clock {
         Self::anchored_with(anchor_ns, Wall::Anchored)
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this module is the one reader of time"
-    )]
     fn anchored_with(anchor_ns: i64, wall: Wall) -> Self {
         Self(Arc::new(Base {
-            start: tokio::time::Instant::now(),
+            start: runtime_now(),
             anchor_ns,
             wall,
         }))
     }
 
     /// Returns the current instant on the monotonic axis.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this module is the one reader of time"
-    )]
     pub fn now(&self) -> Instant {
-        Instant(self.0.anchor_ns) + tokio::time::Instant::now().duration_since(self.0.start)
+        Instant(self.0.anchor_ns) + runtime_now().duration_since(self.0.start)
     }
 
     /// Returns the calendar time, which may step. Use it for dates in messages, certificates and
@@ -155,6 +147,14 @@ const FAR_SLEEP: Duration = Duration::from_secs(365 * 24 * 3600);
     clippy::disallowed_methods,
     reason = "this module is the one reader of time"
 )]
+fn runtime_now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this module is the one reader of time"
+)]
 fn system_wall() -> SystemTime {
     SystemTime::now()
 }
@@ -186,10 +186,8 @@ mod tests {
             clock.sleep_until(start + wait).await;
             assert_eq!(clock.now().since(start), wait);
         }
-        assert_eq!(
-            clock.on_runtime(Instant::FAR),
-            clock.on_runtime(clock.now() + FAR_SLEEP)
-        );
+        let latest = clock.on_runtime(clock.now() + FAR_SLEEP);
+        assert_eq!(clock.on_runtime(Instant::FAR), latest);
     }
 
     #[test]

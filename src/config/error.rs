@@ -43,10 +43,8 @@ impl ConfigError {
     }
 
     pub(super) fn rules(path: &Path, problems: Vec<Violation>) -> Self {
-        Self {
-            path: path.to_owned(),
-            problems,
-        }
+        let path = path.to_owned();
+        Self { path, problems }
     }
 
     /// Creates the error for a wrong choice of client on the command line.
@@ -55,15 +53,9 @@ impl ConfigError {
     }
 
     fn one(path: &Path, place: Option<(usize, usize)>, key: &str, text: String) -> Self {
-        let problem = Violation {
-            place,
-            key: key.to_owned(),
-            text,
-        };
-        Self {
-            path: path.to_owned(),
-            problems: vec![problem],
-        }
+        let key = key.to_owned();
+        let problem = Violation { place, key, text };
+        Self::rules(path, vec![problem])
     }
 
     /// Returns the problems in the order in which they were found.
@@ -73,10 +65,8 @@ impl ConfigError {
 }
 
 fn is_key(text: &str) -> bool {
-    !text.is_empty()
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '[' | ']' | '-' | '?'))
+    let of_key = |c: char| c.is_ascii_alphanumeric() || "._[]-?".contains(c);
+    !text.is_empty() && text.chars().all(of_key)
 }
 
 /// Replaces "unknown field" with a message that suggests the nearest known key, or lists all keys.
@@ -86,23 +76,13 @@ fn with_suggestion(text: &str) -> String {
     };
     let mut quoted = rest.split('`').step_by(2);
     let unknown = quoted.next().unwrap_or_default();
-    let known = rest.split('`').skip(2).step_by(2);
-    let nearest = known
-        .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
-        .filter(|(distance, _)| *distance <= 2)
-        .min();
-    match nearest {
-        Some((_, name)) => format!("there is no key `{unknown}`; did you mean `{name}`?"),
-        None => {
-            let known = rest
-                .split_once(", expected ")
-                .map_or("", |(_, known)| known);
-            format!(
-                "there is no key `{unknown}`; the keys here are {}",
-                known.trim_start_matches("one of ")
-            )
-        }
+    let known = quoted.map(|name| (strsim::damerau_levenshtein(unknown, name), name));
+    if let Some((_, name)) = known.filter(|(distance, _)| *distance <= 2).min() {
+        return format!("there is no key `{unknown}`; did you mean `{name}`?");
     }
+    let (_, known) = rest.split_once(", expected ").unwrap_or_default();
+    let known = known.trim_start_matches("one of ");
+    format!("there is no key `{unknown}`; the keys here are {known}")
 }
 
 impl fmt::Display for ConfigError {

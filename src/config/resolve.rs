@@ -8,16 +8,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use rustls_pki_types::CertificateDer;
 
 use super::error::Violation;
 use super::schema::{self, ConfigFile};
-use super::value::{DurationText, FromText};
+use super::value::{DurationText, FromText, Listen, Text};
 use super::{Config, Loaded, Settings};
 use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_pem_file};
-use crate::policy::{ApiScope, Client, Egress, Policy, Secret, Unmatched};
+use crate::policy::{ApiScope, Client, Egress, Policy, Secret};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
+
+/// Adds a violation: the collector, the key and the message. Key and message are format strings.
+macro_rules! report {
+    ($p:expr, $key:literal => $($text:tt)+) => {
+        $p.push(Violation {
+            place: None,
+            key: format!($key),
+            text: format!($($text)+),
+        })
+    };
+}
 
 mod ledger;
 mod limit;
@@ -27,47 +39,21 @@ mod target;
 use limit::Tier;
 
 /// Collector for the violations in one configuration file.
-#[derive(Debug, Default)]
-pub(super) struct Violations(Vec<Violation>);
-
-impl Violations {
-    fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
-        self.0.push(Violation {
-            place: None,
-            key: key.into(),
-            text: text.into(),
-        });
-    }
-
-    /// Reports a key that only a later version honours, so that it is not ignored silently.
-    fn not_yet<T>(&mut self, key: impl Into<String>, value: Option<&T>) {
-        if value.is_some() {
-            self.add(key, "this version does not honour this key yet; remove it");
-        }
-    }
-}
+type Violations = Vec<Violation>;
 
 /// Validates a file and builds the settings and the policy. Returns all violations if there are
 /// any.
-pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, Vec<Violation>> {
-    let mut problems = Violations::default();
+pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, Violations> {
+    let mut problems = Violations::new();
     let p = &mut problems;
-    let admin_token = secret(
-        p,
-        "admin.token",
-        file.admin.token.as_ref(),
-        file.admin.token_file.as_deref(),
-    );
+    let admin_token = secret(p, "admin.token", &file.admin.token, &file.admin.token_file);
     let (clients, tiers) = clients(p, std::mem::take(&mut file.clients));
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
     let spools = file.spool.is_some() || !file.buffers.is_empty();
     let written = std::mem::take(&mut file.targets);
     let mut targets = target::targets(p, written, &tiers, generation);
     if !spools && targets.iter().any(|target| target.overflow) {
-        p.add(
-            "targets",
-            "`overflow: spool` needs a spool; write `spool: {}`",
-        );
+        report!(p, "targets" => "`overflow: spool` needs a spool; write `spool: {{}}`");
     }
     if spools {
         let fresh = targets.iter_mut().filter_map(Arc::get_mut);
@@ -76,13 +62,10 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     let mut route_ports: Vec<SocketAddr> = routes_by_port.keys().copied().collect();
     route_ports.sort();
     let mut policy = Policy::default();
-    policy.unmatched = match file.unmatched {
-        schema::UnmatchedSetting::Tunnel => Unmatched::Tunnel,
-        schema::UnmatchedSetting::Refuse => Unmatched::Refuse,
-    };
+    policy.unmatched = file.unmatched;
     policy.connect_ports = file.connect_ports.iter().copied().collect();
     if policy.connect_ports.contains(&0) {
-        p.add("connect_ports", "0 is not a port");
+        report!(p, "connect_ports" => "0 is not a port");
     }
     policy.clients = clients;
     policy.routes_by_host = routes_by_host;
@@ -91,8 +74,8 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     let allow_open = file.allow_open;
     let settings = settings(p, file, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
-    if !problems.0.is_empty() {
-        return Err(problems.0);
+    if !problems.is_empty() {
+        return Err(problems);
     }
     let policy = policy.with_targets(targets);
     Ok(Loaded {
@@ -102,24 +85,14 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
 }
 
 fn settings(p: &mut Violations, file: ConfigFile, route_ports: Vec<SocketAddr>) -> Settings {
-    let data_dir = file
-        .data_dir
-        .map_or_else(|| "./outpace-data".to_owned(), |dir| dir.0);
-    let data_dir = PathBuf::from(data_dir);
+    let data_dir = file.data_dir.map(|dir| dir.0);
+    let data_dir = PathBuf::from(data_dir.as_deref().unwrap_or("./outpace-data"));
     let (ca, export_dir) = ca(p, file.ca, &data_dir);
-    let shared = file
-        .ledger
-        .as_ref()
-        .is_some_and(|ledger| ledger.postgres.is_some());
+    let shared = file.ledger.as_ref().is_some_and(|l| l.postgres.is_some());
     Settings {
-        listen: file
-            .listen
-            .map_or_else(|| default_listen(8080), |listen| listen.0.0),
+        listen: listen(file.listen, 8080),
         public_url: file.public_url.and_then(|url| public_url(p, &url.0)),
-        admin_listen: file
-            .admin
-            .listen
-            .map_or_else(|| default_listen(8081), |l| l.0.0),
+        admin_listen: listen(file.admin.listen, 8081),
         route_ports,
         ca,
         export_dir,
@@ -144,62 +117,54 @@ fn check_exposure(
 ) {
     let admin = settings.admin_listen;
     if !admin.ip().is_loopback() && !token {
-        p.add(
-            "admin.listen",
-            format!(
-                "{admin} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1"
-            ),
-        );
+        report!(p, "admin.listen" =>
+            "{admin} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1");
     }
-    let routes = settings
-        .route_ports
-        .iter()
-        .map(|address| ("routes", *address));
+    let routes = settings.route_ports.iter().map(|port| ("routes", *port));
     for (key, address) in std::iter::once(("listen", settings.listen)).chain(routes) {
         if !address.ip().is_loopback() && policy.clients.is_empty() && !allow_open {
-            p.add(key, format!("{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out"));
+            report!(p, "{key}" =>
+                "{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out");
         }
     }
 }
 
-const fn default_listen(port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+fn listen(value: Option<FromText<Listen>>, port: u16) -> SocketAddr {
+    value.map_or_else(|| (Ipv4Addr::LOCALHOST, port).into(), |listen| listen.0.0)
 }
 
 fn span(value: Option<FromText<DurationText>>, default: Duration) -> Duration {
     value.map_or(default, |span| span.0.0)
 }
 
+fn bytes(value: Option<FromText<ByteSize>>, default: u64) -> u64 {
+    value.map_or(default, |size| size.0.as_bytes())
+}
+
 /// Returns a secret that is written in the configuration or in a file of its own.
 fn secret(
     p: &mut Violations,
     key: &str,
-    value: Option<&super::value::Text>,
-    file: Option<&Path>,
+    value: &Option<Text>,
+    file: &Option<PathBuf>,
 ) -> Option<Secret> {
     let text = match (value, file) {
         (Some(_), Some(_)) => {
-            p.add(
-                key,
-                format!("`{key}` and `{key}_file` exclude each other; keep one"),
-            );
+            report!(p, "{key}" => "`{key}` and `{key}_file` exclude each other; keep one");
             return None;
         }
         (Some(text), None) => text.0.clone(),
         (None, Some(path)) => match std::fs::read_to_string(path) {
             Ok(text) => text.trim_end().to_owned(),
             Err(cause) => {
-                p.add(
-                    format!("{key}_file"),
-                    format!("{} cannot be read: {cause}", path.display()),
-                );
+                report!(p, "{key}_file" => "{} cannot be read: {cause}", path.display());
                 return None;
             }
         },
         (None, None) => return None,
     };
     if text.is_empty() {
-        p.add(key, "the secret is empty; write a long random text");
+        report!(p, "{key}" => "the secret is empty; write a long random text");
         return None;
     }
     Some(Secret::new(text))
@@ -212,24 +177,17 @@ fn clients(p: &mut Violations, written: Vec<schema::ClientSection>) -> (Vec<Clie
     for (index, client) in written.into_iter().enumerate() {
         let key = format!("clients[{index}]");
         let token_key = format!("{key}.token");
-        let token = secret(
-            p,
-            &token_key,
-            client.token.as_ref(),
-            client.token_file.as_deref(),
-        );
+        let token = secret(p, &token_key, &client.token, &client.token_file);
         let Some(name) = client.name.as_ref().map(|name| name.0.as_str()) else {
-            p.add(
-                key,
-                "a client needs a `name`: the user part of its proxy URL",
-            );
+            report!(p, "{key}" => "a client needs a `name`: the user part of its proxy URL");
             continue;
         };
         if name.is_empty() || name.contains(':') || !names.insert(name.to_owned()) {
-            p.add(format!("{key}.name"), format!("`{name}` is empty, has a colon, or is there already; give each client a name of its own"));
+            report!(p, "{key}.name" =>
+                "`{name}` is empty, has a colon, or is there already; give each client a name of its own");
         }
         let Some(token) = token else {
-            p.add(key, "a client needs a `token` or a `token_file`");
+            report!(p, "{key}" => "a client needs a `token` or a `token_file`");
             continue;
         };
         let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
@@ -255,10 +213,7 @@ fn routes(p: &mut Violations, written: &[schema::RouteSection]) -> Routes {
     for (index, route) in written.iter().enumerate() {
         let key = format!("routes[{index}]");
         let Some(to) = &route.to else {
-            p.add(
-                key,
-                "a route needs `to`; write it as \"https://api.example.com\"",
-            );
+            report!(p, "{key}" => "a route needs `to`; write it as \"https://api.example.com\"");
             continue;
         };
         let Some(origin) = origin_url(p, &format!("{key}.to"), &to.0) else {
@@ -268,15 +223,13 @@ fn routes(p: &mut Violations, written: &[schema::RouteSection]) -> Routes {
             (Some(host), None) => by_host.insert(host.0.clone(), origin).is_none(),
             (None, Some(listen)) => by_port.insert(listen.0.0, origin).is_none(),
             _ => {
-                p.add(key, "a route needs either `host` or `listen`");
+                report!(p, "{key}" => "a route needs either `host` or `listen`");
                 continue;
             }
         };
         if !fresh {
-            p.add(
-                key,
-                "another route has the same `host` or `listen`; remove one of them",
-            );
+            report!(p, "{key}" =>
+                "another route has the same `host` or `listen`; remove one of them");
         }
     }
     (by_host, by_port)
@@ -284,38 +237,32 @@ fn routes(p: &mut Violations, written: &[schema::RouteSection]) -> Routes {
 
 /// Parses `scheme://host[:port]`, which must not be followed by a path, a query or a fragment.
 fn origin_url(p: &mut Violations, key: &str, text: &str) -> Option<Origin> {
-    let problem = |p: &mut Violations, what: &str| {
-        p.add(
-            key,
-            format!("`{text}` {what}; write it as \"https://api.example.com\""),
-        );
-        None
-    };
     if text.contains('@') {
         // The text may contain a password, so the message does not repeat it.
-        p.add(
-            key,
-            "the URL carries credentials; use a target's `set_headers`",
-        );
+        report!(p, "{key}" => "the URL carries credentials; use a target's `set_headers`");
         return None;
     }
-    let Ok(url) = url::Url::parse(text) else {
-        return problem(p, "is not a URL");
-    };
+    let parsed = parse_origin(text);
+    if let Err(what) = &parsed {
+        report!(p, "{key}" => "`{text}` {what}; write it as \"https://api.example.com\"");
+    }
+    parsed.ok()
+}
+
+fn parse_origin(text: &str) -> Result<Origin, &'static str> {
+    let url = url::Url::parse(text).map_err(|_error| "is not a URL")?;
     let scheme = match url.scheme() {
         "http" => Scheme::Http,
         "https" => Scheme::Https,
-        _ => return problem(p, "is neither http nor https"),
+        _ => return Err("is neither http nor https"),
     };
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-        return problem(p, "has a path; requests keep their own");
+        return Err("has a path; requests keep their own");
     }
-    let Some(host) = url.host_str().and_then(|host| HostName::parse(host).ok()) else {
-        return problem(p, "has no host");
-    };
-    Some(Origin {
+    let host = url.host_str().and_then(|host| HostName::parse(host).ok());
+    Ok(Origin {
         scheme,
-        host,
+        host: host.ok_or("has no host")?,
         port: url.port().unwrap_or(scheme.default_port()),
     })
 }
@@ -323,12 +270,8 @@ fn origin_url(p: &mut Violations, key: &str, text: &str) -> Option<Origin> {
 fn public_url(p: &mut Violations, text: &str) -> Option<String> {
     let sound = url::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
     if !sound {
-        p.add(
-            "public_url",
-            format!(
-                "`{text}` is not how apps reach this proxy; write it as \"http://outpace:8080\""
-            ),
-        );
+        report!(p, "public_url" =>
+            "`{text}` is not how apps reach this proxy; write it as \"http://outpace:8080\"");
     }
     sound.then(|| text.trim_end_matches('/').to_owned())
 }
@@ -338,47 +281,40 @@ fn ca(
     written: schema::CaSection,
     data_dir: &Path,
 ) -> (CaSource, Option<PathBuf>) {
+    if written.cert.is_some() != written.key.is_some() {
+        report!(p, "ca" =>
+            "`cert` and `key` belong together; set both, or neither and a CA is made");
+    }
     let source = match (written.cert, written.key) {
         (Some(cert), Some(key)) => CaSource::Supplied {
             cert: cert.0.into(),
             key: key.0.into(),
         },
-        (None, None) => CaSource::DataDir(data_dir.to_owned()),
-        _ => {
-            p.add(
-                "ca",
-                "`cert` and `key` belong together; set both, or neither and a CA is made",
-            );
-            CaSource::DataDir(data_dir.to_owned())
-        }
+        _ => CaSource::DataDir(data_dir.to_owned()),
     };
     (source, written.export_dir.map(|dir| dir.0.into()))
 }
 
-fn roots(
-    p: &mut Violations,
-    files: &[super::value::Text],
-) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+fn roots(p: &mut Violations, files: &[Text]) -> Vec<CertificateDer<'static>> {
     let mut roots = Vec::new();
     for (index, file) in files.iter().enumerate() {
         match load_pem_file(Path::new(&file.0)) {
             Ok(found) => roots.extend(found),
-            Err(problem) => p.add(format!("egress.roots[{index}]"), problem),
+            Err(problem) => report!(p, "egress.roots[{index}]" => "{problem}"),
         }
     }
     roots
 }
 
 fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
-    let url = url::Url::parse(text)
-        .ok()
-        .filter(|url| url.scheme() == "http");
-    let host = url
-        .as_ref()
-        .and_then(|url| HostName::parse(url.host_str()?).ok());
-    let Some((url, host)) = url.zip(host) else {
+    let parsed = url::Url::parse(text).ok().and_then(|url| {
+        let host = HostName::parse(url.host_str()?).ok()?;
+        (url.scheme() == "http").then_some((url, host))
+    });
+    let Some((url, host)) = parsed else {
         // The text may contain a password, so the message does not repeat it.
-        p.add("egress.upstream_proxy", "it is not the URL of a proxy; write it as \"http://proxy.example.com:3128\" or \"http://USER:PASSWORD@proxy.example.com:3128\"");
+        report!(p, "egress.upstream_proxy" =>
+            "it is not the URL of a proxy; write it as \"http://proxy.example.com:3128\" or \"http://USER:PASSWORD@proxy.example.com:3128\"");
         return None;
     };
     let authorization = (!url.username().is_empty()).then(|| {
@@ -398,24 +334,14 @@ fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
 }
 
 fn percent_decode(text: &str) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        let digits: Vec<u8> = if byte == b'%' {
-            bytes.clone().take(2).collect()
-        } else {
-            Vec::new()
-        };
-        let code = std::str::from_utf8(&digits)
-            .ok()
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match code {
-            Some(code) if digits.len() == 2 => {
-                decoded.push(code);
-                bytes.nth(1);
-            }
-            _ => decoded.push(byte),
-        }
+    let mut parts = text.split('%');
+    let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2);
+        let code = digits.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        decoded.push(code.unwrap_or(b'%'));
+        let rest = code.map_or(Some(part), |_| part.get(2..));
+        decoded.extend(rest.unwrap_or_default().bytes());
     }
     decoded
 }
@@ -433,35 +359,24 @@ fn egress(p: &mut Violations, written: &mut schema::EgressSection) -> Egress {
             (Ok(host), Ok(address)) => {
                 resolve.insert(host, address);
             }
-            (Err(_), _) => p.add(key, format!("`{name}` is not a host name")),
-            (_, Err(_)) => p.add(
-                key,
-                format!(
-                    "`{text}` is not an address; write it as \"10.0.0.7\" or \"10.0.0.7:8443\""
-                ),
-            ),
+            (Err(_), _) => report!(p, "{key}" => "`{name}` is not a host name"),
+            (_, Err(_)) => report!(p, "{key}" =>
+                "`{text}` is not an address; write it as \"10.0.0.7\" or \"10.0.0.7:8443\""),
         }
     }
     Egress {
-        allow: std::mem::take(&mut written.allow)
-            .into_iter()
-            .map(|allow| allow.0)
-            .collect(),
+        allow: written.allow.drain(..).map(|allow| allow.0).collect(),
         resolve,
     }
 }
 
 fn keep(written: &schema::BodiesSection, data_dir: &Path) -> BodySettings {
-    let size = |value: &Option<FromText<ByteSize>>, default: u64| {
-        value
-            .as_ref()
-            .map_or(ByteSize::from_bytes(default), |size| size.0)
-    };
+    let size = |value, default| ByteSize::from_bytes(bytes(value, default));
     BodySettings {
-        memory: size(&written.memory, 64 << 10),
-        memory_total: size(&written.memory_total, 64 << 20),
-        disk: size(&written.disk, 64 << 20),
-        disk_total: size(&written.disk_total, 4 << 30),
+        memory: size(written.memory, 64 << 10),
+        memory_total: size(written.memory_total, 64 << 20),
+        disk: size(written.disk, 64 << 20),
+        disk_total: size(written.disk_total, 4 << 30),
         dir: data_dir.join("tmp"),
     }
 }

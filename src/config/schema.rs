@@ -8,14 +8,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::value::{DurationText, FromText, Listen, OneOrMany, Percent, Text};
-use crate::policy::{Allow, ApiScope, HostPattern};
+use crate::policy::{Allow, ApiScope, HostPattern, TlsMode, Unmatched};
 use crate::spool::BufferSpec;
 use crate::units::{ByteSize, HostName, Rate};
 
 /// Reads a document. An empty document has the default of every key.
 pub(super) fn read(text: &str) -> Result<ConfigFile, serde_yaml::Error> {
-    let file: Option<ConfigFile> = serde_yaml::from_str(text)?;
-    Ok(file.unwrap_or_default())
+    serde_yaml::from_str(text).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -27,7 +26,7 @@ pub(super) struct ConfigFile {
     pub(super) data_dir: Option<Text>,
     pub(super) drain_timeout: Option<FromText<DurationText>>,
     pub(super) allow_open: bool,
-    pub(super) unmatched: UnmatchedSetting,
+    pub(super) unmatched: Unmatched,
     pub(super) connect_ports: Vec<u16>,
     pub(super) routes: Vec<RouteSection>,
     pub(super) clients: Vec<ClientSection>,
@@ -75,14 +74,6 @@ pub(super) struct AdminSection {
     pub(super) listen: Option<FromText<Listen>>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum UnmatchedSetting {
-    #[default]
-    Tunnel,
-    Refuse,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -166,19 +157,11 @@ pub(super) struct TargetSection {
     pub(super) max_wait: Option<FromText<DurationText>>,
     pub(super) max_waiting: Option<usize>,
     pub(super) overflow: OverflowSetting,
-    pub(super) tls: TlsSetting,
+    pub(super) tls: TlsMode,
     pub(super) mode: ModeSetting,
     pub(super) retry: RetrySection,
     pub(super) idempotent: bool,
     pub(super) set_headers: BTreeMap<String, Text>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum TlsSetting {
-    #[default]
-    Intercept,
-    Tunnel,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]

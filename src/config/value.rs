@@ -30,14 +30,11 @@ pub(super) fn with_environment<T>(
     text: &str,
     parse: impl FnOnce() -> T,
 ) -> T {
-    let named = text
-        .split("${")
-        .skip(1)
-        .filter_map(|rest| rest.split_once('}'));
-    let variables = named
-        .map(|(name, _)| (name.to_owned(), environment(name)))
-        .collect();
-    VARIABLES.set(variables);
+    let variables = text.split("${").skip(1).filter_map(|rest| {
+        let (name, _) = rest.split_once('}')?;
+        Some((name.to_owned(), environment(name)))
+    });
+    VARIABLES.set(variables.collect());
     let parsed = parse();
     VARIABLES.take();
     parsed
@@ -50,22 +47,18 @@ fn expand(text: &str) -> Result<String, String> {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
         expanded.push_str(before);
-        if let Some(after) = after.strip_prefix('$') {
+        let Some(braced) = after.strip_prefix('{') else {
             expanded.push('$');
-            rest = after;
-        } else if let Some(after) = after.strip_prefix('{') {
-            let (name, after) = after
-                .split_once('}')
-                .ok_or_else(|| format!("`${{{after}` has no closing brace"))?;
-            let value = VARIABLES.with_borrow(|known| known.get(name).cloned().flatten());
-            let value =
-                value.ok_or_else(|| format!("the environment variable `{name}` is not set"))?;
-            expanded.push_str(&value);
-            rest = after;
-        } else {
-            expanded.push('$');
-            rest = after;
-        }
+            rest = after.strip_prefix('$').unwrap_or(after);
+            continue;
+        };
+        let Some((name, after)) = braced.split_once('}') else {
+            return Err(format!("`${{{braced}` has no closing brace"));
+        };
+        let value = VARIABLES.with_borrow(|known| known.get(name).cloned().flatten());
+        expanded +=
+            &value.ok_or_else(|| format!("the environment variable `{name}` is not set"))?;
+        rest = after;
     }
     expanded.push_str(rest);
     Ok(expanded)
@@ -77,10 +70,7 @@ pub(super) fn buffers<'de, D: Deserializer<'de>>(
 ) -> Result<Vec<BufferSpec>, D::Error> {
     let mut all = Vec::<BufferSpec>::deserialize(deserializer)?;
     for buffer in &mut all {
-        let fields = buffer
-            .headers
-            .iter_mut()
-            .flat_map(|fields| fields.values_mut());
+        let fields = buffer.headers.iter_mut().flat_map(|f| f.values_mut());
         for text in buffer.url.iter_mut().chain(fields) {
             *text = expand(text).map_err(de::Error::custom)?;
         }
@@ -89,29 +79,20 @@ pub(super) fn buffers<'de, D: Deserializer<'de>>(
 }
 
 /// Quantity that is parsed from a string. Its error message contains the correct form.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FromText<T>(pub(super) T);
 
-impl<'de, T> Deserialize<'de> for FromText<T>
-where
-    T: FromStr,
-    T::Err: fmt::Display,
-{
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for FromText<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_any(ScalarVisitor(PhantomData))
-            .map(Self)
+        let parsed = deserializer.deserialize_any(ScalarVisitor(PhantomData));
+        parsed.map(Self)
     }
 }
 
 /// Visitor for a string, or for a number without a unit, which the parser of `T` then reports.
 struct ScalarVisitor<T>(PhantomData<T>);
 
-impl<T> Visitor<'_> for ScalarVisitor<T>
-where
-    T: FromStr,
-    T::Err: fmt::Display,
-{
+impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for ScalarVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,17 +137,10 @@ pub(super) struct Percent(pub(super) u32);
 impl FromStr for Percent {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = text
-            .strip_suffix('%')
-            .and_then(|n| n.trim().parse::<f64>().ok());
-        match number {
-            Some(percent) if (0.0..=100.0).contains(&percent) => {
-                Ok(Self((percent * 10_000.0).round() as u32))
-            }
-            _ => Err(format!(
-                "`{text}` is not a share from 0% to 100%; write it as \"20%\""
-            )),
-        }
+        let number: Option<f64> = text.strip_suffix('%').and_then(|n| n.trim().parse().ok());
+        let percent = number.filter(|percent| (0.0..=100.0).contains(percent));
+        let share = percent.map(|percent| Self((percent * 10_000.0).round() as u32));
+        share.ok_or_else(|| format!("`{text}` is not a share from 0% to 100%; write it as \"20%\""))
     }
 }
 
@@ -177,13 +151,10 @@ pub(super) struct Listen(pub(super) SocketAddr);
 impl FromStr for Listen {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(port) = text
-            .strip_prefix("localhost:")
-            .and_then(|port| port.parse().ok())
-        {
-            return Ok(Self(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
-        }
-        text.parse().map(Self).map_err(|_error| {
+        let port = text.strip_prefix("localhost:").and_then(|p| p.parse().ok());
+        let local = port.map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let address = local.map_or_else(|| text.parse(), Ok);
+        address.map(Self).map_err(|_error| {
             format!("`{text}` is not an address and port; write it as \"127.0.0.1:8080\" or \"[::]:8080\"")
         })
     }
@@ -217,8 +188,6 @@ impl<'de> Deserialize<'de> for OneOrMany {
 }
 /// Returns true if the text can be the name of a target, a limit, a lane or a buffer.
 pub(in crate::config) fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    let of_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(of_name)
 }

@@ -71,11 +71,10 @@ impl Connections {
     }
 
     fn pool(&self) -> &PgPool {
-        let make = || {
+        self.pool.get_or_init(|| {
             let settings = self.settings.clone();
             settings.connect_lazy_with(self.options.clone())
-        };
-        self.pool.get_or_init(make)
+        })
     }
 
     fn keep(

@@ -106,13 +106,6 @@ pub enum DatabaseError {
     },
 }
 
-impl DatabaseError {
-    /// Returns true if a later try may succeed without any change.
-    pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-}
-
 // Written by hand because the options hold the password.
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -172,11 +165,8 @@ impl Database {
     /// Returns host, port and database name for messages, without user and password.
     pub fn place(&self) -> String {
         let database = self.options.get_database().unwrap_or("-");
-        format!(
-            "{}:{}/{database}",
-            self.options.get_host(),
-            self.options.get_port()
-        )
+        let (host, port) = (self.options.get_host(), self.options.get_port());
+        format!("{host}:{port}/{database}")
     }
 
     /// Checks that the schema supports this program. If `migrate` is true, applies missing
@@ -202,11 +192,9 @@ impl Database {
     /// the check fails.
     pub async fn must_be_durable(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
-        let row = sqlx::query("select current_setting('synchronous_commit')")
-            .persistent(false)
-            .fetch_one(&mut connection)
-            .await
-            .map_err(|error| self.failed(&error))?;
+        let query = "select current_setting('synchronous_commit')";
+        let row = row(&mut connection, query).await;
+        let row = row.map_err(|error| self.failed(&error))?;
         if row.get::<String, _>(0) == "off" {
             return Err(DatabaseError::NotDurable);
         }
@@ -221,26 +209,9 @@ impl Database {
     /// connection can be made.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
-        let failed = |error: String| DatabaseError::Migration { cause: error };
-        // The lock belongs to the transaction, because a pooler may give each transaction another
-        // session.
-        let mut transaction = connection
-            .begin()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        sqlx::query("select pg_advisory_xact_lock(hashtextextended('outpace migrations', 0))")
-            .persistent(false)
-            .execute(&mut *transaction)
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        migrator()
-            .run_direct(None, &mut *transaction, false)
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        transaction
-            .commit()
-            .await
-            .map_err(|error| failed(error.to_string()))
+        let migrated = migrate(&mut connection).await;
+        let failed = |cause: String| DatabaseError::Migration { cause };
+        migrated.map_err(|error| failed(error.to_string()))
     }
 
     /// Checks that the schema supports this program.
@@ -250,13 +221,10 @@ impl Database {
     /// another variant if the database cannot be read.
     pub async fn check(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
-        let row = sqlx::query("select oldest, newest from outpace.schema_info")
-            .persistent(false)
-            .fetch_optional(&mut connection)
-            .await;
-        let (oldest, newest) = match row {
-            Ok(Some(row)) => (row.get::<i32, _>(0), row.get::<i32, _>(1)),
-            Ok(None) => return Err(DatabaseError::TooOld),
+        let query = "select oldest, newest from outpace.schema_info";
+        let (oldest, newest) = match row(&mut connection, query).await {
+            Ok(row) => (row.get::<i32, _>(0), row.get::<i32, _>(1)),
+            Err(sqlx::Error::RowNotFound) => return Err(DatabaseError::TooOld),
             Err(error) if is_missing(&error) => return Err(DatabaseError::TooOld),
             Err(error) => return Err(self.failed(&error)),
         };
@@ -275,10 +243,8 @@ impl Database {
         let Ok(mut connection) = self.connect().await else {
             return false;
         };
-        let newest = sqlx::query("select max(version) from outpace.migration")
-            .persistent(false)
-            .fetch_one(&mut connection)
-            .await;
+        let query = "select max(version) from outpace.migration";
+        let newest = row(&mut connection, query).await;
         let ours = MIGRATIONS.iter().map(|(version, ..)| *version).max();
         newest.is_ok_and(|row| row.get::<Option<i64>, _>(0) >= ours)
     }
@@ -296,21 +262,35 @@ impl Database {
 
     fn failed(&self, error: &sqlx::Error) -> DatabaseError {
         let (place, cause) = (self.place(), error.to_string());
-        match error {
-            // SQLSTATE classes: 28 is invalid authorization, 3D an unknown database, and 42
-            // includes missing privileges.
-            sqlx::Error::Database(told)
-                if told.code().is_some_and(|code| {
-                    ["28", "3D", "42"]
-                        .iter()
-                        .any(|class| code.starts_with(class))
-                }) =>
-            {
-                DatabaseError::Refused { place, cause }
-            }
-            _ => DatabaseError::Unreachable { place, cause },
+        let code = error.as_database_error().and_then(|told| told.code());
+        // SQLSTATE classes: 28 is invalid authorization, 3D an unknown database, and 42 includes
+        // missing privileges.
+        let refusals = ["28", "3D", "42"];
+        if code.is_some_and(|code| refusals.iter().any(|class| code.starts_with(class))) {
+            DatabaseError::Refused { place, cause }
+        } else {
+            DatabaseError::Unreachable { place, cause }
         }
     }
+}
+
+/// Executes a query that returns one row.
+async fn row(connection: &mut PgConnection, query: &'static str) -> sqlx::Result<PgRow> {
+    let query = sqlx::query(query).persistent(false);
+    query.fetch_one(connection).await
+}
+
+async fn migrate(connection: &mut PgConnection) -> Result<(), sqlx::error::BoxDynError> {
+    // The lock belongs to the transaction, because a pooler may give each transaction another
+    // session.
+    let mut transaction = connection.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('outpace migrations', 0))")
+        .persistent(false)
+        .execute(&mut *transaction)
+        .await?;
+    let migrator = migrator();
+    migrator.run_direct(None, &mut *transaction, false).await?;
+    Ok(transaction.commit().await?)
 }
 
 /// Returns true if the statement failed because a schema, table or function does not exist.
@@ -320,14 +300,9 @@ fn is_missing(error: &sqlx::Error) -> bool {
 }
 
 fn migrator() -> Migrator {
-    let migrations = MIGRATIONS.iter().map(|(version, name, sql)| {
-        Migration::new(
-            *version,
-            (*name).into(),
-            MigrationType::Simple,
-            (*sql).into_sql_str(),
-            false,
-        )
+    let migrations = MIGRATIONS.into_iter().map(|(version, name, sql)| {
+        let kind = MigrationType::Simple;
+        Migration::new(version, name.into(), kind, sql.into_sql_str(), false)
     });
     let mut migrator = Migrator::with_migrations(migrations.collect());
     migrator.set_locking(false);

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
-
 use super::Deliveries;
+use super::outbound::texts;
 use crate::exchange::{Deferral, DeferredItem, DeferredRequest, Deferring, Error};
 use crate::spool::{
     Buffer, BufferConfig, Guarantee, IdempotencyKey, NewItem, Request, Sealer, Store, StoreError,
 };
+use crate::units::Origin;
 
 /// Number of deferred requests per origin that may be in flight at once.
 const AT_ONCE: u32 = 10;
@@ -49,7 +49,7 @@ impl SpoolDeferral {
         let buffer = self.buffer(&overflow, fresh("buf"), now).await?;
         let once = once(&overflow);
         let id = fresh("itm");
-        let mut headers = fields(&overflow.headers);
+        let mut headers = texts(overflow.headers.iter());
         let sealed = self.sealer.seal(&id, &mut headers)?;
         let item = NewItem {
             id: Arc::clone(&id),
@@ -71,11 +71,9 @@ impl SpoolDeferral {
             not_before: now,
             expires: Some(now + TOO_OLD),
         };
-        let pushed = self
-            .store
-            .push(buffer.number, vec![item], once, now)
-            .await?;
-        self.deliveries.wake(buffer.number);
+        let buffer = buffer.number;
+        let pushed = self.store.push(buffer, vec![item], once, now).await?;
+        self.deliveries.wake(buffer);
         // A request that repeats a key gets the id of the item stored under that key.
         let id = pushed.items.into_iter().next().map_or(id, |(id, _)| id);
         Ok(DeferredItem {
@@ -90,36 +88,20 @@ impl SpoolDeferral {
         id: Arc<str>,
         now: i64,
     ) -> Result<Buffer, StoreError> {
-        let origin = &overflow.origin;
-        let name: Arc<str> = format!(
-            "overflow.{}.{}.{}",
-            origin.scheme.as_str(),
-            origin.host,
-            origin.port
-        )
-        .into();
-        let known = self
-            .store
-            .buffers()
-            .into_iter()
-            .find(|buffer| buffer.name == name);
-        if let Some(known) = known {
+        let Origin { scheme, host, port } = &overflow.origin;
+        let scheme = scheme.as_str();
+        let name: Arc<str> = format!("overflow.{scheme}.{host}.{port}").into();
+        let mut all = self.store.buffers().into_iter();
+        if let Some(known) = all.find(|buffer| buffer.name == name) {
             return Ok(known);
         }
         let terms = BufferConfig {
-            url: format!(
-                "{}://{}:{}/",
-                origin.scheme.as_str(),
-                origin.host,
-                origin.port
-            ),
+            url: format!("{scheme}://{host}:{port}/"),
             concurrency: AT_ONCE,
             ..BufferConfig::default()
         };
-        self.store
-            .create(id, name, terms, now)
-            .await
-            .map(|(buffer, _)| buffer)
+        let created = self.store.create(id, name, terms, now).await?;
+        Ok(created.0)
     }
 }
 
@@ -127,25 +109,10 @@ impl SpoolDeferral {
 /// connection repeats the request with the same `Idempotency-Key` field.
 fn once(overflow: &DeferredRequest) -> Option<IdempotencyKey> {
     let key = overflow.headers.get("idempotency-key")?.to_str().ok()?;
-    let origin = &overflow.origin;
-    let whose = format!(
-        "overflow/{}/{}:{}",
-        overflow.client.as_deref().unwrap_or("-"),
-        origin.host,
-        origin.port
-    );
+    let Origin { host, port, .. } = &overflow.origin;
+    let client = overflow.client.as_deref().unwrap_or("-");
+    let whose = format!("overflow/{client}/{host}:{port}");
     let (method, path) = (overflow.method.as_str(), overflow.path.as_str());
-    Some(IdempotencyKey::new(
-        &whose,
-        key,
-        &[method.as_bytes(), path.as_bytes(), &overflow.body],
-    ))
-}
-
-fn fields(headers: &HeaderMap) -> Vec<(String, String)> {
-    let fields = headers.iter().map(|(name, value)| {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        (name.as_str().to_owned(), value)
-    });
-    fields.collect()
+    let parts: [&[u8]; 3] = [method.as_bytes(), path.as_bytes(), &overflow.body];
+    Some(IdempotencyKey::new(&whose, key, &parts))
 }

@@ -13,8 +13,8 @@ use super::{Deliverer, REST};
 use crate::clock::Instant;
 use crate::spool::{Buffer, Item, ItemStatus, ListQuery, Millis, StoreError};
 
-/// Longest sleep before a parked item is looked at again, in milliseconds.
-const LOOK_AGAIN: u64 = 60_000;
+/// Longest sleep before a parked item is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Time by which an item joins its target's queue before the buffer's own rate lets it leave.
 const AHEAD: Duration = Duration::from_millis(100);
 
@@ -22,12 +22,15 @@ const AHEAD: Duration = Duration::from_millis(100);
 enum DrainStep {
     /// Send this item, at the earliest at this instant because of the buffer's own rate.
     Send(Buffer, Box<Item>, Instant),
-    /// Sleep until this instant unless woken earlier.
+    /// Sleep until this instant unless a change wakes the drain earlier.
     Sleep(Instant),
-    /// Sleep until a change wakes the drain.
-    Idle,
     /// End the drain because its buffer was removed.
     Over,
+}
+
+impl DrainStep {
+    /// Sleep until a change wakes the drain.
+    const IDLE: Self = Self::Sleep(Instant::FAR);
 }
 
 /// State of the drain of one buffer.
@@ -138,7 +141,6 @@ impl Deliverer {
                     continue;
                 }
                 DrainStep::Sleep(until) => until,
-                DrainStep::Idle => Instant::FAR,
                 DrainStep::Over => break,
             };
             tokio::select! {
@@ -159,12 +161,12 @@ impl Deliverer {
             return Ok(DrainStep::Over);
         };
         let Some(hold) = store.hold(drain.number) else {
-            return Ok(DrainStep::Idle);
+            return Ok(DrainStep::IDLE);
         };
         if hold.term != drain.term {
             // Deliveries that began under an earlier term must end first.
             if !drain.taken.is_empty() {
-                return Ok(DrainStep::Idle);
+                return Ok(DrainStep::IDLE);
             }
             self.recover(&buffer).await?;
             drain.gate = Arc::new(Gate::new(self.first_leave(drain.number).await));
@@ -172,7 +174,7 @@ impl Deliverer {
         }
         let strict = buffer.terms.concurrency <= 1;
         if buffer.paused.is_some() || !drain.has_room(&buffer) || drain.gate.is_busy() {
-            return Ok(DrainStep::Idle);
+            return Ok(DrainStep::IDLE);
         }
         let (now, instant) = (self.now(), clock.now());
         let limit = u32::try_from(drain.taken.len() + 1).unwrap_or(u32::MAX);
@@ -202,10 +204,8 @@ impl Deliverer {
             if item.not_before > now {
                 // The item is due by the wall clock. The sleep is bounded because that clock may
                 // jump.
-                let wait = u64::try_from(item.not_before - now)
-                    .unwrap_or(0)
-                    .min(LOOK_AGAIN);
-                wake = wake.min(instant + Duration::from_millis(wait));
+                let wait = Duration::from_millis((item.not_before - now).unsigned_abs());
+                wake = wake.min(instant + wait.min(LOOK_AGAIN));
                 if strict {
                     // In strict order no later item may overtake this one.
                     break;
@@ -218,11 +218,7 @@ impl Deliverer {
             }
             return Ok(DrainStep::Send(buffer, Box::new(item), from.max(instant)));
         }
-        Ok(if wake == Instant::FAR {
-            DrainStep::Idle
-        } else {
-            DrainStep::Sleep(wake)
-        })
+        Ok(DrainStep::Sleep(wake))
     }
 
     /// Returns the instant at which the buffer's last item left, so that the buffer's own rate
@@ -239,10 +235,7 @@ impl Deliverer {
         });
         let now = self.parts.exchange.clock.now();
         match u64::try_from(ago) {
-            Ok(ago) => Instant::from_nanos(
-                now.as_nanos()
-                    .saturating_sub_unsigned(ago.saturating_mul(1_000_000)),
-            ),
+            Ok(ago) => now - Duration::from_millis(ago),
             // The last item seems to leave in the future because the wall clock was set back.
             Err(_) => now,
         }

@@ -1,6 +1,6 @@
 //! Order and spacing of the deliveries of one buffer, by its own rate.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -41,23 +41,19 @@ impl Gate {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, (Instant, bool)> {
-        lock(&self.state)
-    }
-
     pub(super) fn is_busy(&self) -> bool {
-        self.lock().1
+        lock(&self.state).1
     }
 
     pub(super) fn enter(&self) {
-        self.lock().1 = true;
+        lock(&self.state).1 = true;
     }
 
     /// Frees the gate after its item left, or with `None` if the item does not leave. `left` holds
     /// the actual instant and the allowed one. A delay of at most [`LATE_MAX`] does not postpone
     /// the next items, as with every limit.
     pub(super) fn pass(&self, left: Option<(Instant, Instant)>) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if let Some((left, opened)) = left {
             state.0 = opened.max(left - LATE_MAX);
         }
@@ -67,7 +63,7 @@ impl Gate {
     }
 
     pub(super) fn opens(&self, buffer: &Buffer) -> Instant {
-        let last = self.lock().0;
+        let last = lock(&self.state).0;
         match buffer.terms.rate_limit.filter(|rate| *rate > 0.0) {
             // The interval is that of a rate without burst. Its slack keeps any window of one
             // second at no more than n items.

@@ -14,7 +14,7 @@ pub use defer::SpoolDeferral;
 pub use outbound::{Unsendable, origin_of};
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,10 +22,9 @@ use tokio::sync::Notify;
 
 use crate::exchange::Exchange;
 use crate::policy::Policy;
-use crate::spool::{
-    Attempt, AttemptOutcome, Buffer, Finished, Item, Millis, Sealer, Store, StoreError, step,
-};
+use crate::spool::{AttemptOutcome, Buffer, Item, Millis, Sealer, Store, StoreError};
 use crate::sync::lock;
+use send::AttemptResult;
 
 /// Interval between checks of an item or a lease that another process may change.
 const POLL: Duration = Duration::from_millis(250);
@@ -108,14 +107,10 @@ impl Deliveries {
                 continue;
             }
             // In a shared store another process may send the item, which notifies no task here.
-            let again = if store.is_shared() {
-                until.min(clock.now() + POLL)
-            } else {
-                until
-            };
+            let poll = if store.is_shared() { POLL } else { patience };
             tokio::select! {
                 () = changed => {}
-                () = clock.sleep_until(again) => {}
+                () = clock.sleep_until(until.min(clock.now() + poll)) => {}
             }
         }
     }
@@ -128,7 +123,7 @@ impl Deliveries {
 
     /// Makes the buffer's drain look for work again, and starts the drain if it does not run.
     pub fn wake(&self, buffer: i64) {
-        let mut drains = self.0.drains();
+        let mut drains = lock(&self.0.drains);
         if let Some(drain) = drains.get(&buffer) {
             drain.notify_one();
             return;
@@ -140,7 +135,7 @@ impl Deliveries {
         let tasks = self.0.parts.exchange.tasks.clone();
         tasks.spawn(async move {
             inner.drain(buffer, &notify).await;
-            inner.drains().remove(&buffer);
+            lock(&inner.drains).remove(&buffer);
         });
     }
 }
@@ -154,7 +149,7 @@ struct ItemWatch<'a> {
 
 impl<'a> ItemWatch<'a> {
     fn new(inner: &'a Deliverer, id: &'a Arc<str>) -> Self {
-        let told = Arc::clone(inner.watched().entry(Arc::clone(id)).or_default());
+        let told = Arc::clone(lock(&inner.watched).entry(Arc::clone(id)).or_default());
         Self { inner, id, told }
     }
 }
@@ -163,24 +158,14 @@ impl Drop for ItemWatch<'_> {
     fn drop(&mut self) {
         // This watch and the map hold one reference each, so a third one belongs to another waiter.
         let others = |told: &Arc<Notify>| Arc::strong_count(told) > 2;
-        self.inner
-            .watched()
-            .retain(|id, told| id != self.id || others(told));
+        lock(&self.inner.watched).retain(|id, told| id != self.id || others(told));
     }
 }
 
 impl Deliverer {
-    fn drains(&self) -> MutexGuard<'_, HashMap<i64, Arc<Notify>>> {
-        lock(&self.drains)
-    }
-
-    fn watched(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Notify>>> {
-        lock(&self.watched)
-    }
-
     /// Notifies all tasks that wait for this item.
     fn tell(&self, id: &Arc<str>) {
-        let waiting = self.watched().remove(id);
+        let waiting = lock(&self.watched).remove(id);
         if let Some(waiting) = waiting {
             waiting.notify_waiters();
         }
@@ -195,29 +180,11 @@ impl Deliverer {
     async fn recover(&self, buffer: &Buffer) -> Result<(), StoreError> {
         let store = &self.parts.store;
         for item in store.interrupted(buffer.number).await? {
-            let (now, draw) = (self.now(), self.parts.exchange.random.unit());
-            let step = step(
-                &item,
-                &buffer.terms,
-                &AttemptOutcome::Interrupted,
-                now,
-                draw,
-            );
-            let attempt = Attempt {
-                item: Arc::clone(&item.id),
-                buffer: item.buffer,
-                number: item.attempts,
-                started: now,
-                took: 0,
-                waited: 0,
-                outcome: step.word.into(),
-                status: None,
-                error: Some("interrupted before the outcome was recorded".to_owned()),
-                next: step.status.is_live().then_some(step.not_before),
-                maybe_duplicate: item.maybe_duplicate,
-                response: None,
-            };
-            store.finish(Finished { step, attempt }, now).await?;
+            let now = self.now();
+            let error = "interrupted before the outcome was recorded".to_owned();
+            let result = AttemptResult::of(AttemptOutcome::Interrupted, error);
+            let finished = self.decide(buffer, &item, result, now, (now, 0, 0));
+            store.finish(finished, now).await?;
         }
         Ok(())
     }

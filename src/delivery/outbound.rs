@@ -132,3 +132,12 @@ pub(super) fn fields(item: &Item) -> Vec<(HeaderName, HeaderValue)> {
     }
     fields
 }
+
+/// Returns header fields as text, in the form in which the spool stores them.
+pub(super) fn texts<'a>(
+    fields: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+) -> Vec<(String, String)> {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let fields = fields.map(|(name, value)| (name.to_string(), text(value)));
+    fields.collect()
+}

@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::watch;
 
 use super::gate::{Gate, GateStage};
-use super::outbound::{fields, request};
+use super::outbound::{fields, request, texts};
 use super::{Deliverer, POLL, REST};
 use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
 use crate::clock::Instant;
@@ -21,7 +21,7 @@ use crate::exchange::{
 use crate::semantics::retry_after;
 use crate::spool::{
     Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Millis, Response as StoredResponse,
-    StoreError, step,
+    StoreError, millis, step,
 };
 
 /// Time by which an item is claimed before the buffer's own rate lets it leave.
@@ -85,7 +85,7 @@ struct Progress {
 }
 
 /// Result of an attempt, to be recorded in the store.
-struct AttemptResult {
+pub(super) struct AttemptResult {
     outcome: AttemptOutcome,
     status: Option<u16>,
     error: Option<String>,
@@ -105,7 +105,7 @@ impl Deliverer {
             biased;
             () = self.lapsed(delivery.buffer.number, delivery.term) => None,
             () = unfollowed(delivery) => None,
-            result = self.attempt(delivery, &progress) => result,
+            result = self.attempt(delivery, &progress) => result.unwrap_or_else(Some),
             () = self.withdrawn(&progress) => None,
         };
         let recorded = self.record(delivery, &progress, result).await;
@@ -124,42 +124,32 @@ impl Deliverer {
     }
 
     /// Runs the steps of one delivery in order: reserve, claim, prepare, send. Returns `None` if
-    /// the item was not sent and nothing has to be recorded.
-    async fn attempt(&self, delivery: &Delivery, progress: &Progress) -> Option<AttemptResult> {
+    /// the item was not sent and nothing has to be recorded. A failure is a result to record too.
+    async fn attempt(
+        &self,
+        delivery: &Delivery,
+        progress: &Progress,
+    ) -> Result<Option<AttemptResult>, AttemptResult> {
         let Delivery { buffer, item, .. } = delivery;
-        let exchange = &self.parts.exchange;
-        let (arrival, request) = match self.read(buffer, item).await {
-            Ok(read) => read,
-            Err(result) => return Some(result),
-        };
-        let reservation = match exchange.reserve(&arrival, request).await {
-            Ok(reservation) => reservation,
-            Err(error) => return Some(failed(&error)),
-        };
+        let (exchange, clock) = (&self.parts.exchange, &self.parts.exchange.clock);
+        let (arrival, request) = self.read(buffer, item).await?;
+        let reservation = exchange.reserve(&arrival, request).await?;
         if delivery.predecessor().await != GateStage::Over || self.is_paused(buffer) {
-            return None;
+            return Ok(None);
         }
-        exchange
-            .clock
-            .sleep_until(delivery.opens - CLAIM_AHEAD)
-            .await;
+        clock.sleep_until(delivery.opens - CLAIM_AHEAD).await;
         if let Err(error) = self.claim(delivery, progress).await {
             tracing::info!(%error, item = %item.id, "an item was not claimed; its delivery begins again");
-            return Some(AttemptResult::held(error.to_string(), None));
+            return Err(AttemptResult::held(error.to_string(), None));
         }
-        exchange.clock.sleep_until(delivery.opens).await;
-        let prepared = match reservation.prepare().await {
-            Ok(prepared) => prepared,
-            Err(error) => return Some(failed(&error)),
-        };
+        clock.sleep_until(delivery.opens).await;
+        let prepared = reservation.prepare().await?;
         if !self.leaves(delivery, progress) {
-            return None;
+            return Ok(None);
         }
         let timeout = Duration::from_millis(buffer.terms.timeout_ms.unsigned_abs());
-        match prepared.send(timeout).await {
-            Ok(response) => Some(self.answered(delivery, response).await),
-            Err(error) => Some(failed(&error)),
-        }
+        let response = prepared.send(timeout).await?;
+        Ok(Some(self.answered(delivery, response).await))
     }
 
     /// Reads the body of the item and builds its request.
@@ -198,20 +188,16 @@ impl Deliverer {
     async fn claim(&self, delivery: &Delivery, progress: &Progress) -> Result<(), StoreError> {
         progress.asked.store(true, Ordering::Relaxed);
         let id = Arc::clone(&delivery.item.id);
-        match self.parts.store.claim(delivery.buffer.number, id).await {
-            Ok(item) => {
-                // One delivery claims its item once.
-                let _ = progress.claimed.set(item);
-                Ok(())
-            }
-            Err(error) => {
-                // These two errors are definite refusals. After any other error the claim may be
-                // stored.
-                let no = matches!(error, StoreError::Conflict(_) | StoreError::Unknown(_));
-                progress.asked.store(!no, Ordering::Relaxed);
-                Err(error)
-            }
-        }
+        let claimed = self.parts.store.claim(delivery.buffer.number, id).await;
+        let item = claimed.inspect_err(|error| {
+            // These two errors are definite refusals. After any other error the claim may be
+            // stored.
+            let no = matches!(error, StoreError::Conflict(_) | StoreError::Unknown(_));
+            progress.asked.store(!no, Ordering::Relaxed);
+        })?;
+        // One delivery claims its item once.
+        let _ = progress.claimed.set(item);
+        Ok(())
     }
 
     /// Returns true if the item may still be sent, and notes that it leaves now. The hold is
@@ -251,15 +237,10 @@ impl Deliverer {
         }
         // The item may be claimed and was not sent.
         if progress.asked.load(Ordering::Relaxed) && !is_sent {
-            self.give_back(delivery).await?;
+            let (buffer, id) = (delivery.buffer.number, Arc::clone(&delivery.item.id));
+            self.parts.store.release_claim(buffer, id).await?;
         }
         Ok(GateStage::Again)
-    }
-
-    /// Releases the claim of an item that has not left. Does nothing if the item is not claimed.
-    async fn give_back(&self, delivery: &Delivery) -> Result<(), StoreError> {
-        let (buffer, id) = (delivery.buffer.number, &delivery.item.id);
-        self.parts.store.release_claim(buffer, Arc::clone(id)).await
     }
 
     /// Completes when the process begins to shut down and the item has not left.
@@ -320,21 +301,16 @@ impl Deliverer {
         };
         let truncated = tokio::time::timeout(RESPONSE_READ, reading).await;
         let headers = head.headers.iter();
-        let headers = headers.filter(|(name, _)| *name != header::SET_COOKIE);
-        let headers = headers.map(|(name, value)| {
-            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-            (name.as_str().to_owned(), value)
-        });
-        let headers = headers.collect();
+        let status = head.status.as_u16();
         AttemptResult {
             outcome: AttemptOutcome::Answered {
-                status: head.status.as_u16(),
+                status,
                 retry_after: retry_after(&head.headers, self.parts.exchange.clock.wall()),
             },
-            status: Some(head.status.as_u16()),
+            status: Some(status),
             error: None,
             response: Some(StoredResponse {
-                headers,
+                headers: texts(headers.filter(|(name, _)| *name != header::SET_COOKIE)),
                 truncated: truncated.unwrap_or(true),
                 body: stored.freeze(),
             }),
@@ -363,19 +339,34 @@ impl Deliverer {
                 store.claim(delivery.buffer.number, id).await?
             }
         };
-        let now = self.now();
+        let ((began, started), ended) = (progress.began, clock.now());
+        let left = progress.left.get().copied();
+        let took = millis(left.map_or(Duration::ZERO, |left| ended.since(left)));
+        let waited = millis(left.unwrap_or(ended).since(began));
+        let times = (started, took, waited);
+        let buffer = &delivery.buffer;
+        Ok(Some(self.decide(buffer, &item, result, self.now(), times)))
+    }
+
+    /// Decides the next state of an item after an attempt with these `times`: its start, the time
+    /// that it took and the time that it waited.
+    pub(super) fn decide(
+        &self,
+        buffer: &Buffer,
+        item: &Item,
+        result: AttemptResult,
+        now: Millis,
+        (started, took, waited): (Millis, Millis, Millis),
+    ) -> Finished {
         let draw = self.parts.exchange.random.unit();
-        let step = step(&item, &delivery.buffer.terms, &result.outcome, now, draw);
-        let ((began, started), left) = (progress.began, progress.left.get().copied());
-        let ended = clock.now();
-        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let step = step(item, &buffer.terms, &result.outcome, now, draw);
         let attempt = Attempt {
             item: Arc::clone(&item.id),
             buffer: item.buffer,
             number: item.attempts,
             started,
-            took: millis(left.map_or(Duration::ZERO, |left| ended.since(left))),
-            waited: millis(left.unwrap_or(ended).since(began)),
+            took,
+            waited,
             outcome: step.word.into(),
             status: result.status,
             error: result.error,
@@ -383,7 +374,7 @@ impl Deliverer {
             maybe_duplicate: item.maybe_duplicate,
             response: result.response,
         };
-        Ok(Some(Finished { step, attempt }))
+        Finished { step, attempt }
     }
 
     /// Stores an outcome. Tries again every second while the store is full or a shared store is
@@ -407,7 +398,7 @@ impl Deliverer {
 }
 
 impl AttemptResult {
-    fn of(outcome: AttemptOutcome, error: String) -> Self {
+    pub(super) fn of(outcome: AttemptOutcome, error: String) -> Self {
         Self {
             outcome,
             status: None,
@@ -428,21 +419,22 @@ impl AttemptResult {
     }
 }
 
-/// Converts an error of the exchange into the result of the attempt.
-fn failed(error: &Error) -> AttemptResult {
-    let told = error.detail.clone();
-    match error.reason {
-        Reason::WaitTooLong | Reason::QueueFull => AttemptResult::held(told, error.retry_after),
-        Reason::OriginBroke | Reason::OriginTimeout | Reason::OriginProtocol => {
-            AttemptResult::of(AttemptOutcome::Unknown, told)
+impl From<Error> for AttemptResult {
+    fn from(error: Error) -> Self {
+        let told = error.detail;
+        match error.reason {
+            Reason::WaitTooLong | Reason::QueueFull => Self::held(told, error.retry_after),
+            Reason::OriginBroke | Reason::OriginTimeout | Reason::OriginProtocol => {
+                Self::of(AttemptOutcome::Unknown, told)
+            }
+            Reason::OriginUnresolved
+            | Reason::OriginRefused
+            | Reason::OriginConnectTimeout
+            | Reason::OriginCertificate
+            | Reason::OriginTls
+            | Reason::ParentProxy
+            | Reason::Internal => Self::of(AttemptOutcome::Unsent { passing: true }, told),
+            _ => Self::never(told),
         }
-        Reason::OriginUnresolved
-        | Reason::OriginRefused
-        | Reason::OriginConnectTimeout
-        | Reason::OriginCertificate
-        | Reason::OriginTls
-        | Reason::ParentProxy
-        | Reason::Internal => AttemptResult::of(AttemptOutcome::Unsent { passing: true }, told),
-        _ => AttemptResult::never(told),
     }
 }

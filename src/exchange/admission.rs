@@ -58,11 +58,11 @@ impl<'a> Pooled<'a> {
     }
 
     /// Returns an idle or newly dialled connection for a request that does not wait for a turn.
-    /// Fails with [`AdmissionError::Unconnected`] if the dial fails.
-    pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, AdmissionError> {
+    /// Fails with [`AttemptError::Unconnected`] if the dial fails.
+    pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, AttemptError> {
         match self.idle() {
             Some(connection) => Ok(connection),
-            None => self.dial().await.map_err(AdmissionError::Unconnected),
+            None => self.dial().await.map_err(AttemptError::Unconnected),
         }
     }
 }
@@ -110,15 +110,30 @@ pub(super) struct AdmissionContext<'a> {
     pub(super) body: Option<&'a Replayable>,
 }
 
-/// Reasons for a failed admission: a refusal, a failed dial or a lost client.
+/// Failure of an attempt that brought no response from the origin.
 #[derive(Debug)]
-pub(super) enum AdmissionError {
+pub(super) enum AttemptError {
     /// The pacer refused the request, because its turn is too late or the queue is full.
     Refused(Error),
     /// No connection to the origin could be made, so nothing was sent.
     Unconnected(origin::OriginError),
-    /// The client's request body broke during the wait, so the client is gone.
+    /// The client's request body broke, so the client is gone.
     ClientGone,
+    /// The connection broke, or no response came, after the request was sent.
+    Broken(Error),
+}
+
+impl From<AttemptError> for Error {
+    fn from(error: AttemptError) -> Self {
+        match error {
+            AttemptError::Refused(error) | AttemptError::Broken(error) => error,
+            AttemptError::Unconnected(error) => error.into(),
+            AttemptError::ClientGone => Self::new(
+                Reason::MalformedRequest,
+                "the request's body ended too early",
+            ),
+        }
+    }
 }
 
 /// Stand-in connection source for work that the caller sends, such as an API `acquire` call.
@@ -142,20 +157,24 @@ impl Exchange {
     /// # Errors
     /// Returns the refusal if the queue is full or the turn would come after the ticket's deadline.
     pub async fn turn(&self, ticket: &Ticket, record: &mut Record) -> Result<Turn, Error> {
+        let (turn, ()) = self.turn_on(ticket, record, &NoConnections).await?;
+        Ok(turn)
+    }
+
+    /// Waits for a turn and a connection for work without a request body.
+    pub(super) async fn turn_on<S: ConnectionSource>(
+        &self,
+        ticket: &Ticket,
+        record: &mut Record,
+        connections: &S,
+    ) -> Result<(Turn, S::Connection), Error> {
         let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics: &self.metrics_of(&ticket.target),
             body: None,
         };
-        match context.admit(ticket, record, &NoConnections).await {
-            Ok((turn, ())) => Ok(turn),
-            Err(AdmissionError::Refused(error)) => Err(error),
-            Err(AdmissionError::Unconnected(error)) => Err(error.into()),
-            Err(AdmissionError::ClientGone) => {
-                Err(Error::new(Reason::Internal, "body error without a body"))
-            }
-        }
+        Ok(context.admit(ticket, record, connections).await?)
     }
 }
 
@@ -167,14 +186,13 @@ impl AdmissionContext<'_> {
         ticket: &Ticket,
         record: &mut Record,
         connections: &S,
-    ) -> Result<(Turn, S::Connection), AdmissionError> {
+    ) -> Result<(Turn, S::Connection), AttemptError> {
         let mut began = None;
         let admitted = loop {
             let connection = connections.idle();
-            let readiness = if connection.is_some() {
-                ConnectionState::Ready
-            } else {
-                ConnectionState::Absent
+            let readiness = match connection {
+                Some(_) => ConnectionState::Ready,
+                None => ConnectionState::Absent,
             };
             let (turn, connection) = match self.pacer.enter(ticket, readiness) {
                 // The slot is due now and the connection is ready, so the request leaves at once.
@@ -183,7 +201,7 @@ impl AdmissionContext<'_> {
                     None => (turn, None),
                 },
                 Admission::Refused(refusal) => {
-                    break Err(AdmissionError::Refused(self.refused(ticket, &refusal)));
+                    break Err(AttemptError::Refused(self.refused(ticket, &refusal)));
                 }
                 Admission::Wait(waiter) => {
                     began = began.or_else(|| Some(self.clock.now()));
@@ -205,7 +223,7 @@ impl AdmissionContext<'_> {
                 // A slow dial can make the turn void, which `leave` detects below.
                 None => match connections.dial().await {
                     Ok(connection) => connection,
-                    Err(error) => break Err(AdmissionError::Unconnected(error)),
+                    Err(error) => break Err(AttemptError::Unconnected(error)),
                 },
             };
             // A turn is void after a pause of the process, a slow dial or a new block. The request
@@ -221,24 +239,21 @@ impl AdmissionContext<'_> {
         admitted
     }
 
-    /// Waits until the pacer calls the request. Fails with [`AdmissionError::Refused`] if its turn
+    /// Waits until the pacer calls the request. Fails with [`AttemptError::Refused`] if its turn
     /// would come too late.
     pub(super) async fn call(
         &self,
         ticket: Ticket,
         record: &mut Record,
-    ) -> Result<Called, AdmissionError> {
+    ) -> Result<Called, AttemptError> {
         let began = self.clock.now();
-        let refused = |refusal| AdmissionError::Refused(self.refused(&ticket, &refusal));
+        let refused = |refusal| AttemptError::Refused(self.refused(&ticket, &refusal));
         let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
             Admission::Wait(waiter) => waiter,
             Admission::Refused(refusal) => return Err(refused(refusal)),
             Admission::Turn(_) => {
                 let detail = "the pacer gave a turn to a request without a connection";
-                return Err(AdmissionError::Refused(Error::new(
-                    Reason::Internal,
-                    detail,
-                )));
+                return Err(AttemptError::Refused(Error::new(Reason::Internal, detail)));
             }
         };
         record.limit.clone_from(&waiter.held_by);
@@ -261,19 +276,17 @@ impl AdmissionContext<'_> {
         called: Called,
         record: &mut Record,
         connections: &S,
-    ) -> Result<(Turn, S::Connection), AdmissionError> {
-        let Called {
-            waiter,
-            ticket,
-            began,
-        } = called;
-        let waited = self.wait(waiter, true, &ticket, None, connections).await;
-        record.waited += self.clock.now().since(began);
+    ) -> Result<(Turn, S::Connection), AttemptError> {
+        let ticket = &called.ticket;
+        let waited = self
+            .wait(called.waiter, true, ticket, None, connections)
+            .await;
+        record.waited += self.clock.now().since(called.began);
         let (turn, connection) = waited?;
         record.limit = turn.held_by.clone().or(record.limit.take());
         match (turn.leave(), still_fresh::<S>(connection)) {
             (Ok(turn), Some(connection)) => Ok((turn, connection)),
-            _ => self.admit(&ticket, record, connections).await,
+            _ => self.admit(ticket, record, connections).await,
         }
     }
 
@@ -285,7 +298,7 @@ impl AdmissionContext<'_> {
         ticket: &Ticket,
         connection: Option<S::Connection>,
         connections: &S,
-    ) -> Result<(Turn, S::Connection), AdmissionError> {
+    ) -> Result<(Turn, S::Connection), AttemptError> {
         let _counted = WaitingGauge::new(self.metrics);
         // A request far back in the queue returns its connection until it is called.
         let mut connection = connection.filter(|_| waiter.is_ready());
@@ -310,7 +323,7 @@ impl AdmissionContext<'_> {
                 event = waiter.next() => match event {
                     Event::Called => called = true,
                     Event::Refused(refusal) => {
-                        return Err(AdmissionError::Refused(self.refused(ticket, &refusal)));
+                        return Err(AttemptError::Refused(self.refused(ticket, &refusal)));
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
@@ -321,13 +334,13 @@ impl AdmissionContext<'_> {
                 },
                 dialled = poll_some(dialling.as_mut()), if dialling.is_some() => {
                     dialling.set(None);
-                    connection = Some(dialled.map_err(AdmissionError::Unconnected)?);
+                    connection = Some(dialled.map_err(AttemptError::Unconnected)?);
                     waiter.ready();
                 }
                 // Another request returned its connection before this dial ended. The loop takes
                 // that connection, because an origin may be slow to accept.
                 () = connections.returned(), if dialling.is_some() => {}
-                _gone = &mut ahead => return Err(AdmissionError::ClientGone),
+                _gone = &mut ahead => return Err(AttemptError::ClientGone),
             }
         }
     }
@@ -471,9 +484,8 @@ mod tests {
         };
         let connections = SlowToAccept::default();
         let comes_back = async {
-            clock
-                .sleep_until(clock.now() + Duration::from_secs(1))
-                .await;
+            let later = clock.now() + Duration::from_secs(1);
+            clock.sleep_until(later).await;
             assert!(connections.dialled.get(), "the called waiter must dial");
             connections.idle.set(Some(7));
             connections.returned.notify_one();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::Response;
 
 use super::Exchange;
-use super::admission::{AdmissionContext, AdmissionError, Called, Pooled};
+use super::admission::{AdmissionContext, AttemptError, Called, Pooled};
 use super::body::{Outgoing, Replayable};
 use super::error::Error;
 use super::plan::Plan;
@@ -38,18 +38,6 @@ impl OriginResponse {
     }
 }
 
-/// Failure of an attempt that brought no response from the origin.
-pub(super) enum AttemptError {
-    Admission(AdmissionError),
-    Broken(Error),
-}
-
-impl From<AdmissionError> for AttemptError {
-    fn from(error: AdmissionError) -> Self {
-        Self::Admission(error)
-    }
-}
-
 impl Exchange {
     /// Acquires a turn and a connection, and sends the request on them.
     pub(super) async fn attempt(
@@ -57,8 +45,8 @@ impl Exchange {
         plan: &Plan<'_>,
         record: &mut Record,
     ) -> Result<OriginResponse, AttemptError> {
-        let (turn, lease) = self.admit(plan, record).await?;
-        self.transmit(plan, (turn, lease), RESPONSE_HEAD_TIMEOUT, record)
+        let admitted = self.admit(plan, record).await?;
+        self.transmit(plan, admitted, RESPONSE_HEAD_TIMEOUT, record)
             .await
     }
 
@@ -68,7 +56,7 @@ impl Exchange {
         &self,
         plan: &Plan<'_>,
         record: &mut Record,
-    ) -> Result<(Option<Turn>, Lease<Outgoing>), AdmissionError> {
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), AttemptError> {
         let connections = Pooled::new(self, plan);
         let Some((context, ticket)) = self.admission(plan, record) else {
             let turn = self.observe(plan, record);
@@ -84,7 +72,7 @@ impl Exchange {
         &self,
         plan: &Plan<'_>,
         record: &mut Record,
-    ) -> Result<Option<Called>, AdmissionError> {
+    ) -> Result<Option<Called>, AttemptError> {
         match self.admission(plan, record) {
             Some((context, ticket)) => context.call(ticket, record).await.map(Some),
             None => Ok(None),
@@ -97,7 +85,7 @@ impl Exchange {
         plan: &Plan<'_>,
         called: Option<Called>,
         record: &mut Record,
-    ) -> Result<(Option<Turn>, Lease<Outgoing>), AdmissionError> {
+    ) -> Result<(Option<Turn>, Lease<Outgoing>), AttemptError> {
         let Some((called, (context, _))) = called.zip(self.admission(plan, record)) else {
             return self.admit(plan, record).await;
         };
@@ -194,34 +182,25 @@ impl Exchange {
         }
         let cause = "the connection closed before the request was sent".to_owned();
         let refused = origin::OriginError::Refused(cause);
-        Err(AdmissionError::Unconnected(refused).into())
+        Err(AttemptError::Unconnected(refused))
     }
 }
 
 impl AttemptError {
     /// Returns the error for the client and the input for the retry decision.
     pub(super) fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
-        let gone = || {
-            Error::new(
-                Reason::MalformedRequest,
-                "the request's body ended too early",
-            )
+        let gone = || plan.body.as_ref().is_some_and(Replayable::client_gone);
+        let error = match self {
+            Self::Broken(_) if gone() => Self::ClientGone,
+            error => error,
         };
-        match self {
-            Self::Admission(AdmissionError::Refused(error)) => {
-                (error, Attempted::Unsent { passing: false })
-            }
-            Self::Admission(AdmissionError::ClientGone) => {
-                (gone(), Attempted::Unsent { passing: false })
-            }
-            Self::Admission(AdmissionError::Unconnected(error)) => {
-                let passing = error.is_passing();
-                (error.into(), Attempted::Unsent { passing })
-            }
-            Self::Broken(_) if plan.body.as_ref().is_some_and(Replayable::client_gone) => {
-                (gone(), Attempted::Unsent { passing: false })
-            }
-            Self::Broken(error) => (error, Attempted::Broken),
-        }
+        let attempted = match &error {
+            Self::Unconnected(error) => Attempted::Unsent {
+                passing: error.is_passing(),
+            },
+            Self::Broken(_) => Attempted::Broken,
+            Self::Refused(_) | Self::ClientGone => Attempted::Unsent { passing: false },
+        };
+        (error.into(), attempted)
     }
 }

@@ -21,7 +21,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::body_budget::BodyBudget;
 use super::record::BodyLocation;
-use super::respond::{BodyError, strip_forbidden_trailers};
+use super::respond::{BodyError, FramePoll, strip_forbidden_trailers};
 use crate::sync::lock;
 
 /// Body of a request that outpace received, from a client or from the spool.
@@ -103,10 +103,9 @@ impl Replayable {
             InboundBody::Client(incoming) => (Some(incoming), Vec::new()),
             InboundBody::Stored(bytes) => (None, vec![bytes]),
         };
-        let end = if source.is_some() {
-            End::NotYet
-        } else {
-            End::Reached
+        let end = match source {
+            Some(_) => End::NotYet,
+            None => End::Reached,
         };
         Self(Arc::new(Mutex::new(HeldBody {
             body_budget,
@@ -188,14 +187,7 @@ impl HeldBody {
             if enough || self.end != End::NotYet || self.rest.is_some() {
                 return Poll::Ready(());
             }
-            match ready!(self.poll_source(cx)) {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.store(Bytes::copy_from_slice(&data), false);
-                    }
-                }
-                Some(Err(_)) | None => return Poll::Ready(()),
-            }
+            ready!(self.poll_fill(cx));
         }
     }
 
@@ -208,25 +200,23 @@ impl HeldBody {
             if self.end == End::Reached || self.rest.is_some() || !self.complete {
                 return Poll::Pending;
             }
-            match ready!(self.poll_source(cx)) {
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        // Copied, because a slice would keep the connection's larger read buffer
-                        // alive.
-                        self.store(Bytes::copy_from_slice(&data), false);
-                    }
-                }
-                Some(Err(_)) => return Poll::Ready(ClientGone),
-                None => {}
-            }
+            ready!(self.poll_fill(cx));
         }
     }
 
+    /// Buffers the next frame from the client, or notes the end or an error.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(Ok(frame)) = ready!(self.poll_source(cx))
+            && let Ok(data) = frame.into_data()
+        {
+            // Copied, because a slice would keep the connection's larger read buffer alive.
+            self.store(Bytes::copy_from_slice(&data), false);
+        }
+        Poll::Ready(())
+    }
+
     /// Polls the next frame from the client, and notes trailers, the end or an error.
-    fn poll_source(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> FramePoll {
         let Some(source) = &mut self.source else {
             return Poll::Ready(None);
         };
@@ -318,15 +308,10 @@ impl HeldBody {
 
 impl Drop for HeldBody {
     fn drop(&mut self) {
-        self.body_budget
-            .memory
-            .fetch_sub(self.in_memory, Ordering::Relaxed);
-        self.body_budget
-            .metrics
-            .bodies_buffered(-signed(self.in_memory));
-        self.body_budget
-            .disk
-            .fetch_sub(self.on_disk, Ordering::Relaxed);
+        let budget = &self.body_budget;
+        budget.memory.fetch_sub(self.in_memory, Ordering::Relaxed);
+        budget.metrics.bodies_buffered(-signed(self.in_memory));
+        budget.disk.fetch_sub(self.on_disk, Ordering::Relaxed);
     }
 }
 
@@ -358,7 +343,7 @@ enum Cursor {
 const READ: u64 = 64 * 1024;
 
 impl Reader {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> FramePoll {
         let body = self.body.clone();
         let mut store = body.lock();
         loop {
@@ -377,14 +362,10 @@ impl Reader {
                         continue;
                     }
                     let read = ready!(self.poll_file(&store, offset, cx));
-                    let advance = |bytes: &Bytes| Cursor::File(offset + bytes.len() as u64);
-                    return Poll::Ready(Some(match read {
-                        Ok(bytes) => {
-                            self.place = advance(&bytes);
-                            Ok(Frame::data(bytes))
-                        }
-                        Err(error) => Err(error.into()),
-                    }));
+                    if let Ok(bytes) = &read {
+                        self.place = Cursor::File(offset + bytes.len() as u64);
+                    }
+                    return Poll::Ready(Some(read.map(Frame::data).map_err(Into::into)));
                 }
                 Cursor::Source => return self.poll_source(&mut store, cx),
                 Cursor::Done => return Poll::Ready(None),
@@ -414,11 +395,7 @@ impl Reader {
         Poll::Ready(read.unwrap_or_else(|error| Err(std::io::Error::other(error))))
     }
 
-    fn poll_source(
-        &mut self,
-        store: &mut HeldBody,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_source(&mut self, store: &mut HeldBody, cx: &mut Context<'_>) -> FramePoll {
         // Chunks that are forwarded from here are buffered too, if they fit the bounds.
         ready!(store.poll_writing(cx));
         if let Some(rest) = store.rest.take() {
@@ -452,10 +429,7 @@ impl http_body::Body for Outgoing {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> FramePoll {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Held(reader) => reader.poll_next(cx),

@@ -20,7 +20,7 @@ use super::error::Error;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::respond::ResponseBody;
-use crate::semantics::{PREFERENCE_APPLIED, write_retry_after};
+use crate::semantics::{PREFERENCE_APPLIED, PROXY_STATUS, write_retry_after};
 use crate::units::Origin;
 
 /// Request to store in the spool for later delivery.
@@ -77,11 +77,10 @@ impl Exchange {
             return None;
         }
         let body = match &plan.body {
-            Some(_) => Limited::new(plan.reader(), deferral.max_body())
-                .collect()
-                .await
-                .ok()?
-                .to_bytes(),
+            Some(_) => {
+                let body = Limited::new(plan.reader(), deferral.max_body());
+                body.collect().await.ok()?.to_bytes()
+            }
             None => Bytes::new(),
         };
         let arrival = plan.arrival;
@@ -89,9 +88,7 @@ impl Exchange {
             origin: arrival.origin.clone(),
             method: plan.template.method().clone(),
             path: plan.template.path().clone(),
-            headers: plan
-                .template
-                .own_headers(plan.target.map(|target| &**target)),
+            headers: plan.template.own_headers(plan.target.map(Arc::as_ref)),
             body,
             repeatable: plan.template.is_idempotent() || plan.target?.idempotent,
             client: arrival.client.name.clone(),
@@ -140,14 +137,10 @@ fn accepted(
     let headers = response.headers_mut();
     let json = HeaderValue::from_static("application/json");
     headers.insert(header::CONTENT_TYPE, json);
-    headers.insert(
-        "proxy-status",
-        HeaderValue::from_static("outpace; details=\"spooled\""),
-    );
-    headers.insert(
-        header::RETRY_AFTER,
-        write_retry_after(wait.unwrap_or_default()),
-    );
+    let spooled = HeaderValue::from_static("outpace; details=\"spooled\"");
+    headers.insert(PROXY_STATUS, spooled);
+    let wait = write_retry_after(wait.unwrap_or_default());
+    headers.insert(header::RETRY_AFTER, wait);
     if let Ok(location) = HeaderValue::try_from(&kept.location) {
         headers.insert(header::LOCATION, location);
     }
@@ -155,10 +148,8 @@ fn accepted(
         headers.insert("outpace-item", id);
     }
     if plan.preference.respond_async {
-        headers.insert(
-            PREFERENCE_APPLIED,
-            HeaderValue::from_static("respond-async"),
-        );
+        let applied = HeaderValue::from_static("respond-async");
+        headers.insert(PREFERENCE_APPLIED, applied);
     }
     response
 }

@@ -10,13 +10,14 @@ use hyper_util::rt::TokioIo;
 
 use super::body::{Outgoing, Replayable};
 use super::plan::Plan;
+use super::react::Attempted;
 use super::respond::{FromOrigin, ResponseBody};
 use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record, Recording};
 use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
 use crate::clock::Clock;
 use crate::origin;
 use crate::pace::Turn;
-use crate::semantics::{self, Upgrade};
+use crate::semantics;
 
 /// Result of an exchange that the client gets instead of an error.
 pub(super) enum Outcome {
@@ -51,25 +52,19 @@ impl Switch {
     /// Relays the new protocol until it ends or is idle for [`TUNNEL_IDLE`]. Holds the turn's
     /// permits for the whole relay.
     pub(super) async fn relay(self: Box<Self>, mut record: Box<Recording>, clock: Clock) {
-        let Self {
-            client,
-            origin,
-            turn,
-        } = *self;
-        match tokio::try_join!(client, origin) {
+        let ends = *self;
+        match tokio::try_join!(ends.client, ends.origin) {
             Ok((client, origin)) => {
                 let (client, origin) = (TokioIo::new(client), TokioIo::new(origin));
                 let passed = crate::tunnel::relay(client, origin, TUNNEL_IDLE, &clock).await;
                 (record.sent, record.received) = (passed.sent, passed.received);
             }
             Err(error) => {
-                record.refused(&Error::new(
-                    Reason::OriginBroke,
-                    format!("the protocol switch failed: {error}"),
-                ));
+                let detail = format!("the protocol switch failed: {error}");
+                record.refused(&Error::new(Reason::OriginBroke, detail));
             }
         }
-        drop(turn);
+        drop(ends.turn);
         record.end();
     }
 }
@@ -89,35 +84,30 @@ impl Exchange {
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return protocol_error("the origin sent status 407, which only a proxy may send");
         }
-        record.body = plan
-            .body
-            .as_ref()
-            .map_or(BodyLocation::None, Replayable::kept);
+        let body = plan.body.as_ref();
+        record.body = body.map_or(BodyLocation::None, Replayable::kept);
         if status == StatusCode::SWITCHING_PROTOCOLS {
             let asked = plan.template.upgrade.as_ref();
             if !semantics::switched(asked, status, response.headers()) {
                 return protocol_error("the origin switched to a protocol that was not requested");
             }
-            let client = plan.switch.take();
-            let client =
-                client.ok_or_else(|| Error::new(Reason::Internal, "no pending upgrade"))?;
+            let Some(client) = plan.switch.take() else {
+                return Err(Error::new(Reason::Internal, "no pending upgrade"));
+            };
             record.status = status.as_u16();
             let origin = hyper::upgrade::on(&mut response);
-            let switch = Switch {
+            let switch = Box::new(Switch {
                 client,
                 origin,
                 turn,
-            };
-            return Ok(Outcome::Switch(
-                self.switching(response, plan, record),
-                Box::new(switch),
-            ));
+            });
+            let response = self.switching(response, plan, record);
+            return Ok(Outcome::Switch(response, switch));
         }
         self.mark(&mut response, record);
         record.status = status.as_u16();
-        Ok(Outcome::Origin(
-            response.map(|body| FromOrigin::new(body, turn)),
-        ))
+        let response = response.map(|body| FromOrigin::new(body, turn));
+        Ok(Outcome::Origin(response))
     }
 
     /// Delivers the origin's last response, which was buffered while the request waited for a
@@ -145,10 +135,7 @@ impl Exchange {
             };
             headers.insert(semantics::OUTPACE_ATTEMPTS, attempts);
         }
-        if matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) {
+        if Attempted::may_ask_for_time(status) {
             headers.append(semantics::PROXY_STATUS, semantics::received(status));
         }
     }
@@ -163,13 +150,10 @@ impl Exchange {
     ) -> Response<ResponseBody> {
         let mut response = response.map(|_| ResponseBody::empty());
         self.mark(&mut response, record);
-        if let Some(Upgrade { protocol }) = &plan.template.upgrade {
-            response
-                .headers_mut()
-                .insert(header::UPGRADE, protocol.clone());
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = &plan.template.upgrade {
+            let headers = response.headers_mut();
+            headers.insert(header::UPGRADE, protocol.clone());
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
         response
     }

@@ -50,8 +50,8 @@ use foldhash::HashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use admission::AdmissionError;
-use attempt::{AttemptError, OriginResponse};
+use admission::AttemptError;
+use attempt::OriginResponse;
 use body::{InboundBody, Replayable};
 use deliver::{Outcome, buffer_response};
 use plan::Plan;
@@ -139,8 +139,7 @@ impl Exchange {
     ) -> Response<ResponseBody> {
         let request = request.map(InboundBody::Client);
         let mut record = self.begin(&arrival, &request);
-        let outcome = self.run(&arrival, request, &mut record).await;
-        match outcome {
+        match self.run(&arrival, request, &mut record).await {
             Ok(outcome) => self.finish(outcome, record),
             Err(error) => record.refuse(&error),
         }
@@ -200,7 +199,7 @@ impl Exchange {
                 Ok(answer) => (answer.attempted(&self.clock), Ok(answer)),
                 // The turn would come too late. A buffered response of an earlier attempt takes
                 // precedence. Without one, the request is deferred if possible.
-                Err(AttemptError::Admission(AdmissionError::Refused(error))) => {
+                Err(AttemptError::Refused(error)) => {
                     if buffered.is_none()
                         && let Some(kept) = Box::pin(self.defer(&plan, &error)).await
                     {
@@ -278,11 +277,9 @@ impl Exchange {
 
     /// Returns the metrics of a target, and creates them at its first use.
     pub fn metrics_of(&self, target: &Target) -> TargetMetrics {
-        let known = sync::read(&self.target_metrics);
-        if let Some(metrics) = known.get(&target.name) {
+        if let Some(metrics) = sync::read(&self.target_metrics).get(&target.name) {
             return metrics.clone();
         }
-        drop(known);
         let mut known = sync::write(&self.target_metrics);
         let metrics = known.entry(Arc::clone(&target.name));
         metrics

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap};
 use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -44,7 +44,7 @@ impl Exchange {
     pub(super) fn plan<'a>(
         &self,
         arrival: &'a Arrival,
-        request: Request<InboundBody>,
+        mut request: Request<InboundBody>,
         record: &mut Record,
     ) -> Result<Plan<'a>, Error> {
         let flags = HeaderFlags::of(request.headers());
@@ -52,7 +52,10 @@ impl Exchange {
             record.trace = request.headers().get("traceparent").cloned();
         }
         let (target, metrics) = self.match_target(arrival, record)?;
-        let (mut head, incoming, switch) = take_apart(request, flags);
+        // The upgrade is taken first, because it needs the complete request.
+        let asks = flags.has(HeaderFlags::UPGRADE);
+        let switch = asks.then(|| hyper::upgrade::on(&mut request));
+        let (mut head, incoming) = request.into_parts();
         let read_ahead = self.check_head(&head, flags, target)?;
         let framing = match flags.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
@@ -115,7 +118,7 @@ impl Exchange {
     /// Finds the target of the origin and notes it in the record. Fails with
     /// [`Reason::HostNotAllowed`] for a host without a target if `unmatched` is `refuse` and no
     /// route was used.
-    fn match_target<'a>(
+    pub(super) fn match_target<'a>(
         &self,
         arrival: &'a Arrival,
         record: &mut Record,
@@ -143,16 +146,12 @@ impl Exchange {
         target: Option<&Arc<Target>>,
     ) -> Result<bool, Error> {
         if head.method == Method::TRACE {
-            return Err(Error::new(
-                Reason::MethodNotAllowed,
-                "TRACE is not forwarded because its response would repeat credentials",
-            ));
+            let detail = "TRACE is not forwarded because its response would repeat credentials";
+            return Err(Error::new(Reason::MethodNotAllowed, detail));
         }
         if flags.has(HeaderFlags::VIA) && self.pseudonym.is_loop(&head.headers) {
-            return Err(Error::new(
-                Reason::LoopDetected,
-                "`Via` contains this proxy already, or more than 32 entries",
-            ));
+            let detail = "`Via` contains this proxy already, or more than 32 entries";
+            return Err(Error::new(Reason::LoopDetected, detail));
         }
         if target.is_some_and(|target| !target.set_headers.is_empty()) && is_cross_site(head) {
             let detail = "a web page of another site must not use credentials that outpace sets";
@@ -196,8 +195,7 @@ impl Plan<'_> {
             Some(body) => body.peek(BODY_PEEK).await,
             None => None,
         };
-        let json: Option<serde_json::Value> =
-            json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let scope = target.scope(&RequestView {
             head: &head,
             client: self.arrival.client.caller(),
@@ -230,18 +228,6 @@ fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
     }
 }
 
-/// Splits a request into head, body and pending upgrade. The upgrade is taken first, because it
-/// needs the complete request.
-fn take_apart(
-    mut request: Request<InboundBody>,
-    flags: HeaderFlags,
-) -> (Parts, InboundBody, Option<OnUpgrade>) {
-    let asks = flags.has(HeaderFlags::UPGRADE);
-    let switch = asks.then(|| hyper::upgrade::on(&mut request));
-    let (head, incoming) = request.into_parts();
-    (head, incoming, switch)
-}
-
 /// Returns the protocols to offer to the origin. A protocol switch needs HTTP/1.1. Unencrypted gRPC
 /// starts with HTTP/2 (RFC 9113 section 3.3).
 fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
@@ -263,12 +249,8 @@ fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
 /// Returns true if a web page of another site sent the request. Browsers mark such requests with
 /// `Sec-Fetch-Site` (Fetch Metadata) or `Origin` (RFC 6454).
 fn is_cross_site(head: &Parts) -> bool {
-    match head
-        .headers
-        .get("sec-fetch-site")
-        .map(HeaderValue::as_bytes)
-    {
-        Some(site) => !matches!(site, b"same-origin" | b"none"),
+    match head.headers.get("sec-fetch-site") {
+        Some(site) => !matches!(site.as_bytes(), b"same-origin" | b"none"),
         // Any value counts, because a sandboxed frame of any page sends `null`.
         None => head.headers.contains_key(header::ORIGIN),
     }

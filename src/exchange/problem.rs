@@ -73,14 +73,11 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
     let mut response = Response::new(ResponseBody::full(body));
     *response.status_mut() = row.status;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/problem+json"),
-    );
-    headers.insert(
-        semantics::PROXY_STATUS,
-        semantics::made_by_us(row.proxy_error, &format!("{}: {}", row.token, error.detail)),
-    );
+    let kind = HeaderValue::from_static("application/problem+json");
+    headers.insert(header::CONTENT_TYPE, kind);
+    let cause = format!("{}: {}", row.token, error.detail);
+    let proxy_status = semantics::made_by_us(row.proxy_error, &cause);
+    headers.insert(semantics::PROXY_STATUS, proxy_status);
     if let Some(wait) = error.retry_after {
         headers.insert(header::RETRY_AFTER, semantics::write_retry_after(wait));
         headers.insert("retry-after-ms", HeaderValue::from(millis(wait)));
@@ -91,10 +88,8 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
             headers.insert(header::PROXY_AUTHENTICATE, challenge);
         }
         Reason::ClientTokenUnknown => {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Outpace-Client-Token"),
-            );
+            let challenge = HeaderValue::from_static("Outpace-Client-Token");
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         // RFC 9110 section 15.5.6 requires the allowed methods in a 405.
         Reason::MethodNotAllowed => {
@@ -121,9 +116,8 @@ mod tests {
         for &reason in Reason::ALL {
             let error = Error::new(reason, "it \"happened\"").after(Duration::from_millis(1200));
             let response = response(&error, Some("t"), "x-1");
-            let status = response.headers()[&semantics::PROXY_STATUS]
-                .to_str()
-                .unwrap();
+            let status = &response.headers()[semantics::PROXY_STATUS];
+            let status = status.to_str().unwrap();
             assert!(status.starts_with("outpace; error=") && status.contains(reason.row().token));
             assert_eq!(response.headers()[header::RETRY_AFTER], "2");
             assert!(reason.row().remedy.ends_with('.') && reason.row().meaning.ends_with('.'));

@@ -161,12 +161,9 @@ impl Situation<'_> {
     /// `backoff_max`, and `draw` selects a point between half and all of it.
     fn backoff(&self) -> Duration {
         let doublings = self.attempts.saturating_sub(1).min(16);
-        let full = self
-            .retry
-            .backoff
-            .saturating_mul(1 << doublings)
-            .min(self.retry.backoff_max);
-        full.mul_f64(0.5 + self.draw / 2.0)
+        let full = self.retry.backoff.saturating_mul(1 << doublings);
+        full.min(self.retry.backoff_max)
+            .mul_f64(0.5 + self.draw / 2.0)
     }
 }
 
@@ -175,6 +172,18 @@ mod tests {
     use super::*;
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000_000);
+
+    fn situation(retry: &Retry) -> Situation<'_> {
+        Situation {
+            retry,
+            idempotent: true,
+            replayable: true,
+            attempts: 1,
+            now: NOW,
+            deadline: after(60.0),
+            draw: 1.0,
+        }
+    }
 
     fn after(seconds: f64) -> Instant {
         NOW + Duration::from_secs_f64(seconds)
@@ -185,16 +194,7 @@ mod tests {
         let retry = Retry::default();
         for status in (100..600).filter_map(|status| StatusCode::from_u16(status).ok()) {
             let attempted = Attempted::Answered(status, Some(Duration::from_secs(1)));
-            let situation = Situation {
-                retry: &retry,
-                idempotent: true,
-                replayable: true,
-                attempts: 1,
-                now: NOW,
-                deadline: after(60.0),
-                draw: 0.5,
-            };
-            let decision = decide(attempted, &situation);
+            let decision = decide(attempted, &situation(&retry));
             let nothing = decision.block.is_none() && decision.then == Then::Deliver;
             assert!(!attempted.is_final() || nothing, "{status}");
             // Only a status that may ask for a pause causes a block.
@@ -209,15 +209,11 @@ mod tests {
     fn check(retry: &Retry, cases: &[Case]) {
         for case in cases {
             let (attempted, idempotent, replayable, attempts, block, again) = *case;
-            let deadline = after(60.0);
             let situation = Situation {
-                retry,
                 idempotent,
                 replayable,
                 attempts,
-                now: NOW,
-                deadline,
-                draw: 1.0,
+                ..situation(retry)
             };
             let expected = Decision {
                 block: block.map(after),
@@ -228,10 +224,8 @@ mod tests {
     }
 
     fn answered(status: u16, wait: Option<u64>) -> Attempted {
-        Attempted::Answered(
-            StatusCode::from_u16(status).unwrap(),
-            wait.map(Duration::from_secs),
-        )
+        let status = StatusCode::from_u16(status).unwrap();
+        Attempted::Answered(status, wait.map(Duration::from_secs))
     }
 
     #[test]
@@ -296,15 +290,7 @@ mod tests {
     fn an_absurd_retry_after_is_clamped() {
         let retry = Retry::default();
         let attempted = Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, Some(Duration::MAX));
-        let situation = Situation {
-            retry: &retry,
-            idempotent: true,
-            replayable: true,
-            attempts: 1,
-            now: NOW,
-            deadline: NOW,
-            draw: 0.0,
-        };
-        assert_eq!(decide(attempted, &situation).block, Some(NOW + BLOCK_MAX));
+        let decision = decide(attempted, &situation(&retry));
+        assert_eq!(decision.block, Some(NOW + BLOCK_MAX));
     }
 }

@@ -55,7 +55,7 @@ reasons! {
         "Use another method. `GET /v1/openapi.json` lists the methods of the API.";
     LoopDetected, "loop-detected", LOOP_DETECTED, "proxy_loop_detected", Refused, Warn:
         "The request leads back to outpace itself.",
-        "Remove outpace's address from the host's DNS entry, `routes`, `egress.resolve` or the upstream proxy.";
+        "outpace's address must not be in the host's DNS entry, `routes`, `egress.resolve` or the upstream proxy.";
     ClientUnknown, "client-unknown", PROXY_AUTHENTICATION_REQUIRED, "http_request_denied", Refused, Debug:
         "The request to the proxy has no valid client name and token.",
         "Use the proxy URL `http://NAME:TOKEN@HOST:PORT` with a client from `clients`.";
@@ -72,7 +72,7 @@ reasons! {
         "The host's address is not public, and `egress.allow` does not list it.",
         "Add the address to `egress.allow`, or bypass outpace with `NO_PROXY`.";
     CrossSite, "cross-site", FORBIDDEN, "http_request_denied", Refused, Warn:
-        "A web page of another site sent a request to which outpace adds credentials.",
+        "A web page of another site sent the request, and outpace would add credentials to it.",
         "Send the request from a program instead of a web page.";
     WaitTooLong, "wait-too-long", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
         "The request would have to wait longer than its max wait.",
@@ -106,10 +106,10 @@ reasons! {
         "Check the effect of the request before you repeat it.";
     OriginProtocol, "origin-protocol", BAD_GATEWAY, "http_protocol_error", Failed, Warn:
         "The origin sent an invalid HTTP response.",
-        "Correct the fault in the origin's server that `detail` describes.";
+        "Have the origin fix the fault in `detail`.";
     ClientTokenUnknown, "client-token-unknown", UNAUTHORIZED, "http_request_denied", Refused, Debug:
-        "The route or API call has no valid client name and token.",
-        "Send `Outpace-Client-Token: NAME:TOKEN`. If `clients` is not set, the API accepts only local calls.";
+        "A request to a route or the API has no valid client name and token.",
+        "Send `Outpace-Client-Token: NAME:TOKEN`. Without `clients`, call the API from outpace's machine, on a loopback address.";
     InnerNotHttp, "inner-not-http", BAD_REQUEST, "http_request_error", Rejected, Warn:
         "The client sent neither TLS nor HTTP inside its CONNECT.",
         "To pace connections of another protocol, set `tls: tunnel` on the target.";
@@ -120,10 +120,10 @@ reasons! {
         "The client does not trust outpace's CA.",
         "Run the client with the variables that `outpace env` prints.";
     NoSuchCall, "no-such-call", NOT_FOUND, "http_request_error", Rejected, Debug:
-        "The API path, the target or the permit does not exist.",
+        "The API path, target or permit id does not exist.",
         "Correct the name that `detail` shows, or acquire a new permit.";
     NoSuchScope, "no-such-scope", UNPROCESSABLE_ENTITY, "http_request_error", Rejected, Debug:
-        "The target has no such `lane`, or `key` is missing or not needed.",
+        "The `lane` is unknown, or the `key` is missing or not used by any limit.",
         "Correct the `lane` or the `key` as `detail` describes.";
     NotFound, "not-found", NOT_FOUND, "http_request_error", Rejected, Debug:
         "The buffer or item does not exist.",
@@ -142,7 +142,7 @@ reasons! {
         "Send a smaller body or batch, or raise `spool.max_body`.";
     SpoolFull, "spool-full", INSUFFICIENT_STORAGE, "http_request_denied", Refused, Warn:
         "The spool is full. Stored items are still delivered.",
-        "Retry later, or raise `spool.max`, purge history or free disk space.";
+        "Retry later, raise `spool.max`, purge finished items or free disk space.";
     SpoolUnavailable, "spool-unavailable", SERVICE_UNAVAILABLE, "proxy_internal_error", Failed, Warn:
         "The spool's disk or database cannot be used.",
         "Retry later. If outpace has stopped after a disk failure, restart it.";

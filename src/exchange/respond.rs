@@ -15,10 +15,13 @@ use super::record::Recording;
 use crate::bounds::BODY_PEEK;
 use crate::origin;
 use crate::pace::Turn;
-use crate::semantics::may_be_trailer;
+use crate::semantics::strip_trailers;
 
 /// Error of any body, from hyper or from outpace.
 pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Result of a poll for the next frame of a body.
+pub(super) type FramePoll = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 /// Body of a response to the client, either generated or streamed from the origin.
 #[derive(Debug)]
@@ -96,18 +99,13 @@ impl FromOrigin {
     fn fail(&mut self, error: &hyper::Error) {
         self.turn = None;
         if let Some(mut record) = self.record.take() {
-            record.refused(&Error::new(
-                Reason::OriginBroke,
-                format!("the origin's response ended too early: {error}"),
-            ));
+            let detail = format!("the origin's response ended too early: {error}");
+            record.refused(&Error::new(Reason::OriginBroke, detail));
             record.end();
         }
     }
 
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
         match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => {
@@ -141,16 +139,7 @@ impl FromOrigin {
 pub(super) fn strip_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.into_trailers() {
         Ok(mut trailers) => {
-            if !trailers.keys().all(may_be_trailer) {
-                let bad: Vec<_> = trailers
-                    .keys()
-                    .filter(|name| !may_be_trailer(name))
-                    .cloned()
-                    .collect();
-                for name in bad {
-                    trailers.remove(name);
-                }
-            }
+            strip_trailers(&mut trailers);
             Frame::trailers(trailers)
         }
         Err(frame) => frame,
@@ -161,10 +150,7 @@ impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> FramePoll {
         match &mut self.0 {
             BodyKind::Empty => Poll::Ready(None),
             BodyKind::Full(bytes) => {

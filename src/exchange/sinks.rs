@@ -131,12 +131,10 @@ impl RecentRefusals {
 
 impl Sink for RecentRefusals {
     fn consume(&self, record: &Record) {
-        let Some(reason) = record.reason else {
+        let refused = record.outcome == ExchangeOutcome::Refused;
+        let Some(reason) = record.reason.filter(|_| refused) else {
             return;
         };
-        if record.outcome != ExchangeOutcome::Refused {
-            return;
-        }
         let mut kept = lock(&self.0);
         kept.truncate(REFUSALS - 1);
         kept.push_front(RecentRefusal {
@@ -153,26 +151,13 @@ impl Sink for RecentRefusals {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::exchange::{ClientIdentity, Error, Ingress, Recorder};
-
-    #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Captured {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::exchange::{ClientIdentity, Error, Ingress, Reason, Recorder};
 
     #[tokio::test(start_paused = true)]
     async fn p11_explained_a_record_is_emitted_exactly_once() {
-        let out = Captured::default();
+        let (written, out) = std::io::pipe().unwrap();
         let metrics = Metrics::new();
-        let lines = LineWriter::new(out.clone(), metrics.clone()).unwrap();
+        let lines = LineWriter::new(out, metrics.clone()).unwrap();
         let refusals = Arc::new(RecentRefusals::default());
         let sinks: Vec<Arc<dyn Sink>> = vec![
             Arc::new(LineSink(lines)),
@@ -184,26 +169,19 @@ mod tests {
 
         recorder.begin(Ingress::Plain, &client).end();
         let mut refused = recorder.begin(Ingress::Route, &client);
-        refused.refused(&Error::new(
-            crate::exchange::Reason::WaitTooLong,
-            "a \"quoted\"\nline",
-        ));
-        refused.trace = Some(http::HeaderValue::from_static(
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        ));
+        refused.refused(&Error::new(Reason::WaitTooLong, "a \"quoted\"\nline"));
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        refused.trace = Some(trace.parse().unwrap());
         refused.end();
         let _ = recorder.begin(Ingress::Tunnel, &client);
         drop(recorder);
 
-        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        let text = std::io::read_to_string(written).unwrap();
         let lines: Vec<serde_json::Value> = text
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        let outcomes: Vec<_> = lines
-            .iter()
-            .map(|line| line["outcome"].as_str().unwrap())
-            .collect();
+        let outcomes: Vec<_> = lines.iter().map(|line| &line["outcome"]).collect();
         assert_eq!(outcomes, ["delivered", "refused", "abandoned"]);
         assert_eq!(lines[1]["reason"], "wait-too-long");
         assert_eq!(lines[1]["status"], 429);

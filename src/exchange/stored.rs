@@ -9,8 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
 
-use super::admission::{AdmissionError, Called};
-use super::attempt::AttemptError;
+use super::admission::{AttemptError, Called};
 use super::body::{InboundBody, Outgoing};
 use super::plan::Plan;
 use super::record::Recording;
@@ -89,12 +88,8 @@ impl<'a> Reservation<'a> {
     /// Returns the refusal of the pacer or the error of the dial. Nothing was sent.
     pub async fn prepare(self) -> Result<Prepared<'a>, Error> {
         let Self { mut stored, called } = self;
-        let Stored {
-            exchange,
-            plan,
-            record,
-        } = &mut stored;
-        match exchange.admit_called(plan, called, record).await {
+        let (plan, record) = (&stored.plan, &mut stored.record);
+        match stored.exchange.admit_called(plan, called, record).await {
             Ok(admitted) => Ok(Prepared { stored, admitted }),
             Err(error) => Err(stored.unsent(error)),
         }
@@ -124,7 +119,7 @@ impl Prepared<'_> {
                 (attempted, Err(error))
             }
         };
-        // A refusal of the origin blocks its target for all requests, whoever sent this one.
+        // A refusal of the origin blocks its target for the requests of all clients.
         exchange.react(&plan, attempted, 1, &record);
         match ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record)) {
             Ok(outcome) => Ok(exchange.finish(outcome, record)),
@@ -135,8 +130,7 @@ impl Prepared<'_> {
 
 impl Stored<'_> {
     /// Ends the record of a request that was not admitted, and returns the error.
-    fn unsent(self, error: AdmissionError) -> Error {
-        let (error, _) = AttemptError::from(error).classify(&self.plan);
-        self.record.fail(error)
+    fn unsent(self, error: AttemptError) -> Error {
+        self.record.fail(error.into())
     }
 }

@@ -8,15 +8,13 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::admission::{AdmissionContext, AdmissionError, ConnectionSource};
+use super::admission::ConnectionSource;
 use super::error::Error;
-use super::reason::Reason;
 use super::record::{Ingress, Record, Recording};
 use super::{Arrival, Exchange};
 use crate::bounds::TUNNEL_IDLE;
 use crate::origin::{self, Connector};
 use crate::pace::{Ticket, Turn};
-use crate::policy::Unmatched;
 use crate::tunnel;
 
 /// Open connection to an origin, ready to be joined to the client's connection.
@@ -61,20 +59,13 @@ impl Exchange {
         max_wait: Option<std::time::Duration>,
         record: &mut Record,
     ) -> Result<(Option<Turn>, TcpStream), Error> {
-        let origin = &arrival.origin;
         let connections = Dialled {
             connector: self.pool.connector(),
             arrival,
         };
-        let Some(target) = arrival.policy.target(&origin.host, origin.port) else {
-            if arrival.policy.unmatched == Unmatched::Refuse {
-                let detail = format!("no target matches `{}`", origin.host);
-                return Err(Error::new(Reason::HostNotAllowed, detail));
-            }
+        let (Some(target), _) = self.match_target(arrival, record)? else {
             return Ok((None, connections.dial().await?));
         };
-        let metrics = self.metrics_of(target);
-        record.matched(Arc::clone(&target.name), metrics.clone());
         let max_wait = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
         let ticket = Ticket {
             target: Arc::clone(target),
@@ -82,39 +73,22 @@ impl Exchange {
             arrived: record.began,
             deadline: self.clock.now() + max_wait,
         };
-        let context = AdmissionContext {
-            pacer: &self.pacer,
-            clock: &self.clock,
-            metrics: &metrics,
-            body: None,
-        };
-        match context.admit(&ticket, record, &connections).await {
-            Ok((turn, stream)) => Ok((Some(turn), stream)),
-            Err(AdmissionError::Refused(error)) => Err(error),
-            Err(AdmissionError::Unconnected(error)) => Err(error.into()),
-            Err(AdmissionError::ClientGone) => {
-                Err(Error::new(Reason::Internal, "body error without a body"))
-            }
-        }
+        let (turn, stream) = self.turn_on(&ticket, record, &connections).await?;
+        Ok((Some(turn), stream))
     }
 }
 
 impl Tunnel {
     /// Relays until both sides end or no byte moves for `TUNNEL_IDLE`. Holds the turn's permits for
     /// the whole relay.
-    pub async fn relay<C>(self, client: C, exchange: &Exchange)
+    pub async fn relay<C>(mut self, client: C, exchange: &Exchange)
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self {
-            origin,
-            turn,
-            mut record,
-        } = self;
-        let passed = tunnel::relay(client, origin, TUNNEL_IDLE, &exchange.clock).await;
-        (record.sent, record.received) = (passed.sent, passed.received);
-        drop(turn);
-        record.end();
+        let passed = tunnel::relay(client, self.origin, TUNNEL_IDLE, &exchange.clock).await;
+        (self.record.sent, self.record.received) = (passed.sent, passed.received);
+        drop(self.turn);
+        self.record.end();
     }
 }
 
@@ -129,7 +103,6 @@ impl ConnectionSource for Dialled<'_> {
 
     fn dial(&self) -> impl Future<Output = Result<TcpStream, origin::OriginError>> {
         let Arrival { origin, policy, .. } = self.arrival;
-        self.connector
-            .tcp(&origin.host, origin.port, &policy.egress)
+        self.connector.tcp(origin, &policy.egress)
     }
 }

@@ -50,20 +50,15 @@ pub enum AcceptError {
     Tls(String),
 }
 
-/// Inspects the first bytes inside a CONNECT and terminates TLS if they begin a handshake. `prefix`
-/// holds bytes that were already read from `stream`.
+/// Inspects the first bytes inside a CONNECT and terminates TLS if they begin a handshake.
 ///
 /// # Errors
 /// Returns an [`AcceptError`] if the bytes are not HTTP, the handshake fails, or a timeout expires.
-pub async fn accept<T>(
-    stream: T,
-    prefix: Bytes,
-    config: Arc<ServerConfig>,
-) -> Result<Inside<T>, AcceptError>
+pub async fn accept<T>(stream: T, config: Arc<ServerConfig>) -> Result<Inside<T>, AcceptError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = tokio::time::timeout(FIRST_BYTE_TIMEOUT, Prefixed::fill(stream, prefix))
+    let stream = tokio::time::timeout(FIRST_BYTE_TIMEOUT, Prefixed::fill(stream))
         .await
         .map_err(|_elapsed| AcceptError::TooSlow)??;
     match stream.prefix.first() {
@@ -91,10 +86,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 
 fn classify(error: &io::Error) -> AcceptError {
     use rustls::AlertDescription as Alert;
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
+    let inner = error.get_ref();
+    match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::AlertReceived(
             alert @ (Alert::UnknownCA
             | Alert::BadCertificate
@@ -130,29 +123,20 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
     ///
     /// # Errors
     /// Returns [`AcceptError::Closed`] if the stream ends or fails before the first byte.
-    async fn fill(mut inner: T, prefix: Bytes) -> Result<Self, AcceptError> {
-        if !prefix.is_empty() {
-            return Ok(Self { inner, prefix });
-        }
+    async fn fill(mut inner: T) -> Result<Self, AcceptError> {
         let mut first = BytesMut::with_capacity(1024);
         match inner.read_buf(&mut first).await {
-            Ok(0) => Err(AcceptError::Closed),
-            Ok(_) => Ok(Self {
-                inner,
-                prefix: first.freeze(),
-            }),
-            Err(_) => Err(AcceptError::Closed),
+            Ok(1..) => Ok(Self::new(inner, first.freeze())),
+            Ok(0) | Err(_) => Err(AcceptError::Closed),
         }
     }
 
     /// Returns true if the prefix looks like a method: 1 to 16 upper-case letters, then a space or
     /// the end of the bytes.
     fn looks_like_http(&self) -> bool {
-        let word = self
-            .prefix
-            .iter()
-            .take_while(|byte| byte.is_ascii_uppercase())
-            .count();
+        let mut bytes = self.prefix.iter();
+        let end = bytes.position(|byte| !byte.is_ascii_uppercase());
+        let word = end.unwrap_or(self.prefix.len());
         let next = self.prefix.get(word);
         (1..=16).contains(&word) && next.is_none_or(|byte| *byte == b' ')
     }

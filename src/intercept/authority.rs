@@ -120,17 +120,12 @@ impl CertificateAuthority {
                 let path = dir.join("ca.lock");
                 let lock = fs::File::create(&path).map_err(at(&path))?;
                 lock.lock().map_err(at(&path))?;
+                let half = |present, missing| Err(CaError::Half { present, missing });
                 match (cert.exists(), key.exists()) {
                     (true, true) => Self::load(&cert, &key),
                     (false, false) => Self::make(dir, &cert, &key, now),
-                    (true, false) => Err(CaError::Half {
-                        present: cert,
-                        missing: key,
-                    }),
-                    (false, true) => Err(CaError::Half {
-                        present: key,
-                        missing: cert,
-                    }),
+                    (true, false) => half(cert, key),
+                    (false, true) => half(key, cert),
                 }
             }
         }
@@ -151,47 +146,33 @@ impl CertificateAuthority {
         }
         let pem = fs::read_to_string(cert).map_err(at(cert))?;
         let key_pem = fs::read_to_string(key).map_err(at(key))?;
-        Self::from_pem(pem, &key_pem).map_err(|(which, cause)| {
-            let path = if which == Part::Key { key } else { cert };
-            CaError::Unusable {
-                path: path.to_owned(),
-                cause,
-            }
-        })
+        Self::from_pem(cert, pem, key, &key_pem)
     }
 
-    fn from_pem(pem: String, key_pem: &str) -> Result<Self, (Part, String)> {
-        let key = KeyPair::from_pem(key_pem).map_err(|error| (Part::Key, error.to_string()))?;
+    /// Checks the contents of the two files. The paths are for the error only.
+    fn from_pem(cert: &Path, pem: String, key: &Path, key_pem: &str) -> Result<Self, CaError> {
+        let pair = KeyPair::from_pem(key_pem).map_err(|error| unusable(key, &error))?;
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        let chain = chain.map_err(|error| (Part::Cert, error.to_string()))?;
-        let first = chain
-            .first()
-            .ok_or((Part::Cert, "the file holds no PEM certificate".to_owned()))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(first)
-            .map_err(|error| (Part::Cert, error.to_string()))?;
+        let chain = chain.map_err(|error| unusable(cert, &error))?;
+        let Some(first) = chain.first() else {
+            return Err(unusable(cert, &"the file holds no PEM certificate"));
+        };
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(first).map_err(|error| unusable(cert, &error))?;
         if !parsed.is_ca() {
-            return Err((
-                Part::Cert,
-                "the certificate is not a CA certificate".to_owned(),
-            ));
+            return Err(unusable(cert, &"the certificate is not a CA certificate"));
         }
-        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err((
-                Part::Key,
-                "this is not the key of the certificate".to_owned(),
-            ));
+        if parsed.public_key().subject_public_key.data.as_ref() != pair.public_key_raw() {
+            return Err(unusable(key, &"this is not the key of the certificate"));
         }
-        let issuer = Issuer::from_ca_cert_der(first, key)
-            .map_err(|error| (Part::Cert, error.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_der(first, pair).map_err(|error| unusable(cert, &error))?;
         Ok(Self { issuer, pem, chain })
     }
 
     fn make(dir: &Path, cert: &Path, key: &Path, now: SystemTime) -> Result<Self, CaError> {
-        let unusable = |error: rcgen::Error| CaError::Unusable {
-            path: cert.to_owned(),
-            cause: error.to_string(),
-        };
-        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
+        let failed = |error: rcgen::Error| unusable(cert, &error);
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
         let mut params = CertificateParams::default();
         let print = fingerprint(pair.public_key_raw());
         let short: String = print.chars().filter(|c| *c != ':').take(8).collect();
@@ -202,15 +183,12 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = OffsetDateTime::from(now - BACKDATE);
         params.not_after = OffsetDateTime::from(now + VALIDITY);
-        let certificate = params.self_signed(&pair).map_err(unusable)?;
+        let certificate = params.self_signed(&pair).map_err(failed)?;
         let key_pem = pair.serialize_pem();
         make_private_dir(dir)?;
         write_new(key, key_pem.as_bytes(), 0o600)?;
         write_new(cert, certificate.pem().as_bytes(), 0o644)?;
-        Self::from_pem(certificate.pem(), &key_pem).map_err(|(_, cause)| CaError::Unusable {
-            path: cert.to_owned(),
-            cause,
-        })
+        Self::from_pem(cert, certificate.pem(), key, &key_pem)
     }
 
     /// Returns the certificate as PEM, for clients to trust.
@@ -230,37 +208,35 @@ impl CertificateAuthority {
     /// Returns the fingerprint, subject and expiry of the CA for display.
     pub fn describe(&self) -> Description {
         let der = self.chain.first().map(AsRef::as_ref).unwrap_or_default();
-        let parsed = x509_parser::parse_x509_certificate(der)
-            .ok()
-            .map(|(_, cert)| cert);
-        let not_after = parsed
-            .as_ref()
-            .map_or(0, |cert| cert.validity().not_after.timestamp());
+        let (subject, not_after) = x509_parser::parse_x509_certificate(der)
+            .map(|(_, cert)| {
+                (
+                    cert.subject().to_string(),
+                    cert.validity().not_after.timestamp(),
+                )
+            })
+            .unwrap_or_default();
+        let not_after = Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
         Description {
             fingerprint: fingerprint(der),
-            subject: parsed
-                .map(|cert| cert.subject().to_string())
-                .unwrap_or_default(),
-            not_after: SystemTime::UNIX_EPOCH
-                + Duration::from_secs(u64::try_from(not_after).unwrap_or(0)),
+            subject,
+            not_after: SystemTime::UNIX_EPOCH + not_after,
         }
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Part {
-    Cert,
-    Key,
+fn unusable(path: &Path, cause: &dyn std::fmt::Display) -> CaError {
+    CaError::Unusable {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    }
 }
 
 fn fingerprint(der: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, der);
-    digest
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02X}"))
-        .collect::<Vec<_>>()
-        .join(":")
+    let bytes = digest.as_ref().iter();
+    let hex: Vec<_> = bytes.map(|byte| format!("{byte:02X}")).collect();
+    hex.join(":")
 }
 
 /// Creates a directory with mode 0700, so that only the current user can enter it.
@@ -274,8 +250,7 @@ pub(super) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
 }
 
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
-    let mut options = fs::OpenOptions::new();
-    let mut file = options
+    let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
@@ -299,61 +274,54 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn now() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    fn load(source: &CaSource) -> Result<CertificateAuthority, CaError> {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        CertificateAuthority::load_or_make(source, now)
     }
 
     #[test]
     fn p10_closed_the_key_is_private_and_checked() {
         let dir = tempfile::tempdir().unwrap();
         let source = CaSource::DataDir(dir.path().join("data"));
-        let made = CertificateAuthority::load_or_make(&source, now()).unwrap();
+        let made = load(&source).unwrap();
         let key = dir.path().join("data/ca.key");
-        assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(
-            fs::metadata(dir.path().join("data")).unwrap().mode() & 0o777,
-            0o700
-        );
-        let again = CertificateAuthority::load_or_make(&source, now()).unwrap();
+        for (path, mode) in [
+            (key.as_path(), 0o600),
+            (dir.path().join("data").as_path(), 0o700),
+        ] {
+            assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, mode);
+        }
+        let again = load(&source).unwrap();
         assert_eq!(made.describe(), again.describe());
         assert!(!format!("{made:?}").contains("PRIVATE"));
 
         fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-        let told = CertificateAuthority::load_or_make(&source, now())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            told.contains("mode 0644") && told.contains("chmod 600"),
-            "{told}"
-        );
+        let told = load(&source).unwrap_err().to_string();
+        for part in ["mode 0644", "chmod 600"] {
+            assert!(told.contains(part), "{told}");
+        }
     }
 
     #[test]
     fn half_a_ca_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let source = CaSource::DataDir(dir.path().to_owned());
-        CertificateAuthority::load_or_make(&source, now()).unwrap();
+        load(&source).unwrap();
         fs::remove_file(dir.path().join("ca.key")).unwrap();
-        assert!(matches!(
-            CertificateAuthority::load_or_make(&source, now()),
-            Err(CaError::Half { .. })
-        ));
+        assert!(matches!(load(&source), Err(CaError::Half { .. })));
     }
 
     #[test]
     fn a_key_of_another_certificate_is_told() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for dir in [&one, &two] {
-            CertificateAuthority::load_or_make(&CaSource::DataDir(dir.path().to_owned()), now())
-                .unwrap();
+            load(&CaSource::DataDir(dir.path().to_owned())).unwrap();
         }
         let source = CaSource::Supplied {
             cert: one.path().join("ca.pem"),
             key: two.path().join("ca.key"),
         };
-        let told = CertificateAuthority::load_or_make(&source, now())
-            .unwrap_err()
-            .to_string();
+        let told = load(&source).unwrap_err().to_string();
         assert!(told.contains("not the key of the certificate"), "{told}");
     }
 }

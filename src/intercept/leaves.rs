@@ -82,11 +82,8 @@ impl Leaves {
         }];
         // A common name holds at most 64 characters (RFC 5280 appendix A.1). Clients use the
         // subject alternative name instead.
-        let name = if host.as_str().len() < 64 {
-            host.as_str()
-        } else {
-            "outpace"
-        };
+        let name = Some(host.as_str()).filter(|name| name.len() < 64);
+        let name = name.unwrap_or("outpace");
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -166,12 +163,8 @@ mod tests {
                 scope.spawn(|| leaves.config(&host).unwrap());
             }
         });
-        assert!(
-            leaves
-                .metrics
-                .encode()
-                .contains("outpace_leaves_minted_total 1")
-        );
+        let metrics = leaves.metrics.encode();
+        assert!(metrics.contains("outpace_leaves_minted_total 1"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -182,10 +175,7 @@ mod tests {
         for name in ["api.example.com", "127.0.0.1", "[::1]"] {
             let host = HostName::parse(name).unwrap();
             let config = leaves.config(&host).unwrap();
-            assert_eq!(
-                config.alpn_protocols,
-                [b"h2".to_vec(), b"http/1.1".to_vec()]
-            );
+            assert_eq!(config.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
             let mut roots = rustls::RootCertStore::empty();
             roots.add(ca_der.clone()).unwrap();
             let provider = Arc::new(rustls::crypto::ring::default_provider());

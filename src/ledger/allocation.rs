@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::book::{Book, Users};
 use super::call::{Call, Grant, Run, Short};
-use super::row::{Bid, Row};
+use super::row::Bid;
 use crate::bounds::PROBE_PATIENCE;
 use crate::clock::Instant;
 use crate::schedule::share;
@@ -16,6 +16,9 @@ const ASK_MAX_EACH: i64 = 1_000_000;
 
 /// Distance in nanoseconds beyond which the exact instant of a slot is no longer computed.
 const ASK_FAR: i64 = 1_000_000_000_000_000_000;
+
+/// One limit of a run: its position in the run, the position of its row in the book and the cost.
+type Use = (u32, usize, i64);
 
 /// One call during its allocation.
 pub(super) struct Allocation<'a> {
@@ -37,9 +40,7 @@ impl Allocation<'_> {
         }
     }
 
-    /// Returns for each limit of a run its position in the run, the position of its row in the book
-    /// and the cost.
-    fn uses(&self, run: &Run) -> impl Iterator<Item = (u32, usize, i64)> {
+    fn uses(&self, run: &Run) -> impl Iterator<Item = Use> {
         let rows = run.uses().map(|(row, cost)| (self.rows.get(row), cost));
         (0..)
             .zip(rows)
@@ -143,31 +144,27 @@ impl Book {
         run: &Run,
     ) -> Result<(Instant, bool), Short> {
         let (call, bid) = (allocation.call, allocation.bid(run));
-        if let Some(position) = self.out_of_permits(allocation, run) {
+        let lacking = self.out_of_permits(allocation, run);
+        if lacking.is_some() {
             // A book with one replica sees each release of a permit, so no poll is needed. Releases
             // by other replicas are seen only by asking again.
             let ask_again = (!allocation.users.alone()).then_some(allocation.soon());
-            return Err(self.short(allocation, run, Some(position), ask_again));
+            return Err(self.short(allocation, bid, lacking, ask_again));
         }
         let from = allocation.now + call.lead;
         let (at, held_by) = self.earliest(allocation, run, from);
         let mut rows = allocation.uses(run).map(|(_, row, _)| &self.rows[row]);
         let reserved = call.lane(bid.lane).1 > 0 && rows.all(|row| row.has_reserve(bid));
-        let reach = if reserved {
-            2 * call.horizon
-        } else {
-            call.horizon
-        };
-        if at > from + reach {
-            let ask_again = self.ask_again(allocation, run, at, held_by);
-            return Err(self.short(allocation, run, held_by, Some(ask_again)));
+        let horizons = if reserved { 2 } else { 1 };
+        if at > from + horizons * call.horizon {
+            let ask_again = self.ask_again(allocation, bid, at, held_by);
+            return Err(self.short(allocation, bid, held_by, Some(ask_again)));
         }
         if allocation.contested && !reserved {
             let mut uses = allocation.uses(run);
             let unfair = uses.find(|(_, row, _)| !self.rows[*row].is_fair(bid));
-            if let Some((position, ..)) = unfair {
-                let soon = allocation.soon();
-                return Err(self.short(allocation, run, Some(position), Some(soon)));
+            if unfair.is_some() {
+                return Err(self.short(allocation, bid, unfair, Some(allocation.soon())));
             }
         }
         let at = Instant::from_nanos(at);
@@ -178,65 +175,50 @@ impl Book {
     fn short(
         &self,
         allocation: &Allocation<'_>,
-        run: &Run,
-        held_by: Option<u32>,
+        bid: Bid<'_>,
+        held_by: Option<Use>,
         ask_again: Option<i64>,
     ) -> Short {
-        let row = held_by.and_then(|held_by| self.holder(allocation, run, held_by));
-        let crowd = row.filter(|_| allocation.contested);
-        let (waiting, weight) = crowd.map_or((0, 0), |row| row.crowd(allocation.bid(run)));
+        let crowd = held_by.filter(|_| allocation.contested);
+        let (waiting, weight) = crowd.map_or((0, 0), |(_, row, _)| self.rows[row].crowd(bid));
         Short {
-            held_by,
+            held_by: held_by.map(|(position, ..)| position),
             ask_again: ask_again.map(Instant::from_nanos),
             waiting,
             weight,
         }
     }
 
-    /// Returns the row at a position of a run.
-    fn holder(&self, allocation: &Allocation<'_>, run: &Run, position: u32) -> Option<&Row> {
-        let mut uses = allocation.uses(run);
-        let (_, row, _) = uses.find(|(known, ..)| *known == position)?;
-        self.rows.get(row)
-    }
-
-    fn out_of_permits(&self, allocation: &Allocation<'_>, run: &Run) -> Option<u32> {
+    fn out_of_permits(&self, allocation: &Allocation<'_>, run: &Run) -> Option<Use> {
         // The share of silent replicas is reserved in addition to the permits that they hold. The
         // permits that they hold may be part of this share, so the reservation is on the safe side.
-        let available = |n| match allocation.users {
-            Users::Many { lost } if lost > 0 => share(n, 1_000_000 - lost),
-            Users::One | Users::Many { .. } => n,
-        };
-        let mut uses = allocation.uses(run);
-        let held = uses.find(|(_, row, _)| {
+        let available = |n| share(n, 1_000_000 - allocation.users.lost());
+        allocation.uses(run).find(|(_, row, _)| {
             let row = &self.rows[*row];
-            row.permits()
-                .is_some_and(|n| row.held_by_all() >= available(n))
-        });
-        held.map(|(position, ..)| position)
+            let permits = row.permits().map(available);
+            permits.is_some_and(|available| row.held_by_all() >= available)
+        })
     }
 
-    /// Returns the earliest instant that all schedules allow, and the position in the run of the
-    /// one that moved it last. Each schedule only moves the instant later and accepts its own
-    /// answer, so a few rounds are enough.
-    fn earliest(&self, allocation: &Allocation<'_>, run: &Run, from: i64) -> (i64, Option<u32>) {
+    /// Returns the earliest instant that all schedules allow, and the use of the one that moved it
+    /// last. Each schedule only moves the instant later and accepts its own answer, so a few rounds
+    /// are enough.
+    fn earliest(&self, allocation: &Allocation<'_>, run: &Run, from: i64) -> (i64, Option<Use>) {
         let mut at = self.block.earliest(Instant::from_nanos(from));
         at = at.max(Instant::from_nanos(self.quiet));
         let mut held_by = None;
         loop {
             let before = at;
-            for (position, row, cost) in allocation.uses(run) {
+            for used @ (_, row, cost) in allocation.uses(run) {
                 let Some(schedule) = &self.rows[row].schedule else {
                     continue;
                 };
-                let next = match allocation.users {
-                    Users::Many { lost } if lost > 0 => {
-                        schedule.at_share(1_000_000 - lost).earliest(at, cost)
-                    }
-                    Users::One | Users::Many { .. } => schedule.earliest(at, cost),
+                let next = match allocation.users.lost() {
+                    0 => schedule.earliest(at, cost),
+                    lost => schedule.at_share(1_000_000 - lost).earliest(at, cost),
                 };
                 if next > at {
-                    (at, held_by) = (next, Some(position));
+                    (at, held_by) = (next, Some(used));
                 }
             }
             // A schedule that can never allow the request answers with an instant beyond any
@@ -254,22 +236,21 @@ impl Book {
     fn ask_again(
         &self,
         allocation: &Allocation<'_>,
-        run: &Run,
+        bid: Bid<'_>,
         at: i64,
-        held_by: Option<u32>,
+        held_by: Option<Use>,
     ) -> i64 {
-        let (call, bid) = (allocation.call, allocation.bid(run));
+        let call = allocation.call;
         if allocation.users.alone() {
             return at - call.horizon;
         }
-        let row = held_by.and_then(|held_by| self.holder(allocation, run, held_by));
-        let (wait, others) = row.map_or((0, 0), |row| {
+        let (wait, others) = held_by.map_or((0, 0), |(_, row, _)| {
+            let row = &self.rows[row];
             let wait = row.rank(bid).saturating_mul(row.spec.interval());
             (wait, row.competitors(allocation.now))
         });
-        let turn = at
-            .saturating_add(wait)
-            .saturating_sub(call.horizon + call.lead);
+        let turn = at.saturating_add(wait);
+        let turn = turn.saturating_sub(call.horizon + call.lead);
         turn.max(allocation.soon())
             .min(allocation.now + ASK_MAX + others * ASK_MAX_EACH)
     }
@@ -284,11 +265,9 @@ impl Book {
                 }
                 continue;
             };
-            match allocation.users {
-                Users::Many { lost } if lost > 0 => {
-                    schedule.book_at_share(1_000_000 - lost, at, cost);
-                }
-                Users::One | Users::Many { .. } => schedule.book(at, cost),
+            match allocation.users.lost() {
+                0 => schedule.book(at, cost),
+                lost => schedule.book_at_share(1_000_000 - lost, at, cost),
             }
             if reserved {
                 row.use_reserve(bid, cost);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use super::allocation::Allocation;
-use super::call::{Answer, Call, Replica, ScheduleUse};
+use super::call::{Answer, Call, Id, Replica, ScheduleUse};
 use super::row::Row;
 use crate::clock::Instant;
 use crate::schedule::{Block, Schedule};
@@ -16,8 +16,8 @@ use crate::schedule::{Block, Schedule};
 #[derive(Debug, Clone, Default)]
 pub struct Book {
     pub(super) rows: Vec<Row>,
-    /// Position in `rows` of the key of a keyed limit.
-    keyed: HashMap<(Arc<str>, Arc<str>), usize>,
+    /// Position in `rows` of each limit and key.
+    positions: HashMap<Id, usize>,
     pub(super) block: Block,
     epoch: u64,
     /// Latest instant that a call has used, in nanoseconds. Time in the book never goes back.
@@ -42,6 +42,14 @@ pub enum Users {
 impl Users {
     pub(super) const fn alone(self) -> bool {
         matches!(self, Self::One)
+    }
+
+    /// Returns the part of each rate that cannot be booked, in millionths.
+    pub(super) const fn lost(self) -> i64 {
+        match self {
+            Self::One => 0,
+            Self::Many { lost } => lost,
+        }
     }
 }
 
@@ -70,10 +78,7 @@ impl Book {
                 .filter_map(|row| self.rows.get(*row).map(Row::state))
                 .collect(),
             runs,
-            lost: match users {
-                Users::One => 0,
-                Users::Many { lost } => lost,
-            },
+            lost: users.lost(),
         }
     }
 
@@ -144,16 +149,8 @@ impl Book {
     }
 
     fn find(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<usize> {
-        match key {
-            Some(key) => self
-                .keyed
-                .get(&(Arc::clone(limit), Arc::clone(key)))
-                .copied(),
-            None => {
-                let mut rows = self.rows.iter();
-                rows.position(|row| row.limit == *limit && row.key.is_none())
-            }
-        }
+        let id = (Arc::clone(limit), key.cloned());
+        self.positions.get(&id).copied()
     }
 
     /// Finds or makes the row of a schedule and returns its position. Applies the numbers of the
@@ -163,10 +160,7 @@ impl Book {
         let index = known.unwrap_or_else(|| {
             self.rows.push(Row::new(asked, now, self.block.ends()));
             let index = self.rows.len() - 1;
-            if let Some(key) = &asked.key {
-                let id = (Arc::clone(&asked.limit), Arc::clone(key));
-                self.keyed.insert(id, index);
-            }
+            self.positions.insert(asked.id(), index);
             index
         });
         if let Some(row) = self.rows.get_mut(index) {
@@ -193,13 +187,11 @@ impl Book {
         self.swept = now;
         self.rows
             .retain(|row| row.key.is_none() || !row.is_idle(now));
-        self.keyed.clear();
+        self.positions.clear();
         for (index, row) in self.rows.iter_mut().enumerate() {
             row.forget_idle_flows(now);
-            if let Some(key) = &row.key {
-                let id = (Arc::clone(&row.limit), Arc::clone(key));
-                self.keyed.insert(id, index);
-            }
+            let id = (Arc::clone(&row.limit), row.key.clone());
+            self.positions.insert(id, index);
         }
     }
 }

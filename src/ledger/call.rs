@@ -18,8 +18,11 @@ use crate::schedule::{FixedWindow, Schedule, ScheduleState, SlidingWindow, Spec,
 /// The random identifier of a replica, which the replica keeps over restarts.
 pub type Replica = i64;
 
+/// Limit and key of a schedule.
+pub(super) type Id = (Arc<str>, Option<Arc<str>>);
+
 /// One booking call of a replica for one target.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Call {
     /// Name of the target.
     pub target: Arc<str>,
@@ -92,7 +95,7 @@ pub struct Answer {
 /// The slots that one run got.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Grant {
-    /// Booked instants, ascending.
+    /// Booked instants in ascending order.
     pub slots: SmallVec<[Instant; 4]>,
     /// True if the first slot is the probe after a block.
     pub probe: bool,
@@ -126,6 +129,10 @@ impl ScheduleUse {
             seen: None,
             unbooked: Vec::new(),
         }
+    }
+
+    pub(super) fn id(&self) -> Id {
+        (Arc::clone(&self.limit), self.key.clone())
     }
 }
 
@@ -201,13 +208,7 @@ impl Call {
         Self {
             target: Arc::clone(target),
             replica,
-            horizon: 0,
-            lead: 0,
-            queue_for_lock: false,
-            weights: SmallVec::new(),
-            reserves: SmallVec::new(),
-            rows: SmallVec::new(),
-            runs: SmallVec::new(),
+            ..Self::default()
         }
     }
 

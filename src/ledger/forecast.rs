@@ -8,24 +8,16 @@ use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::Schedule;
 
-/// A known schedule that serves as the base of a forecast.
-pub(super) enum KnownSchedule<'a> {
-    /// A schedule with numbers that are in force, even if the caller's policy has other numbers.
-    InForce(&'a Schedule),
-    /// A schedule of the last call, which is converted first if the caller's policy has other
-    /// numbers.
-    Latest(&'a Schedule),
-}
-
 /// Estimates the instant at which a request of `scope` could be sent after `ahead` units of earlier
-/// requests. `known` returns the schedule of a limit and key. A schedule that it does not know
-/// counts as unused.
+/// requests. `known` returns the schedule of a limit and key, and true if its numbers are in force
+/// even if the caller's policy has other numbers. Otherwise other numbers are adopted first. A
+/// schedule that it does not know counts as unused.
 pub(super) fn forecast<'a>(
     target: &Target,
     scope: &Scope,
     ahead: &[i64],
     from: Instant,
-    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<KnownSchedule<'a>>,
+    mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<(&'a Schedule, bool)>,
 ) -> Forecast {
     let mut forecast = Forecast {
         at: from,
@@ -42,11 +34,10 @@ pub(super) fn forecast<'a>(
         let ahead = ahead.get(index).copied().unwrap_or(0);
         let cost = scope.cost(index);
         let at = match known(&limit.name, scope.shared_key(index)) {
-            Some(KnownSchedule::InForce(schedule)) => schedule.forecast(from, ahead, cost),
-            Some(KnownSchedule::Latest(schedule)) if schedule.spec() == spec => {
+            Some((schedule, in_force)) if in_force || schedule.spec() == spec => {
                 schedule.forecast(from, ahead, cost)
             }
-            Some(KnownSchedule::Latest(schedule)) => {
+            Some((schedule, _)) => {
                 let changed = schedule.clone().adopt(fresh, from);
                 changed.forecast(from, ahead, cost)
             }

@@ -1,6 +1,6 @@
 //! The ledger of a single replica, with a book in memory for each target.
 
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use foldhash::HashMap;
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::book::{Book, Users};
 use super::call::{Answer, Call, Run, spec_of};
-use super::forecast::{KnownSchedule, forecast};
+use super::forecast::forecast;
 use super::{Booking, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
@@ -33,12 +33,6 @@ pub struct MemoryLedger {
 struct TargetEntry {
     book: Mutex<TargetBook>,
     epoch: watch::Sender<u64>,
-}
-
-impl TargetEntry {
-    fn lock(&self) -> MutexGuard<'_, TargetBook> {
-        sync::lock(&self.book)
-    }
 }
 
 /// A book with the newest policy that it has followed. A call under an older policy uses the newest
@@ -71,7 +65,7 @@ impl MemoryLedger {
 
     fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut TargetBook, Instant) -> T) -> T {
         self.with_entry(&target.name, |entry| {
-            then(&mut entry.lock(), self.clock.now())
+            then(&mut sync::lock(&entry.book), self.clock.now())
         })
     }
 }
@@ -118,13 +112,8 @@ impl Ledger for MemoryLedger {
         self.with_book(target, |kept, now| {
             let from = kept.book.blocked().earliest(now);
             forecast(target, scope, ahead, from, |limit, key| {
-                let pinned = kept.pins.iter().any(|(pinned, _)| pinned == limit);
-                let known = if pinned {
-                    KnownSchedule::InForce
-                } else {
-                    KnownSchedule::Latest
-                };
-                kept.book.schedule(limit, key).map(known)
+                let is_pinned = kept.pins.iter().any(|(pinned, _)| pinned == limit);
+                Some((kept.book.schedule(limit, key)?, is_pinned))
             })
         })
     }
@@ -135,7 +124,7 @@ impl Ledger for MemoryLedger {
 
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_> {
         self.with_entry(&target, |entry| {
-            let mut kept = entry.lock();
+            let mut kept = sync::lock(&entry.book);
             kept.pins.retain(|(pinned, _)| *pinned != limit);
             kept.pins.extend(bound.map(|bound| (limit, spec_of(bound))));
         });
@@ -157,7 +146,7 @@ impl Ledger for MemoryLedger {
     fn block(&self, target: &Arc<Target>, until: Instant) {
         self.with_entry(&target.name, |entry| {
             let now = self.clock.now().as_nanos();
-            if let Some(epoch) = entry.lock().book.block(until.as_nanos(), now) {
+            if let Some(epoch) = sync::lock(&entry.book).book.block(until.as_nanos(), now) {
                 entry.epoch.send_replace(epoch);
             }
         });
@@ -166,15 +155,14 @@ impl Ledger for MemoryLedger {
 
 impl TargetBook {
     fn answer(&mut self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>, now: Instant) -> Answer {
-        let newer = self.newest.as_ref();
-        if newer.is_none_or(|known| known.generation < target.generation) {
-            self.newest = Some(Arc::clone(target));
-        }
+        let known = self.newest.take();
+        let known = known.filter(|known| known.generation >= target.generation);
+        let newest = known.unwrap_or_else(|| Arc::clone(target));
+        let newest = self.newest.insert(newest);
         let mut call = Call::new(target, runs, OURSELVES);
         call.horizon = nanos(HORIZON);
-        let newest = self.newest.as_ref();
         for row in &mut call.rows {
-            let mut limits = newest.iter().flat_map(|target| &target.limits);
+            let mut limits = newest.limits.iter();
             if let Some(limit) = limits.find(|limit| limit.name == row.limit) {
                 row.spec = spec_of(limit.bound);
             }
@@ -189,47 +177,26 @@ impl TargetBook {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::time::Duration;
-
     use smallvec::smallvec;
 
-    use crate::bounds::HORIZON;
+    use super::*;
     use crate::ledger::Short;
-    use crate::policy::{Algorithm, Bound, Limit, LimitSet};
+    use crate::policy::{Algorithm, Limit, LimitSet};
 
-    fn limit(name: &str, bound: Bound) -> Limit {
-        Limit::new(name, bound)
-    }
-
-    fn rate(text: &str, burst: Option<u32>) -> Bound {
+    fn rate(text: &str, burst: u32) -> Bound {
+        let (rate, burst) = (text.parse().unwrap(), Some(burst));
         let algorithm = Algorithm::TokenBucket { burst };
-        Bound::Rate {
-            rate: text.parse().unwrap(),
-            algorithm,
-        }
+        Bound::Rate { rate, algorithm }
     }
 
     fn target(limits: Vec<Limit>) -> Arc<Target> {
         Arc::new(Target::named("t", limits))
     }
 
-    fn all(target: &Target) -> Scope {
-        target.scope_of_tunnel(None)
-    }
-
-    struct Booked {
-        slots: Vec<Slot>,
-        short: Option<Short>,
-    }
-
-    fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> Booked {
-        let scope = all(target);
+    fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> (Vec<Slot>, Option<Short>) {
+        let scope = target.scope_of_tunnel(None);
         match ledger.book(target, smallvec![Run::new(scope.clone(), want, want)]) {
-            Booking::Ready(answer) => Booked {
-                slots: answer.slots(0, &scope).collect(),
-                short: answer.runs[0].short,
-            },
+            Booking::Ready(answer) => (answer.slots(0, &scope).collect(), answer.runs[0].short),
             Booking::Pending(_) => unreachable!("the memory ledger never waits"),
         }
     }
@@ -238,79 +205,71 @@ mod tests {
     async fn several_limits_are_booked_together_or_not_at_all() {
         let ledger = MemoryLedger::new(Clock::anchored(0));
         let target = target(vec![
-            limit("fast", rate("1000/1s", Some(1000))),
-            limit("slow", rate("1/1s", Some(1))),
+            Limit::new("fast", rate("1000/1s", 1000)),
+            Limit::new("slow", rate("1/1s", 1)),
         ]);
-        let grant = book(&ledger, &target, 5);
-        assert_eq!(grant.slots.len(), 1);
-        let short = grant.short.unwrap();
+        let (slots, short) = book(&ledger, &target, 5);
+        assert_eq!(slots.len(), 1);
+        let short = short.unwrap();
         assert_eq!(short.held_by, Some(1));
-        assert_eq!(
-            short.ask_again,
-            Some(ledger.clock.now() + Duration::from_secs(1) - HORIZON)
-        );
+        let ask_again = ledger.clock.now() + Duration::from_secs(1) - HORIZON;
+        assert_eq!(short.ask_again, Some(ask_again));
         // The four requests without a slot cost the fast limit nothing.
-        let fast = ledger.forecast(&target, &one(0), &[998]);
+        let mut first = LimitSet::default();
+        first.insert(0);
+        let fast = ledger.forecast(&target, &Scope::plain(first), &[998]);
         assert_eq!(fast.at, ledger.clock.now());
-    }
-
-    fn one(index: usize) -> Scope {
-        let mut set = LimitSet::default();
-        set.insert(index);
-        Scope::plain(set)
     }
 
     #[tokio::test(start_paused = true)]
     async fn permits_come_back_when_a_slot_is_settled() {
         let ledger = MemoryLedger::new(Clock::anchored(0));
-        let target = target(vec![limit("at-once", Bound::Concurrent(2))]);
-        let grant = book(&ledger, &target, 3);
-        assert_eq!(grant.slots.len(), 2);
-        assert_eq!(
-            grant.short,
-            Some(Short {
-                held_by: Some(0),
-                ask_again: None,
-                waiting: 0,
-                weight: 0
-            })
-        );
-        ledger.settle(&target, &grant.slots[0], Settlement::Left);
-        assert_eq!(book(&ledger, &target, 3).slots.len(), 1);
+        let target = target(vec![Limit::new("at-once", Bound::Concurrent(2))]);
+        let (slots, short) = book(&ledger, &target, 3);
+        assert_eq!(slots.len(), 2);
+        let expected = Short {
+            held_by: Some(0),
+            ask_again: None,
+            waiting: 0,
+            weight: 0,
+        };
+        assert_eq!(short, Some(expected));
+        ledger.settle(&target, &slots[0], Settlement::Left);
+        assert_eq!(book(&ledger, &target, 3).0.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_block_holds_every_limit_and_a_probe_goes_first() {
         let clock = Clock::anchored(0);
         let ledger = MemoryLedger::new(clock.clone());
-        let target = target(vec![limit("l", rate("100/1s", Some(100)))]);
+        let target = target(vec![Limit::new("l", rate("100/1s", 100))]);
         let until = clock.now() + Duration::from_secs(5);
         let epoch = ledger.epoch(&target);
         for _ in 0..2 {
             ledger.block(&target, until);
             assert_eq!(*epoch.borrow(), 1, "an equal block changes nothing");
         }
-        assert!(book(&ledger, &target, 1).slots.is_empty());
+        assert!(book(&ledger, &target, 1).0.is_empty());
         clock.sleep_until(until).await;
-        let grant = book(&ledger, &target, 10);
-        assert_eq!(grant.slots.len(), 1);
-        assert!(grant.slots[0].probe);
-        ledger.settle(&target, &grant.slots[0], Settlement::Left);
+        let (slots, _) = book(&ledger, &target, 10);
+        assert_eq!(slots.len(), 1);
+        assert!(slots[0].probe);
+        ledger.settle(&target, &slots[0], Settlement::Left);
         // The bucket is empty after a block, so the rest is spread over time.
-        let rest = book(&ledger, &target, 10);
-        assert!(rest.slots.iter().all(|slot| slot.at > until));
+        let (rest, _) = book(&ledger, &target, 10);
+        assert!(rest.iter().all(|slot| slot.at > until));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_changed_limit_keeps_what_was_used() {
         let ledger = MemoryLedger::new(Clock::anchored(0));
-        let before = target(vec![limit("l", rate("10/1m", Some(10)))]);
-        assert_eq!(book(&ledger, &before, 10).slots.len(), 10);
-        let after = target(vec![limit("l", rate("20/1m", Some(10)))]);
+        let before = target(vec![Limit::new("l", rate("10/1m", 10))]);
+        assert_eq!(book(&ledger, &before, 10).0.len(), 10);
+        let after = target(vec![Limit::new("l", rate("20/1m", 10))]);
         let after = Arc::new(Target {
             generation: 1,
             ..Arc::into_inner(after).unwrap()
         });
-        assert!(book(&ledger, &after, 1).slots.is_empty());
+        assert!(book(&ledger, &after, 1).0.is_empty());
     }
 }

@@ -81,38 +81,30 @@ impl PostgresLink {
             .await
     }
 
-    async fn simple<T>(&self, statement: String) -> Result<T, LinkError>
-    where
-        T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> + Send + Unpin,
-    {
+    async fn simple<T: Column>(&self, statement: String) -> Result<T, LinkError> {
         let statement = sqlx::raw_sql(AssertSqlSafe(statement));
-        first(&self.database.ask(statement, CALL_TIMEOUT).await)
+        first(self.database.ask(statement, CALL_TIMEOUT).await)
     }
 
     /// Runs one prepared statement without a name and returns the first column of its first row.
-    async fn ask<T>(&self, query: Statement<'_>) -> Result<T, LinkError>
-    where
-        T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> + Send + Unpin,
-    {
+    async fn ask<T: Column>(&self, query: Statement<'_>) -> Result<T, LinkError> {
         let statement = query.persistent(false);
-        first(&self.database.ask(statement, CALL_TIMEOUT).await)
+        first(self.database.ask(statement, CALL_TIMEOUT).await)
     }
 }
 
 /// Decodes the first column of the first row of a result.
-fn first<T>(asked: &sqlx::Result<Vec<PgRow>>) -> Result<T, LinkError>
-where
-    T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
-{
-    match asked {
-        Ok(rows) => {
-            let row = rows.first().ok_or(&sqlx::Error::RowNotFound);
-            let column = row.map(|row| sqlx::Row::try_get(row, 0));
-            column.map_err(failed)?.map_err(|error| failed(&error))
-        }
-        Err(error) => Err(failed(error)),
-    }
+fn first<T: Column>(asked: sqlx::Result<Vec<PgRow>>) -> Result<T, LinkError> {
+    let rows = asked.map_err(|error| failed(&error))?;
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound);
+    let column = row.and_then(|row| sqlx::Row::try_get(row, 0));
+    column.map_err(|error| failed(&error))
 }
+
+/// A type that a column of a result can be decoded to.
+trait Column: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
+
+impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> Column for T {}
 
 /// Dollar quote that encloses a call's text in a statement.
 const QUOTE: &str = "$outpace_call$";
@@ -138,14 +130,12 @@ struct BookReply {
 
 impl Link for PostgresLink {
     async fn call(&self, call: &Call) -> Result<Reply, LinkError> {
-        let Json(answered) = self.book(call).await?;
-        match answered.answer {
-            Some(answer) if !answered.busy => Ok(Reply::Answer {
-                answer,
-                started: answered.started,
-            }),
-            _ if answered.busy => Ok(Reply::Busy),
-            _ => Err(LinkError(
+        let Json(reply) = self.book(call).await?;
+        let started = reply.started;
+        match reply.answer {
+            _ if reply.busy => Ok(Reply::Busy),
+            Some(answer) => Ok(Reply::Answer { answer, started }),
+            None => Err(LinkError(
                 "incomplete reply of outpace.book_v1; check the schema".to_owned(),
             )),
         }

@@ -43,7 +43,7 @@ pub(super) struct Row {
 }
 
 /// A lane of one replica that competes for the schedule.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Flow {
     lane: u8,
     replica: Replica,
@@ -86,9 +86,7 @@ impl Row {
     /// Creates an unused row. If a block is older than the row, no burst may follow this block.
     pub(super) fn new(asked: &ScheduleUse, now: i64, blocked: Instant) -> Self {
         let mut schedule = Schedule::unused(asked.spec);
-        if let Some(schedule) = &mut schedule
-            && blocked > Instant::ZERO
-        {
+        if let Some(schedule) = schedule.as_mut().filter(|_| blocked > Instant::ZERO) {
             schedule.drain_until(blocked);
         }
         Self {
@@ -205,11 +203,7 @@ impl Row {
             self.flows.push(Flow {
                 lane: bid.lane,
                 replica: bid.call.replica,
-                virtual_time: 0,
-                waiting: 0,
-                due: 0,
-                open: 0,
-                kept: false,
+                ..Flow::default()
             });
         }
         if let Some(flow) = self.flow_mut(bid) {
@@ -293,13 +287,11 @@ impl Row {
     /// Returns the number of active flows that come before the bidder's in the order of virtual
     /// times.
     pub(super) fn rank(&self, bid: Bid<'_>) -> i64 {
-        let Some(own) = self.flow(bid) else {
-            return 0;
-        };
-        let before = self
-            .active(bid.now)
-            .filter(|flow| flow.order() < own.order());
-        i64::try_from(before.count()).unwrap_or(0)
+        self.flow(bid).map_or(0, |own| {
+            let flows = self.active(bid.now);
+            let before = flows.filter(|flow| flow.order() < own.order());
+            i64::try_from(before.count()).unwrap_or(0)
+        })
     }
 
     fn active(&self, now: i64) -> impl Iterator<Item = &Flow> {
@@ -340,9 +332,8 @@ impl Row {
             self.reserves.resize(lane + 1, 0);
         }
         if let Some(used) = self.reserves.get_mut(lane) {
-            *used = (*used)
-                .max(bid.now)
-                .saturating_add(interval.saturating_mul(cost));
+            let cost = interval.saturating_mul(cost);
+            *used = (*used).max(bid.now).saturating_add(cost);
         }
     }
 }

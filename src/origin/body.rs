@@ -9,24 +9,18 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::http1::Returning;
+use super::pool::RequestBody;
 
 /// Response body of an origin, read as a stream of frames.
 #[derive(Debug)]
-pub struct OriginBody<B>
-where
-    B: http_body::Body + 'static,
-{
+pub struct OriginBody<B: http_body::Body + 'static> {
     incoming: Incoming,
     /// HTTP/1.1 connection of the response. `None` for HTTP/2, where a task drives the connection,
     /// and after the end of the body.
     connection: Option<Returning<B>>,
 }
 
-impl<B> OriginBody<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: RequestBody> OriginBody<B> {
     pub(super) const fn http2(incoming: Incoming) -> Self {
         Self {
             incoming,
@@ -39,24 +33,18 @@ where
             incoming,
             connection: Some(connection),
         };
-        body.finish_at_end();
+        body.finish_if(http_body::Body::is_end_stream(&body.incoming));
         body
     }
 
-    fn finish_at_end(&mut self) {
-        if http_body::Body::is_end_stream(&self.incoming)
-            && let Some(connection) = self.connection.take()
-        {
+    fn finish_if(&mut self, ended: bool) {
+        if ended && let Some(connection) = self.connection.take() {
             connection.finish();
         }
     }
 }
 
-impl<B> http_body::Body for OriginBody<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: RequestBody> http_body::Body for OriginBody<B> {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -69,20 +57,14 @@ where
         if polled.is_pending()
             && let Some(connection) = &mut this.connection
         {
-            connection.drive(cx);
+            connection.connection.drive(cx);
             polled = Pin::new(&mut this.incoming).poll_frame(cx);
         }
         match &polled {
-            Poll::Ready(Some(Ok(_))) => this.finish_at_end(),
-            Poll::Ready(None) => {
-                if let Some(connection) = this.connection.take() {
-                    connection.finish();
-                }
-            }
+            Poll::Ready(Some(Ok(_))) => this.finish_if(this.incoming.is_end_stream()),
+            Poll::Ready(None) => this.finish_if(true),
             // A broken connection is closed and never reused.
-            Poll::Ready(Some(Err(_))) => {
-                let _ = this.connection.take();
-            }
+            Poll::Ready(Some(Err(_))) => this.connection = None,
             Poll::Pending => {}
         }
         polled

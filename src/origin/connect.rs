@@ -1,7 +1,7 @@
 //! Dialling of origins: name resolution, address guard, TCP and TLS. Connections are direct or go
 //! through a parent proxy.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use futures_util::StreamExt as _;
@@ -49,13 +49,11 @@ impl Connector {
     /// # Errors
     /// Returns [`OriginError::Tls`] if TLS cannot be set up.
     pub fn new(roots: &Roots, parent: Option<ParentProxy>) -> Result<Self, OriginError> {
-        let tls = ClientTls::new(roots)?;
-        let ourselves = OnceLock::new();
         Ok(Self(Arc::new(Inner {
             resolver: Resolver::new(),
-            tls,
+            tls: ClientTls::new(roots)?,
             parent,
-            ourselves,
+            ourselves: OnceLock::new(),
         })))
     }
 
@@ -70,24 +68,19 @@ impl Connector {
         self.0.parent.as_ref()
     }
 
-    /// Opens a TCP connection to the host, directly or as a tunnel through the parent proxy.
+    /// Opens a TCP connection to `origin`, directly or as a tunnel through the parent proxy.
     ///
     /// # Errors
     /// Returns an [`OriginError`]. The client's request has not been dispatched in any of these
     /// cases.
-    pub async fn tcp(
-        &self,
-        host: &HostName,
-        port: u16,
-        egress: &Egress,
-    ) -> Result<TcpStream, OriginError> {
-        let dial = async {
+    pub async fn tcp(&self, origin: &Origin, egress: &Egress) -> Result<TcpStream, OriginError> {
+        within_time(async {
             match &self.0.parent {
-                None => self.direct(host, port, egress).await,
-                Some(parent) => self.through(parent, host, port, egress).await,
+                None => self.direct(origin, egress).await,
+                Some(parent) => self.through(parent, origin, egress).await,
             }
-        };
-        within_time(dial).await
+        })
+        .await
     }
 
     /// Opens a connection to `origin`, with TLS if its scheme requires it. The flag in the result
@@ -104,16 +97,13 @@ impl Connector {
     ) -> Result<(Io, bool), OriginError> {
         let dial = async {
             let tcp = match (&self.0.parent, origin.scheme) {
-                (None, _) => self.direct(&origin.host, origin.port, egress).await?,
+                (None, _) => self.direct(origin, egress).await?,
                 // Plain HTTP uses a connection to the parent and requests in absolute-form.
                 (Some(parent), Scheme::Http) => {
-                    self.guard_literal(&origin.host, origin.port, egress)?;
+                    self.guard_literal(origin, egress)?;
                     self.to_parent(parent).await?
                 }
-                (Some(parent), Scheme::Https) => {
-                    self.through(parent, &origin.host, origin.port, egress)
-                        .await?
-                }
+                (Some(parent), Scheme::Https) => self.through(parent, origin, egress).await?,
             };
             if origin.scheme == Scheme::Http {
                 return Ok((Io::Plain(tcp), false));
@@ -130,13 +120,9 @@ impl Connector {
         within_time(dial).await
     }
 
-    async fn direct(
-        &self,
-        host: &HostName,
-        port: u16,
-        egress: &Egress,
-    ) -> Result<TcpStream, OriginError> {
-        let resolved = self.0.resolver.resolve(host, port, egress).await?;
+    async fn direct(&self, origin: &Origin, egress: &Egress) -> Result<TcpStream, OriginError> {
+        let resolver = &self.0.resolver;
+        let resolved = resolver.resolve(&origin.host, origin.port, egress).await?;
         let mut allowed = Vec::with_capacity(resolved.len());
         let mut refused = None;
         for address in resolved {
@@ -164,26 +150,16 @@ impl Connector {
         }
     }
 
-    fn guard_literal(
-        &self,
-        host: &HostName,
-        port: u16,
-        egress: &Egress,
-    ) -> Result<(), OriginError> {
+    fn guard_literal(&self, origin: &Origin, egress: &Egress) -> Result<(), OriginError> {
         // A parent proxy resolves names itself, but a literal address can still be checked here.
-        host.ip()
-            .map_or(Ok(()), |ip| self.guard(SocketAddr::new(ip, port), egress))
+        let literal = origin.host.ip().map(|ip| SocketAddr::new(ip, origin.port));
+        literal.map_or(Ok(()), |address| self.guard(address, egress))
     }
 
     fn is_ourselves(&self, address: SocketAddr) -> bool {
-        let ours = self
-            .0
-            .ourselves
-            .get()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let mut ours = self.0.ourselves.get().into_iter().flatten();
         let ip = address.ip().to_canonical();
-        ours.iter().any(|our| {
+        ours.any(|our| {
             our.port() == address.port()
                 && (our.ip() == ip
                     || our.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
@@ -192,29 +168,25 @@ impl Connector {
 
     async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, OriginError> {
         // The operator configured the parent, so its address is not checked.
-        let resolved = self
-            .0
-            .resolver
-            .resolve(&parent.host, parent.port, &Egress::default())
-            .await?;
+        let (resolver, egress) = (&self.0.resolver, Egress::default());
+        let resolved = resolver.resolve(&parent.host, parent.port, &egress).await?;
         first_to_connect(&resolved).await
     }
 
     async fn through(
         &self,
         parent: &ParentProxy,
-        host: &HostName,
-        port: u16,
+        origin: &Origin,
         egress: &Egress,
     ) -> Result<TcpStream, OriginError> {
-        self.guard_literal(host, port, egress)?;
+        self.guard_literal(origin, egress)?;
+        let Origin { host, port, .. } = origin;
         let mut tcp = self.to_parent(parent).await?;
         let mut head =
             format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").into_bytes();
         if let Some(authorization) = &parent.authorization {
-            head.extend_from_slice(b"Proxy-Authorization: ");
-            head.extend_from_slice(authorization.as_bytes());
-            head.extend_from_slice(b"\r\n");
+            let value = authorization.as_bytes();
+            head.extend([&b"Proxy-Authorization: "[..], value, b"\r\n"].concat());
         }
         head.extend_from_slice(b"\r\n");
         tcp.write_all(&head)
@@ -239,46 +211,33 @@ async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, OriginE
     let mut rest = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut failed = OriginError::Refused("no address to dial".to_owned());
-    attempts.extend(rest.next().map(|address| connect_one(*address)));
     loop {
+        attempts.extend(rest.next().map(|address| connect_one(*address)));
         tokio::select! {
             result = attempts.next() => match result {
                 Some(Ok(stream)) => return Ok(stream),
-                Some(Err(error)) => {
-                    failed = error;
-                    attempts.extend(rest.next().map(|address| connect_one(*address)));
-                }
+                Some(Err(error)) => failed = error,
                 None => return Err(failed),
             },
-            () = tokio::time::sleep(ADDRESS_STAGGER), if rest.len() > 0 => {
-                attempts.extend(rest.next().map(|address| connect_one(*address)));
-            }
+            () = tokio::time::sleep(ADDRESS_STAGGER), if rest.len() > 0 => {}
         }
     }
 }
 
 async fn connect_one(address: SocketAddr) -> Result<TcpStream, OriginError> {
-    let connected = TcpStream::connect(address).await.and_then(|stream| {
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    });
+    let connected = TcpStream::connect(address).await;
+    let connected = connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
     connected.map_err(|error| OriginError::Refused(format!("{}: {error}", shown(address))))
 }
 
 /// Formats an address for messages to clients. An address that is not public may be internal, so
 /// only its port and family are shown.
 fn shown(address: SocketAddr) -> String {
-    match AddressClass::of(address.ip()) {
-        AddressClass::Public => address.to_string(),
-        _ => format!("port {} of {}", address.port(), family(address.ip())),
+    if AddressClass::of(address.ip()) == AddressClass::Public {
+        return address.to_string();
     }
-}
-
-const fn family(ip: IpAddr) -> &'static str {
-    match ip {
-        IpAddr::V4(_) => "an IPv4 address",
-        IpAddr::V6(_) => "an IPv6 address",
-    }
+    let version = if address.is_ipv4() { 4 } else { 6 };
+    format!("port {} of an IPv{version} address", address.port())
 }
 
 const REPLY_MAX: usize = 8 * 1024;

@@ -5,12 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{Request, Response, Version};
-use hyper::client::conn::http1;
+use hyper::client::conn::{TrySendError, http1};
 
-use super::pool::{Idle, PoolState, SendError};
+use super::pool::{Idle, PoolState, RequestBody, SendError};
 use super::{OriginBody, OriginError};
 use crate::clock::{Alarm, Instant};
 
@@ -60,11 +59,7 @@ pub(super) struct Returning<B: http_body::Body + 'static> {
     pub(super) home: Arc<PoolState<B>>,
 }
 
-impl<B> Returning<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: RequestBody> Returning<B> {
     pub(super) async fn send(
         mut self,
         request: Request<B>,
@@ -95,10 +90,6 @@ where
         Ok(response.map(|incoming| OriginBody::http1(incoming, self)))
     }
 
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        self.connection.drive(cx);
-    }
-
     /// Ends the use of the connection after a complete response. If the request is complete too,
     /// the connection returns to the pool. A connection that is still uploading is closed, because
     /// no task would drive it.
@@ -109,8 +100,7 @@ where
     }
 }
 
-pub(super) fn send_error<B>(error: hyper::client::conn::TrySendError<Request<B>>) -> SendError<B> {
-    let mut error = error;
+pub(super) fn send_error<B>(mut error: TrySendError<Request<B>>) -> SendError<B> {
     match error.take_message() {
         Some(request) => SendError::Unsent(Box::new(request)),
         None => SendError::Broken(broken(&error.into_error())),

@@ -21,7 +21,7 @@ pub use address::AddressClass;
 pub use body::OriginBody;
 pub use connect::{Connector, ParentProxy};
 pub use io::Io;
-pub use pool::{Destination, Lease, Pool, Protocol, ProtocolChoice, SendError};
+pub use pool::{Destination, Lease, Pool, Protocol, ProtocolChoice, RequestBody, SendError};
 pub use tls::{Roots, load_pem_file};
 
 use std::net::SocketAddr;

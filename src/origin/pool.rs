@@ -4,7 +4,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 use foldhash::HashMap;
@@ -21,9 +21,26 @@ use crate::bounds::{
 use crate::clock::{Alarm, Clock, Instant};
 use crate::policy::Egress;
 use crate::shutdown::{Background, Tasks};
-use crate::sync;
+use crate::sync::{self, lock};
 use crate::telemetry::Metrics;
 use crate::units::Origin;
+
+/// Body of a request to an origin.
+pub trait RequestBody:
+    http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+    + Send
+    + Unpin
+    + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + Unpin
+        + 'static
+{
+}
 
 /// Set of protocols that a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,11 +138,7 @@ pub enum SendError<B> {
     Late,
 }
 
-impl<B> Pool<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: RequestBody> Pool<B> {
     /// Creates a pool without connections.
     pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
         let reaped = AtomicI64::new(clock.now().as_nanos());
@@ -147,7 +160,7 @@ where
     /// Takes an idle connection to `destination`, if there is one that can send at once.
     pub fn idle(&self, destination: &Destination) -> Option<Lease<B>> {
         let idle = self.0.known(destination)?;
-        let leased = idle.lock().take()?;
+        let leased = lock(&idle.connections).take()?;
         Some(self.0.lease(leased, idle))
     }
 
@@ -172,9 +185,8 @@ where
         egress: &Egress,
     ) -> Result<Lease<B>, OriginError> {
         let offer = destination.wire == ProtocolChoice::Any;
-        let (io, agreed) = self
-            .0
-            .connector
+        let connector = &self.0.connector;
+        let (io, agreed) = connector
             .connect(&destination.origin, offer, egress)
             .await?;
         self.0.metrics.origin_connected();
@@ -185,7 +197,7 @@ where
         }
         let sender = self.0.http2(io).await?;
         let idle = self.0.idle_of(destination);
-        let first = idle.lock().share(sender);
+        let first = lock(&idle.connections).share(sender);
         idle.returned.notify_waiters();
         Ok(self.0.lease(Leased::Http2(first), idle))
     }
@@ -198,7 +210,7 @@ where
         let mut destinations = sync::write(&self.0.idle);
         destinations.retain(|_, idle| {
             let in_use = Arc::strong_count(idle) > 1;
-            let mut known = idle.lock();
+            let mut known = lock(&idle.connections);
             known.forget(now - ORIGIN_IDLE);
             in_use || known.http2.is_some() || !known.http1.is_empty()
         });
@@ -215,13 +227,6 @@ impl<B: http_body::Body + 'static> Default for Idle<B> {
             connections: Mutex::new(none),
             returned: Notify::new(),
         }
-    }
-}
-
-impl<B: http_body::Body + 'static> Idle<B> {
-    fn lock(&self) -> MutexGuard<'_, IdleConnections<B>> {
-        let connections = self.connections.lock();
-        connections.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -271,7 +276,7 @@ impl<B: http_body::Body + 'static> PoolState<B> {
 
     pub(super) fn put(&self, idle: &Idle<B>, connection: Http1<B>) {
         let since = Instant::from_nanos(self.reaped.load(Ordering::Relaxed));
-        let mut known = idle.lock();
+        let mut known = lock(&idle.connections);
         if known.http1.len() < ORIGIN_IDLE_MAX {
             known.http1.push((since, connection));
             drop(known);
@@ -288,18 +293,12 @@ impl<B: http_body::Body + 'static> PoolState<B> {
     }
 }
 
-impl<B> PoolState<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: RequestBody> PoolState<B> {
     async fn http1(&self, io: Io, wire: ProtocolChoice) -> Result<Http1<B>, OriginError> {
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| {
-                OriginError::Refused(format!("connected, but the HTTP handshake failed: {error}"))
-            })?;
+            .map_err(|error| handshake_error(&error))?;
         let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
             ProtocolChoice::Http1 => Box::pin(connection.with_upgrades()),
             ProtocolChoice::Any | ProtocolChoice::Http2Prior => Box::pin(connection),
@@ -322,9 +321,7 @@ where
             .keep_alive_timeout(H2_PING)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| {
-                OriginError::Refused(format!("connected, but the HTTP handshake failed: {error}"))
-            })?;
+            .map_err(|error| handshake_error(&error))?;
         // The end of the connection reaches every task with a stream on it, so the result is
         // ignored. A drain must not wait for this task.
         self.tasks
@@ -333,11 +330,7 @@ where
     }
 }
 
-impl<B> Lease<B>
-where
-    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: RequestBody> Lease<B> {
     /// Returns the protocol of the connection.
     pub fn spoken(&self) -> Protocol {
         match self.0.as_ref().map(|held| &held.leased) {
@@ -400,4 +393,8 @@ impl<B: http_body::Body + 'static> Drop for Lease<B> {
             home.put(&idle, connection);
         }
     }
+}
+
+fn handshake_error(error: &hyper::Error) -> OriginError {
+    OriginError::Refused(format!("connected, but the HTTP handshake failed: {error}"))
 }

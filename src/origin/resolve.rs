@@ -47,10 +47,8 @@ impl Resolver {
             Some(addresses) => addresses,
             None => self.ask(host).await?,
         };
-        Ok(addresses
-            .iter()
-            .map(|ip| SocketAddr::new(*ip, port))
-            .collect())
+        let addresses = addresses.iter().map(|ip| SocketAddr::new(*ip, port));
+        Ok(addresses.collect())
     }
 
     async fn ask(&self, host: &HostName) -> Result<Arc<[IpAddr]>, OriginError> {
@@ -92,13 +90,8 @@ mod tests {
 
     #[test]
     fn families_alternate() {
-        let of = |texts: &[&str]| {
-            texts
-                .iter()
-                .map(|t| t.parse().unwrap())
-                .collect::<Vec<IpAddr>>()
-        };
-        let mixed = interleave(of(&["::1", "::2", "::3", "1.1.1.1", "2.2.2.2"]));
-        assert_eq!(mixed, of(&["::1", "1.1.1.1", "::2", "2.2.2.2", "::3"]));
+        let of = |texts: [&str; 5]| texts.map(|text| text.parse::<IpAddr>().unwrap());
+        let mixed = interleave(of(["::1", "::2", "::3", "1.1.1.1", "2.2.2.2"]).to_vec());
+        assert_eq!(mixed, of(["::1", "1.1.1.1", "::2", "2.2.2.2", "::3"]));
     }
 }

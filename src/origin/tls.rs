@@ -37,17 +37,13 @@ impl Roots {
 /// # Errors
 /// Returns a message that names the file if it cannot be read or holds no certificate.
 pub fn load_pem_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| pem_problem(path, &error))?;
-    let found: Result<Vec<_>, _> = read.collect();
-    let found = found.map_err(|error| pem_problem(path, &error))?;
+    let found = CertificateDer::pem_file_iter(path)
+        .and_then(|found| found.collect::<Result<Vec<_>, _>>())
+        .map_err(|error| format!("{} cannot be read as PEM: {error}", path.display()))?;
     if found.is_empty() {
         return Err(format!("{} holds no PEM certificate", path.display()));
     }
     Ok(found)
-}
-
-fn pem_problem(path: &Path, error: &rustls_pki_types::pem::Error) -> String {
-    format!("{} cannot be read as PEM: {error}", path.display())
 }
 
 /// TLS configurations for origins, one per set of protocols offered in ALPN.

@@ -1,5 +1,8 @@
 //! Entry of one waiter in the queue of a target.
 
+use tokio::sync::mpsc;
+
+use super::Event;
 use crate::clock::Instant;
 
 /// Key of a waiter in its queue. Waiters are ordered by arrival, then by order of entry.
@@ -10,16 +13,16 @@ pub(super) type QueueKey = (Instant, u64);
 pub(super) enum Stage {
     /// Waits without a connection, far from its slot.
     Queued,
-    /// Has received [`Event::Called`](super::Event::Called) and prepares its connection.
+    /// Has received [`Event::Called`] and prepares its connection.
     Called,
     /// Has a ready connection and can send as soon as a slot is due.
     Ready,
 }
 
-/// One waiter of a queue. `W` is the handle that delivers its events.
+/// One waiter of a queue, with the handle that delivers its events.
 #[derive(Debug)]
-pub(super) struct Entry<W> {
+pub(super) struct Entry {
     pub(super) stage: Stage,
     pub(super) deadline: Instant,
-    pub(super) tell: W,
+    pub(super) tell: mpsc::Sender<Event>,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::Event;
 use super::entry::{Entry, QueueKey, Stage};
 use crate::bounds::{CALL_AHEAD, CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
@@ -13,9 +14,9 @@ use crate::policy::{Scope, Target};
 
 /// Waiters of one scope in one target's queue, with their booked slots.
 #[derive(Debug)]
-pub(super) struct Group<W> {
+pub(super) struct Group {
     pub(super) scope: Scope,
-    pub(super) waiting: BTreeMap<QueueKey, Entry<W>>,
+    pub(super) waiting: BTreeMap<QueueKey, Entry>,
     pub(super) hand: VecDeque<Slot>,
     /// Earliest time for the next call to the ledger. `None` if only a returned permit can help.
     pub(super) ask_again: Option<Instant>,
@@ -25,13 +26,18 @@ pub(super) struct Group<W> {
     pub(super) held_by: Option<usize>,
 }
 
-impl<W> Group<W> {
+impl Group {
     /// Returns the keys of ready waiters in order, among the first [`CALLED_MAX`] waiters.
     pub(super) fn ready(&self) -> impl Iterator<Item = QueueKey> {
         let called = self.waiting.iter().take(CALLED_MAX);
         called
             .filter(|(_, entry)| entry.stage == Stage::Ready)
             .map(|(place, _)| *place)
+    }
+
+    /// Returns the number of waiters without a booked slot.
+    pub(super) fn uncovered(&self) -> usize {
+        self.waiting.len().saturating_sub(self.hand.len())
     }
 
     /// Calls waiters in order, up to the first one with a slot that is still far away. Returns the
@@ -42,15 +48,10 @@ impl<W> Group<W> {
         now: Instant,
         target: &Arc<Target>,
         ledger: &dyn Ledger,
-        call: &impl Fn(&W),
     ) -> Option<Instant> {
         // Without a free permit no time can be forecast, so a single waiter with a ready connection
         // suffices.
-        let room = if self.ask_again.is_none() {
-            1
-        } else {
-            CALLED_MAX
-        };
+        let room = self.ask_again.map_or(1, |_| CALLED_MAX);
         let covered = self.hand.len();
         // The forecast of a shared ledger ages, because only calls for ready waiters refresh it.
         // Calling earlier by the reach of the ledger compensates for that.
@@ -61,9 +62,9 @@ impl<W> Group<W> {
                 continue;
             }
             if position >= covered + sure {
-                let before = count(position.saturating_sub(covered));
+                let before = position.saturating_sub(covered);
                 let ahead: SmallVec<[i64; 8]> = (0..target.limits.len())
-                    .map(|limit| before.saturating_mul(self.scope.cost(limit)))
+                    .map(|limit| cost(&self.scope, limit, before))
                     .collect();
                 let at = ledger.forecast(target, &self.scope, &ahead).at;
                 if at > now + early {
@@ -71,7 +72,8 @@ impl<W> Group<W> {
                 }
             }
             entry.stage = Stage::Called;
-            call(&entry.tell);
+            // The channel has room because the call is its first message.
+            let _ = entry.tell.try_send(Event::Called);
         }
         None
     }
@@ -95,14 +97,14 @@ impl<W> Group<W> {
     }
 
     pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
-        let due = self.due(now);
-        let ask = self
-            .ask_again
-            .filter(|at| *at > now && self.ready().next().is_some());
-        due.into_iter().chain(ask).min()
+        let ask = self.ask_again;
+        let ask = ask.filter(|at| *at > now && self.ready().next().is_some());
+        self.due(now).into_iter().chain(ask).min()
     }
 }
 
-pub(super) fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+/// Returns the units that `requests` requests of this scope cost in a limit.
+pub(super) fn cost(scope: &Scope, limit: usize, requests: usize) -> i64 {
+    let requests = i64::try_from(requests).unwrap_or(i64::MAX);
+    scope.cost(limit).saturating_mul(requests)
 }

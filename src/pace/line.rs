@@ -1,7 +1,7 @@
 //! The line of one target: its queue behind a lock, the driver task that serves the queue, and the
 //! entry points for exchanges. The lock is never held across an await.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::entry::{Entry, Stage};
 use super::queue::{Next, PendingCall, Queue};
-use super::turn::{Turn, TurnState, Waiter};
-use super::{Admission, ConnectionState, Event, Refusal, RefusalKind, Ticket};
+use super::turn::{Turn, Waiter};
+use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Slot};
@@ -35,7 +35,7 @@ pub(super) struct Line {
 
 #[derive(Debug)]
 pub(super) struct LineState {
-    pub(super) queue: Queue<mpsc::Sender<Event>>,
+    pub(super) queue: Queue,
     /// Epoch of the slots that the queue holds.
     epoch: u64,
     /// Earliest instant for the next call to a shared ledger.
@@ -49,24 +49,16 @@ pub(super) struct LineState {
 /// Minimum time between two checks for overtaken waiters.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-type PendingAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
-
 impl Line {
-    pub(super) fn new(
-        target: Arc<Target>,
-        ledger: Arc<dyn Ledger>,
-        clock: Clock,
-        tasks: Tasks,
-        metrics: Metrics,
-    ) -> Self {
+    pub(super) fn new(target: &Arc<Target>, pacer: &Pacer) -> Self {
         Self {
-            epoch: ledger.epoch(&target),
-            ledger,
-            clock,
-            tasks,
-            metrics,
+            epoch: pacer.ledger.epoch(target),
+            ledger: Arc::clone(&pacer.ledger),
+            clock: pacer.clock.clone(),
+            tasks: pacer.tasks.clone(),
+            metrics: pacer.metrics.clone(),
             state: Mutex::new(LineState {
-                queue: Queue::new(target),
+                queue: Queue::new(Arc::clone(target)),
                 epoch: 0,
                 may_ask: Instant::ZERO,
                 driven: false,
@@ -97,9 +89,14 @@ impl Line {
         let mut booked = false;
         if ready && self.ledger.answers_at_once() {
             match self.book_one(&mut state, &scope) {
-                Booked::Now(turn) => return Admission::Turn(turn),
-                Booked::Soon => booked = true,
-                Booked::Later => ready = false,
+                Some((slot, now)) if slot.at <= now => {
+                    return Admission::Turn(self.turn(&state, slot, None));
+                }
+                Some((slot, _)) => {
+                    state.queue.put_in_hand(slot);
+                    booked = true;
+                }
+                None => ready = false,
             }
         }
         let held_by = match self.check_feasible(&state, &scope, ticket) {
@@ -136,23 +133,17 @@ impl Line {
         })
     }
 
-    /// Books one slot for a request that has no other request before it. The slot may be usable at
-    /// once.
-    fn book_one(self: &Arc<Self>, state: &mut LineState, scope: &Scope) -> Booked {
+    /// Books one slot for a request that has no other request before it. Returns the slot with the
+    /// time of the answer, because the slot may be usable at once.
+    fn book_one(&self, state: &mut LineState, scope: &Scope) -> Option<(Slot, Instant)> {
         let runs = smallvec![Run::new(scope.clone(), 1, 1)];
         let Booking::Ready(answer) = self.ledger.book(state.queue.target(), runs) else {
-            return Booked::Later;
+            return None;
         };
         let short = answer.runs.first().and_then(|grant| grant.short);
         state.queue.note_short(scope, short);
-        match answer.slots(0, scope).next() {
-            Some(slot) if slot.at <= answer.now => Booked::Now(self.turn(state, slot, None)),
-            Some(slot) => {
-                state.queue.put_in_hand(slot);
-                Booked::Soon
-            }
-            None => Booked::Later,
-        }
+        let slot = answer.slots(0, scope).next()?;
+        Some((slot, answer.now))
     }
 
     /// Returns the earliest instant at which a request of this scope that arrives now could be
@@ -177,11 +168,9 @@ impl Line {
             return;
         }
         state.epoch = epoch;
-        for slot in state.queue.drop_hand(epoch) {
-            self.ledger
-                .settle(state.queue.target(), &slot, Settlement::Unused);
-        }
-        self.refuse_infeasible(state);
+        let void = state.queue.drop_hand(epoch);
+        self.settle_unused(state.queue.target(), void);
+        state.queue.refuse_infeasible(&*self.ledger);
     }
 
     /// Refuses waiters that were overtaken, at most once per [`LOOK_EVERY`]. With a single scope
@@ -194,21 +183,17 @@ impl Line {
             return;
         }
         state.looked = now;
-        self.refuse_infeasible(&mut state);
+        state.queue.refuse_infeasible(&*self.ledger);
     }
 
-    /// Refuses every waiter with a forecast after its deadline.
-    fn refuse_infeasible(&self, state: &mut LineState) {
-        let waiting = state.queue.len();
-        for (entry, forecast) in state.queue.take_infeasible(&*self.ledger) {
-            let refusal = refusal(
-                RefusalKind::WaitTooLong,
-                forecast,
-                state.queue.target(),
-                waiting,
-            );
-            // A waiter that was dropped needs no answer.
-            let _ = entry.tell.try_send(Event::Refused(refusal));
+    /// Settles slots of the target with which no request was sent.
+    pub(super) fn settle_unused(
+        &self,
+        target: &Arc<Target>,
+        slots: impl IntoIterator<Item = Slot>,
+    ) {
+        for slot in slots {
+            self.ledger.settle(target, &slot, Settlement::Unused);
         }
     }
 
@@ -220,9 +205,7 @@ impl Line {
         }
         let current = Arc::clone(state.queue.target());
         if ticket.target.generation > current.generation {
-            for slot in state.queue.retarget(&ticket.target) {
-                self.ledger.settle(&current, &slot, Settlement::Unused);
-            }
+            self.settle_unused(&current, state.queue.retarget(&ticket.target));
             return ticket.scope.clone();
         }
         current.translate(&ticket.scope, &ticket.target)
@@ -245,12 +228,9 @@ impl Line {
         } else if queue.len() >= queue.target().max_waiting {
             RefusalKind::QueueFull
         } else {
-            let limit = forecast
-                .held_by
-                .and_then(|index| queue.target().limits.get(index));
-            return Ok(limit.map(|limit| Arc::clone(&limit.name)));
+            return Ok(limit_name(queue.target(), forecast.held_by));
         };
-        Err(refusal(kind, forecast, queue.target(), queue.len()))
+        Err(queue.refusal(kind, forecast, queue.len()))
     }
 
     pub(super) fn turn(
@@ -259,14 +239,13 @@ impl Line {
         slot: Slot,
         held_by: Option<usize>,
     ) -> Turn {
-        let limits = &state.queue.target().limits;
-        let held_by = held_by.and_then(|index| limits.get(index));
+        let target = state.queue.target();
         Turn {
-            held_by: held_by.map(|limit| Arc::clone(&limit.name)),
+            held_by: limit_name(target, held_by),
             line: Arc::clone(self),
-            target: Arc::clone(state.queue.target()),
+            target: Arc::clone(target),
             slot,
-            state: TurnState::Unused,
+            sent: false,
         }
     }
 
@@ -292,7 +271,6 @@ impl Line {
                         self.refuse_overtaken();
                     }
                     Booking::Pending(answer) => {
-                        let answer = pin!(answer);
                         self.await_booking(asked, answer, &mut epoch).await;
                     }
                 },
@@ -315,7 +293,7 @@ impl Line {
     async fn await_booking(
         self: &Arc<Self>,
         asked: PendingCall,
-        mut answer: Pin<&mut PendingAnswer>,
+        mut answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
         epoch: &mut watch::Receiver<u64>,
     ) {
         loop {
@@ -325,7 +303,7 @@ impl Line {
             tokio::select! {
                 answer = &mut answer => {
                     self.absorb(&asked, &answer);
-                    self.refuse_infeasible(&mut self.lock());
+                    self.lock().queue.refuse_infeasible(&*self.ledger);
                     return;
                 }
                 () = self.sleep(until, epoch) => {}
@@ -335,9 +313,7 @@ impl Line {
 
     fn absorb(&self, asked: &PendingCall, answer: &Answer) {
         let unused = self.lock().queue.absorb(asked, answer);
-        for slot in unused {
-            self.ledger.settle(&asked.target, &slot, Settlement::Unused);
-        }
+        self.settle_unused(&asked.target, unused);
     }
 
     /// Sends due waiters and returns the next action. With an empty queue the driver ends.
@@ -345,7 +321,7 @@ impl Line {
         let mut state = self.lock();
         let now = self.dispatch_due(&mut state);
         let may_ask = state.may_ask;
-        let next = state.queue.next(now, may_ask, &*self.ledger, tell_called);
+        let next = state.queue.next(now, may_ask, &*self.ledger);
         match next {
             Next::Idle => state.driven = false,
             // Requests that arrive within this gap share the next call.
@@ -360,7 +336,7 @@ impl Line {
     fn meanwhile(self: &Arc<Self>) -> Instant {
         let mut state = self.lock();
         let now = self.dispatch_due(&mut state);
-        state.queue.meanwhile(now, &*self.ledger, tell_called)
+        state.queue.meanwhile(now, &*self.ledger)
     }
 
     /// Gives up slots that are too late and sends the waiters that are due. Returns the current
@@ -370,19 +346,15 @@ impl Line {
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
             self.metrics.slot_voided(&state.queue.target().name);
-            self.ledger
-                .settle(state.queue.target(), &slot, Settlement::Unused);
+            self.settle_unused(state.queue.target(), [slot]);
         }
         while let Some((slot, entry, held_by)) = state.queue.take_due(now) {
-            let turn = self.turn(state, slot.clone(), held_by);
-            if let Err(error) = entry.tell.try_send(Event::Turn(turn)) {
+            // A waiter leaves the queue before it closes its channel, so no turn is dropped here,
+            // where the lock is held.
+            match entry.tell.try_reserve() {
+                Ok(room) => room.send(Event::Turn(self.turn(state, slot, held_by))),
                 // The waiter is being dropped, so the slot passes to the next waiter.
-                let (mpsc::error::TrySendError::Closed(event)
-                | mpsc::error::TrySendError::Full(event)) = error;
-                if let Event::Turn(mut turn) = event {
-                    turn.state = TurnState::Transferred;
-                    state.queue.put_in_hand(slot);
-                }
+                Err(_) => state.queue.put_in_hand(slot),
             }
         }
         now
@@ -399,7 +371,7 @@ impl Line {
         if good {
             state.queue.put_in_hand(slot);
         } else {
-            self.ledger.settle(target, &slot, Settlement::Unused);
+            self.settle_unused(target, [slot]);
             state.queue.ask_anew();
         }
         drop(state);
@@ -409,32 +381,4 @@ impl Line {
     pub(super) fn lock(&self) -> MutexGuard<'_, LineState> {
         lock(&self.state)
     }
-}
-
-/// Sends the call event to a waiter. The channel has room because the call is its first message.
-fn tell_called(tell: &mpsc::Sender<Event>) {
-    let _ = tell.try_send(Event::Called);
-}
-
-pub(super) fn refusal(
-    kind: RefusalKind,
-    forecast: Forecast,
-    target: &Target,
-    waiting: usize,
-) -> Refusal {
-    let held_by = forecast.held_by.and_then(|index| target.limits.get(index));
-    let held_by = held_by.map(|limit| Arc::clone(&limit.name));
-    Refusal {
-        kind,
-        available: forecast.at,
-        held_by,
-        waiting,
-    }
-}
-
-/// Result of a booking for a single request.
-enum Booked {
-    Now(Turn),
-    Soon,
-    Later,
 }

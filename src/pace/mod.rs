@@ -148,8 +148,7 @@ impl Pacer {
             let ahead = vec![0; target.limits.len()];
             self.ledger.forecast(target, scope, &ahead)
         };
-        let held_by = forecast.held_by.and_then(|limit| target.limits.get(limit));
-        (forecast.at, held_by.map(|limit| Arc::clone(&limit.name)))
+        (forecast.at, limit_name(target, forecast.held_by))
     }
 
     /// Returns the number of requests of this scope that this limit alone would allow now, at most
@@ -202,20 +201,17 @@ impl Pacer {
     }
 
     fn line(&self, target: &Arc<Target>) -> Arc<Line> {
-        let lines = sync::read(&self.lines);
-        if let Some(line) = lines.get(&target.name) {
+        if let Some(line) = sync::read(&self.lines).get(&target.name) {
             return Arc::clone(line);
         }
-        drop(lines);
         let mut lines = sync::write(&self.lines);
-        Arc::clone(lines.entry(Arc::clone(&target.name)).or_insert_with(|| {
-            Arc::new(Line::new(
-                Arc::clone(target),
-                Arc::clone(&self.ledger),
-                self.clock.clone(),
-                self.tasks.clone(),
-                self.metrics.clone(),
-            ))
-        }))
+        let line = lines.entry(Arc::clone(&target.name));
+        Arc::clone(line.or_insert_with(|| Arc::new(Line::new(target, self))))
     }
+}
+
+/// Returns the name of the limit at this position of the target.
+fn limit_name(target: &Target, position: Option<usize>) -> Option<Arc<str>> {
+    let limit = target.limits.get(position?)?;
+    Some(Arc::clone(&limit.name))
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::entry::{Entry, QueueKey, Stage};
-use super::group::{Group, count};
+use super::group::{Group, cost};
+use super::{Event, Refusal, RefusalKind, limit_name};
 use crate::bounds::{CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Answer, Forecast, Ledger, Run, Short, Slot};
@@ -18,11 +19,10 @@ const GROUPS_KEPT: usize = 8;
 
 /// All waiters of one target, grouped by scope.
 #[derive(Debug)]
-pub(super) struct Queue<W> {
+pub(super) struct Queue {
     target: Arc<Target>,
-    groups: SmallVec<[Group<W>; 1]>,
+    groups: SmallVec<[Group; 1]>,
     entered: u64,
-    len: usize,
     news: u64,
 }
 
@@ -47,13 +47,12 @@ pub(super) enum Next {
     Idle,
 }
 
-impl<W> Queue<W> {
+impl Queue {
     pub(super) fn new(target: Arc<Target>) -> Self {
         Self {
             target,
             groups: SmallVec::new(),
             entered: 0,
-            len: 0,
             news: 0,
         }
     }
@@ -62,8 +61,8 @@ impl<W> Queue<W> {
         &self.target
     }
 
-    pub(super) const fn len(&self) -> usize {
-        self.len
+    pub(super) fn len(&self) -> usize {
+        self.groups.iter().map(|group| group.waiting.len()).sum()
     }
 
     /// Returns true if all waiters have the same scope.
@@ -105,29 +104,21 @@ impl<W> Queue<W> {
         unused
     }
 
-    pub(super) fn insert(&mut self, scope: &Scope, arrived: Instant, entry: Entry<W>) -> QueueKey {
+    pub(super) fn insert(&mut self, scope: &Scope, arrived: Instant, entry: Entry) -> QueueKey {
         self.entered += 1;
-        self.len += 1;
         let place = (arrived, self.entered);
         self.group(scope).waiting.insert(place, entry);
         place
     }
 
-    pub(super) fn remove(&mut self, place: QueueKey) -> Option<Entry<W>> {
-        let entry = self
-            .groups
-            .iter_mut()
-            .find_map(|group| group.waiting.remove(&place));
-        self.len -= usize::from(entry.is_some());
-        entry
+    pub(super) fn remove(&mut self, place: QueueKey) -> Option<Entry> {
+        let mut groups = self.groups.iter_mut();
+        groups.find_map(|group| group.waiting.remove(&place))
     }
 
     pub(super) fn set_stage(&mut self, place: QueueKey, stage: Stage) {
-        let entry = self
-            .groups
-            .iter_mut()
-            .find_map(|group| group.waiting.get_mut(&place));
-        if let Some(entry) = entry {
+        let mut groups = self.groups.iter_mut();
+        if let Some(entry) = groups.find_map(|group| group.waiting.get_mut(&place)) {
             entry.stage = stage;
         }
     }
@@ -154,7 +145,7 @@ impl<W> Queue<W> {
             let (good, old): (_, VecDeque<Slot>) =
                 group.hand.drain(..).partition(|slot| slot.epoch >= epoch);
             group.hand = good;
-            void.extend(Vec::from(old));
+            void.extend(old);
         }
         void
     }
@@ -168,7 +159,7 @@ impl<W> Queue<W> {
         }
     }
 
-    fn group(&mut self, scope: &Scope) -> &mut Group<W> {
+    fn group(&mut self, scope: &Scope) -> &mut Group {
         let index = self.groups.iter().position(|group| group.scope == *scope);
         let index = index.unwrap_or_else(|| {
             self.groups.push(Group {
@@ -188,11 +179,8 @@ impl<W> Queue<W> {
     pub(super) fn take_void(&mut self, now: Instant) -> Vec<Slot> {
         let mut void = Vec::new();
         for group in &mut self.groups {
-            while group
-                .hand
-                .front()
-                .is_some_and(|slot| slot.at + LATE_MAX <= now)
-            {
+            let late = |slot: &Slot| slot.at + LATE_MAX <= now;
+            while group.hand.front().is_some_and(late) {
                 void.extend(group.hand.pop_front());
             }
         }
@@ -201,20 +189,13 @@ impl<W> Queue<W> {
 
     /// Removes and returns a slot that is due, the first waiter with a ready connection, and the
     /// position of the limit that delayed it.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry<W>, Option<usize>)> {
-        for group in &mut self.groups {
-            if group.hand.front().is_none_or(|slot| slot.at > now) {
-                continue;
-            }
-            let ready = group.ready().next();
-            if let Some(place) = ready {
-                let entry = group.waiting.remove(&place);
-                self.len -= 1;
-                let due = group.hand.pop_front().zip(entry);
-                return due.map(|(slot, entry)| (slot, entry, group.held_by));
-            }
-        }
-        None
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry, Option<usize>)> {
+        self.groups.iter_mut().find_map(|group| {
+            group.hand.front().filter(|slot| slot.at <= now)?;
+            let place = group.ready().next()?;
+            let entry = group.waiting.remove(&place)?;
+            Some((group.hand.pop_front()?, entry, group.held_by))
+        })
     }
 
     /// Stores the answer to a call. Returns the granted slots if the target's policy has changed
@@ -253,17 +234,11 @@ impl<W> Queue<W> {
 
     /// Decides the next action and calls the waiters that will soon be due. The ledger is not asked
     /// before `may_ask`.
-    pub(super) fn next(
-        &mut self,
-        now: Instant,
-        may_ask: Instant,
-        ledger: &dyn Ledger,
-        call: impl Fn(&W),
-    ) -> Next {
-        if self.len == 0 {
+    pub(super) fn next(&mut self, now: Instant, may_ask: Instant, ledger: &dyn Ledger) -> Next {
+        if self.len() == 0 {
             return Next::Idle;
         }
-        let called = self.call(now, ledger, call);
+        let called = self.call(now, ledger);
         let shared = !ledger.answers_at_once();
         let mut asking = None;
         if now < may_ask {
@@ -281,28 +256,23 @@ impl<W> Queue<W> {
 
     /// Calls the waiters that will soon be due. Returns the instant at which the next waiter must
     /// be called, or [`Instant::FAR`].
-    fn call(&mut self, now: Instant, ledger: &dyn Ledger, call: impl Fn(&W)) -> Instant {
+    fn call(&mut self, now: Instant, ledger: &dyn Ledger) -> Instant {
         if self.groups.len() > GROUPS_KEPT {
             self.groups
                 .retain(|group| !group.waiting.is_empty() || !group.hand.is_empty());
         }
         let target = &self.target;
         let groups = self.groups.iter_mut();
-        let next = groups.filter_map(|group| group.call(now, target, ledger, &call));
+        let next = groups.filter_map(|group| group.call(now, target, ledger));
         next.min().unwrap_or(Instant::FAR)
     }
 
     /// Calls the waiters that will soon be due while a call to the ledger is in flight. Returns the
     /// instant of the next call of a waiter or of the next slot that becomes due or void.
-    pub(super) fn meanwhile(
-        &mut self,
-        now: Instant,
-        ledger: &dyn Ledger,
-        call: impl Fn(&W),
-    ) -> Instant {
-        let called = self.call(now, ledger, call);
+    pub(super) fn meanwhile(&mut self, now: Instant, ledger: &dyn Ledger) -> Instant {
+        let called = self.call(now, ledger);
         let due = self.groups.iter().filter_map(|group| group.due(now));
-        due.min().map_or(called, |due| due.min(called))
+        due.fold(called, Instant::min)
     }
 
     /// Returns runs of the ready waiters without a booked slot, in arrival order.
@@ -315,26 +285,20 @@ impl<W> Queue<W> {
                 ready.extend(places.map(|place| (place, index)));
             }
         }
-        ready.sort_unstable_by_key(|(place, _)| *place);
+        ready.sort_unstable();
         let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
-        let mut last = None;
-        for (_, index) in ready {
-            let Some(group) = self.groups.get(index) else {
+        for run in ready.chunk_by(|(_, one), (_, next)| one == next) {
+            let index = run.first().map(|(_, index)| *index);
+            let Some(group) = index.and_then(|index| self.groups.get(index)) else {
                 continue;
             };
-            match runs.last_mut() {
-                Some(run) if last == Some(index) => run.want += 1,
-                _ => {
-                    let waiting = group.waiting.len().saturating_sub(group.hand.len());
-                    // A group's waiters are reported with its first run only, so that they are not
-                    // counted twice.
-                    let known = runs.iter().any(|run| run.scope == group.scope);
-                    let waiting = if known { 0 } else { waiting };
-                    let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
-                    runs.push(Run::new(group.scope.clone(), 1, waiting));
-                }
-            }
-            last = Some(index);
+            // A group's waiters are reported with its first run only, so that they are not counted
+            // twice.
+            let known = runs.iter().any(|run| run.scope == group.scope);
+            let waiting = if known { 0 } else { group.uncovered() };
+            let [want, waiting] =
+                [run.len(), waiting].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+            runs.push(Run::new(group.scope.clone(), want, waiting));
         }
         runs
     }
@@ -346,16 +310,14 @@ impl<W> Queue<W> {
         arrived: Instant,
         ledger: &dyn Ledger,
     ) -> Forecast {
-        let before = |_: usize, group: &Group<W>| {
+        self.forecast_behind(scope, ledger, |_, group| {
             let last = group.waiting.last_key_value();
-            let before = if last.is_some_and(|(last, _)| last.0 > arrived) {
-                group.waiting.range(..(arrived, u64::MAX)).count()
-            } else {
-                group.waiting.len()
-            };
+            if last.is_none_or(|(last, _)| last.0 <= arrived) {
+                return group.uncovered();
+            }
+            let before = group.waiting.range(..(arrived, u64::MAX)).count();
             before.saturating_sub(group.hand.len())
-        };
-        self.forecast_behind(scope, ledger, before)
+        })
     }
 
     /// Returns the forecast for a request of this scope behind other waiters. `before` returns how
@@ -364,31 +326,26 @@ impl<W> Queue<W> {
         &self,
         scope: &Scope,
         ledger: &dyn Ledger,
-        before: impl Fn(usize, &Group<W>) -> usize,
+        before: impl Fn(usize, &Group) -> usize,
     ) -> Forecast {
         let mut ahead: SmallVec<[i64; 8]> = smallvec![0; self.target.limits.len()];
         let weight = self.target.weight(scope.lane);
         // In the same lane all earlier waiters count. Of other lanes only those count that can
         // overtake by their weight.
-        let own = |group: &Group<W>| group.scope.lane == scope.lane;
+        let own = |group: &Group| group.scope.lane == scope.lane;
         for limit in scope.limits.iter() {
-            let groups = self.groups.iter().enumerate();
             let shared = || {
-                let groups = groups.clone();
+                let groups = self.groups.iter().enumerate();
                 groups.filter(|(_, group)| group.scope.shares(scope, limit))
             };
             let in_lane: i64 = shared()
                 .filter(|(_, group)| own(group))
-                .map(|(index, group)| {
-                    let before = count(before(index, group));
-                    group.scope.cost(limit).saturating_mul(before)
-                })
+                .map(|(index, group)| cost(&group.scope, limit, before(index, group)))
                 .sum();
             let others: i64 = shared()
                 .filter(|(_, group)| !own(group))
                 .map(|(_, group)| {
-                    let waiting = group.waiting.len().saturating_sub(group.hand.len());
-                    let all = group.scope.cost(limit).saturating_mul(count(waiting));
+                    let all = cost(&group.scope, limit, group.uncovered());
                     let share = (in_lane + scope.cost(limit))
                         .saturating_mul(self.target.weight(group.scope.lane))
                         / weight;
@@ -402,36 +359,46 @@ impl<W> Queue<W> {
         ledger.forecast(&self.target, scope, &ahead)
     }
 
-    /// Removes and returns all waiters that cannot be sent before their deadline. The check runs in
+    /// Refuses and removes every waiter that cannot be sent before its deadline. The check runs in
     /// arrival order, because each removal lets later waiters move up.
-    pub(super) fn take_infeasible(&mut self, ledger: &dyn Ledger) -> Vec<(Entry<W>, Forecast)> {
-        let mut hopeless = Vec::new();
-        let mut places: Vec<(QueueKey, usize)> = Vec::with_capacity(self.len);
+    pub(super) fn refuse_infeasible(&mut self, ledger: &dyn Ledger) {
+        let waiting = self.len();
+        let mut places: Vec<(QueueKey, usize, Instant)> = Vec::with_capacity(waiting);
         for (index, group) in self.groups.iter().enumerate() {
             // A waiter that its group holds a slot for is skipped, because the ledger has already
             // counted it.
-            let uncovered = group.waiting.keys().skip(group.hand.len());
-            places.extend(uncovered.map(|place| (*place, index)));
+            let uncovered = group.waiting.iter().skip(group.hand.len());
+            places.extend(uncovered.map(|(place, entry)| (*place, index, entry.deadline)));
         }
         places.sort_unstable();
         let mut passed: SmallVec<[usize; 4]> = smallvec![0; self.groups.len()];
-        for (place, index) in places {
+        for (place, index, deadline) in places {
             let Some(group) = self.groups.get(index) else {
-                continue;
-            };
-            let Some(deadline) = group.waiting.get(&place).map(|entry| entry.deadline) else {
                 continue;
             };
             let forecast = self.forecast_behind(&group.scope, ledger, |index, _| {
                 passed.get(index).copied().unwrap_or(0)
             });
             if forecast.at > deadline {
-                hopeless.extend(self.remove(place).map(|entry| (entry, forecast)));
+                let refusal = self.refusal(RefusalKind::WaitTooLong, forecast, waiting);
+                if let Some(entry) = self.remove(place) {
+                    // A waiter that was dropped needs no answer.
+                    let _ = entry.tell.try_send(Event::Refused(refusal));
+                }
             } else if let Some(passed) = passed.get_mut(index) {
                 *passed += 1;
             }
         }
-        hopeless
+    }
+
+    /// Builds a refusal at a moment when `waiting` requests were in the queue.
+    pub(super) fn refusal(&self, kind: RefusalKind, forecast: Forecast, waiting: usize) -> Refusal {
+        Refusal {
+            kind,
+            available: forecast.at,
+            held_by: limit_name(&self.target, forecast.held_by),
+            waiting,
+        }
     }
 }
 
@@ -447,11 +414,11 @@ mod tests {
         Arc::new(Target::named("t", vec![limit]))
     }
 
-    fn ready() -> Entry<()> {
+    fn ready() -> Entry {
         Entry {
             stage: Stage::Ready,
             deadline: Instant::FAR,
-            tell: (),
+            tell: tokio::sync::mpsc::channel(1).0,
         }
     }
 
@@ -470,7 +437,7 @@ mod tests {
         for _ in 0..20 {
             queue.insert(&scope, now, ready());
         }
-        queue.meanwhile(now, &ledger, |()| {});
+        queue.meanwhile(now, &ledger);
         let short = Some(Short {
             held_by: Some(0),
             ask_again: None,
@@ -499,13 +466,13 @@ mod tests {
         let (now, may_ask) = (Instant::ZERO, Instant::ZERO + crate::bounds::LEDGER_GAP);
         for _ in 0..3 {
             queue.insert(&scope, now, ready());
-            let next = queue.next(now, may_ask, &ledger, |()| {});
+            let next = queue.next(now, may_ask, &ledger);
             assert!(
                 matches!(next, Next::Sleep(until) if until == may_ask),
                 "{next:?}"
             );
         }
-        let next = queue.next(may_ask, may_ask, &ledger, |()| {});
+        let next = queue.next(may_ask, may_ask, &ledger);
         assert!(matches!(&next, Next::Ask(asked) if asked.runs[0].want == 3));
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::entry::{QueueKey, Stage};
-use super::line::{Line, refusal};
-use super::{Event, Refusal, RefusalKind, Ticket};
+use super::line::Line;
+use super::{Event, RefusalKind, Ticket};
 use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
@@ -33,19 +33,12 @@ impl Waiter {
     /// # Cancel safety
     /// This method is cancel safe, because no event is lost if the future is dropped.
     pub async fn next(&mut self) -> Event {
-        tokio::select! {
+        let event = tokio::select! {
             biased;
-            event = self.told.recv() => match event {
-                Some(event) => event,
-                None => Event::Refused(self.overdue()),
-            },
-            () = self.line.clock.sleep_until(self.until) => {
-                match self.told.try_recv() {
-                    Ok(event) => event,
-                    Err(_) => Event::Refused(self.overdue()),
-                }
-            }
-        }
+            event = self.told.recv() => event,
+            () = self.line.clock.sleep_until(self.until) => self.told.try_recv().ok(),
+        };
+        event.unwrap_or_else(|| self.overdue())
     }
 
     /// Returns true if the waiter entered the line so near its turn that its connection should be
@@ -61,18 +54,12 @@ impl Waiter {
         self.line.changed.notify_one();
     }
 
-    fn overdue(&self) -> Refusal {
+    fn overdue(&self) -> Event {
         let mut state = self.line.lock();
-        state.queue.remove(self.place);
-        let forecast = state
-            .queue
-            .forecast(&self.scope, self.ticket.arrived, &*self.line.ledger);
-        refusal(
-            RefusalKind::WaitTooLong,
-            forecast,
-            state.queue.target(),
-            state.queue.len(),
-        )
+        let queue = &mut state.queue;
+        queue.remove(self.place);
+        let forecast = queue.forecast(&self.scope, self.ticket.arrived, &*self.line.ledger);
+        Event::Refused(queue.refusal(RefusalKind::WaitTooLong, forecast, queue.len()))
     }
 }
 
@@ -95,17 +82,9 @@ pub struct Turn {
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,
-    pub(super) state: TurnState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TurnState {
-    /// The request has not been sent, so a drop gives the slot back.
-    Unused,
-    /// The request has been sent, so a drop releases its permits.
-    Sent,
-    /// The slot has passed to another waiter, so a drop does nothing.
-    Transferred,
+    /// True once the request has been sent. A drop then releases its permits, and otherwise gives
+    /// the slot back.
+    pub(super) sent: bool,
 }
 
 impl Turn {
@@ -114,18 +93,17 @@ impl Turn {
     ///
     /// # Errors
     /// Returns [`Void`] if the turn is too late or a block has begun since the booking.
-    pub fn leave(mut self) -> Result<Self, Void> {
+    pub fn leave(self) -> Result<Self, Void> {
         if self.is_void() {
             self.line.metrics.slot_voided(&self.target.name);
             return Err(Void);
         }
-        self.state = TurnState::Sent;
-        Ok(self)
+        Ok(self.leave_at_once())
     }
 
     /// Marks the request as sent without a check. The turn must have been granted at this moment.
     pub fn leave_at_once(mut self) -> Self {
-        self.state = TurnState::Sent;
+        self.sent = true;
         self
     }
 
@@ -155,10 +133,10 @@ impl Turn {
     }
 
     fn settled(&self) -> impl Iterator<Item = (usize, &Source)> {
-        let limits = self.target.limits.iter().enumerate();
-        limits
-            .filter(|(index, _)| self.slot.scope.limits.contains(*index))
-            .filter_map(|(index, limit)| Some((index, limit.cost.as_ref()?.settle.as_ref()?)))
+        self.slot.scope.limits.iter().filter_map(|index| {
+            let limit = self.target.limits.get(index)?;
+            Some((index, limit.cost.as_ref()?.settle.as_ref()?))
+        })
     }
 
     /// Returns the instant of the slot at which the request was due.
@@ -173,18 +151,13 @@ pub struct Void;
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        match self.state {
-            TurnState::Transferred => {}
-            TurnState::Unused => self.line.give_back(&self.target, self.slot.clone()),
-            TurnState::Sent => {
-                if self.slot.probe || self.target.has_permits(self.slot.scope.limits) {
-                    self.line
-                        .ledger
-                        .settle(&self.target, &self.slot, Settlement::Left);
-                    self.line.lock().queue.ask_anew();
-                    self.line.changed.notify_one();
-                }
-            }
+        if !self.sent {
+            self.line.give_back(&self.target, self.slot.clone());
+        } else if self.slot.probe || self.target.has_permits(self.slot.scope.limits) {
+            let ledger = &self.line.ledger;
+            ledger.settle(&self.target, &self.slot, Settlement::Left);
+            self.line.lock().queue.ask_anew();
+            self.line.changed.notify_one();
         }
     }
 }

@@ -57,26 +57,18 @@ impl FromStr for Allow {
             return Ok(Self { net, port: None });
         }
         let (net, port) = text.rsplit_once(':').ok_or_else(fail)?;
-        let net = net
-            .strip_prefix('[')
-            .and_then(|n| n.strip_suffix(']'))
-            .unwrap_or(net);
-        let port = port
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(fail)?;
+        let bare = net.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+        let port = port.parse().ok().filter(|port| *port != 0);
         Ok(Self {
-            net: parse_net(net).ok_or_else(fail)?,
-            port: Some(port),
+            net: parse_net(bare.unwrap_or(net)).ok_or_else(fail)?,
+            port: Some(port.ok_or_else(fail)?),
         })
     }
 }
 
 fn parse_net(text: &str) -> Option<IpNet> {
-    text.parse::<IpNet>()
-        .ok()
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or_else(|_| address()).ok()
 }
 
 impl fmt::Display for Allow {
@@ -96,10 +88,8 @@ mod tests {
     #[test]
     fn an_exception_covers_its_network_and_port_and_no_more() {
         let covers = |allow: &str, address: &str| {
-            allow
-                .parse::<Allow>()
-                .unwrap()
-                .covers(address.parse().unwrap())
+            let allow: Allow = allow.parse().unwrap();
+            allow.covers(address.parse().unwrap())
         };
         assert!(covers("127.0.0.0/8", "127.1.2.3:80"));
         assert!(covers("127.0.0.1:9900", "127.0.0.1:9900"));

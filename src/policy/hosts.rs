@@ -55,21 +55,17 @@ impl FromStr for HostPattern {
         let fail = || ParseHostPatternError(text.to_owned());
         let bare_v6 = text.starts_with('[') && text.ends_with(']');
         let (name, port) = match text.rsplit_once(':') {
-            Some((name, port)) if !bare_v6 => (
-                name,
-                Some(port.parse().ok().filter(|p| *p != 0).ok_or_else(fail)?),
-            ),
+            Some((name, port)) if !bare_v6 => {
+                let port = port.parse().ok().filter(|port| *port != 0);
+                (name, Some(port.ok_or_else(fail)?))
+            }
             _ => (text, None),
         };
         let name = if name == "*" {
             Name::Any
         } else if let Some(below) = name.strip_prefix("*.") {
-            Name::Below(
-                HostName::parse(below)
-                    .ok()
-                    .filter(|h| h.ip().is_none())
-                    .ok_or_else(fail)?,
-            )
+            let below = HostName::parse(below).ok().filter(|h| h.ip().is_none());
+            Name::Below(below.ok_or_else(fail)?)
         } else {
             Name::Exact(HostName::parse(name).map_err(|_error| fail())?)
         };
@@ -106,12 +102,8 @@ struct Ports {
 
 impl Ports {
     fn find(&self, port: u16) -> Option<usize> {
-        let named = self
-            .one
-            .iter()
-            .find(|(named, _)| *named == port)
-            .map(|(_, index)| *index);
-        named.or(self.any)
+        let named = self.one.iter().find(|(named, _)| *named == port);
+        named.map(|(_, index)| *index).or(self.any)
     }
 }
 

@@ -50,6 +50,19 @@ impl Limit {
             cost: None,
         }
     }
+
+    /// Returns true if the limit bounds the number of concurrent requests.
+    pub const fn is_concurrent(&self) -> bool {
+        matches!(self.bound, Bound::Concurrent(_))
+    }
+
+    /// Returns the period of a rate, or `None` for a limit on concurrent requests.
+    pub const fn period(&self) -> Option<Duration> {
+        match self.bound {
+            Bound::Rate { rate, .. } => Some(rate.period()),
+            Bound::Concurrent(_) => None,
+        }
+    }
 }
 
 /// The quantity that a limit bounds.
@@ -93,40 +106,17 @@ impl Algorithm {
     }
 }
 
-impl Limit {
-    /// Returns true if the limit bounds the number of concurrent requests.
-    pub const fn is_concurrent(&self) -> bool {
-        matches!(self.bound, Bound::Concurrent(_))
-    }
-
-    /// Returns the period of a rate, or `None` for a limit on concurrent requests.
-    pub const fn period(&self) -> Option<Duration> {
-        match self.bound {
-            Bound::Rate { rate, .. } => Some(rate.period()),
-            Bound::Concurrent(_) => None,
-        }
-    }
-}
-
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rate {
-                rate,
-                algorithm: Algorithm::TokenBucket { burst: Some(burst) },
-            } => {
-                write!(f, "{rate} with burst {burst}")
-            }
-            Self::Rate {
-                rate,
-                algorithm: Algorithm::SlidingWindow,
-            } => write!(f, "{rate} in any window"),
-            Self::Rate {
-                rate,
-                algorithm: Algorithm::FixedWindow,
-            } => write!(f, "{rate} by the calendar"),
-            Self::Rate { rate, .. } => write!(f, "{rate}"),
-            Self::Concurrent(count) => write!(f, "{count} at once"),
+        let (rate, algorithm) = match self {
+            Self::Rate { rate, algorithm } => (rate, algorithm),
+            Self::Concurrent(count) => return write!(f, "{count} at once"),
+        };
+        match algorithm {
+            Algorithm::TokenBucket { burst: None } => write!(f, "{rate}"),
+            Algorithm::TokenBucket { burst: Some(burst) } => write!(f, "{rate} with burst {burst}"),
+            Algorithm::SlidingWindow => write!(f, "{rate} in any window"),
+            Algorithm::FixedWindow => write!(f, "{rate} by the calendar"),
         }
     }
 }

@@ -59,9 +59,7 @@ impl Policy {
 
     /// Returns the target with the most specific matching pattern, or `None` if no target matches.
     pub fn target(&self, host: &HostName, port: u16) -> Option<&Arc<Target>> {
-        self.hosts
-            .find(host, port)
-            .and_then(|index| self.targets.get(index))
+        self.targets.get(self.hosts.find(host, port)?)
     }
 
     /// Returns true if CONNECT may name this port.
@@ -71,7 +69,8 @@ impl Policy {
 }
 
 /// The treatment of a host that no target matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Unmatched {
     /// Forwards the traffic without pacing and without interception.
     #[default]
@@ -160,19 +159,14 @@ impl Target {
             if matcher.is_none_or(|matcher| matcher.matches(asked)) {
                 limits.insert(index);
                 keys.extend(limit.key.as_ref().map(|key| (index, key.key(asked))));
-                costs.extend(
-                    limit
-                        .cost
-                        .as_ref()
-                        .map(|cost| (index, cost.estimate(asked))),
-                );
+                let cost = limit.cost.as_ref();
+                costs.extend(cost.map(|cost| (index, cost.estimate(asked))));
             }
         }
         let named = |lane: &Lane| lane.matcher.as_ref().is_some_and(|m| m.matches(asked));
         let lane = self.lanes.iter().position(named);
-        Scope::plain(limits)
-            .in_lane(self.lane_or_default(lane))
-            .with(keys, costs)
+        let lane = self.lane_or_default(lane);
+        Scope::plain(limits).in_lane(lane).with(keys, costs)
     }
 
     /// Returns the scope of a tunnel, of which only the host and the client are visible. Limits
@@ -181,10 +175,8 @@ impl Target {
         let mut limits = LimitSet::default();
         let mut keys = Vec::new();
         for (index, limit) in self.limits.iter().enumerate() {
-            let applies = limit
-                .matcher
-                .as_ref()
-                .is_none_or(|matcher| matcher.matches_tunnel(client));
+            let matcher = limit.matcher.as_ref();
+            let applies = matcher.is_none_or(|matcher| matcher.matches_tunnel(client));
             match &limit.key {
                 None if applies => limits.insert(index),
                 Some(Source::Client) if applies => {
@@ -195,18 +187,14 @@ impl Target {
                 _ => {}
             }
         }
-        Scope::plain(limits)
-            .in_lane(self.lane_or_default(None))
-            .with(keys, Vec::new())
+        let lane = self.lane_or_default(None);
+        Scope::plain(limits).in_lane(lane).with(keys, Vec::new())
     }
 
     fn lane_or_default(&self, found: Option<usize>) -> u8 {
         let ours = self.deliveries.map(usize::from);
-        let mut lanes = self.lanes.iter().enumerate();
-        let default = || {
-            let free = lanes.find(|(index, lane)| lane.matcher.is_none() && Some(*index) != ours);
-            free.map(|(index, _)| index)
-        };
+        let free = |(index, lane): (usize, &Lane)| lane.matcher.is_none() && Some(index) != ours;
+        let default = || self.lanes.iter().enumerate().position(free);
         let lane = found.or_else(default).unwrap_or(0);
         u8::try_from(lane).unwrap_or(0)
     }
@@ -225,11 +213,8 @@ impl Target {
 
     /// Returns true if one of these limits bounds the number of concurrent requests.
     pub fn has_permits(&self, set: LimitSet) -> bool {
-        let concurrent = |limit: &Limit| matches!(limit.bound, Bound::Concurrent(_));
-        self.limits
-            .iter()
-            .enumerate()
-            .any(|(index, limit)| set.contains(index) && concurrent(limit))
+        let limit = |index: usize| self.limits.get(index);
+        set.iter().filter_map(limit).any(Limit::is_concurrent)
     }
 
     /// Translates a scope of an older policy of this target to this policy. Limits and lanes are
@@ -253,7 +238,8 @@ impl Target {
 }
 
 /// The treatment of a CONNECT to a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TlsMode {
     /// Terminates the client's TLS with a certificate of outpace's CA, so that requests are paced.
     #[default]

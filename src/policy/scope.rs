@@ -62,27 +62,19 @@ impl Scope {
     /// Returns the key under which the limit at this position counts the request. The key is empty
     /// if the limit has none.
     pub fn key(&self, limit: usize) -> &str {
-        let keys = self.detail.as_ref().map_or(&[][..], |detail| &detail.keys);
-        keys.iter()
-            .find(|(index, _)| *index == limit)
-            .map_or("", |(_, key)| key)
+        self.shared_key(limit).map_or("", |key| key)
     }
 
     /// Returns the key of the limit at this position, or `None` if the limit has no key.
     pub fn shared_key(&self, limit: usize) -> Option<&Arc<str>> {
-        let keys = &self.detail.as_ref()?.keys;
-        keys.iter()
-            .find(|(index, _)| *index == limit)
-            .map(|(_, key)| key)
+        of_limit(&self.detail.as_ref()?.keys, limit)
     }
 
     /// Returns the cost of the request for the limit at this position, in units. The default is 1.
     pub fn cost(&self, limit: usize) -> i64 {
-        let costs = self.detail.as_ref().map_or(&[][..], |detail| &detail.costs);
-        costs
-            .iter()
-            .find(|(index, _)| *index == limit)
-            .map_or(1, |(_, cost)| *cost)
+        let detail = self.detail.as_ref();
+        let cost = detail.and_then(|detail| of_limit(&detail.costs, limit));
+        cost.copied().unwrap_or(1)
     }
 
     /// Returns true if at least one limit counts both requests in the same schedule.
@@ -108,19 +100,21 @@ impl Scope {
         lane: u8,
         position: impl Fn(usize) -> Option<usize>,
     ) -> Self {
-        let detail = self.detail.as_deref();
-        let keys = detail.map_or(&[][..], |detail| &detail.keys);
-        let costs = detail.map_or(&[][..], |detail| &detail.costs);
-        let keys = keys
-            .iter()
-            .filter_map(|(index, key)| Some((position(*index)?, Arc::clone(key))));
-        let costs = costs
-            .iter()
-            .filter_map(|(index, cost)| Some((position(*index)?, *cost)));
-        Self::plain(limits)
-            .in_lane(lane)
-            .with(keys.collect(), costs.collect())
+        let none = Detail::default();
+        let detail = self.detail.as_deref().unwrap_or(&none);
+        let keys = detail.keys.iter();
+        let keys = keys.filter_map(|(index, key)| Some((position(*index)?, Arc::clone(key))));
+        let costs = detail.costs.iter();
+        let costs = costs.filter_map(|(index, cost)| Some((position(*index)?, *cost)));
+        let scope = Self::plain(limits).in_lane(lane);
+        scope.with(keys.collect(), costs.collect())
     }
+}
+
+/// Returns the key or cost of the limit at this position.
+fn of_limit<T>(list: &[(usize, T)], limit: usize) -> Option<&T> {
+    let found = list.iter().find(|(index, _)| *index == limit);
+    found.map(|(_, value)| value)
 }
 
 /// The parts of a request on which its scope depends.
@@ -173,9 +167,8 @@ impl Source {
             Self::Query(name) => {
                 let query = asked.head.uri.query()?;
                 let mut pairs = url::form_urlencoded::parse(query.as_bytes());
-                pairs
-                    .find(|(key, _)| *key == **name)
-                    .map(|(_, value)| value.into_owned())
+                let (_, value) = pairs.find(|(key, _)| *key == **name)?;
+                Some(value.into_owned())
             }
             Self::Json(pointer) => match asked.json?.pointer(pointer)? {
                 serde_json::Value::Null => None,
@@ -188,10 +181,8 @@ impl Source {
     /// Returns the schedule's key for a request. Requests without a value share the key `-`. A
     /// value that may be secret is replaced by its digest.
     pub(super) fn key(&self, asked: &RequestView<'_>) -> Arc<str> {
-        match self.text(asked) {
-            Some(text) => self.key_of(&text),
-            None => "-".into(),
-        }
+        self.text(asked)
+            .map_or_else(|| "-".into(), |text| self.key_of(&text))
     }
 
     /// Returns the schedule's key for this value. Client names, and paths of at most 128 bytes,
@@ -236,9 +227,8 @@ fn header_text(value: &http::HeaderValue) -> Option<String> {
 
 fn number(text: &str) -> Option<i64> {
     let number = text.trim().parse::<f64>().ok()?;
-    (0.0..=COST_MAX)
-        .contains(&number)
-        .then_some(number.ceil() as i64)
+    let valid = (0.0..=COST_MAX).contains(&number);
+    valid.then_some(number.ceil() as i64)
 }
 
 /// Maximum cost that a request or response can state: a billion units.

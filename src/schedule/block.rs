@@ -6,29 +6,21 @@ use std::time::Duration;
 use crate::clock::Instant;
 
 /// The block of a target, if there is one. Late refusals can only extend it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Block {
     until: Instant,
     phase: Phase,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Phase {
     /// No block is in force, or a probe has ended the last one.
+    #[default]
     Open,
     /// Nothing may leave before the block's end. The first request after it is the probe.
     Blocked,
-    /// The probe is under way. Without an answer the other requests may leave from `rest` on.
-    Probing { rest: Instant },
-}
-
-impl Default for Block {
-    fn default() -> Self {
-        Self {
-            until: Instant::ZERO,
-            phase: Phase::Open,
-        }
-    }
+    /// The probe is under way. Without an answer the other requests may leave from this instant on.
+    Probing(Instant),
 }
 
 impl Block {
@@ -50,32 +42,26 @@ impl Block {
         match self.phase {
             Phase::Open => from,
             Phase::Blocked => from.max(self.until),
-            Phase::Probing { rest } => from.max(rest),
+            Phase::Probing(rest) => from.max(rest),
         }
     }
 
     /// Books a request that leaves at `at`, and returns true if it is the probe. If the probe stays
     /// unanswered, the next request may leave `patience` after it.
     pub fn book(&mut self, at: Instant, patience: Duration) -> bool {
-        match self.phase {
-            Phase::Open => false,
-            Phase::Blocked => {
-                self.phase = Phase::Probing {
-                    rest: at + patience,
-                };
-                true
-            }
-            Phase::Probing { .. } => {
-                self.phase = Phase::Open;
-                false
-            }
-        }
+        let is_probe = self.phase == Phase::Blocked;
+        self.phase = if is_probe {
+            Phase::Probing(at + patience)
+        } else {
+            Phase::Open
+        };
+        is_probe
     }
 
     /// Ends the probe. With `answered` the block is over, because the answer brought no new block.
     /// Otherwise the probe never left, and the next request becomes the probe.
     pub fn end_probe(&mut self, answered: bool) {
-        if matches!(self.phase, Phase::Probing { .. }) {
+        if matches!(self.phase, Phase::Probing(_)) {
             self.phase = if answered {
                 Phase::Open
             } else {
@@ -84,19 +70,9 @@ impl Block {
         }
     }
 
-    /// Returns true if no block is in force and no probe is under way.
-    pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
-    }
-
     /// Returns the end of the latest block, which may be in the past.
     pub const fn ends(&self) -> Instant {
         self.until
-    }
-
-    /// Returns the end of the current block, or `None` if it has ended by `now`.
-    pub fn until(&self, now: Instant) -> Option<Instant> {
-        (self.phase != Phase::Open && self.until > now).then_some(self.until)
     }
 }
 
@@ -128,7 +104,7 @@ mod tests {
         block.impose(at(10));
         block.book(at(10), PATIENCE);
         assert!(!block.book(block.earliest(at(11)), PATIENCE));
-        assert_eq!(block.earliest(at(12)), at(12));
+        assert_eq!(block.earliest(at(11)), at(11));
     }
 
     #[test]
@@ -137,8 +113,8 @@ mod tests {
         block.impose(at(10));
         assert!(!block.impose(at(9)));
         assert!(block.impose(at(11)));
-        assert_eq!(block.until(at(1)), Some(at(11)));
-        assert_eq!(block.until(at(11)), None);
+        assert_eq!(block.earliest(at(1)), at(11));
+        assert_eq!(block.earliest(at(11)), at(11));
     }
 
     #[test]

@@ -47,11 +47,7 @@ impl FixedWindow {
             return i64::MAX / 2;
         }
         let (at, index) = self.open(from);
-        let (base, used) = if index > self.current {
-            (index, 0)
-        } else {
-            (self.current, self.used)
-        };
+        let (base, used) = self.level().max((index, 0));
         let position = used.saturating_add(ahead);
         let straddles = position % self.n + units.clamp(1, self.n) > self.n;
         let window = base
@@ -75,7 +71,7 @@ impl FixedWindow {
 
     /// Adjusts the newest window by `units`, because a cost differed from its booking. A negative
     /// number returns units.
-    pub(super) fn correct(&mut self, units: i64) {
+    pub(super) fn correct(&mut self, units: i64, _now: i64) {
         self.used = self.used.saturating_add(units).max(0);
     }
 
@@ -100,7 +96,7 @@ impl FixedWindow {
 
     /// Records units that left without a booking. They observed no guard, so near the end of a
     /// window they may have reached the origin in the next one.
-    pub(super) fn record_unbooked(&mut self, at: i64, units: i64) {
+    pub(super) fn record_unbooked(&mut self, at: i64, units: i64, _now: i64) {
         let at = at.saturating_add(self.guard);
         if at.div_euclid(self.window) == self.current {
             self.used = self.used.saturating_add(units);
@@ -114,27 +110,19 @@ impl FixedWindow {
         self.used = self.n;
     }
 
-    pub(super) fn adopt(&self, changed: Self) -> Self {
-        if self.window == changed.window {
-            Self {
-                current: self.current,
-                used: self.used,
-                ..changed
-            }
+    pub(super) fn adopt(&self, mut changed: Self) -> Self {
+        changed.used = self.used;
+        changed.current = if self.window == changed.window {
+            self.current
         } else {
             // The windows differ in length, so the used units count in the new window at the old
             // window's end.
-            let current = self
-                .current
-                .saturating_mul(self.window)
-                .div_euclid(changed.window);
-            let newest = self.current.saturating_add(1).saturating_mul(self.window);
-            Self {
-                current: current.max(newest.div_euclid(changed.window)),
-                used: self.used,
-                ..changed
-            }
-        }
+            let start = self.current.saturating_mul(self.window);
+            let end = self.current.saturating_add(1).saturating_mul(self.window);
+            let current = start.div_euclid(changed.window);
+            current.max(end.div_euclid(changed.window))
+        };
+        changed
     }
 
     /// Returns the first instant from `from` on that lies inside a window and outside its guards,

@@ -19,6 +19,17 @@ pub use token_bucket::TokenBucket;
 
 use crate::clock::Instant;
 
+/// Evaluates the same expression for the algorithm of a schedule, whichever it is.
+macro_rules! each {
+    ($schedule:expr, $algorithm:ident => $value:expr) => {
+        match $schedule {
+            Schedule::TokenBucket($algorithm) => $value,
+            Schedule::SlidingWindow($algorithm) => $value,
+            Schedule::FixedWindow($algorithm) => $value,
+        }
+    };
+}
+
 /// The state of one rate limit for one key.
 #[derive(Debug, Clone)]
 pub enum Schedule {
@@ -91,7 +102,7 @@ impl Schedule {
         match self {
             Self::TokenBucket(bucket) => state.mark = bucket.tat,
             Self::SlidingWindow(window) => {
-                (state.log_at, state.log_units) = window.log().iter().copied().unzip();
+                (state.log_at, state.log_units) = window.log.iter().copied().unzip();
             }
             Self::FixedWindow(window) => (state.mark, state.used) = window.level(),
         }
@@ -106,43 +117,24 @@ impl Schedule {
     /// Returns the earliest instant, not before `from`, for `units` after `ahead` other units.
     pub fn forecast(&self, from: Instant, ahead: i64, units: i64) -> Instant {
         let from = from.as_nanos();
-        Instant::from_nanos(match self {
-            Self::TokenBucket(bucket) => bucket.forecast(from, ahead, units),
-            Self::SlidingWindow(window) => window.forecast(from, ahead, units),
-            Self::FixedWindow(window) => window.forecast(from, ahead, units),
-        })
+        Instant::from_nanos(each!(self, own => own.forecast(from, ahead, units)))
     }
 
     /// Books `units` at `at`, which must not be earlier than the result of [`Self::earliest`].
     pub fn book(&mut self, at: Instant, units: i64) {
-        let at = at.as_nanos();
-        match self {
-            Self::TokenBucket(bucket) => bucket.book(at, units),
-            Self::SlidingWindow(window) => window.book(at, units),
-            Self::FixedWindow(window) => window.book(at, units),
-        }
+        each!(self, own => own.book(at.as_nanos(), units));
     }
 
     /// Records units that left at `at` without a booking, possibly before later bookings. `now` is
     /// the time of this report.
     pub fn record_unbooked(&mut self, at: Instant, units: i64, now: Instant) {
-        match self {
-            Self::SlidingWindow(window) => window.record_unbooked(at.as_nanos(), units),
-            Self::FixedWindow(window) => window.record_unbooked(at.as_nanos(), units),
-            Self::TokenBucket(bucket) => {
-                bucket.record_unbooked(at.as_nanos(), units, now.as_nanos());
-            }
-        }
+        each!(self, own => own.record_unbooked(at.as_nanos(), units, now.as_nanos()));
     }
 
     /// Corrects an earlier booking by `units`, because the actual cost is now available. A negative
     /// number returns units.
     pub fn correct(&mut self, units: i64, now: Instant) {
-        match self {
-            Self::TokenBucket(bucket) => bucket.correct(units),
-            Self::SlidingWindow(window) => window.correct(units, now.as_nanos()),
-            Self::FixedWindow(window) => window.correct(units),
-        }
+        each!(self, own => own.correct(units, now.as_nanos()));
     }
 
     /// Returns the schedule at a share of its rate, in millionths. A share is cut to whole units
@@ -169,37 +161,22 @@ impl Schedule {
     /// without a burst. Returns `None` if the share is less than one unit per period, because
     /// several such shares could fall into one window.
     pub fn at_fallback_share(&self, ppm: i64) -> Option<Self> {
-        let (n, spread) = match self {
-            Self::TokenBucket(bucket) => bucket.spread(),
-            Self::SlidingWindow(window) => window.spread(),
-            Self::FixedWindow(window) => window.spread(),
-        };
+        let (n, spread) = each!(self, own => own.spread());
         let whole = whole_share(n, ppm);
-        (whole > 0).then(|| {
-            Self::TokenBucket(TokenBucket {
-                interval: div_ceil(spread, whole),
-                tolerance: 0,
-                period: spread,
-                tat: 0,
-            })
-        })
+        (whole > 0).then(|| Self::TokenBucket(TokenBucket::new(spread, whole, 1)))
     }
 
     /// Drains the token bucket until `until`, so that no burst follows a block that ends then.
     /// Windows stay unchanged.
     pub fn drain_until(&mut self, until: Instant) {
-        if let Self::TokenBucket(bucket) = self {
-            bucket.drain_until(until.as_nanos());
+        if let Self::TokenBucket(_) = self {
+            self.fill(until);
         }
     }
 
     /// Fills the schedule as if all units that may leave by `now` had left.
     pub fn fill(&mut self, now: Instant) {
-        match self {
-            Self::TokenBucket(bucket) => bucket.drain_until(now.as_nanos()),
-            Self::SlidingWindow(window) => window.fill(now.as_nanos()),
-            Self::FixedWindow(window) => window.fill(now.as_nanos()),
-        }
+        each!(self, own => own.fill(now.as_nanos()));
     }
 
     /// Merges the usage of another copy of the schedule, so that this schedule never counts less
@@ -219,13 +196,10 @@ impl Schedule {
         match self {
             Self::TokenBucket(bucket) => bucket.tat <= now,
             Self::SlidingWindow(window) => {
-                let last = window.log().back().map_or(0, |last| last.0);
+                let last = window.log.back().map_or(0, |last| last.0);
                 last.saturating_add(window.window) <= now
             }
-            Self::FixedWindow(window) => {
-                let end = (window.current + 1).saturating_mul(window.window);
-                end <= now
-            }
+            Self::FixedWindow(window) => (window.current + 1).saturating_mul(window.window) <= now,
         }
     }
 
@@ -320,6 +294,24 @@ mod tests {
         left
     }
 
+    /// Creates an unused schedule of n units per second.
+    fn unused(kind: usize, n: u32) -> Schedule {
+        let rate = Rate::new(n, Duration::from_secs(1)).unwrap();
+        match kind {
+            0 => Schedule::TokenBucket(TokenBucket::strict(rate, SLACK)),
+            1 => Schedule::SlidingWindow(SlidingWindow::new(rate, SLACK)),
+            2 => Schedule::FixedWindow(FixedWindow::new(rate, SLACK)),
+            _ => Schedule::TokenBucket(TokenBucket::with_burst(rate, 7)),
+        }
+    }
+
+    /// Books one unit as early as possible, and returns its instant.
+    fn book_one(schedule: &mut Schedule) -> i64 {
+        let at = schedule.earliest(Instant::from_nanos(START), 1);
+        schedule.book(at, 1);
+        at.as_nanos()
+    }
+
     fn asks() -> impl Strategy<Value = Vec<(u16, u8, u16)>> {
         prop::collection::vec((0u16..3000, 1u8..40, any::<u16>()), 1..60)
     }
@@ -344,15 +336,13 @@ mod tests {
 
         #[test]
         fn p1_pace_sliding_window_never_more_than_n_in_any_window(n in 1u32..60, asks in asks()) {
-            let rate = Rate::new(n, Duration::from_secs(1)).unwrap();
-            let left = run(Schedule::SlidingWindow(SlidingWindow::new(rate, SLACK)), &asks);
+            let left = run(unused(1, n), &asks);
             prop_assert!(worst(&left, 1_000_000_000) <= n as usize);
         }
 
         #[test]
         fn p1_pace_fixed_window_never_more_than_n_per_window(n in 1u32..60, asks in asks()) {
-            let rate = Rate::new(n, Duration::from_secs(1)).unwrap();
-            let left = run(Schedule::FixedWindow(FixedWindow::new(rate, SLACK)), &asks);
+            let left = run(unused(2, n), &asks);
             let mut per_window = std::collections::HashMap::new();
             for at in left {
                 *per_window.entry(at / 1_000_000_000).or_insert(0u32) += 1;
@@ -362,22 +352,14 @@ mod tests {
 
         #[test]
         fn a_forecast_comes_true(kind in 0usize..4, n in 1u32..30, used in 0usize..50, ahead in 0u32..80) {
-            let rate = Rate::new(n, Duration::from_secs(1)).unwrap();
-            let mut schedule = match kind {
-                0 => Schedule::TokenBucket(TokenBucket::strict(rate, SLACK)),
-                1 => Schedule::TokenBucket(TokenBucket::with_burst(rate, 7)),
-                2 => Schedule::SlidingWindow(SlidingWindow::new(rate, SLACK)),
-                _ => Schedule::FixedWindow(FixedWindow::new(rate, SLACK)),
-            };
+            let mut schedule = unused(kind, n);
             let now = Instant::from_nanos(START);
             for _ in 0..used {
-                let at = schedule.earliest(now, 1);
-                schedule.book(at, 1);
+                book_one(&mut schedule);
             }
             let forecast = schedule.forecast(now, i64::from(ahead), 1);
             for _ in 0..ahead {
-                let at = schedule.earliest(now, 1);
-                schedule.book(at, 1);
+                book_one(&mut schedule);
             }
             prop_assert_eq!(forecast, schedule.earliest(now, 1));
         }
@@ -401,22 +383,11 @@ mod tests {
 
         #[test]
         fn a_changed_limit_releases_no_burst(n in 1u32..50, m in 1u32..50, kind in 0usize..3, then in 0usize..3) {
-            let rate = |n| Rate::new(n, Duration::from_secs(1)).unwrap();
-            let build = |n, kind: usize| match kind {
-                0 => Schedule::TokenBucket(TokenBucket::strict(rate(n), SLACK)),
-                1 => Schedule::SlidingWindow(SlidingWindow::new(rate(n), SLACK)),
-                _ => Schedule::FixedWindow(FixedWindow::new(rate(n), SLACK)),
-            };
-            let now = Instant::from_nanos(START);
-            let mut schedule = build(n, kind);
+            let mut schedule = unused(kind, n);
             let mut left = Vec::new();
             for count in [n, n + m] {
-                for _ in 0..count {
-                    let at = schedule.earliest(now, 1);
-                    schedule.book(at, 1);
-                    left.push(at.as_nanos());
-                }
-                schedule = schedule.adopt(build(m, then), now);
+                left.extend((0..count).map(|_| book_one(&mut schedule)));
+                schedule = schedule.adopt(unused(then, m), Instant::from_nanos(START));
             }
             left.sort_unstable();
             prop_assert!(worst(&left, 1_000_000_000) <= 2 * n.max(m) as usize);

@@ -12,7 +12,7 @@ pub struct SlidingWindow {
     pub(super) n: i64,
     pub(super) window: i64,
     /// Instants in ascending order, in nanoseconds, each with the units that left.
-    log: VecDeque<(i64, i64)>,
+    pub(super) log: VecDeque<(i64, i64)>,
     /// Sum of all units in the log, at most n.
     total: i64,
 }
@@ -37,10 +37,6 @@ impl SlidingWindow {
         window
     }
 
-    pub(super) const fn log(&self) -> &VecDeque<(i64, i64)> {
-        &self.log
-    }
-
     /// Returns the instant at which the last of `units` may leave after `ahead` other units. That
     /// is one window after the unit that it pushes out of the log. The pushed-out unit may itself
     /// still be in the future.
@@ -58,10 +54,8 @@ impl SlidingWindow {
             rounds = super::div_ceil(pushed_out - self.total, self.n);
             pushed_out -= rounds * self.n;
         }
-        let first = match self.nth(pushed_out) {
-            Some(at) => from.max(at.saturating_add(self.window)),
-            None => from,
-        };
+        let nth = self.nth(pushed_out);
+        let first = nth.map_or(from, |at| from.max(at.saturating_add(self.window)));
         first.saturating_add(rounds.saturating_mul(self.window))
     }
 
@@ -70,13 +64,11 @@ impl SlidingWindow {
         if n <= 0 {
             return None;
         }
-        for (at, units) in &self.log {
+        let nth = self.log.iter().find(|(_, units)| {
             n -= units;
-            if n <= 0 {
-                return Some(*at);
-            }
-        }
-        None
+            n <= 0
+        });
+        nth.map(|(at, _)| *at)
     }
 
     pub(super) fn book(&mut self, at: i64, units: i64) {
@@ -89,27 +81,26 @@ impl SlidingWindow {
         self.forget();
     }
 
-    pub(super) fn record_unbooked(&mut self, at: i64, units: i64) {
-        match self.log.binary_search_by_key(&at, |known| known.0) {
-            Ok(index) => {
-                if let Some(known) = self.log.get_mut(index) {
-                    known.1 += units;
-                }
-            }
-            Err(index) => self.log.insert(index, (at, units)),
+    /// Records units at an instant in any position of the log. `both` combines them with the units
+    /// that are known at this instant.
+    fn record(&mut self, at: i64, units: i64, both: impl Fn(i64, i64) -> i64) {
+        let index = self.log.partition_point(|known| known.0 < at);
+        match self.log.get_mut(index) {
+            Some(known) if known.0 == at => known.1 = both(known.1, units),
+            _ => self.log.insert(index, (at, units)),
         }
+    }
+
+    pub(super) fn record_unbooked(&mut self, at: i64, units: i64, _now: i64) {
+        self.record(at, units, |known, new| known + new);
         self.total += units;
         self.forget();
     }
 
     /// Removes the oldest units, because only the last n matter.
     fn forget(&mut self) {
-        while let Some(first) = self.log.front_mut() {
-            let excess = self.total - self.n;
-            if excess <= 0 {
-                return;
-            }
-            let gone = excess.min(first.1);
+        while let Some(first) = self.log.front_mut().filter(|_| self.total > self.n) {
+            let gone = (self.total - self.n).min(first.1);
             first.1 -= gone;
             self.total -= gone;
             if first.1 == 0 {
@@ -158,13 +149,9 @@ impl SlidingWindow {
     /// Merges the log of another copy of the schedule. The higher number of units counts at each
     /// instant.
     pub(super) fn merge(&mut self, other: &Self) {
-        let mut all: Vec<(i64, i64)> = self.log.iter().copied().collect();
         for (at, units) in &other.log {
-            match all.binary_search_by_key(at, |known| known.0) {
-                Ok(index) => all[index].1 = all[index].1.max(*units),
-                Err(index) => all.insert(index, (*at, *units)),
-            }
+            self.record(*at, *units, i64::max);
         }
-        *self = Self::with_log(self.n, self.window, all.into());
+        *self = Self::with_log(self.n, self.window, std::mem::take(&mut self.log));
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum Spec {
     /// A token bucket by GCRA, as in [`TokenBucket`].
     Token {
-        /// Time per unit.
+        /// Time per unit, in nanoseconds.
         #[serde(rename = "interval_ns")]
         interval: i64,
         /// Burst tolerance, which is the time that the units of a burst after the first one take.
@@ -20,7 +20,7 @@ pub enum Spec {
     },
     /// A sliding window with an exact log, as in [`SlidingWindow`].
     Sliding {
-        /// Units per window.
+        /// Number of units per window.
         n: i64,
         /// Length of the window.
         #[serde(rename = "period_ns")]
@@ -28,7 +28,7 @@ pub enum Spec {
     },
     /// A counter per calendar window, as in [`FixedWindow`].
     Fixed {
-        /// Units per window.
+        /// Number of units per window.
         n: i64,
         /// Length of the window.
         #[serde(rename = "period_ns")]
@@ -39,7 +39,7 @@ pub enum Spec {
     },
     /// A limit on requests at the same time, which has permits instead of a schedule.
     Permits {
-        /// Number of permits.
+        /// Maximum number of permits.
         n: i64,
     },
 }
@@ -108,7 +108,7 @@ impl std::fmt::Display for Spec {
 /// nanoseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduleState {
-    /// Numbers in force.
+    /// Numbers that are in force.
     #[serde(flatten)]
     pub spec: Spec,
     /// Token bucket: the theoretical arrival time. Fixed window: the number of the newest window

@@ -44,7 +44,8 @@ impl TokenBucket {
         Self::new(nanos(rate.period()) + nanos(slack), n - burst + 1, burst)
     }
 
-    fn new(period: i64, per_period: i64, burst: i64) -> Self {
+    /// Creates a bucket of `burst` units that is refilled at `per_period` units per `period`.
+    pub(super) fn new(period: i64, per_period: i64, burst: i64) -> Self {
         let interval = div_ceil(period, per_period);
         Self {
             interval,
@@ -52,11 +53,6 @@ impl TokenBucket {
             period,
             tat: 0,
         }
-    }
-
-    /// Returns the emission interval between two units.
-    pub fn interval(&self) -> Duration {
-        Duration::from_nanos(u64::try_from(self.interval).unwrap_or(0))
     }
 
     /// Returns the instant for `units` after `ahead` other units, in nanoseconds. A cost above the
@@ -99,7 +95,7 @@ impl TokenBucket {
 
     /// Moves the theoretical arrival time by `units`, because a cost differed from its booking. A
     /// negative number returns units.
-    pub(super) fn correct(&mut self, units: i64) {
+    pub(super) fn correct(&mut self, units: i64, _now: i64) {
         self.tat = self.tat.saturating_add(self.interval.saturating_mul(units));
     }
 
@@ -129,8 +125,7 @@ impl TokenBucket {
     /// Returns the units of one period and the time over which to spread them, in nanoseconds. The
     /// slack is added, because late requests of several replicas in fallback mode share no burst.
     pub(super) fn spread(&self) -> (i64, i64) {
-        let spread = self.period.saturating_add(nanos(SLACK));
-        (self.per_period(), spread)
+        (self.per_period(), self.period.saturating_add(nanos(SLACK)))
     }
 
     /// Merges the state of another copy of the schedule. The later theoretical arrival time counts.
@@ -138,7 +133,8 @@ impl TokenBucket {
         self.tat = self.tat.max(other.tat);
     }
 
-    pub(super) fn drain_until(&mut self, until: i64) {
+    /// Drains the bucket, as if all units that may leave by `until` had left.
+    pub(super) fn fill(&mut self, until: i64) {
         self.tat = self.tat.max(until.saturating_add(self.tolerance));
     }
 

@@ -93,70 +93,70 @@ impl HeaderFlags {
 /// the fields that `Connection` names, proxy credentials, `Expect` and outpace's own fields.
 /// outpace answers `Expect` directly, and `TE: trailers` stays.
 pub fn strip_request(headers: &mut HeaderMap, flags: HeaderFlags) {
-    if flags.has(HeaderFlags::CONNECTION) {
-        remove_named_by_connection(headers);
-    }
-    if flags.has(HeaderFlags::HOP_BY_HOP) {
-        let trailers = wants_trailers(headers);
-        remove_hop_by_hop(headers);
-        headers.remove(header::PROXY_AUTHORIZATION);
-        headers.remove(header::EXPECT);
-        if trailers {
-            headers.insert(header::TE, REQUEST_TRAILERS);
-        }
-        keep_honest_trailer_names(headers);
-    }
-    if flags.has(HeaderFlags::OURS) {
-        remove_ours(headers);
+    let trailers = flags.has(HeaderFlags::TE)
+        && elements(headers, header::TE).any(|coding| coding.eq_ignore_ascii_case("trailers"));
+    strip(
+        headers,
+        flags,
+        [header::PROXY_AUTHORIZATION, header::EXPECT],
+    );
+    if trailers {
+        headers.insert(header::TE, REQUEST_TRAILERS);
     }
 }
 
 /// Removes the hop-by-hop fields of a response, and every field that imitates one of outpace's own.
 pub fn strip_response(headers: &mut HeaderMap) {
     let flags = HeaderFlags::of(headers);
+    let info = const { HeaderName::from_static("proxy-authentication-info") };
+    strip(headers, flags, [header::PROXY_AUTHENTICATE, info]);
+}
+
+/// Removes the fields for a single hop, among them `also`, and outpace's own fields.
+fn strip(headers: &mut HeaderMap, flags: HeaderFlags, also: [HeaderName; 2]) {
     if flags.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
     if flags.has(HeaderFlags::HOP_BY_HOP) {
-        remove_hop_by_hop(headers);
-        headers.remove(header::PROXY_AUTHENTICATE);
-        headers.remove("proxy-authentication-info");
+        for name in ["keep-alive", "proxy-connection", HTTP2_SETTINGS] {
+            headers.remove(name);
+        }
+        let known = [header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
+        for name in known.into_iter().chain(also) {
+            headers.remove(name);
+        }
         keep_honest_trailer_names(headers);
     }
     if flags.has(HeaderFlags::OURS) {
-        remove_ours(headers);
+        remove_where(headers, |name| name.as_str().starts_with(OURS));
     }
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
-    headers.remove(header::TE);
-    headers.remove(header::TRANSFER_ENCODING);
-    headers.remove(header::UPGRADE);
-    headers.remove(HTTP2_SETTINGS);
+/// Returns the elements of a list field from all its lines, except from unreadable lines.
+pub(super) fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
-fn wants_trailers(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::TE)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .any(|line| {
-            line.split(',')
-                .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-        })
+fn remove_where(headers: &mut HeaderMap, matches: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<_> = headers
+        .keys()
+        .filter(|name| matches(name))
+        .cloned()
+        .collect();
+    for name in names {
+        headers.remove(name);
+    }
 }
 
 /// Removes the fields that `Connection` names, and `Connection` too. Fields that the exchange
 /// relies on stay, because a client could otherwise remove credentials or the framing.
 fn remove_named_by_connection(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    let named: Vec<HeaderName> = elements(headers, header::CONNECTION)
+        .filter_map(|name| name.parse().ok())
         .filter(|name| !relied_on(name))
         .collect();
     for name in named {
@@ -181,29 +181,14 @@ fn relied_on(name: &HeaderName) -> bool {
     ) || name.as_str().starts_with(OURS)
 }
 
-fn remove_ours(headers: &mut HeaderMap) {
-    let ours: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with(OURS))
-        .cloned()
-        .collect();
-    for name in ours {
-        headers.remove(name);
-    }
-}
-
 /// Filters `Trailer`, which announces the trailer section (RFC 9110 section 6.6.2). hyper sends
 /// only the trailers that this field names.
 fn keep_honest_trailer_names(headers: &mut HeaderMap) {
     if !headers.contains_key(header::TRAILER) {
         return;
     }
-    let names: Vec<String> = headers
-        .get_all(header::TRAILER)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+    let names: Vec<String> = elements(headers, header::TRAILER)
+        .filter_map(|name| name.parse::<HeaderName>().ok())
         .filter(may_be_trailer)
         .map(|name| name.to_string())
         .collect();
@@ -217,9 +202,15 @@ fn keep_honest_trailer_names(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes trailer fields that would frame, route or authenticate a message (RFC 9110 section
+/// 6.5.1).
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    remove_where(trailers, |name| !may_be_trailer(name));
+}
+
 /// Returns true if a field may stand in a trailer section. Fields for framing, routing or
 /// authentication may not (RFC 9110 section 6.5.1).
-pub fn may_be_trailer(name: &HeaderName) -> bool {
+fn may_be_trailer(name: &HeaderName) -> bool {
     !matches!(
         name.as_str(),
         "content-length"
@@ -246,15 +237,11 @@ pub fn may_be_trailer(name: &HeaderName) -> bool {
 /// Joins several `Cookie` lines into one. HTTP/2 may split the field into lines, but HTTP/1 must
 /// not (RFC 9113 section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
-    let mut lines = headers.get_all(header::COOKIE).iter();
-    if lines.next().is_none() || lines.next().is_none() {
+    let lines = || headers.get_all(header::COOKIE).iter();
+    if lines().nth(1).is_none() {
         return;
     }
-    let joined = headers
-        .get_all(header::COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect::<Vec<_>>();
+    let joined: Vec<_> = lines().map(HeaderValue::as_bytes).collect();
     if let Ok(value) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
         headers.insert(header::COOKIE, value);
     }
@@ -263,19 +250,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn map(lines: &[(&str, &str)]) -> HeaderMap {
-        lines
-            .iter()
-            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
-            .fold(
-                HeaderMap::new(),
-                |mut map, (name, value): (HeaderName, HeaderValue)| {
-                    map.append(name, value);
-                    map
-                },
-            )
-    }
+    use crate::semantics::map;
 
     fn strip_request_whole(headers: &mut HeaderMap) {
         strip_request(headers, HeaderFlags::of(headers));
@@ -317,10 +292,8 @@ mod tests {
             ("content-length", "3"),
         ]);
         strip_request_whole(&mut request);
-        assert_eq!(
-            names(&request),
-            ["authorization", "content-length", "cookie"]
-        );
+        let kept = ["authorization", "content-length", "cookie"];
+        assert_eq!(names(&request), kept);
     }
 
     #[test]
@@ -357,10 +330,7 @@ mod tests {
     fn cookies_are_one_line_in_http_1() {
         let mut request = map(&[("cookie", "a=b"), ("cookie", "c=d")]);
         join_cookies(&mut request);
-        assert_eq!(
-            request.get_all("cookie").iter().collect::<Vec<_>>(),
-            ["a=b; c=d"]
-        );
+        assert!(request.get_all("cookie").iter().eq(["a=b; c=d"]));
     }
 
     #[test]

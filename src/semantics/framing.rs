@@ -26,25 +26,16 @@ pub enum Framing {
 pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Malformed> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
+        let fail = |problem| Err(Malformed::Framing(problem));
         if version != Version::HTTP_11 {
-            return Err(Malformed::Framing(
-                "Transfer-Encoding is allowed in HTTP/1.1 only; send Content-Length",
-            ));
+            return fail("Transfer-Encoding is allowed in HTTP/1.1 only; send Content-Length");
         }
-        if codings.next().is_some()
-            || !coding
-                .as_bytes()
-                .trim_ascii()
-                .eq_ignore_ascii_case(b"chunked")
-        {
-            return Err(Malformed::Framing(
-                "Transfer-Encoding is not exactly `chunked`; send no other coding",
-            ));
+        let coding = coding.as_bytes().trim_ascii();
+        if codings.next().is_some() || !coding.eq_ignore_ascii_case(b"chunked") {
+            return fail("Transfer-Encoding is not exactly `chunked`; send no other coding");
         }
         if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(Malformed::Framing(
-                "Content-Length and Transfer-Encoding are both present; send only one",
-            ));
+            return fail("Content-Length and Transfer-Encoding are both present; send only one");
         }
         return Ok(Framing::Chunked);
     }
@@ -69,20 +60,19 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
 mod tests {
     use super::*;
 
+    const CONTENT_LENGTH: &str = "content-length";
+    const TRANSFER_ENCODING: &str = "transfer-encoding";
+
     fn read(
         version: Version,
-        lines: &[(header::HeaderName, &str)],
+        lines: &[(&'static str, &str)],
     ) -> Result<(Framing, HeaderMap), Malformed> {
-        let mut map = HeaderMap::new();
-        for (name, value) in lines {
-            map.append(name, value.parse().unwrap());
-        }
+        let mut map = crate::semantics::map(lines);
         framing(version, &mut map).map(|framing| (framing, map))
     }
 
     #[test]
     fn sound_framing_is_read() {
-        use header::{CONTENT_LENGTH, TRANSFER_ENCODING};
         let of = |lines: &[_]| read(Version::HTTP_11, lines).unwrap().0;
         assert_eq!(of(&[]), Framing::None);
         assert_eq!(of(&[(CONTENT_LENGTH, "12")]), Framing::Length(12));
@@ -91,27 +81,24 @@ mod tests {
 
     #[test]
     fn a_length_leaves_in_canonical_form() {
-        let (framing, map) = read(Version::HTTP_11, &[(header::CONTENT_LENGTH, "002")]).unwrap();
+        let (framing, map) = read(Version::HTTP_11, &[(CONTENT_LENGTH, "002")]).unwrap();
         assert_eq!(framing, Framing::Length(2));
         assert_eq!(map.get(header::CONTENT_LENGTH).unwrap(), "2");
     }
 
     #[test]
     fn doubtful_framing_is_refused() {
-        use header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+        let chunked = (TRANSFER_ENCODING, "chunked");
         for lines in [
             &[(TRANSFER_ENCODING, "gzip, chunked")][..],
             &[(TRANSFER_ENCODING, "chunked, chunked")],
-            &[
-                (TRANSFER_ENCODING, "chunked"),
-                (TRANSFER_ENCODING, "chunked"),
-            ],
-            &[(TRANSFER_ENCODING, "chunked"), (CONTENT_LENGTH, "3")],
+            &[chunked, chunked],
+            &[chunked, (CONTENT_LENGTH, "3")],
             &[(CONTENT_LENGTH, "+3")],
             &[(CONTENT_LENGTH, "99999999999999999999")],
         ] {
             assert!(read(Version::HTTP_11, lines).is_err(), "{lines:?}");
         }
-        assert!(read(Version::HTTP_10, &[(TRANSFER_ENCODING, "chunked")]).is_err());
+        assert!(read(Version::HTTP_10, &[chunked]).is_err());
     }
 }

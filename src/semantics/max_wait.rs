@@ -39,11 +39,11 @@ mod tests {
     use super::*;
 
     fn read(lines: &[&str]) -> Result<Option<Duration>, Malformed> {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(OUTPACE_MAX_WAIT, line.parse().unwrap());
-        }
-        max_wait(&headers)
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| ("outpace-max-wait", *line))
+            .collect();
+        max_wait(&crate::semantics::map(&lines))
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use authority::Authority;
 pub use credentials::proxy_credentials;
 pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, join_cookies,
-    may_be_trailer, strip_request, strip_response,
+    strip_request, strip_response, strip_trailers,
 };
 pub use framing::{Framing, framing};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};
@@ -26,7 +26,7 @@ pub use prefer::{PREFER, PREFERENCE_APPLIED, Preference, preference};
 pub use proxy_status::{PROXY_STATUS, made_by_us, received};
 pub use request_target::{RequestTarget, classify};
 pub use retry_after::{retry_after, write_retry_after};
-pub use upgrade::{Upgrade, requested_upgrade, switched};
+pub use upgrade::{requested_upgrade, switched};
 pub use via::{Pseudonym, VIA_LOOP_MAX};
 
 /// The error for a message that must not be forwarded. The text is for the client.
@@ -49,4 +49,14 @@ pub enum Malformed {
         /// Cause of the error and the correct notation.
         problem: &'static str,
     },
+}
+
+/// Returns a map of these fields, in which a name may occur several times.
+#[cfg(test)]
+fn map(lines: &[(&'static str, &str)]) -> http::HeaderMap {
+    let mut map = http::HeaderMap::new();
+    for (name, value) in lines {
+        map.append(*name, value.parse().unwrap());
+    }
+    map
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
+use super::fields::elements;
+
 /// Request field with the client's preferences (RFC 7240 section 2).
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Response field with the preferences that were applied (RFC 7240 section 3).
@@ -22,11 +24,7 @@ pub struct Preference {
 /// first readable `wait` counts.
 pub fn preference(headers: &HeaderMap) -> Preference {
     let mut found = Preference::default();
-    let lines = headers
-        .get_all(PREFER)
-        .iter()
-        .filter_map(|line| line.to_str().ok());
-    for one in lines.flat_map(|line| line.split(',')) {
+    for one in elements(headers, PREFER) {
         // Parameters after a semicolon do not affect these two preferences.
         let one = one.split(';').next().unwrap_or_default();
         let (name, value) = one.split_once('=').unwrap_or((one, ""));
@@ -47,11 +45,8 @@ mod tests {
     use super::*;
 
     fn read(lines: &[&str]) -> Preference {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(PREFER, line.parse().unwrap());
-        }
-        preference(&headers)
+        let lines: Vec<_> = lines.iter().map(|line| ("prefer", *line)).collect();
+        preference(&crate::semantics::map(&lines))
     }
 
     #[test]
@@ -61,10 +56,8 @@ mod tests {
             wait: Some(Duration::from_secs(5)),
         };
         assert_eq!(read(&["respond-async, wait=5"]), both);
-        assert_eq!(
-            read(&["Wait=\"5\"; x=1", "return=minimal, Respond-Async"]),
-            both
-        );
+        let lines = ["Wait=\"5\"; x=1", "return=minimal, Respond-Async"];
+        assert_eq!(read(&lines), both);
         assert_eq!(read(&["wait=5, wait=9, respond-async"]), both);
         assert_eq!(read(&["wait=soon"]), Preference::default());
         assert_eq!(read(&[]), Preference::default());

@@ -47,10 +47,9 @@ pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
         return connect(uri).map(RequestTarget::Connect);
     }
     if uri.path() == "*" {
-        return if method == Method::OPTIONS {
-            Ok(RequestTarget::Asterisk)
-        } else {
-            Err(Malformed::RequestTarget("`*` is allowed with OPTIONS only"))
+        return match *method {
+            Method::OPTIONS => Ok(RequestTarget::Asterisk),
+            _ => Err(Malformed::RequestTarget("`*` is allowed with OPTIONS only")),
         };
     }
     if uri.authority().is_none() && uri.path().starts_with('/') {
@@ -73,12 +72,9 @@ fn absolute(scheme: &str, authority: Authority) -> Result<Origin, Malformed> {
             ));
         }
     };
-    let port = authority.port.unwrap_or(scheme.default_port());
-    Ok(Origin {
-        scheme,
-        host: authority.host,
-        port,
-    })
+    let Authority { host, port } = authority;
+    let port = port.unwrap_or(scheme.default_port());
+    Ok(Origin { scheme, host, port })
 }
 
 /// Parses the authority-form, which is a host and a port only (RFC 9112 section 3.2.3).
@@ -102,10 +98,9 @@ fn connect(uri: &Uri) -> Result<Authority, Malformed> {
 fn host_field<B>(request: &Request<B>) -> Result<Option<&str>, Malformed> {
     let mut lines = request.headers().get_all(header::HOST).iter();
     let Some(line) = lines.next() else {
-        return if request.version() == Version::HTTP_11 {
-            Err(Malformed::Host("it is missing; send one `Host` field"))
-        } else {
-            Ok(None)
+        return match request.version() {
+            Version::HTTP_11 => Err(Malformed::Host("it is missing; send one `Host` field")),
+            _ => Ok(None),
         };
     };
     if lines.next().is_some() {

@@ -12,18 +12,15 @@ use http::{HeaderMap, HeaderValue, header};
 /// read too. An unreadable value counts as absent, and a date in the past as zero.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let origin_now = || {
-        headers
+        let date = headers
             .get(header::DATE)
-            .and_then(|date| date.to_str().ok())
-            .and_then(|date| httpdate::parse_http_date(date).ok())
+            .and_then(|date| date.to_str().ok());
+        date.and_then(|date| httpdate::parse_http_date(date).ok())
             .unwrap_or(now)
     };
-    let lines = headers
-        .get_all(header::RETRY_AFTER)
-        .iter()
-        .filter_map(|line| line.to_str().ok());
+    let lines = headers.get_all(header::RETRY_AFTER).iter();
     let by_field = lines
-        .filter_map(|line| parse(line.trim(), origin_now))
+        .filter_map(|line| parse(line.to_str().ok()?.trim(), origin_now))
         .max();
     let by_millis = headers
         .get("retry-after-ms")
@@ -61,47 +58,32 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1_700_000_000);
 
     fn read(lines: &[(&'static str, &str)]) -> Option<Duration> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines {
-            headers.append(*name, value.parse().unwrap());
-        }
-        retry_after(&headers, SystemTime::UNIX_EPOCH + NOW)
+        retry_after(&crate::semantics::map(lines), SystemTime::UNIX_EPOCH + NOW)
     }
 
     fn date(offset: u64) -> String {
         httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + NOW + Duration::from_secs(offset))
     }
 
+    fn dated(field: u64, now: u64) -> Option<Duration> {
+        read(&[("retry-after", &date(field)), ("date", &date(now))])
+    }
+
     #[test]
     fn every_form_seen_in_the_wild() {
         let seconds = |s| Some(Duration::from_secs_f64(s));
-        assert_eq!(read(&[("retry-after", "2")]), seconds(2.0));
-        assert_eq!(read(&[("retry-after", "1.5")]), seconds(1.5));
-        assert_eq!(read(&[("retry-after", &date(30))]), seconds(30.0));
-        assert_eq!(
-            read(&[("retry-after", &date(130)), ("date", &date(100))]),
-            seconds(30.0)
-        );
-        assert_eq!(
-            read(&[("retry-after", "Tuesday, 14-Nov-23 22:13:25 GMT")]),
-            seconds(5.0)
-        );
-        assert_eq!(
-            read(&[("retry-after", "Tue Nov 14 22:13:25 2023")]),
-            seconds(5.0)
-        );
-        assert_eq!(
-            read(&[("retry-after-ms", "250"), ("retry-after", "1")]),
-            seconds(0.25)
-        );
-        assert_eq!(
-            read(&[("retry-after", "2"), ("retry-after", "7")]),
-            seconds(7.0)
-        );
-        assert_eq!(
-            read(&[("retry-after", "999999999999999999999")]),
-            Some(Duration::MAX)
-        );
+        let field = |value: &str| read(&[("retry-after", value)]);
+        assert_eq!(field("2"), seconds(2.0));
+        assert_eq!(field("1.5"), seconds(1.5));
+        assert_eq!(field(&date(30)), seconds(30.0));
+        assert_eq!(dated(130, 100), seconds(30.0));
+        assert_eq!(field("Tuesday, 14-Nov-23 22:13:25 GMT"), seconds(5.0));
+        assert_eq!(field("Tue Nov 14 22:13:25 2023"), seconds(5.0));
+        let both = [("retry-after-ms", "250"), ("retry-after", "1")];
+        assert_eq!(read(&both), seconds(0.25));
+        let twice = [("retry-after", "2"), ("retry-after", "7")];
+        assert_eq!(read(&twice), seconds(7.0));
+        assert_eq!(field("999999999999999999999"), Some(Duration::MAX));
     }
 
     #[test]
@@ -109,10 +91,7 @@ mod tests {
         assert_eq!(read(&[("retry-after", "soon")]), None);
         assert_eq!(read(&[("retry-after", "-5")]), None);
         assert_eq!(read(&[("retry-after", "")]), None);
-        assert_eq!(
-            read(&[("retry-after", &date(0)), ("date", &date(60))]),
-            Some(Duration::ZERO)
-        );
+        assert_eq!(dated(0, 60), Some(Duration::ZERO));
         assert_eq!(read(&[]), None);
     }
 

@@ -3,34 +3,23 @@
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 
-/// A protocol to which a client asks to switch. The request for it is forwarded to the origin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upgrade {
-    /// Value of `Upgrade` as the client wrote it.
-    pub protocol: HeaderValue,
-}
+use super::fields::elements;
 
-/// Returns the protocol switch that a request asks for, or `None` if it must not pass. `h2c` is
-/// dropped (RFC 9113 section 3.1). A switch in a request with a body is dropped too, because bytes
-/// after the head would be ambiguous.
+/// Returns the protocol to which a request asks to switch, as the client wrote it, or `None` if the
+/// switch must not pass. `h2c` is dropped (RFC 9113 section 3.1). A switch in a request with a body
+/// is dropped too, because bytes after the head would be ambiguous.
 pub fn requested_upgrade(
     method: &Method,
     version: Version,
     headers: &HeaderMap,
-) -> Option<Upgrade> {
+) -> Option<HeaderValue> {
     if version != Version::HTTP_11 || method == Method::CONNECT {
         return None;
     }
     let mut lines = headers.get_all(header::UPGRADE).iter();
     let protocol = lines.next()?;
-    let announced = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .any(|line| {
-            line.split(',')
-                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-        });
+    let announced =
+        elements(headers, header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let has_body = headers.contains_key(header::TRANSFER_ENCODING)
         || headers
             .get(header::CONTENT_LENGTH)
@@ -38,21 +27,17 @@ pub fn requested_upgrade(
     let alone = lines.next().is_none() && !protocol.as_bytes().contains(&b',');
     let name = protocol.as_bytes().trim_ascii();
     let http = name.eq_ignore_ascii_case(b"h2c") || name.to_ascii_lowercase().starts_with(b"http/");
-    (announced && alone && !has_body && !http && !name.is_empty()).then(|| Upgrade {
-        protocol: protocol.clone(),
-    })
+    (announced && alone && !has_body && !http && !name.is_empty()).then(|| protocol.clone())
 }
 
 /// Returns true if a 101 response grants the requested protocol. Otherwise no byte may be relayed,
 /// because the bytes that follow would belong to the next HTTP message.
-pub fn switched(asked: Option<&Upgrade>, status: StatusCode, headers: &HeaderMap) -> bool {
+pub fn switched(asked: Option<&HeaderValue>, status: StatusCode, headers: &HeaderMap) -> bool {
     let granted = headers.get(header::UPGRADE);
     status == StatusCode::SWITCHING_PROTOCOLS
         && asked.zip(granted).is_some_and(|(asked, granted)| {
-            let (asked, granted) = (asked.protocol.as_bytes(), granted.as_bytes());
-            asked
-                .trim_ascii()
-                .eq_ignore_ascii_case(granted.trim_ascii())
+            let granted = granted.as_bytes().trim_ascii();
+            asked.as_bytes().trim_ascii().eq_ignore_ascii_case(granted)
         })
 }
 
@@ -60,12 +45,8 @@ pub fn switched(asked: Option<&Upgrade>, status: StatusCode, headers: &HeaderMap
 mod tests {
     use super::*;
 
-    fn asked(version: Version, lines: &[(&'static str, &str)]) -> Option<Upgrade> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in lines {
-            headers.append(*name, value.parse().unwrap());
-        }
-        requested_upgrade(&Method::GET, version, &headers)
+    fn asked(version: Version, lines: &[(&'static str, &str)]) -> Option<HeaderValue> {
+        requested_upgrade(&Method::GET, version, &crate::semantics::map(lines))
     }
 
     #[test]
@@ -80,21 +61,15 @@ mod tests {
 
     #[test]
     fn doubtful_switches_are_dropped() {
+        let announced = ("connection", "upgrade");
+        let websocket = ("upgrade", "websocket");
         for lines in [
-            &[("upgrade", "websocket")][..],
-            &[("connection", "upgrade"), ("upgrade", "h2c")],
-            &[("connection", "upgrade"), ("upgrade", "HTTP/3.0")],
-            &[("connection", "upgrade"), ("upgrade", "a, b")],
-            &[
-                ("connection", "upgrade"),
-                ("upgrade", "a"),
-                ("upgrade", "b"),
-            ],
-            &[
-                ("connection", "upgrade"),
-                ("upgrade", "websocket"),
-                ("content-length", "3"),
-            ],
+            &[websocket][..],
+            &[announced, ("upgrade", "h2c")],
+            &[announced, ("upgrade", "HTTP/3.0")],
+            &[announced, ("upgrade", "a, b")],
+            &[announced, ("upgrade", "a"), ("upgrade", "b")],
+            &[announced, websocket, ("content-length", "3")],
         ] {
             assert_eq!(asked(Version::HTTP_11, lines), None, "{lines:?}");
         }
@@ -102,9 +77,7 @@ mod tests {
 
     #[test]
     fn only_the_protocol_that_was_asked_for_is_switched_to() {
-        let asked = Upgrade {
-            protocol: HeaderValue::from_static("websocket"),
-        };
+        let asked = HeaderValue::from_static("websocket");
         let mut headers = HeaderMap::new();
         let status = StatusCode::SWITCHING_PROTOCOLS;
         assert!(!switched(Some(&asked), status, &headers));

@@ -33,10 +33,9 @@ impl Pseudonym {
     /// Adds this process to the `Via` field of a request that is forwarded. `version` is the
     /// version of the received request, and every version except HTTP/2 is written as 1.1.
     pub fn add(&self, version: Version, headers: &mut HeaderMap) {
-        let entry = if version == Version::HTTP_2 {
-            &self.http2
-        } else {
-            &self.http1
+        let entry = match version {
+            Version::HTTP_2 => &self.http2,
+            _ => &self.http1,
         };
         headers.append(header::VIA, entry.clone());
     }
@@ -68,10 +67,8 @@ mod tests {
     fn we_know_ourselves_again() {
         let (us, other) = (Pseudonym::new(1), Pseudonym::new(2));
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::VIA,
-            HeaderValue::from_static("1.0 fred, 1.1 p.example.net"),
-        );
+        let before = HeaderValue::from_static("1.0 fred, 1.1 p.example.net");
+        headers.insert(header::VIA, before);
         other.add(Version::HTTP_11, &mut headers);
         assert!(!us.is_loop(&headers));
         us.add(Version::HTTP_2, &mut headers);
@@ -81,10 +78,8 @@ mod tests {
     #[test]
     fn too_many_proxies_are_a_loop() {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::VIA,
-            HeaderValue::try_from(["1.1 a"; 40].join(", ")).unwrap(),
-        );
+        let entries = ["1.1 a"; 40].join(", ");
+        headers.insert(header::VIA, entries.try_into().unwrap());
         assert!(Pseudonym::new(1).is_loop(&headers));
     }
 }

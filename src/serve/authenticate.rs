@@ -18,18 +18,10 @@ pub(super) fn by_proxy_field(
     policy: &Policy,
     client: &ClientIdentity,
 ) -> Result<ClientIdentity, Error> {
-    if policy.clients.is_empty() {
-        return Ok(client.clone());
-    }
     let offered = proxy_credentials(headers);
-    identify(
-        Reason::ClientUnknown,
-        offered
-            .as_ref()
-            .map(|(name, token)| (name.as_str(), token.as_str())),
-        policy,
-        client,
-    )
+    let offered = offered.as_ref();
+    let offered = offered.map(|(name, token)| (name.as_str(), token.as_str()));
+    identify(Reason::ClientUnknown, offered, policy, client)
 }
 
 /// Authenticates a request to a route by `Outpace-Client-Token: NAME:TOKEN`.
@@ -41,12 +33,8 @@ pub(super) fn by_token_field(
     policy: &Policy,
     client: &ClientIdentity,
 ) -> Result<ClientIdentity, Error> {
-    if policy.clients.is_empty() {
-        return Ok(client.clone());
-    }
-    let offered = headers
-        .get(CLIENT_TOKEN)
-        .and_then(|value| value.to_str().ok()?.split_once(':'));
+    let offered = headers.get(CLIENT_TOKEN);
+    let offered = offered.and_then(|value| value.to_str().ok()?.split_once(':'));
     identify(Reason::ClientTokenUnknown, offered, policy, client)
 }
 
@@ -62,11 +50,11 @@ pub(super) fn by_api_field(
     let bearer = headers.get(http::header::AUTHORIZATION);
     let bearer = bearer.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     match bearer {
-        Some(bearer) if !policy.clients.is_empty() => {
+        Some(bearer) => {
             let offered = bearer.trim().split_once(':');
             identify(Reason::ClientTokenUnknown, offered, policy, client)
         }
-        _ => by_token_field(headers, policy, client),
+        None => by_token_field(headers, policy, client),
     }
 }
 
@@ -76,6 +64,9 @@ fn identify(
     policy: &Policy,
     client: &ClientIdentity,
 ) -> Result<ClientIdentity, Error> {
+    if policy.clients.is_empty() {
+        return Ok(client.clone());
+    }
     let Some((name, token)) = offered else {
         return Err(Error::new(no, "the request carries no credentials"));
     };

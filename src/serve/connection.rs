@@ -2,7 +2,6 @@
 //! reads requests, routes each of them, and closes gracefully when a drain begins.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Method, Request, Response, StatusCode};
@@ -46,49 +45,11 @@ pub(super) struct ClientConnection {
 }
 
 impl ClientConnection {
-    pub(super) fn new(
-        server: Arc<Server>,
-        peer: SocketAddr,
-        inbound: Inbound,
-        slot: Arc<ConnectionSlot>,
-    ) -> Self {
-        let client = ClientIdentity::at(peer.ip().to_canonical());
-        Self {
-            server,
-            inbound,
-            client,
-            slot,
-        }
-    }
-
-    /// Serves HTTP/1.1, or HTTP/2 if the client begins with the HTTP/2 preface.
-    pub(super) async fn serve_either<T>(self: Arc<Self>, io: T)
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let builder = self.builder();
-        self.serve(io, builder).await;
-    }
-
-    /// Serves the protocol that was negotiated by ALPN.
-    pub(super) async fn serve_agreed<T>(self: Arc<Self>, io: T, http2: bool)
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let builder = self.builder();
-        let builder = if http2 {
-            builder.http2_only()
-        } else {
-            builder.http1_only()
-        };
-        self.serve(io, builder).await;
-    }
-
     fn builder(&self) -> auto::Builder<Tasks> {
         let mut builder = auto::Builder::new(self.server.tasks.clone());
         builder
             .http1()
-            .timer(HeadTimer::new())
+            .timer(HeadTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES)
             // A connection that is accepted during a drain answers with `Connection: close`.
@@ -103,10 +64,17 @@ impl ClientConnection {
         builder
     }
 
-    async fn serve<T>(self: Arc<Self>, io: T, builder: auto::Builder<Tasks>)
+    /// Serves the protocol that was negotiated by ALPN, which is HTTP/2 if `http2` is true. With
+    /// `None` it serves HTTP/1.1, or HTTP/2 if the client begins with the HTTP/2 preface.
+    pub(super) async fn serve<T>(self: Arc<Self>, io: T, http2: Option<bool>)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let builder = match http2 {
+            None => self.builder(),
+            Some(true) => self.builder().http2_only(),
+            Some(false) => self.builder().http1_only(),
+        };
         let this = Arc::clone(&self);
         let service = service_fn(move |request| Arc::clone(&this).answer(request));
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
@@ -127,18 +95,14 @@ impl ClientConnection {
     ) -> Result<Response<ResponseBody>, Infallible> {
         let policy = self.server.policy.load_full();
         Ok(match self.destine(&request, &policy) {
-            Ok(Routed::Exchange {
-                ingress,
-                origin,
-                client,
-            }) => {
+            Ok(Routed::Exchange(ingress, origin, client)) => {
                 let arrival = Arrival::of_client(ingress, origin, client, policy);
                 self.server.exchange.serve(arrival, request).await
             }
-            Ok(Routed::Connect { authority, client }) => {
+            Ok(Routed::Connect(authority, client)) => {
                 connect::connect(Arc::clone(&self), request, authority, client, policy).await
             }
-            Ok(Routed::Api { client }) => {
+            Ok(Routed::Api(client)) => {
                 let server = &self.server;
                 // The future is boxed, because API calls are rare and would enlarge every other
                 // request.
@@ -157,48 +121,29 @@ impl ClientConnection {
     fn destine<B>(&self, request: &Request<B>, policy: &Policy) -> Result<Routed, Error> {
         let requested = semantics::classify(request)?;
         let headers = request.headers();
-        match (&self.inbound, requested) {
-            (_, RequestTarget::Asterisk) => Ok(Routed::Asterisk),
+        let by_token = || authenticate::by_token_field(headers, policy, &self.client);
+        let by_proxy = || authenticate::by_proxy_field(headers, policy, &self.client);
+        Ok(match (&self.inbound, requested) {
+            (_, RequestTarget::Asterisk) => Routed::Asterisk,
             (Inbound::Inside(origin), requested) => {
-                self.inside(origin, requested, request.method())?;
-                let origin = origin.clone();
-                Ok(Routed::Exchange {
-                    ingress: Ingress::Intercept,
-                    origin,
-                    client: self.client.clone(),
-                })
+                Self::inside(origin, requested, request.method())?;
+                Routed::Exchange(Ingress::Intercept, origin.clone(), self.client.clone())
             }
             (Inbound::Proxy, RequestTarget::Connect(authority)) => {
-                let client = authenticate::by_proxy_field(headers, policy, &self.client)?;
-                Ok(Routed::Connect { authority, client })
+                Routed::Connect(authority, by_proxy()?)
             }
-            (Inbound::Route(_), RequestTarget::Connect(_)) => Err(Error::new(
-                Reason::NoRoute,
-                "this port serves one route; send CONNECT to the proxy's port",
-            )),
+            (Inbound::Route(_), RequestTarget::Connect(_)) => {
+                let detail = "this port serves one route; send CONNECT to the proxy's port";
+                return Err(Error::new(Reason::NoRoute, detail));
+            }
             (Inbound::Route(origin), _) => {
-                let client = authenticate::by_token_field(headers, policy, &self.client)?;
-                Ok(Routed::Exchange {
-                    ingress: Ingress::Route,
-                    origin: origin.clone(),
-                    client,
-                })
+                Routed::Exchange(Ingress::Route, origin.clone(), by_token()?)
             }
             (Inbound::Proxy, RequestTarget::Absolute(origin)) => {
-                if let Some(origin) = gateway::route(policy, &origin.host) {
-                    let client = authenticate::by_token_field(headers, policy, &self.client)?;
-                    return Ok(Routed::Exchange {
-                        ingress: Ingress::Route,
-                        origin,
-                        client,
-                    });
+                match gateway::route(policy, &origin.host) {
+                    Some(origin) => Routed::Exchange(Ingress::Route, origin, by_token()?),
+                    None => Routed::Exchange(Ingress::Plain, origin, by_proxy()?),
                 }
-                let client = authenticate::by_proxy_field(headers, policy, &self.client)?;
-                Ok(Routed::Exchange {
-                    ingress: Ingress::Plain,
-                    origin,
-                    client,
-                })
             }
             (Inbound::Proxy, RequestTarget::Origin(authority))
                 if Api::is_ours(request.uri().path()) && self.is_us(&authority, policy) =>
@@ -207,19 +152,13 @@ impl ClientConnection {
                     let detail = "without `clients` the API serves loopback only; set `clients`";
                     return Err(Error::new(Reason::ClientTokenUnknown, detail));
                 }
-                let client = authenticate::by_api_field(headers, policy, &self.client)?;
-                Ok(Routed::Api { client })
+                Routed::Api(authenticate::by_api_field(headers, policy, &self.client)?)
             }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {
                 let origin = gateway::origin(policy, &authority)?;
-                let client = authenticate::by_token_field(headers, policy, &self.client)?;
-                Ok(Routed::Exchange {
-                    ingress: Ingress::Route,
-                    origin,
-                    client,
-                })
+                Routed::Exchange(Ingress::Route, origin, by_token()?)
             }
-        }
+        })
     }
 
     /// Returns true if the host means outpace itself and no route has it. Such hosts are IP
@@ -238,12 +177,7 @@ impl ClientConnection {
     /// # Errors
     /// Returns [`Reason::Misdirected`] for another host and [`Reason::MethodNotAllowed`] for a
     /// CONNECT.
-    fn inside(
-        &self,
-        origin: &Origin,
-        requested: RequestTarget,
-        method: &Method,
-    ) -> Result<(), Error> {
+    fn inside(origin: &Origin, requested: RequestTarget, method: &Method) -> Result<(), Error> {
         let same = match requested {
             RequestTarget::Origin(authority) => names(&authority, origin),
             RequestTarget::Absolute(named) => {
@@ -299,18 +233,9 @@ impl ClientConnection {
 
 /// Destination of a request within outpace, with its client.
 enum Routed {
-    Exchange {
-        ingress: Ingress,
-        origin: Origin,
-        client: ClientIdentity,
-    },
-    Connect {
-        authority: Authority,
-        client: ClientIdentity,
-    },
-    Api {
-        client: ClientIdentity,
-    },
+    Exchange(Ingress, Origin, ClientIdentity),
+    Connect(Authority, ClientIdentity),
+    Api(ClientIdentity),
     Asterisk,
 }
 

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::Server;
 use super::connection::{ClientConnection, Inbound};
 use super::slot::ConnectionSlot;
 use crate::bounds::ACCEPT_BACKLOG;
+use crate::exchange::ClientIdentity;
 
 /// Bound port of the proxy or of a route.
 #[derive(Debug)]
@@ -65,29 +66,25 @@ impl Listener {
             let Some(inbound) = self.inbound(&server) else {
                 continue;
             };
-            let slot = ConnectionSlot::new(permit, server.metrics.clone());
-            let connection = ClientConnection::new(Arc::clone(&server), peer, inbound, slot);
-            server.tasks.spawn(serve(connection, stream));
+            let connection = Arc::new(ClientConnection {
+                server: Arc::clone(&server),
+                inbound,
+                client: ClientIdentity::at(peer.ip().to_canonical()),
+                slot: ConnectionSlot::new(permit, server.metrics.clone()),
+            });
+            // Without `TCP_NODELAY` small responses wait for acknowledgements. A failure is
+            // harmless.
+            let _ = stream.set_nodelay(true);
+            server.tasks.spawn(connection.serve(stream, None));
         }
     }
 
     fn inbound(&self, server: &Server) -> Option<Inbound> {
-        match self.route {
-            None => Some(Inbound::Proxy),
-            Some(address) => {
-                let policy = server.policy.load();
-                policy
-                    .routes_by_port
-                    .get(&address)
-                    .cloned()
-                    .map(Inbound::Route)
-            }
-        }
+        let Some(address) = self.route else {
+            return Some(Inbound::Proxy);
+        };
+        let policy = server.policy.load();
+        let origin = policy.routes_by_port.get(&address)?;
+        Some(Inbound::Route(origin.clone()))
     }
-}
-
-async fn serve(connection: ClientConnection, stream: TcpStream) {
-    // Without `TCP_NODELAY` small responses wait for acknowledgements. A failure is harmless.
-    let _ = stream.set_nodelay(true);
-    Arc::new(connection).serve_either(stream).await;
 }

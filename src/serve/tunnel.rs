@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Method;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -101,11 +100,11 @@ impl InterceptedTunnel {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match accept(stream, Bytes::new(), config).await {
+        match accept(stream, config).await {
             Ok(Inside::Tls { stream, http2 }) => {
-                self.inner(Scheme::Https).serve_agreed(*stream, http2).await;
+                self.inner(Scheme::Https).serve(*stream, Some(http2)).await;
             }
-            Ok(Inside::Plain(stream)) => self.inner(Scheme::Http).serve_either(stream).await,
+            Ok(Inside::Plain(stream)) => self.inner(Scheme::Http).serve(stream, None).await,
             Err(error) => self.note(&error),
         }
     }
@@ -132,11 +131,7 @@ impl InterceptedTunnel {
             AcceptError::Closed => return,
         };
         let server = &self.connection.server;
-        let mut record = server
-            .exchange
-            .recorder
-            .begin(Ingress::Intercept, &self.client);
-        record.method = Method::CONNECT;
+        let mut record = self.inner(Scheme::Https).record(&Method::CONNECT);
         record.origin = Some(self.origin.clone());
         record.fail(Error::new(reason, error.to_string()));
         if reason == Reason::InnerDistrusted {

@@ -2,6 +2,7 @@
 //! by the clock of the store that holds them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ring::digest;
@@ -12,6 +13,11 @@ use super::backoff::Backoff;
 
 /// Instant or duration in milliseconds. An instant counts from the Unix epoch.
 pub type Millis = i64;
+
+/// Converts a duration to whole milliseconds.
+pub(crate) fn millis(span: Duration) -> Millis {
+    Millis::try_from(span.as_millis()).unwrap_or(Millis::MAX)
+}
 
 /// Delivery guarantee, which decides about an item after an attempt with an unknown outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -138,6 +144,11 @@ impl ItemStatus {
         Self::Cancelled,
         Self::Expired,
     ];
+
+    /// Returns the state that a store saved as this number.
+    pub(super) fn stored(number: i64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
 
     /// Returns true if the item may still be sent or is in flight.
     pub const fn is_live(self) -> bool {

@@ -15,6 +15,7 @@ mod store;
 
 pub use backoff::Backoff;
 pub use disk::{DiskSettings, DiskStore, OpenError};
+pub(crate) use item::millis;
 pub use item::{
     Attempt, Buffer, BufferConfig, Exhausted, Guarantee, IdempotencyKey, Item, ItemStatus, Millis,
     NewItem, Request, Response,
@@ -27,7 +28,14 @@ pub use store::{Changes, Reads, Store, find_buffer};
 
 use std::sync::Arc;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::clock::Instant;
+
+/// Highest number of operations that wait for the task that writes them.
+const WAITING_MAX: usize = 4096;
+/// Bound on the memory of items in unanswered pushes, in KiB.
+const WAITING_KIB: u32 = 32 * 1024;
 
 /// Error of a store operation. A failed operation has no effect, except that [`StoreError::Away`]
 /// leaves the effect unknown.
@@ -61,15 +69,39 @@ pub enum StoreError {
     Away(String),
 }
 
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|told| told.code());
+        match code.as_deref() {
+            // SQLSTATE 53100, `disk_full`: the server does not report sizes. SQLite has no such
+            // code.
+            Some("53100") => Self::Full { used: 0, max: 0 },
+            _ => Self::Away(error.to_string()),
+        }
+    }
+}
+
 impl StoreError {
+    fn no_item(id: &str) -> Self {
+        Self::Unknown(format!("item `{id}`"))
+    }
+
+    fn no_buffer(number: i64) -> Self {
+        Self::Unknown(format!("buffer number {number}"))
+    }
+
+    /// Creates the conflict for a buffer that still has `live` items to send.
+    fn not_empty(live: u64) -> Self {
+        Self::Conflict(format!(
+            "{live} items are still to be sent; purge them, or add `?force=true`"
+        ))
+    }
+
     /// Creates the conflict error for an item in a state that does not allow the operation. `what`
     /// is its past participle, such as "cancelled".
     fn not_now(item: &Item, what: &str) -> Self {
-        let status = item.status.word();
-        Self::Conflict(format!(
-            "item `{}` is {status} and cannot be {what}",
-            item.id
-        ))
+        let (id, status) = (&item.id, item.status.word());
+        Self::Conflict(format!("item `{id}` is {status} and cannot be {what}"))
     }
 }
 
@@ -164,6 +196,22 @@ pub struct Finished {
     pub step: Step,
     /// Attempt to add to the history.
     pub attempt: Attempt,
+}
+
+/// Returns the bytes that items count for: their bodies and an estimate of the rest.
+fn total_bytes(items: &[NewItem]) -> u64 {
+    items.iter().map(|item| item.body.len() as u64 + 512).sum()
+}
+
+/// Waits for the permits of a push for its part of the memory, one per KiB.
+async fn reserve_room(
+    room: &Arc<Semaphore>,
+    items: &[NewItem],
+) -> Result<OwnedSemaphorePermit, StoreError> {
+    let size = u32::try_from(total_bytes(items) / 1024 + 1).unwrap_or(WAITING_KIB);
+    let size = size.min(WAITING_KIB);
+    let permit = Arc::clone(room).acquire_many_owned(size).await;
+    permit.map_err(|_cause| StoreError::Away("it is closed".to_owned()))
 }
 
 /// Returns the bytes in use above which history is removed early. Eight tenths of `max` lie well

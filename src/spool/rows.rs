@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Serialize;
 use sqlx::FromRow;
 
 use super::{Attempt, Buffer, BufferConfig, Item, ItemStatus, Millis, Response};
@@ -28,13 +29,11 @@ pub(super) struct ItemRow {
 
 impl From<ItemRow> for Item {
     fn from(row: ItemRow) -> Self {
-        let status = usize::try_from(row.status).ok();
-        let status = status.and_then(|at| ItemStatus::ALL.get(at));
         Self {
             id: row.id.into(),
             buffer: row.buffer,
             seq: row.seq,
-            status: status.copied().unwrap_or(ItemStatus::Dead),
+            status: ItemStatus::stored(row.status).unwrap_or(ItemStatus::Dead),
             request: serde_json::from_str(&row.request).unwrap_or_default(),
             kept: row.kept,
             not_before: row.not_before,
@@ -71,11 +70,10 @@ pub(super) struct AttemptRow {
 
 impl From<AttemptRow> for (i64, Attempt) {
     fn from(row: AttemptRow) -> Self {
-        let (body, truncated) = (Bytes::from(row.body.unwrap_or_default()), row.cut);
         let response = row.headers.map(|headers| Response {
             headers: serde_json::from_str(&headers).unwrap_or_default(),
-            body,
-            truncated,
+            body: row.body.unwrap_or_default().into(),
+            truncated: row.cut,
         });
         let attempt = Attempt {
             item: row.item.into(),
@@ -121,6 +119,11 @@ impl TryFrom<BufferRow> for Buffer {
             created: row.created,
         })
     }
+}
+
+/// Returns a value as JSON text for a column.
+pub(super) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 fn small(value: i64) -> u32 {

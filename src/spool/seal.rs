@@ -58,13 +58,10 @@ impl Sealer {
         let keys = keys.into_iter().filter_map(|text| {
             let key = digest::digest(&digest::SHA256, text.as_bytes());
             let name = digest::digest(&digest::SHA256, key.as_ref());
-            let name = name
-                .as_ref()
-                .iter()
-                .take(4)
-                .map(|byte| format!("{byte:02x}"));
+            let name = name.as_ref().iter().take(4);
+            let name = name.map(|byte| format!("{byte:02x}")).collect();
             let key = UnboundKey::new(&CHACHA20_POLY1305, key.as_ref()).ok()?;
-            Some((name.collect(), LessSafeKey::new(key)))
+            Some((name, LessSafeKey::new(key)))
         });
         Self {
             keys: keys.collect(),
@@ -94,12 +91,8 @@ impl Sealer {
         nonce[8..].copy_from_slice(&self.random.bits().to_le_bytes()[..4]);
         let mut text = serde_json::to_vec(&secret).unwrap_or_default();
         let nonce_value = Nonce::assume_unique_for_key(nonce);
-        if key
-            .seal_in_place_append_tag(nonce_value, Aad::from(id.as_bytes()), &mut text)
-            .is_err()
-        {
-            return Err(SealError::OtherKey);
-        }
+        key.seal_in_place_append_tag(nonce_value, Aad::from(id.as_bytes()), &mut text)
+            .map_err(|_cause| SealError::OtherKey)?;
         let sealed = [&nonce[..], &text].concat();
         Ok(Some(format!("{name}:{}", BASE64.encode(sealed))))
     }
@@ -119,10 +112,8 @@ impl Sealer {
             let mut sealed = BASE64.decode(text).ok()?;
             let (nonce, text) = sealed.split_at_mut_checked(NONCE_LEN)?;
             let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-            let text = key
-                .open_in_place(nonce, Aad::from(id.as_bytes()), text)
-                .ok()?;
-            serde_json::from_slice(text).ok()
+            let text = key.open_in_place(nonce, Aad::from(id.as_bytes()), text);
+            serde_json::from_slice(text.ok()?).ok()
         });
         opened.ok_or(SealError::OtherKey)
     }

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::backoff::Backoff;
-use super::item::{BufferConfig, Exhausted, Guarantee, Millis};
+use super::item::{BufferConfig, Exhausted, Guarantee, Millis, millis};
 use crate::units::parse_duration;
 
 /// Duration as text with a unit, or as a number of seconds.
@@ -42,8 +42,8 @@ impl DurationSpec {
     }
 
     fn millis(&self, key: &str) -> Result<Millis, String> {
-        let read = self.read().map_err(|error| format!("`{key}`: {error}"))?;
-        Ok(Millis::try_from(read.as_millis()).unwrap_or(Millis::MAX))
+        let read = self.read().map_err(|error| format!("`{key}`: {error}"));
+        read.map(millis)
     }
 }
 
@@ -179,31 +179,26 @@ impl BufferSpec {
 
 impl BackoffSpec {
     fn read(&self) -> Result<Backoff, String> {
-        let of = |kind,
-                  base: Option<&DurationSpec>,
-                  max: Option<&DurationSpec>|
-         -> Result<Backoff, String> {
-            let base = base.map_or(Ok(1000), |base| base.millis("backoff.base"))?;
-            let max = max.map_or(Ok(3_600_000), |max| max.millis("backoff.max"))?;
-            Ok(match kind {
-                BackoffKind::Exponential => Backoff::Exponential { base, max },
-                BackoffKind::Linear => Backoff::Linear { base, max },
-                BackoffKind::Fixed => Backoff::Fixed { base },
-            })
-        };
-        match self {
-            Self::BackoffKind(kind) => of(*kind, None, None),
-            Self::Full { r#type, base, max } => of(*r#type, base.as_ref(), max.as_ref()),
+        let (kind, base, max) = match self {
+            Self::BackoffKind(kind) => (kind, None, None),
+            Self::Full { r#type, base, max } => (r#type, base.as_ref(), max.as_ref()),
             Self::List(each) if each.is_empty() => {
-                Err("`backoff` is an empty list; write it as [1, 5, 30] (seconds)".to_owned())
+                let told = "`backoff` is an empty list; write it as [1, 5, 30] (seconds)";
+                return Err(told.to_owned());
             }
-            Self::List(each) => Ok(Backoff::List {
-                each: each
-                    .iter()
-                    .map(|span| span.millis("backoff"))
-                    .collect::<Result<_, _>>()?,
-            }),
-        }
+            Self::List(each) => {
+                let each = each.iter().map(|span| span.millis("backoff"));
+                let each = each.collect::<Result<_, _>>()?;
+                return Ok(Backoff::List { each });
+            }
+        };
+        let base = base.map_or(Ok(1000), |base| base.millis("backoff.base"))?;
+        let max = max.map_or(Ok(3_600_000), |max| max.millis("backoff.max"))?;
+        Ok(match kind {
+            BackoffKind::Exponential => Backoff::Exponential { base, max },
+            BackoffKind::Linear => Backoff::Linear { base, max },
+            BackoffKind::Fixed => Backoff::Fixed { base },
+        })
     }
 }
 
@@ -245,12 +240,10 @@ impl ItemSpec {
         match (&self.body, &self.json, &self.body_base64) {
             (Some(body), None, None) => Ok(Bytes::from(body.clone())),
             (None, Some(json), None) => Ok(Bytes::from(json.to_string())),
-            (None, None, Some(text)) => {
-                let bytes = BASE64.decode(text);
-                bytes
-                    .map(Bytes::from)
-                    .map_err(|error| format!("`body_base64` is not valid base64: {error}"))
-            }
+            (None, None, Some(text)) => match BASE64.decode(text) {
+                Ok(bytes) => Ok(bytes.into()),
+                Err(error) => Err(format!("`body_base64` is not valid base64: {error}")),
+            },
             (None, None, None) => Ok(Bytes::new()),
             _ => Err("`body`, `json` and `body_base64` exclude each other; keep one".to_owned()),
         }
@@ -269,13 +262,9 @@ impl ItemSpec {
     ) -> Result<(Millis, Option<Millis>), String> {
         let at = |key: &str, text: &String| {
             let at = humantime::parse_rfc3339_weak(text);
-            let at = at.map_err(|error| {
-                format!("`{key}`: {error}; write it as \"2026-11-21T12:00:00Z\"")
-            })?;
-            let since = at
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default();
-            Ok::<_, String>(Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX))
+            let wrong = |error| format!("`{key}`: {error}; write it as \"2026-11-21T12:00:00Z\"");
+            let since = at.map_err(wrong)?.duration_since(SystemTime::UNIX_EPOCH);
+            Ok::<_, String>(millis(since.unwrap_or_default()))
         };
         let not_before = match (&self.delay, &self.not_before) {
             (Some(_), Some(_)) => {
@@ -306,10 +295,8 @@ mod tests {
             "headers":{"X-Shop":"1"},"rate_limit":5,"max_retries":3,"backoff":"exponential"}"#;
         let written: BufferSpec = serde_json::from_str(text).unwrap();
         let terms = written.apply(BufferConfig::default()).unwrap();
-        assert_eq!(
-            (terms.rate_limit, terms.max_retries, terms.concurrency),
-            (Some(5.0), 3, 1)
-        );
+        let rates = (terms.rate_limit, terms.max_retries, terms.concurrency);
+        assert_eq!(rates, (Some(5.0), 3, 1));
         let item: ItemSpec = serde_json::from_str(r#"{"body":"{\"id\":1}"}"#).unwrap();
         assert_eq!(item.bytes().unwrap(), "{\"id\":1}");
     }
@@ -332,11 +319,7 @@ mod tests {
         }
         let backoff: BufferSpec = serde_json::from_str(r#"{"backoff":[1,"2s"]}"#).unwrap();
         let terms = backoff.apply(BufferConfig::default()).unwrap();
-        assert_eq!(
-            terms.backoff,
-            Backoff::List {
-                each: vec![1000, 2000]
-            }
-        );
+        let each = vec![1000, 2000];
+        assert_eq!(terms.backoff, Backoff::List { each });
     }
 }

@@ -92,19 +92,13 @@ impl LineQueue {
     fn write_out(&self, out: &mut impl Write) {
         let mut batch = Vec::new();
         loop {
-            let mut state = lock(&self.state);
-            while state.lines.is_empty() && !state.closed {
-                state = self
-                    .gathered
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            if !state.closed {
-                // After the first line, the thread waits for more lines to write them together.
-                let gather = |state: &mut QueueState| !state.closed && state.lines.len() < ENOUGH;
-                let waited = self.gathered.wait_timeout_while(state, GATHER, gather);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
+            let idle = |state: &mut QueueState| !state.closed && state.lines.is_empty();
+            let state = self.gathered.wait_while(lock(&self.state), idle);
+            let state = state.unwrap_or_else(PoisonError::into_inner);
+            // After the first line, the thread waits for more lines to write them together.
+            let gather = |state: &mut QueueState| !state.closed && state.lines.len() < ENOUGH;
+            let waited = self.gathered.wait_timeout_while(state, GATHER, gather);
+            let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
             std::mem::swap(&mut state.lines, &mut batch);
             let closed = state.closed;
             drop(state);
@@ -139,30 +133,17 @@ impl Drop for Handle {
 mod tests {
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Out(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Out {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn every_line_is_written_by_the_time_the_writer_is_gone() {
-        let out = Out::default();
-        let writer = LineWriter::new(out.clone(), Metrics::new()).unwrap();
+        let (written, out) = std::io::pipe().unwrap();
+        let writer = LineWriter::new(out, Metrics::new()).unwrap();
         for n in 0..100 {
             writer.line(SystemTime::UNIX_EPOCH, |line| {
                 line.number(key!("n"), n);
             });
         }
         drop(writer);
-        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        let text = std::io::read_to_string(written).unwrap();
         let line = |n| format!("{{\"time\":\"1970-01-01T00:00:00.000Z\",\"n\":{n}}}");
         assert!(text.lines().map(str::to_owned).eq((0..100).map(line)));
     }

@@ -39,8 +39,8 @@ macro_rules! metrics {
             $($field: $kind),+
         }
 
-        impl MetricsState {
-            fn new() -> Self {
+        impl Default for MetricsState {
+            fn default() -> Self {
                 let mut registry = Registry::default();
                 $(let $field = $zero;
                 // The encoder itself appends `_total` to the names of counters.
@@ -60,7 +60,7 @@ metrics! {
         "Responses that outpace generated itself, by reason";
     attempts: Family<TargetLabel, Counter> = Family::default(), "outpace_attempts_total", "target",
         "Requests sent to origins, retries included";
-    wait: WaitFamily = Family::new_with_constructor(new_wait as _), "outpace_wait_seconds", "target",
+    wait: Family<TargetLabel, Histogram> = Family::new_with_constructor(new_wait as _), "outpace_wait_seconds", "target",
         "Seconds that an exchange waited for its slots in total";
     waiting: Family<TargetLabel, Gauge> = Family::default(), "outpace_waiting", "target",
         "Requests that are waiting for a slot now";
@@ -120,10 +120,6 @@ impl ExchangeOutcome {
         }
     }
 
-    const fn index(self) -> usize {
-        self as usize
-    }
-
     const ALL: [Self; 6] = [
         Self::Delivered,
         Self::Refused,
@@ -162,11 +158,8 @@ struct ResultLabel {
 }
 
 /// Metrics of this process. Clones are cheap and share the same counters.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<MetricsState>);
-
-/// Family of histograms whose constructor is a plain function.
-type WaitFamily = Family<TargetLabel, Histogram, fn() -> Histogram>;
 
 fn new_wait() -> Histogram {
     Histogram::new(WAIT_BUCKETS)
@@ -176,16 +169,10 @@ const WAIT_BUCKETS: [f64; 12] = [
     0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0,
 ];
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Metrics {
     /// Creates all metrics with the value zero.
     pub fn new() -> Self {
-        Self(Arc::new(MetricsState::new()))
+        Self::default()
     }
 
     /// Encodes all metrics as the text that a scraper reads (OpenMetrics 1.0).
@@ -200,15 +187,12 @@ impl Metrics {
 
     /// Returns the handles for one target, so that a request needs no look-up.
     pub fn target(&self, target: &Arc<str>) -> TargetMetrics {
-        let label = TargetLabel {
-            target: Arc::clone(target),
-        };
+        let target = Arc::clone(target);
+        let label = TargetLabel { target };
         TargetMetrics(Arc::new(TargetHandles {
             exchanges: ExchangeOutcome::ALL.map(|outcome| {
-                let labels = ExchangeLabels {
-                    target: Arc::clone(target),
-                    outcome,
-                };
+                let target = Arc::clone(&label.target);
+                let labels = ExchangeLabels { target, outcome };
                 self.0.exchanges.get_or_create(&labels).clone()
             }),
             attempts: self.0.attempts.get_or_create(&label).clone(),
@@ -226,12 +210,9 @@ impl Metrics {
 
     /// Counts a slot that was not used in time.
     pub fn slot_voided(&self, target: &Arc<str>) {
-        self.0
-            .slots_voided
-            .get_or_create(&TargetLabel {
-                target: Arc::clone(target),
-            })
-            .inc();
+        let target = Arc::clone(target);
+        let label = TargetLabel { target };
+        self.0.slots_voided.get_or_create(&label).inc();
     }
 
     /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.
@@ -311,7 +292,7 @@ pub struct TargetCounts {
 impl TargetMetrics {
     /// Counts an exchange that ended, with the requests it sent and its total waiting time.
     pub fn exchange(&self, outcome: ExchangeOutcome, attempts: u32, waited: Duration) {
-        if let Some(counter) = self.0.exchanges.get(outcome.index()) {
+        if let Some(counter) = self.0.exchanges.get(outcome as usize) {
             counter.inc();
         }
         self.0.attempts.inc_by(u64::from(attempts));
@@ -331,7 +312,7 @@ impl TargetMetrics {
     /// Returns the counts since the start of the process.
     pub fn counted(&self) -> TargetCounts {
         let of = |outcome: ExchangeOutcome| {
-            let counter = self.0.exchanges.get(outcome.index());
+            let counter = self.0.exchanges.get(outcome as usize);
             counter.map_or(0, Counter::get)
         };
         TargetCounts {

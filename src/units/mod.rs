@@ -23,13 +23,11 @@ pub fn nanos(duration: Duration) -> i64 {
 /// # Errors
 /// Returns a message that quotes the text and shows the correct notation.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    if text.trim().parse::<f64>().is_ok() && text.trim() != "0" {
-        return Err(format!(
-            "`{text}` has no unit; write it as \"{}s\"",
-            text.trim()
-        ));
+    let bare = text.trim();
+    if bare.parse::<f64>().is_ok() && bare != "0" {
+        return Err(format!("`{text}` has no unit; write it as \"{bare}s\""));
     }
-    humantime::parse_duration(text.trim()).map_err(|_error| {
+    humantime::parse_duration(bare).map_err(|_error| {
         format!("`{text}` is not a duration; write it as \"30s\", \"250ms\" or \"1m\"")
     })
 }
@@ -43,10 +41,7 @@ mod tests {
         assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
         assert!(parse_duration("30").unwrap_err().contains("\"30s\""));
-        assert!(
-            parse_duration("soon")
-                .unwrap_err()
-                .contains("not a duration")
-        );
+        let told = parse_duration("soon").unwrap_err();
+        assert!(told.contains("not a duration"));
     }
 }

@@ -52,9 +52,7 @@ impl Origin {
             format!("{}:{}", self.host, self.port)
         }
     }
-}
 
-impl Origin {
     /// Returns true if `host` equals [`Self::authority`], usually without building that text.
     pub fn is_written(&self, host: &[u8]) -> bool {
         let plain = self.host.ip().is_none() && self.port == self.scheme.default_port();

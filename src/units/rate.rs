@@ -61,20 +61,16 @@ impl FromStr for Rate {
             text: text.to_owned(),
             suggestion: suggest(text),
         })?;
-        let count: u32 = count
-            .trim()
-            .parse()
-            .map_err(|_error| ParseRateError::Count(count.trim().to_owned()))?;
+        let (count, period) = (count.trim(), period.trim());
+        let wrong = || ParseRateError::Count(count.to_owned());
+        let count: u32 = count.parse().map_err(|_error| wrong())?;
         if !(1..=COUNT_MAX).contains(&count) {
             return Err(ParseRateError::Count(count.to_string()));
         }
-        let fail = || ParseRateError::Period(period.trim().to_owned());
-        let unit_only = period.trim().starts_with(|c: char| c.is_ascii_alphabetic());
-        let spelled = if unit_only {
-            format!("1{}", period.trim())
-        } else {
-            period.trim().into()
-        };
+        let fail = || ParseRateError::Period(period.to_owned());
+        let unit_only = period.starts_with(|c: char| c.is_ascii_alphabetic());
+        let one = if unit_only { "1" } else { "" };
+        let spelled = format!("{one}{period}");
         let period = humantime::parse_duration(&spelled).map_err(|_error| fail())?;
         Self::new(count, period).ok_or_else(fail)
     }
@@ -82,31 +78,21 @@ impl FromStr for Rate {
 
 /// Suggests the correct notation for a text such as "10 per sec", "10 rps" or a bare number.
 fn suggest(text: &str) -> String {
-    let number: String = text
-        .trim()
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .collect();
-    let number = if number.is_empty() { "10" } else { &number };
+    let number = text.trim().split(|c: char| !c.is_ascii_digit()).next();
+    let number = number.filter(|digits| !digits.is_empty()).unwrap_or("10");
     let lower = text.to_ascii_lowercase();
-    let unit = if lower.contains("min") || lower.contains("rpm") {
-        "m"
-    } else if lower.contains("hour") {
-        "h"
-    } else if lower.contains("day") {
-        "d"
-    } else {
-        "s"
-    };
+    let units = [("min", "m"), ("rpm", "m"), ("hour", "h"), ("day", "d")];
+    let unit = units
+        .into_iter()
+        .find(|(word, _)| lower.contains(word))
+        .map_or("s", |(_, unit)| unit);
     format!("{number}/1{unit}")
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let period = humantime::format_duration(self.period)
-            .to_string()
-            .replace(' ', "");
-        write!(f, "{}/{period}", self.count)
+        let period = humantime::format_duration(self.period).to_string();
+        write!(f, "{}/{}", self.count, period.replace(' ', ""))
     }
 }
 

@@ -6,20 +6,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use indicatif::{ProgressBar, ProgressStyle};
+use http_body_util::{BodyExt as _, Full};
+use indicatif::ProgressBar;
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::super::client::Failure;
+use super::super::client::connect;
 use super::super::run::Proxy;
 use super::super::table::table;
-use super::super::{Exit, print, print_error};
+use super::super::{Exit, Failure, print, progress_bar};
 use super::origin::{LimitedOrigin, serve};
 use crate::app::Trust;
 use crate::clock::{Clock, Instant};
@@ -37,35 +34,23 @@ const RATE: &str = "10/1s";
 /// Host name of the origin for clients that connect through outpace.
 const NAME: &str = "demo.outpace";
 
-/// Counts of answers, failures and refusals in one run.
+/// Counts and measurements of one run. A client of a run returns only the counts.
 #[derive(Default)]
 struct RunResult {
     answers: usize,
     failures: usize,
     refusals: usize,
+    took: Duration,
+    arrivals: Vec<Instant>,
 }
 
-pub(super) async fn run() -> Exit {
-    match compared().await {
-        Ok(text) => {
-            print(&text);
-            Exit::Ok
-        }
-        Err((exit, text)) => {
-            print_error(&text);
-            exit
-        }
-    }
-}
-
-async fn compared() -> Result<String, Failure> {
-    let failed = |error: std::io::Error| (Exit::Internal, error.to_string());
+pub(super) async fn run() -> Result<Exit, Failure> {
     let rate: Rate = RATE.parse().map_err(|_cause| {
         let text = format!("`{RATE}` is not a rate");
-        (Exit::Internal, text)
+        Failure(Exit::INTERNAL, text)
     })?;
-    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
     let (tasks, clock) = (Tasks::new(), Clock::system());
     let origin = Arc::new(LimitedOrigin::new(rate, clock.clone()));
     tasks.spawn_detached(serve(listener, Arc::clone(&origin), tasks.clone()));
@@ -76,14 +61,13 @@ async fn compared() -> Result<String, Failure> {
     // The window of the origin must be empty before the second run starts.
     clock.sleep_until(clock.now() + rate.period()).await;
     origin.take_arrivals();
-    let dir = tempfile::tempdir().map_err(failed)?;
+    let dir = tempfile::tempdir()?;
     let config = dir.path().join("outpace.yaml");
-    std::fs::write(&config, configuration(dir.path(), address)).map_err(failed)?;
-    let trust =
-        Trust::load(Some(&config)).map_err(|error| (Exit::from(&error), error.to_string()))?;
+    std::fs::write(&config, configuration(dir.path(), address))?;
+    let trust = Trust::load(Some(&config))?;
     let proxy = Proxy::find_or_start(&config, &trust).await?;
-    let paced = one_way("through outpace", proxy.listen(), &clock, &origin).await;
-    Ok(format!("\n{}", side_by_side(&direct, &paced)))
+    let paced = one_way("through outpace", proxy.serving.listen, &clock, &origin).await;
+    Ok(print(&format!("\n{}", side_by_side(&direct, &paced))))
 }
 
 fn configuration(dir: &Path, origin: SocketAddr) -> String {
@@ -95,23 +79,13 @@ fn configuration(dir: &Path, origin: SocketAddr) -> String {
     )
 }
 
-/// Measurements of one run, which become a column of the table.
-struct Column {
-    came: RunResult,
-    took: Duration,
-    arrivals: Vec<Instant>,
-}
-
 async fn one_way(
     name: &'static str,
     to: SocketAddr,
     clock: &Clock,
     origin: &LimitedOrigin,
-) -> Column {
-    let bar = ProgressBar::new(WANTED as u64);
-    if let Ok(style) = ProgressStyle::with_template("{prefix:>16} {bar:30} {pos}/{len} {elapsed}") {
-        bar.set_style(style);
-    }
+) -> RunResult {
+    let bar = progress_bar(WANTED as u64, "{prefix:>16} {bar:30} {pos}/{len} {elapsed}");
     bar.set_prefix(name);
     let began = clock.now();
     let mut clients = JoinSet::new();
@@ -130,36 +104,27 @@ async fn one_way(
         came.refusals += one.refusals;
     }
     bar.finish();
-    Column {
-        came,
-        took: clock.now().since(began),
-        arrivals: origin.take_arrivals(),
-    }
+    came.took = clock.now().since(began);
+    came.arrivals = origin.take_arrivals();
+    came
 }
 
 /// Requests `count` answers on one connection. After a 429 it waits for `Retry-After` and tries
 /// again, as an SDK would.
 async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar) -> RunResult {
     let mut came = RunResult::default();
-    let connected = async {
-        let stream = TcpStream::connect(to).await.ok()?;
-        http1::handshake(TokioIo::new(stream)).await.ok()
-    };
-    let Some((mut sender, connection)) = connected.await else {
+    let Ok(mut sender) = connect(to).await else {
         came.failures = count;
         return came;
     };
-    Tasks::new().spawn(connection);
     for _ in 0..count {
         let mut answered = false;
         for _ in 0..TRIES {
             let request = Request::get(format!("http://{NAME}/")).header(header::HOST, NAME);
-            let Ok(request) = request.body(Empty::<Bytes>::new()) else {
-                break;
-            };
-            let Ok(response) = sender.send_request(request).await else {
-                break;
-            };
+            let request = request.body(Full::default());
+            let Ok(request) = request else { break };
+            let sent = sender.send_request(request).await;
+            let Ok(response) = sent else { break };
             let status = response.status();
             let wait = retry_after(response.headers(), clock.wall());
             let _ = response.into_body().collect().await;
@@ -178,32 +143,24 @@ async fn client_of(to: SocketAddr, count: usize, clock: Clock, bar: ProgressBar)
     came
 }
 
-fn side_by_side(direct: &Column, paced: &Column) -> String {
-    let row = |what: &str, of: &dyn Fn(&Column) -> String| json!({ "what": what, "direct": of(direct), "paced": of(paced) });
-    let rows = [
-        row("answers", &|column| column.came.answers.to_string()),
-        row("failed for good", &|column| {
-            column.came.failures.to_string()
-        }),
-        row("answered 429", &|column| column.came.refusals.to_string()),
-        row("sent to the origin", &|column| {
-            column.arrivals.len().to_string()
-        }),
-        row("worst second (10 allowed)", &|column| {
-            worst_second(&column.arrivals).to_string()
-        }),
-        row("took", &|column| {
-            format!("{:.1} s", column.took.as_secs_f64())
-        }),
-    ];
-    table(
-        &rows,
-        &[
-            ("", "/what"),
-            ("DIRECTLY", "/direct"),
-            ("THROUGH OUTPACE", "/paced"),
-        ],
-    )
+fn side_by_side(direct: &RunResult, paced: &RunResult) -> String {
+    let cells = |run: &RunResult| {
+        let worst = worst_second(&run.arrivals);
+        [
+            ("answers", run.answers.to_string()),
+            ("failed for good", run.failures.to_string()),
+            ("answered 429", run.refusals.to_string()),
+            ("sent to the origin", run.arrivals.len().to_string()),
+            ("worst second (10 allowed)", worst.to_string()),
+            ("took", format!("{:.1} s", run.took.as_secs_f64())),
+        ]
+    };
+    let rows = cells(direct).into_iter().zip(cells(paced));
+    let rows = rows.map(
+        |((what, direct), (_, paced))| json!({ "what": what, "direct": direct, "paced": paced }),
+    );
+    let columns = " /what, DIRECTLY /direct, THROUGH OUTPACE /paced";
+    table(&rows.collect::<Vec<_>>(), columns)
 }
 
 /// Returns the highest number of arrivals in any window of one second.
@@ -212,10 +169,8 @@ fn worst_second(arrivals: &[Instant]) -> usize {
     sorted.sort();
     let within = |from: &Instant| {
         let until = *from + Duration::from_secs(1);
-        sorted
-            .iter()
-            .filter(|at| *at >= from && **at < until)
-            .count()
+        let inside = sorted.iter().filter(|at| *at >= from && **at < until);
+        inside.count()
     };
     sorted.iter().map(within).max().unwrap_or(0)
 }

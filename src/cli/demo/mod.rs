@@ -8,12 +8,12 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::Exit;
+use super::{Exit, Failure};
 use crate::units::Rate;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Run only the built-in origin, to test it with your own requests
+    /// Run only the origin, so that you can send it your own requests
     #[arg(long)]
     origin: bool,
     /// Address on which the origin listens (only with --origin)
@@ -24,12 +24,13 @@ pub(super) struct DemoArgs {
         requires = "origin"
     )]
     listen: SocketAddr,
-    /// Rate limit of the origin (only with --origin): "5/1s" means 5 requests in any second
+    /// Rate that the origin allows in any window of its period, such as 5 requests in any second
+    /// for "5/1s" (only with --origin)
     #[arg(long, default_value = "5/1s", value_name = "RATE", requires = "origin")]
     rate: Rate,
 }
 
-pub(super) fn run(args: &DemoArgs) -> Exit {
+pub(super) fn run(args: &DemoArgs) -> Result<Exit, Failure> {
     super::block_on(async {
         if args.origin {
             origin::stand(args.listen, args.rate).await

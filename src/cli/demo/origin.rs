@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::super::{Exit, print, print_error};
+use super::super::{Exit, Failure, print};
 use crate::clock::{Clock, Instant};
 use crate::semantics::write_retry_after;
 use crate::shutdown::Tasks;
@@ -22,28 +22,23 @@ use crate::sync::lock;
 use crate::units::Rate;
 
 /// Serves until the process is interrupted, and prints the counts of each second.
-pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Exit {
-    match TcpListener::bind(listen).await {
-        Ok(listener) => {
-            print(&format!(
-                "an origin that allows {rate} listens on {listen}\n"
-            ));
-            let tasks = Tasks::new();
-            let origin = Arc::new(LimitedOrigin::new(rate, Clock::system()));
-            tasks.spawn_detached(report(Arc::clone(&origin)));
-            tokio::select! {
-                () = serve(listener, origin, tasks) => {}
-                _interrupted = tokio::signal::ctrl_c() => {}
-            }
-            Exit::Ok
-        }
-        Err(error) => {
-            print_error(&format!(
-                "{listen} cannot be bound: {error}; choose another address with --listen"
-            ));
-            Exit::Port
-        }
+pub(super) async fn stand(listen: SocketAddr, rate: Rate) -> Result<Exit, Failure> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        let text =
+            format!("{listen} cannot be bound: {error}; choose another address with --listen");
+        Failure(Exit::PORT, text)
+    })?;
+    print(&format!(
+        "an origin that allows {rate} listens on {listen}\n"
+    ));
+    let tasks = Tasks::new();
+    let origin = Arc::new(LimitedOrigin::new(rate, Clock::system()));
+    tasks.spawn_detached(report(Arc::clone(&origin)));
+    tokio::select! {
+        () = serve(listener, origin, tasks) => {}
+        _interrupted = tokio::signal::ctrl_c() => {}
     }
+    Ok(Exit::OK)
 }
 
 pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tasks: Tasks) {
@@ -66,9 +61,7 @@ pub(super) async fn serve(listener: TcpListener, origin: Arc<LimitedOrigin>, tas
 async fn report(origin: Arc<LimitedOrigin>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut counted = lock(&origin.counted);
-        let (served, refused) = std::mem::take(&mut *counted);
-        drop(counted);
+        let (served, refused) = std::mem::take(&mut *lock(&origin.counted));
         if served + refused > 0 {
             print(&format!("served {served:>4}   refused {refused:>4}\n"));
         }
@@ -120,31 +113,25 @@ impl LimitedOrigin {
             }
             Err(wait) => {
                 counted.1 += 1;
-                let mut response = Response::new(Full::from(format!(
-                    "the limit of {} is exceeded\n",
-                    self.rate
-                )));
+                let text = format!("the limit of {} is exceeded\n", self.rate);
+                let mut response = Response::new(Full::from(text));
                 *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
-                response
-                    .headers_mut()
-                    .insert(header::RETRY_AFTER, write_retry_after(wait));
+                let wait = write_retry_after(wait);
+                response.headers_mut().insert(header::RETRY_AFTER, wait);
                 response
             }
         }
     }
 
     fn admit(&self) -> Result<(), Duration> {
-        let now = self.clock.now();
+        let (now, period) = (self.clock.now(), self.rate.period());
         let mut log = lock(&self.log);
-        while log
-            .front()
-            .is_some_and(|oldest| now.since(*oldest) >= self.rate.period())
-        {
+        while log.front().is_some_and(|at| now.since(*at) >= period) {
             log.pop_front();
         }
         match log.front() {
             Some(oldest) if log.len() >= self.rate.count() as usize => {
-                Err(self.rate.period().saturating_sub(now.since(*oldest)))
+                Err(period.saturating_sub(now.since(*oldest)))
             }
             _ => {
                 log.push_back(now);
@@ -164,9 +151,8 @@ mod tests {
         let origin = LimitedOrigin::new("2/1s".parse().unwrap(), clock.clone());
         let statuses: Vec<u16> = (0..3).map(|_| origin.answer().status().as_u16()).collect();
         assert_eq!(statuses, [200, 200, 429]);
-        clock
-            .sleep_until(clock.now() + Duration::from_secs(1))
-            .await;
+        let later = clock.now() + Duration::from_secs(1);
+        clock.sleep_until(later).await;
         assert_eq!(origin.answer().status(), 200);
     }
 }

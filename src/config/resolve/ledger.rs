@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::super::{LedgerSettings, PostgresSettings, schema};
-use super::{Violations, secret, span};
+use super::{Violation, Violations, secret, span};
 use crate::ledger::{OnOutage, Outage};
 
 const SHARE_FOR: Duration = Duration::from_secs(60);
@@ -16,14 +16,15 @@ pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>)
     let shared = written.postgres.is_some();
     let postgres = written.postgres.and_then(|postgres| {
         let key = "ledger.postgres.url";
-        let url = secret(p, key, postgres.url.as_ref(), postgres.url_file.as_deref());
-        let Some(url) = url else {
-            p.add("ledger.postgres", "it needs a `url`: \"postgres://user:password@host/database\"");
+        let Some(url) = secret(p, key, &postgres.url, &postgres.url_file) else {
+            report!(p, "ledger.postgres" =>
+                "it needs a `url`: \"postgres://user:password@host/database\"");
             return None;
         };
         let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
         if !matches!(scheme, Some("postgres" | "postgresql")) {
-            p.add(key, "it is not the URL of a Postgres database; write it as \"postgres://user:password@host/database\"");
+            report!(p, "{key}" =>
+                "it is not the URL of a Postgres database; write it as \"postgres://user:password@host/database\"");
         }
         Some(PostgresSettings {
             url,
@@ -35,14 +36,12 @@ pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>)
             || written.share_for.is_some()
             || written.bootstrap_share.is_some())
     {
-        p.add("ledger", "`on_outage`, `share_for` and `bootstrap_share` are about a shared ledger; set `ledger.postgres.url`");
+        report!(p, "ledger" =>
+            "`on_outage`, `share_for` and `bootstrap_share` are about a shared ledger; set `ledger.postgres.url`");
     }
     let share_for = span(written.share_for, SHARE_FOR);
     if share_for < SHARE_FOR_MIN {
-        p.add(
-            "ledger.share_for",
-            "a blip of the network is longer; write 5s or more",
-        );
+        report!(p, "ledger.share_for" => "a blip of the network is longer; write 5s or more");
     }
     LedgerSettings {
         postgres,
@@ -53,9 +52,7 @@ pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>)
                 Some(schema::OnOutageSetting::Open) => OnOutage::Open,
             },
             share_for,
-            bootstrap_ppm: written
-                .bootstrap_share
-                .map_or(0, |share| i64::from(share.0.0)),
+            bootstrap_ppm: written.bootstrap_share.map_or(0, |share| share.0.0.into()),
         },
     }
 }

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::Method;
 
 use super::super::schema;
-use super::super::value::{Text, is_name};
-use super::Violations;
+use super::super::value::is_name;
+use super::{Violation, Violations};
 use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
 };
@@ -47,12 +47,9 @@ pub(super) fn tiers(
     let mut tiers: Vec<Tier> = Vec::new();
     for (key, client, limits) in written {
         for (index, limit) in limits.iter().enumerate() {
-            let narrow = limit.key.is_some() || limit.r#match.is_some() || limit.cost.is_some();
-            if narrow {
-                p.add(
-                    format!("{key}.limits[{index}]"),
-                    "a client's limit counts all its requests to a target; for `key`, `match` or `cost` write a limit of the target with `match: { client: … }`",
-                );
+            if limit.key.is_some() || limit.r#match.is_some() || limit.cost.is_some() {
+                report!(p, "{key}.limits[{index}]" =>
+                    "a client's limit counts all its requests to a target; for `key`, `match` or `cost` write a limit of the target with `match: {{ client: … }}`");
             }
         }
         for limit in self::limits(p, &key, limits) {
@@ -76,10 +73,8 @@ pub(super) fn tiers(
 fn slug(bound: Bound) -> String {
     let text = bound.to_string();
     let words = text.split(|c: char| !c.is_ascii_alphanumeric());
-    words
-        .filter(|word| !word.is_empty())
-        .collect::<Vec<_>>()
-        .join("-")
+    let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
+    words.join("-")
 }
 
 /// Builds the lanes of a target. Requests that match no lane use the first lane without `match`,
@@ -91,58 +86,48 @@ pub(super) fn lanes(p: &mut Violations, key: &str, written: Vec<schema::LaneSect
     for (index, lane) in written.into_iter().enumerate() {
         let key = format!("{key}.lanes[{index}]");
         let Some(name) = lane.name.map(|name| name.0).filter(|name| is_name(name)) else {
-            p.add(
-                key,
-                "a lane needs a `name` of letters, digits, `-`, `_` and `.`",
-            );
+            report!(p, "{key}" => "a lane needs a `name` of letters, digits, `-`, `_` and `.`");
             continue;
         };
         if !names.insert(name.clone()) {
-            p.add(
-                format!("{key}.name"),
-                format!("another lane of this target is called `{name}`"),
-            );
+            report!(p, "{key}.name" => "another lane of this target is called `{name}`");
         }
         let weight = lane.weight.unwrap_or(1);
         if !(1..=1000).contains(&weight) {
-            p.add(format!("{key}.weight"), "it is a number from 1 to 1000");
+            report!(p, "{key}.weight" => "it is a number from 1 to 1000");
         }
         let reserve_ppm = lane.reserve.map_or(0, |reserve| reserve.0.0);
         reserved += reserve_ppm;
         lanes.push(Lane {
             name: name.into(),
-            matcher: lane
-                .r#match
-                .as_ref()
-                .and_then(|written| matcher(p, &key, written)),
+            matcher: matcher(p, &key, lane.r#match.as_ref()),
             weight,
             reserve_ppm,
         });
     }
     if reserved > 1_000_000 {
-        p.add(
-            format!("{key}.lanes"),
-            "the reserves add up to more than 100%",
-        );
+        report!(p, "{key}.lanes" => "the reserves add up to more than 100%");
     }
     if !lanes.is_empty() && lanes.iter().all(|lane| lane.matcher.is_some()) {
-        lanes.push(Lane {
-            name: "default".into(),
-            matcher: None,
-            weight: 1,
-            reserve_ppm: 0,
-        });
+        lanes.push(lane("default", 1));
     }
     if lanes.len() > Target::LANES_MAX {
-        p.add(
-            format!("{key}.lanes"),
-            format!("a target has at most {} lanes", Target::LANES_MAX),
-        );
+        report!(p, "{key}.lanes" => "a target has at most {} lanes", Target::LANES_MAX);
     }
     lanes
 }
 
-fn source(p: &mut Violations, key: String, text: &str) -> Option<Source> {
+/// Creates a lane without a condition and without a reserve.
+pub(super) fn lane(name: &str, weight: u32) -> Lane {
+    Lane {
+        name: name.into(),
+        matcher: None,
+        weight,
+        reserve_ppm: 0,
+    }
+}
+
+fn source(p: &mut Violations, key: &str, text: &str) -> Option<Source> {
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
     let source = match (kind, rest.trim()) {
         ("client", "") => Some(Source::Client),
@@ -153,12 +138,8 @@ fn source(p: &mut Violations, key: String, text: &str) -> Option<Source> {
         _ => None,
     };
     if source.is_none() {
-        p.add(
-            key,
-            format!(
-                "`{text}` names no part of a request; write \"header:authorization\", \"client\", \"path\", \"query:user\" or \"json:/model\""
-            ),
-        );
+        report!(p, "{key}" =>
+            "`{text}` names no part of a request; write \"header:authorization\", \"client\", \"path\", \"query:user\" or \"json:/model\"");
     }
     source
 }
@@ -166,24 +147,16 @@ fn source(p: &mut Violations, key: String, text: &str) -> Option<Source> {
 fn cost(p: &mut Violations, key: &str, written: &schema::CostSection) -> Cost {
     let mut estimate = Vec::new();
     for (index, text) in written.estimate.iter().flat_map(|list| &list.0).enumerate() {
-        estimate.extend(source(p, format!("{key}.cost.estimate[{index}]"), text));
+        estimate.extend(source(p, &format!("{key}.cost.estimate[{index}]"), text));
     }
-    let settle_key = format!("{key}.cost.settle");
-    let settle = written
-        .settle
-        .as_ref()
-        .and_then(|text| source(p, settle_key.clone(), &text.0));
-    if matches!(
-        settle,
-        Some(Source::Client | Source::Path | Source::Query(_))
-    ) {
-        p.add(
-            settle_key,
-            "a response has no such part; write \"header:x-cost\" or \"json:/usage/total_tokens\"",
-        );
+    let settle = written.settle.as_ref();
+    let settle = settle.and_then(|text| source(p, &format!("{key}.cost.settle"), &text.0));
+    if let Some(Source::Client | Source::Path | Source::Query(_)) = settle {
+        report!(p, "{key}.cost.settle" =>
+            "a response has no such part; write \"header:x-cost\" or \"json:/usage/total_tokens\"");
     }
     if written.default == Some(0) {
-        p.add(format!("{key}.cost.default"), "a request costs at least 1");
+        report!(p, "{key}.cost.default" => "a request costs at least 1");
     }
     Cost {
         estimate,
@@ -204,36 +177,21 @@ pub(super) fn limits(
         let name: Arc<str> = match &limit.name {
             Some(name) if is_name(&name.0) => name.0.as_str().into(),
             Some(name) => {
-                p.add(
-                    format!("{key}.name"),
-                    format!(
-                        "`{}` is not a name; use letters, digits, `-`, `_` and `.`",
-                        name.0
-                    ),
-                );
+                report!(p, "{key}.name" =>
+                    "`{}` is not a name; use letters, digits, `-`, `_` and `.`", name.0);
                 continue;
             }
             None => index.to_string().into(),
         };
         if !names.insert(Arc::clone(&name)) {
-            p.add(
-                format!("{key}.name"),
-                format!("another limit of this target is called `{name}`"),
-            );
+            report!(p, "{key}.name" => "another limit of this target is called `{name}`");
         }
-        let matcher = limit
-            .r#match
-            .as_ref()
-            .and_then(|written| matcher(p, &key, written));
-        let source =
-            |p: &mut Violations, written: &Text| source(p, format!("{key}.key"), &written.0);
-        let by = limit.key.as_ref().and_then(|written| source(p, written));
+        let matcher = matcher(p, &key, limit.r#match.as_ref());
+        let by = limit.key.as_ref();
+        let by = by.and_then(|text| source(p, &format!("{key}.key"), &text.0));
         let cost = limit.cost.as_ref().map(|written| cost(p, &key, written));
         if cost.is_some() && limit.concurrent.is_some() {
-            p.add(
-                format!("{key}.cost"),
-                "a request is one at once; remove it, or limit a `rate`",
-            );
+            report!(p, "{key}.cost" => "a request is one at once; remove it, or limit a `rate`");
         }
         if let Some(bound) = bound(p, &key, &limit) {
             limits.push(Limit {
@@ -249,110 +207,77 @@ pub(super) fn limits(
 }
 
 fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<Bound> {
-    let algorithm = limit
-        .algorithm
-        .unwrap_or(schema::AlgorithmSetting::TokenBucket);
     match (&limit.rate, limit.concurrent) {
-        (Some(_), Some(_)) => {
-            p.add(
-                key,
-                "`rate` and `concurrent` are two limits; write one entry for each",
-            );
-            None
-        }
+        (Some(_), Some(_)) => report!(p, "{key}" =>
+            "`rate` and `concurrent` are two limits; write one entry for each"),
         (None, None) => {
-            p.add(
-                key,
-                "a limit needs `rate` (\"10/1s\") or `concurrent` (a count)",
-            );
-            None
+            report!(p, "{key}" => "a limit needs `rate` (\"10/1s\") or `concurrent` (a count)");
         }
-        (None, Some(0)) => {
-            p.add(
-                format!("{key}.concurrent"),
-                "0 at once would let nothing through; write 1 or more",
-            );
-            None
-        }
+        (None, Some(0)) => report!(p, "{key}.concurrent" =>
+            "0 at once would let nothing through; write 1 or more"),
         (None, Some(count)) => {
             if limit.burst.is_some() || limit.algorithm.is_some() {
-                p.add(key, "`burst` and `algorithm` are for a `rate`; remove them");
+                report!(p, "{key}" => "`burst` and `algorithm` are for a `rate`; remove them");
             }
-            Some(Bound::Concurrent(count))
+            return Some(Bound::Concurrent(count));
         }
         (Some(rate), None) => {
             if limit.burst == Some(0) {
-                p.add(
-                    format!("{key}.burst"),
-                    "0 would let nothing through; write 1 for even spacing",
-                );
+                report!(p, "{key}.burst" =>
+                    "0 would let nothing through; write 1 for even spacing");
             }
-            if limit.burst.is_some() && algorithm != schema::AlgorithmSetting::TokenBucket {
-                p.add(
-                    format!("{key}.burst"),
-                    "a window has no burst; remove it, or use `algorithm: token_bucket`",
-                );
+            let algorithm = match limit.algorithm {
+                Some(schema::AlgorithmSetting::SlidingWindow) => Algorithm::SlidingWindow,
+                Some(schema::AlgorithmSetting::FixedWindow) => Algorithm::FixedWindow,
+                _ => Algorithm::TokenBucket { burst: limit.burst },
+            };
+            if limit.burst.is_some() && !matches!(algorithm, Algorithm::TokenBucket { .. }) {
+                report!(p, "{key}.burst" =>
+                    "a window has no burst; remove it, or use `algorithm: token_bucket`");
             }
             let rate = rate.0;
-            let algorithm = match algorithm {
-                schema::AlgorithmSetting::TokenBucket => {
-                    Algorithm::TokenBucket { burst: limit.burst }
-                }
-                schema::AlgorithmSetting::SlidingWindow => Algorithm::SlidingWindow,
-                schema::AlgorithmSetting::FixedWindow => Algorithm::FixedWindow,
-            };
             if algorithm == Algorithm::FixedWindow && rate.period() < FIXED_WINDOW_MIN {
-                p.add(
-                    format!("{key}.rate"),
-                    "a fixed window is at least 200ms long; use `algorithm: sliding_window`",
-                );
+                report!(p, "{key}.rate" =>
+                    "a fixed window is at least 200ms long; use `algorithm: sliding_window`");
             }
-            Some(Bound::Rate { rate, algorithm })
+            return Some(Bound::Rate { rate, algorithm });
         }
     }
+    None
 }
 
-fn matcher(p: &mut Violations, key: &str, written: &schema::MatchSection) -> Option<Matcher> {
+fn matcher(
+    p: &mut Violations,
+    key: &str,
+    written: Option<&schema::MatchSection>,
+) -> Option<Matcher> {
+    let written = written?;
     let mut methods = Vec::new();
     for method in written.method.iter().flat_map(|methods| &methods.0) {
         match Method::from_bytes(method.to_ascii_uppercase().as_bytes()) {
             Ok(method) => methods.push(method),
-            Err(_) => p.add(
-                format!("{key}.match.method"),
-                format!("`{method}` is not an HTTP method; write it as \"POST\""),
-            ),
+            Err(_) => report!(p, "{key}.match.method" =>
+                "`{method}` is not an HTTP method; write it as \"POST\""),
         }
     }
     let header = written.header.as_ref().and_then(|text| {
         let parsed = text.0.split_once(':').and_then(|(name, value)| {
-            let name = name.trim().parse::<HeaderName>().ok()?;
-            Some(HeaderPattern {
-                name,
-                value: Glob::new(value.trim()),
-            })
+            let value = Glob::new(value.trim());
+            let name = name.trim().parse().ok()?;
+            Some(HeaderPattern { name, value })
         });
         if parsed.is_none() {
-            p.add(
-                format!("{key}.match.header"),
-                format!("`{}` is not a field; write it as \"x-lane: batch\"", text.0),
-            );
+            report!(p, "{key}.match.header" =>
+                "`{}` is not a field; write it as \"x-lane: batch\"", text.0);
         }
         parsed
     });
-    if let Some(path) = written
-        .path
-        .as_ref()
-        .filter(|path| !path.0.starts_with(['/', '*']))
-    {
-        p.add(
-            format!("{key}.match.path"),
-            format!(
-                "`{}` does not begin with `/`; write it as \"/v1/*\"",
-                path.0
-            ),
-        );
+    let path = written.path.as_ref();
+    if let Some(path) = path.filter(|path| !path.0.starts_with(['/', '*'])) {
+        report!(p, "{key}.match.path" =>
+            "`{}` does not begin with `/`; write it as \"/v1/*\"", path.0);
     }
-    let path = written.path.as_ref().map(|path| Glob::new(path.0.as_str()));
+    let path = path.map(|path| Glob::new(path.0.as_str()));
     let names = written.client.iter().flat_map(|names| &names.0);
     let clients: Vec<Arc<str>> = names.map(|name| name.as_str().into()).collect();
     let group = written.group.as_ref().map(|group| group.0.as_str().into());
@@ -362,10 +287,8 @@ fn matcher(p: &mut Violations, key: &str, written: &schema::MatchSection) -> Opt
         && clients.is_empty()
         && group.is_none();
     if empty {
-        p.add(
-            format!("{key}.match"),
-            "it matches nothing in particular; set `path`, `method`, `header`, `client` or `group`, or remove it",
-        );
+        report!(p, "{key}.match" =>
+            "it matches nothing in particular; set `path`, `method`, `header`, `client` or `group`, or remove it");
         return None;
     }
     Some(Matcher {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::super::value::is_name;
 use super::super::{SpoolSettings, StoreSettings, schema};
-use super::{Violations, secret, span};
-use crate::policy::{Lane, Secret, Target};
+use super::limit::lane;
+use super::{Violation, Violations, bytes, secret, span};
+use crate::policy::{Secret, Target};
 use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
 use crate::units::ByteSize;
 
@@ -34,38 +35,25 @@ pub(super) fn spool(
     if written.is_none() && buffers.is_empty() {
         return None;
     }
-    let mut written = written.unwrap_or_default();
-    let newest = secret(
-        p,
-        "spool.key",
-        written.key.as_ref(),
-        written.key_file.as_deref(),
-    );
-    let old = std::mem::take(&mut written.old_keys)
-        .into_iter()
-        .map(|key| Secret::new(key.0));
-    let (max, max_body) = (
-        bytes(written.max.take(), MAX),
-        bytes(written.max_body.take(), MAX_BODY),
-    );
+    let written = written.unwrap_or_default();
+    let newest = secret(p, "spool.key", &written.key, &written.key_file);
+    let old = written.old_keys.iter().map(|key| Secret::new(&*key.0));
+    let max = bytes(written.max, MAX);
+    let max_body = bytes(written.max_body, MAX_BODY);
     if max < 4 << 20 {
-        p.add(
-            "spool.max",
-            "a spool of less than 4MiB keeps next to nothing; write 64MiB or more",
-        );
+        report!(p, "spool.max" =>
+            "a spool of less than 4MiB keeps next to nothing; write 64MiB or more");
     }
     if max_body > max / 2 {
-        p.add(
-            "spool.max_body",
-            "one body must not fill the spool; write less than half of `spool.max`",
-        );
+        report!(p, "spool.max_body" =>
+            "one body must not fill the spool; write less than half of `spool.max`");
     }
     declared(p, &buffers);
     Some(SpoolSettings {
-        keep_delivered: span(written.keep_delivered.take(), 7 * DAY),
-        keep_dead: span(written.keep_dead.take(), 30 * DAY),
+        keep_delivered: span(written.keep_delivered, 7 * DAY),
+        keep_dead: span(written.keep_dead, 30 * DAY),
         store: match written.store.unwrap_or_default() {
-            schema::StoreSetting::Disk => StoreSettings::Disk(disk(p, written, max, data_dir)),
+            schema::StoreSetting::Disk => StoreSettings::Disk(disk(p, &written, max, data_dir)),
             schema::StoreSetting::Postgres => {
                 StoreSettings::Postgres(postgres(p, &written, max, shared))
             }
@@ -76,26 +64,19 @@ pub(super) fn spool(
     })
 }
 
-fn bytes(value: Option<super::FromText<ByteSize>>, default: u64) -> u64 {
-    value.map_or(default, |size| size.0.as_bytes())
-}
-
 fn disk(
     p: &mut Violations,
-    written: schema::SpoolSection,
+    written: &schema::SpoolSection,
     max: u64,
     data_dir: &Path,
 ) -> DiskSettings {
     if written.lease.is_some() {
-        p.add(
-            "spool.lease",
-            "it is about a store that replicas share; write `store: postgres`, or leave it out",
-        );
+        report!(p, "spool.lease" =>
+            "it is about a store that replicas share; write `store: postgres`, or leave it out");
     }
+    let dir = written.dir.as_ref();
     DiskSettings {
-        dir: written
-            .dir
-            .map_or_else(|| data_dir.join("spool"), |dir| dir.0.into()),
+        dir: dir.map_or_else(|| data_dir.join("spool"), |dir| dir.0.as_str().into()),
         max,
         min_free: bytes(written.min_free, MIN_FREE),
         ballast: bytes(written.ballast, BALLAST),
@@ -111,10 +92,8 @@ fn postgres(
     shared: bool,
 ) -> PostgresSpoolSettings {
     if !shared {
-        p.add(
-            "spool.store",
-            "`postgres` is the database of the ledger; set `ledger.postgres.url`",
-        );
+        report!(p, "spool.store" =>
+            "`postgres` is the database of the ledger; set `ledger.postgres.url`");
     }
     let about_disk = [
         ("spool.dir", written.dir.is_some()),
@@ -124,17 +103,12 @@ fn postgres(
         ("spool.accept_loss", written.accept_loss.is_some()),
     ];
     for (key, _) in about_disk.iter().filter(|(_, is_there)| *is_there) {
-        p.add(
-            *key,
-            "it is about the store on disk; leave it out with `store: postgres`",
-        );
+        report!(p, "{key}" => "it is about the store on disk; leave it out with `store: postgres`");
     }
-    let lease = span(written.lease.clone(), LEASE);
+    let lease = span(written.lease, LEASE);
     if !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
-        p.add(
-            "spool.lease",
-            "a replica must be able to renew it several times, and its buffers wait for it when it dies; write 1s to 5m",
-        );
+        report!(p, "spool.lease" =>
+            "a replica must be able to renew it several times, and its buffers wait for it when it dies; write 1s to 5m");
     }
     PostgresSpoolSettings { max, lease }
 }
@@ -145,16 +119,15 @@ fn declared(p: &mut Violations, buffers: &[BufferSpec]) {
         let key = format!("buffers[{index}]");
         let name = buffer.name.as_deref().unwrap_or_default();
         if !is_name(name) || !names.insert(name) {
-            p.add(format!("{key}.name"), format!("`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`"));
+            report!(p, "{key}.name" =>
+                "`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`");
         }
         if buffer.url.as_deref().is_none_or(str::is_empty) {
-            p.add(
-                key.clone(),
-                "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
-            );
+            report!(p, "{key}" =>
+                "a buffer needs a `url`; write it as \"https://api.example.com/path\"");
         }
         if let Err(error) = buffer.apply(BufferConfig::default()) {
-            p.add(key, error);
+            report!(p, "{key}" => "{error}");
         }
     }
 }
@@ -165,12 +138,6 @@ fn declared(p: &mut Violations, buffers: &[BufferSpec]) {
 /// A target without lanes also gets a lane `requests` with weight 4, so requests of clients weigh
 /// four times as much.
 pub(super) fn add_lane(target: &mut Target) {
-    let lane = |name: &str, weight| Lane {
-        name: name.into(),
-        matcher: None,
-        weight,
-        reserve_ppm: 0,
-    };
     let own = target.lanes.iter().position(|lane| &*lane.name == LANE);
     let own = own.or_else(|| {
         if target.lanes.is_empty() {

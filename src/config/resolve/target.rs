@@ -1,17 +1,17 @@
 //! Section `targets`, which defines hosts, limits, lanes and retries of each target.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
 use super::super::schema;
-use super::super::value::is_name;
+use super::super::value::{Text, is_name};
 use super::limit::{self, Tier};
-use super::{Violations, span};
+use super::{Violation, Violations, span};
 use crate::bounds::WAITERS_PER_TARGET;
-use crate::policy::{HostPattern, LimitSet, Retry, Target, TlsMode};
+use crate::policy::{HostPattern, LimitSet, Retry, Target};
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -29,41 +29,26 @@ pub(super) fn targets(
         let name = match &target.name {
             Some(name) if is_name(&name.0) => name.0.clone(),
             Some(name) => {
-                p.add(
-                    format!("{key}.name"),
-                    format!(
-                        "`{}` is not a name; use letters, digits, `-`, `_` and `.`",
-                        name.0
-                    ),
-                );
+                report!(p, "{key}.name" =>
+                    "`{}` is not a name; use letters, digits, `-`, `_` and `.`", name.0);
                 continue;
             }
             None => {
-                p.add(key, "a target needs a `name`");
+                report!(p, "{key}" => "a target needs a `name`");
                 continue;
             }
         };
         if !names.insert(name.clone()) {
-            p.add(
-                format!("{key}.name"),
-                format!("another target is called `{name}`"),
-            );
+            report!(p, "{key}.name" => "another target is called `{name}`");
         }
         if target.hosts.is_empty() && target.preset.is_none() {
-            p.add(
-                format!("{key}.hosts"),
-                "a target needs hosts; write them as [\"api.example.com\", \"*.example.com\"]",
-            );
+            report!(p, "{key}.hosts" =>
+                "a target needs hosts; write them as [\"api.example.com\", \"*.example.com\"]");
         }
         for (host, pattern) in target.hosts.iter().enumerate() {
             if let Some((_, other)) = patterns.iter().find(|(known, _)| *known == pattern.0) {
-                p.add(
-                    format!("{key}.hosts[{host}]"),
-                    format!(
-                        "`{}` is in target `{other}` already; a host belongs to one target",
-                        pattern.0
-                    ),
-                );
+                report!(p, "{key}.hosts[{host}]" =>
+                    "`{}` is in target `{other}` already; a host belongs to one target", pattern.0);
             }
             patterns.push((pattern.0.clone(), name.clone()));
         }
@@ -80,19 +65,17 @@ fn one(
     tiers: &[Tier],
     generation: u64,
 ) -> Target {
-    p.not_yet(format!("{key}.preset"), written.preset.as_ref());
+    // A key that only a later version honours must not be ignored silently.
+    if written.preset.is_some() {
+        report!(p, "{key}.preset" => "this version does not honour this key yet; remove it");
+    }
     let max_wait = span(written.max_wait, MAX_WAIT);
     let mut limits = limit::limits(p, key, written.limits);
     let mut lanes = limit::lanes(p, key, written.lanes);
     limits.extend(tiers.iter().map(Tier::limit));
     if limits.len() > LimitSet::MAX {
-        p.add(
-            format!("{key}.limits"),
-            format!(
-                "a target has at most {} limits, those of clients included",
-                LimitSet::MAX
-            ),
-        );
+        report!(p, "{key}.limits" =>
+            "a target has at most {} limits, those of clients included", LimitSet::MAX);
         limits.clear();
         lanes.clear();
     }
@@ -107,31 +90,23 @@ fn one(
         deliveries: None,
         max_wait,
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
-        tls: match written.tls {
-            schema::TlsSetting::Intercept => TlsMode::Intercept,
-            schema::TlsSetting::Tunnel => TlsMode::Tunnel,
-        },
-        retry: retry(p, key, written.retry),
+        tls: written.tls,
+        retry: retry(p, key, &written.retry),
         idempotent: written.idempotent,
         set_headers: set_headers(p, key, &written.set_headers),
     }
 }
 
-fn retry(p: &mut Violations, key: &str, written: schema::RetrySection) -> Retry {
+fn retry(p: &mut Violations, key: &str, written: &schema::RetrySection) -> Retry {
     let default = Retry::default();
     let attempts = written.attempts.unwrap_or(default.attempts);
     if !(1..=100).contains(&attempts) {
-        p.add(
-            format!("{key}.retry.attempts"),
-            "it is a number from 1 (never send again) to 100",
-        );
+        report!(p, "{key}.retry.attempts" => "it is a number from 1 (never send again) to 100");
     }
     let backoff = span(written.backoff, default.backoff);
     if backoff.is_zero() {
-        p.add(
-            format!("{key}.retry.backoff"),
-            "zero would retry without a pause; write 100ms or more",
-        );
+        report!(p, "{key}.retry.backoff" =>
+            "zero would retry without a pause; write 100ms or more");
     }
     Retry {
         attempts,
@@ -145,46 +120,32 @@ fn retry(p: &mut Violations, key: &str, written: schema::RetrySection) -> Retry 
 fn set_headers(
     p: &mut Violations,
     key: &str,
-    written: &std::collections::BTreeMap<String, super::super::value::Text>,
+    written: &BTreeMap<String, Text>,
 ) -> Vec<(HeaderName, HeaderValue)> {
     let mut headers = Vec::with_capacity(written.len());
     for (name, value) in written {
         let key = format!("{key}.set_headers.{name}");
-        match (
-            name.parse::<HeaderName>(),
-            HeaderValue::try_from(value.0.as_str()),
-        ) {
+        match (name.parse(), HeaderValue::try_from(value.0.as_str())) {
             (Ok(name), Ok(_)) if is_ours(&name) => {
-                p.add(key, "outpace sets this field itself; remove it");
+                report!(p, "{key}" => "outpace sets this field itself; remove it");
             }
             (Ok(name), Ok(mut value)) => {
                 value.set_sensitive(true);
                 headers.push((name, value));
             }
             // The value may be a secret, so the message does not repeat it.
-            _ => p.add(
-                key,
-                "the name or value is not allowed in HTTP; use visible ASCII characters",
-            ),
+            _ => report!(p, "{key}" =>
+                "the name or value is not allowed in HTTP; use visible ASCII characters"),
         }
     }
     headers
 }
 
+/// Names of the fields that outpace sets itself, besides all that begin with `outpace-`.
+const OURS: &str = "host proxy-authorization keep-alive proxy-connection expect trailer \
+    content-length transfer-encoding connection via upgrade te";
+
 fn is_ours(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "host"
-            | "proxy-authorization"
-            | "keep-alive"
-            | "proxy-connection"
-            | "expect"
-            | "trailer"
-            | "content-length"
-            | "transfer-encoding"
-            | "connection"
-            | "via"
-            | "upgrade"
-            | "te"
-    ) || name.as_str().starts_with("outpace-")
+    let name = name.as_str();
+    name.starts_with("outpace-") || OURS.split(' ').any(|ours| ours == name)
 }

@@ -1,14 +1,12 @@
 //! Bookings in fallback mode, from the fallback share of this replica, and the usage to report when
 //! the store answers again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, ScheduleUse};
-use super::local_view::Id;
+use super::super::call::{Answer, Call, Id, ScheduleUse};
 use super::offset::Offset;
 use crate::bounds::HORIZON_MIN;
 use crate::clock::Instant;
@@ -25,7 +23,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub(super) struct Fallback {
     /// Share in millionths, and the schedules at this share. `None` while the store answers.
     book: Option<(i64, Book)>,
-    usage: Unbooked,
+    pub(super) usage: Unbooked,
 }
 
 /// Usage in fallback mode that the store has not booked.
@@ -35,12 +33,9 @@ pub(super) struct Unbooked(HashMap<Id, (Spec, Vec<(i64, i64)>)>);
 impl Unbooked {
     /// Returns the usage of a schedule as pairs of an instant on the store's clock and units.
     pub(super) fn of(&self, id: &Id, offset: &Offset) -> Vec<(i64, i64)> {
-        let usage = self.0.get(id).map_or(&[][..], |(_, usage)| usage);
+        let usage = self.0.get(id).into_iter().flat_map(|(_, usage)| usage);
         let to_store = |at: i64| offset.to_store_clock(Instant::from_nanos(at)).as_nanos();
-        usage
-            .iter()
-            .map(|(at, units)| (to_store(*at), *units))
-            .collect()
+        usage.map(|(at, units)| (to_store(*at), *units)).collect()
     }
 
     pub(super) fn contains(&self, id: &Id) -> bool {
@@ -67,10 +62,9 @@ impl Fallback {
         for row in &mut call.rows {
             cut_to_share(row, ppm, noticed);
         }
-        if !matches!(self.book, Some((known, _)) if known == ppm) {
-            self.book = None;
-        }
-        let (_, book) = self.book.get_or_insert_with(|| (ppm, Book::default()));
+        let known = self.book.take().filter(|(known, _)| *known == ppm);
+        let known = known.unwrap_or_else(|| (ppm, Book::default()));
+        let (_, book) = self.book.insert(known);
         let mut answer = book.call(call, now.as_nanos(), Users::One);
         for (run, grant) in call.runs.iter().zip(&mut answer.runs) {
             if let Some(short) = &mut grant.short {
@@ -81,12 +75,7 @@ impl Fallback {
                 let (Some(row), Some(spec)) = (call.rows.get(index), specs.get(index)) else {
                     continue;
                 };
-                let id = (Arc::clone(&row.limit), row.key.clone());
-                let (_, usage) = self
-                    .usage
-                    .0
-                    .entry(id)
-                    .or_insert_with(|| (*spec, Vec::new()));
+                let (_, usage) = self.usage.0.entry(row.id()).or_insert((*spec, Vec::new()));
                 let room = USAGE_MAX.saturating_sub(usage.len());
                 let sent = grant.slots.iter().map(|at| (at.as_nanos(), cost));
                 usage.extend(sent.take(room));
@@ -112,11 +101,6 @@ impl Fallback {
         self.book = None;
     }
 
-    /// Returns the usage of one schedule, for a call.
-    pub(super) fn usage(&self, id: &Id, offset: &Offset) -> Vec<(i64, i64)> {
-        self.usage.of(id, offset)
-    }
-
     /// Forgets the usage of a schedule, because the store has booked it.
     pub(super) fn forget(&mut self, id: &Id) {
         self.usage.0.remove(id);
@@ -130,7 +114,7 @@ impl Fallback {
     /// Restores usage whose report has failed, in front of usage since then.
     pub(super) fn restore_usage(&mut self, unreported: Unbooked) {
         for (id, (spec, mut before)) in unreported.0 {
-            let (_, usage) = self.usage.0.entry(id).or_insert_with(|| (spec, Vec::new()));
+            let (_, usage) = self.usage.0.entry(id).or_insert((spec, Vec::new()));
             before.append(usage);
             *usage = before;
         }
@@ -143,12 +127,10 @@ impl Fallback {
 /// window begins one window later. The rates of token buckets add up, so theirs begins at once.
 fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
     let full = row.spec;
+    if let Spec::Permits { n } = &mut row.spec {
+        *n = whole_share(*n, ppm);
+    }
     let Some(schedule) = Schedule::unused(full) else {
-        if let Spec::Permits { n } = full {
-            row.spec = Spec::Permits {
-                n: whole_share(n, ppm),
-            };
-        }
         return;
     };
     row.held = 0;

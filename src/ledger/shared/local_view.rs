@@ -6,8 +6,8 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use smallvec::SmallVec;
 
-use super::super::call::{Answer, Call, Replica, Run, ScheduleUse, spec_of};
-use super::super::forecast::{KnownSchedule, forecast};
+use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, spec_of};
+use super::super::forecast::forecast;
 use super::super::{Forecast, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
@@ -15,9 +15,6 @@ use super::offset::Offset;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::{Schedule, Spec};
-
-/// Limit and key of a schedule.
-pub(super) type Id = (Arc<str>, Option<Arc<str>>);
 
 /// Maximum number of copies. Beyond it all copies are dropped, because the store has the schedules.
 const COPIES_MAX: usize = 4096;
@@ -79,19 +76,20 @@ impl LocalView {
             .filter(|lead| *lead > LEAD_MIN)
             .unwrap_or(0);
         for row in &mut call.rows {
-            let id = (Arc::clone(&row.limit), row.key.clone());
-            self.pin(row);
-            row.held = self.held.get(&id).map_or(0, |(held, _)| *held);
+            let id = row.id();
+            self.fill_in(row);
             if self.resync {
                 row.seen = self.copies.get(&id).map(|copy| copy.schedule.state());
             }
-            row.unbooked = self.fallback.usage(&id, offset);
+            row.unbooked = self.fallback.usage.of(&id, offset);
         }
         call
     }
 
-    /// Replaces the numbers of the policy by those that an operator has pinned.
-    fn pin(&self, row: &mut ScheduleUse) {
+    /// Sets the permits that this replica holds, and replaces the numbers of the policy by those
+    /// that an operator has pinned.
+    fn fill_in(&self, row: &mut ScheduleUse) {
+        row.held = self.held.get(&row.id()).map_or(0, |(held, _)| *held);
         if let Some(spec) = self.pins.get(&row.limit) {
             row.spec = *spec;
         }
@@ -122,12 +120,10 @@ impl LocalView {
         if (1..=SETTLED).contains(&(self.moving - now)) {
             // Contention has just changed, so the next answer will bring newer numbers.
             let soon = offset.to_local_clock(Instant::from_nanos(now + SOON));
-            for short in answer
-                .runs
-                .iter_mut()
-                .filter_map(|grant| grant.short.as_mut())
-            {
-                short.ask_again = short.ask_again.map(|at| at.min(soon));
+            for grant in &mut answer.runs {
+                if let Some(short) = &mut grant.short {
+                    short.ask_again = short.ask_again.map(|at| at.min(soon));
+                }
             }
         }
         answer
@@ -137,7 +133,7 @@ impl LocalView {
     fn copy(&mut self, call: &Call, answer: &Answer) -> bool {
         let mut moving = false;
         for (index, (row, state)) in call.rows.iter().zip(&answer.rows).enumerate() {
-            let id = (Arc::clone(&row.limit), row.key.clone());
+            let id = row.id();
             self.fallback.forget(&id);
             let Some(mut schedule) = Schedule::of(state) else {
                 continue;
@@ -159,10 +155,9 @@ impl LocalView {
         moving
     }
 
-    /// Records the number of blocks by the store's count. Returns true if it has grown.
-    pub(super) fn learn_epoch(&mut self, theirs: u64) -> bool {
-        let is_new = theirs > self.store_epoch;
-        if is_new {
+    /// Records the number of blocks by the store's count.
+    pub(super) fn learn_epoch(&mut self, theirs: u64) {
+        if theirs > self.store_epoch {
             self.store_epoch = theirs;
             // A block that this replica reported is already counted.
             if theirs > self.void_before {
@@ -170,7 +165,6 @@ impl LocalView {
                 self.void_before = theirs;
             }
         }
-        is_new
     }
 
     /// Records a block that this replica will report. Slots that were booked before are void at
@@ -232,7 +226,7 @@ impl LocalView {
     /// released or taken since the report stays for the next one.
     pub(super) fn reported(&mut self, report: &Call) {
         for row in report.rows.iter().filter(|row| row.held == 0) {
-            let id = (Arc::clone(&row.limit), row.key.clone());
+            let id = row.id();
             if self.held.get(&id).is_some_and(|(held, _)| *held == 0) {
                 self.held.remove(&id);
             }
@@ -249,11 +243,7 @@ impl LocalView {
         now: Instant,
     ) -> Answer {
         let mut call = Call::new(target, runs, 0);
-        for row in &mut call.rows {
-            let held = self.held.get(&(Arc::clone(&row.limit), row.key.clone()));
-            row.held = held.map_or(0, |(held, _)| *held);
-            self.pin(row);
-        }
+        call.rows.iter_mut().for_each(|row| self.fill_in(row));
         let mut answer = self.fallback.book(&mut call, share, now);
         answer.epoch = self.epoch;
         self.take(target, &call.runs, &answer);
@@ -284,7 +274,7 @@ impl LocalView {
             unknown.map(|((limit, key), spec)| ScheduleUse::new(limit, key.as_ref(), spec));
         let mut rows: Vec<ScheduleUse> = known.chain(unknown).collect();
         for row in &mut rows {
-            row.unbooked = usage.of(&(Arc::clone(&row.limit), row.key.clone()), offset);
+            row.unbooked = usage.of(&row.id(), offset);
         }
         rows.chunks(ROWS_MAX)
             .map(|rows| Call {
@@ -305,16 +295,14 @@ impl LocalView {
     ) -> Forecast {
         if let Some(book) = self.fallback.in_use() {
             return forecast(target, scope, ahead, now, |limit, key| {
-                book.schedule(limit, key).map(KnownSchedule::InForce)
+                Some((book.schedule(limit, key)?, true))
             });
         }
         let mut behind: SmallVec<[i64; 8]> = SmallVec::from_slice(ahead);
         for limit in scope.limits.iter() {
-            let id = target
-                .limits
-                .get(limit)
-                .map(|known| (Arc::clone(&known.name), scope.shared_key(limit).cloned()));
-            let copy = id.and_then(|id| self.copies.get(&id));
+            let key = scope.shared_key(limit).cloned();
+            let known = target.limits.get(limit);
+            let copy = known.and_then(|known| self.copies.get(&(Arc::clone(&known.name), key)));
             if let Some((copy, ahead)) = copy.zip(behind.get_mut(limit)) {
                 let (crowd, weight) = copy.crowd;
                 let own = *ahead + scope.cost(limit);
@@ -326,10 +314,7 @@ impl LocalView {
         let from = offset.to_store_clock(now).max(self.blocked);
         let store = forecast(target, scope, &behind, from, |limit, key| {
             let copy = self.copies.get(&(Arc::clone(limit), key.cloned()))?;
-            Some(match self.pins.get(limit) {
-                Some(_) => KnownSchedule::InForce(&copy.schedule),
-                None => KnownSchedule::Latest(&copy.schedule),
-            })
+            Some((&copy.schedule, self.pins.contains_key(limit)))
         });
         Forecast {
             at: offset.to_local_clock(store.at).max(now),
@@ -365,10 +350,8 @@ fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, (
     let mut weight = 0;
     for (run, grant) in call.runs.iter().zip(&answer.runs) {
         let Some(short) = grant.short else { continue };
-        let held_by = short
-            .held_by
-            .and_then(|held_by| run.rows.get(held_by as usize));
-        if held_by.map(|row| *row as usize) != Some(index) {
+        let row = short.held_by.and_then(|limit| run.rows.get(limit as usize));
+        if row.map(|row| *row as usize) != Some(index) {
             continue;
         }
         let contention = contention.get_or_insert_default();
@@ -377,10 +360,8 @@ fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, (
         contention.at = answer.now.as_nanos();
         weight = weight.max(short.weight);
     }
-    (
-        contention,
-        (contention.map_or(0, |seen| seen.others), weight),
-    )
+    let others = contention.map_or(0, |seen| seen.others);
+    (contention, (others, weight))
 }
 
 fn permits(target: &Target, slot: &Slot) -> SmallVec<[(Id, Spec); 2]> {

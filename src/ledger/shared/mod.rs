@@ -54,12 +54,7 @@ pub struct SharedLedger<L>(Arc<SharedState<L>>);
 #[derive(Debug)]
 struct SharedState<L> {
     link: L,
-    replica: Replica,
-    clock: Clock,
-    random: Random,
-    tasks: Tasks,
-    metrics: Metrics,
-    outage: Outage,
+    parts: SharedParts,
     store: Mutex<StoreView>,
     /// State of the connection to the store, which determines the ledger mode.
     link_state: watch::Sender<LinkState>,
@@ -81,7 +76,7 @@ struct StoreView {
 }
 
 /// The local view of one target, with the lock that admits one call at a time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct TargetHandle {
     view: Mutex<LocalView>,
     turnstile: tokio::sync::Mutex<()>,
@@ -124,22 +119,15 @@ impl<L: Link> SharedLedger<L> {
     pub fn new(link: L, parts: SharedParts) -> Self {
         let inner = Arc::new(SharedState {
             link,
-            replica: parts.replica,
-            clock: parts.clock,
-            random: parts.random,
-            tasks: parts.tasks,
-            metrics: parts.metrics,
-            outage: parts.outage,
+            parts,
             store: Mutex::default(),
             link_state: watch::Sender::new(LinkState::Never),
             targets: Mutex::default(),
             live: AtomicI64::new(1),
             reach: AtomicI64::new(0),
         });
-        let heart = Arc::clone(&inner);
-        inner
-            .tasks
-            .spawn_detached(async move { heart.heartbeat_loop().await });
+        let heartbeats = Arc::clone(&inner).heartbeat_loop();
+        inner.parts.tasks.spawn_detached(heartbeats);
         Self(inner)
     }
 
@@ -159,7 +147,8 @@ impl<L: Link> SharedLedger<L> {
     /// once. A failure is ignored, because both also expire.
     pub async fn leave(&self) {
         if self.is_connected() {
-            let _ = tokio::time::timeout(PROBE_EVERY, self.0.link.leave(self.0.replica)).await;
+            let leave = self.0.link.leave(self.0.parts.replica);
+            let _ = tokio::time::timeout(PROBE_EVERY, leave).await;
         }
     }
 }
@@ -192,8 +181,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         if slot.probe && slot.epoch == epoch.0 {
             let (inner, target) = (Arc::clone(inner), Arc::clone(&target.name));
             let answered = settlement == Settlement::Left;
-            let tasks = inner.tasks.clone();
-            tasks.spawn_detached(async move {
+            self.0.parts.tasks.spawn_detached(async move {
                 // If this report is lost, further requests follow once the probe has been open for
                 // 2 s.
                 let _ = inner.link.probe(target, epoch.1, answered).await;
@@ -206,12 +194,9 @@ impl<L: Link> Ledger for SharedLedger<L> {
             return;
         };
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
-        let (limit, key) = (
-            Arc::clone(&known.name),
-            slot.scope.shared_key(limit).cloned(),
-        );
-        let tasks = inner.tasks.clone();
-        tasks.spawn_detached(async move {
+        let key = slot.scope.shared_key(limit).cloned();
+        let limit = Arc::clone(&known.name);
+        self.0.parts.tasks.spawn_detached(async move {
             // If the store is unreachable, the correction is lost and the estimated cost stays
             // booked.
             let _ = inner.link.correct(target, limit, key, units).await;
@@ -219,7 +204,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
     }
 
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
-        let now = self.0.clock.now();
+        let now = self.0.parts.clock.now();
         if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {
                 at: now,
@@ -268,32 +253,22 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let theirs = self.0.store().offset.to_store_clock(until);
         let epoch = {
             let mut view = handle.view();
-            if until <= self.0.clock.now() || !view.block(theirs) {
+            if until <= self.0.parts.clock.now() || !view.block(theirs) {
                 return;
             }
             view.epoch
         };
         handle.publish(epoch);
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
-        let tasks = inner.tasks.clone();
-        tasks.spawn_detached(async move { inner.report_block(&handle, target, theirs).await });
+        let report = async move { inner.report_block(&handle, target, theirs).await };
+        self.0.parts.tasks.spawn_detached(report);
     }
 }
 
 impl<L: Link> SharedState<L> {
     fn handle(&self, target: &Arc<str>) -> Arc<TargetHandle> {
         let mut targets = lock(&self.targets);
-        if let Some(handle) = targets.get(target) {
-            return Arc::clone(handle);
-        }
-        let handle = Arc::new(TargetHandle {
-            view: Mutex::default(),
-            turnstile: tokio::sync::Mutex::default(),
-            epoch: watch::Sender::new(0),
-            reporting: AtomicBool::new(false),
-        });
-        targets.insert(Arc::clone(target), Arc::clone(&handle));
-        handle
+        Arc::clone(targets.entry(Arc::clone(target)).or_default())
     }
 
     fn store(&self) -> MutexGuard<'_, StoreView> {
@@ -302,12 +277,8 @@ impl<L: Link> SharedState<L> {
 
     fn mode(&self) -> LedgerMode {
         let share = self.store().share;
-        mode(
-            *self.link_state.borrow(),
-            share,
-            &self.outage,
-            self.clock.now(),
-        )
+        let link = *self.link_state.borrow();
+        mode(link, share, &self.parts.outage, self.parts.clock.now())
     }
 
     /// Books from the source that the current mode allows. While the mode is `Holding`, the booking
@@ -326,16 +297,16 @@ impl<L: Link> SharedState<L> {
                 LedgerMode::Holding(until) => {
                     tokio::select! {
                         changed = link_state.changed() => if changed.is_err() { return Answer::default() },
-                        () = self.clock.sleep_until(until) => {}
+                        () = self.parts.clock.sleep_until(until) => {}
                     }
                 }
                 LedgerMode::Fallback { share_ppm, noticed } => {
-                    let (now, mut view) = (self.clock.now(), handle.view());
+                    let (now, mut view) = (self.parts.clock.now(), handle.view());
                     return view.book_fallback(target, runs, (share_ppm, noticed), now);
                 }
                 LedgerMode::Unlimited => {
                     let epoch = handle.view().epoch;
-                    return book_freely(&runs, self.clock.now(), epoch);
+                    return book_freely(&runs, self.parts.clock.now(), epoch);
                 }
             }
         }
@@ -357,20 +328,20 @@ impl<L: Link> SharedState<L> {
             Call {
                 horizon,
                 queue_for_lock: self.live.load(Ordering::Relaxed) <= LEDGER_LINE,
-                ..view.call(target, runs.clone(), self.replica, &store.offset)
+                ..view.call(target, runs.clone(), self.parts.replica, &store.offset)
             }
         };
         self.reach
             .store(call.horizon + call.lead, Ordering::Relaxed);
-        let sent = self.clock.now();
-        self.metrics.ledger_called();
+        let sent = self.parts.clock.now();
+        self.parts.metrics.ledger_called();
         match self.link.call(&call).await {
             Ok(Reply::Busy) => {
                 self.pause().await;
                 None
             }
             Ok(Reply::Answer { answer, started }) => {
-                let now = self.clock.now();
+                let now = self.parts.clock.now();
                 let mut store = self.store();
                 store.offset.observe(sent, now, answer.now);
                 store.offset.took(sent, now);
@@ -398,13 +369,11 @@ impl<L: Link> SharedState<L> {
     /// calls of all replicas within [`LEDGER_CALLS`] per second.
     fn horizon(&self, handle: &TargetHandle, target: &Target, runs: &[Run]) -> i64 {
         let live = self.live.load(Ordering::Relaxed).max(1);
-        let several = handle
-            .view()
-            .interval(target, runs)
-            .saturating_mul(5 * live);
+        let interval = handle.view().interval(target, runs);
         let way = self.store().offset.slowest().saturating_mul(2);
         let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
-        several
+        interval
+            .saturating_mul(5 * live)
             .clamp(nanos(HORIZON_MIN), nanos(HORIZON_MAX))
             .max(way)
             .max(budget)

@@ -84,14 +84,6 @@ impl LinkState {
     pub(super) fn is_up(self) -> bool {
         self == Self::Up
     }
-
-    /// Returns the beginning of the outage, or `None` if there is none.
-    const fn down_since(self) -> Option<Instant> {
-        match self {
-            Self::Down(since) => Some(since),
-            Self::Never | Self::Up | Self::Returning(_) => None,
-        }
-    }
 }
 
 /// The fallback share from the last heartbeat reply, with the time until it may be used.
@@ -119,20 +111,17 @@ pub(super) fn mode(
     now: Instant,
 ) -> LedgerMode {
     let fallback = |share_ppm, noticed| LedgerMode::Fallback { share_ppm, noticed };
-    let Some(since) = link.down_since() else {
-        return match link {
-            LinkState::Up => LedgerMode::Connected,
-            LinkState::Never if outage.bootstrap_ppm > 0 => fallback(outage.bootstrap_ppm, now),
-            _ => LedgerMode::Holding(Instant::FAR),
-        };
+    let since = match link {
+        LinkState::Down(since) => since,
+        LinkState::Up => return LedgerMode::Connected,
+        LinkState::Never if outage.bootstrap_ppm > 0 => return fallback(outage.bootstrap_ppm, now),
+        LinkState::Never | LinkState::Returning(_) => return LedgerMode::Holding(Instant::FAR),
     };
     let noticed = share.noticed(since);
     // The other replicas count from the last heartbeat that the store received. It may be older
     // than `since`, so the share ends here earlier than in the store.
-    let kept = noticed
-        + outage
-            .share_for
-            .saturating_sub(share.silent * 2 + outage.share_for / DRIFT);
+    let unsure = share.silent * 2 + outage.share_for / DRIFT;
+    let kept = noticed + outage.share_for.saturating_sub(unsure);
     if now < noticed {
         return LedgerMode::Holding(noticed);
     }
@@ -162,6 +151,7 @@ mod tests {
         Instant::from_nanos(seconds * 1_000_000_000)
     }
 
+    const HELD: LedgerMode = LedgerMode::Holding(Instant::FAR);
     const PROMISE: FallbackShare = FallbackShare {
         ppm: 250_000,
         silent: Duration::from_secs(2),
@@ -171,20 +161,16 @@ mod tests {
     fn p12_predictable_first_silence_then_the_share_then_the_operators_choice() {
         let cut = LinkState::Down(at(100));
         let stand = |then, now| mode(cut, PROMISE, &outage(then), at(now));
-        let fallback = |share_ppm| LedgerMode::Fallback {
-            share_ppm,
-            noticed: PROMISE.noticed(at(100)),
-        };
+        let noticed = PROMISE.noticed(at(100));
+        let share_ppm = 250_000;
+        let fallback = LedgerMode::Fallback { share_ppm, noticed };
         for then in [OnOutage::Share, OnOutage::Closed, OnOutage::Open] {
             assert!(matches!(stand(then, 101), LedgerMode::Holding(_)));
-            assert_eq!(stand(then, 103), fallback(250_000));
-            assert_eq!(stand(then, 150), fallback(250_000));
+            assert_eq!(stand(then, 103), fallback);
+            assert_eq!(stand(then, 150), fallback);
         }
-        assert_eq!(stand(OnOutage::Share, 1000), fallback(250_000));
-        assert_eq!(
-            stand(OnOutage::Closed, 1000),
-            LedgerMode::Holding(Instant::FAR)
-        );
+        assert_eq!(stand(OnOutage::Share, 1000), fallback);
+        assert_eq!(stand(OnOutage::Closed, 1000), HELD);
         assert_eq!(stand(OnOutage::Open, 1000), LedgerMode::Unlimited);
     }
 
@@ -205,7 +191,7 @@ mod tests {
     fn who_never_reached_the_store_has_no_promise() {
         let never = |outage: &Outage| mode(LinkState::Never, PROMISE, outage, at(5));
         let mut outage = outage(OnOutage::Open);
-        assert_eq!(never(&outage), LedgerMode::Holding(Instant::FAR));
+        assert_eq!(never(&outage), HELD);
         outage.bootstrap_ppm = 100_000;
         let share = LedgerMode::Fallback {
             share_ppm: 100_000,

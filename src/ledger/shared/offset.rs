@@ -54,12 +54,10 @@ impl Offset {
         }
         self.guesses.retain(|known| known.at + MEMORY > now);
         match self.guesses.back_mut() {
-            Some(last) if last.at + STEP > now => {
-                if guess.round_trip < last.round_trip {
-                    *last = guess;
-                }
-            }
-            _ => self.guesses.push_back(guess),
+            Some(last) if last.at + STEP <= now => self.guesses.push_back(guess),
+            Some(last) if last.round_trip <= guess.round_trip => {}
+            Some(last) => *last = guess,
+            None => self.guesses.push_back(guess),
         }
     }
 

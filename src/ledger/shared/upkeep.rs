@@ -1,12 +1,13 @@
 //! The calls of a replica to the store besides its bookings. These are heartbeats and reports of
 //! blocks, released permits and usage in fallback mode.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::link::{Heartbeat, Link, LinkError, Reply};
-use super::mode::{FallbackShare, LedgerMode, LinkState};
+use super::mode::{LedgerMode, LinkState};
 use super::{BUSY, PROBE_EVERY, SharedState, TargetHandle};
 use crate::clock::Instant;
 use crate::ledger::Call;
@@ -22,30 +23,26 @@ impl<L: Link> SharedState<L> {
     /// Makes the next call of each target send the last known state again. The server has restarted
     /// or is a different one, so it may have lost writes.
     pub(super) fn resync(&self) {
-        let targets = lock(&self.targets);
-        for handle in targets.values() {
+        for handle in lock(&self.targets).values() {
             handle.view().resync = true;
         }
     }
 
     /// Returns all targets that have a local view.
-    fn handles(&self) -> Vec<(Arc<str>, Arc<TargetHandle>)> {
-        let targets = lock(&self.targets);
-        let all = targets.iter();
-        all.map(|(name, handle)| (Arc::clone(name), Arc::clone(handle)))
-            .collect()
+    fn handles(&self) -> HashMap<Arc<str>, Arc<TargetHandle>> {
+        lock(&self.targets).clone()
     }
 
     /// Records that a call failed. If the store was connected, this is logged once and fallback
     /// mode begins.
     pub(super) fn on_failure(&self, error: &LinkError) {
-        let now = self.clock.now();
+        let now = self.parts.clock.now();
         let newly = self.link_state.send_if_modified(|link| {
             let was = std::mem::replace(link, link.failed(now));
             was.is_up()
         });
         if newly {
-            self.metrics.set_ledger_connected(false);
+            self.parts.metrics.set_ledger_connected(false);
             tracing::warn!(%error, "ledger call failed, fallback mode begins; check the database");
         }
     }
@@ -53,16 +50,12 @@ impl<L: Link> SharedState<L> {
     /// Records a heartbeat reply with its fallback share, pins and blocks, and marks the store as
     /// connected.
     fn on_heartbeat(&self, heartbeat: &Heartbeat, sent: Instant) {
-        let now = self.clock.now();
-        {
-            let mut store = self.store();
-            store.offset.observe(sent, now, heartbeat.now);
-            let silent = u64::try_from(heartbeat.silent).map_or(SILENT, Duration::from_nanos);
-            store.share = FallbackShare {
-                ppm: heartbeat.share,
-                silent,
-            };
-        }
+        let now = self.parts.clock.now();
+        let mut store = self.store();
+        store.offset.observe(sent, now, heartbeat.now);
+        store.share.ppm = heartbeat.share;
+        store.share.silent = u64::try_from(heartbeat.silent).map_or(SILENT, Duration::from_nanos);
+        drop(store);
         self.live.store(heartbeat.live, Ordering::Relaxed);
         let was_up = self.link_state.borrow().is_up();
         for (name, handle) in self.handles() {
@@ -80,7 +73,7 @@ impl<L: Link> SharedState<L> {
         }
         if !was_up {
             self.link_state.send_replace(LinkState::Up);
-            self.metrics.set_ledger_connected(true);
+            self.parts.metrics.set_ledger_connected(true);
             tracing::info!(replicas = heartbeat.live, "connected to the ledger");
         }
     }
@@ -88,20 +81,20 @@ impl<L: Link> SharedState<L> {
     /// Sends heartbeats at the interval that the store asks for, and sweeps the store from time to
     /// time.
     pub(super) async fn heartbeat_loop(self: Arc<Self>) {
-        let share_for = nanos(self.outage.share_for);
-        let mut swept = self.clock.now();
+        let share_for = nanos(self.parts.outage.share_for);
+        let mut swept = self.parts.clock.now();
         let mut link_state = self.link_state.subscribe();
         loop {
             let wait = self.heartbeat(share_for).await;
-            let now = self.clock.now();
-            if now.since(swept) > SWEEP_EVERY.mul_f64(0.5 + self.random.unit()) {
+            let now = self.parts.clock.now();
+            if now.since(swept) > SWEEP_EVERY.mul_f64(0.5 + self.parts.random.unit()) {
                 swept = now;
                 // A failure is ignored, because other replicas also sweep the store.
                 let _ = self.link.sweep().await;
             }
             let up = link_state.borrow_and_update().is_up();
             tokio::select! {
-                () = self.clock.sleep_until(now + wait) => {}
+                () = self.parts.clock.sleep_until(now + wait) => {}
                 () = self.link.notified() => {}
                 // A call has failed. The heartbeat follows at once, because a restarted server
                 // waits for reports.
@@ -128,9 +121,10 @@ impl<L: Link> SharedState<L> {
                 .send_if_modified(|link| std::mem::replace(link, link.report_failed()) != *link);
             return PROBE_EVERY;
         }
-        let sent = self.clock.now();
+        let sent = self.parts.clock.now();
         let held = self.store().share.ppm;
-        match self.link.heartbeat(self.replica, share_for, held).await {
+        let replica = self.parts.replica;
+        match self.link.heartbeat(replica, share_for, held).await {
             Ok(Some(heartbeat)) => {
                 let was = std::mem::replace(&mut self.store().server, heartbeat.started);
                 if was != 0
@@ -143,7 +137,7 @@ impl<L: Link> SharedState<L> {
                 self.on_heartbeat(&heartbeat, sent);
                 u64::try_from(heartbeat.every).map_or(PROBE_EVERY, Duration::from_nanos)
             }
-            Ok(None) => Duration::from_millis(5).mul_f64(1.0 + self.random.unit()),
+            Ok(None) => Duration::from_millis(5).mul_f64(1.0 + self.parts.random.unit()),
             Err(error) => {
                 self.on_failure(&error);
                 if before.is_up() {
@@ -165,9 +159,9 @@ impl<L: Link> SharedState<L> {
 
     /// Waits for a short random time, because another call holds the lock.
     pub(super) async fn pause(&self) {
-        let pause = BUSY.start + (BUSY.end - BUSY.start) * self.random.unit();
-        let until = self.clock.now() + Duration::from_secs_f64(pause / 1000.0);
-        self.clock.sleep_until(until).await;
+        let pause = BUSY.start + (BUSY.end - BUSY.start) * self.parts.random.unit();
+        let until = self.parts.clock.now() + Duration::from_secs_f64(pause / 1000.0);
+        self.parts.clock.sleep_until(until).await;
     }
 
     /// Reports the usage in fallback mode and the last known state of all schedules.
@@ -177,11 +171,11 @@ impl<L: Link> SharedState<L> {
     /// writes. So it books nothing for 2 s, which gives all replicas time for their reports.
     async fn report_usage(&self) -> Result<(), LinkError> {
         for (name, handle) in self.handles() {
-            let now = self.clock.now();
+            let now = self.parts.clock.now();
             let (usage, calls) = {
                 let (store, mut view) = (self.store(), handle.view());
                 let usage = view.fallback.take_usage();
-                let calls = view.usage_calls(&usage, &name, self.replica, &store.offset, now);
+                let calls = view.usage_calls(&usage, &name, self.parts.replica, &store.offset, now);
                 (usage, calls)
             };
             for call in calls {
@@ -204,7 +198,7 @@ impl<L: Link> SharedState<L> {
     ) {
         let mut link_state = self.link_state.subscribe();
         loop {
-            if self.store().offset.to_store_clock(self.clock.now()) >= until {
+            if self.store().offset.to_store_clock(self.parts.clock.now()) >= until {
                 return;
             }
             let up = link_state.wait_for(|link| link.is_up());
@@ -212,10 +206,7 @@ impl<L: Link> SharedState<L> {
                 return;
             }
             match self.link.block(Arc::clone(&target), until).await {
-                Ok(epoch) => {
-                    handle.view().blocked_at(epoch);
-                    return;
-                }
+                Ok(epoch) => return handle.view().blocked_at(epoch),
                 Err(error) => self.on_failure(&error),
             }
         }
@@ -228,10 +219,10 @@ impl<L: Link> SharedState<L> {
             return;
         }
         let (inner, handle, target) = (Arc::clone(self), Arc::clone(handle), Arc::clone(target));
-        self.tasks.spawn_detached(async move {
+        self.parts.tasks.spawn_detached(async move {
             let _turn = handle.turnstile.lock().await;
             handle.reporting.store(false, Ordering::Release);
-            let call = handle.view().report(&target, inner.replica);
+            let call = handle.view().report(&target, inner.parts.replica);
             let Some(call) = call.filter(|_| inner.mode() == LedgerMode::Connected) else {
                 return;
             };

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Mark {
     file: File,
-    value: u64,
+    pub(super) value: u64,
 }
 
 impl Mark {
@@ -31,10 +31,6 @@ impl Mark {
             Err(_) => 0,
         };
         Ok(Self { file, value })
-    }
-
-    pub(super) const fn value(&self) -> u64 {
-        self.value
     }
 
     pub(super) fn set(&mut self, value: u64) {
@@ -59,9 +55,8 @@ impl Ballast {
     /// Creates the ballast of `size` bytes. If the disk has too little space, no file remains and a
     /// warning is logged.
     pub(super) fn fill(dir: &Path, size: u64) -> Self {
-        let path = dir.join("ballast");
         let mut ballast = Self {
-            path,
+            path: dir.join("ballast"),
             size,
             there: false,
         };

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use sqlx::FromRow as _;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
 
 use super::super::rows::{ItemRow, checksum};
 use super::super::{Item, ItemStatus, Millis, NewItem, StoreError};
@@ -67,11 +66,8 @@ impl Batch<'_> {
         insert.push_values(inline, |mut row, new| {
             row.push_bind(new.place).push_bind(new.item.body.to_vec());
         });
-        insert
-            .build()
-            .execute(&mut *self.connection)
-            .await
-            .map(drop)
+        let inserted = insert.build().execute(&mut *self.connection).await;
+        inserted.map(drop)
     }
 
     /// Inserts the items that wait in `rows`, and saves the next sequence numbers of their buffers.
@@ -113,23 +109,22 @@ impl Batch<'_> {
     }
 
     pub(super) async fn fetch(&mut self, id: &Arc<str>) -> Result<Item, Failed> {
-        let row = sqlx::query("select * from item where id = ?")
+        let row: Option<ItemRow> = sqlx::query_as("select * from item where id = ?")
             .bind(id.to_string())
             .fetch_optional(&mut *self.connection)
             .await?;
-        let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
-        Ok(read_item(&row)?)
+        Ok(row.ok_or_else(|| StoreError::no_item(id))?.into())
     }
 
     /// Returns the entry of a buffer, or [`StoreError::Unknown`].
     pub(super) fn entry(&mut self, buffer: i64) -> Result<&mut BufferEntry, StoreError> {
-        let entry = self.buffer_index.get_mut(buffer);
-        entry.ok_or_else(|| StoreError::Unknown(format!("buffer number {buffer}")))
+        let entry = self.buffer_index.buffers.get_mut(&buffer);
+        entry.ok_or_else(|| StoreError::no_buffer(buffer))
     }
 
     /// Saves the next sequence number of a buffer.
     pub(super) async fn save_seq(&mut self, buffer: i64) -> Result<(), sqlx::Error> {
-        let entry = self.buffer_index.get(buffer);
+        let entry = self.buffer_index.buffers.get(&buffer);
         sqlx::query("update buffer set next_seq = ? where number = ?")
             .bind(entry.map_or(1, |entry| entry.next_seq))
             .bind(buffer)
@@ -144,8 +139,4 @@ pub(super) async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx:
                from pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
     let used: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;
     Ok(used.unsigned_abs())
-}
-
-pub(super) fn read_item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
-    ItemRow::from_row(row).map(Item::from)
 }

@@ -70,17 +70,9 @@ pub(super) async fn sweep_orphans(
         .fetch_all(connection)
         .await?;
     let known: HashSet<String> = known.into_iter().collect();
-    let shelves = std::fs::read_dir(dir.join("bodies"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let files = shelves.flat_map(|shelf| {
-        std::fs::read_dir(shelf.path())
-            .into_iter()
-            .flatten()
-            .flatten()
-    });
-    for file in files {
+    let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let shelves = entries(dir.join("bodies"));
+    for file in shelves.flat_map(|shelf| entries(shelf.path())) {
         if !known.contains(&*file.file_name().to_string_lossy()) {
             let _ = std::fs::remove_file(file.path());
         }

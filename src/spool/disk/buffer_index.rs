@@ -12,10 +12,11 @@ use super::super::{Buffer, Counts, ItemStatus};
 /// publishes it after the commit.
 #[derive(Debug, Default, Clone)]
 pub(super) struct BufferIndex {
-    buffers: BTreeMap<i64, BufferEntry>,
-    pushed: u64,
+    pub(super) buffers: BTreeMap<i64, BufferEntry>,
+    /// Number of items ever pushed, also of those removed since.
+    pub(super) pushed: u64,
     /// Place (row number) of the newest item in all buffers.
-    place: i64,
+    pub(super) place: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -40,17 +41,12 @@ impl BufferIndex {
             };
             buffer_index.buffers.insert(entry.buffer.number, entry);
         }
-        let counted =
-            sqlx::query("select buffer, status, count(*) as n from item group by buffer, status")
-                .fetch_all(&mut *connection)
-                .await?;
-        for row in &counted {
-            let (buffer, status, n): (i64, i64, i64) =
-                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let sql = "select buffer, status, count(*) from item group by buffer, status";
+        let counted: Vec<(i64, i64, i64)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+        for (buffer, status, n) in counted {
             if let Some(entry) = buffer_index.buffers.get_mut(&buffer)
-                && let Some(count) = usize::try_from(status)
-                    .ok()
-                    .and_then(|at| entry.counts.get_mut(at))
+                && let Ok(at) = usize::try_from(status)
+                && let Some(count) = entry.counts.get_mut(at)
             {
                 *count = n.unsigned_abs();
             }
@@ -66,43 +62,14 @@ impl BufferIndex {
         Ok(buffer_index)
     }
 
-    /// Returns the number of items ever pushed, also of those removed since.
-    pub(super) const fn pushed(&self) -> u64 {
-        self.pushed
-    }
-
-    pub(super) const fn add_pushed(&mut self, count: u64) {
-        self.pushed += count;
-    }
-
     pub(super) const fn next_place(&mut self) -> i64 {
         self.place += 1;
         self.place
     }
 
-    pub(super) const fn place(&self) -> i64 {
-        self.place
-    }
-
-    pub(super) fn all(&self) -> Vec<Buffer> {
-        self.buffers
-            .values()
-            .map(|entry| entry.buffer.clone())
-            .collect()
-    }
-
     pub(super) fn counts(&self, buffer: i64) -> Counts {
-        self.buffers
-            .get(&buffer)
-            .map_or_else(Counts::default, |entry| entry.counts)
-    }
-
-    pub(super) fn get(&self, buffer: i64) -> Option<&BufferEntry> {
-        self.buffers.get(&buffer)
-    }
-
-    pub(super) fn get_mut(&mut self, buffer: i64) -> Option<&mut BufferEntry> {
-        self.buffers.get_mut(&buffer)
+        let entry = self.buffers.get(&buffer);
+        entry.map_or_else(Counts::default, |entry| entry.counts)
     }
 
     pub(super) fn named(&self, name: &str) -> Option<&Buffer> {
@@ -117,10 +84,6 @@ impl BufferIndex {
             buffer,
         };
         self.buffers.insert(entry.buffer.number, entry);
-    }
-
-    pub(super) fn remove(&mut self, buffer: i64) {
-        self.buffers.remove(&buffer);
     }
 
     pub(super) fn next_number(&self) -> i64 {

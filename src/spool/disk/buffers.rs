@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
+use super::super::rows::json;
 use super::super::{Buffer, BufferConfig, ItemStatus, Millis, StoreError};
 use super::batch::{Batch, Failed};
 use super::op::Change;
-
-fn json(terms: &BufferConfig) -> String {
-    serde_json::to_string(terms).unwrap_or_default()
-}
 
 pub(super) struct Create {
     pub(super) id: Arc<str>,
@@ -21,33 +18,26 @@ impl Change for Create {
     type Output = (Buffer, bool);
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<(Buffer, bool), Failed> {
-        let Self {
-            id,
-            name,
-            terms,
-            now,
-        } = self;
-        let now = *now;
-        if let Some(known) = batch.buffer_index.named(name) {
-            if *known.terms == *terms {
+        if let Some(known) = batch.buffer_index.named(&self.name) {
+            if *known.terms == self.terms {
                 return Ok((known.clone(), false));
             }
-            return Err(StoreError::NameTaken(name.to_string()).into());
+            return Err(StoreError::NameTaken(self.name.to_string()).into());
         }
         let buffer = Buffer {
             number: batch.buffer_index.next_number(),
-            id: Arc::clone(id),
-            name: Arc::clone(name),
-            terms: Arc::new(terms.clone()),
+            id: Arc::clone(&self.id),
+            name: Arc::clone(&self.name),
+            terms: Arc::new(self.terms.clone()),
             paused: None,
-            created: now,
+            created: self.now,
         };
         sqlx::query("insert into buffer (number, id, name, terms, created) values (?, ?, ?, ?, ?)")
             .bind(buffer.number)
-            .bind(id.to_string())
-            .bind(name.to_string())
-            .bind(json(terms))
-            .bind(now)
+            .bind(self.id.to_string())
+            .bind(self.name.to_string())
+            .bind(json(&self.terms))
+            .bind(self.now)
             .execute(&mut *batch.connection)
             .await?;
         batch.buffer_index.insert(buffer.clone());
@@ -64,14 +54,12 @@ impl Change for ChangeTerms {
     type Output = Buffer;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Buffer, Failed> {
-        let Self { buffer, terms } = self;
-        let buffer = *buffer;
-        let entry = batch.entry(buffer)?;
-        entry.buffer.terms = Arc::new(terms.clone());
+        let entry = batch.entry(self.buffer)?;
+        entry.buffer.terms = Arc::new(self.terms.clone());
         let changed = entry.buffer.clone();
         sqlx::query("update buffer set terms = ? where number = ?")
-            .bind(json(terms))
-            .bind(buffer)
+            .bind(json(&self.terms))
+            .bind(self.buffer)
             .execute(&mut *batch.connection)
             .await?;
         Ok(changed)
@@ -87,20 +75,12 @@ impl Change for Remove {
     type Output = ();
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<(), Failed> {
-        let Self { buffer, forced } = self;
-        let (buffer, forced) = (*buffer, *forced);
-        let counts = batch.buffer_index.counts(buffer);
-        batch.entry(buffer)?;
-        let live: u64 = ItemStatus::ALL
-            .iter()
-            .zip(counts)
-            .filter(|(status, _)| status.is_live())
-            .map(|(_, n)| n)
-            .sum();
-        if live > 0 && !forced {
-            let what =
-                format!("{live} items are still to be sent; purge them, or add `?force=true`");
-            return Err(StoreError::Conflict(what).into());
+        let buffer = self.buffer;
+        let counts = ItemStatus::ALL.into_iter().zip(batch.entry(buffer)?.counts);
+        let live = counts.filter(|(status, _)| status.is_live());
+        let live: u64 = live.map(|(_, count)| count).sum();
+        if live > 0 && !self.forced {
+            return Err(StoreError::not_empty(live).into());
         }
         let sql = "select id from item where large and buffer = ?";
         let files: Vec<String> = sqlx::query_scalar(sql)
@@ -114,12 +94,10 @@ impl Change for Remove {
             "delete from item where buffer = ?",
             "delete from buffer where number = ?",
         ] {
-            sqlx::query(sql)
-                .bind(buffer)
-                .execute(&mut *batch.connection)
-                .await?;
+            let delete = sqlx::query(sql).bind(buffer);
+            delete.execute(&mut *batch.connection).await?;
         }
-        batch.buffer_index.remove(buffer);
+        batch.buffer_index.buffers.remove(&buffer);
         Ok(())
     }
 }

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use sqlx::Row as _;
-
+use super::super::rows::{ItemRow, json};
 use super::super::{
     Finished, Item, ItemChange, ItemStatus, Millis, Purge, Redrive, StoreError, crowded,
 };
-use super::batch::{Batch, Failed, read_item, used};
+use super::batch::{Batch, Failed, used};
 use super::buffers::pause;
 use super::op::Change;
 
@@ -35,8 +34,17 @@ async fn put(batch: &mut Batch<'_>, item: &Item, before: ItemStatus) -> Result<(
     Ok(())
 }
 
-fn not_now(item: &Item, what: &str) -> Failed {
-    StoreError::not_now(item, what).into()
+const fn is_waiting(status: ItemStatus) -> bool {
+    matches!(status, ItemStatus::Queued | ItemStatus::Waiting)
+}
+
+/// Returns the item if it is queued or waits for a retry, so that it can be `what`.
+async fn fetch_waiting(batch: &mut Batch<'_>, id: &Arc<str>, what: &str) -> Result<Item, Failed> {
+    let item = batch.fetch(id).await?;
+    if is_waiting(item.status) {
+        return Ok(item);
+    }
+    Err(StoreError::not_now(&item, what).into())
 }
 
 pub(super) struct Claim {
@@ -47,12 +55,8 @@ impl Change for Claim {
     type Output = Item;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Item, Failed> {
-        let Self { item } = self;
-        let mut item = batch.fetch(item).await?;
+        let mut item = fetch_waiting(batch, &self.item, "sent").await?;
         let before = item.status;
-        if !matches!(before, ItemStatus::Queued | ItemStatus::Waiting) {
-            return Err(not_now(&item, "sent"));
-        }
         item.status = ItemStatus::InFlight;
         item.attempts += 1;
         put(batch, &item, before).await?;
@@ -68,14 +72,12 @@ impl Change for ReleaseClaim {
     type Output = ();
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<(), Failed> {
-        let Self { item } = self;
-        let mut item = batch.fetch(item).await?;
+        let mut item = batch.fetch(&self.item).await?;
         if item.status == ItemStatus::InFlight {
             item.attempts = item.attempts.saturating_sub(1);
-            item.status = if item.attempts > 0 {
-                ItemStatus::Waiting
-            } else {
-                ItemStatus::Queued
+            item.status = match item.attempts {
+                0 => ItemStatus::Queued,
+                _ => ItemStatus::Waiting,
             };
             put(batch, &item, ItemStatus::InFlight).await?;
         }
@@ -92,21 +94,18 @@ impl Change for Finish {
     type Output = Item;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Item, Failed> {
-        let Self { finished, now } = self;
-        let now = *now;
-        let (step, attempt) = (&finished.step, &finished.attempt);
+        let (step, attempt) = (&self.finished.step, &self.finished.attempt);
         let mut item = batch.fetch(&attempt.item).await?;
         if item.status != ItemStatus::InFlight {
-            return Err(not_now(&item, "finished"));
+            return Err(StoreError::not_now(&item, "finished").into());
         }
         item.status = step.status;
         (item.retries, item.not_before) = (step.retries, step.not_before);
         item.maybe_duplicate = step.maybe_duplicate;
-        item.finished = (!step.status.is_live()).then_some(now);
+        item.finished = (!step.status.is_live()).then_some(self.now);
         (item.last_status, item.last_error) = (attempt.status, attempt.error.clone());
         put(batch, &item, ItemStatus::InFlight).await?;
         let response = attempt.response.as_ref();
-        let headers = response.map(|kept| serde_json::to_string(&kept.headers).unwrap_or_default());
         sqlx::query(
             "insert into attempt (item, buffer, number, started, took, waited, outcome, code, error, next, doubtful, headers, body, cut) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
@@ -121,7 +120,7 @@ impl Change for Finish {
         .bind(attempt.error.clone())
         .bind(attempt.next)
         .bind(attempt.maybe_duplicate)
-        .bind(headers)
+        .bind(response.map(|kept| json(&kept.headers)))
         .bind(response.map(|kept| kept.body.to_vec()))
         .bind(response.is_some_and(|kept| kept.truncated))
         .execute(&mut *batch.connection)
@@ -143,13 +142,10 @@ impl Change for Expire {
     type Output = ();
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<(), Failed> {
-        let Self { item, now } = self;
-        let now = *now;
-        let mut item = batch.fetch(item).await?;
+        let mut item = batch.fetch(&self.item).await?;
         let before = item.status;
-        if matches!(before, ItemStatus::Queued | ItemStatus::Waiting) {
-            item.status = ItemStatus::Expired;
-            item.finished = Some(now);
+        if is_waiting(before) {
+            (item.status, item.finished) = (ItemStatus::Expired, Some(self.now));
             put(batch, &item, before).await?;
         }
         Ok(())
@@ -166,28 +162,16 @@ impl Change for Alter {
     type Output = Item;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Item, Failed> {
-        let Self { item, change, now } = self;
-        let (change, now) = (*change, *now);
-        let mut item = batch.fetch(item).await?;
-        let before = item.status;
-        let what = match change {
-            ItemChange::Cancel => "cancelled",
-            ItemChange::RetryNow => "retried",
-            ItemChange::Skip => "skipped",
+        let (what, end) = match self.change {
+            ItemChange::Cancel => ("cancelled", Some(ItemStatus::Cancelled)),
+            ItemChange::RetryNow => ("retried", None),
+            ItemChange::Skip => ("skipped", Some(ItemStatus::Dead)),
         };
-        if !matches!(before, ItemStatus::Queued | ItemStatus::Waiting) {
-            return Err(not_now(&item, what));
-        }
-        match change {
-            ItemChange::RetryNow => item.not_before = now,
-            ItemChange::Cancel | ItemChange::Skip => {
-                item.status = if change == ItemChange::Cancel {
-                    ItemStatus::Cancelled
-                } else {
-                    ItemStatus::Dead
-                };
-                item.finished = Some(now);
-            }
+        let mut item = fetch_waiting(batch, &self.item, what).await?;
+        let before = item.status;
+        match end {
+            Some(end) => (item.status, item.finished) = (end, Some(self.now)),
+            None => item.not_before = self.now,
         }
         put(batch, &item, before).await?;
         Ok(item)
@@ -204,16 +188,10 @@ impl Change for PurgeItems {
     type Output = u64;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<u64, Failed> {
-        let Self {
-            buffer,
-            what,
-            before,
-        } = self;
-        let (buffer, what, before) = (*buffer, *what, *before);
+        let (buffer, before) = (self.buffer, self.before.unwrap_or(Millis::MAX));
         batch.entry(buffer)?;
-        let before = before.unwrap_or(Millis::MAX);
         let mut count = 0;
-        for status in what.statuses() {
+        for status in self.what.statuses() {
             let sql = "select id from item where buffer = ? and status = ? and kept < ? and large";
             let files: Vec<String> = sqlx::query_scalar(sql)
                 .bind(buffer)
@@ -234,10 +212,9 @@ impl Change for PurgeItems {
                     .execute(&mut *batch.connection)
                     .await?;
                 if sql.starts_with("delete from item") {
-                    count += gone.rows_affected();
-                    batch
-                        .buffer_index
-                        .take(buffer, *status, gone.rows_affected());
+                    let gone = gone.rows_affected();
+                    count += gone;
+                    batch.buffer_index.take(buffer, *status, gone);
                 }
             }
         }
@@ -255,30 +232,28 @@ impl Change for RedriveItems {
     type Output = u64;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<u64, Failed> {
-        let Self { buffer, which, now } = self;
-        let (buffer, now) = (*buffer, *now);
+        let (buffer, which) = (self.buffer, &self.which);
         batch.entry(buffer)?;
-        let rows =
-            sqlx::query("select * from item where buffer = ? and status in (4, 6) order by seq")
-                .bind(buffer)
-                .fetch_all(&mut *batch.connection)
-                .await?;
+        let sql = "select * from item where buffer = ? and status in (4, 6) order by seq";
+        let rows: Vec<ItemRow> = sqlx::query_as(sql)
+            .bind(buffer)
+            .fetch_all(&mut *batch.connection)
+            .await?;
         let mut count = 0;
-        for row in &rows {
-            let mut item = read_item(row)?;
+        for mut item in rows.into_iter().map(Item::from) {
             let wanted = which.ids.is_empty() || which.ids.iter().any(|id| **id == *item.id);
             if !wanted || count >= u64::from(which.limit) {
                 continue;
             }
             let before = item.status;
-            if !which.head
-                && let Some(entry) = batch.buffer_index.get_mut(buffer)
-            {
+            if !which.head {
+                let entry = batch.entry(buffer)?;
                 item.seq = entry.next_seq;
                 entry.next_seq += 1;
             }
             item.status = ItemStatus::Queued;
-            (item.retries, item.not_before, item.expires, item.finished) = (0, now, None, None);
+            (item.retries, item.not_before) = (0, self.now);
+            (item.expires, item.finished) = (None, None);
             put(batch, &item, before).await?;
             count += 1;
         }
@@ -292,25 +267,20 @@ impl Change for RedriveItems {
 const FORGET_MAX: i64 = 1000;
 
 pub(super) struct Prune {
-    pub(super) delivered_before: Millis,
-    pub(super) dead_before: Millis,
+    pub(super) delivered: Millis,
+    pub(super) dead: Millis,
 }
 
 impl Change for Prune {
     type Output = u64;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<u64, Failed> {
-        let Self {
-            delivered_before,
-            dead_before,
-        } = self;
-        let (delivered_before, dead_before) = (*delivered_before, *dead_before);
         // History is removed before its time if the spool is nearly full, the oldest first.
         let is_crowded = used(batch.connection).await? > crowded(batch.settings.max);
         let until = if is_crowded {
             Millis::MAX
         } else {
-            delivered_before
+            self.delivered
         };
         let oldest = |status: ItemStatus, before: Millis| {
             format!(
@@ -322,43 +292,35 @@ impl Change for Prune {
         let parts = [
             oldest(ItemStatus::Delivered, until),
             oldest(ItemStatus::Cancelled, until),
-            oldest(ItemStatus::Dead, dead_before),
-            oldest(ItemStatus::Expired, dead_before),
+            oldest(ItemStatus::Dead, self.dead),
+            oldest(ItemStatus::Expired, self.dead),
         ];
-        let rows = sqlx::query(sqlx::AssertSqlSafe(parts.join(" union all ")))
+        let sql = sqlx::AssertSqlSafe(parts.join(" union all "));
+        let rows: Vec<(i64, String, i64, i64, bool)> = sqlx::query_as(sql)
             .fetch_all(&mut *batch.connection)
             .await?;
-        for row in &rows {
-            let (place, id, buffer): (i64, String, i64) =
-                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let (status, is_large): (i64, bool) = (row.try_get(3)?, row.try_get(4)?);
-            sqlx::query("delete from attempt where item = ?")
-                .bind(id.clone())
-                .execute(&mut *batch.connection)
-                .await?;
+        let count = rows.len() as u64;
+        for (place, id, buffer, status, is_large) in rows {
+            let delete = sqlx::query("delete from attempt where item = ?").bind(id.clone());
+            delete.execute(&mut *batch.connection).await?;
             for sql in [
                 "delete from body where place = ?",
                 "delete from item where place = ?",
             ] {
-                sqlx::query(sql)
-                    .bind(place)
-                    .execute(&mut *batch.connection)
-                    .await?;
+                let delete = sqlx::query(sql).bind(place);
+                delete.execute(&mut *batch.connection).await?;
             }
-            if let Some(status) = usize::try_from(status)
-                .ok()
-                .and_then(|at| ItemStatus::ALL.get(at))
-            {
-                batch.buffer_index.take(buffer, *status, 1);
+            if let Some(status) = ItemStatus::stored(status) {
+                batch.buffer_index.take(buffer, status, 1);
             }
             if is_large {
                 batch.files.push(id);
             }
         }
         sqlx::query("delete from once where made < ?")
-            .bind(delivered_before)
+            .bind(self.delivered)
             .execute(&mut *batch.connection)
             .await?;
-        Ok(rows.len() as u64)
+        Ok(count)
     }
 }

@@ -18,7 +18,7 @@ mod read;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use sqlx::sqlite::{
@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     Buffer, BufferConfig, Changes, Finished, Hold, IdempotencyKey, Item, ItemChange, Millis,
-    NewItem, Purge, Pushed, Redrive, Store, StoreError,
+    NewItem, Purge, Pushed, Redrive, Store, StoreError, WAITING_KIB, WAITING_MAX, reserve_room,
 };
 use crate::clock::{Clock, Instant};
 use crate::shutdown::Tasks;
@@ -40,10 +40,6 @@ use op::{Change, Message, WaitingChange};
 use push::Push;
 use writer::Writer;
 
-/// Highest number of operations that wait for the writer.
-const WAITING_MAX: usize = 4096;
-/// Bound on the memory of items that wait for the writer, in KiB.
-const WAITING_KIB: u32 = 32 * 1024;
 /// Number of read-only connections to the database.
 const READERS: u32 = 2;
 
@@ -136,8 +132,7 @@ impl DiskStore {
             path: dir.clone(),
             cause,
         };
-        let lock = take(&dir).map_err(failed)?;
-        let Some(lock) = lock else {
+        let Some(lock) = take(&dir).map_err(failed)? else {
             return Err(OpenError::InUse(dir));
         };
         let path = dir.join("spool.db");
@@ -148,7 +143,7 @@ impl DiskStore {
         let mut connection = connect(&path).await.map_err(database)?;
         let buffer_index = BufferIndex::load(&mut connection).await.map_err(database)?;
         let mark = ballast::Mark::open(&dir).map_err(failed)?;
-        let (acknowledged, found) = (mark.value(), buffer_index.pushed());
+        let (acknowledged, found) = (mark.value, buffer_index.pushed);
         if acknowledged > found && !settings.accept_loss {
             return Err(OpenError::Lost {
                 dir,
@@ -159,13 +154,10 @@ impl DiskStore {
         bodies::sweep_orphans(&mut connection, &dir)
             .await
             .map_err(database)?;
+        let options = SqliteConnectOptions::new().filename(&path);
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
-            .connect_with(
-                SqliteConnectOptions::new()
-                    .filename(&path)
-                    .pragma("query_only", "1"),
-            )
+            .connect_with(options.pragma("query_only", "1"))
             .await
             .map_err(database)?;
         let buffer_index = Arc::new(Mutex::new(buffer_index));
@@ -198,15 +190,13 @@ impl DiskStore {
     /// so the process should end. Never resolves without a failure.
     pub async fn broken(&self) -> String {
         let mut broken = self.broken.clone();
-        let told = match broken.wait_for(Option::is_some).await {
-            Ok(told) => told.clone(),
-            // The writer ended after `close`, without a failure.
-            Err(_) => None,
-        };
-        match told {
-            Some(told) => told,
-            None => std::future::pending().await,
+        if let Ok(told) = broken.wait_for(Option::is_some).await
+            && let Some(told) = told.clone()
+        {
+            return told;
         }
+        // The writer ended after `close`, without a failure.
+        std::future::pending().await
     }
 
     /// Moves the write-ahead log into the database and stops the writer. Later reads and writes of
@@ -215,14 +205,9 @@ impl DiskStore {
         // An active reader would prevent the checkpoint from moving the whole log.
         self.readers.close().await;
         let (tell, told) = oneshot::channel();
-        let closed = self.send(Message::Close(tell), told).await;
-        if let Err(error) = closed {
+        if let Err(error) = self.send(Message::Close(tell), told).await {
             tracing::warn!(%error, "the spool could not be closed cleanly: the next start recovers its write-ahead log");
         }
-    }
-
-    fn buffer_index(&self) -> MutexGuard<'_, BufferIndex> {
-        lock(&self.buffer_index)
     }
 
     /// Sends a change to the writer and waits for its result, which arrives after the commit.
@@ -242,10 +227,6 @@ impl DiskStore {
     }
 }
 
-fn away(error: &sqlx::Error) -> StoreError {
-    StoreError::Away(error.to_string())
-}
-
 /// Creates the directory and locks it. Returns `None` if another process holds the lock.
 fn take(dir: &Path) -> std::io::Result<Option<std::fs::File>> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -263,13 +244,8 @@ fn take(dir: &Path) -> std::io::Result<Option<std::fs::File>> {
 fn private(path: &Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::OpenOptions::new();
-    options
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600);
-    options.open(path)
+    options.create(true).truncate(false).read(true).write(true);
+    options.mode(0o600).open(path)
 }
 
 /// Opens the writer's connection and creates missing tables.
@@ -309,12 +285,15 @@ impl Store for DiskStore {
     }
 
     fn buffers(&self) -> Vec<Buffer> {
-        self.buffer_index().all()
+        let index = lock(&self.buffer_index);
+        let all = index.buffers.values();
+        all.map(|entry| entry.buffer.clone()).collect()
     }
 
     fn buffer(&self, number: i64) -> Option<Buffer> {
-        let index = self.buffer_index();
-        index.get(number).map(|entry| entry.buffer.clone())
+        let index = lock(&self.buffer_index);
+        let entry = index.buffers.get(&number);
+        entry.map(|entry| entry.buffer.clone())
     }
 
     async fn changed(&self) -> Vec<i64> {
@@ -363,12 +342,7 @@ impl Changes for DiskStore {
         once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
-        let size: usize = items.iter().map(|item| item.body.len() + 512).sum();
-        let size = u32::try_from(size / 1024 + 1)
-            .unwrap_or(WAITING_KIB)
-            .min(WAITING_KIB);
-        let room = Arc::clone(&self.room).acquire_many_owned(size).await;
-        let room = room.map_err(|_cause| StoreError::Away("it is closed".to_owned()))?;
+        let room = reserve_room(&self.room, &items).await?;
         let large = bodies::keep_large(&self.settings, &items).await?;
         // If the push fails, the body files stay until the next start removes them.
         let push = Push {
@@ -425,15 +399,7 @@ impl Changes for DiskStore {
         self.write(items::RedriveItems { buffer, which, now }).await
     }
 
-    async fn prune(
-        &self,
-        delivered_before: Millis,
-        dead_before: Millis,
-    ) -> Result<u64, StoreError> {
-        let prune = items::Prune {
-            delivered_before,
-            dead_before,
-        };
-        self.write(prune).await
+    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
+        self.write(items::Prune { delivered, dead }).await
     }
 }

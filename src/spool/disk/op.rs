@@ -1,7 +1,6 @@
 //! Operations that wait for the writer, each with its change and the channel for its result.
 
-use std::pin::Pin;
-
+use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::super::StoreError;
@@ -24,14 +23,12 @@ pub(super) trait Change: Send + Sync + 'static {
 }
 
 /// Operation for the writer, for a change of any type.
+#[async_trait]
 pub(super) trait Operation: Send {
     fn is_push(&self) -> bool;
 
     /// Applies the change and keeps its result. Fails if the whole transaction must end.
-    fn apply<'a>(
-        &'a mut self,
-        batch: &'a mut Batch<'_>,
-    ) -> Pin<Box<dyn Future<Output = Result<(), sqlx::Error>> + Send + 'a>>;
+    async fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), sqlx::Error>;
 
     /// Sends the result to the caller, or `error` if the transaction failed.
     fn answer(self: Box<Self>, error: Option<&StoreError>);
@@ -44,18 +41,18 @@ pub(super) enum Message {
     Close(oneshot::Sender<Result<(), StoreError>>),
 }
 
-type Answer<C> = Result<<C as Change>::Output, StoreError>;
+type ChangeResult<C> = Result<<C as Change>::Output, StoreError>;
 
 /// A change with the channel to its caller.
 pub(super) struct WaitingChange<C: Change> {
     change: C,
-    result: Option<Answer<C>>,
-    tell: oneshot::Sender<Answer<C>>,
+    result: Option<ChangeResult<C>>,
+    tell: oneshot::Sender<ChangeResult<C>>,
 }
 
 impl<C: Change> WaitingChange<C> {
     /// Returns the operation, and the channel on which its result arrives.
-    pub(super) fn new(change: C) -> (Box<Self>, oneshot::Receiver<Answer<C>>) {
+    pub(super) fn new(change: C) -> (Box<Self>, oneshot::Receiver<ChangeResult<C>>) {
         let (tell, told) = oneshot::channel();
         let waiting = Self {
             change,
@@ -66,26 +63,22 @@ impl<C: Change> WaitingChange<C> {
     }
 }
 
+#[async_trait]
 impl<C: Change> Operation for WaitingChange<C> {
     fn is_push(&self) -> bool {
         C::IS_PUSH
     }
 
-    fn apply<'a>(
-        &'a mut self,
-        batch: &'a mut Batch<'_>,
-    ) -> Pin<Box<dyn Future<Output = Result<(), sqlx::Error>> + Send + 'a>> {
-        Box::pin(async move {
-            if !C::IS_PUSH {
-                batch.flush().await?;
-            }
-            self.result = Some(match self.change.apply(batch).await {
-                Ok(output) => Ok(output),
-                Err(Failed::Rule(error)) => Err(error),
-                Err(Failed::Database(error)) => return Err(error),
-            });
-            Ok(())
-        })
+    async fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), sqlx::Error> {
+        if !C::IS_PUSH {
+            batch.flush().await?;
+        }
+        self.result = Some(match self.change.apply(batch).await {
+            Ok(output) => Ok(output),
+            Err(Failed::Rule(error)) => Err(error),
+            Err(Failed::Database(error)) => return Err(error),
+        });
+        Ok(())
     }
 
     fn answer(self: Box<Self>, error: Option<&StoreError>) {

@@ -4,31 +4,27 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{FromRow as _, QueryBuilder, Row as _, Sqlite};
+use sqlx::sqlite::SqlitePool;
+use sqlx::{QueryBuilder, Sqlite};
 
-use super::super::rows::{AttemptRow, checksum};
+use super::super::rows::{AttemptRow, ItemRow, checksum};
 use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
-use super::batch::read_item;
+use super::DiskStore;
 use super::bodies::body_path;
-use super::{DiskStore, away};
+use crate::sync::lock;
 
-fn items_of(rows: &[SqliteRow]) -> Result<Vec<Item>, StoreError> {
-    let items = rows.iter().map(read_item).collect::<Result<_, _>>();
-    items.map_err(|error| away(&error))
+fn items_of(rows: Vec<ItemRow>) -> Vec<Item> {
+    rows.into_iter().map(Item::from).collect()
 }
 
-fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, attempts: bool) {
+/// Restricts a list. `item` and `since` name the columns that those fields are compared with.
+fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, item: &str, since: &str) {
     if let Some(buffer) = query.buffer {
         sql.push(" and buffer = ").push_bind(buffer);
     }
-    if let Some(item) = &query.item {
-        sql.push(if attempts {
-            " and item = "
-        } else {
-            " and id = "
-        });
-        sql.push_bind(item.to_string());
+    if let Some(id) = &query.item {
+        sql.push(format_args!(" and {item} = "))
+            .push_bind(id.to_string());
     }
     if let Some(status) = query.status {
         sql.push(" and status = ").push_bind(status as i64);
@@ -39,14 +35,9 @@ fn filter(sql: &mut QueryBuilder<Sqlite>, query: &ListQuery, attempts: bool) {
     if let Some(outcome) = &query.outcome {
         sql.push(" and outcome = ").push_bind(outcome.clone());
     }
-    if let Some(since) = query.since {
+    if let Some(at) = query.since {
         // The exact comparison is needed, because `from` skips only most of the older rows.
-        sql.push(if attempts {
-            " and started >= "
-        } else {
-            " and kept >= "
-        });
-        sql.push_bind(since);
+        sql.push(format_args!(" and {since} >= ")).push_bind(at);
     }
 }
 
@@ -59,15 +50,14 @@ async fn from(
     last: &'static str,
     sql: &'static str,
 ) -> Result<i64, StoreError> {
-    let last = sqlx::query_scalar(last).fetch_one(pool).await;
-    let last: Option<i64> = last.map_err(|error| away(&error))?;
+    let last: Option<i64> = sqlx::query_scalar(last).fetch_one(pool).await?;
     let (mut low, mut high) = (0, last.map_or(0, |last| last + 1));
     while low < high {
         let middle = low + (high - low) / 2;
-        let row = sqlx::query(sql).bind(middle).fetch_optional(pool).await;
-        let row = row.map_err(|error| away(&error))?;
-        let found = row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
-        let found: Option<(i64, i64)> = found.transpose().map_err(|error| away(&error))?;
+        let found: Option<(i64, i64)> = sqlx::query_as(sql)
+            .bind(middle)
+            .fetch_optional(pool)
+            .await?;
         match found {
             Some((place, at)) if at < since => low = place + 1,
             _ => high = middle,
@@ -79,7 +69,7 @@ async fn from(
 #[async_trait]
 impl Reads for DiskStore {
     async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
-        Ok(self.buffer_index().counts(buffer))
+        Ok(lock(&self.buffer_index).counts(buffer))
     }
 
     async fn next_items(
@@ -93,54 +83,39 @@ impl Reads for DiskStore {
         let first = "select * from item indexed by live where buffer = ?1 and status < 3 and ?2 = ?2 order by seq limit ?3";
         let due = "select * from item indexed by live where buffer = ?1 and status < 3 and status < 2 and not_before <= ?2 order by seq limit ?3";
         let soon = "select * from item indexed by parked where buffer = ?1 and status < 2 and ?2 = ?2 order by not_before limit min(?3, 1)";
-        let mut found = Vec::new();
+        let mut found: Vec<ItemRow> = Vec::new();
         let ways = if strict { [first, first] } else { [due, soon] };
         for sql in ways {
-            let rows = sqlx::query(sql)
-                .bind(buffer)
-                .bind(now)
-                .bind(limit)
-                .fetch_all(&self.readers)
-                .await;
-            found = items_of(&rows.map_err(|error| away(&error))?)?;
+            let query = sqlx::query_as(sql).bind(buffer).bind(now).bind(limit);
+            found = query.fetch_all(&self.readers).await?;
             if !found.is_empty() {
                 break;
             }
         }
-        Ok(found)
+        Ok(items_of(found))
     }
 
     async fn interrupted(&self, buffer: i64) -> Result<Vec<Item>, StoreError> {
-        let rows = sqlx::query("select * from item where buffer = ? and status = 2")
-            .bind(buffer)
-            .fetch_all(&self.readers)
-            .await;
-        items_of(&rows.map_err(|error| away(&error))?)
+        let query = sqlx::query_as("select * from item where buffer = ? and status = 2");
+        Ok(items_of(query.bind(buffer).fetch_all(&self.readers).await?))
     }
 
     async fn item(&self, id: Arc<str>) -> Result<Item, StoreError> {
-        let row = sqlx::query("select * from item where id = ?")
+        let row: Option<ItemRow> = sqlx::query_as("select * from item where id = ?")
             .bind(id.to_string())
             .fetch_optional(&self.readers)
-            .await
-            .map_err(|error| away(&error))?;
-        let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
-        read_item(&row).map_err(|error| away(&error))
+            .await?;
+        Ok(row.ok_or_else(|| StoreError::no_item(&id))?.into())
     }
 
     async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError> {
-        let row = sqlx::query(
-            "select request, body.body, crc from item left join body using (place) where id = ?",
-        )
-        .bind(id.to_string())
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(|error| away(&error))?;
-        let row = row.ok_or_else(|| StoreError::Unknown(format!("item `{id}`")))?;
-        let read = || -> Result<(String, Option<Vec<u8>>, i64), sqlx::Error> {
-            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
-        };
-        let (request, kept, crc) = read().map_err(|error| away(&error))?;
+        let sql =
+            "select request, body.body, crc from item left join body using (place) where id = ?";
+        let row: Option<(String, Option<Vec<u8>>, i64)> = sqlx::query_as(sql)
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await?;
+        let (request, kept, crc) = row.ok_or_else(|| StoreError::no_item(&id))?;
         let damaged = || StoreError::Damaged(format!("item `{id}`"));
         let body = match kept {
             Some(body) => body,
@@ -161,7 +136,7 @@ impl Reads for DiskStore {
 
     async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
         let mut sql = QueryBuilder::new("select * from item where true");
-        filter(&mut sql, &query, false);
+        filter(&mut sql, &query, "id", "kept");
         if let Some((since, buffer)) = query.since.zip(query.buffer) {
             let next = "select place, kept from item where place >= ? order by place limit 1";
             let place = from(&self.readers, since, "select max(place) from item", next).await?;
@@ -169,22 +144,17 @@ impl Reads for DiskStore {
             // tail.
             let first =
                 "select born from item where place >= ? and +buffer = ? order by place limit 1";
-            let first = sqlx::query_scalar(first)
-                .bind(place)
-                .bind(buffer)
-                .fetch_optional(&self.readers)
-                .await;
-            let first: Option<i64> = first.map_err(|error| away(&error))?;
+            let first = sqlx::query_scalar(first).bind(place).bind(buffer);
+            let first: Option<i64> = first.fetch_optional(&self.readers).await?;
             sql.push(" and seq >= ")
                 .push_bind(first.unwrap_or(i64::MAX));
         }
         if let Some(after) = query.after {
             sql.push(" and seq > ").push_bind(after);
         }
-        sql.push(" order by seq limit ")
-            .push_bind(i64::from(query.limit));
-        let rows = sql.build().fetch_all(&self.readers).await;
-        items_of(&rows.map_err(|error| away(&error))?)
+        sql.push(" order by seq limit ").push_bind(query.limit);
+        let rows: Vec<ItemRow> = sql.build_query_as().fetch_all(&self.readers).await?;
+        Ok(items_of(rows))
     }
 
     async fn attempts(&self, query: ListQuery) -> Result<Vec<(i64, Attempt)>, StoreError> {
@@ -195,7 +165,7 @@ impl Reads for DiskStore {
             "select place, item, buffer, number, started, took, waited, outcome, code, error, next, doubtful, \
              null as headers, null as body, cut from attempt where true"
         });
-        filter(&mut sql, &query, true);
+        filter(&mut sql, &query, "item", "started");
         if let Some(since) = query.since {
             let next = "select place, started from attempt where place >= ? order by place limit 1";
             let begin = from(&self.readers, since, "select max(place) from attempt", next).await?;
@@ -205,16 +175,8 @@ impl Reads for DiskStore {
             sql.push(" and place < ").push_bind(after);
         }
         sql.push(" order by place desc limit ")
-            .push_bind(i64::from(query.limit));
-        let rows = sql
-            .build()
-            .fetch_all(&self.readers)
-            .await
-            .map_err(|error| away(&error))?;
-        let attempts = rows.iter().map(AttemptRow::from_row);
-        let attempts = attempts.map(|row| row.map(Into::into));
-        attempts
-            .collect::<Result<_, _>>()
-            .map_err(|error| away(&error))
+            .push_bind(query.limit);
+        let rows: Vec<AttemptRow> = sql.build_query_as().fetch_all(&self.readers).await?;
+        Ok(rows.into_iter().map(Into::into).collect())
     }
 }

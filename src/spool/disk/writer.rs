@@ -7,12 +7,12 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::StoreError;
+use super::DiskSettings;
 use super::ballast::{Ballast, Mark};
 use super::batch::{Batch, used};
 use super::bodies::body_path;
 use super::buffer_index::BufferIndex;
 use super::op::{Message, Operation};
-use super::{DiskSettings, away};
 use crate::sync::lock;
 
 /// Highest number of operations in one transaction.
@@ -60,7 +60,7 @@ impl Writer {
     async fn close(&mut self, tell: oneshot::Sender<Result<(), StoreError>>) {
         let checkpoint = sqlx::query("pragma wal_checkpoint(truncate)");
         let folded = checkpoint.execute(&mut self.connection).await;
-        let _ = tell.send(folded.map(drop).map_err(|error| away(&error)));
+        let _ = tell.send(folded.map(drop).map_err(StoreError::from));
     }
 
     async fn commit(&mut self, mut ops: Operations) {
@@ -122,10 +122,10 @@ impl Writer {
         sqlx::query("begin immediate")
             .execute(&mut self.connection)
             .await?;
-        let used = if ops.iter().any(|op| op.is_push()) {
-            used(&mut self.connection).await?
-        } else {
-            0
+        let pushes = ops.iter().any(|op| op.is_push());
+        let used = match pushes {
+            true => used(&mut self.connection).await?,
+            false => 0,
         };
         let mut batch = Batch {
             connection: &mut self.connection,
@@ -143,18 +143,15 @@ impl Writer {
             ..
         } = batch;
         let committed = match outcome {
-            Ok(()) => sqlx::query("commit")
-                .execute(&mut self.connection)
-                .await
-                .map(drop),
+            Ok(()) => sqlx::query("commit").execute(&mut self.connection).await,
             Err(error) => Err(error),
         };
         if let Err(error) = committed {
             let _ = sqlx::query("rollback").execute(&mut self.connection).await;
             return Err(error);
         }
-        if buffer_index.pushed() > self.mark.value() {
-            self.mark.set(buffer_index.pushed());
+        if buffer_index.pushed > self.mark.value {
+            self.mark.set(buffer_index.pushed);
         }
         *lock(&self.buffer_index) = buffer_index;
         for id in files {
@@ -175,16 +172,16 @@ impl Writer {
 
 impl Batch<'_> {
     async fn apply_all(&mut self, ops: &mut Operations) -> Result<(), sqlx::Error> {
-        let before = self.buffer_index.pushed();
+        let before = self.buffer_index.pushed;
         for op in ops {
             op.apply(self).await?;
         }
         self.flush().await?;
-        let pushed = self.buffer_index.pushed();
+        let pushed = self.buffer_index.pushed;
         if pushed > before {
             sqlx::query("insert into meta values ('pushed', ?), ('place', ?) on conflict (key) do update set value = excluded.value")
                 .bind(pushed.cast_signed())
-                .bind(self.buffer_index.place())
+                .bind(self.buffer_index.place)
                 .execute(&mut *self.connection)
                 .await?;
         }

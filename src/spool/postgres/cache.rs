@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::super::{Buffer, Hold, Millis};
+use super::super::{Buffer, Hold, Millis, millis};
 use crate::clock::{Clock, Instant};
 use crate::sync::lock;
 
@@ -75,10 +75,7 @@ impl BufferCache {
     /// Returns the server's time in milliseconds, or this machine's time before the first look.
     pub(super) fn now(&self) -> Millis {
         match self.state().server {
-            Some((then, at)) => {
-                let since = self.clock.now().since(at).as_millis();
-                then.saturating_add(Millis::try_from(since).unwrap_or(Millis::MAX))
-            }
+            Some((then, at)) => then.saturating_add(millis(self.clock.now().since(at))),
             None => self.clock.wall_millis(),
         }
     }
@@ -92,11 +89,8 @@ impl BufferCache {
 
     pub(super) fn buffers(&self) -> Vec<Buffer> {
         let state = self.state();
-        state
-            .buffers
-            .values()
-            .map(|seen| seen.buffer.clone())
-            .collect()
+        let seen = state.buffers.values();
+        seen.map(|seen| seen.buffer.clone()).collect()
     }
 
     pub(super) fn buffer(&self, number: i64) -> Option<Buffer> {
@@ -180,12 +174,10 @@ impl BufferCache {
         // A reading is behind the server by at most the duration of its query. A slow reading is
         // used only if it is later than the cached time, or earlier by more than that duration.
         let drifted = state.server.is_none_or(|(then, at)| {
-            let cache =
-                then.saturating_add(Millis::try_from(now.since(at).as_millis()).unwrap_or(0));
-            let late = Millis::try_from(took.as_millis()).unwrap_or(Millis::MAX);
+            let cache = then.saturating_add(millis(now.since(at)));
             took < Duration::from_millis(20)
                 || look.now > cache
-                || cache > look.now.saturating_add(late)
+                || cache > look.now.saturating_add(millis(took))
         });
         if drifted {
             state.server = Some((look.now, now));

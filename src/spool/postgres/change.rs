@@ -5,14 +5,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow as _, Row as _};
+use tokio::sync::oneshot;
 
-use super::super::rows::BufferRow;
+use super::super::rows::{BufferRow, json};
 use super::super::{
     Buffer, BufferConfig, Changes, Finished, IdempotencyKey, Item, ItemChange, ItemStatus, Millis,
-    NewItem, Purge, Pushed, Reads as _, Redrive, StoreError, crowded,
+    NewItem, Purge, Pushed, Reads as _, Redrive, StoreError, crowded, reserve_room,
 };
+use super::PostgresStore;
+use super::push::WaitingPush;
 use super::read::item_of;
-use super::{PostgresStore, failed};
 
 /// Maximum number of items removed per statement, so that other statements do not wait long.
 const MOST: i32 = 2000;
@@ -20,25 +22,13 @@ const MOST: i32 = 2000;
 /// Time for which a finished item is never removed, in milliseconds.
 const RECENT: Millis = 30_000;
 
-fn unknown(buffer: i64) -> StoreError {
-    StoreError::Unknown(format!("buffer number {buffer}"))
-}
-
-fn json(terms: &BufferConfig) -> String {
-    serde_json::to_string(terms).unwrap_or_default()
-}
-
-fn buffer_of(row: &PgRow) -> Result<Buffer, StoreError> {
-    BufferRow::from_row(row)
-        .and_then(Buffer::try_from)
-        .map_err(|error| failed(&error))
+pub(super) fn buffer_of(row: &PgRow) -> Result<Buffer, StoreError> {
+    Ok(Buffer::try_from(BufferRow::from_row(row)?)?)
 }
 
 fn count_of(rows: &[PgRow]) -> Result<i64, StoreError> {
-    let count = rows.first().map(|row| row.try_get(0)).transpose();
-    count
-        .map(|count| count.unwrap_or(0))
-        .map_err(|error| failed(&error))
+    let count = rows.first().map(|row| row.try_get(0)).transpose()?;
+    Ok(count.unwrap_or(0))
 }
 
 /// Replaces NUL characters, because Postgres text cannot hold them.
@@ -98,12 +88,8 @@ impl Changes for PostgresStore {
             .await?;
         match count_of(&rows)? {
             0 => {}
-            ..0 => return Err(unknown(buffer)),
-            live => {
-                let what =
-                    format!("{live} items are still to be sent; purge them, or add `?force=true`");
-                return Err(StoreError::Conflict(what));
-            }
+            ..0 => return Err(StoreError::no_buffer(buffer)),
+            live => return Err(StoreError::not_empty(live.unsigned_abs())),
         }
         self.look().await?;
         self.clear(buffer).await
@@ -116,7 +102,19 @@ impl Changes for PostgresStore {
         once: Option<IdempotencyKey>,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
-        self.enqueue(buffer, items, once, now).await
+        let gone = || StoreError::Away("the store is closed".to_owned());
+        let room = reserve_room(&self.room, &items).await?;
+        let (tell, told) = oneshot::channel();
+        let waiting = WaitingPush {
+            buffer,
+            items,
+            once,
+            now,
+            tell,
+            _room: room,
+        };
+        self.pushes.send(waiting).await.map_err(|_cause| gone())?;
+        told.await.map_err(|_cause| gone())?
     }
 
     async fn claim(&self, buffer: i64, id: Arc<str>) -> Result<Item, StoreError> {
@@ -142,7 +140,7 @@ impl Changes for PostgresStore {
         let (step, attempt) = (&finished.step, &finished.attempt);
         let (replica, term) = (self.parts.replica, self.term(attempt.buffer)?);
         let response = attempt.response.as_ref();
-        let headers = response.map(|kept| serde_json::to_string(&kept.headers).unwrap_or_default());
+        let headers = response.map(|kept| json(&kept.headers));
         let error = clean(attempt.error.as_deref());
         let paused = step
             .block
@@ -253,7 +251,7 @@ impl Changes for PostgresStore {
         what: Purge,
         before: Option<Millis>,
     ) -> Result<u64, StoreError> {
-        self.cache.buffer(buffer).ok_or_else(|| unknown(buffer))?;
+        self.known(buffer)?;
         let purged = self
             .purge_all(buffer, what.statuses(), before.unwrap_or(Millis::MAX))
             .await?;
@@ -262,20 +260,17 @@ impl Changes for PostgresStore {
     }
 
     async fn redrive(&self, buffer: i64, which: Redrive, now: Millis) -> Result<u64, StoreError> {
-        self.cache.buffer(buffer).ok_or_else(|| unknown(buffer))?;
+        self.known(buffer)?;
         let sql = "select outpace.redrive_v1($1, $2, $3, $4, $5)";
-        let make = || {
-            sqlx::query(sql)
-                .bind(buffer)
-                .bind(&which.ids)
-                .bind(i64::from(which.limit))
-                .bind(which.head)
-                .bind(now)
-        };
+        let statement = sqlx::query(sql)
+            .bind(buffer)
+            .bind(&which.ids)
+            .bind(i64::from(which.limit))
+            .bind(which.head)
+            .bind(now);
         // The statement is not repeated, because a repetition would move further items. The caller
         // gets the error instead.
-        let rows = self.rows_once(make()).await;
-        let moved = count_of(&rows.map_err(|error| failed(&error))?)?.unsigned_abs();
+        let moved = count_of(&self.rows_once(statement).await?)?.unsigned_abs();
         self.look().await?;
         Ok(moved)
     }
@@ -283,8 +278,7 @@ impl Changes for PostgresStore {
     async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
         let removed = "select number from outpace.buffer where removed";
         for row in &self.rows(|| sqlx::query(removed)).await? {
-            let number = row.try_get(0).map_err(|error| failed(&error))?;
-            self.clear(number).await?;
+            self.clear(row.try_get(0)?).await?;
         }
         // Near the size bound, history is removed before its retention time ends.
         let crowded = self.cache.used() > crowded(self.parts.settings.max);
@@ -312,6 +306,11 @@ impl Changes for PostgresStore {
 }
 
 impl PostgresStore {
+    fn known(&self, buffer: i64) -> Result<Buffer, StoreError> {
+        let known = self.cache.buffer(buffer);
+        known.ok_or_else(|| StoreError::no_buffer(buffer))
+    }
+
     async fn edit(
         &self,
         buffer: i64,
@@ -329,7 +328,8 @@ impl PostgresStore {
                 .bind(value.as_deref())
         };
         let rows = self.rows(make).await?;
-        let changed = buffer_of(rows.first().ok_or_else(|| unknown(buffer))?)?;
+        let row = rows.first().ok_or_else(|| StoreError::no_buffer(buffer))?;
+        let changed = buffer_of(row)?;
         self.look().await?;
         Ok(changed)
     }

@@ -19,17 +19,13 @@ use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
-use super::{Buffer, Hold, Millis, Store, StoreError};
+use super::{Buffer, Hold, Millis, Store, StoreError, WAITING_KIB, WAITING_MAX};
 use crate::clock::Clock;
 use crate::db::{Database, DatabaseError, Statement};
 use crate::random::Random;
 use crate::shutdown::Tasks;
 use cache::BufferCache;
 
-/// Maximum number of pushes that wait in the channel for the next batch.
-const WAITING_MAX: usize = 4096;
-/// Maximum size of the items in unanswered pushes, in KiB.
-const WAITING_KIB: u32 = 32 * 1024;
 /// Time limit of one statement, after which it is repeated.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time for which a failed statement is repeated before the caller gets its error.
@@ -151,7 +147,7 @@ impl PostgresStore {
             };
             again = true;
             if !is_passing(&error) || clock.now() >= give_up {
-                return Err(failed(&error));
+                return Err(error.into());
             }
             clock.sleep_until(clock.now() + PAUSE).await;
         }
@@ -184,15 +180,6 @@ fn is_passing(error: &sqlx::Error) -> bool {
     let passing = ["08", "57P", "53300", "40"];
     told.code()
         .is_some_and(|code| passing.iter().any(|class| code.starts_with(class)))
-}
-
-fn failed(error: &sqlx::Error) -> StoreError {
-    let code = error.as_database_error().and_then(|told| told.code());
-    match code.as_deref() {
-        // SQLSTATE 53100, `disk_full`: the server does not report sizes.
-        Some("53100") => StoreError::Full { used: 0, max: 0 },
-        _ => StoreError::Away(error.to_string()),
-    }
 }
 
 #[async_trait]

@@ -4,13 +4,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use sqlx::Row as _;
+use sqlx::FromRow;
 use sqlx::postgres::PgRow;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::super::rows::checksum;
-use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError};
-use super::{PostgresStore, WAITING_KIB, failed};
+use super::super::rows::{checksum, json};
+use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError, total_bytes};
+use super::PostgresStore;
 
 /// Maximum number of pushes in one statement.
 const PUSHES: usize = 1024;
@@ -21,28 +21,17 @@ const BYTES: u64 = 8 << 20;
 const AT_ONCE: usize = 2;
 /// Number of waiting pushes from which a second concurrent statement begins.
 const WORTH_IT: usize = 256;
-/// Estimated size of an item besides its body, in bytes.
-const HEAD: u64 = 512;
 
 /// A push that waits for the next batch.
 #[derive(Debug)]
 pub(super) struct WaitingPush {
-    buffer: i64,
-    items: Vec<NewItem>,
-    once: Option<IdempotencyKey>,
-    now: Millis,
-    tell: oneshot::Sender<Result<Pushed, StoreError>>,
+    pub(super) buffer: i64,
+    pub(super) items: Vec<NewItem>,
+    pub(super) once: Option<IdempotencyKey>,
+    pub(super) now: Millis,
+    pub(super) tell: oneshot::Sender<Result<Pushed, StoreError>>,
     /// Permit for its share of the memory of unanswered pushes.
-    _room: OwnedSemaphorePermit,
-}
-
-impl WaitingPush {
-    fn bytes(&self) -> u64 {
-        self.items
-            .iter()
-            .map(|item| item.body.len() as u64 + HEAD)
-            .sum()
-    }
+    pub(super) _room: OwnedSemaphorePermit,
 }
 
 /// Stores waiting pushes in batches until the store is dropped.
@@ -84,11 +73,9 @@ fn batch(waiting: &mut VecDeque<WaitingPush>) -> Vec<WaitingPush> {
     let mut keys = HashSet::new();
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while let Some(push) = waiting.front() {
-        bytes += push.bytes();
-        let again = push
-            .once
-            .as_ref()
-            .is_some_and(|once| !keys.insert(once.key.clone()));
+        bytes += total_bytes(&push.items);
+        let once = push.once.as_ref();
+        let again = once.is_some_and(|once| !keys.insert(once.key.clone()));
         if again || (bytes > BYTES && !batch.is_empty()) {
             break;
         }
@@ -128,21 +115,21 @@ impl<'a> Columns<'a> {
                 i32::try_from(all.buffers.len()).unwrap_or(i32::MAX)
             });
             all.to.push(to);
-            all.keys.push(push.once.as_ref().map(|once| &*once.key));
-            let print = push.once.as_ref().map(|once| &once.fingerprint[..]);
-            all.prints.push(print);
+            let once = push.once.as_ref();
+            all.keys.push(once.map(|once| &*once.key));
+            all.prints.push(once.map(|once| &once.fingerprint[..]));
             all.nows.push(push.now);
-            all.firsts
-                .push(push.items.first().map_or("", |item| &*item.id));
+            let first = push.items.first();
+            all.firsts.push(first.map_or("", |item| &*item.id));
             for item in &push.items {
-                let request = serde_json::to_string(&item.request).unwrap_or_default();
+                let request = json(&item.request);
+                let crc = checksum(&item.id, &request, &item.body);
+                let size = i64::try_from(item.body.len()).unwrap_or(i64::MAX);
                 all.of.push(number);
                 all.ids.push(&item.id);
-                all.crcs
-                    .push(i64::from(checksum(&item.id, &request, &item.body)));
+                all.crcs.push(i64::from(crc));
                 all.requests.push(request);
-                all.sizes
-                    .push(i64::try_from(item.body.len()).unwrap_or(i64::MAX));
+                all.sizes.push(size);
                 all.bodies.push(&item.body);
                 all.not_befores.push(item.not_before);
                 all.expires.push(item.expires);
@@ -153,43 +140,14 @@ impl<'a> Columns<'a> {
 }
 
 impl PostgresStore {
-    /// Waits for memory, and for the batch that stores the push.
-    pub(super) async fn enqueue(
-        &self,
-        buffer: i64,
-        items: Vec<NewItem>,
-        once: Option<IdempotencyKey>,
-        now: Millis,
-    ) -> Result<Pushed, StoreError> {
-        let gone = || StoreError::Away("the store is closed".to_owned());
-        let size: usize = items.iter().map(|item| item.body.len() + 512).sum();
-        let size = u32::try_from(size / 1024 + 1)
-            .unwrap_or(WAITING_KIB)
-            .min(WAITING_KIB);
-        let room = Arc::clone(&self.room)
-            .acquire_many_owned(size)
-            .await
-            .map_err(|_cause| gone())?;
-        let (tell, told) = oneshot::channel();
-        let waiting = WaitingPush {
-            buffer,
-            items,
-            once,
-            now,
-            tell,
-            _room: room,
-        };
-        self.pushes.send(waiting).await.map_err(|_cause| gone())?;
-        told.await.map_err(|_cause| gone())?
-    }
-
     /// Stores the pushes that fit into the spool and answers every push of the batch.
     async fn keep(&self, batch: Vec<WaitingPush>) {
         let most = self.parts.settings.max / 10 * 9;
         let mut used = self.cache.used();
         let (batch, full): (Vec<_>, Vec<_>) = batch.into_iter().partition(|push| {
-            let fits = used + push.bytes() <= most;
-            used += if fits { push.bytes() } else { 0 };
+            let bytes = total_bytes(&push.items);
+            let fits = used + bytes <= most;
+            used += if fits { bytes } else { 0 };
             fits
         });
         for push in full {
@@ -209,7 +167,7 @@ impl PostgresStore {
                 Err(error) => Err(error.clone()),
             };
             if answer.as_ref().is_ok_and(|pushed| !pushed.replayed) {
-                self.cache.add_used(push.buffer, push.bytes());
+                self.cache.add_used(push.buffer, total_bytes(&push.items));
             }
             // The caller may be gone, but its push is stored nevertheless.
             let _ = push.tell.send(answer);
@@ -219,10 +177,8 @@ impl PostgresStore {
     async fn keep_all(&self, batch: &[WaitingPush]) -> Result<Vec<PgRow>, StoreError> {
         let all = Columns::of(batch);
         // Other replicas are notified unless this one drains all of these buffers.
-        let tell = all
-            .buffers
-            .iter()
-            .any(|buffer| self.cache.hold(*buffer).is_none());
+        let mut buffers = all.buffers.iter();
+        let tell = buffers.any(|buffer| self.cache.hold(*buffer).is_none());
         let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
         self.rows_again(|again| {
             sqlx::query(sql)
@@ -254,19 +210,15 @@ fn answer(
     push: &WaitingPush,
     places: &mut HashMap<i64, i64>,
 ) -> Result<Pushed, StoreError> {
-    let read = || -> Result<(i32, Option<i64>, Option<String>), sqlx::Error> {
-        Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
-    };
-    let (state, first, made) = read().map_err(|error| failed(&error))?;
+    let (state, first, made): (i32, Option<i64>, Option<String>) = FromRow::from_row(row)?;
     match (state, first) {
         (0 | 4, Some(first)) => {
-            let given = i64::try_from(push.items.len()).unwrap_or(0);
             let before = match state {
                 0 => places.entry(push.buffer).or_default(),
                 _ => &mut 0,
             };
             let first = first + *before;
-            *before += given;
+            *before += i64::try_from(push.items.len()).unwrap_or(0);
             let ids = push.items.iter().map(|item| Arc::clone(&item.id));
             Ok(Pushed {
                 items: ids.zip(first..).collect(),
@@ -282,10 +234,7 @@ fn answer(
             let replayed = ours.is_none_or(|((id, _), item)| *id != item.id);
             Ok(Pushed { items, replayed })
         }
-        (2, _) => Err(StoreError::Unknown(format!(
-            "buffer number {}",
-            push.buffer
-        ))),
+        (2, _) => Err(StoreError::no_buffer(push.buffer)),
         (3, _) => Err(StoreError::KeyReused),
         _ => Err(StoreError::Away("a database reply is invalid".to_owned())),
     }

@@ -4,29 +4,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use sqlx::FromRow;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
 use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
-use super::{PostgresStore, failed};
+use super::PostgresStore;
 
 pub(super) fn item_of(row: &PgRow) -> Result<Item, StoreError> {
-    ItemRow::from_row(row)
-        .map(Item::from)
-        .map_err(|error| failed(&error))
+    Ok(ItemRow::from_row(row)?.into())
 }
 
 fn items_of(rows: &[PgRow]) -> Result<Vec<Item>, StoreError> {
     rows.iter().map(item_of).collect()
-}
-
-fn unknown(id: &str) -> StoreError {
-    StoreError::Unknown(format!("item `{id}`"))
-}
-
-fn page(limit: u32) -> i64 {
-    i64::from(limit)
 }
 
 #[async_trait]
@@ -38,12 +28,13 @@ impl Reads for PostgresStore {
         strict: bool,
         limit: u32,
     ) -> Result<Vec<Item>, StoreError> {
+        let limit = i64::from(limit);
         if strict {
             return self.first(buffer, limit).await;
         }
         let due = "select * from outpace.item where buffer = $1 and status < 3 and status < 2 \
                    and not_before <= $2 order by seq limit $3";
-        let make = || sqlx::query(due).bind(buffer).bind(now).bind(page(limit));
+        let make = || sqlx::query(due).bind(buffer).bind(now).bind(limit);
         let found = items_of(&self.rows(make).await?)?;
         if !found.is_empty() {
             return Ok(found);
@@ -54,7 +45,7 @@ impl Reads for PostgresStore {
         let ahead = "select * from outpace.item where buffer = $1 and status < 3 and status < 2 \
                      order by not_before limit least($2, 1)";
         for sql in [soon, ahead] {
-            let make = || sqlx::query(sql).bind(buffer).bind(page(limit));
+            let make = || sqlx::query(sql).bind(buffer).bind(limit);
             let found = items_of(&self.rows(make).await?)?;
             if !found.is_empty() {
                 return Ok(found);
@@ -71,18 +62,15 @@ impl Reads for PostgresStore {
     async fn item(&self, id: Arc<str>) -> Result<Item, StoreError> {
         let sql = "select * from outpace.item where id = $1";
         let rows = self.rows(|| sqlx::query(sql).bind(&*id)).await?;
-        item_of(rows.first().ok_or_else(|| unknown(&id))?)
+        item_of(rows.first().ok_or_else(|| StoreError::no_item(&id))?)
     }
 
     async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError> {
         let sql = "select i.request, i.crc, b.body from outpace.item i \
                    left join outpace.body b using (place) where i.id = $1";
         let rows = self.rows(|| sqlx::query(sql).bind(&*id)).await?;
-        let row = rows.first().ok_or_else(|| unknown(&id))?;
-        let read = || -> Result<(String, i64, Option<Vec<u8>>), sqlx::Error> {
-            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
-        };
-        let (request, crc, body) = read().map_err(|error| failed(&error))?;
+        let row = rows.first().ok_or_else(|| StoreError::no_item(&id))?;
+        let (request, crc, body): (String, i64, Option<Vec<u8>>) = FromRow::from_row(row)?;
         let body = body.map(Bytes::from);
         let whole = body.filter(|body| i64::from(checksum(&id, &request, body)) == crc);
         whole.ok_or_else(|| StoreError::Damaged(format!("item `{id}`")))
@@ -92,8 +80,7 @@ impl Reads for PostgresStore {
         let sql = "select status, count(*) from outpace.item where buffer = $1 group by status";
         let mut counts = Counts::default();
         for row in &self.rows(|| sqlx::query(sql).bind(buffer)).await? {
-            let read = || Ok((row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?));
-            let (status, count) = read().map_err(|error: sqlx::Error| failed(&error))?;
+            let (status, count): (i64, i64) = FromRow::from_row(row)?;
             let place = usize::try_from(status).ok();
             if let Some(cache) = place.and_then(|at| counts.get_mut(at)) {
                 *cache = count.unsigned_abs();
@@ -120,7 +107,7 @@ impl Reads for PostgresStore {
                 .bind(query.status.map(|status| status as i64))
                 .bind(query.since)
                 .bind(query.after)
-                .bind(page(query.limit))
+                .bind(i64::from(query.limit))
         };
         items_of(&self.rows(make).await?)
     }
@@ -145,14 +132,12 @@ impl Reads for PostgresStore {
                 .bind(query.outcome.as_deref())
                 .bind(query.since)
                 .bind(query.after)
-                .bind(page(query.limit))
+                .bind(i64::from(query.limit))
                 .bind(query.responses)
         };
         let rows = self.rows(make).await?;
-        let read = rows.iter().map(AttemptRow::from_row);
-        let read = read.map(|row| row.map(Into::into));
-        read.collect::<Result<_, _>>()
-            .map_err(|error| failed(&error))
+        let read = rows.iter().map(|row| Ok(AttemptRow::from_row(row)?.into()));
+        read.collect()
     }
 }
 
@@ -160,11 +145,11 @@ impl PostgresStore {
     /// Returns the first live items, starting the scan at the place of the last result. Finished
     /// items leave entries in the index until a vacuum, and a scan from the start would read them
     /// all.
-    async fn first(&self, buffer: i64, limit: u32) -> Result<Vec<Item>, StoreError> {
+    async fn first(&self, buffer: i64, limit: i64) -> Result<Vec<Item>, StoreError> {
         let sql = "select * from outpace.item where buffer = $1 and status < 3 and seq >= $2 \
                    order by seq limit $3";
         let (edition, from) = self.cache.done_below(buffer);
-        let make = || sqlx::query(sql).bind(buffer).bind(from).bind(page(limit));
+        let make = || sqlx::query(sql).bind(buffer).bind(from).bind(limit);
         let found = items_of(&self.rows(make).await?)?;
         if let Some(first) = found.first() {
             self.cache.set_done_below(buffer, edition, first.seq);

@@ -5,13 +5,13 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::PgListener;
-use sqlx::{FromRow as _, Row as _};
 
-use super::super::rows::BufferRow;
-use super::super::{Buffer, StoreError};
+use super::super::{Buffer, StoreError, millis};
+use super::PostgresStore;
 use super::cache::{Look, LookRow};
-use super::{PostgresStore, failed};
+use super::change::buffer_of;
 
 /// Longest interval between two looks at the database without a notification.
 const EVERY: Duration = Duration::from_millis(250);
@@ -55,12 +55,9 @@ impl PostgresStore {
         let free = self.look().await?;
         if !free.is_empty() && !self.closed.load(Ordering::Acquire) {
             let replica = self.parts.replica;
-            self.rows(|| {
-                sqlx::query("select outpace.take_v1($1, $2)::text")
-                    .bind(replica)
-                    .bind(&free)
-            })
-            .await?;
+            let sql = "select outpace.take_v1($1, $2)::text";
+            self.rows(|| sqlx::query(sql).bind(replica).bind(&free))
+                .await?;
             self.look().await?;
         }
         Ok(())
@@ -68,7 +65,7 @@ impl PostgresStore {
 
     async fn stay(&self) -> Result<(), StoreError> {
         let (clock, lease) = (&self.parts.clock, self.parts.settings.lease);
-        let ttl = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
+        let ttl = millis(lease);
         // This replica stops at four fifths of the lease. Its deliveries need time to end before
         // another replica may begin.
         let ours = lease.mul_f64(0.8);
@@ -101,11 +98,8 @@ impl PostgresStore {
         let rows = self
             .rows(|| sqlx::query(sql).bind(replica).bind(ttl))
             .await?;
-        let first = rows.first().map(|row| row.try_get(0));
-        first
-            .transpose()
-            .map(|alive| alive.unwrap_or(false))
-            .map_err(|error| failed(&error))
+        let alive = rows.first().map(|row| row.try_get(0)).transpose()?;
+        Ok(alive.unwrap_or(false))
     }
 
     /// Reads all buffers and their leases into the cache. Returns the numbers of buffers without a
@@ -125,25 +119,20 @@ impl PostgresStore {
         let mut look = Look::default();
         let mut free = Vec::new();
         for row in &rows {
-            let read = || {
-                look.now = row.try_get(0)?;
-                let Some(number) = row.try_get::<Option<i64>, _>(1)? else {
-                    return Ok(());
-                };
-                if !row.try_get::<bool, _>(6)? {
-                    free.push(number);
-                }
-                look.rows.push(LookRow {
-                    number,
-                    version: row.try_get(2)?,
-                    edition: row.try_get(3)?,
-                    bytes: row.try_get(4)?,
-                    term: row.try_get(5)?,
-                });
-                Ok::<_, sqlx::Error>(())
+            look.now = row.try_get(0)?;
+            let Some(number) = row.try_get::<Option<i64>, _>(1)? else {
+                continue;
             };
-            let mut read = read;
-            read().map_err(|error| failed(&error))?;
+            if !row.try_get::<bool, _>(6)? {
+                free.push(number);
+            }
+            look.rows.push(LookRow {
+                number,
+                version: row.try_get(2)?,
+                edition: row.try_get(3)?,
+                bytes: row.try_get(4)?,
+                term: row.try_get(5)?,
+            });
         }
         look.fresh = self.fresh(&look.rows).await?;
         self.cache.take_in(look, took);
@@ -152,20 +141,15 @@ impl PostgresStore {
 
     /// Reads the buffers with an edition that the cache does not have yet.
     async fn fresh(&self, rows: &[LookRow]) -> Result<Vec<Buffer>, StoreError> {
-        let news = rows
-            .iter()
-            .filter(|row| self.cache.edition(row.number) != Some(row.edition));
-        let news: Vec<i64> = news.map(|row| row.number).collect();
+        let is_new = |row: &&LookRow| self.cache.edition(row.number) != Some(row.edition);
+        let news = rows.iter().filter(is_new).map(|row| row.number);
+        let news: Vec<i64> = news.collect();
         if news.is_empty() {
             return Ok(Vec::new());
         }
         let sql = "select number, id, name, terms, paused, created from outpace.buffer where number = any ($1)";
         let rows = self.rows(|| sqlx::query(sql).bind(&news)).await?;
-        let read = rows
-            .iter()
-            .map(|row| BufferRow::from_row(row).and_then(Buffer::try_from));
-        read.collect::<Result<_, _>>()
-            .map_err(|error| failed(&error))
+        rows.iter().map(buffer_of).collect()
     }
 
     /// Waits for a notification of another replica. A pooler in transaction mode passes none on,
