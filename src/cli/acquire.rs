@@ -24,7 +24,7 @@ pub(super) struct AcquireArgs {
     /// Lane in which to wait (default: the target's first lane without `match`)
     #[arg(long)]
     lane: Option<String>,
-    /// Cost of the command, for limits that have a `cost` (default: `default` of that `cost`)
+    /// Cost of the command, for limits with a `cost` (else: the `default` of that limit)
     #[arg(long)]
     cost: Option<u32>,
     /// Longest time to wait, such as "30s" (default and maximum: `max_wait` of the target)

@@ -46,7 +46,7 @@ enum BuffersCommand {
     Purge {
         /// Name or id of the buffer
         buffer: String,
-        /// State of the items to remove: queued (with waiting items), dead, or history (delivered,
+        /// State of the items to remove: queued (queued and waiting), dead, or history (delivered,
         /// dead, cancelled and expired items)
         #[arg(long)]
         state: String,

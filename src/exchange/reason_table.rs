@@ -55,7 +55,7 @@ reasons! {
         "Use another method. `GET /v1/openapi.json` lists the methods of the API.";
     LoopDetected, "loop-detected", LOOP_DETECTED, "proxy_loop_detected", Refused, Warn:
         "The request leads back to outpace itself.",
-        "outpace's address must not be in the host's DNS entry, `routes`, `egress.resolve` or the upstream proxy.";
+        "Remove outpace's own address from the host's DNS entry, `routes` and `egress.resolve`, and do not use it as the upstream proxy.";
     ClientUnknown, "client-unknown", PROXY_AUTHENTICATION_REQUIRED, "http_request_denied", Refused, Debug:
         "The request to the proxy has no valid client name and token.",
         "Use the proxy URL `http://NAME:TOKEN@HOST:PORT` with a client from `clients`.";

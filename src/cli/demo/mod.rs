@@ -24,8 +24,8 @@ pub(super) struct DemoArgs {
         requires = "origin"
     )]
     listen: SocketAddr,
-    /// Rate that the origin allows in any window of its period, such as 5 requests in any second
-    /// for "5/1s" (only with --origin)
+    /// Rate that the origin allows: "5/1s" means at most 5 requests in any second (only with
+    /// --origin)
     #[arg(long, default_value = "5/1s", value_name = "RATE", requires = "origin")]
     rate: Rate,
 }
