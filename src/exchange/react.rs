@@ -194,7 +194,11 @@ mod tests {
         let retry = Retry::default();
         for status in (100..600).filter_map(|status| StatusCode::from_u16(status).ok()) {
             let attempted = Attempted::Answered(status, Some(Duration::from_secs(1)));
-            let decision = decide(attempted, &situation(&retry));
+            let situation = Situation {
+                draw: 0.5,
+                ..situation(&retry)
+            };
+            let decision = decide(attempted, &situation);
             let nothing = decision.block.is_none() && decision.then == Then::Deliver;
             assert!(!attempted.is_final() || nothing, "{status}");
             // Only a status that may ask for a pause causes a block.
@@ -290,7 +294,12 @@ mod tests {
     fn an_absurd_retry_after_is_clamped() {
         let retry = Retry::default();
         let attempted = Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, Some(Duration::MAX));
-        let decision = decide(attempted, &situation(&retry));
+        let situation = Situation {
+            deadline: NOW,
+            draw: 0.0,
+            ..situation(&retry)
+        };
+        let decision = decide(attempted, &situation);
         assert_eq!(decision.block, Some(NOW + BLOCK_MAX));
     }
 }
