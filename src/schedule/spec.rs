@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Spec {
-    /// A token bucket by GCRA, as in [`TokenBucket`].
+    /// A token bucket by GCRA, as in [`TokenBucket`](super::TokenBucket).
     Token {
         /// Time per unit, in nanoseconds.
         #[serde(rename = "interval_ns")]
@@ -18,7 +18,7 @@ pub enum Spec {
         #[serde(rename = "period_ns")]
         period: i64,
     },
-    /// A sliding window with an exact log, as in [`SlidingWindow`].
+    /// A sliding window with an exact log, as in [`SlidingWindow`](super::SlidingWindow).
     Sliding {
         /// Number of units per window.
         n: i64,
@@ -26,7 +26,7 @@ pub enum Spec {
         #[serde(rename = "period_ns")]
         window: i64,
     },
-    /// A counter per calendar window, as in [`FixedWindow`].
+    /// A counter per calendar window, as in [`FixedWindow`](super::FixedWindow).
     Fixed {
         /// Number of units per window.
         n: i64,
