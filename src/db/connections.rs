@@ -1,10 +1,11 @@
-//! Connections for calls: one ready connection is held outside the pool, and the pool owns the
+//! Connections for calls: a few ready connections are kept outside the pool, and the pool owns the
 //! rest.
 //!
-//! The pool pings each returned connection and opens another one for a call that arrives meanwhile.
-//! Without the held connection, calls in quick succession would each pay for a second round trip or
-//! for a new connection.
+//! The pool pings each connection before its use and after its return, and opens another one for a
+//! call that arrives meanwhile. Without the kept connections, a call would often take a second round
+//! trip, or the five of a new connection.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
@@ -23,6 +24,8 @@ use tokio::time::timeout;
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time after which an idle connection is closed, because a middlebox may drop it silently.
 const IDLE: Duration = Duration::from_secs(60);
+/// Maximum number of kept connections: one for a booking, and one for a heartbeat at the same time.
+const KEPT_MAX: usize = 2;
 
 /// Database connections of one part of the program, such as the ledger or the spool.
 pub(super) struct Connections {
@@ -30,7 +33,9 @@ pub(super) struct Connections {
     settings: PgPoolOptions,
     /// Pool, created at the first call because `begin_with` needs the schema to exist.
     pool: OnceLock<PgPool>,
-    kept: Mutex<Option<PoolConnection<Postgres>>>,
+    /// Ready connections. The one that waited longest is used next, so that none waits for long and
+    /// is dropped by a middlebox.
+    kept: Mutex<VecDeque<PoolConnection<Postgres>>>,
     /// Permits for concurrent calls, one fewer than connections because one connection listens.
     room: Semaphore,
 }
@@ -44,7 +49,7 @@ impl Connections {
         begin_with: Option<&'static str>,
     ) -> Self {
         let settings = PgPoolOptions::new()
-            .min_connections(most.min(2))
+            .min_connections(most.min(KEPT_MAX as u32 + 1))
             .max_connections(most)
             .acquire_timeout(CONNECT_TIMEOUT)
             .idle_timeout(IDLE)
@@ -65,7 +70,7 @@ impl Connections {
             options,
             settings,
             pool: OnceLock::new(),
-            kept: Mutex::new(None),
+            kept: Mutex::default(),
             room: Semaphore::new(most.saturating_sub(1).max(1) as usize),
         }
     }
@@ -77,19 +82,25 @@ impl Connections {
         })
     }
 
-    fn keep(
-        &self,
-        connection: Option<PoolConnection<Postgres>>,
-    ) -> Option<PoolConnection<Postgres>> {
+    /// Keeps a sound connection for the next call. One more than [`KEPT_MAX`] returns to the pool.
+    fn keep(&self, connection: PoolConnection<Postgres>) {
         let mut kept = lock(&self.kept);
-        std::mem::replace(&mut kept, connection)
+        if kept.len() < KEPT_MAX {
+            kept.push_back(connection);
+        }
+    }
+
+    /// Returns all kept connections to the pool, which pings each one before its next use.
+    fn distrust(&self) {
+        lock(&self.kept).clear();
     }
 
     async fn take(&self) -> Result<(SemaphorePermit<'_>, PoolConnection<Postgres>), sqlx::Error> {
         let taking = async {
             let room = self.room.acquire().await;
             let room = room.map_err(|_closed| sqlx::Error::PoolClosed)?;
-            let connection = match self.keep(None) {
+            let kept = lock(&self.kept).pop_front();
+            let connection = match kept {
                 Some(connection) => connection,
                 None => self.pool().acquire().await?,
             };
@@ -111,10 +122,11 @@ impl Connections {
         let asked = used.ask(|connection| connection.fetch_all(statement));
         let asked = timeout(within, asked).await;
         let asked = asked.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        if is_sound(&asked) {
-            // A connection that another call has put here meanwhile is dropped, which returns it to
-            // the pool.
-            let _ = self.keep(used.0.take());
+        if !is_sound(&asked) {
+            // The same cause may have ended the other connections.
+            self.distrust();
+        } else if let Some(connection) = used.0.take() {
+            self.keep(connection);
         }
         asked
     }
