@@ -113,6 +113,9 @@ pub const LEAVES: u64 = 4096;
 /// Clients that are remembered because they rejected outpace's certificate, so that each causes one
 /// warning only.
 pub const TRUST_COMPLAINTS: u64 = 1024;
+/// Time for which a TCP peer may acknowledge no bytes, or take none, before its connection is
+/// closed. A silent connection is probed after a minute.
+pub const PEER_SILENT: Duration = Duration::from_secs(75);
 /// Client connections that may be open at the same time.
 pub const CONNECTIONS: usize = 50_000;
 /// Bytes of log lines that may wait for a slow log reader. Further lines are dropped and counted.

@@ -4,7 +4,7 @@
 //! lower floors, and `tests/tidy.rs` checks this rule.
 //!
 //! - floor 0: [`clock`], [`random`], [`shutdown`], [`sync`] (locks that ignore poisoning),
-//!   [`bounds`], [`units`], [`telemetry`].
+//!   [`sockets`] (options of TCP sockets), [`bounds`], [`units`], [`telemetry`].
 //! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
 //!   [`schedule`] (the instants at which requests may leave). All three are pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
@@ -21,6 +21,7 @@ pub mod bounds;
 pub mod clock;
 pub mod random;
 pub mod shutdown;
+pub mod sockets;
 pub mod sync;
 pub mod telemetry;
 pub mod units;

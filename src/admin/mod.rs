@@ -27,11 +27,13 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch};
+use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 
 use crate::exchange::Exchange;
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Secret};
+use crate::sockets;
 use crate::telemetry::Metrics;
 
 /// State that the admin routes share.
@@ -61,6 +63,8 @@ impl Admin {
     /// # Errors
     /// Returns the error of the operating system if the listener fails.
     pub async fn run(self, listener: TcpListener) -> std::io::Result<()> {
+        // A failure means that the connection has ended already.
+        let listener = listener.tap_io(|stream| drop(sockets::keep_alive(stream)));
         axum::serve(listener, self.router()).await
     }
 

@@ -12,6 +12,7 @@ use super::connection::{ClientConnection, Inbound};
 use super::slot::ConnectionSlot;
 use crate::bounds::ACCEPT_BACKLOG;
 use crate::exchange::ClientIdentity;
+use crate::sockets;
 
 /// Bound port of the proxy or of a route.
 #[derive(Debug)]
@@ -72,9 +73,10 @@ impl Listener {
                 client: ClientIdentity::at(peer.ip().to_canonical()),
                 slot: ConnectionSlot::new(permit, server.metrics.clone()),
             });
-            // Without `TCP_NODELAY` small responses wait for acknowledgements. A failure is
-            // harmless.
+            // Without `TCP_NODELAY` small responses wait for acknowledgements. Both calls fail only
+            // if the connection has ended already.
             let _ = stream.set_nodelay(true);
+            let _ = sockets::keep_alive(&stream);
             server.tasks.spawn(connection.serve(stream, None));
         }
     }

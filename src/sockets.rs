@@ -1,0 +1,56 @@
+//! Options of TCP sockets that find peers which have vanished without closing their connection.
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use crate::bounds::PEER_SILENT;
+
+/// Time without a byte after which the system probes the peer for the first time.
+const IDLE: Duration = Duration::from_secs(60);
+/// Time between two probes of a peer that does not answer them.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// Number of unanswered probes after which the system closes the connection.
+const PROBES: u32 = 4;
+
+/// Turns TCP keep-alive on, so that a peer that has vanished does not hold a connection forever.
+/// On Linux the connection also ends if the peer takes no bytes for [`PEER_SILENT`].
+///
+/// # Errors
+/// Returns the error of the operating system, for example if the socket is closed already.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    let probing = TcpKeepalive::new()
+        .with_time(IDLE)
+        .with_interval(INTERVAL)
+        .with_retries(PROBES);
+    socket.set_tcp_keepalive(&probing)?;
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    socket.set_tcp_user_timeout(Some(PEER_SILENT))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn p14_a_watched_socket_probes_its_peer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (dialled, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        for stream in [&dialled.unwrap(), &accepted.unwrap().0] {
+            keep_alive(stream).unwrap();
+            let socket = SockRef::from(stream);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), IDLE);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), INTERVAL);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
+            #[cfg(target_os = "linux")]
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(PEER_SILENT));
+        }
+    }
+}
