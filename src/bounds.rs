@@ -87,6 +87,15 @@ pub const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
 pub const ORIGIN_IDLE: Duration = Duration::from_secs(75);
 /// Idle HTTP/1.1 connections that are kept open for each origin.
 pub const ORIGIN_IDLE_MAX: usize = 512;
+/// Age up to which a connection to an origin takes requests, so that a change of its addresses is
+/// followed. The age of each connection is up to a quarter shorter.
+pub const ORIGIN_AGE: Duration = Duration::from_secs(120);
+/// Connections to one origin that are opened at the same time. Only one is opened at a time until
+/// its protocol is known, and over HTTP/2.
+pub const ORIGIN_DIALS: usize = 32;
+/// HTTP/2 connections to one origin. A further one is opened only if all streams of the others are
+/// in use.
+pub const H2_ORIGIN_CONNECTIONS: usize = 32;
 /// Time after which a tunnel without a byte in either direction is closed.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(15 * 60);
 /// Bytes of the buffer for each direction of a tunnel.
@@ -103,10 +112,6 @@ pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one uncompressed HTTP/2 header list (RFC 9113 section 6.5.2).
 pub const H2_HEADER_LIST: u32 = 64 * 1024;
-
-/// Interval between HTTP/2 keep-alive pings to an origin while a request waits on the connection,
-/// and time for each reply.
-pub const H2_PING: Duration = Duration::from_secs(20);
 
 /// Certificates for intercepted hosts that are cached in memory.
 pub const LEAVES: u64 = 4096;

@@ -16,8 +16,8 @@ use super::value::{DurationText, FromText, Listen, Text};
 use super::{Config, Loaded, Settings};
 use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
-use crate::origin::{ParentProxy, load_pem_file};
-use crate::policy::{ApiScope, Client, Egress, Policy, Secret};
+use crate::origin::{ParentProxy, load_identity, load_pem_file};
+use crate::policy::{ApiScope, Client, ClientCertificate, Egress, Policy, Secret};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
 
 /// Adds a violation: the collector, the key and the message. Key and message are format strings.
@@ -367,7 +367,30 @@ fn egress(p: &mut Violations, written: &mut schema::EgressSection) -> Egress {
     Egress {
         allow: written.allow.drain(..).map(|allow| allow.0).collect(),
         resolve,
+        client_certs: client_certs(p, &mut written.client_certs),
     }
+}
+
+fn client_certs(
+    p: &mut Violations,
+    written: &mut Vec<schema::ClientCertSection>,
+) -> Vec<ClientCertificate> {
+    let mut certs = Vec::new();
+    for (index, entry) in written.drain(..).enumerate() {
+        let key = format!("egress.client_certs[{index}]");
+        if entry.hosts.is_empty() {
+            report!(p, "{key}.hosts" =>
+                "no host gets this certificate; list at least one, such as \"api.example.com\"");
+        }
+        match load_identity(Path::new(&entry.cert.0), Path::new(&entry.key.0)) {
+            Ok(identity) => certs.push(ClientCertificate {
+                hosts: entry.hosts.into_iter().map(|host| host.0).collect(),
+                identity: Arc::new(identity),
+            }),
+            Err(problem) => report!(p, "{key}" => "{problem}"),
+        }
+    }
+    certs
 }
 
 fn keep(written: &schema::BodiesSection, data_dir: &Path) -> BodySettings {

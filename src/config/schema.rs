@@ -110,6 +110,15 @@ pub(super) struct EgressSection {
     pub(super) roots: Vec<Text>,
     pub(super) resolve: BTreeMap<String, Text>,
     pub(super) upstream_proxy: Option<Text>,
+    pub(super) client_certs: Vec<ClientCertSection>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientCertSection {
+    pub(super) hosts: Vec<FromText<HostPattern>>,
+    pub(super) cert: Text,
+    pub(super) key: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]

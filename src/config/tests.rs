@@ -134,7 +134,11 @@ fn every_optional_section_of_the_example_is_sound() {
             "  - { name: reports, token_file: /run/secrets/reports-token, scopes: [push, read] }\n",
             "",
         )
-        .replace("  roots: [/etc/ssl/private-ca.pem]\n", "");
+        .replace("  roots: [/etc/ssl/private-ca.pem]\n", "")
+        .replace(
+            "  client_certs: [{ hosts: [\"api.bank.example\"], cert: /etc/ssl/us.pem, key: /etc/ssl/us.key }]\n",
+            "",
+        );
     let loaded = parse(Path::new("example"), &text, &example_environment, 0);
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
     let policy = &loaded.config.policy;

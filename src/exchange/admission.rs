@@ -13,6 +13,7 @@ use super::error::Error;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::record::Record;
+use crate::bounds::CONNECT_TIMEOUT;
 use crate::clock::{Clock, Instant};
 use crate::origin::{self, Lease, Pool};
 use crate::pace::{
@@ -30,13 +31,13 @@ pub(super) trait ConnectionSource {
         None
     }
 
-    /// Opens a connection to the origin, or fails with the error of the dial.
-    fn dial(&self) -> impl Future<Output = Result<Self::Connection, origin::OriginError>>;
+    /// Waits for a connection that can send, which may be a new one. Fails with the error of the
+    /// dial.
+    fn acquire(&self) -> impl Future<Output = Result<Self::Connection, origin::OriginError>>;
 
-    /// Completes when an idle connection may have become available since the last call of
-    /// [`Self::idle`].
-    fn returned(&self) -> impl Future<Output = ()> {
-        std::future::pending()
+    /// Returns true if all connections are in use and no further one may be opened.
+    fn is_full(&self) -> bool {
+        false
     }
 
     /// Returns true if a connection that was held during the wait can still send.
@@ -48,21 +49,25 @@ pub(super) trait ConnectionSource {
 /// Pool connections for one exchange.
 pub(super) struct Pooled<'a> {
     pool: &'a Pool<Outgoing>,
+    clock: &'a Clock,
     plan: &'a Plan<'a>,
 }
 
 impl<'a> Pooled<'a> {
     pub(super) const fn new(exchange: &'a Exchange, plan: &'a Plan<'a>) -> Self {
-        let pool = &exchange.pool;
-        Self { pool, plan }
+        let (pool, clock) = (&exchange.pool, &exchange.clock);
+        Self { pool, clock, plan }
     }
 
-    /// Returns an idle or newly dialled connection for a request that does not wait for a turn.
-    /// Fails with [`AttemptError::Unconnected`] if the dial fails.
+    /// Returns an idle or new connection for a request that does not wait for a turn. Fails with
+    /// [`AttemptError::Unconnected`] if there is none.
     pub(super) async fn connection(&self) -> Result<Lease<Outgoing>, AttemptError> {
         match self.idle() {
             Some(connection) => Ok(connection),
-            None => self.dial().await.map_err(AttemptError::Unconnected),
+            None => {
+                let deadline = self.clock.now() + self.plan.max_wait.max(CONNECT_TIMEOUT);
+                acquire_by(self, self.clock, deadline).await
+            }
         }
     }
 }
@@ -74,18 +79,18 @@ impl ConnectionSource for Pooled<'_> {
         self.pool.idle(&self.plan.destination)
     }
 
-    fn dial(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::OriginError>> {
+    fn acquire(&self) -> impl Future<Output = Result<Lease<Outgoing>, origin::OriginError>> {
         let Plan {
             destination,
             arrival,
             ..
         } = self.plan;
-        // Boxed because dialling is rare and its state would enlarge every request's future.
-        Box::pin(self.pool.connect(destination, &arrival.policy.egress))
+        // Boxed because this is rare and its state would enlarge every request's future.
+        Box::pin(self.pool.acquire(destination, &arrival.policy))
     }
 
-    fn returned(&self) -> impl Future<Output = ()> {
-        self.pool.returned(&self.plan.destination)
+    fn is_full(&self) -> bool {
+        self.pool.is_full(&self.plan.destination)
     }
 
     fn is_fresh(connection: &mut Lease<Outgoing>) -> bool {
@@ -119,15 +124,17 @@ pub(super) enum AttemptError {
     Unconnected(origin::OriginError),
     /// The client's request body broke, so the client is gone.
     ClientGone,
-    /// The connection broke, or no response came, after the request was sent.
-    Broken(Error),
+    /// The request was sent and got no readable response. The error says if it was processed.
+    Failed(origin::OriginError),
+    /// No response head arrived in time after the request was sent.
+    Late(Error),
 }
 
 impl From<AttemptError> for Error {
     fn from(error: AttemptError) -> Self {
         match error {
-            AttemptError::Refused(error) | AttemptError::Broken(error) => error,
-            AttemptError::Unconnected(error) => error.into(),
+            AttemptError::Refused(error) | AttemptError::Late(error) => error,
+            AttemptError::Unconnected(error) | AttemptError::Failed(error) => error.into(),
             AttemptError::ClientGone => Self::new(
                 Reason::MalformedRequest,
                 "the request's body ended too early",
@@ -146,7 +153,7 @@ impl ConnectionSource for NoConnections {
         Some(())
     }
 
-    async fn dial(&self) -> Result<(), origin::OriginError> {
+    async fn acquire(&self) -> Result<(), origin::OriginError> {
         Ok(())
     }
 }
@@ -221,9 +228,9 @@ impl AdmissionContext<'_> {
             let connection = match connection {
                 Some(connection) => connection,
                 // A slow dial can make the turn void, which `leave` detects below.
-                None => match connections.dial().await {
+                None => match acquire_by(connections, self.clock, ticket.deadline).await {
                     Ok(connection) => connection,
-                    Err(error) => break Err(AttemptError::Unconnected(error)),
+                    Err(error) => break Err(error),
                 },
             };
             // A turn is void after a pause of the process, a slow dial or a new block. The request
@@ -308,15 +315,14 @@ impl AdmissionContext<'_> {
                 None => std::future::pending().await,
             }
         });
-        let mut dialling = pin!(None);
+        let mut acquiring = pin!(None);
         loop {
-            if called && connection.is_none() {
+            if called && connection.is_none() && acquiring.is_none() {
                 connection = connections.idle();
                 if connection.is_some() {
-                    dialling.set(None);
                     waiter.ready();
-                } else if dialling.is_none() {
-                    dialling.set(Some(connections.dial()));
+                } else {
+                    acquiring.set(Some(acquire_by(connections, self.clock, ticket.deadline)));
                 }
             }
             tokio::select! {
@@ -328,18 +334,15 @@ impl AdmissionContext<'_> {
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
                         // Only waiters with a ready connection get a turn. Without a connection the
-                        // slot is returned and a dial begins.
+                        // slot is returned and the waiter looks for one.
                         None => called = true,
                     },
                 },
-                dialled = poll_some(dialling.as_mut()), if dialling.is_some() => {
-                    dialling.set(None);
-                    connection = Some(dialled.map_err(AttemptError::Unconnected)?);
+                acquired = poll_some(acquiring.as_mut()), if acquiring.is_some() => {
+                    acquiring.set(None);
+                    connection = Some(acquired?);
                     waiter.ready();
                 }
-                // Another request returned its connection before this dial ended. The loop takes
-                // that connection, because an origin may be slow to accept.
-                () = connections.returned(), if dialling.is_some() => {}
                 _gone = &mut ahead => return Err(AttemptError::ClientGone),
             }
         }
@@ -385,6 +388,30 @@ impl AdmissionContext<'_> {
     }
 }
 
+/// Waits for a connection. At the deadline the wait ends if all connections are in use, because it
+/// has no known end then. A dial in progress may take longer than the deadline.
+async fn acquire_by<S: ConnectionSource>(
+    connections: &S,
+    clock: &Clock,
+    deadline: Instant,
+) -> Result<S::Connection, AttemptError> {
+    let mut acquiring = pin!(connections.acquire());
+    let mut until = deadline;
+    loop {
+        tokio::select! {
+            acquired = acquiring.as_mut() => return acquired.map_err(AttemptError::Unconnected),
+            () = clock.sleep_until(until) => {}
+        }
+        if connections.is_full() {
+            return Err(AttemptError::Unconnected(origin::OriginError::Busy));
+        }
+        until = clock.now() + BUSY_CHECK;
+    }
+}
+
+/// Interval at which a request that is past its deadline looks if a dial still goes on.
+const BUSY_CHECK: Duration = Duration::from_millis(25);
+
 fn still_fresh<S: ConnectionSource>(mut connection: S::Connection) -> Option<S::Connection> {
     S::is_fresh(&mut connection).then_some(connection)
 }
@@ -415,84 +442,5 @@ impl WaitingGauge {
 impl Drop for WaitingGauge {
     fn drop(&mut self) {
         self.0.waiting(-1);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::cell::Cell;
-    use std::sync::Arc;
-
-    use tokio::sync::Notify;
-
-    use crate::exchange::{ClientIdentity, Ingress, Recorder};
-    use crate::ledger::MemoryLedger;
-    use crate::policy::{Algorithm, Bound, Limit, Target};
-    use crate::shutdown::Tasks;
-    use crate::telemetry::Metrics;
-
-    /// Origin that no longer accepts connections, with one connection that another request is
-    /// using.
-    #[derive(Default)]
-    struct SlowToAccept {
-        idle: Cell<Option<u8>>,
-        returned: Notify,
-        dialled: Cell<bool>,
-    }
-
-    impl ConnectionSource for SlowToAccept {
-        type Connection = u8;
-
-        fn idle(&self) -> Option<u8> {
-            self.idle.take()
-        }
-
-        async fn dial(&self) -> Result<u8, origin::OriginError> {
-            self.dialled.set(true);
-            std::future::pending().await
-        }
-
-        async fn returned(&self) {
-            self.returned.notified().await;
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_dials_in_vain_takes_a_connection_that_comes_back() {
-        let (clock, metrics) = (Clock::anchored(0), Metrics::new());
-        let bound = Bound::Rate {
-            rate: "10/1s".parse().unwrap(),
-            algorithm: Algorithm::TokenBucket { burst: Some(1) },
-        };
-        let target = Arc::new(Target::named("t", vec![Limit::new("l", bound)]));
-        let ledger = Arc::new(MemoryLedger::new(clock.clone()));
-        let pacer = Pacer::new(ledger, clock.clone(), Tasks::new(), metrics.clone());
-        let recorder = Arc::new(Recorder::new(clock.clone(), 1, Vec::new()));
-        let mut record = recorder.begin(Ingress::Plain, &ClientIdentity::ourselves());
-        let ticket = Ticket {
-            scope: target.scope_of_tunnel(None),
-            target: Arc::clone(&target),
-            arrived: clock.now(),
-            deadline: clock.now() + Duration::from_secs(5),
-        };
-        let context = AdmissionContext {
-            pacer: &pacer,
-            clock: &clock,
-            metrics: &metrics.target(&target.name),
-            body: None,
-        };
-        let connections = SlowToAccept::default();
-        let comes_back = async {
-            let later = clock.now() + Duration::from_secs(1);
-            clock.sleep_until(later).await;
-            assert!(connections.dialled.get(), "the called waiter must dial");
-            connections.idle.set(Some(7));
-            connections.returned.notify_one();
-        };
-        let admitted = context.admit(&ticket, &mut record, &connections);
-        let (admitted, ()) = tokio::join!(admitted, comes_back);
-        assert_eq!(admitted.map(|(_, connection)| connection).ok(), Some(7));
-        assert_eq!(record.waited, Duration::from_secs(1));
     }
 }

@@ -162,7 +162,10 @@ impl Exchange {
         let mut body = plan.reader();
         for _ in 0..REDIALS {
             let request = plan.template.request(lease.spoken(), origin, parent, body);
-            match lease.send(request, deadline).await {
+            match lease
+                .send(request, deadline, &plan.arrival.client.link)
+                .await
+            {
                 Ok(response) => return Ok(OriginResponse { response, turn }),
                 Err(SendError::Unsent(unsent)) => {
                     lease = Pooled::new(self, plan).connection().await?;
@@ -171,12 +174,12 @@ impl Exchange {
                     }
                     body = unsent.into_body();
                 }
-                Err(SendError::Broken(error)) => return Err(AttemptError::Broken(error.into())),
+                Err(SendError::Failed(error)) => return Err(AttemptError::Failed(error)),
                 Err(SendError::Late) => {
                     let limit = limit.as_secs_f64();
                     let detail = format!("the origin did not answer within {limit} s");
                     let late = Error::new(Reason::OriginTimeout, detail);
-                    return Err(AttemptError::Broken(late));
+                    return Err(AttemptError::Late(late));
                 }
             }
         }
@@ -191,15 +194,18 @@ impl AttemptError {
     pub(super) fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
         let gone = || plan.body.as_ref().is_some_and(Replayable::client_gone);
         let error = match self {
-            Self::Broken(_) if gone() => Self::ClientGone,
+            Self::Failed(_) | Self::Late(_) if gone() => Self::ClientGone,
             error => error,
         };
         let attempted = match &error {
             Self::Unconnected(error) => Attempted::Unsent {
                 passing: error.is_passing(),
             },
-            Self::Broken(_) => Attempted::Broken,
-            Self::Refused(_) | Self::ClientGone => Attempted::Unsent { passing: false },
+            Self::Failed(origin::OriginError::Broken(_)) | Self::Late(_) => Attempted::Broken,
+            Self::Failed(error) if error.is_passing() => Attempted::Unprocessed,
+            Self::Failed(_) | Self::Refused(_) | Self::ClientGone => {
+                Attempted::Unsent { passing: false }
+            }
         };
         (error.into(), attempted)
     }

@@ -54,8 +54,16 @@ impl From<origin::OriginError> for Error {
             origin::OriginError::Refused(_) => Reason::OriginRefused,
             origin::OriginError::ConnectTimeout => Reason::OriginConnectTimeout,
             origin::OriginError::Certificate(_) => Reason::OriginCertificate,
-            origin::OriginError::Tls(_) => Reason::OriginTls,
-            origin::OriginError::ParentProxy(_) => Reason::ParentProxy,
+            origin::OriginError::ClientCertificate(_) => Reason::OriginClientCertificate,
+            origin::OriginError::Tls(_) | origin::OriginError::HandshakeBroke(_) => {
+                Reason::OriginTls
+            }
+            origin::OriginError::ParentProxy { .. } => Reason::ParentProxy,
+            origin::OriginError::Busy => Reason::OriginBusy,
+            origin::OriginError::Unprocessed(_) | origin::OriginError::Http1Required => {
+                Reason::OriginDeclined
+            }
+            origin::OriginError::Unreadable(_) => Reason::OriginProtocol,
             origin::OriginError::Broken(_) => Reason::OriginBroke,
         };
         Self::new(reason, error.to_string())

@@ -60,7 +60,7 @@ use react::{Attempted, Situation, Then, decide};
 use crate::clock::Clock;
 use crate::origin::Pool;
 use crate::pace::Pacer;
-use crate::policy::{Policy, Target};
+use crate::policy::{Policy, Retry, Target};
 use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::shutdown::Tasks;
@@ -234,15 +234,21 @@ impl Exchange {
 
     /// Decides the next step, and passes a pause that the origin asked for on to the pacer.
     fn react(&self, plan: &Plan<'_>, attempted: Attempted, tries: u32, record: &Record) -> Then {
-        let Some(target) = plan.target.filter(|target| !target.observe) else {
-            return Then::Deliver;
-        };
         if attempted.is_final() {
             return Then::Deliver;
         }
+        let target = plan.target.filter(|target| !target.observe);
+        // Without limits only what certainly was not processed is repeated.
+        let unlimited = Retry::default();
+        if target.is_none()
+            && !matches!(attempted, Attempted::Unprocessed | Attempted::Unsent { .. })
+        {
+            return Then::Deliver;
+        }
         let situation = Situation {
-            retry: &target.retry,
-            idempotent: target.idempotent || plan.template.is_idempotent(),
+            retry: target.map_or(&unlimited, |target| &target.retry),
+            idempotent: plan.target.is_some_and(|target| target.idempotent)
+                || plan.template.is_idempotent(),
             replayable: plan.body.as_ref().is_none_or(Replayable::replayable),
             attempts: tries,
             now: self.clock.now(),
@@ -250,7 +256,7 @@ impl Exchange {
             draw: self.random.unit(),
         };
         let decision = decide(attempted, &situation);
-        if let Some(until) = decision.block {
+        if let Some((until, target)) = decision.block.zip(target) {
             self.pacer.block(target, until);
             if let Some(metrics) = &plan.metrics {
                 metrics.limited();

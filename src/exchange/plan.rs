@@ -66,6 +66,7 @@ impl Exchange {
         let body = (!incoming.is_empty())
             .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
         let wire = wire(&head, flags, &arrival.origin);
+        let owner = arrival.client.link.owner(&head.headers);
         // `look_into_body` decides a scope that depends on the body.
         let scope = match target {
             Some(target) if !(target.needs_body() && body.is_some()) => {
@@ -106,6 +107,7 @@ impl Exchange {
             destination: Destination {
                 origin: arrival.origin.clone(),
                 wire,
+                owner,
             },
             switch: switch.filter(|_| template.upgrade.is_some()),
             template,

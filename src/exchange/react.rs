@@ -21,6 +21,8 @@ pub(super) enum Attempted {
         /// True if the cause may be temporary, so that a retry may succeed.
         passing: bool,
     },
+    /// The request was sent, but the origin declared that it did not process it.
+    Unprocessed,
     /// The connection broke, or no response came, after the request was sent.
     Broken,
 }
@@ -122,6 +124,14 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
             // A failed connection does not use up a limit, so a tenth of the backoff is enough.
             situation.after_error(passing, situation.now + situation.backoff() / 10)
         }
+        Attempted::Unprocessed => Decision {
+            block: None,
+            then: situation.again(
+                true,
+                situation.now + situation.backoff() / 10,
+                retry.attempts,
+            ),
+        },
         Attempted::Broken => {
             situation.after_error(idempotent, situation.now + situation.backoff() / 10)
         }
@@ -265,6 +275,10 @@ mod tests {
                 (unsent(true), false, true, 1, None, Some(0.1)),
                 (unsent(false), true, true, 1, None, None),
                 (unsent(true), false, false, 1, None, None),
+                // The origin declared that it did not process the request.
+                (Attempted::Unprocessed, false, true, 4, None, Some(0.8)),
+                (Attempted::Unprocessed, false, true, 5, None, None),
+                (Attempted::Unprocessed, true, false, 1, None, None),
                 // Bytes were sent, so only idempotent requests are retried.
                 (Attempted::Broken, true, true, 1, None, Some(0.1)),
                 (Attempted::Broken, false, true, 1, None, None),

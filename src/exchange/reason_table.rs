@@ -94,7 +94,16 @@ reasons! {
         "If a private CA issued the certificate, add that CA to `egress.roots`.";
     OriginTls, "origin-tls", BAD_GATEWAY, "tls_protocol_error", Failed, Warn:
         "The TLS handshake with the origin failed. Nothing was sent.",
-        "Check that the origin supports TLS 1.2 or 1.3 on that port.";
+        "Check that the origin supports TLS 1.2 or 1.3 on that port, and that nothing between cuts the connection.";
+    OriginClientCertificate, "origin-client-certificate", BAD_GATEWAY, "tls_alert_received", Failed, Warn:
+        "The origin accepts only clients with a TLS certificate that it trusts. The request was not processed.",
+        "Set `egress.client_certs` for the host, or `tls: tunnel` on the target if the client has the certificate.";
+    OriginBusy, "origin-busy", SERVICE_UNAVAILABLE, "connection_limit_reached", Failed, Debug:
+        "All connections to the origin are in use. Nothing was sent.",
+        "Retry later, or send fewer requests at the same time (`concurrent`).";
+    OriginDeclined, "origin-declined", BAD_GATEWAY, "http_response_incomplete", Failed, Debug:
+        "The origin ended the connection or the stream and declared that it did not process the request.",
+        "Retry the request. If this is frequent, the origin allows fewer requests at the same time.";
     ParentProxy, "parent-proxy", BAD_GATEWAY, "destination_unavailable", Failed, Warn:
         "The proxy in `egress.upstream_proxy` did not connect to the origin. Nothing was sent.",
         "Check the URL and the credentials in `egress.upstream_proxy`.";

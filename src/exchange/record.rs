@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use super::error::Error;
 use super::reason::Reason;
 use crate::clock::{Clock, Instant};
+use crate::origin::ClientLink;
 use crate::policy::Caller;
 use crate::telemetry::{ExchangeOutcome, TargetMetrics};
 use crate::units::Origin;
@@ -63,6 +64,8 @@ pub struct ClientIdentity {
     pub name: Option<Arc<str>>,
     /// Group from `clients` in the configuration, or `None` if the client has none.
     pub group: Option<Arc<str>>,
+    /// Connection of the client, to which connections to origins may belong.
+    pub(super) link: Arc<ClientLink>,
 }
 
 impl ClientIdentity {
@@ -73,6 +76,7 @@ impl ClientIdentity {
             shown: address.to_string().into(),
             name: None,
             group: None,
+            link: Arc::default(),
         }
     }
 

@@ -64,7 +64,7 @@ impl Exchange {
             arrival,
         };
         let (Some(target), _) = self.match_target(arrival, record)? else {
-            return Ok((None, connections.dial().await?));
+            return Ok((None, connections.acquire().await?));
         };
         let max_wait = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
         let ticket = Ticket {
@@ -101,7 +101,7 @@ struct Dialled<'a> {
 impl ConnectionSource for Dialled<'_> {
     type Connection = TcpStream;
 
-    fn dial(&self) -> impl Future<Output = Result<TcpStream, origin::OriginError>> {
+    fn acquire(&self) -> impl Future<Output = Result<TcpStream, origin::OriginError>> {
         let Arrival { origin, policy, .. } = self.arrival;
         self.connector.tcp(origin, &policy.egress)
     }

@@ -9,11 +9,10 @@ use futures_util::stream::FuturesUnordered;
 use http::HeaderValue;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::address::AddressClass;
 use super::resolve::Resolver;
-use super::tls::{self, ClientTls};
+use super::tls::ClientTls;
 use super::{Io, OriginError, Roots};
 use crate::bounds::{ADDRESS_STAGGER, CONNECT_TIMEOUT};
 use crate::policy::Egress;
@@ -95,32 +94,71 @@ impl Connector {
         offer_http2: bool,
         egress: &Egress,
     ) -> Result<(Io, bool), OriginError> {
-        let dial = async {
-            let tcp = match (&self.0.parent, origin.scheme) {
-                (None, _) => self.direct(origin, egress).await?,
+        within_time(async {
+            match (&self.0.parent, origin.scheme) {
+                (None, Scheme::Http) => Ok((Io::Plain(self.direct(origin, egress).await?), false)),
+                (None, Scheme::Https) => self.direct_tls(origin, offer_http2, egress).await,
                 // Plain HTTP uses a connection to the parent and requests in absolute-form.
                 (Some(parent), Scheme::Http) => {
                     self.guard_literal(origin, egress)?;
-                    self.to_parent(parent).await?
+                    Ok((Io::Plain(self.to_parent(parent).await?), false))
                 }
-                (Some(parent), Scheme::Https) => self.through(parent, origin, egress).await?,
-            };
-            if origin.scheme == Scheme::Http {
-                return Ok((Io::Plain(tcp), false));
+                (Some(parent), Scheme::Https) => {
+                    let tcp = self.through(parent, origin, egress).await?;
+                    self.tls(origin, offer_http2, egress, tcp).await
+                }
             }
-            let name = tls::server_name(&origin.host)?;
-            let connector = TlsConnector::from(self.0.tls.offering(offer_http2));
-            let stream = connector
-                .connect(name, tcp)
-                .await
-                .map_err(|error| tls::handshake_error(&error))?;
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok((Io::Tls(Box::new(stream)), http2))
-        };
-        within_time(dial).await
+        })
+        .await
+    }
+
+    /// Connects and performs the TLS handshake. If the handshake breaks at one address, the other
+    /// addresses are tried.
+    async fn direct_tls(
+        &self,
+        origin: &Origin,
+        offer_http2: bool,
+        egress: &Egress,
+    ) -> Result<(Io, bool), OriginError> {
+        let mut addresses = self.addresses(origin, egress).await?;
+        loop {
+            let (address, tcp) = first_to_connect(&addresses).await?;
+            match self.tls(origin, offer_http2, egress, tcp).await {
+                Err(OriginError::HandshakeBroke(_)) if addresses.len() > 1 => {
+                    addresses.retain(|known| *known != address);
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn tls(
+        &self,
+        origin: &Origin,
+        offer_http2: bool,
+        egress: &Egress,
+        tcp: TcpStream,
+    ) -> Result<(Io, bool), OriginError> {
+        let Origin { host, port, .. } = origin;
+        let identity = egress.client_cert(host, *port);
+        let handshake = self.0.tls.handshake(host, offer_http2, identity, tcp);
+        let stream = handshake.await?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok((Io::Tls(Box::new(stream)), http2))
     }
 
     async fn direct(&self, origin: &Origin, egress: &Egress) -> Result<TcpStream, OriginError> {
+        let addresses = self.addresses(origin, egress).await?;
+        let (_, tcp) = first_to_connect(&addresses).await?;
+        Ok(tcp)
+    }
+
+    /// Resolves the origin and returns the addresses that may be dialled, which is at least one.
+    async fn addresses(
+        &self,
+        origin: &Origin,
+        egress: &Egress,
+    ) -> Result<Vec<SocketAddr>, OriginError> {
         let resolver = &self.0.resolver;
         let resolved = resolver.resolve(&origin.host, origin.port, egress).await?;
         let mut allowed = Vec::with_capacity(resolved.len());
@@ -133,7 +171,7 @@ impl Connector {
         }
         match refused {
             Some(error) if allowed.is_empty() => Err(error),
-            _ => first_to_connect(&allowed).await,
+            _ => Ok(allowed),
         }
     }
 
@@ -170,7 +208,9 @@ impl Connector {
         // The operator configured the parent, so its address is not checked.
         let (resolver, egress) = (&self.0.resolver, Egress::default());
         let resolved = resolver.resolve(&parent.host, parent.port, &egress).await?;
-        first_to_connect(&resolved).await
+        let connected = first_to_connect(&resolved).await;
+        let (_, tcp) = connected.map_err(|error| parent_failed(error.to_string()))?;
+        Ok(tcp)
     }
 
     async fn through(
@@ -191,7 +231,7 @@ impl Connector {
         head.extend_from_slice(b"\r\n");
         tcp.write_all(&head)
             .await
-            .map_err(|error| OriginError::ParentProxy(error.to_string()))?;
+            .map_err(|error| parent_failed(error.to_string()))?;
         read_connect_reply(&mut tcp).await?;
         Ok(tcp)
     }
@@ -207,7 +247,9 @@ async fn within_time<T>(
 
 /// Connects to the first address that answers. Each attempt has a head start of [`ADDRESS_STAGGER`]
 /// over the next one (RFC 8305 section 5).
-async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, OriginError> {
+async fn first_to_connect(
+    addresses: &[SocketAddr],
+) -> Result<(SocketAddr, TcpStream), OriginError> {
     let mut rest = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut failed = OriginError::Refused("no address to dial".to_owned());
@@ -224,9 +266,13 @@ async fn first_to_connect(addresses: &[SocketAddr]) -> Result<TcpStream, OriginE
     }
 }
 
-async fn connect_one(address: SocketAddr) -> Result<TcpStream, OriginError> {
+async fn connect_one(address: SocketAddr) -> Result<(SocketAddr, TcpStream), OriginError> {
     let connected = TcpStream::connect(address).await;
-    let connected = connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    let connected = connected.and_then(|stream| {
+        stream.set_nodelay(true)?;
+        crate::sockets::keep_alive(&stream)?;
+        Ok((address, stream))
+    });
     connected.map_err(|error| OriginError::Refused(format!("{}: {error}", shown(address))))
 }
 
@@ -252,12 +298,13 @@ async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
         let byte = tcp
             .read_u8()
             .await
-            .map_err(|error| OriginError::ParentProxy(error.to_string()))?;
+            .map_err(|error| parent_failed(error.to_string()))?;
         head.push(byte);
         if head.len() > REPLY_MAX {
-            return Err(OriginError::ParentProxy(
-                "its response head is too long".to_owned(),
-            ));
+            return Err(OriginError::ParentProxy {
+                cause: "its response head is too long".to_owned(),
+                passing: false,
+            });
         }
     }
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
@@ -266,9 +313,20 @@ async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
     if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') {
         Ok(())
     } else {
-        Err(OriginError::ParentProxy(format!(
-            "it responded with `{}`",
-            line.chars().take(80).collect::<String>()
-        )))
+        // A refusal by status 4xx is a decision of the parent. Other statuses are its troubles.
+        let passing = !status.starts_with('4') || matches!(status, "408" | "425" | "429");
+        let line = line.chars().take(80).collect::<String>();
+        Err(OriginError::ParentProxy {
+            cause: format!("it responded with `{line}`"),
+            passing,
+        })
+    }
+}
+
+/// Returns the error of a connection to the parent proxy that failed or broke.
+const fn parent_failed(cause: String) -> OriginError {
+    OriginError::ParentProxy {
+        cause,
+        passing: true,
     }
 }

@@ -7,22 +7,27 @@ use std::task::{Context, Poll, Waker};
 
 use http::header::CONNECTION;
 use http::{Request, Response, Version};
-use hyper::client::conn::{TrySendError, http1};
+use hyper::client::conn::http1;
 
-use super::pool::{Idle, PoolState, RequestBody, SendError};
-use super::{OriginBody, OriginError};
+use super::OriginBody;
+use super::client_link::ClientLink;
+use super::connections::OriginConnections;
+use super::failure;
+use super::pool::{Destination, PoolState, RequestBody, SendError};
 use crate::clock::{Alarm, Instant};
 
 /// HTTP/1.1 connection with the future that transfers its bytes.
-pub(super) struct Http1<B: http_body::Body + 'static> {
+pub(super) struct Http1<B: RequestBody> {
     pub(super) sender: http1::SendRequest<B>,
+    /// Instant from which the connection takes no further request.
+    pub(super) expires: Instant,
     /// Timer for the deadline of the response head.
     pub(super) alarm: Alarm,
     /// Future that transfers the bytes of the connection. `None` once the connection has ended.
     pub(super) driver: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
 }
 
-impl<B: http_body::Body + 'static> std::fmt::Debug for Http1<B> {
+impl<B: RequestBody> std::fmt::Debug for Http1<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Http1")
             .field("open", &self.driver.is_some())
@@ -30,7 +35,7 @@ impl<B: http_body::Body + 'static> std::fmt::Debug for Http1<B> {
     }
 }
 
-impl<B: http_body::Body + 'static> Http1<B> {
+impl<B: RequestBody> Http1<B> {
     /// Transfers bytes. An error reaches the task that waits for the message, so it is dropped
     /// here.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
@@ -50,12 +55,12 @@ impl<B: http_body::Body + 'static> Http1<B> {
 }
 /// HTTP/1.1 connection in use, which returns to the pool after its response.
 #[derive(Debug)]
-pub(super) struct Returning<B: http_body::Body + 'static> {
+pub(super) struct Returning<B: RequestBody> {
     pub(super) connection: Http1<B>,
     /// True if the request is fully sent and the origin keeps the connection open. The connection
     /// is then idle as soon as the response is complete.
     pub(super) plain: bool,
-    pub(super) idle: Arc<Idle<B>>,
+    pub(super) connections: Arc<OriginConnections<B>>,
     pub(super) home: Arc<PoolState<B>>,
 }
 
@@ -64,12 +69,13 @@ impl<B: RequestBody> Returning<B> {
         mut self,
         request: Request<B>,
         deadline: Instant,
+        client: &ClientLink,
     ) -> Result<Response<OriginBody<B>>, SendError<B>> {
         let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
             self.connection.drive(cx);
             match answer.as_mut().poll(cx) {
-                Poll::Ready(answered) => Poll::Ready(answered.map_err(send_error)),
+                Poll::Ready(answered) => Poll::Ready(answered.map_err(failure::of_request)),
                 Poll::Pending => {
                     let alarm = &mut self.connection.alarm;
                     let rung = alarm.poll(&self.home.clock, deadline, cx);
@@ -83,11 +89,23 @@ impl<B: RequestBody> Returning<B> {
             if let Some(driver) = self.connection.driver.take() {
                 self.home.tasks.spawn(async move { drop(driver.await) });
             }
-            return Ok(response.map(OriginBody::http2));
+            return Ok(response.map(|body| OriginBody::http2(body, None)));
+        }
+        if let Some(owner) = client.owner_by(response.headers()) {
+            self.keep_for(owner);
         }
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
         Ok(response.map(|incoming| OriginBody::http1(incoming, self)))
+    }
+
+    /// Keeps the connection for one client connection, because it has authenticated that client.
+    fn keep_for(&mut self, owner: u64) {
+        let destination = Destination {
+            owner: Some(owner),
+            ..self.connections.destination.clone()
+        };
+        self.connections = self.home.connections(&destination);
     }
 
     /// Ends the use of the connection after a complete response. If the request is complete too,
@@ -95,20 +113,7 @@ impl<B: RequestBody> Returning<B> {
     /// no task would drive it.
     pub(super) fn finish(mut self) {
         if self.plain || self.connection.is_fresh() {
-            self.home.put(&self.idle, self.connection);
+            self.home.put(&self.connections, self.connection);
         }
     }
-}
-
-pub(super) fn send_error<B>(mut error: TrySendError<Request<B>>) -> SendError<B> {
-    match error.take_message() {
-        Some(request) => SendError::Unsent(Box::new(request)),
-        None => SendError::Broken(broken(&error.into_error())),
-    }
-}
-
-/// Combines hyper's error with its source, because the source names the actual cause.
-fn broken(error: &hyper::Error) -> OriginError {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    OriginError::Broken(format!("{error}{}", cause.unwrap_or_default()))
 }

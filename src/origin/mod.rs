@@ -10,8 +10,12 @@
 
 mod address;
 mod body;
+mod client_link;
 mod connect;
+mod connections;
+mod failure;
 mod http1;
+mod http2;
 mod io;
 mod pool;
 mod resolve;
@@ -19,10 +23,11 @@ mod tls;
 
 pub use address::AddressClass;
 pub use body::OriginBody;
+pub use client_link::ClientLink;
 pub use connect::{Connector, ParentProxy};
 pub use io::Io;
 pub use pool::{Destination, Lease, Pool, Protocol, ProtocolChoice, RequestBody, SendError};
-pub use tls::{Roots, load_pem_file};
+pub use tls::{Roots, load_identity, load_pem_file};
 
 use std::net::SocketAddr;
 
@@ -57,29 +62,66 @@ pub enum OriginError {
     /// The certificate of the origin could not be verified.
     #[error("the origin's certificate was not accepted: {0}")]
     Certificate(String),
-    /// TLS with the origin failed for a reason other than its certificate.
+    /// The origin does not accept this client, whose TLS certificate is missing or wrong.
+    #[error("the origin requires a client certificate: {0}")]
+    ClientCertificate(String),
+    /// TLS with the origin failed permanently for a reason other than a certificate.
     #[error("TLS with the origin failed: {0}")]
     Tls(String),
+    /// The connection broke during the TLS handshake, so another try may succeed.
+    #[error("the TLS handshake with the origin broke: {0}")]
+    HandshakeBroke(String),
     /// The parent proxy did not open a tunnel to the origin.
-    #[error("CONNECT through the parent proxy failed: {0}")]
-    ParentProxy(String),
-    /// The connection broke before the response was complete, or the response was malformed.
+    #[error("CONNECT through the parent proxy failed: {cause}")]
+    ParentProxy {
+        /// Response of the parent proxy, or the error of its connection.
+        cause: String,
+        /// True if another try may succeed.
+        passing: bool,
+    },
+    /// All connections to the origin are in use, and no further one may be opened.
+    #[error("all connections to the origin are in use, and it allows no further HTTP/2 streams")]
+    Busy,
+    /// The request was sent, but the origin declared that it did not process it.
+    #[error("the origin did not process the request: {0}")]
+    Unprocessed(String),
+    /// The origin refused the request over HTTP/2 and requires HTTP/1.1.
+    #[error("the origin requires HTTP/1.1")]
+    Http1Required,
+    /// The response is malformed.
+    #[error("the origin's response cannot be read: {0}")]
+    Unreadable(String),
+    /// The connection broke before the response was complete.
     #[error("the exchange with the origin failed: {0}")]
     Broken(String),
 }
 
 impl OriginError {
-    /// Returns true if the request certainly never reached the origin.
-    pub const fn is_before_dispatch(&self) -> bool {
-        !matches!(self, Self::Broken(_))
+    /// Returns true if the origin certainly did not process the request, although it may have been
+    /// sent. Any method may then be repeated (RFC 9110 section 9.2.2).
+    pub const fn is_unprocessed(&self) -> bool {
+        !matches!(self, Self::Broken(_) | Self::Unreadable(_))
     }
 
     /// Returns true if a new attempt may succeed. All other errors are permanent, because names,
-    /// addresses and certificates rarely change within seconds.
+    /// addresses, certificates and faulty origins rarely change within seconds.
     pub const fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused(_) | Self::ConnectTimeout | Self::Broken(_)
-        )
+        match self {
+            Self::Refused(_)
+            | Self::ConnectTimeout
+            | Self::HandshakeBroke(_)
+            | Self::Unprocessed(_)
+            | Self::Http1Required
+            | Self::Broken(_) => true,
+            Self::ParentProxy { passing, .. } => *passing,
+            Self::Unresolved { .. }
+            | Self::Prohibited { .. }
+            | Self::Ourselves(_)
+            | Self::Certificate(_)
+            | Self::ClientCertificate(_)
+            | Self::Tls(_)
+            | Self::Busy
+            | Self::Unreadable(_) => false,
+        }
     }
 }

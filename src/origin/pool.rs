@@ -3,25 +3,26 @@
 //! request that could not be sent is returned to the caller unchanged.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::HashMap;
 use http::{Request, Response};
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Notify;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 
-use super::http1::{Http1, Returning, send_error};
-use super::{Connector, Io, OriginBody, OriginError};
-use crate::bounds::{
-    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_PING, H2_STREAM_WINDOW, ORIGIN_IDLE, ORIGIN_IDLE_MAX,
-};
+use super::client_link::ClientLink;
+use super::connections::{Opened, OriginConnections, Ready};
+use super::http1::{Http1, Returning};
+use super::http2::{StreamBody, StreamHold};
+use super::{Connector, Io, OriginBody, OriginError, failure};
+use crate::bounds::{ORIGIN_AGE, ORIGIN_IDLE};
 use crate::clock::{Alarm, Clock, Instant};
-use crate::policy::Egress;
-use crate::shutdown::{Background, Tasks};
-use crate::sync::{self, lock};
+use crate::policy::{Egress, Policy};
+use crate::shutdown::Tasks;
+use crate::sync;
 use crate::telemetry::Metrics;
 use crate::units::Origin;
 
@@ -30,6 +31,7 @@ pub trait RequestBody:
     http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
     + Send
     + Unpin
+    + std::fmt::Debug
     + 'static
 {
 }
@@ -38,6 +40,7 @@ impl<B> RequestBody for B where
     B: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
         + Send
         + Unpin
+        + std::fmt::Debug
         + 'static
 {
 }
@@ -61,6 +64,9 @@ pub struct Destination {
     pub origin: Origin,
     /// Protocols that the connection may use.
     pub wire: ProtocolChoice,
+    /// Number of the client connection to which the connections belong, or `None` if all clients
+    /// share them. Connections with an owner use HTTP/1.1.
+    pub owner: Option<u64>,
 }
 
 /// Protocol of a lease's connection.
@@ -74,57 +80,47 @@ pub enum Protocol {
 
 /// Connections to all origins. `B` is the type of the request bodies. Cheap to clone.
 #[derive(Debug)]
-pub struct Pool<B: http_body::Body + 'static>(Arc<PoolState<B>>);
+pub struct Pool<B: RequestBody>(Arc<PoolState<B>>);
 
-impl<B: http_body::Body + 'static> Clone for Pool<B> {
+impl<B: RequestBody> Clone for Pool<B> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
 #[derive(Debug)]
-pub(super) struct PoolState<B: http_body::Body + 'static> {
+pub(super) struct PoolState<B: RequestBody> {
     connector: Connector,
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
     metrics: Metrics,
-    idle: RwLock<HashMap<Destination, Arc<Idle<B>>>>,
-    /// Instant of the last call of [`Pool::reap`], in nanoseconds. Returned connections count as
-    /// idle since this instant, because a finer time is not needed.
+    destinations: RwLock<HashMap<Destination, Arc<OriginConnections<B>>>>,
+    /// Instant of the last call of [`Pool::reap`], in nanoseconds. Connections become idle and
+    /// expire by this instant, because a finer time is not needed.
     reaped: AtomicI64,
-}
-
-/// Idle connections to one destination. Every task that takes or returns a connection writes here.
-/// The lock is never held across an await.
-#[derive(Debug)]
-pub(super) struct Idle<B: http_body::Body + 'static> {
-    connections: Mutex<IdleConnections<B>>,
-    /// Notification for one dialling task that a connection has become idle.
-    returned: Notify,
-}
-
-#[derive(Debug)]
-struct IdleConnections<B: http_body::Body + 'static> {
-    http1: Vec<(Instant, Http1<B>)>,
-    http2: Option<http2::SendRequest<B>>,
-}
-
-#[derive(Debug)]
-enum Leased<B: http_body::Body + 'static> {
-    Http1(Http1<B>),
-    Http2(http2::SendRequest<B>),
+    /// Number of connections so far, which spreads their ages.
+    opened: AtomicU32,
 }
 
 /// Connection that is reserved for sending one request.
 #[derive(Debug)]
-pub struct Lease<B: http_body::Body + 'static>(Option<InHand<B>>);
+pub struct Lease<B: RequestBody>(Option<InHand<B>>);
 
 /// Connection of a lease with the place it returns to when it is idle again.
 #[derive(Debug)]
-struct InHand<B: http_body::Body + 'static> {
+struct InHand<B: RequestBody> {
     leased: Leased<B>,
-    idle: Arc<Idle<B>>,
+    connections: Arc<OriginConnections<B>>,
     home: Arc<PoolState<B>>,
+}
+
+#[derive(Debug)]
+enum Leased<B: RequestBody> {
+    Http1(Http1<B>),
+    Http2(
+        hyper::client::conn::http2::SendRequest<StreamBody<B>>,
+        Arc<StreamHold<B>>,
+    ),
 }
 
 /// Reason why a request got no response. `B` is the body of the request.
@@ -132,8 +128,8 @@ struct InHand<B: http_body::Body + 'static> {
 pub enum SendError<B> {
     /// The request was not sent and is returned unchanged.
     Unsent(Box<Request<B>>),
-    /// The request may have been sent, and the connection broke.
-    Broken(OriginError),
+    /// The request may have been sent. The error says if the origin processed it.
+    Failed(OriginError),
     /// The request was sent, but no response head arrived before the deadline.
     Late,
 }
@@ -147,8 +143,9 @@ impl<B: RequestBody> Pool<B> {
             clock,
             tasks,
             metrics,
-            idle: RwLock::default(),
+            destinations: RwLock::default(),
             reaped,
+            opened: AtomicU32::new(0),
         }))
     }
 
@@ -157,184 +154,158 @@ impl<B: RequestBody> Pool<B> {
         &self.0.connector
     }
 
-    /// Takes an idle connection to `destination`, if there is one that can send at once.
+    /// Takes a connection to `destination` that can send at once, if there is one. Over HTTP/2 this
+    /// needs a free stream.
     pub fn idle(&self, destination: &Destination) -> Option<Lease<B>> {
-        let idle = self.0.known(destination)?;
-        let leased = lock(&idle.connections).take()?;
-        Some(self.0.lease(leased, idle))
+        let connections = self.0.known(destination)?;
+        let ready = connections.take(self.0.recently())?;
+        Some(self.0.lease(ready, &connections))
     }
 
-    /// Waits until a connection to `destination` may have become ready. Call it after
-    /// [`Self::idle`] has returned `None`.
-    ///
-    /// # Cancel safety
-    /// This method is cancel safe, because a notification that is not consumed passes to another
-    /// waiter.
-    pub async fn returned(&self, destination: &Destination) {
-        self.0.idle_of(destination).returned.notified().await;
-    }
-
-    /// Opens a new connection to `destination`. If another open HTTP/2 connection to it exists by
-    /// then, that one is used instead.
+    /// Waits for a connection to `destination` that can send at once. A new connection is opened if
+    /// the bounds allow it, but a connection that becomes idle before that is taken instead.
     ///
     /// # Errors
-    /// Returns an [`OriginError`]. The request has not been dispatched in any of these cases.
-    pub async fn connect(
+    /// Returns the [`OriginError`] of a dial. The request has not been dispatched in this case.
+    ///
+    /// # Cancel safety
+    /// A dial that was begun for this request is finished for others.
+    pub async fn acquire(
         &self,
         destination: &Destination,
-        egress: &Egress,
+        policy: &Arc<Policy>,
     ) -> Result<Lease<B>, OriginError> {
-        let offer = destination.wire == ProtocolChoice::Any;
-        let connector = &self.0.connector;
-        let (io, agreed) = connector
-            .connect(&destination.origin, offer, egress)
-            .await?;
-        self.0.metrics.origin_connected();
-        if !agreed && destination.wire != ProtocolChoice::Http2Prior {
-            let leased = self.0.http1(io, destination.wire).await?;
-            let idle = self.0.idle_of(destination);
-            return Ok(self.0.lease(Leased::Http1(leased), idle));
-        }
-        let sender = self.0.http2(io).await?;
-        let idle = self.0.idle_of(destination);
-        let first = lock(&idle.connections).share(sender);
-        idle.returned.notify_waiters();
-        Ok(self.0.lease(Leased::Http2(first), idle))
+        let connections = self.0.connections(destination);
+        let granted = connections.enqueue(Arc::clone(policy));
+        self.0.grant(&connections);
+        let closed = |_closed| Err(OriginError::Refused("the pool was closed".to_owned()));
+        granted.await.unwrap_or_else(closed)
     }
 
-    /// Closes connections that have been idle for [`ORIGIN_IDLE`] or longer. Call this at regular
-    /// intervals.
+    /// Returns true if requests wait for a connection to `destination`, but all its connections are
+    /// in use and no further one may be opened.
+    pub fn is_full(&self, destination: &Destination) -> bool {
+        let known = self.0.known(destination);
+        known.is_some_and(|connections| connections.is_full())
+    }
+
+    /// Closes connections that have been idle for [`ORIGIN_IDLE`] or are older than [`ORIGIN_AGE`].
+    /// Call this at regular intervals.
     pub fn reap(&self) {
         let now = self.0.clock.now();
         self.0.reaped.store(now.as_nanos(), Ordering::Relaxed);
-        let mut destinations = sync::write(&self.0.idle);
-        destinations.retain(|_, idle| {
-            let in_use = Arc::strong_count(idle) > 1;
-            let mut known = lock(&idle.connections);
-            known.forget(now - ORIGIN_IDLE);
-            in_use || known.http2.is_some() || !known.http1.is_empty()
+        let mut destinations = sync::write(&self.0.destinations);
+        destinations.retain(|_, connections| {
+            let is_unused = connections.forget(now - ORIGIN_IDLE, now);
+            !is_unused || Arc::strong_count(connections) > 1
         });
     }
 }
 
-impl<B: http_body::Body + 'static> Default for Idle<B> {
-    fn default() -> Self {
-        let none = IdleConnections {
-            http1: Vec::new(),
-            http2: None,
-        };
-        Self {
-            connections: Mutex::new(none),
-            returned: Notify::new(),
-        }
-    }
-}
-
-impl<B: http_body::Body + 'static> IdleConnections<B> {
-    fn take(&mut self) -> Option<Leased<B>> {
-        if let Some(sender) = &self.http2 {
-            if !sender.is_closed() {
-                return Some(Leased::Http2(sender.clone()));
-            }
-            self.http2 = None;
-        }
-        // The most recently used connection is the least likely to have been closed by the origin.
-        while let Some((_, mut connection)) = self.http1.pop() {
-            if connection.is_fresh() {
-                return Some(Leased::Http1(connection));
-            }
-        }
-        None
+impl<B: RequestBody> PoolState<B> {
+    /// Returns the instant of the last reaping, which is recent enough for ages of connections.
+    pub(super) fn recently(&self) -> Instant {
+        Instant::from_nanos(self.reaped.load(Ordering::Relaxed))
     }
 
-    /// Returns the HTTP/2 connection that all requests share. That is the known one if it is still
-    /// open, otherwise `sender`.
-    fn share(&mut self, sender: http2::SendRequest<B>) -> http2::SendRequest<B> {
-        let known = self.http2.take().filter(|known| !known.is_closed());
-        self.http2.insert(known.unwrap_or(sender)).clone()
-    }
-
-    /// Closes connections that have been idle since `oldest` or longer.
-    fn forget(&mut self, oldest: Instant) {
-        self.http1.retain(|(since, _)| *since > oldest);
-        self.http2.take_if(|sender| sender.is_closed());
-    }
-}
-
-impl<B: http_body::Body + 'static> PoolState<B> {
-    fn known(&self, destination: &Destination) -> Option<Arc<Idle<B>>> {
-        let known = sync::read(&self.idle);
+    fn known(&self, destination: &Destination) -> Option<Arc<OriginConnections<B>>> {
+        let known = sync::read(&self.destinations);
         known.get(destination).cloned()
     }
 
-    fn idle_of(&self, destination: &Destination) -> Arc<Idle<B>> {
+    pub(super) fn connections(&self, destination: &Destination) -> Arc<OriginConnections<B>> {
         self.known(destination).unwrap_or_else(|| {
-            let mut known = sync::write(&self.idle);
-            Arc::clone(known.entry(destination.clone()).or_default())
+            let mut known = sync::write(&self.destinations);
+            let made = || Arc::new(OriginConnections::new(destination.clone()));
+            Arc::clone(known.entry(destination.clone()).or_insert_with(made))
         })
     }
 
-    pub(super) fn put(&self, idle: &Idle<B>, connection: Http1<B>) {
-        let since = Instant::from_nanos(self.reaped.load(Ordering::Relaxed));
-        let mut known = lock(&idle.connections);
-        if known.http1.len() < ORIGIN_IDLE_MAX {
-            known.http1.push((since, connection));
-            drop(known);
-            idle.returned.notify_one();
+    pub(super) fn put(
+        self: &Arc<Self>,
+        connections: &Arc<OriginConnections<B>>,
+        connection: Http1<B>,
+    ) {
+        if connections.put(self.recently(), connection) {
+            self.grant(connections);
         }
     }
 
-    fn lease(self: &Arc<Self>, leased: Leased<B>, idle: Arc<Idle<B>>) -> Lease<B> {
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        ready: Ready<B>,
+        connections: &Arc<OriginConnections<B>>,
+    ) -> Lease<B> {
+        let leased = match ready {
+            Ready::Http1(connection) => Leased::Http1(connection),
+            Ready::Http2(stream) => {
+                let (connections, home) = (Arc::clone(connections), Arc::clone(self));
+                let hold = StreamHold::new(stream.streams, connections, home);
+                Leased::Http2(stream.sender, Arc::new(hold))
+            }
+        };
         Lease(Some(InHand {
             leased,
-            idle,
+            connections: Arc::clone(connections),
             home: Arc::clone(self),
         }))
     }
+
+    /// Opens a connection to the destination.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        connections: &Arc<OriginConnections<B>>,
+        egress: &Egress,
+    ) -> Result<Opened<B>, OriginError> {
+        let Destination { origin, wire, .. } = &connections.destination;
+        let offer = connections.offers_http2(self.clock.now());
+        let (io, agreed) = self.connector.connect(origin, offer, egress).await?;
+        self.metrics.origin_connected();
+        let expires = self.clock.now() + self.next_age();
+        if agreed || *wire == ProtocolChoice::Http2Prior {
+            return Ok(Opened::Http2(self.http2(io, connections, expires).await?));
+        }
+        Ok(Opened::Http1(http1(io, *wire, expires).await?))
+    }
+
+    /// Returns the age up to which the next connection is used. The ages are spread, so that
+    /// connections that were opened together are not replaced together.
+    fn next_age(&self) -> Duration {
+        // Multiples of the golden ratio are spread evenly.
+        let number = f64::from(self.opened.fetch_add(1, Ordering::Relaxed));
+        ORIGIN_AGE.mul_f64(1.0 - 0.25 * (number * 0.618_034).fract())
+    }
 }
 
-impl<B: RequestBody> PoolState<B> {
-    async fn http1(&self, io: Io, wire: ProtocolChoice) -> Result<Http1<B>, OriginError> {
-        let (sender, connection) = http1::Builder::new()
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| handshake_error(&error))?;
-        let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
-            ProtocolChoice::Http1 => Box::pin(connection.with_upgrades()),
-            ProtocolChoice::Any | ProtocolChoice::Http2Prior => Box::pin(connection),
-        };
-        Ok(Http1 {
-            sender,
-            alarm: Alarm::default(),
-            driver: Some(driver),
-        })
-    }
-
-    async fn http2(&self, io: Io) -> Result<http2::SendRequest<B>, OriginError> {
-        let (sender, connection) = http2::Builder::new(Background)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_header_list_size(H2_HEADER_LIST)
-            // Pings find a connection that died silently while requests wait on it.
-            .keep_alive_interval(H2_PING)
-            .keep_alive_timeout(H2_PING)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| handshake_error(&error))?;
-        // The end of the connection reaches every task with a stream on it, so the result is
-        // ignored. A drain must not wait for this task.
-        self.tasks
-            .spawn_detached(async move { drop(connection.await) });
-        Ok(sender)
-    }
+async fn http1<B: RequestBody>(
+    io: Io,
+    wire: ProtocolChoice,
+    expires: Instant,
+) -> Result<Http1<B>, OriginError> {
+    let (sender, connection) = http1::Builder::new()
+        // A recipient removes the spaces (RFC 9112 section 5.1) and the folds (section 5.2).
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| failure::handshake(&error))?;
+    let driver: Pin<Box<dyn Future<Output = _> + Send>> = match wire {
+        ProtocolChoice::Http1 => Box::pin(connection.with_upgrades()),
+        ProtocolChoice::Any | ProtocolChoice::Http2Prior => Box::pin(connection),
+    };
+    Ok(Http1 {
+        sender,
+        expires,
+        alarm: Alarm::default(),
+        driver: Some(driver),
+    })
 }
 
 impl<B: RequestBody> Lease<B> {
     /// Returns the protocol of the connection.
     pub fn spoken(&self) -> Protocol {
         match self.0.as_ref().map(|held| &held.leased) {
-            Some(Leased::Http2(_)) => Protocol::Http2,
+            Some(Leased::Http2(..)) => Protocol::Http2,
             Some(Leased::Http1(_)) | None => Protocol::Http1,
         }
     }
@@ -343,58 +314,87 @@ impl<B: RequestBody> Lease<B> {
     pub fn is_fresh(&mut self) -> bool {
         match self.0.as_mut().map(|held| &mut held.leased) {
             Some(Leased::Http1(connection)) => connection.is_fresh(),
-            Some(Leased::Http2(sender)) => !sender.is_closed(),
+            Some(Leased::Http2(sender, _)) => !sender.is_closed(),
             None => false,
         }
     }
 
-    /// Sends the request and waits for the head of the response until `deadline`.
+    /// Sends the request and waits for the head of the response until `deadline`. A connection that
+    /// authenticates `client` serves no other client afterwards.
     ///
     /// # Errors
     /// Returns [`SendError::Unsent`] if the connection closed before the request was sent. Returns
-    /// [`SendError::Broken`] if the connection broke, and [`SendError::Late`] after the deadline.
+    /// [`SendError::Failed`] if there was no readable response, and [`SendError::Late`] after the
+    /// deadline.
     pub async fn send(
         mut self,
         request: Request<B>,
         deadline: Instant,
+        client: &ClientLink,
     ) -> Result<Response<OriginBody<B>>, SendError<B>> {
-        let Some(InHand { leased, idle, home }) = self.0.take() else {
+        let Some(in_hand) = self.0.take() else {
             return Err(SendError::Unsent(Box::new(request)));
         };
+        let InHand {
+            leased,
+            connections,
+            home,
+        } = in_hand;
         match leased {
             Leased::Http1(connection) => {
                 let returning = Returning {
                     connection,
                     plain: request.body().is_end_stream(),
-                    idle,
+                    connections,
                     home,
                 };
-                returning.send(request, deadline).await
+                returning.send(request, deadline, client).await
             }
-            Leased::Http2(mut sender) => tokio::select! {
-                biased;
-                answer = sender.try_send_request(request) => {
-                    let response = answer.map_err(send_error)?;
-                    Ok(response.map(OriginBody::http2))
+            Leased::Http2(mut sender, hold) => {
+                let request = request.map(|body| StreamBody {
+                    body,
+                    _hold: Arc::clone(&hold),
+                });
+                tokio::select! {
+                    biased;
+                    answer = sender.try_send_request(request) => match answer {
+                        Ok(response) => Ok(response.map(|body| OriginBody::http2(body, Some(hold)))),
+                        Err(error) => Err(refused(failure::of_request(error), &connections, &home)),
+                    },
+                    () = home.clock.sleep_until(deadline) => Err(SendError::Late),
                 }
-                () = home.clock.sleep_until(deadline) => Err(SendError::Late),
-            },
+            }
         }
     }
 }
 
-impl<B: http_body::Body + 'static> Drop for Lease<B> {
+/// Returns the error for the caller, with the body as it was given. An origin that requires
+/// HTTP/1.1 gets no HTTP/2 connections for a while (RFC 9113 section 7).
+fn refused<B: RequestBody>(
+    error: SendError<StreamBody<B>>,
+    connections: &OriginConnections<B>,
+    home: &PoolState<B>,
+) -> SendError<B> {
+    match error {
+        SendError::Unsent(request) => SendError::Unsent(Box::new(request.map(|sent| sent.body))),
+        SendError::Failed(error) => {
+            if error == OriginError::Http1Required {
+                connections.require_http1(home.clock.now() + ORIGIN_AGE);
+            }
+            SendError::Failed(error)
+        }
+        SendError::Late => SendError::Late,
+    }
+}
+
+impl<B: RequestBody> Drop for Lease<B> {
     /// Returns an HTTP/1.1 connection to the pool if it was not used and is still open.
     fn drop(&mut self) {
-        if let Some(InHand { leased, idle, home }) = self.0.take()
-            && let Leased::Http1(mut connection) = leased
+        if let Some(in_hand) = self.0.take()
+            && let Leased::Http1(mut connection) = in_hand.leased
             && connection.is_fresh()
         {
-            home.put(&idle, connection);
+            in_hand.home.put(&in_hand.connections, connection);
         }
     }
-}
-
-fn handshake_error(error: &hyper::Error) -> OriginError {
-    OriginError::Refused(format!("connected, but the HTTP handshake failed: {error}"))
 }

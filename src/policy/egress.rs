@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use rustls::sign::CertifiedKey;
 
+use super::HostPattern;
 use crate::units::HostName;
 
 /// The operator's exceptions to the rule that only public addresses are dialled, and the static
@@ -18,12 +21,32 @@ pub struct Egress {
     /// Fixed address of each listed host, with an optional fixed port. An entry takes precedence
     /// over DNS.
     pub resolve: HashMap<HostName, (IpAddr, Option<u16>)>,
+    /// TLS certificates that identify this program to some origins.
+    pub client_certs: Vec<ClientCertificate>,
+}
+
+/// A TLS certificate by which this program identifies itself to the origins of some hosts.
+#[derive(Debug, Clone)]
+pub struct ClientCertificate {
+    /// Hosts to which the certificate is sent if they ask for one.
+    pub hosts: Vec<HostPattern>,
+    /// Certificate chain with its private key.
+    pub identity: Arc<CertifiedKey>,
 }
 
 impl Egress {
     /// Returns true if one of the operator's exceptions covers `address`.
     pub fn allows(&self, address: SocketAddr) -> bool {
         self.allow.iter().any(|allow| allow.covers(address))
+    }
+
+    /// Returns the client certificate for a host and port. The first entry with a matching pattern
+    /// counts.
+    pub fn client_cert(&self, host: &HostName, port: u16) -> Option<&Arc<CertifiedKey>> {
+        let certs = &mut self.client_certs.iter();
+        let matches = |pattern: &HostPattern| pattern.matches(host, port);
+        let found = certs.find(|cert| cert.hosts.iter().any(matches));
+        found.map(|cert| &cert.identity)
     }
 }
 

@@ -32,6 +32,19 @@ impl HostPattern {
         self.port
     }
 
+    /// Returns true if the pattern matches this host and port.
+    pub fn matches(&self, host: &HostName, port: u16) -> bool {
+        let is_named = match &self.name {
+            Name::Exact(name) => name == host,
+            Name::Below(name) => {
+                let above = host.as_str().strip_suffix(name.as_str());
+                host.ip().is_none() && above.is_some_and(|above| above.ends_with('.'))
+            }
+            Name::Any => true,
+        };
+        is_named && self.port.is_none_or(|named| named == port)
+    }
+
     /// Returns the host if the pattern matches exactly one host, and `None` for a wildcard.
     pub const fn exact(&self) -> Option<&HostName> {
         match &self.name {
@@ -181,6 +194,20 @@ mod tests {
         assert_eq!(find("x.com", 443), Some(4));
         assert_eq!(find("127.0.0.1", 443), Some(4));
         assert!(table.names_port(8443) && !table.names_port(443));
+    }
+
+    #[test]
+    fn one_pattern_matches_as_the_table_does() {
+        let hosts = ["x.com", "api.x.com", "a.b.x.com", "ax.com", "127.0.0.1"];
+        for pattern in ["*", "*.x.com", "api.x.com", "*.x.com:8443", "x.com:443"] {
+            let table = table(&[pattern]);
+            for (host, port) in hosts.iter().flat_map(|host| [(host, 443), (host, 8443)]) {
+                let host = HostName::parse(host).unwrap();
+                let one = pattern.parse::<HostPattern>().unwrap();
+                let found = table.find(&host, port).is_some();
+                assert_eq!(one.matches(&host, port), found, "{pattern} {host}:{port}");
+            }
+        }
     }
 
     #[test]

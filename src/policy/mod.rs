@@ -11,7 +11,7 @@ mod scope;
 mod work;
 
 pub use client::{ApiScope, Client, Secret};
-pub use egress::{Allow, Egress};
+pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use matcher::{Glob, HeaderPattern, Matcher};

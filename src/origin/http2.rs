@@ -1,0 +1,212 @@
+//! HTTP/2 connections. A request is sent only on a free stream, because further requests would wait
+//! inside the connection, unpaced and invisible (RFC 9113 section 5.1.2).
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::connections::OriginConnections;
+use super::pool::{PoolState, RequestBody};
+use super::{Io, OriginError};
+use crate::bounds::{H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW};
+use crate::clock::Instant;
+use crate::shutdown::Background;
+
+/// Maximum that stands for "the origin has not sent its SETTINGS yet".
+const UNTOLD: usize = 1 << 30;
+
+/// Number of the streams of one connection, and the maximum that the origin allows.
+#[derive(Debug)]
+pub(super) struct Streams {
+    active: AtomicUsize,
+    most: AtomicUsize,
+    /// Instant since which no stream is open, in nanoseconds.
+    idle_since: AtomicI64,
+}
+
+impl Streams {
+    /// Returns true once the origin has sent its SETTINGS.
+    pub(super) fn is_settled(&self) -> bool {
+        self.most.load(Ordering::Relaxed) != UNTOLD
+    }
+
+    /// Takes a free stream. Returns false if there is none. Before the SETTINGS only one stream is
+    /// free, because the origin may refuse further ones.
+    fn take(&self) -> bool {
+        let most = match self.most.load(Ordering::Relaxed) {
+            UNTOLD => 1,
+            most => most,
+        };
+        let more = |active| (active < most).then_some(active + 1);
+        let taken = self
+            .active
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        taken.is_ok()
+    }
+}
+
+/// HTTP/2 connection, on which several requests are sent at the same time.
+#[derive(Debug)]
+pub(super) struct Http2<B: RequestBody> {
+    sender: http2::SendRequest<StreamBody<B>>,
+    streams: Arc<Streams>,
+    /// Instant from which no further request is sent on the connection.
+    expires: Instant,
+}
+
+/// Free stream of a connection, which is reserved for one request.
+#[derive(Debug)]
+pub(super) struct FreeStream<B: RequestBody> {
+    pub(super) sender: http2::SendRequest<StreamBody<B>>,
+    pub(super) streams: Arc<Streams>,
+}
+
+/// Hold on one stream. The stream is free again when the request's body and the response's body
+/// have both dropped it.
+pub(super) struct StreamHold<B: RequestBody> {
+    streams: Arc<Streams>,
+    connections: Arc<OriginConnections<B>>,
+    home: Arc<PoolState<B>>,
+}
+
+impl<B: RequestBody> std::fmt::Debug for StreamHold<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamHold").finish_non_exhaustive()
+    }
+}
+
+impl<B: RequestBody> StreamHold<B> {
+    pub(super) const fn new(
+        streams: Arc<Streams>,
+        connections: Arc<OriginConnections<B>>,
+        home: Arc<PoolState<B>>,
+    ) -> Self {
+        Self {
+            streams,
+            connections,
+            home,
+        }
+    }
+}
+
+impl<B: RequestBody> Drop for StreamHold<B> {
+    fn drop(&mut self) {
+        if self.streams.active.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let now = self.home.recently().as_nanos();
+            self.streams.idle_since.store(now, Ordering::Relaxed);
+        }
+        self.home.grant(&self.connections);
+    }
+}
+
+impl<B: RequestBody> Http2<B> {
+    /// Returns true if further requests may be sent on this connection at `now`.
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
+        !self.sender.is_closed() && now < self.expires
+    }
+
+    /// Returns true once the origin has sent its SETTINGS.
+    pub(super) fn is_settled(&self) -> bool {
+        self.streams.is_settled()
+    }
+
+    /// Returns true if no stream has been open since `oldest` or longer.
+    pub(super) fn is_idle_since(&self, oldest: Instant) -> bool {
+        let since = self.streams.idle_since.load(Ordering::Relaxed);
+        self.streams.active.load(Ordering::Acquire) == 0 && since <= oldest.as_nanos()
+    }
+
+    /// Reserves a free stream, if there is one.
+    pub(super) fn free_stream(&self) -> Option<FreeStream<B>> {
+        self.streams.take().then(|| FreeStream {
+            sender: self.sender.clone(),
+            streams: Arc::clone(&self.streams),
+        })
+    }
+}
+
+impl<B: RequestBody> PoolState<B> {
+    /// Begins HTTP/2 on a new connection. A task of its own drives the connection.
+    pub(super) async fn http2(
+        self: &Arc<Self>,
+        io: Io,
+        connections: &Arc<OriginConnections<B>>,
+        expires: Instant,
+    ) -> Result<Http2<B>, OriginError> {
+        let (sender, connection) = http2::Builder::new(Background)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_header_list_size(H2_HEADER_LIST)
+            .initial_max_send_streams(UNTOLD)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|error| super::failure::handshake(&error))?;
+        let streams = Arc::new(Streams {
+            active: AtomicUsize::new(0),
+            most: AtomicUsize::new(UNTOLD),
+            idle_since: AtomicI64::new(self.recently().as_nanos()),
+        });
+        let (told, home) = (Arc::clone(&streams), Arc::clone(self));
+        let connections = Arc::downgrade(connections);
+        // A drain must not wait for this task.
+        self.tasks.spawn_detached(async move {
+            let grant = || {
+                if let Some(connections) = connections.upgrade() {
+                    home.grant(&connections);
+                }
+            };
+            let mut connection = pin!(connection);
+            // The end of the connection reaches every task with a stream on it, so the result is
+            // ignored.
+            let _ended = std::future::poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                let most = connection.current_max_send_streams();
+                if told.most.swap(most, Ordering::Relaxed) != most {
+                    grant();
+                }
+                ended
+            })
+            .await;
+            grant();
+        });
+        Ok(Http2 {
+            sender,
+            streams,
+            expires,
+        })
+    }
+}
+
+/// Body of a request over HTTP/2, which holds its stream.
+#[derive(Debug)]
+pub(super) struct StreamBody<B: RequestBody> {
+    pub(super) body: B,
+    pub(super) _hold: Arc<StreamHold<B>>,
+}
+
+impl<B: RequestBody> http_body::Body for StreamBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
