@@ -96,12 +96,12 @@ impl Connector {
     ) -> Result<(Io, bool), OriginError> {
         within_time(async {
             match (&self.0.parent, origin.scheme) {
-                (None, Scheme::Http) => Ok((Io::Plain(self.direct(origin, egress).await?), false)),
+                (None, Scheme::Http) => Ok((Io::plain(self.direct(origin, egress).await?), false)),
                 (None, Scheme::Https) => self.direct_tls(origin, offer_http2, egress).await,
                 // Plain HTTP uses a connection to the parent and requests in absolute-form.
                 (Some(parent), Scheme::Http) => {
                     self.guard_literal(origin, egress)?;
-                    Ok((Io::Plain(self.to_parent(parent).await?), false))
+                    Ok((Io::plain(self.to_parent(parent).await?), false))
                 }
                 (Some(parent), Scheme::Https) => {
                     let tcp = self.through(parent, origin, egress).await?;
@@ -144,7 +144,7 @@ impl Connector {
         let handshake = self.0.tls.handshake(host, offer_http2, identity, tcp);
         let stream = handshake.await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok((Io::Tls(Box::new(stream)), http2))
+        Ok((Io::tls(stream), http2))
     }
 
     async fn direct(&self, origin: &Origin, egress: &Egress) -> Result<TcpStream, OriginError> {

@@ -6,6 +6,7 @@ use hyper::client::conn::TrySendError;
 use rustls::AlertDescription;
 
 use super::OriginError;
+use super::io::Refusal;
 use super::pool::SendError;
 
 /// Returns the error of a request that got no response. `B` is the body that hyper was given.
@@ -14,6 +15,11 @@ pub(super) fn of_request<B>(mut error: TrySendError<Request<B>>) -> SendError<B>
         Some(request) => SendError::Unsent(Box::new(request)),
         None => SendError::Failed(of_exchange(&error.into_error())),
     }
+}
+
+/// Returns the origin's refusal of this client instead of the error that followed from it.
+pub(super) fn or<B>(error: SendError<B>, refusal: &Refusal) -> SendError<B> {
+    refusal.take().map_or(error, SendError::Failed)
 }
 
 /// Returns the error of a connection that failed before its first request.
@@ -68,6 +74,12 @@ fn of_http2(error: &h2::Error) -> OriginError {
     OriginError::Broken(text)
 }
 
+/// Returns the refusal of this client that a failed read of a TLS stream reports, if it does.
+pub(super) fn refusal(error: &std::io::Error) -> Option<OriginError> {
+    let alert = alert(error).filter(|alert| refuses_client(*alert));
+    alert.map(of_alert)
+}
+
 /// Returns the TLS alert that is the cause of an error, if there is one.
 fn alert(cause: &(dyn std::error::Error + 'static)) -> Option<AlertDescription> {
     let io = cause.downcast_ref::<std::io::Error>();
@@ -98,6 +110,7 @@ pub(super) const fn refuses_client(alert: AlertDescription) -> bool {
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
             | AlertDescription::NoCertificate
     )
 }

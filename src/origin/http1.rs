@@ -13,12 +13,14 @@ use super::OriginBody;
 use super::client_link::ClientLink;
 use super::connections::OriginConnections;
 use super::failure;
+use super::io::Refusal;
 use super::pool::{Destination, PoolState, RequestBody, SendError};
 use crate::clock::{Alarm, Instant};
 
 /// HTTP/1.1 connection with the future that transfers its bytes.
 pub(super) struct Http1<B: RequestBody> {
     pub(super) sender: http1::SendRequest<B>,
+    pub(super) refusal: Refusal,
     /// Instant from which the connection takes no further request.
     pub(super) expires: Instant,
     /// Timer for the deadline of the response head.
@@ -47,10 +49,11 @@ impl<B: RequestBody> Http1<B> {
     }
 
     /// Returns true if the connection can take a request now. Bytes that the origin has sent
-    /// meanwhile, such as a close, are read first.
+    /// meanwhile, such as a close, are read first. If the origin has refused this client, the next
+    /// request reports that.
     pub(super) fn is_fresh(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready() || self.refusal.is_there()
     }
 }
 /// HTTP/1.1 connection in use, which returns to the pool after its response.
@@ -83,7 +86,9 @@ impl<B: RequestBody> Returning<B> {
                 }
             }
         });
-        let response = answered.await?;
+        let response = answered
+            .await
+            .map_err(|error| failure::or(error, &self.connection.refusal))?;
         if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             // Bytes of the new protocol pass through hyper's upgrade, which this driver hands over.
             if let Some(driver) = self.connection.driver.take() {

@@ -3,15 +3,17 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Frame, SizeHint};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connections::OriginConnections;
+use super::io::Refusal;
 use super::pool::{PoolState, RequestBody};
 use super::{Io, OriginError};
 use crate::bounds::{H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW};
@@ -28,6 +30,11 @@ pub(super) struct Streams {
     most: AtomicUsize,
     /// Instant since which no stream is open, in nanoseconds.
     idle_since: AtomicI64,
+    refusal: Refusal,
+    /// True if a request has found no free stream since the last one was taken.
+    wanted: AtomicBool,
+    /// Task that reads the maximum. hyper wakes it for new requests only.
+    reader: AtomicWaker,
 }
 
 impl Streams {
@@ -47,6 +54,7 @@ impl Streams {
         let taken = self
             .active
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        self.wanted.store(taken.is_err(), Ordering::Relaxed);
         taken.is_ok()
     }
 }
@@ -93,6 +101,11 @@ impl<B: RequestBody> StreamHold<B> {
             home,
         }
     }
+
+    /// Returns the place for a refusal of this client by the origin.
+    pub(super) fn refusal(&self) -> &Refusal {
+        &self.streams.refusal
+    }
 }
 
 impl<B: RequestBody> Drop for StreamHold<B> {
@@ -108,7 +121,8 @@ impl<B: RequestBody> Drop for StreamHold<B> {
 impl<B: RequestBody> Http2<B> {
     /// Returns true if further requests may be sent on this connection at `now`.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
-        !self.sender.is_closed() && now < self.expires
+        let is_open = !self.sender.is_closed() || self.streams.refusal.is_there();
+        is_open && now < self.expires
     }
 
     /// Returns true once the origin has sent its SETTINGS.
@@ -139,7 +153,15 @@ impl<B: RequestBody> PoolState<B> {
         connections: &Arc<OriginConnections<B>>,
         expires: Instant,
     ) -> Result<Http2<B>, OriginError> {
-        let (sender, connection) = http2::Builder::new(Background)
+        let streams = Arc::new(Streams {
+            active: AtomicUsize::new(0),
+            most: AtomicUsize::new(UNTOLD),
+            idle_since: AtomicI64::new(self.recently().as_nanos()),
+            refusal: io.refusal.clone(),
+            wanted: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+        });
+        let (sender, connection) = http2::Builder::new(Watching(Arc::clone(&streams)))
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
@@ -148,11 +170,6 @@ impl<B: RequestBody> PoolState<B> {
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| super::failure::handshake(&error))?;
-        let streams = Arc::new(Streams {
-            active: AtomicUsize::new(0),
-            most: AtomicUsize::new(UNTOLD),
-            idle_since: AtomicI64::new(self.recently().as_nanos()),
-        });
         let (told, home) = (Arc::clone(&streams), Arc::clone(self));
         let connections = Arc::downgrade(connections);
         // A drain must not wait for this task.
@@ -166,6 +183,7 @@ impl<B: RequestBody> PoolState<B> {
             // The end of the connection reaches every task with a stream on it, so the result is
             // ignored.
             let _ended = std::future::poll_fn(|cx| {
+                told.reader.register(cx.waker());
                 let ended = connection.as_mut().poll(cx);
                 let most = connection.current_max_send_streams();
                 if told.most.swap(most, Ordering::Relaxed) != most {
@@ -181,6 +199,31 @@ impl<B: RequestBody> PoolState<B> {
             streams,
             expires,
         })
+    }
+}
+
+/// Executor of the task that reads and writes the frames of one connection. After it has read, the
+/// maximum of streams may have changed.
+#[derive(Debug, Clone)]
+struct Watching(Arc<Streams>);
+
+impl<F> hyper::rt::Executor<F> for Watching
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let streams = Arc::clone(&self.0);
+        Background.execute(async move {
+            let mut task = pin!(task);
+            std::future::poll_fn(|cx| {
+                let ended = task.as_mut().poll(cx);
+                if !streams.is_settled() || streams.wanted.load(Ordering::Relaxed) {
+                    streams.reader.wake();
+                }
+                ended
+            })
+            .await;
+        });
     }
 }
 

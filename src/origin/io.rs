@@ -2,15 +2,73 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::{OriginError, failure};
+use crate::sync::lock;
+
 /// Byte stream to and from an origin.
 #[derive(Debug)]
-pub enum Io {
+pub struct Io {
+    stream: Stream,
+    /// Refusal that the origin has sent as a TLS alert.
+    pub(super) refusal: Refusal,
+    /// True once the stream has been read.
+    has_read: bool,
+    /// Bytes that were read in search of a refusal, which the next read returns.
+    early: BytesMut,
+}
+
+/// Error by which an origin refuses this client after the TLS handshake, as TLS 1.3 allows. The
+/// libraries above report it only to a request that was sent.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Refusal(Arc<Mutex<Option<OriginError>>>);
+
+impl Refusal {
+    /// Returns true if the origin has refused this client and no request has failed by that.
+    pub(super) fn is_there(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
+    /// Takes the error for a request that failed by it.
+    pub(super) fn take(&self) -> Option<OriginError> {
+        lock(&self.0).take()
+    }
+
+    fn note(&self, error: &io::Error) {
+        if let refused @ Some(_) = failure::refusal(error) {
+            *lock(&self.0) = refused;
+        }
+    }
+}
+
+impl Io {
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self::new(Stream::Plain(stream))
+    }
+
+    pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self::new(Stream::Tls(Box::new(stream)))
+    }
+
+    fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            refusal: Refusal::default(),
+            has_read: false,
+            early: BytesMut::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Stream {
     /// TCP connection without encryption.
     Plain(TcpStream),
     /// TLS session over a TCP connection.
@@ -18,12 +76,40 @@ pub enum Io {
 }
 
 macro_rules! each {
-    ($self:ident, $io:ident => $then:expr) => {
-        match $self.get_mut() {
-            Io::Plain($io) => $then,
-            Io::Tls($io) => $then,
+    ($self:expr, $io:ident => $then:expr) => {
+        match &mut $self.stream {
+            Stream::Plain($io) => $then,
+            Stream::Tls($io) => $then,
         }
     };
+}
+
+impl Io {
+    /// Passes the result of a write on. If a write fails before the first read, the alert by which
+    /// the origin refuses this client may still be on its way, so that is read first.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if !matches!(written, Poll::Ready(Err(_))) || self.has_read {
+            return written;
+        }
+        let mut bytes = [0; 1024];
+        let mut into = ReadBuf::new(&mut bytes);
+        let read = each!(self, io => Pin::new(io).poll_read(cx, &mut into));
+        self.early.extend_from_slice(into.filled());
+        self.note(&read);
+        // A connection that cannot be written has an end that can be read, which wakes the task.
+        let _noted = ready!(read);
+        written
+    }
+
+    fn note(&self, read: &Poll<io::Result<()>>) {
+        if let Poll::Ready(Err(error)) = read {
+            self.refusal.note(error);
+        }
+    }
 }
 
 impl AsyncRead for Io {
@@ -32,7 +118,16 @@ impl AsyncRead for Io {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        each!(self, io => Pin::new(io).poll_read(cx, into))
+        let this = self.get_mut();
+        if !this.early.is_empty() {
+            let now = this.early.len().min(into.remaining());
+            into.put_slice(&this.early.split_to(now));
+            return Poll::Ready(Ok(()));
+        }
+        let read = each!(this, io => Pin::new(io).poll_read(cx, into));
+        this.has_read |= read.is_ready();
+        this.note(&read);
+        read
     }
 }
 
@@ -42,15 +137,19 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         from: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self, io => Pin::new(io).poll_write(cx, from))
+        let this = self.get_mut();
+        let written = each!(this, io => Pin::new(io).poll_write(cx, from));
+        this.written(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => Pin::new(io).poll_flush(cx))
+        let this = self.get_mut();
+        let flushed = each!(this, io => Pin::new(io).poll_flush(cx));
+        this.written(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => Pin::new(io).poll_shutdown(cx))
+        each!(self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
@@ -58,13 +157,15 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self, io => Pin::new(io).poll_write_vectored(cx, from))
+        let this = self.get_mut();
+        let written = each!(this, io => Pin::new(io).poll_write_vectored(cx, from));
+        this.written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
+        match &self.stream {
+            Stream::Plain(io) => io.is_write_vectored(),
+            Stream::Tls(io) => io.is_write_vectored(),
         }
     }
 }

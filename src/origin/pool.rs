@@ -282,6 +282,7 @@ async fn http1<B: RequestBody>(
     wire: ProtocolChoice,
     expires: Instant,
 ) -> Result<Http1<B>, OriginError> {
+    let refusal = io.refusal.clone();
     let (sender, connection) = http1::Builder::new()
         // A recipient removes the spaces (RFC 9112 section 5.1) and the folds (section 5.2).
         .allow_spaces_after_header_name_in_responses(true)
@@ -295,6 +296,7 @@ async fn http1<B: RequestBody>(
     };
     Ok(Http1 {
         sender,
+        refusal,
         expires,
         alarm: Alarm::default(),
         driver: Some(driver),
@@ -314,7 +316,7 @@ impl<B: RequestBody> Lease<B> {
     pub fn is_fresh(&mut self) -> bool {
         match self.0.as_mut().map(|held| &mut held.leased) {
             Some(Leased::Http1(connection)) => connection.is_fresh(),
-            Some(Leased::Http2(sender, _)) => !sender.is_closed(),
+            Some(Leased::Http2(sender, hold)) => !sender.is_closed() || hold.refusal().is_there(),
             None => false,
         }
     }
@@ -359,7 +361,10 @@ impl<B: RequestBody> Lease<B> {
                     biased;
                     answer = sender.try_send_request(request) => match answer {
                         Ok(response) => Ok(response.map(|body| OriginBody::http2(body, Some(hold)))),
-                        Err(error) => Err(refused(failure::of_request(error), &connections, &home)),
+                        Err(error) => {
+                            let error = refused(failure::of_request(error), &connections, &home);
+                            Err(failure::or(error, hold.refusal()))
+                        }
                     },
                     () = home.clock.sleep_until(deadline) => Err(SendError::Late),
                 }

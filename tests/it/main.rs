@@ -19,6 +19,7 @@ mod api;
 mod buffers;
 mod clients;
 mod conformance;
+mod connections;
 mod deploy;
 mod doors;
 mod faults;

@@ -134,7 +134,8 @@ impl Client {
         Err(head + &String::from_utf8(body).unwrap())
     }
 
-    async fn over<T>(stream: T, proto: Proto) -> Self
+    /// Speaks HTTP on an open stream.
+    pub(crate) async fn over<T>(stream: T, proto: Proto) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {

@@ -8,10 +8,11 @@ mod origin;
 mod ports;
 mod postgres;
 mod program;
+pub(crate) mod scripted;
 
 pub(crate) use client::{Client, Proto, raw};
 pub(crate) use faults::Faults;
-pub(crate) use origin::{Origin, Reply, bytes_body, reply};
+pub(crate) use origin::{Identity, Origin, Reply, bytes_body, reply};
 pub(crate) use ports::free_port;
 pub(crate) use postgres::Postgres;
 pub(crate) use program::{Program, faketime, program};
