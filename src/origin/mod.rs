@@ -125,3 +125,6 @@ impl OriginError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

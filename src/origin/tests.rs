@@ -1,0 +1,186 @@
+//! Connections over a long time, on a virtual clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::bounds::{ORIGIN_AGE, ORIGIN_IDLE};
+use crate::clock::Clock;
+use crate::policy::{Egress, Policy};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+use crate::units::{HostName, Origin, Scheme};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+struct Setup {
+    pool: Pool<Full<Bytes>>,
+    clock: Clock,
+    policy: Arc<Policy>,
+    listener: TcpListener,
+    destination: Destination,
+}
+
+async fn setup(wire: ProtocolChoice) -> Setup {
+    let clock = Clock::anchored(0);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let egress = Egress {
+        allow: vec!["127.0.0.1".parse().unwrap()],
+        ..Egress::default()
+    };
+    let mut policy = Policy::default();
+    policy.egress = egress;
+    let connector = Connector::new(&Roots::load([]), None).unwrap();
+    let origin = Origin {
+        scheme: Scheme::Http,
+        host: HostName::parse("127.0.0.1").unwrap(),
+        port: listener.local_addr().unwrap().port(),
+    };
+    Setup {
+        pool: Pool::new(connector, clock.clone(), Tasks::new(), Metrics::new()),
+        clock,
+        policy: Arc::new(policy),
+        listener,
+        destination: Destination {
+            origin,
+            wire,
+            owner: None,
+        },
+    }
+}
+
+impl Setup {
+    async fn acquire(&self) -> Lease<Full<Bytes>> {
+        let acquired = self.pool.acquire(&self.destination, &self.policy);
+        acquired.await.unwrap()
+    }
+
+    /// Sends a request and reads its response to the end.
+    async fn ask(&self, lease: Lease<Full<Bytes>>) -> http::StatusCode {
+        let request = Request::get("http://127.0.0.1/");
+        let request = request.header("host", "a").body(Full::default()).unwrap();
+        let deadline = self.clock.now() + MINUTE * 60;
+        let response = lease.send(request, deadline, &ClientLink::default()).await;
+        let response = response.unwrap();
+        let status = response.status();
+        response.into_body().collect().await.unwrap();
+        status
+    }
+}
+
+/// Answers each request of one HTTP/1.1 connection with 200.
+async fn serve(mut stream: TcpStream) {
+    let mut bytes = [0; 1024];
+    while let Ok(1..) = stream.read(&mut bytes).await {
+        let response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(response).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_request_over_http_2_causes_no_ping() {
+    for silent in [2, 6, 14] {
+        let setup = setup(ProtocolChoice::Http2Prior).await;
+        let origin = async {
+            let (mut stream, _) = setup.listener.accept().await.unwrap();
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            stream
+                .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+                .await
+                .unwrap();
+            let mut pings = 0;
+            let answer_at = setup.clock.now() + MINUTE * silent;
+            loop {
+                let mut head = [0; 9];
+                tokio::select! {
+                    read = stream.read_exact(&mut head) => read.unwrap(),
+                    () = setup.clock.sleep_until(answer_at) => break,
+                };
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; length as usize];
+                stream.read_exact(&mut payload).await.unwrap();
+                pings += usize::from(head[3] == 6);
+            }
+            // HEADERS with `:status: 200` and END_STREAM on stream 1.
+            let headers = [0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+            stream.write_all(&headers).await.unwrap();
+            (pings, stream)
+        };
+        let asked = async { setup.ask(setup.acquire().await).await };
+        let ((pings, _stream), status) = tokio::join!(origin, asked);
+        assert_eq!((pings, status.as_u16()), (0, 200), "{silent} min");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_in_steady_use_is_replaced_at_its_age() {
+    let setup = setup(ProtocolChoice::Any).await;
+    let accepting = async {
+        let mut accepted = 0;
+        let end = setup.clock.now() + ORIGIN_AGE * 5;
+        loop {
+            tokio::select! {
+                connected = setup.listener.accept() => {
+                    accepted += 1;
+                    Tasks::new().spawn_detached(serve(connected.unwrap().0));
+                }
+                () = setup.clock.sleep_until(end) => return accepted,
+            }
+        }
+    };
+    let asking = async {
+        let end = setup.clock.now() + ORIGIN_AGE * 5 - MINUTE / 60;
+        while setup.clock.now() < end {
+            setup.pool.reap();
+            assert_eq!(setup.ask(setup.acquire().await).await, 200);
+            setup
+                .clock
+                .sleep_until(setup.clock.now() + MINUTE / 60)
+                .await;
+        }
+    };
+    let (accepted, ()) = tokio::join!(accepting, asking);
+    assert!((5..=7).contains(&accepted), "{accepted} connections");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed() {
+    let setup = setup(ProtocolChoice::Any).await;
+    let accepting = async {
+        let stream = setup.listener.accept().await.unwrap().0;
+        serve(stream).await;
+    };
+    let asking = async {
+        assert_eq!(setup.ask(setup.acquire().await).await, 200);
+        assert!(setup.pool.idle(&setup.destination).is_some());
+        setup
+            .clock
+            .sleep_until(setup.clock.now() + ORIGIN_IDLE)
+            .await;
+        setup.pool.reap();
+        assert!(setup.pool.idle(&setup.destination).is_none());
+    };
+    // The origin's side ends because the connection is closed.
+    tokio::join!(accepting, asking);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_whose_request_has_left_is_pooled() {
+    let setup = setup(ProtocolChoice::Any).await;
+    for _ in 0..3 {
+        let mut left = Box::pin(setup.acquire());
+        let once = std::future::poll_fn(|cx| std::task::Poll::Ready(left.as_mut().poll(cx)));
+        assert!(once.await.is_pending());
+    }
+    let (stream, _) = setup.listener.accept().await.unwrap();
+    Tasks::new().spawn_detached(serve(stream));
+    assert_eq!(setup.ask(setup.acquire().await).await, 200);
+    assert!(setup.pool.idle(&setup.destination).is_some());
+}
