@@ -39,12 +39,13 @@ fn main() -> Result<()> {
 const EQUAL_PACE: usize = 30_000;
 
 /// Measured cases: the name, the path of the requests, and the process that they pass through.
-const CASES: [(&str, Way, Behind); 6] = [
+const CASES: [(&str, Way, Behind); 7] = [
     ("direct", Way::Direct, Behind::Nothing),
     ("hyper forwarder", Way::Plain, Behind::Forwarder),
     ("plain", Way::Plain, Behind::Proxy),
     ("routed", Way::Routed, Behind::Proxy),
     ("intercepted", Way::Intercepted, Behind::Proxy),
+    ("routed to TLS", Way::Routed, Behind::ProxyToTls),
     ("tunnel", Way::Tunnel, Behind::Proxy),
 ];
 
@@ -53,6 +54,8 @@ enum Behind {
     Nothing,
     Forwarder,
     Proxy,
+    /// Proxy by its route to the TLS origin. The client's side is plain.
+    ProxyToTls,
 }
 
 /// CPU time per request in microseconds, and throughput in requests per second.
@@ -88,6 +91,7 @@ fn compare() -> Result<()> {
         "{:<16} {:>4} {:>14} {:>12} {:>16} {:>14}",
         "", "c", "CPU µs/request", "requests/s", "ratio", "spread"
     ))?;
+    let mut few = None;
     // The load is unpaced first. The last setting has one pace for all cases, at which no case
     // lacks work or is overloaded.
     for (clients, pace) in [(1, 0), (32, 0), (256, 0), (32, EQUAL_PACE)] {
@@ -95,20 +99,57 @@ fn compare() -> Result<()> {
             continue;
         }
         let mut figures: [Vec<Figure>; CASES.len()] = Default::default();
+        let mut opened = [0; CASES.len()];
         for _ in 0..rounds {
             for (index, (_, way, behind)) in CASES.into_iter().enumerate() {
+                let before = setup.accepted()?;
                 figures[index].push(measure(&setup, way, behind, clients, pace, seconds)?);
+                opened[index] = opened[index].max(setup.accepted()? - before);
             }
         }
         if pace > 0 {
             say(&format!("at {pace} requests/s in each case:"))?;
         }
         table(clients, &figures)?;
+        say(&format!(
+            "connections opened at the TLS origin in one round, at most: {} intercepted, {} routed\n",
+            opened[INTERCEPTED], opened[ROUTED_TLS]
+        ))?;
+        if pace == 0 {
+            many_clients(clients, &figures, &mut few)?;
+        }
     }
     if only > 0 {
         return Ok(());
     }
     new_connections(&setup, seconds)
+}
+
+/// Positions of the cases with a TLS origin in [`CASES`].
+const INTERCEPTED: usize = 4;
+const ROUTED_TLS: usize = 5;
+
+/// Prints how much more CPU time a request takes with many clients than with few, for the cases with
+/// a TLS origin.
+fn many_clients(
+    clients: usize,
+    figures: &[Vec<Figure>],
+    few: &mut Option<[Vec<f64>; 2]>,
+) -> Result<()> {
+    let cpu = |case: usize| figures[case].iter().map(|figure| figure.cpu).collect();
+    let now: [Vec<f64>; 2] = [cpu(INTERCEPTED), cpu(ROUTED_TLS)];
+    if let (256, Some(few)) = (clients, few.as_ref()) {
+        for (name, case) in [("intercepted", 0), ("routed to TLS", 1)] {
+            let pairs = now[case].iter().zip(&few[case]);
+            let [low, median, high] = spread(pairs.map(|(many, few)| many / few));
+            say(&format!(
+                "{name}: CPU per request at c=256 over c=32: {median:.2} ({low:.2} to {high:.2})"
+            ))?;
+        }
+        say("")?;
+    }
+    *few = Some(now);
+    Ok(())
 }
 
 /// Returns the lowest value, the median and the highest value.
@@ -125,6 +166,7 @@ fn table(clients: usize, figures: &[Vec<Figure>]) -> Result<()> {
         let yardstick = match name {
             "plain" | "routed" | "tunnel" => Some(("hyper", 1)),
             "intercepted" => Some(("plain", 2)),
+            "routed to TLS" => Some(("routed", 3)),
             _ => None,
         };
         let ratio = yardstick.map_or_else(String::new, |(of, yardstick)| {
@@ -159,13 +201,14 @@ fn measure(
 ) -> Result<Figure> {
     let address = match (way, behind) {
         (Way::Direct, _) => setup.origin_plain,
+        (Way::Routed, Behind::ProxyToTls) => setup.route_tls,
         (Way::Routed, _) => setup.route,
         (_, Behind::Forwarder) => setup.forwarder_address,
         _ => setup.proxy_address,
     };
     let watched = match behind {
         Behind::Nothing | Behind::Forwarder => &setup.forwarder,
-        Behind::Proxy => &setup.proxy,
+        Behind::Proxy | Behind::ProxyToTls => &setup.proxy,
     };
     let mut load = setup.load(way, address, clients, pace, seconds)?;
     load.expect_line("begin")?;

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -38,16 +39,27 @@ pub(crate) async fn run() -> Result<()> {
             }
             accepted = tls_listener.accept() => {
                 let ((stream, _), tls) = (accepted?, tls.clone());
+                ACCEPTED.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move { serve_tls(stream, tls).await });
             }
         }
     }
 }
 
+/// Number of TLS connections that the origin has accepted.
+static ACCEPTED: AtomicUsize = AtomicUsize::new(0);
+
+/// Path that is answered with the number of accepted TLS connections.
+pub(crate) const ACCEPTED_PATH: &str = "/accepted";
+
 async fn answer(
-    _request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
     const BODY: Bytes = Bytes::from_static(&[b'x'; 128]);
+    if request.uri().path() == ACCEPTED_PATH {
+        let accepted = ACCEPTED.load(Ordering::Relaxed).to_string();
+        return Ok(Response::new(accepted.into()));
+    }
     Ok(Response::new(Full::new(BODY)))
 }
 

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use super::Result;
+use super::origin::ACCEPTED_PATH;
 use super::process::{self, Output, Process};
 
 pub(crate) struct Setup {
@@ -17,6 +18,8 @@ pub(crate) struct Setup {
     pub(crate) proxy: Process,
     pub(crate) proxy_address: SocketAddr,
     pub(crate) route: SocketAddr,
+    /// Address of the route to the TLS origin.
+    pub(crate) route_tls: SocketAddr,
     /// File with the certificates of the origins' CAs and of the proxy's CA, as PEM.
     pub(crate) cas: std::path::PathBuf,
     /// Origin processes, which are dropped after the proxy and the forwarder.
@@ -42,10 +45,17 @@ impl Setup {
         let forwarder_address = said.split(' ').nth(1).ok_or("no address")?.parse()?;
 
         let (proxy_address, route) = (free_address()?, free_address()?);
+        let route_tls = free_address()?;
         let config = dir.path().join("config.yaml");
         std::fs::write(
             &config,
-            policy(dir.path(), proxy_address, route, origin_plain, origin_tls),
+            policy(
+                dir.path(),
+                proxy_address,
+                [route, route_tls],
+                origin_plain,
+                origin_tls,
+            ),
         )?;
         let mut command = process::pinned(Path::new(env!("CARGO_BIN_EXE_outpace")), 0);
         command
@@ -67,10 +77,29 @@ impl Setup {
             proxy,
             proxy_address,
             route,
+            route_tls,
             cas,
             _origins: [origin, bare],
             _dir: dir,
         })
+    }
+}
+
+impl Setup {
+    /// Returns the number of TLS connections that the origin has accepted.
+    pub(crate) fn accepted(&self) -> Result<usize> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(self.origin_plain)?;
+        write!(
+            stream,
+            "GET {ACCEPTED_PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        let (_, body) = response
+            .split_once("\r\n\r\n")
+            .ok_or("no response of the origin")?;
+        Ok(body.parse()?)
     }
 }
 
@@ -95,14 +124,16 @@ fn origin(dir: &Path, core: usize) -> Result<(Process, SocketAddr, SocketAddr)> 
 fn policy(
     dir: &Path,
     listen: SocketAddr,
-    route: SocketAddr,
+    [route, route_tls]: [SocketAddr; 2],
     plain: SocketAddr,
     tls: SocketAddr,
 ) -> String {
     let dir = dir.display();
     format!(
         "listen: {listen}\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {dir}/data\n\
-         routes: [{{ listen: \"{route}\", to: \"http://origin.bench\" }}]\n\
+         routes:\n\
+         \x20 - {{ listen: \"{route}\", to: \"http://origin.bench\" }}\n\
+         \x20 - {{ listen: \"{route_tls}\", to: \"https://secure.bench\" }}\n\
          egress:\n  allow: [\"127.0.0.0/8\"]\n  roots: [\"{dir}/ca.pem\"]\n\
          \x20 resolve: {{ \"origin.bench\": \"{plain}\", \"secure.bench\": \"{tls}\", \"tunnel.bench\": \"{tls}\" }}\n\
          targets:\n\
