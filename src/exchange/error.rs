@@ -60,7 +60,7 @@ impl From<origin::OriginError> for Error {
             }
             origin::OriginError::ParentProxy { .. } => Reason::ParentProxy,
             origin::OriginError::Busy => Reason::OriginBusy,
-            origin::OriginError::Unprocessed(_) | origin::OriginError::Http1Required => {
+            origin::OriginError::Unprocessed { .. } | origin::OriginError::Http1Required => {
                 Reason::OriginDeclined
             }
             origin::OriginError::Unreadable(_) => Reason::OriginProtocol,

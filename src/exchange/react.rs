@@ -95,6 +95,10 @@ pub(super) enum Then {
 /// all of the target's attempts.
 const ERROR_ATTEMPTS: u32 = 3;
 
+/// Maximum number of attempts of a request that the origin declares unprocessed. An origin that ends
+/// a connection after some requests refuses all those that are on their way.
+const UNPROCESSED_ATTEMPTS: u32 = 10;
+
 /// Decides the next step of a request and the block of its target.
 pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
     let Situation {
@@ -277,7 +281,7 @@ mod tests {
                 (unsent(true), false, false, 1, None, None),
                 // The origin declared that it did not process the request.
                 (Attempted::Unprocessed, false, true, 4, None, Some(0.8)),
-                (Attempted::Unprocessed, false, true, 5, None, None),
+                (Attempted::Unprocessed, false, true, 10, None, None),
                 (Attempted::Unprocessed, true, false, 1, None, None),
                 // Bytes were sent, so only idempotent requests are retried.
                 (Attempted::Broken, true, true, 1, None, Some(0.1)),

@@ -112,6 +112,11 @@ impl<B: RequestBody> OriginConnections<B> {
         state.http2.clear();
     }
 
+    /// Drops the HTTP/2 connections that have ended, so that requests in their queues come back.
+    pub(super) fn drop_ended(&self, now: Instant) {
+        lock(&self.state).http2.retain(|known| known.is_usable(now));
+    }
+
     /// Adds a request to the queue and returns the receiver of its connection.
     pub(super) fn enqueue(&self, policy: Arc<Policy>) -> oneshot::Receiver<Granted<B>> {
         let (granted, receiver) = oneshot::channel();

@@ -65,7 +65,10 @@ fn of_http2(error: &h2::Error) -> OriginError {
     // A GOAWAY is reported only to requests on streams that the origin did not process (RFC 9113
     // section 6.8). Requests on earlier streams continue, or get the error of the transport.
     if error.is_remote() && (error.is_go_away() || reason == Some(h2::Reason::REFUSED_STREAM)) {
-        return OriginError::Unprocessed(text);
+        return OriginError::Unprocessed {
+            cause: text,
+            going_away: error.is_go_away(),
+        };
     }
     // The library itself ends a stream or a connection only if the origin broke the protocol.
     if error.is_library() {

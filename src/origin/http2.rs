@@ -31,6 +31,8 @@ pub(super) struct Streams {
     /// Instant since which no stream is open, in nanoseconds.
     idle_since: AtomicI64,
     refusal: Refusal,
+    /// True once the origin has announced the end of the connection.
+    is_ending: AtomicBool,
     /// True if a request has found no free stream since the last one was taken.
     wanted: AtomicBool,
     /// Task that reads the maximum. hyper wakes it for new requests only.
@@ -102,6 +104,11 @@ impl<B: RequestBody> StreamHold<B> {
         }
     }
 
+    /// Keeps further requests off the connection, because the origin ends it.
+    pub(super) fn is_ending(&self) {
+        self.streams.is_ending.store(true, Ordering::Relaxed);
+    }
+
     /// Returns the place for a refusal of this client by the origin.
     pub(super) fn refusal(&self) -> &Refusal {
         &self.streams.refusal
@@ -122,7 +129,7 @@ impl<B: RequestBody> Http2<B> {
     /// Returns true if further requests may be sent on this connection at `now`.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
         let is_open = !self.sender.is_closed() || self.streams.refusal.is_there();
-        is_open && now < self.expires
+        is_open && now < self.expires && !self.streams.is_ending.load(Ordering::Relaxed)
     }
 
     /// Returns true once the origin has sent its SETTINGS.
@@ -158,6 +165,7 @@ impl<B: RequestBody> PoolState<B> {
             most: AtomicUsize::new(UNTOLD),
             idle_since: AtomicI64::new(self.recently().as_nanos()),
             refusal: io.refusal.clone(),
+            is_ending: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         });
@@ -176,10 +184,11 @@ impl<B: RequestBody> PoolState<B> {
         self.tasks.spawn_detached(async move {
             let grant = || {
                 if let Some(connections) = connections.upgrade() {
+                    connections.drop_ended(home.recently());
                     home.grant(&connections);
                 }
             };
-            let mut connection = pin!(connection);
+            let mut connection = Box::pin(connection);
             // The end of the connection reaches every task with a stream on it, so the result is
             // ignored.
             let _ended = std::future::poll_fn(|cx| {
@@ -192,6 +201,8 @@ impl<B: RequestBody> PoolState<B> {
                 ended
             })
             .await;
+            // Only now the connection counts as closed, so that waiting requests get another one.
+            drop(connection);
             grant();
         });
         Ok(Http2 {

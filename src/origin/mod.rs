@@ -83,8 +83,13 @@ pub enum OriginError {
     #[error("all connections to the origin are in use, and it allows no further HTTP/2 streams")]
     Busy,
     /// The request was sent, but the origin declared that it did not process it.
-    #[error("the origin did not process the request: {0}")]
-    Unprocessed(String),
+    #[error("the origin did not process the request: {cause}")]
+    Unprocessed {
+        /// Error code of the stream or the connection.
+        cause: String,
+        /// True if the origin ends the whole connection (GOAWAY).
+        going_away: bool,
+    },
     /// The origin refused the request over HTTP/2 and requires HTTP/1.1.
     #[error("the origin requires HTTP/1.1")]
     Http1Required,
@@ -110,7 +115,7 @@ impl OriginError {
             Self::Refused(_)
             | Self::ConnectTimeout
             | Self::HandshakeBroke(_)
-            | Self::Unprocessed(_)
+            | Self::Unprocessed { .. }
             | Self::Http1Required
             | Self::Broken(_) => true,
             Self::ParentProxy { passing, .. } => *passing,

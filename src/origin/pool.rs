@@ -194,11 +194,16 @@ impl<B: RequestBody> Pool<B> {
     pub fn reap(&self) {
         let now = self.0.clock.now();
         self.0.reaped.store(now.as_nanos(), Ordering::Relaxed);
-        let mut destinations = sync::write(&self.0.destinations);
-        destinations.retain(|_, connections| {
+        let mut used = Vec::new();
+        sync::write(&self.0.destinations).retain(|_, connections| {
             let is_unused = connections.forget(now - ORIGIN_IDLE, now);
-            !is_unused || Arc::strong_count(connections) > 1
+            used.push(Arc::clone(connections));
+            !is_unused || Arc::strong_count(connections) > 2
         });
+        // Connections that have expired may be needed by requests that wait.
+        for connections in used {
+            self.0.grant(&connections);
+        }
     }
 }
 
@@ -357,12 +362,16 @@ impl<B: RequestBody> Lease<B> {
                     body,
                     _hold: Arc::clone(&hold),
                 });
+                let answer = sender.try_send_request(request);
+                // A request that was queued while the connection ended comes back when the last
+                // sender is dropped, so none is held during the wait.
+                drop(sender);
                 tokio::select! {
                     biased;
-                    answer = sender.try_send_request(request) => match answer {
+                    answer = answer => match answer {
                         Ok(response) => Ok(response.map(|body| OriginBody::http2(body, Some(hold)))),
                         Err(error) => {
-                            let error = refused(failure::of_request(error), &connections, &home);
+                            let error = refused(failure::of_request(error), &hold, &connections, &home);
                             Err(failure::or(error, hold.refusal()))
                         }
                     },
@@ -377,14 +386,19 @@ impl<B: RequestBody> Lease<B> {
 /// HTTP/1.1 gets no HTTP/2 connections for a while (RFC 9113 section 7).
 fn refused<B: RequestBody>(
     error: SendError<StreamBody<B>>,
+    hold: &StreamHold<B>,
     connections: &OriginConnections<B>,
     home: &PoolState<B>,
 ) -> SendError<B> {
     match error {
         SendError::Unsent(request) => SendError::Unsent(Box::new(request.map(|sent| sent.body))),
         SendError::Failed(error) => {
-            if error == OriginError::Http1Required {
-                connections.require_http1(home.clock.now() + ORIGIN_AGE);
+            match error {
+                OriginError::Http1Required => {
+                    connections.require_http1(home.clock.now() + ORIGIN_AGE);
+                }
+                OriginError::Unprocessed { going_away, .. } if going_away => hold.is_ending(),
+                _ => {}
             }
             SendError::Failed(error)
         }

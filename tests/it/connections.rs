@@ -266,7 +266,7 @@ async fn a_refusal_without_end_is_bounded_and_names_its_reason() {
             (response.status().as_u16(), &*reason(&response)),
             (502, expected)
         );
-        let most = if expected == "origin-declined" { 5 } else { 1 };
+        let most = if expected == "origin-declined" { 10 } else { 1 };
         assert_eq!(attempts.load(Ordering::SeqCst), most, "{expected}");
     }
 }
