@@ -4,6 +4,7 @@
 
 mod authority;
 mod credentials;
+mod date;
 mod fields;
 mod framing;
 mod max_wait;
