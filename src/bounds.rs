@@ -60,6 +60,9 @@ pub const REPLY_RESPONSE: usize = 1024 * 1024;
 pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
 /// Longest time for which a worker may hold a permit without renewing it.
 pub const PERMIT_HOLD_MAX: Duration = Duration::from_secs(3600);
+/// Shortest wait before a request or an item is sent again, whatever the origin and the
+/// configuration say.
+pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(100);
 /// Longest block that an origin's `Retry-After` may impose. Longer values are cut to this bound.
 pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 

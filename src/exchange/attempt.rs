@@ -32,7 +32,8 @@ impl OriginResponse {
     /// Returns the input for the retry decision.
     pub(super) fn attempted(&self, clock: &Clock) -> Attempted {
         let status = self.response.status();
-        let wait = Attempted::may_ask_for_time(status)
+        // Most responses are no errors, and their fields need not be read.
+        let wait = (status.as_u16() >= 400)
             .then(|| semantics::retry_after(self.response.headers(), clock.wall()));
         Attempted::Answered(status, wait.flatten())
     }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::bounds::BLOCK_MAX;
+use crate::bounds::{BLOCK_MAX, RETRY_WAIT_MIN};
 use crate::clock::Instant;
 use crate::policy::Retry;
 
 /// Outcome of an attempt, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempted {
-    /// Response with this status and, for 429 and 503, the time in its `Retry-After`.
+    /// Response with this status and the time in its `Retry-After`, if that gives information.
     Answered(StatusCode, Option<Duration>),
     /// No request reached the origin, usually because there was no connection.
     Unsent {
@@ -28,7 +28,7 @@ pub(super) enum Attempted {
 }
 
 impl Attempted {
-    /// Returns true if `Retry-After` with this status asks for a pause (429 and 503).
+    /// Returns true if this status may block the target (429, and 503 with `Retry-After`).
     pub(super) const fn may_ask_for_time(status: StatusCode) -> bool {
         matches!(
             status,
@@ -42,8 +42,7 @@ impl Attempted {
         matches!(self, Self::Answered(status, _) if status.as_u16() < 400)
     }
 
-    /// Returns true if the origin failed and did not ask for a pause. No block delays the retry in
-    /// that case.
+    /// Returns true if the outcome does not block the target, so that no block delays the retry.
     pub(super) fn is_error(self) -> bool {
         !matches!(
             self,
@@ -91,6 +90,9 @@ pub(super) enum Then {
     Again(Instant),
 }
 
+/// Status of an origin that is overloaded and did not process the request. No RFC defines it.
+const OVERLOADED: u16 = 529;
+
 /// Maximum number of attempts after an error, because errors rarely pass quickly. Refusals may use
 /// all of the target's attempts.
 const ERROR_ATTEMPTS: u32 = 3;
@@ -106,50 +108,48 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
     } = *situation;
     match attempted {
         Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, wait) => {
-            let until = situation.now + wait.unwrap_or_else(|| situation.backoff()).min(BLOCK_MAX);
+            let until = situation.wait_until(wait);
             Decision {
                 block: Some(until),
                 then: situation.again(retry.on_429, until, retry.attempts),
             }
         }
-        Attempted::Answered(StatusCode::SERVICE_UNAVAILABLE, Some(wait)) => {
-            let until = situation.now + wait.min(BLOCK_MAX);
+        Attempted::Answered(StatusCode::SERVICE_UNAVAILABLE, wait @ Some(_)) => {
+            let until = situation.wait_until(wait);
             let safe = idempotent || retry.on_503;
             Decision {
                 block: Some(until),
                 then: situation.again(safe, until, retry.attempts),
             }
         }
-        Attempted::Answered(status, _) => {
+        Attempted::Answered(status, wait) if status.as_u16() == OVERLOADED => Decision {
+            block: None,
+            then: situation.again(true, situation.wait_until(wait), retry.attempts),
+        },
+        Attempted::Answered(status, wait) => {
             let safe = idempotent && may_pass(status);
-            situation.after_error(safe, situation.now + situation.backoff())
+            situation.after_error(safe, situation.wait_until(wait))
         }
         Attempted::Unsent { passing } => {
             // A failed connection does not use up a limit, so a tenth of the backoff is enough.
-            situation.after_error(passing, situation.now + situation.backoff() / 10)
+            situation.after_error(passing, situation.short_wait())
         }
         Attempted::Unprocessed => Decision {
             block: None,
-            then: situation.again(
-                true,
-                situation.now + situation.backoff() / 10,
-                retry.attempts,
-            ),
+            then: situation.again(true, situation.short_wait(), retry.attempts),
         },
-        Attempted::Broken => {
-            situation.after_error(idempotent, situation.now + situation.backoff() / 10)
-        }
+        Attempted::Broken => situation.after_error(idempotent, situation.short_wait()),
     }
 }
 
-/// Returns true if an origin's error with this status may be temporary (500, 502, 503, 504).
-fn may_pass(status: StatusCode) -> bool {
+/// Returns true if an origin's error with this status may be temporary.
+///
+/// No RFC defines the statuses above 511. Content delivery networks send 520 to 524, 527 and 530
+/// if they do not reach the origin or get no valid response from it.
+const fn may_pass(status: StatusCode) -> bool {
     matches!(
-        status,
-        StatusCode::INTERNAL_SERVER_ERROR
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT
+        status.as_u16(),
+        500 | 502 | 503 | 504 | 520..=524 | 527 | OVERLOADED | 530
     )
 }
 
@@ -171,11 +171,23 @@ impl Situation<'_> {
         }
     }
 
+    /// Returns the instant that the origin asks for, or the end of the backoff if it names none.
+    fn wait_until(&self, asked: Option<Duration>) -> Instant {
+        let wait = asked.map_or_else(|| self.backoff(), |wait| wait.min(BLOCK_MAX));
+        self.now + wait.max(RETRY_WAIT_MIN)
+    }
+
+    fn short_wait(&self) -> Instant {
+        self.now + (self.backoff() / 10).max(RETRY_WAIT_MIN)
+    }
+
     /// Returns the wait before a retry. The full value doubles with each attempt up to
     /// `backoff_max`, and `draw` selects a point between half and all of it.
     fn backoff(&self) -> Duration {
         let doublings = self.attempts.saturating_sub(1).min(16);
-        let full = self.retry.backoff.saturating_mul(1 << doublings);
+        // Half of the first wait is not below the minimum, so that jitter remains.
+        let first = self.retry.backoff.max(RETRY_WAIT_MIN * 2);
+        let full = first.saturating_mul(1 << doublings);
         full.min(self.retry.backoff_max)
             .mul_f64(0.5 + self.draw / 2.0)
     }
@@ -272,7 +284,19 @@ mod tests {
                 (answered(500, None), true, true, 2, None, Some(2.0)),
                 (answered(500, None), true, true, 3, None, None),
                 (answered(500, None), false, true, 1, None, None),
-                (answered(501, None), true, true, 1, None, None),
+                // The instant in `Retry-After` counts for every error that may pass, and does not
+                // block the target.
+                (answered(500, Some(7)), true, true, 1, None, Some(7.0)),
+                (answered(502, Some(7)), true, true, 2, None, Some(7.0)),
+                (answered(504, Some(61)), true, true, 1, None, None),
+                (answered(522, Some(7)), true, true, 1, None, Some(7.0)),
+                (answered(500, Some(7)), false, true, 1, None, None),
+                // An overloaded origin did not process a 529.
+                (answered(529, Some(7)), false, true, 1, None, Some(7.0)),
+                (answered(529, None), false, true, 2, None, Some(2.0)),
+                (answered(529, None), false, true, 5, None, None),
+                (answered(529, None), false, false, 1, None, None),
+                (answered(501, Some(1)), true, true, 1, None, None),
                 (answered(200, None), true, true, 1, None, None),
                 (answered(404, Some(5)), true, true, 1, None, None),
                 // Nothing was sent, so any method is retried.
@@ -288,6 +312,83 @@ mod tests {
                 (Attempted::Broken, false, true, 1, None, None),
             ],
         );
+    }
+
+    #[test]
+    fn only_errors_that_may_pass_are_repeated() {
+        let retry = Retry::default();
+        let passing: Vec<u16> = (400..600)
+            .filter(|status| {
+                let decision = decide(answered(*status, Some(1)), &situation(&retry));
+                decision.then != Then::Deliver
+            })
+            .collect();
+        let expected = [
+            429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 527, 529, 530,
+        ];
+        assert_eq!(passing, expected);
+    }
+
+    #[test]
+    fn no_retry_comes_sooner_than_the_shortest_wait() {
+        let zero = Retry {
+            backoff: Duration::ZERO,
+            ..Retry::default()
+        };
+        let tiny = Retry {
+            backoff: Duration::from_nanos(1),
+            backoff_max: Duration::ZERO,
+            ..Retry::default()
+        };
+        let hasty = Some(Duration::from_nanos(1));
+        let cases = [
+            answered(429, None),
+            Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, hasty),
+            Attempted::Answered(StatusCode::SERVICE_UNAVAILABLE, hasty),
+            answered(500, None),
+            answered(529, None),
+            Attempted::Unsent { passing: true },
+            Attempted::Broken,
+        ];
+        for retry in [&zero, &tiny, &Retry::default()] {
+            for (attempted, draw) in cases.iter().flat_map(|case| [(case, 0.0), (case, 0.99)]) {
+                let decision = decide(
+                    *attempted,
+                    &Situation {
+                        draw,
+                        ..situation(retry)
+                    },
+                );
+                let Then::Again(at) = decision.then else {
+                    panic!("{attempted:?} was not repeated");
+                };
+                assert!(at >= NOW + RETRY_WAIT_MIN, "{attempted:?} {retry:?}");
+                assert!(decision.block.is_none_or(|until| until == at));
+            }
+        }
+    }
+
+    /// The gaps grow although the configured backoff is zero.
+    #[test]
+    fn refusals_without_information_are_repeated_ever_more_slowly() {
+        let retry = Retry {
+            backoff: Duration::ZERO,
+            ..Retry::default()
+        };
+        for status in [429, 529] {
+            let gaps = (1..5).map(|attempts| {
+                let decision = decide(
+                    answered(status, None),
+                    &Situation {
+                        attempts,
+                        ..situation(&retry)
+                    },
+                );
+                decision.then
+            });
+            let expected = [0.2, 0.4, 0.8, 1.6].map(|at| Then::Again(after(at)));
+            assert!(gaps.eq(expected), "{status}");
+        }
     }
 
     #[test]

@@ -255,7 +255,8 @@ pub struct Retry {
     /// Maximum number of transmissions of one request, including the first.
     pub attempts: u32,
     /// Base wait before the second attempt if the origin names no time. The wait doubles with each
-    /// attempt, and jitter shortens it by up to half.
+    /// attempt, and jitter shortens it by up to half. It is never below
+    /// [`RETRY_WAIT_MIN`](crate::bounds::RETRY_WAIT_MIN).
     pub backoff: Duration,
     /// Maximum wait between two attempts if the origin names no time.
     pub backoff_max: Duration,

@@ -32,6 +32,7 @@ mod pacing;
 mod refusals;
 mod replicas;
 mod retry;
+mod retry_after;
 mod run;
 mod scopes;
 mod semantics;
