@@ -218,6 +218,7 @@ create table outpace.item (
   expires    int8,
   attempts   int8 not null default 0,
   retries    int8 not null default 0,
+  refusals   int8 not null default 0,
   doubtful   bool not null default false,-- true if it may have been sent with an unknown outcome
   finished   int8,
   code       int8,

@@ -63,6 +63,12 @@ pub const PERMIT_HOLD_MAX: Duration = Duration::from_secs(3600);
 /// Shortest wait before a request or an item is sent again, whatever the origin and the
 /// configuration say.
 pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(100);
+/// Number of times that an origin may refuse an item before the item counts as exhausted. The
+/// growing waits between them take about three days at least.
+pub const REFUSALS_MAX: u32 = 300;
+/// Longest wait before a refused item is sent again, unless the origin or the buffer's backoff asks
+/// for more.
+pub const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 /// Longest block that an origin's `Retry-After` may impose. Longer values are cut to this bound.
 pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 

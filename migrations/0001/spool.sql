@@ -169,15 +169,15 @@ end $$;
 -- in flight or the replica does not hold the buffer.
 create function outpace.finish_v1(
   p_id int8, p_buffer int8, p_term int8, p_item text, p_number int8,
-  p_status int8, p_retries int8, p_not_before int8, p_doubtful bool, p_finished int8, p_paused text,
+  p_status int8, p_retries int8, p_refusals int8, p_not_before int8, p_doubtful bool, p_finished int8, p_paused text,
   p_started int8, p_took int8, p_waited int8, p_outcome text, p_code int8, p_error text, p_next int8,
   p_was_doubtful bool, p_headers text, p_body bytea, p_cut bool
 ) returns setof outpace.item language plpgsql volatile as $$
 begin
   if outpace.holds_v1(p_id, p_buffer, p_term) then
     update outpace.item
-       set status = p_status, retries = p_retries, not_before = p_not_before, doubtful = p_doubtful,
-           finished = p_finished, code = p_code, error = p_error
+       set status = p_status, retries = p_retries, refusals = p_refusals, not_before = p_not_before,
+           doubtful = p_doubtful, finished = p_finished, code = p_code, error = p_error
      where id = p_item and status = 2 and attempts = p_number;
     if found then
       insert into outpace.attempt (item, buffer, number, started, took, waited, outcome, code, error, next,
@@ -255,7 +255,7 @@ begin
      where i.buffer = p_buffer and i.status in (4, 6) and (cardinality(p_ids) = 0 or i.id = any (p_ids))
      order by i.seq limit p_most)
   update outpace.item i
-     set status = 0, retries = 0, not_before = p_now, expires = null, finished = null,
+     set status = 0, retries = 0, refusals = 0, not_before = p_now, expires = null, finished = null,
          seq = case when p_head then i.seq else begin_at + dead.n - 1 end
     from dead where i.place = dead.place;
   get diagnostics count = row_count;

@@ -156,6 +156,7 @@ pub(super) fn item_json(item: &Item, buffer: Option<&Buffer>) -> Value {
         "finished_at": item.finished.map(time),
         "attempts": item.attempts,
         "retries": item.retries,
+        "refusals": item.refusals,
         "maybe_duplicate": item.maybe_duplicate,
         "last_status": item.last_status,
         "last_error": item.last_error,

@@ -13,7 +13,9 @@ use tokio::sync::watch;
 use super::gate::{Gate, GateStage};
 use super::outbound::{fields, request, texts};
 use super::{Deliverer, POLL, REST};
-use crate::bounds::{DELIVERY_PATIENCE, DELIVERY_RESPONSE, REPLY_RESPONSE};
+use crate::bounds::{
+    DELIVERY_PATIENCE, DELIVERY_RESPONSE, REFUSALS_MAX, REPLY_RESPONSE, RETRY_WAIT_MIN,
+};
 use crate::clock::Instant;
 use crate::exchange::{
     Arrival, ClientIdentity, DeliveryOptions, Error, Ingress, Reason, ResponseBody,
@@ -360,6 +362,13 @@ impl Deliverer {
     ) -> Finished {
         let draw = self.parts.exchange.random.unit();
         let step = step(item, &buffer.terms, &result.outcome, now, draw);
+        let is_refused = step.word == "exhausted" && step.refusals > item.refusals;
+        let error = result.error.or_else(|| {
+            is_refused.then(|| {
+                let status = result.status.unwrap_or_default();
+                format!("the origin refused the item {REFUSALS_MAX} times, at last with status {status}; redrive it when the origin accepts requests")
+            })
+        });
         let attempt = Attempt {
             item: Arc::clone(&item.id),
             buffer: item.buffer,
@@ -369,7 +378,7 @@ impl Deliverer {
             waited,
             outcome: step.word.into(),
             status: result.status,
-            error: result.error,
+            error,
             next: step.status.is_live().then_some(step.not_before),
             maybe_duplicate: item.maybe_duplicate,
             response: result.response,
@@ -384,7 +393,9 @@ impl Deliverer {
         let (clock, buffer) = (&self.parts.exchange.clock, finished.attempt.buffer);
         loop {
             let again = match self.parts.store.finish(finished.clone(), self.now()).await {
-                Err(StoreError::Full { .. }) => !self.parts.exchange.tasks.draining(),
+                Err(StoreError::Full { .. } | StoreError::NoSpace(_)) => {
+                    !self.parts.exchange.tasks.draining()
+                }
                 // A database may become reachable again in time, even during a shutdown.
                 Err(StoreError::Away(_)) => self.parts.store.is_shared(),
                 other => return other,
@@ -414,7 +425,7 @@ impl AttemptResult {
     fn held(error: String, wait: Option<Duration>) -> Self {
         let wait = wait
             .unwrap_or(Duration::from_secs(1))
-            .min(Duration::from_secs(5));
+            .clamp(RETRY_WAIT_MIN, Duration::from_secs(5));
         Self::of(AttemptOutcome::Held { wait }, error)
     }
 }

@@ -18,6 +18,8 @@ pub struct Error {
     pub limit: Option<Arc<str>>,
     /// Time after which a retry may succeed, or `None` if it is unknown.
     pub retry_after: Option<Duration>,
+    /// State of the item that the error is about, or `None` if it is about no item.
+    pub state: Option<&'static str>,
 }
 
 impl Error {
@@ -28,6 +30,7 @@ impl Error {
             detail: detail.into(),
             limit: None,
             retry_after: None,
+            state: None,
         }
     }
 
@@ -79,7 +82,7 @@ impl From<StoreError> for Error {
             StoreError::Unknown(_) => Reason::NotFound,
             StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
             StoreError::KeyReused => Reason::KeyReused,
-            StoreError::Full { .. } => Reason::SpoolFull,
+            StoreError::Full { .. } | StoreError::NoSpace(_) => Reason::SpoolFull,
             StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolUnavailable,
         };
         let told = Self::new(reason, error.to_string());

@@ -57,8 +57,11 @@ impl Backoff {
                 (wait, wait)
             }
         };
-        let wait = base.min(max).max(0);
-        let spread = 0.9 + 0.2 * draw;
-        (wait as f64 * spread) as Millis
+        spread(base.min(max).max(0), draw)
     }
+}
+
+/// Spreads a wait by a tenth each way with a random `draw` in 0..1.
+pub(super) fn spread(wait: Millis, draw: f64) -> Millis {
+    (wait as f64 * (0.9 + 0.2 * draw)) as Millis
 }

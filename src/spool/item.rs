@@ -67,7 +67,7 @@ pub struct BufferConfig {
     pub backoff: Backoff,
     /// Number of items in flight at the same time. A value of 1 keeps strict order.
     pub concurrency: u32,
-    /// Time that the origin may take to answer, in milliseconds.
+    /// Time from the sending of an item to the end of the origin's response, in milliseconds.
     pub timeout_ms: Millis,
     /// Time after a push at which an item expires, in milliseconds. Without it items do not expire.
     pub max_age_ms: Option<Millis>,
@@ -276,6 +276,9 @@ pub struct Item {
     pub attempts: u32,
     /// Number of attempts that count against `max_retries`.
     pub retries: u32,
+    /// Number of attempts that the origin refused without processing them. They do not count
+    /// against `max_retries`.
+    pub refusals: u32,
     /// True if the origin may have received the item in an attempt with an unknown outcome.
     pub maybe_duplicate: bool,
     /// Instant at which the item reached a final state.
@@ -322,6 +325,7 @@ pub struct Response {
     pub headers: Vec<(String, String)>,
     /// Beginning of the body, up to the bound for stored responses.
     pub body: Bytes,
-    /// True if the stored body is incomplete, because it exceeded the bound or arrived too slowly.
+    /// True if the stored body is incomplete, because it exceeded the bound or its end was not
+    /// read. In the second case the attempt has an error.
     pub truncated: bool,
 }

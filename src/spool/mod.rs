@@ -23,7 +23,7 @@ pub use item::{
 pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
 pub use seal::{SealError, Sealer, is_secret};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
-pub use state::{AttemptOutcome, Step, step};
+pub use state::{AttemptOutcome, Step, is_refusal, step};
 pub use store::{Changes, Reads, Store, find_buffer};
 
 use std::sync::Arc;
@@ -53,14 +53,17 @@ pub enum StoreError {
     /// The operation is not possible in the current state of the buffer or item.
     #[error("{0}")]
     Conflict(String),
-    /// A push would exceed the size bound of the spool or the free space of the disk.
+    /// A push would exceed the size bound of the spool.
     #[error("the spool is full: {used} of {max} bytes are used")]
     Full {
-        /// Bytes in use. If the disk itself is full, the value equals `max`.
+        /// Bytes in use, counted like the bound.
         used: u64,
         /// Bound in bytes that applies to this operation.
         max: u64,
     },
+    /// The disk of the spool or of its database has no room left. The text names the disk.
+    #[error("{0} is full; free space on it")]
+    NoSpace(&'static str),
     /// The stored body is missing or does not match its checksum.
     #[error("{0} is damaged: its stored body does not match its checksum; push it again")]
     Damaged(String),
@@ -73,9 +76,8 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|told| told.code());
         match code.as_deref() {
-            // SQLSTATE 53100, `disk_full`: the server does not report sizes. SQLite has no such
-            // code.
-            Some("53100") => Self::Full { used: 0, max: 0 },
+            // SQLSTATE 53100, `disk_full`. SQLite has no such code.
+            Some("53100") => Self::NoSpace("the disk of the database"),
             _ => Self::Away(error.to_string()),
         }
     }

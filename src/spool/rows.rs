@@ -21,6 +21,9 @@ pub(super) struct ItemRow {
     expires: Option<Millis>,
     attempts: i64,
     retries: i64,
+    // A file of an earlier version has no such column until the writer has opened it.
+    #[sqlx(default)]
+    refusals: i64,
     doubtful: bool,
     finished: Option<Millis>,
     code: Option<i64>,
@@ -40,6 +43,7 @@ impl From<ItemRow> for Item {
             expires: row.expires,
             attempts: small(row.attempts),
             retries: small(row.retries),
+            refusals: small(row.refusals),
             maybe_duplicate: row.doubtful,
             finished: row.finished,
             last_status: code(row.code),

@@ -113,7 +113,7 @@ pub struct BufferSpec {
     /// Number of items in flight at the same time, from 1 to 1000. The default is 1, or 10 with
     /// `order: none`.
     pub concurrency: Option<u32>,
-    /// Time that the origin may take to answer, 60 s by default.
+    /// Time from the sending of an item to the end of the origin's response, 60 s by default.
     pub timeout: Option<DurationSpec>,
     /// Time after a push at which an item expires. By default items do not expire.
     pub max_age: Option<DurationSpec>,

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! queued, waiting ──claim──▶ in flight ──┬ 2xx ──▶ delivered
-//!       ▲                                ├ asked to wait ──▶ waiting (parked, no retry is used)
+//!       ▲                                ├ refused ──▶ waiting (parked, no retry is used), or as
+//!       │                                │             `on_exhausted` says after many refusals
 //!       │                                ├ failed ──▶ waiting, or as `on_exhausted` says
 //!       │                                ├ rejected ──▶ dead
 //!       │                                └ unknown ──▶ waiting (maybe a duplicate), or dead
@@ -12,7 +13,9 @@
 
 use std::time::Duration;
 
+use super::backoff::spread;
 use super::item::{BufferConfig, Exhausted, Guarantee, Item, ItemStatus, Millis, millis};
+use crate::bounds::{REFUSAL_WAIT_MAX, REFUSALS_MAX, RETRY_WAIT_MIN};
 
 /// Outcome of an attempt, as the input of [`step`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +24,7 @@ pub enum AttemptOutcome {
     Answered {
         /// Status code of the response.
         status: u16,
-        /// Wait that the response asks for in `Retry-After`.
+        /// Wait that the response asks for in `Retry-After`, or `None` without information.
         retry_after: Option<Duration>,
     },
     /// Nothing was sent, because the connection failed or the error is permanent.
@@ -49,6 +52,8 @@ pub struct Step {
     pub status: ItemStatus,
     /// Number of retries used up, including this attempt if it counts.
     pub retries: u32,
+    /// Number of refusals, including this attempt if it was refused.
+    pub refusals: u32,
     /// Earliest instant of the next attempt. A final state keeps the old value.
     pub not_before: Millis,
     /// True if the origin may have received the item, in this or an earlier attempt.
@@ -61,6 +66,22 @@ pub struct Step {
 
 /// Longest wait taken from a `Retry-After`, 24 hours. After it the item is sent again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Wait after the first refusal without `Retry-After`, in milliseconds. It doubles with each
+/// further refusal.
+const REFUSAL_WAIT: Millis = 1000;
+/// Number of refusals for which `Retry-After` alone sets the wait. An origin that goes on to refuse
+/// is then asked ever more rarely.
+const REFUSALS_AS_ASKED: u32 = 10;
+/// Status of an origin that is overloaded and did not process the request. No RFC defines it.
+const OVERLOADED: u16 = 529;
+
+/// Returns true if the origin did not process the request and asks to send it again later.
+pub fn is_refusal(status: u16, retry_after: Option<Duration>) -> bool {
+    matches!(
+        (status, retry_after),
+        (429 | OVERLOADED, _) | (503, Some(_))
+    )
+}
 
 /// Decides the next state of `item` after an attempt. `now` is the store's time, and `draw` in 0..1
 /// spreads the backoff.
@@ -83,11 +104,11 @@ pub fn step(
             retry_after,
         } => case.answered(*status, *retry_after),
         AttemptOutcome::Held { wait } => case.again(item.retries, millis(*wait), "held"),
-        AttemptOutcome::Unsent { passing: true } => case.failed("unsent"),
+        AttemptOutcome::Unsent { passing: true } => case.failed("unsent", None),
         AttemptOutcome::Unsent { passing: false } => {
             case.over(ItemStatus::Dead, "refused_by_policy")
         }
-        AttemptOutcome::Unknown => case.doubtful("unknown", case.failed("unknown")),
+        AttemptOutcome::Unknown => case.doubtful("unknown", case.failed("unknown", None)),
         // An interruption uses up no retry, because neither the origin nor the item failed.
         AttemptOutcome::Interrupted => {
             let again = case.again(item.retries, 0, "interrupted");
@@ -110,6 +131,7 @@ impl Case<'_> {
         Step {
             status: ItemStatus::Waiting,
             retries,
+            refusals: self.item.refusals,
             not_before: self.now.saturating_add(wait),
             maybe_duplicate: self.item.maybe_duplicate,
             word,
@@ -125,12 +147,41 @@ impl Case<'_> {
         }
     }
 
-    fn failed(&self, word: &'static str) -> Step {
+    /// Returns the step after a failure. The next attempt comes after the backoff, and not before
+    /// the time in `Retry-After`.
+    fn failed(&self, word: &'static str, retry_after: Option<Duration>) -> Step {
         let retries = self.item.retries;
         if retries < self.terms.max_retries {
-            let wait = self.terms.backoff.wait(retries, self.draw);
+            let backoff = self.terms.backoff.wait(retries, self.draw);
+            let wait = backoff.max(asked(retry_after));
             return self.again(retries + 1, wait, word);
         }
+        self.exhausted()
+    }
+
+    /// Returns the step after a refusal. It uses up no retry, because it reflects the origin's pace
+    /// and not a failure.
+    fn refused(&self, retry_after: Option<Duration>) -> Step {
+        let before = self.item.refusals;
+        let refusals = before.saturating_add(1);
+        let own = |doublings: u32| {
+            let full = REFUSAL_WAIT.saturating_mul(1 << doublings.min(20));
+            spread(full.min(millis(REFUSAL_WAIT_MAX)), self.draw)
+        };
+        let wait = match retry_after {
+            Some(_) if refusals <= REFUSALS_AS_ASKED => 0,
+            Some(_) => own(refusals - REFUSALS_AS_ASKED - 1),
+            None => own(before).max(self.terms.backoff.wait(before, self.draw)),
+        };
+        let again = match refusals {
+            REFUSALS_MAX.. => self.exhausted(),
+            _ => self.again(self.item.retries, wait.max(asked(retry_after)), "parked"),
+        };
+        Step { refusals, ..again }
+    }
+
+    fn exhausted(&self) -> Step {
+        let retries = self.item.retries;
         match self.terms.on_exhausted {
             Exhausted::DeadLetter => self.over(ItemStatus::Dead, "exhausted"),
             Exhausted::Drop => self.over(ItemStatus::Cancelled, "exhausted"),
@@ -142,25 +193,16 @@ impl Case<'_> {
     }
 
     fn answered(&self, status: u16, retry_after: Option<Duration>) -> Step {
-        let retries = self.item.retries;
-        match (status, retry_after) {
-            (200..=299, _) => self.over(ItemStatus::Delivered, "delivered"),
-            // A definite request to wait uses up no retry, because it reflects the origin's pace
-            // and not a failure.
-            (429 | 503, Some(wait)) => {
-                self.again(retries, millis(wait.min(RETRY_AFTER_MAX)), "parked")
-            }
-            (429, None) => {
-                let sent = self.item.attempts.saturating_sub(1);
-                self.again(retries, self.terms.backoff.wait(sent, self.draw), "parked")
-            }
+        match status {
+            200..=299 => self.over(ItemStatus::Delivered, "delivered"),
+            _ if is_refusal(status, retry_after) => self.refused(retry_after),
             // Any other response is the answer for the waiting client, also an error.
             _ if self.item.request.reply => self.over(ItemStatus::Delivered, "delivered"),
-            (408 | 409 | 423 | 424 | 425, _) => self.failed("refused"),
+            408 | 409 | 423 | 424 | 425 => self.failed("refused", retry_after),
             // A request that the client must correct fails again on a retry (RFC 9110 section
             // 15.5).
-            (300..=499, _) => self.over(ItemStatus::Dead, "rejected"),
-            _ => self.failed("failed"),
+            300..=499 => self.over(ItemStatus::Dead, "rejected"),
+            _ => self.failed("failed", retry_after),
         }
     }
 
@@ -175,6 +217,12 @@ impl Case<'_> {
             },
         }
     }
+}
+
+/// Returns the wait that the origin asks for, or the shortest one without information.
+fn asked(retry_after: Option<Duration>) -> Millis {
+    let wait = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+    millis(wait.max(RETRY_WAIT_MIN))
 }
 
 /// Expires an item if its next attempt would not come before its expiry.
@@ -195,6 +243,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::backoff::Backoff;
     use super::*;
 
     fn item(retries: u32) -> Item {
@@ -209,6 +258,7 @@ mod tests {
             expires: None,
             attempts: retries + 1,
             retries,
+            refusals: 0,
             maybe_duplicate: false,
             finished: None,
             last_status: None,
@@ -236,6 +286,100 @@ mod tests {
         let unsaid = next(&item(5), &terms, 429, 0);
         assert_eq!((unsaid.status, unsaid.retries), (ItemStatus::Waiting, 5));
         assert!(unsaid.not_before > 0);
+    }
+
+    /// Refuses an item with this response until it ends. Returns the waits and the last step.
+    fn refuse_forever(terms: &BufferConfig, outcome: &AttemptOutcome) -> (Vec<Millis>, Step) {
+        let (mut it, mut now, mut waits) = (item(0), 0, Vec::new());
+        loop {
+            let next = step(&it, terms, outcome, now, 0.5);
+            if !next.status.is_live() || next.block {
+                return (waits, next);
+            }
+            waits.push(next.not_before - now);
+            (it.refusals, it.retries, now) = (next.refusals, next.retries, next.not_before);
+        }
+    }
+
+    #[test]
+    fn refusals_without_end_come_ever_more_slowly_and_end_after_days() {
+        let hasty = BufferConfig {
+            max_retries: 0,
+            backoff: Backoff::Fixed { base: 0 },
+            ..BufferConfig::default()
+        };
+        let days = |waits: &[Millis]| waits.iter().sum::<Millis>() as f64 / 86_400_000.0;
+        for terms in [&hasty, &BufferConfig::default()] {
+            for status in [429, 529] {
+                let (waits, last) = refuse_forever(terms, &answered(status, None));
+                assert_eq!((last.status, last.word), (ItemStatus::Dead, "exhausted"));
+                assert_eq!((last.refusals, waits.len()), (REFUSALS_MAX, 299));
+                assert_eq!(waits[..4], [1000, 2000, 4000, 8000]);
+                assert!(waits.is_sorted() && days(&waits) > 2.5, "{}", days(&waits));
+            }
+        }
+        let (waits, _) = refuse_forever(&hasty, &answered(429, None));
+        assert_eq!(waits.last(), Some(&millis(REFUSAL_WAIT_MAX)));
+    }
+
+    #[test]
+    fn refusals_that_name_a_time_are_bounded_too() {
+        let terms = BufferConfig::default();
+        for (status, asked) in [(429, 1), (503, 1), (529, 2), (429, 3600), (429, 100_000)] {
+            let (waits, last) = refuse_forever(&terms, &answered(status, Some(asked)));
+            assert_eq!((last.status, waits.len()), (ItemStatus::Dead, 299));
+            let asked = millis(Duration::from_secs(asked).min(RETRY_AFTER_MAX));
+            assert!(waits[..10].iter().all(|wait| *wait == asked), "{waits:?}");
+            assert!(waits.iter().all(|wait| *wait >= asked) && waits.is_sorted());
+        }
+        // A time that is too short does not let the item loop.
+        let hasty = AttemptOutcome::Answered {
+            status: 429,
+            retry_after: Some(Duration::from_nanos(1)),
+        };
+        let (waits, _) = refuse_forever(&terms, &hasty);
+        assert_eq!(waits[0], millis(RETRY_WAIT_MIN));
+    }
+
+    #[test]
+    fn an_item_that_is_refused_too_often_follows_on_exhausted() {
+        for (on_exhausted, status) in [
+            (Exhausted::DeadLetter, ItemStatus::Dead),
+            (Exhausted::Drop, ItemStatus::Cancelled),
+            (Exhausted::Block, ItemStatus::Waiting),
+        ] {
+            let terms = BufferConfig {
+                on_exhausted,
+                ..BufferConfig::default()
+            };
+            let (_, last) = refuse_forever(&terms, &answered(429, None));
+            let block = on_exhausted == Exhausted::Block;
+            assert_eq!((last.status, last.block), (status, block));
+        }
+    }
+
+    #[test]
+    fn a_failure_waits_for_its_backoff_and_as_long_as_the_origin_asks() {
+        let terms = BufferConfig::default();
+        let wait = |status, asked, terms: &BufferConfig| {
+            let next = step(&item(0), terms, &answered(status, asked), 0, 0.5);
+            (next.not_before, next.retries, next.refusals)
+        };
+        for status in [500, 502, 504, 520, 522, 409, 425] {
+            assert_eq!(wait(status, Some(7), &terms), (7000, 1, 0), "{status}");
+        }
+        assert_eq!(wait(500, None, &terms), (1000, 1, 0));
+        assert_eq!(wait(503, None, &terms), (1000, 1, 0));
+        let slow = BufferConfig {
+            backoff: Backoff::Fixed { base: 60_000 },
+            ..BufferConfig::default()
+        };
+        assert_eq!(wait(500, Some(7), &slow), (60_000, 1, 0));
+        let hasty = BufferConfig {
+            backoff: Backoff::List { each: vec![0] },
+            ..BufferConfig::default()
+        };
+        assert_eq!(wait(500, None, &hasty), (100, 1, 0));
     }
 
     #[test]
@@ -279,21 +423,20 @@ mod tests {
 
     proptest! {
         /// An item reaches a final state within its retries, however often it fails, and is never
-        /// sent early.
+        /// sent early. Each attempt uses up a retry or counts as a refusal.
         #[test]
         fn every_item_comes_to_an_end(statuses in prop::collection::vec(300_u16..600, 10..20), draw in 0.0..1.0) {
             let terms = BufferConfig { max_retries: 4, ..BufferConfig::default() };
             let (mut it, mut now) = (item(0), 0);
-            for status in statuses {
-                let status = if status == 429 { 500 } else { status };
+            for (count, status) in (1..).zip(statuses) {
                 let next = step(&it, &terms, &answered(status, None), now, draw);
-                prop_assert!(next.not_before >= now || !next.status.is_live());
+                prop_assert!(next.not_before >= now + 100 || !next.status.is_live());
                 if !next.status.is_live() {
                     return Ok(());
                 }
-                (it.retries, now) = (next.retries, next.not_before);
+                (it.retries, it.refusals, now) = (next.retries, next.refusals, next.not_before);
+                prop_assert_eq!(it.retries + it.refusals, count);
             }
-            prop_assert!(false, "still alive after {} retries", it.retries);
         }
     }
 }

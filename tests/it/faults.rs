@@ -67,6 +67,8 @@ async fn p6_a_full_disk_in_the_middle_of_the_drain_loses_and_repeats_nothing() {
         faults.set("full");
         let refused = call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
         assert_eq!(refused.0, 507, "{}", refused.1);
+        let expected = "the disk of the spool is full; free space on it";
+        assert_eq!(refused.1["detail"], expected);
         faults.none();
         let more = bodies(round * 1000..round * 1000 + 5);
         push(&program, &more).await;

@@ -348,3 +348,28 @@ async fn a_database_that_comes_later_is_waited_for() {
     until(&program, "delivered", 1).await;
     assert_eq!(*noted.bodies.lock().unwrap(), ["x"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_a_full_disk_of_the_database_is_called_a_full_disk() {
+    let (origin, noted) = noting(Duration::ZERO).await;
+    let postgres = Postgres::start().await;
+    let program = Program::before(&origin, &config(&postgres)).await;
+    made(&program, &json!({})).await;
+    let mut connection = postgres.connect().await.unwrap();
+    // The trigger fails like a statement on a full disk (SQLSTATE 53100).
+    let full = "create function full_disk() returns trigger language plpgsql as \
+                $$ begin raise exception 'No space left on device' using errcode = '53100'; end $$; \
+                create trigger full_disk before insert on outpace.item execute function full_disk()";
+    sqlx::raw_sql(full).execute(&mut connection).await.unwrap();
+    let item = json!({ "body": "x" });
+    let (status, told) = call(&program, "POST", "/buffers/b/items", &item).await;
+    assert_eq!((status, &told["reason"]), (507, &"spool-full".into()));
+    let expected = "the disk of the database is full; free space on it";
+    assert_eq!(told["detail"], expected);
+    let freed = "drop trigger full_disk on outpace.item";
+    sqlx::raw_sql(freed).execute(&mut connection).await.unwrap();
+    let (status, _) = call(&program, "POST", "/buffers/b/items", &item).await;
+    assert_eq!(status, 201);
+    until(&program, "delivered", 1).await;
+    assert_eq!(*noted.bodies.lock().unwrap(), ["x"]);
+}

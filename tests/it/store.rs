@@ -64,6 +64,7 @@ impl Model {
                 expires: item.expires,
                 attempts: 0,
                 retries: 0,
+                refusals: 0,
                 maybe_duplicate: false,
                 finished: None,
                 last_status: None,
@@ -257,8 +258,8 @@ impl History {
                         *next += 1;
                     }
                     item.status = ItemStatus::Queued;
-                    (item.retries, item.not_before, item.expires, item.finished) =
-                        (0, now, None, None);
+                    (item.retries, item.refusals, item.not_before) = (0, 0, now);
+                    (item.expires, item.finished) = (None, None);
                     count += 1;
                 }
                 assert_eq!(moved, count);
@@ -368,8 +369,8 @@ impl History {
             };
             let finished = store.finish(Finished { step, attempt }, now).await.unwrap();
             let known = self.model.find(&item.id);
-            (known.status, known.retries, known.not_before) =
-                (step.status, step.retries, step.not_before);
+            (known.status, known.not_before) = (step.status, step.not_before);
+            (known.retries, known.refusals) = (step.retries, step.refusals);
             known.maybe_duplicate = step.maybe_duplicate;
             known.finished = (!step.status.is_live()).then_some(now);
             known.last_status = Some(code);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::{NewItem, StoreError};
-use super::DiskSettings;
+use super::{DiskSettings, SPOOL_DISK};
 
 /// Returns the path of a large body, in a directory named after the last two characters of its id.
 pub(super) fn body_path(dir: &Path, id: &str) -> PathBuf {
@@ -29,12 +29,11 @@ pub(super) async fn keep_large(
             continue;
         }
         let (path, body) = (body_path(&settings.dir, &item.id), item.body.clone());
-        let max = settings.max;
         tokio::task::spawn_blocking(move || write_body(&path, &body))
             .await
             .map_err(|error| StoreError::Away(error.to_string()))?
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::StorageFull => StoreError::Full { used: max, max },
+                std::io::ErrorKind::StorageFull => StoreError::NoSpace(SPOOL_DISK),
                 _ => StoreError::Away(error.to_string()),
             })?;
     }

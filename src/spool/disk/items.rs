@@ -14,12 +14,13 @@ use super::op::Change;
 /// state.
 async fn put(batch: &mut Batch<'_>, item: &Item, before: ItemStatus) -> Result<(), Failed> {
     sqlx::query(
-        "update item set status = ?, not_before = ?, attempts = ?, retries = ?, doubtful = ?, finished = ?, code = ?, error = ?, expires = ?, seq = ? where id = ?",
+        "update item set status = ?, not_before = ?, attempts = ?, retries = ?, refusals = ?, doubtful = ?, finished = ?, code = ?, error = ?, expires = ?, seq = ? where id = ?",
     )
     .bind(item.status as i64)
     .bind(item.not_before)
     .bind(i64::from(item.attempts))
     .bind(i64::from(item.retries))
+    .bind(i64::from(item.refusals))
     .bind(item.maybe_duplicate)
     .bind(item.finished)
     .bind(item.last_status.map(i64::from))
@@ -100,7 +101,8 @@ impl Change for Finish {
             return Err(StoreError::not_now(&item, "finished").into());
         }
         item.status = step.status;
-        (item.retries, item.not_before) = (step.retries, step.not_before);
+        (item.retries, item.refusals) = (step.retries, step.refusals);
+        item.not_before = step.not_before;
         item.maybe_duplicate = step.maybe_duplicate;
         item.finished = (!step.status.is_live()).then_some(self.now);
         (item.last_status, item.last_error) = (attempt.status, attempt.error.clone());
@@ -252,7 +254,8 @@ impl Change for RedriveItems {
                 entry.next_seq += 1;
             }
             item.status = ItemStatus::Queued;
-            (item.retries, item.not_before) = (0, self.now);
+            (item.retries, item.refusals) = (0, 0);
+            item.not_before = self.now;
             (item.expires, item.finished) = (None, None);
             put(batch, &item, before).await?;
             count += 1;

@@ -42,6 +42,8 @@ use writer::Writer;
 
 /// Number of read-only connections to the database.
 const READERS: u32 = 2;
+/// Name of the spool's disk in errors.
+const SPOOL_DISK: &str = "the disk of the spool";
 
 /// Settings of the store on disk, from the section `spool` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -264,7 +266,20 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
     sqlx::raw_sql(include_str!("schema.sql"))
         .execute(&mut connection)
         .await?;
+    add_missing_columns(&mut connection).await?;
     Ok(connection)
+}
+
+/// Adds the columns that a file of an earlier version does not have.
+async fn add_missing_columns(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let sql = "select count(*) from pragma_table_info('item') where name = 'refusals'";
+    let known: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
+    if known == 0 {
+        sqlx::raw_sql("alter table item add column refusals integer not null default 0")
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -401,5 +416,32 @@ impl Changes for DiskStore {
 
     async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
         self.write(items::Prune { delivered, dead }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_an_earlier_version_gets_the_missing_column() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool.db");
+        let mut connection = connect(&path).await.unwrap();
+        let earlier = "alter table item drop column refusals";
+        sqlx::raw_sql(earlier)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        connection.close().await.unwrap();
+        for _ in 0..2 {
+            let mut connection = connect(&path).await.unwrap();
+            let rows: Vec<i64> = sqlx::query_scalar("select refusals from item")
+                .fetch_all(&mut connection)
+                .await
+                .unwrap();
+            assert!(rows.is_empty());
+            connection.close().await.unwrap();
+        }
     }
 }

@@ -6,6 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::rows::json;
 use super::super::{IdempotencyKey, ItemStatus, Millis, NewItem, Pushed, StoreError, total_bytes};
+use super::SPOOL_DISK;
 use super::batch::{Batch, Failed, NewRow, ROWS_MAX};
 use super::op::Change;
 
@@ -34,8 +35,11 @@ impl Change for Push {
         }
         let adds = total_bytes(items);
         let (used, max) = (batch.used, batch.settings.max / 10 * 9);
-        if used + adds > max || adds > batch.room {
+        if used + adds > max {
             return Err(StoreError::Full { used, max }.into());
+        }
+        if adds > batch.room {
+            return Err(StoreError::NoSpace(SPOOL_DISK).into());
         }
         let entry = batch.entry(self.buffer)?;
         let first = entry.next_seq;

@@ -26,6 +26,7 @@ create table if not exists item (
   expires    integer,
   attempts   integer not null default 0,
   retries    integer not null default 0,
+  refusals   integer not null default 0,
   doubtful   integer not null default 0,-- 1 if the origin may have received it already
   finished   integer,
   code       integer,

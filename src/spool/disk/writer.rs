@@ -7,12 +7,12 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::StoreError;
-use super::DiskSettings;
 use super::ballast::{Ballast, Mark};
 use super::batch::{Batch, used};
 use super::bodies::body_path;
 use super::buffer_index::BufferIndex;
 use super::op::{Message, Operation};
+use super::{DiskSettings, SPOOL_DISK};
 use crate::sync::lock;
 
 /// Highest number of operations in one transaction.
@@ -78,10 +78,7 @@ impl Writer {
         // lack of space.
         let (pushes, mut others): (Operations, Operations) =
             ops.into_iter().partition(|op| op.is_push());
-        let full = StoreError::Full {
-            used: self.settings.max,
-            max: self.settings.max,
-        };
+        let full = StoreError::NoSpace(SPOOL_DISK);
         answer_all(pushes, &full);
         if others.is_empty() {
             return;

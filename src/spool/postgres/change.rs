@@ -146,7 +146,7 @@ impl Changes for PostgresStore {
             .block
             .then(|| format!("item {} has used up its retries", attempt.item));
         let sql = "select * from outpace.finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
-                   $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)";
+                   $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)";
         let make = || {
             sqlx::query(sql)
                 .bind(replica)
@@ -156,6 +156,7 @@ impl Changes for PostgresStore {
                 .bind(i64::from(attempt.number))
                 .bind(step.status as i64)
                 .bind(i64::from(step.retries))
+                .bind(i64::from(step.refusals))
                 .bind(step.not_before)
                 .bind(step.maybe_duplicate)
                 .bind((!step.status.is_live()).then_some(now))
