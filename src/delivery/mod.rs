@@ -8,6 +8,7 @@ mod defer;
 mod drain;
 mod gate;
 mod outbound;
+mod response;
 mod send;
 
 pub use defer::SpoolDeferral;

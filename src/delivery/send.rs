@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, Response, header};
-use http_body_util::BodyExt as _;
 use tokio::sync::watch;
 
 use super::gate::{Gate, GateStage};
 use super::outbound::{fields, request, texts};
+use super::response::read;
 use super::{Deliverer, POLL, REST};
 use crate::bounds::{
     DELIVERY_PATIENCE, DELIVERY_RESPONSE, REFUSALS_MAX, REPLY_RESPONSE, RETRY_WAIT_MIN,
@@ -23,13 +23,11 @@ use crate::exchange::{
 use crate::semantics::retry_after;
 use crate::spool::{
     Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Millis, Response as StoredResponse,
-    StoreError, millis, step,
+    StoreError, is_refusal, millis, step,
 };
 
 /// Time by which an item is claimed before the buffer's own rate lets it leave.
 const CLAIM_AHEAD: Duration = Duration::from_millis(5);
-/// Maximum time to read the response of an origin.
-const RESPONSE_READ: Duration = Duration::from_secs(30);
 
 /// One item in flight, with its position in the order of its buffer.
 #[derive(Debug)]
@@ -150,8 +148,10 @@ impl Deliverer {
             return Ok(None);
         }
         let timeout = Duration::from_millis(buffer.terms.timeout_ms.unsigned_abs());
+        // The timeout covers the whole response, so that its body cannot hold the buffer.
+        let deadline = clock.now() + timeout;
         let response = prepared.send(timeout).await?;
-        Ok(Some(self.answered(delivery, response).await))
+        Ok(Some(self.answered(delivery, response, deadline).await))
     }
 
     /// Reads the body of the item and builds its request.
@@ -273,48 +273,44 @@ impl Deliverer {
         hold.filter(|hold| hold.term == term)
     }
 
-    /// Reads the response up to the number of bytes that are stored.
+    /// Reads the response until `deadline`. A response that is incomplete leaves the outcome
+    /// unknown, unless its status alone says that the origin did not accept the item.
     async fn answered(
         &self,
         delivery: &Delivery,
         response: Response<ResponseBody>,
+        deadline: Instant,
     ) -> AttemptResult {
-        let (head, mut body) = response.into_parts();
+        let (head, body) = response.into_parts();
         if head.status.is_success() {
             delivery.is_answered();
         }
-        let most = match delivery.item.request.reply {
+        let clock = &self.parts.exchange.clock;
+        let is_reply = delivery.item.request.reply;
+        let most = match is_reply {
             true => REPLY_RESPONSE,
             false => DELIVERY_RESPONSE,
         };
-        let mut stored = BytesMut::new();
-        let reading = async {
-            while let Some(Ok(frame)) = body.frame().await {
-                let Some(data) = frame.data_ref() else {
-                    continue;
-                };
-                let room = most.saturating_sub(stored.len());
-                stored.extend_from_slice(data.get(..room).unwrap_or(data));
-                if data.len() > room {
-                    return true;
-                }
-            }
-            false
-        };
-        let truncated = tokio::time::timeout(RESPONSE_READ, reading).await;
-        let headers = head.headers.iter();
+        let body = read(body, most, deadline, clock).await;
         let status = head.status.as_u16();
+        let retry_after = retry_after(&head.headers, clock.wall());
+        let would_deliver = head.status.is_success() || is_reply;
+        let is_unknown = body.error.is_some() && would_deliver && !is_refusal(status, retry_after);
+        let headers = head.headers.iter();
         AttemptResult {
-            outcome: AttemptOutcome::Answered {
-                status,
-                retry_after: retry_after(&head.headers, self.parts.exchange.clock.wall()),
+            outcome: match is_unknown {
+                true => AttemptOutcome::Unknown,
+                false => AttemptOutcome::Answered {
+                    status,
+                    retry_after,
+                },
             },
             status: Some(status),
-            error: None,
+            error: body.error,
             response: Some(StoredResponse {
                 headers: texts(headers.filter(|(name, _)| *name != header::SET_COOKIE)),
-                truncated: truncated.unwrap_or(true),
-                body: stored.freeze(),
+                truncated: body.truncated,
+                body: body.stored,
             }),
         }
     }

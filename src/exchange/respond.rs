@@ -57,6 +57,13 @@ impl ResponseBody {
         Self(BodyKind::Full(bytes.into()))
     }
 
+    /// Ends the exchange of a streamed body with `error`, because the rest of the body is not read.
+    pub fn abandon(self, error: &Error) {
+        if let BodyKind::Origin(mut body) = self.0 {
+            body.end_with(error);
+        }
+    }
+
     /// Creates a body that streams the origin's bytes. Its end also ends the record and the turn.
     pub(super) fn origin(mut body: Box<FromOrigin>, record: Box<Recording>) -> Self {
         body.record = Some(record);
@@ -97,10 +104,14 @@ impl FromOrigin {
     }
 
     fn fail(&mut self, error: &hyper::Error) {
+        let detail = format!("the origin's response ended too early: {error}");
+        self.end_with(&Error::new(Reason::OriginBroke, detail));
+    }
+
+    fn end_with(&mut self, error: &Error) {
         self.turn = None;
         if let Some(mut record) = self.record.take() {
-            let detail = format!("the origin's response ended too early: {error}");
-            record.refused(&Error::new(Reason::OriginBroke, detail));
+            record.refused(error);
             record.end();
         }
     }
