@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::spool::{attempt_json, item_json};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
-use crate::exchange::{Error, ResponseBody};
+use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
 use crate::semantics::preference;
 use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, StoreError};
@@ -161,10 +161,20 @@ impl SpoolHandle {
         Ok(page("attempts", shown.collect(), next, limit))
     }
 
-    /// Returns the last response of the origin. Status 202 with the item's state means that there
-    /// is no final response.
+    /// Returns the response with which the origin decided the item, or 202 with the item's state
+    /// while it is not over.
+    ///
+    /// An item that is over has no such response if it was cancelled, expired or dropped, or if the
+    /// last response was missing or incomplete.
     async fn response(&self, id: &str, wait: Duration) -> Answered {
         let item = self.deliveries.over(&Arc::from(id), wait).await?;
+        if item.status.is_live() {
+            let mut waiting = answer(&json!({ "id": &*item.id, "state": item.status.word() }));
+            *waiting.status_mut() = StatusCode::ACCEPTED;
+            let second = HeaderValue::from_static("1");
+            waiting.headers_mut().insert(header::RETRY_AFTER, second);
+            return Ok(waiting);
+        }
         let query = ListQuery {
             item: Some(Arc::clone(&item.id)),
             limit: 1,
@@ -173,13 +183,12 @@ impl SpoolHandle {
         };
         let attempts = self.store.attempts(query).await?;
         let last = attempts.into_iter().next().map(|(_, attempt)| attempt);
+        let decided = matches!(item.status, ItemStatus::Delivered | ItemStatus::Dead);
+        // An attempt with an error may have stored the beginning of an incomplete response.
+        let last = last.filter(|attempt| decided && attempt.error.is_none());
         let kept = last.and_then(|attempt| Some((attempt.status?, attempt.response?)));
-        let Some((status, kept)) = kept.filter(|_| !item.status.is_live()) else {
-            let mut waiting = answer(&json!({ "id": &*item.id, "state": item.status.word() }));
-            *waiting.status_mut() = StatusCode::ACCEPTED;
-            let second = HeaderValue::from_static("1");
-            waiting.headers_mut().insert(header::RETRY_AFTER, second);
-            return Ok(waiting);
+        let Some((status, kept)) = kept else {
+            return Err(no_response(&item));
         };
         let mut response = Response::new(ResponseBody::full(kept.body));
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
@@ -197,5 +206,17 @@ impl SpoolHandle {
         let replay = HeaderValue::from_static(replay);
         response.headers_mut().insert("outpace-replay", replay);
         Ok(response)
+    }
+}
+
+fn no_response(item: &Item) -> Error {
+    let (id, state) = (&item.id, item.status.word());
+    let mut detail = format!("item `{id}` is {state} and has no response");
+    if let Some(cause) = &item.last_error {
+        detail.push_str(&format!(": {cause}"));
+    }
+    Error {
+        state: Some(state),
+        ..Error::new(Reason::NoResponse, detail)
     }
 }

@@ -43,7 +43,7 @@ const CALLS: &[Described] = calls! {
     get "/v1/items/{item}" => 200, "Returns an item by id";
     delete "/v1/items/{item}" => 200, "Cancels an item that is not in flight";
     get "/v1/items/{item}/attempts" => 200, "Returns the attempts of an item, latest first";
-    get "/v1/items/{item}/response" => 200, "Returns the origin's last response, or 202 if there is none yet; `Prefer: wait=N` waits for up to N seconds";
+    get "/v1/items/{item}/response" => 200, "Returns the origin's last response, 202 if the item is not over, or 410 if it is over without a complete response; `Prefer: wait=N` waits for up to N seconds";
     post "/v1/items/{item}/cancel" => 200, "Cancels an item that is not in flight";
     post "/v1/items/{item}/retry" => 200, "Sends an item as soon as the limits allow it";
     post "/v1/items/{item}/skip" => 200, "Moves an item to the dead letters";

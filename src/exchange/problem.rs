@@ -29,6 +29,8 @@ struct Problem<'a> {
     limit: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'a str>,
     exchange: &'a str,
     error: ErrorObject<'a>,
 }
@@ -62,6 +64,7 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
         target,
         limit: error.limit.as_deref(),
         retry_after: error.retry_after.map(|wait| wait.as_secs_f64()),
+        state: error.state,
         exchange,
         error: ErrorObject {
             message: &error.detail,

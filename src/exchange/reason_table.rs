@@ -137,6 +137,9 @@ reasons! {
     NotFound, "not-found", NOT_FOUND, "http_request_error", Rejected, Debug:
         "The buffer or item does not exist.",
         "Use an id from `GET /v1/buffers` or `GET /v1/buffers/{id}/items`.";
+    NoResponse, "no-response", GONE, "http_request_error", Rejected, Debug:
+        "The item is over, and no complete response of the origin decided that.",
+        "Read `state` and `last_error` in `GET /v1/items/{id}`, or push the request again.";
     Conflict, "conflict", CONFLICT, "http_request_error", Rejected, Debug:
         "The buffer name is taken, or the current state forbids the request.",
         "Use another buffer name, or first change the state that `detail` describes.";

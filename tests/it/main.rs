@@ -20,6 +20,7 @@ mod buffers;
 mod clients;
 mod conformance;
 mod connections;
+mod deliveries;
 mod deploy;
 mod doors;
 mod faults;
