@@ -8,7 +8,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::gate::{Gate, GateStage};
-use super::send::Delivery;
+use super::refusals::Refusals;
+use super::send::{Delivery, DeliveryEnd};
 use super::{Deliverer, REST};
 use crate::clock::Instant;
 use crate::spool::{Buffer, Item, ItemStatus, ListQuery, Millis, StoreError};
@@ -43,10 +44,13 @@ struct Drain {
     /// Ids of the items in flight, by the task that delivers each.
     tasks: HashMap<tokio::task::Id, Arc<str>>,
     gate: Arc<Gate>,
+    refusals: Refusals,
+    /// Number of items in flight that the buffer allowed at the last delivery.
+    at_once: u32,
 }
 
-/// Id of an item after the end of its delivery, and true if the outcome is recorded.
-type DeliveryResult = (Arc<str>, bool);
+/// Id of an item after the end of its delivery, and that end.
+type DeliveryResult = (Arc<str>, DeliveryEnd);
 
 impl Drain {
     fn of(number: i64) -> Self {
@@ -56,6 +60,8 @@ impl Drain {
             taken: HashMap::new(),
             tasks: HashMap::new(),
             gate: Arc::new(Gate::new(Instant::ZERO)),
+            refusals: Refusals::default(),
+            at_once: 1,
         }
     }
 
@@ -77,6 +83,7 @@ impl Drain {
         if buffer.terms.rate_limit.is_some() {
             self.gate.enter();
         }
+        self.at_once = buffer.terms.concurrency;
         let (stage, seen) = watch::channel(GateStage::Held);
         self.taken.insert(Arc::clone(&item.id), seen);
         Delivery {
@@ -92,9 +99,14 @@ impl Drain {
 
     /// Removes a delivery that has ended, with or without a recorded outcome. An unrecorded item is
     /// recovered once nothing else of the buffer is in flight.
-    fn land(&mut self, done: Result<DeliveryResult, JoinError>) {
-        let (id, recorded) = match done {
-            Ok((id, recorded)) => (Some(id), recorded),
+    fn land(&mut self, done: Result<DeliveryResult, JoinError>, now: Instant) {
+        let (id, is_recorded) = match done {
+            Ok((id, end)) => {
+                if let Some(refused) = end.refused {
+                    self.refusals.count(refused, self.at_once, now);
+                }
+                (Some(id), end.is_recorded)
+            }
             Err(error) => {
                 tracing::error!(%error, "a delivery task failed; its item will be recovered");
                 self.gate.pass(None);
@@ -105,7 +117,7 @@ impl Drain {
             self.taken.remove(&id);
             self.tasks.retain(|_, known| *known != id);
         }
-        if !recorded {
+        if !is_recorded {
             self.term = 0;
         }
     }
@@ -113,20 +125,20 @@ impl Drain {
 
 impl Deliverer {
     pub(super) async fn drain(self: &Arc<Self>, number: i64, woken: &Notify) {
-        let tasks = &self.parts.exchange.tasks;
+        let (tasks, clock) = (&self.parts.exchange.tasks, &self.parts.exchange.clock);
         let mut flying: JoinSet<DeliveryResult> = JoinSet::new();
         let mut drain = Drain::of(number);
         let drained = tasks.drain_begun();
         tokio::pin!(drained);
         loop {
             while let Some(done) = flying.try_join_next() {
-                drain.land(done);
+                drain.land(done, clock.now());
             }
             let next = match self.next(&mut drain).await {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::warn!(%error, "the drain of a buffer failed; next try in 1 s");
-                    DrainStep::Sleep(self.parts.exchange.clock.now() + REST)
+                    DrainStep::Sleep(clock.now() + REST)
                 }
             };
             let until = match next {
@@ -134,8 +146,8 @@ impl Deliverer {
                     let delivery = drain.set_out(buffer, *item, opens);
                     let (inner, id) = (Arc::clone(self), Arc::clone(&delivery.item.id));
                     let task = flying.spawn(async move {
-                        let recorded = inner.deliver(&delivery).await;
-                        (Arc::clone(&delivery.item.id), recorded)
+                        let end = inner.deliver(&delivery).await;
+                        (Arc::clone(&delivery.item.id), end)
                     });
                     drain.tasks.insert(task.id(), id);
                     continue;
@@ -146,8 +158,8 @@ impl Deliverer {
             tokio::select! {
                 () = woken.notified() => {}
                 () = drain.gate.passed.notified() => {}
-                Some(done) = flying.join_next() => drain.land(done),
-                () = self.parts.exchange.clock.sleep_until(until) => {}
+                Some(done) = flying.join_next() => drain.land(done, clock.now()),
+                () = clock.sleep_until(until) => {}
                 () = &mut drained => break,
             }
         }
@@ -173,10 +185,16 @@ impl Deliverer {
             drain.term = hold.term;
         }
         let strict = buffer.terms.concurrency <= 1;
+        if buffer.paused.is_some() {
+            drain.refusals.forget();
+        }
         if buffer.paused.is_some() || !drain.has_room(&buffer) || drain.gate.is_busy() {
             return Ok(DrainStep::IDLE);
         }
         let (now, instant) = (self.now(), clock.now());
+        if let Some(until) = drain.refusals.paused_until(instant) {
+            return Ok(DrainStep::Sleep(until));
+        }
         let limit = u32::try_from(drain.taken.len() + 1).unwrap_or(u32::MAX);
         let next_items = store.next_items(drain.number, now, strict, limit).await?;
         let mut wake = Instant::FAR;

@@ -8,6 +8,7 @@ mod defer;
 mod drain;
 mod gate;
 mod outbound;
+mod refusals;
 mod response;
 mod send;
 

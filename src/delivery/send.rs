@@ -82,6 +82,16 @@ struct Progress {
     claimed: OnceLock<Item>,
     /// Instant at which the request left.
     left: OnceLock<Instant>,
+    /// True if the origin refused the item, and not set without a recorded response.
+    refused: OnceLock<bool>,
+}
+
+/// End of a delivery, as its drain sees it.
+pub(super) struct DeliveryEnd {
+    /// True if nothing about the outcome is left unrecorded.
+    pub(super) is_recorded: bool,
+    /// True if the origin refused the item, or `None` if it was not sent.
+    pub(super) refused: Option<bool>,
 }
 
 /// Result of an attempt, to be recorded in the store.
@@ -93,13 +103,14 @@ pub(super) struct AttemptResult {
 }
 
 impl Deliverer {
-    /// Delivers one item. Returns true if nothing about its outcome is left unrecorded.
-    pub(super) async fn deliver(&self, delivery: &Delivery) -> bool {
+    /// Delivers one item, from its place in the target's queue to the recorded outcome.
+    pub(super) async fn deliver(&self, delivery: &Delivery) -> DeliveryEnd {
         let progress = Progress {
             began: (self.parts.exchange.clock.now(), self.now()),
             asked: AtomicBool::new(false),
             claimed: OnceLock::new(),
             left: OnceLock::new(),
+            refused: OnceLock::new(),
         };
         let result = tokio::select! {
             biased;
@@ -120,7 +131,10 @@ impl Deliverer {
         if progress.left.get().is_none() {
             delivery.gate.pass(None);
         }
-        is_recorded
+        DeliveryEnd {
+            is_recorded,
+            refused: progress.refused.get().copied(),
+        }
     }
 
     /// Runs the steps of one delivery in order: reserve, claim, prepare, send. Returns `None` if
@@ -225,6 +239,10 @@ impl Deliverer {
         match result {
             Some(result) => {
                 if let Some(finished) = self.finished(delivery, progress, result).await? {
+                    if is_sent {
+                        let before = delivery.item.refusals;
+                        let _ = progress.refused.set(finished.step.refusals > before);
+                    }
                     let item = self.keep(finished, delivery.term).await?;
                     if !item.status.is_live() {
                         return Ok(GateStage::Over);

@@ -181,6 +181,66 @@ async fn p7_an_item_that_is_always_refused_is_sent_ever_more_rarely() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p7_a_long_queue_does_not_hammer_an_origin_that_refuses_everything() {
+    for (status, after) in [(429, "0"), (429, "soon"), (529, "0")] {
+        let origin = Origin::with(move |_, _| async move {
+            let mut answer = reply(status, "");
+            let after = after.parse().unwrap();
+            answer.headers_mut().insert("retry-after", after);
+            answer
+        });
+        let origin = origin.start().await;
+        let program = Program::before(&origin, SPOOL).await;
+        let buffer =
+            json!({ "name": "b", "url": "http://plain.test/", "concurrency": 5, "backoff": [0] });
+        push(&program, &buffer, 0).await;
+        let batch: Vec<Value> = (0..500).map(|n| json!({ "body": n.to_string() })).collect();
+        let pushed = call(&program, "POST", "/buffers/b/batch", Value::from(batch)).await;
+        assert_eq!(pushed.0, 201);
+        origin.arrivals.reached(16).await;
+        let times = origin.arrivals.times();
+        println!("{status} {after:?}: {times:?}");
+        // At most 9 leave before a pause of 1 s, and at most 14 before the next one of 2 s.
+        assert!(
+            times[15] - times[0] >= Duration::from_millis(2900),
+            "{times:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p13_items_that_are_refused_hold_no_others_that_are_accepted() {
+    let origin = Origin::with(|_, request| async move {
+        match request.uri().path() {
+            "/ill" => reply(429, ""),
+            _ => reply(200, ""),
+        }
+    });
+    let origin = origin.start().await;
+    let program = Program::before(&origin, SPOOL).await;
+    let buffer = json!({ "name": "b", "url": "http://plain.test/", "concurrency": 5 });
+    push(&program, &buffer, 0).await;
+    let path = |n: usize| if n.is_multiple_of(3) { "/ill" } else { "/well" };
+    let batch: Vec<Value> = (0..300).map(|n| json!({ "path": path(n) })).collect();
+    let began = std::time::Instant::now();
+    let (_, pushed) = call(&program, "POST", "/buffers/b/batch", Value::from(batch)).await;
+    for item in pushed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .skip(1)
+        .step_by(3)
+    {
+        assert_eq!(
+            response(&program, item["id"].as_str().unwrap()).await.0,
+            200
+        );
+    }
+    println!("200 of 300 items were accepted in {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p8_a_failed_item_waits_as_long_as_the_origin_asks() {
     for (status, outcome) in [
         (500, "failed"),

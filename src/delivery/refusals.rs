@@ -1,0 +1,85 @@
+//! Pause of a drain with several items in flight, while its origin refuses all of them.
+//!
+//! Each refused item waits by itself. Without this pause, every item of a long queue would still be
+//! sent once, as fast as the origin refuses.
+
+use std::time::Duration;
+
+use crate::bounds::REFUSAL_WAIT_MAX;
+use crate::clock::Instant;
+
+/// First pause of a drain. It doubles as long as the origin refuses everything.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// Refusals of a buffer since the origin last accepted an item or failed.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    in_a_row: u32,
+    /// Instant until which no further item is sent, or `None` without a pause.
+    until: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts the response to an item. The drain pauses once the origin has refused as many items
+    /// in a row as may be in flight. In strict order the first item's own wait is enough.
+    pub(super) fn count(&mut self, refused: bool, concurrency: u32, now: Instant) {
+        if !refused || concurrency <= 1 {
+            *self = Self::default();
+            return;
+        }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.in_a_row.is_multiple_of(concurrency) {
+            let doublings = (self.in_a_row / concurrency - 1).min(16);
+            let wait = FIRST.saturating_mul(1 << doublings).min(REFUSAL_WAIT_MAX);
+            self.until = Some(now + wait);
+        }
+    }
+
+    /// Returns the end of the pause if that is in the future.
+    pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
+    }
+
+    /// Ends the pause, because an operator has paused the buffer and will resume it.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Instant = Instant::from_nanos(1_000_000_000);
+
+    /// Returns the pause in seconds after these responses, in which `true` is a refusal.
+    fn pause(concurrency: u32, responses: impl IntoIterator<Item = bool>) -> Option<u64> {
+        let mut refusals = Refusals::default();
+        for refused in responses {
+            refusals.count(refused, concurrency, NOW);
+        }
+        let until = refusals.paused_until(NOW)?;
+        Some(until.since(NOW).as_secs())
+    }
+
+    #[test]
+    fn a_drain_pauses_ever_longer_while_everything_is_refused() {
+        for concurrency in [2, 5, 100] {
+            let after = |rounds| pause(concurrency, vec![true; concurrency as usize * rounds]);
+            assert_eq!(
+                pause(concurrency, vec![true; concurrency as usize - 1]),
+                None
+            );
+            assert_eq!([1, 2, 3, 4].map(after), [1, 2, 4, 8].map(Some));
+            assert_eq!(after(1000), Some(REFUSAL_WAIT_MAX.as_secs()));
+        }
+    }
+
+    #[test]
+    fn an_accepted_item_ends_the_pause_and_strict_order_needs_none() {
+        assert_eq!(pause(2, [true, true, true, true, false]), None);
+        assert_eq!(pause(2, [true, true, false, true, true]), Some(1));
+        assert_eq!(pause(3, [true, true, false].repeat(50)), None);
+        assert_eq!(pause(1, [true; 50]), None);
+    }
+}
