@@ -136,7 +136,7 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
         }
         Attempted::Unprocessed => Decision {
             block: None,
-            then: situation.again(true, situation.short_wait(), retry.attempts),
+            then: situation.again(true, situation.short_wait(), UNPROCESSED_ATTEMPTS),
         },
         Attempted::Broken => situation.after_error(idempotent, situation.short_wait()),
     }
