@@ -134,6 +134,14 @@ pub const PEER_SILENT: Duration = Duration::from_secs(75);
 pub const CONNECTIONS: usize = 50_000;
 /// Bytes of log lines that may wait for a slow log reader. Further lines are dropped and counted.
 pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
+/// Time between two reads of a changed configuration file. It is taken only if both find the same
+/// text, because it may still be written.
+pub const CONFIG_SETTLE: Duration = Duration::from_millis(250);
+/// Reads of a configuration file that keeps changing, after which a reload by a signal or a call
+/// fails.
+pub const CONFIG_READS: usize = 21;
+/// Calls to reload the configuration that may wait for the one before them.
+pub const RELOAD_CALLS: usize = 4;
 
 const _: () = assert!(H2_CONNECTION_WINDOW > 4 * H2_STREAM_WINDOW);
 const _: () = assert!(LATE_MAX.as_millis() < SLACK.as_millis());

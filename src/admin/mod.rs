@@ -6,16 +6,19 @@
 //! - `GET /v1/status`: limits in force, waiters and counters of all targets.
 //! - `GET /v1/explain?url=…`: the limits that apply to a request, and its expected wait.
 //! - `GET /v1/attend`: session that `outpace run` holds open while its command runs.
+//! - `POST /v1/reload`: reads the configuration file now, with `{"force": true}` also an incomplete one.
 //! - `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit for all replicas.
 //! - `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin.
 
 mod explain;
 mod latch;
 mod limits;
+mod reload;
 mod sessions;
 
 pub use explain::{Question, explain};
 pub use latch::{Latch, Readiness};
+pub use reload::{ReloadCall, ReloadCalls, Reloaded};
 pub use sessions::{ServingInfo, Sessions};
 
 use std::sync::Arc;
@@ -26,7 +29,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch};
+use axum::routing::{get, patch, post};
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 
@@ -53,6 +56,8 @@ pub struct Admin {
     pub exchange: Arc<Exchange>,
     /// Addresses, process and version of this outpace, sent to sessions.
     pub serving: Arc<ServingInfo>,
+    /// Channel to the task that reloads the configuration.
+    pub reloads: ReloadCalls,
     /// Sessions of `outpace run` that keep this process alive.
     pub sessions: Sessions,
 }
@@ -75,6 +80,7 @@ impl Admin {
             .route("/metrics", get(metrics))
             .route("/v1/attend", get(sessions::open_session))
             .route("/v1/explain", get(explain::asked))
+            .route("/v1/reload", post(reload::reload))
             .route("/v1/status", get(explain::status))
             .route(
                 "/v1/targets/{name}/limits/{limit}",

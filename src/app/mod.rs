@@ -20,11 +20,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::admin::{Admin, Readiness, Sessions};
 use crate::api::Api;
-use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
+use crate::bounds::{CONNECTIONS, RELOAD_CALLS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::db::DatabaseError;
@@ -103,7 +103,9 @@ pub struct App {
     admin_token: Option<Arc<Secret>>,
     ledger: ledger::OpenLedger,
     spool: Option<spool::OpenSpool>,
-    ended: Option<drain::ShutdownSignal>,
+    /// Parts that only [`Self::run`] uses: the signals that end the process, the text of the
+    /// configuration, and the triggers of a reload.
+    ended: Option<(drain::ShutdownSignal, String, reload::ReloadTriggers)>,
     sign: serving::ServingFile,
     /// Sessions that keep the process running in [`RunMode::Attended`]. The process ends after the
     /// last one.
@@ -122,7 +124,8 @@ impl App {
     /// Returns a [`StartError`] if the configuration, a file, a port, the ledger or the spool
     /// cannot be used.
     pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
-        let loaded = config::load(config, &config::process_environment, 0)?;
+        let text = config::read(config)?;
+        let loaded = config::parse(config, &text, &config::process_environment, 0)?;
         let config::Config { settings, policy } = loaded.config;
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
@@ -147,6 +150,7 @@ impl App {
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         let serving = serving::ServingFile::serving(config, listen, admin);
         let sessions = Sessions::default();
+        let (reloads, calls) = mpsc::channel(RELOAD_CALLS);
         let tasks = &shared.tasks;
         for listener in listeners {
             tasks.spawn_detached(listener.run(Arc::clone(&server)));
@@ -159,6 +163,7 @@ impl App {
             token: loaded.admin_token.clone(),
             exchange: Arc::clone(&server.exchange),
             serving: Arc::new(serving.clone()),
+            reloads,
             sessions: sessions.clone(),
         };
         serve_admin(tasks, admin_listener, routes);
@@ -168,6 +173,8 @@ impl App {
         // send a signal at once.
         let ended = drain::ShutdownSignal::listen();
         let ended = ended.map_err(|error| StartError::Internal(error.to_string()))?;
+        let triggers = reload::ReloadTriggers::listen(calls);
+        let triggers = triggers.map_err(|error| StartError::Internal(error.to_string()))?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
@@ -184,7 +191,7 @@ impl App {
             admin_token: loaded.admin_token,
             ledger,
             spool,
-            ended: Some(ended),
+            ended: Some((ended, text, triggers)),
             sign,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
@@ -196,14 +203,13 @@ impl App {
     /// meanwhile. Then it drains.
     ///
     /// # Errors
-    /// Returns [`StartError::Internal`] if signals cannot be received, and [`StartError::Spool`]
-    /// without a drain if the disk of the spool fails.
+    /// Returns [`StartError::Internal`] if it was called before, and [`StartError::Spool`] without a
+    /// drain if the disk of the spool fails.
     pub async fn run(mut self) -> Result<(), StartError> {
-        let internal = |error: std::io::Error| StartError::Internal(error.to_string());
-        let Some(mut ended) = self.ended.take() else {
+        let Some((mut ended, text, triggers)) = self.ended.take() else {
             return Err(StartError::Internal("`run` was called twice".to_owned()));
         };
-        let reloading = reload::Reloader::new(&self).map_err(internal)?;
+        let reloading = reload::Reloader::new(&self, text, triggers);
         let broken = spool::broken(self.spool.as_ref());
         tokio::select! {
             () = ended.come() => {}

@@ -1,80 +1,192 @@
-//! Reload of the configuration on SIGHUP and when the file changes. An invalid file changes
-//! nothing, and its errors are logged.
+//! Reload of the configuration: on SIGHUP, when the file changes, and at the request of an operator.
+//! A file that is invalid or seems incomplete changes nothing, and the reason is logged.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::App;
-use crate::config;
-use crate::policy::Secret;
+use crate::admin::{ReloadCall, Reloaded};
+use crate::bounds::{CONFIG_READS, CONFIG_SETTLE};
+use crate::config::{self, ConfigError, Incomplete};
+use crate::policy::{Changes, Secret};
 
-/// Interval between two checks of the file. Notifications would miss the change of a mounted config
+/// Interval between two looks at the file. Notifications would miss the change of a mounted config
 /// map, which swaps a symbolic link.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Number of looks in a row that find no readable file before this is logged. A file that is
+/// replaced may be missing for a moment.
+const MISSED_LOOKS: u32 = 3;
+
+/// Triggers of reloads, which exist before outpace reports that it is ready. An early SIGHUP would
+/// otherwise end the process.
+#[derive(Debug)]
+pub(super) struct ReloadTriggers {
+    hangup: Signal,
+    calls: mpsc::Receiver<ReloadCall>,
+}
+
+impl ReloadTriggers {
+    pub(super) fn listen(calls: mpsc::Receiver<ReloadCall>) -> std::io::Result<Self> {
+        let hangup = signal(SignalKind::hangup())?;
+        Ok(Self { hangup, calls })
+    }
+}
 
 pub(super) struct Reloader<'a> {
     app: &'a App,
-    hangup: Signal,
-    seen: Option<Vec<u8>>,
+    triggers: ReloadTriggers,
+    /// Text of the file from which the policy in force was made.
+    in_force: String,
+    /// Text for which the last decision was made, so that each refusal is logged once.
+    decided: String,
+    /// Number of looks in a row that found no readable file.
+    missed: u32,
     generation: u64,
 }
 
 impl<'a> Reloader<'a> {
-    pub(super) fn new(app: &'a App) -> std::io::Result<Self> {
-        Ok(Self {
+    /// Prepares reloads of the policy that was made from `text`.
+    pub(super) fn new(app: &'a App, text: String, triggers: ReloadTriggers) -> Self {
+        Self {
             app,
-            hangup: signal(SignalKind::hangup())?,
-            seen: read(&app.config),
+            triggers,
+            decided: text.clone(),
+            in_force: text,
+            missed: 0,
             generation: 0,
-        })
+        }
     }
 
-    /// Reloads the configuration on SIGHUP or when the file changes. Never completes.
+    /// Reloads the configuration on SIGHUP, on an operator's call or when the file changes. Never
+    /// completes.
     pub(super) async fn run(mut self) {
+        let clock = self.app.clock.clone();
         loop {
-            let asked = tokio::select! {
-                _ = self.hangup.recv() => true,
-                () = tokio::time::sleep(LOOK_EVERY) => false,
-            };
-            let content = read(&self.app.config);
-            if asked || (content.is_some() && content != self.seen) {
-                self.seen = content;
-                self.reload();
+            tokio::select! {
+                Some(call) = self.triggers.calls.recv() => {
+                    let answer = self.reload(call.force).await;
+                    // The caller may have disconnected, and the result is logged anyway.
+                    let _ = call.answer.send(answer.map_err(|error| error.to_string()));
+                }
+                _ = self.triggers.hangup.recv() => {
+                    // The result is logged.
+                    let _ = self.reload(false).await;
+                }
+                () = clock.sleep_until(clock.now() + LOOK_EVERY) => self.look().await,
             }
         }
     }
 
-    fn reload(&mut self) {
-        let app = self.app;
-        self.generation += 1;
-        match config::load(&app.config, &config::process_environment, self.generation) {
+    /// Takes a changed file once two reads find the same text. Otherwise a later look takes it.
+    async fn look(&mut self) {
+        let text = match self.read().await {
+            Ok(text) => text,
             Err(error) => {
-                app.metrics.reloaded(false);
+                self.missed = self.missed.saturating_add(1);
+                if self.missed == MISSED_LOOKS {
+                    tracing::warn!(%error, "the configuration file cannot be read; the policy stays in force");
+                }
+                return;
+            }
+        };
+        if self.missed >= MISSED_LOOKS {
+            tracing::info!("the configuration file can be read again");
+        }
+        self.missed = 0;
+        if text == self.decided {
+            return;
+        }
+        self.settle().await;
+        if self.read().await.as_ref() == Ok(&text) {
+            let taken = self.take(text, false);
+            // The result is logged.
+            let _ = self.log(taken);
+        }
+    }
+
+    /// Takes the file as soon as two reads find the same text.
+    async fn reload(&mut self, force: bool) -> Result<Reloaded, ConfigError> {
+        let mut before = self.read().await;
+        for _ in 1..CONFIG_READS {
+            self.settle().await;
+            let after = self.read().await;
+            if after == before {
+                let taken = after.and_then(|text| self.take(text, force));
+                return self.log(taken);
+            }
+            before = after;
+        }
+        self.log(Err(ConfigError::changing(&self.app.config)))
+    }
+
+    async fn settle(&self) {
+        let clock = &self.app.clock;
+        clock.sleep_until(clock.now() + CONFIG_SETTLE).await;
+    }
+
+    /// Reads the file on a thread of its own, because a network file system may be slow.
+    async fn read(&self) -> Result<String, ConfigError> {
+        let path = self.app.config.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            // A read of a pipe would wait for its writer.
+            match std::fs::metadata(&path) {
+                Ok(found) if !found.is_file() => Err(ConfigError::irregular(&path)),
+                _ => config::read(&path),
+            }
+        });
+        let aborted = |_cause| Err(ConfigError::changing(&self.app.config));
+        read.await.unwrap_or_else(aborted)
+    }
+
+    /// Replaces the policy by that of `text`. `force` takes a text that seems incomplete, too.
+    fn take(&mut self, text: String, force: bool) -> Result<Reloaded, ConfigError> {
+        let app = self.app;
+        let incomplete = |found: Incomplete| ConfigError::incomplete(&app.config, &found);
+        self.decided.clone_from(&text);
+        self.generation += 1;
+        let mut document = text.as_str();
+        if !force {
+            config::check_text(&self.in_force, &text).map_err(incomplete)?;
+        } else if config::is_empty(&text) {
+            document = "{}";
+        }
+        let environment = &config::process_environment;
+        let loaded = config::parse(&app.config, document, environment, self.generation)?;
+        let (old, new) = (app.policy.load_full(), loaded.config.policy);
+        if !force {
+            config::check_policy(&old, &new).map_err(incomplete)?;
+        }
+        let token = loaded.admin_token.as_deref().map(Secret::reveal);
+        let same_token = token == app.admin_token.as_deref().map(Secret::reveal);
+        let reloaded = Reloaded {
+            changes: Changes::between(&old, &new).to_string(),
+            restart: loaded.config.settings != app.settings || !same_token,
+        };
+        app.policy.store(Arc::new(new));
+        self.in_force = text;
+        Ok(reloaded)
+    }
+
+    /// Logs and counts the result of a reload.
+    fn log(&self, taken: Result<Reloaded, ConfigError>) -> Result<Reloaded, ConfigError> {
+        self.app.metrics.reloaded(taken.is_ok());
+        match &taken {
+            Err(error) => {
                 tracing::error!(%error, "the configuration was not reloaded; the previous one stays in force");
             }
-            Ok(loaded) => {
-                let token = loaded.admin_token.as_deref().map(Secret::reveal);
-                let same_token = token == app.admin_token.as_deref().map(Secret::reveal);
-                if loaded.config.settings != app.settings || !same_token {
+            Ok(reloaded) => {
+                if reloaded.restart {
                     tracing::warn!(
                         "settings other than policy have changed; restart outpace to apply them"
                     );
                 }
-                let targets = loaded.config.policy.targets.len();
-                app.policy.store(Arc::new(loaded.config.policy));
-                app.metrics.reloaded(true);
-                tracing::info!(targets, "the configuration was reloaded");
+                let targets = self.app.policy.load().targets.len();
+                tracing::info!(targets, changes = %reloaded.changes, "the configuration was reloaded");
             }
         }
+        taken
     }
-}
-
-/// Reads the content of the file. Unlike a time stamp, the content changes exactly when the
-/// configuration does.
-fn read(path: &Path) -> Option<Vec<u8>> {
-    fs::read(path).ok()
 }

@@ -43,7 +43,7 @@ impl Trust {
         let environment = config::process_environment;
         let loaded = match config {
             Some(path) => config::load(path, &environment, 0)?,
-            None => config::parse(Path::new("defaults"), "", &environment, 0)?,
+            None => config::parse(Path::new("defaults"), "{}", &environment, 0)?,
         };
         let (config, admin_token) = (loaded.config, loaded.admin_token);
         let settings = &config.settings;

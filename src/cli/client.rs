@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpStream, ToSocketAddrs};
 
-use super::{Exit, Failure, load_config};
+use super::{Exit, Failure, load_config, load_config_or_empty};
 use crate::config;
 use crate::semantics::CLIENT_TOKEN;
 use crate::shutdown::Tasks;
@@ -71,10 +71,19 @@ impl Instance {
 
     /// Finds the admin port, from the arguments or from a configuration file.
     pub(super) fn admin(args: &AdminArgs) -> Result<Self, Failure> {
+        Self::admin_of(args, false)
+    }
+
+    /// Finds the admin port like [`Self::admin`]. With `or_empty`, an empty configuration file stands
+    /// for the default of every key.
+    pub(super) fn admin_of(args: &AdminArgs, or_empty: bool) -> Result<Self, Failure> {
         let mut bearer = config::process_environment("OUTPACE_ADMIN_TOKEN");
         let authority = match (&args.admin, config_or_here(args.config.as_deref())) {
             (None, Some(path)) => {
-                let loaded = load_config(path)?;
+                let loaded = match or_empty {
+                    true => load_config_or_empty(path)?,
+                    false => load_config(path)?,
+                };
                 let token = loaded.admin_token.map(|token| token.reveal().to_owned());
                 bearer = bearer.or(token);
                 let settings = loaded.config.settings;

@@ -9,6 +9,7 @@ mod demo;
 mod env;
 mod exit;
 mod migrate;
+mod reload;
 mod run;
 mod serve;
 mod spool;
@@ -54,6 +55,8 @@ enum Command {
     Explain(status::ExplainArgs),
     /// Check that outpace responds, or with --ready that it accepts work
     Health(status::HealthArgs),
+    /// Make a running outpace read its configuration file now, and print the changes
+    Reload(reload::ReloadArgs),
     /// Bring outpace's Postgres schema up to date and exit
     Migrate(ConfigArgs),
     /// Wait for a turn at a target, then run a command once
@@ -100,6 +103,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(args) => status::status(&args),
         Command::Explain(args) => status::explained(&args),
         Command::Health(args) => status::health(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Migrate(args) => migrate::run(&args.config),
         Command::Acquire(args) => acquire::run(&args),
         Command::Buffers(args) => buffers::buffers(&args),
@@ -135,6 +139,16 @@ fn load_config(path: &Path) -> Result<Loaded, Failure> {
         let text = format!("the configuration is invalid:\n{error}");
         Failure(Exit::USAGE, text)
     })
+}
+
+/// Reads a configuration file like [`load_config`], but takes an empty one as all defaults.
+fn load_config_or_empty(path: &Path) -> Result<Loaded, Failure> {
+    let text = config::read(path).map_err(|error| Failure(Exit::USAGE, error.to_string()))?;
+    if !config::is_empty(&text) {
+        return load_config(path);
+    }
+    let defaults = config::parse(path, "{}", &config::process_environment, 0);
+    defaults.map_err(|error| Failure(Exit::USAGE, error.to_string()))
 }
 
 /// Creates a progress bar of this length. An invalid template is ignored.

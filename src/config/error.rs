@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::Incomplete;
+
 /// Error for a configuration that was not applied, with all problems that were found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -24,6 +26,30 @@ pub struct Violation {
 impl ConfigError {
     pub(super) fn unreadable(path: &Path, cause: &std::io::Error) -> Self {
         Self::one(path, None, "", format!("the file cannot be read: {cause}"))
+    }
+
+    pub(super) fn empty(path: &Path) -> Self {
+        let text =
+            "the file is empty; write at least one key, or `{}` for the default of every key";
+        Self::one(path, None, "", text.to_owned())
+    }
+
+    /// Creates the error for a file that is written to all the time.
+    pub fn changing(path: &Path) -> Self {
+        let text = "the file keeps changing; reload again when it is complete";
+        Self::one(path, None, "", text.to_owned())
+    }
+
+    /// Creates the error for a path that names something else than a file, such as a pipe.
+    pub fn irregular(path: &Path) -> Self {
+        let text = "it is not a regular file, so it cannot be read again; use a file";
+        Self::one(path, None, "", text.to_owned())
+    }
+
+    /// Creates the error for a file that seems incomplete, with the two remedies.
+    pub fn incomplete(path: &Path, found: &Incomplete) -> Self {
+        let remedy = "write the whole file, or take this one with `outpace reload --force`";
+        Self::one(path, None, "", format!("{found}; {remedy}"))
     }
 
     /// Converts an error in the syntax or a type. The parser's message is split into position, key

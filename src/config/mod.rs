@@ -9,8 +9,10 @@ mod error;
 mod resolve;
 mod schema;
 mod value;
+mod whole;
 
 pub use error::{ConfigError, Violation};
+pub use whole::{Incomplete, check_policy, check_text, is_empty};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -144,13 +146,24 @@ pub fn load(
     environment: &Environment,
     generation: u64,
 ) -> Result<Loaded, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|cause| ConfigError::unreadable(path, &cause))?;
-    parse(path, &text, environment, generation)
+    parse(path, &read(path)?, environment, generation)
+}
+
+/// Reads the text of the file at `path`, without a byte order mark.
+///
+/// # Errors
+/// Returns a [`ConfigError`] with the cause if the file cannot be read or is not UTF-8.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |cause| ConfigError::unreadable(path, &cause);
+    let mut text = std::fs::read_to_string(path).map_err(unreadable)?;
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
+    Ok(text)
 }
 
 /// Validates a document as [`load`] does, but takes its text as an argument. `path` only appears in
-/// messages.
+/// messages. The document `{}` stands for the default of every key.
 ///
 /// # Errors
 /// Returns a [`ConfigError`] that names each problem, its position and the correct form.
@@ -160,6 +173,10 @@ pub fn parse(
     environment: &Environment,
     generation: u64,
 ) -> Result<Loaded, ConfigError> {
+    // An empty file is more often a mistake than a choice of all defaults.
+    if is_empty(text) {
+        return Err(ConfigError::empty(path));
+    }
     let file = value::with_environment(environment, text, || schema::read(text))
         .map_err(|error| ConfigError::syntax(path, &error))?;
     resolve::resolve(file, generation).map_err(|problems| ConfigError::rules(path, problems))

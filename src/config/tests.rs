@@ -46,9 +46,22 @@ fn every_mistake_is_told_with_its_place_and_its_remedy() {
 }
 
 #[test]
-fn an_empty_file_is_all_defaults() {
-    assert_eq!(told(""), "ok");
-    assert_eq!(told("# nothing\n"), "ok");
+fn an_empty_file_is_an_error_and_braces_are_all_defaults() {
+    for text in [
+        "",
+        " \n",
+        "# nothing\n",
+        "---\n",
+        "null",
+        "\u{feff}# nothing\n",
+    ] {
+        let told = told(text);
+        assert!(
+            told.contains("the file is empty; write"),
+            "{text:?}: {told}"
+        );
+    }
+    assert_eq!(told("{}"), "ok");
 }
 
 #[test]
@@ -117,7 +130,7 @@ fn the_example_runs_as_it_is() {
     let text = include_str!("../../config.example.yaml");
     let loaded = parse(Path::new("config.example.yaml"), text, &|_| None, 0);
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
-    let empty = parse(Path::new("empty"), "", &|_| None, 0).unwrap();
+    let empty = parse(Path::new("empty"), "{}", &|_| None, 0).unwrap();
     // The example writes out the default values.
     assert_eq!(loaded.config.settings, empty.config.settings);
     assert_eq!(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq as _;
 
 /// A configured client that may use the proxy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     /// Name of the client, which is the user part of its proxy URL.
     pub name: Arc<str>,

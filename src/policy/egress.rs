@@ -14,7 +14,7 @@ use crate::units::HostName;
 
 /// The operator's exceptions to the rule that only public addresses are dialled, and the static
 /// hosts table.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Egress {
     /// Networks that may be dialled although their addresses are not public.
     pub allow: Vec<Allow>,
@@ -33,6 +33,15 @@ pub struct ClientCertificate {
     /// Certificate chain with its private key.
     pub identity: Arc<CertifiedKey>,
 }
+
+// The key belongs to the certificate, so it need not be compared.
+impl PartialEq for ClientCertificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.hosts == other.hosts && self.identity.cert == other.identity.cert
+    }
+}
+
+impl Eq for ClientCertificate {}
 
 impl Egress {
     /// Returns true if one of the operator's exceptions covers `address`.

@@ -9,7 +9,7 @@ use crate::units::Rate;
 
 /// A limit of n requests per period, or of n requests at the same time. A matcher can restrict it
 /// to some requests.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     /// Name of the limit in messages. The default is its position in the configuration file.
     pub name: Arc<str>,
@@ -25,7 +25,7 @@ pub struct Limit {
 }
 
 /// A class of traffic within a target, with a weight and an optional reserve.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     /// Name of the lane in messages and metrics.
     pub name: Arc<str>,

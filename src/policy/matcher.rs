@@ -8,7 +8,7 @@ use http::{HeaderName, Method};
 use super::{Caller, RequestView};
 
 /// A condition on a request. All parts that are set must match.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matcher {
     /// Pattern for the path, without the query.
     pub path: Option<Glob>,
@@ -50,7 +50,7 @@ impl Matcher {
 }
 
 /// A condition on a field, written as `name: value`. The value may be a glob.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderPattern {
     /// Name of the field, in lower case.
     pub name: HeaderName,

@@ -2,6 +2,7 @@
 //! and each exchange uses one snapshot. Finding the target of a host costs one hash look-up, and
 //! with wildcard patterns at most one more per label.
 
+mod changes;
 mod client;
 mod egress;
 mod hosts;
@@ -10,6 +11,7 @@ mod matcher;
 mod scope;
 mod work;
 
+pub use changes::Changes;
 pub use client::{ApiScope, Client, Secret};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
@@ -80,7 +82,7 @@ pub enum Unmatched {
 }
 
 /// A group of hosts with one common treatment of their requests.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Name of the target in logs, metrics and messages.
     pub name: Arc<str>,

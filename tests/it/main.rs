@@ -31,6 +31,7 @@ mod memory;
 mod overflow;
 mod pacing;
 mod refusals;
+mod reload;
 mod replicas;
 mod retry;
 mod retry_after;

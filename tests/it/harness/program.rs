@@ -36,12 +36,29 @@ impl Lines {
     }
 
     async fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.wait_for_nth(what, 1, wanted).await
+    }
+
+    async fn wait_for_nth(
+        &self,
+        what: &str,
+        number: usize,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let seen = self.list.clone();
         let found = async {
             loop {
                 let changed = self.changed.notified();
-                if let Some(found) = self.list.lock().unwrap().iter().find(|line| wanted(line)) {
-                    return found.clone();
+                let found = self
+                    .list
+                    .lock()
+                    .unwrap()
+                    .iter()
+                    .filter(|line| wanted(line))
+                    .nth(number - 1)
+                    .cloned();
+                if let Some(found) = found {
+                    return found;
                 }
                 changed.await;
             }
@@ -215,6 +232,13 @@ impl Program {
     /// Waits for the first event on standard error for which `wanted` is true.
     pub(crate) async fn event(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         self.events.wait_for("matching event", wanted).await
+    }
+
+    /// Waits for event number `number` on standard error for which `wanted` is true, counted from 1.
+    pub(crate) async fn nth_event(&self, number: usize, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.events
+            .wait_for_nth("matching event", number, wanted)
+            .await
     }
 
     /// Returns all events that the program has written to standard error so far.
