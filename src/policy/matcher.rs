@@ -5,12 +5,13 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderName, Method};
 
+use super::path::{normal_path, normal_pattern};
 use super::{Caller, RequestView};
 
 /// A condition on a request. All parts that are set must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matcher {
-    /// Pattern for the path, without the query.
+    /// Pattern for the path in its normal form, without the query. [`Glob::path`] creates it.
     pub path: Option<Glob>,
     /// Accepted methods. An empty list accepts every method.
     pub methods: Vec<Method>,
@@ -26,7 +27,7 @@ impl Matcher {
     /// Returns true if the request meets every condition that is set.
     pub fn matches(&self, asked: &RequestView<'_>) -> bool {
         let request = asked.head;
-        let of_path = |path: &Glob| path.matches(request.uri.path().as_bytes());
+        let of_path = |path: &Glob| path.matches(normal_path(request.uri.path()).as_bytes());
         let of_header = |header: &HeaderPattern| header.matches(request);
         self.matches_client(asked.client)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
@@ -73,6 +74,12 @@ impl Glob {
     /// Creates a pattern. Every text is a valid pattern.
     pub fn new(pattern: impl Into<Box<str>>) -> Self {
         Self(pattern.into())
+    }
+
+    /// Creates a pattern for paths in their normal form, so that every spelling of a path matches (RFC
+    /// 3986 section 6.2.2).
+    pub fn path(pattern: &str) -> Self {
+        Self::new(normal_pattern(pattern))
     }
 
     /// Returns true if the pattern matches the whole `text`.
@@ -124,7 +131,7 @@ mod tests {
             .unwrap()
             .into_parts();
         let matcher = Matcher {
-            path: Some(Glob::new("/v1/*")),
+            path: Some(Glob::path("/v1/*")),
             methods: vec![Method::POST],
             header: Some(HeaderPattern {
                 name: HeaderName::from_static("x-lane"),
@@ -142,7 +149,39 @@ mod tests {
         other.methods = vec![Method::GET];
         assert!(!other.matches(&request));
         let mut other = matcher;
-        other.path = Some(Glob::new("/v2/*"));
+        other.path = Some(Glob::path("/v2/*"));
         assert!(!other.matches(&request));
+    }
+
+    #[test]
+    fn p1_pace_no_spelling_of_a_path_passes_a_limit() {
+        for (pattern, uri, expected) in [
+            ("/search*", "http://h/%73earch?q=1", true),
+            ("/search*", "http://h/./search", true),
+            ("/search*", "http://h//search", true),
+            ("/search*", "http://h/a/../search", true),
+            ("/search*", "http://h/a/%2e%2E//%53earch", false),
+            ("/%73earch*", "http://h/search/x", true),
+            (
+                "/v1//models/*:generate",
+                "http://h/v1/models/m%3Agenerate",
+                true,
+            ),
+            ("/search", "http://h/search%2Fx", false),
+            ("*/search", "http://h/x//./%73earch", true),
+            ("/", "http://h", true),
+        ] {
+            let (head, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
+            let matcher = Matcher {
+                path: Some(Glob::path(pattern)),
+                ..Matcher::default()
+            };
+            let request = RequestView {
+                head: &head,
+                client: None,
+                json: None,
+            };
+            assert_eq!(matcher.matches(&request), expected, "{pattern} {uri}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod egress;
 mod hosts;
 mod limit;
 mod matcher;
+mod path;
 mod scope;
 mod work;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use super::LimitSet;
+use super::path::normal_path;
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
 /// the queue.
@@ -186,11 +187,17 @@ impl Source {
     }
 
     /// Returns the schedule's key for this value. Client names, and paths of at most 128 bytes,
-    /// stay readable. All other values are replaced by a digest.
+    /// stay readable. All other values are replaced by a digest. Paths count in their normal form.
     pub(super) fn key_of(&self, text: &str) -> Arc<str> {
         match self {
             Self::Client => text.into(),
-            Self::Path if text.len() <= KEY_BYTES => text.into(),
+            Self::Path => {
+                let path = normal_path(text);
+                match path.len() <= KEY_BYTES {
+                    true => (&*path).into(),
+                    false => digest(&path).into(),
+                }
+            }
             _ => digest(text).into(),
         }
     }
@@ -308,6 +315,21 @@ mod tests {
         assert_eq!(Source::Header(cost).number(&asked), Some(13));
         assert_eq!(&*Source::Path.key(&asked), "/v1/x");
         assert_eq!(&*Source::Client.key(&asked), "-");
+    }
+
+    #[test]
+    fn p1_pace_every_spelling_of_a_path_has_one_key() {
+        let long = format!("/{}", "a/".repeat(100));
+        for (one, other) in [
+            ("/search", "//%73earch"),
+            ("/v1/a", "/v1/b/../a"),
+            ("/a%2Fb", "/a%2fb"),
+            (&*long, &*long.replace("a/", "%61/./")),
+        ] {
+            assert_eq!(Source::Path.key_of(one), Source::Path.key_of(other));
+        }
+        assert_ne!(Source::Path.key_of("/a/b"), Source::Path.key_of("/a%2Fb"));
+        assert_eq!(&*Source::Path.key_of("//search"), "/search");
     }
 
     #[test]

@@ -57,6 +57,46 @@ async fn each_key_is_counted_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p1_pace_no_spelling_of_a_path_passes_a_limit() {
+    for limit in [
+        "{ rate: \"1/1h\", burst: 1, match: { path: \"/search*\" } }",
+        "{ rate: \"1/1h\", burst: 1, match: { path: \"/x/..//%73earch*\" } }",
+        "{ rate: \"1/1h\", burst: 1, key: path }",
+    ] {
+        let origin = Origin::ok().await;
+        let program = Program::before(&origin, &target(limit)).await;
+        let get = |path: &'static str| {
+            let listen = program.listen;
+            let text = format!(
+                "GET http://plain.test{path} HTTP/1.1\r\nHost: plain.test\r\nOutpace-Max-Wait: 0.2\r\nConnection: close\r\n\r\n"
+            );
+            async move { crate::harness::raw(listen, &text).await }
+        };
+        assert!(
+            get("/%73earch").await.starts_with("HTTP/1.1 200"),
+            "{limit}"
+        );
+        // The origin receives the spelling of the client.
+        assert_eq!(origin.arrivals.last().uri, "/%73earch");
+        for path in [
+            "/search",
+            "//search",
+            "/./search",
+            "/a/../search",
+            "/%2e/%73%65arch",
+            "/a//%2E%2e/search",
+        ] {
+            let answer = get(path).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 429"),
+                "{limit} {path}: {answer}"
+            );
+        }
+        assert!(get("/Search").await.starts_with("HTTP/1.1 200"), "{limit}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cost_is_estimated_and_then_settled_by_the_answer() {
     for settle in ["json:/usage/total", "header:x-cost"] {
         let origin = Origin::with(|_, _| async {

@@ -277,7 +277,7 @@ fn matcher(
         report!(p, "{key}.match.path" =>
             "`{}` does not begin with `/`; write it as \"/v1/*\"", path.0);
     }
-    let path = path.map(|path| Glob::new(path.0.as_str()));
+    let path = path.map(|path| Glob::path(&path.0));
     let names = written.client.iter().flat_map(|names| &names.0);
     let clients: Vec<Arc<str>> = names.map(|name| name.as_str().into()).collect();
     let group = written.group.as_ref().map(|group| group.0.as_str().into());
