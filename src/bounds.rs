@@ -50,6 +50,8 @@ pub const API_BODY: usize = 1024 * 1024;
 pub const API_BATCH: usize = 1000;
 /// Bytes of the body of a call that pushes a batch.
 pub const API_BATCH_BYTES: u64 = 8 * 1024 * 1024;
+/// Header fields of one item or buffer. Together they have at most [`HEAD_BYTES`] bytes.
+pub const ITEM_FIELDS: usize = 100;
 /// Time for which a delivery waits for its turn before its item is read again.
 pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(3600);
 /// Bytes of an origin's response that are stored with a delivery attempt.

@@ -9,15 +9,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::items::{instant, item_query, page};
+use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page};
 use super::spool::{buffer_json, counts_json, item_json, time};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
-use crate::delivery::origin_of;
+use crate::delivery::{Unsendable, check_buffer};
 use crate::exchange::{Error, Reason, ResponseBody};
-use crate::origin::AddressClass;
 use crate::policy::ApiScope;
 use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
+use crate::units::is_name;
 
 /// Body of a call of `purge`. `state` is `queued`, `dead` or `history`, and `before` is an RFC 3339
 /// time.
@@ -79,9 +79,8 @@ impl SpoolHandle {
             }
             (&Method::DELETE, [id]) => {
                 call.needs(ApiScope::Manage)?;
+                let forced = flag(head, "force")?;
                 let buffer = self.buffer(id).await?;
-                let query = head.uri.query();
-                let forced = query.is_some_and(|query| query.contains("force"));
                 self.store.remove(buffer.number, forced).await?;
                 self.deliveries.wake(buffer.number);
                 Ok(answer(&json!({ "deleted": &*buffer.id })))
@@ -154,40 +153,14 @@ impl SpoolHandle {
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
             ));
         }
-        let (origin, _) = origin_of(&terms.url).map_err(|error| bad(error.to_string()))?;
-        let (host, egress) = (origin.host.as_str(), &call.policy.egress);
-        let private = match host.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
-            Ok(ip) => {
-                let allowed = egress.allows((ip, origin.port).into());
-                AddressClass::of(ip) != AddressClass::Public && !allowed
-            }
-            Err(_) => {
-                host == "localhost"
-                    && !egress.resolve.contains_key(&origin.host)
-                    && !egress.allows(([127, 0, 0, 1], origin.port).into())
-            }
-        };
-        if private {
-            let detail = format!("`{}` is not a public address", origin.host);
-            return Err(Error::new(Reason::AddressProhibited, detail));
-        }
-        for (name, value) in &terms.headers {
-            field(name, value)?;
-        }
-        let method = &terms.method;
-        if method.parse::<Method>().is_ok() {
-            return Ok(());
-        }
-        let detail = format!("`{method}` is not an HTTP method; write it as \"POST\"");
-        Err(bad(detail))
+        check_buffer(terms, &call.policy.egress).map_err(refused)
     }
 
     async fn create(&self, call: &ApiCall<'_>, written: BufferSpec) -> Answered {
         let name = written.name.clone().unwrap_or_default();
-        let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(sound) {
+        if !is_name(&name) {
             return Err(bad(
-                "a buffer needs a `name` of at most 64 letters, digits, `-`, `_` and `.`",
+                "a buffer needs a `name` of at most 64 letters, digits, `-`, `_` and `.`, other than `.` and `..`",
             ));
         }
         let mut terms = written.apply(BufferConfig::default()).map_err(bad)?;
@@ -228,7 +201,7 @@ impl SpoolHandle {
     }
 
     async fn list(&self, head: &Parts, buffer: &Buffer) -> Answered {
-        let query = item_query(head, Some(buffer.number))?;
+        let query = item_query(head, Some(buffer.number), ITEM_PARAMETERS)?;
         let limit = query.limit;
         let items = self.store.items(query).await?;
         let next = items.last().map(|item| item.seq);
@@ -294,13 +267,13 @@ impl SpoolHandle {
     }
 }
 
-pub(super) fn field(name: &str, value: &str) -> Result<(), Error> {
-    if http::HeaderName::try_from(name).is_ok() && HeaderValue::try_from(value).is_ok() {
-        return Ok(());
-    }
-    Err(bad(format!(
-        "the header field `{name}` is invalid; use visible ASCII characters"
-    )))
+/// Converts the problem of a buffer or item to the error of the call.
+pub(super) fn refused(problem: Unsendable) -> Error {
+    let reason = match &problem {
+        Unsendable::Private(_) => Reason::AddressProhibited,
+        _ => Reason::MalformedRequest,
+    };
+    Error::new(reason, problem.to_string())
 }
 
 pub(super) fn locate(response: &mut Response<ResponseBody>, path: &str) {

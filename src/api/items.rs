@@ -12,7 +12,7 @@ use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
 use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
 use crate::semantics::preference;
-use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, StoreError};
+use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, OUTCOMES, StoreError};
 
 /// Longest time for which one call waits for the response to an item.
 const LONG_POLL: Duration = Duration::from_secs(60);
@@ -46,41 +46,96 @@ pub(super) fn instant(key: &str, text: &str) -> Result<Millis, Error> {
     Ok(Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX))
 }
 
-/// Parses the query of a list: `state`, `status`, `outcome`, `item`, `since`, `after` and `limit`.
-/// The caller handles `buffer`.
-pub(super) fn item_query(head: &Parts, buffer: Option<i64>) -> Result<ListQuery, Error> {
+/// Parameters of a list of items.
+pub(super) const ITEM_PARAMETERS: &[&str] = &["state", "item", "since", "after", "limit"];
+/// Parameters of the attempts of one item.
+const OWN_PARAMETERS: &[&str] = &["status", "outcome", "since", "after", "limit"];
+/// Parameters of the attempts of all items.
+const ATTEMPT_PARAMETERS: &[&str] = &[
+    "buffer", "item", "status", "outcome", "since", "after", "limit",
+];
+
+/// Parses the query of a list that knows these parameters. The caller handles `buffer`.
+pub(super) fn item_query(
+    head: &Parts,
+    buffer: Option<i64>,
+    known: &[&str],
+) -> Result<ListQuery, Error> {
     let mut query = ListQuery {
         buffer,
         limit: PAGE,
         ..ListQuery::default()
     };
-    let invalid =
-        |key: &str, value: &str| bad(format!("`{value}` is not a valid value of `{key}`"));
-    let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
-    for (key, value) in pairs {
+    for (key, value) in parameters(head, known)? {
+        let number = |what: &str| bad(format!("`{key}`: `{value}` is not {what}"));
         match &*key {
             "state" => {
+                let words = ItemStatus::ALL.map(ItemStatus::word);
                 let status = ItemStatus::from_word(&value);
-                query.status = Some(status.ok_or_else(|| invalid(&key, &value))?);
+                query.status = Some(status.ok_or_else(|| unknown_word(&key, &value, &words))?);
             }
-            "status" => query.code = Some(value.parse().map_err(|_cause| invalid(&key, &value))?),
-            "outcome" => query.outcome = Some(value.into_owned()),
-            "item" => query.item = Some(Arc::from(&*value)),
+            "outcome" if OUTCOMES.contains(&&*value) => query.outcome = Some(value),
+            "outcome" => return Err(unknown_word(&key, &value, &OUTCOMES)),
+            "status" => {
+                let code = value.parse().ok();
+                let code = code.filter(|code| (100..=599).contains(code));
+                query.code = Some(code.ok_or_else(|| number("a status code from 100 to 599"))?);
+            }
+            "item" => query.item = Some(Arc::from(value)),
             "since" => query.since = Some(instant("since", &value)?),
-            "after" => query.after = Some(value.parse().map_err(|_cause| invalid(&key, &value))?),
+            "after" => {
+                let place = value.parse().ok();
+                query.after = Some(place.ok_or_else(|| number("the `next` of a page"))?);
+            }
             "limit" => {
-                let limit: u32 = value.parse().map_err(|_cause| invalid(&key, &value))?;
+                let limit = value.parse::<u32>().ok();
+                let limit = limit.ok_or_else(|| number("a number of entries"))?;
                 query.limit = limit.clamp(1, PAGE_MAX);
             }
-            "buffer" => {}
-            other => {
-                return Err(bad(format!(
-                    "there is no parameter `{other}`; the parameters are state, status, outcome, item, buffer, since, after and limit"
-                )));
-            }
+            _ => {}
         }
     }
     Ok(query)
+}
+
+fn unknown_word(key: &str, value: &str, words: &[&str]) -> Error {
+    let words = words.join(", ");
+    bad(format!(
+        "`{key}`: there is no `{value}`; write one of {words}"
+    ))
+}
+
+/// Returns the parameters of a call that knows only these. A parameter that would be ignored is an
+/// error, because the caller would take the result for another one.
+pub(super) fn parameters(head: &Parts, known: &[&str]) -> Result<Vec<(String, String)>, Error> {
+    let query = head.uri.query().unwrap_or_default();
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (key, value) in url::form_urlencoded::parse(query.as_bytes()).into_owned() {
+        if !known.contains(&&*key) {
+            let known = known.join(", ");
+            return Err(bad(format!(
+                "there is no parameter `{key}` here; the parameters are {known}"
+            )));
+        }
+        if found.iter().any(|(other, _)| *other == key) {
+            return Err(bad(format!("`{key}` is repeated; write it once")));
+        }
+        if value.contains('\0') {
+            return Err(bad(format!("`{key}` contains NUL; remove it")));
+        }
+        found.push((key, value));
+    }
+    Ok(found)
+}
+
+/// Returns the value of a parameter that is `true` or `false`. A parameter without a value is true.
+pub(super) fn flag(head: &Parts, name: &str) -> Result<bool, Error> {
+    let found = parameters(head, &[name])?;
+    match found.first().map(|(_, value)| value.as_str()) {
+        None | Some("false" | "0") => Ok(false),
+        Some("" | "true" | "1") => Ok(true),
+        Some(other) => Err(unknown_word(name, other, &["true", "false"])),
+    }
 }
 
 impl SpoolHandle {
@@ -100,7 +155,7 @@ impl SpoolHandle {
             (&Method::GET, [id]) => return Ok(self.shown(&self.item(id).await?)),
             (&Method::GET, [id, "attempts"]) => {
                 let item = self.item(id).await?;
-                let mut query = item_query(head, None)?;
+                let mut query = item_query(head, None, OWN_PARAMETERS)?;
                 query.item = Some(item.id);
                 query.limit = query.limit.min(RESPONSES);
                 query.responses = true;
@@ -142,12 +197,11 @@ impl SpoolHandle {
     /// Answers `GET /v1/attempts` with a page of attempts of all buffers.
     pub(super) async fn attempts(&self, call: &ApiCall<'_>, head: &Parts) -> Answered {
         call.needs(ApiScope::Read)?;
-        let mut query = item_query(head, None)?;
-        let pairs = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
-        if let Some((_, wanted)) = pairs.into_iter().find(|(key, _)| key == "buffer") {
+        let mut query = item_query(head, None, ATTEMPT_PARAMETERS)?;
+        let mut given = parameters(head, ATTEMPT_PARAMETERS)?.into_iter();
+        if let Some((_, wanted)) = given.find(|(key, _)| key == "buffer") {
             query.buffer = Some(self.buffer(&wanted).await?.number);
         }
-        query.status = None;
         self.list_attempts(query).await
     }
 

@@ -5,10 +5,11 @@ use http::request::Parts;
 use http::{StatusCode, header};
 use serde_json::json;
 
-use super::buffers::{field, locate};
+use super::buffers::{locate, refused};
 use super::spool::item_json;
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
+use crate::delivery::{check_fields, check_method, check_path};
 use crate::exchange::{Error, Reason};
 use crate::spool::{Buffer, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
@@ -107,25 +108,22 @@ impl SpoolHandle {
         }
         let times = written.times(self.store.now(), &buffer.terms);
         let (not_before, expires) = times.map_err(bad)?;
-        for (name, value) in &written.headers {
-            field(name, value)?;
+        let method = written.method.map(|method| method.to_ascii_uppercase());
+        if let Some(method) = &method {
+            check_method(method).map_err(refused)?;
         }
-        let sound = |path: &String| {
-            path.starts_with('/') && path.parse::<http::uri::PathAndQuery>().is_ok()
-        };
-        if let Some(path) = written.path.as_ref().filter(|path| !sound(path)) {
-            return Err(bad(format!(
-                "`{path}` is not a path; write it as \"/v1/orders?x=1\""
-            )));
+        if let Some(path) = &written.path {
+            check_path(path).map_err(refused)?;
         }
+        let mut headers: Vec<_> = written.headers.into_iter().collect();
+        check_fields(&headers).map_err(refused)?;
         let id = call.fresh_id("itm");
-        let mut headers = written.headers.into_iter().collect();
         let sealed = self.sealer.seal(&id, &mut headers)?;
         Ok(NewItem {
             id,
             request: Request {
                 path: written.path,
-                method: written.method.map(|method| method.to_ascii_uppercase()),
+                method,
                 headers,
                 sealed,
                 metadata: written.metadata,

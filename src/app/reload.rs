@@ -11,7 +11,7 @@ use super::App;
 use crate::admin::{ReloadCall, Reloaded};
 use crate::bounds::{CONFIG_READS, CONFIG_SETTLE};
 use crate::config::{self, ConfigError, Incomplete};
-use crate::policy::{Changes, Secret};
+use crate::policy::{PolicyChanges, Secret};
 
 /// Interval between two looks at the file. Notifications would miss the change of a mounted config
 /// map, which swaps a symbolic link.
@@ -162,7 +162,7 @@ impl<'a> Reloader<'a> {
         let token = loaded.admin_token.as_deref().map(Secret::reveal);
         let same_token = token == app.admin_token.as_deref().map(Secret::reveal);
         let reloaded = Reloaded {
-            changes: Changes::between(&old, &new).to_string(),
+            changes: PolicyChanges::between(&old, &new).to_string(),
             restart: loaded.config.settings != app.settings || !same_token,
         };
         app.policy.store(Arc::new(new));

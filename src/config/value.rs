@@ -186,8 +186,3 @@ impl<'de> Deserialize<'de> for OneOrMany {
         deserializer.deserialize_any(ListVisitor)
     }
 }
-/// Returns true if the text can be the name of a target, a limit, a lane or a buffer.
-pub(in crate::config) fn is_name(text: &str) -> bool {
-    let of_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=64).contains(&text.len()) && text.chars().all(of_name)
-}

@@ -11,9 +11,11 @@ mod outbound;
 mod refusals;
 mod response;
 mod send;
+mod sendable;
 
 pub use defer::SpoolDeferral;
-pub use outbound::{Unsendable, origin_of};
+pub use outbound::Unsendable;
+pub use sendable::{check_buffer, check_fields, check_method, check_path};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,25 +1,44 @@
 //! Conversion of a stored item into the request that is sent to its origin.
 
 use bytes::Bytes;
+use http::Request;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request};
 
+use super::sendable::{check_method, check_path};
+use crate::bounds::{HEAD_BYTES, ITEM_FIELDS};
 use crate::spool::{Buffer, Item, Sealer};
 use crate::units::{HostName, Origin, Scheme};
 
-/// Error of an item that can never be sent as it is.
+/// Error of a buffer or item that can never be sent as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsendable {
-    /// The buffer's URL or the item's path is not valid.
-    #[error("outpace cannot send to `{0}`; write it as \"https://api.example.com/path\"")]
+    /// The buffer's URL is not valid.
+    #[error("`url`: outpace cannot send to `{0}`; write it as \"https://api.example.com/path\"")]
     Url(String),
+    /// The buffer's URL names an address that is not public and not allowed.
+    #[error("`url`: `{0}` is not a public address; add it to `egress.allow`")]
+    Private(String),
+    /// The item's path is not valid.
+    #[error("`path`: `{0}` is not a path; write it as \"/v1/orders?x=1\"")]
+    Path(String),
     /// The method is not a valid HTTP method.
-    #[error("`{0}` is not an HTTP method; write it as \"POST\"")]
+    #[error("`method`: `{0}` is not an HTTP method; write it as \"POST\"")]
     Method(String),
+    /// The method is one that outpace does not forward.
+    #[error("`method`: `{0}` cannot be sent from a buffer; write another method, such as \"POST\"")]
+    NotForwarded(String),
     /// The name or the value of a header field is not valid.
-    #[error("header field `{0}` cannot be sent: its name or its value is invalid")]
+    #[error("`headers`: the name or value of `{0}` is invalid; use visible ASCII characters")]
     Field(String),
+    /// The header field belongs to the connection, or outpace sets it itself.
+    #[error("`headers`: outpace sets or removes `{0}` itself; leave it out")]
+    Reserved(String),
+    /// The header fields exceed the bounds of a request.
+    #[error(
+        "`headers`: at most {ITEM_FIELDS} fields and {HEAD_BYTES} bytes are allowed; leave some out"
+    )]
+    TooManyFields,
     /// A sealed field cannot be opened with the configured keys.
     #[error("{0}")]
     Sealed(String),
@@ -29,7 +48,7 @@ pub enum Unsendable {
 ///
 /// # Errors
 /// Returns [`Unsendable::Url`] if the text is no such URL or has credentials.
-pub fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable> {
+pub(super) fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable> {
     // The message does not repeat a URL that may contain a password.
     let told = if text.contains('@') {
         "a URL with credentials"
@@ -69,16 +88,11 @@ pub(super) fn request(
 ) -> Result<(Origin, Request<Bytes>), Unsendable> {
     let (origin, path) = origin_of(&buffer.terms.url)?;
     let path = match &item.request.path {
-        Some(own) if own.starts_with('/') => {
-            own.parse().map_err(|_cause| Unsendable::Url(own.clone()))?
-        }
-        Some(other) => return Err(Unsendable::Url(other.clone())),
+        Some(own) => check_path(own)?,
         None => path,
     };
     let method = item.request.method.as_ref().unwrap_or(&buffer.terms.method);
-    let method: Method = method
-        .parse()
-        .map_err(|_cause| Unsendable::Method(method.clone()))?;
+    let method = check_method(method)?;
     let open = |id: &str, sealed: Option<&String>| {
         let opened = sealer.open(id, sealed.map(String::as_str));
         opened.map_err(|error| Unsendable::Sealed(error.to_string()))

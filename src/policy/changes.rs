@@ -10,7 +10,7 @@ const NAMES: usize = 10;
 
 /// The differences between two policies, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct PolicyChanges {
     kinds: Vec<(&'static str, Difference)>,
     settings: Vec<&'static str>,
 }
@@ -23,7 +23,7 @@ struct Difference {
     changed: Vec<String>,
 }
 
-impl Changes {
+impl PolicyChanges {
     /// Compares the policy in force with the policy that replaces it.
     pub fn between(old: &Policy, new: &Policy) -> Self {
         let targets = Difference::of(targets(old), targets(new));
@@ -98,7 +98,7 @@ impl Difference {
     }
 }
 
-impl fmt::Display for Changes {
+impl fmt::Display for PolicyChanges {
     /// Writes one line such as `targets added: a; limits changed: b.pace`, or `nothing changed`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
@@ -174,7 +174,7 @@ mod tests {
             &[("app", "3"), ("web", "2")],
         );
         new.connect_ports.insert(8443);
-        let told = Changes::between(&old, &new).to_string();
+        let told = PolicyChanges::between(&old, &new).to_string();
         assert_eq!(
             told,
             "targets added: new; targets removed: gone; limits added: kept.c, new.x; \
@@ -189,7 +189,7 @@ mod tests {
         let mut again = one();
         let target = Arc::get_mut(&mut again.targets[0]).unwrap();
         target.generation = 7;
-        let told = Changes::between(&one(), &again).to_string();
+        let told = PolicyChanges::between(&one(), &again).to_string();
         assert_eq!(told, "nothing changed");
     }
 
@@ -198,12 +198,12 @@ mod tests {
         let old = policy(vec![("a", Vec::new())], &[]);
         let mut new = policy(vec![("a", Vec::new())], &[]);
         Arc::get_mut(&mut new.targets[0]).unwrap().observe = true;
-        let told = Changes::between(&old, &new).to_string();
+        let told = PolicyChanges::between(&old, &new).to_string();
         assert_eq!(told, "targets changed: a");
         let names: Vec<String> = (10..25).map(|number| format!("t{number}")).collect();
         let many = names.iter().map(|name| (name.as_str(), Vec::new()));
         let many = policy(many.collect(), &[]);
-        let told = Changes::between(&policy(Vec::new(), &[]), &many).to_string();
+        let told = PolicyChanges::between(&policy(Vec::new(), &[]), &many).to_string();
         assert!(told.ends_with("t18, t19 and 5 more"), "{told}");
     }
 }

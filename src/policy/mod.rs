@@ -12,7 +12,7 @@ mod path;
 mod scope;
 mod work;
 
-pub use changes::Changes;
+pub use changes::PolicyChanges;
 pub use client::{ApiScope, Client, Secret};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};

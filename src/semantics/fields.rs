@@ -89,6 +89,22 @@ impl HeaderFlags {
     }
 }
 
+/// Returns true for a field that a configuration or an item must not set, because it is for a single
+/// hop or outpace sets it itself.
+pub fn is_reserved(name: &HeaderName) -> bool {
+    let flags = HeaderFlags::field(name.as_str());
+    let fields = [
+        HeaderFlags::CONNECTION,
+        HeaderFlags::HOP_BY_HOP,
+        HeaderFlags::FRAMING,
+        HeaderFlags::OURS,
+        HeaderFlags::VIA,
+    ];
+    fields.into_iter().any(|reserved| flags.has(reserved))
+        || name == header::HOST
+        || name.as_str().starts_with("proxy-")
+}
+
 /// Removes the fields that must not reach the origin from a request. These are hop-by-hop fields,
 /// the fields that `Connection` names, proxy credentials, `Expect` and outpace's own fields.
 /// outpace answers `Expect` directly, and `TE: trailers` stays.

@@ -18,8 +18,8 @@ mod via;
 pub use authority::Authority;
 pub use credentials::proxy_credentials;
 pub use fields::{
-    CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, join_cookies,
-    strip_request, strip_response, strip_trailers,
+    CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,
+    join_cookies, strip_request, strip_response, strip_trailers,
 };
 pub use framing::{Framing, framing};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};

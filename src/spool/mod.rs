@@ -23,7 +23,7 @@ pub use item::{
 pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
 pub use seal::{SealError, Sealer, is_secret};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
-pub use state::{AttemptOutcome, Step, is_refusal, step};
+pub use state::{AttemptOutcome, OUTCOMES, Step, is_refusal, step};
 pub use store::{Changes, Reads, Store, find_buffer};
 
 use std::sync::Arc;

@@ -64,6 +64,21 @@ pub struct Step {
     pub block: bool,
 }
 
+/// Outcomes of attempts, as the history and the API write them.
+pub const OUTCOMES: [&str; 11] = [
+    "delivered",
+    "rejected",
+    "refused",
+    "failed",
+    "parked",
+    "held",
+    "unsent",
+    "unknown",
+    "interrupted",
+    "exhausted",
+    "refused_by_policy",
+];
+
 /// Longest wait taken from a `Retry-After`, 24 hours. After it the item is sent again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Wait after the first refusal without `Retry-After`, in milliseconds. It doubles with each
@@ -275,6 +290,27 @@ mod tests {
 
     fn next(item: &Item, terms: &BufferConfig, status: u16, now: Millis) -> Step {
         step(item, terms, &answered(status, None), now, 0.5)
+    }
+
+    #[test]
+    fn every_outcome_is_in_the_list() {
+        let mut outcomes = vec![
+            AttemptOutcome::Held {
+                wait: Duration::ZERO,
+            },
+            AttemptOutcome::Unsent { passing: true },
+            AttemptOutcome::Unsent { passing: false },
+            AttemptOutcome::Unknown,
+            AttemptOutcome::Interrupted,
+            answered(429, Some(1)),
+        ];
+        outcomes.extend((200..600).map(|status| answered(status, None)));
+        let terms = BufferConfig::default();
+        let words: std::collections::BTreeSet<_> = outcomes
+            .iter()
+            .flat_map(|outcome| [0, 99].map(|used| step(&item(used), &terms, outcome, 0, 0.5).word))
+            .collect();
+        assert_eq!(words, OUTCOMES.into_iter().collect());
     }
 
     #[test]

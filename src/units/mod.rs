@@ -18,6 +18,13 @@ pub fn nanos(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// Returns true if the text can be the name of a target, a limit, a lane or a buffer. Names stand in
+/// paths of the API, where `.` and `..` would be removed.
+pub fn is_name(text: &str) -> bool {
+    let of_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(of_name) && !matches!(text, "." | "..")
+}
+
 /// Parses a duration such as `30s`, `1m30s` or `250ms`. The unit is required, except for `0`.
 ///
 /// # Errors
@@ -35,6 +42,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_one_segment_of_a_path() {
+        for name in ["a", "a.b", "...", "A_1-x", ".a"] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "a/b", "a b", "\u{e9}", "%2e", "a?"] {
+            assert!(!is_name(name), "{name}");
+        }
+        assert!(is_name(&"a".repeat(64)) && !is_name(&"a".repeat(65)));
+    }
 
     #[test]
     fn a_duration_needs_its_unit() {

@@ -24,6 +24,7 @@ mod deliveries;
 mod deploy;
 mod doors;
 mod faults;
+mod inputs;
 mod intercept;
 mod ledger;
 mod lifecycle;

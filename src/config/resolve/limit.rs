@@ -7,11 +7,11 @@ use std::time::Duration;
 use http::Method;
 
 use super::super::schema;
-use super::super::value::is_name;
 use super::{Violation, Violations};
 use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
 };
+use crate::units::is_name;
 
 /// Shortest period of a fixed window, because the guards at both edges would take a large part of a
 /// shorter one.

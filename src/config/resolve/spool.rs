@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::value::is_name;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
-use crate::policy::{Secret, Target};
+use crate::delivery::check_buffer;
+use crate::policy::{Egress, Secret, Target};
 use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
-use crate::units::ByteSize;
+use crate::units::{ByteSize, is_name};
 
 const MAX: u64 = 1024 << 20;
 const MAX_BODY: u64 = 16 << 20;
@@ -48,7 +48,6 @@ pub(super) fn spool(
         report!(p, "spool.max_body" =>
             "one body must not fill the spool; write less than half of `spool.max`");
     }
-    declared(p, &buffers);
     Some(SpoolSettings {
         keep_delivered: span(written.keep_delivered, 7 * DAY),
         keep_dead: span(written.keep_dead, 30 * DAY),
@@ -113,21 +112,29 @@ fn postgres(
     PostgresSpoolSettings { max, lease }
 }
 
-fn declared(p: &mut Violations, buffers: &[BufferSpec]) {
+/// Checks the declared buffers as the API checks those of a call.
+pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egress) {
     let mut names = HashSet::new();
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
         let name = buffer.name.as_deref().unwrap_or_default();
         if !is_name(name) || !names.insert(name) {
             report!(p, "{key}.name" =>
-                "`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`");
+                "`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`, other than `.` and `..`");
         }
-        if buffer.url.as_deref().is_none_or(str::is_empty) {
+        let no_url = buffer.url.as_deref().is_none_or(str::is_empty);
+        if no_url {
             report!(p, "{key}" =>
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"");
         }
-        if let Err(error) = buffer.apply(BufferConfig::default()) {
-            report!(p, "{key}" => "{error}");
+        match buffer.apply(BufferConfig::default()) {
+            Err(error) => report!(p, "{key}" => "{error}"),
+            Ok(_) if no_url => {}
+            Ok(config) => {
+                if let Err(error) = check_buffer(&config, egress) {
+                    report!(p, "{key}" => "{error}");
+                }
+            }
         }
     }
 }

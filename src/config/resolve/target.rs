@@ -7,11 +7,13 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 
 use super::super::schema;
-use super::super::value::{Text, is_name};
+use super::super::value::Text;
 use super::limit::{self, Tier};
 use super::{Violation, Violations, span};
 use crate::bounds::WAITERS_PER_TARGET;
 use crate::policy::{HostPattern, LimitSet, Retry, Target};
+use crate::semantics::is_reserved;
+use crate::units::is_name;
 
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
@@ -126,7 +128,7 @@ fn set_headers(
     for (name, value) in written {
         let key = format!("{key}.set_headers.{name}");
         match (name.parse(), HeaderValue::try_from(value.0.as_str())) {
-            (Ok(name), Ok(_)) if is_ours(&name) => {
+            (Ok(name), Ok(_)) if is_reserved(&name) => {
                 report!(p, "{key}" => "outpace sets this field itself; remove it");
             }
             (Ok(name), Ok(mut value)) => {
@@ -139,13 +141,4 @@ fn set_headers(
         }
     }
     headers
-}
-
-/// Names of the fields that outpace sets itself, besides all that begin with `outpace-`.
-const OURS: &str = "host proxy-authorization keep-alive proxy-connection expect trailer \
-    content-length transfer-encoding connection via upgrade te";
-
-fn is_ours(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    name.starts_with("outpace-") || OURS.split(' ').any(|ours| ours == name)
 }
