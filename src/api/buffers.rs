@@ -13,8 +13,8 @@ use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page};
 use super::spool::{buffer_json, counts_json, item_json, time};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
-use crate::delivery::{Unsendable, check_buffer};
-use crate::exchange::{Error, Reason, ResponseBody};
+use crate::delivery::check_buffer;
+use crate::exchange::{Error, ResponseBody};
 use crate::policy::ApiScope;
 use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
 use crate::units::is_name;
@@ -153,7 +153,7 @@ impl SpoolHandle {
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
             ));
         }
-        check_buffer(terms, &call.policy.egress).map_err(refused)
+        Ok(check_buffer(terms, &call.policy.egress)?)
     }
 
     async fn create(&self, call: &ApiCall<'_>, written: BufferSpec) -> Answered {
@@ -265,15 +265,6 @@ impl SpoolHandle {
         let moved = self.store.redrive(buffer.number, which, now).await?;
         Ok(answer(&json!({ "redriven": moved })))
     }
-}
-
-/// Converts the problem of a buffer or item to the error of the call.
-pub(super) fn refused(problem: Unsendable) -> Error {
-    let reason = match &problem {
-        Unsendable::Private(_) => Reason::AddressProhibited,
-        _ => Reason::MalformedRequest,
-    };
-    Error::new(reason, problem.to_string())
 }
 
 pub(super) fn locate(response: &mut Response<ResponseBody>, path: &str) {

@@ -5,7 +5,7 @@ use http::request::Parts;
 use http::{StatusCode, header};
 use serde_json::json;
 
-use super::buffers::{locate, refused};
+use super::buffers::locate;
 use super::spool::item_json;
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
@@ -110,13 +110,13 @@ impl SpoolHandle {
         let (not_before, expires) = times.map_err(bad)?;
         let method = written.method.map(|method| method.to_ascii_uppercase());
         if let Some(method) = &method {
-            check_method(method).map_err(refused)?;
+            check_method(method)?;
         }
         if let Some(path) = &written.path {
-            check_path(path).map_err(refused)?;
+            check_path(path)?;
         }
         let mut headers: Vec<_> = written.headers.into_iter().collect();
-        check_fields(&headers).map_err(refused)?;
+        check_fields(&headers)?;
         let id = call.fresh_id("itm");
         let sealed = self.sealer.seal(&id, &mut headers)?;
         Ok(NewItem {

@@ -20,11 +20,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::admin::{Admin, Readiness, Sessions};
 use crate::api::Api;
-use crate::bounds::{CONNECTIONS, RELOAD_CALLS, TRUST_COMPLAINTS};
+use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::db::DatabaseError;
@@ -124,8 +124,7 @@ impl App {
     /// Returns a [`StartError`] if the configuration, a file, a port, the ledger or the spool
     /// cannot be used.
     pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
-        let text = config::read(config)?;
-        let loaded = config::parse(config, &text, &config::process_environment, 0)?;
+        let (text, loaded) = load(config)?;
         let config::Config { settings, policy } = loaded.config;
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
@@ -150,7 +149,8 @@ impl App {
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         let serving = serving::ServingFile::serving(config, listen, admin);
         let sessions = Sessions::default();
-        let (reloads, calls) = mpsc::channel(RELOAD_CALLS);
+        let internal = |error: std::io::Error| StartError::Internal(error.to_string());
+        let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
         let tasks = &shared.tasks;
         for listener in listeners {
             tasks.spawn_detached(listener.run(Arc::clone(&server)));
@@ -171,10 +171,7 @@ impl App {
         drop(starting);
         // The signal handlers are installed first, because readers of `serving.json` or the log may
         // send a signal at once.
-        let ended = drain::ShutdownSignal::listen();
-        let ended = ended.map_err(|error| StartError::Internal(error.to_string()))?;
-        let triggers = reload::ReloadTriggers::listen(calls);
-        let triggers = triggers.map_err(|error| StartError::Internal(error.to_string()))?;
+        let ended = drain::ShutdownSignal::listen().map_err(internal)?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
@@ -226,6 +223,13 @@ impl App {
         self.ledger.leave().await;
         Ok(())
     }
+}
+
+/// Reads and validates the configuration file. Its text is kept for comparisons with later texts.
+fn load(path: &Path) -> Result<(String, config::Loaded), ConfigError> {
+    let text = config::read(path)?;
+    let loaded = config::parse(path, &text, &config::process_environment, 0)?;
+    Ok((text, loaded))
 }
 
 /// Condition under which the process ends without a signal, and its choice of ports.

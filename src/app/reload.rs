@@ -8,8 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::App;
-use crate::admin::{ReloadCall, Reloaded};
-use crate::bounds::{CONFIG_READS, CONFIG_SETTLE};
+use crate::admin::{ReloadCall, ReloadCalls, Reloaded};
+use crate::bounds::{CONFIG_READS, CONFIG_SETTLE, RELOAD_CALLS};
 use crate::config::{self, ConfigError, Incomplete};
 use crate::policy::{PolicyChanges, Secret};
 
@@ -29,9 +29,11 @@ pub(super) struct ReloadTriggers {
 }
 
 impl ReloadTriggers {
-    pub(super) fn listen(calls: mpsc::Receiver<ReloadCall>) -> std::io::Result<Self> {
+    /// Installs the handler of SIGHUP. Returns the triggers with the sender of calls.
+    pub(super) fn listen() -> std::io::Result<(ReloadCalls, Self)> {
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Self { hangup, calls })
+        let (sender, calls) = mpsc::channel(RELOAD_CALLS);
+        Ok((sender, Self { hangup, calls }))
     }
 }
 

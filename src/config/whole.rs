@@ -122,7 +122,7 @@ mod tests {
         let windows = WHOLE.replace('\n', "\r\n");
         for (in_force, whole) in [(WHOLE, WHOLE), (WHOLE, &*windows), (&*windows, WHOLE)] {
             for end in 0..whole.len() {
-                let cut = &whole[..end];
+                let cut = whole.get(..end).unwrap();
                 assert!(check_text(in_force, cut).is_err(), "{cut:?}");
             }
             assert_eq!(check_text(in_force, whole), Ok(()));

@@ -7,6 +7,7 @@ use http::uri::PathAndQuery;
 
 use super::sendable::{check_method, check_path};
 use crate::bounds::{HEAD_BYTES, ITEM_FIELDS};
+use crate::exchange::{Error, Reason};
 use crate::spool::{Buffer, Item, Sealer};
 use crate::units::{HostName, Origin, Scheme};
 
@@ -42,6 +43,16 @@ pub enum Unsendable {
     /// A sealed field cannot be opened with the configured keys.
     #[error("{0}")]
     Sealed(String),
+}
+
+impl From<Unsendable> for Error {
+    fn from(problem: Unsendable) -> Self {
+        let reason = match &problem {
+            Unsendable::Private(_) => Reason::AddressProhibited,
+            _ => Reason::MalformedRequest,
+        };
+        Self::new(reason, problem.to_string())
+    }
 }
 
 /// Splits an `http` or `https` URL into origin and path with query.
