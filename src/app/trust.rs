@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 use super::{StartError, data_dir};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError};
@@ -119,8 +121,8 @@ impl Trust {
                 })?;
                 let mut url = url::Url::parse(&base)
                     .map_err(|error| StartError::Internal(error.to_string()))?;
-                let set = url.set_username(&client.name);
-                set.and_then(|()| url.set_password(Some(client.token.reveal())))
+                let set = url.set_username(&encoded(&client.name));
+                set.and_then(|()| url.set_password(Some(&encoded(client.token.reveal()))))
                     .map_err(|()| {
                         StartError::Internal(format!("the URL {base} cannot carry credentials"))
                     })?;
@@ -128,6 +130,19 @@ impl Trust {
             }
         }
     }
+}
+
+/// Characters of a name or token that are percent-encoded in a URL: all except the unreserved ones
+/// (RFC 3986 section 2.3). Clients decode the rest in the same way.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Encodes a name or token for the user part of a URL. `Url` itself leaves `%` as it is.
+fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string()
 }
 
 /// Writes a configuration file for wget, because wget reads only one variable, which names that
@@ -152,4 +167,25 @@ fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
 /// too.
 pub(super) fn trust_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("trust")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_carries_any_token() {
+        let printable: String = (' '..='~').collect();
+        for token in ["100%", "%41", "a%2Fb", "a+b c", "p@ss:w/rd?#", &*printable] {
+            let mut url = url::Url::parse("http://127.0.0.1:8080").unwrap();
+            url.set_username(&encoded("app%")).unwrap();
+            url.set_password(Some(&encoded(token))).unwrap();
+            let again = url::Url::parse(url.as_str()).unwrap();
+            let decoded = percent_encoding::percent_decode_str(again.password().unwrap());
+            assert_eq!(decoded.decode_utf8().unwrap(), token);
+            let authority = url.as_str().strip_prefix("http://").unwrap();
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%:@/".contains(&byte);
+            assert!(authority.bytes().all(plain), "{authority}");
+        }
+    }
 }

@@ -40,7 +40,7 @@ enum Shell {
 pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
     let trust = Trust::load(args.config.as_deref())?;
     let proxy = trust.proxy_url(args.client.as_deref(), None)?;
-    let variables = variables(&trust, &proxy, None);
+    let variables = variables(&trust, &proxy);
     let lines = variables
         .iter()
         .map(|(name, value)| args.shell.line(name, value));

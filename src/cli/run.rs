@@ -23,7 +23,6 @@ use super::{Exit, Failure};
 use crate::admin::ServingInfo;
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
-use crate::config;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -56,8 +55,7 @@ async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
     let trust = Trust::load(Some(config))?;
     let proxy = Proxy::find_or_start(config, &trust).await?;
     let url = trust.proxy_url(args.client.as_deref(), Some(proxy.serving.listen))?;
-    let own = config::process_environment("NO_PROXY").or(config::process_environment("no_proxy"));
-    let ended = follow(&args.command, variables(&trust, &url, own.as_deref())).await;
+    let ended = follow(&args.command, variables(&trust, &url)).await;
     // The session ends here, so a proxy that was started for the command may end.
     drop(proxy);
     ended

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::app::Trust;
+use crate::config::process_environment;
 
 /// Variables that make a program use the proxy. Both spellings are set, because each is read by
 /// some programs only.
@@ -23,13 +24,14 @@ const NO_PROXY: &str =
 /// Names of variables with their values, in the order of the output.
 pub(super) type Variables = Vec<(&'static str, String)>;
 
-/// Returns all variables for the proxy at the URL `proxy`. `own_no_proxy` lists the user's own
-/// exceptions, which are kept.
-pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) -> Variables {
+/// Returns all variables for the proxy at the URL `proxy`. The user's own exceptions, in both
+/// spellings of `NO_PROXY`, are kept.
+pub(super) fn variables(trust: &Trust, proxy: &str) -> Variables {
+    let own = ["NO_PROXY", "no_proxy"].map(|name| process_environment(name).unwrap_or_default());
     let ourselves = url::Url::parse(proxy).ok();
     let ourselves = ourselves.as_ref().and_then(url::Url::host_str);
     let mut excepted: Vec<&str> = NO_PROXY.split(',').collect();
-    let own = own_no_proxy.unwrap_or_default().split(',').map(str::trim);
+    let own = own.iter().flat_map(|own| own.split(',')).map(str::trim);
     for more in own.chain(ourselves) {
         if !more.is_empty() && !excepted.contains(&more) {
             excepted.push(more);
@@ -49,7 +51,6 @@ pub(super) fn variables(trust: &Trust, proxy: &str, own_no_proxy: Option<&str>) 
     variables.push(("WGETRC", absolute(&trust.wgetrc)));
     // Node reads the proxy variables since version 24, if this variable is set.
     variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
-    variables.push(("UV_NATIVE_TLS", "1".to_owned()));
     variables
 }
 

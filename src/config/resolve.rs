@@ -47,6 +47,9 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     let mut problems = Violations::new();
     let p = &mut problems;
     let admin_token = secret(p, "admin.token", &file.admin.token, &file.admin.token_file);
+    if let Some(token) = &admin_token {
+        check_token(p, "admin.token", token);
+    }
     let (clients, tiers) = clients(p, std::mem::take(&mut file.clients));
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
     let spools = file.spool.is_some() || !file.buffers.is_empty();
@@ -171,6 +174,19 @@ fn secret(
     Some(Secret::new(text))
 }
 
+/// Reports a token that clients do not all send as the same bytes. The message does not repeat it.
+fn check_token(p: &mut Violations, key: &str, token: &Secret) {
+    if !is_visible_ascii(token.reveal()) {
+        report!(p, "{key}" =>
+            "the token has characters that clients send in different ways; use visible ASCII, for example the output of `openssl rand -hex 32`");
+    }
+}
+
+/// Returns true for a text of visible ASCII characters, with spaces only between them.
+fn is_visible_ascii(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && text.trim() == text
+}
+
 fn clients(p: &mut Violations, written: Vec<schema::ClientSection>) -> (Vec<Client>, Vec<Tier>) {
     let mut names = HashSet::new();
     let mut clients = Vec::new();
@@ -187,10 +203,15 @@ fn clients(p: &mut Violations, written: Vec<schema::ClientSection>) -> (Vec<Clie
             report!(p, "{key}.name" =>
                 "`{name}` is empty, has a colon, or is there already; give each client a name of its own");
         }
+        if !is_visible_ascii(name) {
+            report!(p, "{key}.name" =>
+                "`{name}` has characters that clients send in different ways; use visible ASCII");
+        }
         let Some(token) = token else {
             report!(p, "{key}" => "a client needs a `token` or a `token_file`");
             continue;
         };
+        check_token(p, &token_key, &token);
         let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
         let name: Arc<str> = name.into();
         limits.push((key, Arc::clone(&name), client.limits));
@@ -322,7 +343,8 @@ fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
         use base64::Engine as _;
         let password = url.password().unwrap_or_default();
         let pair = format!("{}:{password}", url.username());
-        let encoded = base64::engine::general_purpose::STANDARD.encode(percent_decode(&pair));
+        let pair: Vec<u8> = percent_encoding::percent_decode_str(&pair).collect();
+        let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
         let mut value = HeaderValue::try_from(format!("Basic {encoded}")).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -332,19 +354,6 @@ fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
         port: url.port().unwrap_or(80),
         authorization: authorization.flatten(),
     })
-}
-
-fn percent_decode(text: &str) -> Vec<u8> {
-    let mut parts = text.split('%');
-    let mut decoded = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let digits = part.get(..2);
-        let code = digits.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        decoded.push(code.unwrap_or(b'%'));
-        let rest = code.map_or(Some(part), |_| part.get(2..));
-        decoded.extend(rest.unwrap_or_default().bytes());
-    }
-    decoded
 }
 
 fn egress(p: &mut Violations, written: &mut schema::EgressSection) -> Egress {

@@ -237,6 +237,70 @@ async fn an_observed_target_holds_nothing_and_counts_what_it_would() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_with_any_visible_character_reaches_the_proxy() {
+    let printable: String = (' '..='~').collect();
+    let curl = "curl -sS -o /dev/null -w '%{http_code}' http://plain.test/";
+    let python =
+        "python3 -c \"import urllib.request as r; print(r.urlopen('http://plain.test/').status)\"";
+    for (name, token) in [
+        ("app", "100%"),
+        ("a%2Fp", "%41%zz"),
+        ("a@b/c", printable.trim()),
+    ] {
+        let origin = Origin::ok().await;
+        let clients = serde_json::json!([{ "name": name, "token": token.replace('$', "$$") }]);
+        let target = TARGET.replace("api.test", "plain.test");
+        let dir = place(&origin, &format!("{target}clients: {clients}\n"));
+        let script = format!("{curl}; {python}");
+        let run = ["run", "--client", name, "--", "sh", "-c", &*script];
+        let (code, out, err) = ended(outpace(dir.path()).args(run)).await;
+        assert_eq!((code, out.trim()), (Some(0), "200200"), "{token}: {err}");
+        nobody_left(dir.path()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn env_keeps_the_own_exceptions_as_run_does() {
+    let origin = Origin::ok().await;
+    let dir = place(&origin, TARGET);
+    for (variables, own) in [
+        (&[("NO_PROXY", "mine.test, .corp")][..], ",mine.test,.corp"),
+        (&[("no_proxy", "other.test")], ",other.test"),
+        (
+            &[
+                ("NO_PROXY", "a.test,localhost"),
+                ("no_proxy", "b.test,a.test"),
+            ],
+            ",a.test,b.test",
+        ),
+        (&[("NO_PROXY", "")], ".svc,.cluster.local"),
+    ] {
+        let command = || {
+            let mut command = outpace(dir.path());
+            command.env_remove("NO_PROXY").env_remove("no_proxy");
+            command.envs(variables.iter().copied());
+            command
+        };
+        let (_, printed, _) = ended(command().args(["env", "--config", "outpace.yaml"])).await;
+        let (_, inherited, _) = ended(command().args(["run", "--", "env"])).await;
+        for spelling in ["NO_PROXY", "no_proxy"] {
+            let value = |text: &str, start: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(start));
+                line.unwrap_or_else(|| panic!("{text}")).to_owned()
+            };
+            let env = value(&printed, &format!("export {spelling}="));
+            assert_eq!(env, value(&inherited, &format!("{spelling}=")));
+            assert!(
+                env.starts_with("localhost,127.0.0.1,") && env.ends_with(own),
+                "{env}"
+            );
+        }
+        assert!(!printed.contains("UV_NATIVE_TLS"));
+        nobody_left(dir.path()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_demo_needs_nothing_and_shows_the_difference() {
     let dir = tempfile::tempdir().unwrap();
     let (code, out, err) = ended(outpace(dir.path()).arg("demo")).await;
