@@ -258,3 +258,61 @@ fn told(reason: &CertificateError) -> String {
     };
     text.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(error: rustls::Error, unidentified: bool) -> OriginError {
+        handshake_error(&std::io::Error::other(error), unidentified)
+    }
+
+    #[test]
+    fn a_refused_certificate_is_explained_in_plain_words() {
+        let reasons = [
+            (CertificateError::Expired, "expired"),
+            (CertificateError::UnknownIssuer, "no trusted CA"),
+            (CertificateError::NotValidForName, "another host name"),
+            (CertificateError::BadSignature, "signature"),
+            (CertificateError::NotValidYet, "not valid yet"),
+            (CertificateError::BadEncoding, "X.509"),
+        ];
+        for (reason, words) in reasons {
+            let told = failed(rustls::Error::InvalidCertificate(reason), false).to_string();
+            assert!(told.contains(words), "{told}");
+            assert!(!told.contains("http") && !told.contains("Error"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_handshake_error_says_if_another_try_may_help() {
+        use AlertDescription as Alert;
+        let alert = |alert| failed(rustls::Error::AlertReceived(alert), false);
+        for cut in [
+            Alert::InternalError,
+            Alert::HandshakeFailure,
+            Alert::CloseNotify,
+        ] {
+            assert!(alert(cut).is_passing(), "{cut:?}");
+        }
+        for refusal in [
+            Alert::CertificateRequired,
+            Alert::UnknownCA,
+            Alert::AccessDenied,
+        ] {
+            let refused = alert(refusal);
+            assert!(
+                matches!(refused, OriginError::ClientCertificate(_)),
+                "{refusal:?}"
+            );
+            assert!(!refused.is_passing());
+        }
+        for permanent in [Alert::ProtocolVersion, Alert::NoApplicationProtocol] {
+            assert!(!alert(permanent).is_passing(), "{permanent:?}");
+        }
+        let unidentified = failed(rustls::Error::AlertReceived(Alert::HandshakeFailure), true);
+        assert!(matches!(unidentified, OriginError::ClientCertificate(_)));
+        let cut = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(handshake_error(&cut, false).is_passing());
+    }
+}
