@@ -62,7 +62,7 @@ use crate::origin::Pool;
 use crate::pace::Pacer;
 use crate::policy::{Policy, Retry, Target};
 use crate::random::Random;
-use crate::semantics::Pseudonym;
+use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
 use crate::sync;
 use crate::telemetry::{Metrics, TargetMetrics};
@@ -149,7 +149,7 @@ impl Exchange {
     fn begin<B>(&self, arrival: &Arrival, request: &Request<B>) -> Box<Recording> {
         let mut record = self.recorder.begin(arrival.ingress, &arrival.client);
         record.method = request.method().clone();
-        record.path = request.uri().path_and_query().cloned();
+        record.path = Some(semantics::path_and_query(request.uri()));
         record.origin = Some(arrival.origin.clone());
         record
     }

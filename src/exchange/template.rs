@@ -53,7 +53,6 @@ impl Template {
             headers.insert(name, value.clone());
         }
         pseudonym.add(head.version, &mut headers);
-        let path = head.uri.path_and_query().cloned();
         // Usually the client's `Host` has the canonical form already, so no value is allocated.
         let written = headers.get(header::HOST);
         if !written.is_some_and(|host| origin.is_written(host.as_bytes())) {
@@ -62,7 +61,7 @@ impl Template {
         }
         Self {
             method: head.method,
-            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            path: semantics::path_and_query(&head.uri),
             te: flags.has(HeaderFlags::TE) && headers.contains_key(header::TE),
             headers,
             chunked,

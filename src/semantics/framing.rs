@@ -56,6 +56,28 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
     Ok(Framing::Length(count))
 }
 
+/// Checks that a CONNECT announces no content, because such bytes would be lost to its tunnel (RFC
+/// 9110 section 9.3.6). A length of 0 is harmless and common.
+///
+/// # Errors
+/// Returns [`Malformed::Framing`] if a field announces content.
+pub fn without_content(headers: &HeaderMap) -> Result<(), Malformed> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        let problem = "CONNECT has no content; send it without Transfer-Encoding";
+        return Err(Malformed::Framing(problem));
+    }
+    let is_zero = |length: &HeaderValue| {
+        let digits = length.as_bytes();
+        !digits.is_empty() && digits.iter().all(|digit| *digit == b'0')
+    };
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if !lengths.all(is_zero) {
+        let problem = "CONNECT has no content; send it without Content-Length";
+        return Err(Malformed::Framing(problem));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +122,18 @@ mod tests {
             assert!(read(Version::HTTP_11, lines).is_err(), "{lines:?}");
         }
         assert!(read(Version::HTTP_10, &[chunked]).is_err());
+    }
+
+    #[test]
+    fn a_connect_announces_no_content() {
+        let check = |lines: &[_]| without_content(&crate::semantics::map(lines)).is_ok();
+        assert!(check(&[]));
+        assert!(check(&[(CONTENT_LENGTH, "0")]));
+        assert!(check(&[(CONTENT_LENGTH, "00"), (CONTENT_LENGTH, "0")]));
+        assert!(!check(&[(CONTENT_LENGTH, "5")]));
+        assert!(!check(&[(CONTENT_LENGTH, "")]));
+        assert!(!check(&[(CONTENT_LENGTH, "0"), (CONTENT_LENGTH, "1")]));
+        assert!(!check(&[(TRANSFER_ENCODING, "chunked")]));
+        assert!(!check(&[(TRANSFER_ENCODING, "identity")]));
     }
 }
