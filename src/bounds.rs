@@ -76,6 +76,14 @@ pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Bytes of one HTTP/1.1 request head, which is the request line and the header fields.
 pub const HEAD_BYTES: usize = 64 * 1024;
+/// Header fields of one request head. In HTTP/1 it is the default of the library.
+pub const HEAD_FIELDS: usize = 100;
+/// Time for which a connection is read after the refusal of an unreadable head, so that the client
+/// can read the refusal.
+pub const HEAD_LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are read ahead while a request is held and its body is not read. They serve only to
+/// notice that the client has left.
+pub const HELD_PEEK: usize = 4 * 1024;
 /// Time for a client to send one request head. An idle keep-alive connection is closed after the
 /// same time.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,8 +129,11 @@ pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of the flow-control window of one HTTP/2 connection. The window is far above that of a
 /// stream, so one slow reader cannot stall the other streams.
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Bytes of one uncompressed HTTP/2 header list (RFC 9113 section 6.5.2).
-pub const H2_HEADER_LIST: u32 = 64 * 1024;
+/// Bytes of the names and values in one HTTP/2 request head, with the path.
+pub const HTTP2_HEAD: usize = 64 * 1024;
+/// Bytes of one uncompressed HTTP/2 header list (RFC 9113 section 6.5.2) that the connection
+/// survives. The library refuses longer lists without a reason, so this is above [`HTTP2_HEAD`].
+pub const H2_HEADER_LIST: u32 = 256 * 1024;
 
 /// Certificates for intercepted hosts that are cached in memory.
 pub const LEAVES: u64 = 4096;
@@ -145,6 +156,7 @@ pub const CONFIG_READS: usize = 21;
 /// Calls to reload the configuration that may wait for the one before them.
 pub const RELOAD_CALLS: usize = 4;
 
+const _: () = assert!(HTTP2_HEAD < H2_HEADER_LIST as usize);
 const _: () = assert!(H2_CONNECTION_WINDOW > 4 * H2_STREAM_WINDOW);
 const _: () = assert!(LATE_MAX.as_millis() < SLACK.as_millis());
 const _: () = assert!(SLACK.as_millis() < HORIZON.as_millis());

@@ -94,6 +94,11 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
             let challenge = HeaderValue::from_static("Outpace-Client-Token");
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
+        // Bytes that follow a malformed request may not be the next request. HTTP/2 has no such
+        // field, so hyper leaves it out there.
+        Reason::MalformedRequest => {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         // RFC 9110 section 15.5.6 requires the allowed methods in a 405.
         Reason::MethodNotAllowed => {
             let others = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";

@@ -44,6 +44,12 @@ reasons! {
     MalformedRequest, "malformed-request", BAD_REQUEST, "http_request_error", Rejected, Debug:
         "The request is invalid or incomplete.",
         "Correct the part of the request that `detail` describes.";
+    HeadTooLarge, "head-too-large", REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", Rejected, Debug:
+        "The request's head exceeds a bound of outpace.",
+        "Send fewer or shorter header fields.";
+    UriTooLong, "uri-too-long", URI_TOO_LONG, "http_request_error", Rejected, Debug:
+        "The request-target is too long.",
+        "Shorten the path or the query, or send the data in a body.";
     Misdirected, "misdirected", MISDIRECTED_REQUEST, "http_request_error", Rejected, Debug:
         "The request's host or port differs from that of its CONNECT.",
         "Open a CONNECT to the request's own host and port.";

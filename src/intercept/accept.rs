@@ -119,6 +119,17 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
         Self { inner, prefix }
     }
 
+    /// Returns the stream with further bytes in front of its own.
+    #[must_use]
+    pub fn after(self, first: Bytes) -> Self {
+        let prefix = match (first.is_empty(), self.prefix.is_empty()) {
+            (true, _) => self.prefix,
+            (false, true) => first,
+            (false, false) => [first, self.prefix].concat().into(),
+        };
+        Self::new(self.inner, prefix)
+    }
+
     /// Reads from `inner` until at least one byte is available.
     ///
     /// # Errors

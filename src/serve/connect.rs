@@ -6,15 +6,15 @@ use std::sync::Arc;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 
+use super::client_stream::ClientStream;
 use super::connection::ClientConnection;
 use super::tunnel::ClientTunnel;
 use crate::exchange::{ClientIdentity, ResponseBody};
 use crate::intercept::Prefixed;
 use crate::policy::Policy;
-use crate::semantics::{Authority, max_wait};
+use crate::semantics::{Authority, max_wait, without_content};
 use crate::units::{Origin, Scheme};
 
 /// Opens the tunnel and answers 200, or answers with the refusal. The future is boxed, because the
@@ -32,7 +32,8 @@ pub(super) fn connect(
             host: authority.host,
             port: authority.port.unwrap_or(Scheme::Https.default_port()),
         };
-        let max_wait = match max_wait(request.headers()) {
+        let checked = without_content(request.headers());
+        let max_wait = match checked.and_then(|()| max_wait(request.headers())) {
             Ok(max_wait) => max_wait,
             Err(problem) => return connection.refuse(&Method::CONNECT, &problem.into()),
         };
@@ -45,11 +46,14 @@ pub(super) fn connect(
         connection.server.tasks.spawn(async move {
             // If the client left before the 200, dropping the tunnel records it as abandoned.
             let Ok(upgraded) = upgrade.await else { return };
-            match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
-                // Bytes that were read early come first.
+            match upgraded.downcast::<TokioIo<ClientStream<Prefixed<TcpStream>>>>() {
                 Ok(parts) => {
-                    let stream = Prefixed::new(parts.io.into_inner(), parts.read_buf);
-                    tunnel.serve(stream).await;
+                    let Some((stream, early)) = parts.io.into_inner().into_inner() else {
+                        return;
+                    };
+                    // Bytes that were read early come first.
+                    let read = [parts.read_buf, early].concat();
+                    tunnel.serve(stream.after(read.into())).await;
                 }
                 Err(upgraded) => tunnel.serve(TokioIo::new(upgraded)).await,
             }

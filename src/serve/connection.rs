@@ -2,23 +2,27 @@
 //! reads requests, routes each of them, and closes gracefully when a drain begins.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::client_stream::ClientStream;
 use super::slot::ConnectionSlot;
-use super::{Server, authenticate, connect, gateway};
+use super::{Server, authenticate, connect, gateway, unreadable};
 use crate::api::Api;
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
 use crate::clock::HeadTimer;
 use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, Recording, ResponseBody};
+use crate::intercept::Prefixed;
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
@@ -45,17 +49,21 @@ pub(super) struct ClientConnection {
 }
 
 impl ClientConnection {
-    fn builder(&self) -> auto::Builder<Tasks> {
-        let mut builder = auto::Builder::new(self.server.tasks.clone());
+    fn http1(&self) -> http1::Builder {
+        let mut builder = http1::Builder::new();
         builder
-            .http1()
             .timer(HeadTimer::default())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES)
+            .max_header_size(HEAD_BYTES)
             // A connection that is accepted during a drain answers with `Connection: close`.
             .keep_alive(!self.server.tasks.draining());
         builder
-            .http2()
+    }
+
+    fn http2(&self) -> http2::Builder<Tasks> {
+        let mut builder = http2::Builder::new(self.server.tasks.clone());
+        builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS)
             .initial_stream_window_size(H2_STREAM_WINDOW)
@@ -70,31 +78,99 @@ impl ClientConnection {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let builder = match http2 {
-            None => self.builder(),
-            Some(true) => self.builder().http2_only(),
-            Some(false) => self.builder().http1_only(),
+        let (io, http2) = match http2 {
+            Some(http2) => (Prefixed::new(io, Bytes::new()), http2),
+            None => match self.until_drain(unreadable::version(io)).await {
+                Some(begun) => begun,
+                None => return,
+            },
         };
+        match http2 {
+            true => self.serve_http2(io).await,
+            false => self.serve_http1(io).await,
+        }
+    }
+
+    /// Waits for the first bytes of a connection. A connection that is silent when a drain begins,
+    /// or for [`HEAD_TIMEOUT`], is closed.
+    async fn until_drain<T>(&self, begun: impl Future<Output = Option<T>>) -> Option<T> {
+        let tasks = &self.server.tasks;
+        let already = tasks.draining();
+        tokio::select! {
+            biased;
+            begun = tokio::time::timeout(HEAD_TIMEOUT, begun) => begun.ok().flatten(),
+            () = tasks.drain_begun(), if !already => None,
+        }
+    }
+
+    async fn serve_http1<T>(self: Arc<Self>, io: T)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, progress, returned) = ClientStream::new(io);
+        let (this, noted) = (Arc::clone(&self), Arc::clone(&progress));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (this, in_flight) = (Arc::clone(&this), noted.begin());
+            async move {
+                let method = request.method().clone();
+                let response = this.answer(request).await;
+                Ok::<_, Infallible>(in_flight.answer(&method, response))
+            }
+        });
+        let serving = self.http1().serve_connection(TokioIo::new(stream), service);
+        let serving = serving.with_upgrades();
+        let ended = self.until_end(serving, |serving| serving.graceful_shutdown());
+        match ended.await {
+            // The stream is taken first, because the client waits for its end.
+            Err(error) if error.is_parse() => {
+                let stream = returned.take().filter(|_| progress.is_idle());
+                Box::pin(self.refuse_head(&error, progress.line(), stream)).await;
+            }
+            ended => log_end(ended),
+        }
+    }
+
+    async fn serve_http2<T>(self: Arc<Self>, io: T)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let this = Arc::clone(&self);
-        let service = service_fn(move |request| Arc::clone(&this).answer(request));
-        let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let this = Arc::clone(&this);
+            async move {
+                let response = match unreadable::check_http2_head(&request) {
+                    Ok(()) => this.answer(request).await,
+                    Err(error) => this.refuse(request.method(), &error),
+                };
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let serving = self.http2().serve_connection(TokioIo::new(io), service);
+        let ended = self.until_end(serving, |serving| serving.graceful_shutdown());
+        log_end(ended.await);
+    }
+
+    /// Runs a connection to its end, and closes it gracefully when a drain begins. The connection
+    /// is dropped when this function returns.
+    async fn until_end<F: Future>(
+        &self,
+        serving: F,
+        shut_down: impl FnOnce(Pin<&mut F>),
+    ) -> F::Output {
         let mut serving = std::pin::pin!(serving);
         let drain = self.server.tasks.drain_begun();
         let already = self.server.tasks.draining();
         tokio::select! {
             biased;
-            ended = serving.as_mut() => return log_end(ended),
-            () = drain, if !already => serving.as_mut().graceful_shutdown(),
+            ended = serving.as_mut() => return ended,
+            () = drain, if !already => shut_down(serving.as_mut()),
         }
-        log_end(serving.await);
+        serving.await
     }
 
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-    ) -> Result<Response<ResponseBody>, Infallible> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
         let policy = self.server.policy.load_full();
-        Ok(match self.destine(&request, &policy) {
+        match self.destine(&request, &policy) {
             Ok(Routed::Exchange(ingress, origin, client)) => {
                 let arrival = Arrival::of_client(ingress, origin, client, policy);
                 self.server.exchange.serve(arrival, request).await
@@ -111,7 +187,7 @@ impl ClientConnection {
             }
             Ok(Routed::Asterisk) => self.answer_asterisk(),
             Err(error) => self.refuse(request.method(), &error),
-        })
+        }
     }
 
     /// Routes a request and authenticates its client.
@@ -246,7 +322,7 @@ fn names(authority: &Authority, origin: &Origin) -> bool {
 
 /// Logs the end of a connection at debug level only. Clients often close, reset or time out, and
 /// every exchange has its own record.
-fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+fn log_end(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "client connection ended with an error");
     }

@@ -5,12 +5,14 @@
 //! the origin again.
 
 mod authenticate;
+mod client_stream;
 mod connect;
 mod connection;
 mod gateway;
 mod listener;
 mod slot;
 mod tunnel;
+mod unreadable;
 
 pub use listener::{Listener, bind};
 

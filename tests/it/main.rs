@@ -25,6 +25,8 @@ mod deploy;
 mod doors;
 mod faults;
 mod inputs;
+mod heads;
+mod held;
 mod intercept;
 mod ledger;
 mod lifecycle;

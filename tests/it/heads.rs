@@ -1,0 +1,397 @@
+//! P5, P11 and P14: request heads that cannot be read get a response with its reason, and a record.
+
+use http_body_util::Full;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::harness::{Client, Origin, Program, Proto, reply, soon};
+
+const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ rate: \"10000/1s\", burst: 1000 }]\nroutes:\n  - { host: r.localhost, to: \"http://plain.test\" }\n";
+
+/// Writes `bytes` and reads until the peer closes the connection.
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> String {
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = Vec::new();
+    soon("the end", stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Asserts that `answer` is one refusal by outpace with this status and reason.
+fn assert_refused(case: &str, answer: &str, status: u16, reason: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").expect(answer);
+    let head = head.to_ascii_lowercase();
+    assert!(
+        head.starts_with(&format!("http/1.1 {status}")),
+        "{case}: {head}"
+    );
+    let proxy_status =
+        format!("proxy-status: outpace; error=http_request_error; details=\"{reason}");
+    for line in [
+        proxy_status.as_str(),
+        "content-type: application/problem+json",
+        "connection: close",
+        "date: ",
+        &format!("content-length: {}\r\n", body.len()),
+    ] {
+        assert!(
+            format!("{head}\r\n").contains(line),
+            "{case}: {line}: {head}"
+        );
+    }
+    let body: serde_json::Value = serde_json::from_str(body).expect(case);
+    assert_eq!(body["reason"], reason, "{case}");
+    assert_eq!(body["status"], status, "{case}");
+}
+
+/// Heads that the HTTP library refuses, each with the status and the reason of the refusal.
+fn bad_heads(target: &str, host: &str) -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
+    let head =
+        |line: &str, fields: &str| format!("{line}\r\nHost: {host}\r\n{fields}\r\n").into_bytes();
+    let get = |fields: &str| head(&format!("GET {target} HTTP/1.1"), fields);
+    let (malformed, large) = ("malformed-request", "head-too-large");
+    vec![
+        (
+            "a back-tick in the path",
+            head(&format!("GET {target}`x HTTP/1.1"), ""),
+            400,
+            malformed,
+        ),
+        (
+            "a space in the path",
+            head(&format!("GET {target}a b HTTP/1.1"), ""),
+            400,
+            malformed,
+        ),
+        ("no method", head("(x) / HTTP/1.1", ""), 400, malformed),
+        (
+            "another version",
+            head(&format!("GET {target} HTTP/3.7"), ""),
+            400,
+            malformed,
+        ),
+        ("a field name", get("bad name: x\r\n"), 400, malformed),
+        ("a field without colon", get("nothing\r\n"), 400, malformed),
+        ("a NUL", get("x: a\0b\r\n"), 400, malformed),
+        ("a length", get("Content-Length: -1\r\n"), 400, malformed),
+        (
+            "two lengths",
+            get("Content-Length: 1\r\nContent-Length: 2\r\n"),
+            400,
+            malformed,
+        ),
+        (
+            "a coding that is not final",
+            get("Transfer-Encoding: gzip\r\n"),
+            400,
+            malformed,
+        ),
+        (
+            "a length of 2^64 - 1",
+            get("Content-Length: 18446744073709551615\r\n"),
+            431,
+            large,
+        ),
+        ("101 fields", get(&"x: y\r\n".repeat(100)), 431, large),
+        (
+            "a large field",
+            get(&format!("x: {}\r\n", "y".repeat(70_000))),
+            431,
+            large,
+        ),
+        (
+            "a large head",
+            get(&format!("x: {}\r\n", "y".repeat(7_000)).repeat(12)),
+            431,
+            large,
+        ),
+        (
+            "a long path",
+            head(&format!("GET {target}{} HTTP/1.1", "y".repeat(65_535)), ""),
+            414,
+            "uri-too-long",
+        ),
+        (
+            "a longer query",
+            head(&format!("GET {target}?{} HTTP/1.1", "y".repeat(99_999)), ""),
+            414,
+            "uri-too-long",
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p5_a_head_that_cannot_be_read_is_refused_with_its_reason_on_every_listener() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    let mut refused = 0;
+    for (target, host) in [
+        ("http://plain.test/", "plain.test"),
+        ("/", "r.localhost"),
+        ("/v1/targets/api/acquire", "localhost"),
+    ] {
+        for (case, bytes, status, reason) in bad_heads(target, host) {
+            let stream = TcpStream::connect(program.listen).await.unwrap();
+            assert_refused(case, &ask(stream, &bytes).await, status, reason);
+            refused += 1;
+        }
+    }
+    for (case, bytes, status, reason) in bad_heads("/", "api.test") {
+        let stream = Client::tls_inside(&program, "api.test", Proto::Http1);
+        let answer = ask(stream.await.unwrap(), &bytes).await;
+        assert_refused(case, &answer, status, reason);
+        refused += 1;
+    }
+    assert_eq!(origin.arrivals.count(), 0);
+    let record = program
+        .record(|record| record["reason"] == "uri-too-long" && record["ingress"] == "intercept")
+        .await;
+    assert_eq!(record["status"], 414);
+    assert_eq!(record["outcome"], "rejected");
+    assert_eq!(record["method"], "-");
+    let mut counted = 0.0;
+    for reason in ["malformed-request", "head-too-large", "uri-too-long"] {
+        let series = format!("outpace_reasons_total{{reason=\"{reason}\"}}");
+        counted += program.metric(&series).await;
+    }
+    assert!(counted.total_cmp(&f64::from(refused)).is_eq(), "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p5_the_response_before_a_head_that_cannot_be_read_is_untouched() {
+    let origin = Origin::with(|_, request| async move {
+        match request.uri().path() {
+            "/large" => reply(200, &"x".repeat(300_000)),
+            "/empty" => reply(400, ""),
+            "/431" => reply(431, ""),
+            _ => reply(200, "ok"),
+        }
+    });
+    let origin = origin.start().await;
+    let program = Program::before(&origin, TARGET).await;
+    for (path, status, length) in [
+        ("large", "200", 300_000),
+        ("empty", "400", 0),
+        ("431", "431", 0),
+        ("", "200", 2),
+    ] {
+        let good = format!("GET http://plain.test/{path} HTTP/1.1\r\nHost: plain.test\r\n\r\n");
+        // The second head follows at once, or after the first response.
+        for pipelined in [true, false] {
+            let mut stream = TcpStream::connect(program.listen).await.unwrap();
+            stream.write_all(good.as_bytes()).await.unwrap();
+            if pipelined {
+                stream.write_all(b"GET /` HTTP/1.1\r\n\r\n").await.unwrap();
+            }
+            let mut first = Vec::new();
+            while !first.ends_with(b"\r\n\r\n") {
+                first.push(soon("the head", stream.read_u8()).await.unwrap());
+            }
+            let mut body = vec![0; length];
+            soon("the body", stream.read_exact(&mut body))
+                .await
+                .unwrap();
+            let first = String::from_utf8(first).unwrap();
+            assert!(first.starts_with(&format!("HTTP/1.1 {status}")), "{first}");
+            assert!(!first.contains("error="), "{first}");
+            let rest = if pipelined {
+                &b""[..]
+            } else {
+                b"GET /` HTTP/1.1\r\n\r\n"
+            };
+            let answer = ask(stream, rest).await;
+            assert_refused(path, &answer, 400, "malformed-request");
+        }
+    }
+    // A response with an empty body that the origin made stays as it is.
+    let response = Client::plain(&program)
+        .await
+        .get("http://plain.test/431")
+        .await;
+    assert_eq!(response.status(), 431);
+    assert!(response.body().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p14_a_large_http_2_head_is_refused_on_its_stream_only() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    let plain = Client::to(program.listen, Proto::Http2).await;
+    let inside = Client::intercepted(&program, "api.test", Proto::Http2).await;
+    for (mut client, uri) in [(plain, "http://plain.test/"), (inside, "/")] {
+        for (size, count) in [(70_000, 1), (7_000, 12), (1, 101), (200_000, 1)] {
+            let mut request = client.request("GET", uri);
+            for number in 0..count {
+                request = request.header(format!("x-{number}"), "y".repeat(size));
+            }
+            let response = client.ask(request.body(Full::default()).unwrap()).await;
+            assert_eq!(response.status(), 431, "{size} {count}");
+            let status = response.headers()["proxy-status"].to_str().unwrap();
+            assert!(status.contains("head-too-large"), "{status}");
+            assert_eq!(client.get(uri).await.status(), 200);
+        }
+        // A cookie that HTTP/2 splits into many fields is one field.
+        let mut request = client.request("GET", uri);
+        for number in 0..150 {
+            request = request.header("cookie", format!("c{number}=1"));
+        }
+        let response = client.ask(request.body(Full::default()).unwrap()).await;
+        assert_eq!(response.status(), 200);
+    }
+    let series = "outpace_reasons_total{reason=\"head-too-large\"}";
+    let counted = program.metric(series).await;
+    assert!(counted.total_cmp(&8.0).is_eq(), "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_protocol_that_alpn_agreed_on_is_the_only_one() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let stream = Client::tls_inside(&program, "api.test", Proto::Http1).await;
+    let answer = ask(stream.unwrap(), preface).await;
+    assert_refused("a preface", &answer, 400, "malformed-request");
+    for head in [
+        "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n",
+        "POST /x HTTP/1.1\r\nHost: api.test\r\nContent-Length: 1\r\n\r\nx",
+        "OPTIONS * HTTP/1.0\r\n\r\n",
+    ] {
+        let stream = Client::tls_inside(&program, "api.test", Proto::Http2).await;
+        let mut stream = stream.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // The connection may end without `close_notify`.
+        let _ended = soon("the end", stream.read_to_end(&mut answer)).await;
+        assert!(!answer.starts_with(b"HTTP/1"), "{answer:?}");
+    }
+    assert_eq!(origin.arrivals.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connect_has_no_content() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    // `tunnel.test` has no target and is relayed, and `api.test` is intercepted.
+    for host in ["api.test", "tunnel.test"] {
+        for (fields, rest) in [
+            ("Content-Length: 5\r\n", "HELLO-WORLD"),
+            ("Content-Length: 500\r\n", "GET / HTTP/1.1\r\n\r\n"),
+            ("Transfer-Encoding: chunked\r\n", "5\r\nHELLO\r\n0\r\n\r\n"),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", ""),
+        ] {
+            let head = format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n{fields}\r\n");
+            let stream = TcpStream::connect(program.listen).await.unwrap();
+            let answer = ask(stream, format!("{head}{rest}").as_bytes()).await;
+            assert_refused(fields, &answer, 400, "malformed-request");
+        }
+        // Some clients send this length with every CONNECT.
+        let authority = format!("{host}:443");
+        let granted = Client::connect(&program, &authority, "Content-Length: 0\r\n").await;
+        assert!(granted.is_ok());
+    }
+    assert_eq!(origin.arrivals.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_leaves_with_a_path_and_without_a_fragment() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    for (target, path) in [
+        ("http://plain.test#x", "/"),
+        ("http://plain.test", "/"),
+        ("http://plain.test?a=b", "/?a=b"),
+        ("http://plain.test?a=b#c", "/?a=b"),
+        ("http://plain.test/p?q#f", "/p?q"),
+        ("http://plain.test/#f", "/"),
+    ] {
+        let head =
+            format!("GET {target} HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n");
+        let stream = TcpStream::connect(program.listen).await.unwrap();
+        let answer = ask(stream, head.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{target}: {answer}");
+        assert_eq!(origin.arrivals.last().uri, path, "{target}");
+    }
+    let arrived = origin.arrivals.count();
+    for target in [
+        "http://u:p@plain.test/",
+        "http://u@plain.test/",
+        "x",
+        "x/y",
+        "*",
+        "?x",
+    ] {
+        let head =
+            format!("GET {target} HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n");
+        let stream = TcpStream::connect(program.listen).await.unwrap();
+        let answer = ask(stream, head.as_bytes()).await;
+        assert_refused(target, &answer, 400, "malformed-request");
+    }
+    assert_eq!(origin.arrivals.count(), arrived);
+}
+
+/// Returns the HTTP/2 preface and a request on stream 1 with this method and path.
+fn http_2_request(method: &str, path: &str) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in [
+        (":method", method),
+        (":scheme", "https"),
+        (":authority", "api.test"),
+        (":path", path),
+    ] {
+        // Literal field without indexing, with a literal name (RFC 7541 section 6.2.2).
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    bytes.extend_from_slice(&[0, 0, u8::try_from(block.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
+    bytes.extend_from_slice(&block);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http_2_path_that_is_none_does_not_leave() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    for (method, path) in [
+        ("GET", "#x"),
+        ("GET", "*"),
+        ("POST", "*"),
+        ("GET", "x"),
+        ("GET", "?x"),
+        ("GET", "*x"),
+        ("OPTIONS", "*x"),
+        ("GET", ""),
+    ] {
+        let stream = Client::tls_inside(&program, "api.test", Proto::Http2).await;
+        let mut stream = stream.unwrap();
+        stream
+            .write_all(&http_2_request(method, path))
+            .await
+            .unwrap();
+        // The answer is read up to its HEADERS or RST_STREAM frame.
+        let mut kind = 0;
+        let mut payload = Vec::new();
+        while kind != 1 && kind != 3 {
+            let mut frame = [0; 9];
+            soon("a frame", stream.read_exact(&mut frame))
+                .await
+                .unwrap();
+            kind = frame[3];
+            payload = vec![0; usize::from(frame[1]) * 256 + usize::from(frame[2])];
+            soon("its payload", stream.read_exact(&mut payload))
+                .await
+                .unwrap();
+        }
+        // 0x8c is the indexed field `:status: 400` (RFC 7541 appendix A).
+        assert!(
+            kind == 3 || payload[0] == 0x8c,
+            "{method} {path}: {payload:?}"
+        );
+    }
+    assert_eq!(origin.arrivals.count(), 0);
+}
