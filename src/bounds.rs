@@ -145,6 +145,9 @@ pub const TRUST_COMPLAINTS: u64 = 1024;
 pub const PEER_SILENT: Duration = Duration::from_secs(75);
 /// Client connections that may be open at the same time.
 pub const CONNECTIONS: usize = 50_000;
+/// Time for which the end of the process waits for each of its two log outputs. Lines that cannot
+/// be written by then are dropped and counted.
+pub const LOG_CLOSE: Duration = Duration::from_millis(500);
 /// Bytes of log lines that may wait for a slow log reader. Further lines are dropped and counted.
 pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
 /// Time between two reads of a changed configuration file. It is taken only if both find the same

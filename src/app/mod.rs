@@ -280,7 +280,7 @@ struct Parts {
 impl Parts {
     fn new() -> Result<Self, StartError> {
         let (metrics, tasks) = (Metrics::new(), Tasks::new());
-        let lines = LineWriter::new(std::io::stdout(), metrics.clone())
+        let lines = LineWriter::new(std::io::stdout(), &metrics)
             .map_err(|error| StartError::Internal(error.to_string()))?;
         Ok(Self {
             clock: Clock::system(),

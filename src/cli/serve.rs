@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{ConfigArgs, Exit, Failure, started};
 use crate::app::{App, RunMode};
+use crate::telemetry::LineWriter;
 use crate::{config, telemetry};
 
 /// Time for tasks that outlast the drain to be dropped before the process ends.
@@ -48,6 +49,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     });
     // Tasks that outlast the drain are dropped here, and each writes its record.
     runtime.shutdown_timeout(LAST_BREATH);
-    served?.close();
+    let lost = served.as_ref().map_or(0, LineWriter::close);
+    if lost > 0 {
+        tracing::warn!(
+            lost,
+            "standard output is full; canonical lines could not be written"
+        );
+    }
+    telemetry::close_log();
+    served?;
     Ok(Exit::OK)
 }

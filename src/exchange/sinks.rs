@@ -157,7 +157,7 @@ mod tests {
     async fn p11_explained_a_record_is_emitted_exactly_once() {
         let (written, out) = std::io::pipe().unwrap();
         let metrics = Metrics::new();
-        let lines = LineWriter::new(out, metrics.clone()).unwrap();
+        let lines = LineWriter::new(out, &metrics).unwrap();
         let refusals = Arc::new(RecentRefusals::default());
         let sinks: Vec<Arc<dyn Sink>> = vec![
             Arc::new(LineSink(lines)),

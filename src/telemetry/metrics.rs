@@ -86,8 +86,8 @@ metrics! {
         "Bytes of request bodies that are in memory now";
     reloads: Family<ResultLabel, Counter> = Family::default(), "outpace_reloads_total", "result (ok, error)",
         "Reloads of the configuration, by result";
-    log_lines_dropped: Counter = Counter::default(), "outpace_log_lines_dropped_total", "",
-        "Canonical lines dropped because the log reader was too slow";
+    log_lines_dropped: Counter = super::log::lines_dropped(), "outpace_log_lines_dropped_total", "",
+        "Canonical lines and events dropped because nothing read the output";
 }
 
 /// Outcome of an exchange, which is a label of `outpace_exchanges_total`.
@@ -256,9 +256,9 @@ impl Metrics {
         self.0.reloads.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// Counts a canonical line that was dropped because the backlog was full.
-    pub fn log_line_dropped(&self) {
-        self.0.log_lines_dropped.inc();
+    /// Returns the counter of the canonical lines and events that were not written.
+    pub(super) fn log_lines_dropped(&self) -> Counter {
+        self.0.log_lines_dropped.clone()
     }
 }
 

@@ -8,5 +8,5 @@ mod metrics;
 
 pub use json::{JsonObject, Key};
 pub use lines::LineWriter;
-pub use log::set_up;
+pub use log::{close_log, set_up};
 pub use metrics::{ExchangeOutcome, Metric, Metrics, TargetMetrics};

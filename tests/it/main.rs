@@ -31,6 +31,7 @@ mod intercept;
 mod ledger;
 mod lifecycle;
 mod memory;
+mod output;
 mod overflow;
 mod pacing;
 mod refusals;
