@@ -3,18 +3,20 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use http::header::CONNECTION;
 use http::{Request, Response, Version};
 use hyper::client::conn::http1;
 
-use super::OriginBody;
 use super::client_link::ClientLink;
 use super::connections::OriginConnections;
 use super::failure;
 use super::io::Refusal;
 use super::pool::{Destination, PoolState, RequestBody, SendError};
+use super::{OriginBody, OriginError};
+use crate::bounds::INTERIM_RESPONSES;
 use crate::clock::{Alarm, Instant};
 
 /// HTTP/1.1 connection with the future that transfers its bytes.
@@ -70,13 +72,18 @@ pub(super) struct Returning<B: RequestBody> {
 impl<B: RequestBody> Returning<B> {
     pub(super) async fn send(
         mut self,
-        request: Request<B>,
+        mut request: Request<B>,
         deadline: Instant,
         client: &ClientLink,
     ) -> Result<Response<OriginBody<B>>, SendError<B>> {
+        let interim = count_interim(&mut request);
         let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
             self.connection.drive(cx);
+            if interim.load(Ordering::Relaxed) > INTERIM_RESPONSES {
+                let cause = format!("it sent more than {INTERIM_RESPONSES} responses 1xx");
+                return Poll::Ready(Err(SendError::Failed(OriginError::Unreadable(cause))));
+            }
             match answer.as_mut().poll(cx) {
                 Poll::Ready(answered) => Poll::Ready(answered.map_err(failure::of_request)),
                 Poll::Pending => {
@@ -121,4 +128,14 @@ impl<B: RequestBody> Returning<B> {
             self.home.put(&self.connections, self.connection);
         }
     }
+}
+
+/// Counts the responses 1xx to a request. hyper reads and drops them without a bound.
+fn count_interim<B>(request: &mut Request<B>) -> Arc<AtomicU32> {
+    let count = Arc::<AtomicU32>::default();
+    let counted = Arc::clone(&count);
+    hyper::ext::on_informational(request, move |_interim| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    count
 }

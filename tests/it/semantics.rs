@@ -278,6 +278,42 @@ async fn table_d_versions_are_never_copied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p14_responses_1xx_of_an_origin_are_bounded() {
+    // The path is the number of responses 1xx before the response.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 1024];
+                let read = stream.read(&mut head).await.unwrap();
+                let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                let count = head.split([' ', '/']).nth(2).unwrap();
+                for number in 0..count.parse::<u64>().unwrap() {
+                    let status = [102, 103, 199][usize::try_from(number % 3).unwrap()];
+                    let interim = format!("HTTP/1.1 {status} Wait\r\nlink: </x>\r\n\r\n");
+                    if stream.write_all(interim.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+                let last = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+                let _ = stream.write_all(last).await;
+            });
+        }
+    });
+    let mut origin = Origin::ok().await;
+    origin.plain = address;
+    let program = Program::before(&origin, TARGET).await;
+    for (count, status) in [(0, 200), (3, 200), (100, 200), (101, 502), (u64::MAX, 502)] {
+        let mut client = Client::plain(&program).await;
+        let response = client.get(&format!("http://plain.test/{count}")).await;
+        assert_eq!(response.status(), status, "{count}");
+        let body = String::from_utf8_lossy(response.body()).into_owned();
+        assert_eq!(body.contains("1xx"), status == 502, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn table_d_expectations_switches_and_407_that_nobody_asked_for() {
     let origin = Origin::with(|_, request| async move {
         let status = if request.uri().path() == "/407" {
