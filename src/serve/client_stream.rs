@@ -107,7 +107,7 @@ impl InFlight {
             });
         response.map(|body| ServedBody {
             body,
-            _in_flight: Some(self),
+            _in_flight: self,
         })
     }
 }
@@ -124,16 +124,7 @@ impl Drop for InFlight {
 #[derive(Debug)]
 pub(super) struct ServedBody {
     body: ResponseBody,
-    _in_flight: Option<InFlight>,
-}
-
-impl From<ResponseBody> for ServedBody {
-    fn from(body: ResponseBody) -> Self {
-        Self {
-            body,
-            _in_flight: None,
-        }
-    }
+    _in_flight: InFlight,
 }
 
 impl Body for ServedBody {

@@ -160,6 +160,37 @@ async fn p5_a_head_that_cannot_be_read_is_refused_with_its_reason_on_every_liste
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p5_chunks_that_cannot_be_read_are_refused_with_their_reason() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    for (target, host) in [
+        ("http://plain.test/", "plain.test"),
+        ("/", "r.localhost"),
+        ("/v1/targets/api/acquire", "localhost"),
+        ("/", "api.test"),
+    ] {
+        for chunks in ["ZZ\r\n", "-1\r\n", "5\r\nhelloX", "FFFFFFFFFFFFFFFFF\r\n"] {
+            let head = format!(
+                "POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+            );
+            let answer = if host == "api.test" {
+                let stream = Client::tls_inside(&program, host, Proto::Http1).await;
+                ask(stream.unwrap(), head.as_bytes()).await
+            } else {
+                let stream = TcpStream::connect(program.listen).await.unwrap();
+                ask(stream, head.as_bytes()).await
+            };
+            assert_refused(
+                &format!("{host} {chunks:?}"),
+                &answer,
+                400,
+                "malformed-request",
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p5_the_response_before_a_head_that_cannot_be_read_is_untouched() {
     let origin = Origin::with(|_, request| async move {
         match request.uri().path() {
