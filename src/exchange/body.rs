@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Request, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -28,15 +28,42 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub(super) enum InboundBody {
     /// Body of a client's request, read from its connection as it arrives.
-    Client(Incoming),
+    Client(ClientBody),
     /// Body of a stored request, which the spool provides as a whole.
     Stored(Bytes),
 }
 
+/// Body of a client's request on its connection.
+#[derive(Debug)]
+pub(super) struct ClientBody {
+    incoming: Incoming,
+    /// True for HTTP/2, where hyper reports an aborted stream like the end of a body.
+    is_http2: bool,
+}
+
+impl ClientBody {
+    /// Polls the next frame. A stream that was reset without its end is an error, whatever its error
+    /// code is (RFC 9113 section 8.1).
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
+        match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            None if self.is_http2 && !self.incoming.is_end_stream() => {
+                Poll::Ready(Some(Err(ClientGone.into())))
+            }
+            frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+        }
+    }
+}
+
 impl InboundBody {
+    /// Creates the body of a client's request.
+    pub(super) fn of_client(request: Request<Incoming>) -> Request<Self> {
+        let is_http2 = request.version() == Version::HTTP_2;
+        request.map(|incoming| Self::Client(ClientBody { incoming, is_http2 }))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Self::Client(incoming) => incoming.is_end_stream(),
+            Self::Client(body) => body.incoming.is_end_stream(),
             Self::Stored(bytes) => bytes.is_empty(),
         }
     }
@@ -60,7 +87,7 @@ pub(super) struct Replayable(Arc<Mutex<HeldBody>>);
 struct HeldBody {
     body_budget: Arc<BodyBudget>,
     /// Stream from the client, or `None` for a stored body, which is complete from the start.
-    source: Option<Incoming>,
+    source: Option<ClientBody>,
     /// First bytes of the body, buffered in memory in order of arrival.
     chunks: Vec<Bytes>,
     in_memory: u64,
@@ -100,7 +127,7 @@ impl Replayable {
     /// Creates a body from `source` and buffers it within the bounds of `body_budget`.
     pub(super) fn new(source: InboundBody, body_budget: Arc<BodyBudget>) -> Self {
         let (source, chunks) = match source {
-            InboundBody::Client(incoming) => (Some(incoming), Vec::new()),
+            InboundBody::Client(body) => (Some(body), Vec::new()),
             InboundBody::Stored(bytes) => (None, vec![bytes]),
         };
         let end = match source {
@@ -220,7 +247,7 @@ impl HeldBody {
         let Some(source) = &mut self.source else {
             return Poll::Ready(None);
         };
-        match ready!(Pin::new(source).poll_frame(cx)) {
+        match ready!(source.poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let frame = strip_forbidden_trailers(frame);
                 self.trailers = frame.trailers_ref().cloned().or(self.trailers.take());
@@ -228,7 +255,7 @@ impl HeldBody {
             }
             Some(Err(error)) => {
                 self.end = End::Broken;
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             None => {
                 self.end = End::Reached;

@@ -84,6 +84,12 @@ impl Exchange {
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             return protocol_error("the origin sent status 407, which only a proxy may send");
         }
+        let method = plan.template.method();
+        if let Err(problem) = semantics::response_framing(method, status, response.headers_mut()) {
+            return protocol_error(&format!(
+                "the origin's response has no valid length: {problem}"
+            ));
+        }
         let body = plan.body.as_ref();
         record.body = body.map_or(BodyLocation::None, Replayable::kept);
         if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -117,6 +123,11 @@ impl Exchange {
         mut kept: Response<Bytes>,
         record: &mut Record,
     ) -> Outcome {
+        let status = kept.status();
+        if semantics::response_framing(&record.method, status, kept.headers_mut()).is_err() {
+            // The body is complete, so hyper can set its length.
+            kept.headers_mut().remove(header::CONTENT_LENGTH);
+        }
         self.mark(&mut kept, record);
         record.status = kept.status().as_u16();
         Outcome::Buffered(kept)

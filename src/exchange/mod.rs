@@ -137,7 +137,7 @@ impl Exchange {
         arrival: Arrival,
         request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        let request = request.map(InboundBody::Client);
+        let request = InboundBody::of_client(request);
         let mut record = self.begin(&arrival, &request);
         match self.run(&arrival, request, &mut record).await {
             Ok(outcome) => self.finish(outcome, record),

@@ -103,7 +103,7 @@ impl FromOrigin {
         }
     }
 
-    fn fail(&mut self, error: &hyper::Error) {
+    fn fail(&mut self, error: &BodyError) {
         let detail = format!("the origin's response ended too early: {error}");
         self.end_with(&Error::new(Reason::OriginBroke, detail));
     }
@@ -125,7 +125,7 @@ impl FromOrigin {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.fail(&error);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(data), Some(record)) = (frame.data_ref(), &mut self.record) {

@@ -2,7 +2,7 @@
 //! drives the connection. The end of the body returns the connection to the pool.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -23,7 +23,14 @@ pub struct OriginBody<B: RequestBody> {
     connection: Option<Returning<B>>,
     /// Hold on the HTTP/2 stream of the response, until the end of the body.
     hold: Option<Arc<StreamHold<B>>>,
+    /// Frame that was read together with the head.
+    first: Option<Frame<Bytes>>,
 }
+
+/// Error of an HTTP/2 response whose stream was reset before its end.
+#[derive(Debug, thiserror::Error)]
+#[error("the origin reset the stream before the end of the response")]
+struct CutStream;
 
 impl<B: RequestBody> OriginBody<B> {
     pub(super) fn http2(incoming: Incoming, hold: Option<Arc<StreamHold<B>>>) -> Self {
@@ -31,6 +38,7 @@ impl<B: RequestBody> OriginBody<B> {
             incoming,
             connection: None,
             hold,
+            first: None,
         };
         body.finish_if(http_body::Body::is_end_stream(&body.incoming));
         body
@@ -41,9 +49,35 @@ impl<B: RequestBody> OriginBody<B> {
             incoming,
             connection: Some(connection),
             hold: None,
+            first: None,
         };
         body.finish_if(http_body::Body::is_end_stream(&body.incoming));
         body
+    }
+
+    /// Reads what has arrived together with the head, so that a body that is malformed from its
+    /// beginning fails before the client gets the head.
+    ///
+    /// # Errors
+    /// Returns the error of the body.
+    pub(super) fn begin(mut self) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        if self.connection.is_none() {
+            return Ok(self);
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Some(first)) = http_body::Body::poll_frame(Pin::new(&mut self), &mut cx)
+        {
+            self.first = Some(first?);
+        }
+        Ok(self)
+    }
+
+    /// Returns true if hyper reports the end of an HTTP/2 body that was reset without its end. After
+    /// a response that precedes the end of the request, the origin may reset the stream (RFC 9113
+    /// section 8.1), and hyper does not tell the two apart.
+    fn is_cut(&self) -> bool {
+        let hold = self.hold.as_ref();
+        hold.is_some_and(|hold| hold.is_sent()) && !http_body::Body::is_end_stream(&self.incoming)
     }
 
     fn finish_if(&mut self, ended: bool) {
@@ -59,19 +93,26 @@ impl<B: RequestBody> OriginBody<B> {
 
 impl<B: RequestBody> http_body::Body for OriginBody<B> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
         let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
         if polled.is_pending()
             && let Some(connection) = &mut this.connection
         {
             connection.connection.drive(cx);
             polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        }
+        if matches!(polled, Poll::Ready(None)) && this.is_cut() {
+            this.hold = None;
+            return Poll::Ready(Some(Err(CutStream.into())));
         }
         match &polled {
             Poll::Ready(Some(Ok(_))) => this.finish_if(this.incoming.is_end_stream()),
@@ -80,14 +121,21 @@ impl<B: RequestBody> http_body::Body for OriginBody<B> {
             Poll::Ready(Some(Err(_))) => (this.connection, this.hold) = (None, None),
             Poll::Pending => {}
         }
-        polled
+        polled.map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.first.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        http_body::Body::size_hint(&self.incoming)
+        let mut hint = http_body::Body::size_hint(&self.incoming);
+        let first = self.first.as_ref().and_then(Frame::data_ref);
+        let read = first.map_or(0, |data| data.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(read));
+        }
+        hint.set_lower(hint.lower().saturating_add(read));
+        hint
     }
 }

@@ -6,7 +6,7 @@ use hyper::client::conn::TrySendError;
 use rustls::AlertDescription;
 
 use super::OriginError;
-use super::io::Refusal;
+use super::io::ClientRefusal;
 use super::pool::SendError;
 
 /// Returns the error of a request that got no response. `B` is the body that hyper was given.
@@ -18,7 +18,7 @@ pub(super) fn of_request<B>(mut error: TrySendError<Request<B>>) -> SendError<B>
 }
 
 /// Returns the origin's refusal of this client instead of the error that followed from it.
-pub(super) fn or<B>(error: SendError<B>, refusal: &Refusal) -> SendError<B> {
+pub(super) fn or<B>(error: SendError<B>, refusal: &ClientRefusal) -> SendError<B> {
     refusal.take().map_or(error, SendError::Failed)
 }
 
@@ -53,6 +53,14 @@ fn of_exchange(error: &hyper::Error) -> OriginError {
     match error.is_parse() {
         true => OriginError::Unreadable(text),
         false => OriginError::Broken(text),
+    }
+}
+
+/// Returns the error of a body that failed together with its head.
+pub(super) fn of_body(error: Box<dyn std::error::Error + Send + Sync>) -> OriginError {
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => of_exchange(&error),
+        Err(error) => OriginError::Broken(error.to_string()),
     }
 }
 

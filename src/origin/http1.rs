@@ -13,7 +13,7 @@ use hyper::client::conn::http1;
 use super::client_link::ClientLink;
 use super::connections::OriginConnections;
 use super::failure;
-use super::io::Refusal;
+use super::io::ClientRefusal;
 use super::pool::{Destination, PoolState, RequestBody, SendError};
 use super::{OriginBody, OriginError};
 use crate::bounds::INTERIM_RESPONSES;
@@ -22,7 +22,7 @@ use crate::clock::{Alarm, Instant};
 /// HTTP/1.1 connection with the future that transfers its bytes.
 pub(super) struct Http1<B: RequestBody> {
     pub(super) sender: http1::SendRequest<B>,
-    pub(super) refusal: Refusal,
+    pub(super) refusal: ClientRefusal,
     /// Instant from which the connection takes no further request.
     pub(super) expires: Instant,
     /// Timer for the deadline of the response head.
@@ -108,7 +108,10 @@ impl<B: RequestBody> Returning<B> {
         }
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
-        Ok(response.map(|incoming| OriginBody::http1(incoming, self)))
+        let (head, incoming) = response.into_parts();
+        let body = OriginBody::http1(incoming, self).begin();
+        let failed = |error| SendError::Failed(failure::of_body(error));
+        Ok(Response::from_parts(head, body.map_err(failed)?))
     }
 
     /// Keeps the connection for one client connection, because it has authenticated that client.

@@ -13,7 +13,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connections::OriginConnections;
-use super::io::Refusal;
+use super::io::ClientRefusal;
 use super::pool::{PoolState, RequestBody};
 use super::{Io, OriginError};
 use crate::bounds::{H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW};
@@ -30,7 +30,7 @@ pub(super) struct Streams {
     most: AtomicUsize,
     /// Instant since which no stream is open, in nanoseconds.
     idle_since: AtomicI64,
-    refusal: Refusal,
+    refusal: ClientRefusal,
     /// True once the origin has announced the end of the connection.
     is_ending: AtomicBool,
     /// True if a request has found no free stream since the last one was taken.
@@ -83,6 +83,8 @@ pub(super) struct StreamHold<B: RequestBody> {
     streams: Arc<Streams>,
     connections: Arc<OriginConnections<B>>,
     home: Arc<PoolState<B>>,
+    /// True once the request has been handed over to its end.
+    is_sent: AtomicBool,
 }
 
 impl<B: RequestBody> std::fmt::Debug for StreamHold<B> {
@@ -101,7 +103,13 @@ impl<B: RequestBody> StreamHold<B> {
             streams,
             connections,
             home,
+            is_sent: AtomicBool::new(false),
         }
+    }
+
+    /// Returns true once the request has been handed over to its end.
+    pub(super) fn is_sent(&self) -> bool {
+        self.is_sent.load(Ordering::Relaxed)
     }
 
     /// Keeps further requests off the connection, because the origin ends it.
@@ -110,7 +118,7 @@ impl<B: RequestBody> StreamHold<B> {
     }
 
     /// Returns the place for a refusal of this client by the origin.
-    pub(super) fn refusal(&self) -> &Refusal {
+    pub(super) fn refusal(&self) -> &ClientRefusal {
         &self.streams.refusal
     }
 }
@@ -242,7 +250,15 @@ where
 #[derive(Debug)]
 pub(super) struct StreamBody<B: RequestBody> {
     pub(super) body: B,
-    pub(super) _hold: Arc<StreamHold<B>>,
+    hold: Arc<StreamHold<B>>,
+}
+
+impl<B: RequestBody> StreamBody<B> {
+    pub(super) fn new(body: B, hold: &Arc<StreamHold<B>>) -> Self {
+        hold.is_sent.store(body.is_end_stream(), Ordering::Relaxed);
+        let hold = Arc::clone(hold);
+        Self { body, hold }
+    }
 }
 
 impl<B: RequestBody> http_body::Body for StreamBody<B> {
@@ -253,7 +269,12 @@ impl<B: RequestBody> http_body::Body for StreamBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || this.body.is_end_stream() {
+            this.hold.is_sent.store(true, Ordering::Relaxed);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -17,8 +17,8 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub struct Io {
     stream: Stream,
-    /// Refusal that the origin has sent as a TLS alert.
-    pub(super) refusal: Refusal,
+    /// ClientRefusal that the origin has sent as a TLS alert.
+    pub(super) refusal: ClientRefusal,
     /// True once the stream has been read.
     has_read: bool,
     /// Bytes that were read in search of a refusal, which the next read returns.
@@ -28,9 +28,9 @@ pub struct Io {
 /// Error by which an origin refuses this client after the TLS handshake, as TLS 1.3 allows. The
 /// libraries above report it only to a request that was sent.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Refusal(Arc<Mutex<Option<OriginError>>>);
+pub(super) struct ClientRefusal(Arc<Mutex<Option<OriginError>>>);
 
-impl Refusal {
+impl ClientRefusal {
     /// Returns true if the origin has refused this client and no request has failed by that.
     pub(super) fn is_there(&self) -> bool {
         lock(&self.0).is_some()
@@ -60,7 +60,7 @@ impl Io {
     fn new(stream: Stream) -> Self {
         Self {
             stream,
-            refusal: Refusal::default(),
+            refusal: ClientRefusal::default(),
             has_read: false,
             early: BytesMut::new(),
         }

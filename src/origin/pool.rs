@@ -358,10 +358,7 @@ impl<B: RequestBody> Lease<B> {
                 returning.send(request, deadline, client).await
             }
             Leased::Http2(mut sender, hold) => {
-                let request = request.map(|body| StreamBody {
-                    body,
-                    _hold: Arc::clone(&hold),
-                });
+                let request = request.map(|body| StreamBody::new(body, &hold));
                 let answer = sender.try_send_request(request);
                 // A request that was queued while the connection ended comes back when the last
                 // sender is dropped, so none is held during the wait.

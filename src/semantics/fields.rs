@@ -5,6 +5,8 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::proxy_status::remove_our_status;
+
 /// Response field with the seconds for which the request was held. Every origin response that is
 /// delivered for a target carries it.
 pub const OUTPACE_WAITED: HeaderName = HeaderName::from_static("outpace-waited");
@@ -126,6 +128,7 @@ pub fn strip_response(headers: &mut HeaderMap) {
     let flags = HeaderFlags::of(headers);
     let info = const { HeaderName::from_static("proxy-authentication-info") };
     strip(headers, flags, [header::PROXY_AUTHENTICATE, info]);
+    remove_our_status(headers);
 }
 
 /// Removes the fields for a single hop, among them `also`, and outpace's own fields.

@@ -1,9 +1,10 @@
-//! Framing of a request by `Content-Length` and `Transfer-Encoding` (RFC 9112 section 6).
+//! Framing of requests and responses by `Content-Length` and `Transfer-Encoding` (RFC 9112 section 6).
 
-use http::Version;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode, Version};
 
 use super::Malformed;
+use super::fields::elements;
 
 /// The delimiter of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,65 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
     Ok(Framing::Length(count))
 }
 
+/// Rebuilds the framing of a response: at most one `Content-Length`, in canonical form, and never
+/// together with `Transfer-Encoding` (RFC 9112 section 6.3, RFC 9110 section 8.6). hyper frames the
+/// response for the client by what is left.
+///
+/// # Errors
+/// Returns the problem if the response has a transfer coding that was not asked for, or a length
+/// that is not one number.
+pub fn response_framing(
+    method: &Method,
+    status: StatusCode,
+    headers: &mut HeaderMap,
+) -> Result<(), &'static str> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        let mut codings = elements(headers, header::TRANSFER_ENCODING);
+        let only = codings.next().unwrap_or_default();
+        let is_chunked = only.eq_ignore_ascii_case("chunked") && codings.next().is_none();
+        drop(codings);
+        if !is_chunked {
+            return Err("it used a transfer coding other than `chunked`");
+        }
+        headers.remove(header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    if !headers.contains_key(header::CONTENT_LENGTH) {
+        return Ok(());
+    }
+    // Without a body the length is only information, so a bad one can be left out.
+    let is_bodiless = *method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
+    match one_length(headers) {
+        Some(length) => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        None if is_bodiless => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        None => return Err("its `Content-Length` is not one whole number"),
+    }
+    Ok(())
+}
+
+/// Returns the length on which all elements of all `Content-Length` lines agree.
+fn one_length(headers: &HeaderMap) -> Option<u64> {
+    let mut agreed = None;
+    for line in headers.get_all(header::CONTENT_LENGTH) {
+        for element in line.to_str().ok()?.split(',').map(str::trim) {
+            let is_number = !element.is_empty() && element.bytes().all(|b| b.is_ascii_digit());
+            let length = element.parse().ok().filter(|_| is_number)?;
+            if agreed.replace(length).is_some_and(|known| known != length) {
+                return None;
+            }
+        }
+    }
+    agreed
+}
+
 /// Checks that a CONNECT announces no content, because such bytes would be lost to its tunnel (RFC
 /// 9110 section 9.3.6). A length of 0 is harmless and common.
 ///
@@ -99,6 +159,81 @@ mod tests {
         assert_eq!(of(&[]), Framing::None);
         assert_eq!(of(&[(CONTENT_LENGTH, "12")]), Framing::Length(12));
         assert_eq!(of(&[(TRANSFER_ENCODING, "Chunked")]), Framing::Chunked);
+    }
+
+    /// Returns the lengths in the rebuilt response, or an error if it is refused.
+    fn rebuilt(
+        method: &Method,
+        status: u16,
+        lines: &[(&'static str, &str)],
+    ) -> Result<Vec<String>, &'static str> {
+        let mut map = crate::semantics::map(lines);
+        let status = StatusCode::from_u16(status).unwrap();
+        response_framing(method, status, &mut map).map(|()| {
+            let lengths = map.get_all(header::CONTENT_LENGTH).iter();
+            let lengths = lengths.map(|length| length.to_str().unwrap().to_owned());
+            lengths.collect::<Vec<_>>()
+        })
+    }
+
+    const fn length(value: &str) -> (&'static str, &str) {
+        (CONTENT_LENGTH, value)
+    }
+
+    #[test]
+    fn p9_bytes_through_a_response_has_one_framing() {
+        for lines in [
+            &[length("5")][..],
+            &[length("5, 5")],
+            &[length("5"), length("5")],
+            &[length("005"), length("5,05")],
+        ] {
+            assert_eq!(rebuilt(&Method::GET, 200, lines).unwrap(), ["5"]);
+        }
+        for lines in [
+            &[length("3"), (TRANSFER_ENCODING, "chunked")][..],
+            &[(TRANSFER_ENCODING, "Chunked")],
+            &[],
+        ] {
+            assert!(rebuilt(&Method::GET, 200, lines).unwrap().is_empty());
+        }
+        assert!(
+            rebuilt(&Method::GET, 204, &[length("5")])
+                .unwrap()
+                .is_empty()
+        );
+        assert_eq!(rebuilt(&Method::HEAD, 200, &[length("5")]).unwrap(), ["5"]);
+    }
+
+    #[test]
+    fn p9_bytes_through_a_response_with_doubtful_framing_is_refused() {
+        let bad = [
+            "-1",
+            "+5",
+            "3x",
+            "",
+            "0x10",
+            "3\u{a0}",
+            "5, 6",
+            "5 5",
+            "99999999999999999999",
+        ];
+        for value in bad {
+            let lines = [length(value)];
+            assert!(rebuilt(&Method::GET, 200, &lines).is_err(), "{value:?}");
+            assert!(rebuilt(&Method::HEAD, 200, &lines).unwrap().is_empty());
+            assert!(rebuilt(&Method::GET, 304, &lines).unwrap().is_empty());
+        }
+        for codings in [
+            "gzip, chunked",
+            "chunked, gzip",
+            "gzip",
+            "identity",
+            "chunked, chunked",
+        ] {
+            let lines = [(TRANSFER_ENCODING, codings), length("2")];
+            assert!(rebuilt(&Method::GET, 200, &lines).is_err(), "{codings}");
+        }
     }
 
     #[test]

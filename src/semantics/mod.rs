@@ -21,7 +21,7 @@ pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,
     join_cookies, strip_request, strip_response, strip_trailers,
 };
-pub use framing::{Framing, framing, without_content};
+pub use framing::{Framing, framing, response_framing, without_content};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};
 pub use prefer::{PREFER, PREFERENCE_APPLIED, Preference, preference};
 pub use proxy_status::{PROXY_STATUS, made_by_us, received};

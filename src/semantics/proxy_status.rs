@@ -1,7 +1,7 @@
 //! The `Proxy-Status` field (RFC 9209), which names the proxy that handled a response, and the
 //! cause.
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// Response field with the proxy and the cause (RFC 9209 section 2).
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -23,9 +23,82 @@ pub fn received(status: StatusCode) -> HeaderValue {
         .unwrap_or(HeaderValue::from_static("outpace"))
 }
 
+/// Removes the members of `Proxy-Status` in a response of an origin that claim to be from outpace.
+/// Members of other proxies stay.
+pub(super) fn remove_our_status(headers: &mut HeaderMap) {
+    let lines: Vec<HeaderValue> = headers.get_all(PROXY_STATUS).iter().cloned().collect();
+    if lines.is_empty() {
+        return;
+    }
+    headers.remove(PROXY_STATUS);
+    for line in lines {
+        let foreign: Vec<&[u8]> = members(line.as_bytes())
+            .filter(|member| !is_ours(member))
+            .collect();
+        if let Ok(line) = HeaderValue::from_bytes(&foreign.join(&b", "[..]))
+            && !line.is_empty()
+        {
+            headers.append(PROXY_STATUS, line);
+        }
+    }
+}
+
+/// Splits a list at the commas outside of quoted strings (RFC 9651 section 3.3.3).
+fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let split = line.split(move |byte| {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b',' => return !is_quoted,
+            _ => {}
+        }
+        false
+    });
+    split.map(<[u8]>::trim_ascii)
+}
+
+fn is_ours(member: &[u8]) -> bool {
+    let name = member
+        .split(|byte| matches!(byte, b';' | b' ' | b'\t'))
+        .next();
+    let name = name.unwrap_or_default();
+    let bare = name
+        .strip_prefix(b"\"")
+        .and_then(|name| name.strip_suffix(b"\""));
+    bare.unwrap_or(name).eq_ignore_ascii_case(b"outpace")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p11_one_truth_an_origin_cannot_speak_for_us() {
+        let left = |lines: &[&str]| {
+            let lines: Vec<_> = lines.iter().map(|line| ("proxy-status", *line)).collect();
+            let mut map = crate::semantics::map(&lines);
+            remove_our_status(&mut map);
+            let left = map.get_all(PROXY_STATUS).iter();
+            let left: Vec<_> = left.map(|line| line.to_str().unwrap().to_owned()).collect();
+            left
+        };
+        let none: [&str; 0] = [];
+        for forged in [
+            "outpace; error=dns_error",
+            "OUTPACE",
+            "\"outpace\"; received-status=200",
+            "outpace;details=\"a, b\"",
+            "outpace, outpace; error=x",
+        ] {
+            assert_eq!(left(&[forged]), none, "{forged}");
+        }
+        let other = "cdn; details=\"outpace, really\"";
+        assert_eq!(left(&[other, "outpace"]), [other]);
+        assert_eq!(left(&["outpace; a=1, cdn; b=2, outpace"]), ["cdn; b=2"]);
+        assert_eq!(left(&["outpaced; error=x"]), ["outpaced; error=x"]);
+    }
 
     #[test]
     fn the_value_is_a_structured_field() {
