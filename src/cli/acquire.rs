@@ -18,13 +18,15 @@ pub(super) struct AcquireArgs {
     target: String,
     #[command(flatten)]
     place: InstanceArgs,
-    /// Key value of the command, for limits that have a `key` in the configuration
+    /// Value by which keyed limits count the command. Required if the target has a limit with a
+    /// `key` other than `client`
     #[arg(long)]
     key: Option<String>,
     /// Lane in which to wait (default: the target's first lane without `match`)
     #[arg(long)]
     lane: Option<String>,
-    /// Cost of the command, for limits with a `cost` (else: the `default` of that limit)
+    /// Number of units that the command uses of each limit with a `cost` (default: the `default` of
+    /// that `cost`)
     #[arg(long)]
     cost: Option<u32>,
     /// Longest time to wait, such as "30s" (default and maximum: `max_wait` of the target)

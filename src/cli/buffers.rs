@@ -1,6 +1,7 @@
 //! `outpace buffers`, `items` and `attempts`: daily work of an operator, through the API of a
 //! running outpace.
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
@@ -42,23 +43,23 @@ enum BuffersCommand {
         /// Name or id of the buffer
         buffer: String,
     },
-    /// Remove items from a buffer, selected with --state
+    /// Remove the items in some states from a buffer. --state chooses the states
     Purge {
         /// Name or id of the buffer
         buffer: String,
-        /// State of the items to remove: queued (queued and waiting), dead, or history (delivered,
-        /// dead, cancelled and expired items)
-        #[arg(long)]
+        /// States of the items to remove
+        #[arg(long, value_parser = possible(PURGES))]
         state: String,
     },
-    /// Send failed (dead) and expired items again
+    /// Queue dead letters (items that were given up) and expired items again, with all retries
     Redrive {
         /// Name or id of the buffer
         buffer: String,
-        /// Send at most N items again, the oldest first (default: all)
+        /// Queue at most N items again, the oldest first (default: all)
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
-        /// Let the items keep their places, before newer items (default: after all other items)
+        /// Keep each item at its old position, so that it is sent before newer items (default: move
+        /// the items behind all others)
         #[arg(long)]
         head: bool,
     },
@@ -102,7 +103,8 @@ enum ItemsCommand {
     Show(OneItem),
     /// Cancel a queued or waiting item permanently (`buffers redrive` does not send it)
     Cancel(OneItem),
-    /// Send a queued or waiting item without its delay, as soon as order and limits allow
+    /// End the wait of an item for its retry or start time, so that it is sent as soon as the order
+    /// of its buffer and the limits allow
     Retry(OneItem),
     /// Mark a queued or waiting item as dead, so that only `buffers redrive` sends it
     Skip(OneItem),
@@ -124,13 +126,72 @@ pub(super) struct AttemptsArgs {
     /// List only attempts that the origin answered with this status code
     #[arg(long)]
     status: Option<u16>,
-    /// List only attempts with this outcome: delivered, rejected, refused, failed, parked, held,
-    /// unsent, unknown, interrupted, exhausted or refused_by_policy
-    #[arg(long)]
+    /// List only attempts with this outcome
+    #[arg(long, value_parser = possible(OUTCOMES))]
     outcome: Option<String>,
     /// List at most N attempts, up to 1000
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
+}
+
+/// States that `buffers purge` removes, each with its help text.
+const PURGES: [(&str, &str); 3] = [
+    (
+        "queued",
+        "items that are still to be sent, but not those in flight",
+    ),
+    ("dead", "dead letters: items that were given up"),
+    (
+        "history",
+        "all delivered, dead, cancelled and expired items",
+    ),
+];
+
+/// Outcomes of attempts in the order of [`crate::spool::OUTCOMES`], each with its help text.
+const OUTCOMES: [(&str, &str); 11] = [
+    (
+        "delivered",
+        "the origin accepted the item, or answered a deferred request",
+    ),
+    (
+        "rejected",
+        "the origin answered 3xx or 4xx, so the item is dead",
+    ),
+    (
+        "refused",
+        "the origin answered 408, 409, 423, 424 or 425; a retry is used",
+    ),
+    ("failed", "the origin answered 5xx; a retry is used"),
+    (
+        "parked",
+        "the origin asked to wait (429, 529, or 503 with Retry-After); no retry is used",
+    ),
+    (
+        "held",
+        "outpace itself could not send the item yet; no retry is used",
+    ),
+    (
+        "unsent",
+        "no connection to the origin could be made; a retry is used",
+    ),
+    (
+        "unknown",
+        "the item was sent, but no complete response arrived",
+    ),
+    (
+        "interrupted",
+        "outpace stopped or lost the buffer during the attempt",
+    ),
+    ("exhausted", "the attempt failed, and no retries were left"),
+    (
+        "refused_by_policy",
+        "outpace must not or cannot send this item, so it is dead",
+    ),
+];
+
+/// Returns a parser for these values, which shows their help texts.
+fn possible<const N: usize>(values: [(&'static str, &'static str); N]) -> PossibleValuesParser {
+    PossibleValuesParser::new(values.map(|(name, help)| PossibleValue::new(name).help(help)))
 }
 
 const BUFFER: &str = "NAME /name, QUEUED /items/queued, WAITING /items/waiting, \
@@ -249,4 +310,14 @@ fn show(
         let rows = rows.map_or(std::slice::from_ref(&answer), Vec::as_slice);
         Ok(print(&table(rows, columns)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_a_help_text() {
+        assert_eq!(OUTCOMES.map(|(name, _)| name), crate::spool::OUTCOMES);
+    }
 }

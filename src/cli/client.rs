@@ -27,8 +27,8 @@ pub(super) struct InstanceArgs {
     /// Configuration file of the running outpace (required without --url)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Proxy URL, instead of a configuration file (NAME:TOKEN in OUTPACE_CLIENT_TOKEN, if `clients`
-    /// are configured)
+    /// URL of the proxy, used instead of a configuration file. If `clients` are configured, set the
+    /// environment variable OUTPACE_CLIENT_TOKEN to NAME:TOKEN
     #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
     url: Option<url::Url>,
 }
@@ -39,7 +39,8 @@ pub(super) struct AdminArgs {
     /// Configuration file of the running outpace (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Admin URL, instead of a configuration file (token in OUTPACE_ADMIN_TOKEN)
+    /// URL of the admin port, used instead of a configuration file. If `admin.token` is configured,
+    /// set the environment variable OUTPACE_ADMIN_TOKEN to it
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     admin: Option<url::Url>,
 }

@@ -41,11 +41,11 @@ struct Cli {
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT
     Serve(serve::ServeArgs),
-    /// Start a proxy or join a running one, then run a command that uses it
+    /// Run a command with outpace as its proxy. If no outpace with this configuration runs, start one
     Run(run::RunArgs),
     /// Validate a configuration file and print the resulting policy
     Check(check::CheckArgs),
-    /// Print the environment variables with which programs use the proxy and trust its CA
+    /// Print the environment variables that make programs use the proxy and trust its CA
     Env(env::EnvArgs),
     /// Print the file paths, the fingerprint and the expiry date of outpace's CA
     Ca(ca::CaArgs),
@@ -53,7 +53,7 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the target, limits, limit keys, lane and earliest start that a request would get
     Explain(status::ExplainArgs),
-    /// Check that outpace responds, or with --ready that it accepts work
+    /// Check that a running outpace responds, or with --ready that it is ready for requests
     Health(status::HealthArgs),
     /// Make a running outpace read its configuration file now, and print the changes
     Reload(reload::ReloadArgs),
@@ -61,15 +61,16 @@ enum Command {
     Migrate(ConfigArgs),
     /// Wait for a turn at a target, then run a command once
     Acquire(acquire::AcquireArgs),
-    /// Manage buffers (durable queues): list, pause, resume, purge and send again
+    /// Manage buffers (durable queues of requests). Without a subcommand, list all buffers
     Buffers(buffers::BuffersArgs),
     /// List the items of a buffer, and show, cancel, retry or skip one item
     Items(buffers::ItemsArgs),
     /// List delivery attempts and their outcomes, the latest first
     Attempts(buffers::AttemptsArgs),
-    /// Verify or export the items stored on disk, while outpace is stopped
+    /// Verify or export the items stored on disk. Stop outpace before you use this command
     Spool(spool::SpoolArgs),
-    /// Send requests to a built-in rate-limited origin, unpaced and paced, and compare
+    /// Show the effect of pacing: send requests to a built-in limited origin, first directly and then
+    /// through outpace, and compare the results
     Demo(demo::DemoArgs),
 }
 

@@ -20,12 +20,14 @@ pub(super) struct SpoolArgs {
 enum SpoolCommand {
     /// Read every item and verify its checksum
     Verify {
-        /// Directory that contains spool.db: `spool.dir`, or by default `spool` in `data_dir`
+        /// Directory that contains the file spool.db. The configuration sets it as `spool.dir`. The
+        /// default is the directory `spool` inside `data_dir`
         dir: PathBuf,
     },
-    /// Print every item as a line of JSON; encrypted fields stay encrypted
+    /// Print every item as a line of JSON. Encrypted fields stay encrypted
     Export {
-        /// Directory that contains spool.db: `spool.dir`, or by default `spool` in `data_dir`
+        /// Directory that contains the file spool.db. The configuration sets it as `spool.dir`. The
+        /// default is the directory `spool` inside `data_dir`
         dir: PathBuf,
     },
 }

@@ -34,7 +34,8 @@ pub(super) struct ExplainArgs {
     /// Body of the request
     #[arg(long, short, value_name = "BODY")]
     data: Option<String>,
-    /// Client name from `clients` in the configuration (optional)
+    /// Name of the client that would send the request, from `clients` in the configuration
+    /// (default: no client name)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
     /// Print JSON instead of a table
@@ -46,7 +47,7 @@ pub(super) struct ExplainArgs {
 pub(super) struct HealthArgs {
     #[command(flatten)]
     place: AdminArgs,
-    /// Check that outpace is ready, not only alive
+    /// Check instead that the start is complete and that no shutdown has begun
     #[arg(long)]
     ready: bool,
 }

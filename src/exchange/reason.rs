@@ -73,7 +73,7 @@ mod tests {
     fn the_table_is_the_page() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/errors.md");
         let page = format!(
-            "# Reasons\n\nThe error responses of outpace name one of these reasons: in `Proxy-Status`, and in the member\n`reason` of the JSON body. `detail` is another member of that body. The errors of the admin port\nhave no reason.\n\nThe spool is the durable store of all buffers and items.\n\nNo response is possible for the reasons that begin with `inner-`. outpace closes the connection,\nand only the log shows the reason and its status.\n\nThis page is generated from `src/exchange/reason_table.rs`.\n\n{}",
+            "# Reasons\n\nThe error responses of outpace name one of these reasons: in `Proxy-Status`, and in the member\n`reason` of the JSON body. `detail` is another member of that body. Two kinds of error responses\nhave no reason: those of the admin port, and the 431 for an HTTP/2 head above 256 KiB.\n\nThe spool is the durable store of all buffers and items.\n\nNo response is possible for the reasons that begin with `inner-`. outpace closes the connection,\nand only the log shows the reason and its status.\n\nThis page is generated from `src/exchange/reason_table.rs`.\n\n{}",
             table()
         );
         if crate::exchange::updating_golden() {

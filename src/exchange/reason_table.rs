@@ -57,11 +57,11 @@ reasons! {
         "The `Expect` header has a value other than `100-continue`.",
         "Remove the `Expect` header.";
     MethodNotAllowed, "method-not-allowed", METHOD_NOT_ALLOWED, "http_request_denied", Refused, Debug:
-        "The method is TRACE, a CONNECT inside a CONNECT, or wrong for this API call.",
-        "Use another method. `GET /v1/openapi.json` lists the methods of the API.";
+        "The method is not allowed. outpace forwards no TRACE and no CONNECT inside a CONNECT, and each API call has fixed methods.",
+        "Use another method. `GET /v1/openapi.json` lists the methods of each API call.";
     LoopDetected, "loop-detected", LOOP_DETECTED, "proxy_loop_detected", Refused, Warn:
         "The request leads back to outpace itself.",
-        "Remove outpace's own address from the host's DNS entry, `routes` and `egress.resolve`, and do not use it as the upstream proxy.";
+        "Make sure that the host does not resolve to outpace's own address, in DNS or in `egress.resolve`. Then check that `routes` and `egress.upstream_proxy` do not name outpace.";
     ClientUnknown, "client-unknown", PROXY_AUTHENTICATION_REQUIRED, "http_request_denied", Refused, Debug:
         "The request to the proxy has no valid client name and token.",
         "Use the proxy URL `http://NAME:TOKEN@HOST:PORT` with a client from `clients`.";
@@ -78,11 +78,11 @@ reasons! {
         "The host's address is not public, and `egress.allow` does not list it.",
         "Add the address to `egress.allow`, or bypass outpace with `NO_PROXY`.";
     CrossSite, "cross-site", FORBIDDEN, "http_request_denied", Refused, Warn:
-        "A web page of another site sent the request, and outpace would add credentials to it.",
+        "A browser sent the request for a web page of another host than the request's, and the target adds credentials (`set_headers`).",
         "Send the request from a program instead of a web page.";
     WaitTooLong, "wait-too-long", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
         "The request would have to wait longer than its max wait.",
-        "Retry after the time in `Retry-After`, or raise the smaller of `Outpace-Max-Wait` and `max_wait`.";
+        "Retry after the time in `Retry-After`. To allow a longer wait, raise the target's `max_wait`. If the client sends `Outpace-Max-Wait`, raise that too.";
     QueueFull, "queue-full", TOO_MANY_REQUESTS, "http_request_denied", Refused, Warn:
         "The target's queue already holds `max_waiting` requests.",
         "Retry after the time in `Retry-After`, or raise the target's `max_waiting`.";
@@ -100,16 +100,16 @@ reasons! {
         "If a private CA issued the certificate, add that CA to `egress.roots`.";
     OriginTls, "origin-tls", BAD_GATEWAY, "tls_protocol_error", Failed, Warn:
         "The TLS handshake with the origin failed. Nothing was sent.",
-        "Check that the origin supports TLS 1.2 or 1.3 on that port, and that nothing between cuts the connection.";
+        "Check that the origin supports TLS 1.2 or 1.3 on that port. Then check that no firewall between outpace and the origin closes the connection.";
     OriginClientCertificate, "origin-client-certificate", BAD_GATEWAY, "tls_alert_received", Failed, Warn:
         "The origin accepts only clients with a TLS certificate that it trusts. The request was not processed.",
         "Set `egress.client_certs` for the host, or `tls: tunnel` on the target if the client has the certificate.";
     OriginBusy, "origin-busy", SERVICE_UNAVAILABLE, "connection_limit_reached", Failed, Debug:
         "All connections to the origin are in use. Nothing was sent.",
-        "Retry later, or send fewer requests at the same time (`concurrent`).";
+        "Retry later. If this is frequent, set or lower a `concurrent` limit, so that the target's requests wait in its queue.";
     OriginDeclined, "origin-declined", BAD_GATEWAY, "http_response_incomplete", Failed, Debug:
         "The origin ended the connection or the stream and declared that it did not process the request.",
-        "Retry the request. If this is frequent, the origin allows fewer requests at the same time.";
+        "Retry the request. If this is frequent, set or lower a `concurrent` limit on the target.";
     ParentProxy, "parent-proxy", BAD_GATEWAY, "destination_unavailable", Failed, Warn:
         "The proxy in `egress.upstream_proxy` did not connect to the origin. Nothing was sent.",
         "Check the URL and the credentials in `egress.upstream_proxy`.";
@@ -121,10 +121,10 @@ reasons! {
         "Check the effect of the request before you repeat it.";
     OriginProtocol, "origin-protocol", BAD_GATEWAY, "http_protocol_error", Failed, Warn:
         "The origin sent an invalid HTTP response.",
-        "Have the origin fix the fault in `detail`.";
+        "Report the fault that `detail` describes to the origin's operator.";
     ClientTokenUnknown, "client-token-unknown", UNAUTHORIZED, "http_request_denied", Refused, Debug:
         "A request to a route or the API has no valid client name and token.",
-        "Send `Outpace-Client-Token: NAME:TOKEN`. Without `clients`, call the API from outpace's machine, on a loopback address.";
+        "If `clients` are configured, send `Outpace-Client-Token: NAME:TOKEN`. If not, call the API on outpace's own machine, at a loopback address such as 127.0.0.1.";
     InnerNotHttp, "inner-not-http", BAD_REQUEST, "http_request_error", Rejected, Warn:
         "The client sent neither TLS nor HTTP inside its CONNECT.",
         "To pace connections of another protocol, set `tls: tunnel` on the target.";
@@ -144,10 +144,10 @@ reasons! {
         "The buffer or item does not exist.",
         "Use an id from `GET /v1/buffers` or `GET /v1/buffers/{id}/items`.";
     NoResponse, "no-response", GONE, "http_request_error", Rejected, Debug:
-        "The item is over, and no complete response of the origin decided that.",
+        "The item has ended, but there is no response to return: it ended without a complete response of the origin.",
         "Read `state` and `last_error` in `GET /v1/items/{id}`, or push the request again.";
     Conflict, "conflict", CONFLICT, "http_request_error", Rejected, Debug:
-        "The buffer name is taken, or the current state forbids the request.",
+        "The buffer name is taken, or the state of the buffer or item forbids the request.",
         "Use another buffer name, or first change the state that `detail` describes.";
     KeyReused, "idempotency-key-reused", UNPROCESSABLE_ENTITY, "http_request_error", Rejected, Debug:
         "The `Idempotency-Key` was already used for a different request.",
