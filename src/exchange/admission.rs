@@ -40,6 +40,11 @@ pub(super) trait ConnectionSource {
         false
     }
 
+    /// Returns true if a request without a ready connection waits for a free HTTP/2 stream.
+    fn is_crowded(&self) -> bool {
+        false
+    }
+
     /// Returns true if a connection that was held during the wait can still send.
     fn is_fresh(_connection: &mut Self::Connection) -> bool {
         true
@@ -91,6 +96,10 @@ impl ConnectionSource for Pooled<'_> {
 
     fn is_full(&self) -> bool {
         self.pool.is_full(&self.plan.destination)
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.pool.is_crowded(&self.plan.destination)
     }
 
     fn is_fresh(connection: &mut Lease<Outgoing>) -> bool {
@@ -228,10 +237,19 @@ impl AdmissionContext<'_> {
             let connection = match connection {
                 Some(connection) => connection,
                 // A slow dial can make the turn void, which `leave` detects below.
-                None => match acquire_by(connections, self.clock, ticket.deadline).await {
-                    Ok(connection) => connection,
-                    Err(error) => break Err(error),
-                },
+                None => {
+                    // A wait for a free stream counts as waiting, and a dial does not.
+                    let counted = connections.is_crowded().then(|| {
+                        began = began.or_else(|| Some(self.clock.now()));
+                        WaitingGauge::new(self.metrics)
+                    });
+                    let acquired = acquire_by(connections, self.clock, ticket.deadline).await;
+                    drop(counted);
+                    match acquired {
+                        Ok(connection) => connection,
+                        Err(error) => break Err(error),
+                    }
+                }
             };
             // A turn is void after a pause of the process, a slow dial or a new block. The request
             // then enters the queue again at its old place.

@@ -99,6 +99,11 @@ impl<B: RequestBody> OriginConnections<B> {
         !state.waiting.is_empty() && state.in_progress() == 0
     }
 
+    /// Returns true if there are HTTP/2 connections.
+    pub(super) fn has_http2(&self) -> bool {
+        !lock(&self.state).http2.is_empty()
+    }
+
     /// Returns true if HTTP/2 may be offered to the origin.
     pub(super) fn offers_http2(&self, now: Instant) -> bool {
         self.destination.wire == ProtocolChoice::Any && now >= lock(&self.state).http1_until

@@ -189,6 +189,13 @@ impl<B: RequestBody> Pool<B> {
         known.is_some_and(|connections| connections.is_full())
     }
 
+    /// Returns true if there are HTTP/2 connections to `destination`, so that a request without a
+    /// ready connection waits for a free stream.
+    pub fn is_crowded(&self, destination: &Destination) -> bool {
+        let known = self.0.known(destination);
+        known.is_some_and(|connections| connections.has_http2())
+    }
+
     /// Closes connections that have been idle for [`ORIGIN_IDLE`] or are older than [`ORIGIN_AGE`].
     /// Call this at regular intervals.
     pub fn reap(&self) {

@@ -107,6 +107,11 @@ async fn p4_fail_fast_when_no_stream_and_no_further_connection_is_free() {
         );
         assert!(waited > SECOND / 2 && waited < SECOND, "{waited:?}");
     }
+    let refused = program
+        .record(|record| record["reason"] == "origin-busy")
+        .await;
+    let waited = refused["waited_ms"].as_f64().unwrap();
+    assert!(waited > 400.0, "{refused}");
     // A request that still waits gets the stream of one that has ended.
     let mut client = Client::intercepted(&program, "api.test", Proto::Http2).await;
     let waiting = tokio::spawn(async move { client.ask(post(&client, "/")).await.status() });
