@@ -96,8 +96,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for an origin to begin its response. The bound is high because some responses take minutes
 /// to compute.
 pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Responses 1xx before the response of an HTTP/1 origin. One more breaks the attempt.
-pub const INTERIM_RESPONSES: u32 = 100;
+/// Bytes that an HTTP/1 origin may send before its response, as responses 1xx. More of them break
+/// the attempt.
+pub const INTERIM_BYTES: u64 = 512 * 1024;
 /// Bytes of an origin's refusal that are buffered while the request waits to be sent again.
 pub const ASIDE_BYTES: usize = 64 * 1024;
 /// Time to read such a refusal from the origin. If it takes longer, the response is dropped.

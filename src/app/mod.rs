@@ -361,14 +361,11 @@ type BoundListeners = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
 
 /// Binds the proxy listener, the listeners of routes and the admin listener, in this order.
 async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
-    let or_any = |address: SocketAddr| async move {
-        match TcpListener::bind(address).await {
-            // Clients of this mode read the address from `serving.json`, so any free port will do.
-            Err(error) if error.kind() == ErrorKind::AddrInUse && mode == RunMode::Attended => {
-                SocketAddr::new(address.ip(), 0)
-            }
-            _ => address,
-        }
+    // Clients of this mode read the addresses from `serving.json`, so any free port will do. No port
+    // is bound twice, because that would reset connections of early clients.
+    let any = |address: SocketAddr, error: &std::io::Error| {
+        let is_taken = error.kind() == ErrorKind::AddrInUse && mode == RunMode::Attended;
+        is_taken.then(|| SocketAddr::new(address.ip(), 0))
     };
     let failed = |key, address| {
         move |cause| StartError::Port {
@@ -377,15 +374,21 @@ async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, Star
             cause,
         }
     };
-    let listen = or_any(settings.listen).await;
-    let bound = serve::bind(listen, None).await;
+    let listen = settings.listen;
+    let mut bound = serve::bind(listen, None).await;
+    if let Some(other) = bound.as_ref().err().and_then(|error| any(listen, error)) {
+        bound = serve::bind(other, None).await;
+    }
     let mut listeners = vec![bound.map_err(failed("listen", listen))?];
     for &address in &settings.route_ports {
         let bound = serve::bind(address, Some(address)).await;
         listeners.push(bound.map_err(failed("routes: listen", address))?);
     }
-    let address = or_any(settings.admin_listen).await;
-    let bound = TcpListener::bind(address).await;
+    let address = settings.admin_listen;
+    let mut bound = TcpListener::bind(address).await;
+    if let Some(other) = bound.as_ref().err().and_then(|error| any(address, error)) {
+        bound = TcpListener::bind(other).await;
+    }
     let admin = bound.map_err(failed("admin.listen", address))?;
     let all = listeners.iter().map(Listener::address);
     let all: std::io::Result<_> = all.chain([admin.local_addr()]).collect();

@@ -60,16 +60,16 @@ impl<B: RequestBody> OriginBody<B> {
     ///
     /// # Errors
     /// Returns the error of the body.
-    pub(super) fn begin(mut self) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub(super) fn begin(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         if self.connection.is_none() {
-            return Ok(self);
+            return Ok(());
         }
         let mut cx = Context::from_waker(Waker::noop());
-        if let Poll::Ready(Some(first)) = http_body::Body::poll_frame(Pin::new(&mut self), &mut cx)
+        if let Poll::Ready(Some(first)) = http_body::Body::poll_frame(Pin::new(&mut *self), &mut cx)
         {
             self.first = Some(first?);
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Returns true if hyper reports the end of an HTTP/2 body that was reset without its end. After

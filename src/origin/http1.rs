@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use http::header::CONNECTION;
@@ -16,13 +16,15 @@ use super::failure;
 use super::io::ClientRefusal;
 use super::pool::{Destination, PoolState, RequestBody, SendError};
 use super::{OriginBody, OriginError};
-use crate::bounds::INTERIM_RESPONSES;
+use crate::bounds::INTERIM_BYTES;
 use crate::clock::{Alarm, Instant};
 
 /// HTTP/1.1 connection with the future that transfers its bytes.
 pub(super) struct Http1<B: RequestBody> {
     pub(super) sender: http1::SendRequest<B>,
     pub(super) refusal: ClientRefusal,
+    /// Number of bytes that have been read from the connection.
+    pub(super) read: Arc<AtomicU64>,
     /// Instant from which the connection takes no further request.
     pub(super) expires: Instant,
     /// Timer for the deadline of the response head.
@@ -72,20 +74,23 @@ pub(super) struct Returning<B: RequestBody> {
 impl<B: RequestBody> Returning<B> {
     pub(super) async fn send(
         mut self,
-        mut request: Request<B>,
+        request: Request<B>,
         deadline: Instant,
         client: &ClientLink,
     ) -> Result<Response<OriginBody<B>>, SendError<B>> {
-        let interim = count_interim(&mut request);
+        let begun = self.connection.read.load(Ordering::Relaxed);
         let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
             self.connection.drive(cx);
-            if interim.load(Ordering::Relaxed) > INTERIM_RESPONSES {
-                let cause = format!("it sent more than {INTERIM_RESPONSES} responses 1xx");
-                return Poll::Ready(Err(SendError::Failed(OriginError::Unreadable(cause))));
-            }
             match answer.as_mut().poll(cx) {
                 Poll::Ready(answered) => Poll::Ready(answered.map_err(failure::of_request)),
+                // hyper reads and drops responses 1xx without a bound.
+                Poll::Pending
+                    if self.connection.read.load(Ordering::Relaxed) - begun > INTERIM_BYTES =>
+                {
+                    let cause = "it sent too many responses 1xx".to_owned();
+                    Poll::Ready(Err(SendError::Failed(OriginError::Unreadable(cause))))
+                }
                 Poll::Pending => {
                     let alarm = &mut self.connection.alarm;
                     let rung = alarm.poll(&self.home.clock, deadline, cx);
@@ -108,10 +113,10 @@ impl<B: RequestBody> Returning<B> {
         }
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
-        let (head, incoming) = response.into_parts();
-        let body = OriginBody::http1(incoming, self).begin();
-        let failed = |error| SendError::Failed(failure::of_body(error));
-        Ok(Response::from_parts(head, body.map_err(failed)?))
+        let mut response = response.map(|incoming| OriginBody::http1(incoming, self));
+        let begun = response.body_mut().begin();
+        begun.map_err(|error| SendError::Failed(failure::of_body(error)))?;
+        Ok(response)
     }
 
     /// Keeps the connection for one client connection, because it has authenticated that client.
@@ -131,14 +136,4 @@ impl<B: RequestBody> Returning<B> {
             self.home.put(&self.connections, self.connection);
         }
     }
-}
-
-/// Counts the responses 1xx to a request. hyper reads and drops them without a bound.
-fn count_interim<B>(request: &mut Request<B>) -> Arc<AtomicU32> {
-    let count = Arc::<AtomicU32>::default();
-    let counted = Arc::clone(&count);
-    hyper::ext::on_informational(request, move |_interim| {
-        counted.fetch_add(1, Ordering::Relaxed);
-    });
-    count
 }

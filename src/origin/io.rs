@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
@@ -17,8 +18,10 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub struct Io {
     stream: Stream,
-    /// ClientRefusal that the origin has sent as a TLS alert.
+    /// Refusal that the origin has sent as a TLS alert.
     pub(super) refusal: ClientRefusal,
+    /// Number of bytes that have been read.
+    pub(super) read: Arc<AtomicU64>,
     /// True once the stream has been read.
     has_read: bool,
     /// Bytes that were read in search of a refusal, which the next read returns.
@@ -61,6 +64,7 @@ impl Io {
         Self {
             stream,
             refusal: ClientRefusal::default(),
+            read: Arc::default(),
             has_read: false,
             early: BytesMut::new(),
         }
@@ -124,8 +128,13 @@ impl AsyncRead for Io {
             into.put_slice(&this.early.split_to(now));
             return Poll::Ready(Ok(()));
         }
+        let before = into.filled().len();
         let read = each!(this, io => Pin::new(io).poll_read(cx, into));
-        this.has_read |= read.is_ready();
+        if read.is_ready() {
+            this.has_read = true;
+            let count = (into.filled().len() - before) as u64;
+            this.read.fetch_add(count, Ordering::Relaxed);
+        }
         this.note(&read);
         read
     }

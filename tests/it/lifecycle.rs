@@ -1,7 +1,8 @@
 //! P11 and the lifecycle of the program: start, faults at the start, reload and drain.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use crate::harness::{Client, Origin, Program, Proto, free_port, program, soon};
@@ -232,7 +233,7 @@ async fn a_drain_finishes_what_is_held_and_says_not_ready() {
     );
 }
 
-async fn late(address: std::net::SocketAddr) -> String {
+async fn late(address: SocketAddr) -> String {
     crate::harness::raw(
         address,
         "GET http://plain.test/3 HTTP/1.1\r\nHost: plain.test\r\nConnection: close\r\n\r\n",
@@ -385,4 +386,34 @@ async fn a_supplied_ca_signs_and_survives_a_restart() {
             .is_ok()
     );
     assert!(!second.path("data/ca.pem").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_connects_as_soon_as_the_port_is_open_is_served() {
+    for proto in [Proto::Http1, Proto::Http2] {
+        for _ in 0..10 {
+            let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+            let config = format!(
+                "listen: 127.0.0.1:{port}\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {}\n",
+                dir.path().join("data").display()
+            );
+            let path = dir.path().join("config.yaml");
+            std::fs::write(&path, config).unwrap();
+            let mut command = program();
+            command.arg("serve").arg("--config").arg(path);
+            let _child = command.stdout(Stdio::null()).spawn().unwrap();
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let mut client = soon("the listener", async {
+                loop {
+                    if let Some(client) = Client::try_to(address, proto).await {
+                        return client;
+                    }
+                }
+            })
+            .await;
+            // The proxy's own address is refused as a loop, which is a response too.
+            let uri = format!("http://127.0.0.1:{port}/");
+            assert!(client.try_get(&uri).await.is_some(), "{proto:?}");
+        }
+    }
 }

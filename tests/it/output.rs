@@ -36,8 +36,17 @@ async fn fill_and_end(stdout: Stdio, stderr: Stdio) {
         }
     })
     .await;
-    for _ in 0..400 {
-        assert_eq!(client.get("http://plain.test/").await.status(), 200);
+    for number in 0..400 {
+        let request = client.request("GET", "http://plain.test/");
+        let request = request.body(http_body_util::Full::default()).unwrap();
+        let response = client.send(request).await;
+        let response = response.unwrap_or_else(|error| {
+            panic!(
+                "request {number}: {error:?}; the program: {:?}",
+                child.try_wait()
+            )
+        });
+        assert_eq!(response.status(), 200);
     }
     drop(client);
     let pid = child.id().unwrap().to_string();
