@@ -274,10 +274,10 @@ impl Database {
     }
 }
 
-/// Executes a query that returns one row.
+/// Executes a query that returns one row, as a simple query. A prepared one takes two round trips,
+/// and a pooler in transaction mode may replace its statement between them.
 async fn row(connection: &mut PgConnection, query: &'static str) -> sqlx::Result<PgRow> {
-    let query = sqlx::query(query).persistent(false);
-    query.fetch_one(connection).await
+    sqlx::raw_sql(query).fetch_one(connection).await
 }
 
 async fn migrate(connection: &mut PgConnection) -> Result<(), sqlx::error::BoxDynError> {
