@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
@@ -163,8 +163,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
             return Pin::new(&mut self.inner).poll_read(cx, into);
         }
         let count = self.prefix.len().min(into.remaining());
-        into.put_slice(&self.prefix[..count]);
-        self.prefix.advance(count);
+        // The last part frees the buffer, which would otherwise live as long as the connection.
+        into.put_slice(&self.prefix.split_to(count));
         Poll::Ready(Ok(()))
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, Call, Replica};
 use crate::clock::Instant;
-use crate::db::{Database, DatabaseError, Statement};
+use crate::db::{Database, DatabaseError};
 use crate::schedule::Spec;
 
 /// Maximum time for one call. A server that takes longer counts as unreachable, and the error text
@@ -66,31 +66,31 @@ impl PostgresLink {
         Ok(())
     }
 
-    /// Runs the booking call as a simple query, which takes one round trip. A prepared statement
-    /// that works through a pooler takes two.
     async fn book(&self, call: &Call) -> Result<Json<BookReply>, LinkError> {
         let text = serde_json::to_string(call).map_err(|error| LinkError(error.to_string()))?;
-        if text.contains(QUOTE) {
-            return self
-                .ask(sqlx::query("select outpace.book_v1($1)").bind(Json(call)))
-                .await;
-        }
-        // The statement is safe to build from text, because the text does not contain the dollar
-        // quote.
-        self.simple(format!("select outpace.book_v1({QUOTE}{text}{QUOTE})"))
-            .await
+        let text = quoted(&text);
+        self.ask(format!("select outpace.book_v1({text})")).await
     }
 
-    async fn simple<T: Column>(&self, statement: String) -> Result<T, LinkError> {
+    /// Runs a simple query and returns the first column of its first row. A prepared statement
+    /// without a name takes two round trips, and a pooler in transaction mode may replace it between
+    /// them. All texts in `statement` must be [`quoted`].
+    async fn ask<T: Column>(&self, statement: String) -> Result<T, LinkError> {
         let statement = sqlx::raw_sql(AssertSqlSafe(statement));
         first(self.database.ask(statement, CALL_TIMEOUT).await)
     }
 
-    /// Runs one prepared statement without a name and returns the first column of its first row.
-    async fn ask<T: Column>(&self, query: Statement<'_>) -> Result<T, LinkError> {
-        let statement = query.persistent(false);
-        first(self.database.ask(statement, CALL_TIMEOUT).await)
+    /// Runs a simple query and ignores its result.
+    async fn tell(&self, statement: String) -> Result<(), LinkError> {
+        self.ask::<Option<String>>(statement).await.map(drop)
     }
+}
+
+/// Quotes a text as a string constant with escapes, which no setting of the server changes. Drops
+/// NUL, which no text in Postgres can hold.
+fn quoted(text: &str) -> String {
+    let text = text.replace('\0', "");
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 /// Decodes the first column of the first row of a result.
@@ -105,9 +105,6 @@ fn first<T: Column>(asked: sqlx::Result<Vec<PgRow>>) -> Result<T, LinkError> {
 trait Column: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
 
 impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> Column for T {}
-
-/// Dollar quote that encloses a call's text in a statement.
-const QUOTE: &str = "$outpace_call$";
 
 fn failed(error: &sqlx::Error) -> LinkError {
     LinkError(match error {
@@ -142,19 +139,18 @@ impl Link for PostgresLink {
     }
 
     async fn block(&self, target: Arc<str>, until: Instant) -> Result<u64, LinkError> {
-        let query = sqlx::query("select outpace.block_v1($1, $2)")
-            .bind(target.to_string())
-            .bind(until.as_nanos());
-        let epoch: i64 = self.ask(query).await?;
+        let (target, until) = (quoted(&target), until.as_nanos());
+        let statement = format!("select outpace.block_v1({target}, {until})");
+        let epoch: i64 = self.ask(statement).await?;
         Ok(u64::try_from(epoch).unwrap_or(0))
     }
 
     async fn probe(&self, target: Arc<str>, epoch: u64, answered: bool) -> Result<(), LinkError> {
-        let query = sqlx::query("select outpace.probe_v1($1, $2, $3)::text")
-            .bind(target.to_string())
-            .bind(i64::try_from(epoch).unwrap_or(i64::MAX))
-            .bind(answered);
-        self.ask::<Option<String>>(query).await.map(drop)
+        let (target, epoch) = (quoted(&target), i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.tell(format!(
+            "select outpace.probe_v1({target}, {epoch}, {answered})::text"
+        ))
+        .await
     }
 
     async fn correct(
@@ -164,19 +160,19 @@ impl Link for PostgresLink {
         key: Option<Arc<str>>,
         units: i64,
     ) -> Result<(), LinkError> {
-        let query = sqlx::query("select outpace.correct_v1($1, $2, $3, $4)::text")
-            .bind(target.to_string())
-            .bind(limit.to_string())
-            .bind(key.as_deref().unwrap_or_default().to_owned())
-            .bind(units);
-        self.ask::<Option<String>>(query).await.map(drop)
+        let (target, limit) = (quoted(&target), quoted(&limit));
+        let key = quoted(key.as_deref().unwrap_or_default());
+        self.tell(format!(
+            "select outpace.correct_v1({target}, {limit}, {key}, {units})::text"
+        ))
+        .await
     }
 
     async fn reach(&self) -> Result<(), LinkError> {
         self.prepare()
             .await
             .map_err(|error| LinkError(error.to_string()))?;
-        self.ask::<i32>(sqlx::query("select 1")).await.map(drop)
+        self.ask::<i32>("select 1".to_owned()).await.map(drop)
     }
 
     async fn heartbeat(
@@ -185,14 +181,12 @@ impl Link for PostgresLink {
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
-        // A simple query takes one round trip, and its duration limits the error of the clock
-        // estimate.
-        let name = self.name.replace('$', "");
+        let name = quoted(&self.name);
         let statement = format!(
-            "select outpace.heartbeat_v1({replica}, {QUOTE}{name}{QUOTE}, '{}', {share_for}, {held})",
+            "select outpace.heartbeat_v1({replica}, {name}, '{}', {share_for}, {held})",
             env!("CARGO_PKG_VERSION")
         );
-        let reply = self.simple::<Option<Json<Heartbeat>>>(statement).await?;
+        let reply = self.ask::<Option<Json<Heartbeat>>>(statement).await?;
         Ok(reply.map(|Json(heartbeat)| heartbeat))
     }
 
@@ -202,21 +196,26 @@ impl Link for PostgresLink {
         limit: Arc<str>,
         spec: Option<Spec>,
     ) -> Result<(), LinkError> {
-        let query = sqlx::query("select outpace.pin_v1($1, $2, $3)::text")
-            .bind(target.to_string())
-            .bind(limit.to_string())
-            .bind(spec.map(Json));
-        self.ask::<Option<String>>(query).await.map(drop)
+        let (target, limit) = (quoted(&target), quoted(&limit));
+        let spec = match spec.map(|spec| serde_json::to_string(&spec)).transpose() {
+            Ok(Some(spec)) => quoted(&spec),
+            Ok(None) => "null".to_owned(),
+            Err(error) => return Err(LinkError(error.to_string())),
+        };
+        self.tell(format!(
+            "select outpace.pin_v1({target}, {limit}, {spec})::text"
+        ))
+        .await
     }
 
     async fn sweep(&self) -> Result<(), LinkError> {
-        let query = sqlx::query("select outpace.sweep_v1()::text");
-        self.ask::<Option<String>>(query).await.map(drop)
+        self.tell("select outpace.sweep_v1()::text".to_owned())
+            .await
     }
 
     async fn leave(&self, replica: Replica) -> Result<(), LinkError> {
-        let query = sqlx::query("select outpace.leave_v1($1)::text").bind(replica);
-        self.ask::<Option<String>>(query).await.map(drop)
+        self.tell(format!("select outpace.leave_v1({replica})::text"))
+            .await
     }
 
     async fn notified(&self) {
@@ -233,6 +232,27 @@ impl Link for PostgresLink {
             && listening.recv().await.is_err()
         {
             *listener = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p10_closed_a_text_cannot_leave_its_quotes() {
+        for (text, expected) in [
+            ("plain", "E'plain'"),
+            ("it's", r"E'it\'s'"),
+            (r"a\", r"E'a\\'"),
+            (
+                r"\'; drop schema outpace; --",
+                r"E'\\\'; drop schema outpace; --'",
+            ),
+            ("a\0b", "E'ab'"),
+        ] {
+            assert_eq!(quoted(text), expected);
         }
     }
 }

@@ -326,29 +326,35 @@ const UNREADABLE: [(&str, &str); 7] = [
     ),
 ];
 
+/// Asks an origin that answers each request with these bytes. Returns the client's response and the
+/// number of connections that the origin has accepted.
+async fn answered_with(bytes: String) -> (Response<Bytes>, usize) {
+    let script = move |accepted: Accepted| {
+        let bytes = bytes.clone();
+        async move {
+            let mut stream = accepted.stream;
+            while read_head(&mut stream).await.is_some() {
+                stream.write_all(bytes.as_bytes()).await.unwrap();
+            }
+        }
+    };
+    let (origin, accepted) = Origin::scripted(&[], script).await;
+    let program = Program::before(&origin, &target("rate: \"100/1s\"", "")).await;
+    let mut client = Client::plain(&program).await;
+    let response = client.get("http://plain.test/").await;
+    (response, accepted.load(Ordering::SeqCst))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_response_is_asked_for_once_and_named() {
     let fields: String = (0..101).map(|n| format!("X-{n}: 1\r\n")).collect();
     let many = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
     let all = UNREADABLE.into_iter().chain([("101 fields", &*many)]);
     for (name, bytes) in all {
-        let bytes = bytes.to_owned();
-        let script = move |accepted: Accepted| {
-            let bytes = bytes.clone();
-            async move {
-                let mut stream = accepted.stream;
-                while read_head(&mut stream).await.is_some() {
-                    stream.write_all(bytes.as_bytes()).await.unwrap();
-                }
-            }
-        };
-        let (origin, accepted) = Origin::scripted(&[], script).await;
-        let program = Program::before(&origin, &target("rate: \"100/1s\"", "")).await;
-        let mut client = Client::plain(&program).await;
-        let response = client.get("http://plain.test/").await;
+        let (response, connections) = answered_with(bytes.to_owned()).await;
         let found = (response.status().as_u16(), &*reason(&response));
         assert_eq!(found, (502, "origin-protocol"), "{name}");
-        assert_eq!(accepted.load(Ordering::SeqCst), 1, "{name}");
+        assert_eq!(connections, 1, "{name}");
     }
 }
 
@@ -360,16 +366,7 @@ async fn spaces_and_folds_that_a_recipient_removes_are_removed() {
         "HTTP/1.1 200 OK\r\nX-A\t: b\r\nContent-Length : 2\r\n\r\nok",
     ];
     for bytes in heads {
-        let script = move |accepted: Accepted| async move {
-            let mut stream = accepted.stream;
-            while read_head(&mut stream).await.is_some() {
-                stream.write_all(bytes.as_bytes()).await.unwrap();
-            }
-        };
-        let (origin, _) = Origin::scripted(&[], script).await;
-        let program = Program::before(&origin, &target("rate: \"100/1s\"", "")).await;
-        let mut client = Client::plain(&program).await;
-        let response = client.get("http://plain.test/").await;
+        let (response, _) = answered_with(bytes.to_owned()).await;
         assert_eq!(
             (response.status().as_u16(), &**response.body()),
             (200, &b"ok"[..])

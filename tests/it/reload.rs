@@ -133,6 +133,7 @@ async fn a_file_that_never_stands_still_is_not_waited_for() {
     let path = program.config_path();
     let whole = std::fs::read_to_string(&path).unwrap();
     program.signal("HUP");
+    // The file changes between any two reads. The pauses are the input of this test.
     let write_on = async {
         for number in 0.. {
             std::fs::write(&path, format!("{whole}# {number}\n")).unwrap();
