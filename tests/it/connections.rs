@@ -208,9 +208,14 @@ async fn decline(how: Declined, accepted: Accepted) {
     match (how, number) {
         (Declined::Refused, 0) => http2.send(RST_STREAM, 0, first, &[0, 0, 0, 7]).await,
         (Declined::Http1, _) => http2.send(RST_STREAM, 0, first, &[0, 0, 0, 13]).await,
-        (Declined::GoneAway, 0) => return http2.send(GOAWAY, 0, 0, &gone(0)).await,
-        (Declined::GoneAwayCalm, 0) => return http2.send(GOAWAY, 0, 0, &gone(11)).await,
+        (Declined::GoneAway, 0) => http2.send(GOAWAY, 0, 0, &gone(0)).await,
+        (Declined::GoneAwayCalm, 0) => http2.send(GOAWAY, 0, 0, &gone(11)).await,
         _ => http2.ok(first).await,
+    }
+    if number == 0 && matches!(how, Declined::GoneAway | Declined::GoneAwayCalm) {
+        // An immediate close could reset the connection before its GOAWAY is read.
+        while http2.next().await.is_some() {}
+        return;
     }
     http2.serve().await;
 }
