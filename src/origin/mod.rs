@@ -102,12 +102,6 @@ pub enum OriginError {
 }
 
 impl OriginError {
-    /// Returns true if the origin certainly did not process the request, although it may have been
-    /// sent. Any method may then be repeated (RFC 9110 section 9.2.2).
-    pub const fn is_unprocessed(&self) -> bool {
-        !matches!(self, Self::Broken(_) | Self::Unreadable(_))
-    }
-
     /// Returns true if a new attempt may succeed. All other errors are permanent, because names,
     /// addresses, certificates and faulty origins rarely change within seconds.
     pub const fn is_passing(&self) -> bool {
