@@ -81,6 +81,11 @@ pub const HEAD_FIELDS: usize = 100;
 /// Time for which a connection is read after the refusal of an unreadable head, so that the client
 /// can read the refusal.
 pub const HEAD_LINGER: Duration = Duration::from_secs(1);
+/// Time for which the rest of a request body is read after its response, so that a client that is
+/// still sending can read the response.
+pub const LINGER: Duration = Duration::from_secs(30);
+/// Time without a byte after which the rest of such a body is not read any further.
+pub const LINGER_SILENCE: Duration = Duration::from_secs(5);
 /// Bytes that are read ahead while a request is held and its body is not read. They serve only to
 /// notice that the client has left.
 pub const HELD_PEEK: usize = 4 * 1024;

@@ -3,8 +3,11 @@
 use std::io;
 use std::time::Duration;
 
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::bounds::PEER_SILENT;
 
@@ -30,6 +33,31 @@ pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     #[cfg(any(target_os = "android", target_os = "linux"))]
     socket.set_tcp_user_timeout(Some(PEER_SILENT))?;
     Ok(())
+}
+
+/// Byte stream whose connection can be reset, so that its peer does not take the end for an orderly
+/// one.
+pub trait Reset {
+    /// Prepares the stream so that its drop resets the connection. Bytes that the peer has not read
+    /// may be lost. A failure is ignored, because the connection has ended then.
+    fn reset(&self);
+}
+
+impl Reset for TcpStream {
+    fn reset(&self) {
+        let _ended = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl<T: Reset> Reset for TlsStream<T> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+impl Reset for TokioIo<Upgraded> {
+    /// Does nothing, because the drop of an HTTP/2 tunnel already resets its stream.
+    fn reset(&self) {}
 }
 
 #[cfg(test)]

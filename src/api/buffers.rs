@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
-use hyper::body::Incoming;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
@@ -14,7 +13,7 @@ use super::spool::{buffer_json, counts_json, item_json, time};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
 use crate::delivery::check_buffer;
-use crate::exchange::{Error, ResponseBody};
+use crate::exchange::{ClientBody, Error, ResponseBody};
 use crate::policy::ApiScope;
 use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
 use crate::units::is_name;
@@ -52,7 +51,7 @@ impl SpoolHandle {
         call: &ApiCall<'_>,
         head: &Parts,
         path: &[&str],
-        body: Incoming,
+        body: ClientBody,
     ) -> Answered {
         match (&head.method, path) {
             (&Method::GET, []) => {
@@ -108,7 +107,7 @@ impl SpoolHandle {
         head: &Parts,
         buffer: &Buffer,
         verb: &str,
-        body: Incoming,
+        body: ClientBody,
     ) -> Answered {
         call.needs(match verb {
             "items" | "batch" | "items:batch" => ApiScope::Push,

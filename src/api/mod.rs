@@ -21,12 +21,13 @@ use acquire::HeldPermits;
 use http::request::Parts;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
-use crate::exchange::{ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody};
+use crate::exchange::{
+    ClientBody, ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody,
+};
 use crate::policy::{Policy, Target};
 
 /// API for apps, with the permits that workers hold and the spool, if there is one.
@@ -67,7 +68,7 @@ impl Api {
         exchange: &Exchange,
         policy: Arc<Policy>,
         client: &ClientIdentity,
-        request: Request<Incoming>,
+        request: Request<ClientBody>,
     ) -> Response<ResponseBody> {
         let mut record = exchange.recorder.begin(Ingress::Api, client);
         record.method = request.method().clone();
@@ -90,7 +91,7 @@ impl Api {
     async fn route(
         &self,
         call: &ApiCall<'_>,
-        request: Request<Incoming>,
+        request: Request<ClientBody>,
         record: &mut Record,
     ) -> Answered {
         let (head, body) = request.into_parts();
@@ -159,7 +160,7 @@ fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> 
 }
 
 /// Reads a JSON object from the body. An empty body counts as an empty object.
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, Error> {
+async fn read<T: DeserializeOwned>(body: ClientBody) -> Result<T, Error> {
     let read = Limited::new(body, API_BODY).collect().await;
     let read = read.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
     let bytes = read.to_bytes();

@@ -5,12 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::{ApiCall, bad};
 use crate::delivery::Deliveries;
-use crate::exchange::{Error, Reason};
+use crate::exchange::{ClientBody, Error, Reason};
 use crate::policy::ApiScope;
 use crate::spool::{
     Attempt, Buffer, BufferConfig, Counts, Item, ItemStatus, Millis, Sealer, Store, StoreError,
@@ -60,7 +59,7 @@ impl SpoolHandle {
     }
 
     /// Reads the body of a request, which may have at most `most` bytes.
-    pub(super) async fn read(&self, body: Incoming, most: u64) -> Result<Bytes, Error> {
+    pub(super) async fn read(&self, body: ClientBody, most: u64) -> Result<Bytes, Error> {
         let limit = usize::try_from(most).unwrap_or(usize::MAX);
         match Limited::new(body, limit).collect().await {
             Ok(read) => Ok(read.to_bytes()),

@@ -170,7 +170,16 @@ pub(super) struct TargetSection {
     pub(super) mode: ModeSetting,
     pub(super) retry: RetrySection,
     pub(super) idempotent: bool,
+    pub(super) close_notify: CloseNotifySetting,
     pub(super) set_headers: BTreeMap<String, Text>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum CloseNotifySetting {
+    #[default]
+    Required,
+    Optional,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]

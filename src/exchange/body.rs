@@ -14,12 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Version};
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::body_budget::BodyBudget;
+use super::client_body::{ClientBody, ClientGone};
 use super::record::BodyLocation;
 use super::respond::{BodyError, FramePoll, strip_forbidden_trailers};
 use crate::sync::lock;
@@ -33,37 +33,10 @@ pub(super) enum InboundBody {
     Stored(Bytes),
 }
 
-/// Body of a client's request on its connection.
-#[derive(Debug)]
-pub(super) struct ClientBody {
-    incoming: Incoming,
-    /// True for HTTP/2, where hyper reports an aborted stream like the end of a body.
-    is_http2: bool,
-}
-
-impl ClientBody {
-    /// Polls the next frame. A stream that was reset without its end is an error, whatever its error
-    /// code is (RFC 9113 section 8.1).
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
-        match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
-            None if self.is_http2 && !self.incoming.is_end_stream() => {
-                Poll::Ready(Some(Err(ClientGone.into())))
-            }
-            frame => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
-        }
-    }
-}
-
 impl InboundBody {
-    /// Creates the body of a client's request.
-    pub(super) fn of_client(request: Request<Incoming>) -> Request<Self> {
-        let is_http2 = request.version() == Version::HTTP_2;
-        request.map(|incoming| Self::Client(ClientBody { incoming, is_http2 }))
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Self::Client(body) => body.incoming.is_end_stream(),
+            Self::Client(body) => body.is_end_stream(),
             Self::Stored(bytes) => bytes.is_empty(),
         }
     }
@@ -117,11 +90,6 @@ enum End {
     Reached,
     Broken,
 }
-
-/// Error of a request body that ended before the client completed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the client's request body ended too early")]
-pub(super) struct ClientGone;
 
 impl Replayable {
     /// Creates a body from `source` and buffers it within the bounds of `body_budget`.
@@ -247,7 +215,7 @@ impl HeldBody {
         let Some(source) = &mut self.source else {
             return Poll::Ready(None);
         };
-        match ready!(source.poll_frame(cx)) {
+        match ready!(Pin::new(source).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let frame = strip_forbidden_trailers(frame);
                 self.trailers = frame.trailers_ref().cloned().or(self.trailers.take());

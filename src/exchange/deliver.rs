@@ -112,7 +112,9 @@ impl Exchange {
         }
         self.mark(&mut response, record);
         record.status = status.as_u16();
-        let response = response.map(|body| FromOrigin::new(body, turn));
+        let stored = plan.arrival.delivery.is_some();
+        let strict = stored && plan.target.is_none_or(|target| target.needs_close_notify);
+        let response = response.map(|body| FromOrigin::new(body, turn, strict));
         Ok(Outcome::Origin(response))
     }
 

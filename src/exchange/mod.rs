@@ -14,6 +14,7 @@ mod admission;
 mod attempt;
 mod body;
 mod body_budget;
+mod client_body;
 mod defer;
 mod deliver;
 mod error;
@@ -31,6 +32,7 @@ mod tunnel;
 
 pub use body::Outgoing;
 pub use body_budget::{BodyBudget, BodySettings};
+pub use client_body::{ClientBody, ClientGone, UnreadBodies};
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use error::Error;
 pub use reason::{Reason, table};
@@ -48,7 +50,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::HashMap;
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use admission::AttemptError;
 use attempt::OriginResponse;
@@ -135,9 +136,9 @@ impl Exchange {
     pub async fn serve(
         &self,
         arrival: Arrival,
-        request: Request<Incoming>,
+        request: Request<ClientBody>,
     ) -> Response<ResponseBody> {
-        let request = InboundBody::of_client(request);
+        let request = request.map(InboundBody::Client);
         let mut record = self.begin(&arrival, &request);
         match self.run(&arrival, request, &mut record).await {
             Ok(outcome) => self.finish(outcome, record),

@@ -189,6 +189,8 @@ pub struct Record {
     pub sent: u64,
     /// Bytes from the origin to the client, without response heads.
     pub received: u64,
+    /// True if the response ended with its TLS session, and that ended without close_notify.
+    pub no_close_notify: bool,
     /// Place where the request's body is buffered, set as soon as a response is delivered.
     pub body: BodyLocation,
     /// Field `traceparent` of the request, from which the log takes the trace id.
@@ -281,6 +283,7 @@ impl Recorder {
             detail: None,
             sent: 0,
             received: 0,
+            no_close_notify: false,
             body: BodyLocation::None,
             trace: None,
             spooled: false,

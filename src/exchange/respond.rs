@@ -42,9 +42,17 @@ pub(super) struct FromOrigin {
     /// Record of the exchange, absent before [`ResponseBody::origin`] sets it and after the end.
     record: Option<Box<Recording>>,
     turn: Option<Turn>,
+    /// True if a missing close_notify makes the response incomplete.
+    needs_close_notify: bool,
     /// Copy of the bytes so far, at most [`BODY_PEEK`], if a limit takes the cost from the body.
     copy: Option<Vec<u8>>,
 }
+
+/// Error of a stored request's response that may be cut, because only the end of its TLS session
+/// shows its end.
+#[derive(Debug, thiserror::Error)]
+#[error("its TLS session ended without close_notify, and nothing else shows its end")]
+struct NoCloseNotify;
 
 impl ResponseBody {
     /// Creates a body without any bytes, for example for a 101.
@@ -64,6 +72,23 @@ impl ResponseBody {
         }
     }
 
+    /// Returns true if the origin ends this body with its TLS session. The client must get it in the
+    /// same form, because outpace cannot tell whether it is whole.
+    pub fn ends_with_connection(&self) -> bool {
+        match &self.0 {
+            BodyKind::Origin(body) => body.body.ends_with_tls(),
+            BodyKind::Empty | BodyKind::Full(_) => false,
+        }
+    }
+
+    /// Returns true if this body has ended with a TLS session that lacks close_notify.
+    pub fn lacks_close_notify(&self) -> bool {
+        match &self.0 {
+            BodyKind::Origin(body) => body.body.lacks_close_notify(),
+            BodyKind::Empty | BodyKind::Full(_) => false,
+        }
+    }
+
     /// Creates a body that streams the origin's bytes. Its end also ends the record and the turn.
     pub(super) fn origin(mut body: Box<FromOrigin>, record: Box<Recording>) -> Self {
         body.record = Some(record);
@@ -76,10 +101,15 @@ impl ResponseBody {
 }
 
 impl FromOrigin {
-    pub(super) fn new(body: origin::OriginBody<Outgoing>, turn: Option<Turn>) -> Box<Self> {
+    pub(super) fn new(
+        body: origin::OriginBody<Outgoing>,
+        turn: Option<Turn>,
+        needs_close_notify: bool,
+    ) -> Box<Self> {
         let settles = turn.as_ref().is_some_and(Turn::settles_by_body);
         Box::new(Self {
             body,
+            needs_close_notify,
             record: None,
             copy: settles.then(Vec::new),
             turn,
@@ -98,7 +128,8 @@ impl FromOrigin {
             turn.settle(|source| source.number_in_body(&json));
         }
         self.turn = None;
-        if let Some(record) = self.record.take() {
+        if let Some(mut record) = self.record.take() {
+            record.no_close_notify = self.body.lacks_close_notify();
             record.end();
         }
     }
@@ -119,6 +150,11 @@ impl FromOrigin {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
         match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
             Poll::Pending => Poll::Pending,
+            Poll::Ready(None) if self.needs_close_notify && self.body.lacks_close_notify() => {
+                let error = BodyError::from(NoCloseNotify);
+                self.fail(&error);
+                Poll::Ready(Some(Err(error)))
+            }
             Poll::Ready(None) => {
                 self.end();
                 Poll::Ready(None)

@@ -46,6 +46,7 @@ impl Sink for LineSink {
                 .text_if(key!("detail"), record.detail.as_deref())
                 .number(key!("sent_bytes"), record.sent)
                 .number(key!("received_bytes"), record.received)
+                .true_if(key!("no_close_notify"), record.no_close_notify)
                 .word(key!("body"), record.body.name())
                 .millis(key!("duration_ms"), record.took)
                 .text_if(key!("trace"), record.trace_id());

@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::bounds::{FIRST_BYTE_TIMEOUT, TLS_ACCEPT_TIMEOUT};
+use crate::sockets::Reset;
 
 /// Protocol that a client uses inside its CONNECT.
 #[derive(Debug)]
@@ -150,6 +151,12 @@ impl<T: AsyncRead + Unpin> Prefixed<T> {
         let word = end.unwrap_or(self.prefix.len());
         let next = self.prefix.get(word);
         (1..=16).contains(&word) && next.is_none_or(|byte| *byte == b' ')
+    }
+}
+
+impl<T: Reset> Reset for Prefixed<T> {
+    fn reset(&self) {
+        self.inner.reset();
     }
 }
 

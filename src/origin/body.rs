@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::http1::Returning;
 use super::http2::StreamHold;
+use super::io::CutTls;
 use super::pool::RequestBody;
 
 /// Response body of an origin, read as a stream of frames.
@@ -25,6 +26,8 @@ pub struct OriginBody<B: RequestBody> {
     hold: Option<Arc<StreamHold<B>>>,
     /// Frame that was read together with the head.
     first: Option<Frame<Bytes>>,
+    /// State of the TLS session whose end is the end of this body. `None` for all other bodies.
+    ends_with_tls: Option<CutTls>,
 }
 
 /// Error of an HTTP/2 response whose stream was reset before its end.
@@ -39,14 +42,23 @@ impl<B: RequestBody> OriginBody<B> {
             connection: None,
             hold,
             first: None,
+            ends_with_tls: None,
         };
         body.finish_if(http_body::Body::is_end_stream(&body.incoming));
         body
     }
 
-    pub(super) fn http1(incoming: Incoming, connection: Returning<B>) -> Self {
+    /// Creates the body of an HTTP/1 response. `close_delimited` is true if the end of the
+    /// connection is its end (RFC 9112 section 6.3).
+    pub(super) fn http1(
+        incoming: Incoming,
+        connection: Returning<B>,
+        close_delimited: bool,
+    ) -> Self {
+        let cut = connection.connection.cut.as_ref();
         let mut body = Self {
             incoming,
+            ends_with_tls: cut.filter(|_| close_delimited).cloned(),
             connection: Some(connection),
             hold: None,
             first: None,
@@ -70,6 +82,17 @@ impl<B: RequestBody> OriginBody<B> {
             self.first = Some(first?);
         }
         Ok(())
+    }
+
+    /// Returns true if the end of a TLS session is the end of this body. Nothing shows whether such
+    /// a body is whole, unless the session ends with close_notify.
+    pub const fn ends_with_tls(&self) -> bool {
+        self.ends_with_tls.is_some()
+    }
+
+    /// Returns true if the TLS session that is the end of this body has ended without close_notify.
+    pub fn lacks_close_notify(&self) -> bool {
+        self.ends_with_tls.as_ref().is_some_and(CutTls::is_cut)
     }
 
     /// Returns true if hyper reports the end of an HTTP/2 body that was reset without its end. After

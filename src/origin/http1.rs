@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use http::header::CONNECTION;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 
 use super::client_link::ClientLink;
 use super::connections::OriginConnections;
 use super::failure;
-use super::io::ClientRefusal;
+use super::io::{ClientRefusal, CutTls};
 use super::pool::{Destination, PoolState, RequestBody, SendError};
 use super::{OriginBody, OriginError};
 use crate::bounds::INTERIM_BYTES;
@@ -23,6 +25,8 @@ use crate::clock::{Alarm, Instant};
 pub(super) struct Http1<B: RequestBody> {
     pub(super) sender: http1::SendRequest<B>,
     pub(super) refusal: ClientRefusal,
+    /// State of the TLS session, or `None` without TLS.
+    pub(super) cut: Option<CutTls>,
     /// Number of bytes that have been read from the connection.
     pub(super) read: Arc<AtomicU64>,
     /// Instant from which the connection takes no further request.
@@ -113,7 +117,9 @@ impl<B: RequestBody> Returning<B> {
         }
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
-        let mut response = response.map(|incoming| OriginBody::http1(incoming, self));
+        let close_delimited = is_close_delimited(&response);
+        let mut response =
+            response.map(|incoming| OriginBody::http1(incoming, self, close_delimited));
         let begun = response.body_mut().begin();
         begun.map_err(|error| SendError::Failed(failure::of_body(error)))?;
         Ok(response)
@@ -136,4 +142,12 @@ impl<B: RequestBody> Returning<B> {
             self.home.put(&self.connections, self.connection);
         }
     }
+}
+
+/// Returns true if the body of a response has neither a length nor chunks, so that it ends with its
+/// connection.
+fn is_close_delimited(response: &Response<Incoming>) -> bool {
+    let body = response.body();
+    let framed = body.is_end_stream() || body.size_hint().exact().is_some();
+    !framed && !response.headers().contains_key(TRANSFER_ENCODING)
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
@@ -22,6 +22,8 @@ pub struct Io {
     pub(super) refusal: ClientRefusal,
     /// Number of bytes that have been read.
     pub(super) read: Arc<AtomicU64>,
+    /// True once the TLS session has ended without close_notify. `None` for a stream without TLS.
+    pub(super) cut: Option<CutTls>,
     /// True once the stream has been read.
     has_read: bool,
     /// Bytes that were read in search of a refusal, which the next read returns.
@@ -51,20 +53,45 @@ impl ClientRefusal {
     }
 }
 
+/// State of a TLS session, which is true if the session ended without close_notify (RFC 8446 section
+/// 6.1). Such an end looks like the end of the stream, and only the framing of a message tells
+/// whether something is missing.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CutTls(Arc<AtomicBool>);
+
+impl CutTls {
+    /// Returns true if the session has ended without close_notify.
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Turns the error of such an end into the end of the stream.
+    fn or_end(&self, read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        match read {
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.0.store(true, Ordering::Relaxed);
+                Poll::Ready(Ok(()))
+            }
+            read => read,
+        }
+    }
+}
+
 impl Io {
     pub(super) fn plain(stream: TcpStream) -> Self {
-        Self::new(Stream::Plain(stream))
+        Self::new(Stream::Plain(stream), None)
     }
 
     pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
-        Self::new(Stream::Tls(Box::new(stream)))
+        Self::new(Stream::Tls(Box::new(stream)), Some(CutTls::default()))
     }
 
-    fn new(stream: Stream) -> Self {
+    fn new(stream: Stream, cut: Option<CutTls>) -> Self {
         Self {
             stream,
             refusal: ClientRefusal::default(),
             read: Arc::default(),
+            cut,
             has_read: false,
             early: BytesMut::new(),
         }
@@ -136,7 +163,10 @@ impl AsyncRead for Io {
             this.read.fetch_add(count, Ordering::Relaxed);
         }
         this.note(&read);
-        read
+        match &this.cut {
+            Some(cut) => cut.or_end(read),
+            None => read,
+        }
     }
 }
 

@@ -294,7 +294,7 @@ async fn http1<B: RequestBody>(
     wire: ProtocolChoice,
     expires: Instant,
 ) -> Result<Http1<B>, OriginError> {
-    let (refusal, read) = (io.refusal.clone(), Arc::clone(&io.read));
+    let (refusal, cut, read) = (io.refusal.clone(), io.cut.clone(), Arc::clone(&io.read));
     let (sender, connection) = http1::Builder::new()
         // A recipient removes the spaces (RFC 9112 section 5.1) and the folds (section 5.2).
         .allow_spaces_after_header_name_in_responses(true)
@@ -307,6 +307,7 @@ async fn http1<B: RequestBody>(
         ProtocolChoice::Any | ProtocolChoice::Http2Prior => Box::pin(connection),
     };
     Ok(Http1 {
+        cut,
         sender,
         refusal,
         read,

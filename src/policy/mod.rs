@@ -114,6 +114,9 @@ pub struct Target {
     pub observe: bool,
     /// True if every request may be repeated, whatever its method.
     pub idempotent: bool,
+    /// True if a stored request is delivered only by a response whose TLS session ended with
+    /// close_notify, where the end of the session is the end of the response.
+    pub needs_close_notify: bool,
     /// Fields that are set on every request, such as credentials that the client does not need to
     /// have.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
@@ -140,6 +143,7 @@ impl Target {
             retry: Retry::default(),
             observe: false,
             idempotent: false,
+            needs_close_notify: true,
             set_headers: Vec::new(),
         }
     }

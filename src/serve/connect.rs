@@ -4,14 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::client_stream::ClientStream;
 use super::connection::ClientConnection;
 use super::tunnel::ClientTunnel;
-use crate::exchange::{ClientIdentity, ResponseBody};
+use crate::exchange::{ClientBody, ClientIdentity, ResponseBody};
 use crate::intercept::Prefixed;
 use crate::policy::Policy;
 use crate::semantics::{Authority, max_wait, without_content};
@@ -21,7 +20,7 @@ use crate::units::{Origin, Scheme};
 /// connections inside a tunnel use this function again.
 pub(super) fn connect(
     connection: Arc<ClientConnection>,
-    mut request: Request<Incoming>,
+    mut request: Request<ClientBody>,
     authority: Authority,
     client: ClientIdentity,
     policy: Arc<Policy>,

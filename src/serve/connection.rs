@@ -21,11 +21,15 @@ use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
 };
 use crate::clock::HeadTimer;
-use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, Recording, ResponseBody};
+use crate::exchange::{
+    Arrival, ClientBody, ClientIdentity, Error, Ingress, Reason, Recording, ResponseBody,
+    UnreadBodies,
+};
 use crate::intercept::Prefixed;
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
+use crate::sockets::Reset;
 use crate::units::Origin;
 
 /// Origins that the requests of a connection may name.
@@ -76,7 +80,7 @@ impl ClientConnection {
     /// `None` it serves HTTP/1.1, or HTTP/2 if the client begins with the HTTP/2 preface.
     pub(super) async fn serve<T>(self: Arc<Self>, io: T, http2: Option<bool>)
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
         let (io, http2) = match http2 {
             Some(http2) => (Prefixed::new(io, Bytes::new()), http2),
@@ -105,16 +109,18 @@ impl ClientConnection {
 
     async fn serve_http1<T>(self: Arc<Self>, io: T)
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
-        let (stream, progress, returned) = ClientStream::new(io);
+        let unread = Arc::new(UnreadBodies::noted());
+        let (stream, progress, returned) = ClientStream::new(io, Arc::clone(&unread));
         let (this, noted) = (Arc::clone(&self), Arc::clone(&progress));
         let service = service_fn(move |request: Request<Incoming>| {
             let (this, in_flight) = (Arc::clone(&this), noted.begin());
+            let request = request.map(|body| ClientBody::new(body, Arc::clone(&unread)));
             async move {
-                let method = request.method().clone();
+                let (method, version) = (request.method().clone(), request.version());
                 let response = this.answer(request).await;
-                Ok::<_, Infallible>(in_flight.answer(&method, response))
+                Ok::<_, Infallible>(in_flight.answer(&method, version, response).await)
             }
         });
         let serving = self.http1().serve_connection(TokioIo::new(stream), service);
@@ -126,17 +132,26 @@ impl ClientConnection {
                 let stream = returned.take().filter(|_| progress.is_idle());
                 Box::pin(self.refuse_head(&error, progress.line(), stream)).await;
             }
-            ended => log_end(ended),
+            ended => {
+                if progress.resets()
+                    && let Some(stream) = returned.take()
+                {
+                    stream.reset();
+                }
+                log_end(ended);
+            }
         }
     }
 
     async fn serve_http2<T>(self: Arc<Self>, io: T)
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
         let this = Arc::clone(&self);
+        let unread = Arc::new(UnreadBodies::Drained(self.server.tasks.clone()));
         let service = service_fn(move |request: Request<Incoming>| {
             let this = Arc::clone(&this);
+            let request = request.map(|body| ClientBody::new(body, Arc::clone(&unread)));
             async move {
                 let response = match unreadable::check_http2_head(&request) {
                     Ok(()) => this.answer(request).await,
@@ -168,7 +183,7 @@ impl ClientConnection {
         serving.await
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<ResponseBody> {
+    async fn answer(self: Arc<Self>, request: Request<ClientBody>) -> Response<ResponseBody> {
         let policy = self.server.policy.load_full();
         match self.destine(&request, &policy) {
             Ok(Routed::Exchange(ingress, origin, client)) => {

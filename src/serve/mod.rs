@@ -9,6 +9,7 @@ mod client_stream;
 mod connect;
 mod connection;
 mod gateway;
+mod linger;
 mod listener;
 mod slot;
 mod tunnel;

@@ -12,6 +12,7 @@ use super::connection::{ClientConnection, Inbound};
 use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, Recording, Tunnel};
 use crate::intercept::{AcceptError, Inside, accept};
 use crate::policy::{Policy, TlsMode};
+use crate::sockets::Reset;
 use crate::units::{Origin, Scheme};
 
 /// Tunnel that was allowed, and is served as soon as its stream is available.
@@ -77,7 +78,7 @@ impl ClientTunnel {
     /// connection.
     pub(super) async fn serve<T>(self, stream: T)
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
         match self {
             Self::Intercepted(inside, config) => inside.serve(stream, config).await,
@@ -98,7 +99,7 @@ pub(super) struct InterceptedTunnel {
 impl InterceptedTunnel {
     async fn serve<T>(self, stream: T, config: Arc<ServerConfig>)
     where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
         match accept(stream, config).await {
             Ok(Inside::Tls { stream, http2 }) => {

@@ -84,6 +84,14 @@ impl<'a> JsonObject<'a> {
         }
     }
 
+    /// Appends `true` if the value is true, and else nothing.
+    pub fn true_if(&mut self, key: Key, value: bool) -> &mut Self {
+        match value {
+            true => self.raw(key.0).raw("true"),
+            false => self,
+        }
+    }
+
     /// Appends a whole number, or null if there is no value.
     pub fn number_or_null(&mut self, key: Key, value: Option<impl Integer>) -> &mut Self {
         match value {

@@ -23,6 +23,7 @@ mod connections;
 mod deliveries;
 mod deploy;
 mod doors;
+mod endings;
 mod faults;
 mod framing;
 mod heads;

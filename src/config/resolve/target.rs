@@ -95,6 +95,7 @@ fn one(
         tls: written.tls,
         retry: retry(p, key, &written.retry),
         idempotent: written.idempotent,
+        needs_close_notify: written.close_notify == schema::CloseNotifySetting::Required,
         set_headers: set_headers(p, key, &written.set_headers),
     }
 }

@@ -1,0 +1,123 @@
+//! Body of a client's request. It tells a body that was aborted from one that ended, and looks after
+//! the rest of a body that outpace does not need.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use super::respond::{BodyError, FramePoll};
+use crate::bounds::{LINGER, LINGER_SILENCE};
+use crate::shutdown::Tasks;
+
+/// Rule of a client connection for request bodies that are not read to their end, because the
+/// response did not need them. A client that is still sending could lose the response if its bytes
+/// were refused at once (RFC 9112 section 9.6).
+#[derive(Debug)]
+pub enum UnreadBodies {
+    /// HTTP/1: the value becomes true, and the connection is read for a while before it is closed.
+    Noted(AtomicBool),
+    /// HTTP/2: a task reads the rest of the stream for a while.
+    Drained(Tasks),
+}
+
+impl UnreadBodies {
+    /// Creates the rule of an HTTP/1 connection without an unread body.
+    pub const fn noted() -> Self {
+        Self::Noted(AtomicBool::new(false))
+    }
+
+    /// Returns true if a body of an HTTP/1 connection was not read to its end.
+    pub fn is_noted(&self) -> bool {
+        match self {
+            Self::Noted(unread) => unread.load(Ordering::Relaxed),
+            Self::Drained(_) => false,
+        }
+    }
+}
+
+/// Error of a request body that ended before the client completed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client's request body ended too early")]
+pub struct ClientGone;
+
+/// Body of a client's request on its connection. Its drop applies the rule for unread bodies.
+#[derive(Debug)]
+pub struct ClientBody {
+    /// Body as hyper reads it, which is `None` only during the drop.
+    incoming: Option<Incoming>,
+    /// True once the body has ended or failed.
+    ended: bool,
+    unread: Arc<UnreadBodies>,
+}
+
+impl ClientBody {
+    /// Creates the body of a request that arrived on a connection with this rule.
+    pub fn new(incoming: Incoming, unread: Arc<UnreadBodies>) -> Self {
+        Self {
+            ended: incoming.is_end_stream(),
+            incoming: Some(incoming),
+            unread,
+        }
+    }
+
+    fn is_http2(&self) -> bool {
+        matches!(*self.unread, UnreadBodies::Drained(_))
+    }
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    /// Polls the next frame. An HTTP/2 stream that was reset without its end is an error, whatever
+    /// its error code is (RFC 9113 section 8.1). hyper reports some of them like the end of a body.
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> FramePoll {
+        let is_http2 = self.is_http2();
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        let whole = incoming.is_end_stream();
+        self.ended |= whole || !matches!(frame, Some(Ok(_)));
+        if frame.is_none() && is_http2 && !whole {
+            return Poll::Ready(Some(Err(ClientGone.into())));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let incoming = self.incoming.as_ref();
+        incoming.map_or_else(SizeHint::default, Body::size_hint)
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        let Some(rest) = self.incoming.take().filter(|_| !self.ended) else {
+            return;
+        };
+        match &*self.unread {
+            UnreadBodies::Noted(unread) => unread.store(true, Ordering::Relaxed),
+            UnreadBodies::Drained(tasks) => drop(tasks.spawn(drain(rest))),
+        }
+    }
+}
+
+/// Reads and drops the rest of a body, until it ends, is silent for [`LINGER_SILENCE`], or
+/// [`LINGER`] has passed.
+async fn drain(mut rest: Incoming) {
+    let reading =
+        async { while let Ok(Some(Ok(_))) = timeout(LINGER_SILENCE, rest.frame()).await {} };
+    let _elapsed = timeout(LINGER, reading).await;
+}
