@@ -48,4 +48,5 @@ mod semantics;
 mod shared;
 mod spool;
 mod store;
+mod tokens;
 mod ways;
