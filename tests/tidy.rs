@@ -43,7 +43,7 @@ const FLOORS: [(&str, u8); 30] = [
     ("delivery", 50),
     ("api", 51),
     ("serve", 52),
-    ("admin", 51),
+    ("admin", 52),
     ("config", 51),
     ("app", 61),
     ("cli", 61),

@@ -74,7 +74,7 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     policy.routes_by_host = routes_by_host;
     policy.routes_by_port = routes_by_port;
     policy.egress = egress(p, &mut file.egress);
-    spool::declared(p, &file.buffers, &policy.egress);
+    spool::declared(p, &file.buffers, &policy.egress, &policy.clients);
     let allow_open = file.allow_open;
     let settings = settings(p, file, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);

@@ -48,5 +48,6 @@ mod semantics;
 mod shared;
 mod spool;
 mod store;
+mod tenants;
 mod tokens;
 mod ways;
