@@ -3,8 +3,9 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::frames::Http2Answer;
 use super::record::OK;
-use super::{Answer, MODES, Mode, SPLITS, Setup};
+use super::{Answer, MODES, Mode, SPLITS, Setup, with_fields};
 use crate::harness::scripted::{Accepted, read_head};
 use crate::harness::{Client, Origin, Program, Proto, soon};
 
@@ -91,6 +92,21 @@ async fn d07_expectations() {
             }
         }
     }
+    let expect = [("expect", "100-continue")];
+    setup
+        .http2_passes("POST", &expect, Some("abc"), |message| {
+            assert_eq!(message.body, b"abc");
+        })
+        .await;
+    let request = |mode: Mode| {
+        let fields = with_fields(mode.pseudo("POST", "/"), &[("expect", "miracles")]);
+        (fields, Some(b"abc".to_vec()))
+    };
+    setup
+        .each_http2(request, |answer, left| {
+            assert_eq!((answer, left.len()), (Http2Answer::Status(417), 0));
+        })
+        .await;
     setup.nothing_left().await;
 }
 
@@ -123,36 +139,46 @@ async fn d08_responses_1xx() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_responses_1xx_of_an_origin_are_bounded() {
-    // The path is the number of responses 1xx before the response.
+    // The path is the speed and the number of bytes of the responses 1xx before the response.
     let script = |accepted: Accepted| async move {
         let mut stream = accepted.stream;
         let head = read_head(&mut stream).await.unwrap();
         let count = head.split([' ', '/']).nth(2).unwrap();
-        for number in 0..count.parse::<u64>().unwrap() {
-            let status = [102, 103, 199][usize::try_from(number % 3).unwrap()];
-            let interim = format!("HTTP/1.1 {status} Wait\r\nlink: </x>\r\n\r\n");
-            if stream.write_all(interim.as_bytes()).await.is_err() {
+        let interim = [102, 103, 199]
+            .map(|status| format!("HTTP/1.1 {status} Wait\r\nlink: </x>\r\n\r\n"))
+            .concat();
+        // They arrive one by one, or as fast as the connection takes them.
+        let (at_once, count) = count.split_at(1);
+        let part = interim.repeat(if at_once == "f" { 1000 } else { 1 });
+        let mut rest = count.parse::<usize>().unwrap();
+        while rest > 0 {
+            let now = rest.min(part.len());
+            if stream.write_all(&part.as_bytes()[..now]).await.is_err() {
                 return;
             }
+            rest -= now;
         }
         let last = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
         let _ended = stream.write_all(last).await;
     };
     let (origin, _) = Origin::scripted(&[], script).await;
     let program = Program::before(&origin, "").await;
-    // Each one has about 35 bytes.
-    for (count, status) in [
+    // Three of them have 99 bytes.
+    for (bytes, status) in [
         (0, 200),
-        (3, 200),
-        (1000, 200),
-        (20_000, 502),
-        (u64::MAX, 502),
+        (99, 200),
+        (99_000, 200),
+        (1_584_000, 502),
+        (99_usize << 40, 502),
     ] {
-        let mut client = Client::plain(&program).await;
-        let response = client.get(&format!("http://plain.test/{count}")).await;
-        assert_eq!(response.status(), status, "{count}");
-        let body = String::from_utf8_lossy(response.body()).into_owned();
-        assert_eq!(body.contains("1xx"), status == 502, "{body}");
+        for speed in ["s", "f"] {
+            let path = format!("{speed}{bytes}");
+            let mut client = Client::plain(&program).await;
+            let response = client.get(&format!("http://plain.test/{path}")).await;
+            assert_eq!(response.status(), status, "{path}");
+            let body = String::from_utf8_lossy(response.body()).into_owned();
+            assert_eq!(body.contains("1xx"), status == 502, "{body}");
+        }
     }
 }
 
