@@ -2,8 +2,9 @@
 
 use tokio::io::AsyncWriteExt as _;
 
+use super::frames::{Frames, Http2Answer};
 use super::record::{OK, values};
-use super::{Answer, MODES, Mode, SPLITS, Setup};
+use super::{Answer, MODES, Mode, SPLITS, Setup, with_fields};
 use crate::harness::Proto;
 
 /// Returns a request with these chunks, without `Connection: close`.
@@ -125,6 +126,26 @@ async fn a19_trailers() {
     let template = template.replace(&format!("Trailer: {names}\r\n"), "");
     for message in setup.passes(&template).await {
         assert_eq!(values(&message.trailers, "x-sum"), Vec::<String>::new());
+    }
+    for (announced, left) in [("x-sum, authorization, host", 1), ("", 0)] {
+        for mode in MODES {
+            for split in SPLITS {
+                let head = with_fields(mode.pseudo("POST", "/"), &[("trailer", announced)]);
+                let fields = [
+                    ("x-sum", "1"),
+                    ("authorization", "Bearer x"),
+                    ("host", "evil.test"),
+                ];
+                let trailers = with_fields(Vec::new(), &fields);
+                let frames = Frames::begin().headers(&head, false).data(b"abc", false);
+                let stream = setup.open(mode, Proto::Http2).await;
+                let answer = frames.headers(&trailers, true).send(stream, split).await;
+                assert_eq!(answer, Http2Answer::Status(200));
+                let message = setup.recorder.take().remove(0);
+                assert_eq!(message.body, b"abc");
+                assert_eq!(message.trailers.len(), left, "{:?}", message.trailers);
+            }
+        }
     }
 }
 

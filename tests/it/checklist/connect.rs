@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use super::frames::{Frames, Http2Answer};
 use super::record::{OK, Recorder};
 use super::{Answer, Mode, SPLITS, Setup, Split, ask};
 use crate::harness::{Client, Program, Proto};
@@ -47,6 +48,24 @@ async fn assert_refused(setup: &Setup, authority: &str, status: u16, reason: &st
     }
 }
 
+/// Sends a CONNECT over HTTP/2 to the proxy's port and asserts that its answer is as expected.
+async fn assert_http2_refused(
+    setup: &Setup,
+    authority: &str,
+    is_refused: impl Fn(Http2Answer) -> bool,
+) {
+    for split in SPLITS {
+        let fields = [(":method", "CONNECT"), (":authority", authority)];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let stream = setup.open(Mode::Plain, Proto::Http2).await;
+        let answer = Frames::begin()
+            .headers(&fields, false)
+            .send(stream, split)
+            .await;
+        assert!(is_refused(answer), "{authority}: {answer:?}");
+    }
+}
+
 /// A CONNECT without port, with a path, a scheme, userinfo or port 0: refused with 400.
 ///
 /// RFC 9112 section 3.2.3, RFC 9110 section 9.3.6.
@@ -71,6 +90,16 @@ async fn c01_authorities_that_are_none() {
         setup
             .refuses_in(&modes, &template, 400, "malformed-request")
             .await;
+    }
+    for authority in [
+        "api.test",
+        "api.test:",
+        "api.test:0",
+        "api.test:x",
+        "u@api.test:443",
+        "",
+    ] {
+        assert_http2_refused(&setup, authority, |answer| answer.is_malformed()).await;
     }
     setup.nothing_left().await;
 }
@@ -216,6 +245,10 @@ async fn c06_ports() {
             assert_refused(&setup, &format!("{host}:{port}"), 403, "port-not-allowed").await;
         }
     }
+    for authority in ["tunnel.test:22", "api.test:25", "127.0.0.1:80"] {
+        let is_refused = |answer| answer == Http2Answer::Status(403);
+        assert_http2_refused(&setup, authority, is_refused).await;
+    }
     assert!(
         Client::connect(&setup.program, "tunnel.test:443", "")
             .await
@@ -262,6 +295,15 @@ async fn c07_addresses_that_are_not_public() {
             let answer = Answer::one(&setup.ask(Mode::Plain, split, &template).await);
             answer.assert_refused(host, 403, "address-prohibited");
         }
+    }
+    for authority in [
+        "10.0.0.1:443",
+        "169.254.169.254:443",
+        "[::1]:443",
+        "[fd00::1]:443",
+    ] {
+        let is_refused = |answer| answer == Http2Answer::Status(403);
+        assert_http2_refused(&setup, authority, is_refused).await;
     }
     setup.nothing_left().await;
 }

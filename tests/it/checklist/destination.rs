@@ -1,6 +1,8 @@
 //! Table B of the checklist, rows B10 to B18: the destination that a request may have (RFC 9110
 //! section 7, RFC 9113 section 8.3.1).
 
+use http_body_util::Full;
+
 use super::frames::{Frames, Http2Answer};
 use super::{Answer, MODES, Mode, SPLITS, Setup, bytes, with_fields};
 use crate::harness::{Client, Proto};
@@ -184,6 +186,14 @@ async fn b15_host_differs_from_authority() {
     for host in ["evil.test", "plain.test:8080", "", "a@b"] {
         setup.http2_refuses("GET", &[("host", host)], None).await;
     }
+    let mut client = Client::intercepted(&setup.program, "api.test", Proto::Http2).await;
+    let request = client.request("GET", "/").header("host", "evil.test");
+    let response = client.ask(request.body(Full::default()).unwrap()).await;
+    let status = response.headers()["proxy-status"].to_str().unwrap();
+    assert!(
+        status.starts_with("outpace; error=http_request_error"),
+        "{status}"
+    );
     for own in [&[][..], &[("x-a", "1")]] {
         let request = |mode: Mode| {
             let fields = with_fields(mode.pseudo("GET", "/"), own);
