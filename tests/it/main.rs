@@ -17,6 +17,7 @@ mod harness;
 
 mod api;
 mod buffers;
+mod checklist;
 mod clients;
 mod conformance;
 mod connections;
@@ -44,7 +45,6 @@ mod retry;
 mod retry_after;
 mod run;
 mod scopes;
-mod semantics;
 mod shared;
 mod spool;
 mod store;
