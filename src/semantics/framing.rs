@@ -40,21 +40,35 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
         }
         return Ok(Framing::Chunked);
     }
-    let Some(length) = headers.get(header::CONTENT_LENGTH) else {
+    let lines = headers.get_all(header::CONTENT_LENGTH);
+    let mut agreed = None;
+    for line in lines.iter() {
+        let length = length(line)?;
+        if agreed.replace(length).is_some_and(|known| known != length) {
+            return Err(Malformed::Framing("the Content-Length fields differ"));
+        }
+    }
+    let Some(count) = agreed else {
         return Ok(Framing::None);
     };
-    let digits = length.as_bytes();
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Malformed::Framing("Content-Length is not a whole number"));
-    }
-    let count = std::str::from_utf8(digits)
-        .ok()
-        .and_then(|digits| digits.parse::<u64>().ok())
-        .ok_or(Malformed::Framing("Content-Length exceeds 2^64 - 1 bytes"))?;
-    if digits.len() > 1 && digits.first() == Some(&b'0') {
+    // HTTP/2 may repeat the field, but only one line in canonical form may leave.
+    let canonical = |line: &HeaderValue| line.len() == 1 || line.as_bytes().first() != Some(&b'0');
+    if lines.iter().nth(1).is_some() || !lines.iter().all(canonical) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(count));
     }
     Ok(Framing::Length(count))
+}
+
+/// Reads one line of `Content-Length`, which consists of digits only.
+fn length(line: &HeaderValue) -> Result<u64, Malformed> {
+    let digits = line.as_bytes();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Malformed::Framing("Content-Length is not a whole number"));
+    }
+    std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| digits.parse().ok())
+        .ok_or(Malformed::Framing("Content-Length exceeds 2^64 - 1 bytes"))
 }
 
 /// Rebuilds the framing of a response: at most one `Content-Length`, in canonical form, and never
@@ -241,6 +255,23 @@ mod tests {
         let (framing, map) = read(Version::HTTP_11, &[(CONTENT_LENGTH, "002")]).unwrap();
         assert_eq!(framing, Framing::Length(2));
         assert_eq!(map.get(header::CONTENT_LENGTH).unwrap(), "2");
+    }
+
+    #[test]
+    fn equal_lengths_leave_as_one_and_different_lengths_are_refused() {
+        for lines in [
+            &[length("2"), length("2")][..],
+            &[length("2"), length("02")],
+            &[length("002"), length("2"), length("2")],
+        ] {
+            let (framing, map) = read(Version::HTTP_2, lines).unwrap();
+            assert_eq!(framing, Framing::Length(2));
+            assert!(map.get_all(header::CONTENT_LENGTH).iter().eq(["2"]));
+        }
+        for other in ["3", "", "+2", "2x"] {
+            let lines = [length("2"), length(other)];
+            assert!(read(Version::HTTP_2, &lines).is_err(), "{other:?}");
+        }
     }
 
     #[test]

@@ -27,6 +27,15 @@ pub enum RequestTarget {
 pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
     let host = host_field(request)?;
     let (method, uri) = (request.method(), request.uri());
+    // The library accepts UTF-8 in a path, but a URI is ASCII (RFC 3986 section 2).
+    if uri
+        .path_and_query()
+        .is_some_and(|path| !path.as_str().is_ascii())
+    {
+        return Err(Malformed::RequestTarget(
+            "it is not ASCII; percent-encode the other characters",
+        ));
+    }
     if let (Some(scheme), Some(written)) = (uri.scheme_str(), uri.authority())
         && method != Method::CONNECT
     {
@@ -229,6 +238,9 @@ mod tests {
             ("GET", "http://x.com:0/", &["x.com"]),
             ("GET", "http://x.com:99999/", &["x.com"]),
             ("GET", "*", &["x.com"]),
+            ("GET", "/caf\u{e9}", &["x.com"]),
+            ("GET", "/a?b=\u{4e2d}", &["x.com"]),
+            ("GET", "http://x.com/\u{1f600}", &["x.com"]),
             ("CONNECT", "x.com", &["x.com"]),
             ("CONNECT", "/", &["x.com"]),
             ("CONNECT", "http://x.com:443/", &["x.com"]),
