@@ -154,7 +154,7 @@ impl Meant {
         };
         let body = match delimiter {
             Delimiter::None => Vec::new(),
-            _ => body(dice, &token, host),
+            _ => body(dice, &token, host, http2),
         };
         let mut fields = fields(dice);
         let announced = delimiter == Delimiter::Chunked && dice.chance(30);
@@ -256,7 +256,9 @@ fn path(dice: &mut Dice, token: &str) -> String {
 }
 
 /// Draws a body. Some contain bytes that are a request if the framing is misread.
-fn body(dice: &mut Dice, token: &str, host: &str) -> Vec<u8> {
+fn body(dice: &mut Dice, token: &str, host: &str, http2: bool) -> Vec<u8> {
+    // Three bodies fit into the first window of an HTTP/2 connection (RFC 9113 section 6.9.2).
+    let longest = if http2 { 20_000 } else { 70_000 };
     let smuggled = format!("GET /smuggled-{token} HTTP/1.1\r\nHost: {host}\r\n\r\n");
     let text = match dice.below(12) {
         0 => return Vec::new(),
@@ -265,7 +267,7 @@ fn body(dice: &mut Dice, token: &str, host: &str) -> Vec<u8> {
         4 => format!("{token}\r\n0\r\n\r\n"),
         5 => format!(
             "{token}{}",
-            "x".repeat(dice.pick(&[1000, 9000, 20_000, 70_000]))
+            "x".repeat(dice.pick(&[1000, 9000, 20_000, longest]))
         ),
         6 => format!("\r\n\r\n{token}\r\n"),
         _ => format!("body of {token}"),
