@@ -237,7 +237,12 @@ pub(crate) const OF_STREAMS: [(&str, StreamMutation); 13] = [
     }),
     ("wrong length", |dice, stream| {
         let length: usize = stream.data.iter().map(Vec::len).sum();
-        let wrong = dice.pick(&[length + 1, length + 50, length.wrapping_sub(1), usize::MAX]);
+        // The bytes up to a length that is too short leave before the frame behind them arrives.
+        let shorter = match stream.data.len() {
+            1 => length.wrapping_sub(1),
+            _ => length + 2,
+        };
+        let wrong = dice.pick(&[length + 1, length + 50, shorter, usize::MAX]);
         stream.fields.retain(|(name, _)| name != "content-length");
         push(stream, "content-length", wrong.to_string().as_bytes());
         Some(Fate::Never)
