@@ -11,13 +11,13 @@
     clippy::expect_used,
     clippy::print_stdout,
     clippy::string_slice,
+    clippy::excessive_nesting,
     reason = "a fuzzer measures real time, starts its own tasks, and fails by panicking"
 )]
 
 #[expect(
     dead_code,
     unused_imports,
-    clippy::excessive_nesting,
     reason = "the fuzzer needs only some parts of the harness"
 )]
 #[path = "../it/harness/mod.rs"]
