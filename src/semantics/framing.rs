@@ -254,6 +254,23 @@ mod tests {
     }
 
     #[test]
+    fn equal_lengths_leave_as_one_and_different_lengths_are_refused() {
+        for lines in [
+            &[length("2"), length("2")][..],
+            &[length("2"), length("02")],
+            &[length("002"), length("2"), length("2")],
+        ] {
+            let (framing, map) = read(Version::HTTP_2, lines).unwrap();
+            assert_eq!(framing, Framing::Length(2));
+            assert!(map.get_all(header::CONTENT_LENGTH).iter().eq(["2"]));
+        }
+        for other in ["3", "", "+2", "2x"] {
+            let lines = [length("2"), length(other)];
+            assert!(read(Version::HTTP_2, &lines).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
     fn doubtful_framing_is_refused() {
         let chunked = (TRANSFER_ENCODING, "chunked");
         for lines in [
