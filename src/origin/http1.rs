@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use http::header::CONNECTION;
-use http::{Request, Response, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Request, Response, Version};
 use hyper::client::conn::http1;
 
 use super::client_link::ClientLink;
@@ -67,6 +67,8 @@ pub(super) struct Returning<B: RequestBody> {
     /// True if the request is fully sent and the origin keeps the connection open. The connection
     /// is then idle as soon as the response is complete.
     pub(super) plain: bool,
+    /// True if the connection must be closed after this response.
+    pub(super) is_last: bool,
     pub(super) connections: Arc<OriginConnections<B>>,
     pub(super) home: Arc<PoolState<B>>,
 }
@@ -111,6 +113,7 @@ impl<B: RequestBody> Returning<B> {
         if let Some(owner) = client.owner_by(response.headers()) {
             self.keep_for(owner);
         }
+        self.is_last = has_two_framings(response.headers());
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
         let mut response = response.map(|incoming| OriginBody::http1(incoming, self));
@@ -132,8 +135,17 @@ impl<B: RequestBody> Returning<B> {
     /// the connection returns to the pool. A connection that is still uploading is closed, because
     /// no task would drive it.
     pub(super) fn finish(mut self) {
+        if self.is_last {
+            return;
+        }
         if self.plain || self.connection.is_fresh() {
             self.home.put(&self.connections, self.connection);
         }
     }
+}
+
+/// Returns true if a response could be read with two different ends, which may be an attempt to
+/// smuggle another response (RFC 9112 section 6.3).
+fn has_two_framings(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
 }

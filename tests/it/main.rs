@@ -17,6 +17,7 @@ mod harness;
 
 mod api;
 mod buffers;
+mod checklist;
 mod clients;
 mod conformance;
 mod connections;
