@@ -1,5 +1,7 @@
 //! Checklist of a forward proxy as tests. The name of each test begins with its row.
 
+mod frames;
+mod http2;
 mod response_bodies;
 mod responses;
 mod strange_origin;
