@@ -168,6 +168,20 @@ impl FrameClient {
     }
 }
 
+impl FrameClient {
+    /// Reads frames up to this number of response heads, on any stream.
+    pub(super) async fn heads(&mut self, count: usize) {
+        let read = async {
+            let mut heads = 0;
+            while heads < count {
+                let (kind, ..) = self.next().await.expect("an open connection");
+                heads += usize::from(kind == HEADERS);
+            }
+        };
+        soon("the heads of all responses", read).await;
+    }
+}
+
 fn code(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..4].try_into().unwrap())
 }

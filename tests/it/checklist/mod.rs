@@ -1,7 +1,9 @@
 //! Checklist of a forward proxy as tests. The name of each test begins with its row.
 
+mod floods;
 mod frames;
 mod http2;
+mod lifecycle;
 mod response_bodies;
 mod responses;
 mod strange_origin;
