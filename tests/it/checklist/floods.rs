@@ -117,8 +117,8 @@ fn assert_closed(ends: &[FloodEnd]) {
     }
 }
 
-/// Requests that are reset at once, without end: the connection is closed, or the work per request
-/// stays bounded, and another client is served.
+/// Requests that are reset at once, without end: the connection is closed, and another client is
+/// served.
 ///
 /// RFC 9113 section 10.5.
 #[tokio::test(flavor = "multi_thread")]

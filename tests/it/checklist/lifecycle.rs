@@ -20,8 +20,8 @@ async fn fast(origin: &Origin) -> Program {
     Program::with_env(origin, TARGET, &env).await
 }
 
-/// Sends these bytes, waits for the end of the connection, and returns the time until then as the
-/// program measures it.
+/// Sends these bytes, waits for the end of the connection, and returns the time between the two as
+/// the program measures it.
 async fn time_to_end<T>(mut stream: T, bytes: &str) -> Duration
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,

@@ -1,6 +1,7 @@
 //! Table E, heads and framing: responses of an origin that are malformed, ambiguous or unusual.
 
-use super::strange_origin::{Case, Delimiter, Site, WAYS, everywhere};
+use super::seen::Delimiter;
+use super::strange_origin::{Case, Site, WAYS, everywhere};
 use crate::harness::Proto;
 
 /// A response that another request must never get.
@@ -66,6 +67,29 @@ async fn e02_a_head_that_cannot_be_read_is_a_502() {
         seen.assert_refusal(502, "origin-protocol");
     })
     .await;
+}
+
+/// A head that cannot be read, to a GET that could be repeated: the origin is asked once.
+///
+/// RFC 9112 section 4.
+#[tokio::test(flavor = "multi_thread")]
+async fn e02_an_unreadable_response_is_asked_for_once() {
+    let cases = [
+        "HTTP/1.1 099 Odd\r\n\r\n".to_owned(),
+        "hello\r\n\r\n".to_owned(),
+        head("Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
+    ]
+    .map(Case::open);
+    let site = Site::with_cases(&cases).await;
+    for way in WAYS {
+        for number in 0..cases.len() {
+            let path = format!("/case/{number}/{way:?}").replace(' ', "");
+            let seen = site.ask(way, "GET", &path).await;
+            seen.assert_refusal(502, "origin-protocol");
+            let record = site.program.record(|record| record["path"] == path).await;
+            assert_eq!(record["attempts"], 1, "{record}");
+        }
+    }
 }
 
 /// A space before the colon or a folded line in a response: the space is removed, and the fold

@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request};
-use http_body_util::{BodyExt as _, Full};
+use http::Request;
+use http_body_util::Full;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::seen::Seen;
 use crate::harness::scripted::{Accepted, read_head};
 use crate::harness::{Client, Origin, Program, Proto, free_port, soon};
 
@@ -85,6 +86,8 @@ pub(super) struct Site {
     base: &'static str,
     /// Number of connections that the program has closed.
     closed: watch::Receiver<usize>,
+    /// Number of cases that the origin has written to their end.
+    written: watch::Receiver<usize>,
 }
 
 impl Site {
@@ -108,27 +111,32 @@ impl Site {
             route: SocketAddr::from(([127, 0, 0, 1], port)),
             base,
             closed: watch::channel(0).1,
+            written: watch::channel(0).1,
         }
     }
 
     /// Starts the program in front of an HTTP/1.1 origin that answers `/case/N` with case N,
     /// `/case/N/split` byte by byte, and `/own/TOKEN` with the token.
     pub(super) async fn with_cases(cases: &[Case]) -> Self {
-        let (close, closed) = watch::channel(0);
+        let ((close, closed), (write, written)) = (watch::channel(0), watch::channel(0));
         let cases: Arc<[Case]> = cases.into();
         let script = move |accepted: Accepted| {
-            let (cases, close) = (Arc::clone(&cases), close.clone());
+            let (cases, close, write) = (Arc::clone(&cases), close.clone(), write.clone());
             async move {
                 let Some(stream) = open(accepted).await else {
                     return;
                 };
-                answer(stream, &cases).await;
+                answer(stream, &cases, &write).await;
                 close.send_modify(|count| *count += 1);
             }
         };
         let (origin, _) = Origin::scripted(&[b"http/1.1"], script).await;
         let site = Self::before(origin, TARGET).await;
-        Self { closed, ..site }
+        Self {
+            closed,
+            written,
+            ..site
+        }
     }
 
     /// Opens a connection to the program in this ingress mode.
@@ -233,7 +241,7 @@ pub(super) async fn open(accepted: Accepted) -> Option<Stream> {
 }
 
 /// Answers the requests of one connection until it ends.
-async fn answer(mut stream: Stream, cases: &[Case]) {
+async fn answer(mut stream: Stream, cases: &[Case], written: &watch::Sender<usize>) {
     while let Some(head) = read_head(&mut stream).await {
         let path = head.split(' ').nth(1).unwrap();
         let mut parts = path.trim_start_matches('/').split('/');
@@ -254,11 +262,12 @@ async fn answer(mut stream: Stream, cases: &[Case]) {
             _ => case.bytes.len().max(1),
         };
         for part in case.bytes.chunks(size) {
-            let written = stream.write_all(part).await;
-            if written.and(stream.flush().await).is_err() {
-                return;
+            let sent = stream.write_all(part).await;
+            if sent.and(stream.flush().await).is_err() {
+                break;
             }
         }
+        written.send_modify(|count| *count += 1);
         if case.closes {
             let _ended = stream.shutdown().await;
             return;
@@ -273,192 +282,25 @@ pub(super) async fn everywhere(cases: &[Case], method: &str, check: impl Fn(usiz
     for way in WAYS {
         for (number, case) in cases.iter().enumerate() {
             for how in ["whole", "split"] {
-                let mut closed = site.closed.clone();
-                let before = *closed.borrow_and_update();
+                let (mut closed, mut written) = (site.closed.clone(), site.written.clone());
+                let before = (*closed.borrow_and_update(), *written.borrow_and_update());
                 let path = format!("/case/{number}/{how}");
                 let seen = site.ask(way, method, &path).await;
-                let context = || format!("case {number} {way:?} {how}: {seen:?}");
-                println!("{}", context());
+                let context = format!("case {number} {way:?} {how}: {seen:?}");
+                println!("{context}");
                 check(number, way.1, &seen);
-                if case.is_last {
-                    let ended = closed.wait_for(|count| *count > before);
-                    soon(&context(), ended).await.unwrap();
-                }
+                // Bytes after the end of the response may still be on their way.
+                let all = written.wait_for(|count| *count > before.1);
+                soon(&context, all).await.unwrap();
                 let token = format!("{number}-{how}-{:?}-{:?}", way.0, way.1);
                 site.assert_own(way, &token).await;
-            }
-        }
-    }
-}
-
-/// Delimiter of a body, as a client saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Delimiter {
-    None,
-    Length,
-    Chunks,
-    Close,
-    Http2,
-}
-
-/// Response as a client saw it. The status is 0 if there was none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) status: u16,
-    pub(super) fields: Vec<(String, String)>,
-    pub(super) body: Vec<u8>,
-    pub(super) delimiter: Delimiter,
-    /// True if the body ended as its delimiter says.
-    pub(super) complete: bool,
-    pub(super) trailers: Vec<(String, String)>,
-}
-
-impl Seen {
-    const fn nothing() -> Self {
-        Self {
-            status: 0,
-            fields: Vec::new(),
-            body: Vec::new(),
-            delimiter: Delimiter::None,
-            complete: false,
-            trailers: Vec::new(),
-        }
-    }
-
-    /// Returns the values of all fields with this name.
-    pub(super) fn all(&self, name: &str) -> Vec<&str> {
-        let fields = self.fields.iter().filter(|(known, _)| known == name);
-        fields.map(|(_, value)| value.as_str()).collect()
-    }
-
-    /// Returns the reason that `Proxy-Status` names, or the whole field if it names none.
-    pub(super) fn reason(&self) -> String {
-        let status = self.all("proxy-status").join(", ");
-        let details = status.split("details=\"").nth(1).unwrap_or(&status);
-        details.split([':', '"']).next().unwrap().to_owned()
-    }
-
-    /// Asserts that the response is outpace's own, with this status and reason.
-    pub(super) fn assert_refusal(&self, status: u16, reason: &str) {
-        let found = (self.status, &*self.reason(), self.complete);
-        assert_eq!(found, (status, reason, true), "{self:?}");
-    }
-
-    /// Asserts that the response is complete, with this status and body.
-    pub(super) fn assert_whole(&self, status: u16, body: &str) {
-        let text = String::from_utf8_lossy(&self.body);
-        let found = (self.status, &*text, self.complete);
-        assert_eq!(found, (status, body, true), "{self:?}");
-    }
-
-    /// Reads the bytes of a connection that carried one HTTP/1.1 response, without any tolerance.
-    pub(super) fn read(method: &str, bytes: &[u8]) -> Self {
-        let Some(end) = bytes.windows(4).position(|part| part == b"\r\n\r\n") else {
-            assert!(bytes.is_empty(), "no head in {bytes:?}");
-            return Self::nothing();
-        };
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let mut lines = head.split("\r\n");
-        let line = lines.next().unwrap();
-        assert!(line.starts_with("HTTP/1.1 "), "{line}");
-        let mut seen = Self {
-            status: line[9..12].parse().unwrap(),
-            fields: lines.map(field).collect(),
-            ..Self::nothing()
-        };
-        seen.read_body(method, &bytes[end + 4..]);
-        seen
-    }
-
-    fn read_body(&mut self, method: &str, rest: &[u8]) {
-        let codings = self.all("transfer-encoding").join(",");
-        let lengths = self.all("content-length");
-        let both = !codings.is_empty() && !lengths.is_empty();
-        assert!(!both && lengths.len() <= 1, "two framings: {self:?}");
-        let length = lengths.first().map(|length| {
-            assert!(length.bytes().all(|b| b.is_ascii_digit()), "{length}");
-            length.parse::<usize>().unwrap()
-        });
-        if method == "HEAD" || matches!(self.status, 204 | 304) {
-            assert_eq!(rest, b"", "a body after a response without one: {self:?}");
-            self.complete = true;
-        } else if codings == "chunked" {
-            self.delimiter = Delimiter::Chunks;
-            self.complete = self.read_chunks(rest).is_some();
-        } else {
-            assert_eq!(codings, "", "{self:?}");
-            self.body = rest.to_vec();
-            (self.delimiter, self.complete) = match length {
-                Some(length) => {
-                    assert!(rest.len() <= length, "more than {length} bytes: {self:?}");
-                    (Delimiter::Length, rest.len() == length)
-                }
-                None => (Delimiter::Close, true),
-            };
-        }
-    }
-
-    /// Reads the chunks and the trailers. Returns `None` if they are incomplete.
-    fn read_chunks(&mut self, mut rest: &[u8]) -> Option<()> {
-        loop {
-            let line = rest.windows(2).position(|part| part == b"\r\n")?;
-            let size = std::str::from_utf8(&rest[..line]).unwrap();
-            let size = usize::from_str_radix(size, 16).unwrap();
-            rest = &rest[line + 2..];
-            if size == 0 {
-                break;
-            }
-            let data = rest.get(..size);
-            self.body.extend(data.unwrap_or(rest));
-            data?;
-            rest = rest.get(size..)?.strip_prefix(b"\r\n")?;
-        }
-        let text = std::str::from_utf8(rest).unwrap();
-        let trailers = text.strip_suffix("\r\n")?;
-        self.trailers = trailers.split_terminator("\r\n").map(field).collect();
-        Some(())
-    }
-
-    /// Reads a response of the HTTP/2 client.
-    pub(super) async fn receive(
-        response: hyper::Result<http::Response<hyper::body::Incoming>>,
-    ) -> Self {
-        let Ok(response) = response else {
-            return Self::nothing();
-        };
-        let (head, mut body) = response.into_parts();
-        let mut seen = Self {
-            status: head.status.as_u16(),
-            fields: pairs(&head.headers),
-            delimiter: Delimiter::Http2,
-            complete: true,
-            ..Self::nothing()
-        };
-        while let Some(frame) = body.frame().await {
-            match frame.map(hyper::body::Frame::into_data) {
-                Ok(Ok(data)) => seen.body.extend(data),
-                Ok(Err(frame)) => seen.trailers = pairs(frame.trailers_ref().unwrap()),
-                Err(_) => {
-                    seen.complete = false;
-                    break;
+                if case.is_last {
+                    let ended = closed.wait_for(|count| *count > before.0);
+                    soon(&context, ended).await.unwrap();
                 }
             }
         }
-        seen
     }
-}
-
-fn field(line: &str) -> (String, String) {
-    let (name, value) = line.split_once(": ").unwrap_or((line, ""));
-    (name.to_ascii_lowercase(), value.to_owned())
-}
-
-fn pairs(map: &HeaderMap) -> Vec<(String, String)> {
-    let pairs = map.iter().map(|(name, value)| {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        (name.to_string(), value)
-    });
-    pairs.collect()
 }
 
 /// Returns the body of a request.
