@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::{NewItem, StoreError};
-use super::{DiskSettings, SPOOL_DISK};
+use super::{DiskSettings, SPOOL_DISK, private};
 
 /// Returns the path of a large body, in a directory named after the last two characters of its id.
 pub(super) fn body_path(dir: &Path, id: &str) -> PathBuf {
@@ -48,7 +48,9 @@ fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
     let beside = path.with_extension("tmp");
     let written = || {
-        let mut file = std::fs::File::create(&beside)?;
+        // A file that a crash has left may be longer than the body, or readable by other users.
+        let _ = std::fs::remove_file(&beside);
+        let mut file = private(&beside)?;
         file.write_all(body)?;
         file.sync_data()?;
         std::fs::rename(&beside, path)?;
