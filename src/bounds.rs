@@ -130,13 +130,16 @@ pub const TUNNEL_BUFFER: usize = 16 * 1024;
 /// Time for which resolved addresses of a host are cached, whatever the TTL of the DNS records.
 pub const DNS_TTL: Duration = Duration::from_secs(10);
 
-/// Streams that one HTTP/2 client connection may have open at the same time.
+/// Streams that one HTTP/2 connection may have open at the same time, from a client or to an origin.
 pub const H2_STREAMS: u32 = 256;
 /// Bytes of the flow-control window of one HTTP/2 stream (RFC 9113 section 5.2).
 pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 /// Bytes of the flow-control window of one HTTP/2 connection. The window is far above that of a
 /// stream, so one slow reader cannot stall the other streams.
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of the flow-control window of one HTTP/2 connection to an origin. It has room for all its
+/// streams, because they serve different clients and any number of them may be slow readers.
+pub const H2_ORIGIN_WINDOW: u32 = H2_STREAMS * H2_STREAM_WINDOW;
 /// Bytes of the names and values in one HTTP/2 request head, with the path.
 pub const HTTP2_HEAD: usize = 64 * 1024;
 /// Bytes of one uncompressed HTTP/2 header list (RFC 9113 section 6.5.2) that the connection

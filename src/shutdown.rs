@@ -147,3 +147,26 @@ where
         self.spawn(task);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A panic in the task of one request: the other tasks and the drain go on.
+    ///
+    /// RFC 9110 section 15.6.1.
+    #[tokio::test]
+    async fn g04_a_panic_in_one_task_stops_no_other() {
+        let tasks = Tasks::new();
+        let gate = CancellationToken::new();
+        let waits = gate.clone();
+        let other = tasks.spawn(async move { waits.cancelled().await });
+        let panicked = tasks.spawn(async { panic!("a request failed on purpose") });
+        assert!(panicked.await.unwrap_err().is_panic());
+        assert_eq!(tasks.running(), 1);
+        gate.cancel();
+        other.await.unwrap();
+        tasks.drain();
+        tasks.finished().await;
+    }
+}

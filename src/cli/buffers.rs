@@ -6,14 +6,14 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Instance, SpoolArgs};
+use super::client::{Instance, OperatorArgs};
 use super::table::table;
 use super::{Exit, Failure, block_on, print};
 
 #[derive(Debug, Args)]
 pub(super) struct BuffersArgs {
     #[command(flatten)]
-    place: SpoolArgs,
+    place: OperatorArgs,
     /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
@@ -68,7 +68,7 @@ enum BuffersCommand {
 #[derive(Debug, Args)]
 pub(super) struct ItemsArgs {
     #[command(flatten)]
-    place: SpoolArgs,
+    place: OperatorArgs,
     /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
@@ -113,7 +113,7 @@ enum ItemsCommand {
 #[derive(Debug, Args)]
 pub(super) struct AttemptsArgs {
     #[command(flatten)]
-    place: SpoolArgs,
+    place: OperatorArgs,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -291,7 +291,7 @@ pub(super) fn attempts(args: &AttemptsArgs) -> Result<Exit, Failure> {
 }
 
 fn show(
-    place: &SpoolArgs,
+    place: &OperatorArgs,
     as_json: bool,
     (method, path, body): CliCall,
     (list, columns): Shown,

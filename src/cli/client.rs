@@ -35,7 +35,7 @@ pub(super) struct InstanceArgs {
 
 /// Arguments that select the outpace whose spool is read or changed.
 #[derive(Debug, Clone, Args)]
-pub(super) struct SpoolArgs {
+pub(super) struct OperatorArgs {
     /// Configuration file of the running outpace (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
@@ -87,7 +87,7 @@ impl Instance {
 
     /// Finds the port for calls about the spool. It is the admin port, unless a URL of the proxy is
     /// given.
-    pub(super) fn spool(args: SpoolArgs) -> Result<Self, Failure> {
+    pub(super) fn spool(args: OperatorArgs) -> Result<Self, Failure> {
         match args.url {
             url @ Some(_) => Self::find(&InstanceArgs { config: None, url }),
             None => Self::admin(&AdminArgs {

@@ -189,6 +189,9 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<Outcome, Error> {
         let mut plan = self.plan(arrival, request, record)?;
+        if plan.announces_nothing {
+            Box::pin(plan.expect_nothing()).await?;
+        }
         if plan.needs_body() {
             Box::pin(plan.look_into_body()).await;
         }

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 
+use super::admission::AttemptError;
 use super::body::{InboundBody, Outgoing, Replayable};
 use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
@@ -27,6 +28,8 @@ pub(super) struct Plan<'a> {
     pub(super) scope: Scope,
     /// Head of a request with a scope that depends on its body, until that scope is decided.
     unscoped: Option<Box<Parts>>,
+    /// True for a body of length 0 that has not ended yet.
+    pub(super) announces_nothing: bool,
     pub(super) max_wait: Duration,
     pub(super) preference: Preference,
     pub(super) template: Template,
@@ -111,6 +114,7 @@ impl Exchange {
             },
             switch: switch.filter(|_| template.upgrade.is_some()),
             template,
+            announces_nothing: framing == Framing::Length(0) && body.is_some(),
             body,
             read_ahead,
             arrival,
@@ -178,6 +182,24 @@ impl Plan<'_> {
     pub(super) fn reader(&self) -> Outgoing {
         let body = self.body.as_ref();
         body.map_or(Outgoing::Empty, |body| Outgoing::Held(body.reader()))
+    }
+
+    /// Waits for the end of a body whose length is 0, because the head of such a request is the whole
+    /// request. Over HTTP/2 the client may still send bytes that it did not announce, or abort the
+    /// stream.
+    ///
+    /// # Errors
+    /// Returns [`AttemptError::ClientGone`] if the body does not end as announced.
+    pub(super) async fn expect_nothing(&mut self) -> Result<(), AttemptError> {
+        let body = self.body.take();
+        let read = match &body {
+            Some(body) => body.peek(0).await,
+            None => Some(Vec::new()),
+        };
+        match read {
+            Some(nothing) if nothing.is_empty() => Ok(()),
+            _ => Err(AttemptError::ClientGone),
+        }
     }
 
     /// Returns true if the scope depends on the body and is not decided yet.

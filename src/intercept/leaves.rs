@@ -167,6 +167,20 @@ mod tests {
         assert!(metrics.contains("outpace_leaves_minted_total 1"));
     }
 
+    /// More hosts than the cache holds: the number of cached certificates stays at its bound.
+    ///
+    /// RFC 6066 section 3.
+    #[tokio::test]
+    async fn g05_the_cache_of_certificates_is_bounded() {
+        let (_dir, leaves) = leaves();
+        for number in 0..LEAVES + 100 {
+            let host = HostName::parse(&format!("h{number}.example.com")).unwrap();
+            leaves.config(&host).unwrap();
+        }
+        leaves.configs.run_pending_tasks();
+        assert!(leaves.configs.entry_count() <= LEAVES);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_leaf_is_what_verifiers_accept() {
         let (_dir, leaves) = leaves();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use http::header::{CONNECTION, TRANSFER_ENCODING};
-use http::{Request, Response, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -80,6 +80,8 @@ pub(super) struct Returning<B: RequestBody> {
     /// True if the request is fully sent and the origin keeps the connection open. The connection
     /// is then idle as soon as the response is complete.
     pub(super) plain: bool,
+    /// True if the connection must be closed after this response.
+    pub(super) is_last: bool,
     pub(super) connections: Arc<OriginConnections<B>>,
     pub(super) home: Arc<PoolState<B>>,
 }
@@ -124,6 +126,7 @@ impl<B: RequestBody> Returning<B> {
         if let Some(owner) = client.owner_by(response.headers()) {
             self.keep_for(owner);
         }
+        self.is_last = has_two_framings(response.headers());
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
         let close_delimited = is_close_delimited(&response);
@@ -147,6 +150,9 @@ impl<B: RequestBody> Returning<B> {
     /// the connection returns to the pool. A connection that is still uploading is closed, because
     /// no task would drive it.
     pub(super) fn finish(mut self) {
+        if self.is_last {
+            return;
+        }
         if self.plain || self.connection.is_fresh() {
             self.home.put(&self.connections, self.connection);
         }
@@ -159,4 +165,10 @@ fn is_close_delimited(response: &Response<Incoming>) -> bool {
     let body = response.body();
     let framed = body.is_end_stream() || body.size_hint().exact().is_some();
     !framed && !response.headers().contains_key(TRANSFER_ENCODING)
+}
+
+/// Returns true if a response could be read with two different ends, which may be an attempt to
+/// smuggle another response (RFC 9112 section 6.3).
+fn has_two_framings(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
 }

@@ -16,7 +16,7 @@ use super::connections::OriginConnections;
 use super::io::ClientRefusal;
 use super::pool::{PoolState, RequestBody};
 use super::{Io, OriginError};
-use crate::bounds::{H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW};
+use crate::bounds::{H2_HEADER_LIST, H2_ORIGIN_WINDOW, H2_STREAM_WINDOW, H2_STREAMS};
 use crate::clock::Instant;
 use crate::shutdown::Background;
 
@@ -46,11 +46,11 @@ impl Streams {
     }
 
     /// Takes a free stream. Returns false if there is none. Before the SETTINGS only one stream is
-    /// free, because the origin may refuse further ones.
+    /// free, because the origin may refuse further ones. Afterwards at most [`H2_STREAMS`] are used.
     fn take(&self) -> bool {
         let most = match self.most.load(Ordering::Relaxed) {
             UNTOLD => 1,
-            most => most,
+            most => most.min(H2_STREAMS as usize),
         };
         let more = |active| (active < most).then_some(active + 1);
         let taken = self
@@ -180,7 +180,7 @@ impl<B: RequestBody> PoolState<B> {
         let (sender, connection) = http2::Builder::new(Watching(Arc::clone(&streams)))
             .timer(TokioTimer::new())
             .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .initial_connection_window_size(H2_ORIGIN_WINDOW)
             .max_header_list_size(H2_HEADER_LIST)
             .initial_max_send_streams(UNTOLD)
             .handshake(TokioIo::new(io))

@@ -361,6 +361,7 @@ impl<B: RequestBody> Lease<B> {
                 let returning = Returning {
                     connection,
                     plain: request.body().is_end_stream(),
+                    is_last: false,
                     connections,
                     home,
                 };

@@ -1,6 +1,6 @@
 //! P10 (closed by default): the addresses, ports, hosts and clients that may pass.
 
-use crate::harness::{Client, Origin, Program, free_port, program, raw};
+use crate::harness::{Client, Origin, Program, free_port, raw};
 
 const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ rate: \"1000/1s\" }]\n";
 
@@ -240,41 +240,6 @@ async fn p10_closed_credentials_we_set_are_not_for_pages_of_other_sites() {
         .await
         .starts_with("HTTP/1.1 200")
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn p10_closed_a_port_beyond_loopback_needs_clients_or_the_operators_word() {
-    let dir = tempfile::tempdir().unwrap();
-    let check = |text: &str| {
-        let path = dir.path().join("c.yaml");
-        std::fs::write(&path, text).unwrap();
-        let output = program()
-            .as_std_mut()
-            .args(["check"])
-            .arg(&path)
-            .output()
-            .unwrap();
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    };
-    let (code, told) = check("listen: 0.0.0.0:8080\n");
-    assert_eq!(code, Some(64));
-    assert!(
-        told.contains("allow_open: true") && told.contains("clients"),
-        "{told}"
-    );
-    assert_eq!(check("listen: 0.0.0.0:8080\nallow_open: true\n").0, Some(0));
-    assert_eq!(
-        check("listen: 0.0.0.0:8080\nclients: [{ name: a, token: b }]\n").0,
-        Some(0)
-    );
-    assert_eq!(
-        check("routes: [{ listen: \"0.0.0.0:9001\", to: \"https://x.com\" }]\n").0,
-        Some(64)
-    );
-    assert_eq!(check("admin: { listen: \"0.0.0.0:8081\" }\n").0, Some(64));
 }
 
 #[tokio::test(flavor = "multi_thread")]

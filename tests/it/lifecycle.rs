@@ -1,7 +1,6 @@
 //! P11 and the lifecycle of the program: start, faults at the start, reload and drain.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 
@@ -299,13 +298,6 @@ async fn faults_at_start_have_one_clear_sentence_and_a_code_of_their_own() {
     .await;
     assert_eq!(used.status.code(), Some(69));
     assert!(told(&used).contains(&port.to_string()), "{}", told(&used));
-
-    let key = dir.path().join("data/ca.key");
-    assert!(key.exists());
-    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let open = serve(&base(""), dir.path()).await;
-    assert_eq!(open.status.code(), Some(77));
-    assert!(told(&open).contains("chmod 600"), "{}", told(&open));
 
     std::fs::write(dir.path().join("file"), "").unwrap();
     let config = base("").replace("/data\n", "/file/data\n");

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::{NewItem, StoreError};
-use super::{DiskSettings, SPOOL_DISK};
+use super::{DiskSettings, SPOOL_DISK, private};
 
 /// Returns the path of a large body, in a directory named after the last two characters of its id.
 pub(super) fn body_path(dir: &Path, id: &str) -> PathBuf {
@@ -44,20 +44,15 @@ pub(super) async fn keep_large(
 /// temporary file, renames it, and synchronises the directory.
 fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     use std::io::Write as _;
-    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    use std::os::unix::fs::DirBuilderExt as _;
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut shelf = std::fs::DirBuilder::new();
     shelf.recursive(true).mode(0o700).create(dir)?;
     let beside = path.with_extension("tmp");
     let written = || {
-        // A temporary file of an earlier process may have another mode.
+        // A file that a crash has left may be longer than the body, or readable by other users.
         let _ = std::fs::remove_file(&beside);
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&beside)?;
+        let mut file = private(&beside)?;
         file.write_all(body)?;
         file.sync_data()?;
         std::fs::rename(&beside, path)?;
