@@ -1,6 +1,7 @@
 //! Composition root of the program: builds every part once, connects the parts, runs them and
 //! drains them.
 
+mod ca;
 mod data_dir;
 mod drain;
 mod ledger;
@@ -10,7 +11,7 @@ mod spool;
 mod trust;
 
 pub use serving::serving;
-pub use trust::Trust;
+pub use trust::{Trust, ca_names};
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -95,6 +96,7 @@ pub struct App {
     config: PathBuf,
     settings: Settings,
     policy: Arc<ArcSwap<Policy>>,
+    leaves: Arc<Leaves>,
     metrics: Metrics,
     tasks: Tasks,
     clock: Clock,
@@ -138,6 +140,8 @@ impl App {
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
+        let leaves = Arc::clone(&server.leaves);
+        ca::warn(&leaves.ca(), &policy.load(), &shared.clock);
         let (listeners, admin_listener, addresses) = bind(&settings, mode).await?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
@@ -162,6 +166,7 @@ impl App {
             ledger: Arc::clone(&ledger.ledger),
             token: loaded.admin_token.clone(),
             exchange: Arc::clone(&server.exchange),
+            leaves: Arc::clone(&leaves),
             serving: Arc::new(serving.clone()),
             reloads,
             sessions: sessions.clone(),
@@ -181,6 +186,7 @@ impl App {
             config: config.to_owned(),
             settings,
             policy,
+            leaves,
             metrics: shared.metrics,
             tasks: shared.tasks,
             clock: shared.clock,
@@ -301,11 +307,11 @@ fn build(
 ) -> Result<Arc<Server>, StartError> {
     let (clock, metrics) = (shared.clock.clone(), shared.metrics.clone());
     let roots = Roots::load(settings.roots.iter().cloned());
-    let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
-    let own = trust::trust_dir(&settings.data_dir);
-    write_bundle(&own, &ca, roots.certificates())?;
-    if let Some(dir) = &settings.export_dir {
-        write_bundle(dir, &ca, roots.certificates())?;
+    let names = ca_names(&settings.ca, &policy.load());
+    let ca = CertificateAuthority::load_or_make(&settings.ca, &names, clock.wall())?;
+    ca.check_valid(clock.wall())?;
+    for dir in ca::bundle_dirs(settings) {
+        write_bundle(&dir, &ca, roots.certificates())?;
     }
     let leaves = Leaves::new(ca, clock, metrics.clone()).map_err(StartError::Internal)?;
     let public = settings.public_url.as_deref();
@@ -315,7 +321,7 @@ fn build(
         api,
         public_host: public.and_then(|host| HostName::parse(&host).ok()),
         policy: Arc::clone(policy),
-        leaves,
+        leaves: Arc::new(leaves),
         tasks: shared.tasks.clone(),
         metrics,
         connection_permits: Arc::new(Semaphore::new(CONNECTIONS)),

@@ -17,6 +17,7 @@ mod harness;
 
 mod api;
 mod buffers;
+mod certificates;
 mod clients;
 mod conformance;
 mod connections;
