@@ -29,7 +29,30 @@ pub(super) struct CaWatcher {
     decided: Option<[FileStamp; 2]>,
     /// Number of looks in a row that found no usable files.
     missed: u32,
-    next_report: Instant,
+    daily: ReportTimer,
+}
+
+/// Timer of the reports about the CA.
+#[derive(Debug)]
+struct ReportTimer {
+    next: Instant,
+}
+
+impl ReportTimer {
+    /// Starts the timer after a report.
+    fn new(now: Instant) -> Self {
+        let next = now + CA_REPORT_EVERY;
+        Self { next }
+    }
+
+    /// Returns true if a report is due, and waits for the next one then.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            *self = Self::new(now);
+        }
+        due
+    }
 }
 
 /// Files that were found, with their state before they were read.
@@ -50,7 +73,7 @@ impl CaWatcher {
             clock: app.clock.clone(),
             decided: None,
             missed: 0,
-            next_report: app.clock.now() + CA_REPORT_EVERY,
+            daily: ReportTimer::new(app.clock.now()),
         }
     }
 
@@ -130,9 +153,7 @@ impl CaWatcher {
 
     /// Logs the problems of the CA once a day.
     pub(super) fn report(&mut self, policy: &Policy) {
-        let now = self.clock.now();
-        if now >= self.next_report {
-            self.next_report = now + CA_REPORT_EVERY;
+        if self.daily.is_due(self.clock.now()) {
             warn(&self.leaves.ca(), policy, &self.clock);
         }
     }
@@ -160,4 +181,21 @@ pub(super) fn bundle_dirs(settings: &Settings) -> Vec<PathBuf> {
     let mut dirs = vec![trust::trust_dir(&settings.data_dir)];
     dirs.extend(settings.export_dir.clone());
     dirs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_report_is_due_once_a_day() {
+        let start = Instant::from_nanos(0);
+        let mut daily = ReportTimer::new(start);
+        let hours = 1..=24 * 10;
+        let due = hours.filter(|hour| daily.is_due(start + Duration::from_secs(hour * 3600)));
+        let expected: Vec<u64> = (1..=10).map(|day| day * 24).collect();
+        assert_eq!(due.collect::<Vec<_>>(), expected);
+    }
 }

@@ -96,7 +96,6 @@ async fn rotate(
     drop(rotation);
     // Loading writes the files for clients again.
     Trust::load_even_expired(config)?;
-    take_up(config, trust).await;
     Ok(print(&text))
 }
 
@@ -118,8 +117,8 @@ fn begun(next: &CertificateAuthority) -> String {
     )
 }
 
-/// Makes a running outpace read the files of the CA now. It would find them within a few seconds
-/// anyway, so a failure is only a warning.
+/// Makes a running outpace read the files of the CA now. It would find them within a second anyway,
+/// so a failure is only a warning.
 async fn take_up(config: Option<&Path>, trust: &Trust) {
     if serving(trust.data_dir()).is_none() {
         return;

@@ -4,6 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
 use crate::harness::{Client, Origin, Program, Proto, faketime, program, soon};
 
 const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, other.test, \"127.0.0.1\"]\n";
@@ -26,7 +29,10 @@ fn succeed(program: &str, arguments: &[&str]) -> String {
 /// Returns the leaf that the program presents for `host`, as PEM. The client trusts the CA.
 async fn leaf(program: &Program, host: &str) -> String {
     let stream = Client::tls_inside(program, host, Proto::Http1).await;
-    let stream = stream.unwrap();
+    presented(&stream.unwrap())
+}
+
+fn presented(stream: &TlsStream<TcpStream>) -> String {
     let leaf = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     pem::encode(&pem::Pem::new("CERTIFICATE", leaf))
 }
@@ -297,6 +303,49 @@ fn made_ca(change: impl FnOnce(&mut rcgen::CertificateParams)) -> (String, Strin
     change(&mut params);
     let certificate = params.self_signed(&key).unwrap();
     (certificate.pem(), key.serialize_pem())
+}
+
+/// Arguments of the command by which docs/gateway.md makes a CA, without the program's name.
+fn documented_command() -> Vec<String> {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/gateway.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let code: Vec<&str> = page.split('`').collect();
+    let begins = |with: &str| code.iter().find(|text| text.starts_with(with)).unwrap();
+    let command = format!("{} {}", begins("openssl req"), begins("-addext \"nameC"));
+    let command = command.replace("api.partner.example", "api.test");
+    let arguments = command.split_whitespace().skip(1);
+    arguments.map(|text| text.replace('"', "")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_command_makes_a_constrained_ca() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = Command::new("openssl")
+        .args(documented_command())
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{told}");
+    let [cert, key] = ["ca.pem", "ca.key"].map(|name| dir.path().join(name));
+    let (c, k) = (cert.display(), key.display());
+    let config = format!("{TARGET}ca: {{ cert: \"{c}\", key: \"{k}\" }}\n");
+    let program = Program::before(&Origin::ok().await, &config).await;
+    for host in ["other.test", "127.0.0.1"] {
+        let problem = format!("the CA may not sign for the host {host}");
+        let is_it = |event: &serde_json::Value| {
+            let text = event["problem"].as_str();
+            text.is_some_and(|text| text.contains(&problem) && text.contains("`ca.cert`"))
+        };
+        program.event(is_it).await;
+    }
+    let ca = std::fs::read_to_string(cert).unwrap();
+    let tcp = Client::connect(&program, "api.test:443", "").await.unwrap();
+    let stream = Client::tls(tcp, "api.test", Proto::Http1, &ca).await;
+    let leaf = presented(&stream.unwrap());
+    let (accepted, told) = strict(dir.path(), &ca, &leaf, "api.test");
+    assert!(accepted, "{told}");
+    NssDatabase::trusting(&ca).verify("api.test", &leaf);
 }
 
 /// Writes a file that only this user can read.

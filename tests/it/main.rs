@@ -42,6 +42,7 @@ mod reload;
 mod replicas;
 mod retry;
 mod retry_after;
+mod rotation;
 mod run;
 mod scopes;
 mod semantics;
