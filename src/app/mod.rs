@@ -141,13 +141,11 @@ impl App {
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
         let leaves = Arc::clone(&server.leaves);
-        ca::warn(&leaves.ca(), &policy.load(), &shared.clock);
         let (listeners, admin_listener, addresses) = bind(&settings, mode).await?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
-            let base = settings.public_url.clone();
-            let base = base.unwrap_or_else(|| format!("http://{}", addresses[0]));
+            let base = base_url(&settings, addresses[0]);
             spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
@@ -156,9 +154,7 @@ impl App {
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
         let tasks = &shared.tasks;
-        for listener in listeners {
-            tasks.spawn_detached(listener.run(Arc::clone(&server)));
-        }
+        serve_clients(tasks, listeners, &server);
         let routes = Admin {
             readiness,
             metrics: shared.metrics.clone(),
@@ -310,6 +306,7 @@ fn build(
     let names = ca_names(&settings.ca, &policy.load());
     let ca = CertificateAuthority::load_or_make(&settings.ca, &names, clock.wall())?;
     ca.check_valid(clock.wall())?;
+    ca::warn(&ca, &policy.load(), &clock);
     for dir in ca::bundle_dirs(settings) {
         write_bundle(&dir, &ca, roots.certificates())?;
     }
@@ -400,6 +397,18 @@ async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, Star
     let all: std::io::Result<_> = all.chain([admin.local_addr()]).collect();
     let addresses = all.map_err(|error| StartError::Internal(error.to_string()))?;
     Ok((listeners, admin, addresses))
+}
+
+/// Returns the URL under which clients reach the proxy.
+fn base_url(settings: &Settings, listen: SocketAddr) -> String {
+    let public = settings.public_url.clone();
+    public.unwrap_or_else(|| format!("http://{listen}"))
+}
+
+fn serve_clients(tasks: &Tasks, listeners: Vec<Listener>, server: &Arc<Server>) {
+    for listener in listeners {
+        tasks.spawn_detached(listener.run(Arc::clone(server)));
+    }
 }
 
 fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {

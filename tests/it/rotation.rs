@@ -65,10 +65,7 @@ async fn a_rotation_interrupts_no_connection_and_no_client() {
     let both = certificates(&program.path("data/ca.pem"));
     assert_eq!((both.len(), both[0].as_str()), (2, old.as_str()));
     let new = both[1].clone();
-    assert_eq!(
-        certificates(&program.path("data/ca-next.pem")),
-        [new.clone()]
-    );
+    assert_eq!(certificates(&program.path("data/ca-next.pem")), [&*new]);
     for key in ["data/ca.key", "data/ca-next.key"] {
         assert_eq!(mode(&program.path(key)), 0o600, "{key}");
     }
@@ -89,11 +86,8 @@ async fn a_rotation_interrupts_no_connection_and_no_client() {
 
     let (code, text) = ca(dir, &["rotate", "--finish"]).await;
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(certificates(&program.path("data/ca.pem")), [new.clone()]);
-    assert_eq!(
-        certificates(&program.path("data/trust/ca.pem")),
-        [new.clone()]
-    );
+    assert_eq!(certificates(&program.path("data/ca.pem")), [&*new]);
+    assert_eq!(certificates(&program.path("data/trust/ca.pem")), [&*new]);
     let bundle = certificates(&program.path("data/trust/bundle.pem"));
     assert!(bundle.contains(&new) && !bundle.contains(&both[0]));
     assert!(!accepted(&program, &old).await && accepted(&program, &new).await);
@@ -121,10 +115,7 @@ async fn an_aborted_rotation_leaves_the_present_ca_alone() {
     let (code, text) = ca(dir, &["rotate", "--abort"]).await;
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(program.ca(), old);
-    assert_eq!(
-        certificates(&program.path("data/trust/ca.pem")),
-        [old.clone()]
-    );
+    assert_eq!(certificates(&program.path("data/trust/ca.pem")), [&*old]);
     assert!(!program.path("data/ca-next.key").exists());
     assert!(!program.path("data/ca-next.pem").exists());
     assert!(accepted(&program, &old).await);
@@ -165,7 +156,7 @@ async fn each_wrong_step_of_a_rotation_names_the_right_one() {
     let (_, text) = ca(dir, &[]).await;
     assert!(text.contains("also trusted 1 further"), "{text}");
     assert_eq!(ca(dir, &["rotate", "--finish"]).await.0, Some(0));
-    assert_eq!(certificates(&dir.join("data/ca.pem")), [both[1].clone()]);
+    assert_eq!(certificates(&dir.join("data/ca.pem")), [&*both[1]]);
 
     // A crash between the two files of the next CA.
     std::fs::write(dir.join("data/ca-next.key"), "half a key").unwrap();
@@ -235,10 +226,7 @@ async fn replaced_files_of_a_supplied_ca_are_taken_without_a_restart() {
     changed(3, 0).await;
     assert!(accepted(&program, &new.0).await);
     assert_eq!(client.get("/").await.status(), 200);
-    assert_eq!(
-        certificates(&program.path("data/trust/ca.pem")),
-        [new.0.clone()]
-    );
+    assert_eq!(certificates(&program.path("data/trust/ca.pem")), [&*new.0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
