@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{AdminArgs, HERE, Instance, config_or_here};
-use super::{Exit, Failure, block_on, print, print_error};
+use super::{Exit, Failure, block_on, print};
 use crate::app::{StartError, Trust, ca_names, serving};
 use crate::clock::Clock;
 use crate::intercept::{CaError, CaRotation, CertificateAuthority};
@@ -84,9 +84,9 @@ async fn rotate(
         rotation.abort().map_err(failed)?;
         "the rotation was given up; the present CA stays, and the next one was removed\n".to_owned()
     } else if finish {
-        rotation.switch(now).map_err(failed)?;
+        let next = rotation.switch(now).map_err(failed)?.describe();
         // Clients must find both certificates while the running outpace may still use the old one.
-        take_up(config, trust).await;
+        confirm(config, trust, &next.fingerprint).await?;
         rotation.retire().map_err(failed)?;
         "the new CA signs now, and the files for clients hold its certificate alone\n".to_owned()
     } else {
@@ -117,22 +117,32 @@ fn begun(next: &CertificateAuthority) -> String {
     )
 }
 
-/// Makes a running outpace read the files of the CA now. It would find them within a second anyway,
-/// so a failure is only a warning.
-async fn take_up(config: Option<&Path>, trust: &Trust) {
+/// Makes a running outpace read the files of the CA, and returns after it signs with the CA that has
+/// this fingerprint. If it does not, clients must go on trusting both certificates.
+async fn confirm(config: Option<&Path>, trust: &Trust, fingerprint: &str) -> Result<(), Failure> {
     if serving(trust.data_dir()).is_none() {
-        return;
+        return Ok(());
     }
     let here = PathBuf::from(HERE);
-    let place = AdminArgs::of_config(config.unwrap_or(&here));
-    let taken = async {
-        let outpace = Instance::admin(&place)?;
-        let call = json!({ "force": false });
-        outpace.call(Method::POST, "/v1/reload", &call).await
+    let outpace = Instance::admin(&AdminArgs::of_config(config.unwrap_or(&here)))?;
+    let call = json!({ "force": false });
+    // The CA is taken even if the configuration is refused.
+    let _ = outpace.call(Method::POST, "/v1/reload", &call).await;
+    let (exit, cause) = match outpace.call(Method::GET, "/v1/status", &Value::Null).await {
+        // The process has ended without removing its file.
+        Err(Failure(Exit::PORT, _)) => return Ok(()),
+        Ok(status)
+            if status
+                .pointer("/ca/sha256")
+                .is_some_and(|one| *one == fingerprint) =>
+        {
+            return Ok(());
+        }
+        Ok(_) => (Exit::CA, "its log says why".to_owned()),
+        Err(Failure(exit, text)) => (exit, text),
     };
-    if let Err(Failure(_, text)) = taken.await {
-        print_error(&format!(
-            "the running outpace did not confirm the change: {text}; its log says whether it uses the new files"
-        ));
-    }
+    let text = format!(
+        "the running outpace did not confirm that the new CA signs: {cause}; the files for clients still hold both certificates, so run `outpace ca rotate --finish` again, or restart outpace first"
+    );
+    Err(Failure(exit, text))
 }

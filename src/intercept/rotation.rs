@@ -5,6 +5,7 @@
 //! the same step after a crash, completes. The signing CA is always the one whose key is `ca.key`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -28,8 +29,8 @@ impl<'a> CaRotation<'a> {
     /// Locks the CA of a data directory.
     ///
     /// # Errors
-    /// Returns [`CaError::Rotation`] if the operator supplies the CA or no CA exists, and
-    /// [`CaError::File`] if the lock fails.
+    /// Returns [`CaError::Rotation`] if the operator supplies the CA, no CA exists or it belongs to
+    /// another user, and [`CaError::File`] if the lock fails.
     pub fn open(source: &'a CaSource) -> Result<Self, CaError> {
         let CaSource::DataDir { dir, .. } = source else {
             let text = "the configuration names the CA (`ca.cert`, `ca.key`), so outpace does not replace it; docs/ca.md says how to rotate such files";
@@ -40,6 +41,15 @@ impl<'a> CaRotation<'a> {
             let text = format!(
                 "{} holds no CA yet; the first start of outpace makes one",
                 dir.display()
+            );
+            return Err(CaError::Rotation(text));
+        }
+        // The process that uses the CA could not read a key of another user.
+        let owner = fs::metadata(&key).map_err(at(&key))?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            let text = format!(
+                "{} belongs to the user with the id {owner}; run this command as that user",
+                key.display()
             );
             return Err(CaError::Rotation(text));
         }
@@ -79,27 +89,28 @@ impl<'a> CaRotation<'a> {
         Ok(next)
     }
 
-    /// Makes the next CA the signing one. `ca.pem` keeps both certificates for running processes
-    /// that still sign with the old CA.
+    /// Makes the next CA the signing one, and returns it. `ca.pem` keeps both certificates for
+    /// running processes that still sign with the old CA.
     ///
     /// # Errors
     /// Returns [`CaError::Rotation`] if no rotation was begun, and another [`CaError`] if the next
     /// CA is unusable.
-    pub fn switch(&self, now: SystemTime) -> Result<(), CaError> {
+    pub fn switch(&self, now: SystemTime) -> Result<CertificateAuthority, CaError> {
         self.check_begun()?;
+        let (_, key) = self.source.paths();
         if !self.next_key.exists() {
             // An earlier call has moved the key.
-            let (_, key) = self.source.paths();
-            return CertificateAuthority::load_files(self.source, &self.next_cert, &key).map(drop);
+            return CertificateAuthority::load_files(self.source, &self.next_cert, &key);
         }
         let current = CertificateAuthority::load(self.source)?;
         if !self.is_published(&current)? {
             let text = "clients cannot trust the new CA yet, because ca.pem does not contain it; run `outpace ca rotate` first";
             return Err(CaError::Rotation(text.to_owned()));
         }
-        self.next()?.check_valid(now)?;
-        let (_, key) = self.source.paths();
-        fs::rename(&self.next_key, &key).map_err(at(&key))
+        let next = self.next()?;
+        next.check_valid(now)?;
+        fs::rename(&self.next_key, &key).map_err(at(&key))?;
+        Ok(next)
     }
 
     /// Removes the old certificate from `ca.pem`. Must follow [`Self::switch`].

@@ -1,5 +1,6 @@
 //! Rotation of the CA: clients trust both certificates meanwhile, and nothing is interrupted.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use serde_json::Value;
@@ -103,6 +104,54 @@ async fn a_rotation_interrupts_no_connection_and_no_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_trust_both_until_the_running_outpace_confirms_the_new_ca() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, TARGET).await;
+    let path = program.config_path();
+    let token = "admin: { listen: \"127.0.0.1:0\", token: s3cret-s3cret-s3cret }";
+    let config = std::fs::read_to_string(&path).unwrap();
+    let config = config.replace("admin: { listen: \"127.0.0.1:0\" }", token);
+    std::fs::write(&path, config).unwrap();
+    let program = program.again().await;
+    let dir = program.dir.path();
+    assert_eq!(ca(dir, &["rotate"]).await.0, Some(0));
+    let both = certificates(&program.path("data/ca.pem"));
+    let finish = ["ca", "--config", "config.yaml", "rotate", "--finish"];
+    let mut command = crate::harness::program();
+    command.args(finish).env("OUTPACE_ADMIN_TOKEN", "wrong");
+    let output = command.current_dir(dir).output().await.unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{told}");
+    assert!(told.contains("still hold both certificates"), "{told}");
+    assert_eq!(certificates(&program.path("data/ca.pem")), both);
+    assert_eq!(certificates(&program.path("data/trust/ca.pem")), both);
+
+    // A configuration that is refused does not keep the new CA from signing.
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let fewer = whole.replace(TARGET, "");
+    assert_ne!(whole, fewer);
+    std::fs::write(&path, fewer).unwrap();
+    let (code, text) = ca(dir, &["rotate", "--finish"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(certificates(&program.path("data/ca.pem")), [&*both[1]]);
+    assert!(accepted(&program, &both[1]).await);
+
+    // Another process may use the id of one that was killed.
+    let pid = program.pid().to_string();
+    let serving = program.path("data/serving.json");
+    let text = std::fs::read_to_string(&serving).unwrap();
+    let mut program = program;
+    program.signal("KILL");
+    program.exit_code().await;
+    let stale = text.replace(&pid, &std::process::id().to_string());
+    std::fs::write(&serving, stale).unwrap();
+    let dir = program.dir.path();
+    assert_eq!(ca(dir, &["rotate"]).await.0, Some(0));
+    let (code, text) = ca(dir, &["rotate", "--finish"]).await;
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_rotation_leaves_the_present_ca_alone() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, TARGET).await;
@@ -157,6 +206,14 @@ async fn each_wrong_step_of_a_rotation_names_the_right_one() {
     assert!(text.contains("also trusted 1 further"), "{text}");
     assert_eq!(ca(dir, &["rotate", "--finish"]).await.0, Some(0));
     assert_eq!(certificates(&dir.join("data/ca.pem")), [&*both[1]]);
+
+    // Only root can prepare a key of another user, and only root would change it by mistake.
+    let key = dir.join("data/ca.key");
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        std::os::unix::fs::chown(&key, Some(65534), None).unwrap();
+        wrong(&["rotate"], "belongs to the user with the id 65534").await;
+        std::os::unix::fs::chown(&key, Some(0), None).unwrap();
+    }
 
     // A crash between the two files of the next CA.
     std::fs::write(dir.join("data/ca-next.key"), "half a key").unwrap();
