@@ -148,6 +148,10 @@ pub const H2_HEADER_LIST: u32 = 256 * 1024;
 
 /// Certificates for intercepted hosts that are cached in memory.
 pub const LEAVES: u64 = 4096;
+/// Time before the end of the CA's certificate from which its expiry is reported.
+pub const CA_EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Interval between two reports of the CA's expiry, and of other problems of the CA.
+pub const CA_REPORT_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Clients that are remembered because they rejected outpace's certificate, so that each causes one
 /// warning only.
 pub const TRUST_COMPLAINTS: u64 = 1024;

@@ -34,6 +34,11 @@ impl Random {
         format!("{:016x}{:016x}", self.bits(), self.bits())
     }
 
+    /// Draws 16 bytes, for example a serial number that no other process draws.
+    pub fn bytes(&self) -> [u8; 16] {
+        self.with(|rng| rng.random())
+    }
+
     /// Draws an integer uniformly from all 64-bit values.
     pub fn bits(&self) -> u64 {
         self.with(|rng| rng.next_u64())

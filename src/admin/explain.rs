@@ -233,7 +233,17 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
         })
     });
     let serving = &admin.serving;
+    let ca = admin.leaves.ca();
+    let about = ca.describe();
     Json(json!({
+        "ca": {
+            "subject": about.subject,
+            "sha256": about.fingerprint,
+            "valid_until": humantime::format_rfc3339_seconds(about.not_after).to_string(),
+            "signs_for": about.names,
+            "further_certificates": about.further,
+            "problems": ca.findings(&policy, exchange.clock.wall()),
+        },
         "config": serving.config,
         "listen": serving.listen.to_string(),
         "version": serving.version,

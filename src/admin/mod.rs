@@ -37,6 +37,7 @@ use tokio::net::TcpListener;
 
 use crate::api::Api;
 use crate::exchange::Exchange;
+use crate::intercept::Leaves;
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Secret};
 use crate::sockets;
@@ -57,6 +58,8 @@ pub struct Admin {
     pub token: Option<Arc<Secret>>,
     /// Exchange that provides forecasts, counters and recent refusals.
     pub exchange: Arc<Exchange>,
+    /// Leaves of intercepted hosts, with the CA that signs them.
+    pub leaves: Arc<Leaves>,
     /// Addresses, process and version of this outpace, sent to sessions.
     pub serving: Arc<ServingInfo>,
     /// Channel to the task that reloads the configuration.

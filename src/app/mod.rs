@@ -1,6 +1,7 @@
 //! Composition root of the program: builds every part once, connects the parts, runs them and
 //! drains them.
 
+mod ca;
 mod data_dir;
 mod drain;
 mod ledger;
@@ -10,7 +11,7 @@ mod spool;
 mod trust;
 
 pub use serving::serving;
-pub use trust::Trust;
+pub use trust::{Trust, ca_names};
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -95,6 +96,7 @@ pub struct App {
     config: PathBuf,
     settings: Settings,
     policy: Arc<ArcSwap<Policy>>,
+    leaves: Arc<Leaves>,
     metrics: Metrics,
     tasks: Tasks,
     clock: Clock,
@@ -138,12 +140,12 @@ impl App {
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
+        let leaves = Arc::clone(&server.leaves);
         let (listeners, admin_listener, addresses) = bind(&settings, mode).await?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
-            let base = settings.public_url.clone();
-            let base = base.unwrap_or_else(|| format!("http://{}", addresses[0]));
+            let base = base_url(&settings, addresses[0]);
             spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
@@ -152,9 +154,7 @@ impl App {
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
         let tasks = &shared.tasks;
-        for listener in listeners {
-            tasks.spawn_detached(listener.run(Arc::clone(&server)));
-        }
+        serve_clients(tasks, listeners, &server);
         let routes = Admin {
             readiness,
             metrics: shared.metrics.clone(),
@@ -162,6 +162,7 @@ impl App {
             ledger: Arc::clone(&ledger.ledger),
             token: loaded.admin_token.clone(),
             exchange: Arc::clone(&server.exchange),
+            leaves: Arc::clone(&leaves),
             serving: Arc::new(serving.clone()),
             reloads,
             api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
@@ -182,6 +183,7 @@ impl App {
             config: config.to_owned(),
             settings,
             policy,
+            leaves,
             metrics: shared.metrics,
             tasks: shared.tasks,
             clock: shared.clock,
@@ -302,11 +304,12 @@ fn build(
 ) -> Result<Arc<Server>, StartError> {
     let (clock, metrics) = (shared.clock.clone(), shared.metrics.clone());
     let roots = Roots::load(settings.roots.iter().cloned());
-    let ca = CertificateAuthority::load_or_make(&settings.ca, clock.wall())?;
-    let own = trust::trust_dir(&settings.data_dir);
-    write_bundle(&own, &ca, roots.certificates())?;
-    if let Some(dir) = &settings.export_dir {
-        write_bundle(dir, &ca, roots.certificates())?;
+    let names = ca_names(&settings.ca, &policy.load());
+    let ca = CertificateAuthority::load_or_make(&settings.ca, &names, clock.wall())?;
+    ca.check_valid(clock.wall())?;
+    ca::warn(&ca, &policy.load(), &clock);
+    for dir in ca::bundle_dirs(settings) {
+        write_bundle(&dir, &ca, roots.certificates())?;
     }
     let leaves = Leaves::new(ca, clock, metrics.clone()).map_err(StartError::Internal)?;
     let public = settings.public_url.as_deref();
@@ -316,7 +319,7 @@ fn build(
         api,
         public_host: public.and_then(|host| HostName::parse(&host).ok()),
         policy: Arc::clone(policy),
-        leaves,
+        leaves: Arc::new(leaves),
         tasks: shared.tasks.clone(),
         metrics,
         connection_permits: Arc::new(Semaphore::new(CONNECTIONS)),
@@ -395,6 +398,18 @@ async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, Star
     let all: std::io::Result<_> = all.chain([admin.local_addr()]).collect();
     let addresses = all.map_err(|error| StartError::Internal(error.to_string()))?;
     Ok((listeners, admin, addresses))
+}
+
+/// Returns the URL under which clients reach the proxy.
+fn base_url(settings: &Settings, listen: SocketAddr) -> String {
+    let public = settings.public_url.clone();
+    public.unwrap_or_else(|| format!("http://{listen}"))
+}
+
+fn serve_clients(tasks: &Tasks, listeners: Vec<Listener>, server: &Arc<Server>) {
+    for listener in listeners {
+        tasks.spawn_detached(listener.run(Arc::clone(server)));
+    }
 }
 
 fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {

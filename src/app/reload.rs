@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::App;
+use super::ca::CaWatcher;
 use crate::admin::{ReloadCall, ReloadCalls, Reloaded};
 use crate::bounds::{CONFIG_READS, CONFIG_SETTLE, RELOAD_CALLS};
 use crate::config::{self, ConfigError, Incomplete};
@@ -18,7 +19,7 @@ use crate::policy::{PolicyChanges, Secret};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Number of looks in a row that find no readable file before this is logged. A file that is
 /// replaced may be missing for a moment.
-const MISSED_LOOKS: u32 = 3;
+pub(super) const MISSED_LOOKS: u32 = 3;
 
 /// Triggers of reloads, which exist before outpace reports that it is ready. An early SIGHUP would
 /// otherwise end the process.
@@ -40,6 +41,7 @@ impl ReloadTriggers {
 pub(super) struct Reloader<'a> {
     app: &'a App,
     triggers: ReloadTriggers,
+    ca: CaWatcher,
     /// Text of the file from which the policy in force was made.
     in_force: String,
     /// Text for which the last decision was made, so that each refusal is logged once.
@@ -55,6 +57,7 @@ impl<'a> Reloader<'a> {
         Self {
             app,
             triggers,
+            ca: CaWatcher::new(app),
             decided: text.clone(),
             in_force: text,
             missed: 0,
@@ -82,8 +85,18 @@ impl<'a> Reloader<'a> {
         }
     }
 
-    /// Takes a changed file once two reads find the same text. Otherwise a later look takes it.
+    /// Takes a changed CA and a changed configuration file.
     async fn look(&mut self) {
+        if self.ca.look().await.is_some() {
+            // A configuration may have been refused because of the previous CA.
+            self.decided.clone_from(&self.in_force);
+        }
+        self.ca.report(&self.app.policy.load());
+        self.look_at_config().await;
+    }
+
+    /// Takes a changed file once two reads find the same text. Otherwise a later look takes it.
+    async fn look_at_config(&mut self) {
         let text = match self.read().await {
             Ok(text) => text,
             Err(error) => {
@@ -109,8 +122,20 @@ impl<'a> Reloader<'a> {
         }
     }
 
-    /// Takes the file as soon as two reads find the same text.
+    /// Takes the CA, and the file as soon as two reads find the same text.
     async fn reload(&mut self, force: bool) -> Result<Reloaded, ConfigError> {
+        let ca = self.ca.reload().await;
+        let mut taken = self.reload_config(force).await;
+        if let (Ok(reloaded), Some(change)) = (&mut taken, ca) {
+            reloaded.changes = match reloaded.changes.as_str() {
+                "nothing changed" => change,
+                changes => format!("{changes}; {change}"),
+            };
+        }
+        taken
+    }
+
+    async fn reload_config(&mut self, force: bool) -> Result<Reloaded, ConfigError> {
         let mut before = self.read().await;
         for _ in 1..CONFIG_READS {
             self.settle().await;
@@ -160,6 +185,10 @@ impl<'a> Reloader<'a> {
         let (old, new) = (app.policy.load_full(), loaded.config.policy);
         if !force {
             config::check_policy(&old, &new).map_err(incomplete)?;
+            let uncovered = app.leaves.ca().uncovered(&new);
+            if !uncovered.is_empty() {
+                return Err(ConfigError::outside_ca(&app.config, &uncovered));
+            }
         }
         let token = loaded.admin_token.as_deref().map(Secret::reveal);
         let same_token = token == app.admin_token.as_deref().map(Secret::reveal);

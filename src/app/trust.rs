@@ -13,9 +13,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::{StartError, data_dir};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError};
-use crate::intercept::{CaSource, CertificateAuthority, write_bundle};
+use crate::intercept::{CaNames, CaSource, CertificateAuthority, write_bundle};
 use crate::origin::Roots;
-use crate::policy::Secret;
+use crate::policy::{Policy, Secret};
 
 /// CA of the proxy, with the paths of its files and the configuration that names them.
 #[derive(Debug)]
@@ -40,8 +40,19 @@ impl Trust {
     ///
     /// # Errors
     /// Returns a [`StartError`] if the configuration is invalid, or if the CA or a file cannot be
-    /// used.
+    /// used, for example because the CA has expired.
     pub fn load(config: Option<&Path>) -> Result<Self, StartError> {
+        let trust = Self::load_even_expired(config)?;
+        trust.ca.check_valid(Clock::system().wall())?;
+        Ok(trust)
+    }
+
+    /// Loads like [`Self::load`], but also a CA that has expired.
+    ///
+    /// # Errors
+    /// Returns a [`StartError`] if the configuration is invalid, or if the CA or a file cannot be
+    /// used.
+    pub fn load_even_expired(config: Option<&Path>) -> Result<Self, StartError> {
         let environment = config::process_environment;
         let loaded = match config {
             Some(path) => config::load(path, &environment, 0)?,
@@ -50,15 +61,14 @@ impl Trust {
         let (config, admin_token) = (loaded.config, loaded.admin_token);
         let settings = &config.settings;
         data_dir::prepare(settings)?;
-        let ca = CertificateAuthority::load_or_make(&settings.ca, Clock::system().wall())?;
+        let now = Clock::system().wall();
+        let names = ca_names(&settings.ca, &config.policy);
+        let ca = CertificateAuthority::load_or_make(&settings.ca, &names, now)?;
         let roots = Roots::load(settings.roots.iter().cloned());
         let own = trust_dir(&settings.data_dir);
         let dir = settings.export_dir.as_ref().unwrap_or(&own);
         write_bundle(dir, &ca, roots.certificates())?;
-        let (cert, key) = match &settings.ca {
-            CaSource::DataDir(dir) => (dir.join("ca.pem"), dir.join("ca.key")),
-            CaSource::Supplied { cert, key } => (cert.clone(), key.clone()),
-        };
+        let (cert, key) = settings.ca.paths();
         let bundle = dir.join("bundle.pem");
         let wgetrc = write_wgetrc(&own, &bundle)
             .map_err(|cause| StartError::DataDir { path: own, cause })?;
@@ -76,6 +86,11 @@ impl Trust {
     /// Returns the directory in which the proxy keeps its state.
     pub fn data_dir(&self) -> &Path {
         &self.config.settings.data_dir
+    }
+
+    /// Returns the configuration that names the CA.
+    pub const fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Returns the bearer token for the admin port, if the configuration sets one.
@@ -161,6 +176,17 @@ fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
     file.write_all(text.as_bytes())?;
     file.persist(&path).map_err(|error| error.error)?;
     Ok(path)
+}
+
+/// Returns the names for which a new CA may sign: all names, or with `constrain` the hosts of the
+/// targets.
+pub fn ca_names(source: &CaSource, policy: &Policy) -> CaNames {
+    match source {
+        CaSource::DataDir {
+            constrain: true, ..
+        } => CaNames::covering(policy.intercepted().map(|(_, host)| host)),
+        CaSource::DataDir { .. } | CaSource::Supplied { .. } => CaNames::default(),
+    }
 }
 
 /// Returns the directory for files that clients may read. A running proxy writes the bundle there,

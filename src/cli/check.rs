@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Failure, load_config, print};
+use crate::app::ca_names;
+use crate::clock::Clock;
+use crate::intercept::{CaSource, CertificateAuthority};
 use crate::policy::{Policy, Unmatched};
 
 #[derive(Debug, Args)]
@@ -16,7 +19,31 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
-    Ok(print(&summary(&load_config(&args.config)?.config.policy)))
+    let config = load_config(&args.config)?.config;
+    let ca = about_ca(&config.settings.ca, &config.policy);
+    Ok(print(&format!("{}{ca}", summary(&config.policy))))
+}
+
+/// Describes the constraints that a new CA gets, and the problems of the present CA. Nothing is
+/// created.
+fn about_ca(source: &CaSource, policy: &Policy) -> String {
+    let mut text = String::new();
+    let names = ca_names(source, policy);
+    if names.is_constrained() {
+        text.push_str(&format!("CA: a new one may sign only for {names}\n"));
+    }
+    let (cert, key) = source.paths();
+    if !cert.exists() && !key.exists() {
+        return text;
+    }
+    let problems = match CertificateAuthority::load(source) {
+        Ok(ca) => ca.findings(policy, Clock::system().wall()),
+        Err(error) => vec![error.to_string()],
+    };
+    for problem in problems {
+        text.push_str(&format!("warning: {problem}\n"));
+    }
+    text
 }
 
 /// Summarises the resulting policy, so that a reader can compare it with the intended one.

@@ -60,6 +60,16 @@ pub(super) struct AdminArgs {
     admin: Option<url::Url>,
 }
 
+impl AdminArgs {
+    /// Selects the outpace of a configuration file.
+    pub(super) fn of_config(path: &Path) -> Self {
+        Self {
+            config: Some(path.to_owned()),
+            admin: None,
+        }
+    }
+}
+
 /// Returns the named configuration file, or the one in the current directory if it exists.
 pub(super) fn config_or_here(named: Option<&Path>) -> Option<&Path> {
     let here = Path::new(HERE);

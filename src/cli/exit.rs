@@ -33,8 +33,8 @@ impl Exit {
         DATA_DIR, 73, "the data directory or the spool in it cannot be used";
         /// The disk of the spool failed, or a declared buffer could not be created.
         SPOOL, 74, "the disk of the spool failed, or a buffer of the configuration could not be created; acknowledged items remain";
-        /// Other users can read the private key of the CA, or the CA is unusable.
-        CA, 77, "other users can read the CA's key, or the CA is unusable";
+        /// Other users can read the private key of the CA, or the CA is unusable or has expired.
+        CA, 77, "other users can read the CA's key, or the CA is unusable or has expired";
         /// The database of the shared ledger denied access, or its schema does not match.
         LEDGER, 78, "the ledger's database denies access, or its schema does not match";
     }
@@ -56,6 +56,7 @@ impl From<StartError> for Failure {
             StartError::Config(_) => Exit::USAGE,
             StartError::DataDir { .. } | StartError::SpoolOpen(_) => Exit::DATA_DIR,
             StartError::Ca(CaError::File { .. }) => Exit::DATA_DIR,
+            StartError::Ca(CaError::Rotation(_)) => Exit::USAGE,
             StartError::Ca(_) => Exit::CA,
             StartError::Port { .. } => Exit::PORT,
             StartError::Ledger(_) => Exit::LEDGER,

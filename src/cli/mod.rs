@@ -47,7 +47,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Print the environment variables that make programs use the proxy and trust its CA
     Env(env::EnvArgs),
-    /// Print the file paths, the fingerprint and the expiry date of outpace's CA
+    /// Print the files, the fingerprint and the expiry date of outpace's CA, or replace the CA
     Ca(ca::CaArgs),
     /// Show targets, limits in force, queue lengths and recent refusals
     Status(status::StatusArgs),

@@ -110,6 +110,10 @@ fn shown(told: &Value) -> String {
     let columns = "TARGET /name, RATES /rates, STATE /why, WAITING /waiting, \
         DELIVERED /delivered, REFUSED /refused, 429 BY ORIGIN /limited_by_origin";
     let mut shown = table(&rows, columns);
+    let problems = told.get("ca").map_or(&[][..], |ca| array(ca, "problems"));
+    for problem in problems.iter().filter_map(Value::as_str) {
+        shown.push_str(&format!("\nwarning: {problem}\n"));
+    }
     let refusals = array(told, "refusals");
     if !refusals.is_empty() {
         let columns = "LAST REFUSALS /time, TARGET /target, REASON /reason, DETAIL /detail";

@@ -52,6 +52,16 @@ impl ConfigError {
         Self::one(path, None, "", format!("{found}; {remedy}"))
     }
 
+    /// Creates the error for targets with hosts for which the CA in use may not sign.
+    pub fn outside_ca(path: &Path, found: &[String]) -> Self {
+        let one = |text: &String| Violation {
+            place: None,
+            key: "targets".to_owned(),
+            text: text.clone(),
+        };
+        Self::rules(path, found.iter().map(one).collect())
+    }
+
     /// Converts an error in the syntax or a type. The parser's message is split into position, key
     /// and text.
     pub(super) fn syntax(path: &Path, error: &serde_yaml::Error) -> Self {

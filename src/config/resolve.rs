@@ -11,13 +11,13 @@ use http::HeaderValue;
 use rustls_pki_types::CertificateDer;
 
 use super::error::Violation;
-use super::schema::{self, ConfigFile};
+use super::schema::{self, ConfigFile, ConstrainSetting};
 use super::value::{DurationText, FromText, Listen, Text};
 use super::{Config, Loaded, Settings};
 use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_identity, load_pem_file};
-use crate::policy::{ApiScope, Client, ClientCertificate, Egress, Policy, Secret};
+use crate::policy::{ApiScope, Client, ClientCertificate, Egress, HostPattern, Policy, Secret};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
 
 /// Adds a violation: the collector, the key and the message. Key and message are format strings.
@@ -78,10 +78,11 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     let allow_open = file.allow_open;
     let settings = settings(p, file, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
+    let policy = policy.with_targets(targets);
+    check_constraints(p, &settings, &policy);
     if !problems.is_empty() {
         return Err(problems);
     }
-    let policy = policy.with_targets(targets);
     Ok(Loaded {
         config: Config { settings, policy },
         admin_token: admin_token.map(Arc::new),
@@ -130,6 +131,28 @@ fn check_exposure(
             report!(p, "{key}" =>
                 "{address} is reachable from elsewhere, and anyone there could use the proxy; set `clients`, or `allow_open: true` if the network keeps others out");
         }
+    }
+}
+
+/// Reports targets for whose hosts no constrained CA can be made.
+fn check_constraints(p: &mut Violations, settings: &Settings, policy: &Policy) {
+    if !matches!(
+        settings.ca,
+        CaSource::DataDir {
+            constrain: true,
+            ..
+        }
+    ) {
+        return;
+    }
+    if policy.intercepted().next().is_none() {
+        report!(p, "ca.constrain" =>
+            "no target is intercepted, so the CA could sign for no host; add a target, or remove `constrain`");
+    }
+    let is_any = |host: &HostPattern| host.exact().is_none() && host.below().is_none();
+    for (target, host) in policy.intercepted().filter(|(_, host)| is_any(host)) {
+        report!(p, "ca.constrain" =>
+            "the target `{}` has the host `{host}`, which permits every name; name its hosts, or remove `constrain`", target.name);
     }
 }
 
@@ -307,13 +330,21 @@ fn ca(
         report!(p, "ca" =>
             "`cert` and `key` belong together; set both, or neither and a CA is made");
     }
+    let constrain = written.constrain == ConstrainSetting::Targets;
     let source = match (written.cert, written.key) {
         (Some(cert), Some(key)) => CaSource::Supplied {
             cert: cert.0.into(),
             key: key.0.into(),
         },
-        _ => CaSource::DataDir(data_dir.to_owned()),
+        _ => CaSource::DataDir {
+            dir: data_dir.to_owned(),
+            constrain,
+        },
     };
+    if constrain && matches!(source, CaSource::Supplied { .. }) {
+        report!(p, "ca.constrain" =>
+            "it is for a CA that outpace makes; remove it, and put name constraints into the certificate of `ca.cert`");
+    }
     (source, written.export_dir.map(|dir| dir.0.into()))
 }
 

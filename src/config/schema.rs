@@ -101,6 +101,15 @@ pub(super) struct CaSection {
     pub(super) cert: Option<Text>,
     pub(super) key: Option<Text>,
     pub(super) export_dir: Option<Text>,
+    pub(super) constrain: ConstrainSetting,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ConstrainSetting {
+    #[default]
+    None,
+    Targets,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -52,8 +52,8 @@ pub struct ClientGone;
 pub struct ClientBody {
     /// Body as hyper reads it, which is `None` only during the drop.
     incoming: Option<Incoming>,
-    /// Frame that completes the announced length. It waits for the end of the stream, because until
-    /// then the client may still abort the request.
+    /// Frame that completes the announced length. It waits for the end of the stream, because the
+    /// client may still abort the request.
     last: Option<Frame<Bytes>>,
     /// True once the body has ended or failed.
     ended: bool,

@@ -1,74 +1,60 @@
-//! Certificate authority for interception, created on first use or supplied by the operator.
+//! Certificate authority that signs leaves, with everything that its certificate says.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+
+use super::error::unusable;
+use super::{CaError, CaNames};
+use crate::bounds::CA_EXPIRY_NOTICE;
+use crate::policy::Policy;
+use crate::random::Random;
 
 /// Source of the CA's certificate and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaSource {
     /// Directory with `ca.pem` and `ca.key`. Both files are created if they are absent.
-    DataDir(PathBuf),
+    DataDir {
+        /// Data directory that holds both files.
+        dir: PathBuf,
+        /// True if a new CA may sign only for hosts of targets.
+        constrain: bool,
+    },
     /// Certificate and key files supplied by the operator.
     Supplied {
-        /// PEM file with the certificate, optionally followed by its chain.
+        /// PEM file with the certificate, optionally with its chain and further certificates.
         cert: PathBuf,
         /// PEM file with the private key of the certificate.
         key: PathBuf,
     },
 }
 
-/// Reason why the CA could not be loaded. Each message names the file.
-#[derive(Debug, thiserror::Error)]
-pub enum CaError {
-    /// A file or directory could not be read or written.
-    #[error(
-        "{path}: {cause}; make it readable and writable for this user, or set `data_dir` elsewhere"
-    )]
-    File {
-        /// File or directory that the operation was for.
-        path: PathBuf,
-        /// Error of the operating system.
-        cause: io::Error,
-    },
-    /// The permissions of the key file let other users read the key.
-    #[error(
-        "{path} has mode {mode:04o}: other users can read the key of the CA; run `chmod 600 {path}`"
-    )]
-    Mode {
-        /// Path of the key file.
-        path: PathBuf,
-        /// Permission bits of the key file.
-        mode: u32,
-    },
-    /// One of the two files exists and the other one is missing.
-    #[error(
-        "{present} exists but {missing} does not; restore it, or remove {present} for a new CA"
-    )]
-    Half {
-        /// Path of the file that exists.
-        present: PathBuf,
-        /// Path of the file that is missing.
-        missing: PathBuf,
-    },
-    /// The files are not a CA certificate and its key.
-    #[error("{path} is not usable as a CA: {cause}")]
-    Unusable {
-        /// Path of the certificate or key file.
-        path: PathBuf,
-        /// Cause that makes the file unusable.
-        cause: String,
-    },
+impl CaSource {
+    /// Returns the paths of the certificate file and the key file.
+    pub fn paths(&self) -> (PathBuf, PathBuf) {
+        match self {
+            Self::DataDir { dir, .. } => (dir.join("ca.pem"), dir.join("ca.key")),
+            Self::Supplied { cert, key } => (cert.clone(), key.clone()),
+        }
+    }
+
+    /// Returns the instruction to replace the CA by another one.
+    const fn remedy(&self) -> &'static str {
+        match self {
+            Self::DataDir { .. } => {
+                "replace it with `outpace ca rotate` and `outpace ca rotate --finish`"
+            }
+            Self::Supplied { .. } => "replace the files of `ca.cert` and `ca.key`",
+        }
+    }
 }
 
 /// Description of a CA for operators.
@@ -78,16 +64,26 @@ pub struct Description {
     pub fingerprint: String,
     /// Subject name of the certificate.
     pub subject: String,
-    /// Time at which the certificate expires.
+    /// Time at which the certificate, or one that leads to its root, expires.
     pub not_after: SystemTime,
+    /// Names for which the CA may sign, as text.
+    pub names: String,
+    /// Number of further certificates that clients trust during a rotation.
+    pub further: usize,
 }
 
 /// CA that signs leaf certificates. `Debug` output contains no key.
 pub struct CertificateAuthority {
     pub(super) issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    source: CaSource,
+    /// Certificates that clients trust. The CA's own certificate comes first.
+    trusted: Vec<CertificateDer<'static>>,
     /// CA certificate, followed by the certificates that lead to its root.
-    pub(super) chain: Vec<CertificateDer<'static>>,
+    chain: Vec<CertificateDer<'static>>,
+    /// Period in which all certificates of the chain are valid.
+    validity: (SystemTime, SystemTime),
+    names: CaNames,
+    subject: String,
 }
 
 impl std::fmt::Debug for CertificateAuthority {
@@ -101,78 +97,67 @@ const VALIDITY: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 pub(super) const BACKDATE: Duration = Duration::from_secs(2 * 24 * 3600);
 
 impl CertificateAuthority {
-    /// Loads the CA. A data directory without a CA gets a new one.
-    ///
-    /// # Errors
-    /// Returns a [`CaError`] if a file is missing, inaccessible, readable by other users or
-    /// unusable.
-    pub fn load_or_make(source: &CaSource, now: SystemTime) -> Result<Self, CaError> {
-        match source {
-            CaSource::Supplied { cert, key } => Self::load(cert, key),
-            CaSource::DataDir(dir) => {
-                let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
-                if cert.exists() && key.exists() {
-                    return Self::load(&cert, &key);
-                }
-                // If several processes start at once, the lock lets one create the CA and the rest
-                // load it.
-                make_private_dir(dir)?;
-                let path = dir.join("ca.lock");
-                let lock = fs::File::create(&path).map_err(at(&path))?;
-                lock.lock().map_err(at(&path))?;
-                let half = |present, missing| Err(CaError::Half { present, missing });
-                match (cert.exists(), key.exists()) {
-                    (true, true) => Self::load(&cert, &key),
-                    (false, false) => Self::make(dir, &cert, &key, now),
-                    (true, false) => half(cert, key),
-                    (false, true) => half(key, cert),
-                }
-            }
-        }
-    }
-
-    fn load(cert: &Path, key: &Path) -> Result<Self, CaError> {
-        let metadata = fs::metadata(key).map_err(at(key))?;
-        let mode = metadata.mode() & 0o7777;
-        // In Kubernetes a secret's file belongs to root and is readable by the pod through its
-        // group.
-        let is_lent = metadata.uid() != rustix::process::geteuid().as_raw();
-        let private = if is_lent { 0o037 } else { 0o077 };
-        if mode & private != 0 {
-            return Err(CaError::Mode {
-                path: key.to_owned(),
-                mode,
-            });
-        }
-        let pem = fs::read_to_string(cert).map_err(at(cert))?;
-        let key_pem = fs::read_to_string(key).map_err(at(key))?;
-        Self::from_pem(cert, pem, key, &key_pem)
-    }
-
-    /// Checks the contents of the two files. The paths are for the error only.
-    fn from_pem(cert: &Path, pem: String, key: &Path, key_pem: &str) -> Result<Self, CaError> {
+    /// Checks the contents of the two files. The paths are for the error only. The CA is the
+    /// certificate that belongs to the key, at any position of its file.
+    pub(super) fn from_pem(
+        source: CaSource,
+        (cert, pem): (&Path, &str),
+        (key, key_pem): (&Path, &str),
+    ) -> Result<Self, CaError> {
         let pair = KeyPair::from_pem(key_pem).map_err(|error| unusable(key, &error))?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        let chain = chain.map_err(|error| unusable(cert, &error))?;
-        let Some(first) = chain.first() else {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        let mut all = all.map_err(|error| unusable(cert, &error))?;
+        if all.is_empty() {
             return Err(unusable(cert, &"the file holds no PEM certificate"));
+        }
+        let parsed: Result<Vec<_>, _> = all.iter().map(|der| parse(der)).collect();
+        let parsed = parsed.map_err(|error| unusable(cert, &error))?;
+        // A certificate may have been renewed with the same key. The latest one counts.
+        let own = parsed
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| {
+                one.public_key().subject_public_key.data.as_ref() == pair.public_key_raw()
+            })
+            .max_by_key(|(_, one)| one.validity().not_after.timestamp());
+        let Some((own, certificate)) = own else {
+            let text = format!("it is not the key of a certificate in {}", cert.display());
+            return Err(unusable(key, &text));
         };
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(first).map_err(|error| unusable(cert, &error))?;
-        if !parsed.is_ca() {
-            return Err(unusable(cert, &"the certificate is not a CA certificate"));
+        check_usage(certificate).map_err(|text| unusable(cert, &text))?;
+        let names = CaNames::of(certificate).map_err(|text| unusable(cert, &text))?;
+        let subject = certificate.subject().to_string();
+        let positions = chain(&parsed, own);
+        let links = || positions.iter().filter_map(|at| parsed.get(*at));
+        let begin = links().map(|one| one.validity().not_before.timestamp());
+        let end = links().map(|one| one.validity().not_after.timestamp());
+        let validity = (
+            time_at(begin.max().unwrap_or_default()),
+            time_at(end.min().unwrap_or_default()),
+        );
+        drop(parsed);
+        let chain = positions.iter().filter_map(|at| all.get(*at)).cloned();
+        let chain: Vec<_> = chain.collect();
+        if let Some(first) = all.get_mut(..=own) {
+            first.rotate_right(1);
         }
-        if parsed.public_key().subject_public_key.data.as_ref() != pair.public_key_raw() {
-            return Err(unusable(key, &"this is not the key of the certificate"));
-        }
+        let first = all.first().ok_or_else(|| unusable(cert, &"it is empty"))?;
         let issuer =
             Issuer::from_ca_cert_der(first, pair).map_err(|error| unusable(cert, &error))?;
-        Ok(Self { issuer, pem, chain })
+        Ok(Self {
+            issuer,
+            source,
+            trusted: all,
+            chain,
+            validity,
+            names,
+            subject,
+        })
     }
 
-    fn make(dir: &Path, cert: &Path, key: &Path, now: SystemTime) -> Result<Self, CaError> {
-        let failed = |error: rcgen::Error| unusable(cert, &error);
-        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    /// Creates a CA that may sign for `names`. Returns its certificate and its key as PEM.
+    pub(super) fn make(names: &CaNames, now: SystemTime) -> Result<(String, String), rcgen::Error> {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         let print = fingerprint(pair.public_key_raw());
         let short: String = print.chars().filter(|c| *c != ':').take(8).collect();
@@ -181,55 +166,209 @@ impl CertificateAuthority {
             .push(DnType::CommonName, format!("outpace CA {short}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(serial(&Random::from_entropy()));
+        params.name_constraints = names.extension();
+        if names.is_constrained() {
+            // The names of people and code are not constrained, so their certificates are ruled out.
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        }
         params.not_before = OffsetDateTime::from(now - BACKDATE);
         params.not_after = OffsetDateTime::from(now + VALIDITY);
-        let certificate = params.self_signed(&pair).map_err(failed)?;
-        let key_pem = pair.serialize_pem();
-        make_private_dir(dir)?;
-        write_new(key, key_pem.as_bytes(), 0o600)?;
-        write_new(cert, certificate.pem().as_bytes(), 0o644)?;
-        Self::from_pem(cert, certificate.pem(), key, &key_pem)
+        let certificate = params.self_signed(&pair)?;
+        Ok((certificate.pem(), pair.serialize_pem()))
     }
 
-    /// Returns the certificate as PEM, for clients to trust.
-    pub fn pem(&self) -> &str {
-        &self.pem
+    /// Returns the certificates to trust as PEM, with the CA's own first. A private key in the same
+    /// file is left out.
+    pub fn pem(&self) -> String {
+        encode(&self.trusted)
+    }
+
+    /// Returns the CA's own certificate in DER form.
+    pub(super) fn own(&self) -> Option<&CertificateDer<'static>> {
+        self.trusted.first()
+    }
+
+    /// Returns all certificates that clients trust, with the CA's own first.
+    pub(super) fn trusted(&self) -> &[CertificateDer<'static>] {
+        &self.trusted
     }
 
     /// Returns the certificates that follow a leaf in the handshake. A single root is left out,
     /// because clients that trust it already have it. Intermediates must be sent.
     pub(super) fn chain_below_root(&self) -> &[CertificateDer<'static>] {
         let only_root = self.chain.len() == 1
-            && x509_parser::parse_x509_certificate(&self.chain[0])
-                .is_ok_and(|(_, cert)| cert.subject() == cert.issuer());
+            && self
+                .chain
+                .first()
+                .is_some_and(|der| parse(der).is_ok_and(|cert| cert.subject() == cert.issuer()));
         if only_root { &[] } else { &self.chain }
     }
 
-    /// Returns the fingerprint, subject and expiry of the CA for display.
+    /// Returns the begin and the end of the period in which the CA is valid.
+    pub(super) const fn validity(&self) -> (SystemTime, SystemTime) {
+        self.validity
+    }
+
+    /// Returns the names for which the CA may sign.
+    pub const fn names(&self) -> &CaNames {
+        &self.names
+    }
+
+    /// Checks that the CA is valid now.
+    ///
+    /// # Errors
+    /// Returns [`CaError::Expired`] or [`CaError::NotYetValid`] with the remedy.
+    pub fn check_valid(&self, now: SystemTime) -> Result<(), CaError> {
+        let (path, remedy) = (self.source.paths().0, self.source.remedy());
+        let (begin, end) = self.validity;
+        if now > end {
+            let at = humantime::format_rfc3339_seconds(end).to_string();
+            return Err(CaError::Expired { path, at, remedy });
+        }
+        if now < begin {
+            let at = humantime::format_rfc3339_seconds(begin).to_string();
+            return Err(CaError::NotYetValid { path, at, remedy });
+        }
+        Ok(())
+    }
+
+    /// Returns one message for each host of an intercepted target that is outside of the names for
+    /// which the CA may sign.
+    pub fn uncovered(&self, policy: &Policy) -> Vec<String> {
+        let outside = policy
+            .intercepted()
+            .filter(|(_, host)| !self.names.cover(host));
+        let told = outside.map(|(target, host)| {
+            format!(
+                "the CA may not sign for the host {host} of the target `{}`, only for {}; {}",
+                target.name,
+                self.names,
+                self.source.remedy()
+            )
+        });
+        told.collect()
+    }
+
+    /// Returns the problems of the CA that an operator should solve, each with its remedy: a near
+    /// or past expiry, uncovered hosts of targets, and missing constraints.
+    pub fn findings(&self, policy: &Policy, now: SystemTime) -> Vec<String> {
+        let mut found = Vec::new();
+        match self.check_valid(now) {
+            Err(error) => found.push(error.to_string()),
+            Ok(()) => found.extend(self.near_expiry(now)),
+        }
+        found.extend(self.uncovered(policy));
+        let wanted = matches!(
+            self.source,
+            CaSource::DataDir {
+                constrain: true,
+                ..
+            }
+        );
+        if wanted && !self.names.is_constrained() {
+            found.push(format!(
+                "`ca.constrain` is set, but the CA in use was made without it and may sign for all names; {}",
+                self.source.remedy()
+            ));
+        }
+        found
+    }
+
+    fn near_expiry(&self, now: SystemTime) -> Option<String> {
+        let (_, end) = self.validity;
+        let left = end.duration_since(now).ok()?;
+        let days = left.as_secs() / (24 * 3600);
+        let amount = match days {
+            0 => "less than a day".to_owned(),
+            1 => "1 day".to_owned(),
+            _ => format!("{days} days"),
+        };
+        (left <= CA_EXPIRY_NOTICE).then(|| {
+            let at = humantime::format_rfc3339_seconds(end);
+            format!(
+                "the CA expires in {amount}, on {at}; {}",
+                self.source.remedy()
+            )
+        })
+    }
+
+    /// Returns the fingerprint, subject, expiry and names of the CA for display.
     pub fn describe(&self) -> Description {
-        let der = self.chain.first().map(AsRef::as_ref).unwrap_or_default();
-        let (subject, not_after) = x509_parser::parse_x509_certificate(der)
-            .map(|(_, cert)| {
-                (
-                    cert.subject().to_string(),
-                    cert.validity().not_after.timestamp(),
-                )
-            })
-            .unwrap_or_default();
-        let not_after = Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
+        let chain = |der: &&CertificateDer<'_>| !self.chain.contains(der);
         Description {
-            fingerprint: fingerprint(der),
-            subject,
-            not_after: SystemTime::UNIX_EPOCH + not_after,
+            fingerprint: fingerprint(self.own().map(AsRef::as_ref).unwrap_or_default()),
+            subject: self.subject.clone(),
+            not_after: self.validity.1,
+            names: self.names.to_string(),
+            further: self.trusted.iter().filter(chain).count(),
         }
     }
 }
 
-fn unusable(path: &Path, cause: &dyn std::fmt::Display) -> CaError {
-    CaError::Unusable {
-        path: path.to_owned(),
-        cause: cause.to_string(),
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+    let parsed = x509_parser::parse_x509_certificate(der);
+    parsed
+        .map(|(_, one)| one)
+        .map_err(|error| error.to_string())
+}
+
+/// Returns the positions of the certificate at `own` and of those that lead from it to its root.
+/// Other certificates in the file are only trusted.
+fn chain(all: &[X509Certificate<'_>], own: usize) -> Vec<usize> {
+    let mut positions = vec![own];
+    let mut last = all.get(own);
+    while let Some(certificate) = last {
+        let above = all.iter().enumerate().find(|(at, one)| {
+            !positions.contains(at)
+                && certificate.issuer() != certificate.subject()
+                && one.subject() == certificate.issuer()
+        });
+        positions.extend(above.map(|(at, _)| at));
+        last = above.map(|(_, one)| one);
     }
+    positions
+}
+
+/// Checks that clients accept server certificates that this certificate has signed (RFC 5280
+/// section 4.2.1).
+fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), String> {
+    if !certificate.is_ca() {
+        let text = "the certificate is not a CA certificate (it lacks `CA:TRUE`)";
+        return Err(text.to_owned());
+    }
+    let usage = certificate.key_usage().map_err(|error| error.to_string())?;
+    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        let text = "its key usage does not allow to sign certificates; make one with `keyCertSign`";
+        return Err(text.to_owned());
+    }
+    let extended = certificate.extended_key_usage();
+    let extended = extended.map_err(|error| error.to_string())?;
+    if extended.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
+        let text = "its extended key usage leaves out TLS servers; make one with `serverAuth` or without this extension";
+        return Err(text.to_owned());
+    }
+    Ok(())
+}
+
+fn time_at(timestamp: i64) -> SystemTime {
+    let seconds = u64::try_from(timestamp).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// Draws a serial number of 128 random bits. An issuer must not repeat one (RFC 5280 section
+/// 4.1.2.2), in this process or another one with the same CA.
+pub(super) fn serial(random: &Random) -> SerialNumber {
+    SerialNumber::from_slice(&random.bytes())
+}
+
+/// Encodes certificates as PEM with line feeds.
+pub(super) fn encode(certificates: &[CertificateDer<'static>]) -> String {
+    let blocks = certificates
+        .iter()
+        .map(|certificate| pem::Pem::new("CERTIFICATE", certificate.to_vec()));
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_many_config(&blocks.collect::<Vec<_>>(), config)
 }
 
 fn fingerprint(der: &[u8]) -> String {
@@ -237,91 +376,4 @@ fn fingerprint(der: &[u8]) -> String {
     let bytes = digest.as_ref().iter();
     let hex: Vec<_> = bytes.map(|byte| format!("{byte:02X}")).collect();
     hex.join(":")
-}
-
-/// Creates a directory with mode 0700, so that only the current user can enter it.
-pub(super) fn make_private_dir(dir: &Path) -> Result<(), CaError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(at(dir))
-}
-
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(at(path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(at(path))
-}
-
-pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> CaError {
-    let path = path.to_owned();
-    move |cause| CaError::File {
-        path: path.clone(),
-        cause,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
-
-    fn load(source: &CaSource) -> Result<CertificateAuthority, CaError> {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        CertificateAuthority::load_or_make(source, now)
-    }
-
-    #[test]
-    fn p10_closed_the_key_is_private_and_checked() {
-        let dir = tempfile::tempdir().unwrap();
-        let source = CaSource::DataDir(dir.path().join("data"));
-        let made = load(&source).unwrap();
-        let key = dir.path().join("data/ca.key");
-        for (path, mode) in [
-            (key.as_path(), 0o600),
-            (dir.path().join("data").as_path(), 0o700),
-        ] {
-            assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, mode);
-        }
-        let again = load(&source).unwrap();
-        assert_eq!(made.describe(), again.describe());
-        assert!(!format!("{made:?}").contains("PRIVATE"));
-
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-        let told = load(&source).unwrap_err().to_string();
-        for part in ["mode 0644", "chmod 600"] {
-            assert!(told.contains(part), "{told}");
-        }
-    }
-
-    #[test]
-    fn half_a_ca_is_not_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let source = CaSource::DataDir(dir.path().to_owned());
-        load(&source).unwrap();
-        fs::remove_file(dir.path().join("ca.key")).unwrap();
-        assert!(matches!(load(&source), Err(CaError::Half { .. })));
-    }
-
-    #[test]
-    fn a_key_of_another_certificate_is_told() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        for dir in [&one, &two] {
-            load(&CaSource::DataDir(dir.path().to_owned())).unwrap();
-        }
-        let source = CaSource::Supplied {
-            cert: one.path().join("ca.pem"),
-            key: two.path().join("ca.key"),
-        };
-        let told = load(&source).unwrap_err().to_string();
-        assert!(told.contains("not the key of the certificate"), "{told}");
-    }
 }

@@ -1,18 +1,16 @@
 //! Files that clients trust: `ca.pem`, and `bundle.pem` for clients with a variable that *replaces*
 //! the system's roots. Neither file contains a private key.
 
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 
-use super::authority::{at, make_private_dir};
+use super::authority::encode;
+use super::files::{make_private_dir, replace};
 use super::{CaError, CertificateAuthority};
 
 /// Writes `ca.pem` and `bundle.pem` into `dir`. The bundle holds `roots`, followed by the CA
-/// certificate. Each file is replaced atomically.
+/// certificate, and during a rotation by the other one. Each file is replaced atomically.
 ///
 /// # Errors
 /// Returns [`CaError::File`] if the directory or a file cannot be written.
@@ -25,47 +23,31 @@ pub fn write_bundle(
         make_private_dir(dir)?;
     }
     let ours = ca.pem();
-    let blocks = roots
-        .iter()
-        .map(|root| pem::Pem::new("CERTIFICATE", root.to_vec()));
-    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    let mut bundle = pem::encode_many_config(&blocks.collect::<Vec<_>>(), config);
+    let mut bundle = encode(roots);
     bundle.push('\n');
-    bundle.push_str(ours);
+    bundle.push_str(&ours);
     replace(dir, "ca.pem", ours.as_bytes())?;
     replace(dir, "bundle.pem", bundle.as_bytes())
 }
 
-/// Replaces a file atomically, so that a reader sees either the old or the new content. A file with
-/// equal content is left untouched.
-fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), CaError> {
-    let path = dir.join(name);
-    if fs::read(&path).is_ok_and(|present| present == bytes) {
-        return Ok(());
-    }
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(at(dir))?;
-    file.write_all(bytes).map_err(at(&path))?;
-    let everyone = fs::Permissions::from_mode(0o644);
-    file.as_file()
-        .set_permissions(everyone)
-        .map_err(at(&path))?;
-    file.persist(&path)
-        .map_err(|error| at(&path)(error.error))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::intercept::CaSource;
+    use crate::intercept::{CaNames, CaSource};
     use rustls_pki_types::pem::PemObject as _;
 
     #[test]
     fn p10_closed_the_bundle_holds_every_root_and_no_key() {
         let dir = tempfile::tempdir().unwrap();
         let now = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_800_000_000);
-        let source = CaSource::DataDir(dir.path().join("data"));
-        let ca = CertificateAuthority::load_or_make(&source, now).unwrap();
+        let source = CaSource::DataDir {
+            dir: dir.path().join("data"),
+            constrain: false,
+        };
+        let names = CaNames::default();
+        let ca = CertificateAuthority::load_or_make(&source, &names, now).unwrap();
         let roots = &webpki_root_certs::TLS_SERVER_ROOT_CERTS[..3];
         let export = dir.path().join("export");
         write_bundle(&export, &ca, roots).unwrap();

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rcgen::{
     CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType,
@@ -15,21 +16,42 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
 use super::CertificateAuthority;
-use super::authority::BACKDATE;
+use super::authority::{BACKDATE, serial};
 use crate::bounds::LEAVES;
-use crate::clock::Clock;
+use crate::clock::{Clock, unix_time};
+use crate::random::Random;
 use crate::telemetry::Metrics;
 use crate::units::HostName;
 
 /// TLS server configurations for interception, cached per host.
 #[derive(Debug)]
 pub struct Leaves {
-    ca: CertificateAuthority,
+    issuing: ArcSwap<Issuing>,
     /// Private key shared by all leaves, separate from the CA's key.
     key: KeyPair,
-    configs: moka::sync::Cache<HostName, Arc<ServerConfig>>,
     clock: Clock,
     metrics: Metrics,
+    random: Random,
+}
+
+/// CA with the configurations whose leaves it has signed. Both are replaced together.
+#[derive(Debug)]
+struct Issuing {
+    ca: Arc<CertificateAuthority>,
+    configs: moka::sync::Cache<HostName, Arc<ServerConfig>>,
+}
+
+impl Issuing {
+    fn new(ca: CertificateAuthority) -> Self {
+        let configs = moka::sync::Cache::builder()
+            .max_capacity(LEAVES)
+            .time_to_live(KEPT)
+            .build();
+        Self {
+            ca: Arc::new(ca),
+            configs,
+        }
+    }
 }
 
 const VALIDITY: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -44,36 +66,64 @@ impl Leaves {
     pub fn new(ca: CertificateAuthority, clock: Clock, metrics: Metrics) -> Result<Self, String> {
         let key =
             KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
-        let configs = moka::sync::Cache::builder()
-            .max_capacity(LEAVES)
-            .time_to_live(KEPT)
-            .build();
+        metrics.set_ca_expiry(unix_time(ca.validity().1));
         Ok(Self {
-            ca,
+            issuing: ArcSwap::from_pointee(Issuing::new(ca)),
             key,
-            configs,
             clock,
             metrics,
+            random: Random::from_entropy(),
         })
     }
 
     /// Returns the CA that signs the leaves.
-    pub const fn ca(&self) -> &CertificateAuthority {
-        &self.ca
+    pub fn ca(&self) -> Arc<CertificateAuthority> {
+        Arc::clone(&self.issuing.load().ca)
+    }
+
+    /// Replaces the CA. New handshakes get new leaves, and open connections continue.
+    pub fn replace_ca(&self, ca: CertificateAuthority) {
+        self.metrics.set_ca_expiry(unix_time(ca.validity().1));
+        self.issuing.store(Arc::new(Issuing::new(ca)));
     }
 
     /// Returns the TLS configuration for `host` and mints its leaf if none is cached. Concurrent
     /// callers share one minting.
     ///
     /// # Errors
-    /// Returns a message if the leaf cannot be created.
+    /// Returns a message if the leaf cannot be created, or if clients would refuse it.
     pub fn config(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
-        self.configs
-            .try_get_with_by_ref(host, || self.mint(host))
+        let issuing = self.issuing.load_full();
+        let ca = &issuing.ca;
+        ca.check_valid(self.clock.wall())
+            .map_err(|error| error.to_string())?;
+        issuing
+            .configs
+            .try_get_with_by_ref(host, || self.mint(ca, host))
             .map_err(|error| error.to_string())
     }
 
-    fn mint(&self, host: &HostName) -> Result<Arc<ServerConfig>, String> {
+    fn mint(
+        &self,
+        ca: &CertificateAuthority,
+        host: &HostName,
+    ) -> Result<Arc<ServerConfig>, String> {
+        if !ca.names().permit(host) {
+            return Err(format!("the CA may sign only for {}", ca.names()));
+        }
+        let mut chain = vec![self.sign(ca, host)?];
+        chain.extend_from_slice(ca.chain_below_root());
+        self.metrics.leaf_minted();
+        self.server_config(host, chain)
+            .map(Arc::new)
+            .map_err(|error| error.to_string())
+    }
+
+    fn sign(
+        &self,
+        ca: &CertificateAuthority,
+        host: &HostName,
+    ) -> Result<CertificateDer<'static>, String> {
         let text = |error: rcgen::Error| error.to_string();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![match host.ip() {
@@ -81,24 +131,22 @@ impl Leaves {
             None => SanType::DnsName(host.as_str().try_into().map_err(text)?),
         }];
         // A common name holds at most 64 characters (RFC 5280 appendix A.1). Clients use the
-        // subject alternative name instead.
-        let name = Some(host.as_str()).filter(|name| name.len() < 64);
+        // subject alternative name instead. OpenSSL takes an address here for a domain, which the
+        // CA's constraints may not permit.
+        let name = Some(host.as_str()).filter(|name| name.len() < 64 && host.ip().is_none());
         let name = name.unwrap_or("outpace");
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial(&self.random));
         let now = self.clock.wall();
-        params.not_before = OffsetDateTime::from(now - BACKDATE);
-        params.not_after = OffsetDateTime::from(now + VALIDITY);
-        let leaf = params.signed_by(&self.key, &self.ca.issuer).map_err(text)?;
-        let mut chain = vec![leaf.der().clone()];
-        chain.extend_from_slice(self.ca.chain_below_root());
-        self.metrics.leaf_minted();
-        self.server_config(host, chain)
-            .map(Arc::new)
-            .map_err(|error| error.to_string())
+        let (begin, end) = ca.validity();
+        params.not_before = OffsetDateTime::from(begin.max(now - BACKDATE));
+        params.not_after = OffsetDateTime::from(end.min(now + VALIDITY));
+        let leaf = params.signed_by(&self.key, &ca.issuer).map_err(text)?;
+        Ok(leaf.der().clone())
     }
 
     fn server_config(
@@ -143,14 +191,18 @@ impl ResolvesServerCert for OneHost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intercept::CaSource;
+    use crate::intercept::{CaNames, CaSource};
 
     fn leaves() -> (tempfile::TempDir, Leaves) {
         let dir = tempfile::tempdir().unwrap();
         // Certificate verifiers use the real time, so the test needs the system clock.
         let clock = Clock::system();
-        let source = CaSource::DataDir(dir.path().to_owned());
-        let ca = CertificateAuthority::load_or_make(&source, clock.wall()).unwrap();
+        let source = CaSource::DataDir {
+            dir: dir.path().to_owned(),
+            constrain: false,
+        };
+        let names = CaNames::default();
+        let ca = CertificateAuthority::load_or_make(&source, &names, clock.wall()).unwrap();
         (dir, Leaves::new(ca, clock, Metrics::new()).unwrap())
     }
 
@@ -177,14 +229,15 @@ mod tests {
             let host = HostName::parse(&format!("h{number}.example.com")).unwrap();
             leaves.config(&host).unwrap();
         }
-        leaves.configs.run_pending_tasks();
-        assert!(leaves.configs.entry_count() <= LEAVES);
+        let issuing = leaves.issuing.load();
+        issuing.configs.run_pending_tasks();
+        assert!(issuing.configs.entry_count() <= LEAVES);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_leaf_is_what_verifiers_accept() {
         let (_dir, leaves) = leaves();
-        let ca_der = leaves.ca.chain[0].clone();
+        let ca_der = leaves.ca().own().unwrap().clone();
         let (_, ca) = x509_parser::parse_x509_certificate(&ca_der).unwrap();
         for name in ["api.example.com", "127.0.0.1", "[::1]"] {
             let host = HostName::parse(name).unwrap();
@@ -201,6 +254,46 @@ mod tests {
             assert!(handshake(client, config, &host).is_ok(), "{name}");
         }
         assert!(ca.is_ca());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leaf_is_valid_only_while_its_ca_is() {
+        let host = HostName::parse("api.example.com").unwrap();
+        let made = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let dir = tempfile::tempdir().unwrap();
+        let source = CaSource::DataDir {
+            dir: dir.path().to_owned(),
+            constrain: false,
+        };
+        let names = CaNames::default();
+        let load = || CertificateAuthority::load_or_make(&source, &names, made).unwrap();
+        let (begin, end) = load().validity();
+        let day = Duration::from_secs(24 * 3600);
+        let minute = Duration::from_secs(60);
+        for (now, usable) in [
+            (begin - minute, false),
+            (begin + minute, true),
+            (made, true),
+            (end - 30 * day, true),
+            (end - day, true),
+            (end - minute, true),
+            (end + minute, false),
+        ] {
+            let nanos = i64::try_from(unix_time(now).as_nanos()).unwrap();
+            let leaves = Leaves::new(load(), Clock::anchored(nanos), Metrics::new()).unwrap();
+            let ca = leaves.ca();
+            let config = leaves.config(&host);
+            assert_eq!(config.is_ok(), usable, "{config:?}");
+            let told = ca.findings(&crate::policy::Policy::default(), now);
+            let expected = usize::from(!usable || end.duration_since(now).unwrap() <= 30 * day);
+            assert_eq!(told.len(), expected, "{told:?}");
+            let leaf = leaves.sign(&ca, &host).unwrap();
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+            let at = |time| i64::try_from(unix_time(time).as_secs()).unwrap();
+            let validity = leaf.validity();
+            assert!(validity.not_before.timestamp() >= at(begin));
+            assert!(validity.not_after.timestamp() <= at(end));
+        }
     }
 
     fn handshake(

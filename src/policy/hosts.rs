@@ -52,6 +52,14 @@ impl HostPattern {
             Name::Below(_) | Name::Any => None,
         }
     }
+
+    /// Returns the domain of a wildcard such as `*.x.com`, and `None` for other patterns.
+    pub const fn below(&self) -> Option<&HostName> {
+        match &self.name {
+            Name::Below(domain) => Some(domain),
+            Name::Exact(_) | Name::Any => None,
+        }
+    }
 }
 
 /// The error for a text that is not a host pattern.

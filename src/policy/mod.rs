@@ -65,6 +65,13 @@ impl Policy {
         self.targets.get(self.hosts.find(host, port)?)
     }
 
+    /// Returns the host patterns of all targets that are intercepted, each with its target.
+    pub fn intercepted(&self) -> impl Iterator<Item = (&Target, &HostPattern)> {
+        let targets = self.targets.iter().map(Arc::as_ref);
+        let targets = targets.filter(|target| target.tls == TlsMode::Intercept);
+        targets.flat_map(|target| target.hosts.iter().map(move |host| (target, host)))
+    }
+
     /// Returns true if CONNECT may name this port.
     pub fn connect_port_allowed(&self, port: u16) -> bool {
         port == 443 || self.connect_ports.contains(&port) || self.hosts.names_port(port)

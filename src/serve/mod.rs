@@ -43,7 +43,7 @@ pub struct Server {
     /// Current policy, which a reload replaces as a whole.
     pub policy: Arc<ArcSwap<Policy>>,
     /// Certificates for intercepted hosts.
-    pub leaves: Leaves,
+    pub leaves: Arc<Leaves>,
     /// Tracker of the tasks for connections and tunnels, which a drain waits for.
     pub tasks: Tasks,
     /// Metrics of this process, including the number of open connections.

@@ -330,8 +330,8 @@ pub struct Item {
 }
 
 impl Item {
-    /// Returns the name of the item for its origin. It is a digest of the id, because whoever knows
-    /// the id can read the response.
+    /// Returns the name of the item for its origin. It is a digest of the id, because the id is
+    /// enough to read the response.
     pub fn reference(&self) -> String {
         let print = print(&[b"outpace item", self.id.as_bytes()]);
         let digits = print.iter().take(16).map(|byte| format!("{byte:02x}"));

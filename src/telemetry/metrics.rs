@@ -82,6 +82,8 @@ metrics! {
         "Certificates created for intercepted hosts";
     leaves_rejected: Counter = Counter::default(), "outpace_leaves_rejected_total", "",
         "TLS handshakes in which a client rejected outpace's certificate";
+    ca_expiry: Gauge = Gauge::default(), "outpace_ca_expiry_timestamp_seconds", "",
+        "Unix time in seconds at which the CA in use expires";
     bodies_buffered: Gauge = Gauge::default(), "outpace_bodies_buffered_bytes", "",
         "Bytes of request bodies that are in memory now";
     reloads: Family<ResultLabel, Counter> = Family::default(), "outpace_reloads_total", "result (ok, error)",
@@ -228,6 +230,13 @@ impl Metrics {
     /// Counts a certificate that was created for an intercepted host.
     pub fn leaf_minted(&self) {
         self.0.leaves_minted.inc();
+    }
+
+    /// Records the time at which the CA expires, since the Unix epoch.
+    pub fn set_ca_expiry(&self, at: Duration) {
+        self.0
+            .ca_expiry
+            .set(i64::try_from(at.as_secs()).unwrap_or(i64::MAX));
     }
 
     /// Counts a TLS handshake in which a client rejected outpace's certificate.

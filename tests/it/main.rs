@@ -17,6 +17,7 @@ mod harness;
 
 mod api;
 mod buffers;
+mod certificates;
 mod checklist;
 mod clients;
 mod conformance;
@@ -43,6 +44,7 @@ mod reload;
 mod replicas;
 mod retry;
 mod retry_after;
+mod rotation;
 mod run;
 mod scopes;
 mod shared;

@@ -269,7 +269,7 @@ async fn p10_closed_an_item_replaces_method_and_path_only_where_its_buffer_allow
         let (status, told) = by(&program, ALICE, "POST", &path, json!([item])).await;
         assert_eq!(status, expected, "{buffer} {item}: {told}");
     }
-    // Who may change the buffer gains nothing by an item.
+    // A client that may change the buffer gains nothing by an item.
     let own = json!({ "name": "own", "url": "http://plain.test/own" });
     by(&program, ALICE, "POST", "/buffers", own).await;
     let item = json!({ "method": "DELETE", "path": "/anything" });

@@ -19,7 +19,7 @@ const CLIENTS: u64 = 50;
 const REQUESTS: usize = 200;
 const SEED: u64 = 15;
 
-/// What happens to a request, as its path tells the origin.
+/// Fates of a request, as its path tells the origin.
 const FATES: [&str; 8] = [
     "length", "chunks", "close", "after", "early", "cut", "unended", "gone",
 ];
