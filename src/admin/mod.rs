@@ -11,6 +11,7 @@
 //! - `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin.
 
 mod explain;
+mod guard;
 mod latch;
 mod limits;
 mod reload;
@@ -89,7 +90,8 @@ impl Admin {
             .route_layer(middleware::from_fn_with_state(self.clone(), authorize));
         let open = Router::new().route("/healthz", get(|| async { "ok\n" }));
         let open = open.route("/readyz", get(readyz));
-        open.merge(guarded).with_state(self)
+        let guard = middleware::from_fn_with_state(self.clone(), guard::guard);
+        open.merge(guarded).layer(guard).with_state(self)
     }
 }
 

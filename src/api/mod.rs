@@ -26,9 +26,10 @@ use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
 use crate::exchange::{
-    ClientBody, ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody,
+    ClientBody, ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, has_content,
 };
 use crate::policy::{Policy, Target};
+use crate::semantics;
 
 /// API for apps, with the permits that workers hold and the spool, if there is one.
 #[derive(Debug, Default)]
@@ -79,7 +80,8 @@ impl Api {
             client,
         };
         match self.route(&call, request, &mut record).await {
-            Ok(response) => {
+            Ok(mut response) => {
+                semantics::forbid_sniffing(response.headers_mut());
                 record.status = response.status().as_u16();
                 record.end();
                 response
@@ -94,7 +96,10 @@ impl Api {
         request: Request<ClientBody>,
         record: &mut Record,
     ) -> Answered {
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
+        if semantics::needs_no_preflight(&head.headers) && has_content(&mut body).await {
+            return Err(unsupported_type(&head));
+        }
         let path = head.uri.path().to_owned();
         let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let known = known.strip_prefix(&["v1"]).unwrap_or(&known);
@@ -133,6 +138,14 @@ impl Api {
             _ => self.renew(call, target, &read(body).await?),
         }
     }
+}
+
+fn unsupported_type(head: &Parts) -> Error {
+    let detail = match head.headers.get(header::CONTENT_TYPE) {
+        None => "the body has no `Content-Type`; send `application/json`".to_owned(),
+        Some(kind) => format!("a body of type {kind:?} is not accepted; send `application/json`"),
+    };
+    Error::new(Reason::UnsupportedType, detail)
 }
 
 fn no_such_call(path: &str) -> Error {

@@ -16,6 +16,7 @@
 mod harness;
 
 mod api;
+mod browser;
 mod buffers;
 mod clients;
 mod conformance;
