@@ -18,6 +18,7 @@ mod harness;
 mod api;
 mod browser;
 mod buffers;
+mod chromium;
 mod clients;
 mod conformance;
 mod connections;
