@@ -46,8 +46,9 @@ async fn check(admin: &Admin, request: &mut Request) -> Result<(), (StatusCode, 
             return Err((StatusCode::METHOD_NOT_ALLOWED, text));
         }
     };
-    let guarded = admin.serving.admin.ip().is_loopback() || admin.token.is_none();
-    let known = semantics::is_loopback_host(&named.host)
+    let listener = admin.serving.admin.ip();
+    let guarded = listener.is_loopback() || admin.token.is_none();
+    let known = semantics::is_own_host(&named.host, listener)
         || admin
             .policy
             .load()

@@ -4,6 +4,8 @@
 //! authenticate a client. These functions decide by the host that a request names, by the fields
 //! that only browsers send (Fetch Metadata, RFC 6454) and by the type of its body.
 
+use std::net::IpAddr;
+
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -12,11 +14,15 @@ use crate::units::{HostName, Scheme};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Returns true for a host that always means this machine: `localhost`, a name below it (RFC 6761
-/// section 6.3) or a loopback address. A DNS answer of another site cannot give it such a name.
-pub fn is_loopback_host(host: &HostName) -> bool {
-    match host.ip() {
-        Some(ip) => ip.to_canonical().is_loopback(),
+/// Returns true for a host that always means this listener: `localhost`, a name below it (RFC 6761
+/// section 6.3), a loopback address or the listener's own address. A DNS answer of another site
+/// cannot give that site such a name.
+pub fn is_own_host(host: &HostName, listener: IpAddr) -> bool {
+    match host.ip().map(|ip| ip.to_canonical()) {
+        Some(ip) => {
+            let same = ip == listener.to_canonical() && !ip.is_unspecified();
+            same || ip.is_loopback()
+        }
         None => host.as_str() == "localhost" || host.as_str().ends_with(".localhost"),
     }
 }
@@ -174,26 +180,32 @@ mod tests {
     use super::*;
     use crate::semantics::map;
 
-    fn cross_site(method: Method, host: &str, lines: &[(&'static str, &str)]) -> bool {
+    fn cross_site(method: &Method, host: &str, lines: &[(&'static str, &str)]) -> bool {
         let named = Authority::parse(host).unwrap();
-        is_cross_site(&method, &map(lines), &named, Scheme::Http)
+        is_cross_site(method, &map(lines), &named, Scheme::Http)
     }
 
     #[test]
-    fn only_names_of_this_machine_are_loopback_hosts() {
-        let is = |text: &str| is_loopback_host(&HostName::parse(text).unwrap());
+    fn only_names_of_this_machine_are_own_hosts() {
+        let is = |text: &str, listener: &str| {
+            is_own_host(&HostName::parse(text).unwrap(), listener.parse().unwrap())
+        };
         for host in "localhost LOCALHOST. a.localhost a.b.localhost 127.0.0.1 127.9.9.9 0x7f.1 \
                      [::1] [::ffff:127.0.0.1]"
             .split_whitespace()
         {
-            assert!(is(host), "{host}");
+            assert!(is(host, "127.0.0.1") && is(host, "0.0.0.0"), "{host}");
         }
         for host in "evil.example localhost.evil.example notlocalhost 127.0.0.1.evil.example \
                      0.0.0.0 10.0.0.1 128.0.0.1 [::] [fe80::1] [::ffff:10.0.0.1]"
             .split_whitespace()
         {
-            assert!(!is(host), "{host}");
+            for listener in ["127.0.0.1", "0.0.0.0", "::"] {
+                assert!(!is(host, listener), "{host} {listener}");
+            }
         }
+        assert!(is("10.0.0.1", "10.0.0.1") && is("[fd00::1]", "fd00::1"));
+        assert!(is("[::ffff:10.0.0.1]", "10.0.0.1") && !is("10.0.0.2", "10.0.0.1"));
     }
 
     #[test]
@@ -221,20 +233,20 @@ mod tests {
                 ],
             ),
         ] {
-            assert!(!cross_site(method, "localhost:8080", lines), "{lines:?}");
+            assert!(!cross_site(&method, "localhost:8080", lines), "{lines:?}");
         }
         assert!(!cross_site(
-            Method::GET,
+            &Method::GET,
             "[::1]:81",
             &[("origin", "http://[::1]:81")]
         ));
         assert!(!cross_site(
-            Method::GET,
+            &Method::GET,
             "x.test:80",
             &[("origin", "http://x.test")]
         ));
         assert!(!cross_site(
-            Method::GET,
+            &Method::GET,
             "x.test",
             &[("origin", "http://x.test:80")]
         ));
@@ -276,13 +288,13 @@ mod tests {
             &[("origin", "http://localhost:8080, http://evil.example")],
         ] {
             assert!(
-                cross_site(Method::GET, "localhost:8080", lines),
+                cross_site(&Method::GET, "localhost:8080", lines),
                 "{lines:?}"
             );
         }
         let typed = [("sec-fetch-site", "none")];
-        assert!(cross_site(Method::POST, "localhost:8080", &typed));
-        assert!(cross_site(Method::DELETE, "localhost:8080", &typed));
+        assert!(cross_site(&Method::POST, "localhost:8080", &typed));
+        assert!(cross_site(&Method::DELETE, "localhost:8080", &typed));
     }
 
     #[test]
@@ -364,7 +376,7 @@ mod tests {
             let origin = format!("{scheme}://{}", text(&name, port));
             let named = text(&host.0, host.1);
             let equal = scheme == "http" && name == host.0 && port == host.1;
-            let refused = cross_site(Method::GET, &named, &[("origin", &origin)]);
+            let refused = cross_site(&Method::GET, &named, &[("origin", &origin)]);
             prop_assert_eq!(refused, !equal);
         }
 

@@ -18,7 +18,7 @@ mod via;
 
 pub use authority::Authority;
 pub use browser::{
-    forbid_sniffing, is_cross_site, is_loopback_host, isolate_replay, needs_no_preflight,
+    forbid_sniffing, is_cross_site, is_own_host, isolate_replay, needs_no_preflight,
 };
 pub use credentials::proxy_credentials;
 pub use fields::{

