@@ -9,6 +9,7 @@
 //! - `POST /v1/reload`: reads the configuration file now, with `{"force": true}` also an incomplete one.
 //! - `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit for all replicas.
 //! - `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin.
+//! - `/v1/buffers…`, `/v1/items…`, `/v1/attempts`: the calls of the API, for the buffers of all.
 
 mod explain;
 mod guard;
@@ -26,14 +27,16 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{any, get, patch, post};
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 
+use crate::api::Api;
 use crate::exchange::Exchange;
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Secret};
@@ -59,6 +62,8 @@ pub struct Admin {
     pub serving: Arc<ServingInfo>,
     /// Channel to the task that reloads the configuration.
     pub reloads: ReloadCalls,
+    /// API whose calls operators may make for the buffers and items of all clients.
+    pub api: Arc<Api>,
     /// Sessions of `outpace run` that keep this process alive.
     pub sessions: Sessions,
 }
@@ -79,6 +84,10 @@ impl Admin {
         // readiness.
         let guarded = Router::new()
             .route("/metrics", get(metrics))
+            .route("/v1/attempts", any(spool))
+            .route("/v1/buffers", any(spool))
+            .route("/v1/buffers/{*rest}", any(spool))
+            .route("/v1/items/{*rest}", any(spool))
             .route("/v1/attend", get(sessions::open_session))
             .route("/v1/explain", get(explain::asked))
             .route("/v1/reload", post(reload::reload))
@@ -108,6 +117,19 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], admin.metrics.encode())
+}
+
+/// Answers a call about the spool with the authority of an operator.
+async fn spool(State(admin): State<Admin>, request: Request) -> Response {
+    let policy = admin.policy.load_full();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let answered = admin.api.serve_operator(&admin.exchange, policy, request);
+    let response = answered.await;
+    if method != Method::GET {
+        let status = response.status().as_u16();
+        tracing::info!(%method, path, status, "operator's call about the spool");
+    }
+    response.map(Body::new)
 }
 
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {

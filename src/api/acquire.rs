@@ -61,9 +61,18 @@ pub(super) type HeldPermits = Arc<Mutex<HashMap<String, HeldPermit>>>;
 #[derive(Debug)]
 pub(super) struct HeldPermit {
     target: Arc<str>,
+    /// Client that acquired the permit, or `None` in a configuration without clients.
+    client: Option<Arc<str>>,
     /// Turn of the worker. Dropping it returns the permits of all limits.
     _turn: Turn,
     expires: Instant,
+}
+
+impl HeldPermit {
+    /// Returns true if the caller acquired this permit for the target. To others it does not exist.
+    fn belongs_to(&self, call: &ApiCall<'_>, target: &Target) -> bool {
+        self.target == target.name && self.client == call.client.name
+    }
 }
 
 /// Waits until the hold time of a permit is over, and then releases the permit.
@@ -119,6 +128,7 @@ impl Api {
             let expires = exchange.clock.now() + hold;
             let holding = HeldPermit {
                 target: Arc::clone(&target.name),
+                client: call.client.name.clone(),
                 _turn: turn,
                 expires,
             };
@@ -134,10 +144,15 @@ impl Api {
         }))
     }
 
-    pub(super) fn release(&self, target: &Target, named: &PermitName) -> Answered {
+    pub(super) fn release(
+        &self,
+        call: &ApiCall<'_>,
+        target: &Target,
+        named: &PermitName,
+    ) -> Answered {
         let mut held = lock(&self.held);
         let known = held.get(&named.permit);
-        if known.is_none_or(|held| held.target != target.name) {
+        if !known.is_some_and(|held| held.belongs_to(call, target)) {
             return Err(unknown(target));
         }
         let holding = held.remove(&named.permit);
@@ -156,7 +171,7 @@ impl Api {
         let hold = hold_time(named.hold.as_ref())?;
         let mut held = lock(&self.held);
         let holding = held.get_mut(&named.permit);
-        let holding = holding.filter(|held| held.target == target.name);
+        let holding = holding.filter(|held| held.belongs_to(call, target));
         holding.ok_or_else(|| unknown(target))?.expires = call.exchange.clock.now() + hold;
         let reply = serde_json::json!({ "expires_in": hold.as_secs_f64() });
         Ok(json(&reply))

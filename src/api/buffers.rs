@@ -6,17 +6,26 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page};
 use super::spool::{buffer_json, counts_json, item_json, time};
-use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, read};
+use super::tenants::Access;
+use super::{Answered, ApiCall, CallBody, SpoolHandle, bad, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
-use crate::delivery::check_buffer;
-use crate::exchange::{ClientBody, Error, ResponseBody};
+use crate::delivery::{check_buffer, check_name};
+use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
-use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
+use crate::spool::{
+    Buffer, BufferConfig, BufferOwner, BufferSpec, ItemStatus, ListQuery, Purge, Redrive,
+    StoreError,
+};
 use crate::units::is_name;
+
+/// Items that one query reads for a caller who sees only its own ones.
+const OWN_PAGE: u32 = 1000;
+/// Number of such queries in one call.
+const OWN_PAGES: u32 = 10;
 
 /// Body of a call of `purge`. `state` is `queued`, `dead` or `history`, and `before` is an RFC 3339
 /// time.
@@ -51,15 +60,14 @@ impl SpoolHandle {
         call: &ApiCall<'_>,
         head: &Parts,
         path: &[&str],
-        body: ClientBody,
+        body: impl CallBody,
     ) -> Answered {
         match (&head.method, path) {
             (&Method::GET, []) => {
                 call.needs(ApiScope::Read)?;
-                self.store.refresh().await?;
                 let mut all = Vec::new();
-                for buffer in self.store.buffers() {
-                    all.push(self.show(&buffer).await?);
+                for buffer in self.visible_buffers(call).await? {
+                    all.push(self.show(call, &buffer).await?);
                 }
                 Ok(answer(&json!({ "buffers": all })))
             }
@@ -69,31 +77,34 @@ impl SpoolHandle {
             }
             (&Method::GET, [id]) => {
                 call.needs(ApiScope::Read)?;
-                Ok(answer(&self.show(&self.buffer(id).await?).await?))
+                let buffer = self.buffer(call, id).await?;
+                Ok(answer(&self.show(call, &buffer).await?))
             }
             (&Method::PATCH, [id]) => {
                 call.needs(ApiScope::Manage)?;
-                self.change(call, &self.buffer(id).await?, read(body).await?)
-                    .await
+                let buffer = self.buffer(call, id).await?;
+                call.needs_full(&buffer)?;
+                self.change(call, &buffer, read(body).await?).await
             }
             (&Method::DELETE, [id]) => {
                 call.needs(ApiScope::Manage)?;
                 let forced = flag(head, "force")?;
-                let buffer = self.buffer(id).await?;
+                let buffer = self.buffer(call, id).await?;
+                call.needs_full(&buffer)?;
                 self.store.remove(buffer.number, forced).await?;
                 self.deliveries.wake(buffer.number);
                 Ok(answer(&json!({ "deleted": &*buffer.id })))
             }
             (&Method::GET, [id, "items"]) => {
                 call.needs(ApiScope::Read)?;
-                self.list(head, &self.buffer(id).await?).await
+                self.list(call, head, &self.buffer(call, id).await?).await
             }
             (&Method::GET, [id, "stats"]) => {
                 call.needs(ApiScope::Read)?;
-                self.stats(&self.buffer(id).await?).await
+                self.stats(call, &self.buffer(call, id).await?).await
             }
             (&Method::POST, [id, verb]) => {
-                let buffer = self.known_buffer(id).await?;
+                let buffer = self.known_buffer(call, id).await?;
                 self.act(call, head, &buffer, verb, body).await
             }
             (_, [] | [_] | [_, _]) => Err(super::wrong_method(head)),
@@ -107,12 +118,21 @@ impl SpoolHandle {
         head: &Parts,
         buffer: &Buffer,
         verb: &str,
-        body: ClientBody,
+        body: impl CallBody,
     ) -> Answered {
-        call.needs(match verb {
-            "items" | "batch" | "items:batch" => ApiScope::Push,
-            _ => ApiScope::Manage,
-        })?;
+        match verb {
+            "items" | "batch" | "items:batch" => {
+                call.needs(ApiScope::Push)?;
+                if buffer.terms.owner == BufferOwner::Overflow {
+                    call.needs_full(buffer)?;
+                }
+            }
+            "pause" | "resume" | "purge" | "redrive" => {
+                call.needs(ApiScope::Manage)?;
+                call.needs_full(buffer)?;
+            }
+            _ => return Err(super::no_such_call(head.uri.path())),
+        }
         let answered = match verb {
             "items" => {
                 let bytes = self.read(body, self.max_body * 3 / 2 + 65536).await?;
@@ -126,23 +146,26 @@ impl SpoolHandle {
                 let PauseSpec { reason } = read(body).await?;
                 let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
                 let paused = self.store.pause(buffer.number, Some(reason.into())).await?;
-                Ok(answer(&self.show(&paused).await?))
+                Ok(answer(&self.show(call, &paused).await?))
             }
             "resume" => {
                 let resumed = self.store.pause(buffer.number, None).await?;
-                Ok(answer(&self.show(&resumed).await?))
+                Ok(answer(&self.show(call, &resumed).await?))
             }
             "purge" => self.purge(buffer, &read(body).await?).await,
-            "redrive" => self.redrive(buffer, read(body).await?).await,
-            _ => Err(super::no_such_call(head.uri.path())),
+            _ => self.redrive(buffer, read(body).await?).await,
         };
         self.deliveries.wake(buffer.number);
         answered
     }
 
-    async fn show(&self, buffer: &Buffer) -> Result<serde_json::Value, Error> {
-        let counts = self.store.counts(buffer.number).await?;
-        Ok(buffer_json(buffer, counts))
+    async fn show(&self, call: &ApiCall<'_>, buffer: &Buffer) -> Result<Value, Error> {
+        // The number of items would tell a client about the items of others.
+        let counts = match call.sees_all_items(buffer) {
+            true => Some(self.store.counts(buffer.number).await?),
+            false => None,
+        };
+        Ok(buffer_json(buffer, call.shown_name(buffer), counts))
     }
 
     /// Checks the configuration of a buffer as far as possible without sending anything.
@@ -150,6 +173,11 @@ impl SpoolHandle {
         if terms.url.is_empty() {
             return Err(bad(
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
+            ));
+        }
+        if terms.clients.is_some() {
+            return Err(bad(
+                "`clients` is only for buffers that the configuration declares",
             ));
         }
         Ok(check_buffer(terms, &call.policy.egress)?)
@@ -162,9 +190,20 @@ impl SpoolHandle {
                 "a buffer needs a `name` of at most 64 letters, digits, `-`, `_` and `.`, other than `.` and `..`",
             ));
         }
-        let mut terms = written.apply(BufferConfig::default()).map_err(bad)?;
+        check_name(&name).map_err(bad)?;
+        let declared = self.named(&name);
+        if declared.is_some_and(|known| call.access(&known) == Access::OwnItems) {
+            return Err(StoreError::NameTaken(name).into());
+        }
+        let owner = call.owner();
+        let base = BufferConfig {
+            owner,
+            ..BufferConfig::default()
+        };
+        let mut terms = written.apply(base).map_err(bad)?;
         Self::check(call, &terms)?;
         let id = call.fresh_id("buf");
+        let name = call.stored_name(&name);
         let known = self.named(&name);
         let (buffer, new) = match known.filter(|known| self.same(known, &terms)) {
             Some(known) => (known, false),
@@ -174,7 +213,7 @@ impl SpoolHandle {
                 self.store.create(id, name.into(), terms, now).await?
             }
         };
-        let mut response = answer(&self.show(&buffer).await?);
+        let mut response = answer(&self.show(call, &buffer).await?);
         if new {
             *response.status_mut() = StatusCode::CREATED;
         }
@@ -184,7 +223,7 @@ impl SpoolHandle {
 
     async fn change(&self, call: &ApiCall<'_>, buffer: &Buffer, written: BufferSpec) -> Answered {
         let name = written.name.as_deref();
-        if name.is_some_and(|name| *name != *buffer.name) {
+        if name.is_some_and(|name| name != call.shown_name(buffer)) {
             return Err(bad(
                 "the `name` of a buffer cannot change; create another buffer",
             ));
@@ -196,11 +235,14 @@ impl SpoolHandle {
         }
         let changed = self.store.change(buffer.number, terms).await?;
         self.deliveries.wake(buffer.number);
-        Ok(answer(&self.show(&changed).await?))
+        Ok(answer(&self.show(call, &changed).await?))
     }
 
-    async fn list(&self, head: &Parts, buffer: &Buffer) -> Answered {
+    async fn list(&self, call: &ApiCall<'_>, head: &Parts, buffer: &Buffer) -> Answered {
         let query = item_query(head, Some(buffer.number), ITEM_PARAMETERS)?;
+        if !call.sees_all_items(buffer) {
+            return self.list_own(call, query, buffer).await;
+        }
         let limit = query.limit;
         let items = self.store.items(query).await?;
         let next = items.last().map(|item| item.seq);
@@ -208,7 +250,46 @@ impl SpoolHandle {
         Ok(page("items", shown.collect(), next, limit))
     }
 
-    async fn stats(&self, buffer: &Buffer) -> Answered {
+    /// Lists the items that the caller pushed into a buffer of others. One call reads a bounded
+    /// number of items, so a page may have fewer entries than asked for and still have a next one.
+    async fn list_own(
+        &self,
+        call: &ApiCall<'_>,
+        mut query: ListQuery,
+        buffer: &Buffer,
+    ) -> Answered {
+        let wanted = query.limit as usize;
+        let mut own: Vec<Value> = Vec::new();
+        query.limit = OWN_PAGE;
+        for _ in 0..OWN_PAGES {
+            let items = self.store.items(query.clone()).await?;
+            for item in &items {
+                query.after = Some(item.seq);
+                if call.pushed(item) {
+                    own.push(item_json(item, Some(buffer)));
+                }
+                if own.len() == wanted {
+                    break;
+                }
+            }
+            if own.len() < wanted && items.len() < OWN_PAGE as usize {
+                query.after = None;
+            }
+            if own.len() == wanted || query.after.is_none() {
+                break;
+            }
+        }
+        let next = query.after.map(|seq| seq.to_string());
+        Ok(answer(&json!({ "items": own, "next": next })))
+    }
+
+    async fn stats(&self, call: &ApiCall<'_>, buffer: &Buffer) -> Answered {
+        if !call.sees_all_items(buffer) {
+            return Err(Error::new(
+                Reason::OperatorsOnly,
+                "the figures of a buffer of the configuration are about the items of all clients",
+            ));
+        }
         let counts = self.store.counts(buffer.number).await?;
         let now = self.store.now();
         let heads = self.store.next_items(buffer.number, now, true, 1).await?;
@@ -288,7 +369,11 @@ impl SpoolHandle {
         for written in declared {
             let name: Arc<str> = written.name.clone().unwrap_or_default().into();
             let told = |error: String| format!("buffer `{name}`: {error}");
-            let mut terms = written.apply(BufferConfig::default()).map_err(told)?;
+            let base = BufferConfig {
+                owner: BufferOwner::Declared,
+                ..BufferConfig::default()
+            };
+            let mut terms = written.apply(base).map_err(told)?;
             let known = self.named(&name);
             let id: Arc<str> = match &known {
                 Some(known) if self.same(known, &terms) => continue,

@@ -1,5 +1,6 @@
 //! Calls that list, show, cancel, retry and skip items, and that list attempts.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,11 +9,12 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::spool::{attempt_json, item_json};
+use super::tenants::{Access, Principal};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
 use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
 use crate::semantics::{isolate_replay, preference};
-use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, OUTCOMES, StoreError};
+use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, OUTCOMES};
 
 /// Longest time for which one call waits for the response to an item.
 const LONG_POLL: Duration = Duration::from_secs(60);
@@ -22,6 +24,8 @@ const RESPONSES: u32 = 20;
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "trailer"];
 const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 1000;
+/// Number of queries in one call for a caller who sees only a part of the entries.
+const OWN_PAGES: u32 = 10;
 
 /// Returns a page of a list as JSON, with `last` as the position of its last entry. Its `next` is
 /// the position after which the next page begins, or null if this page is not full.
@@ -141,68 +145,99 @@ pub(super) fn flag(head: &Parts, name: &str) -> Result<bool, Error> {
 impl SpoolHandle {
     /// Answers the calls under `/v1/items`. `path` holds the segments that follow.
     pub(super) async fn items(&self, call: &ApiCall<'_>, head: &Parts, path: &[&str]) -> Answered {
-        let owned = match path.first() {
-            Some(id) => self.is_owned(call, id).await?,
-            None => false,
+        let Some(id) = path.first() else {
+            return Err(super::no_such_call(head.uri.path()));
         };
-        if !owned {
+        let (item, buffer) = self.visible_item(call, id).await?;
+        let access = buffer
+            .as_ref()
+            .map_or(Access::None, |buffer| call.access(buffer));
+        // A deferred request is a client's own request, so no scope is needed for it.
+        if access != Access::ById {
             call.needs(match head.method {
                 Method::GET => ApiScope::Read,
                 _ => ApiScope::Manage,
             })?;
         }
         let change = match (&head.method, path) {
-            (&Method::GET, [id]) => return Ok(self.shown(&self.item(id).await?)),
-            (&Method::GET, [id, "attempts"]) => {
-                let item = self.item(id).await?;
+            (&Method::GET, [_]) => return Ok(answer(&item_json(&item, buffer.as_ref()))),
+            (&Method::GET, [_, "attempts"]) => {
                 let mut query = item_query(head, None, OWN_PARAMETERS)?;
                 query.item = Some(item.id);
                 query.limit = query.limit.min(RESPONSES);
                 query.responses = true;
                 return self.list_attempts(query).await;
             }
-            (&Method::GET, [id, "response"]) => {
+            (&Method::GET, [_, "response"]) => {
                 let wait = preference(&head.headers).wait.unwrap_or_default();
                 return self.response(id, wait.min(LONG_POLL)).await;
             }
             (&Method::DELETE, [_]) | (&Method::POST, [_, "cancel"]) => ItemChange::Cancel,
             (&Method::POST, [_, "retry" | "retry_now"]) => ItemChange::RetryNow,
-            (&Method::POST, [_, "skip"]) => ItemChange::Skip,
+            (&Method::POST, [_, "skip"]) => {
+                if let Some(buffer) = &buffer {
+                    call.needs_full(buffer)?;
+                }
+                ItemChange::Skip
+            }
             (_, [_] | [_, _]) => return Err(super::wrong_method(head)),
             _ => return Err(super::no_such_call(head.uri.path())),
         };
-        let id = path.first().copied().unwrap_or_default();
         let now = self.store.now();
-        let item = self.store.alter(Arc::from(id), change, now).await?;
+        let item = self.store.alter(Arc::from(*id), change, now).await?;
         self.deliveries.changed(&item);
-        Ok(self.shown(&item))
+        Ok(answer(&item_json(&item, buffer.as_ref())))
     }
 
-    fn shown(&self, item: &Item) -> Response<ResponseBody> {
-        let buffer = self.store.buffer(item.buffer);
-        answer(&item_json(item, buffer.as_ref()))
-    }
-
-    /// Returns true if the item is a spooled request of the calling client. For other clients, such
-    /// an item does not exist.
-    async fn is_owned(&self, call: &ApiCall<'_>, id: &str) -> Result<bool, Error> {
-        let item = self.item(id).await?;
-        match item.request.client.as_deref() {
-            None => Ok(false),
-            owner if owner == call.client.name.as_deref() => Ok(true),
-            Some(_) => Err(StoreError::Unknown(format!("item `{id}`")).into()),
-        }
-    }
-
-    /// Answers `GET /v1/attempts` with a page of attempts of all buffers.
+    /// Answers `GET /v1/attempts` with a page of attempts. A client gets those of its own buffers,
+    /// and of one of its items in another buffer if it names the item.
     pub(super) async fn attempts(&self, call: &ApiCall<'_>, head: &Parts) -> Answered {
         call.needs(ApiScope::Read)?;
         let mut query = item_query(head, None, ATTEMPT_PARAMETERS)?;
+        if let Some(id) = &query.item {
+            self.visible_item(call, id).await?;
+        }
         let mut given = parameters(head, ATTEMPT_PARAMETERS)?.into_iter();
         if let Some((_, wanted)) = given.find(|(key, _)| key == "buffer") {
-            query.buffer = Some(self.buffer(&wanted).await?.number);
+            query.buffer = Some(self.buffer(call, &wanted).await?.number);
         }
-        self.list_attempts(query).await
+        let all = matches!(call.principal(), Principal::Operator | Principal::Local);
+        if all || query.item.is_some() {
+            return self.list_attempts(query).await;
+        }
+        let mut own = self.visible_buffers(call).await?;
+        own.retain(|buffer| call.access(buffer) == Access::Full);
+        let own = own.iter().map(|buffer| buffer.number);
+        self.list_own_attempts(query, &own.collect()).await
+    }
+
+    /// Lists the attempts of these buffers. One call reads a bounded number of attempts, so a page
+    /// may have fewer entries than asked for and still have a next one.
+    async fn list_own_attempts(&self, mut query: ListQuery, own: &HashSet<i64>) -> Answered {
+        let wanted = query.limit as usize;
+        let mut shown: Vec<Value> = Vec::new();
+        query.limit = PAGE_MAX;
+        for _ in 0..OWN_PAGES {
+            let attempts = self.store.attempts(query.clone()).await?;
+            for (place, attempt) in &attempts {
+                query.after = Some(*place);
+                if own.contains(&attempt.buffer) {
+                    let buffer = self.store.buffer(attempt.buffer);
+                    shown.push(attempt_json(attempt, buffer.as_ref()));
+                }
+                if shown.len() == wanted {
+                    break;
+                }
+            }
+            if shown.len() < wanted && attempts.len() < PAGE_MAX as usize {
+                query.after = None;
+            }
+            if shown.len() == wanted || query.after.is_none() {
+                break;
+            }
+        }
+        let next = query.after.map(|place| place.to_string());
+        Ok(answer(&json!({ "attempts": shown, "next": next })))
     }
 
     async fn list_attempts(&self, query: ListQuery) -> Answered {

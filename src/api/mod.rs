@@ -12,21 +12,24 @@ mod items;
 mod openapi;
 mod push;
 mod spool;
+mod tenants;
 
 pub use spool::SpoolHandle;
 
 use std::sync::Arc;
 
 use acquire::HeldPermits;
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response, header};
+use http_body::Body;
 use http_body_util::{BodyExt as _, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
 use crate::exchange::{
-    ClientBody, ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, has_content,
+    ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, has_content,
 };
 use crate::policy::{Policy, Target};
 use crate::semantics;
@@ -41,12 +44,21 @@ pub struct Api {
 /// Response to a call, or the error that the client gets instead.
 type Answered = Result<Response<ResponseBody>, Error>;
 
-/// Context of one call: the exchange, the policy in force and the calling client.
+/// Context of one call: the exchange, the policy in force and the caller.
 struct ApiCall<'a> {
     exchange: &'a Exchange,
     policy: &'a Policy,
     client: &'a ClientIdentity,
+    /// True if an operator calls on the admin port.
+    is_operator: bool,
 }
+
+/// Body of a call, from the proxy's port or from the admin port.
+pub trait CallBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin {}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin> CallBody for B {}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Api {
     /// Creates the API. Without a spool, calls for buffers, items and attempts are refused.
@@ -63,23 +75,49 @@ impl Api {
         matches!(first, Some("v1" | "buffers" | "items" | "attempts"))
     }
 
-    /// Answers a call. An error becomes a response with problem details (RFC 9457).
+    /// Answers a call of a client. An error becomes a response with problem details (RFC 9457).
     pub async fn serve(
         &self,
         exchange: &Exchange,
         policy: Arc<Policy>,
         client: &ClientIdentity,
-        request: Request<ClientBody>,
+        request: Request<impl CallBody>,
     ) -> Response<ResponseBody> {
-        let mut record = exchange.recorder.begin(Ingress::Api, client);
-        record.method = request.method().clone();
-        record.path = request.uri().path_and_query().cloned();
         let call = ApiCall {
             exchange,
             policy: &policy,
             client,
+            is_operator: false,
         };
-        match self.route(&call, request, &mut record).await {
+        self.answer(&call, request).await
+    }
+
+    /// Answers a call of an operator, who may reach the buffers and items of all clients.
+    pub async fn serve_operator(
+        &self,
+        exchange: &Exchange,
+        policy: Arc<Policy>,
+        request: Request<impl CallBody>,
+    ) -> Response<ResponseBody> {
+        let call = ApiCall {
+            exchange,
+            policy: &policy,
+            client: &ClientIdentity::ourselves(),
+            is_operator: true,
+        };
+        self.answer(&call, request).await
+    }
+
+    async fn answer(
+        &self,
+        call: &ApiCall<'_>,
+        request: Request<impl CallBody>,
+    ) -> Response<ResponseBody> {
+        let (exchange, client) = (call.exchange, call.client);
+        let mut record = exchange.recorder.begin(Ingress::Api, client);
+        record.method = request.method().clone();
+        record.path = request.uri().path_and_query().cloned();
+        match self.route(call, request, &mut record).await {
             Ok(mut response) => {
                 semantics::forbid_sniffing(response.headers_mut());
                 record.status = response.status().as_u16();
@@ -93,7 +131,7 @@ impl Api {
     async fn route(
         &self,
         call: &ApiCall<'_>,
-        request: Request<ClientBody>,
+        request: Request<impl CallBody>,
         record: &mut Record,
     ) -> Answered {
         let (head, mut body) = request.into_parts();
@@ -134,7 +172,7 @@ impl Api {
         record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));
         match verb {
             "acquire" => self.acquire(call, target, read(body).await?, record).await,
-            "release" => self.release(target, &read(body).await?),
+            "release" => self.release(call, target, &read(body).await?),
             _ => self.renew(call, target, &read(body).await?),
         }
     }
@@ -173,7 +211,7 @@ fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> 
 }
 
 /// Reads a JSON object from the body. An empty body counts as an empty object.
-async fn read<T: DeserializeOwned>(body: ClientBody) -> Result<T, Error> {
+async fn read<T: DeserializeOwned>(body: impl CallBody) -> Result<T, Error> {
     let read = Limited::new(body, API_BODY).collect().await;
     let read = read.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
     let bytes = read.to_bytes();

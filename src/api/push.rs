@@ -1,5 +1,7 @@
 //! Calls that push items into a buffer, one or several at a time.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::request::Parts;
 use http::{StatusCode, header};
@@ -11,7 +13,7 @@ use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
 use crate::delivery::{check_fields, check_method, check_path};
 use crate::exchange::{Error, Reason};
-use crate::spool::{Buffer, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
+use crate::spool::{Buffer, BufferOwner, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
 impl SpoolHandle {
     /// Pushes one item, which is JSON, or with `application/octet-stream` the plain body of the
@@ -39,7 +41,7 @@ impl SpoolHandle {
         let Some((id, _)) = pushed.items.first() else {
             return Err(Error::new(Reason::Internal, "nothing was pushed"));
         };
-        let kept = self.item(id).await?;
+        let kept = self.store.item(Arc::clone(id)).await?;
         let mut response = answer(&item_json(&kept, Some(buffer)));
         if !pushed.replayed {
             *response.status_mut() = StatusCode::CREATED;
@@ -115,6 +117,7 @@ impl SpoolHandle {
         if let Some(path) = &written.path {
             check_path(path)?;
         }
+        call.check_overrides(buffer, method.as_deref(), written.path.as_deref())?;
         let mut headers: Vec<_> = written.headers.into_iter().collect();
         check_fields(&headers)?;
         let id = call.fresh_id("itm");
@@ -127,6 +130,11 @@ impl SpoolHandle {
                 headers,
                 sealed,
                 metadata: written.metadata,
+                // In its own buffer a client sees all items anyway.
+                client: match buffer.terms.owner {
+                    BufferOwner::Declared => call.client.name.as_deref().map(str::to_owned),
+                    _ => None,
+                },
                 ..Request::default()
             },
             body,

@@ -7,13 +7,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
 
-use super::{ApiCall, bad};
+use super::{ApiCall, CallBody, bad};
 use crate::delivery::Deliveries;
-use crate::exchange::{ClientBody, Error, Reason};
-use crate::policy::ApiScope;
+use crate::exchange::{Error, Reason};
 use crate::spool::{
-    Attempt, Buffer, BufferConfig, Counts, Item, ItemStatus, Millis, Sealer, Store, StoreError,
-    find_buffer,
+    Attempt, Buffer, BufferConfig, BufferOwner, Counts, Item, ItemStatus, Millis, Sealer, Store,
 };
 
 /// Store of the spool, with the parts that deliver items and seal secrets.
@@ -30,36 +28,14 @@ pub struct SpoolHandle {
 }
 
 impl SpoolHandle {
-    /// Returns a buffer by id or name, after a refresh of the store's cache.
-    pub(super) async fn buffer(&self, wanted: &str) -> Result<Buffer, Error> {
-        self.store.refresh().await?;
-        let known = find_buffer(&*self.store, wanted);
-        let unknown = || StoreError::Unknown(format!("buffer `{wanted}`"));
-        Ok(known.ok_or_else(unknown)?)
-    }
-
-    /// Returns a buffer by id or name from the store's cache, which is refreshed only if the buffer
-    /// is missing.
-    pub(super) async fn known_buffer(&self, wanted: &str) -> Result<Buffer, Error> {
-        match find_buffer(&*self.store, wanted) {
-            Some(known) => Ok(known),
-            None => self.buffer(wanted).await,
-        }
-    }
-
     /// Returns the buffer of this name from the store's cache.
     pub(super) fn named(&self, name: &str) -> Option<Buffer> {
         let mut all = self.store.buffers().into_iter();
         all.find(|buffer| *buffer.name == *name)
     }
 
-    /// Returns an item by id, or an error if the store has no such item.
-    pub(super) async fn item(&self, id: &str) -> Result<Item, Error> {
-        self.store.item(Arc::from(id)).await.map_err(Error::from)
-    }
-
     /// Reads the body of a request, which may have at most `most` bytes.
-    pub(super) async fn read(&self, body: ClientBody, most: u64) -> Result<Bytes, Error> {
+    pub(super) async fn read(&self, body: impl CallBody, most: u64) -> Result<Bytes, Error> {
         let limit = usize::try_from(most).unwrap_or(usize::MAX);
         match Limited::new(body, limit).collect().await {
             Ok(read) => Ok(read.to_bytes()),
@@ -90,21 +66,6 @@ impl ApiCall<'_> {
     pub(super) fn fresh_id(&self, prefix: &str) -> Arc<str> {
         format!("{prefix}_{}", self.exchange.random.name()).into()
     }
-
-    /// Checks that the calling client has a scope. Without configured clients, every caller has all
-    /// scopes.
-    pub(super) fn needs(&self, scope: ApiScope) -> Result<(), Error> {
-        let name = self.client.name.as_ref();
-        let mut clients = self.policy.clients.iter();
-        match clients.find(|client| Some(&client.name) == name) {
-            Some(client) if !client.scopes.contains(&scope) => {
-                let (name, scope) = (&client.name, scope.word());
-                let detail = format!("client `{name}` does not have the scope `{scope}`");
-                Err(Error::new(Reason::ScopeMissing, detail))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 pub(super) fn time(at: Millis) -> String {
@@ -112,12 +73,15 @@ pub(super) fn time(at: Millis) -> String {
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
-pub(super) fn buffer_json(buffer: &Buffer, counts: Counts) -> Value {
+/// Returns a buffer under the name by which its caller knows it. Without `counts` the caller may not
+/// know how many items there are.
+pub(super) fn buffer_json(buffer: &Buffer, name: &str, counts: Option<Counts>) -> Value {
     let terms = &buffer.terms;
     let headers: Value = terms.headers.iter().cloned().collect();
     json!({
         "id": &*buffer.id,
-        "name": &*buffer.name,
+        "name": name,
+        "owner": owner_json(&terms.owner),
         "url": terms.url,
         "method": terms.method,
         "headers": headers,
@@ -133,8 +97,19 @@ pub(super) fn buffer_json(buffer: &Buffer, counts: Counts) -> Value {
         "on_exhausted": terms.on_exhausted,
         "paused": buffer.paused.as_deref(),
         "created_at": time(buffer.created),
-        "items": counts_json(counts),
+        "allow": terms.allow,
+        "clients": terms.clients,
+        "items": counts.map(counts_json),
     })
+}
+
+fn owner_json(owner: &BufferOwner) -> Value {
+    match owner {
+        BufferOwner::Client(name) => json!({ "client": name }),
+        BufferOwner::Local => json!("local"),
+        BufferOwner::Declared => json!("configuration"),
+        BufferOwner::Overflow => json!("outpace"),
+    }
 }
 
 pub(super) fn counts_json(counts: Counts) -> Value {
@@ -146,6 +121,7 @@ pub(super) fn counts_json(counts: Counts) -> Value {
 pub(super) fn item_json(item: &Item, buffer: Option<&Buffer>) -> Value {
     json!({
         "id": &*item.id,
+        "reference": item.reference(),
         "buffer": buffer.map(|buffer| &*buffer.id),
         "seq": item.seq,
         "state": item.status.word(),

@@ -163,6 +163,7 @@ impl App {
             exchange: Arc::clone(&server.exchange),
             serving: Arc::new(serving.clone()),
             reloads,
+            api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
         };
         serve_admin(tasks, admin_listener, routes);

@@ -1,4 +1,4 @@
-//! `outpace buffers`, `items` and `attempts`: daily work of an operator, through the API of a
+//! `outpace buffers`, `items` and `attempts`: daily work of an operator, through the admin port of a
 //! running outpace.
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
@@ -6,14 +6,14 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::client::{Instance, InstanceArgs};
+use super::client::{Instance, SpoolArgs};
 use super::table::table;
 use super::{Exit, Failure, block_on, print};
 
 #[derive(Debug, Args)]
 pub(super) struct BuffersArgs {
     #[command(flatten)]
-    place: InstanceArgs,
+    place: SpoolArgs,
     /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
@@ -68,7 +68,7 @@ enum BuffersCommand {
 #[derive(Debug, Args)]
 pub(super) struct ItemsArgs {
     #[command(flatten)]
-    place: InstanceArgs,
+    place: SpoolArgs,
     /// Print JSON instead of a table
     #[arg(long, global = true)]
     json: bool,
@@ -113,7 +113,7 @@ enum ItemsCommand {
 #[derive(Debug, Args)]
 pub(super) struct AttemptsArgs {
     #[command(flatten)]
-    place: InstanceArgs,
+    place: SpoolArgs,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -291,13 +291,15 @@ pub(super) fn attempts(args: &AttemptsArgs) -> Result<Exit, Failure> {
 }
 
 fn show(
-    place: &InstanceArgs,
+    place: &SpoolArgs,
     as_json: bool,
     (method, path, body): CliCall,
     (list, columns): Shown,
 ) -> Result<Exit, Failure> {
     block_on(async {
-        let answer = Instance::find(place)?.call(method, &path, &body).await?;
+        let answer = Instance::spool(place.clone())?
+            .call(method, &path, &body)
+            .await?;
         if as_json {
             return Ok(print(&format!("{answer:#}\n")));
         }

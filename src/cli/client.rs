@@ -33,6 +33,21 @@ pub(super) struct InstanceArgs {
     url: Option<url::Url>,
 }
 
+/// Arguments that select the outpace whose spool is read or changed.
+#[derive(Debug, Clone, Args)]
+pub(super) struct SpoolArgs {
+    /// Configuration file of the running outpace (default: ./outpace.yaml)
+    #[arg(long, short, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// URL of the admin port, used instead of a configuration file
+    #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
+    admin: Option<url::Url>,
+    /// URL of the proxy, to see only what one client may see. If `clients` are configured, set the
+    /// environment variable OUTPACE_CLIENT_TOKEN to NAME:TOKEN
+    #[arg(long, value_name = "URL", conflicts_with_all = ["config", "admin"], global = true)]
+    url: Option<url::Url>,
+}
+
 /// Arguments that select the outpace to call on its admin port.
 #[derive(Debug, Args)]
 pub(super) struct AdminArgs {
@@ -68,6 +83,18 @@ impl Instance {
             authority,
             credentials: token.map(|token| (CLIENT_TOKEN, token)),
         })
+    }
+
+    /// Finds the port for calls about the spool. It is the admin port, unless a URL of the proxy is
+    /// given.
+    pub(super) fn spool(args: SpoolArgs) -> Result<Self, Failure> {
+        match args.url {
+            url @ Some(_) => Self::find(&InstanceArgs { config: None, url }),
+            None => Self::admin(&AdminArgs {
+                config: args.config,
+                admin: args.admin,
+            }),
+        }
     }
 
     /// Finds the admin port, from the arguments or from a configuration file.

@@ -6,7 +6,8 @@ use super::Deliveries;
 use super::outbound::texts;
 use crate::exchange::{Deferral, DeferredItem, DeferredRequest, Deferring, Error};
 use crate::spool::{
-    Buffer, BufferConfig, Guarantee, IdempotencyKey, NewItem, Request, Sealer, Store, StoreError,
+    Buffer, BufferConfig, BufferOwner, Guarantee, IdempotencyKey, NewItem, Request, Sealer, Store,
+    StoreError,
 };
 use crate::units::Origin;
 
@@ -92,12 +93,14 @@ impl SpoolDeferral {
         let scheme = scheme.as_str();
         let name: Arc<str> = format!("overflow.{scheme}.{host}.{port}").into();
         let mut all = self.store.buffers().into_iter();
-        if let Some(known) = all.find(|buffer| buffer.name == name) {
+        let ours = |buffer: &Buffer| buffer.terms.owner == BufferOwner::Overflow;
+        if let Some(known) = all.find(|buffer| buffer.name == name && ours(buffer)) {
             return Ok(known);
         }
         let terms = BufferConfig {
             url: format!("{scheme}://{host}:{port}/"),
             concurrency: AT_ONCE,
+            owner: BufferOwner::Overflow,
             ..BufferConfig::default()
         };
         let created = self.store.create(id, name, terms, now).await?;

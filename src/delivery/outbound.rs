@@ -135,21 +135,21 @@ pub(super) fn request(
     }
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     // The key is the same on every delivery, so an origin that supports it can drop duplicates.
-    if let Ok(id) = HeaderValue::try_from(&*item.id) {
-        headers.entry("idempotency-key").or_insert(id);
+    if let Ok(name) = HeaderValue::try_from(item.reference()) {
+        headers.entry("idempotency-key").or_insert(name);
     }
     Ok((origin, request))
 }
 
-/// Returns the fields that name the item, its number of attempts and a possible duplicate to the
-/// origin.
-pub(super) fn fields(item: &Item) -> Vec<(HeaderName, HeaderValue)> {
+/// Returns the fields that tell the origin the number of attempts and a possible duplicate. An
+/// origin of a target also gets the item's reference.
+pub(super) fn fields(item: &Item, has_target: bool) -> Vec<(HeaderName, HeaderValue)> {
     let mut fields = vec![(
         HeaderName::from_static("outpace-attempt"),
         item.attempts.into(),
     )];
-    if let Ok(id) = HeaderValue::try_from(&*item.id) {
-        fields.push((HeaderName::from_static("outpace-item"), id));
+    if has_target && let Ok(name) = HeaderValue::try_from(item.reference()) {
+        fields.push((HeaderName::from_static("outpace-item"), name));
     }
     if item.maybe_duplicate {
         let name = HeaderName::from_static("outpace-maybe-duplicate");

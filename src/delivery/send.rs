@@ -181,14 +181,16 @@ impl Deliverer {
         })?;
         let (origin, request) = request(buffer, item, body, &self.parts.sealer)
             .map_err(|error| AttemptResult::never(error.to_string()))?;
+        let policy = self.parts.policy.load_full();
+        let has_target = policy.target(&origin.host, origin.port).is_some();
         let arrival = Arrival {
             ingress: Ingress::Spool,
             origin,
             client: ClientIdentity::ourselves(),
-            policy: self.parts.policy.load_full(),
+            policy,
             delivery: Some(DeliveryOptions {
                 max_wait: DELIVERY_PATIENCE,
-                fields: fields(item),
+                fields: fields(item, has_target),
             }),
         };
         Ok((arrival, request))

@@ -93,6 +93,22 @@ pub fn check_fields<'a>(
     Ok(())
 }
 
+/// Prefix of the names of buffers for deferred requests, which no other buffer may have.
+const OVERFLOW: &str = "overflow.";
+
+/// Checks the name of a buffer against the names that outpace itself uses.
+///
+/// # Errors
+/// Returns a message if the name begins with `overflow.`.
+pub fn check_name(name: &str) -> Result<(), String> {
+    match name.starts_with(OVERFLOW) {
+        true => Err(format!(
+            "`{name}` is a name for deferred requests; choose one that does not begin with `{OVERFLOW}`"
+        )),
+        false => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

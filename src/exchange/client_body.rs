@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Body, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::time::timeout;
@@ -52,6 +52,9 @@ pub struct ClientGone;
 pub struct ClientBody {
     /// Body as hyper reads it, which is `None` only during the drop.
     incoming: Option<Incoming>,
+    /// Frame that completes the announced length. It waits for the end of the stream, because until
+    /// then the client may still abort the request.
+    last: Option<Frame<Bytes>>,
     /// True once the body has ended or failed.
     ended: bool,
     unread: Arc<UnreadBodies>,
@@ -63,6 +66,7 @@ impl ClientBody {
         Self {
             ended: incoming.is_end_stream(),
             incoming: Some(incoming),
+            last: None,
             unread,
         }
     }
@@ -93,25 +97,46 @@ impl Body for ClientBody {
     /// its error code is (RFC 9113 section 8.1). hyper reports some of them like the end of a body.
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> FramePoll {
         let is_http2 = self.is_http2();
-        let Some(incoming) = &mut self.incoming else {
+        let this = &mut *self;
+        let Some(incoming) = &mut this.incoming else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        let whole = incoming.is_end_stream();
-        self.ended |= whole || !matches!(frame, Some(Ok(_)));
-        if frame.is_none() && is_http2 && !whole {
-            return Poll::Ready(Some(Err(ClientGone.into())));
+        loop {
+            let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+            let whole = incoming.is_end_stream();
+            this.ended |= whole || !matches!(frame, Some(Ok(_)));
+            return Poll::Ready(match frame {
+                None if is_http2 && !whole => Some(Err(ClientGone.into())),
+                None => this.last.take().map(Ok),
+                Some(Ok(frame)) if is_http2 && !whole && frame.is_data() => {
+                    if incoming.size_hint().exact() == Some(0) {
+                        this.last = Some(frame);
+                        continue;
+                    }
+                    Some(Ok(frame))
+                }
+                Some(Ok(trailers)) if this.last.is_some() && trailers.is_trailers() => {
+                    this.last.replace(trailers).map(Ok)
+                }
+                // Empty data ends the stream.
+                Some(Ok(_)) if this.last.is_some() => this.last.take().map(Ok),
+                frame => frame.map(|frame| frame.map_err(Into::into)),
+            });
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.last.is_none() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
         let incoming = self.incoming.as_ref();
-        incoming.map_or_else(SizeHint::default, Body::size_hint)
+        let mut hint = incoming.map_or_else(SizeHint::default, Body::size_hint);
+        let last = self.last.as_ref().and_then(Frame::data_ref);
+        if let Some(exact) = hint.exact() {
+            hint.set_exact(exact + last.map_or(0, |data| data.len() as u64));
+        }
+        hint
     }
 }
 

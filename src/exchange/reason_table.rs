@@ -176,6 +176,12 @@ reasons! {
     ScopeMissing, "scope-missing", FORBIDDEN, "http_request_denied", Refused, Debug:
         "The client lacks the permission (API scope) for this call.",
         "Add the scope that `detail` names to the client's `scopes`.";
+    OperatorsOnly, "operators-only", FORBIDDEN, "http_request_denied", Refused, Debug:
+        "Only operators may change, stop or empty this buffer.",
+        "Use `outpace buffers` and `outpace items`, or the same call on the admin port.";
+    OverrideNotAllowed, "override-not-allowed", FORBIDDEN, "http_request_denied", Refused, Debug:
+        "The buffer does not allow items with this method or path.",
+        "Leave `method` and `path` out, or list them in the buffer's `allow`.";
     Internal, "internal", INTERNAL_SERVER_ERROR, "proxy_internal_error", Failed, Warn:
         "An internal error occurred in outpace.",
         "Report the error together with the log.";

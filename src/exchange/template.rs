@@ -46,6 +46,7 @@ impl Template {
             .flatten();
         let mut headers = std::mem::take(&mut head.headers);
         semantics::strip_request(&mut headers, flags);
+        semantics::count_hop(&head.method, &mut headers);
         if flags.has(HeaderFlags::COOKIE) {
             semantics::join_cookies(&mut headers);
         }

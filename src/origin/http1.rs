@@ -21,6 +21,15 @@ use super::{OriginBody, OriginError};
 use crate::bounds::INTERIM_BYTES;
 use crate::clock::{Alarm, Instant};
 
+/// Bytes that hyper holds at most of a response whose head it has just parsed. This exceeds the
+/// default size of its buffer (417,792 bytes).
+const UNPARSED_BYTES: u64 = 512 * 1024;
+
+fn too_many_interim<B: RequestBody>() -> SendError<B> {
+    let cause = "it sent too many responses 1xx".to_owned();
+    SendError::Failed(OriginError::Unreadable(cause))
+}
+
 /// HTTP/1.1 connection with the future that transfers its bytes.
 pub(super) struct Http1<B: RequestBody> {
     pub(super) sender: http1::SendRequest<B>,
@@ -86,15 +95,15 @@ impl<B: RequestBody> Returning<B> {
         let mut answer = std::pin::pin!(self.connection.sender.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
             self.connection.drive(cx);
+            // hyper reads and drops responses 1xx without a bound.
+            let read = self.connection.read.load(Ordering::Relaxed) - begun;
             match answer.as_mut().poll(cx) {
-                Poll::Ready(answered) => Poll::Ready(answered.map_err(failure::of_request)),
-                // hyper reads and drops responses 1xx without a bound.
-                Poll::Pending
-                    if self.connection.read.load(Ordering::Relaxed) - begun > INTERIM_BYTES =>
-                {
-                    let cause = "it sent too many responses 1xx".to_owned();
-                    Poll::Ready(Err(SendError::Failed(OriginError::Unreadable(cause))))
+                // Many of them may arrive at once, together with the response.
+                Poll::Ready(Ok(_)) if read > INTERIM_BYTES + UNPARSED_BYTES => {
+                    Poll::Ready(Err(too_many_interim()))
                 }
+                Poll::Ready(answered) => Poll::Ready(answered.map_err(failure::of_request)),
+                Poll::Pending if read > INTERIM_BYTES => Poll::Ready(Err(too_many_interim())),
                 Poll::Pending => {
                     let alarm = &mut self.connection.alarm;
                     let rung = alarm.poll(&self.home.clock, deadline, cx);

@@ -27,7 +27,7 @@ impl Matcher {
     /// Returns true if the request meets every condition that is set.
     pub fn matches(&self, asked: &RequestView<'_>) -> bool {
         let request = asked.head;
-        let of_path = |path: &Glob| path.matches(normal_path(request.uri.path()).as_bytes());
+        let of_path = |path: &Glob| path.matches_path(request.uri.path());
         let of_header = |header: &HeaderPattern| header.matches(request);
         self.matches_client(asked.client)
             && (self.methods.is_empty() || self.methods.contains(&request.method))
@@ -80,6 +80,11 @@ impl Glob {
     /// 3986 section 6.2.2).
     pub fn path(pattern: &str) -> Self {
         Self::new(normal_pattern(pattern))
+    }
+
+    /// Returns true if a pattern from [`Glob::path`] matches a path in any spelling.
+    pub fn matches_path(&self, path: &str) -> bool {
+        self.matches(normal_path(path).as_bytes())
     }
 
     /// Returns true if the pattern matches the whole `text`.

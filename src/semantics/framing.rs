@@ -18,16 +18,19 @@ pub enum Framing {
     Chunked,
 }
 
-/// Reads the framing and makes `Content-Length` canonical. hyper already refuses differing lengths
-/// and a final coding other than `chunked`. This function refuses everything else that must not be
-/// forwarded.
+/// Reads the framing and makes `Content-Length` canonical. This function refuses everything that must
+/// not be forwarded and that hyper does not refuse.
+///
+/// In HTTP/1 hyper refuses differing lengths and a final coding other than `chunked`. It removes a
+/// `Content-Length` beside `Transfer-Encoding` and closes the connection after the response, as RFC
+/// 9112 section 6.1 allows. Such a request is therefore forwarded in chunks.
 ///
 /// # Errors
 /// Returns [`Malformed::Framing`] if two implementations could read the framing differently.
 pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Malformed> {
+    let fail = |problem| Err(Malformed::Framing(problem));
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
-        let fail = |problem| Err(Malformed::Framing(problem));
         if version != Version::HTTP_11 {
             return fail("Transfer-Encoding is allowed in HTTP/1.1 only; send Content-Length");
         }
@@ -35,23 +38,22 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
         if codings.next().is_some() || !coding.eq_ignore_ascii_case(b"chunked") {
             return fail("Transfer-Encoding is not exactly `chunked`; send no other coding");
         }
+        // hyper never passes both on, but two lengths must not leave if that changes.
         if headers.contains_key(header::CONTENT_LENGTH) {
             return fail("Content-Length and Transfer-Encoding are both present; send only one");
         }
         return Ok(Framing::Chunked);
     }
-    let Some(length) = headers.get(header::CONTENT_LENGTH) else {
+    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(line) = lines.next() else {
         return Ok(Framing::None);
     };
-    let digits = length.as_bytes();
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Malformed::Framing("Content-Length is not a whole number"));
-    }
-    let count = std::str::from_utf8(digits)
-        .ok()
-        .and_then(|digits| digits.parse::<u64>().ok())
-        .ok_or(Malformed::Framing("Content-Length exceeds 2^64 - 1 bytes"))?;
-    if digits.len() > 1 && digits.first() == Some(&b'0') {
+    let is_canonical =
+        lines.next().is_none() && (line == "0" || !line.as_bytes().starts_with(b"0"));
+    let Some(count) = one_length(headers) else {
+        return fail("Content-Length is not one whole number up to 2^64 - 1");
+    };
+    if !is_canonical {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(count));
     }
     Ok(Framing::Length(count))
@@ -237,10 +239,35 @@ mod tests {
     }
 
     #[test]
-    fn a_length_leaves_in_canonical_form() {
-        let (framing, map) = read(Version::HTTP_11, &[(CONTENT_LENGTH, "002")]).unwrap();
-        assert_eq!(framing, Framing::Length(2));
-        assert_eq!(map.get(header::CONTENT_LENGTH).unwrap(), "2");
+    fn a_length_leaves_once_and_in_canonical_form() {
+        for lines in [
+            &[length("2")][..],
+            &[length("002")],
+            &[length("2"), length("2")],
+            &[length("02"), length("2")],
+        ] {
+            let (framing, map) = read(Version::HTTP_2, lines).unwrap();
+            assert_eq!(framing, Framing::Length(2));
+            let left: Vec<_> = map.get_all(header::CONTENT_LENGTH).iter().collect();
+            assert_eq!(left, ["2"], "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn equal_lengths_leave_as_one_and_different_lengths_are_refused() {
+        for lines in [
+            &[length("2"), length("2")][..],
+            &[length("2"), length("02")],
+            &[length("002"), length("2"), length("2")],
+        ] {
+            let (framing, map) = read(Version::HTTP_2, lines).unwrap();
+            assert_eq!(framing, Framing::Length(2));
+            assert!(map.get_all(header::CONTENT_LENGTH).iter().eq(["2"]));
+        }
+        for other in ["3", "", "+2", "2x"] {
+            let lines = [length("2"), length(other)];
+            assert!(read(Version::HTTP_2, &lines).is_err(), "{other:?}");
+        }
     }
 
     #[test]
@@ -252,6 +279,8 @@ mod tests {
             &[chunked, chunked],
             &[chunked, (CONTENT_LENGTH, "3")],
             &[(CONTENT_LENGTH, "+3")],
+            &[(CONTENT_LENGTH, "")],
+            &[length("3"), length("4")],
             &[(CONTENT_LENGTH, "99999999999999999999")],
         ] {
             assert!(read(Version::HTTP_11, lines).is_err(), "{lines:?}");

@@ -8,6 +8,7 @@ mod credentials;
 mod date;
 mod fields;
 mod framing;
+mod max_forwards;
 mod max_wait;
 mod prefer;
 mod proxy_status;
@@ -26,6 +27,7 @@ pub use fields::{
     join_cookies, strip_request, strip_response, strip_trailers,
 };
 pub use framing::{Framing, framing, response_framing, without_content};
+pub use max_forwards::{count_hop, is_last_hop};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};
 pub use prefer::{PREFER, PREFERENCE_APPLIED, Preference, preference};
 pub use proxy_status::{PROXY_STATUS, made_by_us, received};

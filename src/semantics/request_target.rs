@@ -27,6 +27,13 @@ pub enum RequestTarget {
 pub fn classify<B>(request: &Request<B>) -> Result<RequestTarget, Malformed> {
     let host = host_field(request)?;
     let (method, uri) = (request.method(), request.uri());
+    // hyper accepts UTF-8 in a target, but a URI is ASCII (RFC 3986 section 2).
+    let path = uri.path_and_query();
+    if path.is_some_and(|path| !path.as_str().is_ascii()) {
+        return Err(Malformed::RequestTarget(
+            "it contains a character beyond ASCII; percent-encode it",
+        ));
+    }
     if let (Some(scheme), Some(written)) = (uri.scheme_str(), uri.authority())
         && method != Method::CONNECT
     {
@@ -229,6 +236,11 @@ mod tests {
             ("GET", "http://x.com:0/", &["x.com"]),
             ("GET", "http://x.com:99999/", &["x.com"]),
             ("GET", "*", &["x.com"]),
+            ("GET", "http://x.com/caf\u{e9}", &["x.com"]),
+            ("GET", "/?q=\u{20ac}", &["x.com"]),
+            ("GET", "/caf\u{e9}", &["x.com"]),
+            ("GET", "/a?b=\u{4e2d}", &["x.com"]),
+            ("GET", "http://x.com/\u{1f600}", &["x.com"]),
             ("CONNECT", "x.com", &["x.com"]),
             ("CONNECT", "/", &["x.com"]),
             ("CONNECT", "http://x.com:443/", &["x.com"]),

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -189,7 +189,9 @@ impl ClientConnection {
 
     async fn answer(self: Arc<Self>, request: Request<ClientBody>) -> Response<ResponseBody> {
         let policy = self.server.policy.load_full();
+        let is_last_hop = semantics::is_last_hop(request.method(), request.headers());
         match self.destine(&request, &policy) {
+            Ok(Routed::Exchange(..)) if is_last_hop => self.answer_options(),
             Ok(Routed::Exchange(ingress, origin, client)) => {
                 let arrival = Arrival::of_client(ingress, origin, client, policy);
                 self.server.exchange.serve(arrival, request).await
@@ -204,7 +206,7 @@ impl ClientConnection {
                 let call = server.api.serve(&server.exchange, policy, &client, request);
                 Box::pin(call).await
             }
-            Ok(Routed::Asterisk) => self.answer_asterisk(),
+            Ok(Routed::Asterisk) => self.answer_options(),
             Err(error) => self.refuse(request.method(), &error),
         }
     }
@@ -306,14 +308,18 @@ impl ClientConnection {
         record
     }
 
-    /// Answers `OPTIONS *`, which asks about outpace and not about an origin (RFC 9110 section
-    /// 9.3.7).
-    fn answer_asterisk(&self) -> Response<ResponseBody> {
+    /// Answers `OPTIONS *` and an OPTIONS request on its last hop, which ask about outpace and not
+    /// about an origin (RFC 9110 sections 7.6.2 and 9.3.7).
+    fn answer_options(&self) -> Response<ResponseBody> {
         let mut record = self.record(&Method::OPTIONS);
         record.status = StatusCode::NO_CONTENT.as_u16();
         record.end();
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
+        let made_by_us = HeaderValue::from_static("outpace");
+        response
+            .headers_mut()
+            .insert(semantics::PROXY_STATUS, made_by_us);
         response
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -39,10 +39,11 @@ where
     }
 }
 
-/// Checks an HTTP/2 head against the bounds that hyper checks in HTTP/1.
+/// Checks an HTTP/2 head against the bounds and rules that hyper checks in HTTP/1 only.
 ///
 /// # Errors
-/// Returns [`Reason::HeadTooLarge`] if the head has too many fields or bytes.
+/// Returns [`Reason::HeadTooLarge`] or [`Reason::UriTooLong`] if the head has too many fields or
+/// bytes, and [`Reason::MalformedRequest`] if a value begins or ends with white space.
 pub(super) fn check_http2_head<B>(request: &Request<B>) -> Result<(), Error> {
     let headers = request.headers();
     // HTTP/2 may split `Cookie` into many fields, which outpace joins again.
@@ -64,6 +65,12 @@ pub(super) fn check_http2_head<B>(request: &Request<B>) -> Result<(), Error> {
     if bytes > HTTP2_HEAD {
         let detail = format!("the head has {bytes} bytes, and the maximum is {HTTP2_HEAD}");
         return Err(Error::new(Reason::HeadTooLarge, detail));
+    }
+    // Such a request must be treated as malformed (RFC 9113 section 8.2.1).
+    let is_padded = |value: &HeaderValue| value.as_bytes().trim_ascii() != value.as_bytes();
+    if let Some((name, _)) = headers.iter().find(|(_, value)| is_padded(value)) {
+        let detail = format!("the value of `{name}` begins or ends with white space; remove it");
+        return Err(Error::new(Reason::MalformedRequest, detail));
     }
     Ok(())
 }

@@ -44,6 +44,33 @@ pub enum Exhausted {
     Drop,
 }
 
+/// Owner of a buffer, who alone may change it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BufferOwner {
+    /// Caller of the API in a configuration without `clients`.
+    #[default]
+    Local,
+    /// Client with this name, which created the buffer by the API.
+    Client(String),
+    /// Configuration file, which declares the buffer.
+    Declared,
+    /// Program itself, which stores deferred requests of all clients in the buffer.
+    Overflow,
+}
+
+/// Parts of the buffer's request that a pushed item may replace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ItemOverrides {
+    /// Methods that an item may name, for example `["PUT"]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Patterns of the paths that an item may name, for example `["/v1/orders/*"]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+}
+
 /// Configuration of a buffer. Every field except `url` has a usable default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -75,6 +102,15 @@ pub struct BufferConfig {
     pub guarantee: Guarantee,
     /// Treatment of an item that has used up its retries.
     pub on_exhausted: Exhausted,
+    /// Owner of the buffer, who alone may change it.
+    pub owner: BufferOwner,
+    /// Names of the clients that may push into a declared buffer. Without it all may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clients: Option<Vec<String>>,
+    /// Parts of the request that an item may replace. Without it only those who may change the
+    /// buffer may replace them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<ItemOverrides>,
 }
 
 impl Default for BufferConfig {
@@ -92,6 +128,9 @@ impl Default for BufferConfig {
             max_age_ms: None,
             guarantee: Guarantee::default(),
             on_exhausted: Exhausted::default(),
+            owner: BufferOwner::default(),
+            clients: None,
+            allow: None,
         }
     }
 }
@@ -103,7 +142,8 @@ pub struct Buffer {
     pub number: i64,
     /// Identifier of the buffer in API paths and responses.
     pub id: Arc<str>,
-    /// Name of the buffer, unique among all buffers of the store.
+    /// Name of the buffer, unique among all buffers of the store. That of a client's buffer begins
+    /// with the client's name and a colon.
     pub name: Arc<str>,
     /// Configuration that its drain and its items use.
     pub terms: Arc<BufferConfig>,
@@ -287,6 +327,16 @@ pub struct Item {
     pub last_status: Option<u16>,
     /// Error of the last attempt, or `None` if that had a response or there was no attempt.
     pub last_error: Option<String>,
+}
+
+impl Item {
+    /// Returns the name of the item for its origin. It is a digest of the id, because whoever knows
+    /// the id can read the response.
+    pub fn reference(&self) -> String {
+        let print = print(&[b"outpace item", self.id.as_bytes()]);
+        let digits = print.iter().take(16).map(|byte| format!("{byte:02x}"));
+        digits.fold("ref_".to_owned(), |text, digit| text + &digit)
+    }
 }
 
 /// Attempt to deliver an item, as the history records it.

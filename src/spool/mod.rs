@@ -17,8 +17,8 @@ pub use backoff::Backoff;
 pub use disk::{DiskSettings, DiskStore, OpenError};
 pub(crate) use item::millis;
 pub use item::{
-    Attempt, Buffer, BufferConfig, Exhausted, Guarantee, IdempotencyKey, Item, ItemStatus, Millis,
-    NewItem, Request, Response,
+    Attempt, Buffer, BufferConfig, BufferOwner, Exhausted, Guarantee, IdempotencyKey, Item,
+    ItemOverrides, ItemStatus, Millis, NewItem, Request, Response,
 };
 pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
 pub use seal::{SealError, Sealer, is_secret};

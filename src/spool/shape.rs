@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::backoff::Backoff;
-use super::item::{BufferConfig, Exhausted, Guarantee, Millis, millis};
+use super::item::{BufferConfig, Exhausted, Guarantee, ItemOverrides, Millis, millis};
 use crate::units::parse_duration;
 
 /// Duration as text with a unit, or as a number of seconds.
@@ -121,6 +121,11 @@ pub struct BufferSpec {
     pub delivery: Option<Guarantee>,
     /// Treatment of an item without retries left, `dead_letter` by default, `block` or `drop`.
     pub on_exhausted: Option<Exhausted>,
+    /// Methods and paths that an item may name, such as `{ methods: [PUT], paths: ["/orders/*"] }`.
+    pub allow: Option<ItemOverrides>,
+    /// Names of the clients that may push, only for buffers that the configuration declares. By
+    /// default all clients with the scope `push` may.
+    pub clients: Option<Vec<String>>,
 }
 
 /// Bound on `concurrency`, because a buffer with more items in flight would not act as a queue.
@@ -173,6 +178,15 @@ impl BufferSpec {
         }
         terms.guarantee = self.delivery.unwrap_or(terms.guarantee);
         terms.on_exhausted = self.on_exhausted.unwrap_or(terms.on_exhausted);
+        if let Some(allow) = &self.allow {
+            let mut allow = allow.clone();
+            allow
+                .methods
+                .iter_mut()
+                .for_each(|method| method.make_ascii_uppercase());
+            terms.allow = Some(allow);
+        }
+        terms.clients = self.clients.clone().or(terms.clients);
         Ok(terms)
     }
 }

@@ -46,16 +46,26 @@ impl Seen {
     }
 }
 
-/// Sends one half of an upload over HTTP/2 and resets its stream with `reason`.
-async fn abort(stream: TcpStream, seen: &Seen, reason: h2::Reason) {
+/// Sends one half of an upload over HTTP/2 and resets its stream with `reason`. With a length, the
+/// half is all that was announced, and only the end of the stream is missing.
+async fn abort(stream: TcpStream, seen: &Seen, reason: h2::Reason, length: Option<usize>) {
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     let mut sender = sender.ready().await.unwrap();
-    let request = Request::post("http://plain.test/upload").body(()).unwrap();
+    let mut request = Request::post("http://plain.test/upload");
+    if let Some(length) = length {
+        request = request.header("content-length", length);
+    }
+    let request = request.body(()).unwrap();
     let (_response, mut body) = sender.send_request(request, false).unwrap();
-    body.send_data(Bytes::from_static(b"half of an upload"), false)
-        .unwrap();
+    let half = Bytes::from_static(b"half of an upload");
+    let rest = length.map_or(0, |length| length - half.len());
+    body.send_data(half, false).unwrap();
     soon("the first half at the origin", seen.begun.notified()).await;
+    if rest > 0 {
+        body.send_data(Bytes::from(vec![b'x'; rest]), false)
+            .unwrap();
+    }
     body.send_reset(reason);
     // The connection stays open, because its end would be another way to abort.
     soon("the end at the origin", seen.changed.notified()).await;
@@ -81,14 +91,21 @@ async fn p5_honest_responses_an_aborted_upload_never_arrives_as_complete() {
             h2::Reason::INTERNAL_ERROR,
             h2::Reason::REFUSED_STREAM,
         ] {
-            let stream = TcpStream::connect(address).await.unwrap();
-            abort(stream, &seen, reason).await;
-            let arrived = seen.next().await;
-            assert!(
-                arrived.contains("half of an upload"),
-                "{reason:?}: {arrived}"
-            );
-            assert!(!arrived.ends_with("0\r\n\r\n"), "{reason:?}: {arrived}");
+            for length in [None, Some(18), Some(500)] {
+                let stream = TcpStream::connect(address).await.unwrap();
+                abort(stream, &seen, reason, length).await;
+                let arrived = seen.next().await;
+                assert!(
+                    arrived.contains("half of an upload"),
+                    "{reason:?}: {arrived}"
+                );
+                let body = arrived.split_once("\r\n\r\n").unwrap().1;
+                let whole = length.is_some_and(|length| body.len() >= length);
+                assert!(
+                    !whole && !arrived.ends_with("0\r\n\r\n"),
+                    "{reason:?}: {arrived}"
+                );
+            }
         }
         for head in [
             "Transfer-Encoding: chunked\r\n\r\n11\r\n",

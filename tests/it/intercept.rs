@@ -111,39 +111,6 @@ async fn a_client_that_distrusts_us_is_told_the_remedy_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_inner_host_must_be_the_connects() {
-    let origin = Origin::ok().await;
-    let program = Program::before(&origin, TARGET).await;
-    for proto in [Proto::Http1, Proto::Http2] {
-        let mut client = Client::intercepted(&program, "api.test", proto).await;
-        let response = match proto {
-            Proto::Http1 => {
-                client
-                    .ask(
-                        http::Request::get("/")
-                            .header("host", "other.test")
-                            .body(Full::default())
-                            .unwrap(),
-                    )
-                    .await
-            }
-            Proto::Http2 => client.get("https://other.test/").await,
-        };
-        assert_eq!(response.status(), 421, "{proto:?}");
-        assert!(String::from_utf8_lossy(response.body()).contains("misdirected"));
-    }
-    assert_eq!(origin.arrivals.count(), 0);
-    // A different name in the TLS handshake gets no certificate.
-    let tcp = Client::connect(&program, "api.test:443", "").await.unwrap();
-    assert!(
-        Client::tls(tcp, "other.test", Proto::Http1, &program.ca())
-            .await
-            .is_err()
-    );
-    program.record(|r| r["reason"] == "inner-tls").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_tls_is_served_as_http_or_closed() {
     let origin = Origin::ok().await;
     let plain_port = origin.plain.port();

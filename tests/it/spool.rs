@@ -383,3 +383,39 @@ async fn p6_nothing_overtakes_an_item_that_waits_in_strict_order() {
     let at = seen.iter().position(|body| body == "parked").unwrap();
     assert_eq!((at, &*seen[at + 1]), (60, "behind"));
 }
+
+/// Returns each file and directory below `dir` with its mode.
+fn modes(dir: &std::path::Path) -> Vec<(std::path::PathBuf, u32)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = std::fs::metadata(&path).unwrap();
+        found.push((path.clone(), metadata.permissions().mode() & 0o777));
+        if metadata.is_dir() {
+            found.extend(modes(&path));
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_by_default_files_of_the_spool_are_private() {
+    let (origin, _seen) = noting(|_| 503).await;
+    let program = Program::before(&origin, SPOOL).await;
+    made(&program, &json!({ "max_retries": 100, "backoff": [3600] })).await;
+    for size in [10, 300_000, 900_000] {
+        let item = json!({ "body": "x".repeat(size) });
+        let (status, answer) = call(&program, "POST", "/buffers/b/items", &item).await;
+        assert_eq!(status, 201, "{answer}");
+    }
+    let found = modes(&program.path("data/spool"));
+    let bodies = found
+        .iter()
+        .filter(|(path, _)| path.is_file() && path.to_string_lossy().contains("/bodies/"));
+    assert!(bodies.count() >= 2, "{found:?}");
+    for (path, mode) in &found {
+        let private = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(*mode, private, "{}: {mode:o}", path.display());
+    }
+}

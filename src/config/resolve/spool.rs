@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
-use crate::delivery::check_buffer;
-use crate::policy::{Egress, Secret, Target};
+use crate::delivery::{check_buffer, check_name};
+use crate::policy::{Client, Egress, Secret, Target};
 use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
 use crate::units::{ByteSize, is_name};
 
@@ -113,7 +113,12 @@ fn postgres(
 }
 
 /// Checks the declared buffers as the API checks those of a call.
-pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egress) {
+pub(super) fn declared(
+    p: &mut Violations,
+    buffers: &[BufferSpec],
+    egress: &Egress,
+    clients: &[Client],
+) {
     let mut names = HashSet::new();
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
@@ -121,6 +126,15 @@ pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egre
         if !is_name(name) || !names.insert(name) {
             report!(p, "{key}.name" =>
                 "`{name}` is empty, no name, or there already; give each buffer a name of letters, digits, `-`, `_` and `.`, other than `.` and `..`");
+        }
+        if let Err(error) = check_name(name) {
+            report!(p, "{key}.name" => "{error}");
+        }
+        for (place, client) in buffer.clients.iter().flatten().enumerate() {
+            if !clients.iter().any(|known| *known.name == **client) {
+                report!(p, "{key}.clients[{place}]" =>
+                    "there is no client `{client}`; define it in `clients`");
+            }
         }
         let no_url = buffer.url.as_deref().is_none_or(str::is_empty);
         if no_url {

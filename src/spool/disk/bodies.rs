@@ -44,11 +44,20 @@ pub(super) async fn keep_large(
 /// temporary file, renames it, and synchronises the directory.
 fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     use std::io::Write as _;
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
     let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir)?;
+    let mut shelf = std::fs::DirBuilder::new();
+    shelf.recursive(true).mode(0o700).create(dir)?;
     let beside = path.with_extension("tmp");
     let written = || {
-        let mut file = std::fs::File::create(&beside)?;
+        // A temporary file of an earlier process may have another mode.
+        let _ = std::fs::remove_file(&beside);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.write_all(body)?;
         file.sync_data()?;
         std::fs::rename(&beside, path)?;
