@@ -12,6 +12,7 @@
 //! - `/v1/buffers…`, `/v1/items…`, `/v1/attempts`: the calls of the API, for the buffers of all.
 
 mod explain;
+mod guard;
 mod latch;
 mod limits;
 mod reload;
@@ -101,7 +102,8 @@ impl Admin {
             .route_layer(middleware::from_fn_with_state(self.clone(), authorize));
         let open = Router::new().route("/healthz", get(|| async { "ok\n" }));
         let open = open.route("/readyz", get(readyz));
-        open.merge(guarded).with_state(self)
+        let guard = middleware::from_fn_with_state(self.clone(), guard::guard);
+        open.merge(guarded).layer(guard).with_state(self)
     }
 }
 

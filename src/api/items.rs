@@ -13,7 +13,7 @@ use super::tenants::{Access, Principal};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
 use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
-use crate::semantics::preference;
+use crate::semantics::{isolate_replay, preference};
 use crate::spool::{Item, ItemChange, ItemStatus, ListQuery, Millis, OUTCOMES};
 
 /// Longest time for which one call waits for the response to an item.
@@ -251,7 +251,7 @@ impl SpoolHandle {
     }
 
     /// Returns the response with which the origin decided the item, or 202 with the item's state
-    /// while it is not over.
+    /// while it is not over. Fields that would act on outpace's own origin in a browser are absent.
     ///
     /// An item that is over has no such response if it was cancelled, expired or dropped, or if the
     /// last response was missing or incomplete.
@@ -291,6 +291,7 @@ impl SpoolHandle {
                 response.headers_mut().append(name, value);
             }
         }
+        isolate_replay(response.headers_mut());
         let replay = if kept.truncated { "truncated" } else { "true" };
         let replay = HeaderValue::from_static(replay);
         response.headers_mut().insert("outpace-replay", replay);

@@ -28,8 +28,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
-use crate::exchange::{ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody};
+use crate::exchange::{
+    ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, has_content,
+};
 use crate::policy::{Policy, Target};
+use crate::semantics;
 
 /// API for apps, with the permits that workers hold and the spool, if there is one.
 #[derive(Debug, Default)]
@@ -51,9 +54,9 @@ struct ApiCall<'a> {
 }
 
 /// Body of a call, from the proxy's port or from the admin port.
-pub trait CallBody: Body<Data = Bytes, Error: Into<BoxError>> + Send {}
+pub trait CallBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin {}
 
-impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send> CallBody for B {}
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin> CallBody for B {}
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -115,7 +118,8 @@ impl Api {
         record.method = request.method().clone();
         record.path = request.uri().path_and_query().cloned();
         match self.route(call, request, &mut record).await {
-            Ok(response) => {
+            Ok(mut response) => {
+                semantics::forbid_sniffing(response.headers_mut());
                 record.status = response.status().as_u16();
                 record.end();
                 response
@@ -130,7 +134,10 @@ impl Api {
         request: Request<impl CallBody>,
         record: &mut Record,
     ) -> Answered {
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
+        if semantics::needs_no_preflight(&head.headers) && has_content(&mut body).await {
+            return Err(unsupported_type(&head));
+        }
         let path = head.uri.path().to_owned();
         let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let known = known.strip_prefix(&["v1"]).unwrap_or(&known);
@@ -169,6 +176,14 @@ impl Api {
             _ => self.renew(call, target, &read(body).await?),
         }
     }
+}
+
+fn unsupported_type(head: &Parts) -> Error {
+    let detail = match head.headers.get(header::CONTENT_TYPE) {
+        None => "the body has no `Content-Type`; send `application/json`".to_owned(),
+        Some(kind) => format!("a body of type {kind:?} is not accepted; send `application/json`"),
+    };
+    Error::new(Reason::UnsupportedType, detail)
 }
 
 fn no_such_call(path: &str) -> Error {

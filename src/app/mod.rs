@@ -42,7 +42,6 @@ use crate::semantics::Pseudonym;
 use crate::serve::{self, Listener, Server};
 use crate::shutdown::Tasks;
 use crate::telemetry::{LineWriter, Metrics};
-use crate::units::HostName;
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
 /// there is one.
@@ -312,12 +311,9 @@ fn build(
         write_bundle(&dir, &ca, roots.certificates())?;
     }
     let leaves = Leaves::new(ca, clock, metrics.clone()).map_err(StartError::Internal)?;
-    let public = settings.public_url.as_deref();
-    let public = public.and_then(|url| Some(url::Url::parse(url).ok()?.host_str()?.to_owned()));
     Ok(Arc::new(Server {
         exchange,
         api,
-        public_host: public.and_then(|host| HostName::parse(&host).ok()),
         policy: Arc::clone(policy),
         leaves: Arc::new(leaves),
         tasks: shared.tasks.clone(),

@@ -31,6 +31,7 @@ macro_rules! report {
     };
 }
 
+mod hosts;
 mod ledger;
 mod limit;
 mod spool;
@@ -73,6 +74,7 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     policy.clients = clients;
     policy.routes_by_host = routes_by_host;
     policy.routes_by_port = routes_by_port;
+    policy.listener_hosts = hosts::hosts(p, &file);
     policy.egress = egress(p, &mut file.egress);
     spool::declared(p, &file.buffers, &policy.egress, &policy.clients);
     let allow_open = file.allow_open;

@@ -21,6 +21,7 @@ pub(super) fn read(text: &str) -> Result<ConfigFile, serde_yaml::Error> {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
     pub(super) listen: Option<FromText<Listen>>,
+    pub(super) hosts: Vec<FromText<HostName>>,
     pub(super) public_url: Option<Text>,
     pub(super) admin: AdminSection,
     pub(super) data_dir: Option<Text>,
@@ -72,6 +73,7 @@ pub(super) struct SpoolSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AdminSection {
     pub(super) listen: Option<FromText<Listen>>,
+    pub(super) hosts: Vec<FromText<HostName>>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
 }
@@ -81,6 +83,7 @@ pub(super) struct AdminSection {
 pub(super) struct RouteSection {
     pub(super) host: Option<FromText<HostName>>,
     pub(super) listen: Option<FromText<Listen>>,
+    pub(super) hosts: Vec<FromText<HostName>>,
     pub(super) to: Option<Text>,
 }
 

@@ -76,6 +76,19 @@ impl ClientBody {
     }
 }
 
+/// Returns true if a body has at least one byte, or if reading it fails. The bytes that this reads
+/// are lost, so the caller must refuse the body then. A body without bytes can still be read.
+pub async fn has_content<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> bool {
+    while !body.is_end_stream() {
+        match body.frame().await {
+            None => return false,
+            Some(Ok(frame)) if frame.data_ref().is_none_or(Bytes::is_empty) => {}
+            Some(_) => return true,
+        }
+    }
+    false
+}
+
 impl Body for ClientBody {
     type Data = Bytes;
     type Error = BodyError;

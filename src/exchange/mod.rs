@@ -32,7 +32,7 @@ mod tunnel;
 
 pub use body::Outgoing;
 pub use body_budget::{BodyBudget, BodySettings};
-pub use client_body::{ClientBody, ClientGone, UnreadBodies};
+pub use client_body::{ClientBody, ClientGone, UnreadBodies, has_content};
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use error::Error;
 pub use reason::{Reason, table};

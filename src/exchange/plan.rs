@@ -59,7 +59,8 @@ impl Exchange {
         let asks = flags.has(HeaderFlags::UPGRADE);
         let switch = asks.then(|| hyper::upgrade::on(&mut request));
         let (mut head, incoming) = request.into_parts();
-        let read_ahead = self.check_head(&head, flags, target)?;
+        let read_ahead = self.check_head(&head, flags)?;
+        check_site(arrival, &head, target)?;
         let framing = match flags.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
             false => Framing::None,
@@ -143,14 +144,9 @@ impl Exchange {
         Ok((Some(target), Some(metrics)))
     }
 
-    /// Refuses TRACE, loops, cross-site requests with credentials, and unsupported expectations.
-    /// Returns true if the body may be read ahead.
-    fn check_head(
-        &self,
-        head: &Parts,
-        flags: HeaderFlags,
-        target: Option<&Arc<Target>>,
-    ) -> Result<bool, Error> {
+    /// Refuses TRACE, loops and unsupported expectations. Returns true if the body may be read
+    /// ahead.
+    fn check_head(&self, head: &Parts, flags: HeaderFlags) -> Result<bool, Error> {
         if head.method == Method::TRACE {
             let detail = "TRACE is not forwarded because its response would repeat credentials";
             return Err(Error::new(Reason::MethodNotAllowed, detail));
@@ -158,10 +154,6 @@ impl Exchange {
         if flags.has(HeaderFlags::VIA) && self.pseudonym.is_loop(&head.headers) {
             let detail = "`Via` contains this proxy already, or more than 32 entries";
             return Err(Error::new(Reason::LoopDetected, detail));
-        }
-        if target.is_some_and(|target| !target.set_headers.is_empty()) && is_cross_site(head) {
-            let detail = "a web page of another site must not use credentials that outpace sets";
-            return Err(Error::new(Reason::CrossSite, detail));
         }
         if !flags.has(HeaderFlags::EXPECT) {
             return Ok(true);
@@ -270,12 +262,22 @@ fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
     ProtocolChoice::Any
 }
 
-/// Returns true if a web page of another site sent the request. Browsers mark such requests with
-/// `Sec-Fetch-Site` (Fetch Metadata) or `Origin` (RFC 6454).
-fn is_cross_site(head: &Parts) -> bool {
-    match head.headers.get("sec-fetch-site") {
+/// Refuses a request of another site's page to the forward proxy, if outpace would add credentials.
+/// Requests to routes were checked on arrival, and deliveries before they were stored.
+fn check_site(arrival: &Arrival, head: &Parts, target: Option<&Arc<Target>>) -> Result<(), Error> {
+    let checked = arrival.ingress == Ingress::Route || arrival.delivery.is_some();
+    let adds = target.is_some_and(|target| !target.set_headers.is_empty());
+    if checked || !adds {
+        return Ok(());
+    }
+    let foreign = match head.headers.get("sec-fetch-site") {
         Some(site) => !matches!(site.as_bytes(), b"same-origin" | b"none"),
         // Any value counts, because a sandboxed frame of any page sends `null`.
         None => head.headers.contains_key(header::ORIGIN),
+    };
+    if foreign {
+        let detail = "a web page of another site must not use credentials that outpace sets";
+        return Err(Error::new(Reason::CrossSite, detail));
     }
+    Ok(())
 }

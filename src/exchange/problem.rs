@@ -78,6 +78,7 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
     let headers = response.headers_mut();
     let kind = HeaderValue::from_static("application/problem+json");
     headers.insert(header::CONTENT_TYPE, kind);
+    semantics::forbid_sniffing(headers);
     let cause = format!("{}: {}", row.token, error.detail);
     let proxy_status = semantics::made_by_us(row.proxy_error, &cause);
     headers.insert(semantics::PROXY_STATUS, proxy_status);

@@ -53,6 +53,9 @@ reasons! {
     Misdirected, "misdirected", MISDIRECTED_REQUEST, "http_request_error", Rejected, Debug:
         "The request's host or port differs from that of its CONNECT.",
         "Open a CONNECT to the request's own host and port.";
+    UnknownHost, "unknown-host", MISDIRECTED_REQUEST, "http_request_denied", Refused, Debug:
+        "The `Host` of the request is not a name of this listener. A web page could have given its own name outpace's address (DNS rebinding).",
+        "Use `localhost`, a loopback address or the host of `public_url`, or list the name in the `hosts` of the listener or route.";
     ExpectationFailed, "expectation-failed", EXPECTATION_FAILED, "http_request_error", Rejected, Debug:
         "The `Expect` header has a value other than `100-continue`.",
         "Remove the `Expect` header.";
@@ -78,7 +81,7 @@ reasons! {
         "The host's address is not public, and `egress.allow` does not list it.",
         "Add the address to `egress.allow`, or bypass outpace with `NO_PROXY`.";
     CrossSite, "cross-site", FORBIDDEN, "http_request_denied", Refused, Warn:
-        "A browser sent the request for a web page of another host than the request's, and the target adds credentials (`set_headers`).",
+        "A browser sent the request for a web page of another origin. outpace refuses such requests to the API, to routes and to targets with credentials (`set_headers`).",
         "Send the request from a program instead of a web page.";
     WaitTooLong, "wait-too-long", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
         "The request would have to wait longer than its max wait.",
@@ -137,6 +140,9 @@ reasons! {
     NoSuchCall, "no-such-call", NOT_FOUND, "http_request_error", Rejected, Debug:
         "The API path, target or permit id does not exist.",
         "Correct the name that `detail` shows, or acquire a new permit.";
+    UnsupportedType, "unsupported-type", UNSUPPORTED_MEDIA_TYPE, "http_request_error", Rejected, Debug:
+        "The body of an API call has no `Content-Type`, or one that any web page may send.",
+        "Send `Content-Type: application/json`, or `application/octet-stream` to push a plain body.";
     NoSuchScope, "no-such-scope", UNPROCESSABLE_ENTITY, "http_request_error", Rejected, Debug:
         "The `lane` is unknown, or the `key` is missing or not used by any limit.",
         "Correct the `lane` or the `key` as `detail` describes.";

@@ -33,6 +33,7 @@ impl PolicyChanges {
             ("unmatched", old.unmatched != new.unmatched),
             ("connect_ports", old.connect_ports != new.connect_ports),
             ("egress", old.egress != new.egress),
+            ("hosts", old.listener_hosts != new.listener_hosts),
             (
                 "routes",
                 old.routes_by_host != new.routes_by_host

@@ -8,6 +8,7 @@ mod egress;
 mod hosts;
 mod limit;
 mod matcher;
+mod names;
 mod path;
 mod scope;
 mod work;
@@ -18,6 +19,7 @@ pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use matcher::{Glob, HeaderPattern, Matcher};
+pub use names::{ListenerHosts, ListenerId};
 pub use scope::{Caller, Cost, RequestView, Scope, Source};
 pub use work::{NoScope, Work};
 
@@ -41,6 +43,8 @@ pub struct Policy {
     pub routes_by_host: HashMap<HostName, Origin>,
     /// Origin of each route, by the local address that clients connect to.
     pub routes_by_port: HashMap<SocketAddr, Origin>,
+    /// Hosts that clients may name in requests to outpace's own listeners.
+    pub listener_hosts: ListenerHosts,
     /// Ports that CONNECT may name in addition to 443 and the ports of host patterns.
     pub connect_ports: HashSet<u16>,
     /// Clients that may use the proxy. If the list is empty, clients need no credentials.

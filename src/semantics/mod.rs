@@ -3,6 +3,7 @@
 //! is in this folder. The functions do no I/O, so a test can cover each rule.
 
 mod authority;
+mod browser;
 mod credentials;
 mod date;
 mod fields;
@@ -17,6 +18,9 @@ mod upgrade;
 mod via;
 
 pub use authority::Authority;
+pub use browser::{
+    forbid_sniffing, is_cross_site, is_own_host, isolate_replay, needs_no_preflight,
+};
 pub use credentials::proxy_credentials;
 pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,

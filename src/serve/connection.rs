@@ -2,6 +2,7 @@
 //! reads requests, routes each of them, and closes gracefully when a drain begins.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -37,8 +38,9 @@ use crate::units::Origin;
 pub(super) enum Inbound {
     /// Any origin, because the connection came through the proxy's port.
     Proxy,
-    /// Only this origin, because the connection came through a route's port.
-    Route(Origin),
+    /// Only this origin, because the connection came through a route's port. The address is that
+    /// of the route in the configuration.
+    Route(SocketAddr, Origin),
     /// Only this origin, because the requests are inside its CONNECT.
     Inside(Origin),
 }
@@ -48,6 +50,8 @@ pub(super) enum Inbound {
 pub(super) struct ClientConnection {
     pub(super) server: Arc<Server>,
     pub(super) inbound: Inbound,
+    /// Local address of the listener that accepted the connection.
+    pub(super) listener: SocketAddr,
     pub(super) client: ClientIdentity,
     pub(super) slot: Arc<ConnectionSlot>,
 }
@@ -212,7 +216,8 @@ impl ClientConnection {
     /// # Errors
     /// Returns the error to answer with if the request is malformed, misdirected or not allowed.
     fn destine<B>(&self, request: &Request<B>, policy: &Policy) -> Result<Routed, Error> {
-        let requested = semantics::classify(request)?;
+        let requested = self.own_form(semantics::classify(request)?, request.version(), policy);
+        self.guard(request, &requested, policy)?;
         let headers = request.headers();
         let by_token = || authenticate::by_token_field(headers, policy, &self.client);
         let by_proxy = || authenticate::by_proxy_field(headers, policy, &self.client);
@@ -225,11 +230,11 @@ impl ClientConnection {
             (Inbound::Proxy, RequestTarget::Connect(authority)) => {
                 Routed::Connect(authority, by_proxy()?)
             }
-            (Inbound::Route(_), RequestTarget::Connect(_)) => {
+            (Inbound::Route(..), RequestTarget::Connect(_)) => {
                 let detail = "this port serves one route; send CONNECT to the proxy's port";
                 return Err(Error::new(Reason::NoRoute, detail));
             }
-            (Inbound::Route(origin), _) => {
+            (Inbound::Route(_, origin), _) => {
                 Routed::Exchange(Ingress::Route, origin.clone(), by_token()?)
             }
             (Inbound::Proxy, RequestTarget::Absolute(origin)) => {
@@ -239,7 +244,8 @@ impl ClientConnection {
                 }
             }
             (Inbound::Proxy, RequestTarget::Origin(authority))
-                if Api::is_ours(request.uri().path()) && self.is_us(&authority, policy) =>
+                if Api::is_ours(request.uri().path())
+                    && gateway::route(policy, &authority.host).is_none() =>
             {
                 if policy.clients.is_empty() && !self.client.address.is_loopback() {
                     let detail = "without `clients` the API serves loopback only; set `clients`";
@@ -252,16 +258,6 @@ impl ClientConnection {
                 Routed::Exchange(Ingress::Route, origin, by_token()?)
             }
         })
-    }
-
-    /// Returns true if the host means outpace itself and no route has it. Such hosts are IP
-    /// addresses, `localhost` and the host of the public URL.
-    fn is_us(&self, authority: &Authority, policy: &Policy) -> bool {
-        let host = &authority.host;
-        let ours = host.ip().is_some()
-            || host.as_str() == "localhost"
-            || self.server.public_host.as_ref() == Some(host);
-        ours && gateway::route(policy, host).is_none()
     }
 
     /// Checks that a request inside a CONNECT names the CONNECT's authority (RFC 9110 section 7.4).
@@ -294,7 +290,7 @@ impl ClientConnection {
     fn ingress(&self) -> Ingress {
         match self.inbound {
             Inbound::Proxy => Ingress::Direct,
-            Inbound::Route(_) => Ingress::Route,
+            Inbound::Route(..) => Ingress::Route,
             Inbound::Inside(_) => Ingress::Intercept,
         }
     }

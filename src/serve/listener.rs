@@ -18,6 +18,8 @@ use crate::sockets;
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
+    /// Local address of the listener, which differs from the configured one for port 0.
+    address: SocketAddr,
     /// Address of a route's port in the policy. `None` for the proxy's port.
     route: Option<SocketAddr>,
 }
@@ -34,7 +36,12 @@ pub async fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Re
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let listener = socket.listen(ACCEPT_BACKLOG)?;
-    Ok(Listener { listener, route })
+    let address = listener.local_addr()?;
+    Ok(Listener {
+        listener,
+        address,
+        route,
+    })
 }
 
 /// Pause after a failed accept. The most common cause is a lack of file descriptors.
@@ -70,6 +77,7 @@ impl Listener {
             let connection = Arc::new(ClientConnection {
                 server: Arc::clone(&server),
                 inbound,
+                listener: self.address,
                 client: ClientIdentity::at(peer.ip().to_canonical()),
                 slot: ConnectionSlot::new(permit, server.metrics.clone()),
             });
@@ -87,6 +95,6 @@ impl Listener {
         };
         let policy = server.policy.load();
         let origin = policy.routes_by_port.get(&address)?;
-        Some(Inbound::Route(origin.clone()))
+        Some(Inbound::Route(address, origin.clone()))
     }
 }

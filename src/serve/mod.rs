@@ -9,6 +9,7 @@ mod client_stream;
 mod connect;
 mod connection;
 mod gateway;
+mod guard;
 mod linger;
 mod listener;
 mod slot;
@@ -29,7 +30,6 @@ use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
-use crate::units::HostName;
 
 /// State that all client connections share.
 #[derive(Debug)]
@@ -38,8 +38,6 @@ pub struct Server {
     pub exchange: Arc<Exchange>,
     /// API for apps on the proxy's port.
     pub api: Api,
-    /// Host of the public URL, if one is configured and valid.
-    pub public_host: Option<HostName>,
     /// Current policy, which a reload replaces as a whole.
     pub policy: Arc<ArcSwap<Policy>>,
     /// Certificates for intercepted hosts.

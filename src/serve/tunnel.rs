@@ -117,6 +117,7 @@ impl InterceptedTunnel {
                 scheme,
                 ..self.origin.clone()
             }),
+            listener: self.connection.listener,
             client: self.client.clone(),
             slot: Arc::clone(&self.connection.slot),
         })

@@ -22,6 +22,7 @@ async fn call(program: &Program, path: &str, body: Value) -> (u16, Value, http::
     let mut client = Client::to(program.listen, Proto::Http1).await;
     let request = http::Request::post(path)
         .header("host", program.listen.to_string())
+        .header("content-type", "application/json")
         .body(Full::new(body.to_string().into()))
         .unwrap();
     let response = client.ask(request).await;

@@ -165,8 +165,9 @@ async fn where_clients_are_known_others_are_not_served() {
     let record = program.record(|r| r["status"] == 200).await;
     assert_eq!(record["client_name"], "app");
 
-    let routed =
-        |fields: &str| format!("GET /r HTTP/1.1\r\nHost: x\r\n{fields}Connection: close\r\n\r\n");
+    let routed = |fields: &str| {
+        format!("GET /r HTTP/1.1\r\nHost: localhost\r\n{fields}Connection: close\r\n\r\n")
+    };
     let address = format!("127.0.0.1:{port}").parse().unwrap();
     assert!(raw(address, &routed("")).await.starts_with("HTTP/1.1 401"));
     assert!(

@@ -199,7 +199,7 @@ async fn admin(program: &Program, method: &str, body: &str) {
     let request = http::Request::builder()
         .method(method)
         .uri("/v1/targets/api/limits/rate")
-        .header("host", "admin")
+        .header("host", "localhost")
         .header("content-type", "application/json")
         .body(Full::new(body.to_owned().into()))
         .unwrap();

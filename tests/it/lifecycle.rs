@@ -35,7 +35,7 @@ async fn health_readiness_and_metrics() {
     let guarded = Program::start(dir, &config).await;
     assert_eq!(guarded.admin_get("/metrics").await.0, 401);
     assert_eq!(guarded.admin_get("/readyz").await.0, 200);
-    let ask = "GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer t0ken\r\nConnection: close\r\n\r\n";
+    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer t0ken\r\nConnection: close\r\n\r\n";
     assert!(
         crate::harness::raw(guarded.admin, ask)
             .await

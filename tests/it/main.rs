@@ -16,9 +16,11 @@
 mod harness;
 
 mod api;
+mod browser;
 mod buffers;
 mod certificates;
 mod checklist;
+mod chromium;
 mod clients;
 mod conformance;
 mod connections;

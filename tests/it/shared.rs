@@ -107,6 +107,7 @@ fn producer(
             let next = number.fetch_add(1, Ordering::Relaxed);
             let (at, body) = (addresses[next % addresses.len()], next.to_string());
             let request = http::Request::post("/buffers/b/items")
+                .header("content-type", "application/json")
                 .header("host", format!("localhost:{}", at.port()))
                 .body(Full::new(json!({ "body": body }).to_string().into()));
             let Some(client) = (match clients.remove(&at) {

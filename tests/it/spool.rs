@@ -31,6 +31,7 @@ async fn p6_nothing_is_lost_however_often_it_is_killed() {
             while !stopped.load(Ordering::Relaxed) {
                 let body = next.fetch_add(1, Ordering::Relaxed).to_string();
                 let request = http::Request::post("/buffers/b/items")
+                    .header("content-type", "application/json")
                     .header("host", format!("localhost:{}", address.port()))
                     .body(Full::new(json!({ "body": body }).to_string().into()));
                 // A push that the kill interrupts may or may not be stored.
@@ -209,6 +210,7 @@ async fn push_until_it_fails(program: &Program, size: usize) -> Vec<String> {
     loop {
         let body = format!("{:08}{}", acknowledged.len(), "x".repeat(size));
         let request = http::Request::post("/buffers/b/items")
+            .header("content-type", "application/json")
             .header("host", format!("localhost:{}", program.listen.port()))
             .body(Full::new(json!({ "body": body }).to_string().into()));
         match client.try_ask(request.unwrap()).await {

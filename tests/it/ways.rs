@@ -38,7 +38,8 @@ async fn routes_by_port_by_host_and_by_localhost_need_no_ca() {
     let program = Program::before(&origin, &more).await;
     let port_route = format!("127.0.0.1:{port}").parse().unwrap();
     for (address, host) in [
-        (port_route, "whatever"),
+        (port_route, "localhost"),
+        (port_route, "api.test"),
         (program.listen, "inside.svc:8080"),
         (program.listen, "api.test.localhost:8080"),
     ] {
@@ -60,6 +61,15 @@ async fn routes_by_port_by_host_and_by_localhost_need_no_ca() {
     let refused = raw(
         program.listen,
         "GET / HTTP/1.1\r\nHost: other.test\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(
+        refused.starts_with("HTTP/1.1 421") && refused.contains("unknown-host"),
+        "{refused}"
+    );
+    let refused = raw(
+        program.listen,
+        "GET / HTTP/1.1\r\nHost: other.localhost\r\nConnection: close\r\n\r\n",
     )
     .await;
     assert!(
@@ -249,8 +259,8 @@ async fn p9_bytes_through_grpc_trailers() {
     let program = Program::before(&origin, &more).await;
     let inside = Client::intercepted(&program, "api.test", Proto::Http2).await;
     let routed = Client::to(format!("127.0.0.1:{port}").parse().unwrap(), Proto::Http2).await;
-    for mut client in [inside, routed] {
-        let request = client.request("POST", "https://api.test/pkg.Service/Method");
+    for (mut client, host) in [(inside, "api.test"), (routed, "plain.test")] {
+        let request = client.request("POST", &format!("https://{host}/pkg.Service/Method"));
         let request = request
             .header("content-type", "application/grpc")
             .header("te", "trailers");

@@ -42,17 +42,17 @@ async fn b10_options_asterisk() {
 async fn b11_origin_form_on_the_proxy_port() {
     let setup = Setup::new().await;
     let own = setup.program.listen.to_string();
-    for host in [
-        &own,
-        "plain.test",
-        "api.test",
-        "localhost",
-        "evil.example:80",
+    for (host, status, reason) in [
+        (own.as_str(), 404, "no-route"),
+        ("localhost", 404, "no-route"),
+        ("plain.test", 421, "unknown-host"),
+        ("api.test", 421, "unknown-host"),
+        ("evil.example:80", 421, "unknown-host"),
     ] {
         let template = format!("GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         for split in SPLITS {
             let answer = Answer::one(&setup.ask(Mode::Plain, split, &template).await);
-            answer.assert_refused(host, 404, "no-route");
+            answer.assert_refused(host, status, reason);
         }
     }
     setup.nothing_left().await;
@@ -221,7 +221,7 @@ async fn b16_no_authority() {
             for (hosts, expected) in [
                 (
                     &[mode.host()][..],
-                    if mode == Mode::Plain { 404 } else { 200 },
+                    if mode == Mode::Plain { 421 } else { 200 },
                 ),
                 (&[], 400),
                 (&[mode.host(), mode.host()], 400),

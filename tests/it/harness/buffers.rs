@@ -34,6 +34,9 @@ pub(crate) async fn call_with(
         .method(method)
         .uri(path)
         .header("host", format!("localhost:{}", program.listen.port()));
+    if !headers.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/json");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

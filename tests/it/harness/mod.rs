@@ -3,6 +3,7 @@
 
 pub(crate) mod buffers;
 mod client;
+pub(crate) mod doors;
 mod faults;
 mod origin;
 mod ports;

@@ -264,7 +264,7 @@ impl Program {
     pub(crate) async fn admin_get(&self, path: &str) -> (u16, String) {
         let answer = super::raw(
             self.admin,
-            &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
         )
         .await;
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
