@@ -15,7 +15,7 @@ use crate::bounds::API_BATCH_BYTES;
 use crate::delivery::check_buffer;
 use crate::exchange::{ClientBody, Error, ResponseBody};
 use crate::policy::ApiScope;
-use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive};
+use crate::spool::{Buffer, BufferConfig, BufferSpec, ItemStatus, Purge, Redrive, StoreError};
 use crate::units::is_name;
 
 /// Body of a call of `purge`. `state` is `queued`, `dead` or `history`, and `before` is an RFC 3339
@@ -162,14 +162,13 @@ impl SpoolHandle {
                 "a buffer needs a `name` of at most 64 letters, digits, `-`, `_` and `.`, other than `.` and `..`",
             ));
         }
-        let mut terms = written.apply(BufferConfig::default()).map_err(bad)?;
+        let terms = written.apply(BufferConfig::default()).map_err(bad)?;
         Self::check(call, &terms)?;
         let id = call.fresh_id("buf");
         let known = self.named(&name);
-        let (buffer, new) = match known.filter(|known| self.same(known, &terms)) {
+        let (buffer, new) = match known.filter(|known| *known.terms == terms) {
             Some(known) => (known, false),
             None => {
-                terms.sealed = self.sealer.seal(&id, &mut terms.headers)?;
                 let now = self.store.now();
                 self.store.create(id, name.into(), terms, now).await?
             }
@@ -189,10 +188,12 @@ impl SpoolHandle {
                 "the `name` of a buffer cannot change; create another buffer",
             ));
         }
-        let mut terms = written.apply((*buffer.terms).clone()).map_err(bad)?;
+        let terms = written.apply((*buffer.terms).clone()).map_err(bad)?;
         Self::check(call, &terms)?;
-        if written.headers.is_some() {
-            terms.sealed = self.sealer.seal(&buffer.id, &mut terms.headers)?;
+        self.check_move(buffer, &written).await?;
+        if buffer.terms.sealed.is_some() && (written.url.is_none() || written.headers.is_none()) {
+            let detail = "the buffer's URL and header fields cannot be opened; write `url` and `headers` anew";
+            return Err(StoreError::Conflict(detail.to_owned()).into());
         }
         let changed = self.store.change(buffer.number, terms).await?;
         self.deliveries.wake(buffer.number);
@@ -289,17 +290,12 @@ impl SpoolHandle {
             let name: Arc<str> = written.name.clone().unwrap_or_default().into();
             let told = |error: String| format!("buffer `{name}`: {error}");
             let mut terms = written.apply(BufferConfig::default()).map_err(told)?;
-            let known = self.named(&name);
-            let id: Arc<str> = match &known {
-                Some(known) if self.same(known, &terms) => continue,
-                Some(known) => Arc::clone(&known.id),
-                None => format!("buf_{}", random.name()).into(),
-            };
-            let sealed = self.sealer.seal(&id, &mut terms.headers);
-            terms.sealed = sealed.map_err(|error| told(error.to_string()))?;
-            let done = match known {
+            terms.declared = true;
+            let done = match self.named(&name) {
+                Some(known) if *known.terms == terms => continue,
                 Some(known) => self.store.change(known.number, terms).await.map(drop),
                 None => {
+                    let id = format!("buf_{}", random.name()).into();
                     let (name, now) = (Arc::clone(&name), self.store.now());
                     self.store.create(id, name, terms, now).await.map(drop)
                 }

@@ -115,17 +115,14 @@ impl SpoolHandle {
         if let Some(path) = &written.path {
             check_path(path)?;
         }
-        let mut headers: Vec<_> = written.headers.into_iter().collect();
+        let headers: Vec<_> = written.headers.into_iter().collect();
         check_fields(&headers)?;
-        let id = call.fresh_id("itm");
-        let sealed = self.sealer.seal(&id, &mut headers)?;
         Ok(NewItem {
-            id,
+            id: call.fresh_id("itm"),
             request: Request {
                 path: written.path,
                 method,
                 headers,
-                sealed,
                 metadata: written.metadata,
                 ..Request::default()
             },

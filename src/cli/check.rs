@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Failure, load_config, print};
+use crate::config::{Config, StoreSettings};
+use crate::exchange::refused_credential;
 use crate::policy::{Policy, Unmatched};
 
 #[derive(Debug, Args)]
@@ -16,7 +18,38 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
-    Ok(print(&summary(&load_config(&args.config)?.config.policy)))
+    let config = load_config(&args.config)?.config;
+    let mut text = summary(&config.policy);
+    for warning in warnings(&config) {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    Ok(print(&text))
+}
+
+/// Returns what the file allows and what will not work as it looks, because of credentials.
+fn warnings(config: &Config) -> Vec<String> {
+    let policy = &config.policy;
+    let by_host = policy.routes_by_host.iter();
+    let by_host = by_host.map(|(host, to)| (host.to_string(), to));
+    let by_port = policy.routes_by_port.iter();
+    let routes = by_host.chain(by_port.map(|(address, to)| (address.to_string(), to)));
+    let mut warnings: Vec<String> = routes
+        .filter_map(|(from, to)| {
+            let target = policy.target(&to.host, to.port)?;
+            let refusal = refused_credential(target, to)?;
+            Some(format!(
+                "the route `{from}` to {to} refuses every request: {refusal}"
+            ))
+        })
+        .collect();
+    warnings.sort();
+    if let Some(spool) = &config.settings.spool
+        && matches!(spool.store, StoreSettings::Postgres(_))
+        && spool.keys.is_empty()
+    {
+        warnings.push("`spool.key` is not set: the database holds requests and responses in clear, and requests with credentials are refused (422)".to_owned());
+    }
+    warnings
 }
 
 /// Summarises the resulting policy, so that a reader can compare it with the intended one.

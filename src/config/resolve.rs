@@ -74,14 +74,14 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     policy.routes_by_host = routes_by_host;
     policy.routes_by_port = routes_by_port;
     policy.egress = egress(p, &mut file.egress);
-    spool::declared(p, &file.buffers, &policy.egress);
+    let policy = policy.with_targets(targets);
+    spool::declared(p, &file.buffers, &policy);
     let allow_open = file.allow_open;
     let settings = settings(p, file, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
     if !problems.is_empty() {
         return Err(problems);
     }
-    let policy = policy.with_targets(targets);
     Ok(Loaded {
         config: Config { settings, policy },
         admin_token: admin_token.map(Arc::new),

@@ -9,6 +9,7 @@ use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 
 use super::body::{InboundBody, Outgoing, Replayable};
+use super::credentials::refused_credential;
 use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::BODY_PEEK;
@@ -57,6 +58,10 @@ impl Exchange {
         let switch = asks.then(|| hyper::upgrade::on(&mut request));
         let (mut head, incoming) = request.into_parts();
         let read_ahead = self.check_head(&head, flags, target)?;
+        if let Some(detail) = target.and_then(|target| refused_credential(target, &arrival.origin))
+        {
+            return Err(Error::new(Reason::CredentialsNeedTls, detail));
+        }
         let framing = match flags.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
             false => Framing::None,

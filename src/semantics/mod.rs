@@ -16,7 +16,7 @@ mod upgrade;
 mod via;
 
 pub use authority::Authority;
-pub use credentials::proxy_credentials;
+pub use credentials::{is_credential, proxy_credentials};
 pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,
     join_cookies, strip_request, strip_response, strip_trailers,

@@ -17,6 +17,7 @@ mod harness;
 
 mod api;
 mod buffers;
+mod canary;
 mod clients;
 mod conformance;
 mod connections;
@@ -44,6 +45,7 @@ mod retry;
 mod retry_after;
 mod run;
 mod scopes;
+mod secrets;
 mod semantics;
 mod shared;
 mod spool;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
-use crate::delivery::check_buffer;
-use crate::policy::{Egress, Secret, Target};
-use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
+use crate::delivery::{check_buffer, check_credentials};
+use crate::policy::{Policy, Secret, Target};
+use crate::spool::{BufferConfig, BufferSpec, DiskSettings, KEY_BYTES_MIN, PostgresSpoolSettings};
 use crate::units::{ByteSize, is_name};
 
 const MAX: u64 = 1024 << 20;
@@ -38,6 +38,14 @@ pub(super) fn spool(
     let written = written.unwrap_or_default();
     let newest = secret(p, "spool.key", &written.key, &written.key_file);
     let old = written.old_keys.iter().map(|key| Secret::new(&*key.0));
+    let keys: Vec<Secret> = newest.into_iter().chain(old).collect();
+    for key in &keys {
+        let size = key.reveal().trim().len();
+        if size < KEY_BYTES_MIN {
+            report!(p, "spool.key" =>
+                "a key of {size} bytes can be guessed; each key needs {KEY_BYTES_MIN} bytes or more, for example the output of `openssl rand -hex 32`");
+        }
+    }
     let max = bytes(written.max, MAX);
     let max_body = bytes(written.max_body, MAX_BODY);
     if max < 4 << 20 {
@@ -58,7 +66,7 @@ pub(super) fn spool(
             }
         },
         max_body: ByteSize::from_bytes(max_body),
-        keys: newest.into_iter().chain(old).collect(),
+        keys,
         buffers,
     })
 }
@@ -113,7 +121,7 @@ fn postgres(
 }
 
 /// Checks the declared buffers as the API checks those of a call.
-pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egress) {
+pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], policy: &Policy) {
     let mut names = HashSet::new();
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
@@ -130,8 +138,11 @@ pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egre
         match buffer.apply(BufferConfig::default()) {
             Err(error) => report!(p, "{key}" => "{error}"),
             Ok(_) if no_url => {}
-            Ok(config) => {
-                if let Err(error) = check_buffer(&config, egress) {
+            Ok(mut config) => {
+                config.declared = true;
+                let checked = check_buffer(&config, &policy.egress)
+                    .and_then(|()| check_credentials(&config, policy));
+                if let Err(error) = checked {
                     report!(p, "{key}" => "{error}");
                 }
             }

@@ -44,11 +44,15 @@ pub(super) async fn keep_large(
 /// temporary file, renames it, and synchronises the directory.
 fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     use std::io::Write as _;
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
     let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir)?;
+    let mut dirs = std::fs::DirBuilder::new();
+    dirs.recursive(true).mode(0o700).create(dir)?;
     let beside = path.with_extension("tmp");
     let written = || {
-        let mut file = std::fs::File::create(&beside)?;
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&beside)?;
         file.write_all(body)?;
         file.sync_data()?;
         std::fs::rename(&beside, path)?;

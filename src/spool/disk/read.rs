@@ -134,6 +134,16 @@ impl Reads for DiskStore {
         Ok(body)
     }
 
+    async fn missing_keys(&self, known: &[String]) -> Result<Vec<String>, StoreError> {
+        let sql = "select distinct substr(json_extract(request, '$.sealed'), 1, 18) from item \
+                   where json_extract(request, '$.sealed') is not null \
+                   union select substr(json_extract(terms, '$.sealed'), 1, 18) from buffer \
+                   where json_extract(terms, '$.sealed') is not null";
+        let used: Vec<String> = sqlx::query_scalar(sql).fetch_all(&self.readers).await?;
+        let missing = used.into_iter().filter(|key| !known.contains(key));
+        Ok(missing.collect())
+    }
+
     async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
         let mut sql = QueryBuilder::new("select * from item where true");
         filter(&mut sql, &query, "id", "kept");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Client, Origin, Program, Proto, reply};
 
 pub(crate) const SPOOL: &str =
-    "spool: { min_free: 1MiB, ballast: 1MiB, key: \"only for tests\" }\n";
+    "spool: { min_free: 1MiB, ballast: 1MiB, key: \"only for tests, with 32 bytes or more\" }\n";
 
 /// Sends one API call on a new connection and returns the status and the JSON body. A body that is
 /// not JSON becomes `Null`.

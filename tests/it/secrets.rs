@@ -1,0 +1,502 @@
+//! P10: credentials of the operator leave only to the destination that they were given for, and
+//! only over TLS. What is stored opens only for its item, its destination and with its key.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::{Value, json};
+use sqlx::Connection as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::harness::buffers::{SPOOL, call, call_with, made, noting, until};
+use crate::harness::{Client, Origin, Postgres, Program, program, raw, soon};
+
+const SPOOL_WITHOUT_KEY: &str = "spool: { min_free: 1MiB, ballast: 1MiB }\n";
+
+/// Fields that hold credentials, as a target or buffer sets them.
+const CREDENTIALS: [&str; 3] = ["authorization", "x-apikey", "client_secret"];
+
+fn target(hosts: &str, field: &str, more: &str) -> String {
+    format!(
+        "targets:\n  - {{ name: t, hosts: [{hosts}], set_headers: {{ {field}: \"CANARY\" }}, max_wait: 1s{more} }}\n"
+    )
+}
+
+fn get(uri: &str, host: &str) -> String {
+    format!("GET {uri} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+}
+
+/// Sends plain HTTP inside a CONNECT and returns the response.
+async fn plain_in_connect(program: &Program, host: &str) -> String {
+    let mut tunnel = Client::connect(program, &format!("{host}:443"), "")
+        .await
+        .unwrap();
+    let request = get("/", &format!("{host}:443"));
+    tunnel.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon("the response", tunnel.read_to_string(&mut answer))
+        .await
+        .unwrap();
+    answer
+}
+
+fn is_refused(answer: &str, told: &str) -> bool {
+    answer.starts_with("HTTP/1.1 403")
+        && answer.contains("credentials-need-tls")
+        && answer.contains(told)
+        && !answer.contains("CANARY")
+}
+
+/// Waits for the end of an item and returns it.
+async fn ended(program: &Program, item: &Value) -> Value {
+    let path = format!("/v1/items/{}", item["id"].as_str().unwrap());
+    let wait = [("prefer", "wait=30")];
+    call_with(program, "GET", &format!("{path}/response"), "", &wait).await;
+    call(program, "GET", &path, "").await.1
+}
+
+/// Starts the program where it cannot start, and returns its exit code and standard error.
+async fn refused_start(config: &std::path::Path) -> (Option<i32>, String) {
+    let dir = config.parent().unwrap();
+    let mut command = program();
+    command.args(["serve", "--config"]).arg(config);
+    let output = soon("the exit", command.current_dir(dir).output()).await;
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_credentials_of_a_target_leave_only_over_tls_and_to_their_port() {
+    let origin = Origin::ok().await;
+    for field in CREDENTIALS {
+        let more = target("api.test, plain.test, \"other.test:8443\"", field, "")
+            + SPOOL
+            + "routes: [{ host: inside.svc, to: \"http://plain.test\" }]\n";
+        let program = Program::before(&origin, &more).await;
+        let seen = origin.arrivals.all().len();
+        for (uri, host, told) in [
+            ("http://plain.test/", "plain.test", "use https"),
+            ("http://api.test/", "api.test", "use https"),
+            ("http://plain.test:9999/", "plain.test:9999", "use https"),
+            ("/", "inside.svc", "use https"),
+            ("https://api.test:8443/", "api.test:8443", "to port 443"),
+            ("https://api.test:80/", "api.test:80", "to port 443"),
+        ] {
+            let answer = raw(program.listen, &get(uri, host)).await;
+            assert!(is_refused(&answer, told), "{field} {uri}: {answer}");
+        }
+        let answer = plain_in_connect(&program, "api.test").await;
+        assert!(is_refused(&answer, "use https"), "{field}: {answer}");
+        made(&program, &json!({})).await;
+        let (_, item) = call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+        let item = ended(&program, &item).await;
+        let error = item["last_error"].as_str().unwrap();
+        assert_eq!(item["state"], "dead", "{item}");
+        assert!(error.contains("use https"), "{error}");
+        assert_eq!(origin.arrivals.all().len(), seen, "{field} left");
+        for uri in ["https://api.test/", "https://other.test:8443/"] {
+            let host = uri.trim_start_matches("https://").trim_end_matches('/');
+            let answer = raw(program.listen, &get(uri, host)).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{uri}: {answer}");
+            assert_eq!(origin.arrivals.last().headers[field], "CANARY");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_credentials_leave_over_http_where_the_operator_says_so() {
+    let origin = Origin::ok().await;
+    let over_http = ", set_headers_over_http: true";
+    for field in CREDENTIALS {
+        let more = target("plain.test", field, over_http);
+        let program = Program::before(&origin, &more).await;
+        let answer = raw(program.listen, &get("http://plain.test/", "plain.test")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(origin.arrivals.last().headers[field], "CANARY");
+        let other = get("http://plain.test:8081/", "plain.test:8081");
+        let answer = raw(program.listen, &other).await;
+        assert!(is_refused(&answer, "443 and 80"), "{field}: {answer}");
+        let more = target("\"plain.test:8081\"", field, over_http);
+        let program = Program::before(&origin, &more).await;
+        let answer = raw(program.listen, &other).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_that_are_no_credentials_are_set_everywhere() {
+    let origin = Origin::ok().await;
+    for field in ["x-shop", "idempotency-key", "user-agent"] {
+        let program = Program::before(&origin, &target("plain.test", field, "")).await;
+        for uri in ["http://plain.test/", "http://plain.test:8081/"] {
+            let host = uri.trim_start_matches("http://").trim_end_matches('/');
+            let answer = raw(program.listen, &get(uri, host)).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{uri}: {answer}");
+            assert_eq!(origin.arrivals.last().headers[field], "CANARY");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_a_declared_buffer_sends_its_credentials_over_tls() {
+    let origin = Origin::ok().await;
+    for field in CREDENTIALS {
+        let buffer = |url: &str| {
+            format!(
+                "buffers: [{{ name: b, url: \"{url}\", headers: {{ {field}: \"CANARY\" }} }}]\n"
+            )
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        for more in ["", "targets: [{ name: t, hosts: [plain.test] }]\n"] {
+            let config = buffer("http://plain.test/in") + more;
+            std::fs::write(&path, config).unwrap();
+            let (code, text) = refused_start(&path).await;
+            assert_eq!(code, Some(64), "{text}");
+            assert!(
+                text.contains(field) && text.contains("set_headers_over_http"),
+                "{text}"
+            );
+            assert!(!text.contains("CANARY"), "{text}");
+        }
+        let allowed = "targets: [{ name: t, hosts: [plain.test], set_headers_over_http: true }]\n";
+        for (url, more) in [
+            ("http://plain.test/in", allowed),
+            ("https://api.test/in", ""),
+        ] {
+            let program = Program::before(&origin, &(SPOOL.to_owned() + &buffer(url) + more)).await;
+            call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+            until(&program, "delivered", 1).await;
+            assert_eq!(origin.arrivals.last().headers[field], "CANARY");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_a_url_takes_neither_fields_nor_items_to_another_destination() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, SPOOL).await;
+    let fields = json!({ "url": "https://api.test/in", "headers": { "authorization": "CANARY" } });
+    made(&program, &fields).await;
+    for url in [
+        "http://api.test/in",
+        "https://other.test/in",
+        "https://api.test:8443/in",
+    ] {
+        let (status, told) = call(&program, "PATCH", "/buffers/b", json!({ "url": url })).await;
+        assert_eq!(status, 409, "{url} {told}");
+        let detail = told["detail"].as_str().unwrap();
+        assert!(detail.contains("write `headers` anew"), "{detail}");
+    }
+    // Another path of the same destination is no other destination.
+    let same = json!({ "url": "https://API.test:443/elsewhere?q=1" });
+    assert_eq!(call(&program, "PATCH", "/buffers/b", same).await.0, 200);
+    call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    until(&program, "delivered", 1).await;
+    let arrival = origin.arrivals.last();
+    assert_eq!(arrival.headers["authorization"], "CANARY");
+    assert!(arrival.uri.ends_with("/elsewhere?q=1"), "{}", arrival.uri);
+    call(&program, "POST", "/buffers/b/pause", "{}").await;
+    call(&program, "POST", "/buffers/b/items", json!({ "body": "y" })).await;
+    let anew = json!({ "url": "http://plain.test/", "headers": { "x-shop": "1" } });
+    let (status, told) = call(&program, "PATCH", "/buffers/b", &anew).await;
+    assert_eq!(status, 409, "{told}");
+    assert!(
+        told["detail"].as_str().unwrap().contains("1 items"),
+        "{told}"
+    );
+    call(
+        &program,
+        "POST",
+        "/buffers/b/purge",
+        json!({ "state": "queued" }),
+    )
+    .await;
+    assert_eq!(call(&program, "PATCH", "/buffers/b", &anew).await.0, 200);
+    call(&program, "POST", "/buffers/b/resume", "{}").await;
+    call(&program, "POST", "/buffers/b/items", json!({ "body": "z" })).await;
+    until(&program, "delivered", 2).await;
+    let arrival = origin.arrivals.last();
+    assert_eq!(arrival.headers["x-shop"], "1");
+    assert!(!arrival.headers.contains_key("authorization"));
+    // A client's own http buffer may have a credential of its own.
+    let own = json!({ "name": "own", "url": "http://plain.test/", "headers": { "authorization": "mine" } });
+    assert_eq!(call(&program, "POST", "/buffers", own).await.0, 201);
+}
+
+/// Executes SQL on the database of a stopped program's spool.
+async fn alter(program: &Program, sql: &'static str) {
+    let path = program.path("data/spool/spool.db");
+    let url = format!("sqlite://{}", path.display());
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let done = sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    assert!(done.rows_affected() > 0, "{sql}");
+    connection.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_what_was_sealed_for_one_destination_is_not_sent_to_another() {
+    let (origin, seen) = noting(|_| 200).await;
+    for (sql, is_paused) in [
+        (
+            "update buffer set terms = json_set(terms, '$.url', 'http://other.test:80/')",
+            true,
+        ),
+        (
+            "update buffer set terms = json_set(terms, '$.url', 'https://plain.test:443/')",
+            true,
+        ),
+        ("update buffer set id = 'buf_other'", true),
+        (
+            "update item set request = json_set(request, '$.destination', 'http://other.test:80')",
+            false,
+        ),
+        ("update item set id = 'itm_other'", false),
+        ("update body set body = zeroblob(length(body))", false),
+    ] {
+        let mut program = Program::before(&origin, SPOOL).await;
+        made(
+            &program,
+            &json!({ "headers": { "authorization": "CANARY" } }),
+        )
+        .await;
+        call(&program, "POST", "/buffers/b/pause", "{}").await;
+        call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+        program.signal("TERM");
+        program.exit_code().await;
+        alter(&program, sql).await;
+        let program = program.again().await;
+        call(&program, "POST", "/buffers/b/resume", "{}").await;
+        if is_paused {
+            let (_, buffer) = call(&program, "GET", "/buffers/b", "").await;
+            let paused = buffer["paused"].as_str().unwrap_or_default();
+            assert!(
+                paused.contains("another item or destination"),
+                "{sql}: {buffer}"
+            );
+        } else {
+            until(&program, "dead", 1).await;
+        }
+        assert!(seen.lock().unwrap().is_empty(), "{sql}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_has_at_least_32_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let long = "k".repeat(32);
+    for keys in [
+        "key: x".to_owned(),
+        format!("key: {}", "k".repeat(31)),
+        format!("key: \"{}  \"", "k".repeat(30)),
+        format!("key: {long}, old_keys: [short]"),
+    ] {
+        std::fs::write(&path, format!("spool: {{ {keys} }}\n")).unwrap();
+        let (code, text) = refused_start(&path).await;
+        assert_eq!(code, Some(64), "{keys}: {text}");
+        assert!(text.contains("32 bytes or more"), "{keys}: {text}");
+    }
+    let origin = Origin::ok().await;
+    let more = format!("spool: {{ min_free: 1MiB, ballast: 1MiB, key: {long} }}\n");
+    Program::before(&origin, &more).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_on_disk_makes_its_key_and_does_not_start_without_it() {
+    let (origin, seen) = noting(|_| 200).await;
+    let program = Program::before(&origin, SPOOL_WITHOUT_KEY).await;
+    made(
+        &program,
+        &json!({ "headers": { "authorization": "CANARY" } }),
+    )
+    .await;
+    call(&program, "POST", "/buffers/b/pause", "{}").await;
+    call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    let key = program.path("data/spool/spool.key");
+    let mode = std::fs::metadata(&key).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = std::fs::read_to_string(&key).unwrap();
+    assert!(text.trim().len() >= 32, "{text}");
+    let mut program = program.again().await;
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), text);
+    program.signal("TERM");
+    program.exit_code().await;
+    // Without its key the spool does not start, and a new key or a foreign one does not help.
+    let config = std::fs::read_to_string(program.config_path()).unwrap();
+    let aside = program.path("aside");
+    std::fs::rename(&key, &aside).unwrap();
+    let foreign = config.replace(
+        "ballast: 1MiB",
+        "ballast: 1MiB, key: \"of other items, 32 bytes or more\"",
+    );
+    for config in [&config, &foreign] {
+        std::fs::write(program.config_path(), config).unwrap();
+        let (code, told) = refused_start(&program.config_path()).await;
+        assert_eq!(code, Some(74), "{told}");
+        assert!(
+            told.contains("old_keys") && told.contains("spool.key"),
+            "{told}"
+        );
+    }
+    // A configured key is the newest, and the key beside the data still opens what it sealed.
+    std::fs::rename(&aside, &key).unwrap();
+    std::fs::write(program.config_path(), &foreign).unwrap();
+    let program = program.again().await;
+    call(&program, "POST", "/buffers/b/resume", "{}").await;
+    until(&program, "delivered", 1).await;
+    assert_eq!(*seen.lock().unwrap(), ["x"]);
+    assert_eq!(origin.arrivals.last().headers["authorization"], "CANARY");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_values_of_fields_and_queries_are_not_shown() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, SPOOL).await;
+    let fields = json!({ "x-shop": "CANARY1", "authorization": "CANARY2", "x-note": "CANARY3" });
+    let buffer = json!({ "url": "https://api.test/in?key=CANARY4#CANARY5", "headers": fields });
+    let id = made(&program, &buffer).await;
+    for path in [
+        "/buffers".to_owned(),
+        format!("/buffers/{id}"),
+        "/buffers/b/stats".to_owned(),
+    ] {
+        let (_, shown) = call(&program, "GET", &path, "").await;
+        assert!(!shown.to_string().contains("CANARY"), "{shown}");
+    }
+    let (_, shown) = call(&program, "GET", "/buffers/b", "").await;
+    assert_eq!(shown["url"], "https://api.test/in");
+    let masked = json!({ "authorization": "\u{2026}", "x-note": "\u{2026}", "x-shop": "\u{2026}" });
+    assert_eq!(shown["headers"], masked);
+    for url in [
+        "ftp://a.test/?k=CANARY",
+        "http://a.test:99999/?k=CANARY",
+        "http://?k=CANARY",
+    ] {
+        let buffer = json!({ "name": "c", "url": url });
+        let (status, told) = call(&program, "POST", "/buffers", buffer).await;
+        assert!(
+            status == 400 && !told.to_string().contains("CANARY"),
+            "{told}"
+        );
+    }
+    let item = json!({ "body": "x", "path": "no?k=CANARY" });
+    let (status, told) = call(&program, "POST", "/buffers/b/items", item).await;
+    assert!(
+        status == 400 && !told.to_string().contains("CANARY"),
+        "{told}"
+    );
+    for args in [
+        &["buffers"][..],
+        &["buffers", "--json"],
+        &["buffers", "show", "b", "--json"],
+    ] {
+        let mut command = crate::harness::program();
+        command
+            .args(args)
+            .arg("--config")
+            .arg(program.config_path());
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            text.contains("api.test/in") && !text.contains("CANARY"),
+            "{text} {output:?}"
+        );
+    }
+    let everything = format!("{:?}{:?}", program.records(), program.events());
+    assert!(!everything.contains("CANARY"), "{everything}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_without_a_key_a_shared_spool_stores_no_credentials() {
+    let origin = Origin::ok().await;
+    let postgres = Postgres::start().await;
+    let more = format!(
+        "ledger: {{ postgres: {{ url: \"{}\" }} }}\nspool: {{ store: postgres }}\n",
+        postgres.url()
+    );
+    let mut program = Program::before(&origin, &more).await;
+    made(&program, &json!({ "url": "https://api.test/in" })).await;
+    for field in CREDENTIALS {
+        let item = json!({ "body": "x", "headers": { field: "CANARY" } });
+        let (status, told) = call(&program, "POST", "/buffers/b/items", item).await;
+        assert_eq!(
+            (status, told["reason"].as_str()),
+            (422, Some("not-spoolable"))
+        );
+        let buffer =
+            json!({ "name": "c", "url": "https://api.test/", "headers": { field: "CANARY" } });
+        let (status, told) = call(&program, "POST", "/buffers", buffer).await;
+        assert_eq!(
+            (status, told["reason"].as_str()),
+            (422, Some("not-spoolable"))
+        );
+        assert!(told["detail"].as_str().unwrap().contains(field), "{told}");
+    }
+    call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    until(&program, "delivered", 1).await;
+    // With a key, and later without it, the items of that key stop the start.
+    let config = std::fs::read_to_string(program.config_path()).unwrap();
+    let with_key = config.replace(
+        "store: postgres",
+        "store: postgres, key: \"a key of tests with 32 bytes or more\"",
+    );
+    program.signal("TERM");
+    program.exit_code().await;
+    std::fs::write(program.config_path(), with_key).unwrap();
+    let mut program = program.again().await;
+    let item = json!({ "body": "y", "headers": { "authorization": "CANARY" } });
+    assert_eq!(
+        call(&program, "POST", "/buffers/b/items", item).await.0,
+        201
+    );
+    until(&program, "delivered", 2).await;
+    program.signal("TERM");
+    program.exit_code().await;
+    std::fs::write(program.config_path(), config).unwrap();
+    let (code, told) = refused_start(&program.config_path()).await;
+    assert_eq!(code, Some(74), "{told}");
+    assert!(told.contains("old_keys"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_warns_of_credentials_that_would_not_be_sent_or_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let to = |to: &str| format!("routes: [{{ host: r.svc, to: \"{to}\" }}]\n");
+    let shared = "ledger: { postgres: { url: \"postgres://u@localhost/d\" } }\n";
+    let cases = [
+        (
+            target("a.test", "authorization", "") + &to("http://a.test"),
+            true,
+        ),
+        (
+            target("a.test", "x-apikey", "") + &to("https://a.test:8443"),
+            true,
+        ),
+        (
+            target("a.test", "cookie", ", set_headers_over_http: true") + &to("http://a.test:81"),
+            true,
+        ),
+        (format!("{shared}spool: {{ store: postgres }}\n"), true),
+        (
+            target("a.test", "authorization", "") + &to("https://a.test"),
+            false,
+        ),
+        (target("a.test", "x-shop", "") + &to("http://a.test"), false),
+        (
+            target("a.test", "cookie", ", set_headers_over_http: true") + &to("http://a.test"),
+            false,
+        ),
+        ("spool: {}\n".to_owned(), false),
+    ];
+    for (config, warns) in cases {
+        std::fs::write(&path, &config).unwrap();
+        let mut command = program();
+        let output = command.arg("check").arg(&path).output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{config}\n{output:?}");
+        assert_eq!(text.contains("warning:"), warns, "{config}\n{text}");
+        assert!(!text.contains("CANARY"), "{text}");
+    }
+}
