@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use super::{Parts, StartError};
 use crate::admin::Readiness;
 use crate::api::SpoolHandle;
+use crate::clock::Clock;
 use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
 use crate::db::{Database, DatabaseError};
 use crate::delivery::{Deliveries, DeliveryParts, SpoolDeferral};
@@ -133,6 +134,19 @@ fn local_key(spool: &SpoolSettings) -> Result<Option<String>, StartError> {
     }
 }
 
+/// Waits until the database answers and no key of its items is missing.
+async fn keys_are_there(sealed: &SealedStore, clock: &Clock) {
+    let mut is_told = false;
+    while let Err(error) = sealed.check_keys().await {
+        if matches!(error, StoreError::Sealed(_)) && !is_told {
+            is_told = true;
+            let error = missing_key(&error);
+            tracing::error!(%error, "nothing is delivered until the key is there");
+        }
+        clock.sleep_until(clock.now() + ASK_AGAIN).await;
+    }
+}
+
 /// Returns the message for a start that a missing key prevents.
 fn missing_key(error: &StoreError) -> String {
     match error {
@@ -214,13 +228,7 @@ impl OpenSpool {
                 let sealed = Arc::clone(&self.sealed);
                 let latch = readiness.latch("spool");
                 shared.tasks.spawn_cancel_on_drain(async move {
-                    while let Err(error) = sealed.check_keys().await {
-                        if matches!(error, StoreError::Sealed(_)) {
-                            let error = missing_key(&error);
-                            tracing::error!(%error, "nothing is delivered until the key is there");
-                        }
-                        clock.sleep_until(clock.now() + ASK_AGAIN).await;
-                    }
+                    keys_are_there(&sealed, &clock).await;
                     while let Err(error) = api.declare(&buffers, &random).await {
                         tracing::debug!(%error, "the buffers could not be declared yet; trying again");
                         clock.sleep_until(clock.now() + ASK_AGAIN).await;

@@ -99,7 +99,7 @@ pub(super) fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable
 
 /// Returns a URL or path without its query and fragment, which may hold secrets.
 pub fn without_query(text: &str) -> &str {
-    text.find(['?', '#']).map_or(text, |end| &text[..end])
+    text.split(['?', '#']).next().unwrap_or(text)
 }
 
 /// Checks that no credential of a declared buffer leaves in clear text, unless the target of its

@@ -180,8 +180,10 @@ impl Deliverer {
                 return Err(AttemptResult::never(error.to_string()));
             }
             Err(error) => {
-                // A replica with the key may take the buffer over, so the item stays.
-                tracing::warn!(%error, item = %item.id, "an item cannot be read and is not sent");
+                if matches!(error, StoreError::Sealed(_)) {
+                    // A replica with the key may take the buffer over, so the item stays.
+                    tracing::warn!(%error, item = %item.id, "an item cannot be opened and waits");
+                }
                 return Err(AttemptResult::held(error.to_string(), None));
             }
         };

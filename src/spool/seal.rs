@@ -16,7 +16,7 @@ use crate::random::Random;
 
 /// Version of the sealed forms. A later version gets another number, so that both can be read.
 const VERSION: u8 = 2;
-/// Bytes of a key's id.
+/// Number of bytes in the id of a key.
 const KEY_ID: usize = 8;
 /// Bytes behind the ciphertext and its tag: the nonce, the key's id and the version.
 const TRAILER: usize = NONCE_LEN + KEY_ID + 1;
@@ -31,7 +31,7 @@ pub struct SealLabel<'a> {
     pub kind: &'static str,
     /// Id of the item or buffer.
     pub id: &'a str,
-    /// Destination as `scheme://host:port`.
+    /// Destination of the request, as `scheme://host:port`.
     pub destination: &'a str,
 }
 

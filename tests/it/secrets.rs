@@ -391,11 +391,9 @@ async fn p10_closed_values_of_fields_and_queries_are_not_shown() {
         &["buffers", "--json"],
         &["buffers", "show", "b", "--json"],
     ] {
+        let url = format!("http://{}", program.listen);
         let mut command = crate::harness::program();
-        command
-            .args(args)
-            .arg("--config")
-            .arg(program.config_path());
+        command.args(args).args(["--url", &url]);
         let output = command.output().await.unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
