@@ -455,6 +455,25 @@ async fn p10_closed_without_a_key_a_shared_spool_stores_no_credentials() {
     let (code, told) = refused_start(&program.config_path()).await;
     assert_eq!(code, Some(74), "{told}");
     assert!(told.contains("old_keys"), "{told}");
+    // A buffer that was sealed counts like an item.
+    let mut connection = postgres.connect().await.unwrap();
+    for (sql, code) in [
+        ("delete from outpace.item", None),
+        (
+            "update outpace.buffer set terms = jsonb_set(terms::jsonb, '{sealed}', (select to_jsonb(id || '.AAAA') from outpace.seal_key))::text",
+            Some(74),
+        ),
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        if code.is_some() {
+            let (found, told) = refused_start(&program.config_path()).await;
+            assert_eq!(found, code, "{sql}: {told}");
+            continue;
+        }
+        program = program.again().await;
+        program.signal("TERM");
+        program.exit_code().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -496,5 +515,53 @@ async fn check_warns_of_credentials_that_would_not_be_sent_or_stored() {
         assert_eq!(output.status.code(), Some(0), "{config}\n{output:?}");
         assert_eq!(text.contains("warning:"), warns, "{config}\n{text}");
         assert!(!text.contains("CANARY"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_opens_the_items_with_their_key_only() {
+    let origin = Origin::ok().await;
+    for (spool, key) in [
+        (SPOOL_WITHOUT_KEY, None),
+        (SPOOL, Some("only for tests, with 32 bytes or more")),
+    ] {
+        let mut program = Program::before(&origin, spool).await;
+        made(&program, &json!({})).await;
+        call(&program, "POST", "/buffers/b/pause", "{}").await;
+        let item = json!({ "body": "a body", "path": "/p?q=1", "headers": { "x-key": "mine" } });
+        call(&program, "POST", "/buffers/b/items", item).await;
+        program.signal("TERM");
+        program.exit_code().await;
+        let dir = program.path("data/spool");
+        let key_file = program.path("key");
+        std::fs::write(&key_file, key.unwrap_or("of other items, 32 bytes or more")).unwrap();
+        let run = async |verb: &str, with_file: bool| {
+            let mut command = crate::harness::program();
+            command.args(["spool", verb]).arg(&dir);
+            if with_file {
+                command.arg("--key-file").arg(&key_file);
+            }
+            let output = command.output().await.unwrap();
+            let told = [output.stdout, output.stderr].concat();
+            let told = String::from_utf8(told).unwrap();
+            (output.status.code(), told)
+        };
+        assert_eq!(run("verify", false).await.0, Some(0));
+        let (code, told) = run("export", key.is_some()).await;
+        assert_eq!(code, Some(0), "{told}");
+        let line: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(line["body"], "a body", "{line}");
+        assert_eq!(line["request"]["path"], "/p?q=1", "{line}");
+        assert_eq!(
+            line["request"]["headers"],
+            json!([["x-key", "mine"]]),
+            "{line}"
+        );
+        let (code, told) = run("export", key.is_none()).await;
+        assert_eq!(code, Some(73), "{told}");
+        assert!(
+            told.contains("--key-file") && !told.contains("a body"),
+            "{told}"
+        );
     }
 }
