@@ -151,7 +151,7 @@ pub trait Reads {
     }
 
     /// Returns the ids of the keys that sealed an item or a buffer in the store and are not among
-    /// `known`. A shared store notes that the first of `known` is in use.
+    /// `known`. Records that the first of `known` is in use.
     async fn missing_keys(&self, known: &[String]) -> Result<Vec<String>, StoreError>;
 
     /// Returns a page of items in the order of their sequence numbers.

@@ -21,6 +21,7 @@ mod canary;
 mod clients;
 mod conformance;
 mod connections;
+mod credentials;
 mod deliveries;
 mod deploy;
 mod doors;

@@ -9,8 +9,8 @@ use sqlx::{QueryBuilder, Sqlite};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
 use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
-use super::DiskStore;
 use super::bodies::body_path;
+use super::{DiskStore, keys};
 use crate::sync::lock;
 
 fn items_of(rows: Vec<ItemRow>) -> Vec<Item> {
@@ -135,13 +135,7 @@ impl Reads for DiskStore {
     }
 
     async fn missing_keys(&self, known: &[String]) -> Result<Vec<String>, StoreError> {
-        let sql = "select distinct substr(json_extract(request, '$.sealed'), 1, 18) from item \
-                   where json_extract(request, '$.sealed') is not null \
-                   union select substr(json_extract(terms, '$.sealed'), 1, 18) from buffer \
-                   where json_extract(terms, '$.sealed') is not null";
-        let used: Vec<String> = sqlx::query_scalar(sql).fetch_all(&self.readers).await?;
-        let missing = used.into_iter().filter(|key| !known.contains(key));
-        Ok(missing.collect())
+        keys::missing(self, known).await
     }
 
     async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {
