@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::buffers::{CREDENTIALS, SPOOL, call, call_with, made, until};
+use crate::harness::buffers::{CREDENTIALS, SPOOL, call, call_with, made, noting, until};
 use crate::harness::{Client, Origin, Program, program, raw, refused_start, soon};
 
 fn target(hosts: &str, field: &str, more: &str) -> String {
@@ -192,5 +192,34 @@ async fn check_warns_of_credentials_that_would_not_be_sent_or_stored() {
         assert_eq!(output.status.code(), Some(0), "{config}\n{output:?}");
         assert_eq!(text.contains("warning:"), warns, "{config}\n{text}");
         assert!(!text.contains("CANARY"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_a_buffer_that_was_declared_keeps_its_credentials_to_tls() {
+    let (origin, seen) = noting(|_| 200).await;
+    for field in CREDENTIALS {
+        let declared = format!(
+            "{SPOOL}targets: [{{ name: t, hosts: [plain.test], set_headers_over_http: true }}]\nbuffers: [{{ name: b, url: \"http://plain.test/in\", headers: {{ {field}: \"CANARY\" }} }}]\n"
+        );
+        let mut program = Program::before(&origin, &declared).await;
+        call(&program, "POST", "/buffers/b/pause", "{}").await;
+        call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+        program.signal("TERM");
+        program.exit_code().await;
+        // The file no longer has the buffer and the target, and the buffer is still in the store.
+        let config = std::fs::read_to_string(program.config_path()).unwrap();
+        let kept = config.find("targets:").unwrap();
+        std::fs::write(program.config_path(), &config[..kept]).unwrap();
+        let program = program.again().await;
+        call(&program, "POST", "/buffers/b/resume", "{}").await;
+        until(&program, "dead", 1).await;
+        let (_, items) = call(&program, "GET", "/buffers/b/items", "").await;
+        let error = items["items"][0]["last_error"].as_str().unwrap();
+        assert!(
+            error.contains("is not https") && error.contains(field),
+            "{error}"
+        );
+        assert!(seen.lock().unwrap().is_empty(), "{field} left");
     }
 }
