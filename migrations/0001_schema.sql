@@ -269,3 +269,6 @@ create table outpace.once (
   made        int8 not null
 );
 create index once_made on outpace.once (made);
+
+-- Keys that sealed items or buffers, so that a replica without one of them notices at its start.
+create table outpace.seal_key (id text collate "C" primary key);

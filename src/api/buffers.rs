@@ -195,20 +195,18 @@ impl SpoolHandle {
         if declared.is_some_and(|known| call.access(&known) == Access::OwnItems) {
             return Err(StoreError::NameTaken(name).into());
         }
-        let owner = call.owner();
         let base = BufferConfig {
-            owner,
+            owner: call.owner(),
             ..BufferConfig::default()
         };
-        let mut terms = written.apply(base).map_err(bad)?;
+        let terms = written.apply(base).map_err(bad)?;
         Self::check(call, &terms)?;
         let id = call.fresh_id("buf");
         let name = call.stored_name(&name);
         let known = self.named(&name);
-        let (buffer, new) = match known.filter(|known| self.same(known, &terms)) {
+        let (buffer, new) = match known.filter(|known| *known.terms == terms) {
             Some(known) => (known, false),
             None => {
-                terms.sealed = self.sealer.seal(&id, &mut terms.headers)?;
                 let now = self.store.now();
                 self.store.create(id, name.into(), terms, now).await?
             }
@@ -228,10 +226,12 @@ impl SpoolHandle {
                 "the `name` of a buffer cannot change; create another buffer",
             ));
         }
-        let mut terms = written.apply((*buffer.terms).clone()).map_err(bad)?;
+        let terms = written.apply((*buffer.terms).clone()).map_err(bad)?;
         Self::check(call, &terms)?;
-        if written.headers.is_some() {
-            terms.sealed = self.sealer.seal(&buffer.id, &mut terms.headers)?;
+        self.check_move(buffer, &written).await?;
+        if buffer.terms.sealed.is_some() && (written.url.is_none() || written.headers.is_none()) {
+            let detail = "the buffer's URL and header fields cannot be opened; write `url` and `headers` anew";
+            return Err(StoreError::Conflict(detail.to_owned()).into());
         }
         let changed = self.store.change(buffer.number, terms).await?;
         self.deliveries.wake(buffer.number);
@@ -373,18 +373,12 @@ impl SpoolHandle {
                 owner: BufferOwner::Declared,
                 ..BufferConfig::default()
             };
-            let mut terms = written.apply(base).map_err(told)?;
-            let known = self.named(&name);
-            let id: Arc<str> = match &known {
-                Some(known) if self.same(known, &terms) => continue,
-                Some(known) => Arc::clone(&known.id),
-                None => format!("buf_{}", random.name()).into(),
-            };
-            let sealed = self.sealer.seal(&id, &mut terms.headers);
-            terms.sealed = sealed.map_err(|error| told(error.to_string()))?;
-            let done = match known {
+            let terms = written.apply(base).map_err(told)?;
+            let done = match self.named(&name) {
+                Some(known) if *known.terms == terms => continue,
                 Some(known) => self.store.change(known.number, terms).await.map(drop),
                 None => {
+                    let id = format!("buf_{}", random.name()).into();
                     let (name, now) = (Arc::clone(&name), self.store.now());
                     self.store.create(id, name, terms, now).await.map(drop)
                 }

@@ -118,17 +118,14 @@ impl SpoolHandle {
             check_path(path)?;
         }
         call.check_overrides(buffer, method.as_deref(), written.path.as_deref())?;
-        let mut headers: Vec<_> = written.headers.into_iter().collect();
+        let headers: Vec<_> = written.headers.into_iter().collect();
         check_fields(&headers)?;
-        let id = call.fresh_id("itm");
-        let sealed = self.sealer.seal(&id, &mut headers)?;
         Ok(NewItem {
-            id,
+            id: call.fresh_id("itm"),
             request: Request {
                 path: written.path,
                 method,
                 headers,
-                sealed,
                 metadata: written.metadata,
                 // In its own buffer a client sees all items anyway.
                 client: match buffer.terms.owner {

@@ -8,21 +8,23 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
 
 use super::{ApiCall, CallBody, bad};
-use crate::delivery::Deliveries;
+use crate::delivery::{Deliveries, without_query};
 use crate::exchange::{Error, Reason};
 use crate::spool::{
-    Attempt, Buffer, BufferConfig, BufferOwner, Counts, Item, ItemStatus, Millis, Sealer, Store,
+    Attempt, Buffer, BufferOwner, BufferSpec, Counts, Item, ItemStatus, Millis, Store, StoreError,
+    destination,
 };
 
-/// Store of the spool, with the parts that deliver items and seal secrets.
+/// Text that the API shows instead of the value of a header field.
+const MASK: &str = "\u{2026}";
+
+/// Store of the spool, with the part that delivers items.
 #[derive(Debug, Clone)]
 pub struct SpoolHandle {
     /// Store that holds buffers, items and attempts.
     pub store: Arc<dyn Store>,
     /// Deliveries that send items to their origins.
     pub deliveries: Deliveries,
-    /// Sealer that encrypts the secrets in header fields.
-    pub sealer: Arc<Sealer>,
     /// Bytes that the body of one item may have.
     pub max_body: u64,
 }
@@ -47,17 +49,39 @@ impl SpoolHandle {
         }
     }
 
-    /// Returns true if two configurations are equal. Sealed header fields are opened for the
-    /// comparison.
-    pub(super) fn same(&self, known: &Buffer, written: &BufferConfig) -> bool {
-        let opened = self.sealer.open(&known.id, known.terms.sealed.as_deref());
-        let mut plain = BufferConfig::clone(&known.terms);
-        plain.sealed = None;
-        plain.headers.extend(opened.unwrap_or_default());
-        plain.headers.sort();
-        let mut written = written.clone();
-        written.headers.sort();
-        plain == written
+    /// Checks that a change of the URL takes no credentials and no items to another destination.
+    pub(super) async fn check_move(
+        &self,
+        buffer: &Buffer,
+        written: &BufferSpec,
+    ) -> Result<(), Error> {
+        let terms = &buffer.terms;
+        let Some(url) = &written.url else {
+            return Ok(());
+        };
+        let (old, new) = (destination(&terms.url), destination(url));
+        if old == new {
+            return Ok(());
+        }
+        let has_fields = !terms.headers.is_empty() || terms.sealed.is_some();
+        if has_fields && written.headers.is_none() {
+            let detail = format!(
+                "the buffer's header fields were given for `{old}`; write `headers` anew to send to `{new}`"
+            );
+            return Err(StoreError::Conflict(detail).into());
+        }
+        let counted = ItemStatus::ALL.into_iter();
+        let counted = counted.zip(self.store.counts(buffer.number).await?);
+        let live = counted.filter(|(status, _)| status.is_live());
+        match live.map(|(_, count)| count).sum::<u64>() {
+            0 => Ok(()),
+            live => {
+                let detail = format!(
+                    "{live} items are still to be sent to `{old}`, for which they were pushed; wait for them, or purge them"
+                );
+                Err(StoreError::Conflict(detail).into())
+            }
+        }
     }
 }
 
@@ -77,15 +101,17 @@ pub(super) fn time(at: Millis) -> String {
 /// know how many items there are.
 pub(super) fn buffer_json(buffer: &Buffer, name: &str, counts: Option<Counts>) -> Value {
     let terms = &buffer.terms;
-    let headers: Value = terms.headers.iter().cloned().collect();
+    // The values and the query may be secrets, so only the names of the fields are shown.
+    let names = terms.headers.iter().map(|(name, _)| (name.as_str(), MASK));
+    let headers: Value = names.collect();
     json!({
         "id": &*buffer.id,
         "name": name,
         "owner": owner_json(&terms.owner),
-        "url": terms.url,
+        "url": without_query(&terms.url),
         "method": terms.method,
         "headers": headers,
-        "sealed_headers": terms.sealed.is_some(),
+        "sealed_headers": !terms.headers.is_empty() || terms.sealed.is_some(),
         "rate_limit": terms.rate_limit,
         "max_retries": terms.max_retries,
         "backoff": terms.backoff,

@@ -9,7 +9,8 @@ use arc_swap::ArcSwap;
 use super::{Parts, StartError};
 use crate::admin::Readiness;
 use crate::api::SpoolHandle;
-use crate::config::{PostgresSettings, Settings, StoreSettings};
+use crate::clock::Clock;
+use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
 use crate::db::{Database, DatabaseError};
 use crate::delivery::{Deliveries, DeliveryParts, SpoolDeferral};
 use crate::exchange::Exchange;
@@ -17,7 +18,8 @@ use crate::ledger::Replica;
 use crate::policy::{Policy, Secret};
 use crate::random::Random;
 use crate::spool::{
-    BufferSpec, DiskStore, PostgresParts, PostgresSpoolSettings, PostgresStore, Sealer, Store,
+    BufferSpec, DiskStore, KEY_BYTES_MIN, PostgresParts, PostgresSpoolSettings, PostgresStore,
+    SealedStore, Sealer, Store, StoreError, create_key, read_key,
 };
 
 /// Interval between two searches for items that are too old.
@@ -36,6 +38,7 @@ enum StoreBackend {
 #[derive(Debug, Clone)]
 pub(super) struct OpenSpool {
     kept: StoreBackend,
+    sealed: Arc<SealedStore>,
     keep_delivered: Duration,
     keep_dead: Duration,
     pub(super) api: SpoolHandle,
@@ -67,36 +70,89 @@ pub(super) async fn open(
             (StoreBackend::PostgresStore(store), is_there)
         }
     };
-    let store = match &kept {
+    let inner = match &kept {
         StoreBackend::DiskStore(disk) => Arc::clone(disk) as Arc<dyn Store>,
         StoreBackend::PostgresStore(store) => Arc::clone(store) as Arc<dyn Store>,
     };
+    let local = local_key(spool)?;
     let keys = spool.keys.iter().map(Secret::reveal);
-    let sealer = Arc::new(Sealer::new(keys, shared.random.clone()));
+    let keys = keys.chain(local.as_deref());
+    let sealed = SealedStore::new(inner, Sealer::new(keys, shared.random.clone()));
+    let store = Arc::clone(&sealed) as Arc<dyn Store>;
     let deliveries = Deliveries::new(DeliveryParts {
         store: Arc::clone(&store),
         exchange: Arc::clone(exchange),
         policy: Arc::clone(policy),
-        sealer: Arc::clone(&sealer),
     });
     let late = || (spool.buffers.clone().into(), shared.random.clone());
     let opened = OpenSpool {
         kept,
+        sealed,
         keep_delivered: spool.keep_delivered,
         keep_dead: spool.keep_dead,
         api: SpoolHandle {
             store,
             deliveries,
-            sealer,
             max_body: spool.max_body.as_bytes(),
         },
         late: (!is_there).then(late),
     };
     if is_there {
+        let checked = opened.sealed.check_keys().await;
+        checked.map_err(|error| StartError::Spool(missing_key(&error)))?;
         let declared = opened.api.declare(&spool.buffers, &shared.random).await;
         declared.map_err(StartError::Spool)?;
     }
     Ok(Some(opened))
+}
+
+/// Returns the key that lies beside the data of a spool on disk, or `None` for a store in Postgres.
+/// It is created if the configuration has no key either.
+fn local_key(spool: &SpoolSettings) -> Result<Option<String>, StartError> {
+    let StoreSettings::Disk(disk) = &spool.store else {
+        return Ok(None);
+    };
+    let read = read_key(&disk.dir).and_then(|key| match key {
+        None if spool.keys.is_empty() => create_key(&disk.dir).map(Some),
+        known => Ok(known),
+    });
+    let path = disk.dir.join("spool.key");
+    let told = |cause: String| {
+        let path = path.display();
+        StartError::Spool(format!("the spool's key {path} cannot be used: {cause}"))
+    };
+    let key = read.map_err(|error| told(error.to_string()))?;
+    match key
+        .as_ref()
+        .map(String::len)
+        .filter(|size| *size < KEY_BYTES_MIN)
+    {
+        Some(size) => Err(told(format!(
+            "it has {size} bytes and needs {KEY_BYTES_MIN}; restore it from a copy"
+        ))),
+        None => Ok(key),
+    }
+}
+
+/// Waits until the database answers and no key of its items is missing.
+async fn keys_are_there(sealed: &SealedStore, clock: &Clock) {
+    let mut is_told = false;
+    while let Err(error) = sealed.check_keys().await {
+        if matches!(error, StoreError::Sealed(_)) && !is_told {
+            is_told = true;
+            let error = missing_key(&error);
+            tracing::error!(%error, "nothing is delivered until the key is there");
+        }
+        clock.sleep_until(clock.now() + ASK_AGAIN).await;
+    }
+}
+
+/// Returns the message for a start that a missing key prevents.
+fn missing_key(error: &StoreError) -> String {
+    match error {
+        StoreError::Sealed(_) => "the spool holds items that were sealed by a key that is not configured, or by an earlier version; add the key to `spool.old_keys`, or for a spool on disk put back the file `spool.key` in `spool.dir`. To give the items up, remove the spool's data".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// Opens the store in a database. The flag in the result is true if the database answers. If it
@@ -160,7 +216,6 @@ impl OpenSpool {
         let shelves = SpoolDeferral {
             deliveries: self.api.deliveries.clone(),
             store: Arc::clone(&self.api.store),
-            sealer: Arc::clone(&self.api.sealer),
             max_body: self.api.max_body,
             base,
         };
@@ -170,8 +225,10 @@ impl OpenSpool {
             None => self.api.deliveries.begin(),
             Some((buffers, random)) => {
                 let (api, clock) = (self.api.clone(), shared.clock.clone());
+                let sealed = Arc::clone(&self.sealed);
                 let latch = readiness.latch("spool");
                 shared.tasks.spawn_cancel_on_drain(async move {
+                    keys_are_there(&sealed, &clock).await;
                     while let Err(error) = api.declare(&buffers, &random).await {
                         tracing::debug!(%error, "the buffers could not be declared yet; trying again");
                         clock.sleep_until(clock.now() + ASK_AGAIN).await;

@@ -8,6 +8,8 @@ use clap::Args;
 use super::{Exit, Failure, load_config, print};
 use crate::app::ca_names;
 use crate::clock::Clock;
+use crate::config::{Config, StoreSettings};
+use crate::exchange::refused_credential;
 use crate::intercept::{CaSource, CertificateAuthority};
 use crate::policy::{Policy, Unmatched};
 
@@ -20,8 +22,12 @@ pub(super) struct CheckArgs {
 
 pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let config = load_config(&args.config)?.config;
-    let ca = about_ca(&config.settings.ca, &config.policy);
-    Ok(print(&format!("{}{ca}", summary(&config.policy))))
+    let mut text = summary(&config.policy);
+    text.push_str(&about_ca(&config.settings.ca, &config.policy));
+    for warning in warnings(&config) {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    Ok(print(&text))
 }
 
 /// Describes the constraints that a new CA gets, and the problems of the present CA. Nothing is
@@ -44,6 +50,32 @@ fn about_ca(source: &CaSource, policy: &Policy) -> String {
         text.push_str(&format!("warning: {problem}\n"));
     }
     text
+}
+
+/// Returns what the file allows and what will not work as it looks, because of credentials.
+fn warnings(config: &Config) -> Vec<String> {
+    let policy = &config.policy;
+    let by_host = policy.routes_by_host.iter();
+    let by_host = by_host.map(|(host, to)| (host.to_string(), to));
+    let by_port = policy.routes_by_port.iter();
+    let routes = by_host.chain(by_port.map(|(address, to)| (address.to_string(), to)));
+    let mut warnings: Vec<String> = routes
+        .filter_map(|(from, to)| {
+            let target = policy.target(&to.host, to.port)?;
+            let refusal = refused_credential(target, to)?;
+            Some(format!(
+                "the route `{from}` to {to} refuses every request: {refusal}"
+            ))
+        })
+        .collect();
+    warnings.sort();
+    if let Some(spool) = &config.settings.spool
+        && matches!(spool.store, StoreSettings::Postgres(_))
+        && spool.keys.is_empty()
+    {
+        warnings.push("`spool.key` is not set: the database holds requests and responses in clear, and requests with credentials are refused (422)".to_owned());
+    }
+    warnings
 }
 
 /// Summarises the resulting policy, so that a reader can compare it with the intended one.

@@ -31,8 +31,9 @@ impl Exit {
         LATER, 75, "`acquire`: the turn would come after the max wait";
         /// The data directory, the spool in it or another file cannot be read or written.
         DATA_DIR, 73, "the data directory or the spool in it cannot be used";
-        /// The disk of the spool failed, or a declared buffer could not be created.
-        SPOOL, 74, "the disk of the spool failed, or a buffer of the configuration could not be created; acknowledged items remain";
+        /// The disk of the spool failed, a key of its items is missing, or a declared buffer could
+        /// not be created.
+        SPOOL, 74, "the disk of the spool failed, a key of its items is missing, or a buffer of the configuration could not be created; acknowledged items remain";
         /// Other users can read the private key of the CA, or the CA is unusable or has expired.
         CA, 77, "other users can read the CA's key, or the CA is unusable or has expired";
         /// The database of the shared ledger denied access, or its schema does not match.

@@ -1,14 +1,19 @@
 //! `outpace spool verify` and `export`: read a spool on disk, while outpace is stopped.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Exit, Failure, block_on, print, print_error, progress_bar};
 use crate::clock::Clock;
+use crate::random::Random;
 use crate::shutdown::Tasks;
-use crate::spool::{DiskSettings, DiskStore, Item, ListQuery, Reads as _, Store as _, StoreError};
+
+use crate::spool::{
+    DiskSettings, DiskStore, Item, ListQuery, SealedStore, Sealer, Store, StoreError, read_key,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct SpoolArgs {
@@ -24,8 +29,11 @@ enum SpoolCommand {
         /// default is the directory `spool` inside `data_dir`
         dir: PathBuf,
     },
-    /// Print every item as a line of JSON. Encrypted fields stay encrypted
+    /// Print every item as a line of JSON, with its header fields and body in clear text
     Export {
+        /// File with the key that sealed the items (default: spool.key in the directory)
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
         /// Directory that contains the file spool.db. The configuration sets it as `spool.dir`. The
         /// default is the directory `spool` inside `data_dir`
         dir: PathBuf,
@@ -36,9 +44,9 @@ enum SpoolCommand {
 const PAGE: u32 = 500;
 
 pub(super) fn run(args: &SpoolArgs) -> Result<Exit, Failure> {
-    let (dir, export) = match &args.what {
-        SpoolCommand::Verify { dir } => (dir, false),
-        SpoolCommand::Export { dir } => (dir, true),
+    let (dir, key_file) = match &args.what {
+        SpoolCommand::Verify { dir } => (dir, None),
+        SpoolCommand::Export { dir, key_file } => (dir, Some(key_file)),
     };
     if !dir.join("spool.db").exists() {
         let dir = dir.display();
@@ -54,12 +62,30 @@ pub(super) fn run(args: &SpoolArgs) -> Result<Exit, Failure> {
         accept_loss: false,
     };
     let broken = |text: String| Failure(Exit::DATA_DIR, text);
+    let key = match key_file {
+        Some(Some(path)) => Some(std::fs::read_to_string(path)?),
+        Some(None) => read_key(dir)?,
+        None => None,
+    };
+    let sealer = Sealer::new(key.as_deref(), Random::from_entropy());
     block_on(async {
         let disk = DiskStore::open(settings, &Clock::system(), &Tasks::new()).await;
         let disk = disk.map_err(|error| broken(error.to_string()))?;
-        let walked = walk(&disk, export).await;
+        let disk = Arc::new(disk);
+        let inner = Arc::clone(&disk) as Arc<dyn Store>;
+        let walked = match key_file {
+            Some(_) => walk(&*SealedStore::new(inner, sealer), true).await,
+            None => walk(&*inner, false).await,
+        };
         disk.close().await;
-        match walked.map_err(|error| broken(error.to_string()))? {
+        let walked = walked.map_err(|error| match error {
+            StoreError::Sealed(_) => broken(
+                "the items cannot be opened; name the file with their key with `--key-file`"
+                    .to_owned(),
+            ),
+            error => broken(error.to_string()),
+        });
+        match walked? {
             0 => Ok(Exit::OK),
             damaged => Err(broken(format!(
                 "{damaged} items are damaged; outpace will move them to the dead letters instead of sending them"
@@ -69,7 +95,7 @@ pub(super) fn run(args: &SpoolArgs) -> Result<Exit, Failure> {
 }
 
 /// Reads every item, prints it if `export` is set, and returns the number of damaged items.
-async fn walk(disk: &DiskStore, export: bool) -> Result<u64, StoreError> {
+async fn walk(disk: &dyn Store, export: bool) -> Result<u64, StoreError> {
     let buffers = disk.buffers();
     let mut all = 0;
     for buffer in &buffers {

@@ -76,11 +76,11 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     policy.routes_by_port = routes_by_port;
     policy.listener_hosts = hosts::hosts(p, &file);
     policy.egress = egress(p, &mut file.egress);
-    spool::declared(p, &file.buffers, &policy.egress, &policy.clients);
+    let policy = policy.with_targets(targets);
+    spool::declared(p, &file.buffers, &policy);
     let allow_open = file.allow_open;
     let settings = settings(p, file, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
-    let policy = policy.with_targets(targets);
     check_constraints(p, &settings, &policy);
     if !problems.is_empty() {
         return Err(problems);

@@ -184,6 +184,7 @@ pub(super) struct TargetSection {
     pub(super) idempotent: bool,
     pub(super) close_notify: CloseNotifySetting,
     pub(super) set_headers: BTreeMap<String, Text>,
+    pub(super) set_headers_over_http: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -122,7 +122,7 @@ fn is_yaml(body: &str) -> bool {
 
 fn example_environment(name: &str) -> Option<String> {
     name.ends_with(|c: char| c.is_ascii_uppercase())
-        .then(|| "value".to_owned())
+        .then(|| "a value with the 32 bytes of a key".to_owned())
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::Deliveries;
 use super::outbound::texts;
 use crate::exchange::{Deferral, DeferredItem, DeferredRequest, Deferring, Error};
 use crate::spool::{
-    Buffer, BufferConfig, BufferOwner, Guarantee, IdempotencyKey, NewItem, Request, Sealer, Store,
+    Buffer, BufferConfig, BufferOwner, Guarantee, IdempotencyKey, NewItem, Request, Store,
     StoreError,
 };
 use crate::units::Origin;
@@ -23,8 +23,6 @@ pub struct SpoolDeferral {
     pub deliveries: Deliveries,
     /// Store that holds the deferred requests.
     pub store: Arc<dyn Store>,
-    /// Sealer that encrypts secret header fields.
-    pub sealer: Arc<Sealer>,
     /// Maximum size of one request body, in bytes.
     pub max_body: u64,
     /// Base URL under which clients reach the API, used for the `Location` of an item.
@@ -50,16 +48,12 @@ impl SpoolDeferral {
         let buffer = self.buffer(&overflow, fresh("buf"), now).await?;
         let once = once(&overflow);
         let id = fresh("itm");
-        let mut headers = texts(overflow.headers.iter());
-        let sealed = self.sealer.seal(&id, &mut headers)?;
         let item = NewItem {
             id: Arc::clone(&id),
             request: Request {
                 path: Some(overflow.path.to_string()),
                 method: Some(overflow.method.to_string()),
-                headers,
-                sealed,
-                metadata: None,
+                headers: texts(overflow.headers.iter()),
                 reply: true,
                 client: overflow.client.map(|client| client.to_string()),
                 guarantee: Some(if overflow.repeatable {
@@ -67,6 +61,7 @@ impl SpoolDeferral {
                 } else {
                     Guarantee::AtMostOnce
                 }),
+                ..Request::default()
             },
             body: overflow.body,
             not_before: now,

@@ -14,7 +14,7 @@ mod send;
 mod sendable;
 
 pub use defer::SpoolDeferral;
-pub use outbound::Unsendable;
+pub use outbound::{Unsendable, check_credentials, without_query};
 pub use sendable::{check_buffer, check_fields, check_method, check_name, check_path};
 
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 
 use crate::exchange::Exchange;
 use crate::policy::Policy;
-use crate::spool::{AttemptOutcome, Buffer, Item, Millis, Sealer, Store, StoreError};
+use crate::spool::{AttemptOutcome, Buffer, Item, Millis, Store, StoreError};
 use crate::sync::lock;
 use send::AttemptResult;
 
@@ -48,8 +48,6 @@ pub struct DeliveryParts {
     pub exchange: Arc<Exchange>,
     /// Policy in force, read at the start of each attempt.
     pub policy: Arc<ArcSwap<Policy>>,
-    /// Sealer that opens the sealed header fields.
-    pub sealer: Arc<Sealer>,
 }
 
 #[derive(Debug)]

@@ -8,7 +8,9 @@ use http::uri::PathAndQuery;
 use super::sendable::{check_method, check_path};
 use crate::bounds::{HEAD_BYTES, ITEM_FIELDS};
 use crate::exchange::{Error, Reason};
-use crate::spool::{Buffer, Item, Sealer};
+use crate::policy::Policy;
+use crate::semantics::is_credential;
+use crate::spool::{Buffer, BufferConfig, BufferOwner, Item, Request as ItemRequest, destination};
 use crate::units::{HostName, Origin, Scheme};
 
 /// Error of a buffer or item that can never be sent as it is.
@@ -40,15 +42,21 @@ pub enum Unsendable {
         "`headers`: at most {ITEM_FIELDS} fields and {HEAD_BYTES} bytes are allowed; leave some out"
     )]
     TooManyFields,
-    /// A sealed field cannot be opened with the configured keys.
-    #[error("{0}")]
-    Sealed(String),
+    /// The item was pushed for another destination than its buffer has now.
+    #[error("the item was pushed for `{0}` and its buffer sends to `{1}` now; push it again")]
+    OtherDestination(String, String),
+    /// Credentials of the configuration would leave in clear text.
+    #[error(
+        "`headers`: `{0}` holds a credential and `{1}` is not https; write an https URL, or set `set_headers_over_http: true` on the target of the host"
+    )]
+    NeedsTls(String, String),
 }
 
 impl From<Unsendable> for Error {
     fn from(problem: Unsendable) -> Self {
         let reason = match &problem {
             Unsendable::Private(_) => Reason::AddressProhibited,
+            Unsendable::NeedsTls(..) => Reason::CredentialsNeedTls,
             _ => Reason::MalformedRequest,
         };
         Self::new(reason, problem.to_string())
@@ -60,11 +68,11 @@ impl From<Unsendable> for Error {
 /// # Errors
 /// Returns [`Unsendable::Url`] if the text is no such URL or has credentials.
 pub(super) fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable> {
-    // The message does not repeat a URL that may contain a password.
+    // The message repeats neither a URL that may contain a password, nor a query.
     let told = if text.contains('@') {
         "a URL with credentials"
     } else {
-        text
+        without_query(text)
     };
     let fail = || Unsendable::Url(told.to_owned());
     let url = url::Url::parse(text).map_err(|_cause| fail())?;
@@ -89,27 +97,51 @@ pub(super) fn origin_of(text: &str) -> Result<(Origin, PathAndQuery), Unsendable
     Ok((origin, path.parse().map_err(|_cause| fail())?))
 }
 
+/// Returns a URL or path without its query and fragment, which may hold secrets.
+pub fn without_query(text: &str) -> &str {
+    text.split(['?', '#']).next().unwrap_or(text)
+}
+
+/// Checks that no credential of a declared buffer leaves in clear text, unless the target of its
+/// host allows that.
+///
+/// # Errors
+/// Returns [`Unsendable::NeedsTls`] with the name of the first such field.
+pub fn check_credentials(terms: &BufferConfig, policy: &Policy) -> Result<(), Unsendable> {
+    let (origin, _) = origin_of(&terms.url)?;
+    let secret = terms.headers.iter().find(|(name, _)| is_credential(name));
+    // The credentials of a declared buffer are the operator's.
+    let is_declared = terms.owner == BufferOwner::Declared;
+    let Some((name, _)) = secret.filter(|_| is_declared && origin.scheme == Scheme::Http) else {
+        return Ok(());
+    };
+    let target = policy.target(&origin.host, origin.port);
+    match target.is_some_and(|target| target.set_headers_over_http) {
+        true => Ok(()),
+        false => Err(Unsendable::NeedsTls(name.clone(), origin.to_string())),
+    }
+}
+
 /// Builds the request of an item and returns it with its origin. The item's fields replace the
 /// buffer's fields of the same name.
 pub(super) fn request(
     buffer: &Buffer,
     item: &Item,
-    body: Bytes,
-    sealer: &Sealer,
+    (own, body): (&ItemRequest, Bytes),
+    policy: &Policy,
 ) -> Result<(Origin, Request<Bytes>), Unsendable> {
     let (origin, path) = origin_of(&buffer.terms.url)?;
-    let path = match &item.request.path {
+    check_credentials(&buffer.terms, policy)?;
+    let (bound, now) = (&own.destination, destination(&buffer.terms.url));
+    if let Some(bound) = bound.as_ref().filter(|bound| **bound != now) {
+        return Err(Unsendable::OtherDestination(bound.clone(), now));
+    }
+    let path = match &own.path {
         Some(own) => check_path(own)?,
         None => path,
     };
-    let method = item.request.method.as_ref().unwrap_or(&buffer.terms.method);
+    let method = own.method.as_ref().unwrap_or(&buffer.terms.method);
     let method = check_method(method)?;
-    let open = |id: &str, sealed: Option<&String>| {
-        let opened = sealer.open(id, sealed.map(String::as_str));
-        opened.map_err(|error| Unsendable::Sealed(error.to_string()))
-    };
-    let ours = open(&buffer.id, buffer.terms.sealed.as_ref())?;
-    let own = open(&item.id, item.request.sealed.as_ref())?;
     let length = body.len();
     let typed = if serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok() {
         "application/json"
@@ -120,8 +152,7 @@ pub(super) fn request(
     *request.method_mut() = method;
     *request.uri_mut() = path.into();
     let headers = request.headers_mut();
-    let all = buffer.terms.headers.iter().chain(&ours);
-    for (name, value) in all.chain(&item.request.headers).chain(&own) {
+    for (name, value) in buffer.terms.headers.iter().chain(&own.headers) {
         let field = || Unsendable::Field(name.clone());
         let known = HeaderName::try_from(name.as_str()).map_err(|_cause| field())?;
         headers.insert(

@@ -23,7 +23,7 @@ use crate::exchange::{
 use crate::semantics::retry_after;
 use crate::spool::{
     Attempt, AttemptOutcome, Buffer, Finished, Hold, Item, Millis, Response as StoredResponse,
-    StoreError, is_refusal, millis, step,
+    SealError, StoreError, is_refusal, millis, step,
 };
 
 /// Time by which an item is claimed before the buffer's own rate lets it leave.
@@ -174,12 +174,21 @@ impl Deliverer {
         buffer: &Buffer,
         item: &Item,
     ) -> Result<(Arrival, Request<Bytes>), AttemptResult> {
-        let body = self.parts.store.body(Arc::clone(&item.id)).await;
-        let body = body.map_err(|error| match error {
-            StoreError::Damaged(_) => AttemptResult::never(error.to_string()),
-            _ => AttemptResult::held(error.to_string(), None),
-        })?;
-        let (origin, request) = request(buffer, item, body, &self.parts.sealer)
+        let (own, body) = match self.parts.store.content(item).await {
+            Ok(content) => content,
+            Err(error @ (StoreError::Damaged(_) | StoreError::Sealed(SealError::OtherLabel))) => {
+                return Err(AttemptResult::never(error.to_string()));
+            }
+            Err(error) => {
+                if matches!(error, StoreError::Sealed(_)) {
+                    // A replica with the key may take the buffer over, so the item stays.
+                    tracing::warn!(%error, item = %item.id, "an item cannot be opened and waits");
+                }
+                return Err(AttemptResult::held(error.to_string(), None));
+            }
+        };
+        let policy = self.parts.policy.load_full();
+        let (origin, request) = request(buffer, item, (&own, body), &policy)
             .map_err(|error| AttemptResult::never(error.to_string()))?;
         let policy = self.parts.policy.load_full();
         let has_target = policy.target(&origin.host, origin.port).is_some();

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method};
 
-use super::outbound::{Unsendable, origin_of};
+use super::outbound::{Unsendable, origin_of, without_query};
 use crate::bounds::{HEAD_BYTES, ITEM_FIELDS};
 use crate::origin::AddressClass;
 use crate::policy::Egress;
@@ -60,7 +60,7 @@ pub fn check_method(text: &str) -> Result<Method, Unsendable> {
 /// # Errors
 /// Returns [`Unsendable::Path`] for a text that is no path.
 pub fn check_path(text: &str) -> Result<PathAndQuery, Unsendable> {
-    let wrong = || Unsendable::Path(text.to_owned());
+    let wrong = || Unsendable::Path(without_query(text).to_owned());
     if !text.starts_with('/') {
         return Err(wrong());
     }

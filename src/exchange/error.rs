@@ -83,18 +83,15 @@ impl From<StoreError> for Error {
             StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
             StoreError::KeyReused => Reason::KeyReused,
             StoreError::Full { .. } | StoreError::NoSpace(_) => Reason::SpoolFull,
-            StoreError::Damaged(_) | StoreError::Away(_) => Reason::SpoolUnavailable,
+            StoreError::Sealed(SealError::NoKey(_)) => Reason::NotSpoolable,
+            StoreError::Damaged(_) | StoreError::Sealed(_) | StoreError::Away(_) => {
+                Reason::SpoolUnavailable
+            }
         };
         let told = Self::new(reason, error.to_string());
         match reason {
             Reason::SpoolFull => told.after(FULL_WAIT),
             _ => told,
         }
-    }
-}
-
-impl From<SealError> for Error {
-    fn from(error: SealError) -> Self {
-        Self::new(Reason::NotSpoolable, error.to_string())
     }
 }

@@ -10,6 +10,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::admission::AttemptError;
 use super::body::{InboundBody, Outgoing, Replayable};
+use super::credentials::refused_credential;
 use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::BODY_PEEK;
@@ -61,6 +62,10 @@ impl Exchange {
         let (mut head, incoming) = request.into_parts();
         let read_ahead = self.check_head(&head, flags)?;
         check_site(arrival, &head, target)?;
+        if let Some(detail) = target.and_then(|target| refused_credential(target, &arrival.origin))
+        {
+            return Err(Error::new(Reason::CredentialsNeedTls, detail));
+        }
         let framing = match flags.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
             false => Framing::None,

@@ -83,6 +83,9 @@ reasons! {
     CrossSite, "cross-site", FORBIDDEN, "http_request_denied", Refused, Warn:
         "A browser sent the request for a web page of another origin. outpace refuses such requests to the API, to routes and to targets with credentials (`set_headers`).",
         "Send the request from a program instead of a web page.";
+    CredentialsNeedTls, "credentials-need-tls", FORBIDDEN, "http_request_denied", Refused, Warn:
+        "The operator's credentials (`set_headers`, or `headers` of a declared buffer) would leave without TLS, or to a port that they are not meant for.",
+        "Use https and a port of the target's `hosts`. Only if the origin has no TLS, set `set_headers_over_http: true` on the target.";
     WaitTooLong, "wait-too-long", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
         "The request would have to wait longer than its max wait.",
         "Retry after the time in `Retry-After`. To allow a longer wait, raise the target's `max_wait`. If the client sends `Outpace-Max-Wait`, raise that too.";
@@ -159,7 +162,7 @@ reasons! {
         "The `Idempotency-Key` was already used for a different request.",
         "Use a new `Idempotency-Key` for each request.";
     NotSpoolable, "not-spoolable", UNPROCESSABLE_ENTITY, "http_request_denied", Refused, Debug:
-        "A header field is secret, and the encryption key `spool.key` is not set.",
+        "A header field holds a credential, and the encryption key `spool.key` is not set.",
         "Set `spool.key`, or let the target add the field (`set_headers`).";
     BodyTooLarge, "body-too-large", PAYLOAD_TOO_LARGE, "http_request_error", Rejected, Debug:
         "The body is too large to be stored.",

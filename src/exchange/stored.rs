@@ -60,6 +60,8 @@ impl Exchange {
         request: Request<Bytes>,
     ) -> Result<Reservation<'a>, Error> {
         let mut record = self.begin(arrival, &request);
+        // A stored request is sealed, and so its path is not logged.
+        record.path = None;
         let request = request.map(InboundBody::Stored);
         let mut plan = match self.plan(arrival, request, &mut record) {
             Ok(plan) => plan,

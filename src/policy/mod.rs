@@ -131,6 +131,8 @@ pub struct Target {
     /// Fields that are set on every request, such as credentials that the client does not need to
     /// have.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// True if credentials in `set_headers`, and those of declared buffers, may leave without TLS.
+    pub set_headers_over_http: bool,
 }
 
 impl Target {
@@ -156,6 +158,7 @@ impl Target {
             idempotent: false,
             needs_close_notify: true,
             set_headers: Vec::new(),
+            set_headers_over_http: false,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Proxy credentials in `Proxy-Authorization: Basic` (RFC 9110 section 11.7.2, RFC 7617).
+//! Proxy credentials in `Proxy-Authorization: Basic` (RFC 9110 section 11.7.2, RFC 7617), and the
+//! names of fields that hold credentials.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +16,13 @@ pub fn proxy_credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (name, token) = decoded.split_once(':')?;
     Some((name.to_owned(), token.to_owned()))
+}
+
+/// Returns true if the name of a header field indicates that its value is a credential.
+pub fn is_credential(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let parts = ["authorization", "cookie", "key", "token", "secret"];
+    name != "idempotency-key" && parts.iter().any(|part| name.contains(part))
 }
 
 #[cfg(test)]
@@ -35,5 +43,25 @@ mod tests {
         assert_eq!(read("basic YXBwOg=="), Some(("app".into(), String::new())));
         assert_eq!(read("Bearer abc"), None);
         assert_eq!(read("Basic !!!"), None);
+    }
+
+    #[test]
+    fn names_of_credentials_are_recognised() {
+        for name in [
+            "Authorization",
+            "x-authorization",
+            "cookie",
+            "x-apikey",
+            "api_key",
+            "X-Api-Key",
+            "x-auth-token",
+            "client-secret",
+            "x-amz-security-token",
+        ] {
+            assert!(is_credential(name), "{name}");
+        }
+        for name in ["idempotency-key", "Idempotency-Key", "accept", "x-shop"] {
+            assert!(!is_credential(name), "{name}");
+        }
     }
 }

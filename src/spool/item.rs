@@ -79,10 +79,10 @@ pub struct BufferConfig {
     pub url: String,
     /// HTTP method of every request, `POST` by default. An item can replace it.
     pub method: String,
-    /// Header fields of every request, in clear text. Fields with secrets are in `sealed`.
+    /// Header fields of every request.
     pub headers: Vec<(String, String)>,
-    /// Header fields that hold secrets, as the text that [`Sealer::seal`](super::Sealer::seal)
-    /// returned.
+    /// URL and header fields as sealed text. Then `url` is only the destination, and `headers` is
+    /// empty. Only the store itself and a buffer that cannot be opened have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
     /// Highest rate at which items are sent, in items per second. Without it only the target's
@@ -217,18 +217,22 @@ impl ItemStatus {
 /// Request that an item carries, apart from its body. Missing parts come from the buffer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
+    /// All other parts as sealed text, which a store holds instead of them. It comes first, so that
+    /// a search finds its key at the beginning of the row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
+    /// Destination for which the item was pushed, as `scheme://host:port`. It is sent nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
     /// Path with query that replaces those of the buffer's URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// HTTP method that replaces the buffer's method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Header fields of this item in clear text. They replace the buffer's fields of the same name.
+    /// Header fields of this item. They replace the buffer's fields of the same name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<(String, String)>,
-    /// Header fields that hold secrets, sealed for this item's id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed: Option<String>,
     /// JSON value from the client that pushed the item. The API returns it unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<serde_json::Value>,

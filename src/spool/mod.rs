@@ -6,9 +6,11 @@
 mod backoff;
 mod disk;
 mod item;
+mod key_file;
 mod postgres;
 mod rows;
 mod seal;
+mod sealed;
 mod shape;
 mod state;
 mod store;
@@ -20,8 +22,10 @@ pub use item::{
     Attempt, Buffer, BufferConfig, BufferOwner, Exhausted, Guarantee, IdempotencyKey, Item,
     ItemOverrides, ItemStatus, Millis, NewItem, Request, Response,
 };
+pub use key_file::{create_key, read_key};
 pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
-pub use seal::{SealError, Sealer, is_secret};
+pub use seal::{KEY_BYTES_MIN, SealError, SealLabel, Sealer};
+pub use sealed::{SealedStore, destination};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
 pub use state::{AttemptOutcome, OUTCOMES, Step, is_refusal, step};
 pub use store::{Changes, Reads, Store, find_buffer};
@@ -67,6 +71,9 @@ pub enum StoreError {
     /// The stored body is missing or does not match its checksum.
     #[error("{0} is damaged: its stored body does not match its checksum; push it again")]
     Damaged(String),
+    /// The content cannot be sealed or opened.
+    #[error("{0}")]
+    Sealed(#[from] SealError),
     /// The store or its database is unavailable at present.
     #[error("the spool cannot be used: {0}")]
     Away(String),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{
     Attempt, Buffer, BufferConfig, Counts, Finished, Hold, IdempotencyKey, Item, ItemChange,
-    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, StoreError,
+    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, Request, StoreError,
 };
 
 /// Durable store of buffers, items and attempts. This part answers from memory, and hears about
@@ -124,7 +124,7 @@ pub trait Reads {
     /// items in flight and items that are not due.
     ///
     /// Otherwise only items due at `now` count. If there are none, the one that is due next is
-    /// returned.
+    /// returned. Their requests may be sealed, and [`content`](Self::content) opens them.
     async fn next_items(
         &self,
         buffer: i64,
@@ -142,6 +142,17 @@ pub trait Reads {
 
     /// Returns the body of an item, or [`StoreError::Damaged`] if its checksum does not match.
     async fn body(&self, id: Arc<str>) -> Result<Bytes, StoreError>;
+
+    /// Returns the request and the body of an item that came from
+    /// [`next_items`](Self::next_items), in clear.
+    async fn content(&self, item: &Item) -> Result<(Request, Bytes), StoreError> {
+        let body = self.body(Arc::clone(&item.id)).await?;
+        Ok((item.request.clone(), body))
+    }
+
+    /// Returns the ids of the keys that sealed an item or a buffer in the store and are not among
+    /// `known`. Records that the first of `known` is in use.
+    async fn missing_keys(&self, known: &[String]) -> Result<Vec<String>, StoreError>;
 
     /// Returns a page of items in the order of their sequence numbers.
     async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError>;

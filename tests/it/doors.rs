@@ -206,7 +206,8 @@ async fn where_clients_are_known_others_are_not_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn p10_closed_credentials_we_set_are_not_for_pages_of_other_sites() {
     let origin = Origin::ok().await;
-    let more = TARGET.to_owned() + "    set_headers: { authorization: \"Bearer injected\" }\n";
+    let more = TARGET.to_owned()
+        + "    set_headers: { authorization: \"Bearer injected\" }\n    set_headers_over_http: true\n";
     let program = Program::before(&origin, &more).await;
     let ask = |fields: &str| {
         format!(

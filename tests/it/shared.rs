@@ -14,7 +14,7 @@ use crate::harness::{Client, Origin, Postgres, Program, Proto, reply, soon};
 
 fn config(postgres: &Postgres) -> String {
     format!(
-        "ledger: {{ postgres: {{ url: \"{}\" }} }}\nspool: {{ store: postgres, lease: 1s, key: \"only for tests\" }}\n",
+        "ledger: {{ postgres: {{ url: \"{}\" }} }}\nspool: {{ store: postgres, lease: 1s, key: \"only for tests, with 32 bytes or more\" }}\n",
         postgres.url()
     )
 }

@@ -172,11 +172,10 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
     // An orderly end moves the log into the database file. Then one bit of a body is flipped.
     program.signal("TERM");
     assert_eq!(program.exit_code().await, Some(0));
+    let body = sealed_body(&spool.join("spool.db"), 2).await;
     let mut db = std::fs::read(spool.join("spool.db")).unwrap();
-    let at = db
-        .windows(9)
-        .position(|window| window == b"damaged!!")
-        .unwrap();
+    let at = db.windows(body.len()).position(|window| window == body);
+    let at = at.unwrap();
     db[at] ^= 1;
     std::fs::write(spool.join("spool.db"), db).unwrap();
     let program = program.again().await;
@@ -191,6 +190,17 @@ async fn p6_a_lost_end_is_noticed_and_a_damaged_item_is_not_sent() {
             .contains("damaged"),
         "{dead}"
     );
+}
+
+/// Returns the sealed body of the item at this place of a database that nothing else has open.
+async fn sealed_body(database: &std::path::Path, place: i64) -> Vec<u8> {
+    use sqlx::Connection as _;
+    let url = format!("sqlite://{}", database.display());
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let query = sqlx::query_scalar("select body from body where place = ?");
+    let body = query.bind(place).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    body
 }
 
 /// Returns a command that starts another process with the configuration and directory of `running`.

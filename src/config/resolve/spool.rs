@@ -7,9 +7,11 @@ use std::time::Duration;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
-use crate::delivery::{check_buffer, check_name};
-use crate::policy::{Client, Egress, Secret, Target};
-use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
+use crate::delivery::{check_buffer, check_credentials, check_name};
+use crate::policy::{Policy, Secret, Target};
+use crate::spool::{
+    BufferConfig, BufferOwner, BufferSpec, DiskSettings, KEY_BYTES_MIN, PostgresSpoolSettings,
+};
 use crate::units::{ByteSize, is_name};
 
 const MAX: u64 = 1024 << 20;
@@ -38,6 +40,14 @@ pub(super) fn spool(
     let written = written.unwrap_or_default();
     let newest = secret(p, "spool.key", &written.key, &written.key_file);
     let old = written.old_keys.iter().map(|key| Secret::new(&*key.0));
+    let keys: Vec<Secret> = newest.into_iter().chain(old).collect();
+    for key in &keys {
+        let size = key.reveal().trim().len();
+        if size < KEY_BYTES_MIN {
+            report!(p, "spool.key" =>
+                "a key of {size} bytes can be guessed; each key needs {KEY_BYTES_MIN} bytes or more, for example the output of `openssl rand -hex 32`");
+        }
+    }
     let max = bytes(written.max, MAX);
     let max_body = bytes(written.max_body, MAX_BODY);
     if max < 4 << 20 {
@@ -58,7 +68,7 @@ pub(super) fn spool(
             }
         },
         max_body: ByteSize::from_bytes(max_body),
-        keys: newest.into_iter().chain(old).collect(),
+        keys,
         buffers,
     })
 }
@@ -113,12 +123,7 @@ fn postgres(
 }
 
 /// Checks the declared buffers as the API checks those of a call.
-pub(super) fn declared(
-    p: &mut Violations,
-    buffers: &[BufferSpec],
-    egress: &Egress,
-    clients: &[Client],
-) {
+pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], policy: &Policy) {
     let mut names = HashSet::new();
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
@@ -131,7 +136,7 @@ pub(super) fn declared(
             report!(p, "{key}.name" => "{error}");
         }
         for (place, client) in buffer.clients.iter().flatten().enumerate() {
-            if !clients.iter().any(|known| *known.name == **client) {
+            if !policy.clients.iter().any(|known| *known.name == **client) {
                 report!(p, "{key}.clients[{place}]" =>
                     "there is no client `{client}`; define it in `clients`");
             }
@@ -144,8 +149,11 @@ pub(super) fn declared(
         match buffer.apply(BufferConfig::default()) {
             Err(error) => report!(p, "{key}" => "{error}"),
             Ok(_) if no_url => {}
-            Ok(config) => {
-                if let Err(error) = check_buffer(&config, egress) {
+            Ok(mut config) => {
+                config.owner = BufferOwner::Declared;
+                let checked = check_buffer(&config, &policy.egress)
+                    .and_then(|()| check_credentials(&config, policy));
+                if let Err(error) = checked {
                     report!(p, "{key}" => "{error}");
                 }
             }

@@ -97,6 +97,7 @@ fn one(
         idempotent: written.idempotent,
         needs_close_notify: written.close_notify == schema::CloseNotifySetting::Required,
         set_headers: set_headers(p, key, &written.set_headers),
+        set_headers_over_http: written.set_headers_over_http,
     }
 }
 

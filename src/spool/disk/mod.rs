@@ -12,6 +12,7 @@ mod bodies;
 mod buffer_index;
 mod buffers;
 mod items;
+mod keys;
 mod op;
 mod push;
 mod read;

@@ -9,8 +9,8 @@ use sqlx::{QueryBuilder, Sqlite};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
 use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
-use super::DiskStore;
 use super::bodies::body_path;
+use super::{DiskStore, keys};
 use crate::sync::lock;
 
 fn items_of(rows: Vec<ItemRow>) -> Vec<Item> {
@@ -132,6 +132,10 @@ impl Reads for DiskStore {
             return Err(damaged());
         }
         Ok(body)
+    }
+
+    async fn missing_keys(&self, known: &[String]) -> Result<Vec<String>, StoreError> {
+        keys::missing(self, known).await
     }
 
     async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {

@@ -68,3 +68,6 @@ create table if not exists once (
   items       text not null,            -- JSON, id and seq of each item
   made        integer not null
 ) strict, without rowid;
+
+-- Keys that may have sealed items or buffers. Empty in a file of an earlier version.
+create table if not exists seal_key (id text primary key) strict, without rowid;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::FromRow;
 use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row as _};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
 use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
@@ -74,6 +74,20 @@ impl Reads for PostgresStore {
         let body = body.map(Bytes::from);
         let whole = body.filter(|body| i64::from(checksum(&id, &request, body)) == crc);
         whole.ok_or_else(|| StoreError::Damaged(format!("item `{id}`")))
+    }
+
+    async fn missing_keys(&self, known: &[String]) -> Result<Vec<String>, StoreError> {
+        // The items are searched only for keys that are noted and not known, which are rare.
+        let note = "insert into outpace.seal_key (id) select $1::text where $1 is not null \
+                    on conflict do nothing";
+        let newest = known.first();
+        self.rows(|| sqlx::query(note).bind(newest)).await?;
+        let sql = "select k.id from outpace.seal_key k where k.id <> all ($1) and ( \
+                   exists (select from outpace.item where starts_with(request, '{\"sealed\":\"' || k.id)) \
+                   or exists (select from outpace.buffer where terms::jsonb ->> 'sealed' ^@ k.id))";
+        let rows = self.rows(|| sqlx::query(sql).bind(known)).await?;
+        let ids = rows.iter().map(|row| Ok(row.try_get(0)?));
+        ids.collect()
     }
 
     async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {

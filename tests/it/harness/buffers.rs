@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use super::{Client, Origin, Program, Proto, reply};
 
 pub(crate) const SPOOL: &str =
-    "spool: { min_free: 1MiB, ballast: 1MiB, key: \"only for tests\" }\n";
+    "spool: { min_free: 1MiB, ballast: 1MiB, key: \"only for tests, with 32 bytes or more\" }\n";
+
+/// Fields that hold credentials, as a target or buffer sets them.
+pub(crate) const CREDENTIALS: [&str; 3] = ["authorization", "x-apikey", "client_secret"];
 
 /// Sends one API call on a new connection and returns the status and the JSON body. A body that is
 /// not JSON becomes `Null`.

@@ -16,7 +16,7 @@ pub(crate) use faults::Faults;
 pub(crate) use origin::{Identity, Origin, Reply, bytes_body, reply};
 pub(crate) use ports::free_port;
 pub(crate) use postgres::Postgres;
-pub(crate) use program::{Program, faketime, program};
+pub(crate) use program::{Program, faketime, program, refused_start};
 
 use std::time::Duration;
 

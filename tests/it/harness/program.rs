@@ -96,6 +96,17 @@ pub(crate) fn program() -> Command {
     command
 }
 
+/// Starts the program where it cannot start, and returns its exit code and standard error.
+pub(crate) async fn refused_start(config: &Path) -> (Option<i32>, String) {
+    let dir = config.parent().unwrap();
+    let mut command = program();
+    command.args(["serve", "--config"]).arg(config);
+    let output = soon("the exit", command.current_dir(dir).output()).await;
+    let output = output.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), text)
+}
+
 impl Program {
     /// Starts the program in front of `origin`, with `more` appended to its configuration.
     ///
