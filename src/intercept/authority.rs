@@ -14,6 +14,8 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 
+use crate::files::{FileFault, check_supplied, open_private};
+
 /// Source of the CA's certificate and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaSource {
@@ -41,6 +43,9 @@ pub enum CaError {
         /// Error of the operating system.
         cause: io::Error,
     },
+    /// Another user owns the key, or can change it or a directory above it.
+    #[error("{0}")]
+    Foreign(#[from] FileFault),
     /// The permissions of the key file let other users read the key.
     #[error(
         "{path} has mode {mode:04o}: other users can read the key of the CA; run `chmod 600 {path}`"
@@ -118,7 +123,7 @@ impl CertificateAuthority {
                 // load it.
                 make_private_dir(dir)?;
                 let path = dir.join("ca.lock");
-                let lock = fs::File::create(&path).map_err(at(&path))?;
+                let lock = open_private(&path)?;
                 lock.lock().map_err(at(&path))?;
                 let half = |present, missing| Err(CaError::Half { present, missing });
                 match (cert.exists(), key.exists()) {
@@ -133,6 +138,7 @@ impl CertificateAuthority {
 
     fn load(cert: &Path, key: &Path) -> Result<Self, CaError> {
         let metadata = fs::metadata(key).map_err(at(key))?;
+        check_supplied(key)?;
         let mode = metadata.mode() & 0o7777;
         // In Kubernetes a secret's file belongs to root and is readable by the pod through its
         // group.

@@ -25,6 +25,7 @@ mod deploy;
 mod doors;
 mod endings;
 mod faults;
+mod files;
 mod framing;
 mod heads;
 mod held;

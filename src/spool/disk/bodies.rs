@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::super::{NewItem, StoreError};
 use super::{DiskSettings, SPOOL_DISK};
+use crate::files::create_private;
 
 /// Returns the path of a large body, in a directory named after the last two characters of its id.
 pub(super) fn body_path(dir: &Path, id: &str) -> PathBuf {
@@ -44,11 +45,13 @@ pub(super) async fn keep_large(
 /// temporary file, renames it, and synchronises the directory.
 fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     use std::io::Write as _;
+    use std::os::unix::fs::DirBuilderExt as _;
     let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir)?;
+    let mut private = std::fs::DirBuilder::new();
+    private.recursive(true).mode(0o700).create(dir)?;
     let beside = path.with_extension("tmp");
     let written = || {
-        let mut file = std::fs::File::create(&beside)?;
+        let mut file = create_private(&beside)?;
         file.write_all(body)?;
         file.sync_data()?;
         std::fs::rename(&beside, path)?;

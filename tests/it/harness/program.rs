@@ -147,6 +147,17 @@ impl Program {
         Self::start_by(command, self.dir, &config).await
     }
 
+    /// Restarts like [`Self::again`], with this umask for the process.
+    pub(crate) async fn again_with_umask(mut self, umask: &str) -> Self {
+        self.child.kill().await.unwrap();
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_outpace")]);
+        command.kill_on_drop(true).stdin(Stdio::null());
+        Self::start_by(command, self.dir, &config).await
+    }
+
     /// Restarts like [`Self::again`], with further environment variables for the process.
     pub(crate) async fn again_with_env(mut self, env: &[(&str, &str)]) -> Self {
         self.child.kill().await.unwrap();
