@@ -2,7 +2,7 @@
 //! owner, mode and links before the content is trusted.
 //!
 //! A directory of another user is refused, because its owner could plant keys, addresses and links.
-//! A path that nobody else can change needs these checks only once.
+//! A path that only this user can change needs these checks only once.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};

@@ -152,7 +152,7 @@ impl SpoolHandle {
                 "a buffer needs a `url`; write it as \"https://api.example.com/path\"",
             ));
         }
-        Ok(check_buffer(terms, &call.policy.egress)?)
+        Ok(check_buffer(terms, call.policy)?)
     }
 
     async fn create(&self, call: &ApiCall<'_>, written: BufferSpec) -> Answered {

@@ -78,14 +78,14 @@ pub(super) fn resolve(
     policy.routes_by_host = routes_by_host;
     policy.routes_by_port = routes_by_port;
     policy.egress = egress(p, &mut file.egress);
-    spool::declared(p, &file.buffers, &policy.egress);
+    let policy = policy.with_targets(targets);
+    spool::declared(p, &file.buffers, &policy);
     let allow_open = file.allow_open;
     let settings = settings(p, file, data_dir, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
     if !problems.is_empty() {
         return Err(problems);
     }
-    let policy = policy.with_targets(targets);
     Ok(Loaded {
         config: Config { settings, policy },
         admin_token: admin_token.map(Arc::new),

@@ -60,8 +60,9 @@ mod tests {
 
     #[test]
     fn the_state_directory_follows_the_environment() {
-        let of = |variables: &[(&str, &str)], config: &str| {
-            let get = |name: &str| {
+        let of = |variables: &[(&'static str, &'static str)], config: &str| {
+            let variables = variables.to_vec();
+            let get = move |name: &str| {
                 let found = variables.iter().find(|(known, _)| *known == name);
                 found.map(|(_, value)| (*value).to_owned())
             };

@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod addresses;
 mod api;
 mod buffers;
 mod clients;

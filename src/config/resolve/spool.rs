@@ -8,7 +8,7 @@ use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
 use crate::delivery::check_buffer;
-use crate::policy::{Egress, Secret, Target};
+use crate::policy::{Policy, Secret, Target};
 use crate::spool::{BufferConfig, BufferSpec, DiskSettings, PostgresSpoolSettings};
 use crate::units::{ByteSize, is_name};
 
@@ -113,7 +113,7 @@ fn postgres(
 }
 
 /// Checks the declared buffers as the API checks those of a call.
-pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egress) {
+pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], policy: &Policy) {
     let mut names = HashSet::new();
     for (index, buffer) in buffers.iter().enumerate() {
         let key = format!("buffers[{index}]");
@@ -131,7 +131,7 @@ pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], egress: &Egre
             Err(error) => report!(p, "{key}" => "{error}"),
             Ok(_) if no_url => {}
             Ok(config) => {
-                if let Err(error) = check_buffer(&config, egress) {
+                if let Err(error) = check_buffer(&config, policy) {
                     report!(p, "{key}" => "{error}");
                 }
             }

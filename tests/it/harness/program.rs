@@ -177,7 +177,12 @@ impl Program {
         Self::start_by(command, dir, config).await
     }
 
-    async fn start_by(mut command: Command, dir: tempfile::TempDir, config: &str) -> Self {
+    /// Starts like [`Self::start`], by a command that runs its arguments with the program.
+    pub(crate) async fn start_by(
+        mut command: Command,
+        dir: tempfile::TempDir,
+        config: &str,
+    ) -> Self {
         std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         command
             .args(["serve", "--config"])
