@@ -206,7 +206,8 @@ async fn p10_closed_a_spool_directory_is_checked_like_the_data_directory() {
         let spool = make_dir(&dir.join("spool"), 0o700);
         chown(spool, Some(OTHER), None).unwrap();
     };
-    let cases: [(&dyn Fn(&Path), &str); 4] = [
+    type Prepare<'a> = &'a dyn Fn(&Path);
+    let cases: [(Prepare<'_>, &str); 4] = [
         (&link, "is a symbolic link"),
         (&open, "has mode 0777"),
         (&body, "itm_00 is a symbolic link"),
