@@ -128,7 +128,9 @@ impl Exchange {
     ) -> Result<(Option<&'a Arc<Target>>, Option<TargetMetrics>), Error> {
         let origin = &arrival.origin;
         let names_port = matches!(arrival.ingress, Ingress::Plain | Ingress::Spool);
-        if names_port && !arrival.policy.request_port_allowed(origin) {
+        // A request to outpace's own port is a loop, which is the more helpful reason.
+        let is_loop = || self.pool.connector().is_loop(origin);
+        if names_port && !arrival.policy.request_port_allowed(origin) && !is_loop() {
             let detail = format!("port {} of `{}` is not allowed", origin.port, origin.host);
             return Err(Error::new(Reason::PortNotAllowed, detail));
         }

@@ -207,6 +207,13 @@ impl Connector {
         literal.map_or(Ok(()), |address| self.guard(&origin.host, address, egress))
     }
 
+    /// Returns true if the origin is an address literal that this proxy listens on. Such an origin is
+    /// never dialled.
+    pub fn is_loop(&self, origin: &Origin) -> bool {
+        let literal = origin.host.ip().map(|ip| SocketAddr::new(ip, origin.port));
+        literal.is_some_and(|address| self.is_ourselves(address))
+    }
+
     fn is_ourselves(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         let reaches = |ours: IpAddr| match ours.is_unspecified() {
