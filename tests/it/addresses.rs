@@ -276,6 +276,12 @@ async fn p10_closed_requests_and_buffers_reach_only_listed_ports() {
         let (status, text) = get(&program, &url).await;
         assert_eq!(status, if *allowed { 200 } else { 403 }, "{url}: {text}");
         assert_eq!(text.contains("port-not-allowed"), !allowed, "{text}");
+        let explained = program.admin_get(&format!("/v1/explain?url={url}")).await.1;
+        assert_eq!(
+            explained.contains("its port is not allowed"),
+            !allowed,
+            "{explained}"
+        );
         let name = format!("p{port}");
         let (status, told) = call(
             &program,
