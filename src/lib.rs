@@ -4,7 +4,8 @@
 //! lower floors, and `tests/tidy.rs` checks this rule.
 //!
 //! - floor 0: [`clock`], [`random`], [`shutdown`], [`sync`] (locks that ignore poisoning),
-//!   [`sockets`] (options of TCP sockets), [`bounds`], [`units`], [`telemetry`].
+//!   [`sockets`] (options of TCP sockets), [`files`] (private files), [`bounds`], [`units`],
+//!   [`telemetry`].
 //! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
 //!   [`schedule`] (the instants at which requests may leave). All three are pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
@@ -19,6 +20,7 @@
 
 pub mod bounds;
 pub mod clock;
+pub mod files;
 pub mod random;
 pub mod shutdown;
 pub mod sockets;

@@ -1,6 +1,7 @@
 //! Options of TCP sockets that find peers which have vanished without closing their connection.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
@@ -35,6 +36,39 @@ pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns true if this machine has the address, on any interface. The system is asked each time,
+/// because interfaces change.
+pub fn is_local(ip: IpAddr) -> bool {
+    // Documentation addresses (RFC 5737, RFC 3849), which no machine has.
+    let nobodys = match ip {
+        IpAddr::V4(_) => IpAddr::from([192, 0, 2, 1]),
+        IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
+    };
+    // With `ip_nonlocal_bind` any address can be bound. Then the address that the system would send
+    // from decides, which is the same only for an address of this machine.
+    ip.is_loopback() || can_bind(ip) && (!can_bind(nobodys) || source_of(ip) == Some(ip))
+}
+
+/// Returns true if a socket can be bound to the address. No packet is sent.
+fn can_bind(ip: IpAddr) -> bool {
+    match UdpSocket::bind((ip, 0)) {
+        Ok(_) => true,
+        // All ports of this machine's address are taken.
+        Err(error) => error.kind() == io::ErrorKind::AddrInUse,
+    }
+}
+
+/// Returns the local address of packets to this address. No packet is sent.
+fn source_of(ip: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((ip, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
 /// Byte stream whose connection can be reset, so that its peer does not take the end for an orderly
 /// one.
 pub trait Reset {
@@ -64,6 +98,22 @@ impl Reset for TokioIo<Upgraded> {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
+
+    #[test]
+    fn p10_closed_the_addresses_of_this_machine_are_known() {
+        let documentation = ["192.0.2.7", "198.51.100.7", "2001:db8::7"];
+        for elsewhere in ["8.8.8.8", "2606:4700::1111"].iter().chain(&documentation) {
+            assert!(!is_local(elsewhere.parse().unwrap()), "{elsewhere}");
+        }
+        for here in ["127.0.0.1", "127.9.9.9", "::1"] {
+            assert!(is_local(here.parse().unwrap()), "{here}");
+        }
+        // The address from which this machine would send, if it has a route at all.
+        for to in documentation {
+            let source = source_of(to.parse().unwrap());
+            assert!(source.is_none_or(is_local), "{source:?}");
+        }
+    }
 
     #[tokio::test]
     async fn p14_a_watched_socket_probes_its_peer() {

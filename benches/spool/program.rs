@@ -90,9 +90,9 @@ fn start(site: &Site, name: &str, dir: &Path, origin: &Origin) -> Program {
         ),
     };
     let config = format!(
-        "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {}\n{spool}\negress: {{ allow: [\"127.0.0.1\"] }}\ntargets:\n  - {{ name: o, hosts: [\"127.0.0.1\"], limits: [{{ rate: \"{RATE}/1s\", burst: 1 }}] }}\nbuffers:\n  - {{ name: {name}, url: \"http://127.0.0.1:{}/\" }}\n",
+        "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {}\n{spool}\negress: {{ allow: [\"127.0.0.1\"] }}\ntargets:\n  - {{ name: o, hosts: [\"127.0.0.1:{port}\"], limits: [{{ rate: \"{RATE}/1s\", burst: 1 }}] }}\nbuffers:\n  - {{ name: {name}, url: \"http://127.0.0.1:{port}/\" }}\n",
         dir.display(),
-        origin.port
+        port = origin.port
     );
     std::fs::write(dir.join("config.yaml"), config).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_outpace"))

@@ -16,7 +16,7 @@ use crate::exchange::Exchange;
 use crate::policy::{
     Bound, Caller, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
 };
-use crate::units::{HostName, Scheme};
+use crate::units::{HostName, Origin, Scheme};
 
 /// Description of the request to explain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,7 +105,12 @@ pub fn explain(
     let host = uri.host().and_then(|host| HostName::parse(host).ok());
     let host = host.ok_or_else(|| question.not_a_url())?;
     let port = uri.port_u16().unwrap_or_else(|| scheme.default_port());
-    let Some(target) = policy.target(&host, port) else {
+    let origin = Origin { scheme, host, port };
+    if !policy.request_port_allowed(&origin) {
+        let verdict = "is refused (403): its port is not allowed";
+        return Ok(json!({ "url": question.url, "target": null, "verdict": verdict }));
+    }
+    let Some(target) = policy.target(&origin.host, port) else {
         let verdict = match policy.unmatched {
             Unmatched::Tunnel => "passes unchanged and without limits: no target matches its host",
             Unmatched::Refuse => "is refused (403): no target matches its host",

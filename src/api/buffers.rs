@@ -180,7 +180,7 @@ impl SpoolHandle {
                 "`clients` is only for buffers that the configuration declares",
             ));
         }
-        Ok(check_buffer(terms, &call.policy.egress)?)
+        Ok(check_buffer(terms, call.policy)?)
     }
 
     async fn create(&self, call: &ApiCall<'_>, written: BufferSpec) -> Answered {

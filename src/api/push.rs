@@ -11,7 +11,7 @@ use super::buffers::locate;
 use super::spool::item_json;
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
-use crate::delivery::{check_fields, check_method, check_path};
+use crate::delivery::{check_fields, check_method, check_path, check_port};
 use crate::exchange::{Error, Reason};
 use crate::spool::{Buffer, BufferOwner, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
@@ -108,6 +108,7 @@ impl SpoolHandle {
             let detail = format!("the body has {size} bytes, and at most {most} bytes are allowed");
             return Err(Error::new(Reason::BodyTooLarge, detail));
         }
+        check_port(&buffer.terms, call.policy)?;
         let times = written.times(self.store.now(), &buffer.terms);
         let (not_before, expires) = times.map_err(bad)?;
         let method = written.method.map(|method| method.to_ascii_uppercase());

@@ -8,6 +8,7 @@ use super::{Parts, StartError};
 use crate::admin::Readiness;
 use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
+use crate::files::open_private;
 use crate::ledger::{Ledger, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts};
 
 /// Ledger of this process, in the variant that the configuration selects.
@@ -104,12 +105,7 @@ const INSTANCES: u32 = 64;
 fn instance(settings: &Settings, shared: &Parts) -> std::io::Result<(Replica, File)> {
     for index in 1..=INSTANCES {
         let path = settings.data_dir.join(format!("instance-{index}"));
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let mut file = open_private(&path)?;
         if file.try_lock().is_err() {
             continue;
         }

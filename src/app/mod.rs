@@ -32,6 +32,7 @@ use crate::db::DatabaseError;
 use crate::exchange::{
     BodyBudget, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink, WarningSink,
 };
+use crate::files::FileFault;
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
@@ -60,6 +61,9 @@ pub enum StartError {
         /// Error that the operating system returned.
         cause: std::io::Error,
     },
+    /// A file or directory belongs to another user, or another user can change it.
+    #[error("{0}")]
+    Files(#[from] FileFault),
     /// The CA or one of its files cannot be created, read or used.
     #[error("{0}")]
     Ca(#[from] CaError),

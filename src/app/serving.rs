@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::admin::ServingInfo;
+use crate::files::{check_private_dir, read_own};
 
 /// File `serving.json` of this process, which is removed when this value is dropped.
 #[derive(Debug)]
@@ -57,12 +58,14 @@ fn path(data_dir: &Path) -> PathBuf {
 }
 
 fn read(path: &Path) -> Option<ServingInfo> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    serde_json::from_slice(&read_own(path).ok()?).ok()
 }
 
 /// Returns the description of the outpace that serves with this data directory. The file of a
-/// killed process is ignored, because another program may use its ports by now.
+/// killed process is ignored, because another program may use its ports by now. So is a file that
+/// another user could have written, because its address would receive the admin token.
 pub fn serving(data_dir: &Path) -> Option<ServingInfo> {
+    check_private_dir(data_dir).ok()?;
     read(&path(data_dir)).filter(|serving| is_ours(serving.pid))
 }
 

@@ -1,6 +1,7 @@
 //! Exit codes of the program, with the numbers of `sysexits.h` where it defines one.
 
 use crate::app::StartError;
+use crate::files::FileFault;
 use crate::intercept::CaError;
 
 /// Result of the program, which is the exit code of the process.
@@ -30,7 +31,7 @@ impl Exit {
         /// The API answered 429, because the turn would come after the max wait.
         LATER, 75, "`acquire`: the turn would come after the max wait";
         /// The data directory, the spool in it or another file cannot be read or written.
-        DATA_DIR, 73, "the data directory or the spool in it cannot be used";
+        DATA_DIR, 73, "the data directory or the spool in it cannot be used, or another user can change it";
         /// The disk of the spool failed, a key of its items is missing, or a declared buffer could
         /// not be created.
         SPOOL, 74, "the disk of the spool failed, a key of its items is missing, or a buffer of the configuration could not be created; acknowledged items remain";
@@ -55,8 +56,10 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let exit = match &error {
             StartError::Config(_) => Exit::USAGE,
-            StartError::DataDir { .. } | StartError::SpoolOpen(_) => Exit::DATA_DIR,
-            StartError::Ca(CaError::File { .. }) => Exit::DATA_DIR,
+            StartError::DataDir { .. } | StartError::Files(_) | StartError::SpoolOpen(_) => {
+                Exit::DATA_DIR
+            }
+            StartError::Ca(CaError::File { .. } | CaError::Foreign(_)) => Exit::DATA_DIR,
             StartError::Ca(CaError::Rotation(_)) => Exit::USAGE,
             StartError::Ca(_) => Exit::CA,
             StartError::Port { .. } => Exit::PORT,
@@ -65,6 +68,12 @@ impl From<StartError> for Failure {
             StartError::Internal(_) => Exit::INTERNAL,
         };
         Self(exit, error.to_string())
+    }
+}
+
+impl From<FileFault> for Failure {
+    fn from(fault: FileFault) -> Self {
+        Self(Exit::DATA_DIR, fault.to_string())
     }
 }
 

@@ -3,7 +3,6 @@
 //! A proxy that already serves this configuration is used. Otherwise a proxy is started for the
 //! command, and it ends after its last session.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,6 +22,7 @@ use super::{Exit, Failure};
 use crate::admin::ServingInfo;
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
+use crate::files::{create_private, open_private};
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -123,9 +123,9 @@ pub(super) struct Proxy {
 impl Proxy {
     pub(super) async fn find_or_start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
         let data_dir = trust.data_dir();
-        let failed = |error: std::io::Error| Failure(Exit::DATA_DIR, error.to_string());
         // The lock prevents two commands from starting two proxies, each with the full limits.
-        let lock = File::create(data_dir.join("run.lock")).map_err(failed)?;
+        let lock = open_private(&data_dir.join("run.lock"))?;
+        let failed = |error: std::io::Error| Failure(Exit::DATA_DIR, error.to_string());
         lock.lock().map_err(failed)?;
         let found = match Self::find(config, trust).await {
             Some(proxy) => Ok(proxy),
@@ -148,7 +148,7 @@ impl Proxy {
 
     async fn start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
         let log_path = trust.data_dir().join("run.log");
-        let log = File::create(&log_path)?;
+        let log = create_private(&log_path)?;
         let ourselves = std::env::current_exe()?;
         let mut child = Command::new(ourselves)
             .args(["serve", "--attended", "--config"])

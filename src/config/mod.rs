@@ -8,6 +8,7 @@
 mod error;
 mod resolve;
 mod schema;
+mod state_dir;
 mod value;
 mod whole;
 
@@ -179,7 +180,9 @@ pub fn parse(
     }
     let file = value::with_environment(environment, text, || schema::read(text))
         .map_err(|error| ConfigError::syntax(path, &error))?;
-    resolve::resolve(file, generation).map_err(|problems| ConfigError::rules(path, problems))
+    let data_dir = state_dir::default_data_dir(path, environment);
+    resolve::resolve(file, &data_dir, generation)
+        .map_err(|problems| ConfigError::rules(path, problems))
 }
 
 #[cfg(test)]

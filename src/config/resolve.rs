@@ -43,8 +43,12 @@ use limit::Tier;
 type Violations = Vec<Violation>;
 
 /// Validates a file and builds the settings and the policy. Returns all violations if there are
-/// any.
-pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, Violations> {
+/// any. `data_dir` is the default of that key.
+pub(super) fn resolve(
+    mut file: ConfigFile,
+    data_dir: &Path,
+    generation: u64,
+) -> Result<Loaded, Violations> {
     let mut problems = Violations::new();
     let p = &mut problems;
     let admin_token = secret(p, "admin.token", &file.admin.token, &file.admin.token_file);
@@ -79,7 +83,7 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     let policy = policy.with_targets(targets);
     spool::declared(p, &file.buffers, &policy);
     let allow_open = file.allow_open;
-    let settings = settings(p, file, route_ports);
+    let settings = settings(p, file, data_dir, route_ports);
     check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
     check_constraints(p, &settings, &policy);
     if !problems.is_empty() {
@@ -91,9 +95,14 @@ pub(super) fn resolve(mut file: ConfigFile, generation: u64) -> Result<Loaded, V
     })
 }
 
-fn settings(p: &mut Violations, file: ConfigFile, route_ports: Vec<SocketAddr>) -> Settings {
-    let data_dir = file.data_dir.map(|dir| dir.0);
-    let data_dir = PathBuf::from(data_dir.as_deref().unwrap_or("./outpace-data"));
+fn settings(
+    p: &mut Violations,
+    file: ConfigFile,
+    default_dir: &Path,
+    route_ports: Vec<SocketAddr>,
+) -> Settings {
+    let data_dir = file.data_dir.as_ref().map(|dir| Path::new(&dir.0));
+    let data_dir = data_dir.unwrap_or(default_dir).to_owned();
     let (ca, export_dir) = ca(p, file.ca, &data_dir);
     let shared = file.ledger.as_ref().is_some_and(|l| l.postgres.is_some());
     Settings {

@@ -15,7 +15,7 @@ mod sendable;
 
 pub use defer::SpoolDeferral;
 pub use outbound::{Unsendable, check_credentials, without_query};
-pub use sendable::{check_buffer, check_fields, check_method, check_name, check_path};
+pub use sendable::{check_buffer, check_fields, check_method, check_name, check_path, check_port};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

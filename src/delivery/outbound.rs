@@ -22,6 +22,11 @@ pub enum Unsendable {
     /// The buffer's URL names an address that is not public and not allowed.
     #[error("`url`: `{0}` is not a public address; add it to `egress.allow`")]
     Private(String),
+    /// The buffer's URL names a port that requests may not name.
+    #[error(
+        "`url`: port {0} is not allowed; add it to `connect_ports`, or add `host:port` to the `hosts` of a target"
+    )]
+    Port(u16),
     /// The item's path is not valid.
     #[error("`path`: `{0}` is not a path; write it as \"/v1/orders?x=1\"")]
     Path(String),
@@ -57,6 +62,7 @@ impl From<Unsendable> for Error {
         let reason = match &problem {
             Unsendable::Private(_) => Reason::AddressProhibited,
             Unsendable::NeedsTls(..) => Reason::CredentialsNeedTls,
+            Unsendable::Port(_) => Reason::PortNotAllowed,
             _ => Reason::MalformedRequest,
         };
         Self::new(reason, problem.to_string())

@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Method};
 use super::outbound::{Unsendable, origin_of, without_query};
 use crate::bounds::{HEAD_BYTES, ITEM_FIELDS};
 use crate::origin::AddressClass;
-use crate::policy::Egress;
+use crate::policy::{Egress, Policy};
 use crate::semantics::is_reserved;
 use crate::spool::BufferConfig;
 use crate::units::Origin;
@@ -18,13 +18,27 @@ use crate::units::Origin;
 ///
 /// # Errors
 /// Returns [`Unsendable`] for the first part that can never be sent.
-pub fn check_buffer(config: &BufferConfig, egress: &Egress) -> Result<(), Unsendable> {
+pub fn check_buffer(config: &BufferConfig, policy: &Policy) -> Result<(), Unsendable> {
     let (origin, _) = origin_of(&config.url)?;
-    if is_private(&origin, egress) {
+    if is_private(&origin, &policy.egress) {
         return Err(Unsendable::Private(origin.host.to_string()));
     }
+    check_port(config, policy)?;
     check_method(&config.method)?;
     check_fields(&config.headers)
+}
+
+/// Checks the port in the URL of a buffer, which a reload may have forbidden since the buffer was
+/// written.
+///
+/// # Errors
+/// Returns [`Unsendable::Port`] for a port that requests may not name.
+pub fn check_port(config: &BufferConfig, policy: &Policy) -> Result<(), Unsendable> {
+    let (origin, _) = origin_of(&config.url)?;
+    match policy.request_port_allowed(&origin) {
+        true => Ok(()),
+        false => Err(Unsendable::Port(origin.port)),
+    }
 }
 
 /// Returns true if the URL itself names an address that outpace does not dial.
@@ -213,7 +227,7 @@ mod tests {
                 url: url.to_owned(),
                 ..BufferConfig::default()
             };
-            check_buffer(&config, &Egress::default())
+            check_buffer(&config, &Policy::default())
         };
         for url in [
             "",

@@ -53,7 +53,7 @@ impl From<origin::OriginError> for Error {
         let reason = match &error {
             origin::OriginError::Unresolved { .. } => Reason::OriginUnresolved,
             origin::OriginError::Prohibited { .. } => Reason::AddressProhibited,
-            origin::OriginError::Ourselves(_) => Reason::LoopDetected,
+            origin::OriginError::Ourselves { .. } => Reason::LoopDetected,
             origin::OriginError::Refused(_) => Reason::OriginRefused,
             origin::OriginError::ConnectTimeout => Reason::OriginConnectTimeout,
             origin::OriginError::Certificate(_) => Reason::OriginCertificate,

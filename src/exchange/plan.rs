@@ -128,6 +128,7 @@ impl Exchange {
     }
 
     /// Finds the target of the origin and notes it in the record. Fails with
+    /// [`Reason::PortNotAllowed`] for a port that neither the client nor a buffer may choose, and with
     /// [`Reason::HostNotAllowed`] for a host without a target if `unmatched` is `refuse` and no
     /// route was used.
     pub(super) fn match_target<'a>(
@@ -136,6 +137,13 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<(Option<&'a Arc<Target>>, Option<TargetMetrics>), Error> {
         let origin = &arrival.origin;
+        let names_port = matches!(arrival.ingress, Ingress::Plain | Ingress::Spool);
+        // A request to outpace's own port is a loop, which is the more helpful reason.
+        let is_loop = || self.pool.connector().is_loop(origin);
+        if names_port && !arrival.policy.request_port_allowed(origin) && !is_loop() {
+            let detail = format!("port {} of `{}` is not allowed", origin.port, origin.host);
+            return Err(Error::new(Reason::PortNotAllowed, detail));
+        }
         let Some(target) = arrival.policy.target(&origin.host, origin.port) else {
             let refuse = arrival.policy.unmatched == Unmatched::Refuse;
             if refuse && arrival.ingress != Ingress::Route {

@@ -75,7 +75,7 @@ reasons! {
         "No target matches the host, and `unmatched: refuse` is set.",
         "Add the host to the `hosts` of a target, or set `unmatched: tunnel`.";
     PortNotAllowed, "port-not-allowed", FORBIDDEN, "http_request_denied", Refused, Debug:
-        "CONNECT to this port is not allowed.",
+        "The port is not allowed. CONNECT reaches 443, other requests reach 443 and 80, and both reach the listed ports.",
         "Add the port to `connect_ports`, or add `host:port` to the `hosts` of a target.";
     AddressProhibited, "address-prohibited", FORBIDDEN, "destination_ip_prohibited", Refused, Debug:
         "The host's address is not public, and `egress.allow` does not list it.",

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::FileFault;
+
 /// Reason why the CA could not be loaded. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -16,6 +18,9 @@ pub enum CaError {
         /// Error of the operating system.
         cause: io::Error,
     },
+    /// Another user owns the key, or can change it or a directory above it.
+    #[error("{0}")]
+    Foreign(#[from] FileFault),
     /// The permissions of the key file let other users read the key.
     #[error(
         "{path} has mode {mode:04o}: other users can read the key of the CA; run `chmod 600 {path}`"

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::error::{at, unusable};
 use super::{CaError, CaNames, CaSource, CertificateAuthority};
+use crate::files::{check_supplied, open_private};
 
 impl CertificateAuthority {
     /// Loads the CA. A data directory without a CA gets a new one that may sign for `names`.
@@ -59,6 +60,7 @@ impl CertificateAuthority {
     /// Loads a CA from these files. Its messages have the remedies for `source`.
     pub(super) fn load_files(source: &CaSource, cert: &Path, key: &Path) -> Result<Self, CaError> {
         let metadata = fs::metadata(key).map_err(at(key))?;
+        check_supplied(key)?;
         let mode = metadata.mode() & 0o7777;
         // In Kubernetes a secret's file belongs to root and is readable by the pod through its
         // group.
@@ -81,7 +83,7 @@ impl CertificateAuthority {
 pub(super) fn lock(dir: &Path) -> Result<fs::File, CaError> {
     make_private_dir(dir)?;
     let path = dir.join("ca.lock");
-    let lock = fs::File::create(&path).map_err(at(&path))?;
+    let lock = open_private(&path)?;
     lock.lock().map_err(at(&path))?;
     Ok(lock)
 }

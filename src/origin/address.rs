@@ -15,6 +15,9 @@ pub enum AddressClass {
     Private,
     /// Link-local address: 169.254/16 or fe80::/10. Cloud metadata services use this range.
     LinkLocal,
+    /// Address outside the reserved ranges by which a cloud platform serves its virtual machines:
+    /// 168.63.129.16 (Azure).
+    CloudPlatform,
     /// Shared address of carrier-grade NAT: 100.64/10 (RFC 6598).
     SharedCarrier,
     /// Multicast address: 224/4 or ff00::/8.
@@ -40,6 +43,9 @@ impl AddressClass {
 }
 
 fn of_v4(ip: Ipv4Addr) -> AddressClass {
+    if ip == Ipv4Addr::new(168, 63, 129, 16) {
+        return AddressClass::CloudPlatform;
+    }
     let [a, b, c, _] = ip.octets();
     match (a, b, c) {
         (0, _, _) => AddressClass::Unspecified,
@@ -94,6 +100,7 @@ impl fmt::Display for AddressClass {
             Self::Loopback => "a loopback address",
             Self::Private => "a private address",
             Self::LinkLocal => "a link-local address",
+            Self::CloudPlatform => "an address of the cloud platform",
             Self::SharedCarrier => "a carrier-grade NAT address",
             Self::Multicast => "a multicast address",
             Self::Unspecified => "an unspecified address",
@@ -124,7 +131,16 @@ mod tests {
             ("169.254.169.254", AddressClass::LinkLocal),
             ("::ffff:169.254.169.254", AddressClass::LinkLocal),
             ("fe80::1", AddressClass::LinkLocal),
+            ("168.63.129.16", AddressClass::CloudPlatform),
+            ("::ffff:168.63.129.16", AddressClass::CloudPlatform),
+            ("64:ff9b::a83f:8110", AddressClass::Embedded),
+            ("168.63.129.15", AddressClass::Public),
+            ("168.63.129.17", AddressClass::Public),
+            ("168.63.130.16", AddressClass::Public),
             ("100.64.0.1", AddressClass::SharedCarrier),
+            ("100.100.100.200", AddressClass::SharedCarrier),
+            ("192.0.0.192", AddressClass::Reserved),
+            ("fd00:ec2::254", AddressClass::Private),
             ("224.0.0.1", AddressClass::Multicast),
             ("ff02::1", AddressClass::Multicast),
             ("0.0.0.0", AddressClass::Unspecified),

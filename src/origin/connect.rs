@@ -1,7 +1,7 @@
 //! Dialling of origins: name resolution, address guard, TCP and TLS. Connections are direct or go
 //! through a parent proxy.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::StreamExt as _;
@@ -16,6 +16,7 @@ use super::tls::ClientTls;
 use super::{Io, OriginError, Roots};
 use crate::bounds::{ADDRESS_STAGGER, CONNECT_TIMEOUT};
 use crate::policy::Egress;
+use crate::sockets::is_local;
 use crate::units::{HostName, Origin, Scheme};
 
 /// Parent proxy that all connections to origins go through.
@@ -164,7 +165,7 @@ impl Connector {
         let mut allowed = Vec::with_capacity(resolved.len());
         let mut refused = None;
         for address in resolved {
-            match self.guard(address, egress) {
+            match self.guard(&origin.host, address, egress) {
                 Ok(()) => allowed.push(address),
                 Err(error) => refused = Some(error),
             }
@@ -175,33 +176,53 @@ impl Connector {
         }
     }
 
-    /// Checks that an address may be dialled. Public addresses and those allowed by the operator
-    /// pass. The addresses of this proxy never do.
-    fn guard(&self, address: SocketAddr, egress: &Egress) -> Result<(), OriginError> {
+    /// Checks that an address of `host` may be dialled. Addresses allowed by the operator pass, and
+    /// public ones that do not belong to this machine. The addresses of this proxy never pass.
+    fn guard(
+        &self,
+        host: &HostName,
+        address: SocketAddr,
+        egress: &Egress,
+    ) -> Result<(), OriginError> {
+        let host = || host.clone();
         if self.is_ourselves(address) {
-            return Err(OriginError::Ourselves(address));
+            return Err(OriginError::Ourselves { host: host() });
+        }
+        if egress.allows(address) {
+            return Ok(());
         }
         match AddressClass::of(address.ip()) {
-            AddressClass::Public => Ok(()),
-            _ if egress.allows(address) => Ok(()),
-            class => Err(OriginError::Prohibited { address, class }),
+            AddressClass::Public if !is_local(address.ip()) => return Ok(()),
+            AddressClass::Public => {
+                tracing::debug!(host = %host(), %address, "not dialled: an address of this machine");
+            }
+            class => tracing::debug!(host = %host(), %address, "not dialled: {class}"),
         }
+        Err(OriginError::Prohibited { host: host() })
     }
 
     fn guard_literal(&self, origin: &Origin, egress: &Egress) -> Result<(), OriginError> {
         // A parent proxy resolves names itself, but a literal address can still be checked here.
         let literal = origin.host.ip().map(|ip| SocketAddr::new(ip, origin.port));
-        literal.map_or(Ok(()), |address| self.guard(address, egress))
+        literal.map_or(Ok(()), |address| self.guard(&origin.host, address, egress))
+    }
+
+    /// Returns true if the origin is an address literal that this proxy listens on. Such an origin is
+    /// never dialled.
+    pub fn is_loop(&self, origin: &Origin) -> bool {
+        let literal = origin.host.ip().map(|ip| SocketAddr::new(ip, origin.port));
+        literal.is_some_and(|address| self.is_ourselves(address))
     }
 
     fn is_ourselves(&self, address: SocketAddr) -> bool {
-        let mut ours = self.0.ourselves.get().into_iter().flatten();
         let ip = address.ip().to_canonical();
-        ours.any(|our| {
-            our.port() == address.port()
-                && (our.ip() == ip
-                    || our.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
-        })
+        let reaches = |ours: IpAddr| match ours.is_unspecified() {
+            // A listener at `::` also accepts IPv4.
+            true => (ours.is_ipv6() || ip.is_ipv4()) && (ip.is_unspecified() || is_local(ip)),
+            false => ours == ip || ip.is_unspecified() && ours.is_loopback(),
+        };
+        let mut ours = self.0.ourselves.get().into_iter().flatten();
+        ours.any(|ours| ours.port() == address.port() && reaches(ours.ip()))
     }
 
     async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, OriginError> {

@@ -29,7 +29,7 @@ pub use io::Io;
 pub use pool::{Destination, Lease, Pool, Protocol, ProtocolChoice, RequestBody, SendError};
 pub use tls::{Roots, load_identity, load_pem_file};
 
-use std::net::SocketAddr;
+use crate::units::HostName;
 
 /// Reason why an origin could not be reached or did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,17 +42,19 @@ pub enum OriginError {
         /// Error of the system's resolver, or a note that the name has no address.
         cause: String,
     },
-    /// All addresses of the host belong to classes that must not be dialled.
-    #[error("the address {address} is {class}")]
+    /// All addresses of the host belong to classes that must not be dialled. The message does not
+    /// name them, because a client could otherwise look up internal names.
+    #[error("`{host}` is or resolves to an address that is not public")]
     Prohibited {
-        /// Address that was refused, with its port.
-        address: SocketAddr,
-        /// Class of the address, which is the reason for the refusal.
-        class: AddressClass,
+        /// Host name or address literal that the request names.
+        host: HostName,
     },
-    /// The address belongs to this proxy itself.
-    #[error("the address {0} belongs to this proxy")]
-    Ourselves(SocketAddr),
+    /// The host leads to this proxy itself.
+    #[error("`{host}` is or resolves to an address of this proxy")]
+    Ourselves {
+        /// Host name or address literal that the request names.
+        host: HostName,
+    },
     /// No connection could be established, because the peer or the network refused it.
     #[error("connection failed: {0}")]
     Refused(String),
@@ -115,7 +117,7 @@ impl OriginError {
             Self::ParentProxy { passing, .. } => *passing,
             Self::Unresolved { .. }
             | Self::Prohibited { .. }
-            | Self::Ourselves(_)
+            | Self::Ourselves { .. }
             | Self::Certificate(_)
             | Self::ClientCertificate(_)
             | Self::Tls(_)

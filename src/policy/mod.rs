@@ -80,7 +80,20 @@ impl Policy {
     pub fn connect_port_allowed(&self, port: u16) -> bool {
         port == 443 || self.connect_ports.contains(&port) || self.hosts.names_port(port)
     }
+
+    /// Returns true if a request may name the port of this origin. Such a request is in absolute-form
+    /// or comes from a buffer. An origin of a route may be named with the port of the route.
+    pub fn request_port_allowed(&self, origin: &Origin) -> bool {
+        let is_route = |route: &Origin| route.host == origin.host && route.port == origin.port;
+        origin.port == HTTP_PORT
+            || self.connect_port_allowed(origin.port)
+            || self.routes_by_host.values().any(is_route)
+            || self.routes_by_port.values().any(is_route)
+    }
 }
+
+/// Port of plain HTTP, which requests may name, but CONNECT may not.
+const HTTP_PORT: u16 = 80;
 
 /// The treatment of a host that no target matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]

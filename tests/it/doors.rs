@@ -24,7 +24,7 @@ async fn p10_closed_no_address_that_is_not_public_is_dialled() {
     );
     let program = Program::start(dir, &config).await;
     for host in [
-        &origin.plain.to_string(),
+        "127.0.0.1",
         "inside.test",
         "metadata.test",
         "localhost",

@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod addresses;
 mod api;
 mod browser;
 mod buffers;
@@ -31,6 +32,7 @@ mod deploy;
 mod doors;
 mod endings;
 mod faults;
+mod files;
 mod framing;
 mod heads;
 mod held;

@@ -151,8 +151,8 @@ pub(super) fn declared(p: &mut Violations, buffers: &[BufferSpec], policy: &Poli
             Ok(_) if no_url => {}
             Ok(mut config) => {
                 config.owner = BufferOwner::Declared;
-                let checked = check_buffer(&config, &policy.egress)
-                    .and_then(|()| check_credentials(&config, policy));
+                let checked =
+                    check_buffer(&config, policy).and_then(|()| check_credentials(&config, policy));
                 if let Err(error) = checked {
                     report!(p, "{key}" => "{error}");
                 }

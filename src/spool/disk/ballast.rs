@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::files::{create_private, open_private};
+
 /// Counter of acknowledged items in the file `spool.hwm`. It is written after each commit without
 /// synchronisation, so it may lag behind the database. A counter ahead of the database shows that
 /// items were lost.
@@ -17,7 +19,7 @@ pub(super) struct Mark {
 
 impl Mark {
     pub(super) fn open(dir: &Path) -> std::io::Result<Self> {
-        let file = super::private(&dir.join("spool.hwm"))?;
+        let file = open_private(&dir.join("spool.hwm"))?;
         let mut read = [0; 12];
         let value = match file.read_exact_at(&mut read, 0) {
             Ok(()) => {
@@ -72,7 +74,7 @@ impl Ballast {
             return;
         }
         let written = || {
-            let mut file = super::private(&self.path)?;
+            let mut file = create_private(&self.path)?;
             let block = vec![0xA5; 65536];
             let mut left = self.size;
             while left > 0 {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::{NewItem, StoreError};
-use super::{DiskSettings, SPOOL_DISK, private};
+use super::{DiskSettings, SPOOL_DISK};
+use crate::files::create_private;
 
 /// Returns the path of a large body, in a directory named after the last two characters of its id.
 pub(super) fn body_path(dir: &Path, id: &str) -> PathBuf {
@@ -52,7 +53,7 @@ fn write_body(path: &Path, body: &Bytes) -> std::io::Result<()> {
     let written = || {
         // A file that a crash has left may be longer than the body, or readable by other users.
         let _ = std::fs::remove_file(&beside);
-        let mut file = private(&beside)?;
+        let mut file = create_private(&beside)?;
         file.write_all(body)?;
         file.sync_data()?;
         std::fs::rename(&beside, path)?;

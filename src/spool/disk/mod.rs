@@ -34,6 +34,7 @@ use super::{
     NewItem, Purge, Pushed, Redrive, Store, StoreError, WAITING_KIB, WAITING_MAX, reserve_room,
 };
 use crate::clock::{Clock, Instant};
+use crate::files::{FileFault, check_entries, make_private_dir, open_private};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 use buffer_index::BufferIndex;
@@ -76,6 +77,9 @@ pub enum OpenError {
         /// Error of the operating system.
         cause: std::io::Error,
     },
+    /// A file or directory belongs to another user, or another user can change it.
+    #[error("{0}")]
+    Files(FileFault),
     /// Another process holds the lock of the directory.
     #[error("the spool in {0} is in use by another outpace; give each process its own `spool.dir`")]
     InUse(PathBuf),
@@ -135,7 +139,11 @@ impl DiskStore {
             path: dir.clone(),
             cause,
         };
-        let Some(lock) = take(&dir).map_err(failed)? else {
+        let taken = take(&dir).map_err(|fault| match fault {
+            FileFault::Io { cause, .. } => failed(cause),
+            fault => OpenError::Files(fault),
+        });
+        let Some(lock) = taken? else {
             return Err(OpenError::InUse(dir));
         };
         let path = dir.join("spool.db");
@@ -231,24 +239,14 @@ impl DiskStore {
 }
 
 /// Creates the directory and locks it. Returns `None` if another process holds the lock.
-fn take(dir: &Path) -> std::io::Result<Option<std::fs::File>> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)?;
-    let lock = private(&dir.join("lock"))?;
+fn take(dir: &Path) -> Result<Option<std::fs::File>, FileFault> {
+    make_private_dir(dir)?;
+    // The files of bodies lie two levels below.
+    check_entries(dir, 2)?;
+    let lock = open_private(&dir.join("lock"))?;
     // SQLite creates its other files with the mode of this one.
-    private(&dir.join("spool.db"))?;
+    open_private(&dir.join("spool.db"))?;
     Ok(lock.try_lock().is_ok().then_some(lock))
-}
-
-/// Opens a file that only the current user may read, and creates it if it is missing.
-fn private(path: &Path) -> std::io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = std::fs::OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true);
-    options.mode(0o600).open(path)
 }
 
 /// Opens the writer's connection and creates missing tables.

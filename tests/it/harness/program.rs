@@ -158,6 +158,17 @@ impl Program {
         Self::start_by(command, self.dir, &config).await
     }
 
+    /// Restarts like [`Self::again`], with this umask for the process.
+    pub(crate) async fn again_with_umask(mut self, umask: &str) -> Self {
+        self.child.kill().await.unwrap();
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_outpace")]);
+        command.kill_on_drop(true).stdin(Stdio::null());
+        Self::start_by(command, self.dir, &config).await
+    }
+
     /// Restarts like [`Self::again`], with further environment variables for the process.
     pub(crate) async fn again_with_env(mut self, env: &[(&str, &str)]) -> Self {
         self.child.kill().await.unwrap();
@@ -177,7 +188,12 @@ impl Program {
         Self::start_by(command, dir, config).await
     }
 
-    async fn start_by(mut command: Command, dir: tempfile::TempDir, config: &str) -> Self {
+    /// Starts like [`Self::start`], by a command that runs its arguments with the program.
+    pub(crate) async fn start_by(
+        mut command: Command,
+        dir: tempfile::TempDir,
+        config: &str,
+    ) -> Self {
         std::fs::write(dir.path().join("config.yaml"), config).unwrap();
         command
             .args(["serve", "--config"])
