@@ -4,7 +4,8 @@
 //! lower floors, and `tests/tidy.rs` checks this rule.
 //!
 //! - floor 0: [`clock`], [`random`], [`shutdown`], [`sync`] (locks that ignore poisoning),
-//!   [`sockets`] (options of TCP sockets), [`bounds`], [`units`], [`telemetry`].
+//!   [`sockets`] (options of TCP sockets), [`bounds`], [`units`], [`telemetry`],
+//!   [`throttle`] (failed authentications).
 //! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
 //!   [`schedule`] (the instants at which requests may leave). All three are pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
@@ -24,6 +25,7 @@ pub mod shutdown;
 pub mod sockets;
 pub mod sync;
 pub mod telemetry;
+pub mod throttle;
 pub mod units;
 
 pub mod policy;

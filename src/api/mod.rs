@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
 use crate::exchange::{
-    ClientBody, ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody,
+    ClientBody, ClientIdentity, Error, Exchange, Ingress, REVOKED, Reason, Record, ResponseBody,
 };
 use crate::policy::{Policy, Target};
 
@@ -128,7 +128,16 @@ impl Api {
         }
         record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));
         match verb {
-            "acquire" => self.acquire(call, target, read(body).await?, record).await,
+            "acquire" => {
+                let spec = read(body).await?;
+                tokio::select! {
+                    biased;
+                    acquired = self.acquire(call, target, spec, record) => acquired,
+                    () = call.client.access.revoked() => {
+                        Err(Error::new(Reason::ClientTokenUnknown, REVOKED))
+                    }
+                }
+            }
             "release" => self.release(target, &read(body).await?),
             _ => self.renew(call, target, &read(body).await?),
         }

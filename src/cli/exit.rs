@@ -54,7 +54,9 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let exit = match &error {
             StartError::Config(_) => Exit::USAGE,
-            StartError::DataDir { .. } | StartError::SpoolOpen(_) => Exit::DATA_DIR,
+            StartError::DataDir { .. }
+            | StartError::AdminToken { .. }
+            | StartError::SpoolOpen(_) => Exit::DATA_DIR,
             StartError::Ca(CaError::File { .. }) => Exit::DATA_DIR,
             StartError::Ca(_) => Exit::CA,
             StartError::Port { .. } => Exit::PORT,

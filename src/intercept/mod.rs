@@ -12,6 +12,6 @@ mod bundle;
 mod leaves;
 
 pub use accept::{AcceptError, Inside, Prefixed, accept};
-pub use authority::{CaError, CaSource, CertificateAuthority, Description};
+pub use authority::{CaError, CaSource, CertificateAuthority, Description, exposed_mode};
 pub use bundle::write_bundle;
 pub use leaves::Leaves;

@@ -33,6 +33,8 @@ impl PolicyChanges {
             ("unmatched", old.unmatched != new.unmatched),
             ("connect_ports", old.connect_ports != new.connect_ports),
             ("egress", old.egress != new.egress),
+            ("admin tokens", old.operators != new.operators),
+            ("tls", old.tls != new.tls),
             (
                 "routes",
                 old.routes_by_host != new.routes_by_host
@@ -130,7 +132,7 @@ impl fmt::Display for PolicyChanges {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{Bound, Secret};
+    use super::super::{Access, Bound, Secret, Token};
     use super::*;
 
     fn limit(name: &str, count: u32) -> Limit {
@@ -141,8 +143,9 @@ mod tests {
         let clients = clients.iter().map(|(name, token)| Client {
             name: Arc::from(*name),
             group: None,
-            token: Secret::new(*token),
+            token: Token::new(Secret::new(*token)),
             scopes: Vec::new(),
+            access: Access::new(),
         });
         let policy = Policy {
             clients: clients.collect(),

@@ -11,6 +11,7 @@ mod connection;
 mod gateway;
 mod linger;
 mod listener;
+mod revocation;
 mod slot;
 mod tunnel;
 mod unreadable;
@@ -29,6 +30,7 @@ use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
+use crate::throttle::AuthThrottle;
 use crate::units::HostName;
 
 /// State that all client connections share.
@@ -48,6 +50,8 @@ pub struct Server {
     pub tasks: Tasks,
     /// Metrics of this process, including the number of open connections.
     pub metrics: Metrics,
+    /// Throttle for failed authentications, shared with the admin listener.
+    pub throttle: Arc<AuthThrottle>,
     /// Permits for client connections. A listener accepts no connection without one.
     pub connection_permits: Arc<Semaphore>,
     /// Addresses of clients that were already logged for not trusting outpace's CA. Each is logged

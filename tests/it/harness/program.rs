@@ -260,11 +260,24 @@ impl Program {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Sends a GET to the admin listener and returns the status and the body of the response.
+    /// Returns the admin token that the program has made in its data directory, if it has.
+    pub(crate) fn admin_token(&self) -> Option<String> {
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        let dir = config
+            .lines()
+            .find_map(|line| line.strip_prefix("data_dir: "))?;
+        let text = std::fs::read_to_string(Path::new(dir).join("admin-token")).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// Sends a GET to the admin listener with the program's own token, if it has one, and returns the status and the body of the response.
     pub(crate) async fn admin_get(&self, path: &str) -> (u16, String) {
+        let token = self.admin_token();
+        let field = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let field = field.unwrap_or_default();
         let answer = super::raw(
             self.admin,
-            &format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{field}Connection: close\r\n\r\n"),
         )
         .await;
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
