@@ -73,6 +73,8 @@ pub(crate) struct Program {
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) dir: tempfile::TempDir,
+    /// Directory of the program's state, as its configuration named it at the start.
+    data_dir: Option<PathBuf>,
     child: Child,
     records: Lines,
     events: Lines,
@@ -181,11 +183,15 @@ impl Program {
         let ready = events
             .wait_for("ready event", |line| line["message"] == "ready")
             .await;
+        let data_dir = config
+            .lines()
+            .find_map(|line| line.strip_prefix("data_dir: "));
         let address = |key: &str| ready[key].as_str().unwrap().parse().unwrap();
         Self {
             listen: address("listen"),
             admin: address("admin"),
             dir,
+            data_dir: data_dir.map(PathBuf::from),
             child,
             records,
             events,
@@ -262,11 +268,8 @@ impl Program {
 
     /// Returns the admin token that the program has made in its data directory, if it has.
     pub(crate) fn admin_token(&self) -> Option<String> {
-        let config = std::fs::read_to_string(self.config_path()).unwrap();
-        let dir = config
-            .lines()
-            .find_map(|line| line.strip_prefix("data_dir: "))?;
-        let text = std::fs::read_to_string(Path::new(dir).join("admin-token")).ok()?;
+        let path = self.data_dir.as_ref()?.join("admin-token");
+        let text = std::fs::read_to_string(path).ok()?;
         Some(text.trim().to_owned())
     }
 
