@@ -92,8 +92,23 @@ pub const HELD_PEEK: usize = 4 * 1024;
 /// Time for a client to send one request head. An idle keep-alive connection is closed after the
 /// same time.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for a client's TLS handshake inside its CONNECT tunnel.
+/// Time for a client's TLS handshake, with a listener or inside its CONNECT tunnel.
 pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Failed authentications of one address in [`AUTH_FAILURE_PERIOD`] that are answered at once.
+/// Loopback has no such bound.
+pub const AUTH_FAILURES: u32 = 10;
+/// Period in which [`AUTH_FAILURES`] are counted for each address.
+pub const AUTH_FAILURE_PERIOD: Duration = Duration::from_secs(60);
+/// Longest delay of the answer to a failed authentication beyond [`AUTH_FAILURES`].
+pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(5);
+/// Time between two warnings about the failed authentications of one address.
+pub const AUTH_FAILURE_LOG: Duration = Duration::from_secs(10);
+/// Addresses whose failed authentications are counted separately. Further addresses share one
+/// count.
+pub const THROTTLED_ADDRESSES: usize = 16_384;
+/// Time after the loss of a client's access in which its connections end gracefully. Then they are
+/// closed, whatever they still do.
+pub const REVOCATION_GRACE: Duration = Duration::from_millis(500);
 /// Time for a client's first byte after CONNECT was answered with 200.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time to resolve, connect to and complete the TLS handshake with an origin.

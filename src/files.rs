@@ -367,3 +367,16 @@ fn at(path: &Path) -> impl Fn(io::Error) -> FileFault {
         cause,
     }
 }
+
+/// Returns the permission bits of a file with a secret if they let other users read it.
+///
+/// # Errors
+/// Returns the error of the operating system if the file cannot be examined.
+pub fn exposed_mode(path: &Path) -> io::Result<Option<u32>> {
+    let metadata = fs::metadata(path)?;
+    let mode = metadata.mode() & 0o7777;
+    // In Kubernetes a secret's file belongs to root and is readable by the pod through its group.
+    let is_lent = metadata.uid() != rustix::process::geteuid().as_raw();
+    let private = if is_lent { 0o037 } else { 0o077 };
+    Ok((mode & private != 0).then_some(mode))
+}

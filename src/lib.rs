@@ -5,7 +5,7 @@
 //!
 //! - floor 0: [`clock`], [`random`], [`shutdown`], [`sync`] (locks that ignore poisoning),
 //!   [`sockets`] (options of TCP sockets), [`files`] (private files), [`bounds`], [`units`],
-//!   [`telemetry`].
+//!   [`telemetry`], [`throttle`] (failed authentications).
 //! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
 //!   [`schedule`] (the instants at which requests may leave). All three are pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
@@ -26,6 +26,7 @@ pub mod shutdown;
 pub mod sockets;
 pub mod sync;
 pub mod telemetry;
+pub mod throttle;
 pub mod units;
 
 pub mod policy;

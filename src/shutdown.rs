@@ -18,9 +18,7 @@ use tokio_util::task::TaskTracker;
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
-    drain: CancellationToken,
-    /// Copy of the token's state, which [`DrainBegun`] can read cheaply at each poll.
-    draining: Arc<AtomicBool>,
+    drain: Cancellation,
 }
 
 impl Tasks {
@@ -43,7 +41,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let drain = self.drain.clone();
+        let drain = self.drain.token.clone();
         self.tracker.spawn(async move {
             drain.run_until_cancelled(task).await;
         })
@@ -64,22 +62,17 @@ impl Tasks {
 
     /// Begins the drain and wakes every task that waits for it. Further calls have no effect.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
         self.drain.cancel();
     }
 
     /// Returns true if the drain has begun.
     pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.drain.is_cancelled()
     }
 
     /// Returns a future that completes when the drain begins.
-    pub fn drain_begun(&self) -> DrainBegun {
-        DrainBegun {
-            draining: Arc::clone(&self.draining),
-            begun: Box::pin(self.drain.clone().cancelled_owned()),
-            woken: None,
-        }
+    pub fn drain_begun(&self) -> Cancelled {
+        self.drain.cancelled()
     }
 
     /// Waits until all tracked tasks have ended. Callers must not start tracked tasks after the
@@ -95,23 +88,53 @@ impl Tasks {
     }
 }
 
-/// A future that completes when the drain begins. A repeated poll by the same task costs one atomic
-/// load.
+/// An event that happens at most once, such as the begin of a drain. Clones are cheap and share it.
+#[derive(Debug, Clone, Default)]
+pub struct Cancellation {
+    token: CancellationToken,
+    /// Copy of the token's state, which [`Cancelled`] can read cheaply at each poll.
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Cancellation {
+    /// Cancels, and wakes every task that waits for it. Further calls have no effect.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    /// Returns true if [`Self::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Returns a future that completes when [`Self::cancel`] is called.
+    pub fn cancelled(&self) -> Cancelled {
+        Cancelled {
+            cancelled: Arc::clone(&self.cancelled),
+            begun: Box::pin(self.token.clone().cancelled_owned()),
+            woken: None,
+        }
+    }
+}
+
+/// A future that completes when its [`Cancellation`] is cancelled. A repeated poll by the same task
+/// costs one atomic load.
 #[derive(Debug)]
-pub struct DrainBegun {
-    draining: Arc<AtomicBool>,
+pub struct Cancelled {
+    cancelled: Arc<AtomicBool>,
     begun: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Waker that the token wakes when the drain begins.
+    /// Waker that the token wakes.
     woken: Option<Waker>,
 }
 
-impl Future for DrainBegun {
+impl Future for Cancelled {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let known = self.woken.as_ref();
         let known = known.is_some_and(|waker| waker.will_wake(cx.waker()));
-        if known && !self.draining.load(Ordering::Acquire) {
+        if known && !self.cancelled.load(Ordering::Acquire) {
             return Poll::Pending;
         }
         self.woken = Some(cx.waker().clone());

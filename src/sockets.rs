@@ -2,15 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::bounds::PEER_SILENT;
+use crate::bounds::{PEER_SILENT, TLS_ACCEPT_TIMEOUT};
 
 /// Time without a byte after which the system probes the peer for the first time.
 const IDLE: Duration = Duration::from_secs(60);
@@ -67,6 +70,22 @@ fn source_of(ip: IpAddr) -> Option<IpAddr> {
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect((ip, 9)).ok()?;
     Some(socket.local_addr().ok()?.ip())
+}
+
+/// Performs the TLS handshake with a client. Returns the stream with the protocol of ALPN: true for
+/// HTTP/2, false for HTTP/1.1, and `None` if the client offered none.
+///
+/// # Errors
+/// Returns the error of the handshake, also if it takes longer than [`TLS_ACCEPT_TIMEOUT`].
+pub async fn accept_tls(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> io::Result<(TlsStream<TcpStream>, Option<bool>)> {
+    let accepting = TlsAcceptor::from(config).accept(stream);
+    let stream = tokio::time::timeout(TLS_ACCEPT_TIMEOUT, accepting).await??;
+    let protocol = stream.get_ref().1.alpn_protocol();
+    let http2 = protocol.map(|protocol| protocol == b"h2");
+    Ok((stream, http2))
 }
 
 /// Byte stream whose connection can be reset, so that its peer does not take the end for an orderly

@@ -20,9 +20,15 @@ pub struct Passed {
 }
 
 /// Relays bytes in both directions until both sides have ended or one of them fails. The relay also
-/// ends after `idle` without a read on either side. Returns the number of bytes read from each
-/// side.
-pub async fn relay<C, O>(client: C, origin: O, idle: Duration, clock: &Clock) -> Passed
+/// ends after `idle` without a read on either side, and when `stopped` completes. Returns the
+/// number of bytes read from each side.
+pub async fn relay<C, O>(
+    client: C,
+    origin: O,
+    idle: Duration,
+    clock: &Clock,
+    stopped: impl Future<Output = ()>,
+) -> Passed
 where
     C: AsyncRead + AsyncWrite + Unpin,
     O: AsyncRead + AsyncWrite + Unpin,
@@ -51,6 +57,7 @@ where
         // The result is ignored, because both ends see the end of the relay.
         _ended = relay => {}
         () = idle_end => {}
+        () = stopped => {}
     }
     Passed {
         sent: sent.load(Ordering::Relaxed),
@@ -90,7 +97,13 @@ mod tests {
             drop(server);
             asked
         };
-        let relay = relay(client, origin, Duration::from_secs(60), &clock);
+        let relay = relay(
+            client,
+            origin,
+            Duration::from_secs(60),
+            &clock,
+            std::future::pending(),
+        );
         let (answer, asked, passed) = tokio::join!(app, server, relay);
         assert_eq!((&asked[..], &answer[..]), (&b"hello"[..], &b"bye"[..]));
         assert_eq!((passed.sent, passed.received), (5, 3));
@@ -102,7 +115,14 @@ mod tests {
         let (_app, client) = tokio::io::duplex(64);
         let (origin, _server) = tokio::io::duplex(64);
         let start = clock.now();
-        relay(client, origin, Duration::from_secs(60), &clock).await;
+        relay(
+            client,
+            origin,
+            Duration::from_secs(60),
+            &clock,
+            std::future::pending(),
+        )
+        .await;
         assert_eq!(clock.now().since(start), Duration::from_secs(60));
     }
 }

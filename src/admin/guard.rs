@@ -47,20 +47,23 @@ async fn check(admin: &Admin, request: &mut Request) -> Result<(), (StatusCode, 
         }
     };
     let listener = admin.serving.admin.ip();
-    let guarded = listener.is_loopback() || admin.token.is_none();
     let known = semantics::is_own_host(&named.host, listener)
         || admin
             .policy
             .load()
             .names_listener(ListenerId::Admin, &named.host);
-    if guarded && !known {
+    if listener.is_loopback() && !known {
         let text = format!(
             "`{}` is not a name of the admin port; use `localhost`, or add it to `admin.hosts`",
             named.host
         );
         return Err((StatusCode::MISDIRECTED_REQUEST, text));
     }
-    if semantics::is_cross_site(request.method(), request.headers(), &named, Scheme::Http) {
+    let scheme = match admin.policy.load().tls.admin {
+        Some(_) => Scheme::Https,
+        None => Scheme::Http,
+    };
+    if semantics::is_cross_site(request.method(), request.headers(), &named, scheme) {
         let text = "cross-site: the request comes from a web page of another site".to_owned();
         return Err((StatusCode::FORBIDDEN, text));
     }

@@ -10,11 +10,16 @@
 //! - `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit for all replicas.
 //! - `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin.
 //! - `/v1/buffers…`, `/v1/items…`, `/v1/attempts`: the calls of the API, for the buffers of all.
+//!
+//! Operators have one of three roles. `metrics` is enough for `/metrics`, `read` for GET of the status,
+//! explanations, buffers, items and attempts, and all other calls need `operate`.
 
+mod authorize;
 mod explain;
 mod guard;
 mod latch;
 mod limits;
+mod listener;
 mod reload;
 mod sessions;
 
@@ -29,20 +34,20 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, patch, post};
-use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
+use axum::routing::{get, patch, post};
+
+use authorize::Guard;
 
 use crate::api::Api;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::ledger::Ledger;
-use crate::policy::{Policy, Secret};
-use crate::sockets;
+use crate::policy::{Policy, Role};
 use crate::telemetry::Metrics;
+use crate::throttle::AuthThrottle;
 
 /// State that the admin routes share.
 #[derive(Debug, Clone)]
@@ -55,8 +60,8 @@ pub struct Admin {
     pub policy: Arc<ArcSwap<Policy>>,
     /// Ledger that stores the pins of limits.
     pub ledger: Arc<dyn Ledger>,
-    /// Bearer token that operators must send. `None` disables authentication.
-    pub token: Option<Arc<Secret>>,
+    /// Throttle for failed authentications, shared with the proxy's listeners.
+    pub throttle: Arc<AuthThrottle>,
     /// Exchange that provides forecasts, counters and recent refusals.
     pub exchange: Arc<Exchange>,
     /// Leaves of intercepted hosts, with the CA that signs them.
@@ -72,38 +77,40 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Serves the admin routes until the process ends.
-    ///
-    /// # Errors
-    /// Returns the error of the operating system if the listener fails.
-    pub async fn run(self, listener: TcpListener) -> std::io::Result<()> {
-        // A failure means that the connection has ended already.
-        let listener = listener.tap_io(|stream| drop(sockets::keep_alive(stream)));
-        axum::serve(listener, self.router()).await
-    }
-
     fn router(self) -> Router {
-        // Probes carry no token. The health routes need none, because they reveal only the
-        // readiness.
-        let guarded = Router::new()
-            .route("/metrics", get(metrics))
-            .route("/v1/attempts", any(spool))
-            .route("/v1/buffers", any(spool))
-            .route("/v1/buffers/{*rest}", any(spool))
-            .route("/v1/items/{*rest}", any(spool))
-            .route("/v1/attend", get(sessions::open_session))
+        let guarded = |routes: Router<Self>, needs: Role| {
+            let guard = Guard::new(self.clone(), needs);
+            routes.route_layer(middleware::from_fn_with_state(guard, authorize::authorize))
+        };
+        let metrics = Router::new().route("/metrics", get(metrics));
+        let read = Router::new()
+            .route("/v1/attempts", get(spool))
+            .route("/v1/buffers", get(spool))
+            .route("/v1/buffers/{*rest}", get(spool))
+            .route("/v1/items/{*rest}", get(spool))
             .route("/v1/explain", get(explain::asked))
+            .route("/v1/status", get(explain::status));
+        let changes = || post(spool).patch(spool).delete(spool);
+        let operate = Router::new()
+            .route("/v1/buffers", changes())
+            .route("/v1/buffers/{*rest}", changes())
+            .route("/v1/items/{*rest}", changes())
+            .route("/v1/attend", get(sessions::open_session))
             .route("/v1/reload", post(reload::reload))
-            .route("/v1/status", get(explain::status))
             .route(
                 "/v1/targets/{name}/limits/{limit}",
                 patch(limits::pin).delete(limits::unpin),
-            )
-            .route_layer(middleware::from_fn_with_state(self.clone(), authorize));
+            );
+        // Probes carry no token. The health routes need none, because they reveal only the
+        // readiness.
         let open = Router::new().route("/healthz", get(|| async { "ok\n" }));
         let open = open.route("/readyz", get(readyz));
         let guard = middleware::from_fn_with_state(self.clone(), guard::guard);
-        open.merge(guarded).layer(guard).with_state(self)
+        open.merge(guarded(metrics, Role::Metrics))
+            .merge(guarded(read, Role::Read))
+            .merge(guarded(operate, Role::Operate))
+            .layer(guard)
+            .with_state(self)
     }
 }
 
@@ -133,23 +140,6 @@ async fn spool(State(admin): State<Admin>, request: Request) -> Response {
         tracing::info!(%method, path, status, "operator's call about the spool");
     }
     response.map(Body::new)
-}
-
-async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let wanted = admin.token.as_deref();
-    if wanted.is_none_or(|token| bears(request.headers(), token)) {
-        return next.run(request).await;
-    }
-    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    let text = "admin token missing or wrong; send `Authorization: Bearer` with `admin.token`\n";
-    (StatusCode::UNAUTHORIZED, challenge, text).into_response()
-}
-
-fn bears(headers: &HeaderMap, token: &Secret) -> bool {
-    headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
-        .is_some_and(|offered| token.matches(offered))
 }
 
 /// Builds a problem response as `application/problem+json` (RFC 9457).

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Admin;
+use crate::policy::Access;
 
 /// Description of a running outpace. The same data is in `serving.json` in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,18 +84,25 @@ impl Drop for SessionGuard {
 }
 
 /// Answers with one line that holds the [`ServingInfo`], then with no data until the client
-/// disconnects.
-pub(super) async fn open_session(State(admin): State<Admin>) -> Response {
+/// disconnects or the operator's token is removed.
+pub(super) async fn open_session(
+    State(admin): State<Admin>,
+    Extension(access): Extension<Access>,
+) -> Response {
     let Some(present) = admin.sessions.enter() else {
         return super::problem(StatusCode::SERVICE_UNAVAILABLE, "outpace is shutting down");
     };
     let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
     first.push('\n');
     // The stream holds the guard, so dropping the body ends the session.
-    let lines = stream::unfold((Some(first), present), |(first, present)| async move {
+    let open = (Some(first), present, access);
+    let lines = stream::unfold(open, |(first, present, access)| async move {
         match first {
-            Some(first) => Some((Ok::<_, Infallible>(first), (None, present))),
-            None => std::future::pending().await,
+            Some(first) => Some((Ok::<_, Infallible>(first), (None, present, access))),
+            None => {
+                access.revoked().await;
+                None
+            }
         }
     });
     Body::from_stream(lines).into_response()

@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
 use crate::exchange::{
-    ClientIdentity, Error, Exchange, Ingress, Reason, Record, ResponseBody, has_content,
+    ClientIdentity, Error, Exchange, Ingress, REVOKED, Reason, Record, ResponseBody, has_content,
 };
 use crate::policy::{Policy, Target};
 use crate::semantics;
@@ -171,7 +171,16 @@ impl Api {
         }
         record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));
         match verb {
-            "acquire" => self.acquire(call, target, read(body).await?, record).await,
+            "acquire" => {
+                let spec = read(body).await?;
+                tokio::select! {
+                    biased;
+                    acquired = self.acquire(call, target, spec, record) => acquired,
+                    () = call.client.access.revoked() => {
+                        Err(Error::new(Reason::ClientTokenUnknown, REVOKED))
+                    }
+                }
+            }
             "release" => self.release(call, target, &read(body).await?),
             _ => self.renew(call, target, &read(body).await?),
         }

@@ -1,6 +1,7 @@
 //! Composition root of the program: builds every part once, connects the parts, runs them and
 //! drains them.
 
+mod admin_token;
 mod ca;
 mod data_dir;
 mod drain;
@@ -10,6 +11,7 @@ mod serving;
 mod spool;
 mod trust;
 
+pub use admin_token::admin_token;
 pub use serving::serving;
 pub use trust::{Trust, ca_names};
 
@@ -37,12 +39,13 @@ use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
 use crate::pace::Pacer;
-use crate::policy::{Policy, Secret};
+use crate::policy::Policy;
 use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{self, Listener, Server};
 use crate::shutdown::Tasks;
 use crate::telemetry::{LineWriter, Metrics};
+use crate::throttle::AuthThrottle;
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
 /// there is one.
@@ -64,6 +67,16 @@ pub enum StartError {
     /// A file or directory belongs to another user, or another user can change it.
     #[error("{0}")]
     Files(#[from] FileFault),
+    /// The file with the admin token cannot be read or written.
+    #[error(
+        "the admin token {path} cannot be used: {cause}; remove it for a new one, or set `admin.token`"
+    )]
+    AdminToken {
+        /// Path of the file.
+        path: PathBuf,
+        /// Cause that makes the file unusable.
+        cause: String,
+    },
     /// The CA or one of its files cannot be created, read or used.
     #[error("{0}")]
     Ca(#[from] CaError),
@@ -105,7 +118,6 @@ pub struct App {
     clock: Clock,
     /// Writer of canonical lines, which the caller closes after everything else has ended.
     pub lines: LineWriter,
-    admin_token: Option<Arc<Secret>>,
     ledger: ledger::OpenLedger,
     spool: Option<spool::OpenSpool>,
     /// Parts that only [`Self::run`] uses: the signals that end the process, the text of the
@@ -130,12 +142,13 @@ impl App {
     /// cannot be used.
     pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
         let (text, loaded) = load(config)?;
-        let config::Config { settings, policy } = loaded.config;
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let open_files = rlimit::increase_nofile_limit(u64::MAX);
-        data_dir::prepare(&settings)?;
+        data_dir::prepare(&loaded.config.settings)?;
+        let data_dir = loaded.config.settings.data_dir.clone();
+        let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
         let policy = Arc::new(ArcSwap::from_pointee(policy));
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
@@ -148,7 +161,7 @@ impl App {
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
-            let base = base_url(&settings, addresses[0]);
+            let base = base_url(&settings, &policy.load(), addresses[0]);
             spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
@@ -163,7 +176,7 @@ impl App {
             metrics: shared.metrics.clone(),
             policy: Arc::clone(&policy),
             ledger: Arc::clone(&ledger.ledger),
-            token: loaded.admin_token.clone(),
+            throttle: Arc::clone(&server.throttle),
             exchange: Arc::clone(&server.exchange),
             leaves: Arc::clone(&leaves),
             serving: Arc::new(serving.clone()),
@@ -171,7 +184,7 @@ impl App {
             api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
         };
-        serve_admin(tasks, admin_listener, routes);
+        tasks.spawn_detached(routes.run(admin_listener));
         tasks.spawn_detached(reap(server));
         drop(starting);
         // The signal handlers are installed first, because readers of `serving.json` or the log may
@@ -191,7 +204,6 @@ impl App {
             tasks: shared.tasks,
             clock: shared.clock,
             lines: shared.lines,
-            admin_token: loaded.admin_token,
             ledger,
             spool,
             ended: Some((ended, text, triggers)),
@@ -229,6 +241,13 @@ impl App {
         self.ledger.leave().await;
         Ok(())
     }
+}
+
+/// Returns the URL of the API, under which clients find what they stored.
+fn base_url(settings: &Settings, policy: &Policy, listen: SocketAddr) -> String {
+    let scheme = policy.tls.proxy.as_ref().map_or("http", |_| "https");
+    let public = settings.public_url.clone();
+    public.unwrap_or_else(|| format!("{scheme}://{listen}"))
 }
 
 /// Reads and validates the configuration file. Its text is kept for comparisons with later texts.
@@ -314,6 +333,7 @@ fn build(
     for dir in ca::bundle_dirs(settings) {
         write_bundle(&dir, &ca, roots.certificates())?;
     }
+    let throttle = Arc::new(AuthThrottle::new(clock.clone(), metrics.clone()));
     let leaves = Leaves::new(ca, clock, metrics.clone()).map_err(StartError::Internal)?;
     Ok(Arc::new(Server {
         exchange,
@@ -322,6 +342,7 @@ fn build(
         leaves: Arc::new(leaves),
         tasks: shared.tasks.clone(),
         metrics,
+        throttle,
         connection_permits: Arc::new(Semaphore::new(CONNECTIONS)),
         warned_clients: moka::sync::Cache::new(TRUST_COMPLAINTS),
     }))
@@ -400,24 +421,10 @@ async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, Star
     Ok((listeners, admin, addresses))
 }
 
-/// Returns the URL under which clients reach the proxy.
-fn base_url(settings: &Settings, listen: SocketAddr) -> String {
-    let public = settings.public_url.clone();
-    public.unwrap_or_else(|| format!("http://{listen}"))
-}
-
 fn serve_clients(tasks: &Tasks, listeners: Vec<Listener>, server: &Arc<Server>) {
     for listener in listeners {
         tasks.spawn_detached(listener.run(Arc::clone(server)));
     }
-}
-
-fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) {
-    tasks.spawn_detached(async move {
-        if let Err(error) = admin.run(listener).await {
-            tracing::error!(%error, "the admin listener failed; restart outpace to get health checks and metrics back");
-        }
-    });
 }
 
 const REAP_EVERY: Duration = Duration::from_secs(15);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::App;
+use super::admin_token::with_admin_token;
 use super::ca::CaWatcher;
+use super::{App, StartError};
 use crate::admin::{ReloadCall, ReloadCalls, Reloaded};
 use crate::bounds::{CONFIG_READS, CONFIG_SETTLE, RELOAD_CALLS};
 use crate::config::{self, ConfigError, Incomplete};
-use crate::policy::{PolicyChanges, Secret};
+use crate::policy::{Access, PolicyChanges};
 
 /// Interval between two looks at the file. Notifications would miss the change of a mounted config
 /// map, which swaps a symbolic link.
@@ -182,7 +183,10 @@ impl<'a> Reloader<'a> {
         }
         let environment = &config::process_environment;
         let loaded = config::parse(&app.config, document, environment, self.generation)?;
-        let (old, new) = (app.policy.load_full(), loaded.config.policy);
+        let unusable = |error: StartError| ConfigError::unusable(&app.config, &error);
+        let (settings, mut new) =
+            with_admin_token(loaded, &app.settings.data_dir).map_err(unusable)?;
+        let old = app.policy.load_full();
         if !force {
             config::check_policy(&old, &new).map_err(incomplete)?;
             let uncovered = app.leaves.ca().uncovered(&new);
@@ -190,13 +194,14 @@ impl<'a> Reloader<'a> {
                 return Err(ConfigError::outside_ca(&app.config, &uncovered));
             }
         }
-        let token = loaded.admin_token.as_deref().map(Secret::reveal);
-        let same_token = token == app.admin_token.as_deref().map(Secret::reveal);
         let reloaded = Reloaded {
             changes: PolicyChanges::between(&old, &new).to_string(),
-            restart: loaded.config.settings != app.settings || !same_token,
+            restart: settings != app.settings,
         };
+        let revoked = new.keep_access(&old);
         app.policy.store(Arc::new(new));
+        // A request from now on is authenticated by the new policy.
+        revoked.iter().for_each(Access::revoke);
         self.in_force = text;
         Ok(reloaded)
     }

@@ -6,16 +6,15 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{StartError, data_dir};
+use super::{StartError, admin_token, data_dir};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Loaded};
 use crate::intercept::{CaNames, CaSource, CertificateAuthority, write_bundle};
 use crate::origin::Roots;
-use crate::policy::{Policy, Secret};
+use crate::policy::{Client, Policy, ServerTls};
 
 /// CA of the proxy, with the paths of its files and the configuration that names them.
 #[derive(Debug)]
@@ -30,8 +29,7 @@ pub struct Trust {
     pub bundle: PathBuf,
     /// Path of a configuration for wget with the user's own settings and the bundle.
     pub wgetrc: PathBuf,
-    config: Config,
-    admin_token: Option<Arc<Secret>>,
+    loaded: Loaded,
 }
 
 impl Trust {
@@ -58,11 +56,10 @@ impl Trust {
             Some(path) => config::load(path, &environment, 0)?,
             None => config::parse(Path::new("defaults"), "{}", &environment, 0)?,
         };
-        let (config, admin_token) = (loaded.config, loaded.admin_token);
-        let settings = &config.settings;
+        let settings = &loaded.config.settings;
         data_dir::prepare(settings)?;
         let now = Clock::system().wall();
-        let names = ca_names(&settings.ca, &config.policy);
+        let names = ca_names(&settings.ca, &loaded.config.policy);
         let ca = CertificateAuthority::load_or_make(&settings.ca, &names, now)?;
         let roots = Roots::load(settings.roots.iter().cloned());
         let own = trust_dir(&settings.data_dir);
@@ -78,24 +75,29 @@ impl Trust {
             key,
             bundle,
             wgetrc,
-            config,
-            admin_token,
+            loaded,
         })
     }
 
     /// Returns the directory in which the proxy keeps its state.
     pub fn data_dir(&self) -> &Path {
-        &self.config.settings.data_dir
+        &self.loaded.config.settings.data_dir
     }
 
     /// Returns the configuration that names the CA.
     pub const fn config(&self) -> &Config {
-        &self.config
+        &self.loaded.config
     }
 
-    /// Returns the bearer token for the admin port, if the configuration sets one.
-    pub fn admin_token(&self) -> Option<&Secret> {
-        self.admin_token.as_deref()
+    /// Returns the bearer token for the admin port, if a running outpace has written one or the
+    /// configuration sets one.
+    pub fn admin_token(&self) -> Option<String> {
+        admin_token(&self.loaded)
+    }
+
+    /// Returns the TLS of the admin port, if it has any.
+    pub const fn admin_tls(&self) -> Option<&ServerTls> {
+        self.loaded.config.policy.tls.admin.as_ref()
     }
 
     /// Returns the proxy's URL for `client`, with credentials if `clients` are configured. The address
@@ -109,14 +111,15 @@ impl Trust {
         client: Option<&str>,
         at: Option<SocketAddr>,
     ) -> Result<String, StartError> {
-        let Config { settings, policy } = &self.config;
+        let Config { settings, policy } = &self.loaded.config;
         let public = settings.public_url.clone().filter(|_| at.is_none());
         let base = public.unwrap_or_else(|| {
             let mut address = at.unwrap_or(settings.listen);
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
-            format!("http://{address}")
+            let scheme = policy.tls.proxy.as_ref().map_or("http", |_| "https");
+            format!("{scheme}://{address}")
         });
         let names: Vec<&str> = policy.clients.iter().map(|client| &*client.name).collect();
         let problem = |text: String| StartError::Config(ConfigError::about_client(text));
@@ -134,10 +137,15 @@ impl Trust {
                         names.join(", ")
                     ))
                 })?;
+                let token = token_of(client).ok_or_else(|| {
+                    problem(format!(
+                        "the configuration holds only the digest of the token of `{name}`; set the environment variable OUTPACE_CLIENT_TOKEN to {name}:TOKEN"
+                    ))
+                })?;
                 let mut url = url::Url::parse(&base)
                     .map_err(|error| StartError::Internal(error.to_string()))?;
                 let set = url.set_username(&encoded(&client.name));
-                set.and_then(|()| url.set_password(Some(&encoded(client.token.reveal()))))
+                set.and_then(|()| url.set_password(Some(&encoded(&token))))
                     .map_err(|()| {
                         StartError::Internal(format!("the URL {base} cannot carry credentials"))
                     })?;
@@ -145,6 +153,18 @@ impl Trust {
             }
         }
     }
+}
+
+/// Returns the text of a client's token from the configuration. If it holds only a digest, the text
+/// comes from the environment.
+fn token_of(client: &Client) -> Option<String> {
+    let known = client.token.reveal().map(str::to_owned);
+    known.or_else(|| {
+        let offered = config::process_environment("OUTPACE_CLIENT_TOKEN")?;
+        let (name, token) = offered.split_once(':')?;
+        let fits = name == &*client.name && client.token.matches(token);
+        fits.then(|| token.to_owned())
+    })
 }
 
 /// Characters of a name or token that are percent-encoded in a URL: all except the unreserved ones

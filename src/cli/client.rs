@@ -1,6 +1,5 @@
 //! Calls of subcommands to a running outpace, each over its own HTTP/1.1 connection.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use axum::BoxError;
@@ -8,15 +7,13 @@ use bytes::Bytes;
 use clap::Args;
 use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::{TcpStream, ToSocketAddrs};
 
+use super::endpoint::Endpoint;
 use super::{Exit, Failure, load_config, load_config_or_empty};
+use crate::app::{admin_token, serving};
 use crate::config;
 use crate::semantics::CLIENT_TOKEN;
-use crate::shutdown::Tasks;
 
 /// Name of the configuration file in the current directory that is used if none is named.
 pub(super) const HERE: &str = "outpace.yaml";
@@ -39,9 +36,15 @@ pub(super) struct OperatorArgs {
     /// Configuration file of the running outpace (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// URL of the admin port, used instead of a configuration file
+    /// URL of the admin port, used instead of a configuration file. Set the environment variable
+    /// OUTPACE_ADMIN_TOKEN to `admin.token`, or to the text of the file `admin-token` in the data
+    /// directory
     #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
     admin: Option<url::Url>,
+    /// PEM file with further CA certificates for an `https` URL of the admin port (default: the
+    /// environment variable OUTPACE_ADMIN_CA)
+    #[arg(long, value_name = "FILE", requires = "admin", global = true)]
+    admin_ca: Option<PathBuf>,
     /// URL of the proxy, to see only what one client may see. If `clients` are configured, set the
     /// environment variable OUTPACE_CLIENT_TOKEN to NAME:TOKEN
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "admin"], global = true)]
@@ -54,10 +57,15 @@ pub(super) struct AdminArgs {
     /// Configuration file of the running outpace (default: ./outpace.yaml)
     #[arg(long, short, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// URL of the admin port, used instead of a configuration file. If `admin.token` is configured,
-    /// set the environment variable OUTPACE_ADMIN_TOKEN to it
+    /// URL of the admin port, used instead of a configuration file. Set the environment variable
+    /// OUTPACE_ADMIN_TOKEN to `admin.token`, or to the text of the file `admin-token` in the data
+    /// directory
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     admin: Option<url::Url>,
+    /// PEM file with further CA certificates for an `https` URL of the admin port (default: the
+    /// environment variable OUTPACE_ADMIN_CA)
+    #[arg(long, value_name = "FILE", requires = "admin")]
+    admin_ca: Option<PathBuf>,
 }
 
 impl AdminArgs {
@@ -66,6 +74,7 @@ impl AdminArgs {
         Self {
             config: Some(path.to_owned()),
             admin: None,
+            admin_ca: None,
         }
     }
 }
@@ -78,19 +87,22 @@ pub(super) fn config_or_here(named: Option<&Path>) -> Option<&Path> {
 
 /// Address and credentials of the running outpace to call.
 pub(super) struct Instance {
-    authority: String,
+    endpoint: Endpoint,
     credentials: Option<(HeaderName, String)>,
 }
 
 impl Instance {
     pub(super) fn find(args: &InstanceArgs) -> Result<Self, Failure> {
-        let authority = match &args.config {
-            Some(path) => reachable(load_config(path)?.config.settings.listen),
-            None => authority_of(args.url.as_ref(), "--url")?,
+        let endpoint = match &args.config {
+            Some(path) => {
+                let config = load_config(path)?.config;
+                Endpoint::listening(config.settings.listen, config.policy.tls.proxy.as_ref())?
+            }
+            None => Endpoint::of_url(args.url.as_ref(), "--url", None)?,
         };
         let token = config::process_environment("OUTPACE_CLIENT_TOKEN");
         Ok(Self {
-            authority,
+            endpoint,
             credentials: token.map(|token| (CLIENT_TOKEN, token)),
         })
     }
@@ -103,6 +115,7 @@ impl Instance {
             None => Self::admin(&AdminArgs {
                 config: args.config,
                 admin: args.admin,
+                admin_ca: args.admin_ca,
             }),
         }
     }
@@ -116,24 +129,30 @@ impl Instance {
     /// for the default of every key.
     pub(super) fn admin_of(args: &AdminArgs, or_empty: bool) -> Result<Self, Failure> {
         let mut bearer = config::process_environment("OUTPACE_ADMIN_TOKEN");
-        let authority = match (&args.admin, config_or_here(args.config.as_deref())) {
+        let endpoint = match (&args.admin, config_or_here(args.config.as_deref())) {
             (None, Some(path)) => {
                 let loaded = match or_empty {
                     true => load_config_or_empty(path)?,
                     false => load_config(path)?,
                 };
-                let token = loaded.admin_token.map(|token| token.reveal().to_owned());
-                bearer = bearer.or(token);
-                let settings = loaded.config.settings;
+                bearer = bearer.or_else(|| admin_token(&loaded));
+                let settings = &loaded.config.settings;
                 // An outpace that listens on a free port writes the address to `serving.json`.
-                let told = crate::app::serving(&settings.data_dir).map(|serving| serving.admin);
-                reachable(told.unwrap_or(settings.admin_listen))
+                let told = serving(&settings.data_dir).map(|serving| serving.admin);
+                let address = told.unwrap_or(settings.admin_listen);
+                Endpoint::listening(address, loaded.config.policy.tls.admin.as_ref())?
             }
-            (url, _) => authority_of(url.as_ref(), "--admin")?,
+            (url, _) => {
+                let variable = config::process_environment("OUTPACE_ADMIN_CA").map(PathBuf::from);
+                let ca = args.admin_ca.clone().or(variable);
+                let endpoint = Endpoint::of_url(url.as_ref(), "--admin", ca.as_deref())?;
+                bearer = bearer.or_else(|| token_of_here(&endpoint.authority));
+                endpoint
+            }
         };
         let bearer = bearer.map(|bearer| (header::AUTHORIZATION, format!("Bearer {bearer}")));
         Ok(Self {
-            authority,
+            endpoint,
             credentials: bearer,
         })
     }
@@ -180,15 +199,15 @@ impl Instance {
         let away = |error: BoxError| {
             let text = format!(
                 "outpace does not answer at {}: {error}; start it, or check the address",
-                self.authority
+                self.endpoint.authority
             );
             Failure(Exit::PORT, text)
         };
-        let mut sender = connect(&self.authority).await.map_err(away)?;
+        let mut sender = self.endpoint.connect().await.map_err(away)?;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, &self.authority)
+            .header(header::HOST, &self.endpoint.authority)
             .header(header::CONTENT_TYPE, "application/json");
         if let Some((name, value)) = &self.credentials {
             request = request.header(name, value);
@@ -206,35 +225,15 @@ impl Instance {
     }
 }
 
-/// Opens an HTTP/1.1 connection. It ends once the returned sender and all responses are dropped.
-pub(super) async fn connect(to: impl ToSocketAddrs) -> Result<SendRequest<Full<Bytes>>, BoxError> {
-    let stream = TcpStream::connect(to).await?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    Tasks::new().spawn(connection);
-    Ok(sender)
-}
-
-/// Returns the authority of the URL that `option` gives on the command line.
-fn authority_of(url: Option<&url::Url>, option: &str) -> Result<String, Failure> {
-    let wrong = |text: String| Failure(Exit::USAGE, text);
-    let url = url.ok_or_else(|| {
-        wrong(format!(
-            "no outpace was selected; set `--config` or `{option}`"
-        ))
-    })?;
-    let host = url.host_str().ok_or_else(|| {
-        wrong(format!(
-            "`{url}` has no host; write it as \"http://HOST:PORT\""
-        ))
-    })?;
-    Ok(format!("{host}:{}", url.port().unwrap_or(80)))
-}
-
-/// Returns the address to connect to for a listen address. An unspecified IP address becomes
-/// 127.0.0.1.
-fn reachable(mut listen: SocketAddr) -> String {
-    if listen.ip().is_unspecified() {
-        listen.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    listen.to_string()
+/// Returns the token for the admin port at `authority` if the outpace of the current directory serves
+/// there. A token is never sent to another address.
+fn token_of_here(authority: &str) -> Option<String> {
+    let loaded = match config_or_here(None) {
+        Some(path) => load_config(path).ok()?,
+        None => config::parse(Path::new(HERE), "{}", &config::process_environment, 0).ok()?,
+    };
+    let known = serving(&loaded.config.settings.data_dir)?;
+    (known.admin.to_string() == authority)
+        .then(|| admin_token(&loaded))
+        .flatten()
 }

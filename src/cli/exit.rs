@@ -56,9 +56,10 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let exit = match &error {
             StartError::Config(_) => Exit::USAGE,
-            StartError::DataDir { .. } | StartError::Files(_) | StartError::SpoolOpen(_) => {
-                Exit::DATA_DIR
-            }
+            StartError::DataDir { .. }
+            | StartError::AdminToken { .. }
+            | StartError::Files(_)
+            | StartError::SpoolOpen(_) => Exit::DATA_DIR,
             StartError::Ca(CaError::File { .. } | CaError::Foreign(_)) => Exit::DATA_DIR,
             StartError::Ca(CaError::Rotation(_)) => Exit::USAGE,
             StartError::Ca(_) => Exit::CA,

@@ -6,6 +6,7 @@ mod ca;
 mod check;
 mod client;
 mod demo;
+mod endpoint;
 mod env;
 mod exit;
 mod migrate;

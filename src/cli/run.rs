@@ -16,7 +16,8 @@ use hyper::client::conn::http1::SendRequest;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{HERE, config_or_here, connect};
+use super::client::{HERE, config_or_here};
+use super::endpoint::Endpoint;
 use super::variables::{Variables, absolute, variables};
 use super::{Exit, Failure};
 use crate::admin::ServingInfo;
@@ -181,11 +182,12 @@ impl Proxy {
 
     /// Opens a session at the proxy, which answers with its description.
     async fn attend(serving: &ServingInfo, trust: &Trust) -> Option<Self> {
-        let mut sender = connect(serving.admin).await.ok()?;
+        let endpoint = Endpoint::listening(serving.admin, trust.admin_tls()).ok()?;
+        let mut sender = endpoint.connect().await.ok()?;
         let mut request =
             Request::get("/v1/attend").header(header::HOST, serving.admin.to_string());
         if let Some(token) = trust.admin_token() {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.reveal()));
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let answer = sender
             .send_request(request.body(Full::default()).ok()?)

@@ -46,6 +46,11 @@ impl ConfigError {
         Self::one(path, None, "", text.to_owned())
     }
 
+    /// Creates the error for a file of which something else cannot be used.
+    pub fn unusable(path: &Path, cause: &dyn fmt::Display) -> Self {
+        Self::one(path, None, "", cause.to_string())
+    }
+
     /// Creates the error for a file that seems incomplete, with the two remedies.
     pub fn incomplete(path: &Path, found: &Incomplete) -> Self {
         let remedy = "write the whole file, or take this one with `outpace reload --force`";

@@ -17,7 +17,6 @@ pub use whole::{Incomplete, check_policy, check_text, is_empty};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -128,14 +127,13 @@ pub fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Validated configuration with the admin token. The token is separate, because it must not be
-/// printed with the settings.
+/// Validated configuration, and its need for a token that the process makes itself.
 #[derive(Debug)]
 pub struct Loaded {
     /// Settings and policy that the file defines.
     pub config: Config,
-    /// Bearer token for the admin port, if the file sets one.
-    pub admin_token: Option<Arc<Secret>>,
+    /// True if the file sets no `admin.token`, so the one in the data directory is used.
+    pub needs_admin_token: bool,
 }
 
 /// Reads and validates the file at `path`. `generation` counts reloads.

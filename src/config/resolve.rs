@@ -1,7 +1,7 @@
 //! Conversion of the file to types that cannot hold invalid values. All violations are collected,
 //! each with its path and the correct form.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::{Config, Loaded, Settings};
 use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_identity, load_pem_file};
-use crate::policy::{ApiScope, Client, ClientCertificate, Egress, HostPattern, Policy, Secret};
+use crate::policy::{Access, ClientCertificate, Egress, HostPattern, Policy, Secret};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
 
 /// Adds a violation: the collector, the key and the message. Key and message are format strings.
@@ -31,13 +31,12 @@ macro_rules! report {
     };
 }
 
+mod access;
 mod hosts;
 mod ledger;
 mod limit;
 mod spool;
 mod target;
-
-use limit::Tier;
 
 /// Collector for the violations in one configuration file.
 type Violations = Vec<Violation>;
@@ -51,11 +50,9 @@ pub(super) fn resolve(
 ) -> Result<Loaded, Violations> {
     let mut problems = Violations::new();
     let p = &mut problems;
-    let admin_token = secret(p, "admin.token", &file.admin.token, &file.admin.token_file);
-    if let Some(token) = &admin_token {
-        check_token(p, "admin.token", token);
-    }
-    let (clients, tiers) = clients(p, std::mem::take(&mut file.clients));
+    let (operators, needs_token) = access::operators(p, &mut file.admin);
+    let (clients, tiers) = access::clients(p, std::mem::take(&mut file.clients));
+    let tls = access::tls(p, &file);
     let (routes_by_host, routes_by_port) = routes(p, &file.routes);
     let spools = file.spool.is_some() || !file.buffers.is_empty();
     let written = std::mem::take(&mut file.targets);
@@ -76,6 +73,9 @@ pub(super) fn resolve(
         report!(p, "connect_ports" => "0 is not a port");
     }
     policy.clients = clients;
+    policy.anyone = Access::new();
+    policy.operators = operators;
+    policy.tls = tls;
     policy.routes_by_host = routes_by_host;
     policy.routes_by_port = routes_by_port;
     policy.listener_hosts = hosts::hosts(p, &file);
@@ -84,14 +84,14 @@ pub(super) fn resolve(
     spool::declared(p, &file.buffers, &policy);
     let allow_open = file.allow_open;
     let settings = settings(p, file, data_dir, route_ports);
-    check_exposure(p, &settings, &policy, admin_token.is_some(), allow_open);
+    check_exposure(p, &settings, &policy, allow_open);
     check_constraints(p, &settings, &policy);
     if !problems.is_empty() {
         return Err(problems);
     }
     Ok(Loaded {
         config: Config { settings, policy },
-        admin_token: admin_token.map(Arc::new),
+        needs_admin_token: needs_token,
     })
 }
 
@@ -124,15 +124,9 @@ fn settings(
 
 /// Reports a port that other hosts could use without authentication. For the proxy's ports,
 /// `allow_open` permits it.
-fn check_exposure(
-    p: &mut Violations,
-    settings: &Settings,
-    policy: &Policy,
-    token: bool,
-    allow_open: bool,
-) {
+fn check_exposure(p: &mut Violations, settings: &Settings, policy: &Policy, allow_open: bool) {
     let admin = settings.admin_listen;
-    if !admin.ip().is_loopback() && !token {
+    if !admin.ip().is_loopback() && policy.operators.is_empty() {
         report!(p, "admin.listen" =>
             "{admin} is reachable from elsewhere; set `admin.token`, or listen on 127.0.0.1");
     }
@@ -208,60 +202,6 @@ fn secret(
     Some(Secret::new(text))
 }
 
-/// Reports a token that clients do not all send as the same bytes. The message does not repeat it.
-fn check_token(p: &mut Violations, key: &str, token: &Secret) {
-    if !is_visible_ascii(token.reveal()) {
-        report!(p, "{key}" =>
-            "the token has characters that clients send in different ways; use visible ASCII, for example the output of `openssl rand -hex 32`");
-    }
-}
-
-/// Returns true for a text of visible ASCII characters, with spaces only between them.
-fn is_visible_ascii(text: &str) -> bool {
-    text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && text.trim() == text
-}
-
-fn clients(p: &mut Violations, written: Vec<schema::ClientSection>) -> (Vec<Client>, Vec<Tier>) {
-    let mut names = HashSet::new();
-    let mut clients = Vec::new();
-    let mut limits = Vec::new();
-    for (index, client) in written.into_iter().enumerate() {
-        let key = format!("clients[{index}]");
-        let token_key = format!("{key}.token");
-        let token = secret(p, &token_key, &client.token, &client.token_file);
-        let Some(name) = client.name.as_ref().map(|name| name.0.as_str()) else {
-            report!(p, "{key}" => "a client needs a `name`: the user part of its proxy URL");
-            continue;
-        };
-        if name.is_empty() || name.contains(':') || !names.insert(name.to_owned()) {
-            report!(p, "{key}.name" =>
-                "`{name}` is empty, has a colon, or is there already; give each client a name of its own");
-        }
-        if !is_visible_ascii(name) {
-            report!(p, "{key}.name" =>
-                "`{name}` has characters that clients send in different ways; use visible ASCII");
-        }
-        let Some(token) = token else {
-            report!(p, "{key}" => "a client needs a `token` or a `token_file`");
-            continue;
-        };
-        check_token(p, &token_key, &token);
-        let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
-        let name: Arc<str> = name.into();
-        limits.push((key, Arc::clone(&name), client.limits));
-        let all = || vec![ApiScope::Push, ApiScope::Read, ApiScope::Manage];
-        let scopes = client.scopes.unwrap_or_else(all);
-        clients.push(Client {
-            name,
-            group,
-            token,
-            scopes,
-        });
-    }
-    let tiers = limit::tiers(p, limits);
-    (clients, tiers)
-}
-
 type Routes = (HashMap<HostName, Origin>, HashMap<SocketAddr, Origin>);
 
 fn routes(p: &mut Violations, written: &[schema::RouteSection]) -> Routes {
@@ -324,7 +264,8 @@ fn parse_origin(text: &str) -> Result<Origin, &'static str> {
 }
 
 fn public_url(p: &mut Violations, text: &str) -> Option<String> {
-    let sound = url::Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+    let sound = url::Url::parse(text)
+        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     if !sound {
         report!(p, "public_url" =>
             "`{text}` is not how apps reach this proxy; write it as \"http://outpace:8080\"");

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::value::{DurationText, FromText, Listen, OneOrMany, Percent, Text};
-use crate::policy::{Allow, ApiScope, HostPattern, TlsMode, Unmatched};
+use crate::policy::{Allow, ApiScope, HostPattern, Role, TlsMode, Unmatched};
 use crate::spool::BufferSpec;
 use crate::units::{ByteSize, HostName, Rate};
 
@@ -22,6 +22,7 @@ pub(super) fn read(text: &str) -> Result<ConfigFile, serde_yaml::Error> {
 pub(super) struct ConfigFile {
     pub(super) listen: Option<FromText<Listen>>,
     pub(super) hosts: Vec<FromText<HostName>>,
+    pub(super) tls: Option<TlsSection>,
     pub(super) public_url: Option<Text>,
     pub(super) admin: AdminSection,
     pub(super) data_dir: Option<Text>,
@@ -76,6 +77,25 @@ pub(super) struct AdminSection {
     pub(super) hosts: Vec<FromText<HostName>>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) tokens: Vec<AdminTokenSection>,
+    pub(super) tls: Option<TlsSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AdminTokenSection {
+    pub(super) role: Option<Role>,
+    pub(super) token: Option<Text>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) token_sha256: Option<Text>,
+}
+
+/// Certificate and key of a listener, as paths of PEM files.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TlsSection {
+    pub(super) cert: Option<Text>,
+    pub(super) key: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,6 +104,7 @@ pub(super) struct RouteSection {
     pub(super) host: Option<FromText<HostName>>,
     pub(super) listen: Option<FromText<Listen>>,
     pub(super) hosts: Vec<FromText<HostName>>,
+    pub(super) tls: Option<TlsSection>,
     pub(super) to: Option<Text>,
 }
 
@@ -94,6 +115,7 @@ pub(super) struct ClientSection {
     pub(super) group: Option<Text>,
     pub(super) token: Option<Text>,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) token_sha256: Option<Text>,
     pub(super) scopes: Option<Vec<ApiScope>>,
     pub(super) limits: Vec<LimitSection>,
 }

@@ -122,7 +122,7 @@ fn is_yaml(body: &str) -> bool {
 
 fn example_environment(name: &str) -> Option<String> {
     name.ends_with(|c: char| c.is_ascii_uppercase())
-        .then(|| "a value with the 32 bytes of a key".to_owned())
+        .then(|| format!("the value of {name} with the 32 bytes of a key"))
 }
 
 #[test]
@@ -143,6 +143,9 @@ fn the_example_runs_as_it_is() {
 fn every_optional_section_of_the_example_is_sound() {
     let text = uncommented(None)
         .replace("  token_file: /run/secrets/outpace-admin\n", "")
+        .replace("tls: { cert: /etc/outpace/tls.pem, key: /etc/outpace/tls.key }\n", "")
+        .replace("  tls: { cert: /etc/outpace/tls.pem, key: /etc/outpace/tls.key }\n", "")
+        .replace(", tls: { cert: /etc/outpace/tls.pem, key: /etc/outpace/tls.key }", "")
         .replace(
             "  - { name: reports, token_file: /run/secrets/reports-token, scopes: [push, read] }\n",
             "",
@@ -155,7 +158,7 @@ fn every_optional_section_of_the_example_is_sound() {
     let loaded = parse(Path::new("example"), &text, &example_environment, 0);
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
     let policy = &loaded.config.policy;
-    assert_eq!((policy.targets.len(), policy.clients.len()), (2, 1));
+    assert_eq!((policy.targets.len(), policy.clients.len()), (2, 2));
     assert_eq!(policy.targets[1].limits.len(), 9);
     assert_eq!(policy.targets[1].retry, crate::policy::Retry::default());
     assert_eq!(
@@ -166,5 +169,6 @@ fn every_optional_section_of_the_example_is_sound() {
         (policy.routes_by_host.len(), policy.routes_by_port.len()),
         (1, 1)
     );
-    assert!(loaded.admin_token.is_some() && loaded.config.settings.parent.is_some());
+    assert!(!loaded.needs_admin_token && loaded.config.settings.parent.is_some());
+    assert_eq!(policy.operators.len(), 3);
 }

@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    const WHOLE: &str = "# The proxy\nlisten: 127.0.0.1:8080\nunmatched: refuse\ntargets:\n  - name: a\n    hosts: [a.test]\n    limits: [{ rate: \"1/1s\" }]\nclients:\n  - { name: app, token: secret }\n";
+    const WHOLE: &str = "# The proxy\nlisten: 127.0.0.1:8080\nunmatched: refuse\ntargets:\n  - name: a\n    hosts: [a.test]\n    limits: [{ rate: \"1/1s\" }]\nclients:\n  - { name: app, token: secret-secret-secret }\n";
 
     fn policy(text: &str) -> Policy {
         let loaded = super::super::parse(Path::new("c"), text, &|_| None, 0);
@@ -129,7 +129,10 @@ mod tests {
         }
         let longer = format!("{WHOLE}# more\n");
         assert_eq!(check_text(WHOLE, &longer), Ok(()));
-        assert_eq!(check_text(WHOLE, &WHOLE.replace("secret", "other")), Ok(()));
+        assert_eq!(
+            check_text(WHOLE, &WHOLE.replace("secret", "others")),
+            Ok(())
+        );
     }
 
     #[test]

@@ -17,7 +17,9 @@ use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
 use crate::clock::Clock;
 use crate::origin;
 use crate::pace::Turn;
+use crate::policy::Access;
 use crate::semantics;
+use crate::tunnel;
 
 /// Result of an exchange that the client gets instead of an error.
 pub(super) enum Outcome {
@@ -49,14 +51,20 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Relays the new protocol until it ends or is idle for [`TUNNEL_IDLE`]. Holds the turn's
-    /// permits for the whole relay.
-    pub(super) async fn relay(self: Box<Self>, mut record: Box<Recording>, clock: Clock) {
+    /// Relays the new protocol until it ends, is idle for [`TUNNEL_IDLE`] or the client's access is
+    /// revoked. Holds the turn's permits for the whole relay.
+    pub(super) async fn relay(
+        self: Box<Self>,
+        mut record: Box<Recording>,
+        clock: Clock,
+        access: Access,
+    ) {
         let ends = *self;
         match tokio::try_join!(ends.client, ends.origin) {
             Ok((client, origin)) => {
                 let (client, origin) = (TokioIo::new(client), TokioIo::new(origin));
-                let passed = crate::tunnel::relay(client, origin, TUNNEL_IDLE, &clock).await;
+                let passed =
+                    tunnel::relay(client, origin, TUNNEL_IDLE, &clock, access.revoked()).await;
                 (record.sent, record.received) = (passed.sent, passed.received);
             }
             Err(error) => {

@@ -63,7 +63,7 @@ use react::{Attempted, Situation, Then, decide};
 use crate::clock::Clock;
 use crate::origin::Pool;
 use crate::pace::Pacer;
-use crate::policy::{Policy, Retry, Target};
+use crate::policy::{Access, Policy, Retry, Target};
 use crate::random::Random;
 use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
@@ -131,7 +131,19 @@ impl Arrival {
             delivery: None,
         }
     }
+
+    /// Returns the error for a held request of a client whose access was revoked.
+    fn revoked(&self) -> Error {
+        let reason = match self.ingress {
+            Ingress::Plain | Ingress::Tunnel => Reason::ClientUnknown,
+            _ => Reason::ClientTokenUnknown,
+        };
+        Error::new(reason, REVOKED)
+    }
 }
+
+/// Detail of the refusal of a request whose client lost its access.
+pub const REVOKED: &str = "a reload has removed the client or changed its token";
 
 impl Exchange {
     /// Serves a client's request. Never fails, because every error becomes a response.
@@ -142,8 +154,14 @@ impl Exchange {
     ) -> Response<ResponseBody> {
         let request = request.map(InboundBody::Client);
         let mut record = self.begin(&arrival, &request);
-        match self.run(&arrival, request, &mut record).await {
-            Ok(outcome) => self.finish(outcome, record),
+        let access = &arrival.client.access;
+        let ended = tokio::select! {
+            biased;
+            ended = self.run(&arrival, request, &mut record) => ended,
+            () = access.revoked() => Err(arrival.revoked()),
+        };
+        match ended {
+            Ok(outcome) => self.finish(outcome, record, access.clone()),
             Err(error) => record.refuse(&error),
         }
     }
@@ -158,7 +176,12 @@ impl Exchange {
     }
 
     /// Turns the outcome into the response for the client, whose end also ends the record.
-    fn finish(&self, outcome: Outcome, mut record: Box<Recording>) -> Response<ResponseBody> {
+    fn finish(
+        &self,
+        outcome: Outcome,
+        mut record: Box<Recording>,
+        access: Access,
+    ) -> Response<ResponseBody> {
         match outcome {
             Outcome::Origin(response) => {
                 if let Some(turn) = response.body().turn() {
@@ -177,7 +200,8 @@ impl Exchange {
                 response
             }
             Outcome::Switch(response, switch) => {
-                self.tasks.spawn(switch.relay(record, self.clock.clone()));
+                self.tasks
+                    .spawn(switch.relay(record, self.clock.clone(), access));
                 response
             }
         }

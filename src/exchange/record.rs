@@ -13,7 +13,7 @@ use super::error::Error;
 use super::reason::Reason;
 use crate::clock::{Clock, Instant};
 use crate::origin::ClientLink;
-use crate::policy::Caller;
+use crate::policy::{Access, Caller, Client};
 use crate::telemetry::{ExchangeOutcome, TargetMetrics};
 use crate::units::Origin;
 use http::uri::PathAndQuery;
@@ -66,6 +66,8 @@ pub struct ClientIdentity {
     pub group: Option<Arc<str>>,
     /// Connection of the client, to which connections to origins may belong.
     pub(super) link: Arc<ClientLink>,
+    /// Access of the client, which a reload may revoke.
+    pub access: Access,
 }
 
 impl ClientIdentity {
@@ -77,15 +79,25 @@ impl ClientIdentity {
             name: None,
             group: None,
             link: Arc::default(),
+            access: Access::default(),
         }
     }
 
-    /// Returns this identity with the name and group of a configured client.
+    /// Returns this identity with the name, group and access of a configured client.
     #[must_use]
-    pub fn known_as(&self, name: Arc<str>, group: Option<Arc<str>>) -> Self {
+    pub fn known_as(&self, client: &Client) -> Self {
         Self {
-            name: Some(name),
-            group,
+            name: Some(Arc::clone(&client.name)),
+            group: client.group.clone(),
+            ..self.with_access(&client.access)
+        }
+    }
+
+    /// Returns this identity with the access under which its requests are served.
+    #[must_use]
+    pub fn with_access(&self, access: &Access) -> Self {
+        Self {
+            access: access.clone(),
             ..self.clone()
         }
     }

@@ -17,6 +17,7 @@ use super::respond::ResponseBody;
 use super::{Arrival, Error, Exchange};
 use crate::origin::Lease;
 use crate::pace::Turn;
+use crate::policy::Access;
 
 /// Options for sending one stored request to its origin.
 #[derive(Debug, Clone)]
@@ -124,7 +125,7 @@ impl Prepared<'_> {
         // A refusal of the origin blocks its target for the requests of all clients.
         exchange.react(&plan, attempted, 1, &record);
         match ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record)) {
-            Ok(outcome) => Ok(exchange.finish(outcome, record)),
+            Ok(outcome) => Ok(exchange.finish(outcome, record, Access::default())),
             Err(error) => Err(record.fail(error)),
         }
     }

@@ -15,6 +15,7 @@ use super::{Arrival, Exchange};
 use crate::bounds::TUNNEL_IDLE;
 use crate::origin::{self, Connector};
 use crate::pace::{Ticket, Turn};
+use crate::policy::Access;
 use crate::tunnel;
 
 /// Open connection to an origin, ready to be joined to the client's connection.
@@ -23,6 +24,7 @@ pub struct Tunnel {
     origin: TcpStream,
     turn: Option<Turn>,
     record: Box<Recording>,
+    access: Access,
 }
 
 impl Exchange {
@@ -39,7 +41,12 @@ impl Exchange {
         let mut record = self.recorder.begin(Ingress::Tunnel, &arrival.client);
         record.method = http::Method::CONNECT;
         record.origin = Some(arrival.origin.clone());
-        match self.connect_tunnel(arrival, max_wait, &mut record).await {
+        let connected = tokio::select! {
+            biased;
+            connected = self.connect_tunnel(arrival, max_wait, &mut record) => connected,
+            () = arrival.client.access.revoked() => Err(arrival.revoked()),
+        };
+        match connected {
             Ok((turn, origin)) => {
                 record.attempts = 1;
                 record.status = 200;
@@ -47,6 +54,7 @@ impl Exchange {
                     origin,
                     turn,
                     record,
+                    access: arrival.client.access.clone(),
                 })
             }
             Err(error) => Err((error, record)),
@@ -79,13 +87,15 @@ impl Exchange {
 }
 
 impl Tunnel {
-    /// Relays until both sides end or no byte moves for `TUNNEL_IDLE`. Holds the turn's permits for
-    /// the whole relay.
+    /// Relays until both sides end, no byte moves for `TUNNEL_IDLE` or the client's access is
+    /// revoked. Holds the turn's permits for the whole relay.
     pub async fn relay<C>(mut self, client: C, exchange: &Exchange)
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
-        let passed = tunnel::relay(client, self.origin, TUNNEL_IDLE, &exchange.clock).await;
+        let revoked = self.access.revoked();
+        let passed =
+            tunnel::relay(client, self.origin, TUNNEL_IDLE, &exchange.clock, revoked).await;
         (self.record.sent, self.record.received) = (passed.sent, passed.received);
         drop(self.turn);
         self.record.end();

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::error::{at, unusable};
 use super::{CaError, CaNames, CaSource, CertificateAuthority};
-use crate::files::{check_supplied, open_private};
+use crate::files::{check_supplied, exposed_mode, open_private};
 
 impl CertificateAuthority {
     /// Loads the CA. A data directory without a CA gets a new one that may sign for `names`.
@@ -59,14 +59,9 @@ impl CertificateAuthority {
 
     /// Loads a CA from these files. Its messages have the remedies for `source`.
     pub(super) fn load_files(source: &CaSource, cert: &Path, key: &Path) -> Result<Self, CaError> {
-        let metadata = fs::metadata(key).map_err(at(key))?;
+        let exposed = exposed_mode(key).map_err(at(key))?;
         check_supplied(key)?;
-        let mode = metadata.mode() & 0o7777;
-        // In Kubernetes a secret's file belongs to root and is readable by the pod through its
-        // group.
-        let is_lent = metadata.uid() != rustix::process::geteuid().as_raw();
-        let private = if is_lent { 0o037 } else { 0o077 };
-        if mode & private != 0 {
+        if let Some(mode) = exposed {
             return Err(CaError::Mode {
                 path: key.to_owned(),
                 mode,
@@ -134,6 +129,7 @@ pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), CaErro
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
     use std::time::Duration;
 
     use super::*;

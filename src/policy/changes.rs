@@ -34,6 +34,8 @@ impl PolicyChanges {
             ("connect_ports", old.connect_ports != new.connect_ports),
             ("egress", old.egress != new.egress),
             ("hosts", old.listener_hosts != new.listener_hosts),
+            ("admin tokens", old.operators != new.operators),
+            ("tls", old.tls != new.tls),
             (
                 "routes",
                 old.routes_by_host != new.routes_by_host
@@ -131,7 +133,7 @@ impl fmt::Display for PolicyChanges {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{Bound, Secret};
+    use super::super::{Access, Bound, Secret, Token};
     use super::*;
 
     fn limit(name: &str, count: u32) -> Limit {
@@ -142,8 +144,9 @@ mod tests {
         let clients = clients.iter().map(|(name, token)| Client {
             name: Arc::from(*name),
             group: None,
-            token: Secret::new(*token),
+            token: Token::new(Secret::new(*token)),
             scopes: Vec::new(),
+            access: Access::new(),
         });
         let policy = Policy {
             clients: clients.collect(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use subtle::ConstantTimeEq as _;
 
+use super::{Access, Token};
+
 /// A configured client that may use the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
@@ -13,9 +15,11 @@ pub struct Client {
     /// Group of the client. Several clients can share a group, and matchers can select it.
     pub group: Option<Arc<str>>,
     /// Token with which the client proves its identity.
-    pub token: Secret,
+    pub token: Token,
     /// Permissions of the client for the buffers and items of the spool.
     pub scopes: Vec<ApiScope>,
+    /// Access of the client, which lasts until a reload removes the client or changes its token.
+    pub access: Access,
 }
 
 /// A permission for the calls of the API about buffers and items. The `acquire` call needs none.

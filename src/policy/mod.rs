@@ -2,24 +2,30 @@
 //! and each exchange uses one snapshot. Finding the target of a host costs one hash look-up, and
 //! with wildcard patterns at most one more per label.
 
+mod access;
 mod changes;
 mod client;
 mod egress;
 mod hosts;
 mod limit;
+mod listeners;
 mod matcher;
 mod names;
+mod operator;
 mod path;
 mod scope;
 mod work;
 
+pub use access::{Access, Token};
 pub use changes::PolicyChanges;
 pub use client::{ApiScope, Client, Secret};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
+pub use listeners::{ListenerTls, ServerTls};
 pub use matcher::{Glob, HeaderPattern, Matcher};
 pub use names::{ListenerHosts, ListenerId};
+pub use operator::{Operator, Role};
 pub use scope::{Caller, Cost, RequestView, Scope, Source};
 pub use work::{NoScope, Work};
 
@@ -49,6 +55,12 @@ pub struct Policy {
     pub connect_ports: HashSet<u16>,
     /// Clients that may use the proxy. If the list is empty, clients need no credentials.
     pub clients: Vec<Client>,
+    /// Access of every client while no clients are configured.
+    pub anyone: Access,
+    /// Operators that may use the admin listener.
+    pub operators: Vec<Operator>,
+    /// TLS of the listeners towards clients and operators.
+    pub tls: ListenerTls,
     /// Addresses to which outpace may connect, and fixed addresses of hosts.
     pub egress: Egress,
     hosts: hosts::HostTable,
@@ -62,6 +74,34 @@ impl Policy {
         self.hosts = hosts::HostTable::new(&targets);
         self.targets = targets;
         self
+    }
+
+    /// Keeps the access of clients and operators that `older` has with the same token. Returns the
+    /// access of all others, which the caller revokes once this policy is in force.
+    pub fn keep_access(&mut self, older: &Self) -> Vec<Access> {
+        let mut kept = Vec::new();
+        if self.clients.is_empty() && older.clients.is_empty() {
+            self.anyone = older.anyone.clone();
+            kept.push(&older.anyone);
+        }
+        for client in &mut self.clients {
+            let is_same = |old: &&Client| old.name == client.name && old.token == client.token;
+            if let Some(old) = older.clients.iter().find(is_same) {
+                client.access = old.access.clone();
+                kept.push(&old.access);
+            }
+        }
+        for operator in &mut self.operators {
+            if let Some(old) = older.operators.iter().find(|old| *old == operator) {
+                operator.access = old.access.clone();
+                kept.push(&old.access);
+            }
+        }
+        let clients = older.clients.iter().map(|client| &client.access);
+        let operators = older.operators.iter().map(|operator| &operator.access);
+        let all = clients.chain(operators).chain([&older.anyone]);
+        let is_kept = |access: &Access| kept.iter().any(|kept| kept.is(access));
+        all.filter(|access| !is_kept(access)).cloned().collect()
     }
 
     /// Returns the target with the most specific matching pattern, or `None` if no target matches.

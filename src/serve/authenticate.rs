@@ -1,8 +1,6 @@
 //! Authentication of clients by the credentials of a proxy URL or by a header field. If the policy
 //! configures no `clients`, every client that reaches the port may send.
 
-use std::sync::Arc;
-
 use http::HeaderMap;
 
 use crate::exchange::{ClientIdentity, Error, Reason};
@@ -58,6 +56,16 @@ pub(super) fn by_api_field(
     }
 }
 
+/// Returns true if the request carries credentials for outpace, valid or not. `Authorization` counts
+/// only if it looks like a client's token, because it is usually meant for the origin.
+pub(super) fn has_credentials(headers: &HeaderMap) -> bool {
+    let bearer = headers.get(http::header::AUTHORIZATION);
+    let bearer = bearer.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    headers.contains_key(http::header::PROXY_AUTHORIZATION)
+        || headers.contains_key(CLIENT_TOKEN)
+        || bearer.is_some_and(|bearer| bearer.contains(':'))
+}
+
 fn identify(
     no: Reason,
     offered: Option<(&str, &str)>,
@@ -65,14 +73,14 @@ fn identify(
     client: &ClientIdentity,
 ) -> Result<ClientIdentity, Error> {
     if policy.clients.is_empty() {
-        return Ok(client.clone());
+        return Ok(client.with_access(&policy.anyone));
     }
     let Some((name, token)) = offered else {
         return Err(Error::new(no, "the request carries no credentials"));
     };
     let matches = |known: &&Client| *known.name == *name && known.token.matches(token);
     match policy.clients.iter().find(matches) {
-        Some(known) => Ok(client.known_as(Arc::clone(&known.name), known.group.clone())),
+        Some(known) => Ok(client.known_as(known)),
         // The message does not say if the name or the token is wrong, because that would help an
         // attacker.
         None => Err(Error::new(no, "the credentials match no configured client")),

@@ -84,6 +84,13 @@ impl RequestProgress {
         self.get() == stage::IDLE
     }
 
+    /// Notes that the connection is given up. Its end must not look like the end of a response.
+    pub(super) fn break_off(&self) {
+        if self.get() == stage::ANSWERED {
+            self.ending.store(ending::RESET, Ordering::Relaxed);
+        }
+    }
+
     /// Returns true if the connection must be reset instead of closed.
     pub(super) fn resets(&self) -> bool {
         self.ending.load(Ordering::Relaxed) == ending::RESET

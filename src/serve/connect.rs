@@ -4,8 +4,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use http::{Method, Request, Response};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::client_stream::ClientStream;
 use super::connection::ClientConnection;
@@ -14,6 +17,7 @@ use crate::exchange::{ClientBody, ClientIdentity, ResponseBody};
 use crate::intercept::Prefixed;
 use crate::policy::Policy;
 use crate::semantics::{Authority, max_wait, without_content};
+use crate::sockets::Reset;
 use crate::units::{Origin, Scheme};
 
 /// Opens the tunnel and answers 200, or answers with the refusal. The future is boxed, because the
@@ -45,18 +49,31 @@ pub(super) fn connect(
         connection.server.tasks.spawn(async move {
             // If the client left before the 200, dropping the tunnel records it as abandoned.
             let Ok(upgraded) = upgrade.await else { return };
-            match upgraded.downcast::<TokioIo<ClientStream<Prefixed<TcpStream>>>>() {
-                Ok(parts) => {
-                    let Some((stream, early)) = parts.io.into_inner().into_inner() else {
-                        return;
-                    };
-                    // Bytes that were read early come first.
-                    let read = [parts.read_buf, early].concat();
-                    tunnel.serve(stream.after(read.into())).await;
-                }
-                Err(upgraded) => tunnel.serve(TokioIo::new(upgraded)).await,
+            let upgraded = match unwrapped::<TcpStream>(upgraded) {
+                Ok(Some(stream)) => return tunnel.serve(stream).await,
+                Ok(None) => return,
+                Err(upgraded) => upgraded,
+            };
+            match unwrapped::<TlsStream<TcpStream>>(upgraded) {
+                Ok(Some(stream)) => Box::pin(tunnel.serve(stream)).await,
+                Ok(None) => {}
+                Err(upgraded) => Box::pin(tunnel.serve(TokioIo::new(upgraded))).await,
             }
         });
         Response::new(ResponseBody::empty())
     })
+}
+
+/// Returns the stream `T` of an HTTP/1 connection, with the bytes that were read early in front. The
+/// result is `None` if the stream has ended already. Any other connection is an error.
+fn unwrapped<T>(upgraded: Upgraded) -> Result<Option<Prefixed<T>>, Upgraded>
+where
+    T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
+{
+    let parts = upgraded.downcast::<TokioIo<ClientStream<Prefixed<T>>>>()?;
+    let inner = parts.io.into_inner().into_inner();
+    Ok(inner.map(|(stream, early)| {
+        let read = [parts.read_buf, early].concat();
+        stream.after(read.into())
+    }))
 }

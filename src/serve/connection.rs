@@ -12,25 +12,30 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use super::client_stream::ClientStream;
+use super::revocation::ConnectionAccess;
 use super::slot::ConnectionSlot;
 use super::{Server, authenticate, connect, gateway, unreadable};
 use crate::api::Api;
 use crate::bounds::{
     H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
+    REVOCATION_GRACE,
 };
 use crate::clock::HeadTimer;
 use crate::exchange::{
-    Arrival, ClientBody, ClientIdentity, Error, Ingress, Reason, Recording, ResponseBody,
+    Arrival, ClientBody, ClientIdentity, Error, Ingress, REVOKED, Reason, Recording, ResponseBody,
     UnreadBodies,
 };
 use crate::intercept::Prefixed;
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
 use crate::shutdown::Tasks;
-use crate::sockets::Reset;
+use crate::sockets::{self, Reset};
+use crate::throttle::{AuthFailure, ListenerKind};
 use crate::units::Origin;
 
 /// Origins that the requests of a connection may name.
@@ -54,6 +59,7 @@ pub(super) struct ClientConnection {
     pub(super) listener: SocketAddr,
     pub(super) client: ClientIdentity,
     pub(super) slot: Arc<ConnectionSlot>,
+    pub(super) access: ConnectionAccess,
 }
 
 impl ClientConnection {
@@ -78,6 +84,15 @@ impl ClientConnection {
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(H2_HEADER_LIST);
         builder
+    }
+
+    /// Performs the TLS handshake of a listener with TLS, and serves the connection inside it. A
+    /// failed handshake gets no response and no record, like a connection without a request.
+    pub(super) async fn serve_tls(self: Arc<Self>, stream: TcpStream, tls: Arc<ServerConfig>) {
+        match sockets::accept_tls(stream, tls).await {
+            Ok((stream, http2)) => Box::pin(self.serve(stream, http2)).await,
+            Err(error) => tracing::debug!(%error, "a TLS handshake with a client failed"),
+        }
     }
 
     /// Serves the protocol that was negotiated by ALPN, which is HTTP/2 if `http2` is true. With
@@ -107,6 +122,7 @@ impl ClientConnection {
         tokio::select! {
             biased;
             begun = tokio::time::timeout(HEAD_TIMEOUT, begun) => begun.ok().flatten(),
+            () = self.access.revoked() => None,
             () = tasks.drain_begun(), if !already => None,
         }
     }
@@ -129,8 +145,9 @@ impl ClientConnection {
         });
         let serving = self.http1().serve_connection(TokioIo::new(stream), service);
         let serving = serving.with_upgrades();
-        let ended = self.until_end(serving, |serving| serving.graceful_shutdown());
-        match ended.await {
+        let broken = || progress.break_off();
+        let ended = self.until_end(serving, |serving| serving.graceful_shutdown(), broken);
+        match ended.await.unwrap_or(Ok(())) {
             // The stream is taken first, because the client waits for its end.
             Err(error) if error.is_parse() => {
                 let stream = returned.take().filter(|_| progress.is_idle());
@@ -165,32 +182,56 @@ impl ClientConnection {
             }
         });
         let serving = self.http2().serve_connection(TokioIo::new(io), service);
-        let ended = self.until_end(serving, |serving| serving.graceful_shutdown());
-        log_end(ended.await);
+        let ended = self.until_end(serving, |serving| serving.graceful_shutdown(), || ());
+        if let Some(ended) = ended.await {
+            log_end(ended);
+        }
     }
 
-    /// Runs a connection to its end, and closes it gracefully when a drain begins. The connection
-    /// is dropped when this function returns.
+    /// Runs a connection to its end, and closes it gracefully when a drain begins or its client loses
+    /// its access. In the second case it is given up after [`REVOCATION_GRACE`]. `broken` is then
+    /// called before its drop, and the result is `None`. The connection is dropped when this function
+    /// returns.
     async fn until_end<F: Future>(
         &self,
         serving: F,
-        shut_down: impl FnOnce(Pin<&mut F>),
-    ) -> F::Output {
+        shut_down: impl Fn(Pin<&mut F>),
+        broken: impl FnOnce(),
+    ) -> Option<F::Output> {
         let mut serving = std::pin::pin!(serving);
-        let drain = self.server.tasks.drain_begun();
-        let already = self.server.tasks.draining();
-        tokio::select! {
-            biased;
-            ended = serving.as_mut() => return ended,
-            () = drain, if !already => shut_down(serving.as_mut()),
+        let mut drain = std::pin::pin!(self.server.tasks.drain_begun());
+        let mut drains = self.server.tasks.draining();
+        let mut revoked = std::pin::pin!(self.access.revoked());
+        loop {
+            tokio::select! {
+                biased;
+                ended = serving.as_mut() => return Some(ended),
+                () = drain.as_mut(), if !drains => {
+                    drains = true;
+                    shut_down(serving.as_mut());
+                }
+                () = revoked.as_mut() => break,
+            }
         }
-        serving.await
+        shut_down(serving.as_mut());
+        if self.access.is_shared() {
+            return Some(serving.await);
+        }
+        let ended = tokio::time::timeout(REVOCATION_GRACE, serving.as_mut()).await;
+        if ended.is_err() {
+            broken();
+        }
+        ended.ok()
     }
 
     async fn answer(self: Arc<Self>, request: Request<ClientBody>) -> Response<ResponseBody> {
         let policy = self.server.policy.load_full();
         let is_last_hop = semantics::is_last_hop(request.method(), request.headers());
-        match self.destine(&request, &policy) {
+        let routed = self.destine(&request, &policy);
+        if let Ok(routed) = &routed {
+            self.note_access(routed);
+        }
+        match routed {
             Ok(Routed::Exchange(..)) if is_last_hop => self.answer_options(),
             Ok(Routed::Exchange(ingress, origin, client)) => {
                 let arrival = Arrival::of_client(ingress, origin, client, policy);
@@ -207,8 +248,38 @@ impl ClientConnection {
                 Box::pin(call).await
             }
             Ok(Routed::Asterisk) => self.answer_options(),
-            Err(error) => self.refuse(request.method(), &error),
+            Err(error) => {
+                let record = self.record(request.method());
+                Box::pin(self.throttle(&request, &policy, &error)).await;
+                record.refuse(&error)
+            }
         }
+    }
+
+    fn note_access(&self, routed: &Routed) {
+        if let Some(client) = routed.client() {
+            self.access.note(&client.access);
+        }
+    }
+
+    /// Counts a failed authentication, and waits if the client's address has failed too often.
+    async fn throttle<B>(&self, request: &Request<B>, policy: &Policy, error: &Error) {
+        let unknown = [Reason::ClientUnknown, Reason::ClientTokenUnknown];
+        if policy.clients.is_empty() || !unknown.contains(&error.reason) {
+            return;
+        }
+        let cause = match authenticate::has_credentials(request.headers()) {
+            true => AuthFailure::Wrong,
+            false => AuthFailure::Missing,
+        };
+        let listener = match self.inbound {
+            Inbound::Route(..) => ListenerKind::Route,
+            // The client of a tunnel has lost its access, and offers no credentials.
+            Inbound::Inside(_) => return,
+            Inbound::Proxy => ListenerKind::Proxy,
+        };
+        let throttle = &self.server.throttle;
+        throttle.failed(self.client.address, listener, cause).await;
     }
 
     /// Routes a request and authenticates its client.
@@ -223,6 +294,9 @@ impl ClientConnection {
         let by_proxy = || authenticate::by_proxy_field(headers, policy, &self.client);
         Ok(match (&self.inbound, requested) {
             (_, RequestTarget::Asterisk) => Routed::Asterisk,
+            (Inbound::Inside(_), _) if self.client.access.is_revoked() => {
+                return Err(Error::new(Reason::ClientTokenUnknown, REVOKED));
+            }
             (Inbound::Inside(origin), requested) => {
                 Self::inside(origin, requested, request.method())?;
                 Routed::Exchange(Ingress::Intercept, origin.clone(), self.client.clone())
@@ -330,6 +404,18 @@ enum Routed {
     Connect(Authority, ClientIdentity),
     Api(ClientIdentity),
     Asterisk,
+}
+
+impl Routed {
+    /// Returns the client, or `None` for a request that needs no authentication.
+    const fn client(&self) -> Option<&ClientIdentity> {
+        match self {
+            Self::Exchange(_, _, client) | Self::Connect(_, client) | Self::Api(client) => {
+                Some(client)
+            }
+            Self::Asterisk => None,
+        }
+    }
 }
 
 fn names(authority: &Authority, origin: &Origin) -> bool {

@@ -79,7 +79,12 @@ impl ClientConnection {
             return Err(Error::new(Reason::UnknownHost, detail));
         }
         let headers = request.headers();
-        if semantics::is_cross_site(request.method(), headers, &named, Scheme::Http) {
+        let tls = match self.inbound {
+            Inbound::Route(address, _) => policy.tls.routes.get(&address),
+            Inbound::Proxy | Inbound::Inside(_) => policy.tls.proxy.as_ref(),
+        };
+        let scheme = tls.map_or(Scheme::Http, |_| Scheme::Https);
+        if semantics::is_cross_site(request.method(), headers, &named, scheme) {
             let detail = "the request comes from a web page of another site than this listener";
             return Err(Error::new(Reason::CrossSite, detail));
         }

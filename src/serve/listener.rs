@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::Server;
 use super::connection::{ClientConnection, Inbound};
+use super::revocation::ConnectionAccess;
 use super::slot::ConnectionSlot;
 use crate::bounds::ACCEPT_BACKLOG;
 use crate::exchange::ClientIdentity;
@@ -80,13 +82,27 @@ impl Listener {
                 listener: self.address,
                 client: ClientIdentity::at(peer.ip().to_canonical()),
                 slot: ConnectionSlot::new(permit, server.metrics.clone()),
+                access: ConnectionAccess::default(),
             });
             // Without `TCP_NODELAY` small responses wait for acknowledgements. Both calls fail only
             // if the connection has ended already.
             let _ = stream.set_nodelay(true);
             let _ = sockets::keep_alive(&stream);
-            server.tasks.spawn(connection.serve(stream, None));
+            match self.tls(&server) {
+                Some(tls) => server.tasks.spawn(connection.serve_tls(stream, tls)),
+                None => server.tasks.spawn(connection.serve(stream, None)),
+            };
         }
+    }
+
+    /// Returns the TLS of this listener, which a reload may have changed.
+    fn tls(&self, server: &Server) -> Option<Arc<ServerConfig>> {
+        let tls = &server.policy.load().tls;
+        let ours = match &self.route {
+            Some(address) => tls.routes.get(address),
+            None => tls.proxy.as_ref(),
+        };
+        ours.map(|tls| Arc::clone(&tls.config))
     }
 
     fn inbound(&self, server: &Server) -> Option<Inbound> {

@@ -12,6 +12,7 @@ mod gateway;
 mod guard;
 mod linger;
 mod listener;
+mod revocation;
 mod slot;
 mod tunnel;
 mod unreadable;
@@ -30,6 +31,7 @@ use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
+use crate::throttle::AuthThrottle;
 
 /// State that all client connections share.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct Server {
     pub tasks: Tasks,
     /// Metrics of this process, including the number of open connections.
     pub metrics: Metrics,
+    /// Throttle for failed authentications, shared with the admin listener.
+    pub throttle: Arc<AuthThrottle>,
     /// Permits for client connections. A listener accepts no connection without one.
     pub connection_permits: Arc<Semaphore>,
     /// Addresses of clients that were already logged for not trusting outpace's CA. Each is logged

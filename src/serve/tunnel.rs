@@ -9,6 +9,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{ClientConnection, Inbound};
+use super::revocation::ConnectionAccess;
 use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, Recording, Tunnel};
 use crate::intercept::{AcceptError, Inside, accept};
 use crate::policy::{Policy, TlsMode};
@@ -101,7 +102,11 @@ impl InterceptedTunnel {
     where
         T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
-        match accept(stream, config).await {
+        let accepted = tokio::select! {
+            accepted = accept(stream, config) => accepted,
+            () = self.client.access.revoked() => return,
+        };
+        match accepted {
             Ok(Inside::Tls { stream, http2 }) => {
                 self.inner(Scheme::Https).serve(*stream, Some(http2)).await;
             }
@@ -120,6 +125,7 @@ impl InterceptedTunnel {
             listener: self.connection.listener,
             client: self.client.clone(),
             slot: Arc::clone(&self.connection.slot),
+            access: ConnectionAccess::of(&self.client.access),
         })
     }
 

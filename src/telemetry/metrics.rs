@@ -84,6 +84,8 @@ metrics! {
         "TLS handshakes in which a client rejected outpace's certificate";
     ca_expiry: Gauge = Gauge::default(), "outpace_ca_expiry_timestamp_seconds", "",
         "Unix time in seconds at which the CA in use expires";
+    failed_authentications: Family<AuthLabels, Counter> = Family::default(), "outpace_failed_authentications_total", "listener (proxy, route, admin), cause (missing, wrong)",
+        "Requests with missing or wrong credentials, answered with 401 or 407";
     bodies_buffered: Gauge = Gauge::default(), "outpace_bodies_buffered_bytes", "",
         "Bytes of request bodies that are in memory now";
     reloads: Family<ResultLabel, Counter> = Family::default(), "outpace_reloads_total", "result (ok, error)",
@@ -157,6 +159,12 @@ struct ReasonLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AuthLabels {
+    listener: &'static str,
+    cause: &'static str,
 }
 
 /// Metrics of this process. Clones are cheap and share the same counters.
@@ -242,6 +250,12 @@ impl Metrics {
     /// Counts a TLS handshake in which a client rejected outpace's certificate.
     pub fn leaf_rejected(&self) {
         self.0.leaves_rejected.inc();
+    }
+
+    /// Counts a request with missing or wrong credentials.
+    pub fn authentication_failed(&self, listener: &'static str, cause: &'static str) {
+        let labels = AuthLabels { listener, cause };
+        self.0.failed_authentications.get_or_create(&labels).inc();
     }
 
     /// Counts a call to the shared ledger that books slots.
@@ -353,6 +367,7 @@ mod tests {
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());
         metrics.reloaded(true);
+        metrics.authentication_failed("admin", "wrong");
         let text = metrics.encode();
         for metric in Metric::ALL {
             assert!(text.contains(metric.name), "{}\n{text}", metric.name);

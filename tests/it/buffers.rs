@@ -356,10 +356,10 @@ async fn p10_closed_secrets_are_sealed_on_disk() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_may_do_what_its_scopes_say() {
     let origin = Origin::ok().await;
-    let clients = "clients:\n  - { name: app, token: t1, scopes: [push] }\n  - { name: ops, token: t2 }\nbuffers: [{ name: shared, url: \"http://plain.test/\" }]\n";
+    let clients = "clients:\n  - { name: app, token: t1-t1-t1-t1-t1-t1, scopes: [push] }\n  - { name: ops, token: t2-t2-t2-t2-t2-t2 }\nbuffers: [{ name: shared, url: \"http://plain.test/\" }]\n";
     let program = Program::before(&origin, &format!("{SPOOL}{clients}")).await;
-    let as_ops = [("authorization", "Bearer ops:t2")];
-    let as_app = [("outpace-client-token", "app:t1")];
+    let as_ops = [("authorization", "Bearer ops:t2-t2-t2-t2-t2-t2")];
+    let as_app = [("outpace-client-token", "app:t1-t1-t1-t1-t1-t1")];
     let buffer = json!({ "name": "b", "url": "http://plain.test/" });
     assert_eq!(call(&program, "POST", "/buffers", &buffer).await.0, 401);
     assert_eq!(
@@ -368,7 +368,7 @@ async fn a_client_may_do_what_its_scopes_say() {
             "POST",
             "/buffers",
             &buffer,
-            &[("authorization", "Bearer ops:t1")]
+            &[("authorization", "Bearer ops:t1-t1-t1-t1-t1-t1")]
         )
         .await
         .0,

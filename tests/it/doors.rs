@@ -129,7 +129,7 @@ async fn where_clients_are_known_others_are_not_served() {
     let origin = Origin::ok().await;
     let port = free_port();
     let more = format!(
-        "{TARGET}clients: [{{ name: app, token: s3cret }}]\nroutes: [{{ listen: \"127.0.0.1:{port}\", to: \"http://plain.test\" }}]\n"
+        "{TARGET}clients: [{{ name: app, token: s3cret-s3cret-s3cret }}]\nroutes: [{{ listen: \"127.0.0.1:{port}\", to: \"http://plain.test\" }}]\n"
     );
     let program = Program::before(&origin, &more).await;
     let ask = |fields: &str| {
@@ -148,10 +148,10 @@ async fn where_clients_are_known_others_are_not_served() {
     )
     .await;
     assert!(wrong.starts_with("HTTP/1.1 407"), "{wrong}");
-    // The credentials are `app:s3cret` in Base64.
+    // The credentials are `app:s3cret-s3cret-s3cret` in Base64.
     let right = raw(
         program.listen,
-        &ask("Proxy-Authorization: Basic YXBwOnMzY3JldA==\r\n"),
+        &ask("Proxy-Authorization: Basic YXBwOnMzY3JldC1zM2NyZXQtczNjcmV0\r\n"),
     )
     .await;
     assert!(right.starts_with("HTTP/1.1 200"), "{right}");
@@ -171,9 +171,12 @@ async fn where_clients_are_known_others_are_not_served() {
     let address = format!("127.0.0.1:{port}").parse().unwrap();
     assert!(raw(address, &routed("")).await.starts_with("HTTP/1.1 401"));
     assert!(
-        raw(address, &routed("Outpace-Client-Token: app:s3cret\r\n"))
-            .await
-            .starts_with("HTTP/1.1 200")
+        raw(
+            address,
+            &routed("Outpace-Client-Token: app:s3cret-s3cret-s3cret\r\n")
+        )
+        .await
+        .starts_with("HTTP/1.1 200")
     );
     assert!(
         !origin
@@ -192,7 +195,7 @@ async fn where_clients_are_known_others_are_not_served() {
     let inside = Client::connect(
         &program,
         "api.test:443",
-        "Proxy-Authorization: Basic YXBwOnMzY3JldA==\r\n",
+        "Proxy-Authorization: Basic YXBwOnMzY3JldC1zM2NyZXQtczNjcmV0\r\n",
     )
     .await;
     assert!(inside.is_ok());
@@ -277,10 +280,10 @@ async fn loops_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parent_proxy_carries_plain_requests_and_tunnels() {
     let origin = Origin::ok().await;
-    let clients = "clients: [{ name: child, token: \"p@ss\" }]\n";
+    let clients = "clients: [{ name: child, token: \"p@ss-p@ss-p@ss-p@ss\" }]\n";
     let parent = Program::before(&origin, clients).await;
     let egress = format!(
-        "  upstream_proxy: \"http://child:p%40ss@{}\"",
+        "  upstream_proxy: \"http://child:p%40ss-p%40ss-p%40ss-p%40ss@{}\"",
         parent.listen
     );
     let child = Program::with_egress(&origin, TARGET, &egress).await;

@@ -200,6 +200,10 @@ async fn admin(program: &Program, method: &str, body: &str) {
         .method(method)
         .uri("/v1/targets/api/limits/rate")
         .header("host", "localhost")
+        .header(
+            "authorization",
+            format!("Bearer {}", program.admin_token().unwrap()),
+        )
         .header("content-type", "application/json")
         .body(Full::new(body.to_owned().into()))
         .unwrap();

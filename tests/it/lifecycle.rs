@@ -29,13 +29,13 @@ async fn health_readiness_and_metrics() {
     );
     let dir = tempfile::tempdir().unwrap();
     let config = format!(
-        "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\", token: t0ken }}\ndata_dir: {}/d\n",
+        "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\", token: t0ken-t0ken-t0ken, tokens: [{{ role: metrics, token: m3trics-m3trics-m3trics }}] }}\ndata_dir: {}/d\n",
         dir.path().display()
     );
     let guarded = Program::start(dir, &config).await;
     assert_eq!(guarded.admin_get("/metrics").await.0, 401);
     assert_eq!(guarded.admin_get("/readyz").await.0, 200);
-    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer t0ken\r\nConnection: close\r\n\r\n";
+    let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer t0ken-t0ken-t0ken\r\nConnection: close\r\n\r\n";
     assert!(
         crate::harness::raw(guarded.admin, ask)
             .await

@@ -66,7 +66,7 @@ async fn p5_honest_who_agreed_gets_a_202_and_the_answer_later_and_others_a_429()
 #[tokio::test(flavor = "multi_thread")]
 async fn p10_closed_a_kept_request_is_its_clients_alone() {
     let (origin, _) = noting(|_| 200).await;
-    let more = "clients:\n  - { name: app, token: t1, scopes: [] }\n  - { name: other, token: t2 }\ntargets:\n  - name: slow\n    hosts: [\"plain.test\"]\n    max_wait: 100ms\n    limits: [{ rate: \"1/1s\", burst: 1 }]\n";
+    let more = "clients:\n  - { name: app, token: t1-t1-t1-t1-t1-t1, scopes: [] }\n  - { name: other, token: t2-t2-t2-t2-t2-t2 }\ntargets:\n  - name: slow\n    hosts: [\"plain.test\"]\n    max_wait: 100ms\n    limits: [{ rate: \"1/1s\", burst: 1 }]\n";
     let program = Program::before(&origin, &format!("{SPOOL}{more}")).await;
     let mut client = Client::plain(&program).await;
     let mut statuses = Vec::new();
@@ -74,7 +74,7 @@ async fn p10_closed_a_kept_request_is_its_clients_alone() {
     for _ in 0..2 {
         let request = http::Request::get("http://plain.test/x")
             .header("host", "plain.test")
-            .header("proxy-authorization", "Basic YXBwOnQx")
+            .header("proxy-authorization", "Basic YXBwOnQxLXQxLXQxLXQxLXQxLXQx")
             .header("prefer", "respond-async");
         let response = client.ask(request.body(Full::default()).unwrap()).await;
         statuses.push(response.status().as_u16());
@@ -85,8 +85,14 @@ async fn p10_closed_a_kept_request_is_its_clients_alone() {
     assert_eq!(statuses, [200, 202]);
     let path = location.split_once("/v1/").unwrap().1;
     let path = format!("/v1/{path}/response");
-    let as_other = [("outpace-client-token", "other:t2"), ("prefer", "wait=30")];
-    let as_app = [("outpace-client-token", "app:t1"), ("prefer", "wait=30")];
+    let as_other = [
+        ("outpace-client-token", "other:t2-t2-t2-t2-t2-t2"),
+        ("prefer", "wait=30"),
+    ];
+    let as_app = [
+        ("outpace-client-token", "app:t1-t1-t1-t1-t1-t1"),
+        ("prefer", "wait=30"),
+    ];
     assert_eq!(
         call_with(&program, "GET", &path, "", &as_other).await.0,
         404

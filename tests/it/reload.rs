@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::harness::{Client, Origin, Program, program};
 
 const POLICY: &str = "unmatched: refuse\n\
-    clients:\n  - { name: app, token: s3cret }\n  - { name: job, token: s3cret }\n\
+    clients:\n  - { name: app, token: s3cret-s3cret-s3cret }\n  - { name: job, token: s3cret-s3cret-s3cret }\n\
     targets:\n  - name: api\n    hosts: [plain.test]\n    limits:\n      - { name: pace, rate: \"1000/1s\" }\n      - { name: many, concurrent: 100 }\n";
 
 const TAKEN: &str = "the configuration was reloaded";
@@ -36,7 +36,10 @@ async fn assert_in_force(program: &Program) {
     assert_eq!(client.get("http://plain.test/").await.status(), 407);
     let request = client
         .request("GET", "http://api.test/")
-        .header("proxy-authorization", "Basic YXBwOnMzY3JldA==")
+        .header(
+            "proxy-authorization",
+            "Basic YXBwOnMzY3JldC1zM2NyZXQtczNjcmV0",
+        )
         .body(http_body_util::Full::default())
         .unwrap();
     assert_eq!(client.ask(request).await.status(), 403);
@@ -46,6 +49,7 @@ async fn outpace(program_: &Program, arguments: &[&str]) -> Output {
     let admin = format!("http://{}", program_.admin);
     let mut command = program();
     command.args(arguments).args(["--admin", &admin]);
+    command.env("OUTPACE_ADMIN_TOKEN", program_.admin_token().unwrap());
     command
         .current_dir(program_.dir.path())
         .output()
@@ -69,10 +73,11 @@ async fn an_incomplete_file_is_refused_once_and_the_policy_stays() {
     let whole = std::fs::read_to_string(&path).unwrap();
     let at = |key: &str| whole.find(key).unwrap();
     let no_clients = whole.replace(
-        "clients:\n  - { name: app, token: s3cret }\n  - { name: job, token: s3cret }\n",
+        "clients:\n  - { name: app, token: s3cret-s3cret-s3cret }\n  - { name: job, token: s3cret-s3cret-s3cret }\n",
         "",
     );
-    let no_targets = whole[..at("targets:")].replace("s3cret", "other");
+    let no_targets =
+        whole[..at("targets:")].replace("s3cret-s3cret-s3cret", "other-other-other-other");
     let cases = [
         ("", "the file is empty"),
         ("# nothing\n\n", "the file is empty"),
@@ -223,7 +228,7 @@ async fn an_operator_reloads_and_forces() {
         (same.status.code(), &*stdout(&same)),
         (Some(0), "reloaded: nothing changed\n")
     );
-    let fewer = whole.replace("  - { name: job, token: s3cret }\n", "");
+    let fewer = whole.replace("  - { name: job, token: s3cret-s3cret-s3cret }\n", "");
     std::fs::write(&path, format!("drain_timeout: 5s\n{fewer}")).unwrap();
     let told = outpace(&program, &["reload"]).await;
     assert_eq!(
@@ -257,10 +262,11 @@ async fn an_operator_reloads_and_forces() {
 async fn only_json_reloads_and_commands_refuse_an_empty_file() {
     let origin = Origin::ok().await;
     let outpace_ = Program::before(&origin, POLICY).await;
+    let token = outpace_.admin_token().unwrap();
     let post = |head: &str, body: &str| {
         let length = body.len();
         let text = format!(
-            "POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n{head}\r\n{body}"
+            "POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\nContent-Length: {length}\r\n{head}\r\n{body}"
         );
         let admin = outpace_.admin;
         async move { crate::harness::raw(admin, &text).await }

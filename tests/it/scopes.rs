@@ -130,9 +130,9 @@ async fn a_cost_is_estimated_and_then_settled_by_the_answer() {
 async fn clients_have_limits_of_their_own_and_groups_tell_them_apart() {
     let origin = Origin::ok().await;
     let config = "clients:
-  - { name: small, token: s, limits: [{ rate: \"1/1h\", burst: 1 }] }
-  - { name: other, token: o, limits: [{ rate: \"1/1h\", burst: 1 }] }
-  - { name: big, group: paid, token: b }
+  - { name: small, token: small-small-small, limits: [{ rate: \"1/1h\", burst: 1 }] }
+  - { name: other, token: other-other-other, limits: [{ rate: \"1/1h\", burst: 1 }] }
+  - { name: big, group: paid, token: big-big-big-big-big }
 routes: [{ host: \"api.route\", to: \"http://plain.test\" }]
 targets: [{ name: api, hosts: [plain.test], limits: [{ rate: \"3/1h\", burst: 3, match: { group: paid } }] }]
 ";
@@ -146,10 +146,22 @@ targets: [{ name: api, hosts: [plain.test], limits: [{ rate: \"3/1h\", burst: 3,
         let response = client.ask(request.body(Full::default()).unwrap()).await;
         response.status().as_u16()
     };
-    assert_eq!((send("small:s").await, send("small:s").await), (200, 429));
-    assert_eq!((send("other:o").await, send("other:o").await), (200, 429));
+    assert_eq!(
+        (
+            send("small:small-small-small").await,
+            send("small:small-small-small").await
+        ),
+        (200, 429)
+    );
+    assert_eq!(
+        (
+            send("other:other-other-other").await,
+            send("other:other-other-other").await
+        ),
+        (200, 429)
+    );
     for status in [200, 200, 200, 429] {
-        assert_eq!(send("big:b").await, status);
+        assert_eq!(send("big:big-big-big-big-big").await, status);
     }
     assert!(
         !origin

@@ -40,6 +40,10 @@ async fn operate(program: &Program, method: &str, path: &str, body: Value) -> (u
         .method(method)
         .uri(path)
         .header("host", "localhost")
+        .header(
+            "authorization",
+            format!("Bearer {}", program.admin_token().unwrap()),
+        )
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body.to_string())))
         .unwrap();

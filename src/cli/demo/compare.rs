@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::super::client::connect;
+use super::super::endpoint::connect;
 use super::super::run::Proxy;
 use super::super::table::table;
 use super::super::{Exit, Failure, print, progress_bar};

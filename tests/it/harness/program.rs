@@ -73,6 +73,8 @@ pub(crate) struct Program {
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) dir: tempfile::TempDir,
+    /// Directory of the program's state, as its configuration named it at the start.
+    data_dir: Option<PathBuf>,
     child: Child,
     records: Lines,
     events: Lines,
@@ -208,11 +210,15 @@ impl Program {
         let ready = events
             .wait_for("ready event", |line| line["message"] == "ready")
             .await;
+        let data_dir = config
+            .lines()
+            .find_map(|line| line.strip_prefix("data_dir: "));
         let address = |key: &str| ready[key].as_str().unwrap().parse().unwrap();
         Self {
             listen: address("listen"),
             admin: address("admin"),
             dir,
+            data_dir: data_dir.map(PathBuf::from),
             child,
             records,
             events,
@@ -287,11 +293,21 @@ impl Program {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Sends a GET to the admin listener and returns the status and the body of the response.
+    /// Returns the admin token that the program has made in its data directory, if it has.
+    pub(crate) fn admin_token(&self) -> Option<String> {
+        let path = self.data_dir.as_ref()?.join("admin-token");
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// Sends a GET to the admin listener with the program's own token, if it has one, and returns the status and the body of the response.
     pub(crate) async fn admin_get(&self, path: &str) -> (u16, String) {
+        let token = self.admin_token();
+        let field = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let field = field.unwrap_or_default();
         let answer = super::raw(
             self.admin,
-            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{field}Connection: close\r\n\r\n"),
         )
         .await;
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
