@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page};
 use super::spool::{buffer_json, counts_json, item_json, time};
-use super::tenants::Access;
+use super::tenants::BufferAccess;
 use super::{Answered, ApiCall, CallBody, SpoolHandle, bad, json as answer, read};
 use crate::bounds::API_BATCH_BYTES;
 use crate::delivery::{check_buffer, check_name};
@@ -192,7 +192,7 @@ impl SpoolHandle {
         }
         check_name(&name).map_err(bad)?;
         let declared = self.named(&name);
-        if declared.is_some_and(|known| call.access(&known) == Access::OwnItems) {
+        if declared.is_some_and(|known| call.access(&known) == BufferAccess::OwnItems) {
             return Err(StoreError::NameTaken(name).into());
         }
         let base = BufferConfig {

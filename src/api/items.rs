@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::spool::{attempt_json, item_json};
-use super::tenants::{Access, Principal};
+use super::tenants::{BufferAccess, Principal};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
 use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
@@ -151,9 +151,9 @@ impl SpoolHandle {
         let (item, buffer) = self.visible_item(call, id).await?;
         let access = buffer
             .as_ref()
-            .map_or(Access::None, |buffer| call.access(buffer));
+            .map_or(BufferAccess::None, |buffer| call.access(buffer));
         // A deferred request is a client's own request, so no scope is needed for it.
-        if access != Access::ById {
+        if access != BufferAccess::ById {
             call.needs(match head.method {
                 Method::GET => ApiScope::Read,
                 _ => ApiScope::Manage,
@@ -206,7 +206,7 @@ impl SpoolHandle {
             return self.list_attempts(query).await;
         }
         let mut own = self.visible_buffers(call).await?;
-        own.retain(|buffer| call.access(buffer) == Access::Full);
+        own.retain(|buffer| call.access(buffer) == BufferAccess::Full);
         let own = own.iter().map(|buffer| buffer.number);
         self.list_own_attempts(query, &own.collect()).await
     }

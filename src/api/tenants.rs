@@ -21,7 +21,7 @@ pub(super) enum Principal {
 
 /// Access of a caller to a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum BufferAccess {
     /// Every call for the buffer and for all its items.
     Full,
     /// Calls that read the buffer or push into it, and calls for the caller's own items.
@@ -102,27 +102,31 @@ impl ApiCall<'_> {
     }
 
     /// Returns the access of this caller to a buffer.
-    pub(super) fn access(&self, buffer: &Buffer) -> Access {
+    pub(super) fn access(&self, buffer: &Buffer) -> BufferAccess {
         let terms = &buffer.terms;
         match (&terms.owner, self.principal()) {
-            (_, Principal::Operator) | (BufferOwner::Local, Principal::Local) => Access::Full,
+            (_, Principal::Operator) | (BufferOwner::Local, Principal::Local) => BufferAccess::Full,
             (BufferOwner::Client(owner), Principal::Client(name)) if **owner == *name => {
-                Access::Full
+                BufferAccess::Full
             }
             (BufferOwner::Declared, Principal::Client(name)) => match &terms.clients {
-                Some(clients) if !clients.iter().any(|client| **client == *name) => Access::ById,
-                _ => Access::OwnItems,
+                Some(clients) if !clients.iter().any(|client| **client == *name) => {
+                    BufferAccess::ById
+                }
+                _ => BufferAccess::OwnItems,
             },
-            (BufferOwner::Declared | BufferOwner::Overflow, Principal::Local) => Access::OwnItems,
-            (BufferOwner::Overflow, Principal::Client(_)) => Access::ById,
-            _ => Access::None,
+            (BufferOwner::Declared | BufferOwner::Overflow, Principal::Local) => {
+                BufferAccess::OwnItems
+            }
+            (BufferOwner::Overflow, Principal::Client(_)) => BufferAccess::ById,
+            _ => BufferAccess::None,
         }
     }
 
     /// Returns true if the caller sees the items of all in a buffer. A configuration without clients
     /// knows only one caller.
     pub(super) fn sees_all_items(&self, buffer: &Buffer) -> bool {
-        self.access(buffer) == Access::Full || self.principal() == Principal::Local
+        self.access(buffer) == BufferAccess::Full || self.principal() == Principal::Local
     }
 
     /// Returns true if the caller pushed this item into a buffer that is not its own.
@@ -139,7 +143,7 @@ impl ApiCall<'_> {
     /// # Errors
     /// Returns [`Reason::OperatorsOnly`] for a buffer of the configuration or of deferred requests.
     pub(super) fn needs_full(&self, buffer: &Buffer) -> Result<(), Error> {
-        if self.access(buffer) == Access::Full {
+        if self.access(buffer) == BufferAccess::Full {
             return Ok(());
         }
         let name = &buffer.name;
@@ -163,7 +167,7 @@ impl ApiCall<'_> {
         let allow = match &buffer.terms.allow {
             Some(allow) => allow.clone(),
             // This caller may change the buffer itself, so nothing is gained by a refusal.
-            None if self.access(buffer) == Access::Full && self.has(ApiScope::Manage) => {
+            None if self.access(buffer) == BufferAccess::Full && self.has(ApiScope::Manage) => {
                 return Ok(());
             }
             None => Default::default(),
@@ -251,15 +255,18 @@ impl SpoolHandle {
         let buffer = self.store.buffer(item.buffer);
         let access = buffer
             .as_ref()
-            .map_or(Access::None, |buffer| call.access(buffer));
+            .map_or(BufferAccess::None, |buffer| call.access(buffer));
         match access {
-            Access::Full => Ok((item, buffer)),
-            Access::OwnItems | Access::ById if call.pushed(&item) => Ok((item, buffer)),
+            BufferAccess::Full => Ok((item, buffer)),
+            BufferAccess::OwnItems | BufferAccess::ById if call.pushed(&item) => Ok((item, buffer)),
             _ => Err(unknown().into()),
         }
     }
 }
 
 fn sees(call: &ApiCall<'_>, buffer: &Buffer) -> bool {
-    matches!(call.access(buffer), Access::Full | Access::OwnItems)
+    matches!(
+        call.access(buffer),
+        BufferAccess::Full | BufferAccess::OwnItems
+    )
 }

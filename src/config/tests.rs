@@ -167,7 +167,7 @@ fn every_optional_section_of_the_example_is_sound() {
     );
     assert_eq!(
         (policy.routes_by_host.len(), policy.routes_by_port.len()),
-        (1, 1)
+        (1, 2)
     );
     assert!(!loaded.needs_admin_token && loaded.config.settings.parent.is_some());
     assert_eq!(policy.operators.len(), 3);

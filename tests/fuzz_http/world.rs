@@ -55,7 +55,7 @@ impl World {
             let _ = write!(resolve, "\"{host}\": \"{origin}\", ");
             let _ = writeln!(
                 routes,
-                "  - {{ listen: \"127.0.0.1:{port}\", to: \"http://{host}\" }}"
+                "  - {{ listen: \"127.0.0.1:{port}\", to: \"http://{host}\", hosts: [any.example] }}"
             );
             let route = SocketAddr::from(([127, 0, 0, 1], port));
             lanes.push(Lane {

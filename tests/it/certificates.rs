@@ -276,9 +276,8 @@ async fn a_ca_that_is_not_valid_now_is_refused_and_a_near_expiry_is_reported() {
     let status = program.admin_get("/v1/status").await.1;
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["ca"]["problems"][0], problem);
-    let admin = format!("http://{}", program.admin);
     let dir = program.dir.path();
-    let (_, text) = run_at(dir, "", &["status", "--admin", &admin]).await;
+    let (_, text) = run_at(dir, "", &["status", "-c", "config.yaml"]).await;
     assert!(
         text.contains("warning: the CA expires in 24 days"),
         "{text}"

@@ -176,7 +176,7 @@ async fn p10_closed_no_page_in_chromium_gets_in() {
     let origin = origin.start().await;
     let route = free_port();
     let config = format!(
-        "{SPOOL}targets:\n  - {{ name: api, hosts: [plain.test], limits: [{{ name: pace, rate: \"10000/1s\" }}], set_headers: {{ authorization: \"Bearer operator\" }} }}\n\
+        "{SPOOL}targets:\n  - {{ name: api, hosts: [plain.test], limits: [{{ name: pace, rate: \"10000/1s\" }}], set_headers_over_http: true, set_headers: {{ authorization: \"Bearer operator\" }} }}\n\
          routes: [{{ listen: \"127.0.0.1:{route}\", to: \"http://plain.test\" }}]\n"
     );
     let program = Program::before(&origin, &config).await;

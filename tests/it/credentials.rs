@@ -4,12 +4,12 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::buffers::{CREDENTIALS, SPOOL, call, call_with, made, noting, until};
+use crate::harness::buffers::{CREDENTIALS, SPOOL, call, call_with, made, noting, operate, until};
 use crate::harness::{Client, Origin, Program, program, raw, refused_start, soon};
 
 fn target(hosts: &str, field: &str, more: &str) -> String {
     format!(
-        "targets:\n  - {{ name: t, hosts: [{hosts}], set_headers: {{ {field}: \"CANARY\" }}, max_wait: 1s{more} }}\n"
+        "connect_ports: [8081, 8443, 9999]\ntargets:\n  - {{ name: t, hosts: [{hosts}], set_headers: {{ {field}: \"CANARY\" }}, max_wait: 1s{more} }}\n"
     )
 }
 
@@ -203,7 +203,8 @@ async fn p10_closed_a_buffer_that_was_declared_keeps_its_credentials_to_tls() {
             "{SPOOL}targets: [{{ name: t, hosts: [plain.test], set_headers_over_http: true }}]\nbuffers: [{{ name: b, url: \"http://plain.test/in\", headers: {{ {field}: \"CANARY\" }} }}]\n"
         );
         let mut program = Program::before(&origin, &declared).await;
-        call(&program, "POST", "/buffers/b/pause", "{}").await;
+        let pause = "/v1/buffers/b/pause";
+        assert_eq!(operate(&program, "POST", pause, json!({})).await.0, 200);
         call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
         program.signal("TERM");
         program.exit_code().await;
@@ -212,7 +213,8 @@ async fn p10_closed_a_buffer_that_was_declared_keeps_its_credentials_to_tls() {
         let kept = config.find("targets:").unwrap();
         std::fs::write(program.config_path(), &config[..kept]).unwrap();
         let program = program.again().await;
-        call(&program, "POST", "/buffers/b/resume", "{}").await;
+        let resume = "/v1/buffers/b/resume";
+        assert_eq!(operate(&program, "POST", resume, json!({})).await.0, 200);
         until(&program, "dead", 1).await;
         let (_, items) = call(&program, "GET", "/buffers/b/items", "").await;
         let error = items["items"][0]["last_error"].as_str().unwrap();

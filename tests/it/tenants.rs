@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
-use http::Response;
 use http_body_util::Full;
 use serde_json::{Value, json};
 
-use crate::harness::buffers::{SPOOL, call, call_with};
-use crate::harness::{Client, Origin, Program, Proto, reply};
+use crate::harness::buffers::{SPOOL, call, call_with, operate};
+use crate::harness::{Client, Origin, Program, reply};
 
 const ALICE: &str = "alice:alice-token-of-32-bytes-0123456789";
 const BOB: &str = "bob:bob-token-of-32-bytes-0123456789ab";
@@ -31,25 +29,6 @@ targets:
 async fn by(program: &Program, who: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
     let token = [("outpace-client-token", who)];
     call_with(program, method, path, body, &token).await
-}
-
-/// Calls the admin port like an operator.
-async fn operate(program: &Program, method: &str, path: &str, body: Value) -> (u16, Value) {
-    let mut client = Client::to(program.admin, Proto::Http1).await;
-    let request = http::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .header(
-            "authorization",
-            format!("Bearer {}", program.admin_token().unwrap()),
-        )
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))
-        .unwrap();
-    let response: Response<Bytes> = client.ask(request).await;
-    let json = serde_json::from_slice(response.body()).unwrap_or(Value::Null);
-    (response.status().as_u16(), json)
 }
 
 async fn pushed(program: &Program, who: &str, buffer: &str) -> String {

@@ -333,7 +333,8 @@ async fn c08_addresses_that_change() {
             ("OUTPACE_FIRST", first),
             ("OUTPACE_LATER", later),
         ];
-        let program = Program::with_env(&origin, "", &env).await;
+        let ports = format!("connect_ports: [{}]\n", origin.plain.port());
+        let program = Program::with_env(&origin, &ports, &env).await;
         let mut client = Client::plain(&program).await;
         let url = format!("http://a.flip.test:{}/", origin.plain.port());
         assert_eq!(client.get(&url).await.status(), status, "{first}");

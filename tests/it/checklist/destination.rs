@@ -249,24 +249,27 @@ async fn b16_no_authority() {
     }
 }
 
-/// A request to outpace itself by address, by name or by `Via`: refused with 508.
+/// A request to outpace itself by address or by `Via`: refused with 508. By another name its port is
+/// not allowed.
 ///
 /// RFC 9110 section 7.6.3.
 #[tokio::test(flavor = "multi_thread")]
 async fn b17_a_loop() {
     let setup = Setup::new().await;
     let port = setup.program.listen.port();
-    for authority in [
-        setup.program.listen.to_string(),
-        format!("localhost:{port}"),
-        setup.route.to_string(),
-        format!("0x7f.1:{port}"),
+    // The port of a name is checked before the name is resolved.
+    let (loop_detected, no_port) = ((508, "loop-detected"), (403, "port-not-allowed"));
+    for (authority, (status, reason)) in [
+        (setup.program.listen.to_string(), loop_detected),
+        (format!("localhost:{port}"), no_port),
+        (setup.route.to_string(), loop_detected),
+        (format!("0x7f.1:{port}"), loop_detected),
     ] {
         for split in SPLITS {
             let template =
                 format!("GET http://{authority}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
             let answer = Answer::one(&setup.ask(Mode::Plain, split, &template).await);
-            answer.assert_refused(&authority, 508, "loop-detected");
+            answer.assert_refused(&authority, status, reason);
         }
     }
     let get = "GET {t}/ HTTP/1.1\r\nHost: {h}\r\nConnection: close\r\n";

@@ -292,7 +292,7 @@ async fn g10_a_port_beyond_loopback_needs_clients_or_the_operators_word() {
     );
     assert_eq!(check("listen: 0.0.0.0:8080\nallow_open: true\n").0, Some(0));
     assert_eq!(
-        check("listen: 0.0.0.0:8080\nclients: [{ name: a, token: b }]\n").0,
+        check("listen: 0.0.0.0:8080\nclients: [{ name: a, token: sixteen-bytes-16 }]\n").0,
         Some(0)
     );
     assert_eq!(

@@ -50,6 +50,31 @@ pub(crate) async fn call_with(
     (status, json)
 }
 
+/// Sends one call to the admin port with the token of an operator, and returns the status and the
+/// JSON body.
+pub(crate) async fn operate(
+    program: &Program,
+    method: &str,
+    path: &str,
+    body: Value,
+) -> (u16, Value) {
+    let mut client = Client::to(program.admin, Proto::Http1).await;
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost")
+        .header(
+            "authorization",
+            format!("Bearer {}", program.admin_token().unwrap()),
+        )
+        .header("content-type", "application/json")
+        .body(Full::new(bytes::Bytes::from(body.to_string())))
+        .unwrap();
+    let response = client.ask(request).await;
+    let json = serde_json::from_slice(response.body()).unwrap_or(Value::Null);
+    (response.status().as_u16(), json)
+}
+
 pub(crate) async fn made(program: &Program, more: &Value) -> String {
     let mut buffer = json!({ "name": "b", "url": "http://plain.test/in" });
     for (key, value) in more.as_object().unwrap() {

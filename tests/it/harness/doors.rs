@@ -10,7 +10,7 @@ use super::buffers::SPOOL;
 use super::{Client, Origin, Program, Proto, free_port};
 
 /// Target whose requests carry the operator's credentials.
-pub(crate) const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ name: pace, rate: \"10000/1s\" }]\n    set_headers: { authorization: \"Bearer operator\" }\n";
+pub(crate) const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    limits: [{ name: pace, rate: \"10000/1s\" }]\n    set_headers_over_http: true\n    set_headers: { authorization: \"Bearer operator\" }\n";
 
 /// One way by which a web page could come in, with a call that reads and a call that changes.
 pub(crate) struct Door {
@@ -20,6 +20,8 @@ pub(crate) struct Door {
     pub(crate) own: String,
     pub(crate) reads: &'static str,
     pub(crate) changes: (&'static str, &'static str, &'static str),
+    /// Credentials of an operator, for the admin port.
+    token: Option<String>,
 }
 
 /// Starts a program with a listener of each kind, and returns the ways into it.
@@ -40,6 +42,7 @@ pub(crate) async fn doors(origin: &Origin) -> (Program, Vec<Door>) {
         own: format!("{host}:{}", address.port()),
         reads,
         changes,
+        token: program.admin_token().filter(|_| name == "admin"),
     };
     let all = vec![
         door("api", proxy, "localhost", "/buffers", acquire),
@@ -65,6 +68,9 @@ impl Door {
             Proto::Http1 => request.uri(path).header("host", host),
             Proto::Http2 => request.uri(format!("http://{host}{path}")),
         };
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         for (name, value) in fields {
             let value = value.replace("OWN", &self.own);
             request = request.header(*name, value);
