@@ -147,7 +147,7 @@ fn is_known(name: &OsStr) -> bool {
 /// Checks the entries of a private directory with outpace's names, and all entries of the
 /// directories among them, up to `depth` levels below. Links and entries of other users are
 /// refused. A mode that lets other users read is narrowed, except that of certificates (`*.pem`),
-/// which are public, and of keys (`*.key`), which their reader refuses.
+/// which are public, and of keys (`*.key`) and tokens (`*-token`), which their reader refuses.
 ///
 /// # Errors
 /// Returns a [`FileFault`] for the first entry that must not be used.
@@ -171,8 +171,10 @@ fn entries(dir: &Path, depth: usize, is_known: fn(&OsStr) -> bool) -> Result<(),
         check_link(&path, &known)?;
         check_owner(&path, &known, false)?;
         check_mode(&path, &known)?;
-        let kind = path.extension().and_then(|kind| kind.to_str());
-        if known.is_dir() || !matches!(kind, Some("pem" | "key")) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let keeps = |end: &&str| name.ends_with(*end);
+        if known.is_dir() || ![".pem", ".key", "-token"].iter().any(keeps) {
             narrow(&path, &known)?;
         }
         // A volume has a directory `lost+found`, which only root can read.

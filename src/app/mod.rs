@@ -146,30 +146,29 @@ impl App {
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let open_files = rlimit::increase_nofile_limit(u64::MAX);
-        data_dir::prepare(&loaded.config.settings)?;
-        let data_dir = loaded.config.settings.data_dir.clone();
-        let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
-        let policy = Arc::new(ArcSwap::from_pointee(policy));
+        let (settings, policy) = prepare(loaded)?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let replica = ledger.replica();
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let leaves = Arc::clone(&server.leaves);
         let (listeners, admin_listener, addresses) = bind(&settings, mode).await?;
-        let connector = server.exchange.pool.connector();
-        connector.set_ourselves(addresses.clone());
+        server
+            .exchange
+            .pool
+            .connector()
+            .set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
             let base = base_url(&settings, &policy.load(), addresses[0]);
             spool.begin(&shared, &server.exchange, &readiness, base);
         }
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
+        let tasks = &shared.tasks;
         let serving = serving::ServingFile::serving(config, listen, admin);
         let sessions = Sessions::default();
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
-        let tasks = &shared.tasks;
         serve_clients(tasks, listeners, &server);
         let routes = Admin {
             readiness,
@@ -178,14 +177,13 @@ impl App {
             ledger: Arc::clone(&ledger.ledger),
             throttle: Arc::clone(&server.throttle),
             exchange: Arc::clone(&server.exchange),
-            leaves: Arc::clone(&leaves),
+            leaves: Arc::clone(&server.leaves),
             serving: Arc::new(serving.clone()),
             reloads,
             api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
         };
         tasks.spawn_detached(routes.run(admin_listener));
-        tasks.spawn_detached(reap(server));
         drop(starting);
         // The signal handlers are installed first, because readers of `serving.json` or the log may
         // send a signal at once.
@@ -199,7 +197,7 @@ impl App {
             config: config.to_owned(),
             settings,
             policy,
-            leaves,
+            leaves: Arc::clone(&server.leaves),
             metrics: shared.metrics,
             tasks: shared.tasks,
             clock: shared.clock,
@@ -248,6 +246,14 @@ fn base_url(settings: &Settings, policy: &Policy, listen: SocketAddr) -> String 
     let scheme = policy.tls.proxy.as_ref().map_or("http", |_| "https");
     let public = settings.public_url.clone();
     public.unwrap_or_else(|| format!("{scheme}://{listen}"))
+}
+
+/// Prepares the data directory, and returns the settings and the policy with its admin token.
+fn prepare(loaded: config::Loaded) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
+    data_dir::prepare(&loaded.config.settings)?;
+    let data_dir = loaded.config.settings.data_dir.clone();
+    let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
+    Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }
 
 /// Reads and validates the configuration file. Its text is kept for comparisons with later texts.
@@ -425,6 +431,7 @@ fn serve_clients(tasks: &Tasks, listeners: Vec<Listener>, server: &Arc<Server>) 
     for listener in listeners {
         tasks.spawn_detached(listener.run(Arc::clone(server)));
     }
+    tasks.spawn_detached(reap(Arc::clone(server)));
 }
 
 const REAP_EVERY: Duration = Duration::from_secs(15);

@@ -61,11 +61,7 @@ impl Exchange {
         let switch = asks.then(|| hyper::upgrade::on(&mut request));
         let (mut head, incoming) = request.into_parts();
         let read_ahead = self.check_head(&head, flags)?;
-        check_site(arrival, &head, target)?;
-        if let Some(detail) = target.and_then(|target| refused_credential(target, &arrival.origin))
-        {
-            return Err(Error::new(Reason::CredentialsNeedTls, detail));
-        }
+        check_credentials(arrival, &head, target)?;
         let framing = match flags.has(HeaderFlags::FRAMING) {
             true => semantics::framing(head.version, &mut head.headers)?,
             false => Framing::None,
@@ -273,6 +269,20 @@ fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
         return ProtocolChoice::Http2Prior;
     }
     ProtocolChoice::Any
+}
+
+/// Refuses a request to which outpace must not add the credentials of its target: from another
+/// site's page, without TLS, or to another port.
+fn check_credentials(
+    arrival: &Arrival,
+    head: &Parts,
+    target: Option<&Arc<Target>>,
+) -> Result<(), Error> {
+    check_site(arrival, head, target)?;
+    match target.and_then(|target| refused_credential(target, &arrival.origin)) {
+        Some(detail) => Err(Error::new(Reason::CredentialsNeedTls, detail)),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a request of another site's page to the forward proxy, if outpace would add credentials.

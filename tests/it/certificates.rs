@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::harness::{Client, Origin, Program, Proto, faketime, program, soon};
+use crate::harness::buffers::{SPOOL, call, call_with};
+use crate::harness::{Client, Origin, Program, Proto, faketime, free_port, program, raw, soon};
 
 const TARGET: &str = "targets:\n  - name: api\n    hosts: [api.test, other.test, \"127.0.0.1\"]\n";
 
@@ -408,4 +409,61 @@ async fn a_supplied_ca_whose_leaves_clients_would_refuse_is_refused() {
         let exported = std::fs::read_to_string(dir.path().join("export").join(name)).unwrap();
         assert!(exported.contains("CERTIFICATE") && !exported.contains("PRIVATE"));
     }
+}
+
+/// Starts a program whose `host` resolves to the TLS port of `origin`, with a route to it on a port
+/// of its own. Returns the program with that port.
+async fn before_host(origin: &Origin, host: &str) -> (Program, u16) {
+    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let path = dir.path().display();
+    std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
+    let config = format!(
+        "listen: 127.0.0.1:0\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {path}/data\n\
+         egress: {{ allow: [\"127.0.0.1\"], roots: [\"{path}/origin-ca.pem\"], resolve: {{ \"{host}\": \"{}\" }} }}\n\
+         targets: [{{ name: t, hosts: [\"{host}\"], retry: {{ attempts: 1 }} }}]\n\
+         routes: [{{ listen: \"127.0.0.1:{port}\", to: \"https://{host}\" }}]\n{SPOOL}",
+        origin.tls
+    );
+    (Program::start(dir, &config).await, port)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s9_no_request_reaches_an_origin_whose_certificate_is_not_its_own() {
+    let known = Origin::ok().await;
+    let mut stranger = Origin::ok().await;
+    stranger.ca.clone_from(&known.ca);
+    // A certificate of an unknown CA, and two of other hosts.
+    for (origin, host) in [
+        (&stranger, "api.test"),
+        (&known, "wrong.test"),
+        (&known, "api.test.evil.example"),
+    ] {
+        let (program, port) = before_host(origin, host).await;
+        for proto in [Proto::Http1, Proto::Http2] {
+            let mut client = Client::intercepted(&program, host, proto).await;
+            let response = client.get(&format!("https://{host}/")).await;
+            assert_eq!(response.status(), 502, "{host} {proto:?}");
+            let told = response.headers()["proxy-status"].to_str().unwrap();
+            assert!(told.contains("tls_certificate_error"), "{host}: {told}");
+        }
+        for (address, target) in [
+            (program.listen, format!("https://{host}/")),
+            (([127, 0, 0, 1], port).into(), "/".to_owned()),
+        ] {
+            let request =
+                format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            let answer = raw(address, &request).await;
+            assert!(answer.contains("tls_certificate_error"), "{host}: {answer}");
+        }
+        let buffer =
+            serde_json::json!({ "name": "b", "url": format!("https://{host}/"), "max_retries": 0 });
+        call(&program, "POST", "/buffers", buffer).await;
+        let (_, item) = call(&program, "POST", "/buffers/b/items", r#"{"body":"x"}"#).await;
+        let path = format!("/items/{}", item["id"].as_str().unwrap());
+        let wait = [("prefer", "wait=30")];
+        call_with(&program, "GET", &format!("{path}/response"), "", &wait).await;
+        let (_, item) = call(&program, "GET", &path, "").await;
+        assert_eq!(item["state"], "dead", "{host}: {item}");
+    }
+    assert_eq!(known.arrivals.count() + stranger.arrivals.count(), 0);
 }
