@@ -14,7 +14,7 @@ const SPOOL_WITHOUT_KEY: &str = "spool: { min_free: 1MiB, ballast: 1MiB }\n";
 #[tokio::test(flavor = "multi_thread")]
 async fn p10_closed_a_url_takes_neither_fields_nor_items_to_another_destination() {
     let origin = Origin::ok().await;
-    let program = Program::before(&origin, SPOOL).await;
+    let program = Program::before(&origin, &format!("{SPOOL}connect_ports: [8443]\n")).await;
     let fields = json!({ "url": "https://api.test/in", "headers": { "authorization": "CANARY" } });
     made(&program, &fields).await;
     for url in [
