@@ -213,7 +213,10 @@ async fn each_wrong_step_of_a_rotation_names_the_right_one() {
         std::os::unix::fs::chown(&key, Some(65534), None).unwrap();
         let (code, text) = ca(dir, &["rotate"]).await;
         assert_eq!(code, Some(73), "{text}");
-        assert!(text.contains("belongs to the user with the id 65534"), "{text}");
+        assert!(
+            text.contains("belongs to the user with the id 65534"),
+            "{text}"
+        );
         std::os::unix::fs::chown(&key, Some(0), None).unwrap();
     }
 
