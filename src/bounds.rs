@@ -86,6 +86,11 @@ pub const HEAD_LINGER: Duration = Duration::from_secs(1);
 pub const LINGER: Duration = Duration::from_secs(30);
 /// Time without a byte after which the rest of such a body is not read any further.
 pub const LINGER_SILENCE: Duration = Duration::from_secs(5);
+/// Bytes of the rest of a request body that are read before its response, so that the connection
+/// stays open. With a longer rest the connection is closed after the response.
+pub const REST_BYTES: usize = 64 * 1024;
+/// Time for which a response waits for such a rest, which is usually on its way.
+pub const REST_WAIT: Duration = Duration::from_millis(25);
 /// Bytes that are read ahead while a request is held and its body is not read. They serve only to
 /// notice that the client has left.
 pub const HELD_PEEK: usize = 4 * 1024;

@@ -1,11 +1,17 @@
 //! Connections of the admin listener, with or without TLS.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::{Extension, Router};
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,6 +21,7 @@ use super::Admin;
 use super::authorize::Peer;
 use crate::bounds::{H2_HEADER_LIST, HEAD_TIMEOUT};
 use crate::clock::HeadTimer;
+use crate::exchange::{ClientBody, UnreadBodies};
 use crate::shutdown::Tasks;
 use crate::sockets;
 
@@ -74,7 +81,26 @@ impl Connection {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = TowerToHyperService::new(self.router.layer(Extension(Peer(self.peer))));
+        let router = TowerToHyperService::new(self.router.layer(Extension(Peer(self.peer))));
+        let unread = Arc::new(match http2 {
+            true => UnreadBodies::Drained(self.tasks.clone()),
+            false => UnreadBodies::noted(),
+        });
+        // The bodies of refused calls are treated as on the proxy's port.
+        let service = service_fn(move |request: Request<Incoming>| {
+            let bodies = Arc::clone(&unread);
+            let expects = request.headers().contains_key(EXPECT);
+            let request = request.map(|body| Body::new(ClientBody::new(body, Arc::clone(&bodies))));
+            let answered = router.call(request);
+            async move {
+                let mut response = answered.await?;
+                if bodies.must_close(expects).await {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
         let io = TokioIo::new(stream);
         // The ends of connections are normal, and failures of calls have responses.
         if http2 {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::buffers::locate;
@@ -26,7 +26,7 @@ impl SpoolHandle {
         bytes: &Bytes,
     ) -> Answered {
         let kind = head.headers.get(header::CONTENT_TYPE);
-        let (written, body) = if kind.is_some_and(|kind| kind == "application/octet-stream") {
+        let (written, body) = if kind.is_some_and(is_plain_body) {
             (ItemSpec::default(), bytes.clone())
         } else {
             let written: ItemSpec = parse(bytes)?;
@@ -111,6 +111,13 @@ impl SpoolHandle {
         check_port(&buffer.terms, call.policy)?;
         let times = written.times(self.store.now(), &buffer.terms);
         let (not_before, expires) = times.map_err(bad)?;
+        let held = written.delay.is_some() || written.not_before.is_some();
+        if held && buffer.terms.concurrency == 1 && !call.sees_all_items(buffer) {
+            let name = call.shown_name(buffer);
+            return Err(bad(format!(
+                "buffer `{name}` sends one item at a time, so `delay` and `not_before` would hold the items of other clients"
+            )));
+        }
         let method = written.method.map(|method| method.to_ascii_uppercase());
         if let Some(method) = &method {
             check_method(method)?;
@@ -140,6 +147,14 @@ impl SpoolHandle {
             expires,
         })
     }
+}
+
+/// Returns true for the type of a plain body, in any case and with any parameters (RFC 9110 section
+/// 8.3.1).
+fn is_plain_body(kind: &HeaderValue) -> bool {
+    let kind = kind.to_str().unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/octet-stream")
 }
 
 /// Returns the idempotency key of a push, which is valid per client and buffer. The header field

@@ -2,8 +2,8 @@
 //! the rest of a body that outpace does not need.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,33 +13,87 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::respond::{BodyError, FramePoll};
-use crate::bounds::{LINGER, LINGER_SILENCE};
+use crate::bounds::{LINGER, LINGER_SILENCE, REST_BYTES, REST_WAIT};
 use crate::shutdown::Tasks;
+use crate::sync::lock;
 
 /// Rule of a client connection for request bodies that are not read to their end, because the
 /// response did not need them. A client that is still sending could lose the response if its bytes
 /// were refused at once (RFC 9112 section 9.6).
 #[derive(Debug)]
 pub enum UnreadBodies {
-    /// HTTP/1: the value becomes true, and the connection is read for a while before it is closed.
-    Noted(AtomicBool),
+    /// HTTP/1: the connection is read for a while before it is closed.
+    Noted(LatestBody),
     /// HTTP/2: a task reads the rest of the stream for a while.
     Drained(Tasks),
 }
 
+/// State of the body of the latest request on an HTTP/1 connection.
+#[derive(Debug, Default)]
+pub struct LatestBody {
+    /// True until the body has been read to its end.
+    open: AtomicBool,
+    /// True once the response is known, and the body was not read to its end.
+    unread: AtomicBool,
+    /// Rest of a body that was dropped before the response was known.
+    rest: Mutex<Option<Incoming>>,
+}
+
 impl UnreadBodies {
     /// Creates the rule of an HTTP/1 connection without an unread body.
-    pub const fn noted() -> Self {
-        Self::Noted(AtomicBool::new(false))
+    pub fn noted() -> Self {
+        Self::Noted(LatestBody::default())
     }
 
     /// Returns true if a body of an HTTP/1 connection was not read to its end.
     pub fn is_noted(&self) -> bool {
         match self {
-            Self::Noted(unread) => unread.load(Ordering::Relaxed),
+            Self::Noted(latest) => latest.unread.load(Ordering::Relaxed),
             Self::Drained(_) => false,
         }
     }
+
+    /// Decides before the response is sent whether the connection must be closed after it. A small
+    /// rest of the body that is already on its way is read, so that the connection stays open. With
+    /// `expects` the client waits for a `100 Continue`, which reading would send.
+    pub async fn must_close(&self, expects: bool) -> bool {
+        let Self::Noted(latest) = self else {
+            return false;
+        };
+        if !latest.open.load(Ordering::Relaxed) {
+            return false;
+        }
+        let rest = lock(&latest.rest).take();
+        if let Some(rest) = rest.filter(|_| !expects)
+            && Box::pin(reads_small(rest)).await
+        {
+            latest.open.store(false, Ordering::Relaxed);
+            return false;
+        }
+        latest.unread.store(true, Ordering::Relaxed);
+        true
+    }
+}
+
+/// Reads the rest of a body. Returns true if it ended within [`REST_BYTES`] and [`REST_WAIT`].
+async fn reads_small(mut rest: Incoming) -> bool {
+    let mut left = REST_BYTES;
+    let reading = async {
+        loop {
+            match rest.frame().await {
+                None => return true,
+                Some(Ok(frame)) => {
+                    let size = frame.data_ref().map_or(0, Bytes::len);
+                    match left.checked_sub(size) {
+                        Some(rest) => left = rest,
+                        None => return false,
+                    }
+                }
+                Some(Err(_)) => return false,
+            }
+        }
+    };
+    timeout(REST_WAIT, reading).await.unwrap_or(false)
 }
 
 /// Error of a request body that ended before the client completed it.
@@ -63,8 +117,12 @@ pub struct ClientBody {
 impl ClientBody {
     /// Creates the body of a request that arrived on a connection with this rule.
     pub fn new(incoming: Incoming, unread: Arc<UnreadBodies>) -> Self {
+        let ended = incoming.is_end_stream();
+        if let UnreadBodies::Noted(latest) = &*unread {
+            latest.open.store(!ended, Ordering::Relaxed);
+        }
         Self {
-            ended: incoming.is_end_stream(),
+            ended,
             incoming: Some(incoming),
             last: None,
             unread,
@@ -79,6 +137,10 @@ impl ClientBody {
 /// Returns true if a body has at least one byte, or if reading it fails. The bytes that this reads
 /// are lost, so the caller must refuse the body then. A body without bytes can still be read.
 pub async fn has_content<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> bool {
+    // An announced length is enough, so a client that is silent need not be waited for.
+    if body.size_hint().lower() > 0 {
+        return true;
+    }
     while !body.is_end_stream() {
         match body.frame().await {
             None => return false,
@@ -104,7 +166,12 @@ impl Body for ClientBody {
         loop {
             let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
             let whole = incoming.is_end_stream();
-            this.ended |= whole || !matches!(frame, Some(Ok(_)));
+            if whole || !matches!(frame, Some(Ok(_))) {
+                this.ended = true;
+                if let UnreadBodies::Noted(latest) = &*this.unread {
+                    latest.open.store(false, Ordering::Relaxed);
+                }
+            }
             return Poll::Ready(match frame {
                 None if is_http2 && !whole => Some(Err(ClientGone.into())),
                 None => this.last.take().map(Ok),
@@ -146,7 +213,9 @@ impl Drop for ClientBody {
             return;
         };
         match &*self.unread {
-            UnreadBodies::Noted(unread) => unread.store(true, Ordering::Relaxed),
+            // The response is known already, and the connection closes after it.
+            UnreadBodies::Noted(latest) if latest.unread.load(Ordering::Relaxed) => {}
+            UnreadBodies::Noted(latest) => *lock(&latest.rest) = Some(rest),
             UnreadBodies::Drained(tasks) => drop(tasks.spawn(drain(rest))),
         }
     }

@@ -2,11 +2,12 @@
 //! reads requests, routes each of them, and closes gracefully when a drain begins.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -57,6 +58,8 @@ pub(super) struct ClientConnection {
     pub(super) inbound: Inbound,
     /// Local address of the listener that accepted the connection.
     pub(super) listener: SocketAddr,
+    /// Local address of the connection itself, which is the one that the client dialled.
+    pub(super) local: IpAddr,
     pub(super) client: ClientIdentity,
     pub(super) slot: Arc<ConnectionSlot>,
     pub(super) access: ConnectionAccess,
@@ -136,10 +139,16 @@ impl ClientConnection {
         let (this, noted) = (Arc::clone(&self), Arc::clone(&progress));
         let service = service_fn(move |request: Request<Incoming>| {
             let (this, in_flight) = (Arc::clone(&this), noted.begin());
-            let request = request.map(|body| ClientBody::new(body, Arc::clone(&unread)));
+            let bodies = Arc::clone(&unread);
+            let request = request.map(|body| ClientBody::new(body, Arc::clone(&bodies)));
             async move {
                 let (method, version) = (request.method().clone(), request.version());
-                let response = this.answer(request).await;
+                let expects = request.headers().contains_key(EXPECT);
+                let mut response = this.answer(request).await;
+                if bodies.must_close(expects).await {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().entry(CONNECTION).or_insert(close);
+                }
                 Ok::<_, Infallible>(in_flight.answer(&method, version, response).await)
             }
         });

@@ -93,6 +93,6 @@ impl ClientConnection {
 
     /// Returns true if clients may call the listener by this host.
     fn is_called(&self, policy: &Policy, listener: ListenerId, host: &HostName) -> bool {
-        semantics::is_own_host(host, self.listener.ip()) || policy.names_listener(listener, host)
+        semantics::is_own_host(host, self.local) || policy.names_listener(listener, host)
     }
 }

@@ -80,6 +80,7 @@ impl Listener {
                 server: Arc::clone(&server),
                 inbound,
                 listener: self.address,
+                local: stream.local_addr().unwrap_or(self.address).ip(),
                 client: ClientIdentity::at(peer.ip().to_canonical()),
                 slot: ConnectionSlot::new(permit, server.metrics.clone()),
                 access: ConnectionAccess::default(),

@@ -123,6 +123,7 @@ impl InterceptedTunnel {
                 ..self.origin.clone()
             }),
             listener: self.connection.listener,
+            local: self.connection.local,
             client: self.client.clone(),
             slot: Arc::clone(&self.connection.slot),
             access: ConnectionAccess::of(&self.client.access),

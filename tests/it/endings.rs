@@ -345,3 +345,49 @@ async fn p5_honest_responses_an_aborted_push_stores_nothing() {
     let (_, items) = call(&program, "GET", "/buffers/b/items", "").await;
     assert_eq!(items["items"], json!([]));
 }
+
+/// Sends the head of a request, waits for the response unless a rest follows at once, and then asks
+/// again on the same connection. Returns both responses.
+async fn twice(address: SocketAddr, head: &str, rest: &[u8], again: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::task::yield_now().await;
+    let _closed = stream.write_all(rest).await;
+    let mut first = Vec::new();
+    while !first.windows(4).any(|window| window == b"\r\n\r\n") {
+        let read = soon("the response", stream.read_buf(&mut first));
+        if read.await.unwrap() == 0 {
+            break;
+        }
+    }
+    let _closed = stream.write_all(again.as_bytes()).await;
+    let mut second = Vec::new();
+    let _ended = soon("the end", stream.read_to_end(&mut second)).await;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (text(first), text(second))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p5_honest_responses_a_refusal_says_whether_the_connection_can_be_used_again() {
+    let origin = Origin::ok().await;
+    let (program, route) = with_route(&origin, SPOOL).await;
+    let json = "Content-Type: application/json\r\n";
+    for (address, path, fields) in [
+        (program.listen, "/buffers/none/items", json),
+        (program.listen, "/buffers", "Content-Type: text/plain\r\n"),
+        (route, "/pay", "Sec-Fetch-Site: cross-site\r\n"),
+        (program.admin, "/v1/buffers", json),
+    ] {
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: 2\r\n\r\n");
+        let again = "GET /again HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        // A small rest that is on its way keeps the connection.
+        let (first, second) = twice(address, &head, b"{}", again).await;
+        assert!(first.starts_with("HTTP/1.1 4"), "{path}: {first}");
+        assert!(!first.contains("connection: close"), "{path}: {first}");
+        assert!(second.contains("HTTP/1.1 "), "{path}: {first} {second}");
+        // A rest that does not come closes it, and the response says so.
+        let (first, _) = twice(address, &head, b"", "").await;
+        assert!(first.contains("connection: close"), "{path}: {first}");
+    }
+}
