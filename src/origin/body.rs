@@ -26,9 +26,15 @@ pub struct OriginBody<B: RequestBody> {
     hold: Option<Arc<StreamHold<B>>>,
     /// Frame that was read together with the head.
     first: Option<Frame<Bytes>>,
+    /// Frame of an HTTP/2 body that completes the announced length. It waits for the end of the
+    /// stream, because the origin may still reset that.
+    last: Option<Frame<Bytes>>,
     /// State of the TLS session whose end is the end of this body. `None` for all other bodies.
     ends_with_tls: Option<CutTls>,
 }
+
+/// Result of a poll for the next frame of a response.
+type PolledFrame = Poll<Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>>;
 
 /// Error of an HTTP/2 response whose stream was reset before its end.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +48,7 @@ impl<B: RequestBody> OriginBody<B> {
             connection: None,
             hold,
             first: None,
+            last: None,
             ends_with_tls: None,
         };
         body.finish_if(http_body::Body::is_end_stream(&body.incoming));
@@ -62,6 +69,7 @@ impl<B: RequestBody> OriginBody<B> {
             connection: Some(connection),
             hold: None,
             first: None,
+            last: None,
         };
         body.finish_if(http_body::Body::is_end_stream(&body.incoming));
         body
@@ -103,6 +111,35 @@ impl<B: RequestBody> OriginBody<B> {
         hold.is_some_and(|hold| hold.is_sent()) && !http_body::Body::is_end_stream(&self.incoming)
     }
 
+    /// Returns true for data of an HTTP/2 body that completes the announced length, while the end of
+    /// the stream is missing.
+    fn precedes_end(&self, frame: &Frame<Bytes>) -> bool {
+        let body = &self.incoming;
+        let is_complete = http_body::Body::size_hint(body).exact() == Some(0);
+        let has_ended = http_body::Body::is_end_stream(body);
+        self.hold.is_some() && frame.is_data() && is_complete && !has_ended
+    }
+
+    /// Puts the frame that waited for the end of the stream before what followed it.
+    fn after_last(&mut self, polled: PolledFrame) -> PolledFrame {
+        if self.last.is_none() {
+            return polled;
+        }
+        match polled {
+            Poll::Ready(None) => Poll::Ready(self.last.take().map(Ok)),
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => {
+                Poll::Ready(self.last.replace(frame).map(Ok))
+            }
+            // Empty data ends the stream.
+            Poll::Ready(Some(Ok(_))) => Poll::Ready(self.last.take().map(Ok)),
+            Poll::Ready(Some(Err(error))) => {
+                self.last = None;
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     fn finish_if(&mut self, ended: bool) {
         if !ended {
             return;
@@ -137,6 +174,13 @@ impl<B: RequestBody> http_body::Body for OriginBody<B> {
             this.hold = None;
             return Poll::Ready(Some(Err(CutStream.into())));
         }
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && this.precedes_end(frame)
+            && let Poll::Ready(Some(Ok(frame))) = polled
+        {
+            this.last = Some(frame);
+            return self.poll_frame(cx);
+        }
         match &polled {
             Poll::Ready(Some(Ok(_))) => this.finish_if(this.incoming.is_end_stream()),
             Poll::Ready(None) => this.finish_if(true),
@@ -144,17 +188,18 @@ impl<B: RequestBody> http_body::Body for OriginBody<B> {
             Poll::Ready(Some(Err(_))) => (this.connection, this.hold) = (None, None),
             Poll::Pending => {}
         }
-        polled.map_err(Into::into)
+        this.after_last(polled.map_err(Into::into))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.is_end_stream()
+        self.first.is_none() && self.last.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let mut hint = http_body::Body::size_hint(&self.incoming);
-        let first = self.first.as_ref().and_then(Frame::data_ref);
-        let read = first.map_or(0, |data| data.len() as u64);
+        let kept = self.first.iter().chain(&self.last);
+        let kept = kept.filter_map(Frame::data_ref);
+        let read = kept.map(|data| data.len() as u64).sum();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper.saturating_add(read));
         }

@@ -217,13 +217,19 @@ async fn p9_bytes_through_a_bad_length_of_a_response_without_body_is_left_out() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p5_honest_responses_a_reset_http_2_response_is_incomplete() {
-    for reason in [0, 2, 8] {
+    // The length is missing, longer than the data, or equal to it.
+    let lengths: [&[u8]; 3] = [b"", b"\x0f\x0d\x019", b"\x0f\x0d\x014"];
+    for (reason, length) in [0, 2, 8]
+        .into_iter()
+        .flat_map(|reason| lengths.map(|l| (reason, l)))
+    {
         let script = move |accepted: Accepted| async move {
             let stream = accepted.tls.accept(accepted.stream).await.unwrap();
             let mut http2 = RawHttp2::begin(stream, &[]).await.unwrap();
             while let Some(stream) = http2.request().await {
                 // HEADERS without END_STREAM, then DATA.
-                http2.send(HEADERS, 4, stream, &[0x88]).await;
+                let head = [&[0x88], length].concat();
+                http2.send(HEADERS, 4, stream, &head).await;
                 http2.send(0, 0, stream, b"half").await;
                 http2.send(RST_STREAM, 0, stream, &[0, 0, 0, reason]).await;
             }
