@@ -166,7 +166,9 @@ impl Body for ClientBody {
         loop {
             let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
             let whole = incoming.is_end_stream();
-            if whole || !matches!(frame, Some(Ok(_))) {
+            // Nothing follows trailers, so they are not always polled beyond.
+            let goes_on = matches!(&frame, Some(Ok(frame)) if !frame.is_trailers());
+            if whole || !goes_on {
                 this.ended = true;
                 if let UnreadBodies::Noted(latest) = &*this.unread {
                     latest.open.store(false, Ordering::Relaxed);
