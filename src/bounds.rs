@@ -124,6 +124,11 @@ pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Bytes that an HTTP/1 origin may send before its response, as responses 1xx. More of them break
 /// the attempt.
 pub const INTERIM_BYTES: u64 = 512 * 1024;
+/// Bytes of an origin's response that are read before its head is passed on, if they have arrived
+/// together with it. If the body is malformed there, the client gets 502.
+pub const BEGUN_BYTES: usize = 16 * 1024;
+/// Pieces of such a body, as [`BEGUN_BYTES`] counts its bytes. A piece is a chunk or a DATA frame.
+pub const BEGUN_FRAMES: usize = 64;
 /// Bytes of an origin's refusal that are buffered while the request waits to be sent again.
 pub const ASIDE_BYTES: usize = 64 * 1024;
 /// Time to read such a refusal from the origin. If it takes longer, the response is dropped.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use smallvec::SmallVec;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use super::http1::Returning;
 use super::http2::StreamHold;
 use super::io::CutTls;
 use super::pool::RequestBody;
+use crate::bounds::{BEGUN_BYTES, BEGUN_FRAMES};
 
 /// Response body of an origin, read as a stream of frames.
 #[derive(Debug)]
@@ -24,8 +26,8 @@ pub struct OriginBody<B: RequestBody> {
     connection: Option<Returning<B>>,
     /// Hold on the HTTP/2 stream of the response, until the end of the body.
     hold: Option<Arc<StreamHold<B>>>,
-    /// Frame that was read together with the head.
-    first: Option<Frame<Bytes>>,
+    /// Frames that were read together with the head.
+    begun: SmallVec<[Frame<Bytes>; 1]>,
     /// Frame of an HTTP/2 body that completes the announced length. It waits for the end of the
     /// stream, because the origin may still reset that.
     last: Option<Frame<Bytes>>,
@@ -47,7 +49,7 @@ impl<B: RequestBody> OriginBody<B> {
             incoming,
             connection: None,
             hold,
-            first: None,
+            begun: SmallVec::new(),
             last: None,
             ends_with_tls: None,
         };
@@ -68,27 +70,31 @@ impl<B: RequestBody> OriginBody<B> {
             ends_with_tls: cut.filter(|_| close_delimited).cloned(),
             connection: Some(connection),
             hold: None,
-            first: None,
+            begun: SmallVec::new(),
             last: None,
         };
         body.finish_if(http_body::Body::is_end_stream(&body.incoming));
         body
     }
 
-    /// Reads what has arrived together with the head, so that a body that is malformed from its
-    /// beginning fails before the client gets the head.
+    /// Reads what has arrived together with the head, up to [`BEGUN_BYTES`] and [`BEGUN_FRAMES`], so
+    /// that a body that is malformed there fails before the client gets the head.
     ///
     /// # Errors
     /// Returns the error of the body.
     pub(super) fn begin(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        if self.connection.is_none() {
-            return Ok(());
-        }
         let mut cx = Context::from_waker(Waker::noop());
-        if let Poll::Ready(Some(first)) = http_body::Body::poll_frame(Pin::new(&mut *self), &mut cx)
-        {
-            self.first = Some(first?);
+        let (mut begun, mut bytes) = (SmallVec::new(), 0);
+        while begun.len() < BEGUN_FRAMES && bytes < BEGUN_BYTES {
+            let polled = http_body::Body::poll_frame(Pin::new(&mut *self), &mut cx);
+            let Poll::Ready(Some(frame)) = polled else {
+                break;
+            };
+            let frame = frame?;
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            begun.push(frame);
         }
+        self.begun = begun;
         Ok(())
     }
 
@@ -160,8 +166,8 @@ impl<B: RequestBody> http_body::Body for OriginBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
-        if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(Ok(first)));
+        if !this.begun.is_empty() {
+            return Poll::Ready(Some(Ok(this.begun.remove(0))));
         }
         let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
         if polled.is_pending()
@@ -192,12 +198,12 @@ impl<B: RequestBody> http_body::Body for OriginBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.last.is_none() && self.incoming.is_end_stream()
+        self.begun.is_empty() && self.last.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let mut hint = http_body::Body::size_hint(&self.incoming);
-        let kept = self.first.iter().chain(&self.last);
+        let kept = self.begun.iter().chain(&self.last);
         let kept = kept.filter_map(Frame::data_ref);
         let read = kept.map(|data| data.len() as u64).sum();
         if let Some(upper) = hint.upper() {

@@ -58,9 +58,15 @@ fn of_exchange(error: &hyper::Error) -> OriginError {
 
 /// Returns the error of a body that failed together with its head.
 pub(super) fn of_body(error: Box<dyn std::error::Error + Send + Sync>) -> OriginError {
-    match error.downcast::<hyper::Error>() {
+    let failed = match error.downcast::<hyper::Error>() {
         Ok(error) => of_exchange(&error),
         Err(error) => OriginError::Broken(error.to_string()),
+    };
+    match failed {
+        OriginError::Broken(cause) => {
+            OriginError::Broken(format!("the response broke off: {cause}"))
+        }
+        failed => failed,
     }
 }
 

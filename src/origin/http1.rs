@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, Request, Response, Version};
+use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::{Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -20,6 +20,7 @@ use super::pool::{Destination, PoolState, RequestBody, SendError};
 use super::{OriginBody, OriginError};
 use crate::bounds::INTERIM_BYTES;
 use crate::clock::{Alarm, Instant};
+use crate::semantics;
 
 /// Bytes that hyper holds at most of a response whose head it has just parsed. This exceeds the
 /// default size of its buffer (417,792 bytes).
@@ -126,7 +127,7 @@ impl<B: RequestBody> Returning<B> {
         if let Some(owner) = client.owner_by(response.headers()) {
             self.keep_for(owner);
         }
-        self.is_last = has_two_framings(response.headers());
+        self.is_last = semantics::has_doubtful_end(response.headers());
         self.plain &=
             response.version() == Version::HTTP_11 && !response.headers().contains_key(CONNECTION);
         let close_delimited = is_close_delimited(&response);
@@ -165,10 +166,4 @@ fn is_close_delimited(response: &Response<Incoming>) -> bool {
     let body = response.body();
     let framed = body.is_end_stream() || body.size_hint().exact().is_some();
     !framed && !response.headers().contains_key(TRANSFER_ENCODING)
-}
-
-/// Returns true if a response could be read with two different ends, which may be an attempt to
-/// smuggle another response (RFC 9112 section 6.3).
-fn has_two_framings(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::HashMap;
 use http::{Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
@@ -376,7 +378,7 @@ impl<B: RequestBody> Lease<B> {
                 tokio::select! {
                     biased;
                     answer = answer => match answer {
-                        Ok(response) => Ok(response.map(|body| OriginBody::http2(body, Some(hold)))),
+                        Ok(response) => begun_http2(response, hold).await,
                         Err(error) => {
                             let error = refused(failure::of_request(error), &hold, &connections, &home);
                             Err(failure::or(error, hold.refusal()))
@@ -387,6 +389,21 @@ impl<B: RequestBody> Lease<B> {
             }
         }
     }
+}
+
+/// Returns the response with the part of its body that has arrived together with its head.
+async fn begun_http2<B: RequestBody>(
+    response: Response<Incoming>,
+    hold: Arc<StreamHold<B>>,
+) -> Result<Response<OriginBody<B>>, SendError<B>> {
+    let mut response = response.map(|body| OriginBody::http2(body, Some(hold)));
+    if !response.body().is_end_stream() {
+        // The task of the connection may still be reading the frames that follow the head.
+        tokio::task::yield_now().await;
+        let begun = response.body_mut().begin();
+        begun.map_err(|error| SendError::Failed(failure::of_body(error)))?;
+    }
+    Ok(response)
 }
 
 /// Returns the error for the caller, with the body as it was given. An origin that requires

@@ -59,6 +59,20 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
     Ok(Framing::Length(count))
 }
 
+/// Returns true if the body of a response can be read with two different ends, which may be an
+/// attempt to smuggle another response (RFC 9112 section 6.3). The connection must then be closed.
+pub fn has_doubtful_end(headers: &HeaderMap) -> bool {
+    let has_coding = headers.contains_key(header::TRANSFER_ENCODING);
+    has_coding && (headers.contains_key(header::CONTENT_LENGTH) || !is_chunked(headers))
+}
+
+/// Returns true if `chunked` is the only transfer coding of a message.
+fn is_chunked(headers: &HeaderMap) -> bool {
+    let mut codings = elements(headers, header::TRANSFER_ENCODING);
+    let only = codings.next().unwrap_or_default();
+    only.eq_ignore_ascii_case("chunked") && codings.next().is_none()
+}
+
 /// Rebuilds the framing of a response: at most one `Content-Length`, in canonical form, and never
 /// together with `Transfer-Encoding` (RFC 9112 section 6.3, RFC 9110 section 8.6). hyper frames the
 /// response for the client by what is left.
@@ -72,11 +86,7 @@ pub fn response_framing(
     headers: &mut HeaderMap,
 ) -> Result<(), &'static str> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        let mut codings = elements(headers, header::TRANSFER_ENCODING);
-        let only = codings.next().unwrap_or_default();
-        let is_chunked = only.eq_ignore_ascii_case("chunked") && codings.next().is_none();
-        drop(codings);
-        if !is_chunked {
+        if !is_chunked(headers) {
             return Err("it used a transfer coding other than `chunked`");
         }
         headers.remove(header::CONTENT_LENGTH);

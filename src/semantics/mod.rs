@@ -26,7 +26,7 @@ pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,
     join_cookies, strip_request, strip_response, strip_trailers,
 };
-pub use framing::{Framing, framing, response_framing, without_content};
+pub use framing::{Framing, framing, has_doubtful_end, response_framing, without_content};
 pub use max_forwards::{count_hop, is_last_hop};
 pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};
 pub use prefer::{PREFER, PREFERENCE_APPLIED, Preference, preference};

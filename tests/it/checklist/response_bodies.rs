@@ -52,7 +52,7 @@ async fn e06_a_truncated_http_2_body_is_visible() {
         let site = Site::before_tls(origin, TARGET).await;
         for way in WAYS.repeat(3) {
             let seen = site.ask(way, "POST", "/").await;
-            assert!(!seen.complete, "{way:?} {split}: {seen:?}");
+            seen.assert_cut();
             site.ask(way, "GET", "/").await.assert_whole(200, "own");
         }
     }

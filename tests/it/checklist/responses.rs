@@ -233,9 +233,12 @@ async fn e06_a_truncated_body_is_visible() {
     ]
     .map(|rest| Case::closing(head(rest)));
     everywhere(&cases, "POST", |_, _, seen| {
-        assert!(!seen.complete, "{seen:?}");
+        seen.assert_cut();
         let body = String::from_utf8_lossy(&seen.body);
-        assert!("hellohel".starts_with(&*body), "{body}");
+        assert!(
+            seen.status == 502 || "hellohel".starts_with(&*body),
+            "{body}"
+        );
     })
     .await;
 }

@@ -56,6 +56,15 @@ impl Seen {
         assert_eq!(found, (status, reason, true), "{self:?}");
     }
 
+    /// Asserts that the client saw the failure of a body: a 502 if it arrived together with the
+    /// head, else an incomplete response.
+    pub(super) fn assert_cut(&self) {
+        match self.status {
+            502 => self.assert_refusal(502, "origin-broke"),
+            _ => assert!(!self.complete, "{self:?}"),
+        }
+    }
+
     /// Asserts that the response is complete, with this status and body.
     pub(super) fn assert_whole(&self, status: u16, body: &str) {
         let text = String::from_utf8_lossy(&self.body);

@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::strange_origin::{Mode, Site, Stream};
+pub(super) use crate::harness::scripted::frame;
 use crate::harness::scripted::{GOAWAY, HEADERS, RST_STREAM, SETTINGS};
 use crate::harness::{Proto, soon};
 
@@ -41,16 +42,6 @@ pub(super) struct FrameClient {
     pub(super) stream: Stream,
     /// True if the client writes byte by byte.
     split: bool,
-}
-
-/// Returns the bytes of one frame.
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut bytes = length[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
 }
 
 /// Returns the pseudo-header fields of a request in this ingress mode.

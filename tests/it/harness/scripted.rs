@@ -98,6 +98,16 @@ pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const GOAWAY: u8 = 7;
 
+/// Returns the bytes of one HTTP/2 frame.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut bytes = length[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
 /// Server's side of an HTTP/2 connection, frame by frame.
 pub(crate) struct RawHttp2<S>(pub(crate) S);
 
@@ -113,12 +123,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp2<S> {
 
     /// Sends a frame. A failure is ignored, because the test sees the end at its client.
     pub(crate) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = length[1..].to_vec();
-        frame.extend([kind, flags]);
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        let _ended = self.0.write_all(&frame).await;
+        self.send_all(&frame(kind, flags, stream, payload)).await;
+    }
+
+    /// Sends several frames in one write. A failure is ignored, as by [`RawHttp2::send`].
+    pub(crate) async fn send_all(&mut self, frames: &[u8]) {
+        let _ended = self.0.write_all(frames).await;
         let _ended = self.0.flush().await;
     }
 
