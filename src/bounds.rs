@@ -55,8 +55,12 @@ pub const ITEM_FIELDS: usize = 100;
 /// Time for which a delivery waits for its turn before its item is read again.
 pub const DELIVERY_PATIENCE: Duration = Duration::from_secs(3600);
 /// Bytes of an origin's response that are stored with a delivery attempt.
+///
+/// Beyond it: the rest is read and not stored.
 pub const DELIVERY_RESPONSE: usize = 16 * 1024;
 /// Bytes of an origin's response to a spooled request that are stored for its client.
+///
+/// Beyond it: the rest is read and not stored.
 pub const REPLY_RESPONSE: usize = 1024 * 1024;
 /// Default time for which a worker holds a permit without renewing it.
 pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
@@ -123,6 +127,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Bytes that an HTTP/1 origin may send before its response, as responses 1xx. More of them break
 /// the attempt.
+///
+/// Beyond it: 502 `origin-protocol`.
 pub const INTERIM_BYTES: u64 = 512 * 1024;
 /// Bytes of an origin's response that are read before its head is passed on, if they have arrived
 /// together with it. If the body is malformed there, the client gets 502.
@@ -166,12 +172,16 @@ pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// streams, because they serve different clients and any number of them may be slow readers.
 pub const H2_ORIGIN_WINDOW: u32 = H2_STREAMS * H2_STREAM_WINDOW;
 /// Bytes of the names and values in one HTTP/2 request head, with the path.
+///
+/// Beyond it: 431 `head-too-large` on its stream only.
 pub const HTTP2_HEAD: usize = 64 * 1024;
 /// Bytes of one uncompressed HTTP/2 header list (RFC 9113 section 6.5.2) that the connection
 /// survives. The library refuses longer lists without a reason, so this is above [`HTTP2_HEAD`].
 pub const H2_HEADER_LIST: u32 = 256 * 1024;
 
 /// Certificates for intercepted hosts that are cached in memory.
+///
+/// Beyond it: the certificate that was used least is created again when it is needed.
 pub const LEAVES: u64 = 4096;
 /// Time before the end of the CA's certificate from which its expiry is reported.
 pub const CA_EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -187,8 +197,12 @@ pub const PEER_SILENT: Duration = Duration::from_secs(75);
 pub const CONNECTIONS: usize = 50_000;
 /// Time for which the end of the process waits for each of its two log outputs. Lines that cannot
 /// be written by then are dropped and counted.
+///
+/// Beyond it: the remaining lines are dropped and counted.
 pub const LOG_CLOSE: Duration = Duration::from_millis(500);
 /// Bytes of log lines that may wait for a slow log reader. Further lines are dropped and counted.
+///
+/// Beyond it: further lines are dropped and counted.
 pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
 /// Time between two reads of a changed configuration file. It is taken only if both find the same
 /// text, because it may still be written.

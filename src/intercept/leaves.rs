@@ -222,6 +222,8 @@ mod tests {
     /// More hosts than the cache holds: the number of cached certificates stays at its bound.
     ///
     /// RFC 6066 section 3.
+    ///
+    /// Reaches the bound `LEAVES`.
     #[tokio::test]
     async fn g05_the_cache_of_certificates_is_bounded() {
         let (_dir, leaves) = leaves();

@@ -222,6 +222,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `LOG_CLOSE`.
     #[test]
     fn p14_an_output_that_is_stuck_delays_the_end_by_a_bounded_time() {
         for lines in [1, 10, 2_000] {
@@ -239,6 +240,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `LOG_BACKLOG`.
     #[test]
     fn p14_lines_beyond_the_backlog_are_dropped_and_counted() {
         let (hold, stuck) = mpsc::channel();

@@ -433,6 +433,7 @@ async fn p5_honest_an_item_that_is_over_without_a_response_says_so() {
     assert_eq!(response(&program, &ids[0]).await.0, 500);
 }
 
+/// Reaches the bound `DELIVERY_RESPONSE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p9_a_long_response_is_read_to_its_end_and_kept_up_to_a_bound() {
     let origin = Origin::with(|_, request| async move {
@@ -469,6 +470,7 @@ async fn p9_a_long_response_is_read_to_its_end_and_kept_up_to_a_bound() {
     }
 }
 
+/// Reaches the bound `REPLY_RESPONSE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p9_the_response_to_a_deferred_request_is_kept_up_to_a_larger_bound() {
     let most = 1024 * 1024;

@@ -245,6 +245,7 @@ async fn p5_the_response_before_a_head_that_cannot_be_read_is_untouched() {
     assert!(response.body().is_empty());
 }
 
+/// Reaches the bound `HTTP2_HEAD`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_large_http_2_head_is_refused_on_its_stream_only() {
     let origin = Origin::ok().await;

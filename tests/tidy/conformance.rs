@@ -41,7 +41,7 @@ struct Check {
 }
 
 /// Returns the name of the function that a line begins.
-fn function(line: &str) -> Option<&str> {
+pub(super) fn function(line: &str) -> Option<&str> {
     let rest = line
         .strip_prefix("async fn ")
         .or(line.strip_prefix("fn "))?;
@@ -63,7 +63,11 @@ fn row(test: &str) -> Option<(char, u8)> {
 /// # Errors
 /// Returns the test with the problem if the comment has another form.
 fn check(test: &str, comment: &[&str]) -> Result<Check, String> {
-    let text = comment.join(" ");
+    // A line of this form belongs to the page of bounds.
+    let comment = comment
+        .iter()
+        .filter(|line| !line.starts_with("Reaches the bound `"));
+    let text = comment.copied().collect::<Vec<_>>().join(" ");
     let mut paragraphs = text.split("  ").map(|part| part.trim().to_owned());
     let mut next = || paragraphs.next().unwrap_or_default();
     let (behaviour, source, last) = (next(), next(), next());

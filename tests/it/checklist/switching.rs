@@ -137,6 +137,7 @@ async fn d08_responses_1xx() {
     }
 }
 
+/// Reaches the bound `INTERIM_BYTES`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_responses_1xx_of_an_origin_are_bounded() {
     // The path is the speed and the number of bytes of the responses 1xx before the response.
