@@ -88,6 +88,8 @@ metrics! {
         "Requests with missing or wrong credentials, answered with 401 or 407";
     bodies_buffered: Gauge = Gauge::default(), "outpace_bodies_buffered_bytes", "",
         "Bytes of request bodies that are in memory now";
+    tasks: Gauge = Gauge::default(), "outpace_tasks", "",
+        "Tasks of the runtime that are alive now, such as one for each connection";
     reloads: Family<ResultLabel, Counter> = Family::default(), "outpace_reloads_total", "result (ok, error)",
         "Reloads of the configuration, by result";
     log_lines_dropped: Counter = super::log::lines_dropped(), "outpace_log_lines_dropped_total", "",
@@ -188,6 +190,10 @@ impl Metrics {
     /// Encodes all metrics as the text that a scraper reads (OpenMetrics 1.0).
     pub fn encode(&self) -> String {
         let mut text = String::new();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let alive = runtime.metrics().num_alive_tasks();
+            self.0.tasks.set(i64::try_from(alive).unwrap_or(i64::MAX));
+        }
         // Writing to a string cannot fail.
         if prometheus_client::encoding::text::encode(&mut text, &self.0.registry).is_err() {
             text.clear();
