@@ -48,11 +48,10 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
     let Some(line) = lines.next() else {
         return Ok(Framing::None);
     };
-    let is_canonical =
-        lines.next().is_none() && (line == "0" || !line.as_bytes().starts_with(b"0"));
     let Some(count) = one_length(headers) else {
         return fail("Content-Length is not one whole number up to 2^64 - 1");
     };
+    let is_canonical = lines.next().is_none() && line == itoa::Buffer::new().format(count);
     if !is_canonical {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(count));
     }
@@ -245,6 +244,9 @@ mod tests {
             &[length("002")],
             &[length("2"), length("2")],
             &[length("02"), length("2")],
+            &[length("2, 2")],
+            &[length("2,02")],
+            &[length("0002,2 , 2")],
         ] {
             let (framing, map) = read(Version::HTTP_2, lines).unwrap();
             assert_eq!(framing, Framing::Length(2));
