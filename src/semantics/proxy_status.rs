@@ -85,15 +85,15 @@ impl Quotes {
     }
 }
 
+/// Returns true for a member with our name, also for one that only looks like it to a reader.
 fn is_ours(member: &[u8]) -> bool {
     let name = member
-        .split(|byte| matches!(byte, b';' | b' ' | b'\t'))
-        .next();
-    let name = name.unwrap_or_default();
-    let bare = name
-        .strip_prefix(b"\"")
-        .and_then(|name| name.strip_suffix(b"\""));
-    bare.unwrap_or(name).eq_ignore_ascii_case(b"outpace")
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default();
+    let mut words = name.split(|byte| matches!(byte, b'"' | b' ' | b'\t'));
+    let first = words.find(|word| !word.is_empty()).unwrap_or_default();
+    first.eq_ignore_ascii_case(b"outpace")
 }
 
 #[cfg(test)]
@@ -117,6 +117,9 @@ mod tests {
             "\"outpace\"; received-status=200",
             "outpace;details=\"a, b\"",
             "outpace, outpace; error=x",
+            "\"OUTPACE \"",
+            "\" outpace\"; error=x",
+            "outpace error",
         ] {
             assert_eq!(left(&[forged]), none, "{forged}");
         }
