@@ -4,7 +4,6 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use super::Malformed;
-use super::fields::elements;
 
 /// The delimiter of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +70,14 @@ pub fn response_framing(
     headers: &mut HeaderMap,
 ) -> Result<(), &'static str> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        let mut codings = elements(headers, header::TRANSFER_ENCODING);
-        let only = codings.next().unwrap_or_default();
-        let is_chunked = only.eq_ignore_ascii_case("chunked") && codings.next().is_none();
-        drop(codings);
+        // An unreadable line is a coding too, so the lines are compared as bytes.
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        let only = codings
+            .next()
+            .map(HeaderValue::as_bytes)
+            .unwrap_or_default();
+        let is_chunked =
+            only.trim_ascii().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
         if !is_chunked {
             return Err("it used a transfer coding other than `chunked`");
         }
@@ -224,6 +227,14 @@ mod tests {
             assert!(rebuilt(&Method::GET, 200, &lines).is_err(), "{value:?}");
             assert!(rebuilt(&Method::HEAD, 200, &lines).unwrap().is_empty());
             assert!(rebuilt(&Method::GET, 304, &lines).unwrap().is_empty());
+        }
+        for (first, second) in [
+            ("chunked", "\u{91}"),
+            ("\u{91}", "chunked"),
+            ("chunked", ""),
+        ] {
+            let lines = [(TRANSFER_ENCODING, first), (TRANSFER_ENCODING, second)];
+            assert!(rebuilt(&Method::GET, 200, &lines).is_err(), "{lines:?}");
         }
         for codings in [
             "gzip, chunked",
