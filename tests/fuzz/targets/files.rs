@@ -1,9 +1,9 @@
 //! Files that others wrote: certificates and keys in PEM, and `serving.json`.
 
 use std::fs;
-use std::time::SystemTime;
 
 use outpace::app::serving;
+use outpace::clock::Clock;
 use outpace::files::make_private_dir;
 use outpace::intercept::{CaSource, CertificateAuthority};
 use outpace::origin::{load_identity, load_pem_file};
@@ -64,7 +64,7 @@ fn dir() -> TempDir {
 fn check_ca(ca: &CertificateAuthority, source: &CaSource) {
     let about = ca.describe();
     assert!(!about.subject.contains('\n') && !about.fingerprint.is_empty());
-    let _findings = ca.findings(&Policy::default(), SystemTime::now());
+    let _findings = ca.findings(&Policy::default(), Clock::system().wall());
     let (cert, _) = source.paths();
     fs::write(cert, ca.pem()).unwrap();
     let again = CertificateAuthority::load(source).unwrap().describe();

@@ -4,7 +4,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
 
 use outpace::clock::Clock;
 use outpace::intercept::{
@@ -47,8 +46,11 @@ impl World {
             dir: dir.path().join("data"),
             constrain: false,
         };
-        let ca =
-            CertificateAuthority::load_or_make(&source, &CaNames::default(), SystemTime::now());
+        let ca = CertificateAuthority::load_or_make(
+            &source,
+            &CaNames::default(),
+            Clock::system().wall(),
+        );
         let leaves = Leaves::new(ca.unwrap(), Clock::system(), Metrics::new()).unwrap();
         Self {
             runtime: Builder::new_current_thread().enable_time().build().unwrap(),
