@@ -5,7 +5,7 @@ use std::sync::Arc;
 use outpace::clock::Clock;
 use outpace::shutdown::Tasks;
 use outpace::spool::{DiskSettings, DiskStore, ListQuery, Reads as _};
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, SqliteConnection};
 use tokio::runtime::{Builder, Runtime};
 
@@ -77,7 +77,8 @@ impl World {
                 .unwrap();
             let options = SqliteConnectOptions::new()
                 .filename(path)
-                .foreign_keys(false);
+                .foreign_keys(false)
+                .synchronous(SqliteSynchronous::Off);
             (store, options.connect().await.unwrap())
         });
         Self {
