@@ -4,6 +4,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock rust-toolchain.toml ./
+COPY fuzz/Cargo.toml fuzz/
 COPY src src
 COPY migrations migrations
 COPY benches benches

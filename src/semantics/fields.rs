@@ -151,13 +151,11 @@ fn strip(headers: &mut HeaderMap, flags: HeaderFlags, also: [HeaderName; 2]) {
     }
 }
 
-/// Returns the elements of a list field from all its lines, except from unreadable lines.
+/// Returns the elements of a list field from all its lines, except for unreadable elements.
 pub(super) fn elements(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let lines = headers
-        .get_all(name)
-        .into_iter()
-        .filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim)
+    let lines = headers.get_all(name).into_iter();
+    let elements = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    elements.filter_map(|element| std::str::from_utf8(element.trim_ascii()).ok())
 }
 
 fn remove_where(headers: &mut HeaderMap, matches: impl Fn(&HeaderName) -> bool) {
@@ -313,6 +311,26 @@ mod tests {
         strip_request_whole(&mut request);
         let kept = ["authorization", "content-length", "cookie"];
         assert_eq!(names(&request), kept);
+    }
+
+    #[test]
+    fn an_unreadable_element_hides_no_other_element() {
+        for line in [
+            &b"\xff, x-secret"[..],
+            b"x-secret,\xe9",
+            b"a\xff,X-Secret\t, b\xff",
+        ] {
+            let mut request = map(&[("x-secret", "1"), ("accept", "*/*")]);
+            let value = HeaderValue::from_bytes(line).unwrap();
+            request.insert(header::CONNECTION, value);
+            let mut response = request.clone();
+            strip_request_whole(&mut request);
+            strip_response(&mut response);
+            assert_eq!(
+                (names(&request), names(&response)),
+                (vec!["accept"], vec!["accept"])
+            );
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Version};
 
 use super::Malformed;
-use super::fields::elements;
 
 /// The delimiter of a request's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +47,10 @@ pub fn framing(version: Version, headers: &mut HeaderMap) -> Result<Framing, Mal
     let Some(line) = lines.next() else {
         return Ok(Framing::None);
     };
-    let is_canonical =
-        lines.next().is_none() && (line == "0" || !line.as_bytes().starts_with(b"0"));
     let Some(count) = one_length(headers) else {
         return fail("Content-Length is not one whole number up to 2^64 - 1");
     };
+    let is_canonical = lines.next().is_none() && line == itoa::Buffer::new().format(count);
     if !is_canonical {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(count));
     }
@@ -68,9 +66,11 @@ pub fn has_doubtful_end(headers: &HeaderMap) -> bool {
 
 /// Returns true if `chunked` is the only transfer coding of a message.
 fn is_chunked(headers: &HeaderMap) -> bool {
-    let mut codings = elements(headers, header::TRANSFER_ENCODING);
-    let only = codings.next().unwrap_or_default();
-    only.eq_ignore_ascii_case("chunked") && codings.next().is_none()
+    // An unreadable line is a coding too, so the lines are compared as bytes.
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let only = codings.next().map(HeaderValue::as_bytes);
+    let is_chunked = |only: &[u8]| only.trim_ascii().eq_ignore_ascii_case(b"chunked");
+    only.is_some_and(is_chunked) && codings.next().is_none()
 }
 
 /// Rebuilds the framing of a response: at most one `Content-Length`, in canonical form, and never
@@ -236,6 +236,14 @@ mod tests {
             assert!(rebuilt(&Method::HEAD, 200, &lines).unwrap().is_empty());
             assert!(rebuilt(&Method::GET, 304, &lines).unwrap().is_empty());
         }
+        for (first, second) in [
+            ("chunked", "\u{91}"),
+            ("\u{91}", "chunked"),
+            ("chunked", ""),
+        ] {
+            let lines = [(TRANSFER_ENCODING, first), (TRANSFER_ENCODING, second)];
+            assert!(rebuilt(&Method::GET, 200, &lines).is_err(), "{lines:?}");
+        }
         for codings in [
             "gzip, chunked",
             "chunked, gzip",
@@ -255,6 +263,9 @@ mod tests {
             &[length("002")],
             &[length("2"), length("2")],
             &[length("02"), length("2")],
+            &[length("2, 2")],
+            &[length("2,02")],
+            &[length("0002,2 , 2")],
         ] {
             let (framing, map) = read(Version::HTTP_2, lines).unwrap();
             assert_eq!(framing, Framing::Length(2));

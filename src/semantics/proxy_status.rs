@@ -25,13 +25,19 @@ pub fn received(status: StatusCode) -> HeaderValue {
 
 /// Removes the members of `Proxy-Status` in a response of an origin that claim to be from outpace.
 /// Members of other proxies stay.
+///
+/// A line that ends inside a string is removed too. Recipients join the lines, so its string would
+/// end in the next line and reveal a member there (RFC 9651 section 4.2).
 pub(super) fn remove_our_status(headers: &mut HeaderMap) {
     let lines: Vec<HeaderValue> = headers.get_all(PROXY_STATUS).iter().cloned().collect();
     if lines.is_empty() {
         return;
     }
     headers.remove(PROXY_STATUS);
-    for line in lines {
+    for line in lines
+        .into_iter()
+        .filter(|line| is_complete(line.as_bytes()))
+    {
         let foreign: Vec<&[u8]> = members(line.as_bytes())
             .filter(|member| !is_ours(member))
             .collect();
@@ -45,29 +51,49 @@ pub(super) fn remove_our_status(headers: &mut HeaderMap) {
 
 /// Splits a list at the commas outside of quoted strings (RFC 9651 section 3.3.3).
 fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    let split = line.split(move |byte| {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' if is_quoted => is_escaped = true,
-            b'"' => is_quoted = !is_quoted,
-            b',' => return !is_quoted,
-            _ => {}
-        }
-        false
-    });
+    let mut quotes = Quotes::default();
+    let split = line.split(move |byte| !quotes.contain(*byte) && *byte == b',');
     split.map(<[u8]>::trim_ascii)
 }
 
+/// Returns true if every quoted string of the line ends in the line.
+fn is_complete(line: &[u8]) -> bool {
+    let mut quotes = Quotes::default();
+    for byte in line {
+        quotes.contain(*byte);
+    }
+    !quotes.is_open
+}
+
+/// Position in a line with quoted strings (RFC 9651 section 3.3.3).
+#[derive(Default)]
+struct Quotes {
+    is_open: bool,
+    is_escaped: bool,
+}
+
+impl Quotes {
+    /// Takes the next byte, and returns true if it is inside a string.
+    fn contain(&mut self, byte: u8) -> bool {
+        match byte {
+            _ if self.is_escaped => self.is_escaped = false,
+            b'\\' if self.is_open => self.is_escaped = true,
+            b'"' => self.is_open = !self.is_open,
+            _ => {}
+        }
+        self.is_open
+    }
+}
+
+/// Returns true for a member with our name, also for one that only looks like it to a reader.
 fn is_ours(member: &[u8]) -> bool {
     let name = member
-        .split(|byte| matches!(byte, b';' | b' ' | b'\t'))
-        .next();
-    let name = name.unwrap_or_default();
-    let bare = name
-        .strip_prefix(b"\"")
-        .and_then(|name| name.strip_suffix(b"\""));
-    bare.unwrap_or(name).eq_ignore_ascii_case(b"outpace")
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default();
+    let mut words = name.split(|byte| matches!(byte, b'"' | b' ' | b'\t'));
+    let first = words.find(|word| !word.is_empty()).unwrap_or_default();
+    first.eq_ignore_ascii_case(b"outpace")
 }
 
 #[cfg(test)]
@@ -91,6 +117,9 @@ mod tests {
             "\"outpace\"; received-status=200",
             "outpace;details=\"a, b\"",
             "outpace, outpace; error=x",
+            "\"OUTPACE \"",
+            "\" outpace\"; error=x",
+            "outpace error",
         ] {
             assert_eq!(left(&[forged]), none, "{forged}");
         }
@@ -98,6 +127,15 @@ mod tests {
         assert_eq!(left(&[other, "outpace"]), [other]);
         assert_eq!(left(&["outpace; a=1, cdn; b=2, outpace"]), ["cdn; b=2"]);
         assert_eq!(left(&["outpaced; error=x"]), ["outpaced; error=x"]);
+        // The first line's string ends in the second line, which then names outpace.
+        for open in ["a; x=\"\\\"", "a; x=\"", "cdn, b; y=\"z, outpace"] {
+            assert_eq!(left(&[open, "\", outpace; error=e, b"]), none, "{open}");
+            assert_eq!(
+                left(&[open, "cdn; b=\"\\\"\""]),
+                ["cdn; b=\"\\\"\""],
+                "{open}"
+            );
+        }
     }
 
     #[test]

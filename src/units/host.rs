@@ -86,7 +86,7 @@ impl std::str::FromStr for HostName {
 }
 
 /// Returns true for a canonical name that cannot be an IP address, because its last label begins
-/// with a letter.
+/// with a letter. A name with an A-label is not plain, because its encoding must be checked.
 fn is_plain(text: &str) -> bool {
     let (mut label, mut begins_with_letter) = (0, false);
     for byte in text.bytes() {
@@ -101,7 +101,8 @@ fn is_plain(text: &str) -> bool {
             _ => return false,
         }
     }
-    begins_with_letter && (1..=63).contains(&label) && text.len() <= 253
+    let is_encoded = text.starts_with("xn--") || text.contains(".xn--");
+    begins_with_letter && (1..=63).contains(&label) && text.len() <= 253 && !is_encoded
 }
 
 fn is_registered_name(text: &str) -> bool {
@@ -158,6 +159,33 @@ mod tests {
         let texts = "|a b|a/b|a@b|[::1|[fe80::1%25eth0]|a%2eb|..|a..b|256.1.1.1|[::1]x";
         for text in texts.split('|') {
             assert!(HostName::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_encodes_no_name_is_refused_in_every_spelling() {
+        for text in [
+            "xn--",
+            "xn--bcher-le",
+            "a.xn--.b",
+            "xn--a-ecp.test",
+            "b.xn--0",
+        ] {
+            let spellings = [
+                text.to_owned(),
+                format!("{text}."),
+                text.to_ascii_uppercase(),
+            ];
+            for text in spellings {
+                assert!(HostName::parse(&text).is_err(), "{text}");
+            }
+        }
+        for text in [
+            "xn--bcher-kva.example",
+            "XN--bcher-kva.example.",
+            "a.xn--bcher-kva",
+        ] {
+            assert!(HostName::parse(text).is_ok(), "{text}");
         }
     }
 }

@@ -228,7 +228,9 @@ impl Attacker {
             }
             Attack::Resets => self.resets().await,
             Attack::Garbage => {
-                let bytes: Vec<u8> = (0..4000u64).map(|n| (n.wrapping_mul(random) >> 7) as u8).collect();
+                let bytes: Vec<u8> = (0..4000u64)
+                    .map(|n| (n.wrapping_mul(random) >> 7) as u8)
+                    .collect();
                 for mut stream in self.open(30, &bytes).await {
                     let _end = stream.read(&mut [0; 512]).await;
                 }
