@@ -70,12 +70,7 @@ fn main() -> std::io::Result<()> {
         ("404 without fields about limits", 404, &[], ""),
         ("200 with six fields of OpenAI", 200, &OPENAI, ""),
         ("200 with two structured fields", 200, &STRUCTURED, ""),
-        (
-            "429 with six fields and a JSON body",
-            429,
-            &OPENAI,
-            REFUSAL,
-        ),
+        ("429 with six fields and a JSON body", 429, &OPENAI, REFUSAL),
     ];
     for (name, status, fields, body) in rows {
         writeln!(out, "{name:<44} {:>10}", median(status, fields, body))?;

@@ -15,6 +15,9 @@
 
 mod harness;
 
+#[path = "../fakes/mod.rs"]
+mod fakes;
+
 mod addresses;
 mod api;
 mod browser;
