@@ -333,6 +333,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
     fn p7_only_a_limit_holds_other_requests() {
         use SignalKind::{Limited, Lock, None as Nothing, Overloaded, QuotaExhausted};
         let cases = |status| {

@@ -208,10 +208,9 @@ impl Reading<'_> {
         window: Option<Duration>,
     ) -> Option<&mut Dimension> {
         let is_same = |d: &Dimension| d.unit == unit && d.label == label && d.window == window;
-        // A pool that is told apart by its window has no other one.
         let at = self.found.dimensions.iter().position(is_same);
         let new = Dimension {
-            label: label.clone(),
+            label,
             window,
             ..Dimension::of(unit)
         };

@@ -13,6 +13,11 @@ mod structured;
 mod values;
 
 #[cfg(test)]
+#[expect(
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tables of examples"
+)]
 mod tests;
 
 pub use peek::Peek;
