@@ -78,6 +78,12 @@ pub const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 /// Longest block that an origin's `Retry-After` may impose. Longer values are cut to this bound.
 pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Limits that are read from one response of an origin. Further ones are ignored.
+pub const SIGNAL_DIMENSIONS: usize = 32;
+/// Longest time until a reset, and longest window, that is read from an origin's fields about limits.
+/// A longer one counts as absent.
+pub const SIGNAL_FAR: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// Bytes of one HTTP/1.1 request head, which is the request line and the header fields.
 pub const HEAD_BYTES: usize = 64 * 1024;
 /// Header fields of one request head. In HTTP/1 it is the default of the library.

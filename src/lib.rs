@@ -7,7 +7,8 @@
 //!   [`sockets`] (options of TCP sockets), [`files`] (private files), [`bounds`], [`units`],
 //!   [`telemetry`], [`throttle`] (failed authentications).
 //! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
-//!   [`schedule`] (the instants at which requests may leave). All three are pure.
+//!   [`schedule`] (the instants at which requests may leave), [`signals`] (the meaning of an
+//!   origin's response for limits). All four are pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
 //! - floor 3: [`pace`] (the queues of this replica), [`origin`] (connections to origins),
 //!   [`intercept`] (the CA and its leaves), [`spool`] (stored requests), [`tunnel`] (the blind
@@ -32,6 +33,7 @@ pub mod units;
 pub mod policy;
 pub mod schedule;
 pub mod semantics;
+pub mod signals;
 
 pub mod db;
 pub mod ledger;

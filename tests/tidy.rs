@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Floor of each module, times ten. A file uses only its own module and lower floors. `bounds` and
 /// `sync` lie below the rest of floor 0, because the rest uses them.
-const FLOORS: [(&str, u8); 32] = [
+const FLOORS: [(&str, u8); 33] = [
     // Time is measured in units.
     ("clock", 2),
     ("files", 1),
@@ -37,6 +37,8 @@ const FLOORS: [(&str, u8); 32] = [
     ("policy", 11),
     ("semantics", 11),
     ("schedule", 11),
+    // Reads values of `semantics` by rules of `policy`.
+    ("signals", 12),
     // The ledger and the spool use the database.
     ("db", 20),
     ("ledger", 21),

@@ -35,6 +35,7 @@ mod access;
 mod hosts;
 mod ledger;
 mod limit;
+mod signals;
 mod spool;
 mod target;
 

@@ -203,6 +203,7 @@ pub(super) struct TargetSection {
     pub(super) tls: TlsMode,
     pub(super) mode: ModeSetting,
     pub(super) retry: RetrySection,
+    pub(super) signals: SignalsSection,
     pub(super) idempotent: bool,
     pub(super) close_notify: CloseNotifySetting,
     pub(super) set_headers: BTreeMap<String, Text>,
@@ -241,6 +242,41 @@ pub(super) struct RetrySection {
     pub(super) backoff_max: Option<FromText<DurationText>>,
     pub(super) on_429: Option<bool>,
     pub(super) on_503: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SignalsSection {
+    pub(super) limited: Vec<SignalSection>,
+    pub(super) overloaded: Vec<SignalSection>,
+    pub(super) quota: Vec<SignalSection>,
+    pub(super) lock: Vec<SignalSection>,
+    pub(super) wait: Vec<WaitSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SignalSection {
+    pub(super) status: Option<OneOrMany>,
+    pub(super) header: Option<Text>,
+    pub(super) json: BTreeMap<String, Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WaitSection {
+    pub(super) header: Option<Text>,
+    pub(super) json: Option<Text>,
+    pub(super) unit: UnitSetting,
+}
+
+/// Value of `wait[].unit`, the unit of a number that has none.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum UnitSetting {
+    #[default]
+    S,
+    Ms,
 }
 
 #[derive(Debug, Default, Deserialize)]

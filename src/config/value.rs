@@ -175,6 +175,9 @@ impl<'de> Deserialize<'de> for OneOrMany {
             fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany, E> {
                 Ok(OneOrMany(vec![expand(text).map_err(E::custom)?]))
             }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<OneOrMany, E> {
+                self.visit_str(&number.to_string())
+            }
             fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<OneOrMany, A::Error> {
                 let mut list = Vec::new();
                 while let Some(FromText(item)) = seq.next_element::<Text>()? {

@@ -9,6 +9,7 @@ use super::Exchange;
 use super::admission::{AdmissionContext, AttemptError, Called, Pooled};
 use super::body::{Outgoing, Replayable};
 use super::error::Error;
+use super::peek::PeekedBody;
 use super::plan::Plan;
 use super::react::Attempted;
 use super::reason::Reason;
@@ -17,25 +18,43 @@ use crate::bounds::RESPONSE_HEAD_TIMEOUT;
 use crate::clock::Clock;
 use crate::origin::{self, Lease, SendError};
 use crate::pace::{Ticket, Turn};
-use crate::semantics;
+use crate::policy::SignalRules;
+use crate::signals::{self, Demand, Peek, ResponseView};
 
 /// Maximum number of connections on which one turn may try to send.
 const REDIALS: usize = 3;
 
 /// Response of the origin to an attempt, and the turn on which it was sent.
 pub(super) struct OriginResponse {
-    pub(super) response: Response<origin::OriginBody<Outgoing>>,
+    pub(super) response: Response<PeekedBody>,
     pub(super) turn: Option<Turn>,
 }
 
 impl OriginResponse {
-    /// Returns the input for the retry decision.
-    pub(super) fn attempted(&self, clock: &Clock) -> Attempted {
+    /// Returns the input for the retry decision. Reads the body ahead if it may hold a signal.
+    pub(super) async fn attempted(&mut self, plan: &Plan<'_>, clock: &Clock) -> Attempted {
         let status = self.response.status();
+        let target = plan.target.filter(|target| !target.observe);
+        let rules = target.map(|target| &target.signals);
         // Most responses are no errors, and their fields need not be read.
-        let wait = (status.as_u16() >= 400)
-            .then(|| semantics::retry_after(self.response.headers(), clock.wall()));
-        Attempted::Answered(status, wait.flatten())
+        let may_signal = |rules: &&SignalRules| status.as_u16() >= 400 || rules.name_status(status);
+        let Some(rules) = rules.filter(may_signal) else {
+            return Attempted::Answered(status, Demand::default());
+        };
+        let peek = match Peek::is_wanted(status, self.response.headers(), rules) {
+            true => Box::pin(self.response.body_mut().peek()).await,
+            false => None,
+        };
+        let headers = self.response.headers();
+        let peek = peek.and_then(|body| Peek::parse(headers, &body));
+        let response = ResponseView {
+            status,
+            headers,
+            peek: peek.as_ref(),
+            now: clock.now(),
+            wall: clock.wall(),
+        };
+        Attempted::Answered(status, signals::read(&response, rules).demand)
     }
 }
 
@@ -167,7 +186,10 @@ impl Exchange {
                 .send(request, deadline, &plan.arrival.client.link)
                 .await
             {
-                Ok(response) => return Ok(OriginResponse { response, turn }),
+                Ok(response) => {
+                    let response = response.map(PeekedBody::new);
+                    return Ok(OriginResponse { response, turn });
+                }
                 Err(SendError::Unsent(unsent)) => {
                     lease = Pooled::new(self, plan).connection().await?;
                     if turn.as_ref().is_some_and(Turn::is_void) {

@@ -8,14 +8,14 @@ use http::{Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::body::{Outgoing, Replayable};
+use super::body::Replayable;
+use super::peek::PeekedBody;
 use super::plan::Plan;
 use super::react::Attempted;
 use super::respond::{FromOrigin, ResponseBody};
 use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record, Recording};
 use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
 use crate::clock::Clock;
-use crate::origin;
 use crate::pace::Turn;
 use crate::policy::Access;
 use crate::semantics;
@@ -165,7 +165,7 @@ impl Exchange {
     /// sets both.
     fn switching(
         &self,
-        response: Response<origin::OriginBody<Outgoing>>,
+        response: Response<PeekedBody>,
         plan: &Plan<'_>,
         record: &Record,
     ) -> Response<ResponseBody> {

@@ -19,6 +19,7 @@ mod credentials;
 mod defer;
 mod deliver;
 mod error;
+mod peek;
 mod plan;
 mod problem;
 mod react;
@@ -58,7 +59,7 @@ use attempt::OriginResponse;
 use body::{InboundBody, Replayable};
 use deliver::{Outcome, buffer_response};
 use plan::Plan;
-use react::{Attempted, Situation, Then, decide};
+use react::{Attempted, Decision, Situation, Then, decide};
 
 use crate::clock::Clock;
 use crate::origin::Pool;
@@ -226,7 +227,7 @@ impl Exchange {
         loop {
             tries += 1;
             let (attempted, ended) = match self.attempt(&plan, record).await {
-                Ok(answer) => (answer.attempted(&self.clock), Ok(answer)),
+                Ok(mut answer) => (answer.attempted(&plan, &self.clock).await, Ok(answer)),
                 // The turn would come too late. A buffered response of an earlier attempt takes
                 // precedence. Without one, the request is deferred if possible.
                 Err(AttemptError::Refused(error)) => {
@@ -243,16 +244,16 @@ impl Exchange {
                     (attempted, Err(error))
                 }
             };
-            match (self.react(&plan, attempted, tries, record), ended) {
+            let decision = self.react(&plan, attempted, tries, record);
+            match (decision.then, ended) {
                 (Then::Again(not_before), ended) => {
                     if let Ok(answer) = ended {
                         // Boxed because retries are rare and this state would enlarge every
                         // request's future.
                         buffered = Box::pin(buffer_response(answer)).await;
                     }
-                    // After a refusal a block in the queue delays the retry. After an error nothing
-                    // else does.
-                    if attempted.is_error() {
+                    // A block in the queue delays the retry. Without one nothing else does.
+                    if decision.block.is_none() {
                         record.waited += Box::pin(self.pause_until(not_before)).await;
                     }
                 }
@@ -263,9 +264,15 @@ impl Exchange {
     }
 
     /// Decides the next step, and passes a pause that the origin asked for on to the pacer.
-    fn react(&self, plan: &Plan<'_>, attempted: Attempted, tries: u32, record: &Record) -> Then {
+    fn react(
+        &self,
+        plan: &Plan<'_>,
+        attempted: Attempted,
+        tries: u32,
+        record: &Record,
+    ) -> Decision {
         if attempted.is_final() {
-            return Then::Deliver;
+            return Decision::DELIVER;
         }
         let target = plan.target.filter(|target| !target.observe);
         // Without limits only what certainly was not processed is repeated.
@@ -273,7 +280,7 @@ impl Exchange {
         if target.is_none()
             && !matches!(attempted, Attempted::Unprocessed | Attempted::Unsent { .. })
         {
-            return Then::Deliver;
+            return Decision::DELIVER;
         }
         let situation = Situation {
             retry: target.map_or(&unlimited, |target| &target.retry),
@@ -294,8 +301,8 @@ impl Exchange {
         }
         match plan.arrival.delivery {
             // The spool decides about retries of its deliveries.
-            Some(_) => Then::Deliver,
-            None => decision.then,
+            Some(_) => Decision::DELIVER,
+            None => decision,
         }
     }
 

@@ -10,12 +10,13 @@ use http::StatusCode;
 use crate::bounds::{BLOCK_MAX, RETRY_WAIT_MIN};
 use crate::clock::Instant;
 use crate::policy::Retry;
+use crate::signals::{Demand, SignalKind};
 
 /// Outcome of an attempt, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempted {
-    /// Response with this status and the time in its `Retry-After`, if that gives information.
-    Answered(StatusCode, Option<Duration>),
+    /// Response with this status and its demand on the request.
+    Answered(StatusCode, Demand),
     /// No request reached the origin, usually because there was no connection.
     Unsent {
         /// True if the cause may be temporary, so that a retry may succeed.
@@ -28,7 +29,7 @@ pub(super) enum Attempted {
 }
 
 impl Attempted {
-    /// Returns true if this status may block the target (429, and 503 with `Retry-After`).
+    /// Returns true if this status asks for a pause by its definition (429 and 503).
     pub(super) const fn may_ask_for_time(status: StatusCode) -> bool {
         matches!(
             status,
@@ -39,16 +40,8 @@ impl Attempted {
     /// Returns true if the client gets this response in any situation, so that [`decide`] is not
     /// needed.
     pub(super) fn is_final(self) -> bool {
-        matches!(self, Self::Answered(status, _) if status.as_u16() < 400)
-    }
-
-    /// Returns true if the outcome does not block the target, so that no block delays the retry.
-    pub(super) fn is_error(self) -> bool {
-        !matches!(
-            self,
-            Self::Answered(StatusCode::TOO_MANY_REQUESTS, _)
-                | Self::Answered(StatusCode::SERVICE_UNAVAILABLE, Some(_))
-        )
+        matches!(self, Self::Answered(status, demand)
+            if status.as_u16() < 400 && demand.kind == SignalKind::None)
     }
 }
 
@@ -81,6 +74,14 @@ pub(super) struct Decision {
     pub then: Then,
 }
 
+impl Decision {
+    /// Delivery of the response or the error, which holds no other request.
+    pub(super) const DELIVER: Self = Self {
+        block: None,
+        then: Then::Deliver,
+    };
+}
+
 /// Next step of a request after one of its attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
@@ -89,9 +90,6 @@ pub(super) enum Then {
     /// The request is sent again, not before this instant.
     Again(Instant),
 }
-
-/// Status of an origin that is overloaded and did not process the request. No RFC defines it.
-const OVERLOADED: u16 = 529;
 
 /// Maximum number of attempts after an error, because errors rarely pass quickly. Refusals may use
 /// all of the target's attempts.
@@ -103,33 +101,8 @@ const UNPROCESSED_ATTEMPTS: u32 = 10;
 
 /// Decides the next step of a request and the block of its target.
 pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
-    let Situation {
-        retry, idempotent, ..
-    } = *situation;
     match attempted {
-        Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, wait) => {
-            let until = situation.wait_until(wait);
-            Decision {
-                block: Some(until),
-                then: situation.again(retry.on_429, until, retry.attempts),
-            }
-        }
-        Attempted::Answered(StatusCode::SERVICE_UNAVAILABLE, wait @ Some(_)) => {
-            let until = situation.wait_until(wait);
-            let safe = idempotent || retry.on_503;
-            Decision {
-                block: Some(until),
-                then: situation.again(safe, until, retry.attempts),
-            }
-        }
-        Attempted::Answered(status, wait) if status.as_u16() == OVERLOADED => Decision {
-            block: None,
-            then: situation.again(true, situation.wait_until(wait), retry.attempts),
-        },
-        Attempted::Answered(status, wait) => {
-            let safe = idempotent && may_pass(status);
-            situation.after_error(safe, situation.wait_until(wait))
-        }
+        Attempted::Answered(status, demand) => after_response(status, demand, situation),
         Attempted::Unsent { passing } => {
             // A failed connection does not use up a limit, so a tenth of the backoff is enough.
             situation.after_error(passing, situation.short_wait())
@@ -138,7 +111,33 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
             block: None,
             then: situation.again(true, situation.short_wait(), UNPROCESSED_ATTEMPTS),
         },
-        Attempted::Broken => situation.after_error(idempotent, situation.short_wait()),
+        Attempted::Broken => situation.after_error(situation.idempotent, situation.short_wait()),
+    }
+}
+
+fn after_response(status: StatusCode, demand: Demand, situation: &Situation<'_>) -> Decision {
+    let Situation {
+        retry, idempotent, ..
+    } = *situation;
+    let until = situation.wait_until(demand.not_before);
+    let alone = |then| Decision { block: None, then };
+    match demand.kind {
+        SignalKind::None => situation.after_error(idempotent && may_pass(status), until),
+        SignalKind::Limited => Decision {
+            block: Some(until),
+            then: situation.again(retry.on_429, until, retry.attempts),
+        },
+        SignalKind::Lock => alone(situation.again(retry.on_429, until, retry.attempts)),
+        SignalKind::QuotaExhausted => Decision::DELIVER,
+        SignalKind::Overloaded => {
+            let has_time = demand.not_before.is_some();
+            let declared = retry.on_503 && has_time && status == StatusCode::SERVICE_UNAVAILABLE;
+            let safe = idempotent || demand.unprocessed || declared;
+            match demand.unprocessed || has_time {
+                true => alone(situation.again(safe, until, retry.attempts)),
+                false => situation.after_error(safe, until),
+            }
+        }
     }
 }
 
@@ -147,10 +146,7 @@ pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decisio
 /// No RFC defines the statuses above 511. Content delivery networks send 520 to 524, 527 and 530
 /// if they do not reach the origin or get no valid response from it.
 const fn may_pass(status: StatusCode) -> bool {
-    matches!(
-        status.as_u16(),
-        500 | 502 | 503 | 504 | 520..=524 | 527 | OVERLOADED | 530
-    )
+    matches!(status.as_u16(), 500 | 502 | 504 | 520..=524 | 527 | 530)
 }
 
 impl Situation<'_> {
@@ -172,9 +168,12 @@ impl Situation<'_> {
     }
 
     /// Returns the instant that the origin asks for, or the end of the backoff if it names none.
-    fn wait_until(&self, asked: Option<Duration>) -> Instant {
-        let wait = asked.map_or_else(|| self.backoff(), |wait| wait.min(BLOCK_MAX));
-        self.now + wait.max(RETRY_WAIT_MIN)
+    fn wait_until(&self, asked: Option<Instant>) -> Instant {
+        let until = asked.map_or_else(
+            || self.now + self.backoff(),
+            |at| at.min(self.now + BLOCK_MAX),
+        );
+        until.max(self.now + RETRY_WAIT_MIN)
     }
 
     fn short_wait(&self) -> Instant {
@@ -219,16 +218,18 @@ mod tests {
     fn what_is_final_is_delivered_and_blocks_nobody() {
         let retry = Retry::default();
         for status in (100..600).filter_map(|status| StatusCode::from_u16(status).ok()) {
-            let attempted = Attempted::Answered(status, Some(Duration::from_secs(1)));
+            let attempted = answered(status.as_u16(), Some(1));
             let situation = Situation {
                 draw: 0.5,
                 ..situation(&retry)
             };
             let decision = decide(attempted, &situation);
-            let nothing = decision.block.is_none() && decision.then == Then::Deliver;
-            assert!(!attempted.is_final() || nothing, "{status}");
-            // Only a status that may ask for a pause causes a block.
-            assert!(decision.block.is_none() || Attempted::may_ask_for_time(status));
+            assert!(
+                !attempted.is_final() || decision == Decision::DELIVER,
+                "{status}"
+            );
+            // Only a limit that is reached causes a block.
+            assert_eq!(decision.block.is_some(), status.as_u16() == 429, "{status}");
         }
     }
 
@@ -253,9 +254,24 @@ mod tests {
         }
     }
 
+    /// Returns an answer as the general rules of `signals` read it.
     fn answered(status: u16, wait: Option<u64>) -> Attempted {
-        let status = StatusCode::from_u16(status).unwrap();
-        Attempted::Answered(status, wait.map(Duration::from_secs))
+        let kind = match status {
+            429 => SignalKind::Limited,
+            503 | 529 => SignalKind::Overloaded,
+            _ => SignalKind::None,
+        };
+        signal(status, kind, wait)
+    }
+
+    fn signal(status: u16, kind: SignalKind, wait: Option<u64>) -> Attempted {
+        let demand = Demand {
+            kind,
+            not_before: wait.map(|wait| NOW + Duration::from_secs(wait)),
+            unprocessed: !matches!(kind, SignalKind::None | SignalKind::Overloaded)
+                || status == 529,
+        };
+        Attempted::Answered(StatusCode::from_u16(status).unwrap(), demand)
     }
 
     #[test]
@@ -275,8 +291,9 @@ mod tests {
                 // nevertheless.
                 (answered(429, Some(61)), false, true, 1, Some(61.0), None),
                 // The origin may have processed a 503 with `Retry-After`.
-                (answered(503, Some(7)), true, true, 1, Some(7.0), Some(7.0)),
-                (answered(503, Some(7)), false, true, 1, Some(7.0), None),
+                (answered(503, Some(7)), true, true, 1, None, Some(7.0)),
+                (answered(503, Some(7)), true, true, 4, None, Some(7.0)),
+                (answered(503, Some(7)), false, true, 1, None, None),
                 // Other errors allow a retry of idempotent requests only, with at most three
                 // attempts.
                 (answered(503, None), true, true, 1, None, Some(1.0)),
@@ -296,6 +313,7 @@ mod tests {
                 (answered(529, None), false, true, 2, None, Some(2.0)),
                 (answered(529, None), false, true, 5, None, None),
                 (answered(529, None), false, false, 1, None, None),
+                (answered(529, Some(61)), true, true, 1, None, None),
                 (answered(501, Some(1)), true, true, 1, None, None),
                 (answered(200, None), true, true, 1, None, None),
                 (answered(404, Some(5)), true, true, 1, None, None),
@@ -310,6 +328,100 @@ mod tests {
                 // Bytes were sent, so only idempotent requests are retried.
                 (Attempted::Broken, true, true, 1, None, Some(0.1)),
                 (Attempted::Broken, false, true, 1, None, None),
+            ],
+        );
+    }
+
+    #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
+    fn p7_only_a_limit_holds_other_requests() {
+        use SignalKind::{Limited, Lock, None as Nothing, Overloaded, QuotaExhausted};
+        let cases = |status| {
+            [
+                (
+                    signal(status, Limited, Some(7)),
+                    false,
+                    true,
+                    1,
+                    Some(7.0),
+                    Some(7.0),
+                ),
+                (
+                    signal(status, Limited, None),
+                    false,
+                    true,
+                    2,
+                    Some(2.0),
+                    Some(2.0),
+                ),
+                (
+                    signal(status, Limited, Some(7)),
+                    false,
+                    true,
+                    5,
+                    Some(7.0),
+                    None,
+                ),
+                // A lock concerns this request only, which is repeated with any method.
+                (
+                    signal(status, Lock, Some(7)),
+                    false,
+                    true,
+                    1,
+                    None,
+                    Some(7.0),
+                ),
+                (signal(status, Lock, None), false, true, 4, None, Some(8.0)),
+                (signal(status, Lock, None), false, true, 5, None, None),
+                (signal(status, Lock, None), false, false, 1, None, None),
+                (signal(status, Lock, Some(61)), true, true, 1, None, None),
+                // A spent quota is told after the only attempt, whatever the wait is.
+                (
+                    signal(status, QuotaExhausted, None),
+                    true,
+                    true,
+                    1,
+                    None,
+                    None,
+                ),
+                (
+                    signal(status, QuotaExhausted, Some(1)),
+                    true,
+                    true,
+                    1,
+                    None,
+                    None,
+                ),
+            ]
+        };
+        for status in [200, 400, 403, 409, 429, 503] {
+            check(&Retry::default(), &cases(status));
+            // A success that is a signal is not final.
+            assert!(!signal(status, Limited, None).is_final());
+        }
+        assert!(signal(200, Nothing, None).is_final());
+        check(
+            &Retry::default(),
+            &[
+                // A configured status may have been processed.
+                (
+                    signal(498, Overloaded, None),
+                    true,
+                    true,
+                    1,
+                    None,
+                    Some(1.0),
+                ),
+                (signal(498, Overloaded, None), true, true, 3, None, None),
+                (
+                    signal(498, Overloaded, Some(7)),
+                    true,
+                    true,
+                    4,
+                    None,
+                    Some(7.0),
+                ),
+                (signal(498, Overloaded, Some(7)), false, true, 1, None, None),
             ],
         );
     }
@@ -340,11 +452,20 @@ mod tests {
             backoff_max: Duration::ZERO,
             ..Retry::default()
         };
-        let hasty = Some(Duration::from_nanos(1));
+        let hasty = |status, kind| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let demand = Demand {
+                kind,
+                not_before: Some(NOW + Duration::from_nanos(1)),
+                unprocessed: true,
+            };
+            Attempted::Answered(status, demand)
+        };
         let cases = [
             answered(429, None),
-            Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, hasty),
-            Attempted::Answered(StatusCode::SERVICE_UNAVAILABLE, hasty),
+            hasty(429, SignalKind::Limited),
+            hasty(429, SignalKind::Lock),
+            hasty(503, SignalKind::Overloaded),
             answered(500, None),
             answered(529, None),
             Attempted::Unsent { passing: true },
@@ -403,8 +524,17 @@ mod tests {
             &retry,
             &[
                 (answered(429, Some(7)), true, true, 1, Some(7.0), None),
-                (answered(503, Some(7)), false, true, 1, Some(7.0), Some(7.0)),
-                (answered(503, Some(7)), false, true, 2, Some(7.0), None),
+                (answered(503, Some(7)), false, true, 1, None, Some(7.0)),
+                (answered(503, Some(7)), false, true, 2, None, None),
+                (answered(503, None), false, true, 1, None, None),
+                (
+                    signal(429, SignalKind::Lock, None),
+                    true,
+                    true,
+                    1,
+                    None,
+                    None,
+                ),
             ],
         );
     }
@@ -412,7 +542,7 @@ mod tests {
     #[test]
     fn an_absurd_retry_after_is_clamped() {
         let retry = Retry::default();
-        let attempted = Attempted::Answered(StatusCode::TOO_MANY_REQUESTS, Some(Duration::MAX));
+        let attempted = signal(429, SignalKind::Limited, Some(u64::MAX));
         let situation = Situation {
             deadline: NOW,
             draw: 0.0,

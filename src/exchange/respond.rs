@@ -8,12 +8,11 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::body::Outgoing;
 use super::error::Error;
+use super::peek::PeekedBody;
 use super::reason::Reason;
 use super::record::Recording;
 use crate::bounds::BODY_PEEK;
-use crate::origin;
 use crate::pace::Turn;
 use crate::semantics::strip_trailers;
 
@@ -38,7 +37,7 @@ enum BodyKind {
 /// the body.
 #[derive(Debug)]
 pub(super) struct FromOrigin {
-    body: origin::OriginBody<Outgoing>,
+    body: PeekedBody,
     /// Record of the exchange, absent before [`ResponseBody::origin`] sets it and after the end.
     record: Option<Box<Recording>>,
     turn: Option<Turn>,
@@ -101,11 +100,7 @@ impl ResponseBody {
 }
 
 impl FromOrigin {
-    pub(super) fn new(
-        body: origin::OriginBody<Outgoing>,
-        turn: Option<Turn>,
-        needs_close_notify: bool,
-    ) -> Box<Self> {
+    pub(super) fn new(body: PeekedBody, turn: Option<Turn>, needs_close_notify: bool) -> Box<Self> {
         let settles = turn.as_ref().is_some_and(Turn::settles_by_body);
         Box::new(Self {
             body,

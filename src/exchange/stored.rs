@@ -116,7 +116,7 @@ impl Prepared<'_> {
             .transmit(&plan, admitted, timeout, &mut record)
             .await;
         let (attempted, ended_with) = match answer {
-            Ok(answer) => (answer.attempted(&exchange.clock), Ok(answer)),
+            Ok(mut answer) => (answer.attempted(&plan, &exchange.clock).await, Ok(answer)),
             Err(error) => {
                 let (error, attempted) = error.classify(&plan);
                 (attempted, Err(error))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use super::path::{normal_path, normal_pattern};
 use super::{Caller, RequestView};
@@ -61,7 +61,12 @@ pub struct HeaderPattern {
 
 impl HeaderPattern {
     fn matches(&self, request: &Parts) -> bool {
-        let mut lines = request.headers.get_all(&self.name).iter();
+        self.matches_fields(&request.headers)
+    }
+
+    /// Returns true if one line of these fields matches.
+    pub fn matches_fields(&self, headers: &HeaderMap) -> bool {
+        let mut lines = headers.get_all(&self.name).iter();
         lines.any(|line| self.value.matches(line.as_bytes()))
     }
 }

@@ -14,6 +14,7 @@ mod names;
 mod operator;
 mod path;
 mod scope;
+mod signal_rules;
 mod work;
 
 pub use access::{Access, Token};
@@ -27,6 +28,7 @@ pub use matcher::{Glob, HeaderPattern, Matcher};
 pub use names::{ListenerHosts, ListenerId};
 pub use operator::{Operator, Role};
 pub use scope::{Caller, Cost, RequestView, Scope, Source};
+pub use signal_rules::{JsonPath, SignalRule, SignalRules, WaitPlace, WaitSource};
 pub use work::{NoScope, Work};
 
 use std::collections::{HashMap, HashSet};
@@ -174,6 +176,8 @@ pub struct Target {
     pub tls: TlsMode,
     /// Rules for repeating a request after a failed attempt.
     pub retry: Retry,
+    /// Rules for the meaning of the origin's responses, in addition to the general ones.
+    pub signals: SignalRules,
     /// True if requests pass without waiting and the effect of the limits is only counted.
     pub observe: bool,
     /// True if every request may be repeated, whatever its method.
@@ -207,6 +211,7 @@ impl Target {
             max_waiting: 20_000,
             tls: TlsMode::default(),
             retry: Retry::default(),
+            signals: SignalRules::default(),
             observe: false,
             idempotent: false,
             needs_close_notify: true,

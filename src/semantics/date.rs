@@ -33,7 +33,7 @@ const ZONES: [(&str, &str); 12] = [
 
 /// Returns the instant that a date names, or `None` if it is unreadable, its zone is unknown, or it
 /// lies before 1970.
-pub(super) fn date(text: &str) -> Option<SystemTime> {
+pub fn date(text: &str) -> Option<SystemTime> {
     if let Ok(at) = httpdate::parse_http_date(text) {
         return Some(at);
     }

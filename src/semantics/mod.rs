@@ -22,6 +22,7 @@ pub use browser::{
     forbid_sniffing, is_cross_site, is_own_host, isolate_replay, needs_no_preflight,
 };
 pub use credentials::{is_credential, proxy_credentials};
+pub use date::date;
 pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,
     join_cookies, strip_request, strip_response, strip_trailers,
@@ -32,7 +33,7 @@ pub use max_wait::{OUTPACE_MAX_WAIT, max_wait};
 pub use prefer::{PREFER, PREFERENCE_APPLIED, Preference, preference};
 pub use proxy_status::{PROXY_STATUS, made_by_us, received};
 pub use request_target::{RequestTarget, classify, path_and_query};
-pub use retry_after::{retry_after, write_retry_after};
+pub use retry_after::{longest_wait, retry_after, wait_in, write_retry_after};
 pub use upgrade::{requested_upgrade, switched};
 pub use via::{Pseudonym, VIA_LOOP_MAX};
 

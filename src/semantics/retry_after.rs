@@ -13,23 +13,28 @@ const EPOCH_FROM: f64 = 1e9;
 /// Longest time from now until an instant that is written as a number.
 const EPOCH_NEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// Unit of a number of seconds, in seconds.
+const SECONDS: f64 = 1.0;
+/// Unit of a number of milliseconds, in seconds.
+const MILLIS: f64 = 1e-3;
+/// Fields that hold the wait in milliseconds.
+const MILLIS_FIELDS: [&str; 2] = ["retry-after-ms", "x-ms-retry-after-ms"];
+
 /// Returns the time for which the origin asks clients to wait, which is never zero. The longest of
 /// several `Retry-After` lines counts.
 ///
 /// A line holds a number of seconds, a duration with units such as `1m30s`, an instant in seconds
 /// or milliseconds since 1970, or a date. An instant is compared with the origin's own `Date`, or
-/// with `now` if that is missing. `retry-after-ms` is read too.
+/// with `now` if that is missing. `retry-after-ms` and `x-ms-retry-after-ms` are read too.
 ///
 /// Zero, the past and an unreadable value give no information, so they count as absent.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let origin_now = headers.get(header::DATE).and_then(text).and_then(date);
-    let origin_now = origin_now.unwrap_or(now);
-    let longest = |name: HeaderName, unit: f64| {
-        let lines = headers.get_all(name).iter().filter_map(text);
-        lines.filter_map(|line| wait(line, unit, origin_now)).max()
-    };
-    let by_field = longest(header::RETRY_AFTER, 1.0);
-    let by_millis = longest(HeaderName::from_static("retry-after-ms"), 1e-3);
+    let by_field = longest_wait(headers, &header::RETRY_AFTER, SECONDS, now);
+    let by_millis = MILLIS_FIELDS.map(|name| {
+        let name = HeaderName::from_static(name);
+        longest_wait(headers, &name, MILLIS, now)
+    });
+    let by_millis = by_millis.into_iter().flatten().max();
     // The value in milliseconds is more exact, unless it is shorter than the other by over a
     // second.
     match (by_field, by_millis) {
@@ -38,12 +43,31 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     }
 }
 
+/// Returns the longest wait in the lines of one field, or `None` if none gives information. `unit`
+/// is the unit of a bare number, in seconds.
+pub fn longest_wait(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    unit: f64,
+    now: SystemTime,
+) -> Option<Duration> {
+    let mut lines = headers.get_all(name).iter().filter_map(text).peekable();
+    lines.peek()?;
+    let origin_now = headers.get(header::DATE).and_then(text).and_then(date);
+    let origin_now = origin_now.unwrap_or(now);
+    lines
+        .filter_map(|line| wait_in(line, unit, origin_now))
+        .max()
+}
+
 fn text(value: &HeaderValue) -> Option<&str> {
     value.to_str().ok().map(str::trim)
 }
 
-/// Reads one line. A proxy may have joined several lines by commas, and then the longest counts.
-fn wait(line: &str, unit: f64, origin_now: SystemTime) -> Option<Duration> {
+/// Reads one value as a wait, which is never zero. It has the forms that [`retry_after`] lists, and
+/// `origin_now` is the origin's time. A proxy may have joined several lines by commas, and then the
+/// longest counts.
+pub fn wait_in(line: &str, unit: f64, origin_now: SystemTime) -> Option<Duration> {
     let until = |at: SystemTime| at.duration_since(origin_now).ok();
     let one = |text: &str| number(text, unit, origin_now).or_else(|| duration(text));
     let whole = one(line).or_else(|| date(line).and_then(until));

@@ -15,6 +15,9 @@
 
 mod harness;
 
+#[path = "../fakes/mod.rs"]
+mod fakes;
+
 mod addresses;
 mod api;
 mod browser;
@@ -58,6 +61,7 @@ mod run;
 mod scopes;
 mod secrets;
 mod shared;
+mod signals;
 mod soak;
 mod spool;
 mod store;

@@ -153,7 +153,7 @@ async fn p8_no_double_effect_other_errors_are_not_repeated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p7_an_error_with_retry_after_holds_nobody_else() {
-    for status in [529, 500, 522] {
+    for status in [529, 503, 500, 522] {
         let origin = Origin::with(move |_, request| async move {
             match request.uri().path() {
                 "/ill" => refusal(status, "60"),

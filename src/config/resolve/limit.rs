@@ -261,11 +261,7 @@ fn matcher(
         }
     }
     let header = written.header.as_ref().and_then(|text| {
-        let parsed = text.0.split_once(':').and_then(|(name, value)| {
-            let value = Glob::new(value.trim());
-            let name = name.trim().parse().ok()?;
-            Some(HeaderPattern { name, value })
-        });
+        let parsed = header_pattern(&text.0);
         if parsed.is_none() {
             report!(p, "{key}.match.header" =>
                 "`{}` is not a field; write it as \"x-lane: batch\"", text.0);
@@ -298,4 +294,12 @@ fn matcher(
         clients,
         group,
     })
+}
+
+/// Parses `NAME: PATTERN`, or returns `None` if it has no colon or the name is no field name.
+pub(super) fn header_pattern(text: &str) -> Option<HeaderPattern> {
+    let (name, value) = text.split_once(':')?;
+    let value = Glob::new(value.trim());
+    let name = name.trim().parse().ok()?;
+    Some(HeaderPattern { name, value })
 }

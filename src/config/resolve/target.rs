@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 use super::super::schema;
 use super::super::value::Text;
 use super::limit::{self, Tier};
+use super::signals;
 use super::{Violation, Violations, span};
 use crate::bounds::WAITERS_PER_TARGET;
 use crate::policy::{HostPattern, LimitSet, Retry, Target};
@@ -94,6 +95,7 @@ fn one(
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
         tls: written.tls,
         retry: retry(p, key, &written.retry),
+        signals: signals::rules(p, key, written.signals),
         idempotent: written.idempotent,
         needs_close_notify: written.close_notify == schema::CloseNotifySetting::Required,
         set_headers: set_headers(p, key, &written.set_headers),
