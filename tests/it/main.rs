@@ -16,6 +16,7 @@
 mod harness;
 
 mod addresses;
+mod admin_floods;
 mod api;
 mod browser;
 mod buffers;
@@ -29,6 +30,7 @@ mod connections;
 mod credentials;
 mod deliveries;
 mod deploy;
+mod descriptors;
 mod doors;
 mod endings;
 mod faults;
@@ -47,8 +49,10 @@ mod origin_auth;
 mod output;
 mod overflow;
 mod pacing;
+mod pipes;
 mod refusals;
 mod reload;
+mod repeats;
 mod replicas;
 mod retry;
 mod retry_after;
