@@ -73,7 +73,7 @@ impl ConnectionRefusal {
 
 /// Connections that some listeners have accepted together, with their bounds.
 #[derive(Debug)]
-pub struct Connections {
+pub struct AcceptedConnections {
     max: usize,
     permits: Arc<Semaphore>,
     accepts: KeyedThrottle<IpAddr>,
@@ -137,7 +137,7 @@ impl ConnectionTable {
     }
 }
 
-impl Connections {
+impl AcceptedConnections {
     /// Creates the bounds for at most `max` connections. A warning about refused ones passes
     /// `warnings`.
     pub fn new(
@@ -192,7 +192,7 @@ impl Connections {
         network: IpAddr,
         listener: ListenerKind,
         peer: IpAddr,
-    ) -> Option<Reservation> {
+    ) -> Option<ConnectionReservation> {
         let share = match network.is_loopback() {
             true => usize::MAX,
             false => (self.max / ADDRESS_SHARE).max(1),
@@ -208,7 +208,7 @@ impl Connections {
             let of = evicted.unwrap_or(listener);
             self.refused(peer, of, ConnectionRefusal::Share);
         }
-        (evicted != Some(None)).then(|| Reservation {
+        (evicted != Some(None)).then(|| ConnectionReservation {
             connections: Arc::clone(self),
             network,
             begun: false,
@@ -244,13 +244,13 @@ impl Connections {
 
 /// Connection that is counted for its network, before it has a permit.
 #[derive(Debug)]
-struct Reservation {
-    connections: Arc<Connections>,
+struct ConnectionReservation {
+    connections: Arc<AcceptedConnections>,
     network: IpAddr,
     begun: bool,
 }
 
-impl Reservation {
+impl ConnectionReservation {
     fn begin(mut self, listener: ListenerKind, permit: OwnedSemaphorePermit) -> ConnectionSlot {
         self.begun = true;
         let evicted = Cancellation::default();
@@ -276,7 +276,7 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for ConnectionReservation {
     fn drop(&mut self) {
         if !self.begun {
             let mut table = lock(&self.connections.table);
@@ -288,7 +288,7 @@ impl Drop for Reservation {
 /// Permit of one accepted connection. A tunnel holds it until its relay ends.
 #[derive(Debug)]
 pub struct ConnectionSlot {
-    connections: Arc<Connections>,
+    connections: Arc<AcceptedConnections>,
     network: IpAddr,
     number: u64,
     /// True if the connection counts in the metric of client connections.
@@ -348,14 +348,14 @@ impl Drop for ConnectionSlot {
 mod tests {
     use super::*;
 
-    fn connections(max: usize) -> Arc<Connections> {
+    fn connections(max: usize) -> Arc<AcceptedConnections> {
         let clock = Clock::anchored(1_800_000_000_000_000_000);
         let metrics = Metrics::new();
         let warnings = Arc::new(LineThrottle::new(10, clock.clone(), metrics.clone()));
-        Connections::new(max, &clock, metrics, warnings)
+        AcceptedConnections::new(max, &clock, metrics, warnings)
     }
 
-    async fn admit(of: &Arc<Connections>, address: &str) -> Option<Arc<ConnectionSlot>> {
+    async fn admit(of: &Arc<AcceptedConnections>, address: &str) -> Option<Arc<ConnectionSlot>> {
         let address = address.parse().unwrap();
         let admitted = of.admit(address, ListenerKind::Proxy);
         tokio::time::timeout(std::time::Duration::from_secs(1), admitted)
@@ -366,7 +366,8 @@ mod tests {
     /// Serves a connection that sends nothing, in a task of its own.
     fn serve(slot: Arc<ConnectionSlot>) {
         let kept = Arc::clone(&slot);
-        tokio::spawn(slot.until_evicted(async move {
+        let tasks = crate::shutdown::Tasks::new();
+        tasks.spawn_detached(slot.until_evicted(async move {
             std::future::pending::<()>().await;
             drop(kept);
         }));

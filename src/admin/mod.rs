@@ -42,7 +42,7 @@ use axum::routing::{get, patch, post};
 use authorize::Guard;
 
 use crate::api::Api;
-use crate::connections::Connections;
+use crate::connections::AcceptedConnections;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::ledger::Ledger;
@@ -64,7 +64,7 @@ pub struct Admin {
     /// Throttle for failed authentications, shared with the proxy's listeners.
     pub throttle: Arc<AuthThrottle>,
     /// Bounds of the connections to the admin listener.
-    pub connections: Arc<Connections>,
+    pub connections: Arc<AcceptedConnections>,
     /// Throttle for warnings that a peer can cause at will.
     pub warnings: Arc<LineThrottle>,
     /// Exchange that provides forecasts, counters and recent refusals.

@@ -30,7 +30,7 @@ use crate::api::Api;
 use crate::bounds::{EVENT_REPEATS, RECORD_REPEATS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
-use crate::connections::{ConnectionBounds, Connections};
+use crate::connections::{AcceptedConnections, ConnectionBounds};
 use crate::db::DatabaseError;
 use crate::exchange::{
     BodyBudget, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink, WarningSink,
@@ -156,11 +156,8 @@ impl App {
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
         let (listeners, admin_listener, addresses) = bind(&settings, mode)?;
-        server
-            .exchange
-            .pool
-            .connector()
-            .set_ourselves(addresses.clone());
+        let connector = server.exchange.pool.connector();
+        connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
             let base = base_url(&settings, &policy.load(), addresses[0]);
             spool.begin(&shared, &server.exchange, &readiness, base);
@@ -351,9 +348,9 @@ impl Parts {
         })
     }
 
-    fn connections(&self, max: usize) -> Arc<Connections> {
+    fn connections(&self, max: usize) -> Arc<AcceptedConnections> {
         let warnings = Arc::clone(&self.warnings);
-        Connections::new(max, &self.clock, self.metrics.clone(), warnings)
+        AcceptedConnections::new(max, &self.clock, self.metrics.clone(), warnings)
     }
 }
 

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::api::Api;
-use crate::connections::Connections;
+use crate::connections::AcceptedConnections;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::policy::Policy;
@@ -50,7 +50,7 @@ pub struct Server {
     /// Throttle for failed authentications, shared with the admin listener.
     pub throttle: Arc<AuthThrottle>,
     /// Bounds of the connections to the proxy's port and to routes.
-    pub connections: Arc<Connections>,
+    pub connections: Arc<AcceptedConnections>,
     /// Throttle for warnings that a client can cause at will.
     pub warnings: Arc<LineThrottle>,
     /// Addresses of clients that were already logged for not trusting outpace's CA. Each is logged

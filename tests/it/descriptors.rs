@@ -11,7 +11,7 @@ use crate::harness::{Client, Origin, Program, free_port, raw, soon};
 use crate::operators::own_address;
 
 const TOKEN: &str = "operate-operate-operate";
-/// Base64 of `app:client-client-client`.
+/// Field with the credentials `app:client-client-client`, in Base64.
 const BASIC: &str = "Proxy-Authorization: Basic YXBwOmNsaWVudC1jbGllbnQtY2xpZW50\r\n";
 /// Time for a response, which is below the time after which silent connections are closed.
 const PROMPT: Duration = Duration::from_secs(8);
@@ -254,7 +254,9 @@ async fn p14_one_address_beyond_loopback_opens_connections_at_a_bounded_rate() {
         .await;
         listeners.assert_served(name).await;
         let refused = listeners.refused(name, "rate").await;
-        assert!(refused < 1501.0, "{name}: {refused}");
+        // The route shares the count of the proxy's port, which was used just before.
+        let most = if name == "route" { 2500.0 } else { 1500.0 };
+        assert!(refused < most + 1.0, "{name}: {refused}");
         drop((elsewhere, near));
     }
 }
