@@ -188,9 +188,9 @@ async fn a_dial_whose_request_has_left_is_pooled() {
     assert!(setup.pool.idle(&setup.destination).is_some());
 }
 
-/// More destinations than connections: idle connections make room, and if all are in use, a request
-/// fails as busy.
-#[tokio::test(start_paused = true)]
+/// More destinations than connections: idle connections make room, and if all are in use, a further
+/// one waits.
+#[tokio::test]
 async fn p13_isolation_idle_connections_make_room_for_other_destinations() {
     let setup = setup(ProtocolChoice::Http1).await;
     let destination = |owner: usize| Destination {
@@ -216,7 +216,5 @@ async fn p13_isolation_idle_connections_make_room_for_other_destinations() {
     assert!(early.is_err());
     drop(leases.pop());
     let opened = tunnel.await.unwrap();
-    let busy = setup.pool.tcp(&setup.destination.origin, egress).await;
-    assert!(matches!(busy, Err(OriginError::Busy)));
     drop((opened, leases));
 }
