@@ -27,8 +27,8 @@ struct Setup {
     destination: Destination,
 }
 
-/// Connections that a pool of these tests may open.
-const MAX: usize = 64;
+/// Connections that a pool of these tests may open. The listener queues few that are not accepted.
+const MAX: usize = 20;
 
 async fn setup(wire: ProtocolChoice) -> Setup {
     let clock = Clock::anchored(0);
