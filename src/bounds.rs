@@ -118,8 +118,8 @@ pub const AUTH_FAILURE_PERIOD: Duration = Duration::from_secs(60);
 pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(5);
 /// Time between two warnings about the failed authentications of one address.
 pub const AUTH_FAILURE_LOG: Duration = Duration::from_secs(10);
-/// Addresses whose failed authentications are counted separately. Further addresses share one
-/// count.
+/// Addresses that each throttle counts separately, such as that of failed authentications. Further
+/// addresses share one count.
 pub const THROTTLED_ADDRESSES: usize = 16_384;
 /// Time after the loss of a client's access in which its connections end gracefully. Then they are
 /// closed, whatever they still do.
@@ -189,6 +189,16 @@ pub const H2_HEADER_LIST: u32 = 256 * 1024;
 ///
 /// Beyond it: the certificate that was used least is created again when it is needed.
 pub const LEAVES: u64 = 4096;
+/// Certificates that one client beyond loopback may cause to be created per [`LEAF_PERIOD`]. A
+/// client without a name counts by its address.
+pub const CLIENT_LEAVES: u32 = 500;
+/// Certificates that are created for all clients together per [`LEAF_PERIOD`].
+pub const LEAVES_CREATED: u32 = 2000;
+/// Period in which [`CLIENT_LEAVES`] and [`LEAVES_CREATED`] are counted.
+pub const LEAF_PERIOD: Duration = Duration::from_secs(10);
+/// Longest time for which a CONNECT to a new host waits for the creation of its certificate. Then
+/// it is refused as `too-many-hosts`.
+pub const LEAF_WAIT: Duration = Duration::from_secs(5);
 /// Time before the end of the CA's certificate from which its expiry is reported.
 pub const CA_EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Interval between two reports of the CA's expiry, and of other problems of the CA.
@@ -199,8 +209,24 @@ pub const TRUST_COMPLAINTS: u64 = 1024;
 /// Time for which a TCP peer may acknowledge no bytes, or take none, before its connection is
 /// closed. A silent connection is probed after a minute.
 pub const PEER_SILENT: Duration = Duration::from_secs(75);
-/// Client connections that may be open at the same time.
+/// Client connections that may be open at the same time. Fewer are allowed if the process may open
+/// few files, because each may need another descriptor for its connection to an origin. A further
+/// one replaces a connection without an accepted request, or waits until one closes.
 pub const CONNECTIONS: usize = 50_000;
+/// Connections to the admin listener that may be open at the same time. Fewer are allowed if the
+/// process may open few files, but at least 4.
+pub const ADMIN_CONNECTIONS: usize = 256;
+/// File descriptors that are reserved for listeners, databases, files and the log. Client and admin
+/// connections never use them.
+pub const RESERVED_FILES: usize = 128;
+/// Divisor of the connections that one address beyond loopback may hold, which is a half. An IPv6
+/// address counts by its /64. Further connections of the address are closed.
+pub const ADDRESS_SHARE: usize = 2;
+/// Connections of one address beyond loopback that are accepted per [`ACCEPT_PERIOD`]. Further ones
+/// are closed at once.
+pub const ADDRESS_ACCEPTS: u32 = 1000;
+/// Period in which [`ADDRESS_ACCEPTS`] are counted for each address.
+pub const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
 /// Time for which the end of the process waits for each of its two log outputs. Lines that cannot
 /// be written by then are dropped and counted.
 ///
@@ -210,6 +236,15 @@ pub const LOG_CLOSE: Duration = Duration::from_millis(500);
 ///
 /// Beyond it: further lines are dropped and counted.
 pub const LOG_BACKLOG: usize = 8 * 1024 * 1024;
+/// Period in which [`RECORD_REPEATS`] and [`EVENT_REPEATS`] are counted, and after which a summary
+/// reports the lines that were left out.
+pub const LOG_REPEAT_PERIOD: Duration = Duration::from_secs(10);
+/// Canonical lines with one reason that one address may cause per [`LOG_REPEAT_PERIOD`] before its
+/// connection is authenticated. Further ones are counted in a summary line.
+pub const RECORD_REPEATS: u32 = 100;
+/// Warnings with one cause and target per [`LOG_REPEAT_PERIOD`]. Further ones are counted in a
+/// summary.
+pub const EVENT_REPEATS: u32 = 10;
 /// Time between two reads of a changed configuration file. It is taken only if both find the same
 /// text, because it may still be written.
 pub const CONFIG_SETTLE: Duration = Duration::from_millis(250);

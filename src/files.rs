@@ -63,6 +63,13 @@ pub enum FileFault {
     },
 }
 
+impl FileFault {
+    /// Returns true if the file does not exist.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if cause.kind() == ErrorKind::NotFound)
+    }
+}
+
 impl From<FileFault> for io::Error {
     fn from(fault: FileFault) -> Self {
         match fault {
@@ -145,8 +152,8 @@ fn is_known(name: &OsStr) -> bool {
 }
 
 /// Checks the entries of a private directory with outpace's names, and all entries of the
-/// directories among them, up to `depth` levels below. Links and entries of other users are
-/// refused. A mode that lets other users read is narrowed, except that of certificates (`*.pem`),
+/// directories among them, up to `depth` levels below. Links, pipes, sockets, devices and entries of
+/// other users are refused. A mode that lets other users read is narrowed, except that of certificates (`*.pem`),
 /// which are public, and of keys (`*.key`) and tokens (`*-token`), which their reader refuses.
 ///
 /// # Errors
@@ -168,7 +175,9 @@ fn entries(dir: &Path, depth: usize, is_known: fn(&OsStr) -> bool) -> Result<(),
             Err(cause) if cause.kind() == ErrorKind::NotFound => continue,
             Err(cause) => return Err(at(&path)(cause)),
         };
-        check_link(&path, &known)?;
+        if !known.is_dir() {
+            check_kind(&path, &known, false)?;
+        }
         check_owner(&path, &known, false)?;
         check_mode(&path, &known)?;
         let name = entry.file_name();
@@ -213,6 +222,19 @@ pub fn create_private(path: &Path) -> Result<File, FileFault> {
     Ok(file)
 }
 
+/// Reads a file of this user or of root as text. A named pipe or device is not read, because a read
+/// could wait forever.
+///
+/// # Errors
+/// Returns a [`FileFault`] if the file is missing, a link, no regular file, no UTF-8 text, or a file
+/// that another user can change.
+pub fn read_private(path: &Path) -> Result<String, FileFault> {
+    let mut file = open(path, OpenOptions::new().read(true))?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(at(path))?;
+    Ok(text)
+}
+
 /// Reads a file that this user wrote. A file that another user owns or could have changed is not
 /// read.
 ///
@@ -245,17 +267,26 @@ pub fn check_supplied(path: &Path) -> Result<(), FileFault> {
     check_mode(path, &known)
 }
 
+/// Checks that a path leads to a regular file. A read of a named pipe could wait forever.
+///
+/// # Errors
+/// Returns a [`FileFault`] if the file is missing or of another kind.
+pub fn check_regular(path: &Path) -> Result<(), FileFault> {
+    let known = fs::metadata(path).map_err(at(path))?;
+    check_kind(path, &known, false)
+}
+
 /// Opens a file without following a link, and checks its kind, owner and mode.
 fn open(path: &Path, options: &mut OpenOptions) -> Result<File, FileFault> {
     // Without `NONBLOCK`, opening a named pipe would wait for its other end.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let flags = i32::try_from(flags.bits()).unwrap_or_default();
     let opened = options.custom_flags(flags).open(path);
-    let file = opened.map_err(|cause| match fs::symlink_metadata(path) {
-        Ok(known) if known.is_symlink() => FileFault::Link {
-            path: path.to_owned(),
-        },
-        _ => at(path)(cause),
+    let file = opened.map_err(|cause| {
+        // A link, a socket and a directory have errors of their own.
+        let known = fs::symlink_metadata(path).ok();
+        let fault = known.and_then(|known| check_kind(path, &known, false).err());
+        fault.unwrap_or_else(|| at(path)(cause))
     })?;
     let known = file.metadata().map_err(at(path))?;
     check_kind(path, &known, false)?;

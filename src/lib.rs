@@ -21,6 +21,7 @@
 
 pub mod bounds;
 pub mod clock;
+pub mod connections;
 pub mod files;
 pub mod random;
 pub mod shutdown;

@@ -1,7 +1,7 @@
 //! Options of TCP sockets that find peers which have vanished without closing their connection.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::bounds::{PEER_SILENT, TLS_ACCEPT_TIMEOUT};
+use crate::bounds::{ACCEPT_BACKLOG, PEER_SILENT, TLS_ACCEPT_TIMEOUT};
 
 /// Time without a byte after which the system probes the peer for the first time.
 const IDLE: Duration = Duration::from_secs(60);
@@ -21,6 +21,20 @@ const IDLE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Number of unanswered probes after which the system closes the connection.
 const PROBES: u32 = 4;
+
+/// Binds `address` and listens with a backlog of [`ACCEPT_BACKLOG`].
+///
+/// # Errors
+/// Returns the error of the operating system, for example if the port is in use.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(ACCEPT_BACKLOG)
+}
 
 /// Turns TCP keep-alive on, so that a peer that has vanished does not hold a connection forever.
 /// On Linux the connection also ends if the peer takes no bytes for [`PEER_SILENT`].
@@ -116,7 +130,6 @@ impl Reset for TokioIo<Upgraded> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
 
     #[test]
     fn p10_closed_the_addresses_of_this_machine_are_known() {

@@ -1,5 +1,11 @@
-//! Throttle for failed authentications: it counts them, logs them and delays those of an address
-//! that fails too often. It does not pace requests to origins.
+//! Throttles by address: of failed authentications, which are counted, logged and delayed, and of
+//! other events that a client can repeat at will. They do not pace requests to origins.
+
+mod keyed;
+mod repeats;
+
+pub use keyed::KeyedThrottle;
+pub use repeats::{LineCause, LineKey, LineThrottle};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -216,7 +222,7 @@ impl AuthThrottle {
 }
 
 /// Returns the address itself, or the /64 network of an IPv6 address, which one host owns.
-fn network_of(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
             let [a, b, c, d, ..] = address.segments();

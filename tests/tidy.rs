@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Floor of each module, times ten. A file uses only its own module and lower floors. `bounds` and
 /// `sync` lie below the rest of floor 0, because the rest uses them.
-const FLOORS: [(&str, u8); 33] = [
+const FLOORS: [(&str, u8); 34] = [
     // Time is measured in units.
     ("clock", 2),
     ("files", 1),
@@ -34,6 +34,8 @@ const FLOORS: [(&str, u8); 33] = [
     ("telemetry", 3),
     // Counts failures in the metrics.
     ("throttle", 4),
+    // Uses the throttles.
+    ("connections", 5),
     ("policy", 11),
     ("semantics", 11),
     ("schedule", 11),

@@ -9,12 +9,16 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
 use super::Admin;
+use crate::connections::ConnectionSlot;
 use crate::policy::{Operator, Policy, Role};
 use crate::throttle::{AuthFailure, ListenerKind};
 
-/// IP address of the peer of an admin connection.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) IpAddr);
+/// Peer of an admin connection, with the slot of the connection.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    pub(super) slot: Arc<ConnectionSlot>,
+}
 
 /// State of one guarded group of routes, with the role that they need.
 #[derive(Debug, Clone)]
@@ -42,12 +46,13 @@ impl Guard {
 /// Answers 401 to a request without a known token, and 403 to a role that does not allow the call.
 pub(super) async fn authorize(
     State(guard): State<Guard>,
-    Extension(Peer(peer)): Extension<Peer>,
+    Extension(peer): Extension<Peer>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let policy = guard.admin.policy.load_full();
     if guard.is_open(&policy) {
+        peer.slot.establish();
         return next.run(request).await;
     }
     let offered = bearer(request.headers());
@@ -58,9 +63,12 @@ pub(super) async fn authorize(
             false => AuthFailure::Missing,
         };
         let throttle = Arc::clone(&guard.admin.throttle);
-        throttle.failed(peer, ListenerKind::Admin, cause).await;
+        throttle
+            .failed(peer.address, ListenerKind::Admin, cause)
+            .await;
         return unauthorized();
     };
+    peer.slot.establish();
     if operator.role < guard.needs {
         let (has, needs) = (operator.role.word(), guard.needs.word());
         let text = format!("the token has the role `{has}`, and this call needs `{needs}`");

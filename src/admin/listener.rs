@@ -21,9 +21,11 @@ use super::Admin;
 use super::authorize::Peer;
 use crate::bounds::{H2_HEADER_LIST, HEAD_TIMEOUT};
 use crate::clock::HeadTimer;
+use crate::connections::ConnectionSlot;
 use crate::exchange::{ClientBody, UnreadBodies};
 use crate::shutdown::Tasks;
 use crate::sockets;
+use crate::throttle::{LineKey, ListenerKind};
 
 /// Pause after a failed accept. The most common cause is a lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -33,15 +35,22 @@ impl Admin {
     pub async fn run(self, listener: TcpListener) {
         let tasks = self.exchange.tasks.clone();
         let policy = Arc::clone(&self.policy);
+        let (connections, warnings) = (Arc::clone(&self.connections), Arc::clone(&self.warnings));
         let router = self.router();
         loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "accepting an admin connection failed; outpace will retry");
+                    if warnings.admits(&LineKey::of_target("accept-admin", None)) {
+                        tracing::warn!(%error, "accepting an admin connection failed; outpace will retry");
+                    }
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
+            };
+            let admitted = connections.admit(peer.ip(), ListenerKind::Admin).await;
+            let Some(slot) = admitted else {
+                continue;
             };
             // Both calls fail only if the connection has ended already.
             let _ = stream.set_nodelay(true);
@@ -49,10 +58,11 @@ impl Admin {
             let connection = Connection {
                 router: router.clone(),
                 peer: peer.ip().to_canonical(),
+                slot: Arc::clone(&slot),
                 tasks: tasks.clone(),
             };
             let tls = policy.load().tls.admin.clone();
-            tasks.spawn_detached(async move {
+            tasks.spawn_detached(slot.until_evicted(async move {
                 let Some(tls) = tls else {
                     return connection.serve(stream, false).await;
                 };
@@ -64,7 +74,7 @@ impl Admin {
                         tracing::debug!(%error, "a TLS handshake with an operator failed");
                     }
                 }
-            });
+            }));
         }
     }
 }
@@ -73,6 +83,7 @@ impl Admin {
 struct Connection {
     router: Router,
     peer: IpAddr,
+    slot: Arc<ConnectionSlot>,
     tasks: Tasks,
 }
 
@@ -81,7 +92,11 @@ impl Connection {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let router = TowerToHyperService::new(self.router.layer(Extension(Peer(self.peer))));
+        let peer = Peer {
+            address: self.peer,
+            slot: self.slot,
+        };
+        let router = TowerToHyperService::new(self.router.layer(Extension(peer)));
         let unread = Arc::new(match http2 {
             true => UnreadBodies::Drained(self.tasks.clone()),
             false => UnreadBodies::noted(),

@@ -42,12 +42,13 @@ use axum::routing::{get, patch, post};
 use authorize::Guard;
 
 use crate::api::Api;
+use crate::connections::AcceptedConnections;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::ledger::Ledger;
 use crate::policy::{Policy, Role};
 use crate::telemetry::Metrics;
-use crate::throttle::AuthThrottle;
+use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// State that the admin routes share.
 #[derive(Debug, Clone)]
@@ -62,6 +63,10 @@ pub struct Admin {
     pub ledger: Arc<dyn Ledger>,
     /// Throttle for failed authentications, shared with the proxy's listeners.
     pub throttle: Arc<AuthThrottle>,
+    /// Bounds of the connections to the admin listener.
+    pub connections: Arc<AcceptedConnections>,
+    /// Throttle for warnings that a peer can cause at will.
+    pub warnings: Arc<LineThrottle>,
     /// Exchange that provides forecasts, counters and recent refusals.
     pub exchange: Arc<Exchange>,
     /// Leaves of intercepted hosts, with the CA that signs them.

@@ -8,7 +8,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::StartError;
 use crate::config::{Config, Loaded, Settings};
-use crate::files::exposed_mode;
+use crate::files::{exposed_mode, read_private};
 use crate::policy::{Operator, Policy, Role, Secret, Token};
 
 /// Random bytes of a new token.
@@ -60,17 +60,17 @@ fn own_admin_token(data_dir: &Path) -> Result<Option<Secret>, StartError> {
         path: path.clone(),
         cause,
     };
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
+    let mode = match exposed_mode(&path) {
+        Ok(mode) => mode,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error.to_string())),
     };
-    let mode = exposed_mode(&path).map_err(|error| failed(error.to_string()))?;
     if let Some(mode) = mode {
         return Err(failed(format!(
             "its mode {mode:04o} lets other users read it"
         )));
     }
+    let text = read_private(&path)?;
     let text = text.trim();
     if text.len() < Token::BYTES_MIN {
         return Err(failed(format!(

@@ -9,6 +9,7 @@ mod ledger;
 mod reload;
 mod serving;
 mod spool;
+mod summaries;
 mod trust;
 
 pub use admin_token::admin_token;
@@ -23,13 +24,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use crate::admin::{Admin, Readiness, Sessions};
 use crate::api::Api;
-use crate::bounds::{CONNECTIONS, TRUST_COMPLAINTS};
+use crate::bounds::{EVENT_REPEATS, RECORD_REPEATS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
+use crate::connections::{AcceptedConnections, ConnectionBounds};
 use crate::db::DatabaseError;
 use crate::exchange::{
     BodyBudget, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink, WarningSink,
@@ -44,8 +45,9 @@ use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{self, Listener, Server};
 use crate::shutdown::Tasks;
+use crate::sockets;
 use crate::telemetry::{LineWriter, Metrics};
-use crate::throttle::AuthThrottle;
+use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
 /// there is one.
@@ -120,6 +122,7 @@ pub struct App {
     pub lines: LineWriter,
     ledger: ledger::OpenLedger,
     spool: Option<spool::OpenSpool>,
+    summaries: summaries::Summaries,
     /// Parts that only [`Self::run`] uses: the signals that end the process, the text of the
     /// configuration, and the triggers of a reload.
     ended: Option<(drain::ShutdownSignal, String, reload::ReloadTriggers)>,
@@ -145,7 +148,6 @@ impl App {
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
-        let open_files = rlimit::increase_nofile_limit(u64::MAX);
         let (settings, policy) = prepare(loaded)?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
@@ -153,12 +155,9 @@ impl App {
         let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let (listeners, admin_listener, addresses) = bind(&settings, mode).await?;
-        server
-            .exchange
-            .pool
-            .connector()
-            .set_ourselves(addresses.clone());
+        let (listeners, admin_listener, addresses) = bind(&settings, mode)?;
+        let connector = server.exchange.pool.connector();
+        connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
             let base = base_url(&settings, &policy.load(), addresses[0]);
             spool.begin(&shared, &server.exchange, &readiness, base);
@@ -176,6 +175,8 @@ impl App {
             policy: Arc::clone(&policy),
             ledger: Arc::clone(&ledger.ledger),
             throttle: Arc::clone(&server.throttle),
+            connections: shared.connections(shared.bounds.admin),
+            warnings: Arc::clone(&shared.warnings),
             exchange: Arc::clone(&server.exchange),
             leaves: Arc::clone(&server.leaves),
             serving: Arc::new(serving.clone()),
@@ -184,6 +185,7 @@ impl App {
             sessions: sessions.clone(),
         };
         tasks.spawn_detached(routes.run(admin_listener));
+        let summaries = summaries::Summaries::begin(&shared);
         drop(starting);
         // The signal handlers are installed first, because readers of `serving.json` or the log may
         // send a signal at once.
@@ -191,7 +193,7 @@ impl App {
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
-            open_files = open_files.unwrap_or_default(), version = env!("CARGO_PKG_VERSION"), "ready"
+            open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
         );
         Ok(Self {
             config: config.to_owned(),
@@ -204,6 +206,7 @@ impl App {
             lines: shared.lines,
             ledger,
             spool,
+            summaries,
             ended: Some((ended, text, triggers)),
             sign,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
@@ -236,6 +239,7 @@ impl App {
         drop(self.sign);
         drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
         spool::close(self.spool.as_ref()).await;
+        self.summaries.write();
         self.ledger.leave().await;
         Ok(())
     }
@@ -299,6 +303,9 @@ async fn until_idle(sessions: Option<Sessions>, clock: &Clock) {
     }
 }
 
+/// Soft limit of open files on most systems, for one that does not tell it.
+const OPEN_FILES: u64 = 1024;
+
 /// Basic parts that all other parts are built with.
 struct Parts {
     clock: Clock,
@@ -306,20 +313,44 @@ struct Parts {
     metrics: Metrics,
     tasks: Tasks,
     lines: LineWriter,
+    /// Throttle for canonical lines of clients that have not authenticated.
+    records: Arc<LineThrottle>,
+    /// Throttle for warnings that a client can cause at will.
+    warnings: Arc<LineThrottle>,
+    /// File descriptors that the process may open.
+    open_files: u64,
+    /// Connections that fit into them.
+    bounds: ConnectionBounds,
 }
 
 impl Parts {
     fn new() -> Result<Self, StartError> {
-        let (metrics, tasks) = (Metrics::new(), Tasks::new());
+        let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), Tasks::new());
+        let raised = rlimit::increase_nofile_limit(u64::MAX);
+        let open_files = raised
+            .or_else(|_denied| rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(soft, _)| soft));
+        let open_files = open_files.unwrap_or(OPEN_FILES);
+        let bounds = ConnectionBounds::of(open_files);
+        metrics.set_connections_max(bounds.clients);
+        let throttle = |lines| Arc::new(LineThrottle::new(lines, clock.clone(), metrics.clone()));
         let lines = LineWriter::new(std::io::stdout(), &metrics)
             .map_err(|error| StartError::Internal(error.to_string()))?;
         Ok(Self {
-            clock: Clock::system(),
+            records: throttle(RECORD_REPEATS),
+            warnings: throttle(EVENT_REPEATS),
+            clock,
             random: Random::from_entropy(),
             metrics,
             tasks,
             lines,
+            open_files,
+            bounds,
         })
+    }
+
+    fn connections(&self, max: usize) -> Arc<AcceptedConnections> {
+        let warnings = Arc::clone(&self.warnings);
+        AcceptedConnections::new(max, &self.clock, self.metrics.clone(), warnings)
     }
 }
 
@@ -349,7 +380,8 @@ fn build(
         tasks: shared.tasks.clone(),
         metrics,
         throttle,
-        connection_permits: Arc::new(Semaphore::new(CONNECTIONS)),
+        connections: shared.connections(shared.bounds.clients),
+        warnings: Arc::clone(&shared.warnings),
         warned_clients: moka::sync::Cache::new(TRUST_COMPLAINTS),
     }))
 }
@@ -367,14 +399,23 @@ fn exchange(
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
     let refusals = Arc::new(RecentRefusals::default());
     let sinks: Vec<Arc<dyn Sink>> = vec![
-        Arc::new(LineSink(shared.lines.clone())),
+        Arc::new(LineSink {
+            lines: shared.lines.clone(),
+            repeats: Arc::clone(&shared.records),
+        }),
         Arc::new(MetricsSink::new(metrics.clone())),
-        Arc::new(WarningSink),
+        Arc::new(WarningSink(Arc::clone(&shared.warnings))),
         Arc::clone(&refusals) as Arc<dyn Sink>,
     ];
     Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
-        pool: Pool::new(connector, clock.clone(), tasks.clone(), metrics.clone()),
+        pool: Pool::new(
+            connector,
+            shared.bounds.origins,
+            clock.clone(),
+            tasks.clone(),
+            metrics.clone(),
+        ),
         body_budget: Arc::new(BodyBudget::new(settings.keep.clone(), metrics.clone())),
         recorder: Arc::new(Recorder::new(clock.clone(), instance, sinks)),
         refusals,
@@ -391,7 +432,7 @@ fn exchange(
 type BoundListeners = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
 
 /// Binds the proxy listener, the listeners of routes and the admin listener, in this order.
-async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
+fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
     // Clients of this mode read the addresses from `serving.json`, so any free port will do. No port
     // is bound twice, because that would reset connections of early clients.
     let any = |address: SocketAddr, error: &std::io::Error| {
@@ -406,19 +447,19 @@ async fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, Star
         }
     };
     let listen = settings.listen;
-    let mut bound = serve::bind(listen, None).await;
+    let mut bound = serve::bind(listen, None);
     if let Some(other) = bound.as_ref().err().and_then(|error| any(listen, error)) {
-        bound = serve::bind(other, None).await;
+        bound = serve::bind(other, None);
     }
     let mut listeners = vec![bound.map_err(failed("listen", listen))?];
     for &address in &settings.route_ports {
-        let bound = serve::bind(address, Some(address)).await;
+        let bound = serve::bind(address, Some(address));
         listeners.push(bound.map_err(failed("routes: listen", address))?);
     }
     let address = settings.admin_listen;
-    let mut bound = TcpListener::bind(address).await;
+    let mut bound = sockets::listen(address);
     if let Some(other) = bound.as_ref().err().and_then(|error| any(address, error)) {
-        bound = TcpListener::bind(other).await;
+        bound = sockets::listen(other);
     }
     let admin = bound.map_err(failed("admin.listen", address))?;
     let all = listeners.iter().map(Listener::address);

@@ -92,6 +92,9 @@ reasons! {
     QueueFull, "queue-full", TOO_MANY_REQUESTS, "http_request_denied", Refused, Warn:
         "The target's queue already holds `max_waiting` requests.",
         "Retry after the time in `Retry-After`, or raise the target's `max_waiting`.";
+    TooManyHosts, "too-many-hosts", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
+        "Many CONNECTs to new hosts came at once, and each needs a new certificate.",
+        "Retry after the time in `Retry-After`. If the requests need no pacing, exclude the hosts from the target or set `tls: tunnel` on it.";
     OriginUnresolved, "origin-unresolved", BAD_GATEWAY, "dns_error", Failed, Debug:
         "The host name could not be resolved.",
         "Check the spelling of the host, the DNS resolver and `egress.resolve`.";

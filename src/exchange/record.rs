@@ -207,6 +207,8 @@ pub struct Record {
     pub body: BodyLocation,
     /// Field `traceparent` of the request, from which the log takes the trace id.
     pub trace: Option<HeaderValue>,
+    /// True if the connection has not authenticated, so that anyone may cause such records.
+    pub is_unauthenticated: bool,
     spooled: bool,
 }
 
@@ -298,6 +300,7 @@ impl Recorder {
             no_close_notify: false,
             body: BodyLocation::None,
             trace: None,
+            is_unauthenticated: false,
             spooled: false,
         };
         Box::new(Recording {

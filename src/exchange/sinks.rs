@@ -11,15 +11,35 @@ use super::record::{Record, Sink};
 use crate::key;
 use crate::sync::lock;
 use crate::telemetry::{ExchangeOutcome, LineWriter, Metrics, TargetMetrics};
+use crate::throttle::{LineKey, LineThrottle};
 
 /// Sink that writes one canonical line per exchange. Its fields are a stable interface, documented
 /// in `docs/log.md`.
 #[derive(Debug)]
-pub struct LineSink(pub LineWriter);
+pub struct LineSink {
+    /// Output of the lines.
+    pub lines: LineWriter,
+    /// Throttle for the lines of clients that have not authenticated.
+    pub repeats: Arc<LineThrottle>,
+}
+
+impl LineSink {
+    /// Returns true if the record gets a line of its own and is not only counted in a summary.
+    fn admits(&self, record: &Record) -> bool {
+        let repeated = record.reason.filter(|_| record.is_unauthenticated);
+        repeated.is_none_or(|reason| {
+            let key = LineKey::of_client(reason.row().token, record.client.address);
+            self.repeats.admits(&key)
+        })
+    }
+}
 
 impl Sink for LineSink {
     fn consume(&self, record: &Record) {
-        self.0.line(record.time, |line| {
+        if !self.admits(record) {
+            return;
+        }
+        self.lines.line(record.time, |line| {
             let origin = record.origin.as_ref();
             let path = record.path.as_ref().map(PathAndQuery::path);
             let reason = record.reason.map(|reason| reason.row().token);
@@ -82,7 +102,7 @@ impl Sink for MetricsSink {
 
 /// Sink that logs a warning with the remedy if an operator must act.
 #[derive(Debug)]
-pub struct WarningSink;
+pub struct WarningSink(pub Arc<LineThrottle>);
 
 impl Sink for WarningSink {
     fn consume(&self, record: &Record) {
@@ -90,6 +110,10 @@ impl Sink for WarningSink {
         let Some(row) = row.filter(|row| row.level == Level::Warn) else {
             return;
         };
+        let key = LineKey::of_target(row.token, record.target.as_ref());
+        if !self.0.admits(&key) {
+            return;
+        }
         tracing::warn!(
             reason = row.token,
             detail = record.detail,
@@ -161,7 +185,10 @@ mod tests {
         let lines = LineWriter::new(out, &metrics).unwrap();
         let refusals = Arc::new(RecentRefusals::default());
         let sinks: Vec<Arc<dyn Sink>> = vec![
-            Arc::new(LineSink(lines)),
+            Arc::new(LineSink {
+                lines,
+                repeats: Arc::new(LineThrottle::new(1, Clock::anchored(0), metrics.clone())),
+            }),
             Arc::new(MetricsSink::new(metrics.clone())),
             Arc::clone(&refusals) as Arc<dyn Sink>,
         ];

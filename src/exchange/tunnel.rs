@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use super::admission::ConnectionSource;
 use super::error::Error;
 use super::record::{Ingress, Record, Recording};
-use super::{Arrival, Exchange};
+use super::{Arrival, Exchange, Outgoing};
 use crate::bounds::TUNNEL_IDLE;
-use crate::origin::{self, Connector};
+use crate::origin::{self, OriginPermit, Pool};
 use crate::pace::{Ticket, Turn};
 use crate::policy::Access;
 use crate::tunnel;
@@ -22,6 +22,8 @@ use crate::tunnel;
 #[derive(Debug)]
 pub struct Tunnel {
     origin: TcpStream,
+    /// Permit of the connection to the origin.
+    permit: OriginPermit,
     turn: Option<Turn>,
     record: Box<Recording>,
     access: Access,
@@ -47,11 +49,12 @@ impl Exchange {
             () = arrival.client.access.revoked() => Err(arrival.revoked()),
         };
         match connected {
-            Ok((turn, origin)) => {
+            Ok((turn, (origin, permit))) => {
                 record.attempts = 1;
                 record.status = 200;
                 Ok(Tunnel {
                     origin,
+                    permit,
                     turn,
                     record,
                     access: arrival.client.access.clone(),
@@ -66,9 +69,9 @@ impl Exchange {
         arrival: &Arrival,
         max_wait: Option<std::time::Duration>,
         record: &mut Record,
-    ) -> Result<(Option<Turn>, TcpStream), Error> {
+    ) -> Result<(Option<Turn>, TunnelConnection), Error> {
         let connections = Dialled {
-            connector: self.pool.connector(),
+            pool: &self.pool,
             arrival,
         };
         let (Some(target), _) = self.match_target(arrival, record)? else {
@@ -97,22 +100,25 @@ impl Tunnel {
         let passed =
             tunnel::relay(client, self.origin, TUNNEL_IDLE, &exchange.clock, revoked).await;
         (self.record.sent, self.record.received) = (passed.sent, passed.received);
-        drop(self.turn);
+        drop((self.turn, self.permit));
         self.record.end();
     }
 }
 
+/// Connection of a tunnel to its origin, with its permit.
+type TunnelConnection = (TcpStream, OriginPermit);
+
 /// Connections of one tunnel, each dialled anew. The relay notices if the origin has closed one.
 struct Dialled<'a> {
-    connector: &'a Connector,
+    pool: &'a Pool<Outgoing>,
     arrival: &'a Arrival,
 }
 
 impl ConnectionSource for Dialled<'_> {
-    type Connection = TcpStream;
+    type Connection = TunnelConnection;
 
-    fn acquire(&self) -> impl Future<Output = Result<TcpStream, origin::OriginError>> {
+    fn acquire(&self) -> impl Future<Output = Result<TunnelConnection, origin::OriginError>> {
         let Arrival { origin, policy, .. } = self.arrival;
-        self.connector.tcp(origin, &policy.egress)
+        self.pool.tcp(origin, &policy.egress)
     }
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::error::{at, unusable};
 use super::{CaError, CaNames, CaSource, CertificateAuthority};
-use crate::files::{check_supplied, exposed_mode, open_private};
+use crate::files::{check_regular, check_supplied, exposed_mode, open_private};
 
 impl CertificateAuthority {
     /// Loads the CA. A data directory without a CA gets a new one that may sign for `names`.
@@ -67,6 +67,7 @@ impl CertificateAuthority {
                 mode,
             });
         }
+        check_regular(cert)?;
         let pem = fs::read_to_string(cert).map_err(at(cert))?;
         let key_pem = fs::read_to_string(key).map_err(at(key))?;
         Self::from_pem(source.clone(), (cert, &pem), (key, &key_pem))

@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 
 use super::CertificateAuthority;
 use super::authority::{BACKDATE, serial};
+use super::minting::Minting;
 use crate::bounds::LEAVES;
 use crate::clock::{Clock, unix_time};
 use crate::random::Random;
@@ -32,6 +33,7 @@ pub struct Leaves {
     clock: Clock,
     metrics: Metrics,
     random: Random,
+    minting: Minting,
 }
 
 /// CA with the configurations whose leaves it has signed. Both are replaced together.
@@ -70,6 +72,7 @@ impl Leaves {
         Ok(Self {
             issuing: ArcSwap::from_pointee(Issuing::new(ca)),
             key,
+            minting: Minting::new(clock.clone()),
             clock,
             metrics,
             random: Random::from_entropy(),
@@ -101,6 +104,15 @@ impl Leaves {
             .configs
             .try_get_with_by_ref(host, || self.mint(ca, host))
             .map_err(|error| error.to_string())
+    }
+
+    pub(super) const fn minting(&self) -> &Minting {
+        &self.minting
+    }
+
+    /// Returns true if the leaf of the host is cached.
+    pub(super) fn is_cached(&self, host: &HostName) -> bool {
+        self.issuing.load().configs.contains_key(host)
     }
 
     fn mint(

@@ -12,6 +12,7 @@ mod bundle;
 mod error;
 mod files;
 mod leaves;
+mod minting;
 mod names;
 mod rotation;
 
@@ -20,5 +21,6 @@ pub use authority::{CaSource, CertificateAuthority, Description};
 pub use bundle::write_bundle;
 pub use error::CaError;
 pub use leaves::Leaves;
+pub use minting::LeafError;
 pub use names::CaNames;
 pub use rotation::CaRotation;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::{OriginError, failure};
+use super::{OriginError, OriginPermit, failure};
 use crate::sync::lock;
 
 /// Byte stream to and from an origin.
@@ -28,6 +28,8 @@ pub struct Io {
     has_read: bool,
     /// Bytes that were read in search of a refusal, which the next read returns.
     early: BytesMut,
+    /// Permit of the connection, which its end returns.
+    _permit: Option<OriginPermit>,
 }
 
 /// Error by which an origin refuses this client after the TLS handshake, as TLS 1.3 allows. The
@@ -86,6 +88,15 @@ impl Io {
         Self::new(Stream::Tls(Box::new(stream)), Some(CutTls::default()))
     }
 
+    /// Returns the stream, which holds the permit of its connection to its end.
+    pub(super) fn holding(self, permit: OriginPermit) -> Self {
+        let permit = Some(permit);
+        Self {
+            _permit: permit,
+            ..self
+        }
+    }
+
     fn new(stream: Stream, cut: Option<CutTls>) -> Self {
         Self {
             stream,
@@ -94,6 +105,7 @@ impl Io {
             cut,
             has_read: false,
             early: BytesMut::new(),
+            _permit: None,
         }
     }
 }

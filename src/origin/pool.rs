@@ -14,12 +14,13 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
 
 use super::client_link::ClientLink;
 use super::connections::{Opened, OriginConnections, Ready};
 use super::http1::{Http1, Returning};
 use super::http2::{StreamBody, StreamHold};
-use super::{Connector, Io, OriginBody, OriginError, failure};
+use super::{Connector, Io, OriginBody, OriginError, descriptors, failure};
 use crate::bounds::{ORIGIN_AGE, ORIGIN_IDLE};
 use crate::clock::{Alarm, Clock, Instant};
 use crate::policy::{Egress, Policy};
@@ -82,7 +83,7 @@ pub enum Protocol {
 
 /// Connections to all origins. `B` is the type of the request bodies. Cheap to clone.
 #[derive(Debug)]
-pub struct Pool<B: RequestBody>(Arc<PoolState<B>>);
+pub struct Pool<B: RequestBody>(pub(super) Arc<PoolState<B>>);
 
 impl<B: RequestBody> Clone for Pool<B> {
     fn clone(&self) -> Self {
@@ -96,7 +97,9 @@ pub(super) struct PoolState<B: RequestBody> {
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
     metrics: Metrics,
-    destinations: RwLock<HashMap<Destination, Arc<OriginConnections<B>>>>,
+    /// Permits for the connections to all origins together.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) destinations: RwLock<HashMap<Destination, Arc<OriginConnections<B>>>>,
     /// Instant of the last call of [`Pool::reap`], in nanoseconds. Connections become idle and
     /// expire by this instant, because a finer time is not needed.
     reaped: AtomicI64,
@@ -137,14 +140,21 @@ pub enum SendError<B> {
 }
 
 impl<B: RequestBody> Pool<B> {
-    /// Creates a pool without connections.
-    pub fn new(connector: Connector, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
+    /// Creates a pool without connections, for at most `max` of them.
+    pub fn new(
+        connector: Connector,
+        max: usize,
+        clock: Clock,
+        tasks: Tasks,
+        metrics: Metrics,
+    ) -> Self {
         let reaped = AtomicI64::new(clock.now().as_nanos());
         Self(Arc::new(PoolState {
             connector,
             clock,
             tasks,
             metrics,
+            permits: descriptors::permits(max),
             destinations: RwLock::default(),
             reaped,
             opened: AtomicU32::new(0),
@@ -273,7 +283,9 @@ impl<B: RequestBody> PoolState<B> {
     ) -> Result<Opened<B>, OriginError> {
         let Destination { origin, wire, .. } = &connections.destination;
         let offer = connections.offers_http2(self.clock.now());
+        let permit = self.permit().await?;
         let (io, agreed) = self.connector.connect(origin, offer, egress).await?;
+        let io = io.holding(permit);
         self.metrics.origin_connected();
         let expires = self.clock.now() + self.next_age();
         if agreed || *wire == ProtocolChoice::Http2Prior {

@@ -27,6 +27,9 @@ struct Setup {
     destination: Destination,
 }
 
+/// Connections that a pool of these tests may open. The listener queues few that are not accepted.
+const MAX: usize = 20;
+
 async fn setup(wire: ProtocolChoice) -> Setup {
     let clock = Clock::anchored(0);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -43,7 +46,7 @@ async fn setup(wire: ProtocolChoice) -> Setup {
         port: listener.local_addr().unwrap().port(),
     };
     Setup {
-        pool: Pool::new(connector, clock.clone(), Tasks::new(), Metrics::new()),
+        pool: Pool::new(connector, MAX, clock.clone(), Tasks::new(), Metrics::new()),
         clock,
         policy: Arc::new(policy),
         listener,
@@ -183,4 +186,35 @@ async fn a_dial_whose_request_has_left_is_pooled() {
     Tasks::new().spawn_detached(serve(stream));
     assert_eq!(setup.ask(setup.acquire().await).await, 200);
     assert!(setup.pool.idle(&setup.destination).is_some());
+}
+
+/// More destinations than connections: idle connections make room, and if all are in use, a further
+/// one waits.
+#[tokio::test]
+async fn p13_isolation_idle_connections_make_room_for_other_destinations() {
+    let setup = setup(ProtocolChoice::Http1).await;
+    let destination = |owner: usize| Destination {
+        owner: u64::try_from(owner).ok(),
+        ..setup.destination.clone()
+    };
+    for owner in 0..MAX * 3 {
+        let destination = destination(owner);
+        let lease = setup.pool.acquire(&destination, &setup.policy);
+        drop(lease.await.unwrap());
+    }
+    let mut leases = Vec::new();
+    for owner in 0..MAX {
+        let destination = destination(owner);
+        let lease = setup.pool.acquire(&destination, &setup.policy);
+        leases.push(lease.await.unwrap());
+    }
+    // A further connection waits, and gets the place of one that becomes idle.
+    let egress = &setup.policy.egress;
+    let tunnel = setup.pool.tcp(&setup.destination.origin, egress);
+    let mut tunnel = std::pin::pin!(tunnel);
+    let early = tokio::time::timeout(Duration::from_secs(1), tunnel.as_mut()).await;
+    assert!(early.is_err());
+    drop(leases.pop());
+    let opened = tunnel.await.unwrap();
+    drop((opened, leases));
 }

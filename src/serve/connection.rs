@@ -19,7 +19,6 @@ use tokio::net::TcpStream;
 
 use super::client_stream::ClientStream;
 use super::revocation::ConnectionAccess;
-use super::slot::ConnectionSlot;
 use super::{Server, authenticate, connect, gateway, unreadable};
 use crate::api::Api;
 use crate::bounds::{
@@ -27,6 +26,7 @@ use crate::bounds::{
     REVOCATION_GRACE,
 };
 use crate::clock::HeadTimer;
+use crate::connections::ConnectionSlot;
 use crate::exchange::{
     Arrival, ClientBody, ClientIdentity, Error, Ingress, REVOKED, Reason, Recording, ResponseBody,
     UnreadBodies,
@@ -237,8 +237,11 @@ impl ClientConnection {
         let policy = self.server.policy.load_full();
         let is_last_hop = semantics::is_last_hop(request.method(), request.headers());
         let routed = self.destine(&request, &policy);
-        if let Ok(routed) = &routed {
-            self.note_access(routed);
+        if let Ok(routed) = &routed
+            && !self.note_access(routed)
+        {
+            // The connection is being dropped, with all its requests.
+            std::future::pending::<()>().await;
         }
         match routed {
             Ok(Routed::Exchange(..)) if is_last_hop => self.answer_options(),
@@ -265,10 +268,14 @@ impl ClientConnection {
         }
     }
 
-    fn note_access(&self, routed: &Routed) {
-        if let Some(client) = routed.client() {
-            self.access.note(&client.access);
-        }
+    /// Notes a request that passed the authentication. Returns false if the connection is being
+    /// closed for another one.
+    fn note_access(&self, routed: &Routed) -> bool {
+        let Some(client) = routed.client() else {
+            return true;
+        };
+        self.access.note(&client.access);
+        self.slot.establish()
     }
 
     /// Counts a failed authentication, and waits if the client's address has failed too often.
@@ -388,6 +395,7 @@ impl ClientConnection {
         let recorder = &self.server.exchange.recorder;
         let mut record = recorder.begin(self.ingress(), &self.client);
         record.method = method.clone();
+        record.is_unauthenticated = !self.slot.is_established();
         record
     }
 

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 
 use super::Server;
 use super::connection::{ClientConnection, Inbound};
 use super::revocation::ConnectionAccess;
-use super::slot::ConnectionSlot;
-use crate::bounds::ACCEPT_BACKLOG;
 use crate::exchange::ClientIdentity;
 use crate::sockets;
+use crate::throttle::{LineKey, ListenerKind};
 
 /// Bound port of the proxy or of a route.
 #[derive(Debug)]
@@ -26,18 +25,12 @@ pub struct Listener {
     route: Option<SocketAddr>,
 }
 
-/// Binds `address` with a backlog of [`ACCEPT_BACKLOG`]. `route` is the key of a route by port.
+/// Binds `address` and listens there. `route` is the key of a route by port.
 ///
 /// # Errors
 /// Returns the error of the operating system, for example if the port is in use.
-pub async fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Result<Listener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    let listener = socket.listen(ACCEPT_BACKLOG)?;
+pub fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Result<Listener> {
+    let listener = sockets::listen(address)?;
     let address = listener.local_addr()?;
     Ok(Listener {
         listener,
@@ -61,16 +54,19 @@ impl Listener {
     /// Accepts and serves connections until the process ends.
     pub async fn run(self, server: Arc<Server>) {
         loop {
-            let Ok(permit) = Arc::clone(&server.connection_permits).acquire_owned().await else {
-                return;
-            };
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed; outpace will retry");
+                    if server.warnings.admits(&LineKey::of_target("accept", None)) {
+                        tracing::warn!(%error, "accepting a connection failed; outpace will retry");
+                    }
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
+            };
+            let admitted = server.connections.admit(peer.ip(), self.kind()).await;
+            let Some(slot) = admitted else {
+                continue;
             };
             // A reload may have removed the route. Its port stays open until the next start.
             let Some(inbound) = self.inbound(&server) else {
@@ -82,7 +78,7 @@ impl Listener {
                 listener: self.address,
                 local: stream.local_addr().unwrap_or(self.address).ip(),
                 client: ClientIdentity::at(peer.ip().to_canonical()),
-                slot: ConnectionSlot::new(permit, server.metrics.clone()),
+                slot: Arc::clone(&slot),
                 access: ConnectionAccess::default(),
             });
             // Without `TCP_NODELAY` small responses wait for acknowledgements. Both calls fail only
@@ -90,8 +86,14 @@ impl Listener {
             let _ = stream.set_nodelay(true);
             let _ = sockets::keep_alive(&stream);
             match self.tls(&server) {
-                Some(tls) => server.tasks.spawn(connection.serve_tls(stream, tls)),
-                None => server.tasks.spawn(connection.serve(stream, None)),
+                Some(tls) => {
+                    let serving = connection.serve_tls(stream, tls);
+                    server.tasks.spawn(slot.until_evicted(serving))
+                }
+                None => {
+                    let serving = connection.serve(stream, None);
+                    server.tasks.spawn(slot.until_evicted(serving))
+                }
             };
         }
     }
@@ -104,6 +106,13 @@ impl Listener {
             None => tls.proxy.as_ref(),
         };
         ours.map(|tls| Arc::clone(&tls.config))
+    }
+
+    const fn kind(&self) -> ListenerKind {
+        match self.route {
+            Some(_) => ListenerKind::Route,
+            None => ListenerKind::Proxy,
+        }
     }
 
     fn inbound(&self, server: &Server) -> Option<Inbound> {

@@ -13,7 +13,6 @@ mod guard;
 mod linger;
 mod listener;
 mod revocation;
-mod slot;
 mod tunnel;
 mod unreadable;
 
@@ -23,15 +22,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 
 use crate::api::Api;
+use crate::connections::AcceptedConnections;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::policy::Policy;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
-use crate::throttle::AuthThrottle;
+use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// State that all client connections share.
 #[derive(Debug)]
@@ -50,8 +49,10 @@ pub struct Server {
     pub metrics: Metrics,
     /// Throttle for failed authentications, shared with the admin listener.
     pub throttle: Arc<AuthThrottle>,
-    /// Permits for client connections. A listener accepts no connection without one.
-    pub connection_permits: Arc<Semaphore>,
+    /// Bounds of the connections to the proxy's port and to routes.
+    pub connections: Arc<AcceptedConnections>,
+    /// Throttle for warnings that a client can cause at will.
+    pub warnings: Arc<LineThrottle>,
     /// Addresses of clients that were already logged for not trusting outpace's CA. Each is logged
     /// once.
     pub warned_clients: moka::sync::Cache<IpAddr, ()>,

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::connection::{ClientConnection, Inbound};
 use super::revocation::ConnectionAccess;
 use crate::exchange::{Arrival, ClientIdentity, Error, Ingress, Reason, Recording, Tunnel};
-use crate::intercept::{AcceptError, Inside, accept};
+use crate::intercept::{AcceptError, Inside, LeafError, accept};
 use crate::policy::{Policy, TlsMode};
 use crate::sockets::Reset;
 use crate::units::{Origin, Scheme};
@@ -41,12 +41,12 @@ impl ClientTunnel {
         client: ClientIdentity,
         policy: Arc<Policy>,
     ) -> Result<Self, RefusedTunnel> {
-        let refused = |reason, detail| {
-            Err((
-                Error::new(reason, detail),
-                connection.record(&Method::CONNECT),
-            ))
+        let record = || {
+            let mut record = connection.record(&Method::CONNECT);
+            record.client = client.clone();
+            record
         };
+        let refused = |reason, detail| Err((Error::new(reason, detail), record()));
         if !policy.connect_port_allowed(origin.port) {
             let detail = format!("CONNECT to port {} is not allowed", origin.port);
             return refused(Reason::PortNotAllowed, detail);
@@ -58,7 +58,9 @@ impl ClientTunnel {
             let tunnel = exchange.open_tunnel(&arrival, max_wait).await?;
             return Ok(Self::Relayed(Box::new(tunnel), Arc::clone(connection)));
         }
-        match connection.server.leaves.config(&origin.host) {
+        let leaves = &connection.server.leaves;
+        let config = leaves.config_for(&origin.host, client.name.as_ref(), client.address);
+        match config.await {
             Ok(config) => {
                 let connection = Arc::clone(connection);
                 let inside = InterceptedTunnel {
@@ -68,10 +70,11 @@ impl ClientTunnel {
                 };
                 Ok(Self::Intercepted(inside, config))
             }
-            Err(error) => {
-                let detail = format!("creating the intercept certificate failed: {error}");
-                refused(Reason::Internal, detail)
+            Err(error @ LeafError::Busy(wait)) => {
+                let error = Error::new(Reason::TooManyHosts, error.to_string());
+                Err((error.after(wait), record()))
             }
+            Err(error @ LeafError::Failed(_)) => refused(Reason::Internal, error.to_string()),
         }
     }
 

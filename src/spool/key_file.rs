@@ -7,6 +7,8 @@ use std::path::Path;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use crate::files::read_private;
+
 /// Name of the key's file in `spool.dir`.
 const NAME: &str = "spool.key";
 
@@ -15,10 +17,10 @@ const NAME: &str = "spool.key";
 /// # Errors
 /// Returns the error of the operating system if the file exists and cannot be read.
 pub fn read_key(dir: &Path) -> std::io::Result<Option<String>> {
-    match std::fs::read_to_string(dir.join(NAME)) {
+    match read_private(&dir.join(NAME)) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(fault) if fault.is_missing() => Ok(None),
+        Err(fault) => Err(fault.into()),
     }
 }
 

@@ -76,6 +76,10 @@ metrics! {
         "1 if the shared ledger answers, 0 if not";
     connections: Gauge = Gauge::default(), "outpace_connections", "",
         "Client connections that are open now";
+    connections_max: Gauge = Gauge::default(), "outpace_connections_max", "",
+        "Client connections that may be open at the same time";
+    connections_refused: Family<RefusalLabels, Counter> = Family::default(), "outpace_connections_refused_total", "listener (proxy, route, admin), cause (rate, share, full)",
+        "Connections that were closed before their first accepted request, because of a bound";
     origin_connections: Counter = Counter::default(), "outpace_origin_connections_total", "",
         "Connections that were opened to origins";
     leaves_minted: Counter = Counter::default(), "outpace_leaves_minted_total", "",
@@ -94,6 +98,8 @@ metrics! {
         "Reloads of the configuration, by result";
     log_lines_dropped: Counter = super::log::lines_dropped(), "outpace_log_lines_dropped_total", "",
         "Canonical lines and events dropped because nothing read the output";
+    log_lines_summarized: Counter = Counter::default(), "outpace_log_lines_summarized_total", "",
+        "Repeated canonical lines and events that only a summary line reports";
 }
 
 /// Outcome of an exchange, which is a label of `outpace_exchanges_total`.
@@ -169,6 +175,12 @@ struct AuthLabels {
     cause: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    listener: &'static str,
+    cause: &'static str,
+}
+
 /// Metrics of this process. Clones are cheap and share the same counters.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<MetricsState>);
@@ -234,6 +246,23 @@ impl Metrics {
     /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
+    }
+
+    /// Records the number of client connections that may be open at the same time.
+    pub fn set_connections_max(&self, max: usize) {
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        self.0.connections_max.set(max);
+    }
+
+    /// Counts a connection that was closed because of a bound.
+    pub fn connection_refused(&self, listener: &'static str, cause: &'static str) {
+        let labels = RefusalLabels { listener, cause };
+        self.0.connections_refused.get_or_create(&labels).inc();
+    }
+
+    /// Counts a log line that only a summary reports.
+    pub fn log_line_summarized(&self) {
+        self.0.log_lines_summarized.inc();
     }
 
     /// Counts a connection that was opened to an origin.
@@ -374,6 +403,7 @@ mod tests {
         metrics.slot_voided(&"t".into());
         metrics.reloaded(true);
         metrics.authentication_failed("admin", "wrong");
+        metrics.connection_refused("proxy", "share");
         let text = metrics.encode();
         for metric in Metric::ALL {
             assert!(text.contains(metric.name), "{}\n{text}", metric.name);

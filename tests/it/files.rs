@@ -21,7 +21,7 @@ fn is_root() -> bool {
 }
 
 /// Returns a directory with an `outpace.yaml` whose data directory is `data` beside it.
-fn place() -> tempfile::TempDir {
+pub(crate) fn place() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_config(dir.path(), &dir.path().join("data").display().to_string());
     dir
@@ -34,13 +34,13 @@ fn write_config(dir: &Path, data_dir: &str) {
     fs::write(dir.join("outpace.yaml"), config).unwrap();
 }
 
-fn make_dir(path: &Path, mode: u32) -> PathBuf {
+pub(crate) fn make_dir(path: &Path, mode: u32) -> PathBuf {
     fs::create_dir_all(path).unwrap();
     set_mode(path, mode);
     path.to_owned()
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
@@ -49,14 +49,14 @@ fn mode(path: &Path) -> u32 {
 }
 
 /// Runs a command to its end and returns its exit code and what it wrote.
-async fn ended(command: &mut Command) -> (Option<i32>, String) {
+pub(crate) async fn ended(command: &mut Command) -> (Option<i32>, String) {
     let output = soon("the end", command.output()).await.unwrap();
     let told = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(told).unwrap())
 }
 
 /// Returns a command for the program in `dir`, without a home or state directory.
-fn outpace(dir: &Path, args: &[&str]) -> Command {
+pub(crate) fn outpace(dir: &Path, args: &[&str]) -> Command {
     let mut command = program();
     command.current_dir(dir).args(args);
     command.env_remove("XDG_STATE_HOME").env_remove("HOME");

@@ -16,8 +16,8 @@ use crate::harness::{Client, Identity, Origin, Program, Proto, free_port, progra
 const TARGET: &str = "targets: [{ name: api, hosts: [\"api.test\", \"plain.test\"], limits: [{ rate: \"1000/1s\" }] }]\n";
 
 /// Program whose three listeners speak TLS, with the port of its route.
-struct Secured {
-    program: Program,
+pub(crate) struct Secured {
+    pub(crate) program: Program,
     route: SocketAddr,
 }
 
@@ -32,7 +32,7 @@ fn write_identity(dir: &Path) -> Identity {
     identity
 }
 
-async fn start(origin: &Origin) -> (Secured, Identity) {
+pub(crate) async fn start(origin: &Origin) -> (Secured, Identity) {
     let port = free_port();
     let program = Program::before(origin, TARGET).await;
     let identity = write_identity(program.dir.path());

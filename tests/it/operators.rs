@@ -228,7 +228,7 @@ async fn s13_a_reload_changes_the_tokens_at_once() {
 }
 
 /// Returns an address of this machine beyond loopback, or `None` if it has none.
-fn own_address() -> Option<IpAddr> {
+pub(crate) fn own_address() -> Option<IpAddr> {
     // No packet is sent: the system only chooses the address.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("198.51.100.1:9").ok()?;
@@ -406,4 +406,66 @@ async fn s13_failures_are_counted_and_logged_without_their_secrets() {
         !everything.contains("gu3ss") && !everything.contains("d1M3Nz"),
         "{everything}"
     );
+}
+
+/// Wrong credentials in each ingress mode, over both versions of HTTP and by CONNECT.
+#[tokio::test(flavor = "multi_thread")]
+async fn s13_failures_are_counted_in_each_way_in() {
+    use super::harness::{Client, Proto};
+    let origin = Origin::ok().await;
+    let port = free_port();
+    let clients = format!(
+        "clients: [{{ name: app, token: client-client-client }}]\nroutes: [{{ listen: \"127.0.0.1:{port}\", to: \"http://plain.test\" }}, {{ host: byhost.test, to: \"http://plain.test\" }}]\n"
+    );
+    let program = start(&origin, &format!(", token: {OPERATE}"), &clients).await;
+    let route = SocketAddr::from(([127, 0, 0, 1], port));
+    // Base64 of `app:guess`.
+    let basic = ("proxy-authorization", "Basic YXBwOmd1ZXNz");
+    let token = ("outpace-client-token", "app:guess");
+    let bearer = ("authorization", "Bearer app:guess");
+    let mut counted = [0.0, 0.0];
+    for proto in [Proto::Http1, Proto::Http2] {
+        for (address, method, uri, field) in [
+            (program.listen, "GET", "http://plain.test/", basic),
+            (program.listen, "CONNECT", "api.test:443", basic),
+            (program.listen, "GET", "http://byhost.test/", token),
+            (
+                program.listen,
+                "GET",
+                "http://localhost/v1/openapi.json",
+                bearer,
+            ),
+            (program.listen, "GET", "http://localhost/buffers", token),
+            (route, "GET", "http://localhost/", token),
+        ] {
+            let mut client = Client::to(address, proto).await;
+            let host = uri.trim_start_matches("http://");
+            let host = host.split('/').next().unwrap();
+            // HTTP/1 sends the API its calls in origin-form.
+            let is_call = host == "localhost" && proto == Proto::Http1;
+            let target = match is_call {
+                true => uri.trim_start_matches("http://localhost"),
+                false => uri,
+            };
+            let request = http::Request::builder().method(method).uri(target);
+            let request = request.header("host", host).header(field.0, field.1);
+            let response = client.ask(request.body(http_body_util::Full::default()).unwrap());
+            let status = response.await.status();
+            assert!(
+                matches!(status.as_u16(), 401 | 407),
+                "{proto:?} {method} {uri}: {status}"
+            );
+            counted[usize::from(address == route)] += 1.0;
+            for (listener, expected) in ["proxy", "route"].into_iter().zip(counted) {
+                let series = format!(
+                    "outpace_failed_authentications_total{{listener=\"{listener}\",cause=\"wrong\"}}"
+                );
+                let found: f64 = program.metric(&series).await;
+                assert!(
+                    (found - expected).abs() < 0.1,
+                    "{proto:?} {method} {uri}: {found}"
+                );
+            }
+        }
+    }
 }

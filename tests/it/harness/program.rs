@@ -160,6 +160,17 @@ impl Program {
         Self::start_by(command, self.dir, &config).await
     }
 
+    /// Restarts like [`Self::again`], with at most `files` open file descriptors.
+    pub(crate) async fn again_with_open_files(mut self, files: u32) -> Self {
+        self.child.kill().await.unwrap();
+        let config = std::fs::read_to_string(self.config_path()).unwrap();
+        let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_outpace")]);
+        command.kill_on_drop(true).stdin(Stdio::null());
+        Self::start_by(command, self.dir, &config).await
+    }
+
     /// Restarts like [`Self::again`], with this umask for the process.
     pub(crate) async fn again_with_umask(mut self, umask: &str) -> Self {
         self.child.kill().await.unwrap();

@@ -87,10 +87,10 @@ async fn answer(number: usize, request: Request<hyper::body::Incoming>) -> Reply
         }
         "/broken" => {
             let _rest = body.collect().await;
-            let mut cut = reply(200, "cut");
-            cut.headers_mut()
-                .insert("content-length", "100".parse().unwrap());
-            cut
+            let part = Ok(http_body::Frame::data("cut".into()));
+            let body = StreamBody::new(futures_util::stream::iter([part]));
+            let cut = Response::builder().header("content-length", 100);
+            cut.body(body.boxed_unsync()).unwrap()
         }
         _ => {
             let _rest = body.collect().await;
