@@ -135,10 +135,12 @@ impl SpoolHandle {
         }
         let answered = match verb {
             "items" => {
+                self.pushes.check(call, 1)?;
                 let bytes = self.read(body, self.max_body * 3 / 2 + 65536).await?;
                 self.push(call, head, buffer, &bytes).await
             }
             "batch" | "items:batch" => {
+                self.pushes.check(call, 1)?;
                 let bytes = self.read(body, API_BATCH_BYTES).await?;
                 self.push_batch(call, head, buffer, &bytes).await
             }
@@ -291,6 +293,22 @@ impl SpoolHandle {
             ));
         }
         let counts = self.store.counts(buffer.number).await?;
+        let usage = self.store.usage();
+        let account = call.account();
+        let own = usage
+            .clients
+            .iter()
+            .find(|(name, _)| Some(name) == account.client.as_ref());
+        let own = own.map(|(_, own)| *own).unwrap_or_default();
+        let used = match &account.client {
+            Some(_) => json!({
+                "bytes": own.bytes,
+                "max_bytes": account.share.max.map_or(usage.max, |max| max.min(usage.max)),
+                "items": own.items,
+                "max_items": account.share.items,
+            }),
+            None => json!({ "bytes": usage.used, "max_bytes": usage.max }),
+        };
         let now = self.store.now();
         let heads = self.store.next_items(buffer.number, now, true, 1).await?;
         let first = heads.first();
@@ -314,6 +332,7 @@ impl SpoolHandle {
             "oldest_at": first.map(|item| time(item.kept)),
             "rate_limit": buffer.terms.rate_limit,
             "empty_in_s": eta,
+            "spool": used,
         })))
     }
 

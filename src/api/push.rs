@@ -37,7 +37,9 @@ impl SpoolHandle {
         let items = vec![self.new_item(call, buffer, written, body)?];
         let once = once(call, head, buffer, key, bytes);
         let now = self.store.now();
-        let pushed = self.store.push(buffer.number, items, once, now).await?;
+        let account = call.account();
+        let pushed = self.store.push(buffer.number, items, once, &account, now);
+        let pushed = pushed.await?;
         let Some((id, _)) = pushed.items.first() else {
             return Err(Error::new(Reason::Internal, "nothing was pushed"));
         };
@@ -74,6 +76,10 @@ impl SpoolHandle {
                 written.len()
             )));
         }
+        // The call itself was counted as one item.
+        if written.len() > 1 {
+            self.pushes.check(call, written.len() - 1)?;
+        }
         let mut items = Vec::with_capacity(written.len());
         for (index, written) in written.into_iter().enumerate() {
             let placed =
@@ -83,7 +89,9 @@ impl SpoolHandle {
         }
         let once = once(call, head, buffer, None, bytes);
         let now = self.store.now();
-        let pushed = self.store.push(buffer.number, items, once, now).await?;
+        let account = call.account();
+        let pushed = self.store.push(buffer.number, items, once, &account, now);
+        let pushed = pushed.await?;
         let Pushed { items, replayed } = pushed;
         let items: Vec<_> = items
             .iter()

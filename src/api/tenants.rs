@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{ApiCall, SpoolHandle};
 use crate::exchange::{Error, Reason};
 use crate::policy::{ApiScope, Client, Glob};
-use crate::spool::{Buffer, BufferOwner, Item, StoreError, find_buffer};
+use crate::spool::{Buffer, BufferOwner, Item, PushAccount, StoreError, find_buffer};
 
 /// Caller of the API, as far as it decides about access.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,17 @@ impl ApiCall<'_> {
             _ if self.is_operator => Principal::Operator,
             Some(name) => Principal::Client(Arc::clone(name)),
             None => Principal::Local,
+        }
+    }
+
+    /// Returns the account against which pushes of this call count.
+    pub(super) fn account(&self) -> PushAccount {
+        match self.principal() {
+            Principal::Client(name) => PushAccount {
+                share: self.policy.spool_share(&name),
+                client: Some(name),
+            },
+            Principal::Operator | Principal::Local => PushAccount::default(),
         }
     }
 

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::{Parts, StartError};
 use crate::admin::Readiness;
-use crate::api::SpoolHandle;
+use crate::api::{PushThrottle, SpoolHandle};
 use crate::clock::Clock;
 use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
 use crate::db::{Database, DatabaseError};
@@ -94,6 +94,7 @@ pub(super) async fn open(
             store,
             deliveries,
             max_body: spool.max_body.as_bytes(),
+            pushes: Arc::new(PushThrottle::new(shared.clock.clone())),
         },
         late: (!is_there).then(late),
     };

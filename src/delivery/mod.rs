@@ -69,6 +69,10 @@ impl Deliveries {
         }))
     }
 
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        self.0.parts.policy.load_full()
+    }
+
     pub(super) fn exchange(&self) -> &Exchange {
         &self.0.parts.exchange
     }

@@ -58,6 +58,7 @@ mod run;
 mod scopes;
 mod secrets;
 mod shared;
+mod space;
 mod spool;
 mod store;
 mod tenants;

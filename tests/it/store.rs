@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use outpace::spool::{
     Attempt, AttemptOutcome, BufferConfig, Finished, IdempotencyKey, Item, ItemChange, ItemStatus,
-    ListQuery, NewItem, Purge, Redrive, Request, Store, StoreError, step,
+    ListQuery, NewItem, Purge, PushAccount, Redrive, Request, Store, StoreError, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -319,7 +319,15 @@ impl History {
             .then(|| format!("{}/{}", self.seed, self.rng.random_range(0..4)));
         let fingerprint = [self.rng.random_range(0..2); 32];
         let once = key.clone().map(|key| IdempotencyKey { key, fingerprint });
-        let pushed = store.push(buffer, items.clone(), once, self.now).await;
+        let pushed = store
+            .push(
+                buffer,
+                items.clone(),
+                once,
+                &PushAccount::default(),
+                self.now,
+            )
+            .await;
         match key.as_ref().and_then(|key| self.model.once.get(key)) {
             Some((known, ids)) if *known == fingerprint => {
                 let pushed = pushed.unwrap();

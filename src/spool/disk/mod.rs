@@ -11,11 +11,15 @@ mod batch;
 mod bodies;
 mod buffer_index;
 mod buffers;
+mod finish;
 mod items;
 mod keys;
 mod op;
 mod push;
 mod read;
+mod remove;
+mod shrink;
+mod sums;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -23,20 +27,24 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
+    SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::room::{Reservation, Room, needed};
 use super::{
     Buffer, BufferConfig, Changes, Finished, Hold, IdempotencyKey, Item, ItemChange, Millis,
-    NewItem, Purge, Pushed, Redrive, Store, StoreError, WAITING_KIB, WAITING_MAX, reserve_room,
+    NewItem, Purge, PushAccount, Pushed, Redrive, SpoolUsage, Store, StoreError, Usage,
+    WAITING_KIB, WAITING_MAX, reserve_room,
 };
+use crate::bounds::SPOOL_INLINE;
 use crate::clock::{Clock, Instant};
 use crate::files::{FileFault, check_entries, make_private_dir, open_private};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
+use bodies::FoundFiles;
 use buffer_index::BufferIndex;
 use op::{Change, Message, WaitingChange};
 use push::Push;
@@ -62,6 +70,22 @@ pub struct DiskSettings {
     pub inline: u64,
     /// True if the store may open although acknowledged items are missing.
     pub accept_loss: bool,
+}
+
+impl DiskSettings {
+    /// Returns the largest body in bytes that is stored in the database.
+    fn inline_max(&self) -> u64 {
+        self.inline.min(SPOOL_INLINE)
+    }
+
+    /// Returns the free bytes of the file system beyond `min_free`. If the query fails, there is no
+    /// bound.
+    fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.dir);
+        stat.map_or(u64::MAX, |stat| {
+            (stat.f_bavail * stat.f_frsize).saturating_sub(self.min_free)
+        })
+    }
 }
 
 /// Error that prevents the store on disk from opening.
@@ -117,7 +141,10 @@ pub struct DiskStore {
     clock: Clock,
     broken: watch::Receiver<Option<String>>,
     /// Permits for the memory of waiting pushes, one per KiB.
-    room: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    /// Room on disk, with the reservations of pushes.
+    room: Arc<Room>,
+    found: FoundFiles,
     #[expect(dead_code, reason = "its lock is what counts")]
     lock: std::fs::File,
 }
@@ -162,9 +189,9 @@ impl DiskStore {
                 found,
             });
         }
-        bodies::sweep_orphans(&mut connection, &dir)
-            .await
-            .map_err(database)?;
+        let room = Room::new(settings.max);
+        let opened = sums::open(&mut connection, &dir, &buffer_index, &room);
+        let (pages, found) = opened.await.map_err(database)?;
         let options = SqliteConnectOptions::new().filename(&path);
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -180,6 +207,9 @@ impl DiskStore {
             settings: settings.clone(),
             mark,
             ballast: ballast::Ballast::fill(&dir, settings.ballast),
+            room: Arc::clone(&room),
+            pages,
+            in_files: found.bodies.bytes,
             broken: tell_broken,
         };
         // The writer is detached from the drain, because draining tasks still write. `close` ends
@@ -192,7 +222,9 @@ impl DiskStore {
             settings,
             clock: clock.clone(),
             broken,
-            room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
+            memory: Arc::new(Semaphore::new(WAITING_KIB as usize)),
+            room,
+            found,
             lock,
         })
     }
@@ -219,6 +251,52 @@ impl DiskStore {
         if let Err(error) = self.send(Message::Close(tell), told).await {
             tracing::warn!(%error, "the spool could not be closed cleanly: the next start recovers its write-ahead log");
         }
+    }
+
+    /// Reserves the room for a push, on the file system as well.
+    async fn reserve(
+        &self,
+        account: &PushAccount,
+        items: &[NewItem],
+    ) -> Result<Reservation, StoreError> {
+        let (adds, in_files) = needed(items, self.settings.inline_max());
+        let ballast = match self.room.lacks_ballast() {
+            true => self.settings.ballast,
+            false => 0,
+        };
+        let free = self.settings.free().saturating_sub(ballast);
+        if self.room.reserved() + adds.bytes > free {
+            return Err(StoreError::NoSpace(SPOOL_DISK));
+        }
+        let reserved = self.room.reserve(account, adds, in_files);
+        // Free pages of the database file are of no use for body files.
+        if let Err(StoreError::Full { .. }) = reserved
+            && in_files > 0
+            && self.room.unused_pages() > 0
+        {
+            self.write(shrink::Shrink { by: adds.bytes }).await?;
+            return self.room.reserve(account, adds, in_files);
+        }
+        reserved
+    }
+
+    /// Returns the result of the push that `once` repeats, or `full` if it repeats none.
+    async fn repeated(
+        &self,
+        once: Option<&IdempotencyKey>,
+        full: StoreError,
+    ) -> Result<Pushed, StoreError> {
+        let Some(once) = once else {
+            return Err(full);
+        };
+        push::repeated(&self.readers, once)
+            .await?
+            .unwrap_or(Err(full))
+    }
+
+    /// Returns the body files without an item that the start removed.
+    pub const fn removed_orphans(&self) -> Usage {
+        self.found.orphans
     }
 
     /// Sends a change to the writer and waits for its result, which arrives after the commit.
@@ -258,7 +336,8 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .statement_cache_capacity(256)
-        .pragma("journal_size_limit", "67108864")
+        .auto_vacuum(SqliteAutoVacuum::Incremental)
+        .pragma("journal_size_limit", "4194304")
         .pragma("fullfsync", "1")
         .disable_statement_logging();
     let mut connection = SqliteConnection::connect_with(&options).await?;
@@ -271,12 +350,18 @@ async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
 
 /// Adds the columns that a file of an earlier version does not have.
 async fn add_missing_columns(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let sql = "select count(*) from pragma_table_info('item') where name = 'refusals'";
-    let known: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
-    if known == 0 {
-        sqlx::raw_sql("alter table item add column refusals integer not null default 0")
-            .execute(connection)
-            .await?;
+    let sql = "select name from pragma_table_info('item')";
+    let known: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *connection).await?;
+    for (column, sql) in [
+        (
+            "refusals",
+            "alter table item add column refusals integer not null default 0",
+        ),
+        ("counted", include_str!("counted.sql")),
+    ] {
+        if !known.iter().any(|name| name == column) {
+            sqlx::raw_sql(sql).execute(&mut *connection).await?;
+        }
     }
     Ok(())
 }
@@ -308,6 +393,10 @@ impl Store for DiskStore {
         let index = lock(&self.buffer_index);
         let entry = index.buffers.get(&number);
         entry.map(|entry| entry.buffer.clone())
+    }
+
+    fn usage(&self) -> SpoolUsage {
+        self.room.usage()
     }
 
     async fn changed(&self) -> Vec<i64> {
@@ -354,18 +443,22 @@ impl Changes for DiskStore {
         buffer: i64,
         items: Vec<NewItem>,
         once: Option<IdempotencyKey>,
+        account: &PushAccount,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
-        let room = reserve_room(&self.room, &items).await?;
-        let large = bodies::keep_large(&self.settings, &items).await?;
-        // If the push fails, the body files stay until the next start removes them.
+        let memory = reserve_room(&self.memory, &items).await?;
+        let reservation = match self.reserve(account, &items).await {
+            Ok(reservation) => reservation,
+            Err(full) => return self.repeated(once.as_ref(), full).await,
+        };
+        let prepared = bodies::keep_large(&self.settings, items, reservation).await?;
         let push = Push {
             buffer,
-            items,
-            large,
+            prepared,
             once,
+            owner: account.owner(),
             now,
-            _room: room,
+            _memory: memory,
         };
         self.write(push).await
     }
@@ -375,7 +468,7 @@ impl Changes for DiskStore {
     }
 
     async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
-        self.write(items::Finish { finished, now }).await
+        self.write(finish::Finish { finished, now }).await
     }
 
     async fn release_claim(&self, _buffer: i64, item: Arc<str>) -> Result<(), StoreError> {
