@@ -76,6 +76,8 @@ pub const SPOOL_LOG: u64 = 8 * 1024 * 1024;
 pub const SPOOL_OVERHEAD: u64 = 32 * 1024 * 1024;
 /// Largest body in bytes that the spool on disk stores in its database, whatever `spool.inline` says.
 pub const SPOOL_INLINE: u64 = 1024 * 1024;
+/// Part of a client's share of the spool that its buffers themselves may take, as its divisor.
+pub const SPOOL_BUFFERS_PART: u64 = 8;
 /// Pushes per second of one client into the spool, in the long run. A further push gets 429 and the
 /// reason `push-throttled`. Callers on loopback without a client's name have no such bound.
 pub const PUSHES_PER_SECOND: u32 = 5000;

@@ -260,8 +260,11 @@ end $$;
 
 -- Removes the oldest finished items, at most p_most of each state, and keys made before p_keys.
 -- Delivered and cancelled items must have finished before p_delivered, dead and expired ones
--- before p_dead. Returns the number of items removed.
-create function outpace.forget_v1(p_delivered int8, p_dead int8, p_keys int8, p_most int4) returns int8
+-- before p_dead. For the clients in p_owners, p_recent takes the place of p_delivered. Returns the
+-- number of items removed.
+create function outpace.forget_v1(
+  p_delivered int8, p_dead int8, p_keys int8, p_most int4, p_owners text[], p_recent int8
+) returns int8
 language plpgsql volatile as $$
 declare state int8; places int8[]; ids text[]; buffers int8[]; owners text[]; sizes int8[]; count int8 := 0;
 begin
@@ -271,7 +274,9 @@ begin
       into places, ids, buffers, owners, sizes from (
       select i.place, i.id, i.buffer, i.owner, i.counted from outpace.item i
        where i.status = state and i.status > 2
-         and i.finished < case when state in (3, 5) then p_delivered else p_dead end
+         and i.finished < case when state in (4, 6) then p_dead
+                               when cardinality(p_owners) > 0 then greatest(p_delivered, p_recent) else p_delivered end
+         and (state in (4, 6) or i.finished < p_delivered or i.owner = any (p_owners))
        order by i.finished limit p_most for update skip locked) s;
     continue when places is null;
     delete from outpace.attempt where item = any (ids);

@@ -203,6 +203,7 @@ impl SpoolHandle {
         };
         let terms = written.apply(base).map_err(bad)?;
         Self::check(call, &terms)?;
+        self.check_buffer_share(call, &terms, None)?;
         let id = call.fresh_id("buf");
         let name = call.stored_name(&name);
         let known = self.named(&name);
@@ -235,6 +236,7 @@ impl SpoolHandle {
             let detail = "the buffer's URL and header fields cannot be opened; write `url` and `headers` anew";
             return Err(StoreError::Conflict(detail.to_owned()).into());
         }
+        self.check_buffer_share(call, &terms, Some(buffer.number))?;
         let changed = self.store.change(buffer.number, terms).await?;
         self.deliveries.wake(buffer.number);
         Ok(answer(&self.show(call, &changed).await?))

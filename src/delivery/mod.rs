@@ -15,7 +15,9 @@ mod sendable;
 
 pub use defer::SpoolDeferral;
 pub use outbound::{Unsendable, check_credentials, without_query};
-pub use sendable::{check_buffer, check_fields, check_method, check_name, check_path, check_port};
+pub use sendable::{
+    check_buffer, check_fields, check_method, check_name, check_path, check_port, check_target,
+};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

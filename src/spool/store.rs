@@ -114,10 +114,15 @@ pub trait Changes {
     /// cancelled items go if they ended before `delivered_before`, dead and expired ones if before
     /// `dead_before`.
     ///
-    /// If the spool is nearly full, newer delivered and cancelled items go as well. Idempotency
-    /// keys from before `delivered_before` are removed too.
-    async fn prune(&self, delivered_before: Millis, dead_before: Millis)
-    -> Result<u64, StoreError>;
+    /// If the spool is nearly full, newer delivered and cancelled items go as well. So do those of the
+    /// clients `crowded`, which have nearly used their share. Idempotency keys from before
+    /// `delivered_before` are removed too.
+    async fn prune(
+        &self,
+        delivered_before: Millis,
+        dead_before: Millis,
+        crowded: &[Arc<str>],
+    ) -> Result<u64, StoreError>;
 }
 
 /// Queries of a store.

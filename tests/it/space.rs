@@ -79,6 +79,50 @@ async fn p14_bodies_with_files_of_their_own_count_against_max() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p14_the_room_of_removed_items_serves_bodies_with_files() {
+    let (origin, _seen) = noting(|_| 200).await;
+    let program = paused(&origin, SMALL).await;
+    for size in [200_000, 500_000, 1000, 500_000, 200_000] {
+        let mut kept = 0;
+        while push(&program, json!({ "body": "x".repeat(size) })).await == 201 {
+            kept += 1;
+        }
+        let (bytes, _) = on_disk(&program);
+        println!("{kept} items of {size}, {bytes} bytes on disk");
+        // Tiny items need more room for their rows than for their bodies.
+        let least = if size == 1000 { 2_500_000 } else { 6_500_000 };
+        assert!(kept * size >= least, "{kept} items of {size}");
+        assert!(bytes <= MAX + BALLAST + SPOOL_OVERHEAD, "{bytes}");
+        let state = json!({ "state": "queued" });
+        call(&program, "POST", "/buffers/b/purge", state).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p13_a_client_at_its_share_loses_its_history_and_goes_on() {
+    let (origin, _seen) = noting(|_| 200).await;
+    let program = Program::before(&origin, &format!("{CLIENTS}{SMALL}{SHARED}")).await;
+    let item = json!({ "body": "x" });
+    for who in [BOB, ALICE] {
+        let path = "/buffers/shared/items";
+        let pushed = async {
+            let mut kept = 0;
+            while kept < 60 {
+                // Alice may have 40 items, and those that are delivered are removed.
+                match by(&program, who, path, &item).await {
+                    (201, _) => kept += 1,
+                    (507, told) => assert_eq!(told["reason"], "spool-share-full"),
+                    (status, told) => panic!("{status} {told}"),
+                }
+            }
+        };
+        soon("60 items", pushed).await;
+    }
+    let status = operate(&program, "GET", "/v1/status", json!({})).await.1;
+    assert_eq!(status["spool"]["clients"][1]["items"], 60, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p14_concurrent_pushes_do_not_overshoot_together() {
     for (config, size) in [
         (SMALL, 500_000),
@@ -406,7 +450,6 @@ async fn p13_a_client_has_its_share_of_the_spool_on_disk() {
     shares(&program).await;
     // The sums are the same after a kill.
     let before = operate(&program, "GET", "/v1/status", json!({})).await.1;
-    let mut program = program;
     program.signal("KILL");
     let program = program.again().await;
     let after = operate(&program, "GET", "/v1/status", json!({})).await.1;
@@ -428,6 +471,41 @@ async fn p13_a_client_has_its_share_of_the_spool_in_postgres() {
     let program = Program::before(&origin, &config).await;
     operate(&program, "POST", "/v1/buffers/shared/pause", json!({})).await;
     shares(&program).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p13_the_buffers_of_a_client_have_their_part_of_its_share() {
+    let (origin, _seen) = noting(|_| 200).await;
+    let program = Program::before(&origin, &format!("{CLIENTS}{SMALL}")).await;
+    let buffer = |name: &str, fill: usize| {
+        let headers = json!({ "x-fill": "v".repeat(fill) });
+        json!({ "name": name, "url": "http://plain.test/", "headers": headers })
+    };
+    let mut made = 0;
+    let told = loop {
+        let (status, told) = by(
+            &program,
+            BOB,
+            "/buffers",
+            &buffer(&format!("b{made}"), 60_000),
+        )
+        .await;
+        if status != 201 {
+            assert_eq!(status, 507, "{told}");
+            break told;
+        }
+        made += 1;
+    };
+    // An eighth of 4 MiB.
+    assert_eq!((made, &told["reason"]), (8, &"spool-share-full".into()));
+    let (status, told) = by(&program, BOB, "/buffers", &buffer("small", 0)).await;
+    assert_eq!(status, 201, "{told}");
+    let token = [("outpace-client-token", BOB)];
+    let larger = json!({ "headers": { "x-fill": "v".repeat(60_000) } });
+    let (status, told) = call_with(&program, "PATCH", "/buffers/small", &larger, &token).await;
+    assert_eq!(status, 507, "{told}");
+    let (status, _) = by(&program, ALICE, "/buffers", &buffer("b", 60_000)).await;
+    assert_eq!(status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -213,6 +213,8 @@ const FORGET_MAX: i64 = 1000;
 pub(super) struct Prune {
     pub(super) delivered: Millis,
     pub(super) dead: Millis,
+    /// Clients that have nearly used their share.
+    pub(super) crowded: Vec<Arc<str>>,
 }
 
 impl Change for Prune {
@@ -240,9 +242,19 @@ impl Change for Prune {
             oldest(ItemStatus::Expired, self.dead),
         ];
         let sql = sqlx::AssertSqlSafe(parts.join(" union all "));
-        let places: Vec<i64> = sqlx::query_scalar(sql)
+        let mut places: Vec<i64> = sqlx::query_scalar(sql)
             .fetch_all(&mut *batch.connection)
             .await?;
+        let of_client = "select place from item where status in (3, 5) and status > 2 and owner = ? \
+                         order by finished limit ?";
+        for owner in &self.crowded {
+            let query = sqlx::query_scalar(of_client).bind(owner.to_string());
+            let found: Vec<i64> = query
+                .bind(FORGET_MAX)
+                .fetch_all(&mut *batch.connection)
+                .await?;
+            places.extend(found);
+        }
         let mut count = 0;
         if !places.is_empty() {
             let places: Vec<String> = places.iter().map(ToString::to_string).collect();

@@ -506,8 +506,18 @@ impl Changes for DiskStore {
         self.write(items::RedriveItems { buffer, which, now }).await
     }
 
-    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
-        self.write(items::Prune { delivered, dead }).await
+    async fn prune(
+        &self,
+        delivered: Millis,
+        dead: Millis,
+        crowded: &[Arc<str>],
+    ) -> Result<u64, StoreError> {
+        let prune = items::Prune {
+            delivered,
+            dead,
+            crowded: crowded.to_vec(),
+        };
+        self.write(prune).await
     }
 }
 

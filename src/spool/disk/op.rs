@@ -23,6 +23,9 @@ pub(super) trait Change: Send + Sync + 'static {
     /// Notes that the change was committed with this result.
     fn committed(&self, _output: &Self::Output) {}
 
+    /// Notes that nothing is known about the commit, because the disk failed.
+    fn uncertain(&self) {}
+
     /// Applies the change. A change whose transaction was rolled back may be applied again.
     fn apply(
         &self,
@@ -104,7 +107,12 @@ impl<C: Change> Operation for WaitingChange<C> {
         } = *self;
         let result = match (error, result) {
             (None, Some(result)) => result.inspect(|output| change.committed(output)),
-            (Some(error), _) => Err(error.clone()),
+            (Some(error), _) => {
+                if matches!(error, StoreError::Away(_)) {
+                    change.uncertain();
+                }
+                Err(error.clone())
+            }
             (None, None) => Err(StoreError::Away("its writer has stopped".to_owned())),
         };
         // The room of a push is released, and files of a refused one are removed, before its caller

@@ -39,6 +39,11 @@ impl Change for Push {
         }
     }
 
+    fn uncertain(&self) {
+        // The next start removes the files if the items are not stored.
+        self.prepared.files.keep();
+    }
+
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Pushed, Failed> {
         let (items, once) = (&self.prepared.items, &self.once);
         if let Some(once) = once

@@ -307,7 +307,12 @@ impl Changes for PostgresStore {
         Ok(moved)
     }
 
-    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
+    async fn prune(
+        &self,
+        delivered: Millis,
+        dead: Millis,
+        crowded_clients: &[Arc<str>],
+    ) -> Result<u64, StoreError> {
         let removed = "select number from outpace.buffer where removed";
         for row in &self.rows(|| sqlx::query(removed)).await? {
             self.clear(row.try_get(0)?).await?;
@@ -321,16 +326,20 @@ impl Changes for PostgresStore {
         } else {
             delivered
         };
-        let sql = "select outpace.forget_v1($1, $2, $3, $4)";
+        let owners: Vec<&str> = crowded_clients.iter().map(|owner| &**owner).collect();
+        let recent = self.cache.now() - RECENT;
+        let sql = "select outpace.forget_v1($1, $2, $3, $4, $5, $6)";
         let make = || {
             sqlx::query(sql)
                 .bind(until)
                 .bind(dead)
                 .bind(delivered)
                 .bind(MOST)
+                .bind(&owners)
+                .bind(recent)
         };
         let count = count_of(&self.rows(make).await?)?;
-        if crowded {
+        if crowded || !owners.is_empty() {
             self.look().await?;
         }
         Ok(count.unsigned_abs())

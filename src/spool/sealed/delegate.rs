@@ -161,8 +161,13 @@ impl Changes for SealedStore {
         self.inner.redrive(buffer, which, now).await
     }
 
-    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
-        self.inner.prune(delivered, dead).await
+    async fn prune(
+        &self,
+        delivered: Millis,
+        dead: Millis,
+        crowded: &[Arc<str>],
+    ) -> Result<u64, StoreError> {
+        self.inner.prune(delivered, dead, crowded).await
     }
 }
 
