@@ -102,8 +102,7 @@ begin
   insert into outpace.body (place, body)
   select places[n.nr], n.body from unnest(p_bodies) with ordinality n(body, nr) where places[n.nr] > 0;
 
-  update outpace.buffer b
-     set next_seq = b.next_seq + f.n, version = b.version + 1, last_kept = greatest(b.last_kept, f.now)
+  update outpace.buffer b set next_seq = b.next_seq + f.n, version = b.version + 1, last_kept = greatest(b.last_kept, f.now)
     from (select p_buffers[p_of[n.push]] as number, count(*) n, max(p_nows[n.push]) as now
             from unnest(p_push) n(push) where states[n.push] = 0 group by 1) f
    where b.number = f.number;
@@ -120,8 +119,7 @@ begin
 
   if p_tell then perform pg_notify('outpace_spool', ''); end if;
   return query
-    select p.state,
-           case p.state when 0 then nexts[p.buffer]
+    select p.state, case p.state when 0 then nexts[p.buffer]
                         when 4 then (select i.seq from outpace.item i where i.id = p.first) end,
            case p.state when 1 then (select o.items from outpace.once o where o.key = p.key) end
       from unnest(states, p_of, p_firsts, p_keys) with ordinality p(state, buffer, first, key, at)

@@ -58,6 +58,7 @@ mod run;
 mod scopes;
 mod secrets;
 mod shared;
+mod shares;
 mod space;
 mod spool;
 mod store;

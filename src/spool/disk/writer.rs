@@ -118,10 +118,11 @@ impl Writer {
         self.pages.used + self.in_files + index.live() * SPOOL_ATTEMPT_BYTES
     }
 
-    /// Moves the write-ahead log into the database if it has become large.
-    async fn bound_log(&mut self) -> Result<(), sqlx::Error> {
+    /// Moves the write-ahead log into the database if it has become large, or if the database has
+    /// shrunk, because only that shortens its file.
+    async fn bound_log(&mut self, has_shrunk: bool) -> Result<(), sqlx::Error> {
         let log = std::fs::metadata(self.settings.dir.join("spool.db-wal"));
-        if log.is_ok_and(|log| log.len() > SPOOL_LOG) {
+        if has_shrunk || log.is_ok_and(|log| log.len() > SPOOL_LOG) {
             sqlx::query("pragma wal_checkpoint(truncate)")
                 .execute(&mut self.connection)
                 .await?;
@@ -171,6 +172,7 @@ impl Writer {
             }
             Err(error) => Err(error),
         };
+        let file = self.pages.used + self.pages.unused;
         match committed {
             Ok(pages) => self.pages = pages,
             Err(error) => {
@@ -178,6 +180,7 @@ impl Writer {
                 return Err(error);
             }
         }
+        let has_shrunk = self.pages.used + self.pages.unused < file;
         self.in_files = self.in_files.saturating_add_signed(in_files);
         let used = self.used(&buffer_index);
         self.room.committed(used, self.pages.unused, &clients);
@@ -189,7 +192,7 @@ impl Writer {
             let _ = std::fs::remove_file(body_path(&self.settings.dir, &id));
         }
         // The changes are durable, whether or not the log can be moved now.
-        let _ = self.bound_log().await;
+        let _ = self.bound_log(has_shrunk).await;
         Ok(())
     }
 }
