@@ -90,7 +90,7 @@ impl PushThrottle {
         match self.limiter.check_key_n(&pusher, items) {
             Ok(Ok(())) => Duration::ZERO,
             Ok(Err(early)) => early.wait_time_from(self.clock.now()),
-            // More items than the burst never fit, and no call has so many.
+            // More items than the burst never fit, and no call has them.
             Err(_) => Duration::from_secs(1),
         }
     }

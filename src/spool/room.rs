@@ -111,13 +111,13 @@ struct RoomState {
 
 /// Room of a push that is not stored yet. It is released when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Reservation {
+pub(super) struct RoomReservation {
     room: Arc<Room>,
     owner: Arc<str>,
     adds: Usage,
 }
 
-impl Drop for Reservation {
+impl Drop for RoomReservation {
     fn drop(&mut self) {
         let mut state = lock(&self.room.state);
         state.reserved = state.reserved.saturating_sub(self.adds.bytes);
@@ -149,7 +149,7 @@ impl Room {
         account: &PushAccount,
         adds: Usage,
         in_files: u64,
-    ) -> Result<Reservation, StoreError> {
+    ) -> Result<RoomReservation, StoreError> {
         let owner = account.owner();
         let mut state = lock(&self.state);
         let max = push_max(self.max);
@@ -167,7 +167,7 @@ impl Room {
         let known = state.reserved_by.entry(Arc::clone(&owner)).or_default();
         *known = known.plus(adds);
         drop(state);
-        Ok(Reservation {
+        Ok(RoomReservation {
             room: Arc::clone(self),
             owner,
             adds,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
 
-use super::super::room::{Reservation, file_bytes};
+use super::super::room::{RoomReservation, file_bytes};
 use super::super::{NewItem, StoreError, Usage};
 use super::{DiskSettings, SPOOL_DISK};
 use crate::files::create_private;
@@ -49,7 +49,7 @@ pub(super) struct PreparedPush {
     pub(super) items: Vec<NewItem>,
     pub(super) files: BodyFiles,
     /// Dropped after the files, so that the room is free only once they are removed.
-    pub(super) _reservation: Reservation,
+    pub(super) _reservation: RoomReservation,
 }
 
 /// Returns true for a body with a file of its own.
@@ -62,7 +62,7 @@ pub(super) fn is_large(settings: &DiskSettings, body: &Bytes) -> bool {
 pub(super) async fn keep_large(
     settings: &DiskSettings,
     items: Vec<NewItem>,
-    reservation: Reservation,
+    reservation: RoomReservation,
 ) -> Result<PreparedPush, StoreError> {
     let mut push = PreparedPush {
         items,

@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::room::{Reservation, Room, needed};
+use super::room::{Room, RoomReservation, needed};
 use super::{
     Buffer, BufferConfig, Changes, Finished, Hold, IdempotencyKey, Item, ItemChange, Millis,
     NewItem, Purge, PushAccount, Pushed, Redrive, SpoolUsage, Store, StoreError, Usage,
@@ -256,7 +256,7 @@ impl DiskStore {
         &self,
         account: &PushAccount,
         items: &[NewItem],
-    ) -> Result<Reservation, StoreError> {
+    ) -> Result<RoomReservation, StoreError> {
         let (adds, in_files) = needed(items, self.settings.inline_max());
         let ballast = match self.room.lacks_ballast() {
             true => self.settings.ballast,

@@ -5,7 +5,7 @@ use super::op::Change;
 use crate::bounds::{SPOOL_BLOCK, SPOOL_COMMIT};
 
 pub(super) struct Shrink {
-    /// Bytes that are wanted. At least [`SPOOL_COMMIT`] bytes are returned, if so many are free.
+    /// Bytes that are wanted. At least [`SPOOL_COMMIT`] bytes are returned if they are free.
     pub(super) by: u64,
 }
 

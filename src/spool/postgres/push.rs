@@ -8,7 +8,7 @@ use sqlx::FromRow;
 use sqlx::postgres::PgRow;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::super::room::{PushAccount, Reservation, item_bytes, push_max};
+use super::super::room::{PushAccount, RoomReservation, item_bytes, push_max};
 use super::super::rows::{checksum, json};
 use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError, Usage, total_bytes};
 use super::PostgresStore;
@@ -34,7 +34,7 @@ pub(super) struct WaitingPush {
     /// Items and bytes that the push adds to the sums.
     pub(super) adds: Usage,
     /// Room of the push until it is stored.
-    pub(super) reservation: Option<Reservation>,
+    pub(super) reservation: Option<RoomReservation>,
     pub(super) now: Millis,
     pub(super) tell: oneshot::Sender<Result<Pushed, StoreError>>,
     /// Permit for its share of the memory of unanswered pushes.
