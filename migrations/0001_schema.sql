@@ -189,7 +189,6 @@ create table outpace.buffer (
   created   int8 not null,
   next_seq  int8 not null default 1,     -- next free place, never given twice
   last_kept int8 not null default 0,     -- latest `kept`, so that it never falls along the places
-  bytes     int8 not null default 0,     -- estimated size of its items
   version   int8 not null default 1,     -- grows with every change that its drain should look at
   edition   int8 not null default 1,     -- grows with each change of terms, pause or redrive
   removed   bool not null default false  -- its items are being removed
@@ -224,6 +223,8 @@ create table outpace.item (
   code       int8,
   error      text,
   token      int8,                       -- of the claim, so that a claim can be repeated
+  owner      text collate "C" not null default '', -- client that pushed it, or empty
+  counted    int8 not null default 0,    -- bytes that it counts for, with its attempts
   unique (buffer, seq)
 ) with (fillfactor = 80);
 create index item_live on outpace.item (buffer, seq) where status < 3;
@@ -237,6 +238,18 @@ create index item_over on outpace.item (status, finished) where status > 2;
 -- small.
 create table outpace.body (place int8 primary key, body bytea not null);
 alter table outpace.body alter column body set storage external;
+
+-- Sums of the items of each buffer and client. Pushes and removals change shard 0 under the lock of
+-- the buffer's row. Outcomes change one of the other shards, so that they do not wait for a push or
+-- for each other. A sum can be negative in one shard.
+create table outpace.usage (
+  buffer int8 not null,
+  owner  text collate "C" not null,
+  shard  int2 not null,
+  items  int8 not null,
+  bytes  int8 not null,
+  primary key (buffer, owner, shard)
+) with (fillfactor = 50);
 
 create table outpace.attempt (
   place    int8 generated always as identity primary key,

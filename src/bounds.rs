@@ -62,6 +62,33 @@ pub const DELIVERY_RESPONSE: usize = 16 * 1024;
 ///
 /// Beyond it: the rest is read and not stored.
 pub const REPLY_RESPONSE: usize = 1024 * 1024;
+/// Bytes that each item of the spool counts for, besides its request and its body. They cover its
+/// row and the entries in indexes.
+pub const SPOOL_ITEM_BYTES: u64 = 1024;
+/// Bytes that each attempt of an item counts for, besides its error and its stored response. A live
+/// item reserves them for the outcome of its next attempt.
+pub const SPOOL_ATTEMPT_BYTES: u64 = 512;
+/// Bytes of a block of the spool's disk. A body with its own file counts for whole blocks.
+pub const SPOOL_BLOCK: u64 = 4096;
+/// Bytes of the changes that the spool on disk commits in one transaction, unless one change alone is
+/// larger.
+pub const SPOOL_COMMIT: u64 = 2 * 1024 * 1024;
+/// Bytes of the write-ahead log of the spool on disk from which it is moved into the database at once.
+pub const SPOOL_LOG: u64 = 8 * 1024 * 1024;
+/// Bytes that the directory of the spool may take on disk beyond `spool.max` and `spool.ballast`. They
+/// are for the write-ahead log, its index and small files.
+pub const SPOOL_OVERHEAD: u64 = 32 * 1024 * 1024;
+/// Largest body in bytes that the spool on disk stores in its database, whatever `spool.inline` says.
+pub const SPOOL_INLINE: u64 = 1024 * 1024;
+/// Part of a client's share of the spool that its buffers themselves may take, as its divisor.
+pub const SPOOL_BUFFERS_PART: u64 = 8;
+/// Pushes per second of one client into the spool, in the long run. A further push gets 429 and the
+/// reason `push-throttled`. Callers on loopback without a client's name have no such bound.
+pub const PUSHES_PER_SECOND: u32 = 5000;
+/// Pushes of one client that may come at once, beyond [`PUSHES_PER_SECOND`].
+pub const PUSH_BURST: u32 = 10_000;
+/// Clients and addresses whose pushes are counted separately. Further ones share one count.
+pub const PUSHERS: usize = 16_384;
 /// Default time for which a worker holds a permit without renewing it.
 pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
 /// Longest time for which a worker may hold a permit without renewing it.

@@ -33,7 +33,7 @@ use outpace::random::Random;
 use outpace::shutdown::Tasks;
 use outpace::spool::{
     Buffer, BufferConfig, DiskSettings, DiskStore, NewItem, PostgresParts, PostgresSpoolSettings,
-    Request, Store,
+    PushAccount, Request, Store,
 };
 use ports::free_port;
 use postgres::Postgres;
@@ -272,7 +272,10 @@ async fn pushes(
             while began.elapsed() < length {
                 let one = item(&buffer, next.fetch_add(1, Ordering::Relaxed), BODY);
                 let asked = Instant::now();
-                store.push(buffer.number, vec![one], None, 0).await.unwrap();
+                store
+                    .push(buffer.number, vec![one], None, &PushAccount::default(), 0)
+                    .await
+                    .unwrap();
                 waits.push(asked.elapsed());
             }
             waits

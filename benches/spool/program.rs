@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use outpace::spool::{ItemStatus, ListQuery, Store};
+use outpace::spool::{ItemStatus, ListQuery, PushAccount, Store};
 
 use super::{Site, free_port, item, option};
 
@@ -120,7 +120,9 @@ pub(crate) async fn measure(site: &Site, dir: &Path, length: Duration, single: f
         // The store's time advances by 1 per batch, so that queries by time select a part of the
         // items.
         let now = i64::try_from(from / 1000).unwrap();
-        let pushed = store.push(buffer.number, items, None, now).await;
+        let pushed = store
+            .push(buffer.number, items, None, &PushAccount::default(), now)
+            .await;
         pushed.unwrap();
     }
     println!(

@@ -5,6 +5,31 @@ create function outpace.millis_v1() returns int8 language sql volatile as $$
   select (extract(epoch from clock_timestamp()) * 1000)::int8
 $$;
 
+-- Adds items and bytes to the sums of buffers and clients. The arrays have one entry per item.
+create function outpace.count_v1(p_buffers int8[], p_owners text[], p_bytes int8[], p_sign int4) returns void
+language plpgsql volatile as $$
+begin
+  insert into outpace.usage as u (buffer, owner, shard, items, bytes)
+  select n.buffer, n.owner, 0, p_sign * count(*), p_sign * sum(n.bytes)
+    from unnest(p_buffers, p_owners, p_bytes) n(buffer, owner, bytes)
+   group by n.buffer, n.owner order by n.buffer, n.owner
+  on conflict (buffer, owner, shard) do update set items = u.items + excluded.items, bytes = u.bytes + excluded.bytes;
+end $$;
+
+-- Returns true if further items fit. The arrays have one entry per client, with what it adds and
+-- its share, and null for no share. Pushes that are not committed yet are not counted.
+create function outpace.fits_v1(
+  p_owners text[], p_items int8[], p_bytes int8[], p_max_items int8[], p_max_bytes int8[], p_most int8
+) returns bool language plpgsql volatile as $$
+begin
+  return (select coalesce(sum(u.bytes), 0) from outpace.usage u) + (select sum(b) from unnest(p_bytes) b) <= p_most
+     and not exists (
+       select from unnest(p_owners, p_items, p_bytes, p_max_items, p_max_bytes) n(owner, items, bytes, max_items, max_bytes)
+         left join (select u.owner, sum(u.items) as items, sum(u.bytes) as bytes from outpace.usage u
+                     where u.owner = any (p_owners) group by u.owner) k on k.owner = n.owner
+        where coalesce(k.items, 0) + n.items > n.max_items or coalesce(k.bytes, 0) + n.bytes > n.max_bytes);
+end $$;
+
 -- Stores a batch of pushes. Each push has one or more items for one buffer and an optional key,
 -- and no key occurs twice. Push n goes to buffer p_buffers[p_of[n]]. Item n belongs to push
 -- p_push[n], and the items of a buffer get places in array order. `p_again` marks a repetition
@@ -16,13 +41,14 @@ $$;
 -- - 2: the buffer does not exist.
 -- - 3: the key was used before for other content.
 -- - 4: stored by an earlier try. `first` is the place of its first item.
+-- p_owner has the client of each push, and p_counted the bytes that each item counts for.
 --
 -- The statements use scalar subqueries and subscripts instead of joins. The planner has no
 -- statistics of the arrays and would join two of them with a nested loop.
 create function outpace.push_v1(
   p_buffers int8[], p_of int4[], p_keys text[], p_prints bytea[], p_nows int8[], p_firsts text[],
   p_push int4[], p_ids text[], p_requests text[], p_crcs int8[], p_sizes int8[], p_bodies bytea[],
-  p_not_befores int8[], p_expires int8[], p_again bool, p_tell bool
+  p_not_befores int8[], p_expires int8[], p_again bool, p_tell bool, p_owner text[], p_counted int8[]
 ) returns table (state int4, first int8, made text) language plpgsql volatile as $$
 #variable_conflict use_column
 declare
@@ -65,23 +91,23 @@ begin
                  row_number() over (partition by p_of[n.push], states[n.push] = 0 order by n.nr) as rank
             from unnest(p_push) with ordinality n(push, nr)) f;
 
-  insert into outpace.item (place, id, buffer, born, seq, request, crc, size, kept, not_before, expires)
+  insert into outpace.item (place, id, buffer, born, seq, request, crc, size, kept, not_before, expires, owner, counted)
   overriding system value
   select places[n.nr], n.id, p_buffers[p_of[n.push]], seqs[n.nr], seqs[n.nr], n.request, n.crc, n.size,
-         greatest(p_nows[n.push], lasts[p_of[n.push]]), n.not_before, n.expires
-    from unnest(p_push, p_ids, p_requests, p_crcs, p_sizes, p_not_befores, p_expires) with ordinality
-         n(push, id, request, crc, size, not_before, expires, nr)
+         greatest(p_nows[n.push], lasts[p_of[n.push]]), n.not_before, n.expires, p_owner[n.push], n.counted
+    from unnest(p_push, p_ids, p_requests, p_crcs, p_sizes, p_not_befores, p_expires, p_counted) with ordinality
+         n(push, id, request, crc, size, not_before, expires, counted, nr)
    where places[n.nr] > 0;
 
   insert into outpace.body (place, body)
   select places[n.nr], n.body from unnest(p_bodies) with ordinality n(body, nr) where places[n.nr] > 0;
 
-  update outpace.buffer b
-     set next_seq = b.next_seq + f.n, bytes = b.bytes + f.bytes, version = b.version + 1,
-         last_kept = greatest(b.last_kept, f.now)
-    from (select p_buffers[p_of[n.push]] as number, count(*) n, sum(n.size + 512) bytes, max(p_nows[n.push]) as now
-            from unnest(p_push, p_sizes) n(push, size) where states[n.push] = 0 group by 1) f
+  update outpace.buffer b set next_seq = b.next_seq + f.n, version = b.version + 1, last_kept = greatest(b.last_kept, f.now)
+    from (select p_buffers[p_of[n.push]] as number, count(*) n, max(p_nows[n.push]) as now
+            from unnest(p_push) n(push) where states[n.push] = 0 group by 1) f
    where b.number = f.number;
+  perform outpace.count_v1(array_agg(p_buffers[p_of[n.push]]), array_agg(p_owner[n.push]), array_agg(n.counted), 1)
+     from unnest(p_push, p_counted) n(push, counted) where states[n.push] = 0 having count(*) > 0;
 
   update outpace.once o set items = m.items
     from (select p_keys[n.push] as key,
@@ -93,8 +119,7 @@ begin
 
   if p_tell then perform pg_notify('outpace_spool', ''); end if;
   return query
-    select p.state,
-           case p.state when 0 then nexts[p.buffer]
+    select p.state, case p.state when 0 then nexts[p.buffer]
                         when 4 then (select i.seq from outpace.item i where i.id = p.first) end,
            case p.state when 1 then (select o.items from outpace.once o where o.key = p.key) end
       from unnest(states, p_of, p_firsts, p_keys) with ordinality p(state, buffer, first, key, at)
@@ -164,6 +189,16 @@ begin
     returning i.*;
 end $$;
 
+-- Removes the attempts of an item, and returns the bytes that they counted for.
+create function outpace.shed_v1(p_item text) returns int8 language plpgsql volatile as $$
+declare gone int8;
+begin
+  with old as (delete from outpace.attempt where item = p_item returning headers, body, error)
+  select coalesce(sum(512 + coalesce(octet_length(headers), 0) + coalesce(octet_length(body), 0)
+                      + coalesce(octet_length(error), 0)), 0) into gone from old;
+  return gone;
+end $$;
+
 -- Records an attempt and the resulting state of its item, and returns the item. A repeated call
 -- returns the item again. Returns no row if the attempt is not recorded, because the item is not
 -- in flight or the replica does not hold the buffer.
@@ -171,19 +206,24 @@ create function outpace.finish_v1(
   p_id int8, p_buffer int8, p_term int8, p_item text, p_number int8,
   p_status int8, p_retries int8, p_refusals int8, p_not_before int8, p_doubtful bool, p_finished int8, p_paused text,
   p_started int8, p_took int8, p_waited int8, p_outcome text, p_code int8, p_error text, p_next int8,
-  p_was_doubtful bool, p_headers text, p_body bytea, p_cut bool
+  p_was_doubtful bool, p_headers text, p_body bytea, p_cut bool, p_bytes int8, p_shed bool
 ) returns setof outpace.item language plpgsql volatile as $$
+declare client text; adds int8 := p_bytes;
 begin
   if outpace.holds_v1(p_id, p_buffer, p_term) then
     update outpace.item
        set status = p_status, retries = p_retries, refusals = p_refusals, not_before = p_not_before,
            doubtful = p_doubtful, finished = p_finished, code = p_code, error = p_error
-     where id = p_item and status = 2 and attempts = p_number;
+     where id = p_item and status = 2 and attempts = p_number returning owner into client;
     if found then
+      if p_shed then adds := adds - outpace.shed_v1(p_item); end if;
+      update outpace.item set counted = counted + adds where id = p_item;
       insert into outpace.attempt (item, buffer, number, started, took, waited, outcome, code, error, next,
                                    doubtful, headers, body, cut, recorded)
       values (p_item, p_buffer, p_number, p_started, p_took, p_waited, p_outcome, p_code, p_error, p_next,
               p_was_doubtful, p_headers, p_body, p_cut, outpace.millis_v1());
+      insert into outpace.usage as u values (p_buffer, client, 1 + (hashtext(p_item) & 15), 0, adds)
+      on conflict (buffer, owner, shard) do update set bytes = u.bytes + excluded.bytes;
       if p_paused is not null then
         update outpace.buffer set paused = p_paused, version = version + 1, edition = edition + 1
          where number = p_buffer;
@@ -200,44 +240,48 @@ end $$;
 -- number.
 create function outpace.purge_v1(p_buffer int8, p_states int8[], p_before int8, p_most int4)
 returns int8 language plpgsql volatile as $$
-declare places int8[]; ids text[]; gone int8;
+declare places int8[]; ids text[]; owners text[]; sizes int8[];
 begin
   perform 1 from outpace.buffer where number = p_buffer for no key update;
-  select array_agg(s.place), array_agg(s.id), sum(s.size + 512) into places, ids, gone from (
-    select i.place, i.id, i.size from outpace.item i
+  select array_agg(s.place), array_agg(s.id), array_agg(s.owner), array_agg(s.counted) into places, ids, owners, sizes from (
+    select i.place, i.id, i.owner, i.counted from outpace.item i
      where i.buffer = p_buffer and i.status = any (p_states) and i.kept < p_before
      limit p_most for update) s;
   if places is null then return 0; end if;
   delete from outpace.attempt where item = any (ids);
   delete from outpace.body where place = any (places);
   delete from outpace.item where place = any (places);
-  update outpace.buffer set bytes = greatest(0, bytes - gone), version = version + 1 where number = p_buffer;
+  perform outpace.count_v1(array_fill(p_buffer, array[cardinality(places)]), owners, sizes, -1);
+  update outpace.buffer set version = version + 1 where number = p_buffer;
   return cardinality(places);
 end $$;
 
 -- Removes the oldest finished items, at most p_most of each state, and keys made before p_keys.
 -- Delivered and cancelled items must have finished before p_delivered, dead and expired ones
--- before p_dead. Returns the number of items removed.
-create function outpace.forget_v1(p_delivered int8, p_dead int8, p_keys int8, p_most int4) returns int8
+-- before p_dead. For the clients in p_owners, p_recent takes the place of p_delivered. Returns the
+-- number of items removed.
+create function outpace.forget_v1(
+  p_delivered int8, p_dead int8, p_keys int8, p_most int4, p_owners text[], p_recent int8
+) returns int8
 language plpgsql volatile as $$
-declare state int8; places int8[]; ids text[]; buffers int8[]; sizes int8[]; count int8 := 0;
+declare state int8; places int8[]; ids text[]; buffers int8[]; owners text[]; sizes int8[]; count int8 := 0;
 begin
   delete from outpace.once where made < p_keys;
   foreach state in array array[3, 4, 5, 6] loop
-    select array_agg(s.place), array_agg(s.id), array_agg(s.buffer), array_agg(s.size + 512)
-      into places, ids, buffers, sizes from (
-      select i.place, i.id, i.buffer, i.size from outpace.item i
+    select array_agg(s.place), array_agg(s.id), array_agg(s.buffer), array_agg(s.owner), array_agg(s.counted)
+      into places, ids, buffers, owners, sizes from (
+      select i.place, i.id, i.buffer, i.owner, i.counted from outpace.item i
        where i.status = state and i.status > 2
-         and i.finished < case when state in (3, 5) then p_delivered else p_dead end
+         and i.finished < case when state in (4, 6) then p_dead
+                               when cardinality(p_owners) > 0 then greatest(p_delivered, p_recent) else p_delivered end
+         and (state in (4, 6) or i.finished < p_delivered or i.owner = any (p_owners))
        order by i.finished limit p_most for update skip locked) s;
     continue when places is null;
     delete from outpace.attempt where item = any (ids);
     delete from outpace.body where place = any (places);
     delete from outpace.item where place = any (places);
     perform 1 from outpace.buffer where number = any (buffers) order by number for no key update;
-    update outpace.buffer b set bytes = greatest(0, b.bytes - g.bytes)
-      from (select u.buffer, sum(u.size) as bytes from unnest(buffers, sizes) u(buffer, size) group by u.buffer) g
-     where b.number = g.buffer;
+    perform outpace.count_v1(buffers, owners, sizes, -1);
     count := count + cardinality(places);
   end loop;
   return count;

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
 use super::Admin;
 use crate::connections::ConnectionSlot;
 use crate::policy::{Operator, Policy, Role};
+use crate::semantics::bearer_token;
 use crate::throttle::{AuthFailure, ListenerKind};
 
 /// Peer of an admin connection, with the slot of the connection.
@@ -55,7 +56,7 @@ pub(super) async fn authorize(
         peer.slot.establish();
         return next.run(request).await;
     }
-    let offered = bearer(request.headers());
+    let offered = bearer_token(request.headers());
     let matches = |operator: &&Operator| offered.is_some_and(|text| operator.token.matches(text));
     let Some(operator) = policy.operators.iter().find(matches) else {
         let cause = match request.headers().contains_key(header::AUTHORIZATION) {
@@ -90,14 +91,4 @@ fn unauthorized() -> Response {
     let headers = response.headers_mut();
     headers.insert(header::WWW_AUTHENTICATE, challenge);
     response.into_response()
-}
-
-/// Returns the bearer token of a request. The name of the scheme is case-insensitive (RFC 9110
-/// section 11.1).
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("Bearer")
-        .then(|| token.trim_start())
 }

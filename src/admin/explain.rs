@@ -16,6 +16,7 @@ use crate::exchange::Exchange;
 use crate::policy::{
     Bound, Caller, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
 };
+use crate::spool::SpoolUsage;
 use crate::units::{HostName, Origin, Scheme};
 
 /// Description of the request to explain.
@@ -252,9 +253,23 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
         "config": serving.config,
         "listen": serving.listen.to_string(),
         "version": serving.version,
+        "spool": admin.api.spool_usage().map(spool),
         "targets": targets.collect::<Vec<_>>(),
         "refusals": refusals.collect::<Vec<_>>(),
     }))
+}
+
+/// Returns the use of the spool as JSON. Items without a client are listed as `null`.
+fn spool(usage: SpoolUsage) -> Value {
+    let clients = usage.clients.iter().map(|(name, of)| {
+        let name = Some(&**name).filter(|name| !name.is_empty());
+        json!({ "client": name, "items": of.items, "bytes": of.bytes })
+    });
+    json!({
+        "used_bytes": usage.used,
+        "max_bytes": usage.max,
+        "clients": clients.collect::<Vec<_>>(),
+    })
 }
 
 fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {

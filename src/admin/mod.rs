@@ -130,6 +130,14 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    if let Some(usage) = admin.api.spool_usage() {
+        admin.metrics.set_spool(usage.used, usage.max);
+        let clients = usage.clients.into_iter().map(|(name, of)| {
+            let name = if name.is_empty() { "-".into() } else { name };
+            (name, of.bytes)
+        });
+        admin.metrics.set_spool_clients(clients);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], admin.metrics.encode())
 }

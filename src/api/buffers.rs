@@ -135,10 +135,12 @@ impl SpoolHandle {
         }
         let answered = match verb {
             "items" => {
+                self.pushes.check(call, 1)?;
                 let bytes = self.read(body, self.max_body * 3 / 2 + 65536).await?;
                 self.push(call, head, buffer, &bytes).await
             }
             "batch" | "items:batch" => {
+                self.pushes.check(call, 1)?;
                 let bytes = self.read(body, API_BATCH_BYTES).await?;
                 self.push_batch(call, head, buffer, &bytes).await
             }
@@ -201,6 +203,7 @@ impl SpoolHandle {
         };
         let terms = written.apply(base).map_err(bad)?;
         Self::check(call, &terms)?;
+        self.check_buffer_share(call, &terms, None)?;
         let id = call.fresh_id("buf");
         let name = call.stored_name(&name);
         let known = self.named(&name);
@@ -233,6 +236,7 @@ impl SpoolHandle {
             let detail = "the buffer's URL and header fields cannot be opened; write `url` and `headers` anew";
             return Err(StoreError::Conflict(detail.to_owned()).into());
         }
+        self.check_buffer_share(call, &terms, Some(buffer.number))?;
         let changed = self.store.change(buffer.number, terms).await?;
         self.deliveries.wake(buffer.number);
         Ok(answer(&self.show(call, &changed).await?))
@@ -291,6 +295,22 @@ impl SpoolHandle {
             ));
         }
         let counts = self.store.counts(buffer.number).await?;
+        let usage = self.store.usage();
+        let account = call.account();
+        let own = usage
+            .clients
+            .iter()
+            .find(|(name, _)| Some(name) == account.client.as_ref());
+        let own = own.map(|(_, own)| *own).unwrap_or_default();
+        let used = match &account.client {
+            Some(_) => json!({
+                "bytes": own.bytes,
+                "max_bytes": account.share.max.map_or(usage.max, |max| max.min(usage.max)),
+                "items": own.items,
+                "max_items": account.share.items,
+            }),
+            None => json!({ "bytes": usage.used, "max_bytes": usage.max }),
+        };
         let now = self.store.now();
         let heads = self.store.next_items(buffer.number, now, true, 1).await?;
         let first = heads.first();
@@ -314,6 +334,7 @@ impl SpoolHandle {
             "oldest_at": first.map(|item| time(item.kept)),
             "rate_limit": buffer.terms.rate_limit,
             "empty_in_s": eta,
+            "spool": used,
         })))
     }
 

@@ -11,9 +11,11 @@ mod buffers;
 mod items;
 mod openapi;
 mod push;
+mod push_throttle;
 mod spool;
 mod tenants;
 
+pub use push_throttle::PushThrottle;
 pub use spool::SpoolHandle;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::exchange::{
 };
 use crate::policy::{Policy, Target};
 use crate::semantics;
+use crate::spool::SpoolUsage;
 
 /// API for apps, with the permits that workers hold and the spool, if there is one.
 #[derive(Debug, Default)]
@@ -67,6 +70,12 @@ impl Api {
             held: HeldPermits::default(),
             spool,
         }
+    }
+
+    /// Returns the use of the spool, or `None` without a spool.
+    pub fn spool_usage(&self) -> Option<SpoolUsage> {
+        let spool = self.spool.as_ref()?;
+        Some(spool.store.usage())
     }
 
     /// Returns true for a path that belongs to the API.

@@ -9,9 +9,10 @@ use serde_json::json;
 
 use super::buffers::locate;
 use super::spool::item_json;
+use super::tenants::{Overriding, overriding_field};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
-use crate::delivery::{check_fields, check_method, check_path, check_port};
+use crate::delivery::{check_fields, check_method, check_path, check_port, check_target};
 use crate::exchange::{Error, Reason};
 use crate::spool::{Buffer, BufferOwner, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
 
@@ -37,7 +38,9 @@ impl SpoolHandle {
         let items = vec![self.new_item(call, buffer, written, body)?];
         let once = once(call, head, buffer, key, bytes);
         let now = self.store.now();
-        let pushed = self.store.push(buffer.number, items, once, now).await?;
+        let account = call.account();
+        let pushed = self.store.push(buffer.number, items, once, &account, now);
+        let pushed = pushed.await?;
         let Some((id, _)) = pushed.items.first() else {
             return Err(Error::new(Reason::Internal, "nothing was pushed"));
         };
@@ -74,6 +77,10 @@ impl SpoolHandle {
                 written.len()
             )));
         }
+        // The call itself was counted as one item.
+        if written.len() > 1 {
+            self.pushes.check(call, written.len() - 1)?;
+        }
         let mut items = Vec::with_capacity(written.len());
         for (index, written) in written.into_iter().enumerate() {
             let placed =
@@ -83,7 +90,9 @@ impl SpoolHandle {
         }
         let once = once(call, head, buffer, None, bytes);
         let now = self.store.now();
-        let pushed = self.store.push(buffer.number, items, once, now).await?;
+        let account = call.account();
+        let pushed = self.store.push(buffer.number, items, once, &account, now);
+        let pushed = pushed.await?;
         let Pushed { items, replayed } = pushed;
         let items: Vec<_> = items
             .iter()
@@ -109,6 +118,7 @@ impl SpoolHandle {
             return Err(Error::new(Reason::BodyTooLarge, detail));
         }
         check_port(&buffer.terms, call.policy)?;
+        check_target(&buffer.terms, call.policy)?;
         let times = written.times(self.store.now(), &buffer.terms);
         let (not_before, expires) = times.map_err(bad)?;
         let held = written.delay.is_some() || written.not_before.is_some();
@@ -128,6 +138,18 @@ impl SpoolHandle {
         call.check_overrides(buffer, method.as_deref(), written.path.as_deref())?;
         let headers: Vec<_> = written.headers.into_iter().collect();
         check_fields(&headers)?;
+        for (name, value) in &headers {
+            match overriding_field(name) {
+                Some(Overriding::Method) => {
+                    let method = value.trim().to_ascii_uppercase();
+                    call.check_overrides(buffer, Some(&method), None)?;
+                }
+                Some(Overriding::Path) => {
+                    call.check_overrides(buffer, None, Some(value.trim()))?;
+                }
+                None => {}
+            }
+        }
         Ok(NewItem {
             id: call.fresh_id("itm"),
             request: Request {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
 
-use super::{ApiCall, CallBody, bad};
+use super::{ApiCall, CallBody, PushThrottle, bad};
 use crate::delivery::{Deliveries, without_query};
 use crate::exchange::{Error, Reason};
 use crate::spool::{
@@ -27,6 +27,8 @@ pub struct SpoolHandle {
     pub deliveries: Deliveries,
     /// Bytes that the body of one item may have.
     pub max_body: u64,
+    /// Throttle for the pushes of each client.
+    pub pushes: Arc<PushThrottle>,
 }
 
 impl SpoolHandle {

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::{ApiCall, SpoolHandle};
+use crate::bounds::{SPOOL_BUFFERS_PART, SPOOL_ITEM_BYTES};
 use crate::exchange::{Error, Reason};
 use crate::policy::{ApiScope, Client, Glob};
-use crate::spool::{Buffer, BufferOwner, Item, StoreError, find_buffer};
+use crate::spool::{Buffer, BufferConfig, BufferOwner, Item, PushAccount, StoreError, find_buffer};
 
 /// Caller of the API, as far as it decides about access.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,17 @@ impl ApiCall<'_> {
             _ if self.is_operator => Principal::Operator,
             Some(name) => Principal::Client(Arc::clone(name)),
             None => Principal::Local,
+        }
+    }
+
+    /// Returns the account against which pushes of this call count.
+    pub(super) fn account(&self) -> PushAccount {
+        match self.principal() {
+            Principal::Client(name) => PushAccount {
+                share: self.policy.spool_share(&name),
+                client: Some(name),
+            },
+            Principal::Operator | Principal::Local => PushAccount::default(),
         }
     }
 
@@ -194,6 +206,28 @@ impl ApiCall<'_> {
     }
 }
 
+/// Part of a request that some origins take from a header field instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overriding {
+    /// Method of the request.
+    Method,
+    /// Path of the request.
+    Path,
+}
+
+/// Returns the part of the request that some origins take from this header field. Many of them do not
+/// distinguish `_` and `-` in names.
+pub(super) fn overriding_field(name: &str) -> Option<Overriding> {
+    match name.to_ascii_lowercase().replace('_', "-").as_str() {
+        "x-http-method-override" | "x-http-method" | "x-method-override" | "x-original-method" => {
+            Some(Overriding::Method)
+        }
+        "x-original-url" | "x-rewrite-url" | "x-original-uri" | "x-forwarded-uri"
+        | "x-forwarded-path" => Some(Overriding::Path),
+        _ => None,
+    }
+}
+
 /// Returns true if all origins read a path in the same way. Some decode it twice, take a backslash or
 /// its code for a slash, drop a parameter before the dots, or do not remove dot segments.
 fn has_one_meaning(path: &str) -> bool {
@@ -204,6 +238,39 @@ fn has_one_meaning(path: &str) -> bool {
 }
 
 impl SpoolHandle {
+    /// Checks that the buffers of a client take at most their part of its share, with a new buffer or
+    /// with a new configuration of the buffer `changed`.
+    ///
+    /// # Errors
+    /// Returns [`Reason::SpoolShareFull`] if they would take more.
+    pub(super) fn check_buffer_share(
+        &self,
+        call: &ApiCall<'_>,
+        terms: &BufferConfig,
+        changed: Option<i64>,
+    ) -> Result<(), Error> {
+        let account = call.account();
+        let Some((client, share)) = account.client.zip(account.share.max) else {
+            return Ok(());
+        };
+        let own = self.store.buffers().into_iter();
+        let own = own
+            .filter(|buffer| buffer.terms.owner == call.owner() && Some(buffer.number) != changed);
+        let used: u64 = own.map(|buffer| buffer_bytes(&buffer.terms)).sum();
+        let max = share / SPOOL_BUFFERS_PART;
+        if used + buffer_bytes(terms) <= max {
+            return Ok(());
+        }
+        let unit = "bytes of buffers";
+        Err(StoreError::ShareFull {
+            client,
+            used,
+            max,
+            unit,
+        }
+        .into())
+    }
+
     /// Returns a buffer that the caller may see, by its id or its name, after a refresh of the
     /// store's cache.
     ///
@@ -271,6 +338,13 @@ impl SpoolHandle {
             _ => Err(unknown().into()),
         }
     }
+}
+
+/// Returns the bytes that a buffer counts for, without its items.
+fn buffer_bytes(terms: &BufferConfig) -> u64 {
+    let fields = terms.headers.iter();
+    let fields: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
+    SPOOL_ITEM_BYTES + (terms.url.len() + fields) as u64
 }
 
 fn sees(call: &ApiCall<'_>, buffer: &Buffer) -> bool {

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::{Parts, StartError};
 use crate::admin::Readiness;
-use crate::api::SpoolHandle;
+use crate::api::{PushThrottle, SpoolHandle};
 use crate::clock::Clock;
 use crate::config::{PostgresSettings, Settings, SpoolSettings, StoreSettings};
 use crate::db::{Database, DatabaseError};
@@ -19,7 +19,7 @@ use crate::policy::{Policy, Secret};
 use crate::random::Random;
 use crate::spool::{
     BufferSpec, DiskStore, KEY_BYTES_MIN, PostgresParts, PostgresSpoolSettings, PostgresStore,
-    SealedStore, Sealer, Store, StoreError, create_key, read_key,
+    SealedStore, Sealer, SpoolUsage, Store, StoreError, create_key, read_key,
 };
 
 /// Interval between two searches for items that are too old.
@@ -41,6 +41,7 @@ pub(super) struct OpenSpool {
     sealed: Arc<SealedStore>,
     keep_delivered: Duration,
     keep_dead: Duration,
+    policy: Arc<ArcSwap<Policy>>,
     pub(super) api: SpoolHandle,
     /// Buffers to declare once the database answers, with the source of randomness for their ids.
     late: Option<(Arc<[BufferSpec]>, Random)>,
@@ -90,10 +91,12 @@ pub(super) async fn open(
         sealed,
         keep_delivered: spool.keep_delivered,
         keep_dead: spool.keep_dead,
+        policy: Arc::clone(policy),
         api: SpoolHandle {
             store,
             deliveries,
             max_body: spool.max_body.as_bytes(),
+            pushes: Arc::new(PushThrottle::new(shared.clock.clone())),
         },
         late: (!is_there).then(late),
     };
@@ -203,6 +206,17 @@ pub(super) async fn broken(spool: Option<&OpenSpool>) -> StartError {
     }
 }
 
+/// Returns the clients that have used more than eight tenths of their share, so that their history
+/// is removed early.
+fn crowded_clients(usage: &SpoolUsage, policy: &Policy) -> Vec<Arc<str>> {
+    let is_crowded = |used: u64, max: Option<u64>| max.is_some_and(|max| used > max / 10 * 8);
+    let clients = usage.clients.iter().filter(|(name, used)| {
+        let share = policy.spool_share(name);
+        is_crowded(used.bytes, share.max) || is_crowded(used.items, share.items)
+    });
+    clients.map(|(name, _)| Arc::clone(name)).collect()
+}
+
 impl OpenSpool {
     /// Starts deliveries and the removal of old items. Clients fetch the results of their spooled
     /// requests below the URL `base`.
@@ -245,10 +259,12 @@ impl OpenSpool {
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         let (delivered, dead) = (millis(self.keep_delivered), millis(self.keep_dead));
         let (store, clock) = (Arc::clone(&self.api.store), shared.clock.clone());
+        let policy = Arc::clone(&self.policy);
         shared.tasks.spawn_cancel_on_drain(async move {
             loop {
                 let now = store.now();
-                match store.prune(now - delivered, now - dead).await {
+                let crowded = crowded_clients(&store.usage(), &policy.load());
+                match store.prune(now - delivered, now - dead, &crowded).await {
                     // More items may be due, so the next search follows at once.
                     Ok(1..) => continue,
                     Ok(0) => {}

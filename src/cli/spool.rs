@@ -23,7 +23,7 @@ pub(super) struct SpoolArgs {
 
 #[derive(Debug, Subcommand)]
 enum SpoolCommand {
-    /// Read every item and verify its checksum
+    /// Read every item and verify its checksum, the sums of all clients, and the body files
     Verify {
         /// Directory that contains the file spool.db. The configuration sets it as `spool.dir`. The
         /// default is the directory `spool` inside `data_dir`
@@ -77,6 +77,10 @@ pub(super) fn run(args: &SpoolArgs) -> Result<Exit, Failure> {
             Some(_) => walk(&*SealedStore::new(inner, sealer), true).await,
             None => walk(&*inner, false).await,
         };
+        let sums = match key_file {
+            Some(_) => Ok(Vec::new()),
+            None => check_sums(&disk).await,
+        };
         disk.close().await;
         let walked = walked.map_err(|error| match error {
             StoreError::Sealed(_) => broken(
@@ -85,13 +89,30 @@ pub(super) fn run(args: &SpoolArgs) -> Result<Exit, Failure> {
             ),
             error => broken(error.to_string()),
         });
+        let sums = sums.map_err(|error| broken(error.to_string()))?;
         match walked? {
-            0 => Ok(Exit::OK),
+            0 if sums.is_empty() => Ok(Exit::OK),
+            0 => Err(broken(format!(
+                "the sums of the spool are wrong: {}",
+                sums.join("; ")
+            ))),
             damaged => Err(broken(format!(
                 "{damaged} items are damaged; outpace will move them to the dead letters instead of sending them"
             ))),
         }
     })
+}
+
+/// Compares the sums with the items, and tells of body files without an item.
+async fn check_sums(disk: &DiskStore) -> Result<Vec<String>, StoreError> {
+    let orphans = disk.removed_orphans();
+    if orphans.items > 0 {
+        print(&format!(
+            "{} files of {} bytes belonged to no item and were removed\n",
+            orphans.items, orphans.bytes
+        ));
+    }
+    disk.check_sums().await
 }
 
 /// Reads every item, prints it if `export` is set, and returns the number of damaged items.

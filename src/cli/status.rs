@@ -110,6 +110,11 @@ fn shown(told: &Value) -> String {
     let columns = "TARGET /name, RATES /rates, STATE /why, WAITING /waiting, \
         DELIVERED /delivered, REFUSED /refused, 429 BY ORIGIN /limited_by_origin";
     let mut shown = table(&rows, columns);
+    if let Some(spool) = told.get("spool").filter(|spool| !spool.is_null()) {
+        let bytes = |name| spool.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let (used, max) = (bytes("used_bytes"), bytes("max_bytes"));
+        shown.push_str(&format!("\nspool: {used} of {max} bytes are in use\n"));
+    }
     let problems = told.get("ca").map_or(&[][..], |ca| array(ca, "problems"));
     for problem in problems.iter().filter_map(Value::as_str) {
         shown.push_str(&format!("\nwarning: {problem}\n"));

@@ -96,6 +96,16 @@ pub enum StoreSettings {
     Postgres(PostgresSpoolSettings),
 }
 
+impl StoreSettings {
+    /// Returns the bound of the spool in bytes.
+    pub const fn max(&self) -> u64 {
+        match self {
+            Self::Disk(disk) => disk.max,
+            Self::Postgres(postgres) => postgres.max,
+        }
+    }
+}
+
 /// Settings of the ledger, with its behaviour during an outage of the database.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LedgerSettings {

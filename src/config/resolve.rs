@@ -81,10 +81,11 @@ pub(super) fn resolve(
     policy.routes_by_port = routes_by_port;
     policy.listener_hosts = hosts::hosts(p, &file);
     policy.egress = egress(p, &mut file.egress);
-    let policy = policy.with_targets(targets);
+    let mut policy = policy.with_targets(targets);
     spool::declared(p, &file.buffers, &policy);
     let allow_open = file.allow_open;
     let settings = settings(p, file, data_dir, route_ports);
+    spool::shares(&mut policy.clients, settings.spool.as_ref());
     check_exposure(p, &settings, &policy, allow_open);
     check_constraints(p, &settings, &policy);
     if !problems.is_empty() {

@@ -118,6 +118,15 @@ pub(super) struct ClientSection {
     pub(super) token_sha256: Option<Text>,
     pub(super) scopes: Option<Vec<ApiScope>>,
     pub(super) limits: Vec<LimitSection>,
+    pub(super) spool: SpoolShareSection,
+}
+
+/// Share of a client in the spool.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SpoolShareSection {
+    pub(super) max: Option<FromText<ByteSize>>,
+    pub(super) items: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

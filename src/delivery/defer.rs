@@ -6,8 +6,8 @@ use super::Deliveries;
 use super::outbound::texts;
 use crate::exchange::{Deferral, DeferredItem, DeferredRequest, Deferring, Error};
 use crate::spool::{
-    Buffer, BufferConfig, BufferOwner, Guarantee, IdempotencyKey, NewItem, Request, Store,
-    StoreError,
+    Buffer, BufferConfig, BufferOwner, Guarantee, IdempotencyKey, NewItem, PushAccount, Request,
+    Store, StoreError,
 };
 use crate::units::Origin;
 
@@ -55,7 +55,7 @@ impl SpoolDeferral {
                 method: Some(overflow.method.to_string()),
                 headers: texts(overflow.headers.iter()),
                 reply: true,
-                client: overflow.client.map(|client| client.to_string()),
+                client: overflow.client.as_deref().map(str::to_owned),
                 guarantee: Some(if overflow.repeatable {
                     Guarantee::AtLeastOnce
                 } else {
@@ -68,7 +68,17 @@ impl SpoolDeferral {
             expires: Some(now + TOO_OLD),
         };
         let buffer = buffer.number;
-        let pushed = self.store.push(buffer, vec![item], once, now).await?;
+        let policy = self.deliveries.policy();
+        let share = overflow
+            .client
+            .as_deref()
+            .map(|name| policy.spool_share(name));
+        let account = PushAccount {
+            client: overflow.client,
+            share: share.unwrap_or_default(),
+        };
+        let pushed = self.store.push(buffer, vec![item], once, &account, now);
+        let pushed = pushed.await?;
         self.deliveries.wake(buffer);
         // A request that repeats a key gets the id of the item stored under that key.
         let id = pushed.items.into_iter().next().map_or(id, |(id, _)| id);

@@ -15,7 +15,9 @@ mod sendable;
 
 pub use defer::SpoolDeferral;
 pub use outbound::{Unsendable, check_credentials, without_query};
-pub use sendable::{check_buffer, check_fields, check_method, check_name, check_path, check_port};
+pub use sendable::{
+    check_buffer, check_fields, check_method, check_name, check_path, check_port, check_target,
+};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -67,6 +69,10 @@ impl Deliveries {
             drains: Mutex::default(),
             watched: Mutex::default(),
         }))
+    }
+
+    pub(super) fn policy(&self) -> Arc<Policy> {
+        self.0.parts.policy.load_full()
     }
 
     pub(super) fn exchange(&self) -> &Exchange {

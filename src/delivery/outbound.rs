@@ -50,6 +50,9 @@ pub enum Unsendable {
     /// The item was pushed for another destination than its buffer has now.
     #[error("the item was pushed for `{0}` and its buffer sends to `{1}` now; push it again")]
     OtherDestination(String, String),
+    /// The target of the host sets credentials that must not leave for the buffer's URL.
+    #[error("`url`: {0}")]
+    TargetCredential(String),
     /// Credentials of the configuration would leave in clear text.
     #[error(
         "`headers`: `{0}` holds a credential and `{1}` is not https; write an https URL, or set `set_headers_over_http: true` on the target of the host"
@@ -61,7 +64,9 @@ impl From<Unsendable> for Error {
     fn from(problem: Unsendable) -> Self {
         let reason = match &problem {
             Unsendable::Private(_) => Reason::AddressProhibited,
-            Unsendable::NeedsTls(..) => Reason::CredentialsNeedTls,
+            Unsendable::NeedsTls(..) | Unsendable::TargetCredential(_) => {
+                Reason::CredentialsNeedTls
+            }
             Unsendable::Port(_) => Reason::PortNotAllowed,
             _ => Reason::MalformedRequest,
         };

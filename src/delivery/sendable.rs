@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Method};
 
 use super::outbound::{Unsendable, origin_of, without_query};
 use crate::bounds::{HEAD_BYTES, ITEM_FIELDS};
+use crate::exchange::refused_credential;
 use crate::origin::AddressClass;
 use crate::policy::{Egress, Policy};
 use crate::semantics::is_reserved;
@@ -24,6 +25,7 @@ pub fn check_buffer(config: &BufferConfig, policy: &Policy) -> Result<(), Unsend
         return Err(Unsendable::Private(origin.host.to_string()));
     }
     check_port(config, policy)?;
+    check_target(config, policy)?;
     check_method(&config.method)?;
     check_fields(&config.headers)
 }
@@ -38,6 +40,19 @@ pub fn check_port(config: &BufferConfig, policy: &Policy) -> Result<(), Unsendab
     match policy.request_port_allowed(&origin) {
         true => Ok(()),
         false => Err(Unsendable::Port(origin.port)),
+    }
+}
+
+/// Checks that the target of the host sets no credentials which must not leave for the buffer's URL.
+///
+/// # Errors
+/// Returns [`Unsendable::TargetCredential`] if no item of the buffer could be sent.
+pub fn check_target(config: &BufferConfig, policy: &Policy) -> Result<(), Unsendable> {
+    let (origin, _) = origin_of(&config.url)?;
+    let target = policy.target(&origin.host, origin.port);
+    match target.and_then(|target| refused_credential(target, &origin)) {
+        Some(refused) => Err(Unsendable::TargetCredential(refused)),
+        None => Ok(()),
     }
 }
 

@@ -83,6 +83,7 @@ impl From<StoreError> for Error {
             StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
             StoreError::KeyReused => Reason::KeyReused,
             StoreError::Full { .. } | StoreError::NoSpace(_) => Reason::SpoolFull,
+            StoreError::ShareFull { .. } => Reason::SpoolShareFull,
             StoreError::Sealed(SealError::NoKey(_)) => Reason::NotSpoolable,
             StoreError::Damaged(_) | StoreError::Sealed(_) | StoreError::Away(_) => {
                 Reason::SpoolUnavailable
@@ -90,7 +91,7 @@ impl From<StoreError> for Error {
         };
         let told = Self::new(reason, error.to_string());
         match reason {
-            Reason::SpoolFull => told.after(FULL_WAIT),
+            Reason::SpoolFull | Reason::SpoolShareFull => told.after(FULL_WAIT),
             _ => told,
         }
     }

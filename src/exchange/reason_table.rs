@@ -173,6 +173,12 @@ reasons! {
     SpoolFull, "spool-full", INSUFFICIENT_STORAGE, "http_request_denied", Refused, Warn:
         "The spool is full. Stored items are still delivered.",
         "Retry later, raise `spool.max`, purge finished items or free disk space.";
+    SpoolShareFull, "spool-share-full", INSUFFICIENT_STORAGE, "http_request_denied", Refused, Debug:
+        "The client has used its share of the spool. Other clients can still push.",
+        "Retry later, let the client purge finished items, or raise its `spool` in `clients`.";
+    PushThrottled, "push-throttled", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
+        "The client pushes more items per second than one client may.",
+        "Retry after `Retry-After`, or push several items with one call of `batch`.";
     SpoolUnavailable, "spool-unavailable", SERVICE_UNAVAILABLE, "proxy_internal_error", Failed, Warn:
         "The spool's disk or database cannot be used.",
         "Retry later. If outpace has stopped after a disk failure, restart it.";

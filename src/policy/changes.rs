@@ -133,7 +133,7 @@ impl fmt::Display for PolicyChanges {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{Access, Bound, Secret, Token};
+    use super::super::{Access, Bound, Secret, SpoolShare, Token};
     use super::*;
 
     fn limit(name: &str, count: u32) -> Limit {
@@ -147,6 +147,7 @@ mod tests {
             token: Token::new(Secret::new(*token)),
             scopes: Vec::new(),
             access: Access::new(),
+            spool: SpoolShare::default(),
         });
         let policy = Policy {
             clients: clients.collect(),

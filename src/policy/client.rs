@@ -20,6 +20,17 @@ pub struct Client {
     pub scopes: Vec<ApiScope>,
     /// Access of the client, which lasts until a reload removes the client or changes its token.
     pub access: Access,
+    /// Share of the client in the spool.
+    pub spool: SpoolShare,
+}
+
+/// Bounds of what one client may have in the spool. A bound that is `None` does not apply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpoolShare {
+    /// Bytes that the client's items may count for.
+    pub max: Option<u64>,
+    /// Number of items that the client may have, in any state.
+    pub items: Option<u64>,
 }
 
 /// A permission for the calls of the API about buffers and items. The `acquire` call needs none.

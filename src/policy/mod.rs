@@ -19,7 +19,7 @@ mod work;
 
 pub use access::{Access, Token};
 pub use changes::PolicyChanges;
-pub use client::{ApiScope, Client, Secret};
+pub use client::{ApiScope, Client, Secret, SpoolShare};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
@@ -76,6 +76,12 @@ impl Policy {
         self.hosts = hosts::HostTable::new(&targets);
         self.targets = targets;
         self
+    }
+
+    /// Returns the share of a client in the spool.
+    pub fn spool_share(&self, name: &str) -> SpoolShare {
+        let known = self.clients.iter().find(|client| *client.name == *name);
+        known.map_or_else(SpoolShare::default, |client| client.spool)
     }
 
     /// Keeps the access of clients and operators that `older` has with the same token. Returns the

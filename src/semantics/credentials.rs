@@ -18,6 +18,15 @@ pub fn proxy_credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((name.to_owned(), token.to_owned()))
 }
 
+/// Returns the bearer token of a request (RFC 6750 section 2.1). The name of the scheme is
+/// case-insensitive (RFC 9110 section 11.1).
+pub fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("Bearer");
+    is_bearer.then(|| token.trim())
+}
+
 /// Returns true if the name of a header field indicates that its value is a credential.
 pub fn is_credential(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
@@ -28,6 +37,22 @@ pub fn is_credential(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scheme_of_a_bearer_token_is_case_insensitive() {
+        for (value, token) in [
+            ("Bearer a:b", Some("a:b")),
+            ("bearer a:b", Some("a:b")),
+            ("BEARER   a:b ", Some("a:b")),
+            ("Bearer", None),
+            ("Basic a:b", None),
+            ("Bearera:b", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            assert_eq!(bearer_token(&headers), token, "{value}");
+        }
+    }
 
     #[test]
     fn basic_credentials_are_read_and_nothing_else() {

@@ -5,7 +5,7 @@ use http::HeaderMap;
 
 use crate::exchange::{ClientIdentity, Error, Reason};
 use crate::policy::{Client, Policy};
-use crate::semantics::{CLIENT_TOKEN, proxy_credentials};
+use crate::semantics::{CLIENT_TOKEN, bearer_token, proxy_credentials};
 
 /// Authenticates a request to the forward proxy by `Proxy-Authorization: Basic`.
 ///
@@ -45,11 +45,9 @@ pub(super) fn by_api_field(
     policy: &Policy,
     client: &ClientIdentity,
 ) -> Result<ClientIdentity, Error> {
-    let bearer = headers.get(http::header::AUTHORIZATION);
-    let bearer = bearer.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    match bearer {
+    match bearer_token(headers) {
         Some(bearer) => {
-            let offered = bearer.trim().split_once(':');
+            let offered = bearer.split_once(':');
             identify(Reason::ClientTokenUnknown, offered, policy, client)
         }
         None => by_token_field(headers, policy, client),
@@ -59,8 +57,7 @@ pub(super) fn by_api_field(
 /// Returns true if the request carries credentials for outpace, valid or not. `Authorization` counts
 /// only if it looks like a client's token, because it is usually meant for the origin.
 pub(super) fn has_credentials(headers: &HeaderMap) -> bool {
-    let bearer = headers.get(http::header::AUTHORIZATION);
-    let bearer = bearer.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let bearer = bearer_token(headers);
     headers.contains_key(http::header::PROXY_AUTHORIZATION)
         || headers.contains_key(CLIENT_TOKEN)
         || bearer.is_some_and(|bearer| bearer.contains(':'))

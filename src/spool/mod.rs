@@ -8,6 +8,7 @@ mod disk;
 mod item;
 mod key_file;
 mod postgres;
+mod room;
 mod rows;
 mod seal;
 mod sealed;
@@ -24,6 +25,7 @@ pub use item::{
 };
 pub use key_file::{create_key, read_key};
 pub use postgres::{PostgresParts, PostgresSpoolSettings, PostgresStore};
+pub use room::{PushAccount, SpoolUsage, Usage};
 pub use seal::{KEY_BYTES_MIN, SealError, SealLabel, Sealer};
 pub use sealed::{SealedStore, destination};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
@@ -64,6 +66,18 @@ pub enum StoreError {
         used: u64,
         /// Bound in bytes that applies to this operation.
         max: u64,
+    },
+    /// A push would exceed the share of its client.
+    #[error("client `{client}` has used its share of the spool: {used} of {max} {unit}")]
+    ShareFull {
+        /// Name of the client.
+        client: Arc<str>,
+        /// Use of the client, in the unit of the bound.
+        used: u64,
+        /// Bound that applies to the client.
+        max: u64,
+        /// Unit of the bound, `bytes` or `items`.
+        unit: &'static str,
     },
     /// The disk of the spool or of its database has no room left. The text names the disk.
     #[error("{0} is full; free space on it")]

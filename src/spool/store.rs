@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::{
     Attempt, Buffer, BufferConfig, Counts, Finished, Hold, IdempotencyKey, Item, ItemChange,
-    ListQuery, Millis, NewItem, Purge, Pushed, Redrive, Request, StoreError,
+    ListQuery, Millis, NewItem, Purge, PushAccount, Pushed, Redrive, Request, SpoolUsage,
+    StoreError,
 };
 
 /// Durable store of buffers, items and attempts. This part answers from memory, and hears about
@@ -30,6 +31,9 @@ pub trait Store: Changes + Reads + Send + Sync + std::fmt::Debug {
 
     /// Returns the buffer with this number from the same list as [`buffers`](Self::buffers).
     fn buffer(&self, number: i64) -> Option<Buffer>;
+
+    /// Returns the use of the spool as of the latest commit, or of the latest look at a database.
+    fn usage(&self) -> SpoolUsage;
 
     /// Waits for changes by other processes and for leases gained or lost. Returns the numbers of
     /// the affected buffers. Never resolves if the store is not shared.
@@ -63,12 +67,14 @@ pub trait Changes {
     async fn remove(&self, buffer: i64, forced: bool) -> Result<(), StoreError>;
 
     /// Stores either all items or none, with consecutive sequence numbers. A push that repeats the
-    /// key `once` returns the items of the first push.
+    /// key `once` returns the items of the first push. The items count against the share of
+    /// `account`.
     async fn push(
         &self,
         buffer: i64,
         items: Vec<NewItem>,
         once: Option<IdempotencyKey>,
+        account: &PushAccount,
         now: Millis,
     ) -> Result<Pushed, StoreError>;
 
@@ -108,10 +114,15 @@ pub trait Changes {
     /// cancelled items go if they ended before `delivered_before`, dead and expired ones if before
     /// `dead_before`.
     ///
-    /// If the spool is nearly full, newer delivered and cancelled items go as well. Idempotency
-    /// keys from before `delivered_before` are removed too.
-    async fn prune(&self, delivered_before: Millis, dead_before: Millis)
-    -> Result<u64, StoreError>;
+    /// If the spool is nearly full, newer delivered and cancelled items go as well. So do those of the
+    /// clients `crowded`, which have nearly used their share. Idempotency keys from before
+    /// `delivered_before` are removed too.
+    async fn prune(
+        &self,
+        delivered_before: Millis,
+        dead_before: Millis,
+        crowded: &[Arc<str>],
+    ) -> Result<u64, StoreError>;
 }
 
 /// Queries of a store.

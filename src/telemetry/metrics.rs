@@ -94,6 +94,12 @@ metrics! {
         "Bytes of request bodies that are in memory now";
     tasks: Gauge = Gauge::default(), "outpace_tasks", "",
         "Tasks of the runtime that are alive now, such as one for each connection";
+    spool_used: Gauge = Gauge::default(), "outpace_spool_used_bytes", "",
+        "Bytes of the spool that are in use, counted like spool.max";
+    spool_max: Gauge = Gauge::default(), "outpace_spool_max_bytes", "",
+        "Bound of the spool in bytes, spool.max";
+    spool_clients: Family<ClientLabel, Gauge> = Family::default(), "outpace_spool_client_bytes", "client (name in clients, or - for none)",
+        "Bytes that the items of a client count for";
     reloads: Family<ResultLabel, Counter> = Family::default(), "outpace_reloads_total", "result (ok, error)",
         "Reloads of the configuration, by result";
     log_lines_dropped: Counter = super::log::lines_dropped(), "outpace_log_lines_dropped_total", "",
@@ -162,6 +168,11 @@ struct ExchangeLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClientLabel {
+    client: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -308,6 +319,24 @@ impl Metrics {
         self.0.bodies_buffered.inc_by(change);
     }
 
+    /// Sets the bytes that the spool has in use and its bound, before a scrape.
+    pub fn set_spool(&self, used: u64, max: u64) {
+        self.0.spool_used.set(signed(used));
+        self.0.spool_max.set(signed(max));
+    }
+
+    /// Replaces the bytes of all clients, before a scrape.
+    pub fn set_spool_clients(&self, clients: impl IntoIterator<Item = (Arc<str>, u64)>) {
+        self.0.spool_clients.clear();
+        for (client, bytes) in clients {
+            let label = ClientLabel { client };
+            self.0
+                .spool_clients
+                .get_or_create(&label)
+                .set(signed(bytes));
+        }
+    }
+
     /// Counts a reload of the configuration. `ok` is true if the new configuration is in force.
     pub fn reloaded(&self, ok: bool) {
         let result = if ok { "ok" } else { "error" };
@@ -318,6 +347,10 @@ impl Metrics {
     pub(super) fn log_lines_dropped(&self) -> Counter {
         self.0.log_lines_dropped.clone()
     }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// Metrics of one target. Clones are cheap and share the same counters.
@@ -402,6 +435,7 @@ mod tests {
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());
         metrics.reloaded(true);
+        metrics.set_spool_clients([("-".into(), 1)]);
         metrics.authentication_failed("admin", "wrong");
         metrics.connection_refused("proxy", "share");
         let text = metrics.encode();

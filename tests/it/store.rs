@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use outpace::spool::{
     Attempt, AttemptOutcome, BufferConfig, Finished, IdempotencyKey, Item, ItemChange, ItemStatus,
-    ListQuery, NewItem, Purge, Redrive, Request, Store, StoreError, step,
+    ListQuery, NewItem, Purge, PushAccount, Redrive, Request, Store, StoreError, step,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -313,13 +313,13 @@ impl History {
 
     async fn push(&mut self, store: &dyn Store, buffer: i64) {
         let items = self.items();
-        let key = self
-            .rng
-            .random_bool(0.4)
-            .then(|| format!("{}/{}", self.seed, self.rng.random_range(0..4)));
+        let has_key = self.rng.random_bool(0.4);
+        let key = has_key.then(|| format!("{}/{}", self.seed, self.rng.random_range(0..4)));
         let fingerprint = [self.rng.random_range(0..2); 32];
         let once = key.clone().map(|key| IdempotencyKey { key, fingerprint });
-        let pushed = store.push(buffer, items.clone(), once, self.now).await;
+        let account = PushAccount::default();
+        let pushed = store.push(buffer, items.clone(), once, &account, self.now);
+        let pushed = pushed.await;
         match key.as_ref().and_then(|key| self.model.once.get(key)) {
             Some((known, ids)) if *known == fingerprint => {
                 let pushed = pushed.unwrap();

@@ -309,3 +309,70 @@ async fn p10_closed_a_permit_belongs_to_the_client_that_acquired_it() {
         assert_eq!(status, 200, "{verb} {told}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_by_default_no_field_replaces_the_method_or_path_that_a_buffer_allows() {
+    let origin = Origin::with(|_, _| async { reply(200, "") }).start().await;
+    let config = format!(
+        "{SPOOL}clients: [{{ name: alice, token: alice-token-of-32-bytes-0123456789 }}]\nbuffers: [{{ name: strict, url: \"http://plain.test/in\", allow: {{ methods: [PUT], paths: [\"/ok/*\"] }} }}]\n"
+    );
+    let program = Program::before(&origin, &config).await;
+    for (name, value, status) in [
+        ("X-HTTP-Method-Override", "DELETE", 403),
+        ("x-http-method", "delete", 403),
+        ("X_Method_Override", "PATCH", 403),
+        ("x-http-method-override", " put ", 201),
+        ("x-method-override", "POST", 201),
+        ("X-Original-URL", "/admin", 403),
+        ("x-rewrite-url", "http://plain.test/ok/1", 403),
+        ("X-Rewrite-Url", "/ok/../admin", 403),
+        ("X-Forwarded-URI", "/admin?/ok/1", 403),
+        ("x-original-url", "/ok/1", 201),
+        ("x-other", "/admin", 201),
+    ] {
+        let item = json!({ "body": "x", "headers": { name: value } });
+        let (got, told) = by(&program, ALICE, "POST", "/buffers/strict/items", item).await;
+        assert_eq!(got, status, "{name}: {value} {told}");
+        if status == 403 {
+            assert_eq!(told["reason"], "override-not-allowed");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scheme_of_a_clients_token_has_any_case() {
+    let origin = Origin::with(|_, _| async { reply(200, "") }).start().await;
+    let program = Program::before(&origin, &format!("{SPOOL}{TENANTS}")).await;
+    for (value, status) in [
+        (format!("Bearer {ALICE}"), 200),
+        (format!("bearer {ALICE}"), 200),
+        (format!("BEARER  {ALICE}"), 200),
+        (format!("Basic {ALICE}"), 401),
+        (format!("bearer {ALICE}x"), 401),
+    ] {
+        let field = [("authorization", &*value)];
+        let (got, told) = call_with(&program, "GET", "/buffers", "", &field).await;
+        assert_eq!(got, status, "{value} {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buffer_whose_target_sets_credentials_needs_tls_at_its_creation() {
+    let origin = Origin::with(|_, _| async { reply(200, "") }).start().await;
+    let target = "targets: [{ name: keyed, hosts: [\"plain.test\"], set_headers: { authorization: \"Bearer 1\" } }]\n";
+    let program = Program::before(&origin, &format!("{SPOOL}{target}")).await;
+    for (url, status) in [
+        ("http://plain.test/", 403),
+        ("http://plain.test:80/x", 403),
+        ("https://plain.test/", 201),
+        ("http://other.test/", 201),
+    ] {
+        let name = format!("b{}", url.len());
+        let buffer = json!({ "name": name, "url": url });
+        let (got, told) = call(&program, "POST", "/buffers", buffer).await;
+        assert_eq!(got, status, "{url} {told}");
+        if status == 403 {
+            assert_eq!(told["reason"], "credentials-need-tls");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use super::{Text, Violation, Violations, secret};
 use crate::files::exposed_mode;
 use crate::origin::load_identity;
 use crate::policy::{
-    Access, ApiScope, Client, ListenerTls, Operator, Role, Secret, ServerTls, Token,
+    Access, ApiScope, Client, ListenerTls, Operator, Role, Secret, ServerTls, SpoolShare, Token,
 };
 
 /// Sources of one token, of which the configuration names at most one.
@@ -147,6 +147,10 @@ pub(super) fn clients(
             token,
             scopes,
             access: Access::new(),
+            spool: SpoolShare {
+                max: client.spool.max.map(|size| size.0.as_bytes()),
+                items: client.spool.items,
+            },
         });
     }
     let tiers = limit::tiers(p, limits);

@@ -8,7 +8,7 @@ use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
 use crate::delivery::{check_buffer, check_credentials, check_name};
-use crate::policy::{Policy, Secret, Target};
+use crate::policy::{Client, Policy, Secret, Target};
 use crate::spool::{
     BufferConfig, BufferOwner, BufferSpec, DiskSettings, KEY_BYTES_MIN, PostgresSpoolSettings,
 };
@@ -71,6 +71,18 @@ pub(super) fn spool(
         keys,
         buffers,
     })
+}
+
+/// Sets the share of each client in the spool that the file does not set. With several clients one of
+/// them may have half of the spool.
+pub(super) fn shares(clients: &mut [Client], spool: Option<&SpoolSettings>) {
+    let Some(spool) = spool.filter(|_| clients.len() > 1) else {
+        return;
+    };
+    let half = spool.store.max() / 2;
+    for client in clients {
+        client.spool.max.get_or_insert(half);
+    }
 }
 
 fn disk(

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use sqlx::sqlite::SqliteConnection;
 
+use super::super::room::{ClientChanges, file_bytes, push_max};
 use super::super::rows::{ItemRow, checksum};
 use super::super::{Item, ItemStatus, Millis, NewItem, StoreError};
 use super::DiskSettings;
 use super::buffer_index::{BufferEntry, BufferIndex};
+use crate::bounds::SPOOL_ATTEMPT_BYTES;
 
 /// Highest number of items in one insert statement.
 pub(super) const ROWS_MAX: usize = 64;
@@ -39,6 +41,10 @@ pub(super) struct NewRow {
     pub(super) seq: i64,
     pub(super) kept: Millis,
     pub(super) large: bool,
+    /// Name under which the item is counted, or an empty text.
+    pub(super) owner: Arc<str>,
+    /// Bytes that the item counts for.
+    pub(super) counted: u64,
     pub(super) place: i64,
 }
 
@@ -47,10 +53,12 @@ pub(super) struct Batch<'a> {
     pub(super) connection: &'a mut SqliteConnection,
     pub(super) buffer_index: BufferIndex,
     pub(super) rows: Vec<NewRow>,
-    /// Bytes in use in the database, plus those that this batch adds. Zero if the batch has no
-    /// push.
+    /// Bytes in use before this batch, plus those that it adds.
     pub(super) used: u64,
-    pub(super) room: u64,
+    /// Change of the bytes in body files by this batch.
+    pub(super) in_files: i64,
+    /// Changes of the sums of clients by this batch.
+    pub(super) clients: ClientChanges,
     pub(super) settings: &'a DiskSettings,
     /// Ids of the items with body files to remove after the commit.
     pub(super) files: Vec<String>,
@@ -79,7 +87,7 @@ impl Batch<'_> {
             let part: Vec<NewRow> = rows.by_ref().take(ROWS_MAX).collect();
             self.flush_bodies(&part).await?;
             let mut insert = sqlx::QueryBuilder::new(
-                "insert into item (place, id, buffer, born, seq, status, request, large, crc, size, kept, not_before, expires) ",
+                "insert into item (place, id, buffer, born, seq, status, request, large, crc, size, kept, not_before, expires, owner, counted) ",
             );
             insert.push_values(part, |mut row, new| {
                 let crc = checksum(&new.item.id, &new.request, &new.item.body);
@@ -96,7 +104,9 @@ impl Batch<'_> {
                     .push_bind(size)
                     .push_bind(new.kept)
                     .push_bind(new.item.not_before)
-                    .push_bind(new.item.expires);
+                    .push_bind(new.item.expires)
+                    .push_bind(new.owner.to_string())
+                    .push_bind(new.counted.cast_signed());
             });
             insert.build().execute(&mut *self.connection).await?;
         }
@@ -104,6 +114,44 @@ impl Batch<'_> {
         buffers.dedup();
         for buffer in buffers {
             self.save_seq(buffer).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts an item that is added, with the size of its body.
+    pub(super) fn added(&mut self, owner: &Arc<str>, size: u64, large: bool, counted: u64) {
+        self.clients.add(owner, 1, counted.cast_signed());
+        self.used += counted + SPOOL_ATTEMPT_BYTES;
+        if large {
+            self.in_files += file_bytes(size).cast_signed();
+        }
+    }
+
+    /// Checks that a change of a buffer leaves the room that is for outcomes.
+    pub(super) fn must_have_room(&mut self, adds: u64) -> Result<(), StoreError> {
+        let (used, max) = (self.used, push_max(self.settings.max));
+        if used + adds > max {
+            return Err(StoreError::Full { used, max });
+        }
+        self.used += adds;
+        Ok(())
+    }
+
+    /// Saves the changed sums, in the transaction that changes what they count.
+    pub(super) async fn save_sums(&mut self) -> Result<(), sqlx::Error> {
+        for (owner, change) in &self.clients.0 {
+            sqlx::query("insert into usage values (?, ?, ?) on conflict (owner) do update set items = items + excluded.items, bytes = bytes + excluded.bytes")
+                .bind(owner.to_string())
+                .bind(change.items)
+                .bind(change.bytes)
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        if self.in_files != 0 {
+            sqlx::query("insert into meta values ('files', ?) on conflict (key) do update set value = value + excluded.value")
+                .bind(self.in_files)
+                .execute(&mut *self.connection)
+                .await?;
         }
         Ok(())
     }
@@ -134,9 +182,19 @@ impl Batch<'_> {
     }
 }
 
-pub(super) async fn used(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
-    let sql = "select (p.page_count - f.freelist_count) * s.page_size \
+/// Sizes of the database file in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pages {
+    pub(super) used: u64,
+    pub(super) unused: u64,
+}
+
+pub(super) async fn pages(connection: &mut SqliteConnection) -> Result<Pages, sqlx::Error> {
+    let sql = "select (p.page_count - f.freelist_count) * s.page_size, f.freelist_count * s.page_size \
                from pragma_page_count p, pragma_freelist_count f, pragma_page_size s";
-    let used: i64 = sqlx::query_scalar(sql).fetch_one(connection).await?;
-    Ok(used.unsigned_abs())
+    let (used, unused): (i64, i64) = sqlx::query_as(sql).fetch_one(connection).await?;
+    Ok(Pages {
+        used: used.unsigned_abs(),
+        unused: unused.unsigned_abs(),
+    })
 }

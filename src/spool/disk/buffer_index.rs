@@ -72,6 +72,14 @@ impl BufferIndex {
         entry.map_or_else(Counts::default, |entry| entry.counts)
     }
 
+    /// Returns the number of items that may still be sent or are in flight.
+    pub(super) fn live(&self) -> u64 {
+        let counts = self.buffers.values().map(|entry| entry.counts);
+        let counts = counts.flat_map(|counts| ItemStatus::ALL.into_iter().zip(counts));
+        let live = counts.filter(|(status, _)| status.is_live());
+        live.map(|(_, count)| count).sum()
+    }
+
     pub(super) fn named(&self, name: &str) -> Option<&Buffer> {
         let mut all = self.buffers.values().map(|entry| &entry.buffer);
         all.find(|buffer| *buffer.name == *name)

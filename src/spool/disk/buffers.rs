@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use super::super::rows::json;
-use super::super::{Buffer, BufferConfig, ItemStatus, Millis, StoreError};
+use super::super::{Buffer, BufferConfig, BufferOwner, ItemStatus, Millis, StoreError};
 use super::batch::{Batch, Failed};
 use super::op::Change;
+use super::remove::remove_items;
+use crate::bounds::SPOOL_ITEM_BYTES;
 
 pub(super) struct Create {
     pub(super) id: Arc<str>,
@@ -24,6 +26,10 @@ impl Change for Create {
             }
             return Err(StoreError::NameTaken(self.name.to_string()).into());
         }
+        let text = json(&self.terms);
+        if self.terms.owner != BufferOwner::Declared {
+            batch.must_have_room(SPOOL_ITEM_BYTES + text.len() as u64)?;
+        }
         let buffer = Buffer {
             number: batch.buffer_index.next_number(),
             id: Arc::clone(&self.id),
@@ -36,7 +42,7 @@ impl Change for Create {
             .bind(buffer.number)
             .bind(self.id.to_string())
             .bind(self.name.to_string())
-            .bind(json(&self.terms))
+            .bind(text)
             .bind(self.now)
             .execute(&mut *batch.connection)
             .await?;
@@ -54,11 +60,16 @@ impl Change for ChangeTerms {
     type Output = Buffer;
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Buffer, Failed> {
+        let text = json(&self.terms);
+        let before = json(&*batch.entry(self.buffer)?.buffer.terms).len();
+        if self.terms.owner != BufferOwner::Declared && text.len() > before {
+            batch.must_have_room((text.len() - before) as u64)?;
+        }
         let entry = batch.entry(self.buffer)?;
         entry.buffer.terms = Arc::new(self.terms.clone());
         let changed = entry.buffer.clone();
         sqlx::query("update buffer set terms = ? where number = ?")
-            .bind(json(&self.terms))
+            .bind(text)
             .bind(self.buffer)
             .execute(&mut *batch.connection)
             .await?;
@@ -82,16 +93,9 @@ impl Change for Remove {
         if live > 0 && !self.forced {
             return Err(StoreError::not_empty(live).into());
         }
-        let sql = "select id from item where large and buffer = ?";
-        let files: Vec<String> = sqlx::query_scalar(sql)
-            .bind(buffer)
-            .fetch_all(&mut *batch.connection)
-            .await?;
-        batch.files.extend(files);
+        remove_items(batch, &format!("buffer = {buffer}")).await?;
         for sql in [
             "delete from attempt where buffer = ?",
-            "delete from body where place in (select place from item where buffer = ?)",
-            "delete from item where buffer = ?",
             "delete from buffer where number = ?",
         ] {
             let delete = sqlx::query(sql).bind(buffer);

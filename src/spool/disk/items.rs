@@ -2,19 +2,27 @@
 
 use std::sync::Arc;
 
-use super::super::rows::{ItemRow, json};
-use super::super::{
-    Finished, Item, ItemChange, ItemStatus, Millis, Purge, Redrive, StoreError, crowded,
-};
-use super::batch::{Batch, Failed, used};
-use super::buffers::pause;
+use super::super::rows::ItemRow;
+use super::super::{Item, ItemChange, ItemStatus, Millis, Purge, Redrive, StoreError, crowded};
+use super::batch::{Batch, Failed};
 use super::op::Change;
+use super::remove::remove_items;
 
 /// Writes the changeable columns of `item` and moves its count from the state `before` to its new
 /// state.
 async fn put(batch: &mut Batch<'_>, item: &Item, before: ItemStatus) -> Result<(), Failed> {
-    sqlx::query(
-        "update item set status = ?, not_before = ?, attempts = ?, retries = ?, refusals = ?, doubtful = ?, finished = ?, code = ?, error = ?, expires = ?, seq = ? where id = ?",
+    put_counted(batch, item, before, 0).await
+}
+
+/// Does the same as [`put`], and changes the bytes that the item counts for by `bytes`.
+pub(super) async fn put_counted(
+    batch: &mut Batch<'_>,
+    item: &Item,
+    before: ItemStatus,
+    bytes: i64,
+) -> Result<(), Failed> {
+    let owner: Option<String> = sqlx::query_scalar(
+        "update item set status = ?, not_before = ?, attempts = ?, retries = ?, refusals = ?, doubtful = ?, finished = ?, code = ?, error = ?, expires = ?, seq = ?, counted = counted + ? where id = ? returning owner",
     )
     .bind(item.status as i64)
     .bind(item.not_before)
@@ -27,9 +35,13 @@ async fn put(batch: &mut Batch<'_>, item: &Item, before: ItemStatus) -> Result<(
     .bind(item.last_error.clone())
     .bind(item.expires)
     .bind(item.seq)
+    .bind(bytes)
     .bind(item.id.to_string())
-    .execute(&mut *batch.connection)
+    .fetch_optional(&mut *batch.connection)
     .await?;
+    if let Some(owner) = owner.filter(|_| bytes != 0) {
+        batch.clients.add(&Arc::from(owner), 0, bytes);
+    }
     batch.buffer_index.take(item.buffer, before, 1);
     batch.buffer_index.add(item.buffer, item.status, 1);
     Ok(())
@@ -83,55 +95,6 @@ impl Change for ReleaseClaim {
             put(batch, &item, ItemStatus::InFlight).await?;
         }
         Ok(())
-    }
-}
-
-pub(super) struct Finish {
-    pub(super) finished: Finished,
-    pub(super) now: Millis,
-}
-
-impl Change for Finish {
-    type Output = Item;
-
-    async fn apply(&self, batch: &mut Batch<'_>) -> Result<Item, Failed> {
-        let (step, attempt) = (&self.finished.step, &self.finished.attempt);
-        let mut item = batch.fetch(&attempt.item).await?;
-        if item.status != ItemStatus::InFlight {
-            return Err(StoreError::not_now(&item, "finished").into());
-        }
-        item.status = step.status;
-        (item.retries, item.refusals) = (step.retries, step.refusals);
-        item.not_before = step.not_before;
-        item.maybe_duplicate = step.maybe_duplicate;
-        item.finished = (!step.status.is_live()).then_some(self.now);
-        (item.last_status, item.last_error) = (attempt.status, attempt.error.clone());
-        put(batch, &item, ItemStatus::InFlight).await?;
-        let response = attempt.response.as_ref();
-        sqlx::query(
-            "insert into attempt (item, buffer, number, started, took, waited, outcome, code, error, next, doubtful, headers, body, cut) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(attempt.item.to_string())
-        .bind(attempt.buffer)
-        .bind(i64::from(attempt.number))
-        .bind(attempt.started)
-        .bind(attempt.took)
-        .bind(attempt.waited)
-        .bind(attempt.outcome.to_string())
-        .bind(attempt.status.map(i64::from))
-        .bind(attempt.error.clone())
-        .bind(attempt.next)
-        .bind(attempt.maybe_duplicate)
-        .bind(response.map(|kept| json(&kept.headers)))
-        .bind(response.map(|kept| kept.body.to_vec()))
-        .bind(response.is_some_and(|kept| kept.truncated))
-        .execute(&mut *batch.connection)
-        .await?;
-        if step.block {
-            let why: Arc<str> = format!("item {} has used up its retries", item.id).into();
-            pause(batch, item.buffer, Some(&why)).await?;
-        }
-        Ok(item)
     }
 }
 
@@ -194,31 +157,9 @@ impl Change for PurgeItems {
         batch.entry(buffer)?;
         let mut count = 0;
         for status in self.what.statuses() {
-            let sql = "select id from item where buffer = ? and status = ? and kept < ? and large";
-            let files: Vec<String> = sqlx::query_scalar(sql)
-                .bind(buffer)
-                .bind(*status as i64)
-                .bind(before)
-                .fetch_all(&mut *batch.connection)
-                .await?;
-            batch.files.extend(files);
-            for sql in [
-                "delete from attempt where item in (select id from item where buffer = ? and status = ? and kept < ?)",
-                "delete from body where place in (select place from item where buffer = ? and status = ? and kept < ?)",
-                "delete from item where buffer = ? and status = ? and kept < ?",
-            ] {
-                let gone = sqlx::query(sql)
-                    .bind(buffer)
-                    .bind(*status as i64)
-                    .bind(before)
-                    .execute(&mut *batch.connection)
-                    .await?;
-                if sql.starts_with("delete from item") {
-                    let gone = gone.rows_affected();
-                    count += gone;
-                    batch.buffer_index.take(buffer, *status, gone);
-                }
-            }
+            let status = *status as i64;
+            let which = format!("buffer = {buffer} and status = {status} and kept < {before}");
+            count += remove_items(batch, &which).await?;
         }
         Ok(count)
     }
@@ -272,6 +213,8 @@ const FORGET_MAX: i64 = 1000;
 pub(super) struct Prune {
     pub(super) delivered: Millis,
     pub(super) dead: Millis,
+    /// Clients that have nearly used their share.
+    pub(super) crowded: Vec<Arc<str>>,
 }
 
 impl Change for Prune {
@@ -279,7 +222,7 @@ impl Change for Prune {
 
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<u64, Failed> {
         // History is removed before its time if the spool is nearly full, the oldest first.
-        let is_crowded = used(batch.connection).await? > crowded(batch.settings.max);
+        let is_crowded = batch.used > crowded(batch.settings.max);
         let until = if is_crowded {
             Millis::MAX
         } else {
@@ -287,8 +230,8 @@ impl Change for Prune {
         };
         let oldest = |status: ItemStatus, before: Millis| {
             format!(
-                "select * from (select place, id, buffer, status, large from item \
-                 where status = {} and status > 2 and finished < {before} order by finished limit {FORGET_MAX})",
+                "select * from (select place from item where status = {} and status > 2 \
+                 and finished < {before} order by finished limit {FORGET_MAX})",
                 status as i64
             )
         };
@@ -299,26 +242,24 @@ impl Change for Prune {
             oldest(ItemStatus::Expired, self.dead),
         ];
         let sql = sqlx::AssertSqlSafe(parts.join(" union all "));
-        let rows: Vec<(i64, String, i64, i64, bool)> = sqlx::query_as(sql)
+        let mut places: Vec<i64> = sqlx::query_scalar(sql)
             .fetch_all(&mut *batch.connection)
             .await?;
-        let count = rows.len() as u64;
-        for (place, id, buffer, status, is_large) in rows {
-            let delete = sqlx::query("delete from attempt where item = ?").bind(id.clone());
-            delete.execute(&mut *batch.connection).await?;
-            for sql in [
-                "delete from body where place = ?",
-                "delete from item where place = ?",
-            ] {
-                let delete = sqlx::query(sql).bind(place);
-                delete.execute(&mut *batch.connection).await?;
-            }
-            if let Some(status) = ItemStatus::stored(status) {
-                batch.buffer_index.take(buffer, status, 1);
-            }
-            if is_large {
-                batch.files.push(id);
-            }
+        let of_client = "select place from item where status in (3, 5) and status > 2 and owner = ? \
+                         order by finished limit ?";
+        for owner in &self.crowded {
+            let query = sqlx::query_scalar(of_client).bind(owner.to_string());
+            let found: Vec<i64> = query
+                .bind(FORGET_MAX)
+                .fetch_all(&mut *batch.connection)
+                .await?;
+            places.extend(found);
+        }
+        let mut count = 0;
+        if !places.is_empty() {
+            let places: Vec<String> = places.iter().map(ToString::to_string).collect();
+            let which = format!("place in ({})", places.join(","));
+            count = remove_items(batch, &which).await?;
         }
         sqlx::query("delete from once where made < ?")
             .bind(self.delivered)

@@ -11,34 +11,40 @@ mod batch;
 mod bodies;
 mod buffer_index;
 mod buffers;
+mod finish;
 mod items;
 mod keys;
 mod op;
+mod open;
 mod push;
 mod read;
+mod remove;
+mod shrink;
+mod sums;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::room::{Room, RoomReservation, needed};
 use super::{
     Buffer, BufferConfig, Changes, Finished, Hold, IdempotencyKey, Item, ItemChange, Millis,
-    NewItem, Purge, Pushed, Redrive, Store, StoreError, WAITING_KIB, WAITING_MAX, reserve_room,
+    NewItem, Purge, PushAccount, Pushed, Redrive, SpoolUsage, Store, StoreError, Usage,
+    WAITING_KIB, WAITING_MAX, reserve_room,
 };
+use crate::bounds::SPOOL_INLINE;
 use crate::clock::{Clock, Instant};
-use crate::files::{FileFault, check_entries, make_private_dir, open_private};
+use crate::files::FileFault;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
+use bodies::FoundFiles;
 use buffer_index::BufferIndex;
 use op::{Change, Message, WaitingChange};
+use open::{connect, take};
 use push::Push;
 use writer::Writer;
 
@@ -62,6 +68,22 @@ pub struct DiskSettings {
     pub inline: u64,
     /// True if the store may open although acknowledged items are missing.
     pub accept_loss: bool,
+}
+
+impl DiskSettings {
+    /// Returns the largest body in bytes that is stored in the database.
+    fn inline_max(&self) -> u64 {
+        self.inline.min(SPOOL_INLINE)
+    }
+
+    /// Returns the free bytes of the file system beyond `min_free`. If the query fails, there is no
+    /// bound.
+    fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.dir);
+        stat.map_or(u64::MAX, |stat| {
+            (stat.f_bavail * stat.f_frsize).saturating_sub(self.min_free)
+        })
+    }
 }
 
 /// Error that prevents the store on disk from opening.
@@ -117,7 +139,10 @@ pub struct DiskStore {
     clock: Clock,
     broken: watch::Receiver<Option<String>>,
     /// Permits for the memory of waiting pushes, one per KiB.
-    room: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    /// Room on disk, with the reservations of pushes.
+    room: Arc<Room>,
+    found: FoundFiles,
     #[expect(dead_code, reason = "its lock is what counts")]
     lock: std::fs::File,
 }
@@ -162,9 +187,9 @@ impl DiskStore {
                 found,
             });
         }
-        bodies::sweep_orphans(&mut connection, &dir)
-            .await
-            .map_err(database)?;
+        let room = Room::new(settings.max);
+        let opened = sums::open(&mut connection, &dir, &buffer_index, &room);
+        let (pages, found) = opened.await.map_err(database)?;
         let options = SqliteConnectOptions::new().filename(&path);
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -180,6 +205,9 @@ impl DiskStore {
             settings: settings.clone(),
             mark,
             ballast: ballast::Ballast::fill(&dir, settings.ballast),
+            room: Arc::clone(&room),
+            pages,
+            in_files: found.bodies.bytes,
             broken: tell_broken,
         };
         // The writer is detached from the drain, because draining tasks still write. `close` ends
@@ -192,7 +220,9 @@ impl DiskStore {
             settings,
             clock: clock.clone(),
             broken,
-            room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
+            memory: Arc::new(Semaphore::new(WAITING_KIB as usize)),
+            room,
+            found,
             lock,
         })
     }
@@ -221,6 +251,52 @@ impl DiskStore {
         }
     }
 
+    /// Reserves the room for a push, on the file system as well.
+    async fn reserve(
+        &self,
+        account: &PushAccount,
+        items: &[NewItem],
+    ) -> Result<RoomReservation, StoreError> {
+        let (adds, in_files) = needed(items, self.settings.inline_max());
+        let ballast = match self.room.lacks_ballast() {
+            true => self.settings.ballast,
+            false => 0,
+        };
+        let free = self.settings.free().saturating_sub(ballast);
+        if self.room.reserved() + adds.bytes > free {
+            return Err(StoreError::NoSpace(SPOOL_DISK));
+        }
+        let reserved = self.room.reserve(account, adds, in_files);
+        // Free pages of the database file are of no use for body files.
+        if let Err(StoreError::Full { .. }) = reserved
+            && in_files > 0
+            && self.room.unused_pages() > 0
+        {
+            self.write(shrink::Shrink { by: adds.bytes }).await?;
+            return self.room.reserve(account, adds, in_files);
+        }
+        reserved
+    }
+
+    /// Returns the result of the push that `once` repeats, or `full` if it repeats none.
+    async fn repeated(
+        &self,
+        once: Option<&IdempotencyKey>,
+        full: StoreError,
+    ) -> Result<Pushed, StoreError> {
+        let Some(once) = once else {
+            return Err(full);
+        };
+        push::repeated(&self.readers, once)
+            .await?
+            .unwrap_or(Err(full))
+    }
+
+    /// Returns the body files without an item that the start removed.
+    pub const fn removed_orphans(&self) -> Usage {
+        self.found.orphans
+    }
+
     /// Sends a change to the writer and waits for its result, which arrives after the commit.
     async fn write<C: Change>(&self, change: C) -> Result<C::Output, StoreError> {
         let (waiting, told) = WaitingChange::new(change);
@@ -236,49 +312,6 @@ impl DiskStore {
         self.messages.send(message).await.map_err(|_cause| gone())?;
         told.await.map_err(|_cause| gone())?
     }
-}
-
-/// Creates the directory and locks it. Returns `None` if another process holds the lock.
-fn take(dir: &Path) -> Result<Option<std::fs::File>, FileFault> {
-    make_private_dir(dir)?;
-    // The files of bodies lie two levels below.
-    check_entries(dir, 2)?;
-    let lock = open_private(&dir.join("lock"))?;
-    // SQLite creates its other files with the mode of this one.
-    open_private(&dir.join("spool.db"))?;
-    Ok(lock.try_lock().is_ok().then_some(lock))
-}
-
-/// Opens the writer's connection and creates missing tables.
-async fn connect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .statement_cache_capacity(256)
-        .pragma("journal_size_limit", "67108864")
-        .pragma("fullfsync", "1")
-        .disable_statement_logging();
-    let mut connection = SqliteConnection::connect_with(&options).await?;
-    sqlx::raw_sql(include_str!("schema.sql"))
-        .execute(&mut connection)
-        .await?;
-    add_missing_columns(&mut connection).await?;
-    Ok(connection)
-}
-
-/// Adds the columns that a file of an earlier version does not have.
-async fn add_missing_columns(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let sql = "select count(*) from pragma_table_info('item') where name = 'refusals'";
-    let known: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
-    if known == 0 {
-        sqlx::raw_sql("alter table item add column refusals integer not null default 0")
-            .execute(connection)
-            .await?;
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -308,6 +341,10 @@ impl Store for DiskStore {
         let index = lock(&self.buffer_index);
         let entry = index.buffers.get(&number);
         entry.map(|entry| entry.buffer.clone())
+    }
+
+    fn usage(&self) -> SpoolUsage {
+        self.room.usage()
     }
 
     async fn changed(&self) -> Vec<i64> {
@@ -354,18 +391,22 @@ impl Changes for DiskStore {
         buffer: i64,
         items: Vec<NewItem>,
         once: Option<IdempotencyKey>,
+        account: &PushAccount,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
-        let room = reserve_room(&self.room, &items).await?;
-        let large = bodies::keep_large(&self.settings, &items).await?;
-        // If the push fails, the body files stay until the next start removes them.
+        let memory = reserve_room(&self.memory, &items).await?;
+        let reservation = match self.reserve(account, &items).await {
+            Ok(reservation) => reservation,
+            Err(full) => return self.repeated(once.as_ref(), full).await,
+        };
+        let prepared = bodies::keep_large(&self.settings, items, reservation).await?;
         let push = Push {
             buffer,
-            items,
-            large,
+            prepared,
             once,
+            owner: account.owner(),
             now,
-            _room: room,
+            _memory: memory,
         };
         self.write(push).await
     }
@@ -375,7 +416,7 @@ impl Changes for DiskStore {
     }
 
     async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
-        self.write(items::Finish { finished, now }).await
+        self.write(finish::Finish { finished, now }).await
     }
 
     async fn release_claim(&self, _buffer: i64, item: Arc<str>) -> Result<(), StoreError> {
@@ -413,34 +454,17 @@ impl Changes for DiskStore {
         self.write(items::RedriveItems { buffer, which, now }).await
     }
 
-    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
-        self.write(items::Prune { delivered, dead }).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_file_of_an_earlier_version_gets_the_missing_column() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("spool.db");
-        let mut connection = connect(&path).await.unwrap();
-        let earlier = "alter table item drop column refusals";
-        sqlx::raw_sql(earlier)
-            .execute(&mut connection)
-            .await
-            .unwrap();
-        connection.close().await.unwrap();
-        for _ in 0..2 {
-            let mut connection = connect(&path).await.unwrap();
-            let rows: Vec<i64> = sqlx::query_scalar("select refusals from item")
-                .fetch_all(&mut connection)
-                .await
-                .unwrap();
-            assert!(rows.is_empty());
-            connection.close().await.unwrap();
-        }
+    async fn prune(
+        &self,
+        delivered: Millis,
+        dead: Millis,
+        crowded: &[Arc<str>],
+    ) -> Result<u64, StoreError> {
+        let prune = items::Prune {
+            delivered,
+            dead,
+            crowded: crowded.to_vec(),
+        };
+        self.write(prune).await
     }
 }

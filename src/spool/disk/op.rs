@@ -15,6 +15,17 @@ pub(super) trait Change: Send + Sync + 'static {
     /// change of another kind. If the disk is full, pushes are refused and other changes are not.
     const IS_PUSH: bool = false;
 
+    /// Returns the bytes of the change, by which the writer divides its transactions.
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    /// Notes that the change was committed with this result.
+    fn committed(&self, _output: &Self::Output) {}
+
+    /// Notes that nothing is known about the commit, because the disk failed.
+    fn uncertain(&self) {}
+
     /// Applies the change. A change whose transaction was rolled back may be applied again.
     fn apply(
         &self,
@@ -26,6 +37,9 @@ pub(super) trait Change: Send + Sync + 'static {
 #[async_trait]
 pub(super) trait Operation: Send {
     fn is_push(&self) -> bool;
+
+    /// Returns the bytes of the change.
+    fn bytes(&self) -> u64;
 
     /// Applies the change and keeps its result. Fails if the whole transaction must end.
     async fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), sqlx::Error>;
@@ -69,6 +83,10 @@ impl<C: Change> Operation for WaitingChange<C> {
         C::IS_PUSH
     }
 
+    fn bytes(&self) -> u64 {
+        self.change.bytes()
+    }
+
     async fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), sqlx::Error> {
         if !C::IS_PUSH {
             batch.flush().await?;
@@ -82,12 +100,25 @@ impl<C: Change> Operation for WaitingChange<C> {
     }
 
     fn answer(self: Box<Self>, error: Option<&StoreError>) {
-        let result = match (error, self.result) {
-            (None, Some(result)) => result,
-            (Some(error), _) => Err(error.clone()),
+        let Self {
+            change,
+            result,
+            tell,
+        } = *self;
+        let result = match (error, result) {
+            (None, Some(result)) => result.inspect(|output| change.committed(output)),
+            (Some(error), _) => {
+                if matches!(error, StoreError::Away(_)) {
+                    change.uncertain();
+                }
+                Err(error.clone())
+            }
             (None, None) => Err(StoreError::Away("its writer has stopped".to_owned())),
         };
+        // The room of a push is released, and files of a refused one are removed, before its caller
+        // goes on.
+        drop(change);
         // The caller may have been cancelled. The change took effect regardless.
-        let _ = self.tell.send(result);
+        let _ = tell.send(result);
     }
 }

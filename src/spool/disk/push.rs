@@ -2,23 +2,26 @@
 
 use std::sync::Arc;
 
+use sqlx::sqlite::{Sqlite, SqliteRow};
+use sqlx::{Executor, Row as _};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::super::room::item_bytes;
 use super::super::rows::json;
-use super::super::{IdempotencyKey, ItemStatus, Millis, NewItem, Pushed, StoreError, total_bytes};
-use super::SPOOL_DISK;
+use super::super::{IdempotencyKey, ItemStatus, Millis, Pushed, StoreError, total_bytes};
 use super::batch::{Batch, Failed, NewRow, ROWS_MAX};
+use super::bodies::{PreparedPush, is_large};
 use super::op::Change;
 
 pub(super) struct Push {
     pub(super) buffer: i64,
-    pub(super) items: Vec<NewItem>,
-    /// True for each item with a body file of its own.
-    pub(super) large: Vec<bool>,
+    pub(super) prepared: PreparedPush,
     pub(super) once: Option<IdempotencyKey>,
+    /// Name under which the items are counted, or an empty text.
+    pub(super) owner: Arc<str>,
     pub(super) now: Millis,
     /// Permit for its part of the memory of waiting pushes, released with the operation.
-    pub(super) _room: OwnedSemaphorePermit,
+    pub(super) _memory: OwnedSemaphorePermit,
 }
 
 impl Change for Push {
@@ -26,38 +29,50 @@ impl Change for Push {
 
     const IS_PUSH: bool = true;
 
+    fn bytes(&self) -> u64 {
+        total_bytes(&self.prepared.items)
+    }
+
+    fn committed(&self, pushed: &Pushed) {
+        if !pushed.replayed {
+            self.prepared.files.keep();
+        }
+    }
+
+    fn uncertain(&self) {
+        // The next start removes the files if the items are not stored.
+        self.prepared.files.keep();
+    }
+
     async fn apply(&self, batch: &mut Batch<'_>) -> Result<Pushed, Failed> {
-        let Self { items, once, .. } = self;
+        let (items, once) = (&self.prepared.items, &self.once);
         if let Some(once) = once
-            && let Some(before) = repeated(batch, once).await?
+            && let Some(before) = repeated(&mut *batch.connection, once).await?
         {
-            return Ok(before);
-        }
-        let adds = total_bytes(items);
-        let (used, max) = (batch.used, batch.settings.max / 10 * 9);
-        if used + adds > max {
-            return Err(StoreError::Full { used, max }.into());
-        }
-        if adds > batch.room {
-            return Err(StoreError::NoSpace(SPOOL_DISK).into());
+            return Ok(before?);
         }
         let entry = batch.entry(self.buffer)?;
         let first = entry.next_seq;
         entry.next_seq += i64::try_from(items.len()).unwrap_or(0);
-        (batch.used, batch.room) = (used + adds, batch.room - adds);
         let ids = items.iter().map(|item| Arc::clone(&item.id));
         let pushed = Pushed {
             items: ids.zip(first..).collect(),
             replayed: false,
         };
-        for ((item, seq), large) in items.iter().zip(first..).zip(&self.large) {
+        for (item, seq) in items.iter().zip(first..) {
+            let large = is_large(batch.settings, &item.body);
+            let request = json(&item.request);
+            let counted = item_bytes(request.len(), item.body.len(), large);
+            batch.added(&self.owner, item.body.len() as u64, large, counted);
             batch.rows.push(NewRow {
                 item: item.clone(),
-                request: json(&item.request),
+                request,
                 buffer: self.buffer,
                 seq,
                 kept: self.now,
-                large: *large,
+                large,
+                owner: Arc::clone(&self.owner),
+                counted,
                 place: batch.buffer_index.next_place(),
             });
         }
@@ -82,20 +97,23 @@ impl Change for Push {
 }
 
 /// Returns the result of an earlier push under this key, or `None` if the key is new.
-async fn repeated(batch: &mut Batch<'_>, once: &IdempotencyKey) -> Result<Option<Pushed>, Failed> {
-    let row: Option<(Vec<u8>, String)> =
-        sqlx::query_as("select fingerprint, items from once where key = ?")
-            .bind(once.key.clone())
-            .fetch_optional(&mut *batch.connection)
-            .await?;
-    match row {
-        None => Ok(None),
-        Some((fingerprint, _)) if fingerprint != once.fingerprint => {
-            Err(StoreError::KeyReused.into())
-        }
-        Some((_, items)) => Ok(Some(Pushed {
+pub(super) async fn repeated(
+    connection: impl Executor<'_, Database = Sqlite>,
+    once: &IdempotencyKey,
+) -> Result<Option<Result<Pushed, StoreError>>, sqlx::Error> {
+    let row: Option<SqliteRow> = sqlx::query("select fingerprint, items from once where key = ?")
+        .bind(once.key.clone())
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else {
+        return Ok(None);
+    };
+    let (fingerprint, items): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(Some(match fingerprint == once.fingerprint {
+        false => Err(StoreError::KeyReused),
+        true => Ok(Pushed {
             items: serde_json::from_str(&items).unwrap_or_default(),
             replayed: true,
-        })),
-    }
+        }),
+    }))
 }

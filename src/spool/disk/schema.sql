@@ -31,6 +31,8 @@ create table if not exists item (
   finished   integer,
   code       integer,
   error      text,
+  owner      text not null default '',  -- client that pushed it, or empty
+  counted    integer not null default 0,-- bytes that it counts for, with its attempts
   unique (buffer, seq)
 ) strict;
 -- Bodies are apart from their items, because each attempt rewrites the item's row.
@@ -39,6 +41,14 @@ create index if not exists live on item (buffer, seq) where status < 3;
 create index if not exists parked on item (buffer, not_before) where status < 2;
 create index if not exists by_status on item (buffer, status, seq);
 create index if not exists over on item (status, finished) where status > 2;
+
+-- Sums of the items of each client, changed in the same transaction as the items. The sum of the body
+-- files is the row `files` of meta.
+create table if not exists usage (
+  owner text primary key,
+  items integer not null,
+  bytes integer not null
+) strict, without rowid;
 
 create table if not exists attempt (
   place    integer primary key,

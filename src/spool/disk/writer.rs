@@ -7,12 +7,14 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::StoreError;
+use super::super::room::{ClientChanges, Room};
 use super::ballast::{Ballast, Mark};
-use super::batch::{Batch, used};
+use super::batch::{Batch, Pages, pages};
 use super::bodies::body_path;
 use super::buffer_index::BufferIndex;
 use super::op::{Message, Operation};
 use super::{DiskSettings, SPOOL_DISK};
+use crate::bounds::{SPOOL_ATTEMPT_BYTES, SPOOL_COMMIT, SPOOL_LOG};
 use crate::sync::lock;
 
 /// Highest number of operations in one transaction.
@@ -28,6 +30,11 @@ pub(super) struct Writer {
     pub(super) settings: DiskSettings,
     pub(super) mark: Mark,
     pub(super) ballast: Ballast,
+    pub(super) room: Arc<Room>,
+    /// Sizes of the database file as of the latest commit.
+    pub(super) pages: Pages,
+    /// Bytes of all body files as of the latest commit.
+    pub(super) in_files: u64,
     pub(super) broken: watch::Sender<Option<String>>,
 }
 
@@ -49,7 +56,10 @@ impl Writer {
                     Message::Close(tell) => close = Some(tell),
                 }
             }
-            self.commit(ops).await;
+            while !ops.is_empty() {
+                let rest = ops.split_off(prefix(&ops));
+                self.commit(std::mem::replace(&mut ops, rest)).await;
+            }
             if let Some(tell) = close {
                 return self.close(tell).await;
             }
@@ -97,9 +107,27 @@ impl Writer {
         for op in ops {
             op.answer(None);
         }
-        if !self.ballast.is_there() && self.room() > self.settings.ballast {
+        if !self.ballast.is_there() && self.settings.free() > self.settings.ballast {
             self.ballast.restore();
         }
+        self.room.set_ballast(self.ballast.is_there());
+    }
+
+    /// Returns the bytes in use, with those that live items reserve for their next outcome.
+    fn used(&self, index: &BufferIndex) -> u64 {
+        self.pages.used + self.in_files + index.live() * SPOOL_ATTEMPT_BYTES
+    }
+
+    /// Moves the write-ahead log into the database if it has become large, or if the database has
+    /// shrunk, because only that shortens its file.
+    async fn bound_log(&mut self, has_shrunk: bool) -> Result<(), sqlx::Error> {
+        let log = std::fs::metadata(self.settings.dir.join("spool.db-wal"));
+        if has_shrunk || log.is_ok_and(|log| log.len() > SPOOL_LOG) {
+            sqlx::query("pragma wal_checkpoint(truncate)")
+                .execute(&mut self.connection)
+                .await?;
+        }
+        Ok(())
     }
 
     /// Stops the store after a database error. A retry is not safe, because the operating system
@@ -114,22 +142,18 @@ impl Writer {
     /// Applies all operations in one transaction, and each keeps its result. After an error none of
     /// them may be acknowledged.
     async fn attempt(&mut self, ops: &mut Operations) -> Result<(), sqlx::Error> {
-        let room = self.room();
         let buffer_index = lock(&self.buffer_index).clone();
+        let used = self.used(&buffer_index);
         sqlx::query("begin immediate")
             .execute(&mut self.connection)
             .await?;
-        let pushes = ops.iter().any(|op| op.is_push());
-        let used = match pushes {
-            true => used(&mut self.connection).await?,
-            false => 0,
-        };
         let mut batch = Batch {
             connection: &mut self.connection,
             buffer_index,
             rows: Vec::new(),
             used,
-            room,
+            in_files: 0,
+            clients: ClientChanges::default(),
             settings: &self.settings,
             files: Vec::new(),
         };
@@ -137,16 +161,29 @@ impl Writer {
         let Batch {
             buffer_index,
             files,
+            clients,
+            in_files,
             ..
         } = batch;
         let committed = match outcome {
-            Ok(()) => sqlx::query("commit").execute(&mut self.connection).await,
+            Ok(pages) => {
+                let committed = sqlx::query("commit").execute(&mut self.connection).await;
+                committed.map(|_| pages)
+            }
             Err(error) => Err(error),
         };
-        if let Err(error) = committed {
-            let _ = sqlx::query("rollback").execute(&mut self.connection).await;
-            return Err(error);
+        let file = self.pages.used + self.pages.unused;
+        match committed {
+            Ok(pages) => self.pages = pages,
+            Err(error) => {
+                let _ = sqlx::query("rollback").execute(&mut self.connection).await;
+                return Err(error);
+            }
         }
+        let has_shrunk = self.pages.used + self.pages.unused < file;
+        self.in_files = self.in_files.saturating_add_signed(in_files);
+        let used = self.used(&buffer_index);
+        self.room.committed(used, self.pages.unused, &clients);
         if buffer_index.pushed > self.mark.value {
             self.mark.set(buffer_index.pushed);
         }
@@ -154,21 +191,15 @@ impl Writer {
         for id in files {
             let _ = std::fs::remove_file(body_path(&self.settings.dir, &id));
         }
+        // The changes are durable, whether or not the log can be moved now.
+        let _ = self.bound_log(has_shrunk).await;
         Ok(())
-    }
-
-    /// Returns the free bytes of the file system beyond `min_free`. If the query fails, there is no
-    /// bound.
-    fn room(&self) -> u64 {
-        let stat = rustix::fs::statvfs(&self.settings.dir);
-        stat.map_or(u64::MAX, |stat| {
-            (stat.f_bavail * stat.f_frsize).saturating_sub(self.settings.min_free)
-        })
     }
 }
 
 impl Batch<'_> {
-    async fn apply_all(&mut self, ops: &mut Operations) -> Result<(), sqlx::Error> {
+    /// Applies all operations and saves the sums. Returns the new sizes of the database file.
+    async fn apply_all(&mut self, ops: &mut Operations) -> Result<Pages, sqlx::Error> {
         let before = self.buffer_index.pushed;
         for op in ops {
             op.apply(self).await?;
@@ -182,8 +213,19 @@ impl Batch<'_> {
                 .execute(&mut *self.connection)
                 .await?;
         }
-        Ok(())
+        self.save_sums().await?;
+        pages(self.connection).await
     }
+}
+
+/// Returns the number of operations that one transaction takes, which is at least one.
+fn prefix(ops: &Operations) -> usize {
+    let mut bytes = 0;
+    let more = ops.iter().take_while(|op| {
+        bytes += op.bytes();
+        bytes <= SPOOL_COMMIT
+    });
+    more.count().max(1)
 }
 
 fn answer_all(ops: Operations, error: &StoreError) {

@@ -16,7 +16,6 @@ pub(super) struct Seen {
     pub(super) buffer: Buffer,
     pub(super) version: i64,
     pub(super) edition: i64,
-    pub(super) bytes: u64,
     /// Edition of the buffer, and the place below which every item was finished in that edition.
     pub(super) done: Option<(i64, i64)>,
 }
@@ -55,7 +54,6 @@ pub(super) struct LookRow {
     pub(super) number: i64,
     pub(super) version: i64,
     pub(super) edition: i64,
-    pub(super) bytes: i64,
     pub(super) term: Option<i64>,
 }
 
@@ -96,18 +94,6 @@ impl BufferCache {
     pub(super) fn buffer(&self, number: i64) -> Option<Buffer> {
         let state = self.state();
         state.buffers.get(&number).map(|seen| seen.buffer.clone())
-    }
-
-    /// Returns the bytes in use by all buffers, as of the last look and the pushes since.
-    pub(super) fn used(&self) -> u64 {
-        self.state().buffers.values().map(|seen| seen.bytes).sum()
-    }
-
-    /// Adds the bytes of a push to its buffer, until the next look reads the exact figure.
-    pub(super) fn add_used(&self, buffer: i64, bytes: u64) {
-        if let Some(seen) = self.state().buffers.get_mut(&buffer) {
-            seen.bytes += bytes;
-        }
     }
 
     /// Returns the current edition of a buffer and the place below which every item is finished.
@@ -190,7 +176,6 @@ impl BufferCache {
                     buffer,
                     version: 0,
                     edition: 0,
-                    bytes: 0,
                     done: None,
                 });
         }
@@ -207,7 +192,6 @@ impl BufferCache {
                 None => state.terms.remove(&row.number),
             };
             (seen.version, seen.edition) = (row.version, row.edition);
-            seen.bytes = u64::try_from(row.bytes).unwrap_or(0);
             state.buffers.insert(row.number, seen);
         }
         for number in gone.into_keys() {

@@ -4,17 +4,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow as _, Row as _};
+use sqlx::{FromRow, Row as _};
 use tokio::sync::oneshot;
 
+use super::super::room::{attempt_bytes, needed};
 use super::super::rows::{BufferRow, json};
 use super::super::{
-    Buffer, BufferConfig, Changes, Finished, IdempotencyKey, Item, ItemChange, ItemStatus, Millis,
-    NewItem, Purge, Pushed, Reads as _, Redrive, StoreError, crowded, reserve_room,
+    Buffer, BufferConfig, BufferOwner, Changes, Finished, IdempotencyKey, Item, ItemChange,
+    ItemStatus, Millis, NewItem, Purge, PushAccount, Pushed, Reads as _, Redrive, StoreError,
+    crowded, reserve_room,
 };
 use super::PostgresStore;
 use super::push::WaitingPush;
 use super::read::item_of;
+use crate::bounds::SPOOL_ITEM_BYTES;
 
 /// Maximum number of items removed per statement, so that other statements do not wait long.
 const MOST: i32 = 2000;
@@ -45,9 +48,12 @@ impl Changes for PostgresStore {
         terms: BufferConfig,
         now: Millis,
     ) -> Result<(Buffer, bool), StoreError> {
+        let text = json(&terms);
+        if terms.owner != BufferOwner::Declared {
+            self.room.must_hold(SPOOL_ITEM_BYTES + text.len() as u64)?;
+        }
         let insert = "insert into outpace.buffer (id, name, terms, created) values ($1, $2, $3, $4) \
                       on conflict (name) where not removed do nothing";
-        let text = json(&terms);
         self.rows(|| {
             sqlx::query(insert)
                 .bind(&*id)
@@ -74,7 +80,12 @@ impl Changes for PostgresStore {
     }
 
     async fn change(&self, buffer: i64, terms: BufferConfig) -> Result<Buffer, StoreError> {
-        self.edit(buffer, "terms", Some(json(&terms))).await
+        let text = json(&terms);
+        let before = json(&*self.known(buffer)?.terms).len();
+        if terms.owner != BufferOwner::Declared && text.len() > before {
+            self.room.must_hold((text.len() - before) as u64)?;
+        }
+        self.edit(buffer, "terms", Some(text)).await
     }
 
     async fn pause(&self, buffer: i64, reason: Option<Arc<str>>) -> Result<Buffer, StoreError> {
@@ -100,18 +111,27 @@ impl Changes for PostgresStore {
         buffer: i64,
         items: Vec<NewItem>,
         once: Option<IdempotencyKey>,
+        account: &PushAccount,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
         let gone = || StoreError::Away("the store is closed".to_owned());
-        let room = reserve_room(&self.room, &items).await?;
+        let memory = reserve_room(&self.memory, &items).await?;
+        let (adds, _) = needed(&items, u64::MAX);
+        let reservation = match self.room.reserve(account, adds, 0) {
+            Ok(reservation) => reservation,
+            Err(full) => return self.repeated(once.as_ref(), full).await,
+        };
         let (tell, told) = oneshot::channel();
         let waiting = WaitingPush {
             buffer,
             items,
             once,
+            account: account.clone(),
+            adds,
+            reservation: Some(reservation),
             now,
             tell,
-            _room: room,
+            _memory: memory,
         };
         self.pushes.send(waiting).await.map_err(|_cause| gone())?;
         told.await.map_err(|_cause| gone())?
@@ -139,14 +159,23 @@ impl Changes for PostgresStore {
     async fn finish(&self, finished: Finished, now: Millis) -> Result<Item, StoreError> {
         let (step, attempt) = (&finished.step, &finished.attempt);
         let (replica, term) = (self.parts.replica, self.term(attempt.buffer)?);
-        let response = attempt.response.as_ref();
-        let headers = response.map(|kept| json(&kept.headers));
+        let mut response = attempt.response.as_ref();
+        let mut headers = response.map(|kept| json(&kept.headers));
+        let mut bytes = attempt_bytes(attempt, headers.as_deref());
+        let usage = self.room.usage();
+        let is_full = usage.used + bytes > usage.max;
+        if is_full {
+            // The outcome is recorded in any case, without the response and the history.
+            bytes =
+                attempt_bytes(attempt, None) - response.map_or(0, |kept| kept.body.len() as u64);
+            (response, headers) = (None, None);
+        }
         let error = clean(attempt.error.as_deref());
         let paused = step
             .block
             .then(|| format!("item {} has used up its retries", attempt.item));
         let sql = "select * from outpace.finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
-                   $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)";
+                   $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)";
         let make = || {
             sqlx::query(sql)
                 .bind(replica)
@@ -172,6 +201,8 @@ impl Changes for PostgresStore {
                 .bind(headers.as_deref())
                 .bind(response.map(|kept| &kept.body[..]))
                 .bind(response.is_some_and(|kept| kept.truncated))
+                .bind(bytes.cast_signed())
+                .bind(is_full)
         };
         let rows = self.rows(make).await?;
         if paused.is_some() {
@@ -276,13 +307,18 @@ impl Changes for PostgresStore {
         Ok(moved)
     }
 
-    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
+    async fn prune(
+        &self,
+        delivered: Millis,
+        dead: Millis,
+        crowded_clients: &[Arc<str>],
+    ) -> Result<u64, StoreError> {
         let removed = "select number from outpace.buffer where removed";
         for row in &self.rows(|| sqlx::query(removed)).await? {
             self.clear(row.try_get(0)?).await?;
         }
         // Near the size bound, history is removed before its retention time ends.
-        let crowded = self.cache.used() > crowded(self.parts.settings.max);
+        let crowded = self.room.usage().used > crowded(self.parts.settings.max);
         // Recent items stay, because a push with a lost reply is still found by the id of its first
         // item.
         let until = if crowded {
@@ -290,16 +326,20 @@ impl Changes for PostgresStore {
         } else {
             delivered
         };
-        let sql = "select outpace.forget_v1($1, $2, $3, $4)";
+        let owners: Vec<&str> = crowded_clients.iter().map(|owner| &**owner).collect();
+        let recent = self.cache.now() - RECENT;
+        let sql = "select outpace.forget_v1($1, $2, $3, $4, $5, $6)";
         let make = || {
             sqlx::query(sql)
                 .bind(until)
                 .bind(dead)
                 .bind(delivered)
                 .bind(MOST)
+                .bind(&owners)
+                .bind(recent)
         };
         let count = count_of(&self.rows(make).await?)?;
-        if crowded {
+        if crowded || !owners.is_empty() {
             self.look().await?;
         }
         Ok(count.unsigned_abs())
@@ -307,6 +347,30 @@ impl Changes for PostgresStore {
 }
 
 impl PostgresStore {
+    /// Returns the result of the push that `once` repeats, or `full` if it repeats none.
+    async fn repeated(
+        &self,
+        once: Option<&IdempotencyKey>,
+        full: StoreError,
+    ) -> Result<Pushed, StoreError> {
+        let Some(once) = once else {
+            return Err(full);
+        };
+        let sql = "select fingerprint, items from outpace.once where key = $1 and items <> '[]'";
+        let rows = self.rows(|| sqlx::query(sql).bind(&once.key)).await?;
+        let Some(row) = rows.first() else {
+            return Err(full);
+        };
+        let (fingerprint, items): (Vec<u8>, String) = FromRow::from_row(row)?;
+        if fingerprint != once.fingerprint {
+            return Err(StoreError::KeyReused);
+        }
+        Ok(Pushed {
+            items: serde_json::from_str(&items).unwrap_or_default(),
+            replayed: true,
+        })
+    }
+
     fn known(&self, buffer: i64) -> Result<Buffer, StoreError> {
         let known = self.cache.buffer(buffer);
         known.ok_or_else(|| StoreError::no_buffer(buffer))
@@ -339,6 +403,9 @@ impl PostgresStore {
     async fn clear(&self, buffer: i64) -> Result<(), StoreError> {
         self.purge_all(buffer, &ItemStatus::ALL, Millis::MAX)
             .await?;
+        let sums = "delete from outpace.usage where buffer = $1 \
+                    and exists (select from outpace.buffer where number = $1 and removed)";
+        self.rows(|| sqlx::query(sums).bind(buffer)).await?;
         let sql = "delete from outpace.buffer where number = $1 and removed";
         self.rows(|| sqlx::query(sql).bind(buffer)).await.map(drop)
     }

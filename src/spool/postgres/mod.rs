@@ -19,7 +19,8 @@ use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
-use super::{Buffer, Hold, Millis, Store, StoreError, WAITING_KIB, WAITING_MAX};
+use super::room::Room;
+use super::{Buffer, Hold, Millis, SpoolUsage, Store, StoreError, WAITING_KIB, WAITING_MAX};
 use crate::clock::Clock;
 use crate::db::{Database, DatabaseError, Statement};
 use crate::random::Random;
@@ -37,8 +38,8 @@ const CONNECTIONS: u32 = 6;
 /// Settings of a spool in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresSpoolSettings {
-    /// Maximum size of all stored items in bytes, each counted as its body plus 512 bytes. Pushes
-    /// are refused above nine tenths of it.
+    /// Maximum of the bytes that all items, attempts and buffers count for. Pushes are refused above
+    /// nine tenths of it.
     pub max: u64,
     /// Time for which a replica without a heartbeat still holds its buffers.
     pub lease: Duration,
@@ -71,7 +72,9 @@ pub struct PostgresStore {
     /// Lock that allows one look at the database at a time.
     looking: Mutex<()>,
     pushes: mpsc::Sender<push::WaitingPush>,
-    room: Arc<Semaphore>,
+    /// Permits for the memory of waiting pushes, one per KiB.
+    memory: Arc<Semaphore>,
+    room: Arc<Room>,
 }
 
 impl PostgresStore {
@@ -84,12 +87,13 @@ impl PostgresStore {
         let (pushes, waiting) = mpsc::channel(WAITING_MAX);
         let inner = Arc::new(Self {
             cache: BufferCache::new(parts.clock.clone()),
+            room: Room::new(parts.settings.max),
             parts,
             prepared: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             looking: Mutex::new(()),
             pushes,
-            room: Arc::new(Semaphore::new(WAITING_KIB as usize)),
+            memory: Arc::new(Semaphore::new(WAITING_KIB as usize)),
         });
         // A drain of the process does not wait for these tasks, because deliveries write until the
         // drain ends. `close` then releases the leases.
@@ -202,6 +206,10 @@ impl Store for PostgresStore {
 
     fn buffer(&self, number: i64) -> Option<Buffer> {
         self.cache.buffer(number)
+    }
+
+    fn usage(&self) -> SpoolUsage {
+        self.room.usage()
     }
 
     async fn changed(&self) -> Vec<i64> {

@@ -8,9 +8,11 @@ use sqlx::FromRow;
 use sqlx::postgres::PgRow;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::super::room::{PushAccount, RoomReservation, item_bytes, push_max};
 use super::super::rows::{checksum, json};
-use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError, total_bytes};
+use super::super::{IdempotencyKey, Millis, NewItem, Pushed, StoreError, Usage, total_bytes};
 use super::PostgresStore;
+use crate::policy::SpoolShare;
 
 /// Maximum number of pushes in one statement.
 const PUSHES: usize = 1024;
@@ -28,10 +30,59 @@ pub(super) struct WaitingPush {
     pub(super) buffer: i64,
     pub(super) items: Vec<NewItem>,
     pub(super) once: Option<IdempotencyKey>,
+    pub(super) account: PushAccount,
+    /// Items and bytes that the push adds to the sums.
+    pub(super) adds: Usage,
+    /// Room of the push until it is stored.
+    pub(super) reservation: Option<RoomReservation>,
     pub(super) now: Millis,
     pub(super) tell: oneshot::Sender<Result<Pushed, StoreError>>,
     /// Permit for its share of the memory of unanswered pushes.
-    pub(super) _room: OwnedSemaphorePermit,
+    pub(super) _memory: OwnedSemaphorePermit,
+}
+
+impl WaitingPush {
+    /// Releases the room and sends the result to the caller.
+    fn answer(self, result: Result<Pushed, StoreError>) {
+        drop(self.reservation);
+        // The caller may be gone, but its push is stored nevertheless.
+        let _ = self.tell.send(result);
+    }
+}
+
+/// Array arguments of `fits_v1`, with one entry per client.
+#[derive(Default)]
+struct Sums {
+    owners: Vec<String>,
+    items: Vec<i64>,
+    bytes: Vec<i64>,
+    max_items: Vec<Option<i64>>,
+    max_bytes: Vec<Option<i64>>,
+}
+
+impl Sums {
+    fn of(batch: &[WaitingPush]) -> Self {
+        let mut sums: HashMap<_, (Usage, SpoolShare)> = HashMap::new();
+        for push in batch {
+            let (sum, share) = sums.entry(push.account.owner()).or_default();
+            sum.items += push.adds.items;
+            sum.bytes += push.adds.bytes;
+            *share = push.account.share;
+        }
+        let mut all = Self::default();
+        for (owner, (sum, share)) in sums {
+            all.owners.push(owner.to_string());
+            all.items.push(signed(sum.items));
+            all.bytes.push(signed(sum.bytes));
+            all.max_items.push(share.items.map(signed));
+            all.max_bytes.push(share.max.map(signed));
+        }
+        all
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// Stores waiting pushes in batches until the store is dropped.
@@ -103,6 +154,8 @@ struct Columns<'a> {
     bodies: Vec<&'a [u8]>,
     not_befores: Vec<Millis>,
     expires: Vec<Option<Millis>>,
+    owners: Vec<String>,
+    counted: Vec<i64>,
 }
 
 impl<'a> Columns<'a> {
@@ -119,6 +172,7 @@ impl<'a> Columns<'a> {
             all.keys.push(once.map(|once| &*once.key));
             all.prints.push(once.map(|once| &once.fingerprint[..]));
             all.nows.push(push.now);
+            all.owners.push(push.account.owner().to_string());
             let first = push.items.first();
             all.firsts.push(first.map_or("", |item| &*item.id));
             for item in &push.items {
@@ -128,6 +182,8 @@ impl<'a> Columns<'a> {
                 all.of.push(number);
                 all.ids.push(&item.id);
                 all.crcs.push(i64::from(crc));
+                let counted = item_bytes(request.len(), item.body.len(), false);
+                all.counted.push(signed(counted));
                 all.requests.push(request);
                 all.sizes.push(size);
                 all.bodies.push(&item.body);
@@ -140,23 +196,20 @@ impl<'a> Columns<'a> {
 }
 
 impl PostgresStore {
-    /// Stores the pushes that fit into the spool and answers every push of the batch.
-    async fn keep(&self, batch: Vec<WaitingPush>) {
-        let most = self.parts.settings.max / 10 * 9;
-        let mut used = self.cache.used();
-        let (batch, full): (Vec<_>, Vec<_>) = batch.into_iter().partition(|push| {
-            let bytes = total_bytes(&push.items);
-            let fits = used + bytes <= most;
-            used += if fits { bytes } else { 0 };
-            fits
-        });
-        for push in full {
-            let _ = push.tell.send(Err(StoreError::Full { used, max: most }));
+    /// Stores the pushes of a batch that fit, and answers every one of them.
+    async fn keep(&self, mut batch: Vec<WaitingPush>) {
+        let mut kept = self.keep_all(&batch).await;
+        if kept.as_ref().is_ok_and(Vec::is_empty) {
+            batch = self.refuse_excess(batch).await;
+            if batch.is_empty() {
+                return;
+            }
+            kept = self.keep_all(&batch).await;
         }
-        if batch.is_empty() {
-            return;
+        if kept.as_ref().is_ok_and(Vec::is_empty) {
+            let (used, max) = (self.room.usage().used, push_max(self.parts.settings.max));
+            kept = Err(StoreError::Full { used, max });
         }
-        let kept = self.keep_all(&batch).await;
         let mut places = HashMap::new();
         for (index, push) in batch.into_iter().enumerate() {
             let answer = match &kept {
@@ -167,19 +220,48 @@ impl PostgresStore {
                 Err(error) => Err(error.clone()),
             };
             if answer.as_ref().is_ok_and(|pushed| !pushed.replayed) {
-                self.cache.add_used(push.buffer, total_bytes(&push.items));
+                self.room.pushed(&push.account, push.adds);
             }
-            // The caller may be gone, but its push is stored nevertheless.
-            let _ = push.tell.send(answer);
+            push.answer(answer);
         }
     }
 
+    /// Reads the sums of all replicas, refuses the pushes that do not fit, and returns the others.
+    async fn refuse_excess(&self, mut batch: Vec<WaitingPush>) -> Vec<WaitingPush> {
+        if let Err(error) = self.look().await {
+            for push in batch {
+                push.answer(Err(error.clone()));
+            }
+            return Vec::new();
+        }
+        for push in &mut batch {
+            push.reservation = None;
+        }
+        let mut fitting = Vec::with_capacity(batch.len());
+        for mut push in batch {
+            match self.room.reserve(&push.account, push.adds, 0) {
+                Ok(reservation) => {
+                    push.reservation = Some(reservation);
+                    fitting.push(push);
+                }
+                Err(full) => push.answer(Err(full)),
+            }
+        }
+        fitting
+    }
+
+    /// Stores all pushes of a batch, or none and returns no row if they do not fit. The database
+    /// decides, because other replicas may have pushed since the latest look.
     async fn keep_all(&self, batch: &[WaitingPush]) -> Result<Vec<PgRow>, StoreError> {
         let all = Columns::of(batch);
+        let sums = Sums::of(batch);
+        let most = signed(push_max(self.parts.settings.max));
         // Other replicas are notified unless this one drains all of these buffers.
         let mut buffers = all.buffers.iter();
         let tell = buffers.any(|buffer| self.cache.hold(*buffer).is_none());
-        let sql = "select * from outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
+        let sql = "with room as materialized (select $15 or outpace.fits_v1($19, $20, $21, $22, $23, $24) as fits) \
+                   select p.* from room cross join lateral outpace.push_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, \
+                   $10, $11, $12, $13, $14, $15, $16, $17, $18) p where room.fits";
         self.rows_again(|again| {
             sqlx::query(sql)
                 .bind(&all.buffers)
@@ -198,6 +280,14 @@ impl PostgresStore {
                 .bind(&all.expires)
                 .bind(again)
                 .bind(tell)
+                .bind(&all.owners)
+                .bind(&all.counted)
+                .bind(&sums.owners)
+                .bind(&sums.items)
+                .bind(&sums.bytes)
+                .bind(&sums.max_items)
+                .bind(&sums.max_bytes)
+                .bind(most)
         })
         .await
     }

@@ -1,17 +1,19 @@
 //! Background upkeep of the store: heartbeats, taking free leases and reading changes of other
 //! replicas.
 
+use std::collections::HashMap;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sqlx::Row as _;
 use sqlx::postgres::PgListener;
+use sqlx::{FromRow, Row as _};
 
-use super::super::{Buffer, StoreError, millis};
+use super::super::{Buffer, StoreError, Usage, millis};
 use super::PostgresStore;
 use super::cache::{Look, LookRow};
 use super::change::buffer_of;
+use crate::bounds::SPOOL_ITEM_BYTES;
 
 /// Longest interval between two looks at the database without a notification.
 const EVERY: Duration = Duration::from_millis(250);
@@ -106,7 +108,7 @@ impl PostgresStore {
     /// live lease holder.
     pub(super) async fn look(&self) -> Result<Vec<i64>, StoreError> {
         let _one = self.looking.lock().await;
-        let sql = "select outpace.millis_v1(), b.number, b.version, b.edition, b.bytes, \
+        let sql = "select outpace.millis_v1(), b.number, b.version, b.edition, coalesce(octet_length(b.terms), 0)::int8, \
                    case when l.owner = $1 then l.term end, \
                    coalesce(d.until > clock_timestamp(), false) \
                    from (select 1) one left join outpace.buffer b on not b.removed \
@@ -118,6 +120,7 @@ impl PostgresStore {
         let took = clock.now().since(begun);
         let mut look = Look::default();
         let mut free = Vec::new();
+        let (mut used, mut clients) = (0, HashMap::new());
         for row in &rows {
             look.now = row.try_get(0)?;
             let Some(number) = row.try_get::<Option<i64>, _>(1)? else {
@@ -126,14 +129,28 @@ impl PostgresStore {
             if !row.try_get::<bool, _>(6)? {
                 free.push(number);
             }
+            used += SPOOL_ITEM_BYTES + row.try_get::<i64, _>(4)?.unsigned_abs();
             look.rows.push(LookRow {
                 number,
                 version: row.try_get(2)?,
                 edition: row.try_get(3)?,
-                bytes: row.try_get(4)?,
                 term: row.try_get(5)?,
             });
         }
+        let read =
+            "select owner, sum(items)::int8, sum(bytes)::int8 from outpace.usage group by owner";
+        for row in &self.rows(|| sqlx::query(read)).await? {
+            let (owner, items, bytes): (String, i64, i64) = FromRow::from_row(row)?;
+            let usage = Usage {
+                items: u64::try_from(items).unwrap_or(0),
+                bytes: u64::try_from(bytes).unwrap_or(0),
+            };
+            used += usage.bytes;
+            if usage.items > 0 {
+                clients.insert(owner.into(), usage);
+            }
+        }
+        self.room.loaded(used, clients);
         look.fresh = self.fresh(&look.rows).await?;
         self.cache.take_in(look, took);
         Ok(free)

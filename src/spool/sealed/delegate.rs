@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use super::super::{
     Attempt, Buffer, BufferConfig, Changes, Counts, Finished, Hold, IdempotencyKey, Item,
-    ItemChange, ListQuery, Millis, NewItem, Purge, Pushed, Reads, Redrive, Request, SealError,
-    Store, StoreError, reserve_room,
+    ItemChange, ListQuery, Millis, NewItem, Purge, PushAccount, Pushed, Reads, Redrive, Request,
+    SealError, SpoolUsage, Store, StoreError, reserve_room,
 };
 use super::{SealedStore, body_label};
 use crate::sync::lock;
@@ -40,6 +40,10 @@ impl Store for SealedStore {
     fn buffer(&self, number: i64) -> Option<Buffer> {
         let buffer = self.inner.buffer(number)?;
         Some(self.open_buffer(buffer))
+    }
+
+    fn usage(&self) -> SpoolUsage {
+        self.inner.usage()
     }
 
     async fn changed(&self) -> Vec<i64> {
@@ -98,6 +102,7 @@ impl Changes for SealedStore {
         buffer: i64,
         items: Vec<NewItem>,
         once: Option<IdempotencyKey>,
+        account: &PushAccount,
         now: Millis,
     ) -> Result<Pushed, StoreError> {
         // The sealed copies of waiting pushes count against a bound of their own.
@@ -108,7 +113,7 @@ impl Changes for SealedStore {
         for item in items {
             sealed.push(self.seal_item(item, &destination).await?);
         }
-        self.inner.push(buffer, sealed, once, now).await
+        self.inner.push(buffer, sealed, once, account, now).await
     }
 
     async fn claim(&self, buffer: i64, item: Arc<str>) -> Result<Item, StoreError> {
@@ -156,8 +161,13 @@ impl Changes for SealedStore {
         self.inner.redrive(buffer, which, now).await
     }
 
-    async fn prune(&self, delivered: Millis, dead: Millis) -> Result<u64, StoreError> {
-        self.inner.prune(delivered, dead).await
+    async fn prune(
+        &self,
+        delivered: Millis,
+        dead: Millis,
+        crowded: &[Arc<str>],
+    ) -> Result<u64, StoreError> {
+        self.inner.prune(delivered, dead, crowded).await
     }
 }
 
