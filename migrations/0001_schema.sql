@@ -94,6 +94,13 @@ create table outpace.pin (
   primary key (target, limit_name)
 );
 
+-- The secret of all replicas, with which the digests of secret keys are made. The first replica
+-- writes it.
+create table outpace.key_secret (
+  single bool primary key default true check (single),
+  secret text not null                      -- 32 bytes, hexadecimal
+);
+
 -- Types of a booking call (0001/booking.sql). Lanes are counted from 0, arrays from 1.
 
 -- A schedule that a call uses, with the report of its replica.

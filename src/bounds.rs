@@ -41,6 +41,9 @@ pub const CALLED_MAX: usize = 64;
 pub const WAITERS_PER_TARGET: usize = 20_000;
 /// Time for which an unanswered probe after a block holds back the next request.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a key under which a limit counts. A longer value, or one with other characters than
+/// visible ASCII without quotation marks and backslash, is replaced by a digest of it.
+pub const KEY_BYTES: usize = 128;
 /// Bytes of a JSON body that are read for keys and costs, in requests and responses. A longer body
 /// is not parsed.
 pub const BODY_PEEK: usize = 256 * 1024;

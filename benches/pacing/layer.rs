@@ -8,7 +8,7 @@ use outpace::clock::Clock;
 use outpace::db::Database;
 use outpace::ledger::{OnOutage, Outage, PostgresLink, SharedLedger, SharedParts};
 use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
-use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Secret, Target};
+use outpace::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Secret, Target};
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
 use outpace::telemetry::Metrics;
@@ -46,6 +46,7 @@ impl Replica {
                     share_for: Duration::from_secs(60),
                     bootstrap_ppm: 0,
                 },
+                key_secret: KeySecret::random().unwrap(),
             },
         );
         ledger.connected().await;

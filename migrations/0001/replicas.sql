@@ -51,6 +51,14 @@ begin
   perform outpace.save_schedule_v1(outpace.corrected_v1(w, p_units, now_ns));
 end $$;
 
+-- Returns the secret for the digests of secret keys. Without one, `p_candidate` becomes the secret.
+create function outpace.key_secret_v1(p_candidate text) returns text language plpgsql volatile as $$
+begin
+  insert into outpace.key_secret (secret)
+    select p_candidate where not exists (select from outpace.key_secret) on conflict do nothing;
+  return (select secret from outpace.key_secret);
+end $$;
+
 -- Returns the blocks of all targets and the pins of operators, for the reply to a heartbeat.
 create function outpace.news_v1() returns jsonb language plpgsql stable as $$
 begin

@@ -407,7 +407,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::ledger::{Grant, MemoryLedger};
-    use crate::policy::{Bound, Limit};
+    use crate::policy::{Bound, KeySecret, Limit};
 
     fn target() -> Arc<Target> {
         let limit = Limit::new("l", Bound::Concurrent(9));
@@ -425,7 +425,7 @@ mod tests {
     /// The memory ledger stands in for a shared one. The test passes `shared` as true to the queue.
     #[tokio::test(start_paused = true)]
     async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
         let target = target();
         let scope = target.scope_of_tunnel(None);
         let mut queue = Queue::new(target);
@@ -459,7 +459,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_before_the_ledger_may_be_asked_goes_together() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
         let target = target();
         let scope = target.scope_of_tunnel(None);
         let mut queue = Queue::new(target);
