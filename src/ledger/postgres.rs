@@ -220,6 +220,8 @@ impl Link for PostgresLink {
 
     async fn sweep(&self) -> Result<(), LinkError> {
         self.tell("select outpace.sweep_v1()::text".to_owned())
+            .await?;
+        self.tell("select outpace.count_keys_v1()::text".to_owned())
             .await
     }
 

@@ -14,8 +14,10 @@
 //! than [`LATE_MAX`](crate::bounds::LATE_MAX) after its slot, so a replica that was frozen releases
 //! no burst when it resumes.
 
+mod backlog;
 mod entry;
 mod group;
+mod hold;
 mod line;
 mod observe;
 mod queue;

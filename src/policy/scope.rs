@@ -11,7 +11,7 @@ use super::{KeySecret, LimitSet};
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
 /// the queue.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Scope {
     /// Limits that apply to the request.
     pub limits: LimitSet,
@@ -21,7 +21,7 @@ pub struct Scope {
     detail: Option<Arc<Detail>>,
 }
 
-#[derive(Debug, PartialEq, Eq, Default)]
+#[derive(Debug, PartialEq, Eq, Hash, Default)]
 struct Detail {
     keys: Vec<(usize, Arc<str>)>,
     costs: Vec<(usize, i64)>,
