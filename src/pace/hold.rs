@@ -53,7 +53,7 @@ impl HoldKey {
 
 /// A schedule that had no slot left, with the groups that it holds.
 #[derive(Debug, Default)]
-pub(super) struct Hold {
+pub(super) struct ScheduleHold {
     /// Earliest time for the next call to the ledger. `None` if only a returned permit can help.
     pub(super) until: Option<Instant>,
     /// The first groups, which may ask and whose waiters are called. At most [`CALLED_MAX`].
@@ -61,7 +61,7 @@ pub(super) struct Hold {
     parked: BTreeSet<(QueueKey, GroupId)>,
 }
 
-impl Hold {
+impl ScheduleHold {
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until <= now)
     }
@@ -80,12 +80,12 @@ impl Hold {
 /// All holds of a queue.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
-    holds: HashMap<HoldKey, Hold>,
+    holds: HashMap<HoldKey, ScheduleHold>,
     ends: BTreeSet<(Instant, HoldKey)>,
 }
 
 impl Holds {
-    pub(super) fn get(&self, key: &HoldKey) -> Option<&Hold> {
+    pub(super) fn get(&self, key: &HoldKey) -> Option<&ScheduleHold> {
         self.holds.get(key)
     }
 
