@@ -52,6 +52,15 @@ create table outpace.schedule (
   primary key (target, limit_name, key)
 ) with (fillfactor = 20);
 
+-- Number of keys of each limit that have a schedule of their own. Further keys share the schedule
+-- with the key `overflow keys`, because the alphabet of keys has no blank.
+create table outpace.key_count (
+  target     text not null,
+  limit_name text not null,
+  live       int8 not null,
+  primary key (target, limit_name)
+) with (fillfactor = 20);
+
 -- One row per flow, which is one lane of one replica that competes for a schedule.
 create table outpace.flow (
   target       text not null,
@@ -94,6 +103,13 @@ create table outpace.pin (
   primary key (target, limit_name)
 );
 
+-- The secret of all replicas, with which the digests of secret keys are made. The first replica
+-- writes it.
+create table outpace.key_secret (
+  single bool primary key default true check (single),
+  secret text not null                      -- 32 bytes, hexadecimal
+);
+
 -- Types of a booking call (0001/booking.sql). Lanes are counted from 0, arrays from 1.
 
 -- A schedule that a call uses, with the report of its replica.
@@ -101,6 +117,7 @@ create type outpace.ask as (
   "limit"  text,
   key      text,
   spec     jsonb,                           -- numbers of the replica's policy
+  max_keys int8,                            -- number of keys that are counted separately
   held     int8,                            -- permits that the replica holds
   seen     jsonb,                           -- the schedule as the replica last received it
   unbooked jsonb                            -- instants and units that were sent in fallback mode
@@ -161,7 +178,10 @@ create type outpace.batch as (
   contested bool[],                         -- true if several flows compete for the schedule
   is_open   bool,                           -- true if the runs are open, so that flows compete
   held      int8[],                         -- permits that all replicas hold
-  grants    jsonb[]                         -- the answer to each run, until then its slots
+  grants    jsonb[],                        -- the answer to each run, until then its slots
+  runs      outpace.run[],                  -- the runs of the call; keys may share a schedule
+  map       int[],                          -- by row of the call: its position in schedules, from 0
+  overflowed text[]                         -- limits in which keys share a schedule
 );
 
 -- The decision for the next request of a run: a slot, or the reason why there is none.

@@ -26,6 +26,9 @@ pub const LEDGER_CALLS: i64 = 1000;
 /// Shortest interval between two calls of one replica for the same target. Requests that arrive
 /// meanwhile share the next call.
 pub const LEDGER_GAP: Duration = Duration::from_millis(1);
+/// Schedules of keys and limits that one call to the ledger uses. Waiters with further keys follow
+/// with the next call.
+pub const LEDGER_ROWS: usize = 64;
 /// Number of live replicas up to which calls queue for a target's lock in the ledger. With more
 /// replicas, a call retries after a random time.
 pub const LEDGER_LINE: i64 = 64;
@@ -41,6 +44,16 @@ pub const CALLED_MAX: usize = 64;
 pub const WAITERS_PER_TARGET: usize = 20_000;
 /// Time for which an unanswered probe after a block holds back the next request.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a key under which a limit counts. A longer value, or one with other characters than
+/// visible ASCII without quotation marks and backslash, is replaced by a digest of it.
+pub const KEY_BYTES: usize = 128;
+/// Default for the keys that one limit counts separately (`max_keys`). Further keys share one
+/// schedule at the limit's rate until a key is forgotten, whose schedule is full again.
+pub const KEYS_PER_LIMIT: u32 = 100_000;
+/// Most keys that `max_keys` of a limit may allow. A key takes about 1 KiB of memory.
+pub const KEYS_PER_LIMIT_MAX: u32 = 1_000_000;
+/// Time between two warnings that the keys of a target share a schedule.
+pub const KEYS_LOG: Duration = Duration::from_secs(60);
 /// Bytes of a JSON body that are read for keys and costs, in requests and responses. A longer body
 /// is not parsed.
 pub const BODY_PEEK: usize = 256 * 1024;

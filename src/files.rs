@@ -127,7 +127,7 @@ pub fn check_private_dir(dir: &Path) -> Result<(), FileFault> {
 }
 
 /// Beginnings of the names in `data_dir` and `spool.dir`. A temporary file begins with a dot.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     ".",
     "admin-token",
     "ballast",
@@ -135,6 +135,7 @@ const NAMES: [&str; 15] = [
     "ca-",
     "ca.",
     "instance-",
+    "key-secret",
     "lock",
     "lost+found",
     "run.",

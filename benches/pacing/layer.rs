@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use outpace::clock::Clock;
 use outpace::db::Database;
-use outpace::ledger::{OnOutage, Outage, PostgresLink, SharedLedger, SharedParts};
+use outpace::ledger::{MemoryLedger, OnOutage, Outage, PostgresLink, SharedLedger, SharedParts};
 use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
-use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Secret, Target};
+use outpace::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Secret, Target};
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
 use outpace::telemetry::Metrics;
@@ -46,6 +46,7 @@ impl Replica {
                     share_for: Duration::from_secs(60),
                     bootstrap_ppm: 0,
                 },
+                key_secret: KeySecret::random().unwrap(),
             },
         );
         ledger.connected().await;
@@ -292,4 +293,84 @@ pub(crate) async fn fast(length: Duration) -> Vec<Row> {
             (calls(&replicas) - before) / took
         ),
     }]
+}
+
+/// Returns the CPU time of this thread in nanoseconds.
+fn cpu_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Returns the CPU time per request at a pacer in memory that has seen `keys` keys, in nanoseconds.
+fn per_request(pacer: &Pacer, target: &Arc<Target>, clock: &Clock, keys: usize) -> f64 {
+    const REQUESTS: usize = 40_000;
+    let mut limits = LimitSet::default();
+    limits.insert(0);
+    let names: Vec<Arc<str>> = (0..keys).map(|key| format!("k{key}").into()).collect();
+    let before = cpu_time();
+    for request in 0..REQUESTS {
+        // The same number of bytes is touched with any number of keys only if the order is mixed.
+        let name = &names[request * 7919 % keys];
+        let arrived = clock.now();
+        let ticket = Ticket {
+            target: Arc::clone(target),
+            scope: Scope::plain(limits).with(vec![(0, Arc::clone(name))], Vec::new()),
+            arrived,
+            deadline: arrived + Duration::from_secs(1),
+        };
+        match pacer.enter(&ticket, ConnectionState::Ready) {
+            Admission::Turn(turn) => drop(turn.leave_at_once()),
+            other => panic!("no request waits in this bench: {other:?}"),
+        }
+    }
+    (cpu_time() - before) / REQUESTS as f64
+}
+
+/// Measures the cost of a request with many keys, as a ratio to that with few keys. Ten pairs are
+/// measured in turn, after one pair to warm up.
+pub(super) fn keys() -> Row {
+    const MANY: usize = 40_000;
+    const FEW: usize = 10;
+    let algorithm = Algorithm::TokenBucket {
+        burst: Some(10_000_000),
+    };
+    let rate = "1/1h".parse().unwrap();
+    let mut limit = Limit::new("l", Bound::Rate { rate, algorithm });
+    limit.key = Some(outpace::policy::Source::Path);
+    let target = Arc::new(Target::named("t", vec![limit]));
+    let pacers = [FEW, MANY].map(|count| {
+        let clock = Clock::system();
+        let ledger = MemoryLedger::new(clock.clone(), KeySecret::new([0; 32]));
+        let pacer = Pacer::new(
+            Arc::new(ledger),
+            clock.clone(),
+            Tasks::new(),
+            Metrics::new(),
+        );
+        per_request(&pacer, &target, &clock, count);
+        (pacer, clock, count)
+    });
+    let mut pairs: Vec<[f64; 2]> = (0..10)
+        .map(|_| {
+            let cost = |at: usize| {
+                let (pacer, clock, count) = &pacers[at];
+                per_request(pacer, &target, clock, *count)
+            };
+            [cost(0), cost(1)]
+        })
+        .collect();
+    pairs.sort_by(|one, other| (one[1] / one[0]).total_cmp(&(other[1] / other[0])));
+    let ratio = |at: usize| pairs[at][1] / pairs[at][0];
+    Row {
+        name: "CPU time per request with 40,000 keys / with 10 keys, in memory",
+        asked: "≤ 1.2",
+        measured: format!(
+            "{:.2} ({:.2} to {:.2}); {:.0} ns and {:.0} ns",
+            (ratio(4) + ratio(5)) / 2.0,
+            ratio(0),
+            ratio(9),
+            pairs[5][1],
+            pairs[5][0],
+        ),
+    }
 }

@@ -99,6 +99,9 @@ fn main() {
         if wanted("idle") {
             rows.extend(layer::idle().await);
         }
+        if wanted("keys") {
+            rows.push(layer::keys());
+        }
         if wanted("fast") {
             rows.extend(layer::fast(length.min(Duration::from_secs(15))).await);
         }

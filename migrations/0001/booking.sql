@@ -43,6 +43,16 @@ begin
          tolerance_ns = w.tolerance_ns, guard_ns = w.guard_ns, mark = w.mark, used = w.used,
          log_at = w.log_at, log_units = w.log_units, reserves = w.reserves, agreed_ns = w.agreed_ns
    where s.target = w.target and s.limit_name = w.limit_name and s.key = w.key;
+  -- A sweep may have removed it as idle since it was read.
+  if not found then insert into outpace.schedule select w.*; end if;
+end $$;
+
+-- Returns true if a new key of a limit may have a schedule of its own, and counts it.
+create function outpace.counts_key_v1(v outpace.schedule, p_max int8) returns bool language plpgsql volatile as $$
+begin
+  insert into outpace.key_count as c values (v.target, v.limit_name, 1)
+    on conflict (target, limit_name) do update set live = c.live + 1 where c.live < coalesce(p_max, 100000);
+  return found;
 end $$;
 
 -- Returns true if both schedules have the same numbers.
@@ -94,7 +104,13 @@ begin
                                  '{}', '{}', '{}', now_ns)::outpace.schedule, r.spec);
   select * into stored from outpace.schedule s
    where s.target = v.target and s.limit_name = v.limit_name and s.key = v.key;
-  if not found then
+  if not found and v.key not in ('', 'overflow keys') and v.kind <> 'permits'
+     and not outpace.counts_key_v1(v, r.max_keys) then
+    v.key := 'overflow keys';
+    select * into stored from outpace.schedule s
+     where s.target = v.target and s.limit_name = v.limit_name and s.key = v.key;
+  end if;
+  if stored.kind is null then
     -- A new key gets no burst behind a block.
     if v.kind = 'token' and t.blocked_ns > 0 then v.mark := t.blocked_ns + v.tolerance_ns; end if;
     insert into outpace.schedule select v.*;
@@ -110,6 +126,29 @@ begin
   if r.seen is not null or r.unbooked <> '[]' then w := outpace.reported_v1(w, r, now_ns); end if;
   if w is distinct from stored then perform outpace.save_schedule_v1(w); end if;
   return w;
+end $$;
+
+-- Returns the runs with the positions of their schedules replaced by those in `map`.
+create function outpace.mapped_v1(runs outpace.run[], map int[]) returns outpace.run[]
+language plpgsql immutable as $$
+declare q outpace.run;
+begin
+  for k in 1 .. cardinality(runs) loop
+    q := runs[k];
+    for y in 1 .. cardinality(q.rows) loop q.rows[y] := map[q.rows[y] + 1]; end loop;
+    runs[k] := q;
+  end loop;
+  return runs;
+end $$;
+
+-- Returns the position among schedules of the one that all further keys of a limit share, or null.
+create function outpace.shared_position_v1(ws outpace.schedule[], p_limit text) returns int
+language plpgsql immutable as $$
+begin
+  for k in 1 .. cardinality(ws) loop
+    if (ws[k]).limit_name = p_limit and (ws[k]).key = 'overflow keys' then return k; end if;
+  end loop;
+  return null;
 end $$;
 
 -- Returns the permits that other replicas hold. Permits outlive a crash of the server, so the
@@ -131,15 +170,23 @@ declare
   c outpace.contest := '(,0,0,{0},{0},{0},{0},{0},{f},{f})'::outpace.contest;
   ws outpace.schedule[] := '{}'; cs outpace.contest[] := '{}'; held int8[] := '{}'; contested bool[] := '{}';
   is_shared bool := exists (select from outpace.flow f where f.target = t.name);
+  map int[] := '{}'; same int; overflowed text[] := '{}';
 begin
   -- Other replicas may have more lanes than the caller.
   if is_shared or cardinality(p.weights) > 1 then c := outpace.no_contest_v1(16); end if;
   foreach r in array rows loop
-    w := outpace.schedule_v1(t, r, p.now_ns);
+    w := outpace.schedule_v1(t, r, p.now_ns); same := null;
+    if w.key = 'overflow keys' then
+      same := outpace.shared_position_v1(ws, w.limit_name);
+      -- All keys that share the schedule use its first position, with the reports of all of them.
+      if same is null then overflowed := overflowed || w.limit_name; else ws[same] := w; end if;
+    end if;
+    map := map || coalesce(same - 1, cardinality(ws));
     ws := ws || w; contested := contested || false;
     held := held || case when w.kind = 'permits' then r.held + outpace.held_by_others_v1(w, p.me) else 0 end;
-    cs := cs || case when is_shared then outpace.contest_v1(w, c, p.me, p.now_ns) else c end;
+    cs := cs || case when is_shared and same is null then outpace.contest_v1(w, c, p.me, p.now_ns) else c end;
   end loop;
+  if cardinality(overflowed) > 0 then runs := outpace.mapped_v1(runs, map); end if;
   if is_shared or n > 1 then
     foreach q in array runs loop
       for y in 1 .. cardinality(q.rows) loop
@@ -148,7 +195,8 @@ begin
     end loop;
     for i in 1 .. cardinality(cs) loop contested[i] := outpace.competitors_v1(cs[i], p.now_ns) > 1; end loop;
   end if;
-  return row(t, ws, cs, contested, is_shared or n > 1, held, array_fill('[]'::jsonb, array[n]))::outpace.batch;
+  return row(t, ws, cs, contested, is_shared or n > 1, held, array_fill('[]'::jsonb, array[n]),
+             runs, map, overflowed)::outpace.batch;
 end $$;
 
 -- Returns true if the lane's reserve is left in each schedule of the run.
@@ -276,9 +324,10 @@ end $$;
 
 -- Books one request per lane in turn, until no lane can book any more. Within a lane the runs follow
 -- in order, and a run that is held lets the next one try.
-create function outpace.allocated_v1(p outpace.caller, runs outpace.run[], b outpace.batch)
+create function outpace.allocated_v1(p outpace.caller, b outpace.batch)
 returns outpace.batch language plpgsql stable as $$
 declare
+  runs outpace.run[] := b.runs;
   ws outpace.schedule[] := b.schedules; cs outpace.contest[] := b.contests; held int8[] := b.held;
   t outpace.target := b.target; q outpace.run; d outpace.decision; i int; j int; booked bool;
   lanes int[] := '{}'; next int[] := '{}'; got int[] := array_fill(0, array[cardinality(runs)]);
@@ -368,10 +417,14 @@ begin
   now_ns := greatest(outpace.clock_v1(), t.clock_ns);
   p := row(c.replica, now_ns, c.horizon, c.lead, outpace.lost_v1(c.replica, now_ns), c.weights, c.reserves);
   a := outpace.batch_v1(p, c.rows, c.runs, t);
-  b := outpace.allocated_v1(p, c.runs, a);
+  b := outpace.allocated_v1(p, a);
   perform outpace.save_v1(p, c.rows, a, b);
+  if cardinality(b.overflowed) > 0 then
+    for k in 1 .. cardinality(b.map) loop b.schedules[k] := b.schedules[b.map[k] + 1]; end loop;
+  end if;
   return jsonb_build_object('now', p.now_ns, 'lost', p.lost, 'started', t.server_ns, 'epoch', t.epoch,
-    'blocked', t.blocked_ns, 'rows', to_jsonb(b.schedules), 'runs', to_jsonb(b.grants));
+    'blocked', t.blocked_ns, 'rows', to_jsonb(b.schedules), 'runs', to_jsonb(b.grants),
+    'overflowed', to_jsonb(b.overflowed));
 end $$;
 
 -- Executes most of `book_v1` and rolls it back. Without this warm-up a new connection needs ten times

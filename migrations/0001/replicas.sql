@@ -45,10 +45,20 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
   perform set_config('synchronous_commit', 'off', true);
   select * into w from outpace.schedule s
-   where s.target = p_target and s.limit_name = p_limit and s.key = p_key;
+   where s.target = p_target and s.limit_name = p_limit and s.key in (p_key, 'overflow keys')
+     and (p_key <> '' or s.key = '')
+   order by s.key = p_key desc limit 1;
   if not found then return; end if;
   select greatest(outpace.clock_v1(), clock_ns) into now_ns from outpace.target where name = p_target;
   perform outpace.save_schedule_v1(outpace.corrected_v1(w, p_units, now_ns));
+end $$;
+
+-- Returns the secret for the digests of secret keys. Without one, `p_candidate` becomes the secret.
+create function outpace.key_secret_v1(p_candidate text) returns text language plpgsql volatile as $$
+begin
+  insert into outpace.key_secret (secret)
+    select p_candidate where not exists (select from outpace.key_secret) on conflict do nothing;
+  return (select secret from outpace.key_secret);
 end $$;
 
 -- Returns the blocks of all targets and the pins of operators, for the reply to a heartbeat.
@@ -123,4 +133,17 @@ begin
            else not exists (select from outpace.permit p
                              where (p.target, p.limit_name, p.key) = (s.target, s.limit_name, s.key))
          end;
+end $$;
+
+-- Counts the keys of each limit anew after a sweep. It is a call of its own, because a booking holds
+-- the lock of a count while it waits for the lock of a schedule.
+create function outpace.count_keys_v1() returns void language plpgsql volatile as $$
+begin
+  perform set_config('synchronous_commit', 'off', true);
+  update outpace.key_count c set live = s.live from (
+    select k.target, k.limit_name, (select count(*) from outpace.schedule s
+      where s.target = k.target and s.limit_name = k.limit_name and s.key not in ('', 'overflow keys')
+        and s.kind <> 'permits') live
+      from outpace.key_count k) s
+   where c.target = s.target and c.limit_name = s.limit_name and c.live <> s.live;
 end $$;

@@ -14,7 +14,7 @@ use super::{Admin, problem};
 use crate::clock::Instant;
 use crate::exchange::Exchange;
 use crate::policy::{
-    Bound, Caller, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
+    Bound, Caller, KeySecret, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
 };
 use crate::spool::SpoolUsage;
 use crate::units::{HostName, Origin, Scheme};
@@ -125,14 +125,18 @@ pub fn explain(
     };
     let body = question.body.as_deref();
     let json: Option<Value> = body.and_then(|body| serde_json::from_str(body).ok());
-    let scope = target.scope(&RequestView {
+    let asked = RequestView {
         head: &head,
         client: client.map(|client| Caller {
             name: &client.name,
             group: client.group.as_ref(),
         }),
         json: json.as_ref(),
-    });
+    };
+    // Without a running process there are no schedules, so any secret will do.
+    let secret = now.map(|now| now.pacer.key_secret());
+    let secret = secret.unwrap_or_else(|| KeySecret::new([0; KeySecret::BYTES]));
+    let scope = target.scope(&asked, &secret);
     Ok(explanation(question, target, &scope, now))
 }
 

@@ -109,7 +109,7 @@ impl Api {
             cost: asked.cost,
         };
         let scope = target
-            .scope_of_work(&work)
+            .scope_of_work(&work, &exchange.pacer.key_secret())
             .map_err(|error| Error::new(Reason::NoSuchScope, error.to_string()))?;
         let wait = duration("max_wait", asked.max_wait.as_ref())?;
         let hold = hold_time(asked.hold.as_ref())?;

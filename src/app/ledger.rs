@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::sync::Arc;
 
-use super::{Parts, StartError};
+use super::{Parts, StartError, key_secret};
 use crate::admin::Readiness;
 use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
 use crate::files::open_private;
-use crate::ledger::{Ledger, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts};
+use crate::ledger::{
+    Ledger, Link as _, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts,
+};
 
 /// Ledger of this process, in the variant that the configuration selects.
 #[derive(Debug)]
@@ -43,9 +45,10 @@ pub(super) async fn open(
     shared: &Parts,
     readiness: &Readiness,
 ) -> Result<OpenLedger, StartError> {
+    let mut secret = key_secret::load_or_make(&settings.data_dir)?;
     let Some(postgres) = &settings.ledger.postgres else {
         return Ok(OpenLedger {
-            ledger: Arc::new(MemoryLedger::new(shared.clock.clone())),
+            ledger: Arc::new(MemoryLedger::new(shared.clock.clone(), secret)),
             shared: None,
         });
     };
@@ -57,7 +60,8 @@ pub(super) async fn open(
     let database = Database::new(&postgres.url, LEDGER_CONNECTIONS, begin_with)?;
     let link = PostgresLink::new(database.clone(), name(), postgres.migrate);
     match link.prepare().await {
-        Ok(()) => {}
+        // If the call fails, the secret is read once the ledger is connected.
+        Ok(()) => secret = link.key_secret(&secret).await.unwrap_or(secret),
         Err(error @ DatabaseError::Unreachable { .. }) => {
             let then = if settings.ledger.outage.bootstrap_ppm > 0 {
                 "until it answers, this replica uses its `bootstrap_share`"
@@ -75,8 +79,14 @@ pub(super) async fn open(
         tasks: shared.tasks.clone(),
         metrics: shared.metrics.clone(),
         outage: settings.ledger.outage,
+        key_secret: secret,
     };
     let ledger = Arc::new(SharedLedger::new(link, parts));
+    let (connecting, data_dir) = (Arc::clone(&ledger), settings.data_dir.clone());
+    shared.tasks.spawn_detached(async move {
+        connecting.connected().await;
+        key_secret::keep(&data_dir, &connecting.key_secret());
+    });
     if settings.ledger.outage.bootstrap_ppm == 0 {
         let latch = readiness.latch("ledger");
         let reached = Arc::clone(&ledger);

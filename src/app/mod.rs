@@ -5,6 +5,7 @@ mod admin_token;
 mod ca;
 mod data_dir;
 mod drain;
+mod key_secret;
 mod ledger;
 mod reload;
 mod serving;

@@ -298,6 +298,7 @@ pub(super) struct LimitSection {
     pub(super) concurrent: Option<u32>,
     pub(super) r#match: Option<MatchSection>,
     pub(super) key: Option<Text>,
+    pub(super) max_keys: Option<u32>,
     pub(super) cost: Option<CostSection>,
 }
 

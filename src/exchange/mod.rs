@@ -220,7 +220,8 @@ impl Exchange {
             Box::pin(plan.expect_nothing()).await?;
         }
         if plan.needs_body() {
-            Box::pin(plan.look_into_body()).await;
+            let secret = self.pacer.key_secret();
+            Box::pin(plan.look_into_body(&secret)).await;
         }
         let mut buffered: Option<Response<Bytes>> = None;
         let mut tries = 0;

@@ -15,7 +15,7 @@ use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::BODY_PEEK;
 use crate::origin::{Destination, ProtocolChoice};
-use crate::policy::{RequestView, Scope, Target, Unmatched};
+use crate::policy::{KeySecret, RequestView, Scope, Target, Unmatched};
 use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
@@ -75,11 +75,12 @@ impl Exchange {
         // `look_into_body` decides a scope that depends on the body.
         let scope = match target {
             Some(target) if !(target.needs_body() && body.is_some()) => {
-                Some(target.scope(&RequestView {
+                let asked = RequestView {
                     head: &head,
                     client: arrival.client.caller(),
                     json: None,
-                }))
+                };
+                Some(target.scope(&asked, &self.pacer.key_secret()))
             }
             Some(_) => None,
             None => Some(Scope::default()),
@@ -209,8 +210,8 @@ impl Plan<'_> {
     }
 
     /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
-    /// counts as absent.
-    pub(super) async fn look_into_body(&mut self) {
+    /// counts as absent. Secret keys are digests made with `secret`.
+    pub(super) async fn look_into_body(&mut self, secret: &KeySecret) {
         let Some((head, target)) = self.unscoped.take().zip(self.target) else {
             return;
         };
@@ -221,11 +222,12 @@ impl Plan<'_> {
             None => None,
         };
         let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let scope = target.scope(&RequestView {
+        let asked = RequestView {
             head: &head,
             client: self.arrival.client.caller(),
             json: json.as_ref(),
-        });
+        };
+        let scope = target.scope(&asked, secret);
         self.scope = in_lane(self.arrival, target, scope);
     }
 }

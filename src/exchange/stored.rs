@@ -69,7 +69,7 @@ impl Exchange {
             Err(error) => return Err(record.fail(error)),
         };
         if plan.needs_body() {
-            plan.look_into_body().await;
+            plan.look_into_body(&self.pacer.key_secret()).await;
         }
         let called = self.call(&plan, &mut record).await;
         let stored = Stored {

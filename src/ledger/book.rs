@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use foldhash::HashMap;
+use smallvec::SmallVec;
 
 use super::allocation::Allocation;
-use super::call::{Answer, Call, Id, Replica, ScheduleUse};
+use super::call::{Answer, Call, Id, OVERFLOW, Replica, ScheduleUse};
 use super::row::Row;
 use crate::clock::Instant;
-use crate::schedule::{Block, Schedule};
+use crate::schedule::{Block, Schedule, Spec};
 
 /// The schedules of one target, with the block of its origin.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +24,10 @@ pub struct Book {
     /// Latest instant that a call has used, in nanoseconds. Time in the book never goes back.
     now: i64,
     pub(super) quiet: i64,
-    swept: i64,
+    /// Number of keys with a schedule of their own, and the bound of this number, by limit.
+    keys: HashMap<Arc<str>, (u32, u32)>,
+    /// Position of the row that the next sweep looks at first.
+    next_swept: usize,
 }
 
 /// The number of replicas that use a book, as far as a decision depends on it.
@@ -60,11 +64,13 @@ impl Book {
         let now = now.max(self.now);
         self.now = now;
         let rows = call.rows.iter().map(|row| self.row(row, now, users, call));
+        let rows: SmallVec<[usize; 4]> = rows.collect();
+        let overflowed = self.overflowed(&rows);
         let allocation = Allocation {
             call,
             users,
             now,
-            rows: rows.collect(),
+            rows,
             contested: !users.alone() || call.weights.len() > 1,
         };
         self.open(&allocation);
@@ -79,6 +85,7 @@ impl Book {
                 .collect(),
             runs,
             lost: users.lost(),
+            overflowed,
         }
     }
 
@@ -127,15 +134,42 @@ impl Book {
     /// Adds `units` to the cost that was booked in a schedule. The number is negative if requests
     /// cost less than their estimate.
     pub fn correct(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, units: i64, now: i64) {
-        let row = self.find(limit, key).and_then(|row| self.rows.get_mut(row));
+        let row = self.find(limit, key);
+        // The key may have had no schedule of its own.
+        let row = row.or_else(|| {
+            self.find(limit, Some(&OVERFLOW.into()))
+                .filter(|_| key.is_some())
+        });
+        let row = row.and_then(|row| self.rows.get_mut(row));
         if let Some(schedule) = row.and_then(|row| row.schedule.as_mut()) {
             schedule.correct(units, Instant::from_nanos(now));
         }
     }
 
-    /// Returns the schedule of a limit, if the limit is a rate that an earlier call has used.
+    /// Returns the schedule that counts this key of a limit, if the limit is a rate that an earlier
+    /// call has used.
     pub fn schedule(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<&Schedule> {
-        self.rows.get(self.find(limit, key)?)?.schedule.as_ref()
+        let row = self.find(limit, key).or_else(|| {
+            let is_full = key.is_some() && self.is_full(limit);
+            self.find(limit, Some(&OVERFLOW.into())).filter(|_| is_full)
+        });
+        self.rows.get(row?)?.schedule.as_ref()
+    }
+
+    /// Returns true if the limit counts no further key separately.
+    fn is_full(&self, limit: &Arc<str>) -> bool {
+        self.keys.get(limit).is_some_and(|(live, max)| live >= max)
+    }
+
+    /// Returns the limits of those rows that many keys share, each once.
+    fn overflowed(&self, rows: &[usize]) -> SmallVec<[Arc<str>; 1]> {
+        let mut overflowed: SmallVec<[Arc<str>; 1]> = SmallVec::new();
+        for row in rows.iter().filter_map(|row| self.rows.get(*row)) {
+            if row.key.as_deref() == Some(OVERFLOW) && !overflowed.contains(&row.limit) {
+                overflowed.push(Arc::clone(&row.limit));
+            }
+        }
+        overflowed
     }
 
     /// Returns the number of blocks that the target has had.
@@ -153,16 +187,38 @@ impl Book {
         self.positions.get(&id).copied()
     }
 
+    /// Finds or makes the row of a schedule and returns its position. A new key beyond the bound of
+    /// its limit gets the row of all further keys.
+    fn position(&mut self, asked: &ScheduleUse, now: i64) -> usize {
+        if let Some(known) = self.find(&asked.limit, asked.key.as_ref()) {
+            return known;
+        }
+        let is_counted = matches!(&asked.key, Some(key) if &**key != OVERFLOW)
+            && !matches!(asked.spec, Spec::Permits { .. });
+        let mut row = Row::new(asked, now, self.block.ends());
+        if is_counted {
+            let (live, max) = self.keys.entry(Arc::clone(&asked.limit)).or_default();
+            *max = asked.max_keys;
+            if *live < *max {
+                *live += 1;
+                row.counted = true;
+            } else {
+                row.key = Some(OVERFLOW.into());
+                if let Some(known) = self.find(&row.limit, row.key.as_ref()) {
+                    return known;
+                }
+            }
+        }
+        let index = self.rows.len();
+        self.positions.insert(row.id(), index);
+        self.rows.push(row);
+        index
+    }
+
     /// Finds or makes the row of a schedule and returns its position. Applies the numbers of the
     /// caller's policy and merges the caller's report.
     fn row(&mut self, asked: &ScheduleUse, now: i64, users: Users, call: &Call) -> usize {
-        let known = self.find(&asked.limit, asked.key.as_ref());
-        let index = known.unwrap_or_else(|| {
-            self.rows.push(Row::new(asked, now, self.block.ends()));
-            let index = self.rows.len() - 1;
-            self.positions.insert(asked.id(), index);
-            index
-        });
+        let index = self.position(asked, now);
         if let Some(row) = self.rows.get_mut(index) {
             row.adopt(asked.spec, now, users.alone());
             row.begin(call.replica, now);
@@ -178,22 +234,40 @@ impl Book {
         index
     }
 
-    /// Removes keys that are idle and flows that no longer compete. At most one sweep runs in 10 s,
-    /// so a call before every booking is cheap.
+    /// Removes keys that are idle and flows that no longer compete. A key is idle when its schedule
+    /// is full again. Each sweep looks at a few rows only, so that one before every booking is cheap.
     pub fn sweep(&mut self, now: i64) {
-        if now < self.swept + SWEEP_EVERY {
-            return;
-        }
-        self.swept = now;
-        self.rows
-            .retain(|row| row.key.is_none() || !row.is_idle(now));
-        self.positions.clear();
-        for (index, row) in self.rows.iter_mut().enumerate() {
+        for _ in 0..SWEPT_ROWS.min(self.rows.len()) {
+            if self.next_swept >= self.rows.len() {
+                self.next_swept = 0;
+            }
+            let Some(row) = self.rows.get_mut(self.next_swept) else {
+                return;
+            };
             row.forget_idle_flows(now);
-            let id = (Arc::clone(&row.limit), row.key.clone());
-            self.positions.insert(id, index);
+            if row.key.is_some() && row.is_idle(now) {
+                self.remove(self.next_swept);
+            } else {
+                self.next_swept += 1;
+            }
+        }
+    }
+
+    /// Removes a row. The last row takes its position.
+    fn remove(&mut self, index: usize) {
+        let row = self.rows.swap_remove(index);
+        self.positions.remove(&row.id());
+        if let Some(moved) = self.rows.get(index) {
+            self.positions.insert(moved.id(), index);
+        }
+        if let Some((live, _)) = self.keys.get_mut(&row.limit).filter(|_| row.counted) {
+            *live = live.saturating_sub(1);
         }
     }
 }
 
-const SWEEP_EVERY: i64 = 10_000_000_000;
+/// Number of rows that one sweep looks at. A booking makes fewer, so sweeps keep up with them.
+const SWEPT_ROWS: usize = 4;
+
+#[cfg(test)]
+mod tests;

@@ -10,13 +10,17 @@ use serde::{Deserialize, Serialize, Serializer};
 use smallvec::SmallVec;
 
 use super::Slot;
-use crate::bounds::SLACK;
+use crate::bounds::{KEYS_PER_LIMIT, SLACK};
 use crate::clock::Instant;
 use crate::policy::{Algorithm, Bound, Scope, Target};
 use crate::schedule::{FixedWindow, Schedule, ScheduleState, SlidingWindow, Spec, TokenBucket};
 
 /// The random identifier of a replica, which the replica keeps over restarts.
 pub type Replica = i64;
+
+/// Key of the schedule that all keys beyond the bound of a limit share. The alphabet of keys has no
+/// blank.
+pub(super) const OVERFLOW: &str = "overflow keys";
 
 /// Limit and key of a schedule.
 pub(super) type Id = (Arc<str>, Option<Arc<str>>);
@@ -54,6 +58,8 @@ pub struct ScheduleUse {
     pub key: Option<Arc<str>>,
     /// Numbers from the policy of the caller.
     pub spec: Spec,
+    /// Number of keys that the limit counts separately.
+    pub max_keys: u32,
     /// Permits that the caller holds.
     pub held: i64,
     /// State that the caller last received, if the ledger may have lost it.
@@ -90,6 +96,9 @@ pub struct Answer {
     pub runs: SmallVec<[Grant; 2]>,
     /// Part of every rate that is reserved for silent replicas, in millionths.
     pub lost: i64,
+    /// Names of the limits in which a key of the call shares the schedule of all further keys.
+    #[serde(default)]
+    pub overflowed: SmallVec<[Arc<str>; 1]>,
 }
 
 /// The slots that one run got.
@@ -125,6 +134,7 @@ impl ScheduleUse {
             limit: Arc::clone(limit),
             key: key.cloned(),
             spec,
+            max_keys: KEYS_PER_LIMIT,
             held: 0,
             seen: None,
             unbooked: Vec::new(),
@@ -229,7 +239,10 @@ impl Call {
                     let known = call.rows.iter().position(is_same);
                     let row = known.unwrap_or_else(|| {
                         let spec = spec_of(limit.bound);
-                        call.rows.push(ScheduleUse::new(&limit.name, key, spec));
+                        call.rows.push(ScheduleUse {
+                            max_keys: limit.max_keys,
+                            ..ScheduleUse::new(&limit.name, key, spec)
+                        });
                         call.rows.len() - 1
                     });
                     u32::try_from(row).ok()

@@ -13,7 +13,7 @@ use super::forecast::forecast;
 use super::{Booking, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
-use crate::policy::{Bound, Scope, Target};
+use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync;
 use crate::units::nanos;
@@ -25,6 +25,7 @@ const OURSELVES: super::Replica = 0;
 #[derive(Debug)]
 pub struct MemoryLedger {
     clock: Clock,
+    key_secret: KeySecret,
     targets: RwLock<HashMap<Arc<str>, TargetEntry>>,
 }
 
@@ -45,10 +46,12 @@ struct TargetBook {
 }
 
 impl MemoryLedger {
-    /// Creates a ledger without any usage, on the given clock.
-    pub fn new(clock: Clock) -> Self {
+    /// Creates a ledger without any usage, on the given clock. Secret keys are digests made with
+    /// `key_secret`.
+    pub fn new(clock: Clock, key_secret: KeySecret) -> Self {
         Self {
             clock,
+            key_secret,
             targets: RwLock::default(),
         }
     }
@@ -131,6 +134,10 @@ impl Ledger for MemoryLedger {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn key_secret(&self) -> KeySecret {
+        self.key_secret.clone()
+    }
+
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
         self.with_book(target, |kept, _| LedgerStatus {
             mode: "in memory, for this replica".to_owned(),
@@ -203,7 +210,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn several_limits_are_booked_together_or_not_at_all() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
         let target = target(vec![
             Limit::new("fast", rate("1000/1s", 1000)),
             Limit::new("slow", rate("1/1s", 1)),
@@ -223,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn permits_come_back_when_a_slot_is_settled() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
         let target = target(vec![Limit::new("at-once", Bound::Concurrent(2))]);
         let (slots, short) = book(&ledger, &target, 3);
         assert_eq!(slots.len(), 2);
@@ -241,7 +248,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_block_holds_every_limit_and_a_probe_goes_first() {
         let clock = Clock::anchored(0);
-        let ledger = MemoryLedger::new(clock.clone());
+        let ledger = MemoryLedger::new(clock.clone(), KeySecret::new([0; 32]));
         let target = target(vec![Limit::new("l", rate("100/1s", 100))]);
         let until = clock.now() + Duration::from_secs(5);
         let epoch = ledger.epoch(&target);
@@ -262,7 +269,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_changed_limit_keeps_what_was_used() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
+        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
         let before = target(vec![Limit::new("l", rate("10/1m", 10))]);
         assert_eq!(book(&ledger, &before, 10).0.len(), 10);
         let after = target(vec![Limit::new("l", rate("20/1m", 10))]);

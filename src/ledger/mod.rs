@@ -42,7 +42,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use crate::clock::Instant;
-use crate::policy::{Bound, Scope, Target};
+use crate::policy::{Bound, KeySecret, Scope, Target};
 
 /// An instant at which one request may be sent, booked in every limit that applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +146,10 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// Blocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
+
+    /// Returns the secret with which the digests of secret keys are made. All replicas of a ledger
+    /// have the same one.
+    fn key_secret(&self) -> KeySecret;
 
     /// Returns the state of a target in words for operators.
     fn status(&self, target: &Arc<Target>) -> LedgerStatus;

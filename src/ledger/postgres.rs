@@ -15,6 +15,7 @@ use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, Call, Replica};
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError};
+use crate::policy::KeySecret;
 use crate::schedule::Spec;
 
 /// Maximum time for one call. A server that takes longer counts as unreachable, and the error text
@@ -175,6 +176,15 @@ impl Link for PostgresLink {
         self.ask::<i32>("select 1".to_owned()).await.map(drop)
     }
 
+    async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
+        let candidate = quoted(&candidate.to_hex());
+        let statement = format!("select outpace.key_secret_v1({candidate})");
+        let secret = self.ask::<String>(statement).await?;
+        KeySecret::from_hex(&secret).ok_or_else(|| {
+            LinkError("outpace.key_secret holds no secret; delete its row".to_owned())
+        })
+    }
+
     async fn heartbeat(
         &self,
         replica: Replica,
@@ -210,6 +220,8 @@ impl Link for PostgresLink {
 
     async fn sweep(&self) -> Result<(), LinkError> {
         self.tell("select outpace.sweep_v1()::text".to_owned())
+            .await?;
+        self.tell("select outpace.count_keys_v1()::text".to_owned())
             .await
     }
 

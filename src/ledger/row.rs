@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::call::{Call, Replica, ScheduleUse};
+use super::call::{Call, Id, Replica, ScheduleUse};
 use crate::clock::Instant;
 use crate::schedule::{Schedule, ScheduleState, Spec};
 
@@ -40,6 +40,8 @@ pub(super) struct Row {
     agreed: i64,
     /// True if several flows compete for this schedule in the current call.
     contested: bool,
+    /// True if the row counts towards the bound on the keys of its limit.
+    pub(super) counted: bool,
 }
 
 /// A lane of one replica that competes for the schedule.
@@ -99,7 +101,12 @@ impl Row {
             reserves: SmallVec::new(),
             agreed: now,
             contested: false,
+            counted: false,
         }
+    }
+
+    pub(super) fn id(&self) -> Id {
+        (Arc::clone(&self.limit), self.key.clone())
     }
 
     /// Adopts the numbers of the caller's policy. While replicas disagree, the strictest numbers

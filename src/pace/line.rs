@@ -12,9 +12,9 @@ use super::entry::{Entry, Stage};
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
-use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
+use crate::bounds::{CONNECT_TIMEOUT, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Slot};
+use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
 use crate::policy::{Scope, Target};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
@@ -42,12 +42,16 @@ pub(super) struct LineState {
     may_ask: Instant,
     /// True if a driver task serves the queue.
     driven: bool,
+    /// Instant from which the next warning about shared keys may be logged.
+    may_warn: Instant,
     /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
 }
 
 /// Minimum time between two checks for overtaken waiters.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Time that is added to the gap between two checks for each waiter.
+const LOOK_EACH: Duration = Duration::from_micros(50);
 
 impl Line {
     pub(super) fn new(target: &Arc<Target>, pacer: &Pacer) -> Self {
@@ -62,6 +66,7 @@ impl Line {
                 epoch: 0,
                 may_ask: Instant::ZERO,
                 driven: false,
+                may_warn: Instant::ZERO,
                 looked: Instant::ZERO,
             }),
             changed: Notify::new(),
@@ -86,17 +91,17 @@ impl Line {
             return Admission::Refused(refusal);
         }
         let mut ready = connection == ConnectionState::Ready && state.queue.is_free_for(&scope);
-        let mut booked = false;
+        let (mut booked, mut short) = (false, None);
         if ready && self.ledger.answers_at_once() {
             match self.book_one(&mut state, &scope) {
-                Some((slot, now)) if slot.at <= now => {
+                (Some((slot, now)), _) if slot.at <= now => {
                     return Admission::Turn(self.turn(&state, slot, None));
                 }
-                Some((slot, _)) => {
+                (Some((slot, _)), _) => {
                     state.queue.put_in_hand(slot);
                     booked = true;
                 }
-                None => ready = false,
+                (None, reason) => (ready, short) = (false, reason),
             }
         }
         let held_by = match self.check_feasible(&state, &scope, ticket) {
@@ -114,6 +119,9 @@ impl Line {
             tell,
         };
         let place = state.queue.insert(&scope, ticket.arrived, entry);
+        if short.is_some() {
+            state.queue.note_short(&scope, short);
+        }
         self.drive(&mut state);
         Admission::Wait(Waiter {
             line: Arc::clone(self),
@@ -134,16 +142,20 @@ impl Line {
     }
 
     /// Books one slot for a request that has no other request before it. Returns the slot with the
-    /// time of the answer, because the slot may be usable at once.
-    fn book_one(&self, state: &mut LineState, scope: &Scope) -> Option<(Slot, Instant)> {
+    /// time of the answer, because the slot may be usable at once, or the reason why there is none.
+    fn book_one(
+        &self,
+        state: &mut LineState,
+        scope: &Scope,
+    ) -> (Option<(Slot, Instant)>, Option<Short>) {
         let runs = smallvec![Run::new(scope.clone(), 1, 1)];
         let Booking::Ready(answer) = self.ledger.book(state.queue.target(), runs) else {
-            return None;
+            return (None, None);
         };
+        self.note_overflow(state, &answer);
         let short = answer.runs.first().and_then(|grant| grant.short);
-        state.queue.note_short(scope, short);
-        let slot = answer.slots(0, scope).next()?;
-        Some((slot, answer.now))
+        let slot = answer.slots(0, scope).next();
+        (slot.map(|slot| (slot, answer.now)), short)
     }
 
     /// Returns the earliest instant at which a request of this scope that arrives now could be
@@ -179,7 +191,22 @@ impl Line {
     fn refuse_overtaken(&self) {
         let now = self.clock.now();
         let mut state = self.lock();
-        if state.queue.has_one_scope() || now < state.looked + LOOK_EVERY {
+        if !state.queue.has_one_scope() {
+            self.refuse_now_and_then(&mut state, now, LOOK_EVERY);
+        }
+    }
+
+    /// Refuses waiters that cannot be served, unless the last check was less than `gap` ago. The gap
+    /// grows with the number of waiters, because the check looks at all of them.
+    fn refuse_now_and_then(&self, state: &mut LineState, now: Instant, gap: Duration) {
+        let waiting = u32::try_from(state.queue.len()).unwrap_or(u32::MAX);
+        // Only waiters of several scopes cost more, and a crowd of one scope is refused at once.
+        let each = if state.queue.has_one_scope() {
+            Duration::ZERO
+        } else {
+            LOOK_EACH
+        };
+        if now < state.looked + gap + each.saturating_mul(waiting) {
             return;
         }
         state.looked = now;
@@ -303,7 +330,8 @@ impl Line {
             tokio::select! {
                 answer = &mut answer => {
                     self.absorb(&asked, &answer);
-                    self.lock().queue.refuse_infeasible(&*self.ledger);
+                    let now = self.clock.now();
+                    self.refuse_now_and_then(&mut self.lock(), now, Duration::ZERO);
                     return;
                 }
                 () = self.sleep(until, epoch) => {}
@@ -311,8 +339,28 @@ impl Line {
         }
     }
 
+    /// Counts bookings of keys that share a schedule, and warns about them from time to time.
+    pub(super) fn note_overflow(&self, state: &mut LineState, answer: &Answer) {
+        let Some(limit) = answer.overflowed.first() else {
+            return;
+        };
+        let target = &state.queue.target().name;
+        self.metrics.keys_overflowed(target);
+        let now = self.clock.now();
+        if now >= state.may_warn {
+            tracing::warn!(
+                %target, %limit,
+                "the limit has `max_keys` keys in use; further keys share one schedule at its rate"
+            );
+            state.may_warn = now + KEYS_LOG;
+        }
+    }
+
     fn absorb(&self, asked: &PendingCall, answer: &Answer) {
-        let unused = self.lock().queue.absorb(asked, answer);
+        let mut state = self.lock();
+        self.note_overflow(&mut state, answer);
+        let unused = state.queue.absorb(asked, answer);
+        drop(state);
         self.settle_unused(&asked.target, unused);
     }
 
@@ -346,15 +394,18 @@ impl Line {
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
             self.metrics.slot_voided(&state.queue.target().name);
+            state.queue.ask_anew(Some(&slot.scope));
             self.settle_unused(state.queue.target(), [slot]);
         }
-        while let Some((slot, entry, held_by)) = state.queue.take_due(now) {
-            // A waiter leaves the queue before it closes its channel, so no turn is dropped here,
-            // where the lock is held.
-            match entry.tell.try_reserve() {
-                Ok(room) => room.send(Event::Turn(self.turn(state, slot, held_by))),
-                // The waiter is being dropped, so the slot passes to the next waiter.
-                Err(_) => state.queue.put_in_hand(slot),
+        for group in state.queue.due(now) {
+            while let Some((slot, entry, held_by)) = state.queue.take_due(group, now) {
+                // A waiter leaves the queue before it closes its channel, so no turn is dropped
+                // here, where the lock is held.
+                match entry.tell.try_reserve() {
+                    Ok(room) => room.send(Event::Turn(self.turn(state, slot, held_by))),
+                    // The waiter is being dropped, so the slot passes to the next waiter.
+                    Err(_) => state.queue.put_in_hand(slot),
+                }
             }
         }
         now
@@ -371,8 +422,10 @@ impl Line {
         if good {
             state.queue.put_in_hand(slot);
         } else {
+            let permit = slot.scope.clone();
+            let by_permit = !slot.probe && Arc::ptr_eq(state.queue.target(), target);
             self.settle_unused(target, [slot]);
-            state.queue.ask_anew();
+            state.queue.ask_anew(Some(&permit).filter(|_| by_permit));
         }
         drop(state);
         self.changed.notify_one();

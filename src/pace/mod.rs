@@ -14,8 +14,10 @@
 //! than [`LATE_MAX`](crate::bounds::LATE_MAX) after its slot, so a replica that was frozen releases
 //! no burst when it resumes.
 
+mod backlog;
 mod entry;
 mod group;
+mod hold;
 mod line;
 mod observe;
 mod queue;
@@ -30,7 +32,7 @@ use line::Line;
 
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ledger, LedgerStatus};
-use crate::policy::{LimitSet, Scope, Target};
+use crate::policy::{KeySecret, LimitSet, Scope, Target};
 use crate::shutdown::Tasks;
 use crate::sync;
 use crate::telemetry::Metrics;
@@ -175,6 +177,11 @@ impl Pacer {
             }
         }
         low
+    }
+
+    /// Returns the secret with which the digests of secret keys are made.
+    pub fn key_secret(&self) -> KeySecret {
+        self.ledger.key_secret()
     }
 
     /// Returns the state of the target in the ledger, for operators.

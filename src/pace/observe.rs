@@ -21,18 +21,24 @@ impl Line {
         let target = Arc::clone(state.queue.target());
         let runs = smallvec![Run::new(scope.clone(), 1, 1)];
         match self.ledger.book(&target, runs) {
-            Booking::Ready(answer) => match answer.slots(0, &scope).next() {
-                Some(slot) if slot.at <= answer.now => return Some(self.turn(&state, slot, None)),
-                later => {
-                    self.settle_unused(&target, later);
-                    told(held_by(&target, &scope, &answer));
+            Booking::Ready(answer) => {
+                self.note_overflow(&mut state, &answer);
+                match answer.slots(0, &scope).next() {
+                    Some(slot) if slot.at <= answer.now => {
+                        return Some(self.turn(&state, slot, None));
+                    }
+                    later => {
+                        self.settle_unused(&target, later);
+                        told(held_by(&target, &scope, &answer));
+                    }
                 }
-            },
+            }
             Booking::Pending(answer) => {
                 let line = Arc::clone(self);
                 self.tasks.spawn_cancel_on_drain(async move {
                     let began = line.clock.now();
                     let answer = answer.await;
+                    line.note_overflow(&mut line.lock(), &answer);
                     let now = line.clock.now();
                     // The call to the store itself took time, so a slot within the same time again
                     // would not have delayed the request.

@@ -1,28 +1,44 @@
 //! Waiters of one target and the slots booked for them. This module holds state and decisions only,
 //! without locks or access to the clock.
 
-use std::collections::{BTreeMap, VecDeque};
+mod outlook;
+mod steps;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use smallvec::{SmallVec, smallvec};
+use foldhash::HashMap;
+use smallvec::SmallVec;
 
+use super::backlog::{Backlog, is_free};
 use super::entry::{Entry, QueueKey, Stage};
-use super::group::{Group, cost};
-use super::{Event, Refusal, RefusalKind, limit_name};
-use crate::bounds::{CALLED_MAX, LATE_MAX};
+use super::group::{Group, GroupId};
+use super::hold::{HoldKey, Holds};
+use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
-use crate::ledger::{Answer, Forecast, Ledger, Run, Short, Slot};
+use crate::ledger::{Answer, Run, Short, Slot};
 use crate::policy::{Scope, Target};
 
-/// Number of groups above which empty ones are dropped, because keys come and go.
-const GROUPS_KEPT: usize = 8;
-
-/// All waiters of one target, grouped by scope.
+/// All waiters of one target, grouped by scope. A group exists only while it has a waiter or a booked
+/// slot. Each change concerns one group and the sums of its schedules.
 #[derive(Debug)]
 pub(super) struct Queue {
     target: Arc<Target>,
-    groups: SmallVec<[Group; 1]>,
+    groups: HashMap<GroupId, Group>,
+    ids: HashMap<Scope, GroupId>,
+    places: BTreeMap<QueueKey, GroupId>,
+    backlog: Backlog,
+    holds: Holds,
+    /// First booked slot of each group that has one.
+    slots: BTreeSet<(Instant, GroupId)>,
+    /// Instants at which groups are looked at again.
+    alarms: BTreeSet<(Instant, GroupId)>,
+    /// Groups with ready waiters that may ask for slots, by the first such waiter.
+    asking: BTreeSet<(QueueKey, GroupId)>,
+    /// Groups that have changed since they were last looked at.
+    changed: Vec<GroupId>,
     entered: u64,
+    groups_made: u64,
     news: u64,
 }
 
@@ -51,8 +67,17 @@ impl Queue {
     pub(super) fn new(target: Arc<Target>) -> Self {
         Self {
             target,
-            groups: SmallVec::new(),
+            groups: HashMap::default(),
+            ids: HashMap::default(),
+            places: BTreeMap::new(),
+            backlog: Backlog::default(),
+            holds: Holds::default(),
+            slots: BTreeSet::new(),
+            alarms: BTreeSet::new(),
+            asking: BTreeSet::new(),
+            changed: Vec::new(),
             entered: 0,
+            groups_made: 0,
             news: 0,
         }
     }
@@ -62,32 +87,19 @@ impl Queue {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.groups.iter().map(|group| group.waiting.len()).sum()
+        self.places.len()
     }
 
     /// Returns true if all waiters have the same scope.
     pub(super) fn has_one_scope(&self) -> bool {
-        self.groups
-            .iter()
-            .filter(|group| !group.waiting.is_empty())
-            .count()
-            < 2
+        self.groups.len() < 2
     }
 
     /// Returns true if a newcomer with a ready connection would overtake no waiter that could be
     /// sent.
     pub(super) fn is_free_for(&self, scope: &Scope) -> bool {
-        self.groups
-            .iter()
-            .filter(|group| group.scope.shares_a_schedule(scope) || group.scope == *scope)
-            .all(|group| {
-                group.hand.is_empty()
-                    && group.waiting.len() <= CALLED_MAX
-                    && group
-                        .waiting
-                        .values()
-                        .all(|entry| entry.stage == Stage::Called)
-            })
+        let own = self.of(scope);
+        self.backlog.is_free_for(scope) && own.is_none_or(|group| is_free(group.tally()))
     }
 
     /// Adopts a newer policy and translates the waiters to it. Returns the slots that were booked
@@ -95,11 +107,21 @@ impl Queue {
     pub(super) fn retarget(&mut self, newer: &Arc<Target>) -> Vec<Slot> {
         let older = std::mem::replace(&mut self.target, Arc::clone(newer));
         let mut unused = Vec::new();
-        for group in std::mem::take(&mut self.groups) {
+        let groups = std::mem::take(&mut self.groups);
+        self.ids.clear();
+        self.places.clear();
+        self.backlog.clear();
+        self.holds.clear();
+        self.slots.clear();
+        self.alarms.clear();
+        self.asking.clear();
+        self.changed.clear();
+        for group in groups.into_values() {
             unused.extend(group.hand);
-            let into = self.group(&newer.translate(&group.scope, &older));
-            into.ask_again = Some(Instant::ZERO);
-            into.waiting.extend(group.waiting);
+            let scope = newer.translate(&group.scope, &older);
+            for (place, entry) in group.waiting {
+                self.add(&scope, place, entry);
+            }
         }
         unused
     }
@@ -107,95 +129,193 @@ impl Queue {
     pub(super) fn insert(&mut self, scope: &Scope, arrived: Instant, entry: Entry) -> QueueKey {
         self.entered += 1;
         let place = (arrived, self.entered);
-        self.group(scope).waiting.insert(place, entry);
+        self.add(scope, place, entry);
         place
     }
 
+    fn add(&mut self, scope: &Scope, place: QueueKey, entry: Entry) {
+        let id = self.id(scope);
+        self.places.insert(place, id);
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.insert(place, entry);
+        }
+        self.update(id);
+    }
+
     pub(super) fn remove(&mut self, place: QueueKey) -> Option<Entry> {
-        let mut groups = self.groups.iter_mut();
-        groups.find_map(|group| group.waiting.remove(&place))
+        let id = self.places.remove(&place)?;
+        let entry = self.groups.get_mut(&id)?.remove(place);
+        self.update(id);
+        entry
     }
 
     pub(super) fn set_stage(&mut self, place: QueueKey, stage: Stage) {
-        let mut groups = self.groups.iter_mut();
-        if let Some(entry) = groups.find_map(|group| group.waiting.get_mut(&place)) {
-            entry.stage = stage;
+        let Some(id) = self.places.get(&place).copied() else {
+            return;
+        };
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.set_stage(place, stage);
         }
+        self.update(id);
     }
 
-    /// Adds a booked slot to its group, in order of time. The group must have a waiter for it.
+    /// Adds a booked slot to its group, in order of time. The group should have a waiter for it.
     pub(super) fn put_in_hand(&mut self, slot: Slot) {
-        let hand = &mut self.group(&slot.scope).hand;
-        let at = hand.partition_point(|held| held.at <= slot.at);
-        hand.insert(at, slot);
+        let id = self.id(&slot.scope);
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        let first = group.hand.front().map(|slot| slot.at);
+        let at = group.hand.partition_point(|held| held.at <= slot.at);
+        group.hand.insert(at, slot);
+        self.note_slots(id, first);
     }
 
     /// Returns true if the group of the slot has a waiter.
     pub(super) fn wants(&self, slot: &Slot) -> bool {
-        self.groups
-            .iter()
-            .any(|group| group.scope == slot.scope && !group.waiting.is_empty())
+        let group = self.of(&slot.scope);
+        group.is_some_and(|group| !group.waiting.is_empty())
     }
 
     /// Removes and returns the booked slots of earlier epochs, because a block has made them void.
     pub(super) fn drop_hand(&mut self, epoch: u64) -> Vec<Slot> {
-        self.ask_anew();
+        self.ask_anew(None);
         let mut void = Vec::new();
-        for group in &mut self.groups {
+        let ids: Vec<GroupId> = self.slots.iter().map(|(_, id)| *id).collect();
+        for id in ids {
+            let Some(group) = self.groups.get_mut(&id) else {
+                continue;
+            };
+            let first = group.hand.front().map(|slot| slot.at);
             let (good, old): (_, VecDeque<Slot>) =
                 group.hand.drain(..).partition(|slot| slot.epoch >= epoch);
             group.hand = good;
             void.extend(old);
+            self.note_slots(id, first);
         }
         void
     }
 
-    /// Makes a new call to the ledger due for every group, because a permit was returned or a probe
-    /// was answered.
-    pub(super) fn ask_anew(&mut self) {
+    /// Makes a new call to the ledger due. With the scope of a returned permit it is due for the
+    /// groups that wait for the permit, and otherwise for all groups.
+    pub(super) fn ask_anew(&mut self, permit: Option<&Scope>) {
+        let Some(scope) = permit else {
+            self.news += 1;
+            self.holds.free_all();
+            return;
+        };
+        if !self.target.has_permits(scope.limits) {
+            return;
+        }
         self.news += 1;
-        for group in &mut self.groups {
-            group.ask_again = Some(Instant::ZERO);
+        let lanes = u8::try_from(self.target.lanes.len()).unwrap_or(u8::MAX);
+        for (index, limit) in self.target.limits.iter().enumerate() {
+            if scope.limits.contains(index) && limit.is_concurrent() {
+                self.holds.free_permit(scope, index, lanes);
+            }
         }
     }
 
-    fn group(&mut self, scope: &Scope) -> &mut Group {
-        let index = self.groups.iter().position(|group| group.scope == *scope);
-        let index = index.unwrap_or_else(|| {
-            self.groups.push(Group {
-                scope: scope.clone(),
-                waiting: BTreeMap::new(),
-                hand: VecDeque::new(),
-                ask_again: Some(Instant::ZERO),
-                reported: 0,
-                held_by: None,
-            });
-            self.groups.len() - 1
-        });
-        &mut self.groups[index]
+    fn of(&self, scope: &Scope) -> Option<&Group> {
+        self.groups.get(self.ids.get(scope)?)
+    }
+
+    /// Returns the number of the group with this scope, which is made if there is none.
+    fn id(&mut self, scope: &Scope) -> GroupId {
+        if let Some(id) = self.ids.get(scope) {
+            return *id;
+        }
+        self.groups_made += 1;
+        self.ids.insert(scope.clone(), self.groups_made);
+        self.groups
+            .insert(self.groups_made, Group::new(scope.clone()));
+        self.groups_made
+    }
+
+    /// Notes the first slot of a group whose first slot was at `before`.
+    fn note_slots(&mut self, id: GroupId, before: Option<Instant>) {
+        let group = self.groups.get(&id);
+        let now = group.and_then(|group| group.hand.front().map(|slot| slot.at));
+        if before != now {
+            before.map(|at| self.slots.remove(&(at, id)));
+            self.slots.extend(now.map(|at| (at, id)));
+        }
+        self.update(id);
+    }
+
+    /// Brings the sums and the holds up to date after a change of a group, and drops an empty group.
+    fn update(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        let now = group.tally();
+        let before = std::mem::replace(&mut group.counted, now);
+        self.backlog.count(&group.scope, before, now);
+        let first = group.waiting.first_key_value().map(|(place, _)| *place);
+        // A group with a slot for each waiter needs no place among those that ask.
+        let first = first.filter(|_| group.uncovered() > 0);
+        let stood = group.behind.as_ref().map(|(_, place)| *place);
+        if first != stood {
+            let before = group.behind.take();
+            let key = before.as_ref().map(|(key, _)| key.clone());
+            let key = key.or_else(|| self.holds.of_newcomer(&group.scope));
+            group.behind = key.zip(first);
+            if let Some((key, place)) = &group.behind {
+                self.holds.join(key, (*place, id));
+                group.held_by = group.held_by.or(key.limit());
+            }
+            if let Some((key, place)) = before {
+                self.changed.extend(self.holds.leave(&key, (place, id)));
+            }
+        }
+        if group.is_empty() {
+            group.alarm.map(|at| self.alarms.remove(&(at, id)));
+            group.asking.map(|place| self.asking.remove(&(place, id)));
+            self.ids.remove(&group.scope);
+            self.groups.remove(&id);
+        } else {
+            self.changed.push(id);
+        }
     }
 
     /// Removes and returns the slots that are too late to be used.
     pub(super) fn take_void(&mut self, now: Instant) -> Vec<Slot> {
         let mut void = Vec::new();
-        for group in &mut self.groups {
-            let late = |slot: &Slot| slot.at + LATE_MAX <= now;
-            while group.hand.front().is_some_and(late) {
-                void.extend(group.hand.pop_front());
+        while let Some((at, id)) = self.slots.first().copied() {
+            if at + LATE_MAX > now {
+                break;
             }
+            let slot = self
+                .groups
+                .get_mut(&id)
+                .and_then(|group| group.hand.pop_front());
+            void.extend(slot);
+            self.note_slots(id, Some(at));
         }
         void
     }
 
-    /// Removes and returns a slot that is due, the first waiter with a ready connection, and the
-    /// position of the limit that delayed it.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Slot, Entry, Option<usize>)> {
-        self.groups.iter_mut().find_map(|group| {
-            group.hand.front().filter(|slot| slot.at <= now)?;
-            let place = group.ready().next()?;
-            let entry = group.waiting.remove(&place)?;
-            Some((group.hand.pop_front()?, entry, group.held_by))
-        })
+    /// Returns the groups that have a due slot.
+    pub(super) fn due(&self, now: Instant) -> SmallVec<[GroupId; 4]> {
+        let due = self.slots.iter().take_while(|(at, _)| *at <= now);
+        due.map(|(_, id)| *id).collect()
+    }
+
+    /// Removes and returns a slot of this group that is due, the first waiter with a ready
+    /// connection, and the position of the limit that delayed it.
+    pub(super) fn take_due(
+        &mut self,
+        id: GroupId,
+        now: Instant,
+    ) -> Option<(Slot, Entry, Option<usize>)> {
+        let group = self.groups.get_mut(&id)?;
+        let at = group.hand.front().filter(|slot| slot.at <= now)?.at;
+        let place = group.ready().next()?;
+        let entry = group.remove(place)?;
+        let (slot, held_by) = (group.hand.pop_front()?, group.held_by);
+        self.places.remove(&place);
+        self.note_slots(id, Some(at));
+        Some((slot, entry, held_by))
     }
 
     /// Stores the answer to a call. Returns the granted slots if the target's policy has changed
@@ -216,11 +336,32 @@ impl Queue {
         unused
     }
 
+    /// Puts the group of this scope behind the schedule that left it short of slots, if one did.
     pub(super) fn note_short(&mut self, scope: &Scope, short: Option<Short>) {
-        let group = self.group(scope);
-        let held_by = short.and_then(|short| short.limit(scope));
-        group.held_by = held_by.or(group.held_by);
-        group.ask_again = short.map_or(Some(Instant::ZERO), |short| short.ask_again);
+        let Some(id) = self.ids.get(scope).copied() else {
+            return;
+        };
+        let Some(group) = self.groups.get_mut(&id) else {
+            return;
+        };
+        if let Some(short) = short {
+            let key = HoldKey::of(scope, short);
+            group.held_by = short.limit(scope).or(group.held_by);
+            let first = group.waiting.first_key_value().map(|(place, _)| *place);
+            let first = first.filter(|_| group.uncovered() > 0);
+            if first.is_some() || self.holds.contains(&key) {
+                self.holds.hold(&key, short.ask_again);
+            }
+            if let Some(first) = first
+                && group.behind.as_ref().is_none_or(|(known, _)| *known != key)
+            {
+                if let Some((before, place)) = group.behind.replace((key.clone(), first)) {
+                    self.changed.extend(self.holds.leave(&before, (place, id)));
+                }
+                self.holds.join(&key, (first, id));
+            }
+        }
+        self.update(id);
     }
 
     /// Builds a call to the ledger from these runs.
@@ -231,248 +372,7 @@ impl Queue {
             news: self.news,
         }
     }
-
-    /// Decides the next action and calls the waiters that will soon be due. The ledger is not asked
-    /// before `may_ask`.
-    pub(super) fn next(&mut self, now: Instant, may_ask: Instant, ledger: &dyn Ledger) -> Next {
-        if self.len() == 0 {
-            return Next::Idle;
-        }
-        let called = self.call(now, ledger);
-        let shared = !ledger.answers_at_once();
-        let mut asking = None;
-        if now < may_ask {
-            let asks = self.groups.iter().any(|group| group.asks(now, shared));
-            asking = asks.then_some(may_ask);
-        } else {
-            let runs = self.runs(now, shared);
-            if !runs.is_empty() {
-                return Next::Ask(self.asking(runs));
-            }
-        }
-        let wakes = self.groups.iter().filter_map(|group| group.wake(now));
-        Next::Sleep(wakes.chain(asking).fold(called, Instant::min))
-    }
-
-    /// Calls the waiters that will soon be due. Returns the instant at which the next waiter must
-    /// be called, or [`Instant::FAR`].
-    fn call(&mut self, now: Instant, ledger: &dyn Ledger) -> Instant {
-        if self.groups.len() > GROUPS_KEPT {
-            self.groups
-                .retain(|group| !group.waiting.is_empty() || !group.hand.is_empty());
-        }
-        let target = &self.target;
-        let groups = self.groups.iter_mut();
-        let next = groups.filter_map(|group| group.call(now, target, ledger));
-        next.min().unwrap_or(Instant::FAR)
-    }
-
-    /// Calls the waiters that will soon be due while a call to the ledger is in flight. Returns the
-    /// instant of the next call of a waiter or of the next slot that becomes due or void.
-    pub(super) fn meanwhile(&mut self, now: Instant, ledger: &dyn Ledger) -> Instant {
-        let called = self.call(now, ledger);
-        let due = self.groups.iter().filter_map(|group| group.due(now));
-        due.fold(called, Instant::min)
-    }
-
-    /// Returns runs of the ready waiters without a booked slot, in arrival order.
-    fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
-        let mut ready: SmallVec<[(QueueKey, usize); 16]> = SmallVec::new();
-        for (index, group) in self.groups.iter_mut().enumerate() {
-            if group.asks(now, shared) {
-                group.reported = group.waiting.len();
-                let places = group.ready().skip(group.hand.len());
-                ready.extend(places.map(|place| (place, index)));
-            }
-        }
-        ready.sort_unstable();
-        let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
-        for run in ready.chunk_by(|(_, one), (_, next)| one == next) {
-            let index = run.first().map(|(_, index)| *index);
-            let Some(group) = index.and_then(|index| self.groups.get(index)) else {
-                continue;
-            };
-            // A group's waiters are reported with its first run only, so that they are not counted
-            // twice.
-            let known = runs.iter().any(|run| run.scope == group.scope);
-            let waiting = if known { 0 } else { group.uncovered() };
-            let [want, waiting] =
-                [run.len(), waiting].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-            runs.push(Run::new(group.scope.clone(), want, waiting));
-        }
-        runs
-    }
-
-    /// Returns the forecast for a request of this scope that arrived at `arrived`.
-    pub(super) fn forecast(
-        &self,
-        scope: &Scope,
-        arrived: Instant,
-        ledger: &dyn Ledger,
-    ) -> Forecast {
-        self.forecast_behind(scope, ledger, |_, group| {
-            let last = group.waiting.last_key_value();
-            if last.is_none_or(|(last, _)| last.0 <= arrived) {
-                return group.uncovered();
-            }
-            let before = group.waiting.range(..(arrived, u64::MAX)).count();
-            before.saturating_sub(group.hand.len())
-        })
-    }
-
-    /// Returns the forecast for a request of this scope behind other waiters. `before` returns how
-    /// many waiters of each group come first.
-    fn forecast_behind(
-        &self,
-        scope: &Scope,
-        ledger: &dyn Ledger,
-        before: impl Fn(usize, &Group) -> usize,
-    ) -> Forecast {
-        let mut ahead: SmallVec<[i64; 8]> = smallvec![0; self.target.limits.len()];
-        let weight = self.target.weight(scope.lane);
-        // In the same lane all earlier waiters count. Of other lanes only those count that can
-        // overtake by their weight.
-        let own = |group: &Group| group.scope.lane == scope.lane;
-        for limit in scope.limits.iter() {
-            let shared = || {
-                let groups = self.groups.iter().enumerate();
-                groups.filter(|(_, group)| group.scope.shares(scope, limit))
-            };
-            let in_lane: i64 = shared()
-                .filter(|(_, group)| own(group))
-                .map(|(index, group)| cost(&group.scope, limit, before(index, group)))
-                .sum();
-            let others: i64 = shared()
-                .filter(|(_, group)| !own(group))
-                .map(|(_, group)| {
-                    let all = cost(&group.scope, limit, group.uncovered());
-                    let share = (in_lane + scope.cost(limit))
-                        .saturating_mul(self.target.weight(group.scope.lane))
-                        / weight;
-                    all.min(share)
-                })
-                .sum();
-            if let Some(ahead) = ahead.get_mut(limit) {
-                *ahead = in_lane.saturating_add(others);
-            }
-        }
-        ledger.forecast(&self.target, scope, &ahead)
-    }
-
-    /// Refuses and removes every waiter that cannot be sent before its deadline. The check runs in
-    /// arrival order, because each removal lets later waiters move up.
-    pub(super) fn refuse_infeasible(&mut self, ledger: &dyn Ledger) {
-        let waiting = self.len();
-        let mut places: Vec<(QueueKey, usize, Instant)> = Vec::with_capacity(waiting);
-        for (index, group) in self.groups.iter().enumerate() {
-            // A waiter that its group holds a slot for is skipped, because the ledger has already
-            // counted it.
-            let uncovered = group.waiting.iter().skip(group.hand.len());
-            places.extend(uncovered.map(|(place, entry)| (*place, index, entry.deadline)));
-        }
-        places.sort_unstable();
-        let mut passed: SmallVec<[usize; 4]> = smallvec![0; self.groups.len()];
-        for (place, index, deadline) in places {
-            let Some(group) = self.groups.get(index) else {
-                continue;
-            };
-            let forecast = self.forecast_behind(&group.scope, ledger, |index, _| {
-                passed.get(index).copied().unwrap_or(0)
-            });
-            if forecast.at > deadline {
-                let refusal = self.refusal(RefusalKind::WaitTooLong, forecast, waiting);
-                if let Some(entry) = self.remove(place) {
-                    // A waiter that was dropped needs no answer.
-                    let _ = entry.tell.try_send(Event::Refused(refusal));
-                }
-            } else if let Some(passed) = passed.get_mut(index) {
-                *passed += 1;
-            }
-        }
-    }
-
-    /// Builds a refusal at a moment when `waiting` requests were in the queue.
-    pub(super) fn refusal(&self, kind: RefusalKind, forecast: Forecast, waiting: usize) -> Refusal {
-        Refusal {
-            kind,
-            available: forecast.at,
-            held_by: limit_name(&self.target, forecast.held_by),
-            waiting,
-        }
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::Clock;
-    use crate::ledger::{Grant, MemoryLedger};
-    use crate::policy::{Bound, Limit};
-
-    fn target() -> Arc<Target> {
-        let limit = Limit::new("l", Bound::Concurrent(9));
-        Arc::new(Target::named("t", vec![limit]))
-    }
-
-    fn ready() -> Entry {
-        Entry {
-            stage: Stage::Ready,
-            deadline: Instant::FAR,
-            tell: tokio::sync::mpsc::channel(1).0,
-        }
-    }
-
-    /// The memory ledger stands in for a shared one. The test passes `shared` as true to the queue.
-    #[tokio::test(start_paused = true)]
-    async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
-        let target = target();
-        let scope = target.scope_of_tunnel(None);
-        let mut queue = Queue::new(target);
-        let now = Instant::ZERO;
-        queue.insert(&scope, now, ready());
-        let runs = queue.runs(now, true);
-        assert_eq!(runs.len(), 1);
-        let asked = queue.asking(runs);
-        for _ in 0..20 {
-            queue.insert(&scope, now, ready());
-        }
-        queue.meanwhile(now, &ledger);
-        let short = Some(Short {
-            held_by: Some(0),
-            ask_again: None,
-            waiting: 0,
-            weight: 0,
-        });
-        let none = Grant {
-            short,
-            ..Grant::default()
-        };
-        let answer = Answer {
-            runs: smallvec![none],
-            ..Answer::default()
-        };
-        queue.absorb(&asked, &answer);
-        let news = queue.runs(now, true);
-        assert_eq!(news.first().map(|run| run.waiting), Some(21));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_comes_before_the_ledger_may_be_asked_goes_together() {
-        let ledger = MemoryLedger::new(Clock::anchored(0));
-        let target = target();
-        let scope = target.scope_of_tunnel(None);
-        let mut queue = Queue::new(target);
-        let (now, may_ask) = (Instant::ZERO, Instant::ZERO + crate::bounds::LEDGER_GAP);
-        for _ in 0..3 {
-            queue.insert(&scope, now, ready());
-            let next = queue.next(now, may_ask, &ledger);
-            assert!(
-                matches!(next, Next::Sleep(until) if until == may_ask),
-                "{next:?}"
-            );
-        }
-        let next = queue.next(may_ask, may_ask, &ledger);
-        assert!(matches!(&next, Next::Ask(asked) if asked.runs[0].want == 3));
-    }
-}
+mod tests;

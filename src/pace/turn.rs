@@ -156,7 +156,11 @@ impl Drop for Turn {
         } else if self.slot.probe || self.target.has_permits(self.slot.scope.limits) {
             let ledger = &self.line.ledger;
             ledger.settle(&self.target, &self.slot, Settlement::Left);
-            self.line.lock().queue.ask_anew();
+            let mut state = self.line.lock();
+            let by_permit = !self.slot.probe && Arc::ptr_eq(state.queue.target(), &self.target);
+            let permit = Some(&self.slot.scope).filter(|_| by_permit);
+            state.queue.ask_anew(permit);
+            drop(state);
             self.line.changed.notify_one();
         }
     }

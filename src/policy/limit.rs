@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Cost, Matcher, Source};
+use crate::bounds::KEYS_PER_LIMIT;
 use crate::units::Rate;
 
 /// A limit of n requests per period, or of n requests at the same time. A matcher can restrict it
@@ -20,6 +21,8 @@ pub struct Limit {
     /// Source of the key under which requests are counted separately. `None` counts all requests
     /// together.
     pub key: Option<Source>,
+    /// Number of keys that the limit counts separately. Further keys share one schedule.
+    pub max_keys: u32,
     /// Rule for the cost of a request in units. `None` counts each request as 1.
     pub cost: Option<Cost>,
 }
@@ -47,6 +50,7 @@ impl Limit {
             bound,
             matcher: None,
             key: None,
+            max_keys: KEYS_PER_LIMIT,
             cost: None,
         }
     }

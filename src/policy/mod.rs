@@ -7,6 +7,7 @@ mod changes;
 mod client;
 mod egress;
 mod hosts;
+mod key;
 mod limit;
 mod listeners;
 mod matcher;
@@ -22,6 +23,7 @@ pub use changes::PolicyChanges;
 pub use client::{ApiScope, Client, Secret, SpoolShare};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
+pub use key::KeySecret;
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use listeners::{ListenerTls, ServerTls};
 pub use matcher::{Glob, HeaderPattern, Matcher};
@@ -235,15 +237,17 @@ impl Target {
         })
     }
 
-    /// Returns the scope of a request: its limits, keys, costs and lane.
-    pub fn scope(&self, asked: &RequestView<'_>) -> Scope {
+    /// Returns the scope of a request: its limits, keys, costs and lane. Keys that may be secret are
+    /// digests made with `secret`.
+    pub fn scope(&self, asked: &RequestView<'_>, secret: &KeySecret) -> Scope {
         let (mut keys, mut costs) = (Vec::new(), Vec::new());
         let mut limits = LimitSet::default();
         for (index, limit) in self.limits.iter().enumerate() {
             let matcher = limit.matcher.as_ref();
             if matcher.is_none_or(|matcher| matcher.matches(asked)) {
                 limits.insert(index);
-                keys.extend(limit.key.as_ref().map(|key| (index, key.key(asked))));
+                let key = limit.key.as_ref();
+                keys.extend(key.map(|key| (index, key.key(asked, secret))));
                 let cost = limit.cost.as_ref();
                 costs.extend(cost.map(|cost| (index, cost.estimate(asked))));
             }
@@ -266,7 +270,8 @@ impl Target {
                 None if applies => limits.insert(index),
                 Some(Source::Client) if applies => {
                     limits.insert(index);
-                    let name = client.map_or_else(|| "-".into(), |client| Arc::clone(client.name));
+                    let name = client.map(|client| key::readable(client.name));
+                    let name = name.unwrap_or_else(|| scope::NO_KEY.into());
                     keys.push((index, name));
                 }
                 _ => {}

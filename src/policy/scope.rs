@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
-use super::LimitSet;
+use super::key::readable;
 use super::path::normal_path;
+use super::{KeySecret, LimitSet};
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
 /// the queue.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Scope {
     /// Limits that apply to the request.
     pub limits: LimitSet,
@@ -20,7 +21,7 @@ pub struct Scope {
     detail: Option<Arc<Detail>>,
 }
 
-#[derive(Debug, PartialEq, Eq, Default)]
+#[derive(Debug, PartialEq, Eq, Hash, Default)]
 struct Detail {
     keys: Vec<(usize, Arc<str>)>,
     costs: Vec<(usize, i64)>,
@@ -179,26 +180,20 @@ impl Source {
         }
     }
 
-    /// Returns the schedule's key for a request. Requests without a value share the key `-`. A
-    /// value that may be secret is replaced by its digest.
-    pub(super) fn key(&self, asked: &RequestView<'_>) -> Arc<str> {
+    /// Returns the schedule's key for a request. Requests without a value share one key.
+    pub(super) fn key(&self, asked: &RequestView<'_>, secret: &KeySecret) -> Arc<str> {
         self.text(asked)
-            .map_or_else(|| "-".into(), |text| self.key_of(&text))
+            .map_or_else(|| NO_KEY.into(), |text| self.key_of(&text, secret))
     }
 
-    /// Returns the schedule's key for this value. Client names, and paths of at most 128 bytes,
-    /// stay readable. All other values are replaced by a digest. Paths count in their normal form.
-    pub(super) fn key_of(&self, text: &str) -> Arc<str> {
+    /// Returns the schedule's key for this value. Client names and paths stay readable if they are
+    /// keys already. All other values may be secret and are replaced by a digest. Paths count in
+    /// their normal form.
+    pub(super) fn key_of(&self, text: &str, secret: &KeySecret) -> Arc<str> {
         match self {
-            Self::Client => text.into(),
-            Self::Path => {
-                let path = normal_path(text);
-                match path.len() <= KEY_BYTES {
-                    true => (&*path).into(),
-                    false => digest(&path).into(),
-                }
-            }
-            _ => digest(text).into(),
+            Self::Client => readable(&text.into()),
+            Self::Path => readable(&normal_path(text).into()),
+            _ => secret.digest(text),
         }
     }
 
@@ -226,7 +221,8 @@ impl Source {
     }
 }
 
-const KEY_BYTES: usize = 128;
+/// Key of the requests that have no value at the source of their key.
+pub(super) const NO_KEY: &str = "-";
 
 fn header_text(value: &http::HeaderValue) -> Option<String> {
     Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
@@ -240,17 +236,6 @@ fn number(text: &str) -> Option<i64> {
 
 /// Maximum cost that a request or response can state: a billion units.
 const COST_MAX: f64 = 1e9;
-
-fn digest(text: &str) -> String {
-    use std::fmt::Write as _;
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    let mut hex = String::with_capacity(32);
-    for byte in digest.as_ref().iter().take(16) {
-        // Writing to a string cannot fail.
-        write!(hex, "{byte:02x}").unwrap_or_default();
-    }
-    hex
-}
 
 /// The rule for the cost of a request to a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -313,12 +298,15 @@ mod tests {
         assert_eq!(Source::Json("/max_tokens".into()).number(&asked), Some(100));
         let cost = http::HeaderName::from_static("x-cost");
         assert_eq!(Source::Header(cost).number(&asked), Some(13));
-        assert_eq!(&*Source::Path.key(&asked), "/v1/x");
-        assert_eq!(&*Source::Client.key(&asked), "-");
+        let secret = KeySecret::new([1; 32]);
+        assert_eq!(&*Source::Path.key(&asked, &secret), "/v1/x");
+        assert_eq!(&*Source::Client.key(&asked, &secret), "-");
     }
 
     #[test]
     fn p1_pace_every_spelling_of_a_path_has_one_key() {
+        let secret = KeySecret::new([1; 32]);
+        let key = |path: &str| Source::Path.key_of(path, &secret);
         let long = format!("/{}", "a/".repeat(100));
         for (one, other) in [
             ("/search", "//%73earch"),
@@ -326,10 +314,10 @@ mod tests {
             ("/a%2Fb", "/a%2fb"),
             (&*long, &*long.replace("a/", "%61/./")),
         ] {
-            assert_eq!(Source::Path.key_of(one), Source::Path.key_of(other));
+            assert_eq!(key(one), key(other));
         }
-        assert_ne!(Source::Path.key_of("/a/b"), Source::Path.key_of("/a%2Fb"));
-        assert_eq!(&*Source::Path.key_of("//search"), "/search");
+        assert_ne!(key("/a/b"), key("/a%2Fb"));
+        assert_eq!(&*key("//search"), "/search");
     }
 
     #[test]
@@ -340,7 +328,8 @@ mod tests {
             client: None,
             json: None,
         };
-        let key = Source::Header(http::header::AUTHORIZATION).key(&asked);
+        let secret = KeySecret::new([1; 32]);
+        let key = Source::Header(http::header::AUTHORIZATION).key(&asked, &secret);
         assert!(key.len() == 32 && !key.contains("secret"));
     }
 

@@ -1,7 +1,8 @@
 //! Work that does not pass through outpace but counts against a target's limits, by the `acquire`
 //! call.
 
-use super::{Caller, LimitSet, Scope, Source, Target};
+use super::key::readable;
+use super::{Caller, KeySecret, LimitSet, Scope, Source, Target};
 
 /// The properties of the work that an `acquire` call states.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,11 +47,12 @@ pub enum NoScope {
 }
 
 impl Target {
-    /// Returns the scope of the work. A limit applies if its matcher needs only the client.
+    /// Returns the scope of the work. A limit applies if its matcher needs only the client. Keys
+    /// that may be secret are digests made with `secret`.
     ///
     /// # Errors
     /// Returns [`NoScope`] if the lane is unknown, or the key is missing or unused.
-    pub fn scope_of_work(&self, work: &Work<'_>) -> Result<Scope, NoScope> {
+    pub fn scope_of_work(&self, work: &Work<'_>, secret: &KeySecret) -> Result<Scope, NoScope> {
         let (mut keys, mut costs) = (Vec::new(), Vec::new());
         let mut limits = LimitSet::default();
         let mut keyed = false;
@@ -63,11 +65,11 @@ impl Target {
             match (&limit.key, work.key) {
                 (None, _) => {}
                 (Some(Source::Client), _) if work.caller.is_some() => {
-                    keys.extend(work.caller.map(|caller| (index, caller.name.clone())));
+                    keys.extend(work.caller.map(|caller| (index, readable(caller.name))));
                 }
                 (Some(source), Some(key)) => {
                     keyed = true;
-                    keys.push((index, source.key_of(key)));
+                    keys.push((index, source.key_of(key, secret)));
                 }
                 (Some(_), None) => {
                     return Err(NoScope::KeyMissing {

@@ -70,6 +70,8 @@ metrics! {
         "Requests of observed targets that a limit would have held";
     slots_voided: Family<TargetLabel, Counter> = Family::default(), "outpace_slots_voided_total", "target",
         "Slots that were booked but not used in time";
+    keys_overflowed: Family<TargetLabel, Counter> = Family::default(), "outpace_keys_overflowed_total", "target",
+        "Bookings of keys beyond `max_keys`, which share one schedule";
     ledger_calls: Counter = Counter::default(), "outpace_ledger_calls_total", "",
         "Calls to a shared ledger that book slots";
     ledger_connected: Gauge = Gauge::default(), "outpace_ledger_connected", "",
@@ -252,6 +254,13 @@ impl Metrics {
         let target = Arc::clone(target);
         let label = TargetLabel { target };
         self.0.slots_voided.get_or_create(&label).inc();
+    }
+
+    /// Counts a booking in which a key shared the schedule of all keys beyond `max_keys`.
+    pub fn keys_overflowed(&self, target: &Arc<str>) {
+        let target = Arc::clone(target);
+        let label = TargetLabel { target };
+        self.0.keys_overflowed.get_or_create(&label).inc();
     }
 
     /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.

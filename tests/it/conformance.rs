@@ -28,6 +28,9 @@ struct History {
     specs: Vec<Spec>,
     lanes: Vec<(i64, i64)>,
     keyed: bool,
+    /// Number of keys that each limit counts separately. Below the number of keys in use, some of
+    /// them share a schedule.
+    max_keys: u32,
     book: Book,
     /// Fallback share that is reserved for a replica that fell silent, in millionths.
     lost: i64,
@@ -75,8 +78,16 @@ impl History {
                 })
                 .collect(),
         };
+        let specs: Vec<Spec> = (0..count).map(|_| spec(&mut rng)).collect();
+        let has_permits = specs
+            .iter()
+            .any(|spec| matches!(spec, Spec::Permits { .. }));
         Self {
-            specs: (0..count).map(|_| spec(&mut rng)).collect(),
+            max_keys: match has_permits {
+                true => 100,
+                false => rng.random_range(1..5),
+            },
+            specs,
             lanes,
             keyed: rng.random_bool(0.3),
             seed,
@@ -98,11 +109,12 @@ impl History {
     /// policy rollout.
     fn call(&mut self) -> Call {
         let replica = self.rng.random_range(1..4);
-        let keys = if self.keyed { 2 } else { 1 };
+        let keys = if self.keyed { 4 } else { 1 };
         let mut rows = Vec::new();
         for (index, spec) in self.specs.clone().into_iter().enumerate() {
             for key in 0..keys {
-                let spec = if self.rng.random_bool(0.04) {
+                let changes = !self.keyed || self.max_keys > 4;
+                let spec = if changes && self.rng.random_bool(0.04) {
                     self::spec(&mut self.rng)
                 } else {
                     spec
@@ -119,6 +131,7 @@ impl History {
                     limit: format!("l{index}").into(),
                     key: self.keyed.then(|| format!("k{key}").into()),
                     spec,
+                    max_keys: self.max_keys,
                     held,
                     seen: match self.seen.get(&rows.len()) {
                         Some(seen) if self.rng.random_bool(0.1) => Some(seen.clone()),
@@ -180,7 +193,7 @@ impl History {
                 self.seen.insert(index, state.clone());
             }
         }
-        let keys = if self.keyed { 2 } else { 1 };
+        let keys = if self.keyed { 4 } else { 1 };
         for (run, granted) in call.runs.iter().zip(&answer.runs) {
             for row in &run.rows {
                 let row = usize::try_from(*row).unwrap();

@@ -43,6 +43,7 @@ mod heads;
 mod held;
 mod inputs;
 mod intercept;
+mod keys;
 mod ledger;
 mod lifecycle;
 mod listener_tls;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use outpace::clock::Clock;
 use outpace::ledger::{OnOutage, Outage, SharedLedger, SharedParts};
 use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
-use outpace::policy::{Bound, Limit, LimitSet, Scope, Target};
+use outpace::policy::{Bound, KeySecret, Limit, LimitSet, Scope, Target};
 use outpace::random::Random;
 use outpace::shutdown::Tasks;
 use outpace::telemetry::Metrics;
@@ -154,6 +154,7 @@ impl OneReplica {
                     share_for: Duration::from_secs(30),
                     bootstrap_ppm: 0,
                 },
+                key_secret: KeySecret::new([0; 32]),
             },
         );
         let ledger = Arc::new(ledger);

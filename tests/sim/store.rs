@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use outpace::clock;
 use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
+use outpace::policy::KeySecret;
 use outpace::schedule::Spec;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -234,6 +235,10 @@ impl Link for ModelLink {
     async fn call(&self, call: &Call) -> Result<Reply, LinkError> {
         let (answer, started) = self.ask(|store| (store.call(call), store.started)).await?;
         Ok(Reply::Answer { answer, started })
+    }
+
+    async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
+        self.ask(|_| candidate.clone()).await
     }
 
     async fn block(&self, target: Arc<str>, until: clock::Instant) -> Result<u64, LinkError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use outpace::clock::{Clock, Instant};
 use outpace::ledger::MemoryLedger;
 use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket, Turn};
-use outpace::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Target};
+use outpace::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Target};
 use outpace::shutdown::Tasks;
 use outpace::telemetry::Metrics;
 use outpace::units::Rate;
@@ -169,7 +169,7 @@ impl World {
     async fn live(&self) -> Vec<Outcome> {
         let clock = Clock::anchored(START + self.phase);
         let (tasks, metrics) = (Tasks::new(), Metrics::new());
-        let ledger = Arc::new(MemoryLedger::new(clock.clone()));
+        let ledger = Arc::new(MemoryLedger::new(clock.clone(), KeySecret::new([0; 32])));
         let pacer = Arc::new(Pacer::new(ledger, clock.clone(), tasks.clone(), metrics));
         let target = Arc::new(self.target());
         let outcomes = Arc::new(Mutex::new(Vec::new()));

@@ -8,6 +8,7 @@ use http::Method;
 
 use super::super::schema;
 use super::{Violation, Violations};
+use crate::bounds::{KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX};
 use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
 };
@@ -193,17 +194,34 @@ pub(super) fn limits(
         if cost.is_some() && limit.concurrent.is_some() {
             report!(p, "{key}.cost" => "a request is one at once; remove it, or limit a `rate`");
         }
+        let max_keys = max_keys(p, &key, &limit);
         if let Some(bound) = bound(p, &key, &limit) {
             limits.push(Limit {
                 name,
                 bound,
                 matcher,
                 key: by,
+                max_keys,
                 cost,
             });
         }
     }
     limits
+}
+
+fn max_keys(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> u32 {
+    let Some(max_keys) = limit.max_keys else {
+        return KEYS_PER_LIMIT;
+    };
+    if limit.key.is_none() {
+        report!(p, "{key}.max_keys" => "the limit counts without a key; set `key`, or remove it");
+    } else if limit.concurrent.is_some() {
+        report!(p, "{key}.max_keys" =>
+            "keys of a `concurrent` limit last only as long as their requests; remove it");
+    } else if !(1..=KEYS_PER_LIMIT_MAX).contains(&max_keys) {
+        report!(p, "{key}.max_keys" => "it is a number from 1 to {KEYS_PER_LIMIT_MAX}");
+    }
+    max_keys
 }
 
 fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<Bound> {

@@ -6,13 +6,16 @@ use std::time::Duration;
 use foldhash::HashMap;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, Id, ScheduleUse};
+use super::super::call::{Answer, Call, Id, OVERFLOW, ScheduleUse};
 use super::offset::Offset;
 use crate::bounds::HORIZON_MIN;
 use crate::clock::Instant;
 use crate::schedule::{Schedule, ScheduleState, Spec, whole_share};
 use crate::units::nanos;
 
+/// Number of schedules whose usage in fallback mode is recorded separately. The usage of further keys
+/// counts for the schedule that they share.
+const USAGE_KEYS_MAX: usize = 100_000;
 /// Maximum number of entries per schedule that record the usage in fallback mode.
 const USAGE_MAX: usize = 10_000;
 /// Maximum time until another attempt to book in fallback mode, because the store may answer again.
@@ -65,6 +68,7 @@ impl Fallback {
         let known = self.book.take().filter(|(known, _)| *known == ppm);
         let known = known.unwrap_or_else(|| (ppm, Book::default()));
         let (_, book) = self.book.insert(known);
+        book.sweep(now.as_nanos());
         let mut answer = book.call(call, now.as_nanos(), Users::One);
         for (run, grant) in call.runs.iter().zip(&mut answer.runs) {
             if let Some(short) = &mut grant.short {
@@ -75,7 +79,11 @@ impl Fallback {
                 let (Some(row), Some(spec)) = (call.rows.get(index), specs.get(index)) else {
                     continue;
                 };
-                let (_, usage) = self.usage.0.entry(row.id()).or_insert((*spec, Vec::new()));
+                let mut id = row.id();
+                if self.usage.0.len() >= USAGE_KEYS_MAX && !self.usage.contains(&id) {
+                    id.1 = id.1.map(|_| OVERFLOW.into());
+                }
+                let (_, usage) = self.usage.0.entry(id).or_insert((*spec, Vec::new()));
                 let room = USAGE_MAX.saturating_sub(usage.len());
                 let sent = grant.slots.iter().map(|at| (at.as_nanos(), cost));
                 usage.extend(sent.take(room));

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::super::{Answer, Call, Replica};
 use crate::clock::Instant;
+use crate::policy::KeySecret;
 use crate::schedule::Spec;
 
 /// The reply of a store to a booking call.
@@ -105,6 +106,12 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     /// Checks that the store answers. It changes no state there, so other replicas do not notice
     /// the check.
     fn reach(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Returns the secret for the digests of secret keys. A store without one takes `candidate`.
+    fn key_secret(
+        &self,
+        candidate: &KeySecret,
+    ) -> impl Future<Output = Result<KeySecret, LinkError>> + Send;
 
     /// Stores a heartbeat of `replica` and returns the reply, or `None` if another heartbeat holds
     /// the lock. `share_for` is the time in nanoseconds for which a silent replica's fallback share

@@ -12,6 +12,7 @@ use super::super::{Forecast, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
 use super::offset::Offset;
+use crate::bounds::LEDGER_ROWS;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::{Schedule, Spec};
@@ -19,7 +20,7 @@ use crate::schedule::{Schedule, Spec};
 /// Maximum number of copies. Beyond it all copies are dropped, because the store has the schedules.
 const COPIES_MAX: usize = 4096;
 /// Maximum number of schedules in one call that reports usage.
-const ROWS_MAX: usize = 200;
+const ROWS_MAX: usize = LEDGER_ROWS;
 /// Time in nanoseconds until another call while contention changes.
 const SOON: i64 = 15_000_000;
 /// Time in nanoseconds after a large change of contention, enough for all replicas to report their

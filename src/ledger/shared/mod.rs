@@ -34,7 +34,7 @@ use super::{
 };
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
-use crate::policy::{Bound, Scope, Target};
+use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::random::Random;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
@@ -60,6 +60,8 @@ struct SharedState<L> {
     link_state: watch::Sender<LinkState>,
     targets: Mutex<HashMap<Arc<str>, Arc<TargetHandle>>>,
     live: AtomicI64,
+    /// Secret of the store for the digests of secret keys, once it is known.
+    key_secret: Mutex<KeySecret>,
     /// Horizon plus lead of the last call, in nanoseconds.
     reach: AtomicI64,
 }
@@ -111,14 +113,19 @@ pub struct SharedParts {
     pub metrics: Metrics,
     /// Settings that apply while the store is unreachable.
     pub outage: Outage,
+    /// Secret for the digests of secret keys until the store is connected. A store without a secret
+    /// takes this one.
+    pub key_secret: KeySecret,
 }
 
 impl<L: Link> SharedLedger<L> {
     /// Creates a ledger behind `link` and starts its heartbeats, which continue until the process
     /// ends.
     pub fn new(link: L, parts: SharedParts) -> Self {
+        let key_secret = Mutex::new(parts.key_secret.clone());
         let inner = Arc::new(SharedState {
             link,
+            key_secret,
             parts,
             store: Mutex::default(),
             link_state: watch::Sender::new(LinkState::Never),
@@ -226,6 +233,10 @@ impl<L: Link> Ledger for SharedLedger<L> {
             let told = inner.link.pin(target, limit, bound.map(spec_of)).await;
             told.map_err(|error| format!("the ledger did not store the pin: {error}; try again"))
         })
+    }
+
+    fn key_secret(&self) -> KeySecret {
+        lock(&self.0.key_secret).clone()
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {

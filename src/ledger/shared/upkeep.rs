@@ -109,7 +109,7 @@ impl<L: Link> SharedState<L> {
         // first.
         let before = *self.link_state.borrow();
         if !before.is_up()
-            && let Err(error) = self.link.reach().await
+            && let Err(error) = self.reach().await
         {
             self.on_failure(&error);
             return PROBE_EVERY;
@@ -147,6 +147,16 @@ impl<L: Link> SharedState<L> {
                 }
             }
         }
+    }
+
+    /// Checks that the store answers, and adopts its secret for keys. The store may have lost the
+    /// secret, so it is read at each new connection.
+    async fn reach(&self) -> Result<(), LinkError> {
+        self.link.reach().await?;
+        let candidate = lock(&self.key_secret).clone();
+        let secret = self.link.key_secret(&candidate).await?;
+        *lock(&self.key_secret) = secret;
+        Ok(())
     }
 
     /// Sends a call that books nothing, and repeats it while the store is busy.

@@ -1,0 +1,192 @@
+//! Holds: schedules that recently had no slot left. The groups behind a hold ask the ledger in
+//! turn, so that a call and a wake-up concern a bounded number of groups.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use foldhash::HashMap;
+
+use super::entry::QueueKey;
+use super::group::GroupId;
+use crate::bounds::CALLED_MAX;
+use crate::clock::Instant;
+use crate::ledger::Short;
+use crate::policy::Scope;
+
+/// Schedule, lane and cost for which the ledger had no slot. Requests that differ in one of them may
+/// still get one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct HoldKey {
+    /// Position of the limit, or `None` if the whole target is held, for example by a block.
+    limit: Option<usize>,
+    key: Option<Arc<str>>,
+    lane: u8,
+    cost: i64,
+}
+
+impl HoldKey {
+    fn new(scope: &Scope, limit: Option<usize>) -> Self {
+        let key = limit.and_then(|limit| scope.shared_key(limit)).cloned();
+        Self {
+            limit,
+            key,
+            lane: limit.map_or(0, |_| scope.lane),
+            cost: limit.map_or(0, |limit| scope.cost(limit)),
+        }
+    }
+
+    /// Returns the key of the hold that a short answer to this scope makes.
+    pub(super) fn of(scope: &Scope, short: Short) -> Self {
+        Self::new(scope, short.limit(scope))
+    }
+
+    /// Returns the keys of all holds that can hold requests of this scope.
+    pub(super) fn all(scope: &Scope) -> impl Iterator<Item = Self> {
+        let limits = scope.limits.iter().map(Some);
+        limits.chain([None]).map(|limit| Self::new(scope, limit))
+    }
+
+    pub(super) const fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+}
+
+/// A schedule that had no slot left, with the groups that it holds.
+#[derive(Debug, Default)]
+pub(super) struct ScheduleHold {
+    /// Earliest time for the next call to the ledger. `None` if only a returned permit can help.
+    pub(super) until: Option<Instant>,
+    /// The first groups, which may ask and whose waiters are called. At most [`CALLED_MAX`].
+    front: BTreeSet<(QueueKey, GroupId)>,
+    parked: BTreeSet<(QueueKey, GroupId)>,
+}
+
+impl ScheduleHold {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.front.is_empty() && self.parked.is_empty()
+    }
+
+    /// Returns the number of groups before this one, or `None` if it may not ask yet.
+    pub(super) fn rank(&self, place: (QueueKey, GroupId)) -> Option<usize> {
+        let in_front = self.front.contains(&place);
+        in_front.then(|| self.front.range(..place).count())
+    }
+}
+
+/// All holds of a queue.
+#[derive(Debug, Default)]
+pub(super) struct Holds {
+    holds: HashMap<HoldKey, ScheduleHold>,
+    ends: BTreeSet<(Instant, HoldKey)>,
+}
+
+impl Holds {
+    pub(super) fn get(&self, key: &HoldKey) -> Option<&ScheduleHold> {
+        self.holds.get(key)
+    }
+
+    pub(super) fn contains(&self, key: &HoldKey) -> bool {
+        self.holds.contains_key(key)
+    }
+
+    /// Returns the hold that a newcomer of this scope has to join, if there is one.
+    pub(super) fn of_newcomer(&self, scope: &Scope) -> Option<HoldKey> {
+        if self.holds.is_empty() {
+            return None;
+        }
+        HoldKey::all(scope).find(|key| self.holds.contains_key(key))
+    }
+
+    /// Holds until another time, or until a permit is returned for `None`.
+    pub(super) fn hold(&mut self, key: &HoldKey, until: Option<Instant>) {
+        let hold = self.holds.entry(key.clone()).or_default();
+        if let Some(before) = std::mem::replace(&mut hold.until, until) {
+            self.ends.remove(&(before, key.clone()));
+        }
+        self.ends.extend(until.map(|until| (until, key.clone())));
+    }
+
+    /// Adds a group. The last of the front groups makes room for an earlier one.
+    pub(super) fn join(&mut self, key: &HoldKey, place: (QueueKey, GroupId)) {
+        let hold = self.holds.entry(key.clone()).or_default();
+        hold.front.insert(place);
+        if hold.front.len() > CALLED_MAX {
+            hold.parked.extend(hold.front.pop_last());
+        }
+    }
+
+    /// Removes a group. Returns the groups that move up: the first one, and the one that may ask in
+    /// its place.
+    pub(super) fn leave(
+        &mut self,
+        key: &HoldKey,
+        place: (QueueKey, GroupId),
+    ) -> impl Iterator<Item = GroupId> + use<> {
+        let mut moved = [None, None];
+        if let Some(hold) = self.holds.get_mut(key) {
+            if hold.front.remove(&place) {
+                let next = hold.parked.pop_first();
+                hold.front.extend(next);
+                moved = [hold.front.first().copied(), next];
+            } else {
+                hold.parked.remove(&place);
+            }
+            let (is_empty, until) = (hold.is_empty(), hold.until);
+            // A hold that has not ended is kept for newcomers.
+            let lasts = |until| self.ends.contains(&(until, key.clone()));
+            if is_empty && !until.is_some_and(lasts) {
+                self.holds.remove(key);
+            }
+        }
+        moved.into_iter().flatten().map(|(_, id)| id)
+    }
+
+    /// Ends the holds that are due. Returns the groups that may ask now.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<GroupId> {
+        let mut groups = Vec::new();
+        while self.ends.first().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, key)) = self.ends.pop_first() else {
+                break;
+            };
+            let Some(hold) = self.holds.get(&key) else {
+                continue;
+            };
+            groups.extend(hold.front.iter().map(|(_, id)| *id));
+            if hold.is_empty() {
+                self.holds.remove(&key);
+            }
+        }
+        groups
+    }
+
+    /// Makes all holds due.
+    pub(super) fn free_all(&mut self) {
+        for key in self.holds.keys().cloned().collect::<Vec<_>>() {
+            self.hold(&key, Some(Instant::ZERO));
+        }
+    }
+
+    /// Makes the holds of this limit and key due in all of `lanes`, because a permit was returned.
+    pub(super) fn free_permit(&mut self, scope: &Scope, limit: usize, lanes: u8) {
+        for lane in 0..lanes.max(1) {
+            let key = HoldKey::new(&scope.clone().in_lane(lane), Some(limit));
+            if self.holds.contains_key(&key) {
+                self.hold(&key, Some(Instant::ZERO));
+            }
+        }
+    }
+
+    /// Returns the instant at which the next hold ends.
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        self.ends.first().map(|(until, _)| *until)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.holds.clear();
+        self.ends.clear();
+    }
+}
