@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::bounds::{PEER_SILENT, TLS_ACCEPT_TIMEOUT};
+use crate::bounds::{PEER_SILENT, TLS_ACCEPT_TIMEOUT, UNSENT_BYTES};
 
 /// Time without a byte after which the system probes the peer for the first time.
 const IDLE: Duration = Duration::from_secs(60);
@@ -23,7 +23,8 @@ const INTERVAL: Duration = Duration::from_secs(15);
 const PROBES: u32 = 4;
 
 /// Turns TCP keep-alive on, so that a peer that has vanished does not hold a connection forever.
-/// On Linux the connection also ends if the peer takes no bytes for [`PEER_SILENT`].
+/// On Linux the connection also ends if the peer takes no bytes for [`PEER_SILENT`], and at most
+/// [`UNSENT_BYTES`] wait in the system, so that a slow peer is not taken for one that takes nothing.
 ///
 /// # Errors
 /// Returns the error of the operating system, for example if the socket is closed already.
@@ -35,7 +36,10 @@ pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
         .with_retries(PROBES);
     socket.set_tcp_keepalive(&probing)?;
     #[cfg(any(target_os = "android", target_os = "linux"))]
-    socket.set_tcp_user_timeout(Some(PEER_SILENT))?;
+    {
+        socket.set_tcp_user_timeout(Some(PEER_SILENT))?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    }
     Ok(())
 }
 
@@ -147,7 +151,10 @@ mod tests {
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), INTERVAL);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
             #[cfg(target_os = "linux")]
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(PEER_SILENT));
+            {
+                assert_eq!(socket.tcp_user_timeout().unwrap(), Some(PEER_SILENT));
+                assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_BYTES);
+            }
         }
     }
 }

@@ -19,6 +19,8 @@ mod credentials;
 mod defer;
 mod deliver;
 mod error;
+mod handover;
+mod idle;
 mod plan;
 mod problem;
 mod react;
@@ -37,11 +39,13 @@ pub use client_body::{ClientBody, ClientGone, UnreadBodies, has_content};
 pub use credentials::refused_credential;
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use error::Error;
+pub use handover::{Handover, IdleSide};
+pub use idle::{client_stalled, read_body};
 pub use reason::{Reason, table};
 pub use record::{
     BodyLocation, ClientIdentity, ExchangeId, Ingress, Record, Recorder, Recording, Sink,
 };
-pub use respond::ResponseBody;
+pub use respond::{BodyError, FramePoll, ResponseBody};
 pub use sinks::{LineSink, MetricsSink, RecentRefusal, RecentRefusals, WarningSink};
 pub use stored::{DeliveryOptions, Prepared, Reservation};
 pub use tunnel::Tunnel;
@@ -219,7 +223,7 @@ impl Exchange {
             Box::pin(plan.expect_nothing()).await?;
         }
         if plan.needs_body() {
-            Box::pin(plan.look_into_body()).await;
+            Box::pin(plan.look_into_body()).await?;
         }
         let mut buffered: Option<Response<Bytes>> = None;
         let mut tries = 0;
