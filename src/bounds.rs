@@ -144,8 +144,8 @@ pub const REST_WAIT: Duration = Duration::from_millis(25);
 /// Bytes that are read ahead while a request is held and its body is not read. They serve only to
 /// notice that the client has left.
 pub const HELD_PEEK: usize = 4 * 1024;
-/// Time for a client to send one request head. An idle keep-alive connection is closed after the
-/// same time.
+/// Time for a client to send one request head. An HTTP/1 connection is closed after the same time
+/// without a request. Each listener has this bound.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for a client's TLS handshake, with a listener or inside its CONNECT tunnel.
 pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -164,8 +164,30 @@ pub const THROTTLED_ADDRESSES: usize = 16_384;
 /// Time after the loss of a client's access in which its connections end gracefully. Then they are
 /// closed, whatever they still do.
 pub const REVOCATION_GRACE: Duration = Duration::from_millis(500);
-/// Time for a client's first byte after CONNECT was answered with 200.
+/// Time for the first byte of a connection, or for the whole preface of HTTP/2. It begins after the
+/// TLS handshake or with the tunnel of a CONNECT. Then the connection is closed on each listener.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after which an HTTP/2 connection of a client without an open stream gets GOAWAY and is
+/// closed. Each listener has this bound.
+pub const CONNECTION_IDLE: Duration = Duration::from_secs(60);
+/// Time between GOAWAY and the close of such a connection, in which requests on their way are
+/// served.
+pub const GOAWAY_GRACE: Duration = Duration::from_secs(1);
+/// Default time for which a client or an origin may take no byte of a body that outpace has, or a
+/// client may send no byte of a request body before its response. Then the exchange ends.
+pub const BODY_IDLE: Duration = Duration::from_secs(60);
+/// Shortest time that a target may configure instead of [`BODY_IDLE`].
+pub const BODY_IDLE_MIN: Duration = Duration::from_secs(1);
+/// Longest time that a target may configure instead of [`BODY_IDLE`].
+pub const BODY_IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Time for which a client of gRPC may send no byte of its request body before its response, if
+/// that is more than the target allows.
+pub const GRPC_BODY_IDLE: Duration = Duration::from_secs(15 * 60);
+/// Bytes of a connection that the system holds and has not sent yet. Beyond them a peer that takes
+/// few bytes shows that outpace must wait.
+pub const UNSENT_BYTES: u32 = 64 * 1024;
+/// Bytes of a response that are handed to one HTTP/2 stream of a client at once.
+pub const STREAM_CHUNK: usize = 64 * 1024;
 /// Time to resolve, connect to and complete the TLS handshake with an origin.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for an origin to begin its response. The bound is high because some responses take minutes

@@ -13,7 +13,8 @@
 //! - floor 3: [`pace`] (the queues of this replica), [`origin`] (connections to origins),
 //!   [`intercept`] (the CA and its leaves), [`spool`] (stored requests), [`tunnel`] (the blind
 //!   relay).
-//! - floor 4: [`exchange`] (one request from start to finish, best read from its `mod.rs`).
+//! - floor 4: [`exchange`] (one request from start to finish, best read from its `mod.rs`),
+//!   [`inbound`] (byte streams of accepted connections).
 //! - floor 5: [`delivery`] (sends the items of the spool), [`api`] (calls from applications),
 //!   [`serve`] (listeners and ingress modes), [`admin`] (calls from operators), [`config`] (YAML →
 //!   policy).
@@ -46,6 +47,7 @@ pub mod spool;
 pub mod tunnel;
 
 pub mod exchange;
+pub mod inbound;
 
 pub mod admin;
 pub mod api;

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::bounds::{ACCEPT_BACKLOG, PEER_SILENT, TLS_ACCEPT_TIMEOUT};
+use crate::bounds::{ACCEPT_BACKLOG, PEER_SILENT, TLS_ACCEPT_TIMEOUT, UNSENT_BYTES};
 
 /// Time without a byte after which the system probes the peer for the first time.
 const IDLE: Duration = Duration::from_secs(60);
@@ -37,7 +37,8 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Turns TCP keep-alive on, so that a peer that has vanished does not hold a connection forever.
-/// On Linux the connection also ends if the peer takes no bytes for [`PEER_SILENT`].
+/// On Linux the connection also ends if the peer takes no bytes for [`PEER_SILENT`], and at most
+/// [`UNSENT_BYTES`] wait in the system, so that a slow peer is not taken for one that takes nothing.
 ///
 /// # Errors
 /// Returns the error of the operating system, for example if the socket is closed already.
@@ -49,7 +50,10 @@ pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
         .with_retries(PROBES);
     socket.set_tcp_keepalive(&probing)?;
     #[cfg(any(target_os = "android", target_os = "linux"))]
-    socket.set_tcp_user_timeout(Some(PEER_SILENT))?;
+    {
+        socket.set_tcp_user_timeout(Some(PEER_SILENT))?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    }
     Ok(())
 }
 
@@ -160,7 +164,10 @@ mod tests {
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), INTERVAL);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), PROBES);
             #[cfg(target_os = "linux")]
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(PEER_SILENT));
+            {
+                assert_eq!(socket.tcp_user_timeout().unwrap(), Some(PEER_SILENT));
+                assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_BYTES);
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Floor of each module, times ten. A file uses only its own module and lower floors. `bounds` and
 /// `sync` lie below the rest of floor 0, because the rest uses them.
-const FLOORS: [(&str, u8); 34] = [
+const FLOORS: [(&str, u8); 35] = [
     // Time is measured in units.
     ("clock", 2),
     ("files", 1),
@@ -50,6 +50,8 @@ const FLOORS: [(&str, u8); 34] = [
     ("tunnel", 31),
     ("spool", 31),
     ("exchange", 41),
+    // Carries the bodies of exchanges.
+    ("inbound", 42),
     // The proxy's port hands API calls to `api`.
     ("delivery", 50),
     ("api", 51),

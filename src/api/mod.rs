@@ -25,13 +25,13 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response, header};
 use http_body::Body;
-use http_body_util::{BodyExt as _, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::bounds::API_BODY;
 use crate::exchange::{
     ClientIdentity, Error, Exchange, Ingress, REVOKED, Reason, Record, ResponseBody, has_content,
+    read_body,
 };
 use crate::policy::{Policy, Target};
 use crate::semantics;
@@ -230,9 +230,10 @@ fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> 
 
 /// Reads a JSON object from the body. An empty body counts as an empty object.
 async fn read<T: DeserializeOwned>(body: impl CallBody) -> Result<T, Error> {
-    let read = Limited::new(body, API_BODY).collect().await;
-    let read = read.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
-    let bytes = read.to_bytes();
+    let bytes = match read_body(body, API_BODY).await {
+        Err(error) if error.reason == Reason::BodyTooLarge => return Err(bad(error.detail)),
+        read => read?,
+    };
     parse(if bytes.is_empty() { b"{}" } else { &bytes })
 }
 

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde_json::{Value, json};
 
-use super::{ApiCall, CallBody, PushThrottle, bad};
+use super::{ApiCall, CallBody, PushThrottle};
 use crate::delivery::{Deliveries, without_query};
-use crate::exchange::{Error, Reason};
+use crate::exchange::{Error, read_body};
 use crate::spool::{
     Attempt, Buffer, BufferOwner, BufferSpec, Counts, Item, ItemStatus, Millis, Store, StoreError,
     destination,
@@ -40,15 +39,7 @@ impl SpoolHandle {
 
     /// Reads the body of a request, which may have at most `most` bytes.
     pub(super) async fn read(&self, body: impl CallBody, most: u64) -> Result<Bytes, Error> {
-        let limit = usize::try_from(most).unwrap_or(usize::MAX);
-        match Limited::new(body, limit).collect().await {
-            Ok(read) => Ok(read.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => {
-                let detail = format!("the body has more than {most} bytes");
-                Err(Error::new(Reason::BodyTooLarge, detail))
-            }
-            Err(error) => Err(bad(format!("the body cannot be read: {error}"))),
-        }
+        read_body(body, usize::try_from(most).unwrap_or(usize::MAX)).await
     }
 
     /// Checks that a change of the URL takes no credentials and no items to another destination.

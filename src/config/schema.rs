@@ -207,6 +207,7 @@ pub(super) struct TargetSection {
     pub(super) limits: Vec<LimitSection>,
     pub(super) lanes: Vec<LaneSection>,
     pub(super) max_wait: Option<FromText<DurationText>>,
+    pub(super) body_idle_timeout: Option<FromText<DurationText>>,
     pub(super) max_waiting: Option<usize>,
     pub(super) overflow: OverflowSetting,
     pub(super) tls: TlsMode,

@@ -135,6 +135,8 @@ pub(super) enum AttemptError {
     ClientGone,
     /// The request was sent and got no readable response. The error says if it was processed.
     Failed(origin::OriginError),
+    /// The client sent no bytes of its body, or the origin took none, for too long.
+    Idle(Error),
     /// No response head arrived in time after the request was sent.
     Late(Error),
 }
@@ -142,7 +144,9 @@ pub(super) enum AttemptError {
 impl From<AttemptError> for Error {
     fn from(error: AttemptError) -> Self {
         match error {
-            AttemptError::Refused(error) | AttemptError::Late(error) => error,
+            AttemptError::Refused(error)
+            | AttemptError::Late(error)
+            | AttemptError::Idle(error) => error,
             AttemptError::Unconnected(error) | AttemptError::Failed(error) => error.into(),
             AttemptError::ClientGone => Self::new(
                 Reason::MalformedRequest,

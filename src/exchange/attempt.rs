@@ -9,6 +9,7 @@ use super::Exchange;
 use super::admission::{AdmissionContext, AttemptError, Called, Pooled};
 use super::body::{Outgoing, Replayable};
 use super::error::Error;
+use super::idle::Upload;
 use super::peek::PeekedBody;
 use super::plan::Plan;
 use super::react::Attempted;
@@ -28,6 +29,8 @@ const REDIALS: usize = 3;
 pub(super) struct OriginResponse {
     pub(super) response: Response<PeekedBody>,
     pub(super) turn: Option<Turn>,
+    /// Wait for an origin that takes no bytes, if the request is not fully sent.
+    pub(super) upload: Option<Upload>,
 }
 
 impl OriginResponse {
@@ -179,16 +182,25 @@ impl Exchange {
         let deadline = leaves + limit;
         let parent = self.pool.connector().parent();
         let origin = &plan.arrival.origin;
-        let mut body = plan.reader();
+        let (mut body, upload) = plan.reader(&self.clock);
         for _ in 0..REDIALS {
             let request = plan.template.request(lease.spoken(), origin, parent, body);
-            match lease
-                .send(request, deadline, &plan.arrival.client.link)
-                .await
-            {
+            let sent = lease.send(request, deadline, &plan.arrival.client.link);
+            let sent = match &upload {
+                Some(upload) => tokio::select! {
+                    biased;
+                    sent = sent => sent,
+                    idle = upload.idle() => return Err(AttemptError::Idle(idle)),
+                },
+                None => sent.await,
+            };
+            match sent {
                 Ok(response) => {
-                    let response = response.map(PeekedBody::new);
-                    return Ok(OriginResponse { response, turn });
+                    return Ok(OriginResponse {
+                        response: response.map(PeekedBody::new),
+                        turn,
+                        upload: upload.and_then(Upload::unless_ended),
+                    });
                 }
                 Err(SendError::Unsent(unsent)) => {
                     lease = Pooled::new(self, plan).connection().await?;
@@ -226,7 +238,7 @@ impl AttemptError {
             },
             Self::Failed(origin::OriginError::Broken(_)) | Self::Late(_) => Attempted::Broken,
             Self::Failed(error) if error.is_passing() => Attempted::Unprocessed,
-            Self::Failed(_) | Self::Refused(_) | Self::ClientGone => {
+            Self::Failed(_) | Self::Refused(_) | Self::ClientGone | Self::Idle(_) => {
                 Attempted::Unsent { passing: false }
             }
         };

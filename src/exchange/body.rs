@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::body_budget::BodyBudget;
 use super::client_body::{ClientBody, ClientGone};
+use super::handover::Handover;
 use super::record::BodyLocation;
 use super::respond::{BodyError, FramePoll, strip_forbidden_trailers};
 use crate::sync::lock;
@@ -139,10 +140,17 @@ impl Replayable {
         whole.then(|| store.chunks.concat())
     }
 
-    /// Returns a reader from the beginning of the body. Earlier readers must have ended, because
-    /// all readers share the client's stream.
-    pub(super) fn reader(&self) -> Reader {
+    /// Returns the number of bytes that are buffered.
+    pub(super) fn buffered(&self) -> u64 {
+        let store = self.lock();
+        store.in_memory + store.on_disk
+    }
+
+    /// Returns a reader from the beginning of the body, which notes its frames in `handover`. Earlier
+    /// readers must have ended, because all readers share the client's stream.
+    pub(super) fn reader(&self, handover: Arc<Handover>) -> Reader {
         Reader {
+            handover,
             body: self.clone(),
             place: Cursor::Memory(0),
             reading: None,
@@ -319,6 +327,7 @@ fn signed(count: u64) -> i64 {
 pub struct Reader {
     body: Replayable,
     place: Cursor,
+    handover: Arc<Handover>,
     reading: Option<JoinHandle<std::io::Result<Bytes>>>,
 }
 
@@ -420,6 +429,13 @@ impl Reader {
     }
 }
 
+impl Drop for Reader {
+    /// Notes the end, because a body with a length is not polled beyond it.
+    fn drop(&mut self) {
+        self.handover.end();
+    }
+}
+
 impl http_body::Body for Outgoing {
     type Data = Bytes;
     type Error = BodyError;
@@ -427,7 +443,11 @@ impl http_body::Body for Outgoing {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> FramePoll {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Held(reader) => reader.poll_next(cx),
+            Self::Held(reader) => {
+                let polled = reader.poll_next(cx);
+                reader.handover.note(&polled);
+                polled
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::respond::{BodyError, FramePoll};
-use crate::bounds::{LINGER, LINGER_SILENCE, REST_BYTES, REST_WAIT};
+use crate::bounds::{BODY_IDLE, LINGER, LINGER_SILENCE, REST_BYTES, REST_WAIT};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 
@@ -134,7 +134,7 @@ impl ClientBody {
     }
 }
 
-/// Returns true if a body has at least one byte, or if reading it fails. The bytes that this reads
+/// Returns true if a body has at least one byte, or if it breaks or is silent for [`BODY_IDLE`]. The bytes that this reads
 /// are lost, so the caller must refuse the body then. A body without bytes can still be read.
 pub async fn has_content<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> bool {
     // An announced length is enough, so a client that is silent need not be waited for.
@@ -142,10 +142,10 @@ pub async fn has_content<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> bool {
         return true;
     }
     while !body.is_end_stream() {
-        match body.frame().await {
-            None => return false,
-            Some(Ok(frame)) if frame.data_ref().is_none_or(Bytes::is_empty) => {}
-            Some(_) => return true,
+        match timeout(BODY_IDLE, body.frame()).await {
+            Ok(None) => return false,
+            Ok(Some(Ok(frame))) if frame.data_ref().is_none_or(Bytes::is_empty) => {}
+            Ok(Some(_)) | Err(_) => return true,
         }
     }
     false

@@ -13,10 +13,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 
 use super::Exchange;
 use super::error::Error;
+use super::idle::read_body;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::respond::ResponseBody;
@@ -78,8 +78,8 @@ impl Exchange {
         }
         let body = match &plan.body {
             Some(_) => {
-                let body = Limited::new(plan.reader(), deferral.max_body());
-                body.collect().await.ok()?.to_bytes()
+                let (body, _) = plan.reader(&self.clock);
+                read_body(body, deferral.max_body()).await.ok()?
             }
             None => Bytes::new(),
         };

@@ -9,12 +9,13 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::body::Replayable;
+use super::idle::timeouts;
 use super::peek::PeekedBody;
 use super::plan::Plan;
 use super::react::Attempted;
 use super::respond::{FromOrigin, ResponseBody};
 use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record, Recording};
-use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT, TUNNEL_IDLE};
+use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT};
 use crate::clock::Clock;
 use crate::pace::Turn;
 use crate::policy::Access;
@@ -48,6 +49,8 @@ pub(super) struct Switch {
     client: OnUpgrade,
     origin: OnUpgrade,
     turn: Option<Turn>,
+    /// Time for which a side may take no bytes.
+    untaken: Duration,
 }
 
 impl Switch {
@@ -63,9 +66,10 @@ impl Switch {
         match tokio::try_join!(ends.client, ends.origin) {
             Ok((client, origin)) => {
                 let (client, origin) = (TokioIo::new(client), TokioIo::new(origin));
+                let timeouts = timeouts(ends.untaken);
                 let passed =
-                    tunnel::relay(client, origin, TUNNEL_IDLE, &clock, access.revoked()).await;
-                (record.sent, record.received) = (passed.sent, passed.received);
+                    tunnel::relay(client, origin, timeouts, &clock, access.revoked()).await;
+                record.relayed(&passed, ends.untaken);
             }
             Err(error) => {
                 let detail = format!("the protocol switch failed: {error}");
@@ -86,7 +90,11 @@ impl Exchange {
         answer: OriginResponse,
         record: &mut Record,
     ) -> Result<Outcome, Error> {
-        let OriginResponse { mut response, turn } = answer;
+        let OriginResponse {
+            mut response,
+            turn,
+            upload,
+        } = answer;
         let status = response.status();
         let protocol_error = |detail: &str| Err(Error::new(Reason::OriginProtocol, detail));
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
@@ -114,6 +122,7 @@ impl Exchange {
                 client,
                 origin,
                 turn,
+                untaken: plan.idle(),
             });
             let response = self.switching(response, plan, record);
             return Ok(Outcome::Switch(response, switch));
@@ -122,7 +131,8 @@ impl Exchange {
         record.status = status.as_u16();
         let stored = plan.arrival.delivery.is_some();
         let strict = stored && plan.target.is_none_or(|target| target.needs_close_notify);
-        let response = response.map(|body| FromOrigin::new(body, turn, strict));
+        let idle = plan.idle();
+        let response = response.map(|body| FromOrigin::new(body, turn, idle, upload, strict));
         Ok(Outcome::Origin(response))
     }
 

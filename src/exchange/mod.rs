@@ -19,6 +19,8 @@ mod credentials;
 mod defer;
 mod deliver;
 mod error;
+mod handover;
+mod idle;
 mod peek;
 mod plan;
 mod problem;
@@ -38,11 +40,13 @@ pub use client_body::{ClientBody, ClientGone, UnreadBodies, has_content};
 pub use credentials::refused_credential;
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use error::Error;
+pub use handover::{Handover, IdleSide};
+pub use idle::{client_stalled, read_body};
 pub use reason::{Reason, table};
 pub use record::{
     BodyLocation, ClientIdentity, ExchangeId, Ingress, Record, Recorder, Recording, Sink,
 };
-pub use respond::ResponseBody;
+pub use respond::{BodyError, FramePoll, ResponseBody};
 pub use sinks::{LineSink, MetricsSink, RecentRefusal, RecentRefusals, WarningSink};
 pub use stored::{DeliveryOptions, Prepared, Reservation};
 pub use tunnel::Tunnel;
@@ -221,7 +225,7 @@ impl Exchange {
         }
         if plan.needs_body() {
             let secret = self.pacer.key_secret();
-            Box::pin(plan.look_into_body(&secret)).await;
+            Box::pin(plan.look_into_body(&secret)).await?;
         }
         let mut buffered: Option<Response<Bytes>> = None;
         let mut tries = 0;

@@ -11,9 +11,12 @@ use hyper::upgrade::OnUpgrade;
 use super::admission::AttemptError;
 use super::body::{InboundBody, Outgoing, Replayable};
 use super::credentials::refused_credential;
+use super::handover::Handover;
+use super::idle::{Upload, body_timeout};
 use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
-use crate::bounds::BODY_PEEK;
+use crate::bounds::{BODY_IDLE, BODY_PEEK, GRPC_BODY_IDLE};
+use crate::clock::Clock;
 use crate::origin::{Destination, ProtocolChoice};
 use crate::policy::{KeySecret, RequestView, Scope, Target, Unmatched};
 use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
@@ -29,6 +32,8 @@ pub(super) struct Plan<'a> {
     pub(super) scope: Scope,
     /// Head of a request with a scope that depends on its body, until that scope is decided.
     unscoped: Option<Box<Parts>>,
+    /// Time for which the client may send no bytes of the body before the response.
+    pub(super) silent: Duration,
     /// True for a body of length 0 that has not ended yet.
     pub(super) announces_nothing: bool,
     pub(super) max_wait: Duration,
@@ -70,6 +75,7 @@ impl Exchange {
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
         let body = (!incoming.is_empty())
             .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
+        let silent = longest_silence(target, &head);
         let wire = wire(&head, flags, &arrival.origin);
         let owner = arrival.client.link.owner(&head.headers);
         // `look_into_body` decides a scope that depends on the body.
@@ -98,6 +104,7 @@ impl Exchange {
             template.add(&delivery.fields);
         }
         Ok(Plan {
+            silent,
             target,
             metrics,
             scope: match target {
@@ -181,9 +188,36 @@ impl Exchange {
 
 impl Plan<'_> {
     /// Returns the body from its beginning, for one attempt.
-    pub(super) fn reader(&self) -> Outgoing {
-        let body = self.body.as_ref();
-        body.map_or(Outgoing::Empty, |body| Outgoing::Held(body.reader()))
+    pub(super) fn reader(&self, clock: &Clock) -> (Outgoing, Option<Upload>) {
+        let Some(body) = &self.body else {
+            return (Outgoing::Empty, None);
+        };
+        let handover = Handover::new(clock.clone());
+        let reader = Outgoing::Held(body.reader(Arc::clone(&handover)));
+        // The timeout of its buffer bounds a delivery.
+        let upload = self.arrival.delivery.is_none();
+        let upload = upload.then(|| Upload::new(handover, self.idle(), self.silent));
+        (reader, upload)
+    }
+
+    /// Returns the time for which a peer may take no bytes of a body.
+    pub(super) fn idle(&self) -> Duration {
+        self.target.map_or(BODY_IDLE, |target| target.body_idle)
+    }
+
+    /// Reads ahead like [`Replayable::peek`].
+    ///
+    /// # Errors
+    /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
+    async fn peek(&self, body: &Replayable, most: usize) -> Result<Option<Vec<u8>>, Error> {
+        loop {
+            let before = body.buffered();
+            match tokio::time::timeout(self.silent, body.peek(most)).await {
+                Ok(read) => return Ok(read),
+                Err(_elapsed) if body.buffered() > before => {}
+                Err(_elapsed) => return Err(body_timeout(self.silent)),
+            }
+        }
     }
 
     /// Waits for the end of a body whose length is 0, because the head of such a request is the whole
@@ -191,16 +225,17 @@ impl Plan<'_> {
     /// stream.
     ///
     /// # Errors
-    /// Returns [`AttemptError::ClientGone`] if the body does not end as announced.
-    pub(super) async fn expect_nothing(&mut self) -> Result<(), AttemptError> {
+    /// Returns the error of a broken body if it does not end as announced, and
+    /// [`Reason::BodyTimeout`] if it does not end in time.
+    pub(super) async fn expect_nothing(&mut self) -> Result<(), Error> {
         let body = self.body.take();
         let read = match &body {
-            Some(body) => body.peek(0).await,
+            Some(body) => self.peek(body, 0).await?,
             None => Some(Vec::new()),
         };
         match read {
             Some(nothing) if nothing.is_empty() => Ok(()),
-            _ => Err(AttemptError::ClientGone),
+            _ => Err(AttemptError::ClientGone.into()),
         }
     }
 
@@ -211,14 +246,17 @@ impl Plan<'_> {
 
     /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
     /// counts as absent. Secret keys are digests made with `secret`.
-    pub(super) async fn look_into_body(&mut self, secret: &KeySecret) {
+    ///
+    /// # Errors
+    /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
+    pub(super) async fn look_into_body(&mut self, secret: &KeySecret) -> Result<(), Error> {
         let Some((head, target)) = self.unscoped.take().zip(self.target) else {
-            return;
+            return Ok(());
         };
         // A client that waits for `100 Continue` has not sent its body, so reading it would block.
         let body = self.body.as_ref().filter(|_| self.read_ahead);
         let json = match body {
-            Some(body) => body.peek(BODY_PEEK).await,
+            Some(body) => self.peek(body, BODY_PEEK).await?,
             None => None,
         };
         let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -229,6 +267,7 @@ impl Plan<'_> {
         };
         let scope = target.scope(&asked, secret);
         self.scope = in_lane(self.arrival, target, scope);
+        Ok(())
     }
 }
 
@@ -255,6 +294,21 @@ fn in_lane(arrival: &Arrival, target: &Target, scope: Scope) -> Scope {
     }
 }
 
+/// Returns the time for which the client may send no byte of its body before the response.
+fn longest_silence(target: Option<&Arc<Target>>, head: &Parts) -> Duration {
+    let idle = target.map_or(BODY_IDLE, |target| target.body_idle);
+    match is_grpc(head) {
+        true => idle.max(GRPC_BODY_IDLE),
+        false => idle,
+    }
+}
+
+/// Returns true for a call of gRPC.
+fn is_grpc(head: &Parts) -> bool {
+    let kind = head.headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// Returns the protocols to offer to the origin. A protocol switch needs HTTP/1.1. Unencrypted gRPC
 /// starts with HTTP/2 (RFC 9113 section 3.3).
 fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
@@ -263,11 +317,7 @@ fn wire(head: &Parts, flags: HeaderFlags, origin: &Origin) -> ProtocolChoice {
     {
         return ProtocolChoice::Http1;
     }
-    let grpc = || {
-        let kind = head.headers.get(header::CONTENT_TYPE);
-        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-    };
-    if origin.scheme == Scheme::Http && head.version == Version::HTTP_2 && grpc() {
+    if origin.scheme == Scheme::Http && head.version == Version::HTTP_2 && is_grpc(head) {
         return ProtocolChoice::Http2Prior;
     }
     ProtocolChoice::Any

@@ -128,6 +128,15 @@ reasons! {
     OriginTimeout, "origin-timeout", GATEWAY_TIMEOUT, "http_response_timeout", Failed, Debug:
         "The origin did not respond in time. The request may have taken effect.",
         "Check the effect of the request before you repeat it.";
+    OriginStalled, "origin-stalled", GATEWAY_TIMEOUT, "connection_write_timeout", Failed, Debug:
+        "The origin took no bytes of the request body for `body_idle_timeout`. The request may have taken effect.",
+        "Check that the origin reads request bodies, or raise the target's `body_idle_timeout`.";
+    BodyTimeout, "body-timeout", REQUEST_TIMEOUT, "http_request_error", Rejected, Debug:
+        "The client sent no bytes of its request body for `body_idle_timeout`.",
+        "Send the body without long pauses, or raise the target's `body_idle_timeout`.";
+    ClientStalled, "client-stalled", REQUEST_TIMEOUT, "http_request_error", Rejected, Debug:
+        "The client took no bytes of the response for `body_idle_timeout`. outpace reset the connection or the HTTP/2 stream.",
+        "Read the response to its end, or raise the target's `body_idle_timeout`.";
     OriginProtocol, "origin-protocol", BAD_GATEWAY, "http_protocol_error", Failed, Warn:
         "The origin sent an invalid HTTP response.",
         "Report the fault that `detail` describes to the origin's operator.";

@@ -3,24 +3,28 @@
 //! A streamed body carries the record of its exchange.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
 
 use super::error::Error;
+use super::idle::Upload;
 use super::peek::PeekedBody;
 use super::reason::Reason;
 use super::record::Recording;
-use crate::bounds::BODY_PEEK;
+use crate::bounds::{BODY_IDLE, BODY_PEEK};
 use crate::pace::Turn;
 use crate::semantics::strip_trailers;
 
 /// Error of any body, from hyper or from outpace.
-pub(super) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Result of a poll for the next frame of a body.
-pub(super) type FramePoll = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+pub type FramePoll = Poll<Option<Result<Frame<Bytes>, BodyError>>>;
 
 /// Body of a response to the client, either generated or streamed from the origin.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ enum BodyKind {
     Empty,
     Full(Bytes),
     Origin(Box<FromOrigin>),
+    Stream(UnsyncBoxBody<Bytes, BodyError>),
 }
 
 /// Body of the origin's response. Holds the record and the turn with its permits until the end of
@@ -41,6 +46,10 @@ pub(super) struct FromOrigin {
     /// Record of the exchange, absent before [`ResponseBody::origin`] sets it and after the end.
     record: Option<Box<Recording>>,
     turn: Option<Turn>,
+    /// Time for which the client may take no bytes.
+    idle: Duration,
+    /// Wait for an origin that takes no bytes of the request, while its body has not ended.
+    upload: Option<Upload>,
     /// True if a missing close_notify makes the response incomplete.
     needs_close_notify: bool,
     /// Copy of the bytes so far, at most [`BODY_PEEK`], if a limit takes the cost from the body.
@@ -64,6 +73,22 @@ impl ResponseBody {
         Self(BodyKind::Full(bytes.into()))
     }
 
+    /// Creates a body of bytes that outpace makes while they are sent.
+    pub fn stream<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
+    {
+        Self(BodyKind::Stream(body.map_err(Into::into).boxed_unsync()))
+    }
+
+    /// Returns the time for which the client may take no bytes of this body.
+    pub fn idle_timeout(&self) -> Duration {
+        match &self.0 {
+            BodyKind::Origin(body) => body.idle,
+            BodyKind::Empty | BodyKind::Full(_) | BodyKind::Stream(_) => BODY_IDLE,
+        }
+    }
+
     /// Ends the exchange of a streamed body with `error`, because the rest of the body is not read.
     pub fn abandon(self, error: &Error) {
         if let BodyKind::Origin(mut body) = self.0 {
@@ -76,7 +101,7 @@ impl ResponseBody {
     pub fn ends_with_connection(&self) -> bool {
         match &self.0 {
             BodyKind::Origin(body) => body.body.ends_with_tls(),
-            BodyKind::Empty | BodyKind::Full(_) => false,
+            BodyKind::Empty | BodyKind::Full(_) | BodyKind::Stream(_) => false,
         }
     }
 
@@ -84,7 +109,7 @@ impl ResponseBody {
     pub fn lacks_close_notify(&self) -> bool {
         match &self.0 {
             BodyKind::Origin(body) => body.body.lacks_close_notify(),
-            BodyKind::Empty | BodyKind::Full(_) => false,
+            BodyKind::Empty | BodyKind::Full(_) | BodyKind::Stream(_) => false,
         }
     }
 
@@ -100,10 +125,18 @@ impl ResponseBody {
 }
 
 impl FromOrigin {
-    pub(super) fn new(body: PeekedBody, turn: Option<Turn>, needs_close_notify: bool) -> Box<Self> {
+    pub(super) fn new(
+        body: PeekedBody,
+        turn: Option<Turn>,
+        idle: Duration,
+        upload: Option<Upload>,
+        needs_close_notify: bool,
+    ) -> Box<Self> {
         let settles = turn.as_ref().is_some_and(Turn::settles_by_body);
         Box::new(Self {
             body,
+            idle,
+            upload,
             needs_close_notify,
             record: None,
             copy: settles.then(Vec::new),
@@ -142,9 +175,19 @@ impl FromOrigin {
         }
     }
 
+    /// Fails if the origin does not take the rest of the request.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> FramePoll {
+        let Some(upload) = &mut self.upload else {
+            return Poll::Pending;
+        };
+        let error = ready!(upload.poll_stalled(cx));
+        self.end_with(&error);
+        Poll::Ready(Some(Err(error.detail.into())))
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
         match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => self.poll_upload(cx),
             Poll::Ready(None) if self.needs_close_notify && self.body.lacks_close_notify() => {
                 let error = BodyError::from(NoCloseNotify);
                 self.fail(&error);
@@ -201,6 +244,7 @@ impl http_body::Body for ResponseBody {
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             BodyKind::Origin(body) => body.poll_frame(cx),
+            BodyKind::Stream(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -209,6 +253,7 @@ impl http_body::Body for ResponseBody {
             BodyKind::Empty => true,
             BodyKind::Full(bytes) => bytes.is_empty(),
             BodyKind::Origin(body) => body.body.is_end_stream(),
+            BodyKind::Stream(body) => body.is_end_stream(),
         }
     }
 
@@ -217,6 +262,7 @@ impl http_body::Body for ResponseBody {
             BodyKind::Empty => SizeHint::with_exact(0),
             BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             BodyKind::Origin(body) => body.body.size_hint(),
+            BodyKind::Stream(body) => body.size_hint(),
         }
     }
 }

@@ -68,8 +68,10 @@ impl Exchange {
             Ok(plan) => plan,
             Err(error) => return Err(record.fail(error)),
         };
-        if plan.needs_body() {
-            plan.look_into_body(&self.pacer.key_secret()).await;
+        if plan.needs_body()
+            && let Err(error) = plan.look_into_body(&self.pacer.key_secret()).await
+        {
+            return Err(record.fail(error));
         }
         let called = self.call(&plan, &mut record).await;
         let stored = Stored {

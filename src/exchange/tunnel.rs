@@ -4,15 +4,17 @@
 //! because no error response is possible after it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::admission::ConnectionSource;
 use super::error::Error;
+use super::idle::timeouts;
 use super::record::{Ingress, Record, Recording};
 use super::{Arrival, Exchange, Outgoing};
-use crate::bounds::TUNNEL_IDLE;
+use crate::bounds::BODY_IDLE;
 use crate::origin::{self, OriginPermit, Pool};
 use crate::pace::{Ticket, Turn};
 use crate::policy::Access;
@@ -27,6 +29,8 @@ pub struct Tunnel {
     turn: Option<Turn>,
     record: Box<Recording>,
     access: Access,
+    /// Time for which a side may take no bytes.
+    untaken: Duration,
 }
 
 impl Exchange {
@@ -38,7 +42,7 @@ impl Exchange {
     pub async fn open_tunnel(
         &self,
         arrival: &Arrival,
-        max_wait: Option<std::time::Duration>,
+        max_wait: Option<Duration>,
     ) -> Result<Tunnel, (Error, Box<Recording>)> {
         let mut record = self.recorder.begin(Ingress::Tunnel, &arrival.client);
         record.method = http::Method::CONNECT;
@@ -58,16 +62,24 @@ impl Exchange {
                     turn,
                     record,
                     access: arrival.client.access.clone(),
+                    untaken: Self::untaken(arrival),
                 })
             }
             Err(error) => Err((error, record)),
         }
     }
 
+    /// Returns the time for which a side of the tunnel may take no bytes.
+    fn untaken(arrival: &Arrival) -> Duration {
+        let Arrival { origin, policy, .. } = arrival;
+        let target = policy.target(&origin.host, origin.port);
+        target.map_or(BODY_IDLE, |target| target.body_idle)
+    }
+
     async fn connect_tunnel(
         &self,
         arrival: &Arrival,
-        max_wait: Option<std::time::Duration>,
+        max_wait: Option<Duration>,
         record: &mut Record,
     ) -> Result<(Option<Turn>, TunnelConnection), Error> {
         let connections = Dialled {
@@ -90,16 +102,16 @@ impl Exchange {
 }
 
 impl Tunnel {
-    /// Relays until both sides end, no byte moves for `TUNNEL_IDLE` or the client's access is
-    /// revoked. Holds the turn's permits for the whole relay.
+    /// Relays until both sides end, no byte moves for `TUNNEL_IDLE`, a side takes no bytes for the
+    /// target's `body_idle_timeout` or the client's access is revoked. Holds the turn's permits for the whole relay.
     pub async fn relay<C>(mut self, client: C, exchange: &Exchange)
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
         let revoked = self.access.revoked();
-        let passed =
-            tunnel::relay(client, self.origin, TUNNEL_IDLE, &exchange.clock, revoked).await;
-        (self.record.sent, self.record.received) = (passed.sent, passed.received);
+        let (timeouts, clock) = (timeouts(self.untaken), &exchange.clock);
+        let passed = tunnel::relay(client, self.origin, timeouts, clock, revoked).await;
+        self.record.relayed(&passed, self.untaken);
         drop((self.turn, self.permit));
         self.record.end();
     }

@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::bounds::BODY_IDLE;
 use crate::units::{HostName, Origin};
 
 /// The complete policy of the operator at one point in time.
@@ -178,6 +179,9 @@ pub struct Target {
     pub deliveries: Option<u8>,
     /// Maximum time for which a request may be held.
     pub max_wait: Duration,
+    /// Time for which a peer may take no bytes of a body, or a client may send none before the
+    /// response. Then the exchange ends.
+    pub body_idle: Duration,
     /// Maximum number of waiting requests. Further requests are refused as `queue-full`.
     pub max_waiting: usize,
     /// Treatment of a CONNECT: interception or a blind tunnel.
@@ -216,6 +220,7 @@ impl Target {
             overflow: false,
             deliveries: None,
             max_wait: Duration::from_secs(60),
+            body_idle: BODY_IDLE,
             max_waiting: 20_000,
             tls: TlsMode::default(),
             retry: Retry::default(),

@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::client_stream::ClientStream;
 use super::connection::ClientConnection;
 use super::tunnel::ClientTunnel;
 use crate::exchange::{ClientBody, ClientIdentity, ResponseBody};
+use crate::inbound::ClientStream;
 use crate::intercept::Prefixed;
 use crate::policy::Policy;
 use crate::semantics::{Authority, max_wait, without_content};

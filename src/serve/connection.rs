@@ -6,35 +6,31 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::client_stream::ClientStream;
 use super::revocation::ConnectionAccess;
 use super::{Server, authenticate, connect, gateway, unreadable};
 use crate::api::Api;
-use crate::bounds::{
-    H2_CONNECTION_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, HEAD_TIMEOUT,
-    REVOCATION_GRACE,
-};
-use crate::clock::HeadTimer;
+use crate::bounds::REVOCATION_GRACE;
+use crate::clock::Clock;
 use crate::connections::ConnectionSlot;
 use crate::exchange::{
     Arrival, ClientBody, ClientIdentity, Error, Ingress, REVOKED, Reason, Recording, ResponseBody,
     UnreadBodies,
 };
-use crate::intercept::Prefixed;
+use crate::inbound::{
+    self, ClientStream, ClosingStep, Http2Activity, Http2Stream, StreamTasks, WatchedBody,
+};
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
-use crate::shutdown::Tasks;
 use crate::sockets::{self, Reset};
 use crate::throttle::{AuthFailure, ListenerKind};
 use crate::units::Origin;
@@ -66,29 +62,6 @@ pub(super) struct ClientConnection {
 }
 
 impl ClientConnection {
-    fn http1(&self) -> http1::Builder {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(HeadTimer::default())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_BYTES)
-            .max_header_size(HEAD_BYTES)
-            // A connection that is accepted during a drain answers with `Connection: close`.
-            .keep_alive(!self.server.tasks.draining());
-        builder
-    }
-
-    fn http2(&self) -> http2::Builder<Tasks> {
-        let mut builder = http2::Builder::new(self.server.tasks.clone());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS)
-            .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_header_list_size(H2_HEADER_LIST);
-        builder
-    }
-
     /// Performs the TLS handshake of a listener with TLS, and serves the connection inside it. A
     /// failed handshake gets no response and no record, like a connection without a request.
     pub(super) async fn serve_tls(self: Arc<Self>, stream: TcpStream, tls: Arc<ServerConfig>) {
@@ -104,12 +77,8 @@ impl ClientConnection {
     where
         T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
-        let (io, http2) = match http2 {
-            Some(http2) => (Prefixed::new(io, Bytes::new()), http2),
-            None => match self.until_drain(unreadable::version(io)).await {
-                Some(begun) => begun,
-                None => return,
-            },
+        let Some((io, http2)) = self.until_drain(inbound::begin(io, http2)).await else {
+            return;
         };
         match http2 {
             true => self.serve_http2(io).await,
@@ -117,14 +86,14 @@ impl ClientConnection {
         }
     }
 
-    /// Waits for the first bytes of a connection. A connection that is silent when a drain begins,
-    /// or for [`HEAD_TIMEOUT`], is closed.
+    /// Waits for the first bytes of a connection. A connection that is silent when a drain begins is
+    /// closed.
     async fn until_drain<T>(&self, begun: impl Future<Output = Option<T>>) -> Option<T> {
         let tasks = &self.server.tasks;
         let already = tasks.draining();
         tokio::select! {
             biased;
-            begun = tokio::time::timeout(HEAD_TIMEOUT, begun) => begun.ok().flatten(),
+            begun = begun => begun,
             () = self.access.revoked() => None,
             () = tasks.drain_begun(), if !already => None,
         }
@@ -135,7 +104,7 @@ impl ClientConnection {
         T: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
         let unread = Arc::new(UnreadBodies::noted());
-        let (stream, progress, returned) = ClientStream::new(io, Arc::clone(&unread));
+        let (stream, progress, returned) = ClientStream::new(io, Arc::clone(&unread), self.clock());
         let (this, noted) = (Arc::clone(&self), Arc::clone(&progress));
         let service = service_fn(move |request: Request<Incoming>| {
             let (this, in_flight) = (Arc::clone(&this), noted.begin());
@@ -152,10 +121,13 @@ impl ClientConnection {
                 Ok::<_, Infallible>(in_flight.answer(&method, version, response).await)
             }
         });
-        let serving = self.http1().serve_connection(TokioIo::new(stream), service);
+        let mut builder = inbound::http1();
+        // A connection that is accepted during a drain answers with `Connection: close`.
+        builder.keep_alive(!self.server.tasks.draining());
+        let serving = builder.serve_connection(TokioIo::new(stream), service);
         let serving = serving.with_upgrades();
         let broken = || progress.break_off();
-        let ended = self.until_end(serving, |serving| serving.graceful_shutdown(), broken);
+        let ended = self.until_end(serving, |serving| serving.graceful_shutdown(), broken, None);
         match ended.await.unwrap_or(Ok(())) {
             // The stream is taken first, because the client waits for its end.
             Err(error) if error.is_parse() => {
@@ -179,19 +151,26 @@ impl ClientConnection {
     {
         let this = Arc::clone(&self);
         let unread = Arc::new(UnreadBodies::Drained(self.server.tasks.clone()));
+        let activity = Http2Activity::new(self.clock());
+        let tasks = self.server.tasks.clone();
+        let streams = StreamTasks::new(tasks, self.clock(), Arc::clone(&activity));
+        let begun = streams.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let this = Arc::clone(&this);
+            let (this, watch) = (Arc::clone(&this), begun.begin());
             let request = request.map(|body| ClientBody::new(body, Arc::clone(&unread)));
             async move {
                 let response = match unreadable::check_http2_head(&request) {
                     Ok(()) => this.answer(request).await,
                     Err(error) => this.refuse(request.method(), &error),
                 };
+                let response = response.map(|body| WatchedBody::new(body, watch));
                 Ok::<_, Infallible>(response)
             }
         });
-        let serving = self.http2().serve_connection(TokioIo::new(io), service);
-        let ended = self.until_end(serving, |serving| serving.graceful_shutdown(), || ());
+        let io = TokioIo::new(Http2Stream::new(io, Arc::clone(&activity)));
+        let serving = inbound::http2(streams).serve_connection(io, service);
+        let shut_down = |serving: Pin<&mut http2::Connection<_, _, _>>| serving.graceful_shutdown();
+        let ended = self.until_end(serving, shut_down, || (), Some(&activity));
         if let Some(ended) = ended.await {
             log_end(ended);
         }
@@ -199,18 +178,20 @@ impl ClientConnection {
 
     /// Runs a connection to its end, and closes it gracefully when a drain begins or its client loses
     /// its access. In the second case it is given up after [`REVOCATION_GRACE`]. `broken` is then
-    /// called before its drop, and the result is `None`. The connection is dropped when this function
-    /// returns.
+    /// called before its drop, and the result is `None`. A connection with an activity also ends by its
+    /// timeouts. The connection is dropped when this function returns.
     async fn until_end<F: Future>(
         &self,
         serving: F,
         shut_down: impl Fn(Pin<&mut F>),
         broken: impl FnOnce(),
+        activity: Option<&Http2Activity>,
     ) -> Option<F::Output> {
         let mut serving = std::pin::pin!(serving);
         let mut drain = std::pin::pin!(self.server.tasks.drain_begun());
         let mut drains = self.server.tasks.draining();
         let mut revoked = std::pin::pin!(self.access.revoked());
+        let mut goes_away = false;
         loop {
             tokio::select! {
                 biased;
@@ -220,6 +201,13 @@ impl ClientConnection {
                     shut_down(serving.as_mut());
                 }
                 () = revoked.as_mut() => break,
+                step = inbound::step(activity, goes_away) => match step {
+                    ClosingStep::GoAway => {
+                        goes_away = true;
+                        shut_down(serving.as_mut());
+                    }
+                    ClosingStep::Close => return None,
+                },
             }
         }
         shut_down(serving.as_mut());
@@ -231,6 +219,10 @@ impl ClientConnection {
             broken();
         }
         ended.ok()
+    }
+
+    fn clock(&self) -> Clock {
+        self.server.exchange.clock.clone()
     }
 
     async fn answer(self: Arc<Self>, request: Request<ClientBody>) -> Response<ResponseBody> {

@@ -5,12 +5,10 @@
 //! the origin again.
 
 mod authenticate;
-mod client_stream;
 mod connect;
 mod connection;
 mod gateway;
 mod guard;
-mod linger;
 mod listener;
 mod revocation;
 mod tunnel;

@@ -1,43 +1,20 @@
-//! Requests that HTTP cannot read: the version of a connection, the bounds of a head, and the
-//! response to a head that hyper cannot parse.
+//! Requests that HTTP cannot read: the bounds of a head, and the response to a head that hyper cannot
+//! parse.
 
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt as _;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::connection::ClientConnection;
 use crate::bounds::{HEAD_BYTES, HEAD_FIELDS, HEAD_LINGER, HTTP2_HEAD};
 use crate::exchange::{Error, Reason, ResponseBody};
-use crate::intercept::Prefixed;
-
-/// Bytes with which an HTTP/2 connection begins (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes of a request line from which on it is named as the cause if its head is too large.
 const LINE_BYTES: usize = HEAD_BYTES / 2;
-
-/// Reads the first bytes until they differ from the HTTP/2 preface or complete it. Returns the
-/// stream with these bytes, and true for HTTP/2. Returns `None` if the stream ends or fails first.
-pub(super) async fn version<T>(mut io: T) -> Option<(Prefixed<T>, bool)>
-where
-    T: AsyncRead + Unpin,
-{
-    let mut first = BytesMut::with_capacity(1024);
-    loop {
-        match io.read_buf(&mut first).await {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return None,
-        }
-        let http2 = first.starts_with(PREFACE);
-        if http2 || !PREFACE.starts_with(&first) {
-            return Some((Prefixed::new(io, first.freeze()), http2));
-        }
-    }
-}
 
 /// Checks an HTTP/2 head against the bounds and rules that hyper checks in HTTP/1 only.
 ///

@@ -247,6 +247,12 @@ async fn p5_honest_responses_an_early_response_reaches_a_client_that_reads_it_la
     let mut own = TcpStream::connect(program.listen).await.unwrap();
     let text = uploaded(&mut own, &request).await;
     assert!(text.starts_with("HTTP/1.1 508"), "{text}");
+    let request = format!("POST /v1/reload HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n");
+    for _ in 0..10 {
+        let mut admin = TcpStream::connect(program.admin).await.unwrap();
+        let text = uploaded(&mut admin, &request).await;
+        assert!(text.starts_with("HTTP/1.1 415"), "{text}");
+    }
 }
 
 async fn upload(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) {

@@ -11,7 +11,7 @@ use super::super::value::Text;
 use super::limit::{self, Tier};
 use super::signals;
 use super::{Violation, Violations, span};
-use crate::bounds::WAITERS_PER_TARGET;
+use crate::bounds::{BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, WAITERS_PER_TARGET};
 use crate::policy::{HostPattern, LimitSet, Retry, Target};
 use crate::semantics::is_reserved;
 use crate::units::is_name;
@@ -73,6 +73,10 @@ fn one(
         report!(p, "{key}.preset" => "this version does not honour this key yet; remove it");
     }
     let max_wait = span(written.max_wait, MAX_WAIT);
+    let body_idle = span(written.body_idle_timeout, BODY_IDLE);
+    if !(BODY_IDLE_MIN..=BODY_IDLE_MAX).contains(&body_idle) {
+        report!(p, "{key}.body_idle_timeout" => "it is a time from 1s to 24h");
+    }
     let mut limits = limit::limits(p, key, written.limits);
     let mut lanes = limit::lanes(p, key, written.lanes);
     limits.extend(tiers.iter().map(Tier::limit));
@@ -92,6 +96,7 @@ fn one(
         overflow: written.overflow == schema::OverflowSetting::Spool,
         deliveries: None,
         max_wait,
+        body_idle,
         max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
         tls: written.tls,
         retry: retry(p, key, &written.retry),

@@ -18,6 +18,8 @@ mod response_bodies;
 mod responses;
 mod retry_after;
 mod seen;
+mod silence;
+mod stalled;
 mod strange_origin;
 mod streams;
 mod switching;

@@ -3,6 +3,7 @@
 //! - It discards the empty response with which hyper refuses a head that it cannot parse. The
 //!   connection then gets a response of outpace.
 //! - It notices that a client has left while its request is held and its body is not read.
+//! - It resets a connection whose client takes no bytes of its response.
 //! - It passes a body on that ends with the connection, over HTTP/1.1 and not as chunks.
 //! - It reads for a while after a response that came before the end of its request's body, so that
 //!   the client can read the response (RFC 9112 section 9.6).
@@ -11,213 +12,24 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{CONNECTION, HeaderValue};
-use http::{Method, Response, StatusCode, Version};
-use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 use tokio_util::io::poll_read_buf;
 
 use super::linger::Linger;
+use super::progress::{RequestProgress, stage};
 use crate::bounds::HELD_PEEK;
-use crate::exchange::{ResponseBody, UnreadBodies};
+use crate::clock::{Alarm, Clock, Instant};
+use crate::exchange::UnreadBodies;
 use crate::sync::lock;
-
-/// Stages of the latest request on a connection, as stored in [`RequestProgress`].
-mod stage {
-    /// All bytes of all responses are written, so only hyper itself could write now.
-    pub(super) const IDLE: u8 = 0;
-    /// A request has no response yet.
-    pub(super) const HELD: u8 = 1;
-    /// The response is being written.
-    pub(super) const ANSWERED: u8 = 2;
-    /// The whole response is in hyper's buffer, or it was given up.
-    pub(super) const COMPLETE: u8 = 3;
-    /// The connection has left HTTP, after a 101 or a successful CONNECT.
-    pub(super) const SWITCHED: u8 = 4;
-}
-
-/// Ways in which a connection ends after its last response, as stored in [`RequestProgress`].
-mod ending {
-    /// The connection is shut down.
-    pub(super) const ORDERLY: u8 = 0;
-    /// The connection is closed without close_notify, like the one of the origin.
-    pub(super) const UNMARKED: u8 = 1;
-    /// The connection is reset, because its end would look like the end of a response that broke.
-    pub(super) const RESET: u8 = 2;
-}
-
-/// Progress of the latest request on a connection. One task at a time uses it, so no ordering of
-/// the accesses is needed.
-#[derive(Debug, Default)]
-pub(super) struct RequestProgress {
-    stage: AtomicU8,
-    /// Bytes of the first line since the latest request, as far as it was read.
-    line: AtomicUsize,
-    /// True if that line is complete.
-    line_ended: AtomicBool,
-    ending: AtomicU8,
-    /// True if the latest response has the version HTTP/1.0, which the stream must correct.
-    corrects: AtomicBool,
-    /// True if all bytes before the response to the latest request are written.
-    flushed: AtomicBool,
-    flush: Notify,
-}
-
-impl RequestProgress {
-    /// Notes that hyper has read a request, until the result is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
-        self.set(stage::HELD);
-        self.line.store(0, Ordering::Relaxed);
-        self.line_ended.store(false, Ordering::Relaxed);
-        self.flushed.store(false, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
-    /// Returns true if no response of outpace is unfinished.
-    pub(super) fn is_idle(&self) -> bool {
-        self.get() == stage::IDLE
-    }
-
-    /// Notes that the connection is given up. Its end must not look like the end of a response.
-    pub(super) fn break_off(&self) {
-        if self.get() == stage::ANSWERED {
-            self.ending.store(ending::RESET, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns true if the connection must be reset instead of closed.
-    pub(super) fn resets(&self) -> bool {
-        self.ending.load(Ordering::Relaxed) == ending::RESET
-    }
-
-    /// Waits until all bytes before the response to a held request are written.
-    async fn all_flushed(&self) {
-        while !self.flushed.load(Ordering::Relaxed) {
-            self.flush.notified().await;
-        }
-    }
-
-    /// Returns the length of the request line that is read now, as far as it was read.
-    pub(super) fn line(&self) -> usize {
-        self.line.load(Ordering::Relaxed)
-    }
-
-    /// Notes bytes that hyper gets. Only those of the first line matter.
-    fn note(&self, read: &[u8]) {
-        let head = matches!(self.get(), stage::IDLE | stage::COMPLETE);
-        if head && !self.line_ended.load(Ordering::Relaxed) {
-            let end = read.iter().position(|byte| *byte == b'\n');
-            self.line_ended.store(end.is_some(), Ordering::Relaxed);
-            let more = end.unwrap_or(read.len());
-            self.line.fetch_add(more, Ordering::Relaxed);
-        }
-    }
-
-    fn get(&self) -> u8 {
-        self.stage.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, stage: u8) {
-        self.stage.store(stage, Ordering::Relaxed);
-    }
-}
-
-/// Request that hyper has read. Its drop notes that the response is complete.
-#[derive(Debug)]
-pub(super) struct InFlight(Arc<RequestProgress>);
-
-impl InFlight {
-    /// Notes the response to a request with this method and version, and attaches itself to its
-    /// body.
-    pub(super) async fn answer(
-        self,
-        method: &Method,
-        version: Version,
-        mut response: Response<ResponseBody>,
-    ) -> Response<ServedBody> {
-        let status = response.status();
-        let tunnel = method == Method::CONNECT && status.is_success();
-        let is_last = response.body().ends_with_connection();
-        if is_last && version == Version::HTTP_11 {
-            // The stream finds the head of this response only if no byte precedes it.
-            self.0.all_flushed().await;
-            // hyper would use chunks in HTTP/1.1. The stream corrects the version.
-            *response.version_mut() = Version::HTTP_10;
-            self.0.corrects.store(true, Ordering::Relaxed);
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-        }
-        self.0
-            .set(match tunnel || status == StatusCode::SWITCHING_PROTOCOLS {
-                true => stage::SWITCHED,
-                false => stage::ANSWERED,
-            });
-        // HTTP/1.0 has no chunks.
-        let framed = version != Version::HTTP_10 || response.body().size_hint().exact().is_some();
-        response.map(|body| ServedBody {
-            body,
-            ends_with_connection: is_last || !framed,
-            in_flight: self,
-        })
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if self.0.get() != stage::SWITCHED {
-            self.0.set(stage::COMPLETE);
-        }
-    }
-}
-
-/// Body of a response, which notes the progress of its connection when hyper drops it.
-#[derive(Debug)]
-pub(super) struct ServedBody {
-    body: ResponseBody,
-    /// True if the end of the connection is the end of this body.
-    ends_with_connection: bool,
-    in_flight: InFlight,
-}
-
-impl Body for ServedBody {
-    type Data = Bytes;
-    type Error = <ResponseBody as Body>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if self.ends_with_connection {
-            let ending = match &frame {
-                Some(Err(_)) => ending::RESET,
-                None if self.body.lacks_close_notify() => ending::UNMARKED,
-                Some(Ok(_)) | None => ending::ORDERLY,
-            };
-            self.in_flight.0.ending.store(ending, Ordering::Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
 
 /// Byte stream of an HTTP/1 connection for hyper. Its drop returns the inner stream to the
 /// [`Returned`] handle.
 #[derive(Debug)]
-pub(super) struct ClientStream<T> {
+pub struct ClientStream<T> {
     /// Inner stream, which is `None` only after [`Self::into_inner`].
     inner: Option<T>,
     /// Bytes that were read while hyper did not read.
@@ -232,16 +44,23 @@ pub(super) struct ClientStream<T> {
     progress: Arc<RequestProgress>,
     unread: Arc<UnreadBodies>,
     linger: Option<Box<Linger>>,
+    /// True if the responses with which hyper refuses a head are sent.
+    keeps_refusals: bool,
+    clock: Clock,
+    /// Instant since which the client has taken no bytes.
+    blocked_since: Option<Instant>,
+    /// Timer for the end of that.
+    alarm: Alarm,
     home: Arc<Mutex<Option<T>>>,
 }
 
 /// Handle by which the inner stream of a dropped [`ClientStream`] can be used.
 #[derive(Debug)]
-pub(super) struct Returned<T>(Arc<Mutex<Option<T>>>);
+pub struct Returned<T>(Arc<Mutex<Option<T>>>);
 
 impl<T> Returned<T> {
     /// Returns the inner stream if the connection has ended and did not leave HTTP.
-    pub(super) fn take(&self) -> Option<T> {
+    pub fn take(&self) -> Option<T> {
         lock(&self.0).take()
     }
 }
@@ -249,9 +68,10 @@ impl<T> Returned<T> {
 impl<T> ClientStream<T> {
     /// Creates the stream for hyper, with the progress that its service must note and the rule for
     /// the bodies of its requests.
-    pub(super) fn new(
+    pub fn new(
         inner: T,
         unread: Arc<UnreadBodies>,
+        clock: Clock,
     ) -> (Self, Arc<RequestProgress>, Returned<T>) {
         let (progress, home) = (Arc::<RequestProgress>::default(), Arc::default());
         let stream = Self {
@@ -263,13 +83,42 @@ impl<T> ClientStream<T> {
             progress: Arc::clone(&progress),
             unread,
             linger: None,
+            keeps_refusals: false,
+            clock,
+            blocked_since: None,
+            alarm: Alarm::default(),
             home: Arc::clone(&home),
         };
         (stream, progress, Returned(home))
     }
 
+    /// Keeps the responses with which hyper refuses a head, because no others replace them.
+    #[must_use]
+    pub const fn with_refusals_of_hyper(mut self) -> Self {
+        self.keeps_refusals = true;
+        self
+    }
+
+    /// Passes the result of a write on, unless the client has taken no bytes for too long. After a
+    /// switch of the protocol the relay watches the time.
+    fn watch<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        if written.is_ready() || self.progress.get() == stage::SWITCHED {
+            self.blocked_since = None;
+            return written;
+        }
+        let since = *self.blocked_since.get_or_insert_with(|| self.clock.now());
+        let until = since + self.progress.idle_timeout();
+        ready!(self.alarm.poll(&self.clock, until, cx));
+        self.progress.stall();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
     /// Returns the inner stream, with the bytes that were read from it but not used.
-    pub(super) fn into_inner(mut self) -> Option<(T, Bytes)> {
+    pub fn into_inner(mut self) -> Option<(T, Bytes)> {
         let early = self.early.split().freeze();
         Some((self.inner.take()?, early))
     }
@@ -284,7 +133,7 @@ impl<T> ClientStream<T> {
 
     /// Returns true if the bytes to write are not from outpace, and begins to discard them.
     fn discard(&mut self) -> bool {
-        self.discards |= self.progress.is_idle();
+        self.discards |= self.progress.is_idle() && !self.keeps_refusals;
         self.discards
     }
 }
@@ -344,7 +193,7 @@ impl<T: AsyncWrite + Unpin> ClientStream<T> {
     /// Returns true if the bytes to write begin within the version of a status line that must be
     /// corrected.
     fn corrects(&self) -> bool {
-        self.corrected < STATUS_VERSION.len() && self.progress.corrects.load(Ordering::Relaxed)
+        self.corrected < STATUS_VERSION.len() && self.progress.is_corrected()
     }
 
     /// Writes bytes that begin within the version of a status line, with the version of outpace.
@@ -359,7 +208,8 @@ impl<T: AsyncWrite + Unpin> ClientStream<T> {
         let Some(inner) = &mut self.inner else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let count = ready!(Pin::new(inner).poll_write(cx, &bytes))?;
+        let written = Pin::new(inner).poll_write(cx, &bytes);
+        let count = ready!(self.watch(cx, written))?;
         self.corrected += count.min(rest.len());
         Poll::Ready(Ok(count))
     }
@@ -380,10 +230,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<T> {
         if self.corrects() {
             return self.poll_write_corrected(cx, from);
         }
-        match &mut self.inner {
-            Some(inner) => Pin::new(inner).poll_write(cx, from),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let written = Pin::new(inner).poll_write(cx, from);
+        self.watch(cx, written)
     }
 
     fn poll_write_vectored(
@@ -399,10 +250,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<T> {
             let first = first.map_or(&[][..], |slice| slice);
             return self.poll_write_corrected(cx, first);
         }
-        match &mut self.inner {
-            Some(inner) => Pin::new(inner).poll_write_vectored(cx, from),
-            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        let Some(inner) = &mut self.inner else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let written = Pin::new(inner).poll_write_vectored(cx, from);
+        self.watch(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -414,13 +266,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<T> {
     /// after each look at a held request.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(inner) = self.unless_discarding() {
-            ready!(Pin::new(inner).poll_flush(cx))?;
+            let flushed = Pin::new(inner).poll_flush(cx);
+            ready!(self.watch(cx, flushed))?;
         }
         match self.progress.get() {
             stage::COMPLETE => self.progress.set(stage::IDLE),
             stage::HELD => {
-                self.progress.flushed.store(true, Ordering::Relaxed);
-                self.progress.flush.notify_one();
+                self.progress.note_flushed();
                 if !self.hyper_reads {
                     self.notice_end(cx)?;
                 }
@@ -436,14 +288,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         // Dropping the stream ends it without close_notify.
-        let unmarked = this.progress.ending.load(Ordering::Relaxed) == ending::UNMARKED;
+        let unmarked = this.progress.is_unmarked();
         let lingers = this.unread.is_noted();
         let shut = this.linger.is_some();
         let Some(inner) = this.unless_discarding().filter(|_| !unmarked) else {
             return Poll::Ready(Ok(()));
         };
         if !shut {
-            ready!(Pin::new(&mut *inner).poll_shutdown(cx))?;
+            let ended = Pin::new(&mut *inner).poll_shutdown(cx);
+            ready!(this.watch(cx, ended))?;
         }
         if !lingers {
             return Poll::Ready(Ok(()));
