@@ -22,6 +22,7 @@ pub mod bounds;
 pub mod clock;
 pub mod files;
 pub mod random;
+pub mod shares;
 pub mod shutdown;
 pub mod sockets;
 pub mod sync;

@@ -68,8 +68,10 @@ impl Exchange {
         };
         let (preference, max_wait) = max_wait(&head.headers, flags)?;
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
-        let body = (!incoming.is_empty())
-            .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
+        let body = (!incoming.is_empty()).then(|| {
+            let share = arrival.client.share.as_ref();
+            Replayable::new(incoming, Arc::clone(&self.body_budget), share)
+        });
         let wire = wire(&head, flags, &arrival.origin);
         let owner = arrival.client.link.owner(&head.headers);
         // `look_into_body` decides a scope that depends on the body.

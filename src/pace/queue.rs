@@ -13,6 +13,7 @@ use crate::bounds::{CALLED_MAX, LATE_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Answer, Forecast, Ledger, Run, Short, Slot};
 use crate::policy::{Scope, Target};
+use crate::shares::Occupancy;
 
 /// Number of groups above which empty ones are dropped, because keys come and go.
 const GROUPS_KEPT: usize = 8;
@@ -24,6 +25,8 @@ pub(super) struct Queue {
     groups: SmallVec<[Group; 1]>,
     entered: u64,
     news: u64,
+    /// Turns that each client uses now, in scopes with permits.
+    pub(super) turns: Arc<Occupancy>,
 }
 
 /// Call to the ledger that is being made, with its target, its runs and the state it was based on.
@@ -54,6 +57,7 @@ impl Queue {
             groups: SmallVec::new(),
             entered: 0,
             news: 0,
+            turns: Arc::default(),
         }
     }
 
@@ -275,20 +279,23 @@ impl Queue {
         due.fold(called, Instant::min)
     }
 
-    /// Returns runs of the ready waiters without a booked slot, in arrival order.
+    /// Returns runs of the ready waiters without a booked slot, in arrival order. In scopes with
+    /// permits, clients that use fewer turns come first.
     fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
-        let mut ready: SmallVec<[(QueueKey, usize); 16]> = SmallVec::new();
+        let mut ready: SmallVec<[(u64, QueueKey, usize); 16]> = SmallVec::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
             if group.asks(now, shared) {
                 group.reported = group.waiting.len();
+                let client = group.scope.client();
+                let used = client.map_or(0, |client| self.turns.held_by(client));
                 let places = group.ready().skip(group.hand.len());
-                ready.extend(places.map(|place| (place, index)));
+                ready.extend(places.map(|place| (used, place, index)));
             }
         }
         ready.sort_unstable();
         let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
-        for run in ready.chunk_by(|(_, one), (_, next)| one == next) {
-            let index = run.first().map(|(_, index)| *index);
+        for run in ready.chunk_by(|(_, _, one), (_, _, next)| one == next) {
+            let index = run.first().map(|(_, _, index)| *index);
             let Some(group) = index.and_then(|index| self.groups.get(index)) else {
                 continue;
             };
@@ -419,6 +426,7 @@ mod tests {
             stage: Stage::Ready,
             deadline: Instant::FAR,
             tell: tokio::sync::mpsc::channel(1).0,
+            _place: None,
         }
     }
 
