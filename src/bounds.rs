@@ -42,6 +42,29 @@ pub const CALLED_MAX: usize = 64;
 /// Default for the number of requests that may wait for a target. Further requests are refused as
 /// `queue-full`.
 pub const WAITERS_PER_TARGET: usize = 20_000;
+/// Default for the part of each shared bound that one client may hold, in percent, if there are
+/// several clients. A further request of that client is refused as `client-share-full`.
+pub const CLIENT_SHARE_PERCENT: u32 = 50;
+/// Smallest `bodies.memory_total` in bytes. With less, few requests could wait.
+pub const MEMORY_TOTAL_MIN: u64 = 1024 * 1024;
+/// Part of `bodies.memory_total` that bodies may occupy, in percent. The rest is for the heads of
+/// requests that wait.
+pub const HELD_BODIES_PERCENT: u64 = 75;
+/// Bytes of one block of a body that is buffered in memory. A body is counted by its blocks.
+pub const BODY_BLOCK: usize = 16 * 1024;
+/// Bytes that a block of a body is counted for in addition to its own size.
+pub const BODY_BLOCK_OVERHEAD: u64 = 96;
+/// Bytes that each waiting request is counted for, in addition to its header fields and its path.
+/// Beyond `bodies.memory_total` a further request that must wait is refused as `memory-full`.
+pub const HELD_REQUEST: u64 = 1024;
+/// Bytes that each field of a head or of trailers is counted for, in addition to its name and its
+/// value.
+pub const HELD_FIELD: u64 = 112;
+/// Time for which a request that no limit delays may prepare its connection, although no memory is
+/// left to count it in. After that it is refused as `memory-full`.
+pub const UNCOUNTED_WAIT: Duration = Duration::from_secs(1);
+/// Time in `Retry-After` of a `memory-full`, because the end of other waits is not known.
+pub const MEMORY_FULL_WAIT: Duration = Duration::from_secs(5);
 /// Time for which an unanswered probe after a block holds back the next request.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a key under which a limit counts. A longer value, or one with other characters than

@@ -25,6 +25,7 @@ pub mod clock;
 pub mod connections;
 pub mod files;
 pub mod random;
+pub mod shares;
 pub mod shutdown;
 pub mod sockets;
 pub mod sync;

@@ -70,6 +70,7 @@ impl Replica {
             scope: Scope::plain(limits),
             arrived,
             deadline: arrived + Duration::from_secs(120),
+            share: None,
         };
         loop {
             let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {

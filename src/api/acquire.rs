@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::{Answered, Api, ApiCall, bad, json};
 use crate::bounds::{PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
-use crate::exchange::{Error, Reason, Record};
+use crate::exchange::{ClientIdentity, Error, Reason, Record};
 use crate::pace::{Ticket, Turn};
-use crate::policy::{Target, Work};
+use crate::policy::{Bound, Scope, Source, Target, Work};
+use crate::shares::Share;
 use crate::spool::DurationSpec;
 use crate::sync::lock;
 
@@ -63,8 +64,10 @@ pub(super) struct HeldPermit {
     target: Arc<str>,
     /// Client that acquired the permit, or `None` in a configuration without clients.
     client: Option<Arc<str>>,
+    /// Share of the client, or `None` if it may acquire all permits.
+    share: Option<Share>,
     /// Turn of the worker. Dropping it returns the permits of all limits.
-    _turn: Turn,
+    turn: Turn,
     expires: Instant,
 }
 
@@ -120,7 +123,15 @@ impl Api {
             scope,
             arrived,
             deadline: arrived + max_wait,
+            share: call.client.share.clone(),
         };
+        let permits = Permits {
+            target,
+            scope: &ticket.scope,
+            client: call.client,
+            now: arrived,
+        };
+        permits.check_share(&lock(&self.held))?;
         let turn = exchange.turn(&ticket, record).await?;
         let holds = target.has_permits(ticket.scope.limits);
         let id = holds.then(|| exchange.random.name());
@@ -129,10 +140,15 @@ impl Api {
             let holding = HeldPermit {
                 target: Arc::clone(&target.name),
                 client: call.client.name.clone(),
-                _turn: turn,
+                share: call.client.share.clone(),
+                turn,
                 expires,
             };
-            lock(&self.held).insert(id.clone(), holding);
+            let mut held = lock(&self.held);
+            // Another call of the client may have acquired the last permit of its share meanwhile.
+            permits.check_share(&held)?;
+            held.insert(id.clone(), holding);
+            drop(held);
             let watching = watch(Arc::clone(&self.held), id.clone(), exchange.clock.clone());
             exchange.tasks.spawn_detached(watching);
         }
@@ -175,6 +191,74 @@ impl Api {
         holding.ok_or_else(|| unknown(target))?.expires = call.exchange.clock.now() + hold;
         let reply = serde_json::json!({ "expires_in": hold.as_secs_f64() });
         Ok(json(&reply))
+    }
+}
+
+/// Permits of some work that a client asks for or holds.
+struct Permits<'a> {
+    target: &'a Arc<Target>,
+    scope: &'a Scope,
+    client: &'a ClientIdentity,
+    now: Instant,
+}
+
+impl Permits<'_> {
+    /// Refuses a client that holds its share of the permits already.
+    fn check_share(&self, held: &HashMap<String, HeldPermit>) -> Result<(), Error> {
+        let Some(share) = &self.client.share else {
+            return Ok(());
+        };
+        for (index, most) in self.concurrent() {
+            let (own, expires) = self.own(held, index);
+            if own >= share.of(u64::from(most)) {
+                return Err(self.refusal(index, own, most, expires));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the positions of the limits with permits, each with the number of its permits. A limit
+    /// that counts each client separately is shared with no other client.
+    fn concurrent(&self) -> impl Iterator<Item = (usize, u32)> {
+        self.scope.limits.iter().filter_map(|index| {
+            let limit = self.target.limits.get(index)?;
+            match limit.bound {
+                Bound::Concurrent(most) if limit.key != Some(Source::Client) => Some((index, most)),
+                _ => None,
+            }
+        })
+    }
+
+    /// Returns the number of permits of the limit that the client has acquired, and the instant at
+    /// which the first of them expires.
+    fn own(&self, held: &HashMap<String, HeldPermit>, index: usize) -> (u64, Instant) {
+        let limit = self.target.limits.get(index);
+        let name = limit.map_or("", |limit| &*limit.name);
+        let holder = self.client.share.as_ref().map(|share| &share.holder);
+        let is_own = |held: &HeldPermit| held.share.as_ref().map(|share| &share.holder) == holder;
+        let own = held.values().filter(|held| {
+            held.target == self.target.name
+                && is_own(held)
+                && held.turn.holds(name, self.scope.key(index))
+        });
+        own.fold((0, Instant::FAR), |(count, expires), held| {
+            (count + 1, expires.min(held.expires))
+        })
+    }
+
+    fn refusal(&self, index: usize, own: u64, most: u32, expires: Instant) -> Error {
+        let limit = self.target.limits.get(index);
+        let limit = limit.map(|limit| Arc::clone(&limit.name));
+        let client = self.client.share.as_ref();
+        let detail = format!(
+            "client `{}` holds {own} of {most} permits of limit `{}` of target `{}` by `acquire`; release one of them",
+            client.map_or("-", |share| &share.holder),
+            limit.as_deref().unwrap_or("-"),
+            self.target.name,
+        );
+        let mut error = Error::new(Reason::ClientShareFull, detail);
+        error.limit = limit;
+        error.after(expires.since(self.now))
     }
 }
 

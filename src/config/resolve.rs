@@ -14,6 +14,7 @@ use super::error::Violation;
 use super::schema::{self, ConfigFile, ConstrainSetting};
 use super::value::{DurationText, FromText, Listen, Text};
 use super::{Config, Loaded, Settings};
+use crate::bounds::MEMORY_TOTAL_MIN;
 use crate::exchange::BodySettings;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_identity, load_pem_file};
@@ -116,7 +117,7 @@ fn settings(
         export_dir,
         roots: roots(p, &file.egress.roots),
         parent: file.egress.upstream_proxy.and_then(|url| parent(p, &url.0)),
-        keep: keep(&file.bodies, &data_dir),
+        keep: keep(p, &file.bodies, &data_dir),
         spool: spool::spool(p, file.spool, file.buffers, &data_dir, shared),
         ledger: ledger::ledger(p, file.ledger),
         drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
@@ -388,11 +389,16 @@ fn client_certs(
     certs
 }
 
-fn keep(written: &schema::BodiesSection, data_dir: &Path) -> BodySettings {
+fn keep(p: &mut Violations, written: &schema::BodiesSection, data_dir: &Path) -> BodySettings {
     let size = |value, default| ByteSize::from_bytes(bytes(value, default));
+    let memory_total = size(written.memory_total, 64 << 20);
+    if memory_total.as_bytes() < MEMORY_TOTAL_MIN {
+        report!(p, "bodies.memory_total" =>
+            "heads of waiting requests count too, so at least 1MiB is needed");
+    }
     BodySettings {
         memory: size(written.memory, 64 << 10),
-        memory_total: size(written.memory_total, 64 << 20),
+        memory_total,
         disk: size(written.disk, 64 << 20),
         disk_total: size(written.disk_total, 4 << 30),
         dir: data_dir.join("tmp"),

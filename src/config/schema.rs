@@ -117,6 +117,7 @@ pub(super) struct ClientSection {
     pub(super) token_file: Option<PathBuf>,
     pub(super) token_sha256: Option<Text>,
     pub(super) scopes: Option<Vec<ApiScope>>,
+    pub(super) share: Option<FromText<Percent>>,
     pub(super) limits: Vec<LimitSection>,
     pub(super) spool: SpoolShareSection,
 }

@@ -8,17 +8,17 @@ use std::pin::pin;
 use std::time::Duration;
 
 use super::Exchange;
-use super::body::{Outgoing, Replayable};
+use super::body::{AheadEnd, Outgoing, Replayable};
+use super::body_budget::{HeldMemory, WaitingHead};
 use super::error::Error;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::record::Record;
-use crate::bounds::CONNECT_TIMEOUT;
+use super::refusal::refused;
+use crate::bounds::{CONNECT_TIMEOUT, UNCOUNTED_WAIT};
 use crate::clock::{Clock, Instant};
 use crate::origin::{self, Lease, Pool};
-use crate::pace::{
-    Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, Turn, Waiter,
-};
+use crate::pace::{Admission, ConnectionState, Event, Pacer, Ticket, Turn, Waiter};
 use crate::telemetry::TargetMetrics;
 
 /// Source of the connections of one exchange, such as the pool or a tunnel's connector.
@@ -122,6 +122,8 @@ pub(super) struct AdmissionContext<'a> {
     pub(super) metrics: &'a TargetMetrics,
     /// Body to read ahead during the wait, or `None` if there is none or reading must wait.
     pub(super) body: Option<&'a Replayable>,
+    /// Head that occupies memory during the wait, or `None` for a delivery, which has no client.
+    pub(super) head: Option<WaitingHead<'a>>,
 }
 
 /// Failure of an attempt that brought no response from the origin.
@@ -193,6 +195,11 @@ impl Exchange {
             clock: &self.clock,
             metrics: &self.metrics_of(&ticket.target),
             body: None,
+            head: Some(WaitingHead {
+                budget: &self.body_budget,
+                share: ticket.share.as_ref(),
+                bytes: 0,
+            }),
         };
         Ok(context.admit(ticket, record, connections).await?)
     }
@@ -221,7 +228,11 @@ impl AdmissionContext<'_> {
                     None => (turn, None),
                 },
                 Admission::Refused(refusal) => {
-                    break Err(AttemptError::Refused(self.refused(ticket, &refusal)));
+                    break Err(AttemptError::Refused(refused(
+                        ticket,
+                        &refusal,
+                        self.clock.now(),
+                    )));
                 }
                 Admission::Wait(waiter) => {
                     began = began.or_else(|| Some(self.clock.now()));
@@ -276,7 +287,7 @@ impl AdmissionContext<'_> {
         record: &mut Record,
     ) -> Result<Called, AttemptError> {
         let began = self.clock.now();
-        let refused = |refusal| AttemptError::Refused(self.refused(&ticket, &refusal));
+        let refused = |refusal| AttemptError::Refused(refused(&ticket, &refusal, self.clock.now()));
         let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
             Admission::Wait(waiter) => waiter,
             Admission::Refused(refusal) => return Err(refused(refusal)),
@@ -329,6 +340,13 @@ impl AdmissionContext<'_> {
         connections: &S,
     ) -> Result<(Turn, S::Connection), AttemptError> {
         let _counted = WaitingGauge::new(self.metrics);
+        let mut head = self.hold_head();
+        if let Err(refusal) = &head
+            && waiter.delayed
+        {
+            return Err(AttemptError::Refused(refusal.clone()));
+        }
+        let counted_by = self.clock.now() + UNCOUNTED_WAIT;
         // A request far back in the queue returns its connection until it is called.
         let mut connection = connection.filter(|_| waiter.is_ready());
         let mut ahead = pin!(async {
@@ -351,7 +369,7 @@ impl AdmissionContext<'_> {
                 event = waiter.next() => match event {
                     Event::Called => called = true,
                     Event::Refused(refusal) => {
-                        return Err(AttemptError::Refused(self.refused(ticket, &refusal)));
+                        return Err(AttemptError::Refused(refused(ticket, &refusal, self.clock.now())));
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
@@ -365,48 +383,23 @@ impl AdmissionContext<'_> {
                     connection = Some(acquired?);
                     waiter.ready();
                 }
-                _gone = &mut ahead => return Err(AttemptError::ClientGone),
+                ended = &mut ahead => return Err(match ended {
+                    AheadEnd::ClientGone => AttemptError::ClientGone,
+                    AheadEnd::Spent(spent) => match &self.head {
+                        Some(head) => AttemptError::Refused(head.refusal(spent)),
+                        None => AttemptError::ClientGone,
+                    },
+                }),
+                () = self.clock.sleep_until(counted_by), if head.is_err() => {
+                    head = Ok(self.hold_head().map_err(AttemptError::Refused)?);
+                }
             }
         }
     }
 
-    /// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
-    fn refused(&self, ticket: &Ticket, refusal: &Refusal) -> Error {
-        let now = self.clock.now();
-        let wait = refusal.available.since(now);
-        let patience = ticket.deadline.since(ticket.arrived);
-        let name = &ticket.target.name;
-        let cause = match &refusal.held_by {
-            Some(limit) => {
-                let bound = ticket
-                    .target
-                    .limits
-                    .iter()
-                    .find(|known| known.name == *limit);
-                let bound = bound
-                    .map(|known| format!(" ({})", known.bound))
-                    .unwrap_or_default();
-                format!("limit `{limit}`{bound} of target `{name}`")
-            }
-            None => format!("target `{name}`"),
-        };
-        let waiting = refusal.waiting;
-        let mut error = match refusal.kind {
-            RefusalKind::WaitTooLong => Error::new(
-                Reason::WaitTooLong,
-                format!(
-                    "{cause} allows this request in {}, but its max wait is {}; queue length: {waiting}",
-                    seconds(wait),
-                    seconds(patience),
-                ),
-            ),
-            RefusalKind::QueueFull => Error::new(
-                Reason::QueueFull,
-                format!("the queue of target `{name}` is full: {waiting} requests are waiting",),
-            ),
-        };
-        error.limit = refusal.held_by.clone();
-        error.after(wait)
+    /// Counts the head in memory while its request waits. Fails with the refusal of the request.
+    fn hold_head(&self) -> Result<Option<HeldMemory>, Error> {
+        self.head.map(|head| head.hold()).transpose()
     }
 }
 
@@ -436,10 +429,6 @@ const BUSY_CHECK: Duration = Duration::from_millis(25);
 
 fn still_fresh<S: ConnectionSource>(mut connection: S::Connection) -> Option<S::Connection> {
     S::is_fresh(&mut connection).then_some(connection)
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{:.3} s", duration.as_secs_f64())
 }
 
 /// Polls the future inside the option. Without a future it stays pending, so callers check first.

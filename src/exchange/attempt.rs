@@ -8,6 +8,7 @@ use http::Response;
 use super::Exchange;
 use super::admission::{AdmissionContext, AttemptError, Called, Pooled};
 use super::body::{Outgoing, Replayable};
+use super::body_budget::WaitingHead;
 use super::error::Error;
 use super::idle::Upload;
 use super::peek::PeekedBody;
@@ -135,12 +136,18 @@ impl Exchange {
                 0 => record.began + plan.max_wait,
                 _ => self.deadline(plan, record),
             },
+            share: plan.arrival.client.share.clone(),
         };
         let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
             metrics,
             body: plan.body.as_ref().filter(|_| plan.read_ahead),
+            head: plan.arrival.delivery.is_none().then(|| WaitingHead {
+                budget: &self.body_budget,
+                share: plan.arrival.client.share.as_ref(),
+                bytes: plan.template.occupied(),
+            }),
         };
         Some((context, ticket))
     }
@@ -155,6 +162,7 @@ impl Exchange {
             scope: plan.scope.clone(),
             arrived: now,
             deadline: now + plan.max_wait,
+            share: plan.arrival.client.share.clone(),
         };
         let held: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
         let tell = Arc::clone(&held);

@@ -3,26 +3,26 @@
 //! A body is buffered in memory up to one bound, then in an unlinked temporary file up to another.
 //! A body beyond both bounds is streamed once. While a request is held, its body is read ahead
 //! within the same bounds. Beyond them reading stops, so flow control stops the client. Both bounds
-//! apply per request and to all requests together, so memory depends on configuration and not on
-//! traffic.
+//! apply per request, to the share of one client and to all requests together, so memory depends on
+//! configuration and not on traffic.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::body_budget::BodyBudget;
+use super::blocks::Blocks;
+use super::body_budget::{BodyBudget, HeldMemory, MemoryUse, occupied_by};
 use super::client_body::{ClientBody, ClientGone};
 use super::handover::Handover;
 use super::record::BodyLocation;
 use super::respond::{BodyError, FramePoll, strip_forbidden_trailers};
+use super::spill::{FileRead, Spill};
+use crate::bounds::{BODY_BLOCK, BODY_BLOCK_OVERHEAD};
+use crate::shares::{Share, Spent};
 use crate::sync::lock;
 
 /// Body of a request that outpace received, from a client or from the spool.
@@ -63,26 +63,17 @@ struct HeldBody {
     /// Stream from the client, or `None` for a stored body, which is complete from the start.
     source: Option<ClientBody>,
     /// First bytes of the body, buffered in memory in order of arrival.
-    chunks: Vec<Bytes>,
-    in_memory: u64,
-    /// Temporary file with the bytes after `chunks`, or `None` before the first write.
-    file: Option<Arc<File>>,
-    on_disk: u64,
-    writing: Option<Writing>,
+    memory: Blocks,
+    /// Bytes after those in memory, in a temporary file.
+    spill: Spill,
     /// Chunk that was read ahead but fits neither bound. Reading stops until it is forwarded.
     rest: Option<Bytes>,
     trailers: Option<HeaderMap>,
+    /// Memory of `rest` and of `trailers`.
+    end_memory: HeldMemory,
     end: End,
     /// True until a chunk is forwarded without being buffered. Then the body cannot be sent again.
     complete: bool,
-}
-
-#[derive(Debug)]
-struct Writing {
-    chunk: Bytes,
-    /// True if a reader has already forwarded the chunk that is being written.
-    passed_on: bool,
-    task: JoinHandle<std::io::Result<Arc<File>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,40 +81,53 @@ enum End {
     NotYet,
     Reached,
     Broken,
+    /// The trailers arrived while the request waited, and there is no memory for them.
+    Spent(Spent),
+}
+
+/// Event that ends the wait of a request whose body is read ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AheadEnd {
+    /// The client's body broke, so the client is gone.
+    ClientGone,
+    /// There is no memory for the trailers of the body.
+    Spent(Spent),
 }
 
 impl Replayable {
-    /// Creates a body from `source` and buffers it within the bounds of `body_budget`.
-    pub(super) fn new(source: InboundBody, body_budget: Arc<BodyBudget>) -> Self {
-        let (source, chunks) = match source {
-            InboundBody::Client(body) => (Some(body), Vec::new()),
-            InboundBody::Stored(bytes) => (None, vec![bytes]),
-        };
-        let end = match source {
-            Some(_) => End::NotYet,
-            None => End::Reached,
+    /// Creates a body from `source` and buffers it within the bounds of `body_budget` and the share
+    /// of its client.
+    pub(super) fn new(
+        source: InboundBody,
+        body_budget: Arc<BodyBudget>,
+        share: Option<&Share>,
+    ) -> Self {
+        let mut memory = Blocks::new(body_budget.memory(share, MemoryUse::Body));
+        let (source, end) = match source {
+            InboundBody::Client(body) => (Some(body), End::NotYet),
+            InboundBody::Stored(bytes) => {
+                memory.set(bytes);
+                (None, End::Reached)
+            }
         };
         Self(Arc::new(Mutex::new(HeldBody {
-            body_budget,
             source,
-            chunks,
-            // Zero because a stored body does not count towards this budget.
-            in_memory: 0,
-            file: None,
-            on_disk: 0,
-            writing: None,
+            memory,
+            spill: Spill::new(&body_budget, share),
             rest: None,
             trailers: None,
+            end_memory: body_budget.memory(share, MemoryUse::BodyEnd),
             end,
             complete: true,
+            body_budget,
         })))
     }
 
-    /// Reads ahead while the request is held. Completes only if the client's body breaks.
+    /// Reads ahead while the request is held. Completes only if the wait must end.
     ///
     /// # Cancel safety
     /// Cancel safe, because all bytes read so far stay buffered.
-    pub(super) async fn read_ahead(&self) -> ClientGone {
+    pub(super) async fn read_ahead(&self) -> AheadEnd {
         std::future::poll_fn(|cx| self.lock().poll_ahead(cx)).await
     }
 
@@ -135,15 +139,16 @@ impl Replayable {
     pub(super) async fn peek(&self, most: usize) -> Option<Vec<u8>> {
         std::future::poll_fn(|cx| self.lock().poll_peek(cx, most as u64)).await;
         let store = self.lock();
-        let whole =
-            store.end == End::Reached && store.on_disk == 0 && store.in_memory <= most as u64;
-        whole.then(|| store.chunks.concat())
+        let whole = store.end == End::Reached
+            && store.spill.len() == 0
+            && (store.memory.len() <= most as u64 || store.source.is_none());
+        whole.then(|| store.memory.to_vec())
     }
 
     /// Returns the number of bytes that are buffered.
     pub(super) fn buffered(&self) -> u64 {
         let store = self.lock();
-        store.in_memory + store.on_disk
+        store.memory.len() + store.spill.len()
     }
 
     /// Returns a reader from the beginning of the body, which notes its frames in `handover`. Earlier
@@ -152,7 +157,7 @@ impl Replayable {
         Reader {
             handover,
             body: self.clone(),
-            place: Cursor::Memory(0),
+            place: Cursor::At(0),
             reading: None,
         }
     }
@@ -160,7 +165,7 @@ impl Replayable {
     /// Returns true if the body can be read once more from its beginning.
     pub(super) fn replayable(&self) -> bool {
         let store = self.lock();
-        store.complete && store.end != End::Broken
+        store.complete && matches!(store.end, End::NotYet | End::Reached)
     }
 
     /// Returns true if the client's stream broke before the body was complete.
@@ -171,7 +176,7 @@ impl Replayable {
     /// Returns the place where the body is buffered, for the record.
     pub(super) fn kept(&self) -> BodyLocation {
         let store = self.lock();
-        match (store.complete, store.on_disk) {
+        match (store.complete, store.spill.len()) {
             (false, _) => BodyLocation::Streamed,
             (true, 0) => BodyLocation::Memory,
             (true, _) => BodyLocation::File,
@@ -186,7 +191,7 @@ impl Replayable {
 impl HeldBody {
     fn poll_peek(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<()> {
         loop {
-            let enough = self.in_memory > most || self.on_disk > 0 || !self.complete;
+            let enough = self.memory.len() > most || self.spill.len() > 0 || !self.complete;
             if enough || self.end != End::NotYet || self.rest.is_some() {
                 return Poll::Ready(());
             }
@@ -194,26 +199,51 @@ impl HeldBody {
         }
     }
 
-    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<ClientGone> {
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<AheadEnd> {
         loop {
-            ready!(self.poll_writing(cx));
-            if self.end == End::Broken {
-                return Poll::Ready(ClientGone);
+            ready!(self.spill.poll_writing(cx));
+            match self.end {
+                End::Broken => return Poll::Ready(AheadEnd::ClientGone),
+                End::Spent(spent) => return Poll::Ready(AheadEnd::Spent(spent)),
+                End::Reached if self.spill.flush() => continue,
+                End::Reached => return Poll::Pending,
+                End::NotYet => {}
             }
-            if self.end == End::Reached || self.rest.is_some() || !self.complete {
+            if self.rest.is_some() || !self.complete || !self.has_room() {
                 return Poll::Pending;
             }
             ready!(self.poll_fill(cx));
         }
     }
 
+    /// Returns true if the bytes of a further chunk may be buffered.
+    fn has_room(&self) -> bool {
+        let in_memory = self.memory.len() < self.body_budget.settings.memory.as_bytes()
+            && self.spill.len() == 0
+            && self
+                .body_budget
+                .has_memory(BODY_BLOCK as u64 + BODY_BLOCK_OVERHEAD);
+        in_memory || self.spill.has_room()
+    }
+
     /// Buffers the next frame from the client, or notes the end or an error.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(Ok(frame)) = ready!(self.poll_source(cx))
-            && let Ok(data) = frame.into_data()
+        let Some(Ok(frame)) = ready!(self.poll_source(cx)) else {
+            return Poll::Ready(());
+        };
+        if let Some(data) = frame.data_ref()
+            && let Some(rest) = self.store(data)
         {
             // Copied, because a slice would keep the connection's larger read buffer alive.
-            self.store(Bytes::copy_from_slice(&data), false);
+            self.rest = Some(Bytes::copy_from_slice(rest));
+            // The chunk has arrived already, so it is held even if nothing is left.
+            let _ = self.end_memory.grow(rest.len() as u64);
+        }
+        if let Some(trailers) = frame.trailers_ref()
+            && let Err(spent) = self.end_memory.grow(occupied_by(trailers))
+        {
+            self.trailers = None;
+            self.end = End::Spent(spent);
         }
         Poll::Ready(())
     }
@@ -235,91 +265,28 @@ impl HeldBody {
             }
             None => {
                 self.end = End::Reached;
+                self.memory.seal();
                 Poll::Ready(None)
             }
         }
     }
 
-    fn store(&mut self, chunk: Bytes, passed_on: bool) {
-        if !self.complete {
-            return;
-        }
-        let count = chunk.len() as u64;
-        let settings = &self.body_budget.settings;
-        let small = self.in_memory + count <= settings.memory.as_bytes() && self.on_disk == 0;
-        if small && BodyBudget::reserve(&self.body_budget.memory, count, settings.memory_total) {
-            self.in_memory += count;
-            self.body_budget.metrics.bodies_buffered(signed(count));
-            self.chunks.push(chunk);
-            return;
-        }
-        let fits = self.on_disk + count <= settings.disk.as_bytes();
-        if fits && BodyBudget::reserve(&self.body_budget.disk, count, settings.disk_total) {
-            self.write(chunk, passed_on);
-        } else if passed_on {
-            self.complete = false;
-        } else {
-            self.rest = Some(chunk);
-        }
-    }
-
-    fn write(&mut self, chunk: Bytes, passed_on: bool) {
-        let (file, dir) = (self.file.clone(), self.body_budget.settings.dir.clone());
-        let (bytes, offset) = (chunk.clone(), self.on_disk);
-        self.on_disk += chunk.len() as u64;
-        let task = spawn_blocking(move || {
-            let file = match file {
-                Some(file) => file,
-                // Unlinked from the start, so that no file remains if the process is killed.
-                None => Arc::new(tempfile::tempfile_in(dir)?),
+    /// Buffers a chunk in memory, and the rest of it on disk. Returns the rest if it fits neither
+    /// bound.
+    fn store<'a>(&mut self, chunk: &'a [u8]) -> Option<&'a [u8]> {
+        let mut rest = chunk;
+        if self.spill.len() == 0 {
+            let most = self.body_budget.settings.memory.as_bytes();
+            let room = usize::try_from(most.saturating_sub(self.memory.len()));
+            let (small, large) = chunk.split_at(room.unwrap_or(usize::MAX).min(chunk.len()));
+            let left = self.memory.push(small);
+            rest = match left.is_empty() {
+                true => large,
+                false => chunk.get(small.len() - left.len()..).unwrap_or_default(),
             };
-            file.write_all_at(&bytes, offset)?;
-            Ok(file)
-        });
-        self.writing = Some(Writing {
-            chunk,
-            passed_on,
-            task,
-        });
-    }
-
-    fn poll_writing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(writing) = &mut self.writing else {
-            return Poll::Ready(());
-        };
-        let written = ready!(Pin::new(&mut writing.task).poll(cx));
-        let writing = self.writing.take();
-        match written {
-            Ok(Ok(file)) => self.file = Some(file),
-            failed => {
-                tracing::warn!(error = ?failed, "buffering a request body failed; check the disk");
-                if let Some(writing) = writing {
-                    let count = writing.chunk.len() as u64;
-                    self.on_disk -= count;
-                    self.body_budget.disk.fetch_sub(count, Ordering::Relaxed);
-                    if writing.passed_on {
-                        self.complete = false;
-                    } else {
-                        self.rest = Some(writing.chunk);
-                    }
-                }
-            }
         }
-        Poll::Ready(())
+        (!rest.is_empty() && !self.spill.push(rest)).then_some(rest)
     }
-}
-
-impl Drop for HeldBody {
-    fn drop(&mut self) {
-        let budget = &self.body_budget;
-        budget.memory.fetch_sub(self.in_memory, Ordering::Relaxed);
-        budget.metrics.bodies_buffered(-signed(self.in_memory));
-        budget.disk.fetch_sub(self.on_disk, Ordering::Relaxed);
-    }
-}
-
-fn signed(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// One read of a buffered body, from its beginning to its trailers.
@@ -328,23 +295,18 @@ pub struct Reader {
     body: Replayable,
     place: Cursor,
     handover: Arc<Handover>,
-    reading: Option<JoinHandle<std::io::Result<Bytes>>>,
+    reading: Option<FileRead>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cursor {
-    /// Index of the next chunk in memory.
-    Memory(usize),
-    /// Offset of the next byte in the temporary file.
-    File(u64),
+    /// Offset of the next byte among the buffered ones.
+    At(u64),
     /// Position after all buffered bytes, so the next frame comes from the client.
     Source,
     /// Position after the trailers, so the read is complete.
     Done,
 }
-
-/// Number of bytes to read from the temporary file at once.
-const READ: u64 = 64 * 1024;
 
 impl Reader {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> FramePoll {
@@ -352,22 +314,20 @@ impl Reader {
         let mut store = body.lock();
         loop {
             match self.place {
-                Cursor::Memory(index) => match store.chunks.get(index) {
-                    Some(chunk) => {
-                        self.place = Cursor::Memory(index + 1);
-                        return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
-                    }
-                    None => self.place = Cursor::File(0),
-                },
-                Cursor::File(offset) => {
-                    ready!(store.poll_writing(cx));
-                    if offset >= store.on_disk {
+                Cursor::At(offset) => {
+                    let read = match store.memory.get(offset) {
+                        Some(bytes) => Some(Ok(bytes)),
+                        None => {
+                            let spilled = offset.saturating_sub(store.memory.len());
+                            ready!(store.spill.poll_read(spilled, &mut self.reading, cx))
+                        }
+                    };
+                    let Some(read) = read else {
                         self.place = Cursor::Source;
                         continue;
-                    }
-                    let read = ready!(self.poll_file(&store, offset, cx));
+                    };
                     if let Ok(bytes) = &read {
-                        self.place = Cursor::File(offset + bytes.len() as u64);
+                        self.place = Cursor::At(offset + bytes.len() as u64);
                     }
                     return Poll::Ready(Some(read.map(Frame::data).map_err(Into::into)));
                 }
@@ -377,47 +337,28 @@ impl Reader {
         }
     }
 
-    fn poll_file(
-        &mut self,
-        store: &HeldBody,
-        offset: u64,
-        cx: &mut Context<'_>,
-    ) -> Poll<std::io::Result<Bytes>> {
-        let Some(file) = store.file.clone() else {
-            return Poll::Ready(Err(std::io::ErrorKind::NotFound.into()));
-        };
-        let count = usize::try_from(READ.min(store.on_disk - offset)).unwrap_or(0);
-        let reading = self.reading.get_or_insert_with(|| {
-            spawn_blocking(move || {
-                let mut bytes = vec![0; count];
-                file.read_exact_at(&mut bytes, offset)?;
-                Ok(bytes.into())
-            })
-        });
-        let read = ready!(Pin::new(reading).poll(cx));
-        self.reading = None;
-        Poll::Ready(read.unwrap_or_else(|error| Err(std::io::Error::other(error))))
-    }
-
     fn poll_source(&mut self, store: &mut HeldBody, cx: &mut Context<'_>) -> FramePoll {
         // Chunks that are forwarded from here are buffered too, if they fit the bounds.
-        ready!(store.poll_writing(cx));
+        ready!(store.spill.poll_writing(cx));
         if let Some(rest) = store.rest.take() {
             store.complete = false;
+            store.end_memory.clear();
             return Poll::Ready(Some(Ok(Frame::data(rest))));
         }
-        if store.end == End::Broken {
+        if matches!(store.end, End::Broken | End::Spent(_)) {
             return Poll::Ready(Some(Err(ClientGone.into())));
         }
         if store.end == End::NotYet {
             match ready!(store.poll_source(cx)) {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        store.store(data.clone(), true);
+                        store.complete = store.complete && store.store(data).is_none();
                         return Poll::Ready(Some(Ok(frame)));
                     }
                     // Trailers are the last frame of a body.
                     store.end = End::Reached;
+                    let size = store.trailers.as_ref().map_or(0, occupied_by);
+                    store.complete &= store.end_memory.grow(size).is_ok();
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => {}

@@ -12,6 +12,7 @@
 
 mod admission;
 mod attempt;
+mod blocks;
 mod body;
 mod body_budget;
 mod client_body;
@@ -28,8 +29,10 @@ mod react;
 mod reason;
 mod reason_table;
 mod record;
+mod refusal;
 mod respond;
 mod sinks;
+mod spill;
 mod stored;
 mod template;
 mod tunnel;

@@ -73,8 +73,10 @@ impl Exchange {
         };
         let (preference, max_wait) = max_wait(&head.headers, flags)?;
         let longest = target.map_or(Duration::ZERO, |target| target.max_wait);
-        let body = (!incoming.is_empty())
-            .then(|| Replayable::new(incoming, Arc::clone(&self.body_budget)));
+        let body = (!incoming.is_empty()).then(|| {
+            let share = arrival.client.share.as_ref();
+            Replayable::new(incoming, Arc::clone(&self.body_budget), share)
+        });
         let silent = longest_silence(target, &head);
         let wire = wire(&head, flags, &arrival.origin);
         let owner = arrival.client.link.owner(&head.headers);

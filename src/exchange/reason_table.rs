@@ -95,6 +95,12 @@ reasons! {
     TooManyHosts, "too-many-hosts", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
         "Many CONNECTs to new hosts came at once, and each needs a new certificate.",
         "Retry after the time in `Retry-After`. If the requests need no pacing, exclude the hosts from the target or set `tls: tunnel` on it.";
+    ClientShareFull, "client-share-full", TOO_MANY_REQUESTS, "http_request_denied", Refused, Debug:
+        "The client already holds its share of the bound that `detail` names: of a queue, of permits or of memory.",
+        "Retry after the time in `Retry-After`, send fewer requests at the same time, or raise the client's `share`.";
+    MemoryFull, "memory-full", SERVICE_UNAVAILABLE, "http_request_denied", Refused, Warn:
+        "The request would have to wait, but waiting requests and their bodies already occupy `bodies.memory_total`.",
+        "Retry after the time in `Retry-After`, or raise `bodies.memory_total`.";
     OriginUnresolved, "origin-unresolved", BAD_GATEWAY, "dns_error", Failed, Debug:
         "The host name could not be resolved.",
         "Check the spelling of the host, the DNS resolver and `egress.resolve`.";

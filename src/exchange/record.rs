@@ -14,6 +14,7 @@ use super::reason::Reason;
 use crate::clock::{Clock, Instant};
 use crate::origin::ClientLink;
 use crate::policy::{Access, Caller, Client};
+use crate::shares::Share;
 use crate::telemetry::{ExchangeOutcome, TargetMetrics};
 use crate::units::Origin;
 use http::uri::PathAndQuery;
@@ -66,6 +67,9 @@ pub struct ClientIdentity {
     pub group: Option<Arc<str>>,
     /// Connection of the client, to which connections to origins may belong.
     pub(super) link: Arc<ClientLink>,
+    /// Share of the bounds that clients have in common. `None` for a client that may hold them
+    /// wholly.
+    pub share: Option<Share>,
     /// Access of the client, which a reload may revoke.
     pub access: Access,
 }
@@ -79,6 +83,7 @@ impl ClientIdentity {
             name: None,
             group: None,
             link: Arc::default(),
+            share: Share::of_address(address),
             access: Access::default(),
         }
     }
@@ -89,6 +94,7 @@ impl ClientIdentity {
         Self {
             name: Some(Arc::clone(&client.name)),
             group: client.group.clone(),
+            share: client.share.clone(),
             ..self.with_access(&client.access)
         }
     }

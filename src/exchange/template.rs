@@ -10,6 +10,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version};
 
 use super::body::Outgoing;
+use super::body_budget::occupied_by;
 use crate::origin::{ParentProxy, Protocol};
 use crate::policy::Target;
 use crate::semantics::{self, HeaderFlags, Pseudonym};
@@ -80,6 +81,11 @@ impl Template {
 
     pub(super) const fn headers(&self) -> &HeaderMap {
         &self.headers
+    }
+
+    /// Returns the bytes that the head occupies while the request waits.
+    pub(super) fn occupied(&self) -> u64 {
+        occupied_by(&self.headers) + self.path.as_str().len() as u64
     }
 
     /// Returns the client's fields to store with a deferred request. Leaves out `Prefer` and the

@@ -95,6 +95,7 @@ impl Exchange {
             scope: target.scope_of_tunnel(arrival.client.caller()),
             arrived: record.began,
             deadline: self.clock.now() + max_wait,
+            share: arrival.client.share.clone(),
         };
         let (turn, stream) = self.turn_on(&ticket, record, &connections).await?;
         Ok((Some(turn), stream))

@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 
 use super::Event;
 use crate::clock::Instant;
+use crate::shares::Holding;
 
 /// Key of a waiter in its queue. Waiters are ordered by arrival, then by order of entry.
 pub(super) type QueueKey = (Instant, u64);
@@ -25,4 +26,6 @@ pub(super) struct Entry {
     pub(super) stage: Stage,
     pub(super) deadline: Instant,
     pub(super) tell: mpsc::Sender<Event>,
+    /// Place that counts in the waiting requests of its lane and its client.
+    pub(super) _place: Option<Holding>,
 }

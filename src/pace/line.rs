@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use foldhash::HashMap;
 use smallvec::smallvec;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -16,6 +17,7 @@ use crate::bounds::{CONNECT_TIMEOUT, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
 use crate::policy::{Scope, Target};
+use crate::shares::{Occupancy, Share};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
@@ -46,6 +48,17 @@ pub(super) struct LineState {
     may_warn: Instant,
     /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
+    /// Waiting requests of each lane, by the name of the lane.
+    rooms: HashMap<Arc<str>, Arc<Occupancy>>,
+}
+
+impl LineState {
+    /// Returns the waiting requests of the lane at this position, of the line's policy.
+    fn room(&mut self, lane: u8) -> Arc<Occupancy> {
+        let lane = self.queue.target().lanes.get(usize::from(lane));
+        let name = lane.map_or_else(Arc::default, |lane| Arc::clone(&lane.name));
+        Arc::clone(self.rooms.entry(name).or_default())
+    }
 }
 
 /// Minimum time between two checks for overtaken waiters.
@@ -68,6 +81,7 @@ impl Line {
                 driven: false,
                 may_warn: Instant::ZERO,
                 looked: Instant::ZERO,
+                rooms: HashMap::default(),
             }),
             changed: Notify::new(),
         }
@@ -87,10 +101,12 @@ impl Line {
         // A request with a max wait below the horizon might book a slot after its deadline, so its
         // forecast is checked first.
         let hurried = ticket.deadline.since(ticket.arrived) < HORIZON;
-        if hurried && let Err(refusal) = self.check_feasible(&state, &scope, ticket) {
+        let room = state.room(scope.lane);
+        if hurried && let Err(refusal) = self.check_feasible(&state, &scope, ticket, &room) {
             return Admission::Refused(refusal);
         }
-        let mut ready = connection == ConnectionState::Ready && state.queue.is_free_for(&scope);
+        let free = state.queue.is_free_for(&scope);
+        let mut ready = connection == ConnectionState::Ready && free;
         let (mut booked, mut short) = (false, None);
         if ready && self.ledger.answers_at_once() {
             match self.book_one(&mut state, &scope) {
@@ -104,10 +120,13 @@ impl Line {
                 (None, reason) => (ready, short) = (false, reason),
             }
         }
-        let held_by = match self.check_feasible(&state, &scope, ticket) {
-            Ok(held_by) => held_by,
+        let (at, held_by) = match self.check_feasible(&state, &scope, ticket, &room) {
+            Ok(forecast) => (
+                forecast.at,
+                limit_name(state.queue.target(), forecast.held_by),
+            ),
             Err(refusal) if !booked => return Admission::Refused(refusal),
-            Err(refusal) => refusal.held_by,
+            Err(refusal) => (refusal.available, refusal.held_by),
         };
         // A waiter that is far from its turn holds no connection. It is called later.
         let stage = if ready { Stage::Ready } else { Stage::Queued };
@@ -117,6 +136,8 @@ impl Line {
             stage,
             deadline: ticket.deadline,
             tell,
+            // The room was checked above, and a booked slot is used in any case.
+            _place: room.claim(ticket.share.as_ref(), 1, u64::MAX).ok(),
         };
         let place = state.queue.insert(&scope, ticket.arrived, entry);
         if short.is_some() {
@@ -136,6 +157,7 @@ impl Line {
                 None => ticket.deadline.max(self.clock.now() + CONNECT_TIMEOUT),
             },
             held_by,
+            delayed: !free || at > self.clock.now(),
             ready,
             told,
         })
@@ -227,6 +249,17 @@ impl Line {
     /// Returns the scope of the ticket in the newer of the two policies. A ticket with a newer
     /// policy updates the line. An older ticket's scope is translated to the line's policy.
     pub(super) fn adopt_policy(&self, state: &mut LineState, ticket: &Ticket) -> Scope {
+        let scope = self.adopted(state, ticket);
+        match &ticket.share {
+            // The permits of each client are counted, so that one client cannot keep them all.
+            Some(share) if state.queue.target().has_permits(scope.limits) => {
+                scope.of_client(Arc::clone(&share.holder))
+            }
+            _ => scope,
+        }
+    }
+
+    fn adopted(&self, state: &mut LineState, ticket: &Ticket) -> Scope {
         if Arc::ptr_eq(state.queue.target(), &ticket.target) {
             return ticket.scope.clone();
         }
@@ -238,26 +271,35 @@ impl Line {
         current.translate(&ticket.scope, &ticket.target)
     }
 
-    /// Checks that the ticket can be served before its deadline and that the queue has room.
-    /// Returns the name of the limit that delays the request, or `None` if no limit does.
+    /// Checks that the ticket can be served before its deadline and that its lane has room for the
+    /// client. Returns the forecast for the request.
     fn check_feasible(
         &self,
         state: &LineState,
         scope: &Scope,
         ticket: &Ticket,
-    ) -> Result<Option<Arc<str>>, Refusal> {
+        room: &Occupancy,
+    ) -> Result<Forecast, Refusal> {
         let queue = &state.queue;
         let forecast = queue.forecast(scope, ticket.arrived, &*self.ledger);
         // A request that could be sent now is never refused for waiting too long, even with a max
         // wait of zero.
-        let kind = if forecast.at > ticket.deadline.max(self.clock.now()) {
-            RefusalKind::WaitTooLong
-        } else if queue.len() >= queue.target().max_waiting {
-            RefusalKind::QueueFull
+        let (most, waiting) = (queue.target().max_waiting as u64, room.total());
+        let own = ticket.share.as_ref();
+        let own = own.map(|share| (room.held_by(&share.holder), share.of(most)));
+        let (kind, waiting) = if forecast.at > ticket.deadline.max(self.clock.now()) {
+            (RefusalKind::WaitTooLong, queue.len() as u64)
+        } else if waiting >= most {
+            (RefusalKind::QueueFull, waiting)
+        } else if let Some((held, most)) = own
+            && held >= most
+        {
+            (RefusalKind::ShareFull, held)
         } else {
-            return Ok(limit_name(queue.target(), forecast.held_by));
+            return Ok(forecast);
         };
-        Err(queue.refusal(kind, forecast, queue.len()))
+        let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
+        Err(queue.refusal(kind, forecast, waiting))
     }
 
     pub(super) fn turn(
@@ -267,7 +309,13 @@ impl Line {
         held_by: Option<usize>,
     ) -> Turn {
         let target = state.queue.target();
+        let client = slot.scope.client().cloned().map(Share::whole);
+        let counted = client.and_then(|client| {
+            let turns = &state.queue.turns;
+            turns.claim(Some(&client), 1, u64::MAX).ok()
+        });
         Turn {
+            counted,
             held_by: limit_name(target, held_by),
             line: Arc::clone(self),
             target: Arc::clone(target),

@@ -33,6 +33,7 @@ use line::Line;
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ledger, LedgerStatus};
 use crate::policy::{KeySecret, LimitSet, Scope, Target};
+use crate::shares::Share;
 use crate::shutdown::Tasks;
 use crate::sync;
 use crate::telemetry::Metrics;
@@ -48,6 +49,8 @@ pub struct Ticket {
     pub arrived: Instant,
     /// Instant until which the request may be held.
     pub deadline: Instant,
+    /// Share of the client that sent the request, or `None` if it may hold the whole queue.
+    pub share: Option<Share>,
 }
 
 /// State of the connection of an exchange that enters the line.
@@ -90,7 +93,8 @@ pub struct Refusal {
     pub available: Instant,
     /// Name of the limit that delays the request. `None` if a block of the origin does.
     pub held_by: Option<Arc<str>>,
-    /// Number of requests that wait for the same target on this replica.
+    /// Number of requests that wait for the same target on this replica. For a full queue, only
+    /// those of the lane count.
     pub waiting: usize,
 }
 
@@ -99,8 +103,10 @@ pub struct Refusal {
 pub enum RefusalKind {
     /// The forecast lies after the request's deadline.
     WaitTooLong,
-    /// The queue of the target is full.
+    /// The queue of the target, or of the request's lane, is full.
     QueueFull,
+    /// The client has as many requests in the queue as its share allows.
+    ShareFull,
 }
 
 /// The lines of all targets of this replica, created on first use.

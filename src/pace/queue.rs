@@ -18,6 +18,7 @@ use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 use crate::ledger::{Answer, Run, Short, Slot};
 use crate::policy::{Scope, Target};
+use crate::shares::Occupancy;
 
 /// All waiters of one target, grouped by scope. A group exists only while it has a waiter or a booked
 /// slot. Each change concerns one group and the sums of its schedules.
@@ -40,6 +41,8 @@ pub(super) struct Queue {
     entered: u64,
     groups_made: u64,
     news: u64,
+    /// Turns that each client uses now, in scopes with permits.
+    pub(super) turns: Arc<Occupancy>,
 }
 
 /// Call to the ledger that is being made, with its target, its runs and the state it was based on.
@@ -79,6 +82,7 @@ impl Queue {
             entered: 0,
             groups_made: 0,
             news: 0,
+            turns: Arc::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
 use crate::policy::{Scope, Source, Target};
+use crate::shares::Holding;
 
 /// Place of an exchange in the line. Dropping it leaves the line and gives back any slot.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct Waiter {
     pub(super) until: Instant,
     /// Name of the limit that delays the request, as forecast when it entered the line.
     pub held_by: Option<Arc<str>>,
+    /// True if the request must wait for a limit, for a block or for earlier requests.
+    pub delayed: bool,
     pub(super) ready: bool,
     pub(super) told: mpsc::Receiver<Event>,
 }
@@ -82,6 +85,8 @@ pub struct Turn {
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,
+    /// Count among the turns of its client, or `None` if they are not counted.
+    pub(super) counted: Option<Holding>,
     /// True once the request has been sent. A drop then releases its permits, and otherwise gives
     /// the slot back.
     pub(super) sent: bool,
@@ -139,6 +144,16 @@ impl Turn {
         })
     }
 
+    /// Returns true if the turn holds a permit of the limit with this name and key.
+    pub fn holds(&self, limit: &str, key: &str) -> bool {
+        let position = |known: &usize| {
+            let known = self.target.limits.get(*known);
+            known.is_some_and(|known| *known.name == *limit)
+        };
+        let found = self.slot.scope.limits.iter().find(position);
+        found.is_some_and(|index| self.slot.scope.key(index) == key)
+    }
+
     /// Returns the instant of the slot at which the request was due.
     pub const fn at(&self) -> Instant {
         self.slot.at
@@ -151,6 +166,8 @@ pub struct Void;
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        // The client holds one turn less before its permit can pass to a waiter.
+        self.counted = None;
         if !self.sent {
             self.line.give_back(&self.target, self.slot.clone());
         } else if self.slot.probe || self.target.has_permits(self.slot.scope.limits) {

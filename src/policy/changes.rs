@@ -146,6 +146,7 @@ mod tests {
             group: None,
             token: Token::new(Secret::new(*token)),
             scopes: Vec::new(),
+            share: None,
             access: Access::new(),
             spool: SpoolShare::default(),
         });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq as _;
 
 use super::{Access, Token};
+use crate::shares::Share;
 
 /// A configured client that may use the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct Client {
     pub token: Token,
     /// Permissions of the client for the buffers and items of the spool.
     pub scopes: Vec<ApiScope>,
+    /// Share of the bounds that clients have in common. `None` for a client that may hold them
+    /// wholly.
+    pub share: Option<Share>,
     /// Access of the client, which lasts until a reload removes the client or changes its token.
     pub access: Access,
     /// Share of the client in the spool.

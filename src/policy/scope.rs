@@ -19,6 +19,9 @@ pub struct Scope {
     pub lane: u8,
     /// Keys and costs, each with the position of its limit. `None` for most requests.
     detail: Option<Arc<Detail>>,
+    /// Client of the request, if it has a share of the permits. `None` for all other requests, so
+    /// that those of all clients have equal scopes.
+    client: Option<Arc<str>>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash, Default)]
@@ -34,6 +37,7 @@ impl Scope {
             limits,
             lane: 0,
             detail: None,
+            client: None,
         }
     }
 
@@ -42,6 +46,18 @@ impl Scope {
     pub const fn in_lane(mut self, lane: u8) -> Self {
         self.lane = lane;
         self
+    }
+
+    /// Returns the same scope as that of one client.
+    #[must_use]
+    pub fn of_client(mut self, client: Arc<str>) -> Self {
+        self.client = Some(client);
+        self
+    }
+
+    /// Returns the client whose permits are counted separately, or `None` if they are not.
+    pub const fn client(&self) -> Option<&Arc<str>> {
+        self.client.as_ref()
     }
 
     /// Returns the same scope with only these limits.
@@ -108,7 +124,8 @@ impl Scope {
         let keys = keys.filter_map(|(index, key)| Some((position(*index)?, Arc::clone(key))));
         let costs = detail.costs.iter();
         let costs = costs.filter_map(|(index, cost)| Some((position(*index)?, *cost)));
-        let scope = Self::plain(limits).in_lane(lane);
+        let mut scope = Self::plain(limits).in_lane(lane);
+        scope.client.clone_from(&self.client);
         scope.with(keys.collect(), costs.collect())
     }
 }

@@ -93,7 +93,9 @@ metrics! {
     failed_authentications: Family<AuthLabels, Counter> = Family::default(), "outpace_failed_authentications_total", "listener (proxy, route, admin), cause (missing, wrong)",
         "Requests with missing or wrong credentials, answered with 401 or 407";
     bodies_buffered: Gauge = Gauge::default(), "outpace_bodies_buffered_bytes", "",
-        "Bytes of request bodies that are in memory now";
+        "Bytes that request bodies occupy in memory now";
+    heads_held: Gauge = Gauge::default(), "outpace_heads_held_bytes", "",
+        "Bytes that the heads of waiting requests occupy in memory now";
     tasks: Gauge = Gauge::default(), "outpace_tasks", "",
         "Tasks of the runtime that are alive now, such as one for each connection";
     spool_used: Gauge = Gauge::default(), "outpace_spool_used_bytes", "",
@@ -323,9 +325,14 @@ impl Metrics {
         self.0.ledger_connected.set(i64::from(connected));
     }
 
-    /// Adds `change` to the bytes of request bodies in memory.
+    /// Adds `change` to the bytes that request bodies occupy in memory.
     pub fn bodies_buffered(&self, change: i64) {
         self.0.bodies_buffered.inc_by(change);
+    }
+
+    /// Adds `change` to the bytes that the heads of waiting requests occupy in memory.
+    pub fn heads_held(&self, change: i64) {
+        self.0.heads_held.inc_by(change);
     }
 
     /// Sets the bytes that the spool has in use and its bound, before a scrape.

@@ -248,6 +248,7 @@ impl Client {
             scope: Scope::plain(limits),
             arrived,
             deadline,
+            share: None,
         };
         loop {
             let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {

@@ -359,6 +359,7 @@ impl Client {
             scope: Scope::plain(limits),
             arrived: entered,
             deadline,
+            share: None,
         };
         let dialled = self.plan.dials.is_zero();
         let mut connection = if dialled {

@@ -13,6 +13,7 @@ use crate::origin::load_identity;
 use crate::policy::{
     Access, ApiScope, Client, ListenerTls, Operator, Role, Secret, ServerTls, SpoolShare, Token,
 };
+use crate::shares::Share;
 
 /// Sources of one token, of which the configuration names at most one.
 struct TokenSources<'a> {
@@ -107,6 +108,8 @@ pub(super) fn clients(
     written: Vec<schema::ClientSection>,
 ) -> (Vec<Client>, Vec<Tier>) {
     let mut names = HashSet::new();
+    // A single client has no others to leave something to.
+    let several = written.len() > 1;
     let mut clients = Vec::new();
     let mut limits = Vec::new();
     for (index, client) in written.into_iter().enumerate() {
@@ -138,12 +141,25 @@ pub(super) fn clients(
         };
         let group = client.group.as_ref().map(|group| Arc::from(&*group.0));
         let name: Arc<str> = name.into();
+        let written_share = client.share.map(|share| share.0.0);
+        if written_share == Some(0) {
+            report!(p, "{key}.share" =>
+                "a client without a share could hold nothing; write at least \"1%\"");
+        }
+        let share = match written_share {
+            Some(ppm) => Some(Share {
+                holder: Arc::clone(&name),
+                ppm,
+            }),
+            None => several.then(|| Share::of_client(Arc::clone(&name))),
+        };
         limits.push((key, Arc::clone(&name), client.limits));
         let all = || vec![ApiScope::Push, ApiScope::Read, ApiScope::Manage];
         let scopes = client.scopes.unwrap_or_else(all);
         clients.push(Client {
             name,
             group,
+            share,
             token,
             scopes,
             access: Access::new(),

@@ -105,10 +105,11 @@ impl Queue {
         self.backlog.count(&group.scope, before, now);
     }
 
-    /// Returns runs of the ready waiters without a booked slot, in arrival order. They use at most
-    /// [`LEDGER_ROWS`] schedules, unless a single request uses more.
+    /// Returns runs of the ready waiters without a booked slot, in arrival order. In scopes with
+    /// permits, clients that use fewer turns come first. The runs use at most [`LEDGER_ROWS`]
+    /// schedules, unless a single request uses more.
     pub(super) fn runs(&mut self, now: Instant, shared: bool) -> SmallVec<[Run; 2]> {
-        let mut ready: SmallVec<[(QueueKey, GroupId); 16]> = SmallVec::new();
+        let mut ready: SmallVec<[(u64, QueueKey, GroupId); 16]> = SmallVec::new();
         let mut schedules: HashSet<ScheduleKey> = HashSet::default();
         let mut reports: HashMap<GroupId, usize> = HashMap::default();
         while let Some((place, id)) = self.asking.first().copied() {
@@ -129,18 +130,20 @@ impl Queue {
                 schedules.extend(more);
                 group.reported = group.waiting.len();
                 reports.insert(id, group.uncovered());
+                let client = group.scope.client();
+                let used = client.map_or(0, |client| self.turns.held_by(client));
                 let places = group.ready().skip(group.hand.len());
-                ready.extend(places.map(|place| (place, id)));
+                ready.extend(places.map(|place| (used, place, id)));
             }
             group.asking = None;
             self.asking.remove(&(place, id));
         }
         ready.sort_unstable();
         let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
-        for run in ready.chunk_by(|(_, one), (_, next)| one == next) {
+        for run in ready.chunk_by(|(_, _, one), (_, _, next)| one == next) {
             let Some((id, group)) = run
                 .first()
-                .and_then(|(_, id)| Some((*id, self.groups.get(id)?)))
+                .and_then(|(_, _, id)| Some((*id, self.groups.get(id)?)))
             else {
                 continue;
             };

@@ -16,6 +16,7 @@ fn ready() -> Entry {
     Entry {
         stage: Stage::Ready,
         deadline: Instant::FAR,
+        _place: None,
         tell: tokio::sync::mpsc::channel(1).0,
     }
 }

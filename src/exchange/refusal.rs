@@ -1,0 +1,67 @@
+//! Texts of the refusals by the pacer, with their numbers.
+
+use std::time::Duration;
+
+use super::error::Error;
+use super::reason::Reason;
+use crate::clock::Instant;
+use crate::pace::{Refusal, RefusalKind, Ticket};
+
+/// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
+pub(super) fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
+    let wait = refusal.available.since(now);
+    let patience = ticket.deadline.since(ticket.arrived);
+    let name = &ticket.target.name;
+    let cause = match &refusal.held_by {
+        Some(limit) => {
+            let bound = ticket
+                .target
+                .limits
+                .iter()
+                .find(|known| known.name == *limit);
+            let bound = bound
+                .map(|known| format!(" ({})", known.bound))
+                .unwrap_or_default();
+            format!("limit `{limit}`{bound} of target `{name}`")
+        }
+        None => format!("target `{name}`"),
+    };
+    let waiting = refusal.waiting;
+    let mut error = match refusal.kind {
+        RefusalKind::WaitTooLong => Error::new(
+            Reason::WaitTooLong,
+            format!(
+                "{cause} allows this request in {}, but its max wait is {}; queue length: {waiting}",
+                seconds(wait),
+                seconds(patience),
+            ),
+        ),
+        RefusalKind::QueueFull => Error::new(
+            Reason::QueueFull,
+            format!(
+                "the queue of {}target `{name}` is full: {waiting} requests are waiting",
+                lane(ticket)
+            ),
+        ),
+        RefusalKind::ShareFull => Error::new(
+            Reason::ClientShareFull,
+            format!(
+                "client `{}` has its share of the queue of {}target `{name}`: {waiting} of its requests are waiting",
+                ticket.share.as_ref().map_or("-", |share| &share.holder),
+                lane(ticket),
+            ),
+        ),
+    };
+    error.limit = refusal.held_by.clone();
+    error.after(wait)
+}
+
+/// Returns the lane of a ticket for a message. The text is empty for a target without lanes.
+fn lane(ticket: &Ticket) -> String {
+    let lane = ticket.target.lanes.get(usize::from(ticket.scope.lane));
+    lane.map_or_else(String::new, |lane| format!("lane `{}` of ", lane.name))
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.3} s", duration.as_secs_f64())
+}
