@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, problem};
+use crate::bounds::COUNT_MAX;
 use crate::policy::{Algorithm, Bound, Limit, Policy};
 use crate::units::Rate;
 
@@ -85,6 +86,7 @@ fn changed(limit: &Limit, change: &LimitChange) -> Result<Bound, String> {
             }
             match change.concurrent.unwrap_or(now) {
                 0 => Err("0 at once would let nothing through; write 1 or more".to_owned()),
+                count if count > COUNT_MAX => Err(format!("`concurrent` is at most {COUNT_MAX}")),
                 count => Ok(Bound::Concurrent(count)),
             }
         }
@@ -98,6 +100,9 @@ fn changed(limit: &Limit, change: &LimitChange) -> Result<Bound, String> {
             };
             let algorithm = match (algorithm, change.burst) {
                 (_, Some(0)) => return Err("a burst of 0 blocks all; write 1 or more".to_owned()),
+                (_, Some(burst)) if burst > COUNT_MAX => {
+                    return Err(format!("`burst` is at most {COUNT_MAX}"));
+                }
                 (Algorithm::TokenBucket { .. }, Some(burst)) => {
                     Algorithm::TokenBucket { burst: Some(burst) }
                 }

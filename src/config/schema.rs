@@ -199,6 +199,7 @@ pub(super) struct TargetSection {
     pub(super) lanes: Vec<LaneSection>,
     pub(super) max_wait: Option<FromText<DurationText>>,
     pub(super) max_waiting: Option<usize>,
+    pub(super) block_max: Option<FromText<DurationText>>,
     pub(super) overflow: OverflowSetting,
     pub(super) tls: TlsMode,
     pub(super) mode: ModeSetting,
@@ -261,6 +262,7 @@ pub(super) struct LimitSection {
 pub(super) struct CostSection {
     pub(super) estimate: Option<OneOrMany>,
     pub(super) default: Option<u32>,
+    pub(super) max: Option<u32>,
     pub(super) settle: Option<Text>,
 }
 

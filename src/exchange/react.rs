@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::bounds::{BLOCK_MAX, RETRY_WAIT_MIN};
+use crate::bounds::RETRY_WAIT_MIN;
 use crate::clock::Instant;
 use crate::policy::Retry;
 
@@ -57,6 +57,8 @@ impl Attempted {
 pub(super) struct Situation<'a> {
     /// Retry rules of the target: attempts, backoff and the statuses to retry.
     pub retry: &'a Retry,
+    /// Longest block that the origin may impose, and longest wait for this request.
+    pub block_max: Duration,
     /// True if repeating the request has no further effect. The method, an `Idempotency-Key` or the
     /// target's `idempotent` setting decides that.
     pub idempotent: bool,
@@ -173,7 +175,7 @@ impl Situation<'_> {
 
     /// Returns the instant that the origin asks for, or the end of the backoff if it names none.
     fn wait_until(&self, asked: Option<Duration>) -> Instant {
-        let wait = asked.map_or_else(|| self.backoff(), |wait| wait.min(BLOCK_MAX));
+        let wait = asked.map_or_else(|| self.backoff(), |wait| wait.min(self.block_max));
         self.now + wait.max(RETRY_WAIT_MIN)
     }
 
@@ -202,6 +204,7 @@ mod tests {
     fn situation(retry: &Retry) -> Situation<'_> {
         Situation {
             retry,
+            block_max: crate::bounds::BLOCK_MAX,
             idempotent: true,
             replayable: true,
             attempts: 1,
@@ -419,6 +422,6 @@ mod tests {
             ..situation(&retry)
         };
         let decision = decide(attempted, &situation);
-        assert_eq!(decision.block, Some(NOW + BLOCK_MAX));
+        assert_eq!(decision.block, Some(NOW + crate::bounds::BLOCK_MAX));
     }
 }

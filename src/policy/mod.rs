@@ -174,6 +174,8 @@ pub struct Target {
     pub tls: TlsMode,
     /// Rules for repeating a request after a failed attempt.
     pub retry: Retry,
+    /// Longest block that an origin's `Retry-After` may impose on the target.
+    pub block_max: Duration,
     /// True if requests pass without waiting and the effect of the limits is only counted.
     pub observe: bool,
     /// True if every request may be repeated, whatever its method.
@@ -207,6 +209,7 @@ impl Target {
             max_waiting: 20_000,
             tls: TlsMode::default(),
             retry: Retry::default(),
+            block_max: crate::bounds::BLOCK_MAX,
             observe: false,
             idempotent: false,
             needs_close_notify: true,

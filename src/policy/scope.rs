@@ -7,6 +7,7 @@ use http::request::Parts;
 
 use super::LimitSet;
 use super::path::normal_path;
+use crate::bounds::COST_MAX;
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
 /// the queue.
@@ -234,12 +235,10 @@ fn header_text(value: &http::HeaderValue) -> Option<String> {
 
 fn number(text: &str) -> Option<i64> {
     let number = text.trim().parse::<f64>().ok()?;
-    let valid = (0.0..=COST_MAX).contains(&number);
-    valid.then_some(number.ceil() as i64)
+    // An absurd number still says that the cost is high, so it is cut and not ignored.
+    let valid = number.is_finite() && number >= 0.0;
+    valid.then(|| number.min(f64::from(COST_MAX)).ceil() as i64)
 }
-
-/// Maximum cost that a request or response can state: a billion units.
-const COST_MAX: f64 = 1e9;
 
 fn digest(text: &str) -> String {
     use std::fmt::Write as _;
@@ -259,6 +258,8 @@ pub struct Cost {
     pub estimate: Vec<Source>,
     /// Estimate in units if no source yields a number.
     pub default: i64,
+    /// Highest cost in units of one request. A higher estimate or settlement is cut.
+    pub max: i64,
     /// Source of the actual cost in the response. `None` leaves the estimate in force.
     pub settle: Option<Source>,
 }
@@ -271,10 +272,11 @@ impl Cost {
         self.rounded(known)
     }
 
-    /// Returns the known cost or else the default, in units. The result is at least 1 and rounded
-    /// up.
+    /// Returns the known cost or else the default, in units. The result is rounded up, and is from
+    /// 1 to [`Self::max`].
     pub(super) fn rounded(&self, known: Option<i64>) -> i64 {
-        rounded_up(known.unwrap_or(self.default).max(1))
+        let known = known.unwrap_or(self.default).clamp(1, i64::from(COST_MAX));
+        rounded_up(known).min(self.max.max(1))
     }
 }
 
@@ -315,6 +317,38 @@ mod tests {
         assert_eq!(Source::Header(cost).number(&asked), Some(13));
         assert_eq!(&*Source::Path.key(&asked), "/v1/x");
         assert_eq!(&*Source::Client.key(&asked), "-");
+    }
+
+    #[test]
+    fn an_absurd_cost_is_cut_and_an_unreadable_one_is_ignored() {
+        for (text, cost) in [
+            ("7.2", Some(8)),
+            ("0", Some(0)),
+            ("1e9", Some(1_000_000_000)),
+            ("1e18", Some(1_000_000_000)),
+            ("1e300", Some(1_000_000_000)),
+            ("-1", None),
+            ("NaN", None),
+            ("inf", None),
+            ("1e999", None),
+            ("many", None),
+        ] {
+            assert_eq!(number(text), cost, "{text}");
+        }
+        let cost = Cost {
+            estimate: Vec::new(),
+            default: 1,
+            max: 100,
+            settle: None,
+        };
+        for (known, rounded) in [
+            (None, 1),
+            (Some(-5), 1),
+            (Some(99), 100),
+            (Some(i64::MAX), 100),
+        ] {
+            assert_eq!(cost.rounded(known), rounded, "{known:?}");
+        }
     }
 
     #[test]

@@ -70,6 +70,8 @@ metrics! {
         "Requests of observed targets that a limit would have held";
     slots_voided: Family<TargetLabel, Counter> = Family::default(), "outpace_slots_voided_total", "target",
         "Slots that were booked but not used in time";
+    settlements_capped: Family<TargetLabel, Counter> = Family::default(), "outpace_settlements_capped_total", "target",
+        "Costs stated by origins that were cut to `cost.max`";
     ledger_calls: Counter = Counter::default(), "outpace_ledger_calls_total", "",
         "Calls to a shared ledger that book slots";
     ledger_connected: Gauge = Gauge::default(), "outpace_ledger_connected", "",
@@ -225,6 +227,13 @@ impl Metrics {
         self.0.slots_voided.get_or_create(&label).inc();
     }
 
+    /// Counts a cost stated by an origin that was cut to `cost.max`.
+    pub fn settlement_capped(&self, target: &Arc<str>) {
+        let target = Arc::clone(target);
+        let label = TargetLabel { target };
+        self.0.settlements_capped.get_or_create(&label).inc();
+    }
+
     /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
@@ -366,6 +375,7 @@ mod tests {
         target.waiting(1);
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());
+        metrics.settlement_capped(&"t".into());
         metrics.reloaded(true);
         metrics.authentication_failed("admin", "wrong");
         let text = metrics.encode();

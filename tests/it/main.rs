@@ -36,6 +36,7 @@ mod files;
 mod framing;
 mod heads;
 mod held;
+mod hostile;
 mod inputs;
 mod intercept;
 mod ledger;

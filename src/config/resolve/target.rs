@@ -10,7 +10,7 @@ use super::super::schema;
 use super::super::value::Text;
 use super::limit::{self, Tier};
 use super::{Violation, Violations, span};
-use crate::bounds::WAITERS_PER_TARGET;
+use crate::bounds::{BLOCK_MAX, BLOCK_MAX_MIN, WAITERS_MAX, WAITERS_PER_TARGET};
 use crate::policy::{HostPattern, LimitSet, Retry, Target};
 use crate::semantics::is_reserved;
 use crate::units::is_name;
@@ -72,6 +72,14 @@ fn one(
         report!(p, "{key}.preset" => "this version does not honour this key yet; remove it");
     }
     let max_wait = span(written.max_wait, MAX_WAIT);
+    let max_waiting = written.max_waiting.unwrap_or(WAITERS_PER_TARGET);
+    if max_waiting > WAITERS_MAX {
+        report!(p, "{key}.max_waiting" => "it is a number from 0 to {WAITERS_MAX}");
+    }
+    let block_max = span(written.block_max, BLOCK_MAX);
+    if block_max < BLOCK_MAX_MIN {
+        report!(p, "{key}.block_max" => "a shorter block relieves no origin; write 1s or more");
+    }
     let mut limits = limit::limits(p, key, written.limits);
     let mut lanes = limit::lanes(p, key, written.lanes);
     limits.extend(tiers.iter().map(Tier::limit));
@@ -91,7 +99,8 @@ fn one(
         overflow: written.overflow == schema::OverflowSetting::Spool,
         deliveries: None,
         max_wait,
-        max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
+        max_waiting,
+        block_max,
         tls: written.tls,
         retry: retry(p, key, &written.retry),
         idempotent: written.idempotent,
