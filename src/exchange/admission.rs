@@ -396,6 +396,12 @@ impl AdmissionContext<'_> {
                     seconds(patience),
                 ),
             ),
+            RefusalKind::NotBookable => {
+                let detail = format!(
+                    "the ledger of target `{name}` refuses a key or the cost of this request; the log of outpace has the database's error"
+                );
+                return Error::new(Reason::NotBookable, detail);
+            }
             RefusalKind::QueueFull => Error::new(
                 Reason::QueueFull,
                 format!("the queue of target `{name}` is full: {waiting} requests are waiting",),

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, Call, Replica};
 use crate::clock::Instant;
-use crate::db::{Database, DatabaseError};
+use crate::db::{Database, DatabaseError, is_about_input};
 use crate::schedule::Spec;
 
 /// Maximum time for one call. A server that takes longer counts as unreachable, and the error text
@@ -67,7 +67,8 @@ impl PostgresLink {
     }
 
     async fn book(&self, call: &Call) -> Result<Json<BookReply>, LinkError> {
-        let text = serde_json::to_string(call).map_err(|error| LinkError(error.to_string()))?;
+        let text = serde_json::to_string(call);
+        let text = text.map_err(|error| LinkError::Refused(error.to_string()))?;
         let text = quoted(&text);
         self.ask(format!("select outpace.book_v1({text})")).await
     }
@@ -107,12 +108,16 @@ trait Column: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
 impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> Column for T {}
 
 fn failed(error: &sqlx::Error) -> LinkError {
-    LinkError(match error {
+    let text = match error {
         sqlx::Error::PoolTimedOut => {
             "Postgres timed out (2 s per connection, 1.5 s per call)".to_owned()
         }
         error => error.to_string(),
-    })
+    };
+    match is_about_input(error) {
+        true => LinkError::Refused(text),
+        false => LinkError::Unavailable(text),
+    }
 }
 
 #[derive(Deserialize)]
@@ -132,7 +137,7 @@ impl Link for PostgresLink {
         match reply.answer {
             _ if reply.busy => Ok(Reply::Busy),
             Some(answer) => Ok(Reply::Answer { answer, started }),
-            None => Err(LinkError(
+            None => Err(LinkError::Unavailable(
                 "incomplete reply of outpace.book_v1; check the schema".to_owned(),
             )),
         }
@@ -168,10 +173,24 @@ impl Link for PostgresLink {
         .await
     }
 
+    async fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Result<(), LinkError> {
+        let (target, limit) = (quoted(&target), quoted(&limit));
+        let key = key.map_or_else(|| "null".to_owned(), |key| quoted(&key));
+        self.tell(format!(
+            "select outpace.forget_settled_v1({target}, {limit}, {key})::text"
+        ))
+        .await
+    }
+
     async fn reach(&self) -> Result<(), LinkError> {
         self.prepare()
             .await
-            .map_err(|error| LinkError(error.to_string()))?;
+            .map_err(|error| LinkError::Unavailable(error.to_string()))?;
         self.ask::<i32>("select 1".to_owned()).await.map(drop)
     }
 
@@ -200,7 +219,7 @@ impl Link for PostgresLink {
         let spec = match spec.map(|spec| serde_json::to_string(&spec)).transpose() {
             Ok(Some(spec)) => quoted(&spec),
             Ok(None) => "null".to_owned(),
-            Err(error) => return Err(LinkError(error.to_string())),
+            Err(error) => return Err(LinkError::Refused(error.to_string())),
         };
         self.tell(format!(
             "select outpace.pin_v1({target}, {limit}, {spec})::text"

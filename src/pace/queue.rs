@@ -210,6 +210,10 @@ impl Queue {
                 continue;
             }
             slots.for_each(|slot| self.put_in_hand(slot));
+            if answer.runs.get(index).is_some_and(|grant| grant.refused) {
+                self.refuse_unbookable(&run.scope, answer.now);
+                continue;
+            }
             let short = answer.runs.get(index).and_then(|grant| grant.short);
             self.note_short(&run.scope, short.filter(|_| asked.news == self.news));
         }
@@ -388,6 +392,19 @@ impl Queue {
             } else if let Some(passed) = passed.get_mut(index) {
                 *passed += 1;
             }
+        }
+    }
+
+    /// Refuses and removes all waiters of a scope whose keys or costs the ledger refuses.
+    fn refuse_unbookable(&mut self, scope: &Scope, now: Instant) {
+        let forecast = Forecast {
+            at: now,
+            held_by: None,
+        };
+        let refusal = self.refusal(RefusalKind::NotBookable, forecast, self.len());
+        for entry in std::mem::take(&mut self.group(scope).waiting).into_values() {
+            // A waiter that was dropped needs no answer.
+            let _ = entry.tell.try_send(Event::Refused(refusal.clone()));
         }
     }
 

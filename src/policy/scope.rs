@@ -189,7 +189,7 @@ impl Source {
 
     /// Returns the schedule's key for this value. Client names, and paths of at most 128 bytes,
     /// stay readable. All other values are replaced by a digest. Paths count in their normal form.
-    pub(super) fn key_of(&self, text: &str) -> Arc<str> {
+    pub fn key_of(&self, text: &str) -> Arc<str> {
         match self {
             Self::Client => text.into(),
             Self::Path => {

@@ -157,6 +157,13 @@ impl PostgresStore {
             return;
         }
         let kept = self.keep_all(&batch).await;
+        if matches!(kept, Err(StoreError::Refused(_))) && batch.len() > 1 {
+            // Only the push whose values the database refuses must fail.
+            let mut batch = batch;
+            let second = batch.split_off(batch.len() / 2);
+            Box::pin(self.keep(batch)).await;
+            return Box::pin(self.keep(second)).await;
+        }
         let mut places = HashMap::new();
         for (index, push) in batch.into_iter().enumerate() {
             let answer = match &kept {
