@@ -63,6 +63,7 @@ mod settlements;
 mod shared;
 mod spool;
 mod store;
+mod stored;
 mod tenants;
 mod tokens;
 mod ways;

@@ -11,6 +11,7 @@ use super::mode::{LedgerMode, LinkState};
 use super::{BUSY, PROBE_EVERY, SharedState, TargetHandle};
 use crate::bounds::FAULT_LOG;
 use crate::clock::Instant;
+use crate::ledger::Call;
 use crate::sync::lock;
 use crate::units::nanos;
 
@@ -174,7 +175,12 @@ impl<L: Link> SharedState<L> {
             let (usage, calls) = {
                 let (store, mut view) = (self.store(), handle.view());
                 let usage = view.fallback.take_usage();
-                let calls = view.usage_calls(&usage, &name, self.parts.replica, &store.offset, now);
+                let replica = self.parts.replica;
+                let mut calls = view.usage_calls(&usage, &name, replica, &store.offset, now);
+                if calls.is_empty() {
+                    // A store that answers heartbeats but refuses bookings is not usable.
+                    calls.push(Call::empty(&name, replica));
+                }
                 (usage, calls)
             };
             for call in calls {
