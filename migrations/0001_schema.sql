@@ -25,6 +25,7 @@ create table outpace.target (
   name       text primary key,
   clock_ns   int8 not null default 0,
   epoch      int8 not null default 0,       -- number of blocks so far
+  cleared    int8 not null default 0,       -- times that an operator had settlements forgotten
   blocked_ns int8 not null default 0,       -- end of the last block
   phase      int2 not null default 0,       -- 0 open, 1 blocked, 2 probing
   rest_ns    int8 not null default 0,       -- end of the wait for an unanswered probe
@@ -43,12 +44,15 @@ create table outpace.schedule (
   interval_ns  int8   not null default 0,    -- token: time per unit
   tolerance_ns int8   not null default 0,    -- token: burst tolerance
   guard_ns     int8   not null default 0,    -- fixed: time kept free at both edges of a window
-  mark         int8   not null default 0,    -- token: theoretical arrival time, fixed: newest window
-  used         int8   not null default 0,    -- fixed: units used in the newest window
+  mark         int8   not null default 0,    -- token: theoretical arrival time, fixed: newest window,
+                                             -- sliding: last settlement above its estimate
+  used         int8   not null default 0,    -- fixed: units used in the newest window, sliding: units
+                                             -- that settlements added
   log_at       int8[] not null default '{}', -- sliding: instants, ascending
   log_units    int8[] not null default '{}', -- sliding: units sent at these instants
   reserves     int8[] not null default '{}', -- by lane: instant up to which its reserve is used
   agreed_ns    int8   not null default 0,    -- last call under these numbers
+  settled      int8   not null default 0,    -- part of mark or used that settlements added
   primary key (target, limit_name, key)
 ) with (fillfactor = 20);
 

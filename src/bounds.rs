@@ -138,8 +138,35 @@ pub const REFUSALS_MAX: u32 = 300;
 /// Longest wait before a refused item is sent again, unless the origin or the buffer's backoff asks
 /// for more.
 pub const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(15 * 60);
-/// Longest block that an origin's `Retry-After` may impose. Longer values are cut to this bound.
-pub const BLOCK_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Default for the longest block that an origin's `Retry-After` may impose on a target. The setting
+/// `block_max` replaces it, and longer values are cut.
+pub const BLOCK_MAX: Duration = Duration::from_secs(15 * 60);
+/// Shortest value of `block_max`, because a shorter block would not relieve an origin.
+pub const BLOCK_MAX_MIN: Duration = Duration::from_secs(1);
+/// Longest duration in a configuration, a call or a header field. A longer one is refused, because
+/// instants far ahead would exceed the range of the clock.
+pub const DURATION_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+/// Units of a rate, of a burst, or permits of a concurrency limit. A larger number is refused.
+pub const COUNT_MAX: u32 = 10_000_000;
+/// Units that one request may cost. A configuration or call with a larger cost is refused, and a
+/// larger number of an origin is cut.
+pub const COST_MAX: u32 = 1_000_000_000;
+/// Bytes that a size in the configuration may name, which is 1 PiB. A larger size is refused.
+pub const SIZE_MAX: u64 = 1 << 50;
+/// Highest `max_waiting` of a target. A larger number is refused.
+pub const WAITERS_MAX: usize = 1_000_000;
+/// Highest `max_retries` of a buffer. A larger number is refused.
+pub const RETRIES_MAX: u32 = 100_000;
+/// Items in flight of one buffer, because a buffer with more would not act as a queue. A larger
+/// `concurrency` is refused.
+pub const CONCURRENCY_MAX: u32 = 1000;
+/// Lowest `rate_limit` of a buffer in items per second, which is about one in a day. A lower rate is
+/// refused.
+pub const BUFFER_RATE_MIN: f64 = 1e-5;
+/// Highest `rate_limit` of a buffer in items per second. A higher rate is refused.
+pub const BUFFER_RATE_MAX: f64 = 1e6;
+/// Time between two warnings about the same lasting fault of a ledger or of an origin's settlements.
+pub const FAULT_LOG: Duration = Duration::from_secs(60);
 
 /// Limits that are read from one response of an origin. Further ones are ignored.
 pub const SIGNAL_DIMENSIONS: usize = 32;

@@ -41,7 +41,8 @@ begin
   update outpace.schedule s
      set kind = w.kind, n = w.n, period_ns = w.period_ns, interval_ns = w.interval_ns,
          tolerance_ns = w.tolerance_ns, guard_ns = w.guard_ns, mark = w.mark, used = w.used,
-         log_at = w.log_at, log_units = w.log_units, reserves = w.reserves, agreed_ns = w.agreed_ns
+         log_at = w.log_at, log_units = w.log_units, reserves = w.reserves, agreed_ns = w.agreed_ns,
+         settled = w.settled
    where s.target = w.target and s.limit_name = w.limit_name and s.key = w.key;
   -- A sweep may have removed it as idle since it was read.
   if not found then insert into outpace.schedule select w.*; end if;
@@ -83,7 +84,7 @@ returns outpace.schedule language plpgsql immutable as $$
 declare e jsonb; seen outpace.schedule;
 begin
   if jsonb_typeof(r.seen) = 'object' then
-    seen := jsonb_populate_record(w, '{"mark": 0, "used": 0, "log_at": [], "log_units": []}' || r.seen);
+    seen := jsonb_populate_record(w, '{"mark": 0, "used": 0, "log_at": [], "log_units": [], "settled": 0}' || r.seen);
     if seen.kind = w.kind and (w.kind <> 'fixed' or seen.period_ns = w.period_ns) then
       w := outpace.merged_v1(w, seen);
     end if;
@@ -101,7 +102,7 @@ language plpgsql volatile as $$
 declare v outpace.schedule; stored outpace.schedule; w outpace.schedule;
 begin
   v := jsonb_populate_record(row(t.name, r."limit", coalesce(r.key, ''), '', 0, 0, 0, 0, 0, 0, 0,
-                                 '{}', '{}', '{}', now_ns)::outpace.schedule, r.spec);
+                                 '{}', '{}', '{}', now_ns, 0)::outpace.schedule, r.spec);
   select * into stored from outpace.schedule s
    where s.target = v.target and s.limit_name = v.limit_name and s.key = v.key;
   if not found and v.key not in ('', 'overflow keys') and v.kind <> 'permits'
@@ -112,7 +113,7 @@ begin
   end if;
   if stored.kind is null then
     -- A new key gets no burst behind a block.
-    if v.kind = 'token' and t.blocked_ns > 0 then v.mark := t.blocked_ns + v.tolerance_ns; end if;
+    if v.kind = 'token' and t.blocked_ns > 0 then v.mark := outpace.plus_v1(t.blocked_ns, 1, v.tolerance_ns); end if;
     insert into outpace.schedule select v.*;
     stored := v;
   end if;

@@ -105,7 +105,8 @@ end $$;
 create function outpace.charged_v1(c outpace.contest, lane int, cost int8, weight int8)
 returns outpace.contest language plpgsql immutable as $$
 begin
-  c.vt[lane + 1] := c.vt[lane + 1] + cost * outpace.scale_v1() * (c.users[lane + 1] + 1) / weight;
+  c.vt[lane + 1] := least(c.vt[lane + 1] + div(cost::numeric * outpace.scale_v1() * (c.users[lane + 1] + 1), weight),
+                          9223372036854775807)::int8;
   return c;
 end $$;
 

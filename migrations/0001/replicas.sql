@@ -19,8 +19,8 @@ begin
   -- Many late refusals count as one event, so only a block with a later end is new.
   if p_until <= greatest(outpace.clock_v1(), t.clock_ns) or p_until <= t.blocked_ns then return t.epoch; end if;
   update outpace.target set blocked_ns = p_until, phase = 1, epoch = t.epoch + 1 where name = p_target;
-  update outpace.schedule set mark = greatest(mark, p_until + tolerance_ns)
-   where target = p_target and kind = 'token';
+  perform outpace.save_schedule_v1(outpace.raised_v1(s, outpace.plus_v1(p_until, 1, s.tolerance_ns)))
+     from outpace.schedule s where s.target = p_target and s.kind = 'token';
   perform pg_notify('outpace', p_target);
   return t.epoch + 1;
 end $$;
@@ -61,11 +61,25 @@ begin
   return (select secret from outpace.key_secret);
 end $$;
 
+-- Forgets what settlements added to the estimates of a limit, for one key or for all keys if
+-- `p_key` is null. Replicas are notified at once.
+create function outpace.forget_settled_v1(p_target text, p_limit text, p_key text) returns void
+language plpgsql volatile as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  perform set_config('synchronous_commit', 'on', true);
+  perform outpace.save_schedule_v1(outpace.unsettled_v1(s)) from outpace.schedule s
+   where s.target = p_target and s.limit_name = p_limit and (p_key is null or s.key = p_key);
+  update outpace.target set cleared = cleared + 1 where name = p_target;
+  perform pg_notify('outpace', p_target);
+end $$;
+
 -- Returns the blocks of all targets and the pins of operators, for the reply to a heartbeat.
 create function outpace.news_v1() returns jsonb language plpgsql stable as $$
 begin
   return jsonb_build_object(
     'epochs', (select coalesce(jsonb_object_agg(name, epoch), '{}') from outpace.target),
+    'cleared', (select coalesce(jsonb_object_agg(name, cleared), '{}') from outpace.target),
     'pins', (select coalesce(jsonb_agg(jsonb_build_object('target', target, 'limit', limit_name, 'spec', spec)), '[]')
                from outpace.pin));
 end $$;
@@ -128,7 +142,7 @@ begin
   delete from outpace.schedule s where s.key <> '' and s.agreed_ns + minute < now_ns
      and case s.kind
            when 'token' then s.mark <= now_ns
-           when 'sliding' then coalesce(s.log_at[cardinality(s.log_at)], 0) + s.period_ns <= now_ns
+           when 'sliding' then greatest(s.log_at[cardinality(s.log_at)], s.mark) + s.period_ns <= now_ns
            when 'fixed' then (s.mark + 1) * s.period_ns <= now_ns
            else not exists (select from outpace.permit p
                              where (p.target, p.limit_name, p.key) = (s.target, s.limit_name, s.key))

@@ -19,9 +19,9 @@ create function outpace.div_ceil_v1(n int8, d int8) returns int8 language sql im
   select (n + d - 1) / d
 $$;
 
--- Returns n + i * k, at most the largest int8.
+-- Returns n + i * k within the range of int8, so that no settlement can overflow.
 create function outpace.plus_v1(n int8, i int8, k int8) returns int8 language sql immutable as $$
-  select least(n + least(i::numeric * k, 9223372036854775807), 9223372036854775807)::int8
+  select greatest(least(n + i::numeric * k, 9223372036854775807), -9223372036854775807)::int8
 $$;
 
 -- Returns the instant that stands for never. It lies beyond any horizon.
@@ -60,6 +60,8 @@ returns int8 language plpgsql immutable as $$
 declare push int8; newest int8;
 begin
   if n = 0 then return outpace.never_v1(); end if;
+  -- The units of settlements are kept apart from the log, so that they can be forgotten.
+  if w.used > 0 then w := outpace.unbooked_v1(w, w.mark, least(w.used, n), w.mark); end if;
   if cardinality(w.log_at) = 0 then return t; end if;
   newest := greatest(t, w.log_at[cardinality(w.log_at)]);
   select coalesce(sum(x), 0) + greatest(1, least(units, n)) - n into push from unnest(w.log_units) x;
@@ -81,8 +83,8 @@ begin
   if t % w.period_ns >= w.period_ns - w.guard_ns then win := win + 1; end if;
   at := greatest(at, win * w.period_ns + w.guard_ns);
   if win > w.mark then base := win; pos := 0; else base := w.mark; pos := w.used; end if;
-  base := base + pos / n + case when pos % n + greatest(1, least(units, n)) > n then 1 else 0 end;
-  return case when base = win then at else base * w.period_ns + w.guard_ns end;
+  base := base + least(pos / n, outpace.never_v1()) + case when pos % n + greatest(1, least(units, n)) > n then 1 else 0 end;
+  return case when base = win then at else outpace.plus_v1(w.guard_ns, base, w.period_ns) end;
 end $$;
 
 -- Returns the earliest instant from `t` on at which the schedule allows `units` more.
@@ -118,12 +120,23 @@ begin
   return w;
 end $$;
 
+-- Moves the theoretical arrival time of a token bucket to `t` or later, with and without the
+-- settlements.
+create function outpace.raised_v1(w outpace.schedule, t int8) returns outpace.schedule
+language plpgsql immutable as $$
+declare booked int8 := greatest(w.mark - w.settled, t);
+begin
+  w.mark := greatest(w.mark, t); w.settled := w.mark - booked;
+  return w;
+end $$;
+
 -- Returns the schedule after `units` are sent at `t`.
 create function outpace.booked_v1(w outpace.schedule, lost int8, t int8, units int8)
 returns outpace.schedule language plpgsql immutable as $$
 declare l int;
 begin
   if w.kind = 'token' then
+    if w.settled > 0 then w := outpace.raised_v1(w, t); end if;
     w.mark := outpace.plus_v1(greatest(w.mark, t),
                               outpace.share_interval_v1(w.interval_ns, w.period_ns, lost), units);
     return w;
@@ -138,8 +151,8 @@ begin
     end if;
     return outpace.trimmed_v1(w);
   elsif w.kind = 'fixed' then
-    if t / w.period_ns > w.mark then w.mark := t / w.period_ns; w.used := 0; end if;
-    w.used := w.used + units;
+    if t / w.period_ns > w.mark then w.mark := t / w.period_ns; w.used := 0; w.settled := 0; end if;
+    w.used := outpace.plus_v1(w.used, 1, units);
   end if;
   return w;
 end $$;
@@ -148,7 +161,7 @@ end $$;
 create function outpace.filled_v1(w outpace.schedule, t int8) returns outpace.schedule
 language plpgsql immutable as $$
 begin
-  if w.kind = 'token' then w.mark := greatest(w.mark, t + w.tolerance_ns);
+  if w.kind = 'token' then w := outpace.raised_v1(w, outpace.plus_v1(t, 1, w.tolerance_ns));
   elsif w.kind = 'sliding' then w.log_at := array[t]; w.log_units := array[w.n];
   elsif w.kind = 'fixed' then w.mark := t / w.period_ns; w.used := w.n;
   end if;
@@ -158,18 +171,21 @@ end $$;
 -- Returns the schedule `w` under the numbers of `v`. What was used stays used.
 create function outpace.adopted_v1(w outpace.schedule, v outpace.schedule, t int8)
 returns outpace.schedule language plpgsql immutable as $$
-declare a outpace.schedule := w;
+declare a outpace.schedule := w; owed int8; booked int8;
 begin
   a.kind := v.kind; a.n := v.n; a.period_ns := v.period_ns; a.interval_ns := v.interval_ns;
   a.tolerance_ns := v.tolerance_ns; a.guard_ns := v.guard_ns; a.agreed_ns := t;
   if w.kind <> v.kind then
-    a.mark := 0; a.used := 0; a.log_at := '{}'; a.log_units := '{}';
+    a.mark := 0; a.used := 0; a.settled := 0; a.log_at := '{}'; a.log_units := '{}';
     return outpace.filled_v1(a, t);
   end if;
   if v.kind = 'token' then
-    a.mark := outpace.plus_v1(t, outpace.div_ceil_v1(
-      least(greatest(w.mark - t, 0), 9000000000000000000 - w.interval_ns), w.interval_ns), v.interval_ns);
+    owed := least(greatest(w.mark - t, 0), 9000000000000000000 - w.interval_ns);
+    booked := least(greatest(w.mark - w.settled - t, 0), 9000000000000000000 - w.interval_ns);
+    a.mark := outpace.plus_v1(t, outpace.div_ceil_v1(owed, w.interval_ns), v.interval_ns);
+    a.settled := a.mark - outpace.plus_v1(t, outpace.div_ceil_v1(booked, w.interval_ns), v.interval_ns);
   elsif v.kind = 'sliding' then
+    a.used := least(a.used, a.n);
     return outpace.trimmed_v1(a);
   elsif v.kind = 'fixed' and w.period_ns <> v.period_ns then
     a.mark := greatest(w.mark * w.period_ns / v.period_ns, (w.mark + 1) * w.period_ns / v.period_ns);
@@ -181,12 +197,20 @@ end $$;
 -- replica last received, and the server may have forgotten it.
 create function outpace.merged_v1(w outpace.schedule, seen outpace.schedule) returns outpace.schedule
 language plpgsql immutable as $$
+declare booked int8;
 begin
-  if w.kind = 'token' then
-    w.mark := greatest(w.mark, seen.mark);
-  elsif w.kind = 'fixed' and (seen.mark, seen.used) > (w.mark, w.used) then
-    w.mark := seen.mark; w.used := seen.used;
+  if w.kind = 'token' or (w.kind = 'fixed' and w.mark = seen.mark) then
+    if w.kind = 'token' then
+      booked := greatest(w.mark - w.settled, seen.mark - seen.settled);
+      w.mark := greatest(w.mark, seen.mark); w.settled := w.mark - booked;
+    else
+      booked := greatest(w.used - w.settled, seen.used - seen.settled);
+      w.used := greatest(w.used, seen.used); w.settled := w.used - booked;
+    end if;
+  elsif w.kind = 'fixed' and seen.mark > w.mark then
+    w.mark := seen.mark; w.used := seen.used; w.settled := seen.settled;
   elsif w.kind = 'sliding' then
+    if (seen.mark, seen.used) > (w.mark, w.used) then w.mark := seen.mark; w.used := seen.used; end if;
     select coalesce(array_agg(at order by at), '{}'), coalesce(array_agg(n order by at), '{}')
       into w.log_at, w.log_units from (
       select at, max(n) n from (
@@ -212,11 +236,10 @@ begin
   elsif w.kind = 'fixed' then
     -- Fallback mode keeps no guard, so the request may have reached the origin in the next window.
     t := t + w.guard_ns;
-    if t / w.period_ns = w.mark then w.used := w.used + units; return w; end if;
+    if t / w.period_ns = w.mark then w.used := outpace.plus_v1(w.used, 1, units); return w; end if;
   elsif w.kind = 'token' and t + w.period_ns <= now_ns then
     -- Several replicas report the same span of time one after the other.
-    w.mark := greatest(w.mark, outpace.plus_v1(t, w.interval_ns, units));
-    return w;
+    return outpace.raised_v1(w, outpace.plus_v1(t, w.interval_ns, units));
   end if;
   return outpace.booked_v1(w, 0, t, units);
 end $$;
@@ -224,14 +247,17 @@ end $$;
 -- Returns the schedule after a correction of its cost by `units`, which may be negative.
 create function outpace.corrected_v1(w outpace.schedule, units int8, now_ns int8)
 returns outpace.schedule language plpgsql immutable as $$
-declare back int8 := -units; gone int8; l int := cardinality(w.log_at);
+declare back int8 := outpace.plus_v1(0, -1, units); gone int8; l int := cardinality(w.log_at);
 begin
   if w.kind = 'token' then
-    w.mark := w.mark + units * w.interval_ns;
+    w.mark := greatest(outpace.plus_v1(w.mark, w.interval_ns, units), 0);
+    w.settled := least(outpace.plus_v1(w.settled, w.interval_ns, greatest(units, 0)), w.mark);
   elsif w.kind = 'fixed' then
-    w.used := greatest(0, w.used + units);
+    w.used := greatest(outpace.plus_v1(w.used, 1, units), 0);
+    w.settled := least(outpace.plus_v1(w.settled, 1, greatest(units, 0)), w.used);
   elsif w.kind = 'sliding' and units > 0 then
-    return outpace.booked_v1(w, 0, now_ns, units);
+    if outpace.plus_v1(w.mark, 1, w.period_ns) <= now_ns then w.used := 0; end if;
+    w.used := least(outpace.plus_v1(w.used, 1, units), w.n); w.mark := now_ns;
   elsif w.kind = 'sliding' then
     while back > 0 and l > 0 loop
       gone := least(back, w.log_units[l]);
@@ -241,6 +267,18 @@ begin
     end loop;
     w.log_at := w.log_at[1:l]; w.log_units := w.log_units[1:l];
   end if;
+  return w;
+end $$;
+
+-- Returns the schedule without what settlements added to the estimates. The estimates stay used.
+create function outpace.unsettled_v1(w outpace.schedule) returns outpace.schedule
+language plpgsql immutable as $$
+begin
+  if w.kind = 'token' then w.mark := w.mark - w.settled;
+  elsif w.kind = 'fixed' then w.used := w.used - w.settled;
+  elsif w.kind = 'sliding' then w.mark := 0; w.used := 0;
+  end if;
+  w.settled := 0;
   return w;
 end $$;
 

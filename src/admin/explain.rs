@@ -172,6 +172,7 @@ fn explanation(
             "applies": applies,
             "key": scope.shared_key(index).filter(|_| applies).map(|key| &**key),
             "cost": applies.then(|| scope.cost(index)),
+            "cost_max": limit.cost.as_ref().map(|cost| cost.max),
             "next_in_s": wait(&alone, false).filter(|_| applies).map(|(wait, _)| round(wait)),
         })
     });
@@ -205,6 +206,7 @@ fn explanation(
         "next_in_s": all.as_ref().map(|(wait, _)| round(*wait)),
         "held_by": all.and_then(|(_, held_by)| held_by).map(|name| name.to_string()),
         "max_wait_s": longest,
+        "block_max_s": target.block_max.as_secs_f64(),
         "verdict": verdict,
     })
 }
@@ -218,7 +220,15 @@ pub(super) async fn asked(
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, Response> {
     let query = query.unwrap_or_default();
-    let pairs = url::form_urlencoded::parse(query.as_bytes()).into_owned();
+    let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let known = ["url", "method", "header", "body", "client"];
+    if let Some((name, _)) = pairs.iter().find(|(name, _)| !known.contains(&&**name)) {
+        let known = known.join(", ");
+        let text = format!("there is no parameter `{name}` here; the parameters are {known}");
+        return Err(problem(StatusCode::BAD_REQUEST, &text));
+    }
     let question = Question::from_pairs(pairs);
     let told = explain(&admin.policy.load(), &question, Some(&admin.exchange));
     told.map(Json)

@@ -4,14 +4,15 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, problem};
-use crate::policy::{Algorithm, Bound, Limit, Policy};
+use crate::bounds::COUNT_MAX;
+use crate::policy::{Algorithm, Bound, KeySecret, Limit, Policy};
 use crate::units::Rate;
 
 /// Change of a limit. An absent field keeps its current value.
@@ -45,6 +46,85 @@ pub(super) async fn unpin(
     Path((target, limit)): Path<(String, String)>,
 ) -> Result<Response, Response> {
     settle(&admin, target.into(), limit.into(), None).await
+}
+
+/// Query of a call that forgets settlements. At most one of both parts is present.
+#[derive(Debug, Default)]
+struct KeyQuery {
+    /// Value at the source of the key, for example a client's name.
+    key: Option<String>,
+    /// Key as `outpace explain` shows it, which is a digest for most sources.
+    digest: Option<String>,
+}
+
+impl KeyQuery {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut query = Self::default();
+        for (name, value) in url::form_urlencoded::parse(text.as_bytes()).into_owned() {
+            let place = match &*name {
+                "key" => &mut query.key,
+                "digest" => &mut query.digest,
+                _ => {
+                    return Err(format!(
+                        "there is no parameter `{name}` here; the parameters are key, digest"
+                    ));
+                }
+            };
+            if place.replace(value).is_some() {
+                return Err(format!("`{name}` is repeated; write it once"));
+            }
+        }
+        Ok(query)
+    }
+}
+
+/// `DELETE /v1/targets/{name}/limits/{limit}/usage`: forgets what settlements added to the
+/// estimates. The estimates of sent requests stay used, so the rate still holds for them.
+pub(super) async fn forget_settled(
+    State(admin): State<Admin>,
+    Path((target, limit)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Response> {
+    let query = KeyQuery::parse(&query.unwrap_or_default());
+    let query = query.map_err(|text| problem(StatusCode::BAD_REQUEST, &text))?;
+    let policy = admin.policy.load_full();
+    let found = find(&policy, &target, &limit);
+    let found = found.map_err(|text| problem(StatusCode::NOT_FOUND, &text))?;
+    let secret = admin.exchange.pacer.key_secret();
+    let key = stored_key(found, &query, &secret);
+    let key = key.map_err(|text| problem(StatusCode::UNPROCESSABLE_ENTITY, &text))?;
+    let (target, limit): (Arc<str>, Arc<str>) = (target.into(), limit.into());
+    let (of_target, of_limit) = (Arc::clone(&target), Arc::clone(&limit));
+    let forgotten = admin
+        .ledger
+        .forget_settled(of_target, of_limit, key.clone());
+    let forgotten = forgotten.await;
+    forgotten.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &error))?;
+    admin.exchange.pacer.ask_anew(&target);
+    let key = key.as_deref();
+    tracing::info!(%target, %limit, key, "settlements of a limit forgotten");
+    Ok(Json(json!({ "target": *target, "limit": *limit, "key": key })).into_response())
+}
+
+/// Returns the key of a schedule that a query names, or `None` for all keys.
+///
+/// # Errors
+/// Returns a message if the limit has no key, or the query names it twice or in a wrong form.
+fn stored_key(
+    limit: &Limit,
+    query: &KeyQuery,
+    secret: &KeySecret,
+) -> Result<Option<Arc<str>>, String> {
+    match (&limit.key, &query.key, &query.digest) {
+        (_, None, None) => Ok(None),
+        (_, Some(_), Some(_)) => Err("`key` and `digest` exclude each other; keep one".to_owned()),
+        (None, ..) => Err(format!("limit `{}` has no key; leave it out", limit.name)),
+        (Some(source), Some(key), None) => Ok(Some(source.key_of(key, secret))),
+        (Some(_), None, Some(digest)) if digest.len() > 128 || digest.contains('\0') => {
+            Err("`digest` is the `key` that `outpace explain` shows".to_owned())
+        }
+        (Some(_), None, Some(digest)) => Ok(Some(digest.as_str().into())),
+    }
 }
 
 async fn settle(
@@ -85,6 +165,7 @@ fn changed(limit: &Limit, change: &LimitChange) -> Result<Bound, String> {
             }
             match change.concurrent.unwrap_or(now) {
                 0 => Err("0 at once would let nothing through; write 1 or more".to_owned()),
+                count if count > COUNT_MAX => Err(format!("`concurrent` is at most {COUNT_MAX}")),
                 count => Ok(Bound::Concurrent(count)),
             }
         }
@@ -98,6 +179,9 @@ fn changed(limit: &Limit, change: &LimitChange) -> Result<Bound, String> {
             };
             let algorithm = match (algorithm, change.burst) {
                 (_, Some(0)) => return Err("a burst of 0 blocks all; write 1 or more".to_owned()),
+                (_, Some(burst)) if burst > COUNT_MAX => {
+                    return Err(format!("`burst` is at most {COUNT_MAX}"));
+                }
                 (Algorithm::TokenBucket { .. }, Some(burst)) => {
                     Algorithm::TokenBucket { burst: Some(burst) }
                 }

@@ -37,7 +37,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{delete, get, patch, post};
 
 use authorize::Guard;
 
@@ -105,6 +105,10 @@ impl Admin {
             .route(
                 "/v1/targets/{name}/limits/{limit}",
                 patch(limits::pin).delete(limits::unpin),
+            )
+            .route(
+                "/v1/targets/{name}/limits/{limit}/usage",
+                delete(limits::forget_settled),
             );
         // Probes carry no token. The health routes need none, because they reveal only the
         // readiness.

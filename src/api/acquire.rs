@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Answered, Api, ApiCall, bad, json};
-use crate::bounds::{PERMIT_HOLD, PERMIT_HOLD_MAX};
+use crate::bounds::{COST_MAX, PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{ClientIdentity, Error, Reason, Record};
 use crate::pace::{Ticket, Turn};
@@ -105,6 +105,12 @@ impl Api {
         record: &mut Record,
     ) -> Answered {
         let exchange = call.exchange;
+        if asked
+            .cost
+            .is_some_and(|cost| !(1..=COST_MAX).contains(&cost))
+        {
+            return Err(bad(format!("`cost` is a number from 1 to {COST_MAX}")));
+        }
         let work = Work {
             caller: call.client.caller(),
             key: asked.key.as_deref(),

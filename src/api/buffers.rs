@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page};
+use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page, parameters};
 use super::spool::{buffer_json, counts_json, item_json, time};
 use super::tenants::BufferAccess;
 use super::{Answered, ApiCall, CallBody, SpoolHandle, bad, json as answer, read};
@@ -64,6 +64,7 @@ impl SpoolHandle {
     ) -> Answered {
         match (&head.method, path) {
             (&Method::GET, []) => {
+                parameters(head, &[])?;
                 call.needs(ApiScope::Read)?;
                 let mut all = Vec::new();
                 for buffer in self.visible_buffers(call).await? {
@@ -76,6 +77,7 @@ impl SpoolHandle {
                 self.create(call, read(body).await?).await
             }
             (&Method::GET, [id]) => {
+                parameters(head, &[])?;
                 call.needs(ApiScope::Read)?;
                 let buffer = self.buffer(call, id).await?;
                 Ok(answer(&self.show(call, &buffer).await?))
@@ -100,6 +102,7 @@ impl SpoolHandle {
                 self.list(call, head, &self.buffer(call, id).await?).await
             }
             (&Method::GET, [id, "stats"]) => {
+                parameters(head, &[])?;
                 call.needs(ApiScope::Read)?;
                 self.stats(call, &self.buffer(call, id).await?).await
             }

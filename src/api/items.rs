@@ -116,10 +116,11 @@ pub(super) fn parameters(head: &Parts, known: &[&str]) -> Result<Vec<(String, St
     let mut found: Vec<(String, String)> = Vec::new();
     for (key, value) in url::form_urlencoded::parse(query.as_bytes()).into_owned() {
         if !known.contains(&&*key) {
-            let known = known.join(", ");
-            return Err(bad(format!(
-                "there is no parameter `{key}` here; the parameters are {known}"
-            )));
+            let known = match known {
+                [] => "the call has none".to_owned(),
+                known => format!("the parameters are {}", known.join(", ")),
+            };
+            return Err(bad(format!("there is no parameter `{key}` here; {known}")));
         }
         if found.iter().any(|(other, _)| *other == key) {
             return Err(bad(format!("`{key}` is repeated; write it once")));
@@ -160,7 +161,10 @@ impl SpoolHandle {
             })?;
         }
         let change = match (&head.method, path) {
-            (&Method::GET, [_]) => return Ok(answer(&item_json(&item, buffer.as_ref()))),
+            (&Method::GET, [_]) => {
+                parameters(head, &[])?;
+                return Ok(answer(&item_json(&item, buffer.as_ref())));
+            }
             (&Method::GET, [_, "attempts"]) => {
                 let mut query = item_query(head, None, OWN_PARAMETERS)?;
                 query.item = Some(item.id);
@@ -169,6 +173,7 @@ impl SpoolHandle {
                 return self.list_attempts(query).await;
             }
             (&Method::GET, [_, "response"]) => {
+                parameters(head, &[])?;
                 let wait = preference(&head.headers).wait.unwrap_or_default();
                 return self.response(id, wait.min(LONG_POLL)).await;
             }

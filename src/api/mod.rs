@@ -162,6 +162,7 @@ impl Api {
             };
         }
         if let ["openapi.json"] = known {
+            items::parameters(&head, &[])?;
             return Ok(json(&openapi::document()));
         }
         let mut parts = path.split('/').skip(2);

@@ -85,8 +85,13 @@ impl ApiCall<'_> {
     }
 }
 
+/// Last instant that RFC 3339 can write, at the end of the year 9999, in milliseconds.
+const LAST_TIME: u64 = 253_402_300_799_999;
+
+/// Returns an instant as RFC 3339 text. An instant before 1970 or after the year 9999, which an
+/// earlier version may have stored, becomes the nearest one that can be written.
 pub(super) fn time(at: Millis) -> String {
-    let since = Duration::from_millis(u64::try_from(at).unwrap_or(0));
+    let since = Duration::from_millis(u64::try_from(at).unwrap_or(0).min(LAST_TIME));
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
 }
 

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Exit, Failure, load_config, print};
 use crate::app::ca_names;
+use crate::bounds::BLOCK_MAX;
 use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::exchange::refused_credential;
@@ -89,13 +90,20 @@ fn summary(policy: &Policy) -> String {
                 .matcher
                 .as_ref()
                 .map_or("", |_| ", for matching requests");
-            text.push_str(&format!("  limit {}: {}{some}\n", limit.name, limit.bound));
+            let cost = limit.cost.as_ref();
+            let cost = cost.map_or_else(String::new, |cost| format!(", cost at most {}", cost.max));
+            let (name, bound) = (&limit.name, &limit.bound);
+            text.push_str(&format!("  limit {name}: {bound}{some}{cost}\n"));
         }
         if target.limits.is_empty() {
             text.push_str("  no limits: requests are not paced\n");
         }
         let wait = humantime::format_duration(target.max_wait);
         text.push_str(&format!("  maximum wait: {wait}\n"));
+        if target.block_max != BLOCK_MAX {
+            let block = humantime::format_duration(target.block_max);
+            text.push_str(&format!("  longest block by the origin: {block}\n"));
+        }
         if target.overflow {
             text.push_str("  warning: requests that would wait longer are spooled and answered with 202, which most SDKs take for success; use `Prefer: respond-async` instead to let each caller choose\n");
         }

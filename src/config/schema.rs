@@ -210,6 +210,7 @@ pub(super) struct TargetSection {
     pub(super) max_wait: Option<FromText<DurationText>>,
     pub(super) body_idle_timeout: Option<FromText<DurationText>>,
     pub(super) max_waiting: Option<usize>,
+    pub(super) block_max: Option<FromText<DurationText>>,
     pub(super) overflow: OverflowSetting,
     pub(super) tls: TlsMode,
     pub(super) mode: ModeSetting,
@@ -309,6 +310,7 @@ pub(super) struct LimitSection {
 pub(super) struct CostSection {
     pub(super) estimate: Option<OneOrMany>,
     pub(super) default: Option<u32>,
+    pub(super) max: Option<u32>,
     pub(super) settle: Option<Text>,
 }
 

@@ -293,6 +293,21 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), sqlx::error::BoxDy
     Ok(transaction.commit().await?)
 }
 
+/// Returns true if the statement failed because of its values, so that it would fail again and
+/// another statement may succeed.
+pub fn is_about_input(error: &sqlx::Error) -> bool {
+    // SQLSTATE classes: 22 is a data exception, 23 a violated constraint, 54 an exceeded limit of the
+    // server, and P0 an exception of a function. Of class 42 only these are about values, because the
+    // others are about privileges and missing objects.
+    let classes = [
+        "22", "23", "54", "P0", "42601", "42602", "42622", "42804", "42846",
+    ];
+    let code = error.as_database_error().and_then(|told| told.code());
+    // SQLite's result codes are shorter than a SQLSTATE.
+    let code = code.filter(|code| code.len() == 5);
+    code.is_some_and(|code| classes.iter().any(|class| code.starts_with(class)))
+}
+
 /// Returns true if the statement failed because a schema, table or function does not exist.
 fn is_missing(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|told| told.code());

@@ -222,7 +222,7 @@ impl Deliverer {
             if item.not_before > now {
                 // The item is due by the wall clock. The sleep is bounded because that clock may
                 // jump.
-                let wait = Duration::from_millis((item.not_before - now).unsigned_abs());
+                let wait = Duration::from_millis(item.not_before.abs_diff(now));
                 wake = wake.min(instant + wait.min(LOOK_AGAIN));
                 if strict {
                     // In strict order no later item may overtake this one.
@@ -249,7 +249,8 @@ impl Deliverer {
         };
         let last = self.parts.store.attempts(query).await.unwrap_or_default();
         let ago = last.first().map_or(Millis::MAX, |(_, attempt)| {
-            self.now() - attempt.started - attempt.waited
+            let now = self.now().saturating_sub(attempt.started);
+            now.saturating_sub(attempt.waited)
         });
         let now = self.parts.exchange.clock.now();
         match u64::try_from(ago) {

@@ -82,6 +82,7 @@ impl From<StoreError> for Error {
             StoreError::Unknown(_) => Reason::NotFound,
             StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
             StoreError::KeyReused => Reason::KeyReused,
+            StoreError::Refused(_) => Reason::NotStorable,
             StoreError::Full { .. } | StoreError::NoSpace(_) => Reason::SpoolFull,
             StoreError::ShareFull { .. } => Reason::SpoolShareFull,
             StoreError::Sealed(SealError::NoKey(_)) => Reason::NotSpoolable,

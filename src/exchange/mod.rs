@@ -68,6 +68,7 @@ use deliver::{Outcome, buffer_response};
 use plan::Plan;
 use react::{Attempted, Decision, Situation, Then, decide};
 
+use crate::bounds::BLOCK_MAX;
 use crate::clock::Clock;
 use crate::origin::Pool;
 use crate::pace::Pacer;
@@ -292,6 +293,7 @@ impl Exchange {
         }
         let situation = Situation {
             retry: target.map_or(&unlimited, |target| &target.retry),
+            block_max: target.map_or(BLOCK_MAX, |target| target.block_max),
             idempotent: plan.target.is_some_and(|target| target.idempotent)
                 || plan.template.is_idempotent(),
             replayable: plan.body.as_ref().is_none_or(Replayable::replayable),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::bounds::{BLOCK_MAX, RETRY_WAIT_MIN};
+use crate::bounds::RETRY_WAIT_MIN;
 use crate::clock::Instant;
 use crate::policy::Retry;
 use crate::signals::{Demand, SignalKind};
@@ -50,6 +50,8 @@ impl Attempted {
 pub(super) struct Situation<'a> {
     /// Retry rules of the target: attempts, backoff and the statuses to retry.
     pub retry: &'a Retry,
+    /// Longest block that the origin may impose, and longest wait for this request.
+    pub block_max: Duration,
     /// True if repeating the request has no further effect. The method, an `Idempotency-Key` or the
     /// target's `idempotent` setting decides that.
     pub idempotent: bool,
@@ -171,7 +173,7 @@ impl Situation<'_> {
     fn wait_until(&self, asked: Option<Instant>) -> Instant {
         let until = asked.map_or_else(
             || self.now + self.backoff(),
-            |at| at.min(self.now + BLOCK_MAX),
+            |at| at.min(self.now + self.block_max),
         );
         until.max(self.now + RETRY_WAIT_MIN)
     }
@@ -201,6 +203,7 @@ mod tests {
     fn situation(retry: &Retry) -> Situation<'_> {
         Situation {
             retry,
+            block_max: crate::bounds::BLOCK_MAX,
             idempotent: true,
             replayable: true,
             attempts: 1,
@@ -549,6 +552,6 @@ mod tests {
             ..situation(&retry)
         };
         let decision = decide(attempted, &situation);
-        assert_eq!(decision.block, Some(NOW + BLOCK_MAX));
+        assert_eq!(decision.block, Some(NOW + crate::bounds::BLOCK_MAX));
     }
 }

@@ -101,6 +101,9 @@ reasons! {
     MemoryFull, "memory-full", SERVICE_UNAVAILABLE, "http_request_denied", Refused, Warn:
         "The request would have to wait, but waiting requests and their bodies already occupy `bodies.memory_total`.",
         "Retry after the time in `Retry-After`, or raise `bodies.memory_total`.";
+    NotBookable, "not-bookable", BAD_REQUEST, "http_request_error", Rejected, Debug:
+        "The ledger's database refuses a key or the cost of the request. Nothing was sent, and other requests are not affected.",
+        "Correct the value that the target's limit uses as `key` or `cost`. If the value is valid, report the error in the log.";
     OriginUnresolved, "origin-unresolved", BAD_GATEWAY, "dns_error", Failed, Debug:
         "The host name could not be resolved.",
         "Check the spelling of the host, the DNS resolver and `egress.resolve`.";
@@ -182,6 +185,9 @@ reasons! {
     NotSpoolable, "not-spoolable", UNPROCESSABLE_ENTITY, "http_request_denied", Refused, Debug:
         "A header field holds a credential, and the encryption key `spool.key` is not set.",
         "Set `spool.key`, or let the target add the field (`set_headers`).";
+    NotStorable, "not-storable", BAD_REQUEST, "http_request_error", Rejected, Debug:
+        "The spool's database refuses a value of the request. Nothing was stored, and other requests are not affected.",
+        "Correct the value that `detail` describes.";
     BodyTooLarge, "body-too-large", PAYLOAD_TOO_LARGE, "http_request_error", Rejected, Debug:
         "The body is too large to be stored.",
         "Send a smaller body or batch, or raise `spool.max_body`.";

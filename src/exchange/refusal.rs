@@ -36,6 +36,12 @@ pub(super) fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error
                 seconds(patience),
             ),
         ),
+        RefusalKind::NotBookable => {
+            let detail = format!(
+                "the ledger of target `{name}` refuses a key or the cost of this request; the log of outpace has the database's error"
+            );
+            return Error::new(Reason::NotBookable, detail);
+        }
         RefusalKind::QueueFull => Error::new(
             Reason::QueueFull,
             format!(

@@ -146,6 +146,17 @@ impl Book {
         }
     }
 
+    /// Forgets what settlements added to the estimates of a limit, for one key or for all keys if
+    /// `key` is `None`.
+    pub fn forget_settled(&mut self, limit: &str, key: Option<&str>) {
+        let rows = self.rows.iter_mut().filter(|row| {
+            *row.limit == *limit && key.is_none_or(|key| row.key.as_deref() == Some(key))
+        });
+        for schedule in rows.filter_map(|row| row.schedule.as_mut()) {
+            schedule.forget_settled();
+        }
+    }
+
     /// Returns the schedule that counts this key of a limit, if the limit is a rate that an earlier
     /// call has used.
     pub fn schedule(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<&Schedule> {

@@ -110,6 +110,10 @@ pub struct Grant {
     pub probe: bool,
     /// Reason for missing slots, or `None` if the run got all that it wanted.
     pub short: Option<Short>,
+    /// True if the store refuses this run because of its keys or costs. Another call would fail in
+    /// the same way.
+    #[serde(skip)]
+    pub refused: bool,
 }
 
 /// The reason why a run got fewer slots than it wanted.

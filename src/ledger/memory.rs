@@ -138,6 +138,19 @@ impl Ledger for MemoryLedger {
         self.key_secret.clone()
     }
 
+    fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Pinning<'_> {
+        self.with_entry(&target, |entry| {
+            let mut kept = sync::lock(&entry.book);
+            kept.book.forget_settled(&limit, key.as_deref());
+        });
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
         self.with_book(target, |kept, _| LedgerStatus {
             mode: "in memory, for this replica".to_owned(),

@@ -79,7 +79,7 @@ impl std::fmt::Debug for Booking {
     }
 }
 
-/// A future that pins a limit in the ledger, or removes a pin. The error is a full sentence.
+/// A future that changes a limit in the ledger, for example pins it. The error is a full sentence.
 pub type Pinning<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
 /// The outcome of a slot, reported by [`Ledger::settle`].
@@ -143,6 +143,15 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Replaces a limit's numbers for all replicas of the ledger, or restores the policy's numbers
     /// if `bound` is `None`. The error is a full sentence.
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_>;
+
+    /// Forgets what settlements added to the estimates of a limit, for one key or for all keys if
+    /// `key` is `None`. All replicas follow within a second. The error is a full sentence.
+    fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Pinning<'_>;
 
     /// Blocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);

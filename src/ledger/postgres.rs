@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, Call, Replica};
 use crate::clock::Instant;
-use crate::db::{Database, DatabaseError};
+use crate::db::{Database, DatabaseError, is_about_input};
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
 
@@ -68,7 +68,8 @@ impl PostgresLink {
     }
 
     async fn book(&self, call: &Call) -> Result<Json<BookReply>, LinkError> {
-        let text = serde_json::to_string(call).map_err(|error| LinkError(error.to_string()))?;
+        let text = serde_json::to_string(call);
+        let text = text.map_err(|error| LinkError::Refused(error.to_string()))?;
         let text = quoted(&text);
         self.ask(format!("select outpace.book_v1({text})")).await
     }
@@ -108,12 +109,16 @@ trait Column: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
 impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> Column for T {}
 
 fn failed(error: &sqlx::Error) -> LinkError {
-    LinkError(match error {
+    let text = match error {
         sqlx::Error::PoolTimedOut => {
             "Postgres timed out (2 s per connection, 1.5 s per call)".to_owned()
         }
         error => error.to_string(),
-    })
+    };
+    match is_about_input(error) {
+        true => LinkError::Refused(text),
+        false => LinkError::Unavailable(text),
+    }
 }
 
 #[derive(Deserialize)]
@@ -133,7 +138,7 @@ impl Link for PostgresLink {
         match reply.answer {
             _ if reply.busy => Ok(Reply::Busy),
             Some(answer) => Ok(Reply::Answer { answer, started }),
-            None => Err(LinkError(
+            None => Err(LinkError::Unavailable(
                 "incomplete reply of outpace.book_v1; check the schema".to_owned(),
             )),
         }
@@ -169,10 +174,24 @@ impl Link for PostgresLink {
         .await
     }
 
+    async fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Result<(), LinkError> {
+        let (target, limit) = (quoted(&target), quoted(&limit));
+        let key = key.map_or_else(|| "null".to_owned(), |key| quoted(&key));
+        self.tell(format!(
+            "select outpace.forget_settled_v1({target}, {limit}, {key})::text"
+        ))
+        .await
+    }
+
     async fn reach(&self) -> Result<(), LinkError> {
         self.prepare()
             .await
-            .map_err(|error| LinkError(error.to_string()))?;
+            .map_err(|error| LinkError::Unavailable(error.to_string()))?;
         self.ask::<i32>("select 1".to_owned()).await.map(drop)
     }
 
@@ -181,7 +200,8 @@ impl Link for PostgresLink {
         let statement = format!("select outpace.key_secret_v1({candidate})");
         let secret = self.ask::<String>(statement).await?;
         KeySecret::from_hex(&secret).ok_or_else(|| {
-            LinkError("outpace.key_secret holds no secret; delete its row".to_owned())
+            let problem = "outpace.key_secret holds no secret; delete its row";
+            LinkError::Unavailable(problem.to_owned())
         })
     }
 
@@ -210,7 +230,7 @@ impl Link for PostgresLink {
         let spec = match spec.map(|spec| serde_json::to_string(&spec)).transpose() {
             Ok(Some(spec)) => quoted(&spec),
             Ok(None) => "null".to_owned(),
-            Err(error) => return Err(LinkError(error.to_string())),
+            Err(error) => return Err(LinkError::Refused(error.to_string())),
         };
         self.tell(format!(
             "select outpace.pin_v1({target}, {limit}, {spec})::text"

@@ -13,7 +13,7 @@ use super::entry::{Entry, Stage};
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
-use crate::bounds::{CONNECT_TIMEOUT, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
+use crate::bounds::{CONNECT_TIMEOUT, FAULT_LOG, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
 use crate::policy::{Scope, Target};
@@ -48,6 +48,8 @@ pub(super) struct LineState {
     may_warn: Instant,
     /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
+    /// Instant from which another settlement that was cut is logged.
+    may_warn_of_costs: Instant,
     /// Waiting requests of each lane, by the name of the lane.
     rooms: HashMap<Arc<str>, Arc<Occupancy>>,
 }
@@ -81,6 +83,7 @@ impl Line {
                 driven: false,
                 may_warn: Instant::ZERO,
                 looked: Instant::ZERO,
+                may_warn_of_costs: Instant::ZERO,
                 rooms: HashMap::default(),
             }),
             changed: Notify::new(),
@@ -233,6 +236,20 @@ impl Line {
         }
         state.looked = now;
         state.queue.refuse_infeasible(&*self.ledger);
+    }
+
+    /// Counts a settlement that was cut to `max`, and logs one per [`FAULT_LOG`].
+    pub(super) fn settlement_capped(&self, target: &Target, limit: usize, stated: i64, max: i64) {
+        self.metrics.settlement_capped(&target.name);
+        let now = self.clock.now();
+        let mut state = self.lock();
+        if now < state.may_warn_of_costs {
+            return;
+        }
+        state.may_warn_of_costs = now + FAULT_LOG;
+        drop(state);
+        let limit = limit_name(target, Some(limit));
+        tracing::warn!(target_name = %target.name, limit = limit.as_deref(), stated, max, "the origin stated a cost above `cost.max`; the cost was cut; raise `cost.max` if the number is right");
     }
 
     /// Settles slots of the target with which no request was sent.

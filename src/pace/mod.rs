@@ -107,6 +107,8 @@ pub enum RefusalKind {
     QueueFull,
     /// The client has as many requests in the queue as its share allows.
     ShareFull,
+    /// The ledger refuses the keys or costs of the request, at any time.
+    NotBookable,
 }
 
 /// The lines of all targets of this replica, created on first use.
@@ -139,6 +141,16 @@ impl Pacer {
     /// Holds all requests of `target` until `until`, because its origin asked for a pause.
     pub fn block(&self, target: &Arc<Target>, until: Instant) {
         self.line(target).block(until);
+    }
+
+    /// Makes a new call to the ledger due for all waiters of the target of this name, because its
+    /// schedules were changed.
+    pub fn ask_anew(&self, target: &str) {
+        let line = sync::read(&self.lines).get(target).cloned();
+        if let Some(line) = line {
+            line.lock().queue.ask_anew(None);
+            line.changed.notify_one();
+        }
     }
 
     /// Returns the earliest instant at which a request of this scope could be sent, and the name of

@@ -14,9 +14,10 @@ use super::backlog::{Backlog, is_free};
 use super::entry::{Entry, QueueKey, Stage};
 use super::group::{Group, GroupId};
 use super::hold::{HoldKey, Holds};
+use super::{Event, RefusalKind};
 use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
-use crate::ledger::{Answer, Run, Short, Slot};
+use crate::ledger::{Answer, Forecast, Run, Short, Slot};
 use crate::policy::{Scope, Target};
 use crate::shares::Occupancy;
 
@@ -334,6 +335,10 @@ impl Queue {
                 continue;
             }
             slots.for_each(|slot| self.put_in_hand(slot));
+            if answer.runs.get(index).is_some_and(|grant| grant.refused) {
+                self.refuse_unbookable(&run.scope, answer.now);
+                continue;
+            }
             let short = answer.runs.get(index).and_then(|grant| grant.short);
             self.note_short(&run.scope, short.filter(|_| asked.news == self.news));
         }
@@ -374,6 +379,23 @@ impl Queue {
             target: Arc::clone(&self.target),
             runs,
             news: self.news,
+        }
+    }
+
+    /// Refuses and removes all waiters of a scope whose keys or costs the ledger refuses.
+    fn refuse_unbookable(&mut self, scope: &Scope, now: Instant) {
+        let forecast = Forecast {
+            at: now,
+            held_by: None,
+        };
+        let refusal = self.refusal(RefusalKind::NotBookable, forecast, self.len());
+        let group = self.ids.get(scope).and_then(|id| self.groups.get(id));
+        let places = group.map(|group| group.waiting.keys().copied().collect::<Vec<_>>());
+        for place in places.unwrap_or_default() {
+            if let Some(entry) = self.remove(place) {
+                // A waiter that was dropped needs no answer.
+                let _ = entry.tell.try_send(Event::Refused(refusal.clone()));
+            }
         }
     }
 }

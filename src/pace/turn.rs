@@ -10,7 +10,7 @@ use super::{Event, RefusalKind, Ticket};
 use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
-use crate::policy::{Scope, Source, Target};
+use crate::policy::{Cost, Scope, Source, Target};
 use crate::shares::Holding;
 
 /// Place of an exchange in the line. Dropping it leaves the line and gives back any slot.
@@ -119,13 +119,16 @@ impl Turn {
     }
 
     /// Corrects the cost of each limit that is settled by the response. `read` returns the actual
-    /// cost in units, or `None` if the response lacks it.
+    /// cost in units, or `None` if the response lacks it. A cost above the limit's `max` is cut.
     pub fn settle(&self, read: impl Fn(&Source) -> Option<i64>) {
-        for (index, source) in self.settled() {
-            let estimate = self.slot.scope.cost(index);
-            if let Some(units) = read(source).map(|cost| cost - estimate)
-                && units != 0
-            {
+        for (index, cost, source) in self.settled() {
+            let Some(stated) = read(source) else { continue };
+            if stated > cost.max {
+                self.line
+                    .settlement_capped(&self.target, index, stated, cost.max);
+            }
+            let units = stated.min(cost.max) - self.slot.scope.cost(index);
+            if units != 0 {
                 let ledger = &self.line.ledger;
                 ledger.correct(&self.target, &self.slot, index, units);
             }
@@ -134,13 +137,13 @@ impl Turn {
 
     /// Returns true if a limit needs the response body to determine the actual cost.
     pub fn settles_by_body(&self) -> bool {
-        self.settled().any(|(_, source)| source.needs_body())
+        self.settled().any(|(.., source)| source.needs_body())
     }
 
-    fn settled(&self) -> impl Iterator<Item = (usize, &Source)> {
+    fn settled(&self) -> impl Iterator<Item = (usize, &Cost, &Source)> {
         self.slot.scope.limits.iter().filter_map(|index| {
-            let limit = self.target.limits.get(index)?;
-            Some((index, limit.cost.as_ref()?.settle.as_ref()?))
+            let cost = self.target.limits.get(index)?.cost.as_ref()?;
+            Some((index, cost, cost.settle.as_ref()?))
         })
     }
 

@@ -190,6 +190,8 @@ pub struct Target {
     pub retry: Retry,
     /// Rules for the meaning of the origin's responses, in addition to the general ones.
     pub signals: SignalRules,
+    /// Longest block that an origin's `Retry-After` may impose on the target.
+    pub block_max: Duration,
     /// True if requests pass without waiting and the effect of the limits is only counted.
     pub observe: bool,
     /// True if every request may be repeated, whatever its method.
@@ -225,6 +227,7 @@ impl Target {
             tls: TlsMode::default(),
             retry: Retry::default(),
             signals: SignalRules::default(),
+            block_max: crate::bounds::BLOCK_MAX,
             observe: false,
             idempotent: false,
             needs_close_notify: true,

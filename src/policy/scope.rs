@@ -8,6 +8,7 @@ use http::request::Parts;
 use super::key::readable;
 use super::path::normal_path;
 use super::{KeySecret, LimitSet};
+use crate::bounds::COST_MAX;
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
 /// the queue.
@@ -206,7 +207,7 @@ impl Source {
     /// Returns the schedule's key for this value. Client names and paths stay readable if they are
     /// keys already. All other values may be secret and are replaced by a digest. Paths count in
     /// their normal form.
-    pub(super) fn key_of(&self, text: &str, secret: &KeySecret) -> Arc<str> {
+    pub fn key_of(&self, text: &str, secret: &KeySecret) -> Arc<str> {
         match self {
             Self::Client => readable(&text.into()),
             Self::Path => readable(&normal_path(text).into()),
@@ -247,12 +248,10 @@ fn header_text(value: &http::HeaderValue) -> Option<String> {
 
 fn number(text: &str) -> Option<i64> {
     let number = text.trim().parse::<f64>().ok()?;
-    let valid = (0.0..=COST_MAX).contains(&number);
-    valid.then_some(number.ceil() as i64)
+    // An absurd number still says that the cost is high, so it is cut and not ignored.
+    let valid = number.is_finite() && number >= 0.0;
+    valid.then(|| number.min(f64::from(COST_MAX)).ceil() as i64)
 }
-
-/// Maximum cost that a request or response can state: a billion units.
-const COST_MAX: f64 = 1e9;
 
 /// The rule for the cost of a request to a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,6 +260,8 @@ pub struct Cost {
     pub estimate: Vec<Source>,
     /// Estimate in units if no source yields a number.
     pub default: i64,
+    /// Highest cost in units of one request. A higher estimate or settlement is cut.
+    pub max: i64,
     /// Source of the actual cost in the response. `None` leaves the estimate in force.
     pub settle: Option<Source>,
 }
@@ -273,10 +274,11 @@ impl Cost {
         self.rounded(known)
     }
 
-    /// Returns the known cost or else the default, in units. The result is at least 1 and rounded
-    /// up.
+    /// Returns the known cost or else the default, in units. The result is rounded up, and is from
+    /// 1 to [`Self::max`].
     pub(super) fn rounded(&self, known: Option<i64>) -> i64 {
-        rounded_up(known.unwrap_or(self.default).max(1))
+        let known = known.unwrap_or(self.default).clamp(1, i64::from(COST_MAX));
+        rounded_up(known).min(self.max.max(1))
     }
 }
 
@@ -318,6 +320,38 @@ mod tests {
         let secret = KeySecret::new([1; 32]);
         assert_eq!(&*Source::Path.key(&asked, &secret), "/v1/x");
         assert_eq!(&*Source::Client.key(&asked, &secret), "-");
+    }
+
+    #[test]
+    fn an_absurd_cost_is_cut_and_an_unreadable_one_is_ignored() {
+        for (text, cost) in [
+            ("7.2", Some(8)),
+            ("0", Some(0)),
+            ("1e9", Some(1_000_000_000)),
+            ("1e18", Some(1_000_000_000)),
+            ("1e300", Some(1_000_000_000)),
+            ("-1", None),
+            ("NaN", None),
+            ("inf", None),
+            ("1e999", None),
+            ("many", None),
+        ] {
+            assert_eq!(number(text), cost, "{text}");
+        }
+        let cost = Cost {
+            estimate: Vec::new(),
+            default: 1,
+            max: 100,
+            settle: None,
+        };
+        for (known, rounded) in [
+            (None, 1),
+            (Some(-5), 1),
+            (Some(99), 100),
+            (Some(i64::MAX), 100),
+        ] {
+            assert_eq!(cost.rounded(known), rounded, "{known:?}");
+        }
     }
 
     #[test]

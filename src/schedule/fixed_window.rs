@@ -13,6 +13,8 @@ pub struct FixedWindow {
     pub(super) guard: i64,
     pub(super) current: i64,
     pub(super) used: i64,
+    /// Part of `used` that settlements added to the estimates.
+    pub(super) settled: i64,
 }
 
 /// Maximum guard of a window. The guard is a twentieth of the window, but at least the slack and at
@@ -33,6 +35,7 @@ impl FixedWindow {
             guard,
             current: 0,
             used: 0,
+            settled: 0,
         }
     }
 
@@ -64,15 +67,21 @@ impl FixedWindow {
         let index = at.div_euclid(self.window);
         if index > self.current {
             self.current = index;
-            self.used = 0;
+            (self.used, self.settled) = (0, 0);
         }
-        self.used += units.clamp(1, self.n.max(1));
+        self.used = self.used.saturating_add(units.clamp(1, self.n.max(1)));
     }
 
     /// Adjusts the newest window by `units`, because a cost differed from its booking. A negative
     /// number returns units.
     pub(super) fn correct(&mut self, units: i64, _now: i64) {
         self.used = self.used.saturating_add(units).max(0);
+        self.settled = self.settled.saturating_add(units.max(0)).min(self.used);
+    }
+
+    /// Forgets what settlements added to the estimates.
+    pub(super) fn forget_settled(&mut self) {
+        self.used -= std::mem::take(&mut self.settled);
     }
 
     pub(super) fn at_share(&self, ppm: i64) -> Self {
@@ -91,7 +100,14 @@ impl FixedWindow {
     /// Merges the level of another copy of the schedule. The newer window counts, and within one
     /// window the higher number of used units.
     pub(super) fn merge(&mut self, other: &Self) {
-        (self.current, self.used) = self.level().max(other.level());
+        let booked = |window: &Self| window.used - window.settled;
+        let both = booked(self).max(booked(other));
+        if self.current == other.current {
+            self.used = self.used.max(other.used);
+            self.settled = self.used - both;
+        } else if other.current > self.current {
+            (self.current, self.used, self.settled) = (other.current, other.used, other.settled);
+        }
     }
 
     /// Records units that left without a booking. They observed no guard, so near the end of a
@@ -111,7 +127,7 @@ impl FixedWindow {
     }
 
     pub(super) fn adopt(&self, mut changed: Self) -> Self {
-        changed.used = self.used;
+        (changed.used, changed.settled) = (self.used, self.settled);
         changed.current = if self.window == changed.window {
             self.current
         } else {

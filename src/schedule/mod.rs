@@ -59,11 +59,14 @@ impl Schedule {
                 tolerance,
                 period,
                 tat: state.mark,
+                settled: state.settled.clamp(0, state.mark.max(0)),
             }),
             Spec::Sliding { n, window } => {
                 let log = state.log_at.iter().copied();
                 let log = log.zip(state.log_units.iter().copied()).collect();
-                Self::SlidingWindow(SlidingWindow::with_log(n, window, log))
+                let mut sliding = SlidingWindow::with_log(n, window, log);
+                sliding.settled = (state.mark, state.used);
+                Self::SlidingWindow(sliding)
             }
             Spec::Fixed { n, window, guard } => Self::FixedWindow(FixedWindow {
                 n,
@@ -71,6 +74,7 @@ impl Schedule {
                 guard,
                 current: state.mark,
                 used: state.used,
+                settled: state.settled.clamp(0, state.used.max(0)),
             }),
             Spec::Permits { .. } => return None,
         })
@@ -100,11 +104,17 @@ impl Schedule {
     pub fn state(&self) -> ScheduleState {
         let mut state = ScheduleState::unused(self.spec());
         match self {
-            Self::TokenBucket(bucket) => state.mark = bucket.tat,
+            Self::TokenBucket(bucket) => {
+                (state.mark, state.settled) = (bucket.tat, bucket.settled);
+            }
             Self::SlidingWindow(window) => {
                 (state.log_at, state.log_units) = window.log.iter().copied().unzip();
+                (state.mark, state.used) = window.settled;
             }
-            Self::FixedWindow(window) => (state.mark, state.used) = window.level(),
+            Self::FixedWindow(window) => {
+                (state.mark, state.used) = window.level();
+                state.settled = window.settled;
+            }
         }
         state
     }
@@ -135,6 +145,12 @@ impl Schedule {
     /// number returns units.
     pub fn correct(&mut self, units: i64, now: Instant) {
         each!(self, own => own.correct(units, now.as_nanos()));
+    }
+
+    /// Forgets what settlements added to the estimates. The estimates themselves stay used, so the
+    /// rate still holds for what was sent.
+    pub fn forget_settled(&mut self) {
+        each!(self, own => own.forget_settled());
     }
 
     /// Returns the schedule at a share of its rate, in millionths. A share is cut to whole units
@@ -197,9 +213,19 @@ impl Schedule {
             Self::TokenBucket(bucket) => bucket.tat <= now,
             Self::SlidingWindow(window) => {
                 let last = window.log.back().map_or(0, |last| last.0);
+                let last = match window.settled {
+                    (_, 0) => last,
+                    (at, _) => last.max(at),
+                };
                 last.saturating_add(window.window) <= now
             }
-            Self::FixedWindow(window) => (window.current + 1).saturating_mul(window.window) <= now,
+            Self::FixedWindow(window) => {
+                window
+                    .current
+                    .saturating_add(1)
+                    .saturating_mul(window.window)
+                    <= now
+            }
         }
     }
 

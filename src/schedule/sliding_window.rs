@@ -15,6 +15,9 @@ pub struct SlidingWindow {
     pub(super) log: VecDeque<(i64, i64)>,
     /// Sum of all units in the log, at most n.
     total: i64,
+    /// Instant of the last settlement above its estimate, and the units that such settlements added
+    /// within one window. They are kept apart from the log, so that they can be forgotten.
+    pub(super) settled: (i64, i64),
 }
 
 impl SlidingWindow {
@@ -26,12 +29,13 @@ impl SlidingWindow {
     }
 
     pub(super) fn with_log(n: i64, window: i64, log: VecDeque<(i64, i64)>) -> Self {
-        let total = log.iter().map(|(_, units)| units).sum();
+        let units = log.iter().map(|(_, units)| *units);
         let mut window = Self {
             n,
             window,
+            total: units.fold(0, i64::saturating_add),
             log,
-            total,
+            settled: (0, 0),
         };
         window.forget();
         window
@@ -44,15 +48,22 @@ impl SlidingWindow {
         if self.n == 0 {
             return i64::MAX / 2;
         }
+        if self.settled.1 > 0 {
+            let mut all = self.clone();
+            let (at, extra) = std::mem::take(&mut all.settled);
+            all.record_unbooked(at, extra, at);
+            return all.forecast(from, ahead, units);
+        }
         let from = self.log.back().map_or(from, |last| from.max(last.0));
-        let mut pushed_out = self.total + ahead + units.clamp(1, self.n) - self.n;
+        let units = units.clamp(1, self.n) - self.n;
+        let mut pushed_out = ahead.saturating_add(self.total + units);
         if pushed_out <= 0 {
             return from;
         }
         let mut rounds = 0;
         if pushed_out > self.total {
             rounds = super::div_ceil(pushed_out - self.total, self.n);
-            pushed_out -= rounds * self.n;
+            pushed_out = pushed_out.saturating_sub(rounds.saturating_mul(self.n));
         }
         let nth = self.nth(pushed_out);
         let first = nth.map_or(from, |at| from.max(at.saturating_add(self.window)));
@@ -92,8 +103,8 @@ impl SlidingWindow {
     }
 
     pub(super) fn record_unbooked(&mut self, at: i64, units: i64, _now: i64) {
-        self.record(at, units, |known, new| known + new);
-        self.total += units;
+        self.record(at, units, i64::saturating_add);
+        self.total = self.total.saturating_add(units);
         self.forget();
     }
 
@@ -115,17 +126,37 @@ impl SlidingWindow {
     }
 
     pub(super) fn adopt(&self, changed: &Self) -> Self {
-        Self::with_log(changed.n, changed.window, self.log.clone())
+        self.changed(changed.n, changed.window)
     }
 
-    /// Adjusts the log by `units`, because a cost differed from its booking. Extra units are booked
-    /// at `now`, and a negative number removes the newest units.
+    /// Returns this usage under other numbers.
+    fn changed(&self, n: i64, window: i64) -> Self {
+        let (at, units) = self.settled;
+        Self {
+            settled: (at, units.min(n)),
+            ..Self::with_log(n, window, self.log.clone())
+        }
+    }
+
+    /// Forgets what settlements added to the estimates.
+    pub(super) fn forget_settled(&mut self) {
+        self.settled = (0, 0);
+    }
+
+    /// Adjusts the usage by `units`, because a cost differed from its booking. Extra units count
+    /// from `now`, and a negative number removes the newest units of the log.
     pub(super) fn correct(&mut self, units: i64, now: i64) {
         if units > 0 {
-            self.book(now, units);
+            let (at, known) = self.settled;
+            let known = if at.saturating_add(self.window) > now {
+                known
+            } else {
+                0
+            };
+            self.settled = (now, known.saturating_add(units).min(self.n));
             return;
         }
-        let mut back = -units;
+        let mut back = units.saturating_neg();
         while let Some(last) = self.log.back_mut().filter(|_| back > 0) {
             let gone = back.min(last.1);
             last.1 -= gone;
@@ -138,7 +169,7 @@ impl SlidingWindow {
     }
 
     pub(super) fn at_share(&self, ppm: i64) -> Self {
-        Self::with_log(super::share(self.n, ppm), self.window, self.log.clone())
+        self.changed(super::share(self.n, ppm), self.window)
     }
 
     /// Returns the units of one window and the time over which to spread them, in nanoseconds.
@@ -152,6 +183,10 @@ impl SlidingWindow {
         for (at, units) in &other.log {
             self.record(*at, *units, i64::max);
         }
-        *self = Self::with_log(self.n, self.window, std::mem::take(&mut self.log));
+        let settled = self.settled.max(other.settled);
+        *self = Self {
+            settled,
+            ..Self::with_log(self.n, self.window, std::mem::take(&mut self.log))
+        };
     }
 }

@@ -112,10 +112,15 @@ pub struct ScheduleState {
     #[serde(flatten)]
     pub spec: Spec,
     /// Token bucket: the theoretical arrival time. Fixed window: the number of the newest window
-    /// since the epoch.
+    /// since the epoch. Sliding window: the instant of the last settlement above its estimate.
     pub mark: i64,
-    /// Fixed window: the number of units used in the newest window.
+    /// Fixed window: the number of units used in the newest window. Sliding window: the units that
+    /// settlements added to the estimates.
     pub used: i64,
+    /// Token bucket and fixed window: the part of `mark` or `used` that settlements added to the
+    /// estimates.
+    #[serde(default)]
+    pub settled: i64,
     /// Sliding window: the instants at which units left, in ascending order.
     pub log_at: Vec<i64>,
     /// Sliding window: the units that left at these instants.
@@ -129,6 +134,7 @@ impl ScheduleState {
             spec,
             mark: 0,
             used: 0,
+            settled: 0,
             log_at: Vec::new(),
             log_units: Vec::new(),
         }

@@ -19,6 +19,9 @@ pub struct TokenBucket {
     pub(super) period: i64,
     /// Theoretical arrival time, in nanoseconds since the Unix epoch.
     pub(super) tat: i64,
+    /// Part of the theoretical arrival time that settlements added to the estimates, in nanoseconds.
+    /// It is never larger than `tat`.
+    pub(super) settled: i64,
 }
 
 impl TokenBucket {
@@ -52,7 +55,15 @@ impl TokenBucket {
             tolerance: (burst - 1).saturating_mul(interval),
             period,
             tat: 0,
+            settled: 0,
         }
+    }
+
+    /// Moves the theoretical arrival time to `at` or later, with and without the settlements.
+    fn raise(&mut self, at: i64) {
+        let booked = (self.tat - self.settled).max(at);
+        self.tat = self.tat.max(at);
+        self.settled = self.tat - booked;
     }
 
     /// Returns the instant for `units` after `ahead` other units, in nanoseconds. A cost above the
@@ -72,13 +83,14 @@ impl TokenBucket {
 
     pub(super) fn book(&mut self, at: i64, units: i64) {
         let cost = self.interval.saturating_mul(units);
-        self.tat = self.tat.max(at).saturating_add(cost);
+        self.raise(at);
+        self.tat = self.tat.saturating_add(cost);
     }
 
     pub(super) fn book_at_share(&mut self, ppm: i64, at: i64, units: i64) {
         let mut shared = self.at_share(ppm);
         shared.book(at, units);
-        self.tat = shared.tat;
+        (self.tat, self.settled) = (shared.tat, shared.settled);
     }
 
     /// Records units that left without a booking. Units within one period of `now` are owed as if
@@ -89,14 +101,21 @@ impl TokenBucket {
             self.book(at, units);
         } else {
             let cost = self.interval.saturating_mul(units);
-            self.tat = self.tat.max(at.saturating_add(cost));
+            self.raise(at.saturating_add(cost));
         }
     }
 
     /// Moves the theoretical arrival time by `units`, because a cost differed from its booking. A
     /// negative number returns units.
     pub(super) fn correct(&mut self, units: i64, _now: i64) {
-        self.tat = self.tat.saturating_add(self.interval.saturating_mul(units));
+        let cost = self.interval.saturating_mul(units);
+        self.tat = self.tat.saturating_add(cost).max(0);
+        self.settled = self.settled.saturating_add(cost.max(0)).min(self.tat);
+    }
+
+    /// Forgets what settlements added to the estimates.
+    pub(super) fn forget_settled(&mut self) {
+        self.tat -= std::mem::take(&mut self.settled);
     }
 
     /// Returns the bucket at a share of its rate, in millionths. The share is cut to whole units
@@ -130,21 +149,28 @@ impl TokenBucket {
 
     /// Merges the state of another copy of the schedule. The later theoretical arrival time counts.
     pub(super) fn merge(&mut self, other: &Self) {
+        let booked = (self.tat - self.settled).max(other.tat - other.settled);
         self.tat = self.tat.max(other.tat);
+        self.settled = self.tat - booked;
     }
 
     /// Drains the bucket, as if all units that may leave by `until` had left.
     pub(super) fn fill(&mut self, until: i64) {
-        self.tat = self.tat.max(until.saturating_add(self.tolerance));
+        self.raise(until.saturating_add(self.tolerance));
     }
 
     /// Returns the bucket with changed parameters. The debt is kept in units, not in time, so ten
     /// units owed stay ten units owed.
     pub(super) fn adopt(&self, changed: Self, now: i64) -> Self {
-        let owed = self.tat.saturating_sub(now).max(0);
-        let requests = div_ceil(owed, self.interval);
+        let under_new = |tat: i64| {
+            let owed = tat.saturating_sub(now).max(0);
+            let requests = div_ceil(owed, self.interval);
+            now.saturating_add(requests.saturating_mul(changed.interval))
+        };
+        let tat = under_new(self.tat);
         Self {
-            tat: now.saturating_add(requests.saturating_mul(changed.interval)),
+            tat,
+            settled: tat - under_new(self.tat - self.settled),
             ..changed
         }
     }

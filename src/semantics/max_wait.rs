@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 
 use super::Malformed;
-use crate::units::parse_duration;
+use crate::units::{parse_duration, seconds};
 
 /// Request field with a duration such as `1s` or `250ms`, or with seconds as a plain number.
 pub const OUTPACE_MAX_WAIT: HeaderName = HeaderName::from_static("outpace-max-wait");
@@ -20,7 +20,7 @@ pub fn max_wait(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
     for line in headers.get_all(OUTPACE_MAX_WAIT) {
         let wait = line.to_str().ok().and_then(parse).ok_or(Malformed::Field {
             field: "Outpace-Max-Wait",
-            problem: "it is not a duration; write `1s`, `250ms` or a number of seconds",
+            problem: "it is not a duration of at most 400 days; write `1s`, `250ms` or a number of seconds",
         })?;
         least = Some(least.map_or(wait, |least: Duration| least.min(wait)));
     }
@@ -29,7 +29,7 @@ pub fn max_wait(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
 
 fn parse(text: &str) -> Option<Duration> {
     match text.trim().parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Ok(number) => seconds(number).ok(),
         Err(_) => parse_duration(text).ok(),
     }
 }
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_refused() {
-        for line in ["soon", "-1", "", "NaN", "inf"] {
+        for line in ["soon", "-1", "", "NaN", "inf", "401d", "1e18", "34560001"] {
             assert!(read(&[line]).is_err(), "{line}");
         }
     }

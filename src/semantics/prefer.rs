@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 
 use super::fields::elements;
+use crate::bounds::DURATION_MAX;
 
 /// Request field with the client's preferences (RFC 7240 section 2).
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -32,7 +33,8 @@ pub fn preference(headers: &HeaderMap) -> Preference {
             "respond-async" => found.respond_async = true,
             "wait" if found.wait.is_none() => {
                 let seconds = value.trim().trim_matches('"').parse().ok();
-                found.wait = seconds.map(Duration::from_secs);
+                let wait = seconds.map(Duration::from_secs);
+                found.wait = wait.map(|wait| wait.min(DURATION_MAX));
             }
             _ => {}
         }

@@ -88,6 +88,9 @@ pub enum StoreError {
     /// The content cannot be sealed or opened.
     #[error("{0}")]
     Sealed(#[from] SealError),
+    /// The database refuses a value of the request, and would refuse it again.
+    #[error("the spool cannot store this: {0}")]
+    Refused(String),
     /// The store or its database is unavailable at present.
     #[error("the spool cannot be used: {0}")]
     Away(String),
@@ -99,6 +102,7 @@ impl From<sqlx::Error> for StoreError {
         match code.as_deref() {
             // SQLSTATE 53100, `disk_full`. SQLite has no such code.
             Some("53100") => Self::NoSpace("the disk of the database"),
+            _ if crate::db::is_about_input(&error) => Self::Refused(error.to_string()),
             _ => Self::Away(error.to_string()),
         }
     }

@@ -13,7 +13,8 @@ use serde::Deserialize;
 
 use super::backoff::Backoff;
 use super::item::{BufferConfig, Exhausted, Guarantee, ItemOverrides, Millis, millis};
-use crate::units::parse_duration;
+use crate::bounds::{BUFFER_RATE_MAX, BUFFER_RATE_MIN, CONCURRENCY_MAX, DURATION_MAX, RETRIES_MAX};
+use crate::units::{parse_duration, seconds};
 
 /// Duration as text with a unit, or as a number of seconds.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
@@ -33,9 +34,7 @@ impl DurationSpec {
     /// range.
     pub fn read(&self) -> Result<Duration, String> {
         let read = match self {
-            Self::Seconds(seconds) => {
-                Duration::try_from_secs_f64(*seconds).map_err(|error| error.to_string())
-            }
+            Self::Seconds(number) => seconds(*number),
             Self::Text(text) => parse_duration(text),
         };
         read.map_err(|error| format!("{error}; a plain number means seconds, from 0"))
@@ -128,9 +127,6 @@ pub struct BufferSpec {
     pub clients: Option<Vec<String>>,
 }
 
-/// Bound on `concurrency`, because a buffer with more items in flight would not act as a queue.
-const CONCURRENCY_MAX: u32 = 1000;
-
 impl BufferSpec {
     /// Returns `terms` with the written fields replaced.
     ///
@@ -148,12 +144,15 @@ impl BufferSpec {
             terms.sealed = None;
         }
         if let Some(rate) = self.rate_limit {
-            if !(rate > 0.0 && rate <= 1e6) {
-                return Err("`rate_limit` is the number of requests per second, above 0; 0.5 is one in two seconds".to_owned());
+            if !(BUFFER_RATE_MIN..=BUFFER_RATE_MAX).contains(&rate) {
+                return Err("`rate_limit` is the number of requests per second, above 0 (from 0.00001 to 1000000); 0.5 is one in two seconds".to_owned());
             }
             terms.rate_limit = Some(rate);
         }
         terms.max_retries = self.max_retries.unwrap_or(terms.max_retries);
+        if terms.max_retries > RETRIES_MAX {
+            return Err(format!("`max_retries` is a number from 0 to {RETRIES_MAX}"));
+        }
         if let Some(backoff) = &self.backoff {
             terms.backoff = backoff.read()?;
         }
@@ -285,7 +284,14 @@ impl ItemSpec {
                 return Err("`delay` and `not_before` exclude each other; keep one".to_owned());
             }
             (Some(delay), None) => now.saturating_add(delay.millis("delay")?),
-            (None, Some(text)) => at("not_before", text)?,
+            (None, Some(text)) => {
+                let at = at("not_before", text)?;
+                if at > now.saturating_add(millis(DURATION_MAX)) {
+                    let told = "`not_before` is more than 400 days ahead; write an earlier time";
+                    return Err(told.to_owned());
+                }
+                at
+            }
             (None, None) => now,
         };
         let expires = match &self.expires_at {

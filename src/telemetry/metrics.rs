@@ -72,6 +72,8 @@ metrics! {
         "Slots that were booked but not used in time";
     keys_overflowed: Family<TargetLabel, Counter> = Family::default(), "outpace_keys_overflowed_total", "target",
         "Bookings of keys beyond `max_keys`, which share one schedule";
+    settlements_capped: Family<TargetLabel, Counter> = Family::default(), "outpace_settlements_capped_total", "target",
+        "Costs stated by origins that were cut to `cost.max`";
     ledger_calls: Counter = Counter::default(), "outpace_ledger_calls_total", "",
         "Calls to a shared ledger that book slots";
     ledger_connected: Gauge = Gauge::default(), "outpace_ledger_connected", "",
@@ -265,6 +267,13 @@ impl Metrics {
         self.0.keys_overflowed.get_or_create(&label).inc();
     }
 
+    /// Counts a cost stated by an origin that was cut to `cost.max`.
+    pub fn settlement_capped(&self, target: &Arc<str>) {
+        let target = Arc::clone(target);
+        let label = TargetLabel { target };
+        self.0.settlements_capped.get_or_create(&label).inc();
+    }
+
     /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.
     pub fn connections(&self, change: i64) {
         self.0.connections.inc_by(change);
@@ -450,6 +459,7 @@ mod tests {
         target.waiting(1);
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());
+        metrics.settlement_capped(&"t".into());
         metrics.reloaded(true);
         metrics.set_spool_clients([("-".into(), 1)]);
         metrics.authentication_failed("admin", "wrong");

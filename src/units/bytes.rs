@@ -3,13 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::bounds::SIZE_MAX;
+
 /// A size in bytes, written as `512KiB`, `64MiB`, `1GiB` or `100B`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(u64);
 
-/// The error for a text that is not a size.
+/// The error for a text that is not a size of at most [`SIZE_MAX`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a size; write it as \"64MiB\", \"512KiB\" or \"100B\"")]
+#[error("`{0}` is not a size of at most 1048576GiB; write it as \"64MiB\", \"512KiB\" or \"100B\"")]
 pub struct ParseByteSizeError(String);
 
 const UNITS: [(&str, u64); 4] = [
@@ -46,7 +48,8 @@ impl FromStr for ByteSize {
             .find_map(|(unit, scale)| Some((text.trim().strip_suffix(unit)?, *scale)))
             .ok_or_else(fail)?;
         let count: u64 = number.trim().parse().map_err(|_error| fail())?;
-        count.checked_mul(scale).map(Self).ok_or_else(fail)
+        let size = count.checked_mul(scale).filter(|size| *size <= SIZE_MAX);
+        size.map(Self).ok_or_else(fail)
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::bounds::{COUNT_MAX, DURATION_MAX};
+
 /// A rate of `count` units per `period`, written as `10/1s`, `500/1m` or `10/s`. The count is from
 /// 1 to 10,000,000, and the period from 1 ms to 400 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,14 +33,11 @@ pub enum ParseRateError {
     Period(String),
 }
 
-const COUNT_MAX: u32 = 10_000_000;
-const PERIOD_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
-
 impl Rate {
     /// Creates a rate of `count` per `period`. Returns `None` if either is zero or out of range.
     pub fn new(count: u32, period: Duration) -> Option<Self> {
         let sound = (1..=COUNT_MAX).contains(&count)
-            && (Duration::from_millis(1)..=PERIOD_MAX).contains(&period);
+            && (Duration::from_millis(1)..=DURATION_MAX).contains(&period);
         sound.then_some(Self { count, period })
     }
 

@@ -281,7 +281,13 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
         probe.execute(&mut *connection).await.unwrap();
     }
     if history.rng.random_bool(0.05) {
-        let units = history.rng.random_range(-5..5);
+        let units = match history.rng.random_range(0..10) {
+            0 => 1_000_000_000,
+            1 => -1_000_000_000,
+            2 => i64::MAX,
+            3 => i64::MIN,
+            _ => history.rng.random_range(-5..5),
+        };
         let (limit, key): (Arc<str>, Option<Arc<str>>) =
             ("l0".into(), history.keyed.then(|| "k0".into()));
         history
@@ -292,6 +298,12 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
             .bind(key.as_deref().unwrap_or_default().to_owned())
             .bind(units);
         correct.execute(&mut *connection).await.unwrap();
+    }
+    if history.rng.random_bool(0.03) {
+        let key = history.keyed.then_some("k0");
+        history.book.forget_settled("l0", key);
+        let forget = sqlx::query("select outpace.forget_settled_v1($1, 'l0', $2)").bind(&name);
+        forget.bind(key).execute(&mut *connection).await.unwrap();
     }
     let call = history.call();
     let ours = history

@@ -173,6 +173,7 @@ impl Store {
                 .iter()
                 .map(|(name, book)| (Arc::clone(name), book.epoch()))
                 .collect(),
+            cleared: HashMap::new(),
             pins: Vec::new(),
         }
     }
@@ -211,7 +212,7 @@ impl ModelLink {
         if lost || cut {
             // The caller gets the error 700 ms later, as from a client timeout.
             tokio::time::sleep(Duration::from_millis(700)).await;
-            return Err(LinkError("no answer".to_owned()));
+            return Err(LinkError::Unavailable("no answer".to_owned()));
         }
         Ok(())
     }
@@ -269,6 +270,18 @@ impl Link for ModelLink {
             let now = store.now();
             let book = store.book(&target);
             book.correct(&limit, key.as_ref(), units, now);
+        })
+        .await
+    }
+
+    async fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Result<(), LinkError> {
+        self.ask(|store| {
+            store.book(&target).forget_settled(&limit, key.as_deref());
         })
         .await
     }

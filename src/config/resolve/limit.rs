@@ -8,15 +8,18 @@ use http::Method;
 
 use super::super::schema;
 use super::{Violation, Violations};
-use crate::bounds::{KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX};
+use crate::bounds::{COST_MAX, COUNT_MAX, DURATION_MAX, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX};
 use crate::policy::{
     Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
 };
-use crate::units::is_name;
+use crate::units::{Rate, is_name};
 
 /// Shortest period of a fixed window, because the guards at both edges would take a large part of a
 /// shorter one.
 const FIXED_WINDOW_MIN: Duration = Duration::from_millis(200);
+
+/// First number of permits that a limit refuses.
+const COUNT_TOO_LARGE: u32 = COUNT_MAX + 1;
 
 /// Limit of clients, which counts separately for each of them and for each target.
 #[derive(Debug)]
@@ -145,7 +148,8 @@ fn source(p: &mut Violations, key: &str, text: &str) -> Option<Source> {
     source
 }
 
-fn cost(p: &mut Violations, key: &str, written: &schema::CostSection) -> Cost {
+/// Builds the rule for the cost of a request. `rate` is the rate of its limit.
+fn cost(p: &mut Violations, key: &str, written: &schema::CostSection, rate: Option<Rate>) -> Cost {
     let mut estimate = Vec::new();
     for (index, text) in written.estimate.iter().flat_map(|list| &list.0).enumerate() {
         estimate.extend(source(p, &format!("{key}.cost.estimate[{index}]"), text));
@@ -156,12 +160,29 @@ fn cost(p: &mut Violations, key: &str, written: &schema::CostSection) -> Cost {
         report!(p, "{key}.cost.settle" =>
             "a response has no such part; write \"header:x-cost\" or \"json:/usage/total_tokens\"");
     }
-    if written.default == Some(0) {
-        report!(p, "{key}.cost.default" => "a request costs at least 1");
+    let default = written.default.unwrap_or(1);
+    if !(1..=COST_MAX).contains(&default) {
+        report!(p, "{key}.cost.default" => "a request costs from 1 to {COST_MAX}");
+    }
+    let period = rate.map_or(1, Rate::count);
+    // A default above the rate is an operator's explicit statement, so it is no settlement to cut.
+    let max = written.max.unwrap_or(period.max(default));
+    if !(1..=COST_MAX).contains(&max) {
+        report!(p, "{key}.cost.max" => "a request costs from 1 to {COST_MAX}");
+    } else if default > max {
+        report!(p, "{key}.cost.default" => "it is above `max`; write at most {max}, or raise `max`");
+    }
+    if let Some(rate) = rate
+        && written.max.is_some()
+        && rate.period().saturating_mul(max) / rate.count() > DURATION_MAX
+    {
+        report!(p, "{key}.cost.max" =>
+            "one request could use up {rate} for more than 400 days; write a smaller number");
     }
     Cost {
         estimate,
-        default: i64::from(written.default.unwrap_or(1)),
+        default: i64::from(default),
+        max: i64::from(max),
         settle,
     }
 }
@@ -190,7 +211,9 @@ pub(super) fn limits(
         let matcher = matcher(p, &key, limit.r#match.as_ref());
         let by = limit.key.as_ref();
         let by = by.and_then(|text| source(p, &format!("{key}.key"), &text.0));
-        let cost = limit.cost.as_ref().map(|written| cost(p, &key, written));
+        let rate = limit.rate.as_ref().map(|rate| rate.0);
+        let cost = limit.cost.as_ref();
+        let cost = cost.map(|written| self::cost(p, &key, written, rate));
         if cost.is_some() && limit.concurrent.is_some() {
             report!(p, "{key}.cost" => "a request is one at once; remove it, or limit a `rate`");
         }
@@ -233,6 +256,9 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
         }
         (None, Some(0)) => report!(p, "{key}.concurrent" =>
             "0 at once would let nothing through; write 1 or more"),
+        (None, Some(COUNT_TOO_LARGE..)) => {
+            report!(p, "{key}.concurrent" => "it is a number from 1 to {COUNT_MAX}");
+        }
         (None, Some(count)) => {
             if limit.burst.is_some() || limit.algorithm.is_some() {
                 report!(p, "{key}" => "`burst` and `algorithm` are for a `rate`; remove them");
@@ -243,6 +269,9 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
             if limit.burst == Some(0) {
                 report!(p, "{key}.burst" =>
                     "0 would let nothing through; write 1 for even spacing");
+            }
+            if limit.burst.is_some_and(|burst| burst > COUNT_MAX) {
+                report!(p, "{key}.burst" => "it is a number from 1 to {COUNT_MAX}");
             }
             let algorithm = match limit.algorithm {
                 Some(schema::AlgorithmSetting::SlidingWindow) => Algorithm::SlidingWindow,

@@ -11,7 +11,10 @@ use super::super::value::Text;
 use super::limit::{self, Tier};
 use super::signals;
 use super::{Violation, Violations, span};
-use crate::bounds::{BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, WAITERS_PER_TARGET};
+use crate::bounds::{
+    BLOCK_MAX, BLOCK_MAX_MIN, BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, WAITERS_MAX,
+    WAITERS_PER_TARGET,
+};
 use crate::policy::{HostPattern, LimitSet, Retry, Target};
 use crate::semantics::is_reserved;
 use crate::units::is_name;
@@ -77,6 +80,14 @@ fn one(
     if !(BODY_IDLE_MIN..=BODY_IDLE_MAX).contains(&body_idle) {
         report!(p, "{key}.body_idle_timeout" => "it is a time from 1s to 24h");
     }
+    let max_waiting = written.max_waiting.unwrap_or(WAITERS_PER_TARGET);
+    if max_waiting > WAITERS_MAX {
+        report!(p, "{key}.max_waiting" => "it is a number from 0 to {WAITERS_MAX}");
+    }
+    let block_max = span(written.block_max, BLOCK_MAX);
+    if block_max < BLOCK_MAX_MIN {
+        report!(p, "{key}.block_max" => "a shorter block relieves no origin; write 1s or more");
+    }
     let mut limits = limit::limits(p, key, written.limits);
     let mut lanes = limit::lanes(p, key, written.lanes);
     limits.extend(tiers.iter().map(Tier::limit));
@@ -97,7 +108,8 @@ fn one(
         deliveries: None,
         max_wait,
         body_idle,
-        max_waiting: written.max_waiting.unwrap_or(WAITERS_PER_TARGET),
+        max_waiting,
+        block_max,
         tls: written.tls,
         retry: retry(p, key, &written.retry),
         signals: signals::rules(p, key, written.signals),

@@ -47,6 +47,9 @@ pub struct Heartbeat {
     pub silent: i64,
     /// Number of blocks that each target has had, by target name.
     pub epochs: HashMap<Arc<str>, u64>,
+    /// Number of times that an operator had settlements of each target forgotten, by target name.
+    #[serde(default)]
+    pub cleared: HashMap<Arc<str>, u64>,
     /// Limits with numbers that an operator has pinned for all replicas.
     pub pins: Vec<LimitPin>,
     /// Start of the server that answered, in nanoseconds of its clock. A new value means that the
@@ -67,8 +70,14 @@ pub struct LimitPin {
 
 /// The error of a call that the store did not answer as expected, with its cause as text.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct LinkError(pub String);
+pub enum LinkError {
+    /// The store cannot be used at the moment.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The store refused the content of the call, so it would refuse the same call again.
+    #[error("{0}")]
+    Refused(String),
+}
 
 /// A store that several replicas share. Calls may fail or never return, and the store may have
 /// executed a call that failed.
@@ -101,6 +110,15 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         limit: Arc<str>,
         key: Option<Arc<str>>,
         units: i64,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Forgets what settlements added to the estimates of a limit, for one key or for all keys if
+    /// `key` is `None`.
+    fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
     /// Checks that the store answers. It changes no state there, so other replicas do not notice

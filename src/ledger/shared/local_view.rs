@@ -49,6 +49,8 @@ pub(super) struct LocalView {
     /// True if the current answer may lack lost writes, so that it is merged with the known state.
     pub(super) store_may_be_stale: bool,
     pub(super) fallback: Fallback,
+    /// Number of times that settlements of this target were forgotten, from the last heartbeat.
+    cleared: u64,
     /// Pinned numbers by limit name, from the last heartbeat.
     pub(super) pins: HashMap<Arc<str>, Spec>,
 }
@@ -166,6 +168,20 @@ impl LocalView {
                 self.void_before = theirs;
             }
         }
+    }
+
+    /// Records how often settlements of this target were forgotten. The copies are out of date after
+    /// each time.
+    pub(super) fn learn_cleared(&mut self, cleared: u64) {
+        if std::mem::replace(&mut self.cleared, cleared) != cleared {
+            self.forget_copies();
+        }
+    }
+
+    /// Drops all copies, because the store has changed the schedules. The next answer brings new
+    /// ones.
+    pub(super) fn forget_copies(&mut self) {
+        self.copies.clear();
     }
 
     /// Records a block that this replica will report. Slots that were booked before are void at

@@ -10,6 +10,7 @@ mod link;
 mod local_view;
 mod mode;
 mod offset;
+mod split;
 mod upkeep;
 
 pub use link::{Heartbeat, LimitPin, Link, LinkError, Reply};
@@ -64,6 +65,10 @@ struct SharedState<L> {
     key_secret: Mutex<KeySecret>,
     /// Horizon plus lead of the last call, in nanoseconds.
     reach: AtomicI64,
+    /// Instant of the last warning about a failed call.
+    failure_warned: Mutex<Option<Instant>>,
+    /// Instant of the last warning about a refused input.
+    refusal_warned: Mutex<Option<Instant>>,
 }
 
 /// The state of the connection to the store, from its answers.
@@ -132,6 +137,8 @@ impl<L: Link> SharedLedger<L> {
             targets: Mutex::default(),
             live: AtomicI64::new(1),
             reach: AtomicI64::new(0),
+            failure_warned: Mutex::default(),
+            refusal_warned: Mutex::default(),
         });
         let heartbeats = Arc::clone(&inner).heartbeat_loop();
         inner.parts.tasks.spawn_detached(heartbeats);
@@ -237,6 +244,24 @@ impl<L: Link> Ledger for SharedLedger<L> {
 
     fn key_secret(&self) -> KeySecret {
         lock(&self.0.key_secret).clone()
+    }
+
+    fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Pinning<'_> {
+        let inner = &self.0;
+        Box::pin(async move {
+            let handle = inner.handle(&target);
+            let told = inner.link.forget_settled(target, limit, key).await;
+            told.map_err(|error| {
+                format!("the ledger did not forget the settlements: {error}; try again")
+            })?;
+            handle.view().forget_copies();
+            Ok(())
+        })
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
@@ -367,6 +392,9 @@ impl<L: Link> SharedState<L> {
                     self.resync();
                 }
                 Some(answer)
+            }
+            Err(error @ LinkError::Refused(_)) => {
+                self.book_apart(handle, target, runs, &error).await
             }
             Err(error) => {
                 self.on_failure(&error);

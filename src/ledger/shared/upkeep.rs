@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::link::{Heartbeat, Link, LinkError, Reply};
+use super::link::{Heartbeat, Link, LinkError};
 use super::mode::{LedgerMode, LinkState};
 use super::{BUSY, PROBE_EVERY, SharedState, TargetHandle};
+use crate::bounds::FAULT_LOG;
 use crate::clock::Instant;
 use crate::ledger::Call;
 use crate::sync::lock;
@@ -33,8 +34,8 @@ impl<L: Link> SharedState<L> {
         lock(&self.targets).clone()
     }
 
-    /// Records that a call failed. If the store was connected, this is logged once and fallback
-    /// mode begins.
+    /// Records that a call failed, so that fallback mode begins. This is logged at most once per
+    /// [`FAULT_LOG`].
     pub(super) fn on_failure(&self, error: &LinkError) {
         let now = self.parts.clock.now();
         let newly = self.link_state.send_if_modified(|link| {
@@ -43,8 +44,14 @@ impl<L: Link> SharedState<L> {
         });
         if newly {
             self.parts.metrics.set_ledger_connected(false);
-            tracing::warn!(%error, "ledger call failed, fallback mode begins; check the database");
         }
+        let mut warned = lock(&self.failure_warned);
+        if warned.is_some_and(|last| now.since(last) < FAULT_LOG) {
+            return;
+        }
+        *warned = Some(now);
+        drop(warned);
+        tracing::warn!(%error, "ledger call failed, fallback mode applies; check the database");
     }
 
     /// Records a heartbeat reply with its fallback share, pins and blocks, and marks the store as
@@ -69,6 +76,7 @@ impl<L: Link> SharedState<L> {
             if let Some(epoch) = heartbeat.epochs.get(&name) {
                 view.learn_epoch(*epoch);
             }
+            view.learn_cleared(heartbeat.cleared.get(&name).copied().unwrap_or(0));
             handle.publish(view.epoch);
         }
         if !was_up {
@@ -159,14 +167,6 @@ impl<L: Link> SharedState<L> {
         Ok(())
     }
 
-    /// Sends a call that books nothing, and repeats it while the store is busy.
-    async fn send_report(&self, call: &Call) -> Result<(), LinkError> {
-        while matches!(self.link.call(call).await?, Reply::Busy) {
-            self.pause().await;
-        }
-        Ok(())
-    }
-
     /// Waits for a short random time, because another call holds the lock.
     pub(super) async fn pause(&self) {
         let pause = BUSY.start + (BUSY.end - BUSY.start) * self.parts.random.unit();
@@ -185,7 +185,12 @@ impl<L: Link> SharedState<L> {
             let (usage, calls) = {
                 let (store, mut view) = (self.store(), handle.view());
                 let usage = view.fallback.take_usage();
-                let calls = view.usage_calls(&usage, &name, self.parts.replica, &store.offset, now);
+                let replica = self.parts.replica;
+                let mut calls = view.usage_calls(&usage, &name, replica, &store.offset, now);
+                if calls.is_empty() {
+                    // A store that answers heartbeats but refuses bookings is not usable.
+                    calls.push(Call::empty(&name, replica));
+                }
                 (usage, calls)
             };
             for call in calls {

@@ -81,6 +81,9 @@ impl Writer {
             Ok(()) => return self.done(ops),
             Err(error) => error,
         };
+        if is_about_input(&error) {
+            return Box::pin(self.commit_apart(ops, &error)).await;
+        }
         if !is_full(&error) {
             return self.broke(ops, &error);
         }
@@ -101,6 +104,17 @@ impl Writer {
             Err(error) if is_full(&error) => answer_all(others, &full),
             Err(error) => self.broke(others, &error),
         }
+    }
+
+    /// Commits operations of which at least one has values that the database refuses with `error`. It
+    /// fails alone, and the others keep their order.
+    async fn commit_apart(&mut self, mut ops: Operations, error: &sqlx::Error) {
+        if ops.len() < 2 {
+            return answer_all(ops, &StoreError::Refused(error.to_string()));
+        }
+        let second = ops.split_off(ops.len() / 2);
+        self.commit(ops).await;
+        self.commit(second).await;
     }
 
     fn done(&mut self, ops: Operations) {
@@ -236,9 +250,21 @@ fn answer_all(ops: Operations, error: &StoreError) {
 
 /// Returns true for SQLite's result code `SQLITE_FULL` (13), with any extended code.
 fn is_full(error: &sqlx::Error) -> bool {
+    result_code(error) == Some(13)
+}
+
+/// Returns true if the database refused the values of a statement, so that it would refuse them
+/// again. The result codes are `SQLITE_TOOBIG`, `SQLITE_CONSTRAINT`, `SQLITE_MISMATCH` and
+/// `SQLITE_RANGE`.
+fn is_about_input(error: &sqlx::Error) -> bool {
+    matches!(result_code(error), Some(18 | 19 | 20 | 25))
+}
+
+/// Returns SQLite's primary result code.
+fn result_code(error: &sqlx::Error) -> Option<i64> {
     let code = error
         .as_database_error()
         .and_then(sqlx::error::DatabaseError::code);
     let code = code.and_then(|code| code.parse::<i64>().ok());
-    code.is_some_and(|code| code & 0xff == 13)
+    code.map(|code| code & 0xff)
 }

@@ -210,6 +210,12 @@ impl PostgresStore {
             let (used, max) = (self.room.usage().used, push_max(self.parts.settings.max));
             kept = Err(StoreError::Full { used, max });
         }
+        if matches!(kept, Err(StoreError::Refused(_))) && batch.len() > 1 {
+            // Only the push whose values the database refuses must fail.
+            let second = batch.split_off(batch.len() / 2);
+            Box::pin(self.keep(batch)).await;
+            return Box::pin(self.keep(second)).await;
+        }
         let mut places = HashMap::new();
         for (index, push) in batch.into_iter().enumerate() {
             let answer = match &kept {
