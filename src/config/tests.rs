@@ -150,6 +150,10 @@ fn every_optional_section_of_the_example_is_sound() {
             "  - { name: reports, token_file: /run/secrets/reports-token, scopes: [push, read] }\n",
             "",
         )
+        .replace(
+            "  - { name: import, token_file: /run/secrets/import-token, spool: { max: 64MiB, items: 10000 } }\n",
+            "",
+        )
         .replace("  roots: [/etc/ssl/private-ca.pem]\n", "")
         .replace(
             "  client_certs: [{ hosts: [\"api.bank.example\"], cert: /etc/ssl/us.pem, key: /etc/ssl/us.key }]\n",
@@ -158,7 +162,7 @@ fn every_optional_section_of_the_example_is_sound() {
     let loaded = parse(Path::new("example"), &text, &example_environment, 0);
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
     let policy = &loaded.config.policy;
-    assert_eq!((policy.targets.len(), policy.clients.len()), (2, 2));
+    assert_eq!((policy.targets.len(), policy.clients.len()), (2, 3));
     assert_eq!(policy.targets[1].limits.len(), 9);
     assert_eq!(policy.targets[1].retry, crate::policy::Retry::default());
     assert_eq!(

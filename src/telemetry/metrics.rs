@@ -460,6 +460,7 @@ mod tests {
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());
         metrics.settlement_capped(&"t".into());
+        metrics.keys_overflowed(&"t".into());
         metrics.reloaded(true);
         metrics.set_spool_clients([("-".into(), 1)]);
         metrics.authentication_failed("admin", "wrong");
