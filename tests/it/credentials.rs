@@ -68,12 +68,10 @@ async fn p10_closed_credentials_of_a_target_leave_only_over_tls_and_to_their_por
         }
         let answer = plain_in_connect(&program, "api.test").await;
         assert!(is_refused(&answer, "use https"), "{field}: {answer}");
-        made(&program, &json!({})).await;
-        let (_, item) = call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
-        let item = ended(&program, &item).await;
-        let error = item["last_error"].as_str().unwrap();
-        assert_eq!(item["state"], "dead", "{item}");
-        assert!(error.contains("use https"), "{error}");
+        let buffer = json!({ "name": "b", "url": "http://plain.test/in" });
+        let (status, told) = call(&program, "POST", "/buffers", buffer).await;
+        let told = told["detail"].as_str().unwrap();
+        assert!(status == 403 && told.contains("use https"), "{told}");
         assert_eq!(origin.arrivals.all().len(), seen, "{field} left");
         for uri in ["https://api.test/", "https://other.test:8443/"] {
             let host = uri.trim_start_matches("https://").trim_end_matches('/');
@@ -82,6 +80,34 @@ async fn p10_closed_credentials_of_a_target_leave_only_over_tls_and_to_their_por
             assert_eq!(origin.arrivals.last().headers[field], "CANARY");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_an_item_gets_no_credentials_that_its_target_has_got_later() {
+    let origin = Origin::ok().await;
+    let without = "targets:\n  - { name: t, hosts: [plain.test], max_wait: 1s }\n";
+    let program = Program::before(&origin, &format!("{without}{SPOOL}")).await;
+    made(&program, &json!({})).await;
+    let (status, _) = call(&program, "POST", "/buffers/b/pause", "{}").await;
+    assert_eq!(status, 200);
+    let (_, item) = call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    let path = program.config_path();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let credential = "max_wait: 1s, set_headers: { authorization: \"CANARY\" }";
+    std::fs::write(&path, text.replace("max_wait: 1s", credential)).unwrap();
+    let reloads = "outpace_reloads_total{result=\"ok\"}";
+    soon("a reload", async {
+        while program.metric(reloads).await < 1.0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    call(&program, "POST", "/buffers/b/resume", "{}").await;
+    let item = ended(&program, &item).await;
+    assert_eq!(item["state"], "dead", "{item}");
+    let error = item["last_error"].as_str().unwrap();
+    assert!(error.contains("use https"), "{error}");
+    assert_eq!(origin.arrivals.count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,7 +100,7 @@ impl World {
             for sql in [
                 "delete from item",
                 "delete from attempt",
-                "insert into item values (1, 'a', 1, 1, 1, 0, '{}', 0, 0, 0, 0, 0, null, 0, 0, 0, 0, null, null, null)",
+                "insert into item values (1, 'a', 1, 1, 1, 0, '{}', 0, 0, 0, 0, 0, null, 0, 0, 0, 0, null, null, null, '', 0)",
                 "insert into attempt values (1, 'a', 1, 1, 0, 0, 0, 'failed', null, null, null, 0, null, null, 0)",
             ] {
                 sqlx::query(sql).execute(&mut *other).await.unwrap();

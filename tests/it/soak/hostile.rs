@@ -94,7 +94,7 @@ pub(super) async fn begin(program: Arc<Program>, route: u16) -> Attackers {
             name,
         };
         let buffer = json!({ "name": attacker.name, "url": "http://plain.test/broken" });
-        attacker.api("/buffers", buffer).await;
+        assert_eq!(attacker.api("/buffers", buffer).await, 201);
         let (mut stopped, done) = (stopped.clone(), Arc::clone(&done));
         tasks.push(tokio::spawn(async move {
             let mut random = StdRng::seed_from_u64(SEED + number as u64);
