@@ -2,6 +2,7 @@
 //! bytes arrive. Their heads and trailers count too.
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -84,14 +85,19 @@ async fn p9_an_http_2_body_in_tiny_frames_occupies_what_is_counted() {
     for _ in 0..20 {
         let byte =
             || Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from_static(b"a")));
-        let body = StreamBody::new(futures_util::stream::iter((0..10_000).map(move |_| byte())));
+        // The library ends a connection with many tiny frames that were not read yet.
+        let bytes = futures_util::stream::iter(0..2_000).then(move |_| async move {
+            tokio::task::yield_now().await;
+            byte()
+        });
+        let body = StreamBody::new(Box::pin(bytes));
         let request = http::Request::post("http://plain.test/x")
             .body(body)
             .unwrap();
         let mut sender = sender.clone();
         held.spawn(async move { sender.send_request(request).await.is_ok() });
     }
-    reached(&program, BODIES, |bytes| bytes >= 200_000.0).await;
+    reached(&program, BODIES, |bytes| bytes >= 40_000.0).await;
     let counted = program.metric(BODIES).await;
     let grown = program.memory().saturating_sub(before);
     println!("frames of one byte: {counted} bytes counted, {grown} more in memory");
