@@ -48,6 +48,29 @@ pub(super) struct Plan<'a> {
 }
 
 impl Exchange {
+    /// Returns the scope of a request, or `None` if it depends on the body. Then `look_into_body`
+    /// decides it.
+    fn scope_of_head(
+        &self,
+        arrival: &Arrival,
+        target: Option<&Arc<Target>>,
+        head: &Parts,
+        has_body: bool,
+    ) -> Option<Scope> {
+        let Some(target) = target else {
+            return Some(Scope::default());
+        };
+        if target.needs_body() && has_body {
+            return None;
+        }
+        let asked = RequestView {
+            head,
+            client: arrival.client.caller(),
+            json: None,
+        };
+        Some(target.scope(&asked, &self.pacer.key_secret()))
+    }
+
     /// Checks the head, matches the target and prepares the state that all attempts share. Fails if
     /// the head is malformed or the request must not be forwarded.
     pub(super) fn plan<'a>(
@@ -80,19 +103,7 @@ impl Exchange {
         let silent = longest_silence(target, &head);
         let wire = wire(&head, flags, &arrival.origin);
         let owner = arrival.client.link.owner(&head.headers);
-        // `look_into_body` decides a scope that depends on the body.
-        let scope = match target {
-            Some(target) if !(target.needs_body() && body.is_some()) => {
-                let asked = RequestView {
-                    head: &head,
-                    client: arrival.client.caller(),
-                    json: None,
-                };
-                Some(target.scope(&asked, &self.pacer.key_secret()))
-            }
-            Some(_) => None,
-            None => Some(Scope::default()),
-        };
+        let scope = self.scope_of_head(arrival, target, &head, body.is_some());
         let (head, unscoped) = match scope {
             Some(_) => (head, None),
             None => (head.clone(), Some(Box::new(head))),

@@ -93,6 +93,10 @@ impl FakeAnswer {
         }
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "numbers and texts are given alike"
+    )]
     fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self

@@ -6,6 +6,9 @@ use std::path::Path;
 
 use crate::files::{ended, make_dir, outpace, place, set_mode};
 
+/// Name of a kind of file, and the function that makes one.
+type Kind<'a> = (&'a str, &'a dyn Fn(&Path));
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p10_closed_a_pipe_socket_or_directory_in_place_of_a_private_file_stops_the_start() {
     let fifo = |path: &Path| {
@@ -18,7 +21,7 @@ async fn p10_closed_a_pipe_socket_or_directory_in_place_of_a_private_file_stops_
     let directory = |path: &Path| {
         make_dir(path, 0o700);
     };
-    let kinds: [(&str, &dyn Fn(&Path)); 3] = [
+    let kinds: [Kind<'_>; 3] = [
         ("fifo", &fifo),
         ("socket", &socket),
         ("directory", &directory),

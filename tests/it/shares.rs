@@ -194,7 +194,7 @@ async fn p13_isolation_one_lane_leaves_the_room_of_the_others() {
         );
     }
     served(flood(&program, asked(BILLING, "/x"), 3)).await;
-    assert_eq!(program.metric(WAITING).await, 3.0);
+    assert!((program.metric(WAITING).await - 3.0).abs() < 0.5);
 }
 
 async fn acquire(program: &Program, who: &str, body: Value) -> (u16, Value) {

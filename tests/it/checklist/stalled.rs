@@ -288,7 +288,7 @@ async fn p13_a_tunnel_with_a_stalled_side_is_closed() {
             let bytes = vec![b'x'; 64 * 1024];
             while stream.write_all(&bytes).await.is_ok() {}
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let (origin, _) = Origin::scripted(&[], floods).await;
     let more = target("{ concurrent: 1 }").replace(
