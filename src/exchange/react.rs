@@ -444,6 +444,7 @@ mod tests {
         assert_eq!(passing, expected);
     }
 
+    /// Reaches the bound `RETRY_WAIT_MIN`.
     #[test]
     fn no_retry_comes_sooner_than_the_shortest_wait() {
         let zero = Retry {

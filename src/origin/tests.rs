@@ -122,6 +122,7 @@ async fn a_silent_request_over_http_2_causes_no_ping() {
     }
 }
 
+/// Reaches the bound `ORIGIN_AGE`.
 #[tokio::test(start_paused = true)]
 async fn a_connection_in_steady_use_is_replaced_at_its_age() {
     let setup = setup(ProtocolChoice::Any).await;
@@ -153,6 +154,7 @@ async fn a_connection_in_steady_use_is_replaced_at_its_age() {
     assert!((5..=7).contains(&accepted), "{accepted} connections");
 }
 
+/// Reaches the bound `ORIGIN_IDLE`.
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed() {
     let setup = setup(ProtocolChoice::Any).await;

@@ -78,6 +78,7 @@ async fn p1_pace_holds_when_all_http_2_streams_are_in_use() {
     }
 }
 
+/// Reaches the bound `H2_ORIGIN_CONNECTIONS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p4_fail_fast_when_no_stream_and_no_further_connection_is_free() {
     let (origin, open) = slow_origin(1).await;

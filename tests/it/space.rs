@@ -91,6 +91,7 @@ async fn p14_the_room_of_removed_items_serves_bodies_with_files() {
     }
 }
 
+/// Reaches the bound `SPOOL_INLINE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_concurrent_pushes_do_not_overshoot_together() {
     for (config, size) in [
@@ -214,6 +215,7 @@ fn item(rng: &mut StdRng) -> Value {
     }
 }
 
+/// Reaches the bound `SPOOL_OVERHEAD`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_no_history_takes_more_than_max_and_a_constant() {
     for seed in 0..3 {

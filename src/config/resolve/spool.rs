@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
+use crate::bounds::LANES_MAX;
 use crate::delivery::{check_buffer, check_credentials, check_name};
 use crate::policy::{Client, Policy, Secret, Target};
 use crate::spool::{
@@ -184,7 +185,7 @@ pub(super) fn add_lane(target: &mut Target) {
         if target.lanes.is_empty() {
             target.lanes.push(lane("requests", 4));
         }
-        let room = target.lanes.len() < Target::LANES_MAX;
+        let room = target.lanes.len() < LANES_MAX;
         room.then(|| {
             target.lanes.push(lane(LANE, 1));
             target.lanes.len() - 1
