@@ -58,7 +58,7 @@ pub const TLS_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Beyond it: later ones are answered after a delay.
 ///
-/// Listeners: proxy, route, intercepted, admin.
+/// Listeners: proxy, route, admin.
 pub const AUTH_FAILURES: u32 = 10;
 /// Period in which [`AUTH_FAILURES`] are counted for each address.
 pub const AUTH_FAILURE_PERIOD: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ pub const THROTTLED_ADDRESSES: usize = 16_384;
 ///
 /// Beyond it: they are closed, whatever they still do.
 ///
-/// Listeners: proxy, route, intercepted.
+/// Listeners: proxy, intercepted.
 pub const REVOCATION_GRACE: Duration = Duration::from_millis(500);
 /// Time for the first byte of a connection, or for the whole preface of HTTP/2. It begins after the
 /// TLS handshake or with the tunnel of a CONNECT.

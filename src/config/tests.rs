@@ -244,8 +244,8 @@ fn p14_values_are_accepted_up_to_their_bounds() {
         (
             "memory_total",
             &|v| format!("bodies: {{ memory_total: {v} }}\n"),
-            "1024TiB",
-            "1025TiB",
+            "1048576GiB",
+            "1048577GiB",
         ),
         ("max_keys", &keyed, "1000000", "1000001"),
         ("body_idle_timeout", &of("body_idle_timeout"), "1s", "999ms"),

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::harness::buffers::{SPOOL, call, made, operate};
 use crate::harness::scripted::{Accepted, read_head};
-use crate::harness::{Client, Origin, Program, Proto, faketime, program, raw, soon};
+use crate::harness::{Client, Origin, Program, Proto, faketime, program, raw, reply, soon};
 
 const TARGET: &str = "targets:
   - name: api
@@ -38,6 +39,13 @@ async fn send(program: &Program, admin: bool, path: &str, body: String) -> u16 {
     client.ask(request).await.status().as_u16()
 }
 
+/// Returns the JSON text with spaces after it, so that it has this number of bytes.
+fn padded(value: &Value, size: usize) -> String {
+    let text = value.to_string();
+    let spaces = " ".repeat(size - text.len());
+    text + &spaces
+}
+
 /// Reaches the bound `API_BODY` on proxy, admin.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_bodies_of_calls_are_bounded() {
@@ -46,8 +54,8 @@ async fn p14_bodies_of_calls_are_bounded() {
     for admin in [false, true] {
         for (size, ok) in [(1 << 20, true), ((1 << 20) + 1, false), (2 << 20, false)] {
             let name = format!("b{size}-{admin}");
-            let buffer = json!({ "name": name, "url": "http://plain.test/" }).to_string();
-            let body = format!("{buffer:size$}");
+            let buffer = json!({ "name": name, "url": "http://plain.test/" });
+            let body = padded(&buffer, size);
             let status = send(&program, admin, "/v1/buffers", body).await;
             assert_eq!(status, if ok { 201 } else { 400 }, "admin {admin}: {size}");
         }
@@ -64,7 +72,7 @@ async fn p14_batches_and_pages_are_bounded() {
     made(&program, &json!({})).await;
     let batch = |count: usize| Value::from(vec![json!({ "body": "x", "delay": "1d" }); count]);
     let lines = format!("{}\n", json!({ "body": "x", "delay": "1d" })).repeat(1001);
-    let large = format!("{:9000000}", batch(1).to_string());
+    let large = padded(&batch(1), 9_000_000);
     for (body, expected) in [
         (batch(1001).to_string(), 400),
         (lines, 400),
@@ -154,25 +162,35 @@ async fn ask(program: &Program, proto: Proto, body: String) -> Response<Bytes> {
 /// Reaches the bound `BODY_PEEK`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_long_json_body_is_not_parsed() {
-    let origin = Origin::ok().await;
+    let origin = Origin::with(|_, request| async {
+        let _read = request.into_body().collect().await;
+        reply(200, "ok")
+    });
+    let origin = origin.start().await;
     let target = TARGET.replace(
         "rate: \"1000/1s\", burst: 1000",
         "rate: \"1/1h\", burst: 1, key: \"json:/k\"",
     );
-    for proto in [Proto::Http1, Proto::Http2] {
-        let program = Program::before(&origin, &target).await;
-        for (key, size, expected) in [
-            ("a", 1000, 200),
-            ("b", 262_144, 200),
-            ("a", 262_144, 429),
-            ("c", 262_145, 200),
-            ("d", 262_145, 429),
-            ("e", 600_000, 429),
-            ("e", 1000, 200),
-        ] {
-            let body = json!({ "k": key }).to_string();
-            let response = ask(&program, proto, format!("{body:size$}")).await;
-            assert_eq!(response.status(), expected, "{proto:?} {key} {size}");
+    // A request's body is parsed only in memory.
+    for (memory, most) in [("64KiB", 65_536), ("1MiB", 262_144)] {
+        for proto in [Proto::Http1, Proto::Http2] {
+            let config = format!("{target}bodies: {{ memory: {memory} }}\n");
+            let program = Program::before(&origin, &config).await;
+            for (key, size, expected) in [
+                ("a", 1000, 200),
+                ("b", most, 200),
+                ("a", most, 429),
+                ("c", most + 1, 200),
+                ("d", most + 1, 429),
+                ("e", 600_000, 429),
+                ("e", 1000, 200),
+            ] {
+                let body = padded(&json!({ "k": key }), size);
+                let response = ask(&program, proto, body).await;
+                let told = String::from_utf8_lossy(response.body());
+                let case = format!("{memory} {proto:?} {key} {size}: {told}");
+                assert_eq!(response.status(), expected, "{case}");
+            }
         }
     }
 }
@@ -181,12 +199,14 @@ async fn p14_a_long_json_body_is_not_parsed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_full_queue_refuses_on_each_listener() {
     let origin = Origin::ok().await;
-    let target = TARGET.replace("max_wait: 0s", "max_wait: 2h\n    max_waiting: 0");
+    let target = TARGET.replace("max_wait: 0s", "max_wait: 2h\n    max_waiting: 1");
     let target = target.replace("rate: \"1000/1s\", burst: 1000", "rate: \"1/1h\", burst: 1");
     let more = format!("{target}routes: [{{ host: r.localhost, to: \"http://plain.test\" }}]\n");
     let program = Program::before(&origin, &more).await;
     let mut client = Client::plain(&program).await;
     assert_eq!(client.get("http://plain.test/").await.status(), 200);
+    let _held = hold(&program, 1, 1).await;
+    until(&program, WAITING, |count| count > 0.5).await;
     for proto in [Proto::Http1, Proto::Http2] {
         let mut plain = Client::to(program.listen, proto).await;
         let mut inside = Client::intercepted(&program, "api.test", proto).await;
@@ -211,6 +231,7 @@ async fn p14_a_full_queue_refuses_on_each_listener() {
     }
 }
 
+const WAITING: &str = "outpace_waiting{target=\"api\"}";
 const HELD: &str = "targets:
   - name: api
     hosts: [plain.test, api.test]
@@ -245,11 +266,8 @@ async fn until(program: &Program, series: &str, fits: impl Fn(f64) -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_held_bodies_leave_memory_for_heads() {
     let origin = Origin::ok().await;
-    let program = Program::before(
-        &origin,
-        &format!("{HELD}bodies: {{ memory_total: 1MiB }}\n"),
-    );
-    let program = program.await;
+    let config = format!("{HELD}bodies: {{ memory_total: 1MiB }}\n");
+    let program = Program::before(&origin, &config).await;
     assert_eq!(
         Client::plain(&program)
             .await
@@ -261,8 +279,7 @@ async fn p14_held_bodies_leave_memory_for_heads() {
     let mut held = Vec::new();
     for number in 1..=20_u32 {
         held.push(hold(&program, 1, 60_000).await);
-        let waiting = "outpace_waiting{target=\"api\"}";
-        until(&program, waiting, |count| count >= f64::from(number)).await;
+        until(&program, WAITING, |count| count >= f64::from(number)).await;
     }
     let buffered = program.metric("outpace_bodies_buffered_bytes").await;
     let most = f64::from(1 << 20) * 0.75;
@@ -296,11 +313,8 @@ const ROUTED: &str = "GET /free HTTP/1.1\r\nHost: r.localhost\r\nConnection: clo
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_request_without_memory_prepares_its_connection_for_a_second() {
     let origin = without_tls().await;
-    let program = Program::before(
-        &origin,
-        &format!("{HELD}bodies: {{ memory_total: 1MiB }}\n"),
-    );
-    let program = program.await;
+    let config = format!("{HELD}bodies: {{ memory_total: 1MiB }}\n");
+    let program = Program::before(&origin, &config).await;
     assert_eq!(
         Client::plain(&program)
             .await
@@ -313,12 +327,11 @@ async fn p14_a_request_without_memory_prepares_its_connection_for_a_second() {
     let refusal = loop {
         let mut stream = hold(&program, 60_000, 0).await;
         let mut answer = [0; 2048];
-        let waiting = "outpace_waiting{target=\"api\"}";
         tokio::select! {
             count = stream.read(&mut answer) => {
                 break String::from_utf8_lossy(&answer[..count.unwrap()]).into_owned();
             }
-            () = until(&program, waiting, |waiting| waiting as usize > held.len()) => {}
+            () = until(&program, WAITING, |waiting| waiting as usize > held.len()) => {}
         }
         held.push(stream);
     };
@@ -328,10 +341,9 @@ async fn p14_a_request_without_memory_prepares_its_connection_for_a_second() {
     for size in [20_000, 5_000, 1_000] {
         let mut stream = hold(&program, size, 0).await;
         let mut answer = [0; 12];
-        let waiting = "outpace_waiting{target=\"api\"}";
         tokio::select! {
             _refused = stream.read(&mut answer) => {}
-            () = until(&program, waiting, |waiting| waiting as usize > held.len()) => {
+            () = until(&program, WAITING, |waiting| waiting as usize > held.len()) => {
                 held.push(stream);
             }
         }
@@ -339,10 +351,9 @@ async fn p14_a_request_without_memory_prepares_its_connection_for_a_second() {
     while held.len() < 1000 {
         let mut stream = hold(&program, 1, 0).await;
         let mut answer = [0; 12];
-        let waiting = "outpace_waiting{target=\"api\"}";
         tokio::select! {
             _refused = stream.read(&mut answer) => break,
-            () = until(&program, waiting, |waiting| waiting as usize > held.len()) => {}
+            () = until(&program, WAITING, |waiting| waiting as usize > held.len()) => {}
         }
         held.push(stream);
     }
@@ -358,28 +369,93 @@ async fn p14_a_request_without_memory_prepares_its_connection_for_a_second() {
 ///
 /// Reaches the bound `CONNECT_TIMEOUT`.
 /// Reaches the bound `RESPONSE_HEAD_TIMEOUT`.
+/// Reaches the bound `GRPC_BODY_IDLE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_silent_origin_is_given_up() {
     const FASTER: u32 = 90;
     let (library, rate) = (faketime(), format!("+0 x{FASTER}"));
     let env = [("LD_PRELOAD", &*library), ("FAKETIME", &*rate)];
     let origin = without_tls().await;
-    let program = Program::with_env(&origin, HELD, &env).await;
-    let silent = "GET http://plain.test/silent HTTP/1.1\r\nHost: plain.test\r\n\r\n";
-    for (request, reason, seconds) in [
+    let more = HELD.replace(
+        "limits: [",
+        "limits: [{ rate: \"1000/1s\", key: \"json:/k\", match: { path: \"/grpc\" } }, ",
+    );
+    let program = Program::with_env(&origin, &more, &env).await;
+    let address = program.listen;
+    // It is no GET, because a GET would be sent again.
+    let silent =
+        "POST http://plain.test/silent HTTP/1.1\r\nHost: plain.test\r\nContent-Length: 0\r\n\r\n";
+    // The key of the limit is in the body, so the body is read before the origin is asked.
+    let grpc = "POST http://plain.test/grpc HTTP/1.1\r\nHost: plain.test\r\nContent-Type: application/grpc\r\nContent-Length: 9\r\n\r\nx";
+    let given_up = [
         (ROUTED, "origin-connect-timeout", 15),
         (silent, "origin-timeout", 900),
-    ] {
+        (grpc, "body-timeout", 900),
+    ]
+    .map(|(request, reason, seconds)| async move {
         let began = std::time::Instant::now();
-        let mut stream = TcpStream::connect(program.listen).await.unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut status = [0; 12];
-        soon(reason, stream.read_exact(&mut status)).await.unwrap();
+        let (mut answer, mut part) = (String::new(), [0; 2048]);
+        while !answer.contains(reason) {
+            let read = soon(reason, stream.read(&mut part)).await.unwrap();
+            assert!(read > 0, "{reason}: {answer}");
+            answer.push_str(&String::from_utf8_lossy(&part[..read]));
+        }
         let took = began.elapsed() * FASTER;
-        assert_eq!(&status, b"HTTP/1.1 504", "{reason}");
         assert!(took.as_secs() >= seconds - 1, "{reason}: {took:?}");
-        program.record(|record| record["reason"] == reason).await;
+    });
+    futures_util::future::join_all(given_up).await;
+}
+
+/// Requests at once, of which each needs a connection, to an origin whose handshakes do not end.
+///
+/// Reaches the bound `ORIGIN_DIALS`.
+#[tokio::test(flavor = "multi_thread")]
+async fn p14_connections_to_an_origin_are_opened_a_few_at_a_time() {
+    const DIALS: usize = 32;
+    let (open, opened) = watch::channel(false);
+    let (dials, mut dialling) = watch::channel((0, 0));
+    let script = move |accepted: Accepted| {
+        let (mut opened, dials) = (opened.clone(), dials.clone());
+        async move {
+            dials.send_modify(|(now, most)| {
+                *now += 1;
+                *most = (*now).max(*most);
+            });
+            // The first connection shows the protocol.
+            if accepted.number > 0 {
+                let _open = opened.wait_for(|open| *open).await;
+            }
+            dials.send_modify(|(now, _)| *now -= 1);
+            let Ok(mut stream) = accepted.tls.accept(accepted.stream).await else {
+                return;
+            };
+            while read_head(&mut stream).await.is_some() {
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                let _ended = stream.write_all(answer).await;
+                let _ended = stream.flush().await;
+            }
+        }
+    };
+    let (origin, _) = Origin::scripted(&[b"http/1.1"], script).await;
+    let more = TARGET.replace("max_wait: 0s", "max_wait: 60s")
+        + "routes: [{ host: r.localhost, to: \"https://api.test\" }]\n";
+    let program = Program::before(&origin, &more).await;
+    let address = program.listen;
+    assert!(raw(address, ROUTED).await.starts_with("HTTP/1.1 200"));
+    // The second request uses the connection of the first one.
+    let requests: Vec<_> = (0..DIALS + 8)
+        .map(|_| tokio::spawn(async move { raw(address, ROUTED).await }))
+        .collect();
+    soon("the dials", dialling.wait_for(|(now, _)| *now >= DIALS))
+        .await
+        .unwrap();
+    open.send_replace(true);
+    for request in requests {
+        assert!(request.await.unwrap().starts_with("HTTP/1.1 200"));
     }
+    assert_eq!(dialling.borrow().1, DIALS);
 }
 
 /// A named pipe, a socket or a directory in place of a secret's file is refused at once.
@@ -387,8 +463,8 @@ async fn p14_a_silent_origin_is_given_up() {
 async fn p10_closed_a_pipe_socket_or_directory_in_place_of_a_secret_is_not_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let made = std::process::Command::new("mkfifo").arg(path("pipe"));
-    assert!({ made }.status().unwrap().success());
+    let mut mkfifo = std::process::Command::new("mkfifo");
+    assert!(mkfifo.arg(path("pipe")).status().unwrap().success());
     let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
     std::fs::create_dir(path("directory")).unwrap();
     std::fs::write(path("token"), "0123456789012345678901234567890123456789\n").unwrap();
@@ -402,7 +478,7 @@ async fn p10_closed_a_pipe_socket_or_directory_in_place_of_a_secret_is_not_read(
     };
     for config in [
         "admin: { token_file: FILE }\n",
-        "admin: { tokens: [{ name: a, token_file: FILE, role: read }] }\n",
+        "admin: { tokens: [{ token_file: FILE, role: read }] }\n",
         "clients: [{ name: a, token_file: FILE }]\n",
         "spool: { key_file: FILE }\n",
         "ledger: { postgres: { url_file: FILE } }\n",
