@@ -267,14 +267,14 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
         "config": serving.config,
         "listen": serving.listen.to_string(),
         "version": serving.version,
-        "spool": admin.api.spool_usage().map(spool),
+        "spool": admin.api.spool_usage().as_ref().map(spool),
         "targets": targets.collect::<Vec<_>>(),
         "refusals": refusals.collect::<Vec<_>>(),
     }))
 }
 
 /// Returns the use of the spool as JSON. Items without a client are listed as `null`.
-fn spool(usage: SpoolUsage) -> Value {
+fn spool(usage: &SpoolUsage) -> Value {
     let clients = usage.clients.iter().map(|(name, of)| {
         let name = Some(&**name).filter(|name| !name.is_empty());
         json!({ "client": name, "items": of.items, "bytes": of.bytes })

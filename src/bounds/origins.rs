@@ -76,3 +76,11 @@ pub const TUNNEL_IDLE: Duration = Duration::from_secs(15 * 60);
 pub const TUNNEL_BUFFER: usize = 16 * 1024;
 /// Time for which resolved addresses of a host are cached, whatever the TTL of the DNS records.
 pub const DNS_TTL: Duration = Duration::from_secs(10);
+/// Attempts of a request after errors of connections, because such errors rarely pass quickly. Refusals
+/// may use all attempts of the target (`retry.attempts`).
+pub const ERROR_ATTEMPTS: u32 = 3;
+/// Attempts of a request that the origin declares unprocessed. An origin that ends a connection after
+/// some requests refuses all those that are on their way.
+///
+/// Beyond it: 502 `origin-declined`.
+pub const UNPROCESSED_ATTEMPTS: u32 = 10;

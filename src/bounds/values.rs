@@ -80,3 +80,11 @@ pub const FIXED_WINDOW_MIN: Duration = Duration::from_millis(200);
 ///
 /// Beyond it: the configuration is refused.
 pub const TOKEN_BYTES_MIN: usize = 16;
+/// Shortest lease of a replica on buffers of the spool (`spool.lease`).
+///
+/// Beyond it: the configuration is refused.
+pub const LEASE_MIN: Duration = Duration::from_secs(1);
+/// Longest lease of a replica on buffers of the spool (`spool.lease`).
+///
+/// Beyond it: the configuration is refused.
+pub const LEASE_MAX: Duration = Duration::from_secs(300);

@@ -177,16 +177,136 @@ fn every_optional_section_of_the_example_is_sound() {
     assert_eq!(policy.operators.len(), 3);
 }
 
-/// Returns the configuration of one target with these keys and the keys of its only limit.
-fn target(keys: &str, limit: &str) -> String {
-    format!(
-        "targets: [{{ name: a, hosts: [a.test], {keys} limits: [{{ rate: \"9/1s\", {limit} }}] }}]\n"
-    )
-}
-
-fn buffer(keys: &str) -> String {
-    format!("buffers: [{{ name: b, url: \"https://a.test/\", {keys} }}]\nspool: {{}}\n")
-}
+/// Key, configuration, the last `VALUE` that is accepted, and the first that is refused.
+const AT_BOUNDS: &[(&str, &str, &str, &str)] = &[
+    (
+        "lease",
+        "ledger: { postgres: { url: \"postgres://a@b/c\" } }\nspool: { store: postgres, lease: VALUE }",
+        "1s",
+        "999ms",
+    ),
+    (
+        "lease",
+        "ledger: { postgres: { url: \"postgres://a@b/c\" } }\nspool: { store: postgres, lease: VALUE }",
+        "5m",
+        "301s",
+    ),
+    (
+        "memory_total",
+        "bodies: { memory_total: VALUE }",
+        "1MiB",
+        "1048575B",
+    ),
+    (
+        "memory_total",
+        "bodies: { memory_total: VALUE }",
+        "1048576GiB",
+        "1048577GiB",
+    ),
+    ("drain_timeout", "drain_timeout: VALUE", "400d", "400d1s"),
+    (
+        "body_idle_timeout",
+        "targets: [{ name: a, hosts: [a.test], body_idle_timeout: VALUE }]",
+        "1s",
+        "999ms",
+    ),
+    (
+        "body_idle_timeout",
+        "targets: [{ name: a, hosts: [a.test], body_idle_timeout: VALUE }]",
+        "24h",
+        "24h1s",
+    ),
+    (
+        "block_max",
+        "targets: [{ name: a, hosts: [a.test], block_max: VALUE }]",
+        "1s",
+        "999ms",
+    ),
+    (
+        "block_max",
+        "targets: [{ name: a, hosts: [a.test], block_max: VALUE }]",
+        "400d",
+        "400d1s",
+    ),
+    (
+        "max_wait",
+        "targets: [{ name: a, hosts: [a.test], max_wait: VALUE }]",
+        "400d",
+        "400d1s",
+    ),
+    (
+        "max_waiting",
+        "targets: [{ name: a, hosts: [a.test], max_waiting: VALUE }]",
+        "1000000",
+        "1000001",
+    ),
+    (
+        "max_keys",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"9/1s\", key: path, max_keys: VALUE }] }]",
+        "1000000",
+        "1000001",
+    ),
+    (
+        "burst",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"9/1s\", burst: VALUE }] }]",
+        "10000000",
+        "10000001",
+    ),
+    (
+        "concurrent",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ concurrent: VALUE }] }]",
+        "10000000",
+        "10000001",
+    ),
+    (
+        "rate",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"VALUE/1s\" }] }]",
+        "10000000",
+        "10000001",
+    ),
+    (
+        "rate",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"9/VALUE\", algorithm: fixed_window }] }]",
+        "200ms",
+        "199ms",
+    ),
+    (
+        "cost.max",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"10000000/1s\", cost: { max: VALUE } }] }]",
+        "1000000000",
+        "1000000001",
+    ),
+    (
+        "max_retries",
+        "buffers: [{ name: b, url: \"https://a.test/\", max_retries: VALUE }]\nspool: {}",
+        "100000",
+        "100001",
+    ),
+    (
+        "concurrency",
+        "buffers: [{ name: b, url: \"https://a.test/\", concurrency: VALUE }]\nspool: {}",
+        "1000",
+        "1001",
+    ),
+    (
+        "rate_limit",
+        "buffers: [{ name: b, url: \"https://a.test/\", rate_limit: VALUE }]\nspool: {}",
+        "0.00001",
+        "0.0000099",
+    ),
+    (
+        "rate_limit",
+        "buffers: [{ name: b, url: \"https://a.test/\", rate_limit: VALUE }]\nspool: {}",
+        "1000000",
+        "1000001",
+    ),
+    (
+        "max_age",
+        "buffers: [{ name: b, url: \"https://a.test/\", max_age: VALUE }]\nspool: {}",
+        "400d",
+        "401d",
+    ),
+];
 
 /// Each value at its bound is accepted, and the next one is refused with the name of its key.
 ///
@@ -208,114 +328,32 @@ fn buffer(keys: &str) -> String {
 /// Reaches the bound `TOKEN_BYTES_MIN`.
 /// Reaches the bound `LIMITS_MAX`.
 /// Reaches the bound `LANES_MAX`.
+/// Reaches the bound `LEASE_MIN`.
+/// Reaches the bound `LEASE_MAX`.
 #[test]
 fn p14_values_are_accepted_up_to_their_bounds() {
-    let keyed = |value: &str| target("", &format!("key: path, max_keys: {value}"));
-    let of = |key: &'static str| move |value: &str| target(&format!("{key}: {value},"), "");
-    let cost = |value: &str| {
-        let limit = "rate: \"10000000/1s\", cost: { max: VALUE }".replace("VALUE", value);
-        format!("targets: [{{ name: a, hosts: [a.test], limits: [{{ {limit} }}] }}]\n")
-    };
-    let limits = |count: &str| {
-        let limits = "{ rate: \"9/1s\" }, ".repeat(count.parse().unwrap());
-        format!("targets: [{{ name: a, hosts: [a.test], limits: [{limits}] }}]\n")
-    };
-    let lanes = |count: &str| {
-        let lane = |number| format!("{{ name: l{number} }}, ");
-        let lanes: String = (0..count.parse().unwrap()).map(lane).collect();
-        target(&format!("lanes: [{lanes}],"), "")
-    };
-    let window = |value: &str| {
-        let limit = format!("rate: \"9/{value}\", algorithm: fixed_window");
-        format!("targets: [{{ name: a, hosts: [a.test], limits: [{{ {limit} }}] }}]\n")
-    };
-    let token = |length: &str| {
-        let token = "t".repeat(length.parse().unwrap());
-        format!("clients: [{{ name: a, token: {token} }}]\n")
-    };
-    type Text<'a> = &'a dyn Fn(&str) -> String;
-    let cases: [(&str, Text<'_>, &str, &str); 22] = [
-        (
-            "memory_total",
-            &|v| format!("bodies: {{ memory_total: {v} }}\n"),
-            "1MiB",
-            "1048575",
-        ),
-        (
-            "memory_total",
-            &|v| format!("bodies: {{ memory_total: {v} }}\n"),
-            "1048576GiB",
-            "1048577GiB",
-        ),
-        ("max_keys", &keyed, "1000000", "1000001"),
-        ("body_idle_timeout", &of("body_idle_timeout"), "1s", "999ms"),
-        (
-            "body_idle_timeout",
-            &of("body_idle_timeout"),
-            "24h",
-            "24h1s",
-        ),
-        ("block_max", &of("block_max"), "1s", "999ms"),
-        ("block_max", &of("block_max"), "400d", "400d1s"),
-        ("max_wait", &of("max_wait"), "400d", "400d1s"),
-        (
-            "drain_timeout",
-            &|v| format!("drain_timeout: {v}\n"),
-            "400d",
-            "400d1s",
-        ),
-        ("max_waiting", &of("max_waiting"), "1000000", "1000001"),
-        (
-            "burst",
-            &|v| target("", &format!("burst: {v}")),
-            "10000000",
-            "10000001",
-        ),
-        (
-            "rate",
-            &|v| target("", "").replace("9/1s", &format!("{v}/1s")),
-            "10000000",
-            "10000001",
-        ),
-        ("cost.max", &cost, "1000000000", "1000000001"),
-        ("limits", &limits, "64", "65"),
-        ("lanes", &lanes, "16", "17"),
-        ("rate", &window, "200ms", "199ms"),
-        ("token", &token, "16", "15"),
-        (
-            "max_retries",
-            &|v| buffer(&format!("max_retries: {v}")),
-            "100000",
-            "100001",
-        ),
-        (
-            "concurrency",
-            &|v| buffer(&format!("concurrency: {v}")),
-            "1000",
-            "1001",
-        ),
-        (
-            "rate_limit",
-            &|v| buffer(&format!("rate_limit: {v}")),
-            "0.00001",
-            "0.0000099",
-        ),
-        (
-            "rate_limit",
-            &|v| buffer(&format!("rate_limit: {v}")),
-            "1000000",
-            "1000001",
-        ),
-        (
-            "max_age",
-            &|v| buffer(&format!("max_age: {v}")),
-            "400d",
-            "401d",
-        ),
-    ];
-    for (key, text, last, beyond) in cases {
-        assert_eq!(told(&text(last)), "ok", "{key}: {last}");
-        let refusal = told(&text(beyond));
+    let check = |key: &str, last: &str, beyond: &str| {
+        assert_eq!(told(last), "ok", "{key}: {last}");
+        let refusal = told(beyond);
         assert!(refusal.contains(key), "{key}: {beyond}: {refusal}");
+    };
+    for (key, text, last, beyond) in AT_BOUNDS {
+        check(
+            key,
+            &text.replace("VALUE", last),
+            &text.replace("VALUE", beyond),
+        );
     }
+    let target = |key: &str, entries: String| {
+        format!("targets: [{{ name: a, hosts: [a.test], {key}: [{entries}] }}]")
+    };
+    let limits = |count| target("limits", "{ rate: \"9/1s\" }, ".repeat(count));
+    check("limits", &limits(64), &limits(65));
+    let lanes = |count: usize| {
+        let names = (0..count).map(|number| format!("{{ name: l{number} }}"));
+        target("lanes", names.collect::<Vec<_>>().join(", "))
+    };
+    check("lanes", &lanes(16), &lanes(17));
+    let token = |length| format!("clients: [{{ name: a, token: {} }}]", "t".repeat(length));
+    check("token", &token(16), &token(15));
 }

@@ -1,5 +1,4 @@
-//! P14: bounds of calls, of held memory, of origins' time and of files, each reached by the real
-//! program.
+//! P14: bounds of calls, of held memory and of files, each reached by the real program.
 
 use std::path::Path;
 
@@ -9,13 +8,12 @@ use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 
 use crate::harness::buffers::{SPOOL, call, made, operate};
-use crate::harness::scripted::{Accepted, read_head};
-use crate::harness::{Client, Origin, Program, Proto, faketime, program, raw, reply, soon};
+use crate::harness::{Client, Origin, Program, Proto, program, raw, reply, soon};
+use crate::slow_origins::{ROUTED, without_tls};
 
-const TARGET: &str = "targets:
+pub(crate) const TARGET: &str = "targets:
   - name: api
     hosts: [plain.test, api.test]
     max_wait: 0s
@@ -231,8 +229,35 @@ async fn p14_a_full_queue_refuses_on_each_listener() {
     }
 }
 
+/// A request that would wait for longer than the default is refused at once.
+///
+/// Reaches the bound `MAX_WAIT`.
+#[tokio::test(flavor = "multi_thread")]
+async fn p14_a_request_waits_for_at_most_the_default_time() {
+    let origin = Origin::ok().await;
+    for (rate, is_held) in [("1/62s", false), ("1/1h", false), ("1/58s", true)] {
+        let target = TARGET.replace("    max_wait: 0s\n", "");
+        let target = target.replace("rate: \"1000/1s\", burst: 1000", "rate: \"RATE\", burst: 1");
+        let program = Program::before(&origin, &target.replace("RATE", rate)).await;
+        let mut client = Client::plain(&program).await;
+        assert_eq!(client.get("http://plain.test/").await.status(), 200);
+        let mut stream = hold(&program, 1, 0).await;
+        let mut answer = [0; 2048];
+        let read = tokio::select! {
+            read = stream.read(&mut answer) => Some(read.unwrap()),
+            () = until(&program, WAITING, |count| count > 0.5), if is_held => None,
+        };
+        assert_eq!(read.is_none(), is_held, "{rate}");
+        let answer = String::from_utf8_lossy(&answer[..read.unwrap_or_default()]).into_owned();
+        assert!(
+            is_held || answer.contains("wait-too-long"),
+            "{rate}: {answer}"
+        );
+    }
+}
+
 const WAITING: &str = "outpace_waiting{target=\"api\"}";
-const HELD: &str = "targets:
+pub(crate) const HELD: &str = "targets:
   - name: api
     hosts: [plain.test, api.test]
     max_wait: 30d
@@ -286,28 +311,6 @@ async fn p14_held_bodies_leave_memory_for_heads() {
     assert!(buffered > most - 80_000.0 && buffered <= most, "{buffered}");
     drop(held);
 }
-
-/// Origin that answers plain requests, but begins no TLS session.
-async fn without_tls() -> Origin {
-    let script = |accepted: Accepted| async move {
-        let mut stream = accepted.stream;
-        let mut first = [0];
-        // A TLS record of type handshake begins with 22 (RFC 8446 section 5.1).
-        if stream.peek(&mut first).await.is_err() || first == [22] {
-            return std::future::pending().await;
-        }
-        while let Some(head) = read_head(&mut stream).await {
-            if head.contains("/silent") {
-                return std::future::pending().await;
-            }
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-            let _ended = stream.write_all(answer).await;
-        }
-    };
-    Origin::scripted(&[], script).await.0
-}
-
-const ROUTED: &str = "GET /free HTTP/1.1\r\nHost: r.localhost\r\nConnection: close\r\n\r\n";
 
 /// Reaches the bound `UNCOUNTED_WAIT`.
 #[tokio::test(flavor = "multi_thread")]
@@ -363,99 +366,6 @@ async fn p14_a_request_without_memory_prepares_its_connection_for_a_second() {
     let record = program.record(|record| record["path"] == "/free").await;
     assert!(record["waited_ms"].as_f64() >= Some(900.0), "{record}");
     drop(held);
-}
-
-/// Times as the program measures them. Its clocks run faster than the test's.
-///
-/// Reaches the bound `CONNECT_TIMEOUT`.
-/// Reaches the bound `RESPONSE_HEAD_TIMEOUT`.
-/// Reaches the bound `GRPC_BODY_IDLE`.
-#[tokio::test(flavor = "multi_thread")]
-async fn p14_a_silent_origin_is_given_up() {
-    const FASTER: u32 = 90;
-    let (library, rate) = (faketime(), format!("+0 x{FASTER}"));
-    let env = [("LD_PRELOAD", &*library), ("FAKETIME", &*rate)];
-    let origin = without_tls().await;
-    let more = HELD.replace(
-        "limits: [",
-        "limits: [{ rate: \"1000/1s\", key: \"json:/k\", match: { path: \"/grpc\" } }, ",
-    );
-    let program = Program::with_env(&origin, &more, &env).await;
-    let address = program.listen;
-    // It is no GET, because a GET would be sent again.
-    let silent =
-        "POST http://plain.test/silent HTTP/1.1\r\nHost: plain.test\r\nContent-Length: 0\r\n\r\n";
-    // The key of the limit is in the body, so the body is read before the origin is asked.
-    let grpc = "POST http://plain.test/grpc HTTP/1.1\r\nHost: plain.test\r\nContent-Type: application/grpc\r\nContent-Length: 9\r\n\r\nx";
-    let given_up = [
-        (ROUTED, "origin-connect-timeout", 15),
-        (silent, "origin-timeout", 900),
-        (grpc, "body-timeout", 900),
-    ]
-    .map(|(request, reason, seconds)| async move {
-        let began = std::time::Instant::now();
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let (mut answer, mut part) = (String::new(), [0; 2048]);
-        while !answer.contains(reason) {
-            let read = soon(reason, stream.read(&mut part)).await.unwrap();
-            assert!(read > 0, "{reason}: {answer}");
-            answer.push_str(&String::from_utf8_lossy(&part[..read]));
-        }
-        let took = began.elapsed() * FASTER;
-        assert!(took.as_secs() >= seconds - 1, "{reason}: {took:?}");
-    });
-    futures_util::future::join_all(given_up).await;
-}
-
-/// Requests at once, of which each needs a connection, to an origin whose handshakes do not end.
-///
-/// Reaches the bound `ORIGIN_DIALS`.
-#[tokio::test(flavor = "multi_thread")]
-async fn p14_connections_to_an_origin_are_opened_a_few_at_a_time() {
-    const DIALS: usize = 32;
-    let (open, opened) = watch::channel(false);
-    let (dials, mut dialling) = watch::channel((0, 0));
-    let script = move |accepted: Accepted| {
-        let (mut opened, dials) = (opened.clone(), dials.clone());
-        async move {
-            dials.send_modify(|(now, most)| {
-                *now += 1;
-                *most = (*now).max(*most);
-            });
-            // The first connection shows the protocol.
-            if accepted.number > 0 {
-                let _open = opened.wait_for(|open| *open).await;
-            }
-            dials.send_modify(|(now, _)| *now -= 1);
-            let Ok(mut stream) = accepted.tls.accept(accepted.stream).await else {
-                return;
-            };
-            while read_head(&mut stream).await.is_some() {
-                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-                let _ended = stream.write_all(answer).await;
-                let _ended = stream.flush().await;
-            }
-        }
-    };
-    let (origin, _) = Origin::scripted(&[b"http/1.1"], script).await;
-    let more = TARGET.replace("max_wait: 0s", "max_wait: 60s")
-        + "routes: [{ host: r.localhost, to: \"https://api.test\" }]\n";
-    let program = Program::before(&origin, &more).await;
-    let address = program.listen;
-    assert!(raw(address, ROUTED).await.starts_with("HTTP/1.1 200"));
-    // The second request uses the connection of the first one.
-    let requests: Vec<_> = (0..DIALS + 8)
-        .map(|_| tokio::spawn(async move { raw(address, ROUTED).await }))
-        .collect();
-    soon("the dials", dialling.wait_for(|(now, _)| *now >= DIALS))
-        .await
-        .unwrap();
-    open.send_replace(true);
-    for request in requests {
-        assert!(request.await.unwrap().starts_with("HTTP/1.1 200"));
-    }
-    assert_eq!(dialling.borrow().1, DIALS);
 }
 
 /// A named pipe, a socket or a directory in place of a secret's file is refused at once.

@@ -254,6 +254,7 @@ async fn p8_what_was_certainly_not_processed_is_sent_again() {
     }
 }
 
+/// Reaches the bound `UNPROCESSED_ATTEMPTS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_without_end_is_bounded_and_names_its_reason() {
     for (reason_code, expected) in [(7, "origin-declined"), (2, "origin-broke")] {

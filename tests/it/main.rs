@@ -73,6 +73,7 @@ mod settlements;
 mod shared;
 mod shares;
 mod signals;
+mod slow_origins;
 mod soak;
 mod space;
 mod spool;

@@ -8,7 +8,6 @@ use crate::harness::{Client, Origin, Program, soon};
 
 const TARGET: &str = "targets:\n  - name: api\n    hosts: [plain.test]\n    max_wait: 30s\n    limits: [{ name: pace, rate: \"1/1s\", burst: 1 }]\n";
 
-/// Reaches the bound `MAX_WAIT`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p4_told_at_once_with_an_honest_retry_after() {
     let origin = Origin::ok().await;
