@@ -373,6 +373,9 @@ mod tests {
         }));
     }
 
+    /// Reaches the bound `CONNECTIONS`.
+    /// Reaches the bound `ADMIN_CONNECTIONS`.
+    /// Reaches the bound `RESERVED_FILES`.
     #[test]
     fn p13_isolation_clients_leave_descriptors_for_everything_else() {
         for (files, clients, admin) in [
@@ -408,6 +411,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `ADDRESS_SHARE`.
     #[tokio::test(start_paused = true)]
     async fn p13_isolation_one_address_holds_at_most_half() {
         for (address, neighbour) in [
@@ -450,6 +454,7 @@ mod tests {
         assert!(late.await.is_some());
     }
 
+    /// Reaches the bound `ADDRESS_ACCEPTS`.
     #[tokio::test(start_paused = true)]
     async fn p14_accepts_of_one_address_are_bounded_beyond_loopback() {
         for (address, bounded) in [

@@ -268,6 +268,21 @@ pub fn check_supplied(path: &Path) -> Result<(), FileFault> {
     check_mode(path, &known)
 }
 
+/// Reads a regular file as text, and follows links to it. A named pipe or device is not read, because
+/// a read could wait forever.
+///
+/// # Errors
+/// Returns a [`FileFault`] if the file is missing, of another kind or no UTF-8 text.
+pub fn read_regular(path: &Path) -> Result<String, FileFault> {
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let mut file = opened.map_err(at(path))?;
+    check_kind(path, &file.metadata().map_err(at(path))?, false)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(at(path))?;
+    Ok(text)
+}
+
 /// Checks that a path leads to a regular file. A read of a named pipe could wait forever.
 ///
 /// # Errors

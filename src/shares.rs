@@ -68,10 +68,10 @@ pub enum Spent {
 
 /// Amount of one shared bound that is in use, in total and by client.
 #[derive(Debug, Default)]
-pub struct Occupancy(Mutex<Usage>);
+pub struct Occupancy(Mutex<Amounts>);
 
 #[derive(Debug, Default)]
-struct Usage {
+struct Amounts {
     total: u64,
     /// Amounts of the clients that have a share. A client that holds nothing has no entry.
     by_holder: HashMap<Arc<str>, u64>,

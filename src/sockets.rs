@@ -151,6 +151,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `PEER_SILENT`.
     #[tokio::test]
     async fn p14_a_watched_socket_probes_its_peer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

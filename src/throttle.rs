@@ -247,6 +247,8 @@ mod tests {
         throttle.clock.now().since(before)
     }
 
+    /// Reaches the bound `AUTH_FAILURES`.
+    /// Reaches the bound `AUTH_FAILURE_DELAY`.
     #[tokio::test(start_paused = true)]
     async fn s13_after_ten_failures_of_an_address_each_further_one_is_delayed() {
         for address in ["192.0.2.7", "2001:db8::7", "::ffff:198.51.100.7"] {
@@ -288,6 +290,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `THROTTLED_ADDRESSES`.
     #[tokio::test(start_paused = true)]
     async fn s13_memory_is_bounded_and_further_addresses_share_one_count() {
         let throttle = throttle();
@@ -310,6 +313,7 @@ mod tests {
         assert!(throttle.count(address(bound)).is_some());
     }
 
+    /// Reaches the bound `AUTH_FAILURE_LOG`.
     #[tokio::test(start_paused = true)]
     async fn s13_one_warning_per_ten_seconds_and_address_counts_the_failures() {
         let throttle = throttle();

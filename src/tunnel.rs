@@ -209,7 +209,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     const TIMEOUTS: Timeouts = Timeouts {
-        silent: Duration::from_secs(60),
+        silent: crate::bounds::TUNNEL_IDLE,
         untaken: Duration::from_secs(20),
     };
 
@@ -238,6 +238,7 @@ mod tests {
         assert_eq!((passed.sent, passed.received), (5, 3));
     }
 
+    /// Reaches the bound `TUNNEL_IDLE`.
     #[tokio::test(start_paused = true)]
     async fn a_tunnel_on_which_nothing_moves_is_closed() {
         let clock = Clock::anchored(0);
@@ -245,7 +246,7 @@ mod tests {
         let (origin, _server) = tokio::io::duplex(64);
         let start = clock.now();
         relay(client, origin, TIMEOUTS, &clock, std::future::pending()).await;
-        assert_eq!(clock.now().since(start), Duration::from_secs(60));
+        assert_eq!(clock.now().since(start), TIMEOUTS.silent);
     }
 
     /// Relays between two sides of which only one takes bytes. Returns the seconds and the side.

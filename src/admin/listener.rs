@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::{Extension, Router};
 use http::header::{CONNECTION, EXPECT};
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
@@ -16,10 +16,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
-use super::Admin;
 use super::authorize::Peer;
+use super::{Admin, problem};
+use crate::bounds::HEAD_LINGER;
 use crate::clock::Clock;
-use crate::exchange::{ClientBody, ResponseBody, UnreadBodies};
+use crate::exchange::{ClientBody, ResponseBody, UnreadBodies, check_http2_head};
 use crate::inbound::{
     self, ClientStream, ClosingStep, Http2Activity, Http2Stream, StreamTasks, WatchedBody,
 };
@@ -128,11 +129,17 @@ impl Connection {
         });
         let io = TokioIo::new(stream.with_refusals_of_hyper());
         // The ends of connections are normal, and failures of calls have responses.
-        let _ = inbound::http1().serve_connection(io, service).await;
-        if progress.resets()
-            && let Some(stream) = returned.take()
-        {
+        let ended = inbound::http1().serve_connection(io, service).await;
+        let Some(mut stream) = returned.take() else {
+            return;
+        };
+        if progress.resets() {
             stream.reset();
+        } else if ended.is_err_and(|error| error.is_parse()) {
+            // The client of an unreadable head may still be sending, and can then read the refusal.
+            let mut sink = tokio::io::sink();
+            let drained = tokio::io::copy(&mut stream, &mut sink);
+            let _ = tokio::time::timeout(HEAD_LINGER, drained).await;
         }
     }
 
@@ -179,6 +186,16 @@ fn call(
     unread: &Arc<UnreadBodies>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
     let request = request.map(|body| Body::new(ClientBody::new(body, Arc::clone(unread))));
-    let answered = router.call(request);
-    async move { Ok(answered.await?.map(ResponseBody::stream)) }
+    let checked = match request.version() {
+        Version::HTTP_2 => check_http2_head(&request),
+        _ => Ok(()),
+    };
+    let answered = checked.map(|()| router.call(request));
+    async move {
+        let response = match answered {
+            Ok(answered) => answered.await?,
+            Err(error) => problem(error.reason.row().status, &error.detail),
+        };
+        Ok(response.map(ResponseBody::stream))
+    }
 }

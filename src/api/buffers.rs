@@ -12,7 +12,7 @@ use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page, parameters}
 use super::spool::{buffer_json, counts_json, item_json, time};
 use super::tenants::BufferAccess;
 use super::{Answered, ApiCall, CallBody, SpoolHandle, bad, json as answer, read};
-use crate::bounds::API_BATCH_BYTES;
+use crate::bounds::{API_BATCH_BYTES, PAUSE_REASON};
 use crate::delivery::{check_buffer, check_name};
 use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
@@ -150,6 +150,12 @@ impl SpoolHandle {
             "pause" => {
                 let PauseSpec { reason } = read(body).await?;
                 let reason = reason.unwrap_or_else(|| "by an operator".to_owned());
+                if reason.len() > PAUSE_REASON {
+                    return Err(bad(format!(
+                        "`reason` has {} bytes, and at most {PAUSE_REASON} bytes are allowed",
+                        reason.len()
+                    )));
+                }
                 let paused = self.store.pause(buffer.number, Some(reason.into())).await?;
                 Ok(answer(&self.show(call, &paused).await?))
             }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::spool::{attempt_json, item_json};
 use super::tenants::{BufferAccess, Principal};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
+use crate::bounds::PAGE_MAX;
 use crate::exchange::{Error, Reason, ResponseBody};
 use crate::policy::ApiScope;
 use crate::semantics::{isolate_replay, preference};
@@ -23,7 +24,6 @@ const RESPONSES: u32 = 20;
 /// Header fields that describe how a body was transferred.
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "trailer"];
 const PAGE: u32 = 50;
-const PAGE_MAX: u32 = 1000;
 /// Number of queries in one call for a caller who sees only a part of the entries.
 const OWN_PAGES: u32 = 10;
 

@@ -115,6 +115,8 @@ mod tests {
         PushThrottle::new(Clock::anchored(1_800_000_000_000_000_000))
     }
 
+    /// Reaches the bound `PUSHES_PER_SECOND`.
+    /// Reaches the bound `PUSH_BURST`.
     #[tokio::test(start_paused = true)]
     async fn p13_a_client_pushes_its_burst_and_then_its_rate() {
         for batch in [1, 10, 1000] {
@@ -144,6 +146,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `PUSHERS`.
     #[tokio::test(start_paused = true)]
     async fn p14_bounds_the_clients_that_are_counted_separately() {
         let throttle = throttle();

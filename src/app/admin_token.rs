@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::StartError;
+use crate::bounds::TOKEN_BYTES_MIN;
 use crate::config::{Config, Loaded, Settings};
 use crate::files::{exposed_mode, read_private};
 use crate::policy::{Operator, Policy, Role, Secret, Token};
@@ -72,11 +73,11 @@ fn own_admin_token(data_dir: &Path) -> Result<Option<Secret>, StartError> {
     }
     let text = read_private(&path)?;
     let text = text.trim();
-    if text.len() < Token::BYTES_MIN {
+    if text.len() < TOKEN_BYTES_MIN {
         return Err(failed(format!(
             "it holds {} bytes, and a token has at least {}",
             text.len(),
-            Token::BYTES_MIN
+            TOKEN_BYTES_MIN
         )));
     }
     Ok(Some(Secret::new(text)))

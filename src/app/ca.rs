@@ -189,6 +189,7 @@ mod tests {
 
     use super::*;
 
+    /// Reaches the bound `CA_REPORT_EVERY`.
     #[test]
     fn a_report_is_due_once_a_day() {
         let start = Instant::from_nanos(0);

@@ -16,6 +16,7 @@ use super::value::{DurationText, FromText, Listen, Text};
 use super::{Config, Loaded, Settings};
 use crate::bounds::MEMORY_TOTAL_MIN;
 use crate::exchange::BodySettings;
+use crate::files;
 use crate::intercept::CaSource;
 use crate::origin::{ParentProxy, load_identity, load_pem_file};
 use crate::policy::{Access, ClientCertificate, Egress, HostPattern, Policy, Secret};
@@ -189,7 +190,7 @@ fn secret(
             return None;
         }
         (Some(text), None) => text.0.clone(),
-        (None, Some(path)) => match std::fs::read_to_string(path) {
+        (None, Some(path)) => match files::read_regular(path) {
             Ok(text) => text.trim_end().to_owned(),
             Err(cause) => {
                 report!(p, "{key}_file" => "{} cannot be read: {cause}", path.display());

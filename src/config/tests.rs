@@ -176,3 +176,184 @@ fn every_optional_section_of_the_example_is_sound() {
     assert!(!loaded.needs_admin_token && loaded.config.settings.parent.is_some());
     assert_eq!(policy.operators.len(), 3);
 }
+
+/// Key, configuration, the last `VALUE` that is accepted, and the first that is refused.
+const AT_BOUNDS: &[(&str, &str, &str, &str)] = &[
+    (
+        "lease",
+        "ledger: { postgres: { url: \"postgres://a@b/c\" } }\nspool: { store: postgres, lease: VALUE }",
+        "1s",
+        "999ms",
+    ),
+    (
+        "lease",
+        "ledger: { postgres: { url: \"postgres://a@b/c\" } }\nspool: { store: postgres, lease: VALUE }",
+        "5m",
+        "301s",
+    ),
+    (
+        "memory_total",
+        "bodies: { memory_total: VALUE }",
+        "1MiB",
+        "1048575B",
+    ),
+    (
+        "memory_total",
+        "bodies: { memory_total: VALUE }",
+        "1048576GiB",
+        "1048577GiB",
+    ),
+    ("drain_timeout", "drain_timeout: VALUE", "400d", "400d1s"),
+    (
+        "body_idle_timeout",
+        "targets: [{ name: a, hosts: [a.test], body_idle_timeout: VALUE }]",
+        "1s",
+        "999ms",
+    ),
+    (
+        "body_idle_timeout",
+        "targets: [{ name: a, hosts: [a.test], body_idle_timeout: VALUE }]",
+        "24h",
+        "24h1s",
+    ),
+    (
+        "block_max",
+        "targets: [{ name: a, hosts: [a.test], block_max: VALUE }]",
+        "1s",
+        "999ms",
+    ),
+    (
+        "block_max",
+        "targets: [{ name: a, hosts: [a.test], block_max: VALUE }]",
+        "400d",
+        "400d1s",
+    ),
+    (
+        "max_wait",
+        "targets: [{ name: a, hosts: [a.test], max_wait: VALUE }]",
+        "400d",
+        "400d1s",
+    ),
+    (
+        "max_waiting",
+        "targets: [{ name: a, hosts: [a.test], max_waiting: VALUE }]",
+        "1000000",
+        "1000001",
+    ),
+    (
+        "max_keys",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"9/1s\", key: path, max_keys: VALUE }] }]",
+        "1000000",
+        "1000001",
+    ),
+    (
+        "burst",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"9/1s\", burst: VALUE }] }]",
+        "10000000",
+        "10000001",
+    ),
+    (
+        "concurrent",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ concurrent: VALUE }] }]",
+        "10000000",
+        "10000001",
+    ),
+    (
+        "rate",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"VALUE/1s\" }] }]",
+        "10000000",
+        "10000001",
+    ),
+    (
+        "rate",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"9/VALUE\", algorithm: fixed_window }] }]",
+        "200ms",
+        "199ms",
+    ),
+    (
+        "cost.max",
+        "targets: [{ name: a, hosts: [a.test], limits: [{ rate: \"10000000/1s\", cost: { max: VALUE } }] }]",
+        "1000000000",
+        "1000000001",
+    ),
+    (
+        "max_retries",
+        "buffers: [{ name: b, url: \"https://a.test/\", max_retries: VALUE }]\nspool: {}",
+        "100000",
+        "100001",
+    ),
+    (
+        "concurrency",
+        "buffers: [{ name: b, url: \"https://a.test/\", concurrency: VALUE }]\nspool: {}",
+        "1000",
+        "1001",
+    ),
+    (
+        "rate_limit",
+        "buffers: [{ name: b, url: \"https://a.test/\", rate_limit: VALUE }]\nspool: {}",
+        "0.00001",
+        "0.0000099",
+    ),
+    (
+        "rate_limit",
+        "buffers: [{ name: b, url: \"https://a.test/\", rate_limit: VALUE }]\nspool: {}",
+        "1000000",
+        "1000001",
+    ),
+    (
+        "max_age",
+        "buffers: [{ name: b, url: \"https://a.test/\", max_age: VALUE }]\nspool: {}",
+        "400d",
+        "401d",
+    ),
+];
+
+/// Each value at its bound is accepted, and the next one is refused with the name of its key.
+///
+/// Reaches the bound `MEMORY_TOTAL_MIN`.
+/// Reaches the bound `KEYS_PER_LIMIT_MAX`.
+/// Reaches the bound `BODY_IDLE_MIN`.
+/// Reaches the bound `BODY_IDLE_MAX`.
+/// Reaches the bound `BLOCK_MAX_MIN`.
+/// Reaches the bound `DURATION_MAX`.
+/// Reaches the bound `COUNT_MAX`.
+/// Reaches the bound `COST_MAX`.
+/// Reaches the bound `SIZE_MAX`.
+/// Reaches the bound `WAITERS_MAX`.
+/// Reaches the bound `RETRIES_MAX`.
+/// Reaches the bound `CONCURRENCY_MAX`.
+/// Reaches the bound `BUFFER_RATE_MIN`.
+/// Reaches the bound `BUFFER_RATE_MAX`.
+/// Reaches the bound `FIXED_WINDOW_MIN`.
+/// Reaches the bound `TOKEN_BYTES_MIN`.
+/// Reaches the bound `LIMITS_MAX`.
+/// Reaches the bound `LANES_MAX`.
+/// Reaches the bound `LEASE_MIN`.
+/// Reaches the bound `LEASE_MAX`.
+#[test]
+fn p14_values_are_accepted_up_to_their_bounds() {
+    let check = |key: &str, last: &str, beyond: &str| {
+        assert_eq!(told(last), "ok", "{key}: {last}");
+        let refusal = told(beyond);
+        assert!(refusal.contains(key), "{key}: {beyond}: {refusal}");
+    };
+    for (key, text, last, beyond) in AT_BOUNDS {
+        check(
+            key,
+            &text.replace("VALUE", last),
+            &text.replace("VALUE", beyond),
+        );
+    }
+    let target = |key: &str, entries: String| {
+        format!("targets: [{{ name: a, hosts: [a.test], {key}: [{entries}] }}]")
+    };
+    let limits = |count| target("limits", "{ rate: \"9/1s\" }, ".repeat(count));
+    check("limits", &limits(64), &limits(65));
+    let lanes = |count: usize| {
+        let names = (0..count).map(|number| format!("{{ name: l{number} }}"));
+        target("lanes", names.collect::<Vec<_>>().join(", "))
+    };
+    check("lanes", &lanes(16), &lanes(17));
+    let token = |length| format!("clients: [{{ name: a, token: {} }}]", "t".repeat(length));
+    check("token", &token(16), &token(15));
+}

@@ -193,6 +193,7 @@ mod tests {
         assert_eq!(check_fields(&fields(&sound)), Ok(()));
     }
 
+    /// Reaches the bound `ITEM_FIELDS`.
     #[test]
     fn p14_bounds_fields_of_an_item() {
         let names: Vec<String> = (0..=ITEM_FIELDS).map(|n| format!("x-{n}")).collect();

@@ -21,6 +21,7 @@ mod defer;
 mod deliver;
 mod error;
 mod handover;
+mod head;
 mod idle;
 mod peek;
 mod plan;
@@ -44,6 +45,7 @@ pub use credentials::refused_credential;
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use error::Error;
 pub use handover::{Handover, IdleSide};
+pub use head::{LINE_BYTES, check_http2_head, line_too_long};
 pub use idle::{client_stalled, read_body};
 pub use reason::{Reason, table};
 pub use record::{

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::bounds::RETRY_WAIT_MIN;
+use crate::bounds::{ERROR_ATTEMPTS, RETRY_WAIT_MIN, UNPROCESSED_ATTEMPTS};
 use crate::clock::Instant;
 use crate::policy::Retry;
 use crate::signals::{Demand, SignalKind};
@@ -92,14 +92,6 @@ pub(super) enum Then {
     /// The request is sent again, not before this instant.
     Again(Instant),
 }
-
-/// Maximum number of attempts after an error, because errors rarely pass quickly. Refusals may use
-/// all of the target's attempts.
-const ERROR_ATTEMPTS: u32 = 3;
-
-/// Maximum number of attempts of a request that the origin declares unprocessed. An origin that ends
-/// a connection after some requests refuses all those that are on their way.
-const UNPROCESSED_ATTEMPTS: u32 = 10;
 
 /// Decides the next step of a request and the block of its target.
 pub(super) fn decide(attempted: Attempted, situation: &Situation<'_>) -> Decision {
@@ -444,6 +436,7 @@ mod tests {
         assert_eq!(passing, expected);
     }
 
+    /// Reaches the bound `RETRY_WAIT_MIN`.
     #[test]
     fn no_retry_comes_sooner_than_the_shortest_wait() {
         let zero = Retry {

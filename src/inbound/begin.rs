@@ -71,6 +71,7 @@ mod tests {
         )
     }
 
+    /// Reaches the bound `FIRST_BYTE_TIMEOUT`.
     #[tokio::test(start_paused = true)]
     async fn p14_a_connection_without_its_first_bytes_ends_after_10_s() {
         for http2 in [None, Some(true)] {

@@ -354,6 +354,8 @@ mod tests {
         assert_eq!(due(&[(10, &whole)]).await, 60);
     }
 
+    /// Reaches the bound `CONNECTION_IDLE`.
+    /// Reaches the bound `GOAWAY_GRACE`.
     #[tokio::test(start_paused = true)]
     async fn an_open_stream_may_be_silent_and_its_end_begins_the_time() {
         let clock = Clock::anchored(0);

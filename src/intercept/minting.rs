@@ -143,6 +143,8 @@ mod tests {
         u32::try_from(refused.count()).unwrap()
     }
 
+    /// Reaches the bound `CLIENT_LEAVES`.
+    /// Reaches the bound `LEAF_WAIT`.
     #[tokio::test(start_paused = true)]
     async fn p13_isolation_one_client_causes_a_bounded_number_of_certificates() {
         let (_dir, leaves) = leaves();
@@ -156,6 +158,7 @@ mod tests {
         assert_eq!(refused(&leaves, 600, Some("c"), "127.0.0.1").await, 0);
     }
 
+    /// Reaches the bound `LEAVES_CREATED`.
     #[tokio::test(start_paused = true)]
     async fn p14_certificates_for_all_clients_together_are_bounded() {
         let (_dir, leaves) = leaves();

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::bounds::{ORIGIN_AGE, ORIGIN_IDLE};
+use crate::bounds::{ORIGIN_AGE, ORIGIN_IDLE, ORIGIN_IDLE_MAX};
 use crate::clock::Clock;
 use crate::policy::{Egress, Policy};
 use crate::shutdown::Tasks;
@@ -31,6 +31,11 @@ struct Setup {
 const MAX: usize = 20;
 
 async fn setup(wire: ProtocolChoice) -> Setup {
+    setup_of(wire, MAX).await
+}
+
+/// Returns a pool of at most `max` connections, with its only origin.
+async fn setup_of(wire: ProtocolChoice, max: usize) -> Setup {
     let clock = Clock::anchored(0);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let egress = Egress {
@@ -46,7 +51,7 @@ async fn setup(wire: ProtocolChoice) -> Setup {
         port: listener.local_addr().unwrap().port(),
     };
     Setup {
-        pool: Pool::new(connector, MAX, clock.clone(), Tasks::new(), Metrics::new()),
+        pool: Pool::new(connector, max, clock.clone(), Tasks::new(), Metrics::new()),
         clock,
         policy: Arc::new(policy),
         listener,
@@ -122,6 +127,7 @@ async fn a_silent_request_over_http_2_causes_no_ping() {
     }
 }
 
+/// Reaches the bound `ORIGIN_AGE`.
 #[tokio::test(start_paused = true)]
 async fn a_connection_in_steady_use_is_replaced_at_its_age() {
     let setup = setup(ProtocolChoice::Any).await;
@@ -153,6 +159,7 @@ async fn a_connection_in_steady_use_is_replaced_at_its_age() {
     assert!((5..=7).contains(&accepted), "{accepted} connections");
 }
 
+/// Reaches the bound `ORIGIN_IDLE`.
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed() {
     let setup = setup(ProtocolChoice::Any).await;
@@ -217,4 +224,52 @@ async fn p13_isolation_idle_connections_make_room_for_other_destinations() {
     drop(leases.pop());
     let opened = tunnel.await.unwrap();
     drop((opened, leases));
+}
+
+/// If all connections to origins are in use, a request waits and is then refused as `origin-busy`.
+///
+/// Reaches the bound `CONNECT_TIMEOUT`.
+#[tokio::test(start_paused = true)]
+async fn p14_a_request_waits_for_the_permit_of_a_connection_for_a_bounded_time() {
+    let setup = setup(ProtocolChoice::Http1).await;
+    let mut permits = Vec::new();
+    for _ in 0..MAX {
+        permits.push(setup.pool.0.permit().await.unwrap());
+    }
+    let began = setup.clock.now();
+    let refused = setup.pool.0.permit().await.err().unwrap();
+    assert!(matches!(refused, OriginError::Busy), "{refused}");
+    assert_eq!(setup.clock.now().since(began).as_secs(), 15);
+    permits.pop();
+    assert!(setup.pool.0.permit().await.is_ok());
+}
+
+/// Reaches the bound `ORIGIN_IDLE_MAX`.
+#[tokio::test]
+async fn p14_the_idle_connections_to_an_origin_are_bounded() {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let setup = setup_of(ProtocolChoice::Http1, 1000).await;
+    let accepting = async {
+        loop {
+            let stream = setup.listener.accept().await.unwrap().0;
+            Tasks::new().spawn_detached(serve(stream));
+        }
+    };
+    let counting = async {
+        let mut leases = Vec::new();
+        for _ in 0..ORIGIN_IDLE_MAX + 9 {
+            leases.push(setup.acquire().await);
+        }
+        drop(leases);
+        let mut idle = Vec::new();
+        while let Some(lease) = setup.pool.idle(&setup.destination) {
+            idle.push(lease);
+        }
+        idle.len()
+    };
+    let idle = tokio::select! {
+        () = accepting => unreachable!("the origin accepts without an end"),
+        idle = counting => idle,
+    };
+    assert_eq!(idle, ORIGIN_IDLE_MAX);
 }

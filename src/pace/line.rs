@@ -183,8 +183,7 @@ impl Line {
         (slot.map(|slot| (slot, answer.now)), short)
     }
 
-    /// Returns the earliest instant at which a request of this scope that arrives now could be
-    /// sent.
+    /// Returns the earliest instant at which a request of this scope could be sent now.
     pub(super) fn forecast(&self, scope: &Scope) -> Forecast {
         let state = self.lock();
         state.queue.forecast(scope, self.clock.now(), &*self.ledger)
@@ -452,8 +451,7 @@ impl Line {
         state.queue.meanwhile(now, &*self.ledger)
     }
 
-    /// Gives up slots that are too late and sends the waiters that are due. Returns the current
-    /// instant.
+    /// Gives up slots that are too late and sends due waiters. Returns the current instant.
     fn dispatch_due(self: &Arc<Self>, state: &mut LineState) -> Instant {
         self.follow_epoch(state);
         let now = self.clock.now();

@@ -18,9 +18,6 @@ pub struct Token {
 }
 
 impl Token {
-    /// Shortest token in bytes.
-    pub const BYTES_MIN: usize = 16;
-
     /// Creates a token from its text.
     pub fn new(text: Secret) -> Self {
         Self {

@@ -131,6 +131,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `KEY_BYTES`.
     #[test]
     fn p10_closed_hostile_values_become_digests() {
         let secret = KeySecret::new([7; 32]);

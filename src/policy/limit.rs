@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Cost, Matcher, Source};
-use crate::bounds::KEYS_PER_LIMIT;
+use crate::bounds::{KEYS_PER_LIMIT, LIMITS_MAX};
 use crate::units::Rate;
 
 /// A limit of n requests per period, or of n requests at the same time. A matcher can restrict it
@@ -130,18 +130,15 @@ impl fmt::Display for Bound {
 pub struct LimitSet(u64);
 
 impl LimitSet {
-    /// Maximum number of limits of one target, because the set is a mask of 64 bits.
-    pub const MAX: usize = 64;
-
-    /// Adds the limit at position `index`, which must be below [`Self::MAX`].
+    /// Adds the limit at position `index`, which must be below [`LIMITS_MAX`].
     pub fn insert(&mut self, index: usize) {
-        debug_assert!(index < Self::MAX);
-        self.0 |= 1 << (index % Self::MAX);
+        debug_assert!(index < LIMITS_MAX);
+        self.0 |= 1 << (index % LIMITS_MAX);
     }
 
     /// Returns true if the limit at position `index` is in the set.
     pub const fn contains(self, index: usize) -> bool {
-        index < Self::MAX && self.0 & (1 << index) != 0
+        index < LIMITS_MAX && self.0 & (1 << index) != 0
     }
 
     /// Returns true if the two sets have a limit in common.

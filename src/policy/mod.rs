@@ -167,9 +167,10 @@ pub struct Target {
     pub generation: u64,
     /// Host patterns that select the target.
     pub hosts: Vec<HostPattern>,
-    /// Limits on the target's requests, at most [`LimitSet::MAX`].
+    /// Limits on the target's requests, at most [`LIMITS_MAX`](crate::bounds::LIMITS_MAX).
     pub limits: Vec<Limit>,
-    /// Lanes of the target, at most [`Target::LANES_MAX`]. An empty list means one lane for all
+    /// Lanes of the target, at most [`LANES_MAX`](crate::bounds::LANES_MAX). An empty list means one
+    /// lane for all
     /// requests.
     pub lanes: Vec<Lane>,
     /// True if requests that cannot leave within their max wait are spooled and answered with 202.
@@ -207,9 +208,6 @@ pub struct Target {
 }
 
 impl Target {
-    /// Maximum number of lanes of one target.
-    pub const LANES_MAX: usize = 16;
-
     /// Creates a target with this name and these limits, but without hosts. All other settings have
     /// their defaults.
     pub fn named(name: &str, limits: Vec<Limit>) -> Self {

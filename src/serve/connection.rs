@@ -17,14 +17,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::revocation::ConnectionAccess;
-use super::{Server, authenticate, connect, gateway, unreadable};
+use super::{Server, authenticate, connect, gateway};
 use crate::api::Api;
 use crate::bounds::REVOCATION_GRACE;
 use crate::clock::Clock;
 use crate::connections::ConnectionSlot;
 use crate::exchange::{
     Arrival, ClientBody, ClientIdentity, Error, Ingress, REVOKED, Reason, Recording, ResponseBody,
-    UnreadBodies,
+    UnreadBodies, check_http2_head,
 };
 use crate::inbound::{
     self, ClientStream, ClosingStep, Http2Activity, Http2Stream, StreamTasks, WatchedBody,
@@ -159,7 +159,7 @@ impl ClientConnection {
             let (this, watch) = (Arc::clone(&this), begun.begin());
             let request = request.map(|body| ClientBody::new(body, Arc::clone(&unread)));
             async move {
-                let response = match unreadable::check_http2_head(&request) {
+                let response = match check_http2_head(&request) {
                     Ok(()) => this.answer(request).await,
                     Err(error) => this.refuse(request.method(), &error),
                 };

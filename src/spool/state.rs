@@ -337,6 +337,8 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `REFUSALS_MAX`.
+    /// Reaches the bound `REFUSAL_WAIT_MAX`.
     #[test]
     fn refusals_without_end_come_ever_more_slowly_and_end_after_days() {
         let hasty = BufferConfig {

@@ -106,6 +106,7 @@ mod tests {
         }
     }
 
+    /// Reaches the bound `THROTTLED_ADDRESSES`.
     #[tokio::test(start_paused = true)]
     async fn p14_the_number_of_keys_is_bounded() {
         let throttle = throttle(2);

@@ -72,6 +72,7 @@ async fn a_worker_shares_the_limits_and_holds_a_permit() {
     assert_eq!(record["target"], "jobs");
 }
 
+/// Reaches the bound `PERMIT_HOLD`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permit_that_is_not_renewed_comes_back() {
     let origin = Origin::ok().await;

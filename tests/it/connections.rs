@@ -78,6 +78,7 @@ async fn p1_pace_holds_when_all_http_2_streams_are_in_use() {
     }
 }
 
+/// Reaches the bound `H2_ORIGIN_CONNECTIONS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p4_fail_fast_when_no_stream_and_no_further_connection_is_free() {
     let (origin, open) = slow_origin(1).await;
@@ -253,6 +254,7 @@ async fn p8_what_was_certainly_not_processed_is_sent_again() {
     }
 }
 
+/// Reaches the bound `UNPROCESSED_ATTEMPTS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_without_end_is_bounded_and_names_its_reason() {
     for (reason_code, expected) in [(7, "origin-declined"), (2, "origin-broke")] {

@@ -143,6 +143,8 @@ const BEGINNINGS: [(&str, &[u8]); 5] = [
     ),
 ];
 
+/// Reaches the bound `CONNECTIONS` on proxy, route.
+/// Reaches the bound `ADMIN_CONNECTIONS` on admin.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_isolation_silent_sockets_keep_no_client_and_no_probe_out() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -191,6 +193,7 @@ async fn p13_isolation_clients_without_credentials_keep_no_client_out() {
     }
 }
 
+/// Reaches the bound `ADDRESS_SHARE` on proxy, route, admin.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_isolation_one_address_beyond_loopback_holds_half_of_the_connections() {
     let Some(own) = own_address() else {
@@ -233,6 +236,7 @@ async fn p13_isolation_one_address_beyond_loopback_holds_half_of_the_connections
     }
 }
 
+/// Reaches the bound `ADDRESS_ACCEPTS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_one_address_beyond_loopback_opens_connections_at_a_bounded_rate() {
     let Some(own) = own_address() else {

@@ -122,6 +122,8 @@ fn bad_heads(target: &str, host: &str) -> Vec<(&'static str, Vec<u8>, u16, &'sta
     ]
 }
 
+/// Reaches the bound `HEAD_BYTES` on proxy, intercepted.
+/// Reaches the bound `HEAD_FIELDS` on proxy, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn p5_a_head_that_cannot_be_read_is_refused_with_its_reason_on_every_listener() {
     let origin = Origin::ok().await;
@@ -246,6 +248,7 @@ async fn p5_the_response_before_a_head_that_cannot_be_read_is_untouched() {
 }
 
 /// Reaches the bound `HTTP2_HEAD`.
+/// Reaches the bound `HTTP2_HEAD` on proxy, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_large_http_2_head_is_refused_on_its_stream_only() {
     let origin = Origin::ok().await;

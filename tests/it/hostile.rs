@@ -28,6 +28,7 @@ async fn refused(program: &Program, method: &str, path: &str, body: &str, names:
     assert!(detail.contains(names), "{method} {path} {body}: {detail}");
 }
 
+/// Reaches the bound `DURATION_MAX`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_bounds_hold_a_duration_of_a_call_is_at_most_400_days() {
     let origin = Origin::ok().await;
@@ -85,6 +86,12 @@ async fn p14_bounds_hold_a_duration_of_a_call_is_at_most_400_days() {
     assert_eq!(status, 201, "{told}");
 }
 
+/// Reaches the bound `COUNT_MAX`.
+/// Reaches the bound `COST_MAX`.
+/// Reaches the bound `RETRIES_MAX`.
+/// Reaches the bound `CONCURRENCY_MAX`.
+/// Reaches the bound `BUFFER_RATE_MIN`.
+/// Reaches the bound `BUFFER_RATE_MAX`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_bounds_hold_a_number_of_a_call_is_bounded() {
     let origin = Origin::ok().await;
@@ -147,6 +154,7 @@ async fn p14_bounds_hold_a_number_of_a_call_is_bounded() {
     }
 }
 
+/// Reaches the bound `DURATION_MAX`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_bounds_hold_a_max_wait_in_a_header_is_at_most_400_days() {
     let origin = Origin::ok().await;
@@ -281,6 +289,11 @@ const BAD_CONFIG: &[(&str, &str)] = &[
     ),
 ];
 
+/// Reaches the bound `DURATION_MAX`.
+/// Reaches the bound `COUNT_MAX`.
+/// Reaches the bound `COST_MAX`.
+/// Reaches the bound `SIZE_MAX`.
+/// Reaches the bound `WAITERS_MAX`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_bounds_hold_a_number_of_the_configuration_is_bounded() {
     let dir = tempfile::tempdir().unwrap();

@@ -51,6 +51,7 @@ async fn sent(program: &Program, proto: Proto, uri: &str, header: &[u8], body: S
     client.ask(request).await.status().as_u16()
 }
 
+/// Reaches the bound `KEY_BYTES`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p10_closed_no_key_harms_a_target_and_every_key_is_of_the_alphabet() {
     let origin = Origin::ok().await;
@@ -106,6 +107,7 @@ async fn hostile_requests(program: &Program, proto: Proto) {
     }
 }
 
+/// Reaches the bound `KEYS_PER_LIMIT`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p1_pace_keys_beyond_max_keys_share_one_schedule() {
     let origin = Origin::ok().await;

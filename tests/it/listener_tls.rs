@@ -306,6 +306,7 @@ async fn a_reload_reads_certificates_again_and_refuses_unusable_ones() {
     }
 }
 
+/// Reaches the bound `TLS_ACCEPT_TIMEOUT` on proxy, route, admin.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_handshake_that_does_not_end_is_closed() {
     let origin = Origin::ok().await;

@@ -152,6 +152,7 @@ async fn with_head(program: &Program, bytes: usize) -> TcpStream {
     stream
 }
 
+/// Reaches the bound `HELD_REQUEST`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p9_heads_of_held_requests_are_within_the_bound() {
     let origin = Origin::with(|_, _| async { reply(200, "ok") })

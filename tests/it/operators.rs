@@ -244,6 +244,8 @@ async fn timed(address: SocketAddr, request: String) -> (u16, Duration) {
     (status, began.elapsed())
 }
 
+/// Reaches the bound `AUTH_FAILURES` on proxy, route, admin.
+/// Reaches the bound `AUTH_FAILURE_DELAY`.
 #[tokio::test(flavor = "multi_thread")]
 async fn s13_guesses_from_elsewhere_are_slow_and_right_credentials_are_not() {
     let Some(own) = own_address() else {

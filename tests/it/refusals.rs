@@ -133,6 +133,7 @@ async fn p5_honest_answers_a_forwarded_429_is_not_ours() {
     assert_eq!(origin.arrivals.count(), 1);
 }
 
+/// Reaches the bound `WAITERS_PER_TARGET`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_and_a_bad_max_wait_is_rejected() {
     let origin = Origin::ok().await;

@@ -109,6 +109,7 @@ async fn an_incomplete_file_is_refused_once_and_the_policy_stays() {
     assert_in_force(&program).await;
 }
 
+/// Reaches the bound `CONFIG_SETTLE`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_still_written_is_taken_when_it_is_complete() {
     let origin = Origin::ok().await;
@@ -131,6 +132,7 @@ async fn a_file_that_is_still_written_is_taken_when_it_is_complete() {
     assert_eq!(count(&program, TAKEN) + count(&program, REFUSED), 1);
 }
 
+/// Reaches the bound `CONFIG_READS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_never_stands_still_is_not_waited_for() {
     let origin = Origin::ok().await;

@@ -30,6 +30,7 @@ async fn flood(address: SocketAddr, proto: Proto, make: impl Fn() -> Request<Ful
     }
 }
 
+/// Reaches the bound `RECORD_REPEATS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p11_records_of_refused_strangers_are_summarized_and_counted() {
     let origin = Origin::ok().await;
@@ -108,6 +109,7 @@ async fn p11_each_exchange_of_an_authenticated_client_leaves_a_record() {
     }
 }
 
+/// Reaches the bound `EVENT_REPEATS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_warnings_of_one_kind_are_summarized() {
     let origin = Origin::ok().await;

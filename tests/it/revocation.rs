@@ -171,6 +171,7 @@ async fn open_all(program: &Program, client: &str) -> Vec<Open> {
     all
 }
 
+/// Reaches the bound `REVOCATION_GRACE` on proxy, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn s13_a_removed_token_is_dead_within_a_second_also_on_open_connections() {
     for (lost, kept_lives) in [

@@ -202,6 +202,7 @@ async fn a_wrong_query_of_the_usage_call_is_refused() {
     assert_eq!(operate(&program, "DELETE", path, Value::Null).await.0, 404);
 }
 
+/// Reaches the bound `BLOCK_MAX`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p7_signals_a_block_lasts_at_most_block_max() {
     for (key, most) in [

@@ -137,6 +137,7 @@ async fn program(origin: &Origin, target: &str, more: &str) -> Arc<Program> {
     Arc::new(Program::before(origin, &config).await)
 }
 
+/// Reaches the bound `CLIENT_SHARE_PERCENT` on proxy, route, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_isolation_one_client_fills_only_its_share_of_a_queue() {
     let origin = Origin::ok().await;
@@ -202,6 +203,7 @@ async fn acquire(program: &Program, who: &str, body: Value) -> (u16, Value) {
     call_with(program, "POST", "/v1/targets/api/acquire", body, &token).await
 }
 
+/// Reaches the bound `CLIENT_SHARE_PERCENT`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_isolation_one_client_acquires_only_its_share_of_the_permits() {
     let origin = Origin::ok().await;
@@ -271,6 +273,7 @@ async fn p13_isolation_a_permit_that_is_returned_goes_to_the_client_with_fewer()
     hostile.shutdown().await;
 }
 
+/// Reaches the bound `CLIENT_SHARE_PERCENT`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_isolation_held_bodies_of_one_client_leave_room_for_those_of_others() {
     let origin = Origin::with(|_, request| async move {

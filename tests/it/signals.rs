@@ -434,6 +434,8 @@ async fn p9_bytes_through_a_long_refusal_in_chunks_is_whole() {
 }
 
 /// A refusal longer than the bound is passed on whole and counts by its status.
+///
+/// Reaches the bound `ASIDE_BYTES`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_bounds_hold_a_long_refusal_is_not_read_ahead() {
     const RULES: &str =

@@ -103,6 +103,7 @@ async fn p13_a_client_has_its_share_of_the_spool_in_postgres() {
     shares(&program).await;
 }
 
+/// Reaches the bound `SPOOL_BUFFERS_PART`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_the_buffers_of_a_client_have_their_part_of_its_share() {
     let (origin, _seen) = noting(|_| 200).await;
@@ -138,6 +139,7 @@ async fn p13_the_buffers_of_a_client_have_their_part_of_its_share() {
     assert_eq!(status, 201);
 }
 
+/// Reaches the bound `PUSH_BURST`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_a_client_that_pushes_too_fast_gets_429() {
     let (origin, _seen) = noting(|_| 200).await;

@@ -1,5 +1,5 @@
-//! The table of `docs/bounds.md` is generated from `src/bounds.rs` and from the comments of the tests
-//! that reach the bounds.
+//! The table of `docs/bounds.md` is generated from `src/bounds.rs`, the files of `src/bounds` and the
+//! comments of the tests that reach the bounds.
 //!
 //! A bound that people can meet has a paragraph `Beyond it: WHAT HAPPENS.` in its comment, and
 //! `Listeners: proxy, route.` if it is a bound of connections. The comment of a test says
@@ -33,8 +33,14 @@ struct Reached {
     listeners: Vec<String>,
 }
 
-/// Returns the number that an expression such as `15 * 60` or `64 * 1024` stands for.
+/// Returns the number that an expression such as `15 * 60`, `1 << 50` or `1e6` stands for.
 fn number(expression: &str) -> Option<u64> {
+    if let Some((number, by)) = expression.split_once(" << ") {
+        return number.parse::<u64>().ok()?.checked_shl(by.parse().ok()?);
+    }
+    if expression.contains('e') {
+        return expression.parse::<f64>().ok()?.to_string().parse().ok();
+    }
     let factors = expression.split('*');
     factors
         .map(|factor| factor.trim().replace('_', "").parse::<u64>().ok())
@@ -76,6 +82,8 @@ fn value(expression: &str, meaning: &str) -> Option<String> {
         (1 << 10, "KiB"),
         (1 << 20, "MiB"),
         (1 << 30, "GiB"),
+        (1 << 40, "TiB"),
+        (1 << 50, "PiB"),
     ];
     if let Some(seconds) = inside("Duration::from_secs(") {
         // Seconds are the usual unit up to two minutes.
@@ -86,7 +94,10 @@ fn value(expression: &str, meaning: &str) -> Option<String> {
     if let Some(milliseconds) = inside("Duration::from_millis(") {
         return Some(in_units(number(milliseconds)?, &times));
     }
-    let plain = number(expression)?;
+    let Some(plain) = number(expression) else {
+        // A fraction such as `1e-5` is written with all its digits.
+        return Some(expression.parse::<f64>().ok()?.to_string());
+    };
     Some(match meaning.starts_with("Bytes ") {
         true => in_units(plain, &bytes),
         false => grouped(plain),
@@ -244,6 +255,9 @@ fn a_bound_is_read() {
         ("50_000", "", "50,000"),
         ("100", "Bytes of x", "100 bytes"),
         ("8 * 1024 * 1024", "Bytes of x", "8 MiB"),
+        ("1 << 50", "Bytes of x", "1 PiB"),
+        ("1e-5", "Lowest", "0.00001"),
+        ("1e6", "Highest", "1,000,000"),
     ] {
         assert_eq!(
             value(expression, meaning).unwrap(),
@@ -257,7 +271,10 @@ fn a_bound_is_read() {
 #[test]
 fn every_bound_has_a_test_and_the_page_says_so() {
     let (mut wrong, mut reached) = (Vec::new(), BTreeMap::new());
-    let source = fs::read_to_string(root().join("src/bounds.rs")).unwrap();
+    let mut source = fs::read_to_string(root().join("src/bounds.rs")).unwrap();
+    let mut parts = files(&root().join("src/bounds"), "rs");
+    parts.sort();
+    source.extend(parts.into_iter().map(|(_, text)| text));
     for directory in ["src", "tests"] {
         let mut sources = files(&root().join(directory), "rs");
         sources.sort();

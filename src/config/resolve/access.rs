@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::limit::{self, Tier};
 use super::schema::{self, AdminSection, ConfigFile, TlsSection};
 use super::{Text, Violation, Violations, secret};
+use crate::bounds::TOKEN_BYTES_MIN;
 use crate::files::exposed_mode;
 use crate::origin::load_identity;
 use crate::policy::{
@@ -50,9 +51,9 @@ impl TokenSources<'_> {
 
 fn check_text(p: &mut Violations, key: &str, token: &Secret) {
     let length = token.reveal().len();
-    if length < Token::BYTES_MIN {
+    if length < TOKEN_BYTES_MIN {
         report!(p, "{key}" =>
-            "the token has {length} bytes and can be guessed; use at least {}, for example the output of `openssl rand -hex 32`", Token::BYTES_MIN);
+            "the token has {length} bytes and can be guessed; use at least {}, for example the output of `openssl rand -hex 32`", TOKEN_BYTES_MIN);
     }
     if !is_visible_ascii(token.reveal()) {
         report!(p, "{key}" =>

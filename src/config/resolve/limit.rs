@@ -2,21 +2,17 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Method;
 
 use super::super::schema;
 use super::{Violation, Violations};
-use crate::bounds::{COST_MAX, COUNT_MAX, DURATION_MAX, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX};
-use crate::policy::{
-    Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source, Target,
+use crate::bounds::{
+    COST_MAX, COUNT_MAX, DURATION_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX,
+    LANES_MAX,
 };
+use crate::policy::{Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source};
 use crate::units::{Rate, is_name};
-
-/// Shortest period of a fixed window, because the guards at both edges would take a large part of a
-/// shorter one.
-const FIXED_WINDOW_MIN: Duration = Duration::from_millis(200);
 
 /// First number of permits that a limit refuses.
 const COUNT_TOO_LARGE: u32 = COUNT_MAX + 1;
@@ -115,8 +111,8 @@ pub(super) fn lanes(p: &mut Violations, key: &str, written: Vec<schema::LaneSect
     if !lanes.is_empty() && lanes.iter().all(|lane| lane.matcher.is_some()) {
         lanes.push(lane("default", 1));
     }
-    if lanes.len() > Target::LANES_MAX {
-        report!(p, "{key}.lanes" => "a target has at most {} lanes", Target::LANES_MAX);
+    if lanes.len() > LANES_MAX {
+        report!(p, "{key}.lanes" => "a target has at most {} lanes", LANES_MAX);
     }
     lanes
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::super::{SpoolSettings, StoreSettings, schema};
 use super::limit::lane;
 use super::{Violation, Violations, bytes, secret, span};
+use crate::bounds::{LANES_MAX, LEASE_MAX, LEASE_MIN};
 use crate::delivery::{check_buffer, check_credentials, check_name};
 use crate::policy::{Client, Policy, Secret, Target};
 use crate::spool::{
@@ -21,8 +22,6 @@ const MIN_FREE: u64 = 64 << 20;
 const BALLAST: u64 = 16 << 20;
 /// Default time for which a silent replica keeps its lease on buffers.
 const LEASE: Duration = Duration::from_secs(10);
-const LEASE_MIN: Duration = Duration::from_secs(1);
-const LEASE_MAX: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Name of the lane in which deliveries of the spool wait.
 const LANE: &str = "deliveries";
@@ -184,7 +183,7 @@ pub(super) fn add_lane(target: &mut Target) {
         if target.lanes.is_empty() {
             target.lanes.push(lane("requests", 4));
         }
-        let room = target.lanes.len() < Target::LANES_MAX;
+        let room = target.lanes.len() < LANES_MAX;
         room.then(|| {
             target.lanes.push(lane(LANE, 1));
             target.lanes.len() - 1

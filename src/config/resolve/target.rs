@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
@@ -12,14 +11,12 @@ use super::limit::{self, Tier};
 use super::signals;
 use super::{Violation, Violations, span};
 use crate::bounds::{
-    BLOCK_MAX, BLOCK_MAX_MIN, BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, WAITERS_MAX,
-    WAITERS_PER_TARGET,
+    BLOCK_MAX, BLOCK_MAX_MIN, BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, LIMITS_MAX, MAX_WAIT,
+    WAITERS_MAX, WAITERS_PER_TARGET,
 };
-use crate::policy::{HostPattern, LimitSet, Retry, Target};
+use crate::policy::{HostPattern, Retry, Target};
 use crate::semantics::is_reserved;
 use crate::units::is_name;
-
-const MAX_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) fn targets(
     p: &mut Violations,
@@ -91,9 +88,9 @@ fn one(
     let mut limits = limit::limits(p, key, written.limits);
     let mut lanes = limit::lanes(p, key, written.lanes);
     limits.extend(tiers.iter().map(Tier::limit));
-    if limits.len() > LimitSet::MAX {
+    if limits.len() > LIMITS_MAX {
         report!(p, "{key}.limits" =>
-            "a target has at most {} limits, those of clients included", LimitSet::MAX);
+            "a target has at most {} limits, those of clients included", LIMITS_MAX);
         limits.clear();
         lanes.clear();
     }

@@ -32,6 +32,7 @@ fn every_form_of_a_reset_is_read() {
     }
 }
 
+/// Reaches the bound `SIGNAL_FAR`.
 #[test]
 fn absurd_values_are_no_information() {
     let absurd = [
@@ -127,6 +128,7 @@ fn a_repeated_field_counts_at_its_strictest() {
     assert_eq!(found.exhausted_until(), after(30.0));
 }
 
+/// Reaches the bound `SIGNAL_DIMENSIONS`.
 #[test]
 fn p14_bounds_hold_a_response_shows_a_bounded_number_of_limits() {
     let names: Vec<String> = (0..100)

@@ -313,6 +313,8 @@ async fn f07_slow_readers_of_one_origin_stop_no_other_client() {
 /// further connection is opened, so that the window of each has room for all its streams.
 ///
 /// RFC 9113 sections 5.1.2 and 5.2.
+///
+/// Reaches the bound `H2_STREAMS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn f07_a_connection_to_an_origin_takes_a_bounded_number_of_streams() {
     const STREAMS: usize = 256;

@@ -196,6 +196,9 @@ async fn a26_request_lines_that_are_none() {
 /// or 431, and the connection closes.
 ///
 /// RFC 9110 section 15.5.15, RFC 6585 section 5.
+///
+/// Reaches the bound `HEAD_BYTES` on proxy, route, intercepted.
+/// Reaches the bound `HEAD_FIELDS` on proxy, route, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a27_heads_that_are_too_large() {
     let setup = Setup::new().await;

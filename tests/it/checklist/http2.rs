@@ -224,6 +224,9 @@ async fn f04_a_pseudo_field_in_trailers_does_not_leave() {
 /// over 256 KiB: a 431, or the end of the connection.
 ///
 /// RFC 9113 section 10.5.1, RFC 6585 section 5.
+///
+/// Reaches the bound `HTTP2_HEAD` on proxy, route, intercepted.
+/// Reaches the bound `H2_HEADER_LIST` on proxy, route, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn f05_a_header_list_beyond_the_bound_is_a_431() {
     let site = Site::before(tokens().await, TARGET).await;

@@ -88,6 +88,8 @@ async fn g01_a_head_that_does_not_end_is_cut_off() {
 /// 10 s for the first byte and 10 s for TLS.
 ///
 /// RFC 9110 section 9.3.6.
+///
+/// Reaches the bound `TLS_ACCEPT_TIMEOUT` on intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn g02_a_silent_or_slow_hello_inside_a_connect_is_cut_off() {
     let origin = Origin::ok().await;

@@ -2,6 +2,7 @@
 //! row. Requests go through each ingress mode, in one piece and byte by byte.
 
 mod authority;
+mod bounds;
 mod chunks;
 mod connect;
 mod destination;

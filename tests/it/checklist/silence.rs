@@ -33,7 +33,7 @@ const FIELDS: &str = "\0\0\0\u{1}\u{82}\u{86}\u{4}\u{2}/h\u{1}\u{9}localhost";
 
 /// Kinds of connections to the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
+pub(super) enum Door {
     Proxy,
     Route,
     Admin,
@@ -120,17 +120,18 @@ impl Door {
 }
 
 /// Program with a listener of each kind.
-struct Listeners {
-    program: Program,
+pub(super) struct Listeners {
+    pub(super) program: Program,
     route: SocketAddr,
     /// CA of the listeners with TLS.
     ca: String,
 }
 
 impl Listeners {
-    /// Starts the program, whose listeners speak TLS if `tls` is true.
-    async fn start(origin: &Origin, tls: bool) -> Self {
-        let (library, rate) = (faketime(), format!("+0 x{FASTER}"));
+    /// Starts the program, whose listeners speak TLS if `tls` is true. Its clocks run faster by this
+    /// factor.
+    pub(super) async fn start(origin: &Origin, tls: bool, faster: u32) -> Self {
+        let (library, rate) = (faketime(), format!("+0 x{faster}"));
         let env = [("LD_PRELOAD", &*library), ("FAKETIME", &*rate)];
         let port = free_port();
         let route = SocketAddr::from(([127, 0, 0, 1], port));
@@ -169,7 +170,7 @@ impl Listeners {
         }
     }
 
-    async fn open(&self, door: Door) -> Box<dyn Stream> {
+    pub(super) async fn open(&self, door: Door) -> Box<dyn Stream> {
         let (listen, admin) = (self.program.listen, self.program.admin);
         match door {
             Door::Proxy => Box::new(TcpStream::connect(listen).await.unwrap()),
@@ -281,11 +282,16 @@ async fn quiet_origin() -> (Origin, Arc<Notify>) {
 
 /// Every connection that says nothing is closed, on each listener and in each version of HTTP. The
 /// silence of an open stream ends nothing.
+///
+/// Reaches the bound `HEAD_TIMEOUT` on proxy, route, intercepted, admin.
+/// Reaches the bound `FIRST_BYTE_TIMEOUT` on proxy, route, intercepted, admin.
+/// Reaches the bound `CONNECTION_IDLE` on proxy, route, intercepted, admin.
+/// Reaches the bound `GOAWAY_GRACE` on proxy, route, intercepted, admin.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_silent_connections_are_closed_on_each_listener() {
     let (origin, go) = quiet_origin().await;
-    let plain = Listeners::start(&origin, false).await;
-    let tls = Listeners::start(&origin, true).await;
+    let plain = Listeners::start(&origin, false, FASTER).await;
+    let tls = Listeners::start(&origin, true, FASTER).await;
     let mut quiet = Vec::new();
     for proto in [Proto::Http1, Proto::Http2] {
         let mut client = Client::intercepted(&plain.program, "api.test", proto).await;
@@ -310,10 +316,12 @@ async fn p14_silent_connections_are_closed_on_each_listener() {
 
 /// A client that does not send the rest of its body is answered with 408 after 60 s, by the API, by
 /// the admin port and by requests to origins.
+///
+/// Reaches the bound `BODY_IDLE` on proxy, route, admin.
 #[tokio::test(flavor = "multi_thread")]
 async fn p14_a_silent_body_is_answered_with_408() {
     let (origin, _) = quiet_origin().await;
-    let listeners = Listeners::start(&origin, false).await;
+    let listeners = Listeners::start(&origin, false, FASTER).await;
     let token = listeners.program.admin_token().unwrap();
     let push = "POST /v1/buffers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let acquire = "POST /v1/targets/api/acquire HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";

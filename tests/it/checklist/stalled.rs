@@ -115,6 +115,8 @@ async fn unread(site: &Site, way: Way, path: &str) -> (Client, Response<Incoming
 /// Two clients that do not read hold both permits. The third client is served after
 /// `body_idle_timeout`, and the two see that their responses are incomplete. The other streams of
 /// their connections go on.
+///
+/// Reaches the bound `BODY_IDLE` on proxy, route, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_clients_that_do_not_read_lose_their_permits() {
     let (site, _) = site("{ concurrent: 2 }").await;
@@ -176,6 +178,8 @@ async fn untaken(site: &Site, way: Way, path: &str) -> u16 {
 
 /// Two clients that do not finish their uploads hold both permits, or an origin that does not take
 /// them. The third client is served after `body_idle_timeout`.
+///
+/// Reaches the bound `BODY_IDLE` on proxy, route, intercepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn p13_unfinished_uploads_lose_their_permits() {
     let (site, _) = site("{ concurrent: 2 }").await;

@@ -91,7 +91,11 @@ fn integer(block: &mut Vec<u8>, mut value: usize) {
 impl FrameClient {
     /// Connects in this ingress mode and sends the preface with this SETTINGS payload.
     pub(super) async fn begin(site: &Site, mode: Mode, settings: &[u8], split: bool) -> Self {
-        let stream = site.stream(mode, Proto::Http2).await;
+        Self::over(site.stream(mode, Proto::Http2).await, settings, split).await
+    }
+
+    /// Sends the preface with this SETTINGS payload on a connection.
+    pub(super) async fn over(stream: Stream, settings: &[u8], split: bool) -> Self {
         let mut client = Self { stream, split };
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         bytes.extend(frame(SETTINGS, 0, 0, settings));

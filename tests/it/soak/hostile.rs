@@ -65,7 +65,7 @@ const ATTACKS: [Attack; 15] = [
     Attack::NewNames,
 ];
 
-/// Running attackers.
+/// Attackers whose tasks are running.
 pub(super) struct Attackers {
     stop: watch::Sender<bool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -112,7 +112,7 @@ pub(super) async fn begin(program: Arc<Program>, route: u16) -> Attackers {
     Attackers { stop, tasks, done }
 }
 
-/// One hostile client.
+/// One hostile client with its program.
 struct Attacker {
     program: Arc<Program>,
     route: SocketAddr,

@@ -99,7 +99,7 @@ async fn answer(number: usize, request: Request<hyper::body::Incoming>) -> Reply
     }
 }
 
-/// What the program holds at one moment.
+/// Resources that the program holds at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Held {
     descriptors: usize,
