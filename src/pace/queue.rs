@@ -259,18 +259,18 @@ impl Queue {
         let first = group.waiting.first_key_value().map(|(place, _)| *place);
         // A group with a slot for each waiter needs no place among those that ask.
         let first = first.filter(|_| group.uncovered() > 0);
-        let stood = group.behind.as_ref().map(|(_, place)| *place);
+        let stood = group.behind.as_ref().map(|(_, (_, place, _))| *place);
         if first != stood {
             let before = group.behind.take();
             let key = before.as_ref().map(|(key, _)| key.clone());
             let key = key.or_else(|| self.holds.of_newcomer(&group.scope));
-            group.behind = key.zip(first);
-            if let Some((key, place)) = &group.behind {
-                self.holds.join(key, (*place, id));
+            group.behind = key.zip(first).map(|(key, first)| {
+                let place = self.holds.join(&key, &group.scope, (first, id));
                 group.held_by = group.held_by.or(key.limit());
-            }
+                (key, place)
+            });
             if let Some((key, place)) = before {
-                self.changed.extend(self.holds.leave(&key, (place, id)));
+                self.changed.extend(self.holds.leave(&key, place));
             }
         }
         if group.is_empty() {
@@ -364,10 +364,10 @@ impl Queue {
             if let Some(first) = first
                 && group.behind.as_ref().is_none_or(|(known, _)| *known != key)
             {
-                if let Some((before, place)) = group.behind.replace((key.clone(), first)) {
-                    self.changed.extend(self.holds.leave(&before, (place, id)));
+                let place = self.holds.join(&key, scope, (first, id));
+                if let Some((before, place)) = group.behind.replace((key, place)) {
+                    self.changed.extend(self.holds.leave(&before, place));
                 }
-                self.holds.join(&key, (first, id));
             }
         }
         self.update(id);

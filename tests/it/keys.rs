@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http_body_util::Full;
 use serde_json::json;
 use sqlx::Row as _;
@@ -102,7 +103,9 @@ async fn hostile_requests(program: &Program, proto: Proto) {
         format!(r#"{{"k":"{}"}}"#, "j".repeat(1024 * 1024)),
     ] {
         let uri = "http://plain.test/";
-        assert_eq!(sent(program, proto, uri, b"x", body).await, 200);
+        let size = body.len();
+        let status = sent(program, proto, uri, b"x", body).await;
+        assert_eq!(status, 200, "{proto:?} {size} {:?}", program.records());
     }
 }
 
@@ -164,7 +167,8 @@ async fn p2_full_use_with_many_waiting_keys_while_another_target_is_served() {
         }
         let mut other = Client::intercepted(program, "other.test", Proto::Http1).await;
         for _ in 0..20 {
-            let answer = other.get("/").await;
+            let request = Request::builder().uri("/").header("host", "other.test");
+            let answer = other.ask(request.body(Full::default()).unwrap()).await;
             assert_eq!(answer.status(), 200);
         }
         while let Some(status) = waiting.join_next().await {
