@@ -318,6 +318,7 @@ fn per_request(pacer: &Pacer, target: &Arc<Target>, clock: &Clock, keys: usize) 
             scope: Scope::plain(limits).with(vec![(0, Arc::clone(name))], Vec::new()),
             arrived,
             deadline: arrived + Duration::from_secs(1),
+            share: None,
         };
         match pacer.enter(&ticket, ConnectionState::Ready) {
             Admission::Turn(turn) => drop(turn.leave_at_once()),
