@@ -42,6 +42,8 @@ pub(super) struct Queue {
     entered: u64,
     groups_made: u64,
     news: u64,
+    /// True while the ledger has not answered a call.
+    is_asked: bool,
     /// Turns that each client uses now, in scopes with permits.
     pub(super) turns: Arc<Occupancy>,
 }
@@ -83,6 +85,7 @@ impl Queue {
             entered: 0,
             groups_made: 0,
             news: 0,
+            is_asked: false,
             turns: Arc::default(),
         }
     }
@@ -326,6 +329,7 @@ impl Queue {
     /// Stores the answer to a call. Returns the granted slots if the target's policy has changed
     /// since the call.
     pub(super) fn absorb(&mut self, asked: &PendingCall, answer: &Answer) -> Vec<Slot> {
+        self.is_asked = false;
         let is_current = Arc::ptr_eq(&asked.target, &self.target);
         let mut unused = Vec::new();
         for (index, run) in asked.runs.iter().enumerate() {
@@ -373,8 +377,24 @@ impl Queue {
         self.update(id);
     }
 
+    /// Returns the instant until which a ready waiter whose max wait is over can still get its slot:
+    /// the slot is booked, or the ledger has not answered yet.
+    pub(super) fn undecided(&self, place: QueueKey, now: Instant) -> Option<Instant> {
+        let group = self.groups.get(self.places.get(&place)?)?;
+        let position = group.ready().position(|ready| ready == place)?;
+        let until = match group.hand.get(position) {
+            Some(slot) => slot.at + LATE_MAX,
+            // A group behind a hold has its answer.
+            None if group.behind.is_some() => return None,
+            None if self.is_asked || group.asking.is_some() => now + LATE_MAX,
+            None => return None,
+        };
+        Some(until).filter(|until| *until > now)
+    }
+
     /// Builds a call to the ledger from these runs.
-    pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> PendingCall {
+    pub(super) fn asking(&mut self, runs: SmallVec<[Run; 2]>) -> PendingCall {
+        self.is_asked = true;
         PendingCall {
             target: Arc::clone(&self.target),
             runs,
