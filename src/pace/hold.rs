@@ -55,7 +55,7 @@ impl HoldKey {
 pub(super) type HoldPlace = (u64, QueueKey, GroupId);
 
 /// Name of a client whose permits are counted, or `None` if they are not.
-type Client = Option<Arc<str>>;
+type HeldClient = Option<Arc<str>>;
 
 /// A schedule that had no slot left, with the groups that it holds. Clients whose permits are
 /// counted take turns: the next group of a client has a virtual time of one more than its last one.
@@ -64,8 +64,8 @@ pub(super) struct ScheduleHold {
     /// Earliest time for the next call to the ledger. `None` if only a returned permit can help.
     pub(super) until: Option<Instant>,
     /// The first groups, which may ask and whose waiters are called. At most [`CALLED_MAX`].
-    front: BTreeMap<HoldPlace, Client>,
-    parked: BTreeMap<HoldPlace, Client>,
+    front: BTreeMap<HoldPlace, HeldClient>,
+    parked: BTreeMap<HoldPlace, HeldClient>,
     /// Least virtual time of the groups that wait, which never goes back.
     virtual_time: u64,
     /// Virtual time of the next group of each client, if it is after that of the hold.
@@ -95,7 +95,7 @@ impl ScheduleHold {
     }
 
     /// Returns the virtual time of another group of this client.
-    fn time_of(&mut self, client: &Client) -> u64 {
+    fn time_of(&mut self, client: &HeldClient) -> u64 {
         let Some(client) = client else {
             return self.virtual_time;
         };
