@@ -36,6 +36,10 @@ pub const LEDGER_CALLS: i64 = 1000;
 /// Shortest interval between two calls of one replica for the same target. Requests that arrive
 /// meanwhile share the next call.
 pub const LEDGER_GAP: Duration = Duration::from_millis(1);
+/// Longest time that a call to a shared ledger may take. A request with a max wait below [`HORIZON`]
+/// waits for the answer so long if no limit is known to hold it, because a refusal would lose the
+/// slot of the call. It is refused after this time.
+pub const LEDGER_CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Schedules of keys and limits that one call to the ledger uses. Waiters with further keys follow
 /// with the next call.
 pub const LEDGER_ROWS: usize = 64;

@@ -28,6 +28,8 @@ pub struct Book {
     keys: HashMap<Arc<str>, (u32, u32)>,
     /// Position of the row that the next sweep looks at first.
     next_swept: usize,
+    /// Number of rows that were made since the last sweep.
+    made: usize,
 }
 
 /// The number of replicas that use a book, as far as a decision depends on it.
@@ -223,6 +225,7 @@ impl Book {
         let index = self.rows.len();
         self.positions.insert(row.id(), index);
         self.rows.push(row);
+        self.made += 1;
         index
     }
 
@@ -246,9 +249,11 @@ impl Book {
     }
 
     /// Removes keys that are idle and flows that no longer compete. A key is idle when its schedule
-    /// is full again. Each sweep looks at a few rows only, so that one before every booking is cheap.
+    /// is full again. A sweep looks at one row and at two for each new one, so that sweeps keep up
+    /// with bookings and a booking of a known key costs little.
     pub fn sweep(&mut self, now: i64) {
-        for _ in 0..SWEPT_ROWS.min(self.rows.len()) {
+        let rows = 1 + 2 * std::mem::take(&mut self.made);
+        for _ in 0..rows.min(self.rows.len()) {
             if self.next_swept >= self.rows.len() {
                 self.next_swept = 0;
             }
@@ -276,9 +281,6 @@ impl Book {
         }
     }
 }
-
-/// Number of rows that one sweep looks at. A booking makes fewer, so sweeps keep up with them.
-const SWEPT_ROWS: usize = 4;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use serde::Deserialize;
 use sqlx::AssertSqlSafe;
@@ -13,14 +12,11 @@ use tokio::sync::Mutex;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, Call, Replica};
+use crate::bounds::LEDGER_CALL_TIMEOUT;
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, is_about_input};
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
-
-/// Maximum time for one call. A server that takes longer counts as unreachable, and the error text
-/// of `failed` quotes the 1.5 s.
-const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// A ledger in a Postgres database that several replicas share.
 #[derive(Debug)]
@@ -79,7 +75,7 @@ impl PostgresLink {
     /// them. All texts in `statement` must be [`quoted`].
     async fn ask<T: Column>(&self, statement: String) -> Result<T, LinkError> {
         let statement = sqlx::raw_sql(AssertSqlSafe(statement));
-        first(self.database.ask(statement, CALL_TIMEOUT).await)
+        first(self.database.ask(statement, LEDGER_CALL_TIMEOUT).await)
     }
 
     /// Runs a simple query and ignores its result.

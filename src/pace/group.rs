@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::Event;
 use super::backlog::Tally;
 use super::entry::{Entry, QueueKey, Stage};
-use super::hold::HoldKey;
+use super::hold::{HoldKey, HoldPlace};
 use crate::bounds::{CALL_AHEAD, CALLED_MAX};
 use crate::clock::Instant;
 use crate::ledger::{Ledger, Slot};
@@ -32,7 +32,7 @@ pub(super) struct Group {
     sendable: usize,
     pub(super) hand: VecDeque<Slot>,
     /// Hold that the group is behind, with the place under which it stands there.
-    pub(super) behind: Option<(HoldKey, QueueKey)>,
+    pub(super) behind: Option<(HoldKey, HoldPlace)>,
     /// Part of the group in the sums of the queue.
     pub(super) counted: Tally,
     /// Instant at which the group is looked at again, as the queue has noted it.
@@ -50,6 +50,8 @@ pub(super) struct Group {
 pub(super) struct Standing {
     /// Number of groups before this one.
     pub(super) rank: usize,
+    /// True if none of them is of the same client.
+    pub(super) is_first_of_client: bool,
     /// Position of the limit that holds them, if one does.
     pub(super) limit: Option<usize>,
     /// True if the ledger may be asked now.
@@ -131,10 +133,12 @@ impl Group {
         ledger: &dyn Ledger,
         standing: Standing,
     ) -> Option<Instant> {
-        // Without a free permit no time can be forecast, so a single waiter with a ready connection
-        // suffices.
-        let room = if standing.by_permit { 1 } else { CALLED_MAX };
-        let room = room.saturating_sub(standing.rank);
+        // Without a free permit no time can be forecast, so a single waiter of each client with a
+        // ready connection suffices. The permit goes to the client that uses the fewest turns.
+        let room = match standing.by_permit {
+            true => usize::from(standing.is_first_of_client),
+            false => CALLED_MAX.saturating_sub(standing.rank),
+        };
         let covered = self.hand.len();
         // The forecast of a shared ledger ages, because only calls for ready waiters refresh it.
         // Calling earlier by the reach of the ledger compensates for that.

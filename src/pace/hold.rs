@@ -1,7 +1,7 @@
 //! Holds: schedules that recently had no slot left. The groups behind a hold ask the ledger in
 //! turn, so that a call and a wake-up concern a bounded number of groups.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use foldhash::HashMap;
@@ -51,14 +51,25 @@ impl HoldKey {
     }
 }
 
-/// A schedule that had no slot left, with the groups that it holds.
+/// Place of a group behind a hold: its virtual time, its first waiter and its number.
+pub(super) type HoldPlace = (u64, QueueKey, GroupId);
+
+/// Name of a client whose permits are counted, or `None` if they are not.
+type HeldClient = Option<Arc<str>>;
+
+/// A schedule that had no slot left, with the groups that it holds. Clients whose permits are
+/// counted take turns: the next group of a client has a virtual time of one more than its last one.
 #[derive(Debug, Default)]
 pub(super) struct ScheduleHold {
     /// Earliest time for the next call to the ledger. `None` if only a returned permit can help.
     pub(super) until: Option<Instant>,
     /// The first groups, which may ask and whose waiters are called. At most [`CALLED_MAX`].
-    front: BTreeSet<(QueueKey, GroupId)>,
-    parked: BTreeSet<(QueueKey, GroupId)>,
+    front: BTreeMap<HoldPlace, HeldClient>,
+    parked: BTreeMap<HoldPlace, HeldClient>,
+    /// Least virtual time of the groups that wait, which never goes back.
+    virtual_time: u64,
+    /// Virtual time of the next group of each client, if it is after that of the hold.
+    next_of: HashMap<Arc<str>, u64>,
 }
 
 impl ScheduleHold {
@@ -71,9 +82,49 @@ impl ScheduleHold {
     }
 
     /// Returns the number of groups before this one, or `None` if it may not ask yet.
-    pub(super) fn rank(&self, place: (QueueKey, GroupId)) -> Option<usize> {
-        let in_front = self.front.contains(&place);
+    pub(super) fn rank(&self, place: HoldPlace) -> Option<usize> {
+        let in_front = self.front.contains_key(&place);
         in_front.then(|| self.front.range(..place).count())
+    }
+
+    /// Returns true if no group of the same client is before this one.
+    pub(super) fn is_first_of_client(&self, place: HoldPlace) -> bool {
+        let own = self.front.get(&place);
+        let mut before = self.front.range(..place);
+        own.is_some_and(|own| before.all(|(_, client)| client != own))
+    }
+
+    /// Returns the virtual time of another group of this client.
+    fn time_of(&mut self, client: &HeldClient) -> u64 {
+        let Some(client) = client else {
+            return self.virtual_time;
+        };
+        let groups = self.front.len() + self.parked.len();
+        if self.next_of.len() > 2 * groups + CALLED_MAX {
+            self.next_of.retain(|_, next| *next > self.virtual_time);
+        }
+        let next = self.next_of.entry(Arc::clone(client)).or_default();
+        let time = self.virtual_time.max(*next);
+        *next = time + 1;
+        time
+    }
+
+    /// Removes a group. Returns the groups that move up: the first one, the first one of the same
+    /// client, and the one that may ask in its place.
+    fn leave(&mut self, place: HoldPlace) -> [Option<GroupId>; 3] {
+        let Some(client) = self.front.remove(&place) else {
+            self.parked.remove(&place);
+            return [None; 3];
+        };
+        let next = self.parked.pop_first();
+        let number = next.as_ref().map(|((.., id), _)| *id);
+        self.front.extend(next);
+        let first = self.front.first_key_value().map(|(place, _)| *place);
+        let time = first.map_or(0, |(time, ..)| time);
+        self.virtual_time = self.virtual_time.max(time);
+        let mut same = self.front.iter().filter(|(_, other)| **other == client);
+        let same = same.next().map(|((.., id), _)| *id);
+        [first.map(|(.., id)| id), same, number]
     }
 }
 
@@ -110,31 +161,33 @@ impl Holds {
         self.ends.extend(until.map(|until| (until, key.clone())));
     }
 
-    /// Adds a group. The last of the front groups makes room for an earlier one.
-    pub(super) fn join(&mut self, key: &HoldKey, place: (QueueKey, GroupId)) {
+    /// Adds a group of this scope by its first waiter, and returns its place. The last of the front
+    /// groups makes room for an earlier one.
+    pub(super) fn join(
+        &mut self,
+        key: &HoldKey,
+        scope: &Scope,
+        (first, id): (QueueKey, GroupId),
+    ) -> HoldPlace {
         let hold = self.holds.entry(key.clone()).or_default();
-        hold.front.insert(place);
+        let client = scope.client().cloned();
+        let place = (hold.time_of(&client), first, id);
+        hold.front.insert(place, client);
         if hold.front.len() > CALLED_MAX {
             hold.parked.extend(hold.front.pop_last());
         }
+        place
     }
 
-    /// Removes a group. Returns the groups that move up: the first one, and the one that may ask in
-    /// its place.
+    /// Removes a group. Returns the groups that move up.
     pub(super) fn leave(
         &mut self,
         key: &HoldKey,
-        place: (QueueKey, GroupId),
+        place: HoldPlace,
     ) -> impl Iterator<Item = GroupId> + use<> {
-        let mut moved = [None, None];
+        let mut moved = [None; 3];
         if let Some(hold) = self.holds.get_mut(key) {
-            if hold.front.remove(&place) {
-                let next = hold.parked.pop_first();
-                hold.front.extend(next);
-                moved = [hold.front.first().copied(), next];
-            } else {
-                hold.parked.remove(&place);
-            }
+            moved = hold.leave(place);
             let (is_empty, until) = (hold.is_empty(), hold.until);
             // A hold that has not ended is kept for newcomers.
             let lasts = |until| self.ends.contains(&(until, key.clone()));
@@ -142,7 +195,7 @@ impl Holds {
                 self.holds.remove(key);
             }
         }
-        moved.into_iter().flatten().map(|(_, id)| id)
+        moved.into_iter().flatten()
     }
 
     /// Ends the holds that are due. Returns the groups that may ask now.
@@ -155,7 +208,7 @@ impl Holds {
             let Some(hold) = self.holds.get(&key) else {
                 continue;
             };
-            groups.extend(hold.front.iter().map(|(_, id)| *id));
+            groups.extend(hold.front.keys().map(|(.., id)| *id));
             if hold.is_empty() {
                 self.holds.remove(&key);
             }

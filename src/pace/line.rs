@@ -13,7 +13,7 @@ use super::entry::{Entry, Stage};
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
-use crate::bounds::{CONNECT_TIMEOUT, FAULT_LOG, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
+use crate::bounds::{CONNECT_TIMEOUT, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
 use crate::policy::{Scope, Target};
@@ -49,7 +49,7 @@ pub(super) struct LineState {
     /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
     /// Instant from which another settlement that was cut is logged.
-    may_warn_of_costs: Instant,
+    pub(super) may_warn_of_costs: Instant,
     /// Waiting requests of each lane, by the name of the lane.
     rooms: HashMap<Arc<str>, Arc<Occupancy>>,
 }
@@ -124,10 +124,10 @@ impl Line {
             }
         }
         let (at, held_by) = match self.check_feasible(&state, &scope, ticket, &room) {
-            Ok(forecast) => (
-                forecast.at,
-                limit_name(state.queue.target(), forecast.held_by),
-            ),
+            Ok(forecast) => {
+                let held_by = forecast.held_by.filter(|_| forecast.at > self.soon());
+                (forecast.at, limit_name(state.queue.target(), held_by))
+            }
             Err(refusal) if !booked => return Admission::Refused(refusal),
             Err(refusal) => (refusal.available, refusal.held_by),
         };
@@ -152,6 +152,7 @@ impl Line {
             scope,
             ticket: ticket.clone(),
             place,
+            answered_by: None,
             // If no limit holds the request, the time for its own connection does not count against
             // its max wait.
             until: match &held_by {
@@ -183,12 +184,6 @@ impl Line {
         (slot.map(|slot| (slot, answer.now)), short)
     }
 
-    /// Returns the earliest instant at which a request of this scope could be sent now.
-    pub(super) fn forecast(&self, scope: &Scope) -> Forecast {
-        let state = self.lock();
-        state.queue.forecast(scope, self.clock.now(), &*self.ledger)
-    }
-
     pub(super) fn block(self: &Arc<Self>, until: Instant) {
         let target = Arc::clone(self.lock().queue.target());
         self.ledger.block(&target, until);
@@ -206,7 +201,7 @@ impl Line {
         state.epoch = epoch;
         let void = state.queue.drop_hand(epoch);
         self.settle_unused(state.queue.target(), void);
-        state.queue.refuse_infeasible(&*self.ledger);
+        state.queue.refuse_infeasible(self.soon(), &*self.ledger);
     }
 
     /// Refuses waiters that were overtaken, at most once per [`LOOK_EVERY`]. With a single scope
@@ -234,21 +229,7 @@ impl Line {
             return;
         }
         state.looked = now;
-        state.queue.refuse_infeasible(&*self.ledger);
-    }
-
-    /// Counts a settlement that was cut to `max`, and logs one per [`FAULT_LOG`].
-    pub(super) fn settlement_capped(&self, target: &Target, limit: usize, stated: i64, max: i64) {
-        self.metrics.settlement_capped(&target.name);
-        let now = self.clock.now();
-        let mut state = self.lock();
-        if now < state.may_warn_of_costs {
-            return;
-        }
-        state.may_warn_of_costs = now + FAULT_LOG;
-        drop(state);
-        let limit = limit_name(target, Some(limit));
-        tracing::warn!(target_name = %target.name, limit = limit.as_deref(), stated, max, "the origin stated a cost above `cost.max`; the cost was cut; raise `cost.max` if the number is right");
+        state.queue.refuse_infeasible(self.soon(), &*self.ledger);
     }
 
     /// Settles slots of the target with which no request was sent.
@@ -303,7 +284,7 @@ impl Line {
         let (most, waiting) = (queue.target().max_waiting as u64, room.total());
         let own = ticket.share.as_ref();
         let own = own.map(|share| (room.held_by(&share.holder), share.of(most)));
-        let (kind, waiting) = if forecast.at > ticket.deadline.max(self.clock.now()) {
+        let (kind, waiting) = if forecast.at > ticket.deadline.max(self.soon()) {
             (RefusalKind::WaitTooLong, queue.len() as u64)
         } else if waiting >= most {
             (RefusalKind::QueueFull, waiting)
@@ -316,6 +297,15 @@ impl Line {
         };
         let waiting = usize::try_from(waiting).unwrap_or(usize::MAX);
         Err(queue.refusal(kind, forecast, waiting))
+    }
+
+    /// Returns the instant up to which a slot counts as one for now. The clock of a shared ledger is
+    /// known by an estimate, so a slot for now may seem to be later.
+    fn soon(&self) -> Instant {
+        match self.ledger.answers_at_once() {
+            true => self.clock.now(),
+            false => self.clock.now() + LATE_MAX,
+        }
     }
 
     pub(super) fn turn(

@@ -163,7 +163,10 @@ impl Pacer {
         behind: bool,
     ) -> (Instant, Option<Arc<str>>) {
         let forecast = if behind {
-            self.line(target).forecast(scope)
+            let line = self.line(target);
+            let state = line.lock();
+            let arrived = line.clock.now();
+            state.queue.forecast(scope, arrived, &*line.ledger)
         } else {
             let ahead = vec![0; target.limits.len()];
             self.ledger.forecast(target, scope, &ahead)

@@ -42,6 +42,8 @@ pub(super) struct Queue {
     entered: u64,
     groups_made: u64,
     news: u64,
+    /// True while the ledger has not answered a call.
+    is_asked: bool,
     /// Turns that each client uses now, in scopes with permits.
     pub(super) turns: Arc<Occupancy>,
 }
@@ -83,6 +85,7 @@ impl Queue {
             entered: 0,
             groups_made: 0,
             news: 0,
+            is_asked: false,
             turns: Arc::default(),
         }
     }
@@ -259,18 +262,18 @@ impl Queue {
         let first = group.waiting.first_key_value().map(|(place, _)| *place);
         // A group with a slot for each waiter needs no place among those that ask.
         let first = first.filter(|_| group.uncovered() > 0);
-        let stood = group.behind.as_ref().map(|(_, place)| *place);
+        let stood = group.behind.as_ref().map(|(_, (_, place, _))| *place);
         if first != stood {
             let before = group.behind.take();
             let key = before.as_ref().map(|(key, _)| key.clone());
             let key = key.or_else(|| self.holds.of_newcomer(&group.scope));
-            group.behind = key.zip(first);
-            if let Some((key, place)) = &group.behind {
-                self.holds.join(key, (*place, id));
+            group.behind = key.zip(first).map(|(key, first)| {
+                let place = self.holds.join(&key, &group.scope, (first, id));
                 group.held_by = group.held_by.or(key.limit());
-            }
+                (key, place)
+            });
             if let Some((key, place)) = before {
-                self.changed.extend(self.holds.leave(&key, (place, id)));
+                self.changed.extend(self.holds.leave(&key, place));
             }
         }
         if group.is_empty() {
@@ -326,6 +329,7 @@ impl Queue {
     /// Stores the answer to a call. Returns the granted slots if the target's policy has changed
     /// since the call.
     pub(super) fn absorb(&mut self, asked: &PendingCall, answer: &Answer) -> Vec<Slot> {
+        self.is_asked = false;
         let is_current = Arc::ptr_eq(&asked.target, &self.target);
         let mut unused = Vec::new();
         for (index, run) in asked.runs.iter().enumerate() {
@@ -364,17 +368,33 @@ impl Queue {
             if let Some(first) = first
                 && group.behind.as_ref().is_none_or(|(known, _)| *known != key)
             {
-                if let Some((before, place)) = group.behind.replace((key.clone(), first)) {
-                    self.changed.extend(self.holds.leave(&before, (place, id)));
+                let place = self.holds.join(&key, scope, (first, id));
+                if let Some((before, place)) = group.behind.replace((key, place)) {
+                    self.changed.extend(self.holds.leave(&before, place));
                 }
-                self.holds.join(&key, (first, id));
             }
         }
         self.update(id);
     }
 
+    /// Returns the instant until which a ready waiter whose max wait is over can still get its slot:
+    /// the slot is booked, or the ledger has not answered yet.
+    pub(super) fn undecided(&self, place: QueueKey, now: Instant) -> Option<Instant> {
+        let group = self.groups.get(self.places.get(&place)?)?;
+        let position = group.ready().position(|ready| ready == place)?;
+        let until = match group.hand.get(position) {
+            Some(slot) => slot.at + LATE_MAX,
+            // A group behind a hold has its answer.
+            None if group.behind.is_some() => return None,
+            None if self.is_asked || group.asking.is_some() => now + LATE_MAX,
+            None => return None,
+        };
+        Some(until).filter(|until| *until > now)
+    }
+
     /// Builds a call to the ledger from these runs.
-    pub(super) fn asking(&self, runs: SmallVec<[Run; 2]>) -> PendingCall {
+    pub(super) fn asking(&mut self, runs: SmallVec<[Run; 2]>) -> PendingCall {
+        self.is_asked = true;
         PendingCall {
             target: Arc::clone(&self.target),
             runs,

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 
 use super::entry::{QueueKey, Stage};
 use super::line::Line;
-use super::{Event, RefusalKind, Ticket};
-use crate::bounds::LATE_MAX;
+use super::{Event, RefusalKind, Ticket, limit_name};
+use crate::bounds::{FAULT_LOG, HORIZON, LATE_MAX, LEDGER_CALL_TIMEOUT};
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
 use crate::policy::{Cost, Scope, Source, Target};
@@ -22,6 +22,8 @@ pub struct Waiter {
     pub(super) place: QueueKey,
     /// Instant after which the wait ends with a refusal.
     pub(super) until: Instant,
+    /// Instant after which it no longer waits for an answer of the ledger, once `until` has passed.
+    pub(super) answered_by: Option<Instant>,
     /// Name of the limit that delays the request, as forecast when it entered the line.
     pub held_by: Option<Arc<str>>,
     /// True if the request must wait for a limit, for a block or for earlier requests.
@@ -36,12 +38,33 @@ impl Waiter {
     /// # Cancel safety
     /// This method is cancel safe, because no event is lost if the future is dropped.
     pub async fn next(&mut self) -> Event {
-        let event = tokio::select! {
-            biased;
-            event = self.told.recv() => event,
-            () = self.line.clock.sleep_until(self.until) => self.told.try_recv().ok(),
-        };
-        event.unwrap_or_else(|| self.overdue())
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = self.told.recv() => event,
+                () = self.line.clock.sleep_until(self.until) => self.told.try_recv().ok(),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+            match self.undecided() {
+                Some(later) => self.until = later,
+                None => return self.overdue(),
+            }
+        }
+    }
+
+    /// Returns a later end of the wait if no limit is known to hold the request and the ledger has
+    /// not answered or has booked a slot. A refusal would lose the slot. A max wait of at least a
+    /// horizon leaves enough time for a call.
+    fn undecided(&mut self) -> Option<Instant> {
+        let now = self.line.clock.now();
+        let answered_by = *self.answered_by.get_or_insert(now + LEDGER_CALL_TIMEOUT);
+        let hurried = self.ticket.deadline.since(self.ticket.arrived) < HORIZON;
+        if !hurried || self.held_by.is_some() || now >= answered_by {
+            return None;
+        }
+        self.line.lock().queue.undecided(self.place, now)
     }
 
     /// Returns true if the waiter entered the line so near its turn that its connection should be
@@ -160,6 +183,22 @@ impl Turn {
     /// Returns the instant of the slot at which the request was due.
     pub const fn at(&self) -> Instant {
         self.slot.at
+    }
+}
+
+impl Line {
+    /// Counts a settlement that was cut to `max`, and logs one per [`FAULT_LOG`].
+    fn settlement_capped(&self, target: &Target, limit: usize, stated: i64, max: i64) {
+        self.metrics.settlement_capped(&target.name);
+        let now = self.clock.now();
+        let mut state = self.lock();
+        if now < state.may_warn_of_costs {
+            return;
+        }
+        state.may_warn_of_costs = now + FAULT_LOG;
+        drop(state);
+        let limit = limit_name(target, Some(limit));
+        tracing::warn!(target_name = %target.name, limit = limit.as_deref(), stated, max, "the origin stated a cost above `cost.max`; the cost was cut; raise `cost.max` if the number is right");
     }
 }
 

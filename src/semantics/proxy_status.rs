@@ -91,7 +91,8 @@ fn is_ours(member: &[u8]) -> bool {
         .split(|byte| *byte == b';')
         .next()
         .unwrap_or_default();
-    let mut words = name.split(|byte| matches!(byte, b'"' | b' ' | b'\t'));
+    let unquoted: Vec<u8> = name.iter().copied().filter(|byte| *byte != b'"').collect();
+    let mut words = unquoted.split(u8::is_ascii_whitespace);
     let first = words.find(|word| !word.is_empty()).unwrap_or_default();
     first.eq_ignore_ascii_case(b"outpace")
 }
@@ -120,6 +121,7 @@ mod tests {
             "\"OUTPACE \"",
             "\" outpace\"; error=x",
             "outpace error",
+            "\"OUTPAC\"E ;details=x",
         ] {
             assert_eq!(left(&[forged]), none, "{forged}");
         }

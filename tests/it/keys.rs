@@ -1,16 +1,28 @@
 //! Keys of limits: hostile values from every source, many of them, and more than a limit counts
 //! separately. Each check runs with the ledger in memory and with one in Postgres.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use outpace::db::Database;
+use outpace::ledger::{Call, Link as _, LinkError, PostgresLink, Reply, Run};
+use outpace::policy::{
+    Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Secret, Source, Target,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::json;
-use sqlx::Row as _;
+use smallvec::smallvec;
+use sqlx::{Connection as _, Row as _};
 
 use crate::harness::buffers::call;
-use crate::harness::{Client, Origin, Postgres, Program, Proto, worst_window};
+use crate::harness::{Client, Origin, Postgres, Program, Proto, reply, soon, worst_window};
 
+const CALLS: &str = "outpace_ledger_calls_total";
 const TARGETS: &str = "targets:
   - name: api
     hosts: [\"plain.test\"]
@@ -54,7 +66,12 @@ async fn sent(program: &Program, proto: Proto, uri: &str, header: &[u8], body: S
 /// Reaches the bound `KEY_BYTES`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p10_closed_no_key_harms_a_target_and_every_key_is_of_the_alphabet() {
-    let origin = Origin::ok().await;
+    // An origin that leaves a long body unread would break the connection.
+    let origin = Origin::with(|_, request| async move {
+        request.into_body().collect().await.unwrap();
+        reply(200, "ok")
+    });
+    let origin = origin.start().await;
     let (postgres, programs) = both(&origin, TARGETS).await;
     let long = "x".repeat(900_000);
     for program in &programs {
@@ -103,7 +120,9 @@ async fn hostile_requests(program: &Program, proto: Proto) {
         format!(r#"{{"k":"{}"}}"#, "j".repeat(1024 * 1024)),
     ] {
         let uri = "http://plain.test/";
-        assert_eq!(sent(program, proto, uri, b"x", body).await, 200);
+        let size = body.len();
+        let status = sent(program, proto, uri, b"x", body).await;
+        assert_eq!(status, 200, "{proto:?} {size}");
     }
 }
 
@@ -153,10 +172,10 @@ async fn p2_full_use_with_many_waiting_keys_while_another_target_is_served() {
   - { name: other, hosts: [\"other.test\"], limits: [{ rate: \"1000/1s\", burst: 1000 }] }
 ";
     let (_postgres, programs) = both(&origin, targets).await;
-    for program in &programs {
+    for (program, crowd) in programs.iter().zip([600, 2000]) {
         let before = origin.arrivals.count();
         let mut waiting = tokio::task::JoinSet::new();
-        for key in 0..600 {
+        for key in 0..crowd {
             let address = program.listen;
             waiting.spawn(async move {
                 let mut client = Client::to(address, Proto::Http1).await;
@@ -164,18 +183,26 @@ async fn p2_full_use_with_many_waiting_keys_while_another_target_is_served() {
                 client.get(&uri).await.status()
             });
         }
+        let series = "outpace_waiting{target=\"api\"}";
+        soon("the crowd", async {
+            while program.metric(series).await < 100.0 {}
+        })
+        .await;
         let mut other = Client::intercepted(program, "other.test", Proto::Http1).await;
         for _ in 0..20 {
-            let answer = other.get("/").await;
+            let request = Request::builder().uri("/").header("host", "other.test");
+            let answer = other.ask(request.body(Full::default()).unwrap()).await;
             assert_eq!(answer.status(), 200);
         }
+        assert!(program.metric(series).await > 0.0, "no crowd was left");
         while let Some(status) = waiting.join_next().await {
             assert_eq!(status.unwrap(), 200);
         }
         let times: Vec<Duration> = origin.arrivals.times().split_off(before);
         let worst = worst_window(&times, Duration::from_secs(1));
         // The 20 requests to the other target may fall into the same second.
-        assert!(worst <= 206 + 20, "worst second: {worst}");
+        println!("{crowd} waiters: {worst} in the best second");
+        assert!((198..=206 + 20).contains(&worst), "worst second: {worst}");
         let failed = |event: &serde_json::Value| {
             let message = event["message"].as_str().unwrap_or_default();
             message.contains("fallback mode")
@@ -213,4 +240,108 @@ async fn p10_closed_all_replicas_count_a_secret_under_the_same_key() {
     let rows = rows.fetch_all(&mut connection).await.unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].get::<String, _>(0).len(), 64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_full_use_no_slot_is_lost_while_the_ledger_answers_slowly() {
+    let origin = Origin::ok().await;
+    let targets = "targets:
+  - name: api
+    hosts: [plain.test, api.test]
+    max_wait: 0s
+    limits: [{ rate: \"2/1h\", burst: 2, key: path }]
+";
+    let (postgres, [_, program]) = both(&origin, targets).await;
+    for (key, tls, proto) in [
+        ("a", false, Proto::Http1),
+        ("b", false, Proto::Http2),
+        ("c", true, Proto::Http1),
+        ("d", true, Proto::Http2),
+    ] {
+        let (mut client, uri) = if tls {
+            let client = Client::intercepted(&program, "api.test", proto).await;
+            (client, format!("/{key}"))
+        } else {
+            let client = Client::to(program.listen, proto).await;
+            (client, format!("http://plain.test/{key}"))
+        };
+        for _ in 0..2 {
+            let mut lock = postgres.connect().await.unwrap();
+            let held = "select pg_advisory_lock(hashtextextended('outpace.api', 0))";
+            sqlx::query(held).execute(&mut lock).await.unwrap();
+            let before = program.metric(CALLS).await;
+            let mut answer = pin!(client.get(&uri));
+            // The store makes the first call wait for the lock for 20 ms.
+            let calls = soon("the calls", async {
+                while program.metric(CALLS).await < before + 2.0 {}
+            });
+            tokio::select! {
+                biased;
+                answer = &mut answer => panic!("{key}: {:?}", answer.body()),
+                () = calls => {}
+            }
+            lock.close().await.unwrap();
+            assert_eq!(answer.await.status(), 200, "{key}");
+        }
+        assert_eq!(client.get(&uri).await.status(), 429, "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p10_closed_any_text_as_a_key_leaves_the_ledger_usable() {
+    let postgres = Postgres::start().await;
+    let database = Database::new(&Secret::new(postgres.url()), 2, None).unwrap();
+    let link = PostgresLink::new(database, "one".into(), true);
+    link.prepare().await.unwrap();
+    let mut limits = LimitSet::default();
+    limits.insert(0);
+    let rate = "1000/1s".parse().unwrap();
+    let algorithm = Algorithm::TokenBucket { burst: Some(1000) };
+    let mut limit = Limit::new("l", Bound::Rate { rate, algorithm });
+    limit.key = Some(Source::Path);
+    let target = Target::named("t", vec![limit]);
+    let booked = async |key: Arc<str>| {
+        let scope = Scope::plain(limits).with(vec![(0, key)], Vec::new());
+        let call = Call {
+            horizon: 1_000_000_000,
+            ..Call::new(&target, smallvec![Run::new(scope, 1, 1)], 1)
+        };
+        match link.call(&call).await {
+            Ok(Reply::Answer { answer, .. }) => Ok(answer.runs[0].slots.len()),
+            Ok(Reply::Busy) => panic!("no other call holds the lock"),
+            Err(error) => Err(error),
+        }
+    };
+    // A new row of a target books nothing for two seconds after a restart of the server only.
+    assert_eq!(booked("/".into()).await.unwrap(), 1);
+    let secret = KeySecret::new([7; 32]);
+    let runtime = tokio::runtime::Handle::current();
+    let mut runner = TestRunner::new(Config {
+        cases: 64,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let text = "\\PC*|(?s:.*)|[\u{0}-\u{1f}\"'\\\\$%_]{0,9}|[ -~]{3000}";
+    let outcome = tokio::task::block_in_place(|| {
+        runner.run(&text, |text: String| {
+            runtime.block_on(async {
+                // A key that a request makes is booked in any case.
+                for source in [Source::Client, Source::Path, Source::Query("k".into())] {
+                    let key = source.key_of(&text, &secret);
+                    prop_assert_eq!(booked(key).await.map_err(fail)?, 1);
+                }
+                // The text itself is booked or refused alone, and is never an outage.
+                let raw = booked(text.as_str().into()).await;
+                let is_refused = matches!(raw, Err(LinkError::Refused(_)));
+                prop_assert!(is_refused || matches!(raw, Ok(1)), "{:?}", raw);
+                prop_assert_eq!(booked("/".into()).await.map_err(fail)?, 1);
+                Ok(())
+            })
+        })
+    });
+    outcome.unwrap();
+}
+
+fn fail(error: LinkError) -> TestCaseError {
+    TestCaseError::fail(error.to_string())
 }

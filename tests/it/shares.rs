@@ -1,6 +1,7 @@
 //! P13: one client costs the others at most its share of a queue, of permits and of held bytes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -255,6 +256,14 @@ async fn p13_isolation_a_permit_that_is_returned_goes_to_the_client_with_fewer()
     let billing = flood(&program, asked(BILLING, "/billing"), 6);
     soon("the waiters", async {
         while program.metric(WAITING).await < 84.0 {}
+    })
+    .await;
+    // One waiter of each client makes its connection ready.
+    let connections = &origin.arrivals.connections;
+    soon("the connections", async {
+        while connections.load(Ordering::SeqCst) < 4 {
+            tokio::task::yield_now().await;
+        }
     })
     .await;
     // Each permit that is returned lets one request leave.

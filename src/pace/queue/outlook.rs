@@ -74,9 +74,9 @@ impl Queue {
         ahead
     }
 
-    /// Refuses and removes every waiter that cannot be sent before its deadline. The check runs in
-    /// arrival order, because each removal lets later waiters move up.
-    pub(in crate::pace) fn refuse_infeasible(&mut self, ledger: &dyn Ledger) {
+    /// Refuses and removes every waiter that cannot be sent before its deadline, and not until
+    /// `soon`. The check runs in arrival order, because each removal lets later waiters move up.
+    pub(in crate::pace) fn refuse_infeasible(&mut self, soon: Instant, ledger: &dyn Ledger) {
         let waiting = self.len();
         let places: Vec<(QueueKey, GroupId)> = self
             .places
@@ -105,7 +105,7 @@ impl Queue {
                 passed.get(&key(limit)).copied().unwrap_or(0)
             });
             let forecast = ledger.forecast(&self.target, &scope, &ahead);
-            if forecast.at > deadline {
+            if forecast.at > deadline.max(soon) {
                 let refusal = self.refusal(RefusalKind::WaitTooLong, forecast, waiting);
                 if let Some(entry) = self.remove(place) {
                     // A waiter that was dropped needs no answer.

@@ -85,7 +85,7 @@ impl Queue {
         let Some(group) = self.groups.get_mut(&id) else {
             return;
         };
-        let standing = standing(&self.holds, group, id, now);
+        let standing = standing(&self.holds, group, now);
         let news = !ledger.answers_at_once() && group.has_news();
         let alarm = standing.and_then(|standing| group.call(now, &self.target, ledger, standing));
         let may_ask = news || standing.is_some_and(|standing| standing.may_ask);
@@ -117,7 +117,7 @@ impl Queue {
                 self.asking.remove(&(place, id));
                 continue;
             };
-            let standing = standing(&self.holds, group, id, now);
+            let standing = standing(&self.holds, group, now);
             let may_ask = standing.is_some_and(|standing| standing.may_ask);
             if may_ask || shared && group.has_news() {
                 let limits = group.scope.limits.iter();
@@ -164,10 +164,11 @@ impl Queue {
 
 /// Returns the position of a group among those that wait for the same schedule, or `None` if the
 /// groups before it come first.
-fn standing(holds: &Holds, group: &Group, id: GroupId, now: Instant) -> Option<Standing> {
+fn standing(holds: &Holds, group: &Group, now: Instant) -> Option<Standing> {
     let Some((key, place)) = &group.behind else {
         return Some(Standing {
             rank: 0,
+            is_first_of_client: true,
             limit: None,
             may_ask: true,
             by_permit: false,
@@ -175,7 +176,8 @@ fn standing(holds: &Holds, group: &Group, id: GroupId, now: Instant) -> Option<S
     };
     let hold = holds.get(key)?;
     Some(Standing {
-        rank: hold.rank((*place, id))?,
+        rank: hold.rank(*place)?,
+        is_first_of_client: hold.is_first_of_client(*place),
         limit: key.limit(),
         may_ask: hold.is_due(now),
         by_permit: hold.until.is_none(),

@@ -150,3 +150,58 @@ async fn a_call_has_a_bounded_number_of_schedules_and_held_keys_ask_in_turn() {
     assert!(asked.runs.len() <= crate::bounds::CALLED_MAX);
     assert_eq!(asked.runs[0].scope, scope(0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn p13_isolation_many_keys_of_one_client_leave_a_place_behind_a_hold_to_others() {
+    let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
+    let (target, scope) = keyed();
+    let of = |client: &str, key: usize| scope(key).of_client(client.into());
+    let mut queue = Queue::new(target);
+    let now = Instant::ZERO;
+    for key in 0..300 {
+        queue.insert(&of("mallory", key), now, ready());
+    }
+    let short = Short {
+        held_by: Some(0),
+        ask_again: None,
+        waiting: 0,
+        weight: 0,
+    };
+    while let Next::Ask(asked) = queue.next(now, now, &ledger) {
+        let none = Grant {
+            short: Some(short),
+            ..Grant::default()
+        };
+        let answer = Answer {
+            runs: smallvec![none; asked.runs.len()],
+            ..Answer::default()
+        };
+        queue.absorb(&asked, &answer);
+    }
+    for client in ["billing", "search", "mail"] {
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let entry = Entry {
+            stage: Stage::Queued,
+            tell,
+            ..ready()
+        };
+        let place = queue.insert(&of(client, 1000), now, entry);
+        queue.meanwhile(now, &ledger);
+        assert!(matches!(told.try_recv(), Ok(Event::Called)), "{client}");
+        queue.set_stage(place, Stage::Ready);
+    }
+    // A returned permit lets all four clients ask.
+    queue.ask_anew(Some(&of("mallory", 0)));
+    let Next::Ask(asked) = queue.next(now, now, &ledger) else {
+        panic!("nothing is asked");
+    };
+    let asking = |client: &str| {
+        let mut runs = asked.runs.iter();
+        runs.any(|run| run.scope.client().is_some_and(|name| &**name == client))
+    };
+    assert!(
+        ["mallory", "billing", "search", "mail"]
+            .into_iter()
+            .all(asking)
+    );
+}
