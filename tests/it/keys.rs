@@ -342,6 +342,7 @@ async fn p10_closed_any_text_as_a_key_leaves_the_ledger_usable() {
     outcome.unwrap();
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` gives the error")]
 fn fail(error: LinkError) -> TestCaseError {
     TestCaseError::fail(error.to_string())
 }
