@@ -153,7 +153,7 @@ async fn phase(site: &honest::Site, postgres: &mut Postgres, time: Duration) -> 
         tokio::time::sleep_until(end - time / 2).await;
         postgres.crash();
         postgres.run().await;
-        site.reload(end).await;
+        site.reload().await;
         tokio::time::sleep_until(end).await;
     };
     let (tallies, ()) = tokio::join!(site.work(end), events);
