@@ -141,6 +141,13 @@ pub const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 /// Default for the longest block that an origin's `Retry-After` may impose on a target. The setting
 /// `block_max` replaces it, and longer values are cut.
 pub const BLOCK_MAX: Duration = Duration::from_secs(15 * 60);
+/// Blocks of one target at the same time. A further one removes the block that ends first, so its
+/// requests leave earlier than the origin asked.
+pub const BLOCKS_MAX: usize = 10_000;
+/// Time for which a block is kept after its end if no request of its scope asks to leave.
+pub const BLOCK_KEPT: Duration = Duration::from_secs(60);
+/// Bytes of an origin's words that a block keeps. Longer ones are cut.
+pub const BLOCK_TEXT: usize = 128;
 /// Shortest value of `block_max`, because a shorter block would not relieve an origin.
 pub const BLOCK_MAX_MIN: Duration = Duration::from_secs(1);
 /// Longest duration in a configuration, a call or a header field. A longer one is refused, because

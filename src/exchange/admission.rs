@@ -143,6 +143,20 @@ pub(super) enum AttemptError {
     Late(Error),
 }
 
+/// End of a wait in the line without a turn.
+enum Waited {
+    /// A block of a part of the target holds the request, so it must wait at the gate.
+    Blocked,
+    /// The wait has failed for good.
+    Failed(AttemptError),
+}
+
+impl From<AttemptError> for Waited {
+    fn from(error: AttemptError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 impl From<AttemptError> for Error {
     fn from(error: AttemptError) -> Self {
         match error {
@@ -179,17 +193,18 @@ impl Exchange {
     /// # Errors
     /// Returns the refusal if the queue is full or the turn would come after the ticket's deadline.
     pub async fn turn(&self, ticket: &Ticket, record: &mut Record) -> Result<Turn, Error> {
-        let (turn, ()) = self.turn_on(ticket, record, &NoConnections).await?;
+        let (turn, ()) = self.turn_on(ticket.clone(), record, &NoConnections).await?;
         Ok(turn)
     }
 
     /// Waits for a turn and a connection for work without a request body.
     pub(super) async fn turn_on<S: ConnectionSource>(
         &self,
-        ticket: &Ticket,
+        ticket: Ticket,
         record: &mut Record,
         connections: &S,
     ) -> Result<(Turn, S::Connection), Error> {
+        let share = ticket.share.clone();
         let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
@@ -197,7 +212,7 @@ impl Exchange {
             body: None,
             head: Some(WaitingHead {
                 budget: &self.body_budget,
-                share: ticket.share.as_ref(),
+                share: share.as_ref(),
                 bytes: 0,
             }),
         };
@@ -210,12 +225,20 @@ impl AdmissionContext<'_> {
     /// `record.waited`.
     pub(super) async fn admit<S: ConnectionSource>(
         &self,
-        ticket: &Ticket,
+        mut ticket: Ticket,
         record: &mut Record,
         connections: &S,
     ) -> Result<(Turn, S::Connection), AttemptError> {
         let mut began = None;
         let admitted = loop {
+            if self.pacer.is_blocked(&ticket) {
+                began = began.or_else(|| Some(self.clock.now()));
+                // Boxed because blocks are rare and this state would enlarge every future.
+                if let Err(error) = Box::pin(self.pass(&mut ticket, record)).await {
+                    break Err(error);
+                }
+            }
+            let ticket = &ticket;
             let connection = connections.idle();
             let readiness = match connection {
                 Some(_) => ConnectionState::Ready,
@@ -239,13 +262,14 @@ impl AdmissionContext<'_> {
                     record.limit = waiter.held_by.clone().or(record.limit.take());
                     let waiting = self.wait(waiter, false, ticket, connection, connections);
                     match Box::pin(waiting).await {
+                        Err(Waited::Blocked) => continue,
+                        Err(Waited::Failed(error)) => break Err(error),
                         // The connection may have closed during the wait. In that case a new one is
                         // dialled below.
                         Ok((turn, connection)) => {
                             record.limit = turn.held_by.clone().or(record.limit.take());
                             (turn, still_fresh::<S>(connection))
                         }
-                        Err(error) => break Err(error),
                     }
                 }
             };
@@ -279,33 +303,53 @@ impl AdmissionContext<'_> {
         admitted
     }
 
+    /// Waits at the gate until no block holds the request. Its memory counts like in the queue.
+    async fn pass(&self, ticket: &mut Ticket, record: &mut Record) -> Result<(), AttemptError> {
+        let _counted = WaitingGauge::new(self.metrics);
+        let _head = self.hold_head().map_err(AttemptError::Refused)?;
+        let passed = self.pacer.pass(ticket).await;
+        passed.map_err(|refusal| {
+            record.limit = refusal.held_by.clone().or(record.limit.take());
+            AttemptError::Refused(refused(ticket, &refusal, self.clock.now()))
+        })
+    }
+
     /// Waits until the pacer calls the request. Fails with [`AttemptError::Refused`] if its turn
     /// would come too late.
     pub(super) async fn call(
         &self,
-        ticket: Ticket,
+        mut ticket: Ticket,
         record: &mut Record,
     ) -> Result<Called, AttemptError> {
         let began = self.clock.now();
-        let refused = |refusal| AttemptError::Refused(refused(&ticket, &refusal, self.clock.now()));
-        let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
-            Admission::Wait(waiter) => waiter,
-            Admission::Refused(refusal) => return Err(refused(refusal)),
-            Admission::Turn(_) => {
-                let detail = "the pacer gave a turn to a request without a connection";
-                return Err(AttemptError::Refused(Error::new(Reason::Internal, detail)));
+        loop {
+            if self.pacer.is_blocked(&ticket) {
+                Box::pin(self.pass(&mut ticket, record)).await?;
             }
-        };
-        record.limit.clone_from(&waiter.held_by);
-        let _counted = WaitingGauge::new(self.metrics);
-        match waiter.next().await {
-            Event::Refused(refusal) => Err(refused(refusal)),
-            // Only a waiter with a connection gets a turn, so the event is a call.
-            Event::Called | Event::Turn(_) => Ok(Called {
-                waiter,
-                ticket,
-                began,
-            }),
+            let refused =
+                |refusal| AttemptError::Refused(refused(&ticket, &refusal, self.clock.now()));
+            let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
+                Admission::Wait(waiter) => waiter,
+                Admission::Refused(refusal) => return Err(refused(refusal)),
+                Admission::Turn(_) => {
+                    let detail = "the pacer gave a turn to a request without a connection";
+                    return Err(AttemptError::Refused(Error::new(Reason::Internal, detail)));
+                }
+            };
+            record.limit.clone_from(&waiter.held_by);
+            let _counted = WaitingGauge::new(self.metrics);
+            match waiter.next().await {
+                Event::Refused(refusal) => return Err(refused(refusal)),
+                Event::Blocked => {}
+                // Only a waiter with a connection gets a turn, so the event is a call.
+                Event::Called | Event::Turn(_) => {
+                    return Ok(Called {
+                        waiter,
+                        ticket,
+                        began,
+                    });
+                }
+            }
         }
     }
 
@@ -322,11 +366,15 @@ impl AdmissionContext<'_> {
             .wait(called.waiter, true, ticket, None, connections)
             .await;
         record.waited += self.clock.now().since(called.began);
-        let (turn, connection) = waited?;
+        let (turn, connection) = match waited {
+            Ok(admitted) => admitted,
+            Err(Waited::Failed(error)) => return Err(error),
+            Err(Waited::Blocked) => return self.admit(called.ticket, record, connections).await,
+        };
         record.limit = turn.held_by.clone().or(record.limit.take());
         match (turn.leave(), still_fresh::<S>(connection)) {
             (Ok(turn), Some(connection)) => Ok((turn, connection)),
-            _ => self.admit(ticket, record, connections).await,
+            _ => self.admit(called.ticket, record, connections).await,
         }
     }
 
@@ -338,13 +386,13 @@ impl AdmissionContext<'_> {
         ticket: &Ticket,
         connection: Option<S::Connection>,
         connections: &S,
-    ) -> Result<(Turn, S::Connection), AttemptError> {
+    ) -> Result<(Turn, S::Connection), Waited> {
         let _counted = WaitingGauge::new(self.metrics);
         let mut head = self.hold_head();
         if let Err(refusal) = &head
             && waiter.delayed
         {
-            return Err(AttemptError::Refused(refusal.clone()));
+            return Err(AttemptError::Refused(refusal.clone()).into());
         }
         let counted_by = self.clock.now() + UNCOUNTED_WAIT;
         // A request far back in the queue returns its connection until it is called.
@@ -368,8 +416,9 @@ impl AdmissionContext<'_> {
             tokio::select! {
                 event = waiter.next() => match event {
                     Event::Called => called = true,
+                    Event::Blocked => return Err(Waited::Blocked),
                     Event::Refused(refusal) => {
-                        return Err(AttemptError::Refused(refused(ticket, &refusal, self.clock.now())));
+                        return Err(AttemptError::Refused(refused(ticket, &refusal, self.clock.now())).into());
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
@@ -389,7 +438,8 @@ impl AdmissionContext<'_> {
                         Some(head) => AttemptError::Refused(head.refusal(spent)),
                         None => AttemptError::ClientGone,
                     },
-                }),
+                }
+                .into()),
                 () = self.clock.sleep_until(counted_by), if head.is_err() => {
                     head = Ok(self.hold_head().map_err(AttemptError::Refused)?);
                 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -45,6 +45,8 @@ pub(super) struct Plan<'a> {
     /// must not happen before the slot is available.
     pub(super) read_ahead: bool,
     pub(super) switch: Option<OnUpgrade>,
+    /// Credential that the client sent itself, unless the target replaces it.
+    pub(super) credential: Option<HeaderValue>,
 }
 
 impl Exchange {
@@ -93,6 +95,11 @@ impl Exchange {
             Some(_) => None,
             None => Some(Scope::default()),
         };
+        let credential = target.and_then(|target| {
+            let replaced =
+                |name: &header::HeaderName| target.set_headers.iter().any(|(set, _)| set == name);
+            semantics::own_credential(&head.headers, replaced).cloned()
+        });
         let (head, unscoped) = match scope {
             Some(_) => (head, None),
             None => (head.clone(), Some(Box::new(head))),
@@ -129,6 +136,7 @@ impl Exchange {
             announces_nothing: framing == Framing::Length(0) && body.is_some(),
             body,
             read_ahead,
+            credential,
             arrival,
         })
     }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::entry::{QueueKey, Stage};
 use super::line::Line;
-use super::{Event, RefusalKind, Ticket};
+use super::{Event, Probe, RefusalKind, Ticket};
 use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
@@ -85,6 +85,8 @@ pub struct Turn {
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,
+    /// Permissions as the probe of blocks, which end with the turn.
+    pub(super) probes: Vec<Arc<Probe>>,
     /// Count among the turns of its client, or `None` if they are not counted.
     pub(super) counted: Option<Holding>,
     /// True once the request has been sent. A drop then releases its permits, and otherwise gives
@@ -109,7 +111,16 @@ impl Turn {
     /// Marks the request as sent without a check. The turn must have been granted at this moment.
     pub fn leave_at_once(mut self) -> Self {
         self.sent = true;
+        self.probes.iter().for_each(|probe| probe.leave());
         self
+    }
+
+    /// Ends the blocks of which the request is the probe, because the origin has answered without a
+    /// new one.
+    pub fn answered(&mut self) {
+        for probe in self.probes.drain(..) {
+            probe.answered();
+        }
     }
 
     /// Returns true if the slot is too old to be used, or the origin has blocked the target since.
