@@ -11,6 +11,7 @@ use super::Exchange;
 use super::body::{AheadEnd, Outgoing, Replayable};
 use super::body_budget::{HeldMemory, WaitingHead};
 use super::error::Error;
+use super::gate::Waited;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::record::Record;
@@ -141,20 +142,6 @@ pub(super) enum AttemptError {
     Idle(Error),
     /// No response head arrived in time after the request was sent.
     Late(Error),
-}
-
-/// End of a wait in the line without a turn.
-enum Waited {
-    /// A block of a part of the target holds the request, so it must wait at the gate.
-    Blocked,
-    /// The wait has failed for good.
-    Failed(AttemptError),
-}
-
-impl From<AttemptError> for Waited {
-    fn from(error: AttemptError) -> Self {
-        Self::Failed(error)
-    }
 }
 
 impl From<AttemptError> for Error {
@@ -303,17 +290,6 @@ impl AdmissionContext<'_> {
         admitted
     }
 
-    /// Waits at the gate until no block holds the request. Its memory counts like in the queue.
-    async fn pass(&self, ticket: &mut Ticket, record: &mut Record) -> Result<(), AttemptError> {
-        let _counted = WaitingGauge::new(self.metrics);
-        let _head = self.hold_head().map_err(AttemptError::Refused)?;
-        let passed = self.pacer.pass(ticket).await;
-        passed.map_err(|refusal| {
-            record.limit = refusal.held_by.clone().or(record.limit.take());
-            AttemptError::Refused(refused(ticket, &refusal, self.clock.now()))
-        })
-    }
-
     /// Waits until the pacer calls the request. Fails with [`AttemptError::Refused`] if its turn
     /// would come too late.
     pub(super) async fn call(
@@ -448,7 +424,7 @@ impl AdmissionContext<'_> {
     }
 
     /// Counts the head in memory while its request waits. Fails with the refusal of the request.
-    fn hold_head(&self) -> Result<Option<HeldMemory>, Error> {
+    pub(super) fn hold_head(&self) -> Result<Option<HeldMemory>, Error> {
         self.head.map(|head| head.hold()).transpose()
     }
 }
@@ -491,10 +467,10 @@ async fn poll_some<F: Future>(mut some: std::pin::Pin<&mut Option<F>>) -> F::Out
 }
 
 /// Guard that counts one waiting request in the target's gauge until it is dropped.
-struct WaitingGauge(TargetMetrics);
+pub(super) struct WaitingGauge(TargetMetrics);
 
 impl WaitingGauge {
-    fn new(metrics: &TargetMetrics) -> Self {
+    pub(super) fn new(metrics: &TargetMetrics) -> Self {
         metrics.waiting(1);
         Self(metrics.clone())
     }

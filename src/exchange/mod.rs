@@ -21,6 +21,7 @@ mod credentials;
 mod defer;
 mod deliver;
 mod error;
+mod gate;
 mod handover;
 mod idle;
 mod peek;

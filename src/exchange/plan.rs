@@ -95,11 +95,7 @@ impl Exchange {
             Some(_) => None,
             None => Some(Scope::default()),
         };
-        let credential = target.and_then(|target| {
-            let replaced =
-                |name: &header::HeaderName| target.set_headers.iter().any(|(set, _)| set == name);
-            semantics::own_credential(&head.headers, replaced).cloned()
-        });
+        let credential = credential(target, &head);
         let (head, unscoped) = match scope {
             Some(_) => (head, None),
             None => (head.clone(), Some(Box::new(head))),
@@ -194,6 +190,14 @@ impl Exchange {
             )),
         }
     }
+}
+
+/// Returns the credential that the client sent itself, unless the target replaces it.
+fn credential(target: Option<&Arc<Target>>, head: &Parts) -> Option<HeaderValue> {
+    let target = target?;
+    let replaced =
+        |name: &header::HeaderName| target.set_headers.iter().any(|(set, _)| set == name);
+    semantics::own_credential(&head.headers, replaced).cloned()
 }
 
 impl Plan<'_> {

@@ -126,7 +126,7 @@ fn after_response(status: StatusCode, demand: Demand, situation: &Situation<'_>)
     match demand.kind {
         SignalKind::None => situation.after_error(idempotent && may_pass(status), until),
         SignalKind::Limited => {
-            // A longer demand is told at once, even if the request could wait for the next probe.
+            // A longer demand is delivered immediately, even if the request could wait for the next probe.
             let longest = situation.now + situation.block_max;
             let is_longer = demand.not_before.is_some_and(|asked| asked > longest);
             Decision {

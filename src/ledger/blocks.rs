@@ -147,11 +147,11 @@ pub enum Claim {
 
 /// All blocks of one target.
 #[derive(Debug, Clone, Default)]
-pub struct Blocks {
+pub struct TargetBlocks {
     blocks: HashMap<BlockScope, ScopedBlock>,
 }
 
-impl Blocks {
+impl TargetBlocks {
     /// Adds a block, unless a later one of the same scope is known. A second credential that is
     /// refused within the block of another one widens the block. Returns the scope that is blocked
     /// now, or `None` if nothing has changed.
@@ -296,7 +296,7 @@ impl Blocks {
 /// The blocks of one target that this replica knows, with a channel that publishes changes.
 #[derive(Debug, Default)]
 pub struct BlockTable {
-    blocks: Mutex<Blocks>,
+    blocks: Mutex<TargetBlocks>,
     /// Number of blocks, so that requests of a target without any need no lock.
     count: AtomicUsize,
     changes: watch::Sender<u64>,
@@ -314,12 +314,12 @@ impl BlockTable {
     }
 
     /// Reads the blocks under their lock.
-    pub fn read<T>(&self, then: impl FnOnce(&Blocks) -> T) -> T {
+    pub fn read<T>(&self, then: impl FnOnce(&TargetBlocks) -> T) -> T {
         then(&sync::lock(&self.blocks))
     }
 
     /// Changes the blocks under their lock, and publishes the change if `then` returns true first.
-    pub(super) fn change<T>(&self, then: impl FnOnce(&mut Blocks) -> (bool, T)) -> T {
+    pub(super) fn change<T>(&self, then: impl FnOnce(&mut TargetBlocks) -> (bool, T)) -> T {
         let mut blocks = sync::lock(&self.blocks);
         let (changed, result) = then(&mut blocks);
         self.count.store(blocks.len(), Ordering::Release);
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn p7_one_probe_leaves_per_block_and_other_keys_are_free() {
-        let mut blocks = Blocks::default();
+        let mut blocks = TargetBlocks::default();
         assert_eq!(
             blocks.impose(block(of_key("a"), 10), at(1)),
             Some(of_key("a"))
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn p7_a_probe_that_never_left_or_got_no_answer_is_replaced() {
-        let mut blocks = Blocks::default();
+        let mut blocks = TargetBlocks::default();
         blocks.impose(block(of_key("a"), 10), at(1));
         blocks.claim(&of_key("a"), at(10));
         assert!(blocks.end_probe(&of_key("a"), at(10), false));
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn p7_late_refusals_only_extend() {
-        let mut blocks = Blocks::default();
+        let mut blocks = TargetBlocks::default();
         blocks.impose(block(of_key("a"), 10), at(1));
         assert_eq!(blocks.impose(block(of_key("a"), 9), at(2)), None);
         assert_eq!(blocks.impose(block(of_key("a"), 3), at(4)), None);
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn p7_a_second_credential_within_the_block_widens_it() {
-        let mut blocks = Blocks::default();
+        let mut blocks = TargetBlocks::default();
         blocks.impose(block(of_credential("a"), 10), at(1));
         // The same credential and a credential after the block widen nothing.
         let same = blocks.impose(block(of_credential("a"), 12), at(2));
@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn p14_bounds_keys_that_rotate_make_a_bounded_number_of_blocks() {
-        let mut blocks = Blocks::default();
+        let mut blocks = TargetBlocks::default();
         let most = i64::try_from(BLOCKS_MAX).unwrap();
         for number in 0..most + 5 {
             blocks.impose(block(of_key(&number.to_string()), 100 + number), at(1));
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn p7_an_operator_lifts_one_block_or_all() {
         let lift = |limit: Option<&str>, keys: &[&str]| {
-            let mut blocks = Blocks::default();
+            let mut blocks = TargetBlocks::default();
             for scope in [
                 of_key("a"),
                 of_key("b"),

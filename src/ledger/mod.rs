@@ -26,7 +26,9 @@ mod postgres;
 mod row;
 mod shared;
 
-pub use blocks::{BlockCause, BlockFilter, BlockScope, BlockTable, Blocks, Claim, ScopedBlock};
+pub use blocks::{
+    BlockCause, BlockFilter, BlockScope, BlockTable, Claim, ScopedBlock, TargetBlocks,
+};
 pub use book::{Book, Users};
 pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short};
 pub use memory::MemoryLedger;
@@ -161,13 +163,13 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         key: Option<Arc<str>>,
     ) -> Pinning<'_>;
 
-    /// Blocks the target until `until`, because its origin asked for a pause.
+    /// TargetBlocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
 
     /// Returns the blocks of a target that this replica knows.
     fn blocks(&self, target: &Arc<str>) -> Arc<BlockTable>;
 
-    /// Blocks a part of a target or the whole target, because its origin refused a request.
+    /// TargetBlocks a part of a target or the whole target, because its origin refused a request.
     fn impose(&self, target: &Arc<Target>, block: ScopedBlock);
 
     /// Asks for permission to send a request of a blocked scope. At most one request of all

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderValue;
 
+use super::line::{Line, LineState};
 use super::{Pacer, Refusal, RefusalKind, Ticket};
 use crate::clock::Instant;
 use crate::ledger::{BlockScope, BlockTable, Claim, Ledger, ScopedBlock};
@@ -187,5 +188,25 @@ fn blocked(block: ScopedBlock, available: Instant) -> Refusal {
         held_by: block.scope.limit.clone(),
         waiting: 0,
         blocked: Some(Box::new(block)),
+    }
+}
+
+impl Line {
+    /// Sends the waiters of blocked scopes to the gate, after the ledger got a new block.
+    pub(super) fn follow_blocks(&self) {
+        self.evict_blocked(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    /// Sends the waiters of blocked scopes to the gate, if the blocks have changed.
+    pub(super) fn evict_blocked(&self, state: &mut LineState) {
+        let changes = *state.changes.borrow_and_update();
+        if std::mem::replace(&mut state.changes_seen, changes) == changes || self.blocks.is_empty()
+        {
+            return;
+        }
+        let (secret, now) = (self.ledger.key_secret(), self.clock.now());
+        let is_held = |waiter: Passenger<'_>| waiter.is_held(&self.blocks, &secret, now);
+        state.queue.evict(is_held);
     }
 }

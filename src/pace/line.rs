@@ -9,12 +9,12 @@ use foldhash::HashMap;
 use smallvec::smallvec;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::Probe;
 use super::entry::{Entry, Stage};
-use super::gate::{Passenger, Probe};
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
-use crate::bounds::{CONNECT_TIMEOUT, FAULT_LOG, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
+use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Answer, BlockTable, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
 use crate::policy::{Scope, Target};
@@ -33,7 +33,7 @@ pub(super) struct Line {
     pub(super) epoch: watch::Receiver<u64>,
     pub(super) state: Mutex<LineState>,
     /// Blocks of parts of the target.
-    blocks: Arc<BlockTable>,
+    pub(super) blocks: Arc<BlockTable>,
     /// Notification that wakes the driver after a change of the queue.
     pub(super) changed: Notify,
 }
@@ -48,14 +48,14 @@ pub(super) struct LineState {
     /// True if a driver task serves the queue.
     driven: bool,
     /// Instant from which the next warning about shared keys may be logged.
-    may_warn: Instant,
+    pub(super) may_warn: Instant,
     /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
     /// Instant from which another settlement that was cut is logged.
-    may_warn_of_costs: Instant,
+    pub(super) may_warn_of_costs: Instant,
     /// Changes of the blocks, and the number of them that the queue has followed.
-    changes: watch::Receiver<u64>,
-    changes_seen: u64,
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) changes_seen: u64,
     /// Waiting requests of each lane, by the name of the lane.
     rooms: HashMap<Arc<str>, Arc<Occupancy>>,
 }
@@ -226,23 +226,6 @@ impl Line {
         state.queue.refuse_infeasible(&*self.ledger);
     }
 
-    /// Sends the waiters of blocked scopes to the gate, after the ledger got a new block.
-    pub(super) fn follow_blocks(&self) {
-        self.evict_blocked(&mut self.lock());
-        self.changed.notify_one();
-    }
-
-    fn evict_blocked(&self, state: &mut LineState) {
-        let changes = *state.changes.borrow_and_update();
-        if std::mem::replace(&mut state.changes_seen, changes) == changes || self.blocks.is_empty()
-        {
-            return;
-        }
-        let (secret, now) = (self.ledger.key_secret(), self.clock.now());
-        let is_held = |waiter: Passenger<'_>| waiter.is_held(&self.blocks, &secret, now);
-        state.queue.evict(is_held);
-    }
-
     /// Refuses waiters that were overtaken, at most once per [`LOOK_EVERY`]. With a single scope
     /// there is nothing to do, because only another lane or another key of a shared limit can
     /// overtake.
@@ -269,20 +252,6 @@ impl Line {
         }
         state.looked = now;
         state.queue.refuse_infeasible(&*self.ledger);
-    }
-
-    /// Counts a settlement that was cut to `max`, and logs one per [`FAULT_LOG`].
-    pub(super) fn settlement_capped(&self, target: &Target, limit: usize, stated: i64, max: i64) {
-        self.metrics.settlement_capped(&target.name);
-        let now = self.clock.now();
-        let mut state = self.lock();
-        if now < state.may_warn_of_costs {
-            return;
-        }
-        state.may_warn_of_costs = now + FAULT_LOG;
-        drop(state);
-        let limit = limit_name(target, Some(limit));
-        tracing::warn!(target_name = %target.name, limit = limit.as_deref(), stated, max, "the origin stated a cost above `cost.max`; the cost was cut; raise `cost.max` if the number is right");
     }
 
     /// Settles slots of the target with which no request was sent.
@@ -439,23 +408,6 @@ impl Line {
                 }
                 () = self.sleep(until, (epoch, blocks)) => {}
             }
-        }
-    }
-
-    /// Counts bookings of keys that share a schedule, and warns about them from time to time.
-    pub(super) fn note_overflow(&self, state: &mut LineState, answer: &Answer) {
-        let Some(limit) = answer.overflowed.first() else {
-            return;
-        };
-        let target = &state.queue.target().name;
-        self.metrics.keys_overflowed(target);
-        let now = self.clock.now();
-        if now >= state.may_warn {
-            tracing::warn!(
-                %target, %limit,
-                "the limit has `max_keys` keys in use; further keys share one schedule at its rate"
-            );
-            state.may_warn = now + KEYS_LOG;
         }
     }
 

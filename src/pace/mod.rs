@@ -23,6 +23,7 @@ mod line;
 mod observe;
 mod queue;
 mod turn;
+mod warnings;
 
 pub use gate::{Probe, digest};
 pub use turn::{Turn, Void, Waiter};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outpace::clock;
 use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
-use outpace::ledger::{BlockFilter, BlockScope, Blocks, Claim, ScopedBlock};
+use outpace::ledger::{BlockFilter, BlockScope, Claim, ScopedBlock, TargetBlocks};
 use outpace::policy::KeySecret;
 use outpace::schedule::Spec;
 use rand::rngs::StdRng;
@@ -40,7 +40,7 @@ pub(crate) struct Way {
 pub(crate) struct Store {
     books: HashMap<Arc<str>, Book>,
     /// Blocks of the parts of each target, with the number of their changes.
-    blocks: HashMap<Arc<str>, (Blocks, i64)>,
+    blocks: HashMap<Arc<str>, (TargetBlocks, i64)>,
     replicas: HashMap<Replica, Life>,
     began: Instant,
     /// Start time of the current server, in nanoseconds on the store's clock.

@@ -25,18 +25,17 @@ impl<L: Link> SharedState<L> {
         let (handle, now) = (self.handle(target), self.parts.clock.now());
         let imposed = handle.blocks.change(|blocks| {
             blocks.sweep(now);
-            let imposed = blocks.impose(block, now);
-            let imposed = imposed.and_then(|scope| blocks.get(&scope).cloned());
+            let imposed = blocks.impose(block.clone(), now);
             (imposed.is_some(), imposed)
         });
         let Some(imposed) = imposed else {
             return false;
         };
-        let is_target = imposed.scope.is_target();
+        let is_target = imposed.is_target();
         handle.unreported.fetch_add(1, Ordering::AcqRel);
         let (inner, target) = (Arc::clone(self), Arc::clone(target));
         self.parts.tasks.spawn_detached(async move {
-            inner.report_imposed(target, imposed).await;
+            inner.report_imposed(target, block).await;
             handle.unreported.fetch_sub(1, Ordering::AcqRel);
         });
         is_target
