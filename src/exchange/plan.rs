@@ -83,18 +83,8 @@ impl Exchange {
         let wire = wire(&head, flags, &arrival.origin);
         let owner = arrival.client.link.owner(&head.headers);
         // `look_into_body` decides a scope that depends on the body.
-        let scope = match target {
-            Some(target) if !(target.needs_body() && body.is_some()) => {
-                let asked = RequestView {
-                    head: &head,
-                    client: arrival.client.caller(),
-                    json: None,
-                };
-                Some(target.scope(&asked, &self.pacer.key_secret()))
-            }
-            Some(_) => None,
-            None => Some(Scope::default()),
-        };
+        let secret = self.pacer.key_secret();
+        let scope = scope_of_head(arrival, target, &head, body.is_some(), &secret);
         let credential = credential(target, &head);
         let (head, unscoped) = match scope {
             Some(_) => (head, None),
@@ -190,6 +180,26 @@ impl Exchange {
             )),
         }
     }
+}
+
+/// Returns the scope of a request, or `None` if it depends on the body.
+fn scope_of_head(
+    arrival: &Arrival,
+    target: Option<&Arc<Target>>,
+    head: &Parts,
+    has_body: bool,
+    secret: &KeySecret,
+) -> Option<Scope> {
+    let Some(target) = target else {
+        return Some(Scope::default());
+    };
+    let asked = RequestView {
+        head,
+        client: arrival.client.caller(),
+        json: None,
+    };
+    let is_known = !(target.needs_body() && has_body);
+    is_known.then(|| target.scope(&asked, secret))
 }
 
 /// Returns the credential that the client sent itself, unless the target replaces it.

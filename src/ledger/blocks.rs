@@ -136,7 +136,7 @@ impl BlockFilter {
 /// Permission to send the next request of a blocked scope, or the time to wait for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Claim {
+pub enum BlockClaim {
     /// The scope is not blocked any more.
     Open,
     /// The request is the probe of the block that ended at this instant.
@@ -210,16 +210,16 @@ impl TargetBlocks {
 
     /// Asks for permission to send a request of this scope. At most one request gets it per block,
     /// and another one if the first stays without an answer.
-    pub fn claim(&mut self, scope: &BlockScope, now: Instant) -> Claim {
+    pub fn claim(&mut self, scope: &BlockScope, now: Instant) -> BlockClaim {
         let Some(block) = self.blocks.get_mut(scope) else {
-            return Claim::Open;
+            return BlockClaim::Open;
         };
         let held = block.until.max(block.rest);
         if held > now {
-            return Claim::Wait(held);
+            return BlockClaim::Wait(held);
         }
         block.rest = now + PROBE_PATIENCE;
-        Claim::Probe(block.until)
+        BlockClaim::Probe(block.until)
     }
 
     /// Ends the probe of the block that ended at `until`. An answered probe ends the block, and
@@ -372,21 +372,27 @@ mod tests {
             blocks.impose(block(of_key("a"), 10), at(1)),
             Some(of_key("a"))
         );
-        assert_eq!(blocks.claim(&of_key("a"), at(2)), Claim::Wait(at(10)));
-        assert_eq!(blocks.claim(&of_key("b"), at(2)), Claim::Open);
-        assert_eq!(blocks.claim(&of_key("a"), at(10)), Claim::Probe(at(10)));
+        assert_eq!(blocks.claim(&of_key("a"), at(2)), BlockClaim::Wait(at(10)));
+        assert_eq!(blocks.claim(&of_key("b"), at(2)), BlockClaim::Open);
+        assert_eq!(
+            blocks.claim(&of_key("a"), at(10)),
+            BlockClaim::Probe(at(10))
+        );
         let rest = at(10) + PROBE_PATIENCE;
-        assert_eq!(blocks.claim(&of_key("a"), at(10)), Claim::Wait(rest));
+        assert_eq!(blocks.claim(&of_key("a"), at(10)), BlockClaim::Wait(rest));
         // The probe is refused, so the next interval begins.
         assert_eq!(
             blocks.impose(block(of_key("a"), 20), at(11)),
             Some(of_key("a"))
         );
         assert!(!blocks.end_probe(&of_key("a"), at(10), true));
-        assert_eq!(blocks.claim(&of_key("a"), at(12)), Claim::Wait(at(20)));
-        assert_eq!(blocks.claim(&of_key("a"), at(21)), Claim::Probe(at(20)));
+        assert_eq!(blocks.claim(&of_key("a"), at(12)), BlockClaim::Wait(at(20)));
+        assert_eq!(
+            blocks.claim(&of_key("a"), at(21)),
+            BlockClaim::Probe(at(20))
+        );
         assert!(blocks.end_probe(&of_key("a"), at(20), true));
-        assert_eq!(blocks.claim(&of_key("a"), at(21)), Claim::Open);
+        assert_eq!(blocks.claim(&of_key("a"), at(21)), BlockClaim::Open);
     }
 
     #[test]
@@ -395,9 +401,12 @@ mod tests {
         blocks.impose(block(of_key("a"), 10), at(1));
         blocks.claim(&of_key("a"), at(10));
         assert!(blocks.end_probe(&of_key("a"), at(10), false));
-        assert_eq!(blocks.claim(&of_key("a"), at(10)), Claim::Probe(at(10)));
+        assert_eq!(
+            blocks.claim(&of_key("a"), at(10)),
+            BlockClaim::Probe(at(10))
+        );
         let later = at(10) + PROBE_PATIENCE;
-        assert_eq!(blocks.claim(&of_key("a"), later), Claim::Probe(at(10)));
+        assert_eq!(blocks.claim(&of_key("a"), later), BlockClaim::Probe(at(10)));
     }
 
     #[test]

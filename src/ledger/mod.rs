@@ -27,7 +27,7 @@ mod row;
 mod shared;
 
 pub use blocks::{
-    BlockCause, BlockFilter, BlockScope, BlockTable, Claim, ScopedBlock, TargetBlocks,
+    BlockCause, BlockClaim, BlockFilter, BlockScope, BlockTable, ScopedBlock, TargetBlocks,
 };
 pub use book::{Book, Users};
 pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short};
@@ -87,7 +87,7 @@ impl std::fmt::Debug for Booking {
 pub type Pinning<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
 /// A future of the permission to send a request of a blocked scope.
-pub type Claiming = Pin<Box<dyn Future<Output = Claim> + Send>>;
+pub type Claiming = Pin<Box<dyn Future<Output = BlockClaim> + Send>>;
 
 /// A future of the number of blocks that were lifted. The error is a full sentence.
 pub type Lifting<'a> = Pin<Box<dyn Future<Output = Result<usize, String>> + Send + 'a>>;

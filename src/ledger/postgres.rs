@@ -12,7 +12,7 @@ use sqlx::types::Json;
 use tokio::sync::Mutex;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
-use super::{Answer, BlockFilter, BlockScope, Call, Claim, Replica, ScopedBlock};
+use super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, is_about_input};
 use crate::policy::KeySecret;
@@ -174,10 +174,10 @@ impl Link for PostgresLink {
         .await
     }
 
-    async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<Claim, LinkError> {
+    async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<BlockClaim, LinkError> {
         let (target, scope) = (quoted(&target), json(&scope)?);
         let statement = format!("select outpace.claim_block_v1({target}, {scope})");
-        let reply = self.ask::<Json<Claim>>(statement).await?;
+        let reply = self.ask::<Json<BlockClaim>>(statement).await?;
         Ok(reply.0)
     }
 

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use super::line::{Line, LineState};
 use super::{Pacer, Refusal, RefusalKind, Ticket};
 use crate::clock::Instant;
-use crate::ledger::{BlockScope, BlockTable, Claim, Ledger, ScopedBlock};
+use crate::ledger::{BlockClaim, BlockScope, BlockTable, Ledger, ScopedBlock};
 use crate::policy::{KeySecret, Scope, Target};
 
 /// Permission to send the next request of a blocked scope. A drop without a request gives it to
@@ -150,7 +150,7 @@ impl Pacer {
             if held.until <= now {
                 let scope = held.block.scope.clone();
                 let claim = self.ledger.claim(&ticket.target, scope.clone()).await;
-                if let Claim::Probe(until) = claim {
+                if let BlockClaim::Probe(until) = claim {
                     ticket.probes.push(Arc::new(Probe {
                         ledger: Arc::clone(&self.ledger),
                         target: Arc::clone(&ticket.target),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use outpace::clock::Instant;
 use outpace::db::Database;
 use outpace::ledger::{Answer, Book, Call, Run, ScheduleUse, Users};
-use outpace::ledger::{BlockCause, BlockFilter, BlockScope, Claim, ScopedBlock, TargetBlocks};
+use outpace::ledger::{BlockCause, BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::policy::{LimitSet, Scope, Secret};
 use outpace::schedule::{ScheduleState, Spec};
 use rand::rngs::StdRng;
@@ -390,9 +390,9 @@ async fn memory_and_postgres_keep_the_same_blocks() {
                 3..=7 => {
                     let here = blocks.claim(&scope, here);
                     let there = asked(&mut connection, "claim_block_v1", &target, &scope, "").await;
-                    let there: Claim = serde_json::from_value(there).unwrap();
+                    let there: BlockClaim = serde_json::from_value(there).unwrap();
                     assert_eq!(here, there, "{place}: {scope:?}");
-                    if let Claim::Probe(until) = here {
+                    if let BlockClaim::Probe(until) = here {
                         probes += 1;
                         let answered = rng.random_bool(0.5);
                         blocks.end_probe(&scope, until, answered);

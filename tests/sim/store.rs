@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outpace::clock;
 use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
-use outpace::ledger::{BlockFilter, BlockScope, Claim, ScopedBlock, TargetBlocks};
+use outpace::ledger::{BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::policy::KeySecret;
 use outpace::schedule::Spec;
 use rand::rngs::StdRng;
@@ -277,7 +277,7 @@ impl Link for ModelLink {
         .await
     }
 
-    async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<Claim, LinkError> {
+    async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<BlockClaim, LinkError> {
         self.ask(|store| {
             let now = clock::Instant::from_nanos(store.now());
             let (blocks, _) = store.blocks.entry(Arc::clone(&target)).or_default();

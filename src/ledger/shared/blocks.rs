@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::{BlockFilter, BlockScope, Claim, ScopedBlock};
+use super::super::{BlockClaim, BlockFilter, BlockScope, ScopedBlock};
 use super::link::{Heartbeat, Link};
 use super::{SharedState, TargetHandle};
 use crate::clock::Instant;
@@ -60,27 +60,27 @@ impl<L: Link> SharedState<L> {
 
     /// Asks the store for permission to send a request of a blocked scope, if this replica knows
     /// none that holds it. While the store is unreachable, this replica decides alone.
-    pub(super) async fn claim(self: Arc<Self>, target: Arc<str>, scope: BlockScope) -> Claim {
+    pub(super) async fn claim(self: Arc<Self>, target: Arc<str>, scope: BlockScope) -> BlockClaim {
         let (handle, now) = (self.handle(&target), self.parts.clock.now());
         let own = handle
             .blocks
             .change(|blocks| (false, blocks.claim(&scope, now)));
         let is_up = self.link_state.borrow().is_up();
-        if !matches!(own, Claim::Probe(_)) || !is_up {
+        if !matches!(own, BlockClaim::Probe(_)) || !is_up {
             return own;
         }
         match self.link.claim(target, scope.clone()).await {
-            Ok(Claim::Probe(_)) | Err(_) => own,
-            Ok(Claim::Open) => {
+            Ok(BlockClaim::Probe(_)) | Err(_) => own,
+            Ok(BlockClaim::Open) => {
                 handle.blocks.change(|blocks| (blocks.remove(&scope), ()));
-                Claim::Open
+                BlockClaim::Open
             }
-            Ok(Claim::Wait(until)) => {
+            Ok(BlockClaim::Wait(until)) => {
                 let until = self.store().offset.to_local_clock(until);
                 handle
                     .blocks
                     .change(|blocks| (true, blocks.rest_until(&scope, until)));
-                Claim::Wait(until)
+                BlockClaim::Wait(until)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::super::{Answer, BlockFilter, BlockScope, Call, Claim, Replica, ScopedBlock};
+use super::super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
 use crate::clock::Instant;
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
@@ -117,7 +117,7 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         &self,
         target: Arc<str>,
         scope: BlockScope,
-    ) -> impl Future<Output = Result<Claim, LinkError>> + Send;
+    ) -> impl Future<Output = Result<BlockClaim, LinkError>> + Send;
 
     /// Ends the probe of the block that ended at `until`, on the store's clock.
     fn end_probe(

@@ -11,8 +11,8 @@ use super::super::{SharedLedger, SharedParts};
 use super::*;
 use crate::clock::Clock;
 use crate::ledger::{
-    BlockFilter, BlockScope, Book, Booking, Claim, Ledger, OnOutage, Outage, Replica, ScopedBlock,
-    Users,
+    BlockClaim, BlockFilter, BlockScope, Book, Booking, Ledger, OnOutage, Outage, Replica,
+    ScopedBlock, Users,
 };
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Source};
 use crate::random::Random;
@@ -61,8 +61,8 @@ impl Link for Arc<PoisonLink> {
         Ok(())
     }
 
-    async fn claim(&self, _: Arc<str>, _: BlockScope) -> Result<Claim, LinkError> {
-        Ok(Claim::Open)
+    async fn claim(&self, _: Arc<str>, _: BlockScope) -> Result<BlockClaim, LinkError> {
+        Ok(BlockClaim::Open)
     }
 
     async fn end_probe(
