@@ -26,12 +26,31 @@ create table outpace.target (
   clock_ns   int8 not null default 0,
   epoch      int8 not null default 0,       -- number of blocks so far
   cleared    int8 not null default 0,       -- times that an operator had settlements forgotten
+  blocks     int8 not null default 0,       -- changes of the blocks of its parts
   blocked_ns int8 not null default 0,       -- end of the last block
   phase      int2 not null default 0,       -- 0 open, 1 blocked, 2 probing
   rest_ns    int8 not null default 0,       -- end of the wait for an unanswered probe
   server_ns  int8 not null default 0,       -- start of the server that wrote this row
   quiet_ns   int8 not null default 0        -- end of the quiet time after a server start
 ) with (fillfactor = 20);
+
+-- One row per block of a part of a target: a limit, a key of a limit, or a credential. An empty text
+-- stands for a part that the scope lacks. At most 10,000 rows per target.
+create table outpace.block (
+  target     text not null,
+  limit_name text not null,
+  key        text not null,
+  credential text not null,                  -- digest
+  since_ns   int8 not null,
+  until_ns   int8 not null,                  -- a probe may leave from then on
+  rest_ns    int8 not null default 0,        -- end of the wait for an unanswered probe
+  longer     bool not null,                  -- the origin asked for more than `block_max`
+  status     int  not null,
+  field      text not null,                  -- the origin's words
+  value      text not null,
+  path       text not null,
+  primary key (target, limit_name, key, credential)
+);
 
 -- One row per limit, or per key of a keyed limit. A kind leaves the numbers of the others at 0.
 create table outpace.schedule (

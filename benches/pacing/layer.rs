@@ -71,6 +71,8 @@ impl Replica {
             arrived,
             deadline: arrived + Duration::from_secs(120),
             share: None,
+            credential: None,
+            probes: Vec::new(),
         };
         loop {
             let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {
@@ -81,6 +83,7 @@ impl Replica {
                         Event::Called => waiter.ready(),
                         Event::Turn(turn) => break turn,
                         Event::Refused(refusal) => panic!("{refusal:?}"),
+                        Event::Blocked => panic!("nothing is blocked here"),
                     }
                 },
             };
@@ -319,6 +322,8 @@ fn per_request(pacer: &Pacer, target: &Arc<Target>, clock: &Clock, keys: usize) 
             arrived,
             deadline: arrived + Duration::from_secs(1),
             share: None,
+            credential: None,
+            probes: Vec::new(),
         };
         match pacer.enter(&ticket, ConnectionState::Ready) {
             Admission::Turn(turn) => drop(turn.leave_at_once()),

@@ -79,6 +79,7 @@ create function outpace.news_v1() returns jsonb language plpgsql stable as $$
 begin
   return jsonb_build_object(
     'epochs', (select coalesce(jsonb_object_agg(name, epoch), '{}') from outpace.target),
+    'blocks', (select coalesce(jsonb_object_agg(name, blocks), '{}') from outpace.target where blocks > 0),
     'cleared', (select coalesce(jsonb_object_agg(name, cleared), '{}') from outpace.target),
     'pins', (select coalesce(jsonb_agg(jsonb_build_object('target', target, 'limit', limit_name, 'spec', spec)), '[]')
                from outpace.pin));

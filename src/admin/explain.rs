@@ -10,12 +10,13 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request};
 use serde_json::{Value, json};
 
-use super::{Admin, problem};
+use super::{Admin, blocks, problem};
 use crate::clock::Instant;
 use crate::exchange::Exchange;
 use crate::policy::{
     Bound, Caller, KeySecret, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
 };
+use crate::semantics::own_credential;
 use crate::spool::SpoolUsage;
 use crate::units::{HostName, Origin, Scheme};
 
@@ -137,7 +138,24 @@ pub fn explain(
     let secret = now.map(|now| now.pacer.key_secret());
     let secret = secret.unwrap_or_else(|| KeySecret::new([0; KeySecret::BYTES]));
     let scope = target.scope(&asked, &secret);
-    Ok(explanation(question, target, &scope, now))
+    let replaced = |name: &HeaderName| target.set_headers.iter().any(|(set, _)| set == name);
+    let credential = own_credential(&head.headers, replaced);
+    let blocked = now.and_then(|now| {
+        let block = now.pacer.block_of(target, &scope, credential)?;
+        Some(blocks::shown(&block, now.clock.now()))
+    });
+    let mut told = explanation(question, target, &scope, now);
+    if let Some(blocked) = blocked {
+        let (scope, status) = (&blocked["scope"], &blocked["status"]);
+        let (field, value) = (&blocked["field"], &blocked["value"]);
+        let wait = &blocked["next_attempt_in_s"];
+        let verdict = format!(
+            "is blocked by the origin ({scope}; status {status}, {field}: {value}): the next attempt may leave in {wait} s"
+        );
+        told["verdict"] = verdict.replace('"', "").into();
+        told["blocked"] = blocked;
+    }
+    Ok(told)
 }
 
 fn explanation(
@@ -305,6 +323,7 @@ fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
         "mode": if target.observe { "observe" } else { "enforce" },
         "limits": limits.collect::<Vec<_>>(),
         "ledger": status.mode,
+        "blocks": admin.ledger.blocks(&target.name).read(|blocks| blocks.len()),
         "blocked_for_s": blocked.filter(|blocked| *blocked > 0.0),
         "waiting": exchange.pacer.waiting(&target.name),
         "delivered": counted.delivered,

@@ -9,12 +9,15 @@
 //! - `POST /v1/reload`: reads the configuration file now, with `{"force": true}` also an incomplete one.
 //! - `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit for all replicas.
 //! - `DELETE /v1/targets/{name}/limits/{limit}`: removes the pin.
+//! - `GET /v1/targets/{name}/blocks`: the scopes that the origin blocks, with `limit` and `key` to select.
+//! - `DELETE /v1/targets/{name}/blocks`: lifts these blocks on all replicas.
 //! - `/v1/buffers…`, `/v1/items…`, `/v1/attempts`: the calls of the API, for the buffers of all.
 //!
 //! Operators have one of three roles. `metrics` is enough for `/metrics`, `read` for GET of the status,
 //! explanations, buffers, items and attempts, and all other calls need `operate`.
 
 mod authorize;
+mod blocks;
 mod explain;
 mod guard;
 mod latch;
@@ -94,7 +97,8 @@ impl Admin {
             .route("/v1/buffers/{*rest}", get(spool))
             .route("/v1/items/{*rest}", get(spool))
             .route("/v1/explain", get(explain::asked))
-            .route("/v1/status", get(explain::status));
+            .route("/v1/status", get(explain::status))
+            .route("/v1/targets/{name}/blocks", get(blocks::list));
         let changes = || post(spool).patch(spool).delete(spool);
         let operate = Router::new()
             .route("/v1/buffers", changes())
@@ -102,6 +106,7 @@ impl Admin {
             .route("/v1/items/{*rest}", changes())
             .route("/v1/attend", get(sessions::open_session))
             .route("/v1/reload", post(reload::reload))
+            .route("/v1/targets/{name}/blocks", delete(blocks::lift))
             .route(
                 "/v1/targets/{name}/limits/{limit}",
                 patch(limits::pin).delete(limits::unpin),

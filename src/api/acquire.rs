@@ -130,6 +130,8 @@ impl Api {
             arrived,
             deadline: arrived + max_wait,
             share: call.client.share.clone(),
+            credential: None,
+            probes: Vec::new(),
         };
         let permits = Permits {
             target,

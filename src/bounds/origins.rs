@@ -12,6 +12,17 @@ pub const RETRY_WAIT_MIN: Duration = Duration::from_millis(100);
 ///
 /// Beyond it: the block is cut.
 pub const BLOCK_MAX: Duration = Duration::from_secs(15 * 60);
+/// Blocks of one target at the same time.
+///
+/// Beyond it: a further block removes the one that ends first, so its requests leave earlier than
+/// the origin asked.
+pub const BLOCKS_MAX: usize = 10_000;
+/// Time for which a block is kept after its end if no request of its scope asks to leave.
+pub const BLOCK_KEPT: Duration = Duration::from_secs(60);
+/// Bytes of an origin's words that a block keeps.
+///
+/// Beyond it: the words are cut.
+pub const BLOCK_TEXT: usize = 128;
 /// Limits that are read from one response of an origin.
 ///
 /// Beyond it: further ones are ignored.

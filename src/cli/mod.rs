@@ -1,6 +1,7 @@
 //! Command line of the program, with one file per subcommand. Each subcommand returns an [`Exit`].
 
 mod acquire;
+mod blocks;
 mod buffers;
 mod ca;
 mod check;
@@ -58,6 +59,10 @@ enum Command {
     Health(status::HealthArgs),
     /// Make a running outpace read its configuration file now, and print the changes
     Reload(reload::ReloadArgs),
+    /// List the blocks that origins have caused by refusals, with their scopes and times
+    Blocks(blocks::BlocksArgs),
+    /// Lift blocks of a target on all replicas, so that requests are sent again at once
+    Unblock(blocks::UnblockArgs),
     /// Bring outpace's Postgres schema up to date and exit
     Migrate(ConfigArgs),
     /// Wait for a turn at a target, then run a command once
@@ -106,6 +111,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Explain(args) => status::explained(&args),
         Command::Health(args) => status::health(&args),
         Command::Reload(args) => reload::run(&args),
+        Command::Blocks(args) => blocks::blocks(&args),
+        Command::Unblock(args) => blocks::unblock(&args),
         Command::Migrate(args) => migrate::run(&args.config),
         Command::Acquire(args) => acquire::run(&args),
         Command::Buffers(args) => buffers::buffers(&args),

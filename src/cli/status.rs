@@ -102,6 +102,16 @@ fn shown(told: &Value) -> String {
         row["rates"] = limits(row).into();
         let why = match row.get("blocked_for_s").and_then(Value::as_f64) {
             Some(wait) => format!("blocked by the origin for {wait} s"),
+            None if row
+                .get("blocks")
+                .and_then(Value::as_u64)
+                .is_some_and(|count| count > 0) =>
+            {
+                format!(
+                    "{} scopes blocked by the origin, see `outpace blocks`",
+                    row["blocks"]
+                )
+            }
             None if text(row, "mode") == "observe" => "only observed".to_owned(),
             None => text(row, "ledger").to_owned(),
         };

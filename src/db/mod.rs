@@ -33,6 +33,7 @@ const MIGRATIONS: [(i64, &str, &str); 1] = [(
         include_str!("../../migrations/0001/schedule.sql"),
         include_str!("../../migrations/0001/contest.sql"),
         include_str!("../../migrations/0001/replicas.sql"),
+        include_str!("../../migrations/0001/blocks.sql"),
         include_str!("../../migrations/0001/booking.sql"),
         include_str!("../../migrations/0001/spool.sql"),
     ),

@@ -103,7 +103,8 @@ impl Drain {
         let (id, is_recorded) = match done {
             Ok((id, end)) => {
                 if let Some(refused) = end.refused {
-                    self.refusals.count(refused, self.at_once, now);
+                    self.refusals
+                        .count(refused, end.refused_before, self.at_once, now);
                 }
                 (Some(id), end.is_recorded)
             }

@@ -21,10 +21,15 @@ pub(super) struct Refusals {
 
 impl Refusals {
     /// Counts the response to an item. The drain pauses once the origin has refused as many items
-    /// in a row as may be in flight. In strict order the first item's own wait is enough.
-    pub(super) fn count(&mut self, refused: bool, concurrency: u32, now: Instant) {
+    /// in a row as may be in flight. An item that was refused `before` does not count again, because
+    /// its own wait grows and it says nothing about the others. In strict order the first item's own
+    /// wait is enough.
+    pub(super) fn count(&mut self, refused: bool, before: u32, concurrency: u32, now: Instant) {
         if !refused || concurrency <= 1 {
             *self = Self::default();
+            return;
+        }
+        if before > 0 {
             return;
         }
         self.in_a_row = self.in_a_row.saturating_add(1);
@@ -56,7 +61,7 @@ mod tests {
     fn pause(concurrency: u32, responses: impl IntoIterator<Item = bool>) -> Option<u64> {
         let mut refusals = Refusals::default();
         for refused in responses {
-            refusals.count(refused, concurrency, NOW);
+            refusals.count(refused, 0, concurrency, NOW);
         }
         let until = refusals.paused_until(NOW)?;
         Some(until.since(NOW).as_secs())
@@ -72,6 +77,23 @@ mod tests {
             );
             assert_eq!([1, 2, 3, 4].map(after), [1, 2, 4, 8].map(Some));
             assert_eq!(after(1000), Some(REFUSAL_WAIT_MAX.as_secs()));
+        }
+    }
+
+    #[test]
+    fn p13_isolation_items_that_are_refused_again_cause_no_pause() {
+        for concurrency in [2, 5, 100] {
+            let mut refusals = Refusals::default();
+            for before in 1..1000 {
+                refusals.count(true, before, concurrency, NOW);
+            }
+            assert_eq!(refusals.paused_until(NOW), None);
+            // They end no row of other items either.
+            for _ in 0..concurrency {
+                refusals.count(true, 0, concurrency, NOW);
+                refusals.count(true, 1, concurrency, NOW);
+            }
+            assert!(refusals.paused_until(NOW).is_some());
         }
     }
 

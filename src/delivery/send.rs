@@ -92,6 +92,8 @@ pub(super) struct DeliveryEnd {
     pub(super) is_recorded: bool,
     /// True if the origin refused the item, or `None` if it was not sent.
     pub(super) refused: Option<bool>,
+    /// Number of times that the origin had refused the item before.
+    pub(super) refused_before: u32,
 }
 
 /// Result of an attempt, to be recorded in the store.
@@ -134,6 +136,7 @@ impl Deliverer {
         DeliveryEnd {
             is_recorded,
             refused: progress.refused.get().copied(),
+            refused_before: delivery.item.refusals,
         }
     }
 

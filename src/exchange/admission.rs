@@ -11,6 +11,7 @@ use super::Exchange;
 use super::body::{AheadEnd, Outgoing, Replayable};
 use super::body_budget::{HeldMemory, WaitingHead};
 use super::error::Error;
+use super::gate::Waited;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::record::Record;
@@ -179,17 +180,18 @@ impl Exchange {
     /// # Errors
     /// Returns the refusal if the queue is full or the turn would come after the ticket's deadline.
     pub async fn turn(&self, ticket: &Ticket, record: &mut Record) -> Result<Turn, Error> {
-        let (turn, ()) = self.turn_on(ticket, record, &NoConnections).await?;
+        let (turn, ()) = self.turn_on(ticket.clone(), record, &NoConnections).await?;
         Ok(turn)
     }
 
     /// Waits for a turn and a connection for work without a request body.
     pub(super) async fn turn_on<S: ConnectionSource>(
         &self,
-        ticket: &Ticket,
+        ticket: Ticket,
         record: &mut Record,
         connections: &S,
     ) -> Result<(Turn, S::Connection), Error> {
+        let share = ticket.share.clone();
         let context = AdmissionContext {
             pacer: &self.pacer,
             clock: &self.clock,
@@ -197,7 +199,7 @@ impl Exchange {
             body: None,
             head: Some(WaitingHead {
                 budget: &self.body_budget,
-                share: ticket.share.as_ref(),
+                share: share.as_ref(),
                 bytes: 0,
             }),
         };
@@ -210,12 +212,20 @@ impl AdmissionContext<'_> {
     /// `record.waited`.
     pub(super) async fn admit<S: ConnectionSource>(
         &self,
-        ticket: &Ticket,
+        mut ticket: Ticket,
         record: &mut Record,
         connections: &S,
     ) -> Result<(Turn, S::Connection), AttemptError> {
         let mut began = None;
         let admitted = loop {
+            if self.pacer.is_blocked(&ticket) {
+                began = began.or_else(|| Some(self.clock.now()));
+                // Boxed because blocks are rare and this state would enlarge every future.
+                if let Err(error) = Box::pin(self.pass(&mut ticket, record)).await {
+                    break Err(error);
+                }
+            }
+            let ticket = &ticket;
             let connection = connections.idle();
             let readiness = match connection {
                 Some(_) => ConnectionState::Ready,
@@ -239,13 +249,14 @@ impl AdmissionContext<'_> {
                     record.limit = waiter.held_by.clone().or(record.limit.take());
                     let waiting = self.wait(waiter, false, ticket, connection, connections);
                     match Box::pin(waiting).await {
+                        Err(Waited::Blocked) => continue,
+                        Err(Waited::Failed(error)) => break Err(error),
                         // The connection may have closed during the wait. In that case a new one is
                         // dialled below.
                         Ok((turn, connection)) => {
                             record.limit = turn.held_by.clone().or(record.limit.take());
                             (turn, still_fresh::<S>(connection))
                         }
-                        Err(error) => break Err(error),
                     }
                 }
             };
@@ -283,29 +294,38 @@ impl AdmissionContext<'_> {
     /// would come too late.
     pub(super) async fn call(
         &self,
-        ticket: Ticket,
+        mut ticket: Ticket,
         record: &mut Record,
     ) -> Result<Called, AttemptError> {
         let began = self.clock.now();
-        let refused = |refusal| AttemptError::Refused(refused(&ticket, &refusal, self.clock.now()));
-        let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
-            Admission::Wait(waiter) => waiter,
-            Admission::Refused(refusal) => return Err(refused(refusal)),
-            Admission::Turn(_) => {
-                let detail = "the pacer gave a turn to a request without a connection";
-                return Err(AttemptError::Refused(Error::new(Reason::Internal, detail)));
+        loop {
+            if self.pacer.is_blocked(&ticket) {
+                Box::pin(self.pass(&mut ticket, record)).await?;
             }
-        };
-        record.limit.clone_from(&waiter.held_by);
-        let _counted = WaitingGauge::new(self.metrics);
-        match waiter.next().await {
-            Event::Refused(refusal) => Err(refused(refusal)),
-            // Only a waiter with a connection gets a turn, so the event is a call.
-            Event::Called | Event::Turn(_) => Ok(Called {
-                waiter,
-                ticket,
-                began,
-            }),
+            let refused =
+                |refusal| AttemptError::Refused(refused(&ticket, &refusal, self.clock.now()));
+            let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
+                Admission::Wait(waiter) => waiter,
+                Admission::Refused(refusal) => return Err(refused(refusal)),
+                Admission::Turn(_) => {
+                    let detail = "the pacer gave a turn to a request without a connection";
+                    return Err(AttemptError::Refused(Error::new(Reason::Internal, detail)));
+                }
+            };
+            record.limit.clone_from(&waiter.held_by);
+            let _counted = WaitingGauge::new(self.metrics);
+            match waiter.next().await {
+                Event::Refused(refusal) => return Err(refused(refusal)),
+                Event::Blocked => {}
+                // Only a waiter with a connection gets a turn, so the event is a call.
+                Event::Called | Event::Turn(_) => {
+                    return Ok(Called {
+                        waiter,
+                        ticket,
+                        began,
+                    });
+                }
+            }
         }
     }
 
@@ -322,11 +342,15 @@ impl AdmissionContext<'_> {
             .wait(called.waiter, true, ticket, None, connections)
             .await;
         record.waited += self.clock.now().since(called.began);
-        let (turn, connection) = waited?;
+        let (turn, connection) = match waited {
+            Ok(admitted) => admitted,
+            Err(Waited::Failed(error)) => return Err(error),
+            Err(Waited::Blocked) => return self.admit(called.ticket, record, connections).await,
+        };
         record.limit = turn.held_by.clone().or(record.limit.take());
         match (turn.leave(), still_fresh::<S>(connection)) {
             (Ok(turn), Some(connection)) => Ok((turn, connection)),
-            _ => self.admit(ticket, record, connections).await,
+            _ => self.admit(called.ticket, record, connections).await,
         }
     }
 
@@ -338,13 +362,13 @@ impl AdmissionContext<'_> {
         ticket: &Ticket,
         connection: Option<S::Connection>,
         connections: &S,
-    ) -> Result<(Turn, S::Connection), AttemptError> {
+    ) -> Result<(Turn, S::Connection), Waited> {
         let _counted = WaitingGauge::new(self.metrics);
         let mut head = self.hold_head();
         if let Err(refusal) = &head
             && waiter.delayed
         {
-            return Err(AttemptError::Refused(refusal.clone()));
+            return Err(AttemptError::Refused(refusal.clone()).into());
         }
         let counted_by = self.clock.now() + UNCOUNTED_WAIT;
         // A request far back in the queue returns its connection until it is called.
@@ -368,8 +392,9 @@ impl AdmissionContext<'_> {
             tokio::select! {
                 event = waiter.next() => match event {
                     Event::Called => called = true,
+                    Event::Blocked => return Err(Waited::Blocked),
                     Event::Refused(refusal) => {
-                        return Err(AttemptError::Refused(refused(ticket, &refusal, self.clock.now())));
+                        return Err(AttemptError::Refused(refused(ticket, &refusal, self.clock.now())).into());
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),
@@ -389,7 +414,8 @@ impl AdmissionContext<'_> {
                         Some(head) => AttemptError::Refused(head.refusal(spent)),
                         None => AttemptError::ClientGone,
                     },
-                }),
+                }
+                .into()),
                 () = self.clock.sleep_until(counted_by), if head.is_err() => {
                     head = Ok(self.hold_head().map_err(AttemptError::Refused)?);
                 }
@@ -398,7 +424,7 @@ impl AdmissionContext<'_> {
     }
 
     /// Counts the head in memory while its request waits. Fails with the refusal of the request.
-    fn hold_head(&self) -> Result<Option<HeldMemory>, Error> {
+    pub(super) fn hold_head(&self) -> Result<Option<HeldMemory>, Error> {
         self.head.map(|head| head.hold()).transpose()
     }
 }
@@ -441,10 +467,10 @@ async fn poll_some<F: Future>(mut some: std::pin::Pin<&mut Option<F>>) -> F::Out
 }
 
 /// Guard that counts one waiting request in the target's gauge until it is dropped.
-struct WaitingGauge(TargetMetrics);
+pub(super) struct WaitingGauge(TargetMetrics);
 
 impl WaitingGauge {
-    fn new(metrics: &TargetMetrics) -> Self {
+    pub(super) fn new(metrics: &TargetMetrics) -> Self {
         metrics.waiting(1);
         Self(metrics.clone())
     }

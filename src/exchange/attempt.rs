@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::origin::{self, Lease, SendError};
 use crate::pace::{Ticket, Turn};
 use crate::policy::SignalRules;
-use crate::signals::{self, Demand, Peek, ResponseView};
+use crate::signals::{self, Demand, Peek, ResponseView, Signal};
 
 /// Maximum number of connections on which one turn may try to send.
 const REDIALS: usize = 3;
@@ -32,9 +32,18 @@ pub(super) struct OriginResponse {
     pub(super) turn: Option<Turn>,
     /// Wait for an origin that takes no bytes, if the request is not fully sent.
     pub(super) upload: Option<Upload>,
+    /// Content of the response about limits, once it was read.
+    pub(super) signal: Option<Box<Signal>>,
 }
 
 impl OriginResponse {
+    /// Ends the blocks of which the request was the probe, because the response brings no new one.
+    pub(super) fn ends_blocks(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            turn.answered();
+        }
+    }
+
     /// Returns the input for the retry decision. Reads the body ahead if it may hold a signal.
     pub(super) async fn attempted(&mut self, plan: &Plan<'_>, clock: &Clock) -> Attempted {
         let status = self.response.status();
@@ -58,7 +67,10 @@ impl OriginResponse {
             now: clock.now(),
             wall: clock.wall(),
         };
-        Attempted::Answered(status, signals::read(&response, rules).demand)
+        let signal = signals::read(&response, rules);
+        let demand = signal.demand;
+        self.signal = Some(Box::new(signal));
+        Attempted::Answered(status, demand)
     }
 }
 
@@ -86,7 +98,7 @@ impl Exchange {
             let turn = self.observe(plan, record);
             return Ok((turn, connections.connection().await?));
         };
-        let (turn, lease) = context.admit(&ticket, record, &connections).await?;
+        let (turn, lease) = context.admit(ticket, record, &connections).await?;
         Ok((Some(turn), lease))
     }
 
@@ -137,6 +149,8 @@ impl Exchange {
                 _ => self.deadline(plan, record),
             },
             share: plan.arrival.client.share.clone(),
+            credential: plan.credential.clone(),
+            probes: Vec::new(),
         };
         let context = AdmissionContext {
             pacer: &self.pacer,
@@ -163,6 +177,8 @@ impl Exchange {
             arrived: now,
             deadline: now + plan.max_wait,
             share: plan.arrival.client.share.clone(),
+            credential: plan.credential.clone(),
+            probes: Vec::new(),
         };
         let held: Arc<OnceLock<Option<Arc<str>>>> = Arc::default();
         let tell = Arc::clone(&held);
@@ -208,6 +224,7 @@ impl Exchange {
                         response: response.map(PeekedBody::new),
                         turn,
                         upload: upload.and_then(Upload::unless_ended),
+                        signal: None,
                     });
                 }
                 Err(SendError::Unsent(unsent)) => {

@@ -94,6 +94,7 @@ impl Exchange {
             mut response,
             turn,
             upload,
+            signal: _,
         } = answer;
         let status = response.status();
         let protocol_error = |detail: &str| Err(Error::new(Reason::OriginProtocol, detail));

@@ -12,6 +12,7 @@
 
 mod admission;
 mod attempt;
+mod block_scope;
 mod blocks;
 mod body;
 mod body_budget;
@@ -20,6 +21,7 @@ mod credentials;
 mod defer;
 mod deliver;
 mod error;
+mod gate;
 mod handover;
 mod head;
 mod idle;
@@ -65,6 +67,7 @@ use http::{Request, Response};
 
 use admission::AttemptError;
 use attempt::OriginResponse;
+use block_scope::block_of;
 use body::{InboundBody, Replayable};
 use deliver::{Outcome, buffer_response};
 use plan::Plan;
@@ -78,6 +81,7 @@ use crate::policy::{Access, Policy, Retry, Target};
 use crate::random::Random;
 use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
+use crate::signals::Signal;
 use crate::sync;
 use crate::telemetry::{Metrics, TargetMetrics};
 use crate::units::Origin;
@@ -255,7 +259,9 @@ impl Exchange {
                     (attempted, Err(error))
                 }
             };
-            let decision = self.react(&plan, attempted, tries, record);
+            let mut ended = ended;
+            let answer = ended.as_mut().ok();
+            let decision = self.react(&plan, attempted, answer, tries, record);
             match (decision.then, ended) {
                 (Then::Again(not_before), ended) => {
                     if let Ok(answer) = ended {
@@ -279,10 +285,12 @@ impl Exchange {
         &self,
         plan: &Plan<'_>,
         attempted: Attempted,
+        mut answer: Option<&mut OriginResponse>,
         tries: u32,
-        record: &Record,
+        record: &mut Record,
     ) -> Decision {
         if attempted.is_final() {
+            answer.map(OriginResponse::ends_blocks);
             return Decision::DELIVER;
         }
         let target = plan.target.filter(|target| !target.observe);
@@ -305,8 +313,12 @@ impl Exchange {
             draw: self.random.unit(),
         };
         let decision = decide(attempted, &situation);
+        if let (None, Some(answer)) = (decision.block, answer.as_deref_mut()) {
+            answer.ends_blocks();
+        }
         if let Some((until, target)) = decision.block.zip(target) {
-            self.pacer.block(target, until);
+            let signal = answer.and_then(|answer| answer.signal.take());
+            self.block(plan, target, signal, attempted, (situation.now, until));
             if let Some(metrics) = &plan.metrics {
                 metrics.limited();
             }
@@ -316,6 +328,26 @@ impl Exchange {
             Some(_) => Decision::DELIVER,
             None => decision,
         }
+    }
+
+    /// Blocks the scope of a refused request until `until`.
+    fn block(
+        &self,
+        plan: &Plan<'_>,
+        target: &Arc<Target>,
+        signal: Option<Box<Signal>>,
+        attempted: Attempted,
+        times: (crate::clock::Instant, crate::clock::Instant),
+    ) {
+        let (Some(signal), Attempted::Answered(status, _)) = (signal, attempted) else {
+            return;
+        };
+        let secret = self.pacer.key_secret();
+        let block = block_of(plan, target, &signal, status.as_u16(), times, &secret);
+        tracing::info!(target_name = %target.name, scope = %block.scope, status = block.cause.status,
+            field = %block.cause.field, value = %block.cause.value, path = %block.cause.path,
+            wait_s = block.until.since(block.since).as_secs_f64(), "the origin refused a request; its scope is blocked");
+        self.pacer.impose(target, block);
     }
 
     /// Returns the instant until which the request may be held. The origin's response time does not

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
@@ -45,6 +45,8 @@ pub(super) struct Plan<'a> {
     /// must not happen before the slot is available.
     pub(super) read_ahead: bool,
     pub(super) switch: Option<OnUpgrade>,
+    /// Credential that the client sent itself, unless the target replaces it.
+    pub(super) credential: Option<HeaderValue>,
 }
 
 impl Exchange {
@@ -104,6 +106,7 @@ impl Exchange {
         let wire = wire(&head, flags, &arrival.origin);
         let owner = arrival.client.link.owner(&head.headers);
         let scope = self.scope_of_head(arrival, target, &head, body.is_some());
+        let credential = credential(target, &head);
         let (head, unscoped) = match scope {
             Some(_) => (head, None),
             None => (head.clone(), Some(Box::new(head))),
@@ -140,6 +143,7 @@ impl Exchange {
             announces_nothing: framing == Framing::Length(0) && body.is_some(),
             body,
             read_ahead,
+            credential,
             arrival,
         })
     }
@@ -197,6 +201,14 @@ impl Exchange {
             )),
         }
     }
+}
+
+/// Returns the credential that the client sent itself, unless the target replaces it.
+fn credential(target: Option<&Arc<Target>>, head: &Parts) -> Option<HeaderValue> {
+    let target = target?;
+    let replaced =
+        |name: &header::HeaderName| target.set_headers.iter().any(|(set, _)| set == name);
+    semantics::own_credential(&head.headers, replaced).cloned()
 }
 
 impl Plan<'_> {

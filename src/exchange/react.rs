@@ -117,10 +117,15 @@ fn after_response(status: StatusCode, demand: Demand, situation: &Situation<'_>)
     let alone = |then| Decision { block: None, then };
     match demand.kind {
         SignalKind::None => situation.after_error(idempotent && may_pass(status), until),
-        SignalKind::Limited => Decision {
-            block: Some(until),
-            then: situation.again(retry.on_429, until, retry.attempts),
-        },
+        SignalKind::Limited => {
+            // A longer demand is delivered immediately, even if the request could wait for the next probe.
+            let longest = situation.now + situation.block_max;
+            let is_longer = demand.not_before.is_some_and(|asked| asked > longest);
+            Decision {
+                block: Some(until),
+                then: situation.again(retry.on_429 && !is_longer, until, retry.attempts),
+            }
+        }
         SignalKind::Lock => alone(situation.again(retry.on_429, until, retry.attempts)),
         SignalKind::QuotaExhausted => Decision::DELIVER,
         SignalKind::Overloaded => {

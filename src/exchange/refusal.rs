@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::error::Error;
 use super::reason::Reason;
 use crate::clock::Instant;
+use crate::ledger::{BlockCause, ScopedBlock};
 use crate::pace::{Refusal, RefusalKind, Ticket};
 
 /// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
@@ -27,6 +28,12 @@ pub(super) fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error
         None => format!("target `{name}`"),
     };
     let waiting = refusal.waiting;
+    if let Some(block) = &refusal.blocked {
+        let text = format!("target `{name}`: {}", blocked(block, now, wait));
+        let mut error = Error::new(Reason::WaitTooLong, text);
+        error.limit.clone_from(&refusal.held_by);
+        return error.after(wait);
+    }
     let mut error = match refusal.kind {
         RefusalKind::WaitTooLong => Error::new(
             Reason::WaitTooLong,
@@ -60,6 +67,31 @@ pub(super) fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error
     };
     error.limit = refusal.held_by.clone();
     error.after(wait)
+}
+
+/// Describes a block in the words of the origin, for a request that would have to wait for `wait`.
+fn blocked(block: &ScopedBlock, now: Instant, wait: Duration) -> String {
+    let BlockCause {
+        status,
+        field,
+        value,
+        path,
+    } = &block.cause;
+    let said = match (field.is_empty(), value.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => format!(" with a wait in its {field}"),
+        (false, false) => format!(" with `{field}: {value}`"),
+    };
+    let longer = match block.longer {
+        true => ", which is longer than `block_max`",
+        false => "",
+    };
+    format!(
+        "the origin blocks {}: it answered {path} with {status}{said} {} ago{longer}; the next attempt may leave in {}, and `outpace unblock` lifts the block",
+        block.scope,
+        seconds(now.since(block.since)),
+        seconds(wait),
+    )
 }
 
 /// Returns the lane of a ticket for a message. The text is empty for a target without lanes.

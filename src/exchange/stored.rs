@@ -125,7 +125,8 @@ impl Prepared<'_> {
             }
         };
         // A refusal of the origin blocks its target for the requests of all clients.
-        exchange.react(&plan, attempted, 1, &record);
+        let mut ended_with = ended_with;
+        exchange.react(&plan, attempted, ended_with.as_mut().ok(), 1, &mut record);
         match ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record)) {
             Ok(outcome) => Ok(exchange.finish(outcome, record, Access::default())),
             Err(error) => Err(record.fail(error)),

@@ -96,8 +96,10 @@ impl Exchange {
             arrived: record.began,
             deadline: self.clock.now() + max_wait,
             share: arrival.client.share.clone(),
+            credential: None,
+            probes: Vec::new(),
         };
-        let (turn, stream) = self.turn_on(&ticket, record, &connections).await?;
+        let (turn, stream) = self.turn_on(ticket, record, &connections).await?;
         Ok((Some(turn), stream))
     }
 }

@@ -105,6 +105,15 @@ impl Book {
         Some(self.epoch)
     }
 
+    /// Ends the block of the target now, because an operator lifts it.
+    pub fn lift_block(&mut self, now: i64) {
+        let now = Instant::from_nanos(now);
+        self.block.lift(now);
+        for schedule in self.rows.iter_mut().filter_map(|row| row.schedule.as_mut()) {
+            schedule.undrain(now);
+        }
+    }
+
     /// Books nothing before `until`, so that replicas with newer knowledge can report it first.
     pub const fn hold_until(&mut self, until: i64) {
         self.quiet = until;

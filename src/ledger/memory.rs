@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::book::{Book, Users};
 use super::call::{Answer, Call, Run, spec_of};
 use super::forecast::forecast;
+use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
 use super::{Booking, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
@@ -34,6 +35,7 @@ pub struct MemoryLedger {
 struct TargetEntry {
     book: Mutex<TargetBook>,
     epoch: watch::Sender<u64>,
+    blocks: Arc<BlockTable>,
 }
 
 /// A book with the newest policy that it has followed. A call under an older policy uses the newest
@@ -170,6 +172,48 @@ impl Ledger for MemoryLedger {
                 entry.epoch.send_replace(epoch);
             }
         });
+    }
+
+    fn blocks(&self, target: &Arc<str>) -> Arc<BlockTable> {
+        self.with_entry(target, |entry| Arc::clone(&entry.blocks))
+    }
+
+    fn impose(&self, target: &Arc<Target>, block: ScopedBlock) {
+        let (now, until) = (self.clock.now(), block.until);
+        let imposed = self.blocks(&target.name).change(|blocks| {
+            blocks.sweep(now);
+            let imposed = blocks.impose(block, now);
+            (imposed.is_some(), imposed)
+        });
+        if imposed.is_some_and(|scope| scope.is_target()) {
+            self.block(target, until);
+        }
+    }
+
+    fn claim(&self, target: &Arc<Target>, scope: BlockScope) -> Claiming {
+        let now = self.clock.now();
+        let table = self.blocks(&target.name);
+        let claim = table.change(|blocks| (false, blocks.claim(&scope, now)));
+        Box::pin(std::future::ready(claim))
+    }
+
+    fn end_probe(&self, target: &Arc<Target>, scope: &BlockScope, until: Instant, answered: bool) {
+        let table = self.blocks(&target.name);
+        table.change(|blocks| (blocks.end_probe(scope, until, answered), ()));
+    }
+
+    fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Lifting<'_> {
+        let lifted = self.blocks(&target).change(|blocks| {
+            let lifted = blocks.lift(&filter);
+            (!lifted.is_empty(), lifted)
+        });
+        if lifted.iter().any(|block| block.scope.is_target()) {
+            let now = self.clock.now().as_nanos();
+            self.with_entry(&target, |entry| {
+                sync::lock(&entry.book).book.lift_block(now);
+            });
+        }
+        Box::pin(std::future::ready(Ok(lifted.len())))
     }
 }
 

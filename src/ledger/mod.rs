@@ -16,6 +16,7 @@
 //! ```
 
 mod allocation;
+mod blocks;
 mod book;
 mod call;
 mod forecast;
@@ -25,6 +26,9 @@ mod postgres;
 mod row;
 mod shared;
 
+pub use blocks::{
+    BlockCause, BlockClaim, BlockFilter, BlockScope, BlockTable, ScopedBlock, TargetBlocks,
+};
 pub use book::{Book, Users};
 pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short};
 pub use memory::MemoryLedger;
@@ -81,6 +85,12 @@ impl std::fmt::Debug for Booking {
 
 /// A future that changes a limit in the ledger, for example pins it. The error is a full sentence.
 pub type Pinning<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
+/// A future of the permission to send a request of a blocked scope.
+pub type Claiming = Pin<Box<dyn Future<Output = BlockClaim> + Send>>;
+
+/// A future of the number of blocks that were lifted. The error is a full sentence.
+pub type Lifting<'a> = Pin<Box<dyn Future<Output = Result<usize, String>> + Send + 'a>>;
 
 /// The outcome of a slot, reported by [`Ledger::settle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,8 +163,24 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         key: Option<Arc<str>>,
     ) -> Pinning<'_>;
 
-    /// Blocks the target until `until`, because its origin asked for a pause.
+    /// TargetBlocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
+
+    /// Returns the blocks of a target that this replica knows.
+    fn blocks(&self, target: &Arc<str>) -> Arc<BlockTable>;
+
+    /// TargetBlocks a part of a target or the whole target, because its origin refused a request.
+    fn impose(&self, target: &Arc<Target>, block: ScopedBlock);
+
+    /// Asks for permission to send a request of a blocked scope. At most one request of all
+    /// replicas gets it per block.
+    fn claim(&self, target: &Arc<Target>, scope: BlockScope) -> Claiming;
+
+    /// Ends the probe of the block that ended at `until`. An answered probe ends the block.
+    fn end_probe(&self, target: &Arc<Target>, scope: &BlockScope, until: Instant, answered: bool);
+
+    /// Lifts the selected blocks of a target on all replicas within a second.
+    fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Lifting<'_>;
 
     /// Returns the secret with which the digests of secret keys are made. All replicas of a ledger
     /// have the same one.

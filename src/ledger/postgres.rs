@@ -11,7 +11,7 @@ use sqlx::types::Json;
 use tokio::sync::Mutex;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
-use super::{Answer, Call, Replica};
+use super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
 use crate::bounds::LEDGER_CALL_TIMEOUT;
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, is_about_input};
@@ -91,6 +91,13 @@ fn quoted(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
+/// Quotes a value as JSON.
+fn json(value: &impl serde::Serialize) -> Result<String, LinkError> {
+    let text = serde_json::to_string(value);
+    let text = text.map_err(|error| LinkError::Refused(error.to_string()))?;
+    Ok(quoted(&text))
+}
+
 /// Decodes the first column of the first row of a result.
 fn first<T: Column>(asked: sqlx::Result<Vec<PgRow>>) -> Result<T, LinkError> {
     let rows = asked.map_err(|error| failed(&error))?;
@@ -153,6 +160,51 @@ impl Link for PostgresLink {
             "select outpace.probe_v1({target}, {epoch}, {answered})::text"
         ))
         .await
+    }
+
+    async fn impose(&self, target: Arc<str>, block: ScopedBlock) -> Result<(), LinkError> {
+        let (target, block) = (quoted(&target), json(&block)?);
+        self.tell(format!(
+            "select outpace.impose_block_v1({target}, {block})::text"
+        ))
+        .await
+    }
+
+    async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<BlockClaim, LinkError> {
+        let (target, scope) = (quoted(&target), json(&scope)?);
+        let statement = format!("select outpace.claim_block_v1({target}, {scope})");
+        let reply = self.ask::<Json<BlockClaim>>(statement).await?;
+        Ok(reply.0)
+    }
+
+    async fn end_probe(
+        &self,
+        target: Arc<str>,
+        scope: BlockScope,
+        until: Instant,
+        answered: bool,
+    ) -> Result<(), LinkError> {
+        let (target, scope, until) = (quoted(&target), json(&scope)?, until.as_nanos());
+        self.tell(format!(
+            "select outpace.end_block_probe_v1({target}, {scope}, {until}, {answered})::text"
+        ))
+        .await
+    }
+
+    async fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Result<usize, LinkError> {
+        let (target, keys) = (quoted(&target), json(&filter.keys)?);
+        let limit = filter
+            .limit
+            .map_or_else(|| "null".to_owned(), |limit| quoted(&limit));
+        let statement = format!("select outpace.lift_blocks_v1({target}, {limit}, {keys})");
+        let lifted: i64 = self.ask(statement).await?;
+        Ok(usize::try_from(lifted).unwrap_or(0))
+    }
+
+    async fn blocks(&self, target: Arc<str>) -> Result<Vec<ScopedBlock>, LinkError> {
+        let statement = format!("select outpace.blocks_v1({})", quoted(&target));
+        let reply = self.ask::<Json<Vec<ScopedBlock>>>(statement).await?;
+        Ok(reply.0)
     }
 
     async fn correct(

@@ -1,8 +1,11 @@
 //! Entry of one waiter in the queue of a target.
 
+use std::sync::Arc;
+
+use http::HeaderValue;
 use tokio::sync::mpsc;
 
-use super::Event;
+use super::{Event, Probe};
 use crate::clock::Instant;
 use crate::shares::Holding;
 
@@ -26,6 +29,10 @@ pub(super) struct Entry {
     pub(super) stage: Stage,
     pub(super) deadline: Instant,
     pub(super) tell: mpsc::Sender<Event>,
+    /// Credential that the client sent itself.
+    pub(super) credential: Option<HeaderValue>,
+    /// Permissions of the waiter as the probe of blocks.
+    pub(super) probes: Vec<Arc<Probe>>,
     /// Place that counts in the waiting requests of its lane and its client.
     pub(super) _place: Option<Holding>,
 }

@@ -9,13 +9,14 @@ use foldhash::HashMap;
 use smallvec::smallvec;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::Probe;
 use super::entry::{Entry, Stage};
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
-use crate::bounds::{CONNECT_TIMEOUT, HORIZON, KEYS_LOG, LATE_MAX, LEDGER_GAP};
+use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Answer, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
+use crate::ledger::{Answer, BlockTable, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
 use crate::policy::{Scope, Target};
 use crate::shares::{Occupancy, Share};
 use crate::shutdown::Tasks;
@@ -31,6 +32,8 @@ pub(super) struct Line {
     /// Epoch of the target in the ledger, counting its blocks. A slot of an earlier epoch is void.
     pub(super) epoch: watch::Receiver<u64>,
     pub(super) state: Mutex<LineState>,
+    /// Blocks of parts of the target.
+    pub(super) blocks: Arc<BlockTable>,
     /// Notification that wakes the driver after a change of the queue.
     pub(super) changed: Notify,
 }
@@ -45,11 +48,14 @@ pub(super) struct LineState {
     /// True if a driver task serves the queue.
     driven: bool,
     /// Instant from which the next warning about shared keys may be logged.
-    may_warn: Instant,
+    pub(super) may_warn: Instant,
     /// Instant of the last check for waiters that cannot be served before their deadline.
     looked: Instant,
     /// Instant from which another settlement that was cut is logged.
     pub(super) may_warn_of_costs: Instant,
+    /// Changes of the blocks, and the number of them that the queue has followed.
+    pub(super) changes: watch::Receiver<u64>,
+    pub(super) changes_seen: u64,
     /// Waiting requests of each lane, by the name of the lane.
     rooms: HashMap<Arc<str>, Arc<Occupancy>>,
 }
@@ -63,6 +69,9 @@ impl LineState {
     }
 }
 
+/// Channels of the ledger that wake a driver: the epoch, and changes of blocks.
+type News<'a> = (&'a mut watch::Receiver<u64>, &'a mut watch::Receiver<u64>);
+
 /// Minimum time between two checks for overtaken waiters.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Time that is added to the gap between two checks for each waiter.
@@ -70,6 +79,7 @@ const LOOK_EACH: Duration = Duration::from_micros(50);
 
 impl Line {
     pub(super) fn new(target: &Arc<Target>, pacer: &Pacer) -> Self {
+        let blocks = pacer.ledger.blocks(&target.name);
         Self {
             epoch: pacer.ledger.epoch(target),
             ledger: Arc::clone(&pacer.ledger),
@@ -84,8 +94,11 @@ impl Line {
                 may_warn: Instant::ZERO,
                 looked: Instant::ZERO,
                 may_warn_of_costs: Instant::ZERO,
+                changes: blocks.changes(),
+                changes_seen: 0,
                 rooms: HashMap::default(),
             }),
+            blocks,
             changed: Notify::new(),
         }
     }
@@ -114,7 +127,8 @@ impl Line {
         if ready && self.ledger.answers_at_once() {
             match self.book_one(&mut state, &scope) {
                 (Some((slot, now)), _) if slot.at <= now => {
-                    return Admission::Turn(self.turn(&state, slot, None));
+                    let probes = ticket.probes.clone();
+                    return Admission::Turn(self.turn(&state, slot, None, probes));
                 }
                 (Some((slot, _)), _) => {
                     state.queue.put_in_hand(slot);
@@ -139,6 +153,8 @@ impl Line {
             stage,
             deadline: ticket.deadline,
             tell,
+            credential: ticket.credential.clone(),
+            probes: ticket.probes.clone(),
             // The room was checked above, and a booked slot is used in any case.
             _place: room.claim(ticket.share.as_ref(), 1, u64::MAX).ok(),
         };
@@ -313,6 +329,7 @@ impl Line {
         state: &LineState,
         slot: Slot,
         held_by: Option<usize>,
+        probes: Vec<Arc<Probe>>,
     ) -> Turn {
         let target = state.queue.target();
         let client = slot.scope.client().cloned().map(Share::whole);
@@ -326,6 +343,7 @@ impl Line {
             line: Arc::clone(self),
             target: Arc::clone(target),
             slot,
+            probes,
             sent: false,
         }
     }
@@ -342,30 +360,33 @@ impl Line {
     /// Runs the driver task, which serves the queue until it has no more waiters.
     async fn run(self: Arc<Self>) {
         let mut epoch = self.epoch.clone();
+        let mut blocks = self.blocks.changes();
         loop {
             match self.step() {
                 Next::Idle => return,
-                Next::Sleep(until) => self.sleep(until, &mut epoch).await,
+                Next::Sleep(until) => self.sleep(until, (&mut epoch, &mut blocks)).await,
                 Next::Ask(asked) => match self.ledger.book(&asked.target, asked.runs.clone()) {
                     Booking::Ready(answer) => {
                         self.absorb(&asked, &answer);
                         self.refuse_overtaken();
                     }
                     Booking::Pending(answer) => {
-                        self.await_booking(asked, answer, &mut epoch).await;
+                        let news = (&mut epoch, &mut blocks);
+                        self.await_booking(asked, answer, news).await;
                     }
                 },
             }
         }
     }
 
-    async fn sleep(&self, until: Instant, epoch: &mut watch::Receiver<u64>) {
+    async fn sleep(&self, until: Instant, (epoch, blocks): News<'_>) {
         tokio::select! {
             () = self.clock.sleep_until(until) => {}
             () = self.changed.notified() => {}
             // The ledger outlives its lines. If its sender were dropped, the timer would still wake
             // the driver.
             Ok(()) = epoch.changed() => {}
+            Ok(()) = blocks.changed() => {}
         }
     }
 
@@ -375,7 +396,7 @@ impl Line {
         self: &Arc<Self>,
         asked: PendingCall,
         mut answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
-        epoch: &mut watch::Receiver<u64>,
+        (epoch, blocks): News<'_>,
     ) {
         loop {
             // At most one call is in flight, but slots that are already booked do not wait for its
@@ -388,25 +409,8 @@ impl Line {
                     self.refuse_now_and_then(&mut self.lock(), now, Duration::ZERO);
                     return;
                 }
-                () = self.sleep(until, epoch) => {}
+                () = self.sleep(until, (epoch, blocks)) => {}
             }
-        }
-    }
-
-    /// Counts bookings of keys that share a schedule, and warns about them from time to time.
-    pub(super) fn note_overflow(&self, state: &mut LineState, answer: &Answer) {
-        let Some(limit) = answer.overflowed.first() else {
-            return;
-        };
-        let target = &state.queue.target().name;
-        self.metrics.keys_overflowed(target);
-        let now = self.clock.now();
-        if now >= state.may_warn {
-            tracing::warn!(
-                %target, %limit,
-                "the limit has `max_keys` keys in use; further keys share one schedule at its rate"
-            );
-            state.may_warn = now + KEYS_LOG;
         }
     }
 
@@ -444,6 +448,7 @@ impl Line {
     /// Gives up slots that are too late and sends due waiters. Returns the current instant.
     fn dispatch_due(self: &Arc<Self>, state: &mut LineState) -> Instant {
         self.follow_epoch(state);
+        self.evict_blocked(state);
         let now = self.clock.now();
         for slot in state.queue.take_void(now) {
             self.metrics.slot_voided(&state.queue.target().name);
@@ -455,7 +460,10 @@ impl Line {
                 // A waiter leaves the queue before it closes its channel, so no turn is dropped
                 // here, where the lock is held.
                 match entry.tell.try_reserve() {
-                    Ok(room) => room.send(Event::Turn(self.turn(state, slot, held_by))),
+                    Ok(room) => {
+                        let probes = entry.probes.clone();
+                        room.send(Event::Turn(self.turn(state, slot, held_by, probes)));
+                    }
                     // The waiter is being dropped, so the slot passes to the next waiter.
                     Err(_) => state.queue.put_in_hand(slot),
                 }

@@ -16,22 +16,26 @@
 
 mod backlog;
 mod entry;
+mod gate;
 mod group;
 mod hold;
 mod line;
 mod observe;
 mod queue;
 mod turn;
+mod warnings;
 
+pub use gate::{Probe, digest};
 pub use turn::{Turn, Void, Waiter};
 
 use std::sync::{Arc, RwLock};
 
 use foldhash::HashMap;
+use http::HeaderValue;
 use line::Line;
 
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ledger, LedgerStatus};
+use crate::ledger::{Ledger, LedgerStatus, ScopedBlock};
 use crate::policy::{KeySecret, LimitSet, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
@@ -51,6 +55,10 @@ pub struct Ticket {
     pub deadline: Instant,
     /// Share of the client that sent the request, or `None` if it may hold the whole queue.
     pub share: Option<Share>,
+    /// Credential that the client sent itself, to which a block may belong.
+    pub credential: Option<HeaderValue>,
+    /// Permissions of the request as the probe of blocks, which [`Pacer::pass`] adds.
+    pub probes: Vec<Arc<Probe>>,
 }
 
 /// State of the connection of an exchange that enters the line.
@@ -82,6 +90,8 @@ pub enum Event {
     Turn(Turn),
     /// The request can no longer be sent before its deadline.
     Refused(Refusal),
+    /// A block of a part of the target holds the request, so it has left the line.
+    Blocked,
 }
 
 /// Reason why a ticket cannot be served, with the figures for the client's response.
@@ -96,6 +106,8 @@ pub struct Refusal {
     /// Number of requests that wait for the same target on this replica. For a full queue, only
     /// those of the lane count.
     pub waiting: usize,
+    /// Block of a part of the target that holds the request, if one does.
+    pub blocked: Option<Box<ScopedBlock>>,
 }
 
 /// Kinds of refusal by the line of a target.

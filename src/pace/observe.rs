@@ -25,7 +25,7 @@ impl Line {
                 self.note_overflow(&mut state, &answer);
                 match answer.slots(0, &scope).next() {
                     Some(slot) if slot.at <= answer.now => {
-                        return Some(self.turn(&state, slot, None));
+                        return Some(self.turn(&state, slot, None, Vec::new()));
                     }
                     later => {
                         self.settle_unused(&target, later);

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 
 use super::entry::{QueueKey, Stage};
 use super::line::Line;
-use super::{Event, RefusalKind, Ticket, limit_name};
-use crate::bounds::{FAULT_LOG, HORIZON, LATE_MAX, LEDGER_CALL_TIMEOUT};
+use super::{Event, Probe, RefusalKind, Ticket};
+use crate::bounds::{HORIZON, LATE_MAX, LEDGER_CALL_TIMEOUT};
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
 use crate::policy::{Cost, Scope, Source, Target};
@@ -108,6 +108,8 @@ pub struct Turn {
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,
+    /// Permissions as the probe of blocks, which end with the turn.
+    pub(super) probes: Vec<Arc<Probe>>,
     /// Count among the turns of its client, or `None` if they are not counted.
     pub(super) counted: Option<Holding>,
     /// True once the request has been sent. A drop then releases its permits, and otherwise gives
@@ -132,7 +134,16 @@ impl Turn {
     /// Marks the request as sent without a check. The turn must have been granted at this moment.
     pub fn leave_at_once(mut self) -> Self {
         self.sent = true;
+        self.probes.iter().for_each(|probe| probe.leave());
         self
+    }
+
+    /// Ends the blocks of which the request is the probe, because the origin has answered without a
+    /// new one.
+    pub fn answered(&mut self) {
+        for probe in self.probes.drain(..) {
+            probe.answered();
+        }
     }
 
     /// Returns true if the slot is too old to be used, or the origin has blocked the target since.
@@ -183,22 +194,6 @@ impl Turn {
     /// Returns the instant of the slot at which the request was due.
     pub const fn at(&self) -> Instant {
         self.slot.at
-    }
-}
-
-impl Line {
-    /// Counts a settlement that was cut to `max`, and logs one per [`FAULT_LOG`].
-    fn settlement_capped(&self, target: &Target, limit: usize, stated: i64, max: i64) {
-        self.metrics.settlement_capped(&target.name);
-        let now = self.clock.now();
-        let mut state = self.lock();
-        if now < state.may_warn_of_costs {
-            return;
-        }
-        state.may_warn_of_costs = now + FAULT_LOG;
-        drop(state);
-        let limit = limit_name(target, Some(limit));
-        tracing::warn!(target_name = %target.name, limit = limit.as_deref(), stated, max, "the origin stated a cost above `cost.max`; the cost was cut; raise `cost.max` if the number is right");
     }
 }
 

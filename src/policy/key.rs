@@ -56,7 +56,7 @@ impl KeySecret {
     }
 
     /// Returns the key for a value that may be secret: the first 16 bytes of its HMAC-SHA-256.
-    pub(super) fn digest(&self, text: &str) -> Arc<str> {
+    pub fn digest(&self, text: &str) -> Arc<str> {
         let tag = hmac::sign(&self.0.key, text.as_bytes());
         short(tag.as_ref()).into()
     }

@@ -70,6 +70,14 @@ impl Block {
         }
     }
 
+    /// Ends the block now, because an operator lifts it.
+    pub fn lift(&mut self, now: Instant) {
+        *self = Self {
+            until: self.until.min(now),
+            phase: Phase::Open,
+        };
+    }
+
     /// Returns the end of the latest block, which may be in the past.
     pub const fn ends(&self) -> Instant {
         self.until

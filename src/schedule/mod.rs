@@ -190,6 +190,13 @@ impl Schedule {
         }
     }
 
+    /// Lets the token bucket fill from `now` on, because the block that drained it was lifted.
+    pub fn undrain(&mut self, now: Instant) {
+        if let Self::TokenBucket(bucket) = self {
+            bucket.undrain(now.as_nanos());
+        }
+    }
+
     /// Fills the schedule as if all units that may leave by `now` had left.
     pub fn fill(&mut self, now: Instant) {
         each!(self, own => own.fill(now.as_nanos()));

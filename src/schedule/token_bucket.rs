@@ -159,6 +159,14 @@ impl TokenBucket {
         self.raise(until.saturating_add(self.tolerance));
     }
 
+    /// Forgets that the bucket is drained beyond `now`, because the block that drained it was lifted.
+    pub(super) fn undrain(&mut self, now: i64) {
+        let drained = now.saturating_add(self.tolerance);
+        if self.tat > drained {
+            (self.tat, self.settled) = (drained, 0);
+        }
+    }
+
     /// Returns the bucket with changed parameters. The debt is kept in units, not in time, so ten
     /// units owed stay ten units owed.
     pub(super) fn adopt(&self, changed: Self, now: i64) -> Self {

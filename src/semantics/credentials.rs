@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Returns the name and the token that a client sends from its proxy URL. Returns `None` for
 /// another scheme or an unreadable value.
@@ -32,6 +32,36 @@ pub fn is_credential(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let parts = ["authorization", "cookie", "key", "token", "secret"];
     name != "idempotency-key" && parts.iter().any(|part| name.contains(part))
+}
+
+/// Returns the credential by which an origin tells clients apart: `Authorization`, or else the first
+/// field whose name indicates one. Fields for which `replaced` returns true do not reach the origin.
+/// Cookies and fields with a new value in each request do not count.
+pub fn own_credential(
+    headers: &HeaderMap,
+    replaced: impl Fn(&HeaderName) -> bool,
+) -> Option<&HeaderValue> {
+    if let Some(value) = headers.get(header::AUTHORIZATION)
+        && !replaced(&header::AUTHORIZATION)
+    {
+        return Some(value);
+    }
+    let parts = ["authorization", "key", "token", "secret"];
+    let others = [
+        "idempotency-key",
+        "proxy-authorization",
+        "outpace-client-token",
+    ];
+    let mut named = headers.iter().filter(|(name, _)| {
+        let text = name.as_str();
+        parts.iter().any(|part| text.contains(part))
+            && !others.contains(&text)
+            && !["sec-", "x-csrf", "x-xsrf", "csrf"]
+                .iter()
+                .any(|prefix| text.starts_with(prefix))
+            && !replaced(name)
+    });
+    named.next().map(|(_, value)| value)
 }
 
 #[cfg(test)]
@@ -68,6 +98,39 @@ mod tests {
         assert_eq!(read("basic YXBwOg=="), Some(("app".into(), String::new())));
         assert_eq!(read("Bearer abc"), None);
         assert_eq!(read("Basic !!!"), None);
+    }
+
+    #[test]
+    fn a_client_s_own_credential_is_the_one_that_reaches_the_origin() {
+        for (lines, replaced, found) in [
+            (
+                &[("authorization", "a"), ("x-api-key", "k")][..],
+                "",
+                Some("a"),
+            ),
+            (
+                &[("authorization", "a"), ("x-api-key", "k")],
+                "authorization",
+                Some("k"),
+            ),
+            (&[("x-api-key", "k")], "", Some("k")),
+            (&[("api-key", "k")], "api-key", None),
+            (&[("cookie", "c"), ("sec-websocket-key", "w")], "", None),
+            (&[("x-csrf-token", "t"), ("idempotency-key", "i")], "", None),
+            (
+                &[("outpace-client-token", "o"), ("proxy-authorization", "p")],
+                "",
+                None,
+            ),
+        ] {
+            let headers = crate::semantics::map(lines);
+            let own = own_credential(&headers, |name| name.as_str() == replaced);
+            assert_eq!(
+                own.map(HeaderValue::as_bytes),
+                found.map(str::as_bytes),
+                "{lines:?}"
+            );
+        }
     }
 
     #[test]

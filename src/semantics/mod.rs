@@ -21,7 +21,7 @@ pub use authority::Authority;
 pub use browser::{
     forbid_sniffing, is_cross_site, is_own_host, isolate_replay, needs_no_preflight,
 };
-pub use credentials::{bearer_token, is_credential, proxy_credentials};
+pub use credentials::{bearer_token, is_credential, own_credential, proxy_credentials};
 pub use date::date;
 pub use fields::{
     CLIENT_TOKEN, HeaderFlags, OUTPACE_ATTEMPTS, OUTPACE_WAITED, REQUEST_TRAILERS, is_reserved,

@@ -9,6 +9,7 @@ mod fields;
 mod name;
 mod peek;
 mod scope;
+mod source;
 mod structured;
 mod values;
 
@@ -52,6 +53,8 @@ pub struct Signal {
     pub demand: Demand,
     /// Part of the API for which the signal holds, as far as the response says.
     pub scope: SignalScope,
+    /// Name and value of the field that names the wait, or `None` if none does.
+    pub source: Option<(String, String)>,
     /// Unit of the limit that refused the request, if the body names it.
     pub unit: Option<LimitUnit>,
     /// Limits that the response shows, at most
@@ -138,6 +141,7 @@ pub fn read(response: &ResponseView<'_>, rules: &SignalRules) -> Signal {
     let demand = demand::demand(response, rules, &fields.dimensions);
     Signal {
         demand,
+        source: source::source(response, rules, demand),
         scope: scope::scope(response, demand.kind, &fields),
         unit: response.peek.and_then(Peek::unit),
         dimensions: fields.dimensions,

@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use outpace::clock::Instant;
 use outpace::db::Database;
 use outpace::ledger::{Answer, Book, Call, Run, ScheduleUse, Users};
+use outpace::ledger::{BlockCause, BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::policy::{LimitSet, Scope, Secret};
 use outpace::schedule::{ScheduleState, Spec};
 use rand::rngs::StdRng;
@@ -316,4 +318,114 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
     assert_eq!(ours, theirs, "{place}\n{call:#?}");
     history.hold(&call, &ours);
     ours.runs.iter().map(|run| run.slots.len()).sum()
+}
+
+/// Returns a random scope out of a few.
+fn block_scope(rng: &mut StdRng) -> BlockScope {
+    let part = |rng: &mut StdRng, names: [&str; 3]| {
+        let name = names[rng.random_range(0..3)];
+        (!name.is_empty()).then(|| name.into())
+    };
+    let limit = part(rng, ["", "l0", "l1"]);
+    BlockScope {
+        key: limit.as_ref().and_then(|_| part(rng, ["", "k0", "k1"])),
+        limit,
+        credential: part(rng, ["", "c0", "c1"]),
+    }
+}
+
+/// Runs one statement with these arguments and returns its result as JSON.
+async fn asked(
+    connection: &mut sqlx::PgConnection,
+    call: &str,
+    target: &str,
+    scope: &impl serde::Serialize,
+    more: &str,
+) -> serde_json::Value {
+    let statement = format!("select to_jsonb(outpace.{call}($1, $2{more})::text::jsonb)");
+    let asked = sqlx::query(sqlx::AssertSqlSafe(statement));
+    let asked = asked.bind(target).bind(Json(scope));
+    let row = asked.fetch_one(&mut *connection).await.unwrap();
+    row.get::<Json<serde_json::Value>, _>(0).0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one history with all kinds of steps")]
+async fn memory_and_postgres_keep_the_same_blocks() {
+    let postgres = Postgres::start().await;
+    let database = Database::new(&Secret::new(postgres.url()), 4, None).unwrap();
+    database.migrate().await.unwrap();
+    let mut connection = postgres.connect().await.unwrap();
+    let mut probes = 0;
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (mut blocks, mut now) = (TargetBlocks::default(), START);
+        let target = format!("blocks {seed}");
+        for step in 0..80 {
+            let place = format!("seed {seed} step {step}");
+            now += rng.random_range(0..2000) * MS;
+            at(&mut connection, now).await;
+            let (here, scope) = (Instant::from_nanos(now), block_scope(&mut rng));
+            match rng.random_range(0..10) {
+                0..=2 => {
+                    let block = ScopedBlock {
+                        scope,
+                        since: here,
+                        until: Instant::from_nanos(now + rng.random_range(-100..8000) * MS),
+                        longer: rng.random_bool(0.1),
+                        cause: BlockCause {
+                            status: 429,
+                            field: "retry-after".into(),
+                            value: step.to_string().into(),
+                            path: "/'p\\".into(),
+                        },
+                        rest: Instant::ZERO,
+                    };
+                    blocks.impose(block.clone(), here);
+                    let call = "select outpace.impose_block_v1($1, $2)::text";
+                    let imposed = sqlx::query(call).bind(&target).bind(Json(&block));
+                    imposed.execute(&mut connection).await.unwrap();
+                    blocks.sweep(here);
+                }
+                3..=7 => {
+                    let here = blocks.claim(&scope, here);
+                    let there = asked(&mut connection, "claim_block_v1", &target, &scope, "").await;
+                    let there: BlockClaim = serde_json::from_value(there).unwrap();
+                    assert_eq!(here, there, "{place}: {scope:?}");
+                    if let BlockClaim::Probe(until) = here {
+                        probes += 1;
+                        let answered = rng.random_bool(0.5);
+                        blocks.end_probe(&scope, until, answered);
+                        let call = "select outpace.end_block_probe_v1($1, $2, $3, $4)::text";
+                        let ended = sqlx::query(call).bind(&target).bind(Json(&scope));
+                        let ended = ended.bind(until.as_nanos()).bind(answered);
+                        ended.execute(&mut connection).await.unwrap();
+                    }
+                }
+                8 => {
+                    let keys = scope.key.into_iter().chain(scope.credential).collect();
+                    let limit = scope.limit.filter(|_| rng.random_bool(0.5));
+                    let filter = BlockFilter { limit, keys };
+                    let lifted = blocks.lift(&filter).len();
+                    let call = "select outpace.lift_blocks_v1($1, $2, $3)";
+                    let call = sqlx::query(call)
+                        .bind(&target)
+                        .bind(filter.limit.as_deref());
+                    let row = call
+                        .bind(Json(&filter.keys))
+                        .fetch_one(&mut connection)
+                        .await;
+                    let there: i64 = row.unwrap().get(0);
+                    assert_eq!(i64::try_from(lifted).unwrap(), there, "{place}: {filter:?}");
+                }
+                _ => {}
+            }
+            let there = sqlx::query("select outpace.blocks_v1($1)").bind(&target);
+            let there = there.fetch_one(&mut connection).await.unwrap();
+            let Json(mut there) = there.get::<Json<Vec<ScopedBlock>>, _>(0);
+            there.sort_by(|one, other| one.scope.cmp(&other.scope));
+            assert_eq!(blocks.all(), there, "{place}");
+        }
+    }
+    assert!(probes > 20, "{probes} probes");
 }

@@ -21,6 +21,7 @@ mod fakes;
 mod addresses;
 mod admin_floods;
 mod api;
+mod blocks;
 mod bounds;
 mod browser;
 mod buffers;

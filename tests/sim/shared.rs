@@ -249,6 +249,8 @@ impl Client {
             arrived,
             deadline,
             share: None,
+            credential: None,
+            probes: Vec::new(),
         };
         loop {
             let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {
@@ -258,7 +260,7 @@ impl Client {
                     match waiter.next().await {
                         Event::Called => waiter.ready(),
                         Event::Turn(turn) => break turn,
-                        Event::Refused(_) => {
+                        Event::Refused(_) | Event::Blocked => {
                             let late = self.clock.now().as_nanos() - deadline.as_nanos();
                             self.seen.lock().unwrap().late.push(late);
                             return false;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use outpace::clock;
 use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
+use outpace::ledger::{BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::policy::KeySecret;
 use outpace::schedule::Spec;
 use rand::rngs::StdRng;
@@ -38,6 +39,8 @@ pub(crate) struct Way {
 #[derive(Debug)]
 pub(crate) struct Store {
     books: HashMap<Arc<str>, Book>,
+    /// Blocks of the parts of each target, with the number of their changes.
+    blocks: HashMap<Arc<str>, (TargetBlocks, i64)>,
     replicas: HashMap<Replica, Life>,
     began: Instant,
     /// Start time of the current server, in nanoseconds on the store's clock.
@@ -72,6 +75,7 @@ impl Store {
     pub(crate) fn new() -> Self {
         Self {
             books: HashMap::new(),
+            blocks: HashMap::new(),
             replicas: HashMap::new(),
             began: Instant::now(),
             started: START,
@@ -174,6 +178,11 @@ impl Store {
                 .map(|(name, book)| (Arc::clone(name), book.epoch()))
                 .collect(),
             cleared: HashMap::new(),
+            blocks: self
+                .blocks
+                .iter()
+                .map(|(name, (_, changes))| (Arc::clone(name), *changes))
+                .collect(),
             pins: Vec::new(),
         }
     }
@@ -255,6 +264,55 @@ impl Link for ModelLink {
     async fn probe(&self, target: Arc<str>, epoch: u64, answered: bool) -> Result<(), LinkError> {
         self.ask(|store| {
             store.book(&target).end_probe(epoch, answered);
+        })
+        .await
+    }
+
+    async fn impose(&self, target: Arc<str>, block: ScopedBlock) -> Result<(), LinkError> {
+        self.ask(|store| {
+            let now = clock::Instant::from_nanos(store.now());
+            let (blocks, changes) = store.blocks.entry(Arc::clone(&target)).or_default();
+            *changes += i64::from(blocks.impose(block.clone(), now).is_some());
+        })
+        .await
+    }
+
+    async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<BlockClaim, LinkError> {
+        self.ask(|store| {
+            let now = clock::Instant::from_nanos(store.now());
+            let (blocks, _) = store.blocks.entry(Arc::clone(&target)).or_default();
+            blocks.claim(&scope, now)
+        })
+        .await
+    }
+
+    async fn end_probe(
+        &self,
+        target: Arc<str>,
+        scope: BlockScope,
+        until: clock::Instant,
+        answered: bool,
+    ) -> Result<(), LinkError> {
+        self.ask(|store| {
+            let (blocks, changes) = store.blocks.entry(Arc::clone(&target)).or_default();
+            *changes += i64::from(blocks.end_probe(&scope, until, answered));
+        })
+        .await
+    }
+
+    async fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Result<usize, LinkError> {
+        self.ask(|store| {
+            let (blocks, changes) = store.blocks.entry(Arc::clone(&target)).or_default();
+            *changes += 1;
+            blocks.lift(&filter).len()
+        })
+        .await
+    }
+
+    async fn blocks(&self, target: Arc<str>) -> Result<Vec<ScopedBlock>, LinkError> {
+        self.ask(|store| {
+            let known = store.blocks.get(&target);
+            known.map_or_else(Vec::new, |(blocks, _)| blocks.all())
         })
         .await
     }

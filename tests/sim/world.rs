@@ -360,6 +360,8 @@ impl Client {
             arrived: entered,
             deadline,
             share: None,
+            credential: None,
+            probes: Vec::new(),
         };
         let dialled = self.plan.dials.is_zero();
         let mut connection = if dialled {
@@ -400,6 +402,7 @@ impl Client {
                 Event::Turn(turn) if ready => return Ok(turn),
                 Event::Turn(_) => panic!("a turn was given to a request that was not ready"),
                 Event::Refused(refusal) => return Err(refusal.available),
+                Event::Blocked => continue,
                 Event::Called => {
                     if connection == ConnectionState::Absent {
                         tokio::time::sleep(self.plan.dials).await;

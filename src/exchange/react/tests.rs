@@ -42,9 +42,9 @@ fn what_is_final_is_delivered_and_blocks_nobody() {
 
 /// Test case: attempted, idempotent, replayable and attempts, then the expected block and
 /// retry. Both are in seconds from `NOW`.
-type Case = (Attempted, bool, bool, u32, Option<f64>, Option<f64>);
+type Expectation = (Attempted, bool, bool, u32, Option<f64>, Option<f64>);
 
-fn check(retry: &Retry, cases: &[Case]) {
+fn check(retry: &Retry, cases: &[Expectation]) {
     for case in cases {
         let (attempted, idempotent, replayable, attempts, block, again) = *case;
         let situation = Situation {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::super::{Answer, Call, Replica};
+use super::super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
 use crate::clock::Instant;
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
@@ -50,6 +50,9 @@ pub struct Heartbeat {
     /// Number of times that an operator had settlements of each target forgotten, by target name.
     #[serde(default)]
     pub cleared: HashMap<Arc<str>, u64>,
+    /// Number of changes of the blocks of each target's parts, by target name.
+    #[serde(default)]
+    pub blocks: HashMap<Arc<str>, i64>,
     /// Limits with numbers that an operator has pinned for all replicas.
     pub pins: Vec<LimitPin>,
     /// Start of the server that answered, in nanoseconds of its clock. A new value means that the
@@ -101,6 +104,42 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         epoch: u64,
         answered: bool,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Blocks a part of a target. All instants are of the store's clock.
+    fn impose(
+        &self,
+        target: Arc<str>,
+        block: ScopedBlock,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Asks for permission to send a request of a blocked scope.
+    fn claim(
+        &self,
+        target: Arc<str>,
+        scope: BlockScope,
+    ) -> impl Future<Output = Result<BlockClaim, LinkError>> + Send;
+
+    /// Ends the probe of the block that ended at `until`, on the store's clock.
+    fn end_probe(
+        &self,
+        target: Arc<str>,
+        scope: BlockScope,
+        until: Instant,
+        answered: bool,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Lifts the selected blocks of a target and returns their number.
+    fn lift(
+        &self,
+        target: Arc<str>,
+        filter: BlockFilter,
+    ) -> impl Future<Output = Result<usize, LinkError>> + Send;
+
+    /// Returns all blocks of the parts of a target.
+    fn blocks(
+        &self,
+        target: Arc<str>,
+    ) -> impl Future<Output = Result<Vec<ScopedBlock>, LinkError>> + Send;
 
     /// Adds `units` to the cost that was booked in a schedule. The number is negative if a request
     /// cost less than its estimate.

@@ -196,6 +196,12 @@ impl LocalView {
         true
     }
 
+    /// Forgets the block, because an operator has lifted it.
+    pub(super) fn lift_block(&mut self) {
+        self.blocked = Instant::ZERO;
+        self.forget_copies();
+    }
+
     /// Records that the store has counted this replica's block as number `theirs`.
     pub(super) fn blocked_at(&mut self, theirs: u64) {
         self.store_epoch = self.store_epoch.max(theirs);

@@ -4,6 +4,7 @@
 //! clock. It remembers the answers, so that forecasts need no call. While the store is unreachable,
 //! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
+mod blocks;
 mod contention;
 mod fallback;
 mod link;
@@ -33,6 +34,7 @@ use super::{
     Answer, Booking, Call, Forecast, Grant, Ledger, LedgerStatus, Pinning, Replica, Run,
     Settlement, Slot,
 };
+use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, KeySecret, Scope, Target};
@@ -89,6 +91,11 @@ struct TargetHandle {
     turnstile: tokio::sync::Mutex<()>,
     epoch: watch::Sender<u64>,
     reporting: AtomicBool,
+    blocks: Arc<BlockTable>,
+    /// Number of changes of the blocks in the store that this replica has followed.
+    version: AtomicI64,
+    /// Number of blocks that the store does not know yet.
+    unreported: AtomicI64,
 }
 
 impl TargetHandle {
@@ -240,6 +247,29 @@ impl<L: Link> Ledger for SharedLedger<L> {
             let told = inner.link.pin(target, limit, bound.map(spec_of)).await;
             told.map_err(|error| format!("the ledger did not store the pin: {error}; try again"))
         })
+    }
+
+    fn blocks(&self, target: &Arc<str>) -> Arc<BlockTable> {
+        Arc::clone(&self.0.handle(target).blocks)
+    }
+
+    fn impose(&self, target: &Arc<Target>, block: ScopedBlock) {
+        let until = block.until;
+        if self.0.impose(&target.name, block) {
+            self.block(target, until);
+        }
+    }
+
+    fn claim(&self, target: &Arc<Target>, scope: BlockScope) -> Claiming {
+        Box::pin(Arc::clone(&self.0).claim(Arc::clone(&target.name), scope))
+    }
+
+    fn end_probe(&self, target: &Arc<Target>, scope: &BlockScope, until: Instant, answered: bool) {
+        self.0.end_probe(&target.name, scope, until, answered);
+    }
+
+    fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Lifting<'_> {
+        Box::pin(self.0.lift(target, filter))
     }
 
     fn key_secret(&self) -> KeySecret {

@@ -142,6 +142,7 @@ impl<L: Link> SharedState<L> {
                     self.on_failure(&error);
                     return PROBE_EVERY;
                 }
+                self.refresh_blocks(&heartbeat).await;
                 self.on_heartbeat(&heartbeat, sent);
                 u64::try_from(heartbeat.every).map_or(PROBE_EVERY, Duration::from_nanos)
             }

@@ -5,6 +5,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::backlog::{ScheduleKey, schedule_of};
 use super::super::entry::QueueKey;
+use super::super::gate::Passenger;
 use super::super::group::GroupId;
 use super::super::{Event, Refusal, RefusalKind, limit_name};
 use super::Queue;
@@ -131,6 +132,29 @@ impl Queue {
             available: forecast.at,
             held_by: limit_name(&self.target, forecast.held_by),
             waiting,
+            blocked: None,
+        }
+    }
+
+    /// Removes all waiters that a block holds now, and sends them to the gate.
+    pub(in crate::pace) fn evict(&mut self, is_held: impl Fn(Passenger<'_>) -> bool) {
+        let mut held = Vec::new();
+        for group in self.groups.values() {
+            held.extend(group.waiting.iter().filter_map(|(place, entry)| {
+                let passenger = Passenger {
+                    target: &self.target,
+                    scope: &group.scope,
+                    credential: entry.credential.as_ref(),
+                    probes: &entry.probes,
+                };
+                is_held(passenger).then_some(*place)
+            }));
+        }
+        for place in held {
+            if let Some(entry) = self.remove(place) {
+                // A waiter that was dropped needs no event.
+                let _ = entry.tell.try_send(Event::Blocked);
+            }
         }
     }
 }

@@ -16,6 +16,8 @@ fn ready() -> Entry {
     Entry {
         stage: Stage::Ready,
         deadline: Instant::FAR,
+        credential: None,
+        probes: Vec::new(),
         _place: None,
         tell: tokio::sync::mpsc::channel(1).0,
     }

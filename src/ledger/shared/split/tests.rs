@@ -10,7 +10,10 @@ use super::super::link::Heartbeat;
 use super::super::{SharedLedger, SharedParts};
 use super::*;
 use crate::clock::Clock;
-use crate::ledger::{Book, Booking, Ledger, OnOutage, Outage, Replica, Users};
+use crate::ledger::{
+    BlockClaim, BlockFilter, BlockScope, Book, Booking, Ledger, OnOutage, Outage, Replica,
+    ScopedBlock, Users,
+};
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Source};
 use crate::random::Random;
 use crate::schedule::Spec;
@@ -52,6 +55,32 @@ impl Link for Arc<PoisonLink> {
 
     async fn probe(&self, _: Arc<str>, _: u64, _: bool) -> Result<(), LinkError> {
         Ok(())
+    }
+
+    async fn impose(&self, _: Arc<str>, _: ScopedBlock) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    async fn claim(&self, _: Arc<str>, _: BlockScope) -> Result<BlockClaim, LinkError> {
+        Ok(BlockClaim::Open)
+    }
+
+    async fn end_probe(
+        &self,
+        _: Arc<str>,
+        _: BlockScope,
+        _: Instant,
+        _: bool,
+    ) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    async fn lift(&self, _: Arc<str>, _: BlockFilter) -> Result<usize, LinkError> {
+        Ok(0)
+    }
+
+    async fn blocks(&self, _: Arc<str>) -> Result<Vec<ScopedBlock>, LinkError> {
+        Ok(Vec::new())
     }
 
     async fn correct(

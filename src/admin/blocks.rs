@@ -1,0 +1,133 @@
+//! `/v1/targets/{name}/blocks`: the blocks that origins have caused, and their lifting by operators.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::{Admin, problem};
+use crate::bounds::KEY_BYTES;
+use crate::clock::Instant;
+use crate::ledger::{BlockFilter, ScopedBlock};
+use crate::pace;
+use crate::policy::{KeySecret, Policy, Target};
+
+/// `GET /v1/targets/{name}/blocks`: lists the blocks of a target.
+pub(super) async fn list(
+    State(admin): State<Admin>,
+    Path(target): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Response> {
+    let policy = admin.policy.load_full();
+    let (target, filter) = selected(&admin, &policy, &target, query)?;
+    let blocks = of_target(&admin, target, &filter);
+    Ok(Json(json!({ "target": &*target.name, "blocks": blocks })).into_response())
+}
+
+/// `DELETE /v1/targets/{name}/blocks`: lifts the blocks of a target on all replicas.
+pub(super) async fn lift(
+    State(admin): State<Admin>,
+    Path(target): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Response> {
+    let policy = admin.policy.load_full();
+    let (target, filter) = selected(&admin, &policy, &target, query)?;
+    let blocks = of_target(&admin, target, &filter);
+    let limit = filter.limit.clone();
+    let lifted = admin.ledger.lift(Arc::clone(&target.name), filter).await;
+    let lifted = lifted.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &error))?;
+    admin.exchange.pacer.ask_anew(&target.name);
+    let limit = limit.as_deref();
+    tracing::info!(target_name = %target.name, limit, lifted, "blocks lifted by an operator");
+    let told = json!({ "target": &*target.name, "lifted": lifted, "blocks": blocks });
+    Ok(Json(told).into_response())
+}
+
+/// Returns the target and the blocks that a call means.
+fn selected<'a>(
+    admin: &Admin,
+    policy: &'a Policy,
+    target: &str,
+    query: Option<String>,
+) -> Result<(&'a Target, BlockFilter), Response> {
+    let mut targets = policy.targets.iter();
+    let known = targets.find(|known| *known.name == *target);
+    let known = known.ok_or_else(|| {
+        let text = format!("there is no target `{target}`");
+        problem(StatusCode::NOT_FOUND, &text)
+    })?;
+    let secret = admin.exchange.pacer.key_secret();
+    let filter = filter(known, &query.unwrap_or_default(), &secret);
+    let filter = filter.map_err(|text| problem(StatusCode::BAD_REQUEST, &text))?;
+    Ok((known, filter))
+}
+
+/// Parses the query of a call. A key may be the value at the source of the key, a credential, or a
+/// digest that a block shows.
+fn filter(target: &Target, query: &str, secret: &KeySecret) -> Result<BlockFilter, String> {
+    let (mut limit, mut key) = (None, None);
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()).into_owned() {
+        let place = match &*name {
+            "limit" => &mut limit,
+            "key" => &mut key,
+            _ => {
+                return Err(format!(
+                    "there is no parameter `{name}` here; the parameters are limit, key"
+                ));
+            }
+        };
+        if place.replace(value).is_some() {
+            return Err(format!("`{name}` is repeated; write it once"));
+        }
+    }
+    let mut filter = BlockFilter::default();
+    if let Some(limit) = limit {
+        let known = target.limits.iter().find(|known| *known.name == *limit);
+        let text = || format!("target `{}` has no limit `{limit}`", target.name);
+        filter.limit = Some(Arc::clone(&known.ok_or_else(text)?.name));
+    }
+    let Some(key) = key else { return Ok(filter) };
+    let limits = target.limits.iter();
+    let named = limits.filter(|known| filter.limit.as_ref().is_none_or(|name| known.name == *name));
+    let sources = named.filter_map(|known| known.key.as_ref());
+    filter.keys = sources.map(|source| source.key_of(&key, secret)).collect();
+    let credential = HeaderValue::from_str(&key);
+    filter
+        .keys
+        .extend(credential.map(|value| pace::digest(&value, secret)));
+    if key.len() <= KEY_BYTES && !key.contains('\0') {
+        filter.keys.push(key.into());
+    }
+    Ok(filter)
+}
+
+/// Returns the selected blocks of a target as JSON.
+pub(super) fn of_target(admin: &Admin, target: &Target, filter: &BlockFilter) -> Vec<Value> {
+    let now = admin.exchange.clock.now();
+    let table = admin.ledger.blocks(&target.name);
+    let blocks = table.read(|blocks| blocks.all());
+    let blocks = blocks.iter().filter(|block| filter.selects(&block.scope));
+    blocks.map(|block| shown(block, now)).collect()
+}
+
+/// Returns a block as JSON, with the times from now.
+pub(super) fn shown(block: &ScopedBlock, now: Instant) -> Value {
+    let seconds = |time: std::time::Duration| (time.as_secs_f64() * 1e3).round() / 1e3;
+    let (scope, cause) = (&block.scope, &block.cause);
+    json!({
+        "scope": scope.to_string(),
+        "limit": scope.limit.as_deref(),
+        "key": scope.key.as_deref(),
+        "credential": scope.credential.as_deref(),
+        "for_s": seconds(now.since(block.since)),
+        "next_attempt_in_s": seconds(block.until.max(block.rest).since(now)),
+        "longer_than_block_max": block.longer,
+        "status": cause.status,
+        "field": &*cause.field,
+        "value": &*cause.value,
+        "path": &*cause.path,
+    })
+}

@@ -1,0 +1,171 @@
+//! Blocks of parts of a target, which this replica shares with the others through the store.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::super::{BlockClaim, BlockFilter, BlockScope, ScopedBlock};
+use super::link::{Heartbeat, Link};
+use super::{SharedState, TargetHandle};
+use crate::clock::Instant;
+
+/// Maps the instants of a block to another clock. A missing probe stays missing.
+fn convert(mut block: ScopedBlock, clock: impl Fn(Instant) -> Instant) -> ScopedBlock {
+    block.since = clock(block.since);
+    block.until = clock(block.until);
+    if block.rest > Instant::ZERO {
+        block.rest = clock(block.rest);
+    }
+    block
+}
+
+impl<L: Link> SharedState<L> {
+    /// Adds a block to the local ones and reports it to the store. Returns true if it holds the
+    /// whole target now.
+    pub(super) fn impose(self: &Arc<Self>, target: &Arc<str>, block: ScopedBlock) -> bool {
+        let (handle, now) = (self.handle(target), self.parts.clock.now());
+        let imposed = handle.blocks.change(|blocks| {
+            blocks.sweep(now);
+            let imposed = blocks.impose(block.clone(), now);
+            (imposed.is_some(), imposed)
+        });
+        let Some(imposed) = imposed else {
+            return false;
+        };
+        let is_target = imposed.is_target();
+        handle.unreported.fetch_add(1, Ordering::AcqRel);
+        let (inner, target) = (Arc::clone(self), Arc::clone(target));
+        self.parts.tasks.spawn_detached(async move {
+            inner.report_imposed(target, block).await;
+            handle.unreported.fetch_sub(1, Ordering::AcqRel);
+        });
+        is_target
+    }
+
+    /// Reports a block to the store as soon as it is connected. The report is dropped when the
+    /// block ends.
+    async fn report_imposed(&self, target: Arc<str>, block: ScopedBlock) {
+        let mut link_state = self.link_state.subscribe();
+        while self.parts.clock.now() < block.until {
+            if link_state.wait_for(|link| link.is_up()).await.is_err() {
+                return;
+            }
+            let offset = |at| self.store().offset.to_store_clock(at);
+            let theirs = convert(block.clone(), offset);
+            match self.link.impose(Arc::clone(&target), theirs).await {
+                Ok(()) => return,
+                Err(error) => self.on_failure(&error),
+            }
+        }
+    }
+
+    /// Asks the store for permission to send a request of a blocked scope, if this replica knows
+    /// none that holds it. While the store is unreachable, this replica decides alone.
+    pub(super) async fn claim(self: Arc<Self>, target: Arc<str>, scope: BlockScope) -> BlockClaim {
+        let (handle, now) = (self.handle(&target), self.parts.clock.now());
+        let own = handle
+            .blocks
+            .change(|blocks| (false, blocks.claim(&scope, now)));
+        let is_up = self.link_state.borrow().is_up();
+        if !matches!(own, BlockClaim::Probe(_)) || !is_up {
+            return own;
+        }
+        match self.link.claim(target, scope.clone()).await {
+            Ok(BlockClaim::Probe(_)) | Err(_) => own,
+            Ok(BlockClaim::Open) => {
+                handle.blocks.change(|blocks| (blocks.remove(&scope), ()));
+                BlockClaim::Open
+            }
+            Ok(BlockClaim::Wait(until)) => {
+                let until = self.store().offset.to_local_clock(until);
+                handle
+                    .blocks
+                    .change(|blocks| (true, blocks.rest_until(&scope, until)));
+                BlockClaim::Wait(until)
+            }
+        }
+    }
+
+    /// Ends the probe of the block that ended at `until`, here and in the store.
+    pub(super) fn end_probe(
+        self: &Arc<Self>,
+        target: &Arc<str>,
+        scope: &BlockScope,
+        until: Instant,
+        answered: bool,
+    ) {
+        let handle = self.handle(target);
+        let ended = handle.blocks.change(|blocks| {
+            let ended = blocks.end_probe(scope, until, answered);
+            (ended, ended)
+        });
+        if !ended {
+            return;
+        }
+        let theirs = self.store().offset.to_store_clock(until);
+        let (inner, target, scope) = (Arc::clone(self), Arc::clone(target), scope.clone());
+        self.parts.tasks.spawn_detached(async move {
+            // If this report is lost, another probe follows once this one has been open for 2 s.
+            let _ = inner.link.end_probe(target, scope, theirs, answered).await;
+        });
+    }
+
+    /// Lifts the selected blocks, here and in the store. Returns their number.
+    pub(super) async fn lift(
+        &self,
+        target: Arc<str>,
+        filter: BlockFilter,
+    ) -> Result<usize, String> {
+        let handle = self.handle(&target);
+        let lifted = handle.blocks.change(|blocks| {
+            let lifted = blocks.lift(&filter);
+            (!lifted.is_empty(), lifted)
+        });
+        if lifted.iter().any(|block| block.scope.is_target()) {
+            handle.view().lift_block();
+        }
+        let told = self.link.lift(target, filter).await;
+        let told = told
+            .map_err(|error| format!("the ledger did not lift the blocks: {error}; try again"))?;
+        Ok(lifted.len().max(told))
+    }
+
+    /// Reads the blocks of all targets whose blocks have changed in the store.
+    pub(super) async fn refresh_blocks(&self, heartbeat: &Heartbeat) {
+        for (target, version) in &heartbeat.blocks {
+            let handle = self.handle(target);
+            let is_known = handle.version.load(Ordering::Acquire) == *version;
+            if is_known || handle.unreported.load(Ordering::Acquire) > 0 {
+                continue;
+            }
+            // After a failure the next heartbeat repeats the call.
+            let Ok(blocks) = self.link.blocks(Arc::clone(target)).await else {
+                continue;
+            };
+            self.replace_blocks(&handle, blocks);
+            handle.version.store(*version, Ordering::Release);
+        }
+    }
+
+    fn replace_blocks(&self, handle: &TargetHandle, blocks: Vec<ScopedBlock>) {
+        // A block that was imposed during the call is not among its results.
+        if handle.unreported.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        let store = self.store();
+        let local = |at| store.offset.to_local_clock(at);
+        let blocks: Vec<ScopedBlock> = blocks
+            .into_iter()
+            .map(|block| convert(block, local))
+            .collect();
+        drop(store);
+        let was_lifted = handle.blocks.change(|known| {
+            let whole = BlockScope::default();
+            let was_blocked = known.get(&whole).is_some();
+            known.replace(blocks.into_iter());
+            (true, was_blocked && known.get(&whole).is_none())
+        });
+        if was_lifted {
+            handle.view().lift_block();
+        }
+    }
+}
