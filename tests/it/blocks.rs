@@ -219,14 +219,14 @@ async fn replicas(origin: &Origin, policy: &str) -> (Postgres, [Program; 2]) {
     (postgres, programs)
 }
 
-async fn connected(program: &Program) {
+pub(crate) async fn connected(program: &Program) {
     program
         .event(|event| event["message"] == "connected to the ledger")
         .await;
 }
 
 /// Returns the blocks of the target that a program knows.
-async fn blocks(program: &Program) -> Vec<Value> {
+pub(crate) async fn blocks(program: &Program) -> Vec<Value> {
     let (status, told) = operate(program, "GET", "/v1/targets/api/blocks", json!({})).await;
     assert_eq!(status, 200, "{told}");
     told["blocks"].as_array().unwrap().clone()

@@ -46,6 +46,7 @@ mod held;
 mod hostile;
 mod inputs;
 mod intercept;
+mod isolation;
 mod keys;
 mod ledger;
 mod lifecycle;
