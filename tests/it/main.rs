@@ -84,4 +84,5 @@ mod store;
 mod stored;
 mod tenants;
 mod tokens;
+mod unblock;
 mod ways;

@@ -48,7 +48,7 @@ async fn call(address: SocketAddr, call: &str, token: Option<&str>) -> (u16, Str
 }
 
 /// Each call with the lowest role that it needs. 0 means that it needs no token.
-const CALLS: [(&str, u8); 9] = [
+const CALLS: [(&str, u8); 11] = [
     ("GET /healthz", 0),
     ("GET /readyz", 0),
     ("GET /metrics", 1),
@@ -56,7 +56,9 @@ const CALLS: [(&str, u8); 9] = [
     ("HEAD /v1/status", 2),
     ("GET /v1/explain?url=http://plain.test/", 2),
     ("PATCH /v1/targets/api/limits/pace", 3),
+    ("GET /v1/targets/api/blocks", 2),
     ("DELETE /v1/targets/api/limits/pace", 3),
+    ("DELETE /v1/targets/api/blocks", 3),
     ("POST /v1/reload", 3),
 ];
 
