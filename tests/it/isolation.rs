@@ -95,7 +95,7 @@ const UNKEYED: Kind = Kind {
     ..BY_KEY
 };
 
-/// What the origin has seen: the attempts of the bad scope, and the effects of each request.
+/// Log of the origin: the attempts of the bad scope, and the effects of each request.
 #[derive(Default)]
 struct Seen {
     attempts: Vec<std::time::Instant>,
