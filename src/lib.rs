@@ -33,6 +33,7 @@ pub mod telemetry;
 pub mod throttle;
 pub mod units;
 
+pub mod content;
 pub mod policy;
 pub mod schedule;
 pub mod semantics;
