@@ -100,3 +100,11 @@ pub const JSON_VALUE_BYTES: usize = 1024;
 ///
 /// Beyond it: reading stops, and the body counts as one that was not read to its end.
 pub const JSON_DEPTH: usize = 1024;
+/// Keys of all limits together whose estimates are learned separately (`estimate: learned`).
+///
+/// Beyond it: a further key uses the mean of its limit.
+pub const LEARNED_KEYS: usize = 16_384;
+/// Parts of one cost expression, nested ones included.
+///
+/// Beyond it: the configuration is refused.
+pub const EXPRESSION_PARTS: usize = 32;

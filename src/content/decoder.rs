@@ -1,5 +1,7 @@
 //! Decoder of a body with any list of codings. Its work and its memory are bounded.
 
+use std::borrow::Cow;
+
 use super::coding::{Codings, Stage};
 use super::memory::{DecoderMemory, Held};
 use crate::bounds::{DECODED_FREE, DECODED_MAX, DECODED_RATIO, DECODER_WINDOW};
@@ -31,10 +33,12 @@ pub enum Undecoded {
 }
 
 /// Bytes that were pushed in, and bytes that all stages made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Work {
     taken: u64,
     made: u64,
+    /// Bytes that the stages may make.
+    most: u64,
 }
 
 impl Work {
@@ -42,7 +46,7 @@ impl Work {
     fn add(&mut self, made: usize) -> Result<(), Undecoded> {
         self.made = self.made.saturating_add(made as u64);
         let by_ratio = self.taken.saturating_mul(DECODED_RATIO);
-        let most = DECODED_FREE.saturating_add(by_ratio).min(DECODED_MAX);
+        let most = DECODED_FREE.saturating_add(by_ratio).min(self.most);
         (self.made <= most).then_some(()).ok_or(Undecoded::TooLarge)
     }
 }
@@ -53,7 +57,11 @@ impl Decoder {
         Self {
             stages: codings.stages().collect(),
             memory: Held::none(memory.clone()),
-            work: Work::default(),
+            work: Work {
+                taken: 0,
+                made: 0,
+                most: DECODED_MAX,
+            },
         }
     }
 
@@ -88,6 +96,20 @@ impl Decoder {
         let fits = fits && self.memory.set(each.sum());
         fits.then_some(()).ok_or(Undecoded::NoMemory)
     }
+}
+
+/// Decodes a whole body, or returns `None` if it cannot be decoded to at most `most` bytes.
+pub fn decode_whole<'a>(codings: &Codings, body: &'a [u8], most: usize) -> Option<Cow<'a, [u8]>> {
+    if codings.is_identity() {
+        return (body.len() <= most).then_some(Cow::Borrowed(body));
+    }
+    // The decoder ends with this call, so its memory is not counted with that of the others.
+    let mut decoder = Decoder::new(codings, &DecoderMemory::default());
+    // Each stage may make as much, so that the last one is not cut by the work of the first.
+    decoder.work.most = (most as u64).saturating_mul(decoder.stages.len() as u64);
+    let mut text = Vec::new();
+    let pushed = decoder.push(body, &mut |made| text.extend_from_slice(made));
+    (pushed.is_ok() && text.len() <= most).then_some(Cow::Owned(text))
 }
 
 fn run(

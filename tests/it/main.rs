@@ -82,4 +82,5 @@ mod store;
 mod stored;
 mod tenants;
 mod tokens;
+mod usage;
 mod ways;
