@@ -1,6 +1,7 @@
 //! Technical maxima of the program in one place. A bound protects this process, while a *limit* is
 //! the operator's policy and belongs to `policy`.
 
+mod content;
 mod origins;
 mod peers;
 mod spool;
@@ -8,6 +9,7 @@ mod values;
 
 use std::time::Duration;
 
+pub use content::*;
 pub use origins::*;
 pub use peers::*;
 pub use spool::*;

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Floor of each module, times ten. A file uses only its own module and lower floors. `bounds` and
 /// `sync` lie below the rest of floor 0, because the rest uses them.
-const FLOORS: [(&str, u8); 36] = [
+const FLOORS: [(&str, u8); 38] = [
     // Time is measured in units.
     ("clock", 2),
     ("files", 1),
@@ -37,11 +37,15 @@ const FLOORS: [(&str, u8); 36] = [
     ("throttle", 4),
     // Uses the throttles.
     ("connections", 5),
+    // Reads numbers as `policy` does.
+    ("content", 12),
+    // Reads the values by which policies decide.
+    ("json", 10),
     ("policy", 11),
     ("semantics", 11),
     ("schedule", 11),
-    // Reads values of `semantics` by rules of `policy`.
-    ("signals", 12),
+    // Reads values of `semantics` in decoded bodies by rules of `policy`.
+    ("signals", 13),
     // The ledger and the spool use the database.
     ("db", 20),
     ("ledger", 21),

@@ -14,7 +14,8 @@ use super::{Admin, blocks, problem};
 use crate::clock::Instant;
 use crate::exchange::Exchange;
 use crate::policy::{
-    Bound, Caller, KeySecret, LimitSet, Policy, RequestView, Scope, Target, TlsMode, Unmatched,
+    Bound, Caller, Cost, KeySecret, LimitSet, Policy, RequestView, Scope, Target, TlsMode,
+    Unmatched,
 };
 use crate::semantics::own_credential;
 use crate::spool::SpoolUsage;
@@ -133,6 +134,8 @@ pub fn explain(
             group: client.group.as_ref(),
         }),
         json: json.as_ref(),
+        body_bytes: Some(body.map_or(0, |body| body.len() as u64)),
+        learned: now.map(|now| &*now.learned),
     };
     // Without a running process there are no schedules, so any secret will do.
     let secret = now.map(|now| now.pacer.key_secret());
@@ -191,6 +194,8 @@ fn explanation(
             "key": scope.shared_key(index).filter(|_| applies).map(|key| &**key),
             "cost": applies.then(|| scope.cost(index)),
             "cost_max": limit.cost.as_ref().map(|cost| cost.max),
+            "estimated_by": limit.cost.as_ref().map(Cost::estimated_by),
+            "settled_by": limit.cost.as_ref().and_then(Cost::settled_by),
             "next_in_s": wait(&alone, false).filter(|_| applies).map(|(wait, _)| round(wait)),
         })
     });

@@ -32,6 +32,7 @@ use crate::bounds::{EVENT_REPEATS, RECORD_REPEATS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
 use crate::connections::{AcceptedConnections, ConnectionBounds};
+use crate::content::DecoderMemory;
 use crate::db::DatabaseError;
 use crate::exchange::{
     BodyBudget, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink, WarningSink,
@@ -426,6 +427,8 @@ fn exchange(
         tasks: tasks.clone(),
         metrics: metrics.clone(),
         target_metrics: RwLock::default(),
+        decoders: DecoderMemory::default(),
+        learned: Arc::default(),
         deferral: OnceLock::new(),
     }))
 }

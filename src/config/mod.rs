@@ -6,6 +6,7 @@
 //! each of its sections.
 
 mod error;
+mod expression;
 mod resolve;
 mod schema;
 mod state_dir;

@@ -34,6 +34,7 @@ macro_rules! report {
 }
 
 mod access;
+mod cost;
 mod hosts;
 mod ledger;
 mod limit;

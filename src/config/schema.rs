@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::expression::ExpressionSetting;
 use super::value::{DurationText, FromText, Listen, OneOrMany, Percent, Text};
 use crate::policy::{Allow, ApiScope, HostPattern, Role, TlsMode, Unmatched};
 use crate::spool::BufferSpec;
@@ -308,10 +309,26 @@ pub(super) struct LimitSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CostSection {
-    pub(super) estimate: Option<OneOrMany>,
+    pub(super) estimate: Option<ExpressionSetting>,
     pub(super) default: Option<u32>,
     pub(super) max: Option<u32>,
-    pub(super) settle: Option<Text>,
+    pub(super) settle: Option<ExpressionSetting>,
+    pub(super) on_error: Option<OnErrorSetting>,
+}
+
+/// Value of `cost.on_error`, for all errors or by status.
+#[derive(Debug, Clone)]
+pub(super) enum OnErrorSetting {
+    All(ErrorCostSetting),
+    ByStatus(Vec<(String, ErrorCostSetting)>),
+}
+
+/// Cost of a request that is answered with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ErrorCostSetting {
+    Keep,
+    Refund,
 }
 
 #[derive(Debug, Default, Deserialize)]

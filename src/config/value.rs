@@ -42,7 +42,7 @@ pub(super) fn with_environment<T>(
 
 /// Replaces `${NAME}` with the variable's value and `$$` with one `$`. Fails if a variable is not
 /// set or a brace is missing.
-fn expand(text: &str) -> Result<String, String> {
+pub(super) fn expand(text: &str) -> Result<String, String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {

@@ -14,6 +14,7 @@ use super::peek::PeekedBody;
 use super::plan::Plan;
 use super::react::Attempted;
 use super::respond::{FromOrigin, ResponseBody};
+use super::usage::settle_undelivered;
 use super::{BodyLocation, Error, Exchange, OriginResponse, Reason, Record, Recording};
 use crate::bounds::{ASIDE_BYTES, ASIDE_TIMEOUT};
 use crate::clock::Clock;
@@ -36,6 +37,9 @@ pub(super) enum Outcome {
 /// Returns `None` if the body breaks, exceeds [`ASIDE_BYTES`] or takes longer than
 /// [`ASIDE_TIMEOUT`]. If the retry is then refused, the client gets an error of outpace instead.
 pub(super) async fn buffer_response(answer: OriginResponse) -> Option<Response<Bytes>> {
+    if let Some(turn) = &answer.turn {
+        settle_undelivered(turn, &answer.response);
+    }
     let (mut head, body) = answer.response.into_parts();
     let body = http_body_util::Limited::new(body, ASIDE_BYTES);
     let reading = tokio::time::timeout(ASIDE_TIMEOUT, http_body_util::BodyExt::collect(body));
@@ -128,12 +132,15 @@ impl Exchange {
             let response = self.switching(response, plan, record);
             return Ok(Outcome::Switch(response, switch));
         }
+        let usage = turn.as_ref();
+        let usage = usage.and_then(|turn| self.usage(plan, turn, &response));
         self.mark(&mut response, record);
         record.status = status.as_u16();
         let stored = plan.arrival.delivery.is_some();
         let strict = stored && plan.target.is_none_or(|target| target.needs_close_notify);
         let idle = plan.idle();
-        let response = response.map(|body| FromOrigin::new(body, turn, idle, upload, strict));
+        let response =
+            response.map(|body| FromOrigin::new(body, (turn, usage), idle, upload, strict));
         Ok(Outcome::Origin(response))
     }
 

@@ -39,6 +39,7 @@ mod spill;
 mod stored;
 mod template;
 mod tunnel;
+mod usage;
 
 pub use body::Outgoing;
 pub use body_budget::{BodyBudget, BodySettings};
@@ -75,9 +76,10 @@ use react::{Attempted, Decision, Situation, Then, decide};
 
 use crate::bounds::BLOCK_MAX;
 use crate::clock::Clock;
+use crate::content::DecoderMemory;
 use crate::origin::Pool;
 use crate::pace::Pacer;
-use crate::policy::{Access, Policy, Retry, Target};
+use crate::policy::{Access, LearnedCosts, Policy, Retry, Target};
 use crate::random::Random;
 use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
@@ -111,6 +113,10 @@ pub struct Exchange {
     pub metrics: Metrics,
     /// Metrics by target name. An entry is created at the first use of its target.
     pub target_metrics: RwLock<HashMap<Arc<str>, TargetMetrics>>,
+    /// Memory of the decoders that read usage in responses.
+    pub decoders: DecoderMemory,
+    /// Learned factors of estimates, by limit and key.
+    pub learned: Arc<LearnedCosts>,
     /// Store for deferred requests, which is never set without a spool.
     pub deferral: OnceLock<Arc<dyn Deferral>>,
 }
@@ -198,12 +204,7 @@ impl Exchange {
         access: Access,
     ) -> Response<ResponseBody> {
         match outcome {
-            Outcome::Origin(response) => {
-                if let Some(turn) = response.body().turn() {
-                    turn.settle(|source| source.number_in_head(response.headers()));
-                }
-                response.map(|body| ResponseBody::origin(body, record))
-            }
+            Outcome::Origin(response) => response.map(|body| ResponseBody::origin(body, record)),
             Outcome::Buffered(response) => {
                 record.received = response.body().len() as u64;
                 record.end();
@@ -234,8 +235,7 @@ impl Exchange {
             Box::pin(plan.expect_nothing()).await?;
         }
         if plan.needs_body() {
-            let secret = self.pacer.key_secret();
-            Box::pin(plan.look_into_body(&secret)).await?;
+            Box::pin(self.look_into_body(&mut plan)).await?;
         }
         let mut buffered: Option<Response<Bytes>> = None;
         let mut tries = 0;

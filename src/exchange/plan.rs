@@ -18,7 +18,7 @@ use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
 use crate::bounds::{BODY_IDLE, BODY_PEEK, GRPC_BODY_IDLE};
 use crate::clock::Clock;
 use crate::origin::{Destination, ProtocolChoice};
-use crate::policy::{KeySecret, RequestView, Scope, Target, Unmatched};
+use crate::policy::{RequestView, Scope, Target, Unmatched};
 use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
@@ -30,6 +30,8 @@ pub(super) struct Plan<'a> {
     pub(super) target: Option<&'a Arc<Target>>,
     pub(super) metrics: Option<TargetMetrics>,
     pub(super) scope: Scope,
+    /// Estimates before they are scaled, for each limit that learns them.
+    pub(super) bases: Vec<(usize, i64)>,
     /// Head of a request with a scope that depends on its body, until that scope is decided.
     unscoped: Option<Box<Parts>>,
     /// Time for which the client may send no bytes of the body before the response.
@@ -50,7 +52,7 @@ pub(super) struct Plan<'a> {
 }
 
 impl Exchange {
-    /// Returns the scope of a request, or `None` if it depends on the body. Then `look_into_body`
+    /// Returns the scope of a request with its [`Target::bases`], or `None` if it depends on the body. Then `look_into_body`
     /// decides it.
     fn scope_of_head(
         &self,
@@ -58,19 +60,52 @@ impl Exchange {
         target: Option<&Arc<Target>>,
         head: &Parts,
         has_body: bool,
-    ) -> Option<Scope> {
+    ) -> Option<(Scope, Vec<(usize, i64)>)> {
         let Some(target) = target else {
-            return Some(Scope::default());
+            return Some((Scope::default(), Vec::new()));
         };
-        if target.needs_body() && has_body {
+        let unsized_body = has_body && body_length(head).is_none();
+        if target.needs_body() && has_body || target.needs_body_size() && unsized_body {
             return None;
         }
         let asked = RequestView {
             head,
             client: arrival.client.caller(),
             json: None,
+            body_bytes: body_length(head).or(Some(0)),
+            learned: Some(&self.learned),
         };
-        Some(target.scope(&asked, &self.pacer.key_secret()))
+        let scope = target.scope(&asked, &self.pacer.key_secret());
+        Some((scope, target.bases(&asked)))
+    }
+
+    /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
+    /// counts as absent.
+    ///
+    /// # Errors
+    /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
+    pub(super) async fn look_into_body(&self, plan: &mut Plan<'_>) -> Result<(), Error> {
+        let Some((head, target)) = plan.unscoped.take().zip(plan.target) else {
+            return Ok(());
+        };
+        // A client that waits for `100 Continue` has not sent its body, so reading it would block.
+        let body = plan.body.as_ref().filter(|_| plan.read_ahead);
+        let json = match body {
+            Some(body) => plan.peek(body, BODY_PEEK).await?,
+            None => None,
+        };
+        let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let asked = RequestView {
+            head: &head,
+            client: plan.arrival.client.caller(),
+            json: json.as_ref(),
+            body_bytes: body_length(&head).or_else(|| body.map(Replayable::buffered)),
+            learned: Some(&self.learned),
+        };
+        let scope = target.scope(&asked, &self.pacer.key_secret());
+        plan.scope = in_lane(plan.arrival, target, scope);
+        plan.bases = target.bases(&asked);
+        Ok(())
     }
 
     /// Checks the head, matches the target and prepares the state that all attempts share. Fails if
@@ -107,9 +142,9 @@ impl Exchange {
         let owner = arrival.client.link.owner(&head.headers);
         let scope = self.scope_of_head(arrival, target, &head, body.is_some());
         let credential = credential(target, &head);
-        let (head, unscoped) = match scope {
-            Some(_) => (head, None),
-            None => (head.clone(), Some(Box::new(head))),
+        let (head, unscoped, (scope, bases)) = match scope {
+            Some(scope) => (head, None, scope),
+            None => (head.clone(), Some(Box::new(head)), Default::default()),
         };
         let target_policy = target.map(|target| &**target);
         // A body without a length is sent in chunks, because hyper frames it only for some methods.
@@ -124,9 +159,10 @@ impl Exchange {
             target,
             metrics,
             scope: match target {
-                Some(target) => in_lane(arrival, target, scope.unwrap_or_default()),
+                Some(target) => in_lane(arrival, target, scope),
                 None => Scope::default(),
             },
+            bases,
             unscoped,
             max_wait: match &arrival.delivery {
                 Some(delivery) => delivery.max_wait,
@@ -268,32 +304,6 @@ impl Plan<'_> {
     pub(super) const fn needs_body(&self) -> bool {
         self.unscoped.is_some()
     }
-
-    /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
-    /// counts as absent. Secret keys are digests made with `secret`.
-    ///
-    /// # Errors
-    /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
-    pub(super) async fn look_into_body(&mut self, secret: &KeySecret) -> Result<(), Error> {
-        let Some((head, target)) = self.unscoped.take().zip(self.target) else {
-            return Ok(());
-        };
-        // A client that waits for `100 Continue` has not sent its body, so reading it would block.
-        let body = self.body.as_ref().filter(|_| self.read_ahead);
-        let json = match body {
-            Some(body) => self.peek(body, BODY_PEEK).await?,
-            None => None,
-        };
-        let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let asked = RequestView {
-            head: &head,
-            client: self.arrival.client.caller(),
-            json: json.as_ref(),
-        };
-        let scope = target.scope(&asked, secret);
-        self.scope = in_lane(self.arrival, target, scope);
-        Ok(())
-    }
 }
 
 /// Returns the caller's preferences and the smallest max wait that its headers contain. Fails if
@@ -308,6 +318,12 @@ fn max_wait(
     let preference = semantics::preference(headers);
     let waits = [semantics::max_wait(headers)?, preference.wait];
     Ok((preference, waits.into_iter().flatten().min()))
+}
+
+/// Returns the length of a body that its head states.
+fn body_length(head: &Parts) -> Option<u64> {
+    let length = head.headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
 }
 
 /// Returns the scope in the lane for deliveries, if the request is a delivery and the target has

@@ -16,7 +16,8 @@ use super::idle::Upload;
 use super::peek::PeekedBody;
 use super::reason::Reason;
 use super::record::Recording;
-use crate::bounds::{BODY_IDLE, BODY_PEEK};
+use super::usage::Usage;
+use crate::bounds::{BODY_IDLE, EXAMINED_AT_ONCE};
 use crate::pace::Turn;
 use crate::semantics::strip_trailers;
 
@@ -52,8 +53,12 @@ pub(super) struct FromOrigin {
     upload: Option<Upload>,
     /// True if a missing close_notify makes the response incomplete.
     needs_close_notify: bool,
-    /// Copy of the bytes so far, at most [`BODY_PEEK`], if a limit takes the cost from the body.
-    copy: Option<Vec<u8>>,
+    /// Reader of the usage that the body states, if a limit takes the cost from it.
+    usage: Option<Box<Usage>>,
+    /// Bytes of the current frame that are not handed on yet, because they must be decoded first.
+    rest: Bytes,
+    /// Bytes that were examined since the connection could last be written.
+    examined: usize,
 }
 
 /// Error of a stored request's response that may be cut, because only the end of its TLS session
@@ -127,34 +132,33 @@ impl ResponseBody {
 impl FromOrigin {
     pub(super) fn new(
         body: PeekedBody,
-        turn: Option<Turn>,
+        (turn, usage): (Option<Turn>, Option<Box<Usage>>),
         idle: Duration,
         upload: Option<Upload>,
         needs_close_notify: bool,
     ) -> Box<Self> {
-        let settles = turn.as_ref().is_some_and(Turn::settles_by_body);
         Box::new(Self {
             body,
             idle,
             upload,
             needs_close_notify,
             record: None,
-            copy: settles.then(Vec::new),
+            rest: Bytes::new(),
+            examined: 0,
+            usage,
             turn,
         })
     }
 
-    /// Returns the turn on which the request was sent, or `None` if it needed none.
-    pub(super) const fn turn(&self) -> Option<&Turn> {
-        self.turn.as_ref()
+    /// Corrects the costs of the request by what was seen of the response.
+    fn settle(&mut self) {
+        if let Some((usage, turn)) = self.usage.take().zip(self.turn.as_ref()) {
+            usage.settle(turn);
+        }
     }
 
     fn end(&mut self) {
-        if let Some((copy, turn)) = self.copy.take().zip(self.turn.as_ref())
-            && let Ok(json) = serde_json::from_slice(&copy)
-        {
-            turn.settle(|source| source.number_in_body(&json));
-        }
+        self.settle();
         self.turn = None;
         if let Some(mut record) = self.record.take() {
             record.no_close_notify = self.body.lacks_close_notify();
@@ -168,6 +172,7 @@ impl FromOrigin {
     }
 
     fn end_with(&mut self, error: &Error) {
+        self.settle();
         self.turn = None;
         if let Some(mut record) = self.record.take() {
             record.refused(error);
@@ -185,7 +190,65 @@ impl FromOrigin {
         Poll::Ready(Some(Err(error.detail.into())))
     }
 
+    /// Reads the usage in a part of the data. Returns the part that is handed on now, and keeps the
+    /// rest.
+    fn read_usage(&mut self, mut data: Bytes) -> Bytes {
+        let Some(usage) = &mut self.usage else {
+            return data;
+        };
+        if data.len() > usage.slice() {
+            self.rest = data.split_off(usage.slice());
+        }
+        self.examined = self.examined.saturating_add(usage.push(&data));
+        data
+    }
+
+    /// Returns true if so much was examined that the connection must be written before more is.
+    fn must_write(&mut self, cx: &Context<'_>) -> bool {
+        let must = self.examined > EXAMINED_AT_ONCE;
+        if must {
+            self.examined = 0;
+            cx.waker().wake_by_ref();
+        }
+        must
+    }
+
+    /// Hands on data of the origin, after its usage was read.
+    fn hand_on(&mut self, data: Bytes) -> FramePoll {
+        if let Some(record) = &mut self.record {
+            record.received += data.len() as u64;
+        }
+        let data = self.read_usage(data);
+        // After the last frame hyper does not poll again, so the exchange ends here.
+        if self.is_end_stream() {
+            self.end();
+        }
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.len() as u64;
+        let hint = http_body::Body::size_hint(&self.body);
+        let mut sum = SizeHint::new();
+        sum.set_lower(hint.lower().saturating_add(rest));
+        if let Some(upper) = hint.upper() {
+            sum.set_upper(upper.saturating_add(rest));
+        }
+        sum
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && http_body::Body::is_end_stream(&self.body)
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> FramePoll {
+        if self.must_write(cx) {
+            return Poll::Pending;
+        }
+        if !self.rest.is_empty() {
+            let data = std::mem::take(&mut self.rest);
+            return self.hand_on(data);
+        }
         match http_body::Body::poll_frame(Pin::new(&mut self.body), cx) {
             Poll::Pending => self.poll_upload(cx),
             Poll::Ready(None) if self.needs_close_notify && self.body.lacks_close_notify() => {
@@ -201,21 +264,24 @@ impl FromOrigin {
                 self.fail(&error);
                 Poll::Ready(Some(Err(error)))
             }
-            Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(data), Some(record)) = (frame.data_ref(), &mut self.record) {
-                    record.received += data.len() as u64;
-                    self.copy = self.copy.take().and_then(|mut copy| {
-                        copy.extend_from_slice(data);
-                        (copy.len() <= BODY_PEEK).then_some(copy)
-                    });
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => self.hand_on(data),
+                Err(trailers) => {
+                    // After the last frame hyper does not poll again, so the exchange ends here.
+                    if self.is_end_stream() {
+                        self.end();
+                    }
+                    Poll::Ready(Some(Ok(strip_forbidden_trailers(trailers))))
                 }
-                // After the last frame hyper does not poll again, so the exchange ends here.
-                if http_body::Body::is_end_stream(&self.body) {
-                    self.end();
-                }
-                Poll::Ready(Some(Ok(strip_forbidden_trailers(frame))))
-            }
+            },
         }
+    }
+}
+
+impl Drop for FromOrigin {
+    /// Settles by what was seen, if the client takes no more of the body.
+    fn drop(&mut self) {
+        self.settle();
     }
 }
 
@@ -252,7 +318,7 @@ impl http_body::Body for ResponseBody {
         match &self.0 {
             BodyKind::Empty => true,
             BodyKind::Full(bytes) => bytes.is_empty(),
-            BodyKind::Origin(body) => body.body.is_end_stream(),
+            BodyKind::Origin(body) => body.is_end_stream(),
             BodyKind::Stream(body) => body.is_end_stream(),
         }
     }
@@ -261,7 +327,7 @@ impl http_body::Body for ResponseBody {
         match &self.0 {
             BodyKind::Empty => SizeHint::with_exact(0),
             BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            BodyKind::Origin(body) => body.body.size_hint(),
+            BodyKind::Origin(body) => body.size_hint(),
             BodyKind::Stream(body) => body.size_hint(),
         }
     }

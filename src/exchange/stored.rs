@@ -69,7 +69,7 @@ impl Exchange {
             Err(error) => return Err(record.fail(error)),
         };
         if plan.needs_body()
-            && let Err(error) = plan.look_into_body(&self.pacer.key_secret()).await
+            && let Err(error) = self.look_into_body(&mut plan).await
         {
             return Err(record.fail(error));
         }

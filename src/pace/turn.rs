@@ -10,7 +10,7 @@ use super::{Event, Probe, RefusalKind, Ticket};
 use crate::bounds::{HORIZON, LATE_MAX, LEDGER_CALL_TIMEOUT};
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
-use crate::policy::{Cost, Scope, Source, Target};
+use crate::policy::{Cost, Scope, Target};
 use crate::shares::Holding;
 
 /// Place of an exchange in the line. Dropping it leaves the line and gives back any slot.
@@ -152,11 +152,14 @@ impl Turn {
             || self.slot.epoch != *self.line.epoch.borrow()
     }
 
-    /// Corrects the cost of each limit that is settled by the response. `read` returns the actual
-    /// cost in units, or `None` if the response lacks it. A cost above the limit's `max` is cut.
-    pub fn settle(&self, read: impl Fn(&Source) -> Option<i64>) {
-        for (index, cost, source) in self.settled() {
-            let Some(stated) = read(source) else { continue };
+    /// Corrects the cost of each limit that has a cost rule. `read` returns the actual cost in units
+    /// for the limit at a position, or `None` if the estimate stays. A cost above the limit's `max`
+    /// is cut.
+    pub fn settle(&self, read: impl Fn(usize, &Cost) -> Option<i64>) {
+        for (index, cost) in self.costs() {
+            let Some(stated) = read(index, cost) else {
+                continue;
+            };
             if stated > cost.max {
                 self.line
                     .settlement_capped(&self.target, index, stated, cost.max);
@@ -169,16 +172,23 @@ impl Turn {
         }
     }
 
-    /// Returns true if a limit needs the response body to determine the actual cost.
-    pub fn settles_by_body(&self) -> bool {
-        self.settled().any(|(.., source)| source.needs_body())
-    }
-
-    fn settled(&self) -> impl Iterator<Item = (usize, &Cost, &Source)> {
+    /// Returns the cost rules of the limits that the request was charged to, with the positions of
+    /// the limits.
+    pub fn costs(&self) -> impl Iterator<Item = (usize, &Cost)> {
         self.slot.scope.limits.iter().filter_map(|index| {
             let cost = self.target.limits.get(index)?.cost.as_ref()?;
-            Some((index, cost, cost.settle.as_ref()?))
+            Some((index, cost))
         })
+    }
+
+    /// Returns the target whose limits the request was charged to.
+    pub const fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// Returns the scope that the slot was booked for.
+    pub const fn scope(&self) -> &Scope {
+        &self.slot.scope
     }
 
     /// Returns true if the turn holds a permit of the limit with this name and key.

@@ -153,6 +153,8 @@ mod tests {
             head: &request,
             client: None,
             json: None,
+            body_bytes: None,
+            learned: None,
         };
         assert!(matcher.matches(&request));
         let mut other = matcher.clone();
@@ -190,6 +192,8 @@ mod tests {
                 head: &head,
                 client: None,
                 json: None,
+                body_bytes: None,
+                learned: None,
             };
             assert_eq!(matcher.matches(&request), expected, "{pattern} {uri}");
         }

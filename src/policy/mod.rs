@@ -5,9 +5,11 @@
 mod access;
 mod changes;
 mod client;
+mod cost;
 mod egress;
 mod hosts;
 mod key;
+mod learned;
 mod limit;
 mod listeners;
 mod matcher;
@@ -21,15 +23,17 @@ mod work;
 pub use access::{Access, Token};
 pub use changes::PolicyChanges;
 pub use client::{ApiScope, Client, Secret, SpoolShare};
+pub use cost::{Cost, ErrorCost, Expression, OnError};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use key::KeySecret;
+pub use learned::LearnedCosts;
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use listeners::{ListenerTls, ServerTls};
 pub use matcher::{Glob, HeaderPattern, Matcher};
 pub use names::{ListenerHosts, ListenerId};
 pub use operator::{Operator, Role};
-pub use scope::{Caller, Cost, RequestView, Scope, Source};
+pub use scope::{Caller, RequestView, Scope, Source, number as stated_cost};
 pub use signal_rules::{JsonPath, SignalRule, SignalRules, WaitPlace, WaitSource};
 pub use work::{NoScope, Work};
 
@@ -237,10 +241,15 @@ impl Target {
     /// Returns true if the scope of a request depends on its body.
     pub fn needs_body(&self) -> bool {
         self.limits.iter().any(|limit| {
-            let by_cost = |cost: &Cost| cost.estimate.iter().any(Source::needs_body);
             limit.key.as_ref().is_some_and(Source::needs_body)
-                || limit.cost.as_ref().is_some_and(by_cost)
+                || limit.cost.as_ref().is_some_and(Cost::needs_body)
         })
+    }
+
+    /// Returns true if the scope of a request depends on the size of its body.
+    pub fn needs_body_size(&self) -> bool {
+        let costs = self.limits.iter().filter_map(|limit| limit.cost.as_ref());
+        costs.clone().any(Cost::has_body_size)
     }
 
     /// Returns the scope of a request: its limits, keys, costs and lane. Keys that may be secret are
@@ -252,16 +261,33 @@ impl Target {
             let matcher = limit.matcher.as_ref();
             if matcher.is_none_or(|matcher| matcher.matches(asked)) {
                 limits.insert(index);
-                let key = limit.key.as_ref();
-                keys.extend(key.map(|key| (index, key.key(asked, secret))));
+                let key = limit.key.as_ref().map(|key| key.key(asked, secret));
                 let cost = limit.cost.as_ref();
-                costs.extend(cost.map(|cost| (index, cost.estimate(asked))));
+                costs.extend(cost.map(|cost| {
+                    let learned = asked.learned.filter(|_| cost.learned);
+                    let ratio = |learned: &LearnedCosts| {
+                        let key = key.as_deref().unwrap_or_default();
+                        learned.ratio(&self.name, &limit.name, key)
+                    };
+                    (index, cost.estimate(asked, learned.map_or(1.0, ratio)))
+                }));
+                keys.extend(key.map(|key| (index, key)));
             }
         }
         let named = |lane: &Lane| lane.matcher.as_ref().is_some_and(|m| m.matches(asked));
         let lane = self.lanes.iter().position(named);
         let lane = self.lane_or_default(lane);
         Scope::plain(limits).in_lane(lane).with(keys, costs)
+    }
+
+    /// Returns the estimates in units before they are scaled, for each limit that learns them.
+    pub fn bases(&self, asked: &RequestView<'_>) -> Vec<(usize, i64)> {
+        let limits = self.limits.iter().enumerate();
+        let learning = limits.filter_map(|(index, limit)| {
+            let cost = limit.cost.as_ref().filter(|cost| cost.learned)?;
+            Some((index, cost.base(asked)))
+        });
+        learning.collect()
     }
 
     /// Returns the scope of a tunnel, of which only the host and the client are visible. Limits

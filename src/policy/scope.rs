@@ -7,7 +7,7 @@ use http::request::Parts;
 
 use super::key::readable;
 use super::path::normal_path;
-use super::{KeySecret, LimitSet};
+use super::{KeySecret, LearnedCosts, LimitSet};
 use crate::bounds::COST_MAX;
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
@@ -146,6 +146,10 @@ pub struct RequestView<'a> {
     pub client: Option<Caller<'a>>,
     /// Body of the request, if the scope depends on it and it is JSON.
     pub json: Option<&'a serde_json::Value>,
+    /// Bytes of the body, as far as they are known.
+    pub body_bytes: Option<u64>,
+    /// Learned factors of estimates, or `None` to use none.
+    pub learned: Option<&'a LearnedCosts>,
 }
 
 /// An identified client that sends requests.
@@ -228,15 +232,6 @@ impl Source {
             _ => None,
         }
     }
-
-    /// Returns the cost that the response states in its JSON body, in units. Only [`Self::Json`]
-    /// can yield one.
-    pub fn number_in_body(&self, json: &serde_json::Value) -> Option<i64> {
-        match self {
-            Self::Json(pointer) => number(&json.pointer(pointer)?.to_string()),
-            _ => None,
-        }
-    }
 }
 
 /// Key of the requests that have no value at the source of their key.
@@ -246,46 +241,12 @@ fn header_text(value: &http::HeaderValue) -> Option<String> {
     Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-fn number(text: &str) -> Option<i64> {
+/// Returns the cost that a text states, in units, or `None` if it is no number from 0.
+pub fn number(text: &str) -> Option<i64> {
     let number = text.trim().parse::<f64>().ok()?;
     // An absurd number still says that the cost is high, so it is cut and not ignored.
     let valid = number.is_finite() && number >= 0.0;
     valid.then(|| number.min(f64::from(COST_MAX)).ceil() as i64)
-}
-
-/// The rule for the cost of a request to a limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cost {
-    /// Sources of the estimate, tried in this order.
-    pub estimate: Vec<Source>,
-    /// Estimate in units if no source yields a number.
-    pub default: i64,
-    /// Highest cost in units of one request. A higher estimate or settlement is cut.
-    pub max: i64,
-    /// Source of the actual cost in the response. `None` leaves the estimate in force.
-    pub settle: Option<Source>,
-}
-
-impl Cost {
-    /// Returns the estimate in units, rounded up by at most a sixteenth. Rounding lets requests of
-    /// similar cost share one scope. A settlement returns the excess.
-    pub(super) fn estimate(&self, asked: &RequestView<'_>) -> i64 {
-        let known = self.estimate.iter().find_map(|source| source.number(asked));
-        self.rounded(known)
-    }
-
-    /// Returns the known cost or else the default, in units. The result is rounded up, and is from
-    /// 1 to [`Self::max`].
-    pub(super) fn rounded(&self, known: Option<i64>) -> i64 {
-        let known = known.unwrap_or(self.default).clamp(1, i64::from(COST_MAX));
-        rounded_up(known).min(self.max.max(1))
-    }
-}
-
-fn rounded_up(cost: i64) -> i64 {
-    let bits = 64 - cost.leading_zeros();
-    let step = 1_i64 << bits.saturating_sub(5);
-    (cost + step - 1) / step * step
 }
 
 #[cfg(test)]
@@ -310,6 +271,8 @@ mod tests {
             head: &head,
             client: None,
             json: Some(&json),
+            body_bytes: None,
+            learned: None,
         };
         assert_eq!(Source::Query("user".into()).text(&asked).unwrap(), "a b");
         assert_eq!(Source::Json("/model".into()).text(&asked).unwrap(), "m");
@@ -338,20 +301,6 @@ mod tests {
         ] {
             assert_eq!(number(text), cost, "{text}");
         }
-        let cost = Cost {
-            estimate: Vec::new(),
-            default: 1,
-            max: 100,
-            settle: None,
-        };
-        for (known, rounded) in [
-            (None, 1),
-            (Some(-5), 1),
-            (Some(99), 100),
-            (Some(i64::MAX), 100),
-        ] {
-            assert_eq!(cost.rounded(known), rounded, "{known:?}");
-        }
     }
 
     #[test]
@@ -378,19 +327,11 @@ mod tests {
             head: &head,
             client: None,
             json: None,
+            body_bytes: None,
+            learned: None,
         };
         let secret = KeySecret::new([1; 32]);
         let key = Source::Header(http::header::AUTHORIZATION).key(&asked, &secret);
         assert!(key.len() == 32 && !key.contains("secret"));
-    }
-
-    #[test]
-    fn an_estimate_is_rounded_up_by_a_sixteenth_at_most() {
-        for cost in [1, 2, 16, 17, 31, 33, 1000, 1023, 4097, 1_000_000] {
-            let rounded = rounded_up(cost);
-            assert!(rounded >= cost && rounded <= cost + cost / 16 + 1, "{cost}");
-        }
-        let distinct: std::collections::HashSet<_> = (1..100_000).map(rounded_up).collect();
-        assert!(distinct.len() < 300);
     }
 }

@@ -6,6 +6,8 @@ use http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
 use super::LimitUnit;
+use crate::bounds::ASIDE_BYTES;
+use crate::content::{Codings, decode_whole};
 use crate::policy::SignalRules;
 use crate::semantics::wait_in;
 
@@ -30,7 +32,7 @@ const NOT_PROCESSED: [&str; 5] = [
 
 impl Peek {
     /// Returns true if the body of this response may hold a signal. The body is then JSON, or the
-    /// XML of a 503, and not compressed.
+    /// XML of a 503, and its content codings are known.
     pub fn is_wanted(status: StatusCode, headers: &HeaderMap, rules: &SignalRules) -> bool {
         let general = matches!(
             status,
@@ -38,12 +40,14 @@ impl Peek {
         );
         (general || rules.need_body(status))
             && (is_json(headers) || status == StatusCode::SERVICE_UNAVAILABLE && is_xml(headers))
-            && is_identity(headers)
+            && Codings::of(headers).is_some()
     }
 
-    /// Reads a whole body of at most [`ASIDE_BYTES`](crate::bounds::ASIDE_BYTES). Returns `None` if
-    /// it is not what its content type says.
+    /// Reads a whole body of at most [`ASIDE_BYTES`], coded or not. Returns `None` if it is longer
+    /// once it is decoded, or not what its head says.
     pub fn parse(headers: &HeaderMap, body: &[u8]) -> Option<Self> {
+        let body = decode_whole(&Codings::of(headers)?, body, ASIDE_BYTES)?;
+        let body = &*body;
         if is_json(headers) {
             let json = serde_json::from_slice(body).ok()?;
             return Some(Self(PeekContent::Json(json)));
@@ -176,9 +180,4 @@ fn is_xml(headers: &HeaderMap) -> bool {
         let kind = kind.to_ascii_lowercase();
         kind.ends_with("/xml") || kind.ends_with("+xml")
     })
-}
-
-fn is_identity(headers: &HeaderMap) -> bool {
-    let encodings = headers.get_all(header::CONTENT_ENCODING);
-    encodings.iter().all(|encoding| encoding == "identity")
 }

@@ -74,6 +74,8 @@ metrics! {
         "Bookings of keys beyond `max_keys`, which share one schedule";
     settlements_capped: Family<TargetLabel, Counter> = Family::default(), "outpace_settlements_capped_total", "target",
         "Costs stated by origins that were cut to `cost.max`";
+    without_usage: Family<UsageLabels, Counter> = Family::default(), "outpace_responses_without_usage_total", "target, cause (absent, coding, corrupt, bound, memory)",
+        "Successful responses in which `cost.settle` found nothing, so that the estimate stays";
     ledger_calls: Counter = Counter::default(), "outpace_ledger_calls_total", "",
         "Calls to a shared ledger that book slots";
     ledger_connected: Gauge = Gauge::default(), "outpace_ledger_connected", "",
@@ -193,6 +195,12 @@ struct AuthLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UsageLabels {
+    target: Arc<str>,
+    cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabels {
     listener: &'static str,
     cause: &'static str,
@@ -272,6 +280,13 @@ impl Metrics {
         let target = Arc::clone(target);
         let label = TargetLabel { target };
         self.0.settlements_capped.get_or_create(&label).inc();
+    }
+
+    /// Counts a successful response without the usage that settles its costs.
+    pub fn without_usage(&self, target: &Arc<str>, cause: &'static str) {
+        let target = Arc::clone(target);
+        let labels = UsageLabels { target, cause };
+        self.0.without_usage.get_or_create(&labels).inc();
     }
 
     /// Adds `change` to the number of open client connections: 1 if one opened, -1 if one closed.
@@ -460,6 +475,7 @@ mod tests {
         metrics.reason("no-route");
         metrics.slot_voided(&"t".into());
         metrics.settlement_capped(&"t".into());
+        metrics.without_usage(&"t".into(), "absent");
         metrics.keys_overflowed(&"t".into());
         metrics.reloaded(true);
         metrics.set_spool_clients([("-".into(), 1)]);

@@ -85,4 +85,5 @@ mod stored;
 mod tenants;
 mod tokens;
 mod unblock;
+mod usage;
 mod ways;

@@ -82,7 +82,7 @@ async fn forget(program: &Program, query: &str) -> (u16, Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn p7_signals_a_stated_cost_is_capped_and_can_be_forgotten_in_memory() {
     for rate in [
-        "rate: 100/1m",
+        "rate: 100/1m, burst: 1",
         "rate: 100/1m, burst: 50",
         "rate: 100/1m, algorithm: sliding_window",
         "rate: 100/1h, algorithm: fixed_window",
@@ -113,7 +113,7 @@ async fn p7_signals_a_stated_cost_is_capped_and_can_be_forgotten_in_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn p7_signals_forgotten_settlements_are_forgotten_by_all_replicas() {
     for rate in [
-        "rate: 100/1m",
+        "rate: 100/1m, burst: 1",
         "rate: 100/1m, algorithm: sliding_window",
         "rate: 100/1h, algorithm: fixed_window",
     ] {

@@ -6,13 +6,10 @@ use std::sync::Arc;
 use http::Method;
 
 use super::super::schema;
-use super::{Violation, Violations};
-use crate::bounds::{
-    COST_MAX, COUNT_MAX, DURATION_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX,
-    LANES_MAX,
-};
-use crate::policy::{Algorithm, Bound, Cost, Glob, HeaderPattern, Lane, Limit, Matcher, Source};
-use crate::units::{Rate, is_name};
+use super::{Violation, Violations, cost};
+use crate::bounds::{COUNT_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX, LANES_MAX};
+use crate::policy::{Algorithm, Bound, Glob, HeaderPattern, Lane, Limit, Matcher, Source};
+use crate::units::is_name;
 
 /// First number of permits that a limit refuses.
 const COUNT_TOO_LARGE: u32 = COUNT_MAX + 1;
@@ -127,7 +124,7 @@ pub(super) fn lane(name: &str, weight: u32) -> Lane {
     }
 }
 
-fn source(p: &mut Violations, key: &str, text: &str) -> Option<Source> {
+pub(super) fn source(p: &mut Violations, key: &str, text: &str) -> Option<Source> {
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
     let source = match (kind, rest.trim()) {
         ("client", "") => Some(Source::Client),
@@ -142,45 +139,6 @@ fn source(p: &mut Violations, key: &str, text: &str) -> Option<Source> {
             "`{text}` names no part of a request; write \"header:authorization\", \"client\", \"path\", \"query:user\" or \"json:/model\"");
     }
     source
-}
-
-/// Builds the rule for the cost of a request. `rate` is the rate of its limit.
-fn cost(p: &mut Violations, key: &str, written: &schema::CostSection, rate: Option<Rate>) -> Cost {
-    let mut estimate = Vec::new();
-    for (index, text) in written.estimate.iter().flat_map(|list| &list.0).enumerate() {
-        estimate.extend(source(p, &format!("{key}.cost.estimate[{index}]"), text));
-    }
-    let settle = written.settle.as_ref();
-    let settle = settle.and_then(|text| source(p, &format!("{key}.cost.settle"), &text.0));
-    if let Some(Source::Client | Source::Path | Source::Query(_)) = settle {
-        report!(p, "{key}.cost.settle" =>
-            "a response has no such part; write \"header:x-cost\" or \"json:/usage/total_tokens\"");
-    }
-    let default = written.default.unwrap_or(1);
-    if !(1..=COST_MAX).contains(&default) {
-        report!(p, "{key}.cost.default" => "a request costs from 1 to {COST_MAX}");
-    }
-    let period = rate.map_or(1, Rate::count);
-    // A default above the rate is an operator's explicit statement, so it is no settlement to cut.
-    let max = written.max.unwrap_or(period.max(default));
-    if !(1..=COST_MAX).contains(&max) {
-        report!(p, "{key}.cost.max" => "a request costs from 1 to {COST_MAX}");
-    } else if default > max {
-        report!(p, "{key}.cost.default" => "it is above `max`; write at most {max}, or raise `max`");
-    }
-    if let Some(rate) = rate
-        && written.max.is_some()
-        && rate.period().saturating_mul(max) / rate.count() > DURATION_MAX
-    {
-        report!(p, "{key}.cost.max" =>
-            "one request could use up {rate} for more than 400 days; write a smaller number");
-    }
-    Cost {
-        estimate,
-        default: i64::from(default),
-        max: i64::from(max),
-        settle,
-    }
 }
 
 pub(super) fn limits(
@@ -209,7 +167,7 @@ pub(super) fn limits(
         let by = by.and_then(|text| source(p, &format!("{key}.key"), &text.0));
         let rate = limit.rate.as_ref().map(|rate| rate.0);
         let cost = limit.cost.as_ref();
-        let cost = cost.map(|written| self::cost(p, &key, written, rate));
+        let cost = cost.map(|written| cost::rule(p, &key, written, rate));
         if cost.is_some() && limit.concurrent.is_some() {
             report!(p, "{key}.cost" => "a request is one at once; remove it, or limit a `rate`");
         }
@@ -272,7 +230,12 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
             let algorithm = match limit.algorithm {
                 Some(schema::AlgorithmSetting::SlidingWindow) => Algorithm::SlidingWindow,
                 Some(schema::AlgorithmSetting::FixedWindow) => Algorithm::FixedWindow,
-                _ => Algorithm::TokenBucket { burst: limit.burst },
+                _ => Algorithm::TokenBucket {
+                    // A budget of units is usually one that may be used up at once.
+                    burst: limit
+                        .burst
+                        .or_else(|| limit.cost.as_ref().map(|_| rate.0.count())),
+                },
             };
             if limit.burst.is_some() && !matches!(algorithm, Algorithm::TokenBucket { .. }) {
                 report!(p, "{key}.burst" =>
