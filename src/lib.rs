@@ -8,8 +8,8 @@
 //!   [`telemetry`], [`throttle`] (failed authentications).
 //! - floor 1: [`json`] (the streaming reader of JSON values), [`policy`] (the operator's
 //!   configuration), [`semantics`] (the rules of the RFCs), [`schedule`] (the instants at which
-//!   requests may leave), [`signals`] (the meaning of an origin's response for limits). All five are
-//!   pure.
+//!   requests may leave), [`content`] (codings and formats of bodies, read while they pass),
+//!   [`signals`] (the meaning of an origin's response for limits). All six are pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
 //! - floor 3: [`pace`] (the queues of this replica), [`origin`] (connections to origins),
 //!   [`intercept`] (the CA and its leaves), [`spool`] (stored requests), [`tunnel`] (the blind

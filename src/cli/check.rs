@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::exchange::refused_credential;
 use crate::intercept::{CaSource, CertificateAuthority};
-use crate::policy::{Policy, Unmatched};
+use crate::policy::{Expression, Policy, Target, TlsMode, Unmatched};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -70,11 +70,42 @@ fn warnings(config: &Config) -> Vec<String> {
         })
         .collect();
     warnings.sort();
+    warnings.extend(policy.targets.iter().flat_map(|t| about_costs(t)));
     if let Some(spool) = &config.settings.spool
         && matches!(spool.store, StoreSettings::Postgres(_))
         && spool.keys.is_empty()
     {
         warnings.push("`spool.key` is not set: the database holds requests and responses in clear, and requests with credentials are refused (422)".to_owned());
+    }
+    warnings
+}
+
+/// Returns what costs of a target cannot see, with the remedy.
+fn about_costs(target: &Target) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let limits = target.limits.iter();
+    for (limit, cost) in limits.filter_map(|limit| Some((limit, limit.cost.as_ref()?))) {
+        let place = format!("limit {} of target {}", limit.name, target.name);
+        let settle: Vec<&str> = cost.settle.iter().flat_map(Expression::pointers).collect();
+        if target.tls == TlsMode::Tunnel {
+            warnings.push(format!("{place}: a tunnel hides requests and responses, so each costs 1; use `tls: intercept`"));
+        }
+        let by_request = [
+            "/usage/total_tokens",
+            "/usage/completion_tokens",
+            "/usage/prompt_tokens",
+        ];
+        if settle.iter().any(|pointer| by_request.contains(pointer)) {
+            warnings.push(format!("{place}: a stream states `usage` only if its request sets `\"stream_options\": {{\"include_usage\": true}}`; without it the estimate stays, which outpace_responses_without_usage_total counts"));
+        }
+        let elsewhere = [
+            "/message/usage/input_tokens",
+            "/response/usage/input_tokens",
+        ];
+        if settle.contains(&"/usage/input_tokens") && !settle.iter().any(|p| elsewhere.contains(p))
+        {
+            warnings.push(format!("{place}: a stream states its input tokens at another place; add \"json:/message/usage/input_tokens\" (Anthropic) or \"json:/response/usage/input_tokens\" (OpenAI Responses) to the list"));
+        }
     }
     warnings
 }

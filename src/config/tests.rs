@@ -357,3 +357,63 @@ fn p14_values_are_accepted_up_to_their_bounds() {
     let token = |length| format!("clients: [{{ name: a, token: {} }}]", "t".repeat(length));
     check("token", &token(16), &token(15));
 }
+
+/// Reaches the bound `EXPRESSION_PARTS`.
+#[test]
+fn p14_bounds_hold_an_expression_has_so_many_parts_at_most() {
+    use crate::bounds::EXPRESSION_PARTS;
+    for (more, accepted) in [(0, true), (1, false)] {
+        // The list itself is a part, too.
+        let parts = vec!["\"json:/a\""; EXPRESSION_PARTS - 1 + more].join(", ");
+        for expression in [
+            format!("[{parts}]"),
+            format!("{{ sum: [{parts}] }}"),
+            format!("{{ max: [{parts}] }}"),
+        ] {
+            for key in ["estimate", "settle"] {
+                let text = format!(
+                    "targets: [{{ name: a, hosts: [a.test], limits: [{{ rate: 9/1s, cost: {{ {key}: {expression} }} }}] }}]"
+                );
+                let told = told(&text);
+                assert_eq!(told == "ok", accepted, "{told}");
+                assert!(accepted || told.contains("more than 32 parts"), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cost_has_a_burst_of_its_rate_unless_one_is_written() {
+    for (limit, bound) in [
+        ("rate: 90/1m, cost: { default: 5 }", "90/1m with burst 90"),
+        (
+            "rate: 90/1m, burst: 3, cost: { default: 5 }",
+            "90/1m with burst 3",
+        ),
+        ("rate: 90/1m", "90/1m"),
+        (
+            "rate: 90/1m, algorithm: sliding_window, cost: {}",
+            "90/1m in any window",
+        ),
+    ] {
+        let text = format!("targets: [{{ name: a, hosts: [a.test], limits: [{{ {limit} }}] }}]");
+        let loaded = parse(Path::new("c"), &text, &environment, 0).unwrap();
+        let found = loaded.config.policy.targets[0].limits[0].bound.to_string();
+        assert_eq!(found, bound, "{limit}");
+    }
+}
+
+#[test]
+fn all_limits_of_a_target_settle_by_a_bounded_number_of_places() {
+    let limit = |number: usize| {
+        format!("{{ rate: 9/1s, cost: {{ settle: [\"json:/a{number}\", \"json:/b{number}\"] }} }}")
+    };
+    for (limits, accepted) in [(32, true), (33, false)] {
+        let limits: Vec<String> = (0..limits).map(limit).collect();
+        let limits = limits.join(", ");
+        let text = format!("targets: [{{ name: a, hosts: [a.test], limits: [{limits}] }}]");
+        let told = told(&text);
+        assert_eq!(told == "ok", accepted, "{told}");
+        assert!(accepted || told.contains("more than 64 places"), "{told}");
+    }
+}

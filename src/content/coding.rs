@@ -51,14 +51,14 @@ impl Codings {
         self.0.is_empty()
     }
 
-    pub(super) fn stages(&self) -> impl Iterator<Item = Stage> {
-        self.0.iter().map(|coding| Stage::new(*coding))
+    pub(super) fn stages(&self) -> impl Iterator<Item = CodingStage> {
+        self.0.iter().map(|coding| CodingStage::new(*coding))
     }
 }
 
 /// Progress of one step of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct DecodeStep {
     /// Bytes of the input that were taken.
     pub(super) taken: usize,
     /// Bytes that were written to the output.
@@ -74,7 +74,7 @@ pub(super) struct Corrupt;
 type Brotli = BrotliState<Counted, Counted, Counted>;
 
 /// Decoder of one coding.
-pub(super) enum Stage {
+pub(super) enum CodingStage {
     Gzip {
         inflate: Decompress,
         members: u32,
@@ -96,7 +96,7 @@ const ZSTD: u64 = 160 * 1024;
 /// Window bits of a decoder for gzip, the largest that the format has.
 const GZIP_BITS: u8 = 15;
 
-impl Stage {
+impl CodingStage {
     fn new(coding: Coding) -> Self {
         match coding {
             Coding::Gzip => Self::Gzip {
@@ -133,7 +133,7 @@ impl Stage {
     }
 
     /// Decodes a part of the input into `output`.
-    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Corrupt> {
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<DecodeStep, Corrupt> {
         match self {
             Self::Gzip { inflate, members } => {
                 let (step, ended) = inflated(inflate, input, output)?;
@@ -150,7 +150,7 @@ impl Stage {
                     *self = Self::Deflate(Decompress::new(first & 0x0f == 8));
                     return self.step(input, output);
                 }
-                Ok(Step::NOTHING)
+                Ok(DecodeStep::NOTHING)
             }
             Self::Deflate(inflate) => {
                 let (step, ended) = inflated(inflate, input, output)?;
@@ -168,7 +168,7 @@ impl Stage {
                     return Err(Corrupt);
                 }
                 let ended = matches!(result, BrotliResult::ResultSuccess);
-                self.ended_if(ended, Step { taken, made, more }, input)
+                self.ended_if(ended, DecodeStep { taken, made, more }, input)
             }
             Self::Zstd(decoder, total) => {
                 let status = decoder
@@ -180,18 +180,23 @@ impl Stage {
                 // A decoder that makes no progress would be asked forever.
                 let stuck = taken == 0 && made == 0 && !input.is_empty();
                 (!stuck)
-                    .then_some(Step { taken, made, more })
+                    .then_some(DecodeStep { taken, made, more })
                     .ok_or(Corrupt)
             }
-            Self::Ended => Ok(Step {
+            Self::Ended => Ok(DecodeStep {
                 taken: input.len(),
-                ..Step::NOTHING
+                ..DecodeStep::NOTHING
             }),
         }
     }
 
     /// Releases the decoder if its stream has ended. The rest of the input is then ignored.
-    fn ended_if(&mut self, ended: bool, mut step: Step, input: &[u8]) -> Result<Step, Corrupt> {
+    fn ended_if(
+        &mut self,
+        ended: bool,
+        mut step: DecodeStep,
+        input: &[u8],
+    ) -> Result<DecodeStep, Corrupt> {
         if ended {
             *self = Self::Ended;
             step.taken = input.len();
@@ -204,7 +209,7 @@ impl Stage {
 /// Largest window of a brotli stream, as its number of bits.
 const WINDOW_BITS: u32 = DECODER_WINDOW.ilog2();
 
-impl Step {
+impl DecodeStep {
     const NOTHING: Self = Self {
         taken: 0,
         made: 0,
@@ -217,7 +222,7 @@ fn inflated(
     inflate: &mut Decompress,
     input: &[u8],
     output: &mut [u8],
-) -> Result<(Step, bool), Corrupt> {
+) -> Result<(DecodeStep, bool), Corrupt> {
     let before = (inflate.total_in(), inflate.total_out());
     let status = inflate.decompress(input, output, FlushDecompress::None);
     let status = status.map_err(|_cause| Corrupt)?;
@@ -228,10 +233,10 @@ fn inflated(
     if taken == 0 && made == 0 && !input.is_empty() && !ended {
         return Err(Corrupt);
     }
-    Ok((Step { taken, made, more }, ended))
+    Ok((DecodeStep { taken, made, more }, ended))
 }
 
-impl fmt::Debug for Stage {
+impl fmt::Debug for CodingStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Gzip { .. } => "Gzip",

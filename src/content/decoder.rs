@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::coding::{Codings, Stage};
+use super::coding::{CodingStage, Codings};
 use super::memory::{DecoderMemory, Held};
 use crate::bounds::{DECODED_FREE, DECODED_MAX, DECODED_RATIO, DECODER_WINDOW};
 
@@ -12,9 +12,9 @@ const STEP: usize = 8 * 1024;
 /// Decoder of a body. Input is pushed in as it passes, and the output goes to a sink.
 #[derive(Debug)]
 pub struct Decoder {
-    stages: Vec<Stage>,
+    stages: Vec<CodingStage>,
     memory: Held,
-    work: Work,
+    work: DecodeWork,
 }
 
 /// Reason for which the rest of a body is not decoded.
@@ -34,14 +34,14 @@ pub enum Undecoded {
 
 /// Bytes that were pushed in, and bytes that all stages made.
 #[derive(Debug)]
-struct Work {
+struct DecodeWork {
     taken: u64,
     made: u64,
     /// Bytes that the stages may make.
     most: u64,
 }
 
-impl Work {
+impl DecodeWork {
     /// Adds the output of a step. All stages count, because each can make much of little.
     fn add(&mut self, made: usize) -> Result<(), Undecoded> {
         self.made = self.made.saturating_add(made as u64);
@@ -57,7 +57,7 @@ impl Decoder {
         Self {
             stages: codings.stages().collect(),
             memory: Held::none(memory.clone()),
-            work: Work {
+            work: DecodeWork {
                 taken: 0,
                 made: 0,
                 most: DECODED_MAX,
@@ -91,7 +91,7 @@ impl Decoder {
     }
 
     fn count_memory(&mut self) -> Result<(), Undecoded> {
-        let each = self.stages.iter().map(Stage::memory);
+        let each = self.stages.iter().map(CodingStage::memory);
         let fits = each.clone().all(|bytes| bytes <= 2 * DECODER_WINDOW);
         let fits = fits && self.memory.set(each.sum());
         fits.then_some(()).ok_or(Undecoded::NoMemory)
@@ -113,8 +113,8 @@ pub fn decode_whole<'a>(codings: &Codings, body: &'a [u8], most: usize) -> Optio
 }
 
 fn run(
-    stages: &mut [Stage],
-    work: &mut Work,
+    stages: &mut [CodingStage],
+    work: &mut DecodeWork,
     mut input: &[u8],
     sink: &mut dyn FnMut(&[u8]),
 ) -> Result<(), Undecoded> {

@@ -23,7 +23,7 @@ pub enum Piece<'a> {
 #[derive(Debug)]
 pub struct Splitter {
     format: StreamFormat,
-    line: Line,
+    line: LinePart,
     /// Bytes of the byte order mark that were read, or `None` after it.
     mark: Option<usize>,
     /// True after a carriage return, because a line feed then belongs to the same line end.
@@ -34,7 +34,7 @@ pub struct Splitter {
 
 /// Position in the current line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
+enum LinePart {
     /// Name of a field: its first bytes, and their number.
     Name([u8; DATA.len()], usize),
     /// Position before a value of `data`, whose first space does not belong to it.
@@ -47,7 +47,7 @@ enum Line {
 
 const DATA: [u8; 4] = *b"data";
 const MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
-const EMPTY: Line = Line::Name([0; DATA.len()], 0);
+const EMPTY: LinePart = LinePart::Name([0; DATA.len()], 0);
 
 impl Splitter {
     /// Creates a splitter at the beginning of a stream.
@@ -56,7 +56,7 @@ impl Splitter {
             format,
             line: match format {
                 StreamFormat::Events => EMPTY,
-                StreamFormat::Lines => Line::Data,
+                StreamFormat::Lines => LinePart::Data,
             },
             mark: Some(0),
             after_return: false,
@@ -94,7 +94,7 @@ impl Splitter {
 
     /// Reads a part of a line without its end. Returns the rest of the chunk.
     fn in_line<'a>(&mut self, chunk: &'a [u8], sink: &mut dyn FnMut(Piece<'_>)) -> &'a [u8] {
-        if let Line::Name(name, read) = &mut self.line {
+        if let LinePart::Name(name, read) = &mut self.line {
             let Some((byte, rest)) = chunk.split_first() else {
                 return chunk;
             };
@@ -106,19 +106,19 @@ impl Splitter {
             } else if *byte == b':' && *read == DATA.len() && *name == DATA {
                 self.begin_data(sink);
             } else {
-                self.line = Line::Ignored;
+                self.line = LinePart::Ignored;
             }
             return rest;
         }
-        if self.line == Line::BeforeData {
-            self.line = Line::Data;
+        if self.line == LinePart::BeforeData {
+            self.line = LinePart::Data;
             if let Some((b' ', rest)) = chunk.split_first() {
                 return rest;
             }
         }
         let end = chunk.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
         let (text, rest) = chunk.split_at(end.unwrap_or(chunk.len()));
-        if self.line == Line::Data {
+        if self.line == LinePart::Data {
             sink(Piece::Data(text));
         }
         rest
@@ -130,7 +130,7 @@ impl Splitter {
             sink(Piece::Data(b"\n"));
         }
         self.has_data = true;
-        self.line = Line::BeforeData;
+        self.line = LinePart::BeforeData;
     }
 
     fn end_line(&mut self, sink: &mut dyn FnMut(Piece<'_>)) {
@@ -138,7 +138,7 @@ impl Splitter {
             sink(Piece::End);
             return;
         }
-        if let Line::Name(name, read) = self.line {
+        if let LinePart::Name(name, read) = self.line {
             // A line that is only the name is a field with an empty value.
             if read == 0 {
                 self.has_data = false;

@@ -10,7 +10,7 @@ pub use coding::Codings;
 pub use decoder::{Decoder, Undecoded, decode_whole};
 pub use events::{Piece, Splitter, StreamFormat};
 pub use memory::DecoderMemory;
-pub use usage::{ReaderState, Seen, Unread, UsageReader};
+pub use usage::{ReaderState, SeenNumbers, Unread, UsageReader};
 
 #[cfg(test)]
 mod tests;

@@ -23,12 +23,12 @@ struct TextReader {
     /// Splitter of a stream of JSON texts, or `None` for one JSON text.
     splitter: Option<Splitter>,
     json: JsonReader,
-    seen: Seen,
+    seen: SeenNumbers,
 }
 
 /// Last number that was seen at each pointer.
 #[derive(Debug)]
-pub struct Seen {
+pub struct SeenNumbers {
     pointers: JsonPointers,
     numbers: Vec<Option<i64>>,
 }
@@ -55,7 +55,7 @@ pub enum ReaderState {
     Decodes,
     /// It reads them as they are.
     Reads,
-    /// It ignores them.
+    /// It ignores them, because it has stopped.
     Ended,
 }
 
@@ -91,7 +91,7 @@ impl UsageReader {
             decoder: codings.map(|codings| Decoder::new(&codings, memory)),
             text: TextReader {
                 splitter: stream_format(headers).map(Splitter::new),
-                seen: Seen::new(pointers.clone()),
+                seen: SeenNumbers::new(pointers.clone()),
                 json: JsonReader::new(pointers),
             },
         }
@@ -125,13 +125,13 @@ impl UsageReader {
     }
 
     /// Returns what was seen. A body beyond a bound counts as not seen at all.
-    pub fn finish(mut self) -> (Seen, Unread) {
+    pub fn finish(mut self) -> (SeenNumbers, Unread) {
         self.text.end();
         match self.unread {
             Unread::Absent | Unread::Corrupt => (self.text.seen, self.unread),
             beyond => {
                 let pointers = self.text.json.pointers().clone();
-                (Seen::new(pointers), beyond)
+                (SeenNumbers::new(pointers), beyond)
             }
         }
     }
@@ -159,7 +159,7 @@ impl TextReader {
     }
 }
 
-impl Seen {
+impl SeenNumbers {
     fn new(pointers: JsonPointers) -> Self {
         let numbers = vec![None; pointers.len()];
         Self { pointers, numbers }

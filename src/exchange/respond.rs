@@ -16,7 +16,7 @@ use super::idle::Upload;
 use super::peek::PeekedBody;
 use super::reason::Reason;
 use super::record::Recording;
-use super::usage::Usage;
+use super::usage::UsageSettler;
 use crate::bounds::{BODY_IDLE, EXAMINED_AT_ONCE};
 use crate::pace::Turn;
 use crate::semantics::strip_trailers;
@@ -54,7 +54,7 @@ pub(super) struct FromOrigin {
     /// True if a missing close_notify makes the response incomplete.
     needs_close_notify: bool,
     /// Reader of the usage that the body states, if a limit takes the cost from it.
-    usage: Option<Box<Usage>>,
+    usage: Option<Box<UsageSettler>>,
     /// Bytes of the current frame that are not handed on yet, because they must be decoded first.
     rest: Bytes,
     /// Bytes that were examined since the connection could last be written.
@@ -132,7 +132,7 @@ impl ResponseBody {
 impl FromOrigin {
     pub(super) fn new(
         body: PeekedBody,
-        (turn, usage): (Option<Turn>, Option<Box<Usage>>),
+        (turn, usage): (Option<Turn>, Option<Box<UsageSettler>>),
         idle: Duration,
         upload: Option<Upload>,
         needs_close_notify: bool,

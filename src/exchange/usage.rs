@@ -15,7 +15,7 @@ use crate::telemetry::Metrics;
 
 /// Reader of the usage in one response, which settles the costs of its request at the end.
 #[derive(Debug)]
-pub(super) struct Usage {
+pub(super) struct UsageSettler {
     head: UsageHead,
     reader: UsageReader,
 }
@@ -55,7 +55,7 @@ impl Exchange {
         plan: &Plan<'_>,
         turn: &Turn,
         response: &Response<B>,
-    ) -> Option<Box<Usage>> {
+    ) -> Option<Box<UsageSettler>> {
         turn.costs().next()?;
         let headers = response.headers();
         let head = UsageHead {
@@ -72,7 +72,7 @@ impl Exchange {
             return None;
         }
         let reader = UsageReader::new(headers, pointers, &self.decoders);
-        Some(Box::new(Usage { head, reader }))
+        Some(Box::new(UsageSettler { head, reader }))
     }
 }
 
@@ -94,7 +94,7 @@ fn in_fields(fields: &[(HeaderName, i64)], source: &Source) -> Option<i64> {
     found.map(|(_, number)| *number)
 }
 
-impl Usage {
+impl UsageSettler {
     /// Returns the number of bytes that may be pushed at once, so that no push takes long.
     pub(super) fn slice(&self) -> usize {
         match self.reader.state() {

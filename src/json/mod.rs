@@ -80,11 +80,11 @@ fn segments_of(text: &str) -> Option<Vec<Box<str>>> {
 pub enum JsonScalar {
     /// Unescaped text of a string.
     String(Box<str>),
-    /// Number as it is written.
+    /// Number, in the spelling of the document.
     Number(Box<str>),
     /// The literal `true` or `false`.
     Bool(bool),
-    /// The literal `null`.
+    /// The literal `null`, which counts as no value.
     Null,
     /// Array or object, whose content is not kept.
     Container,

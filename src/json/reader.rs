@@ -64,7 +64,7 @@ struct Container {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lex {
     Between,
-    /// Position in the byte order mark, of which so many bytes were read.
+    /// Beginning of the byte order mark, with its number of bytes so far.
     Mark(usize),
     Word,
     String {

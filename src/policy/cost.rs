@@ -3,10 +3,11 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::{RequestView, Source};
+use super::{LearnedCosts, RequestView, Source};
 use crate::bounds::COST_MAX;
 
 /// An expression that yields a cost in units, or nothing if the values are absent.
@@ -122,7 +123,7 @@ fn source_text(source: &Source) -> String {
 /// The cost of a request that the origin answers with an error and without stated usage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorCost {
-    /// The estimate stays.
+    /// The estimate stays in force.
     Keep,
     /// The request costs nothing.
     Refund,
@@ -201,13 +202,21 @@ impl Cost {
         known.unwrap_or(self.default)
     }
 
-    /// Returns the estimate in units for a request whose key has this learned ratio.
+    /// Returns the learned factor for the estimates of a key of a limit, or 1 if none is learned.
+    pub(super) fn ratio(
+        &self,
+        learned: Option<&LearnedCosts>,
+        limit: (&Arc<str>, &Arc<str>),
+        key: &str,
+    ) -> f64 {
+        let learned = learned.filter(|_| self.learned);
+        learned.map_or(1.0, |learned| learned.ratio(limit, key))
+    }
+
+    /// Returns the estimate in units, multiplied by this learned factor.
     pub(super) fn estimate(&self, asked: &RequestView<'_>, ratio: f64) -> i64 {
         let base = self.base(asked);
-        self.rounded(Some(match self.learned {
-            true => (base as f64 * ratio).ceil() as i64,
-            false => base,
-        }))
+        self.rounded(Some((base as f64 * ratio).ceil() as i64))
     }
 
     /// Returns true if the estimate depends on values in the body of the request.

@@ -53,7 +53,7 @@ impl Mean {
 impl LearnedCosts {
     /// Returns the factor for the estimates of this key. A key without a value has the mean of its
     /// limit, and a limit without a value has 1.
-    pub fn ratio(&self, target: &Arc<str>, limit: &Arc<str>, key: &str) -> f64 {
+    pub fn ratio(&self, (target, limit): (&Arc<str>, &Arc<str>), key: &str) -> f64 {
         let table = lock(&self.0);
         let name = (Arc::clone(target), Arc::clone(limit));
         let Some(of_limit) = table.limits.get(&name) else {
@@ -109,15 +109,15 @@ mod tests {
     fn each_key_has_the_mean_of_its_own_costs() {
         let (target, limit) = names();
         let learned = LearnedCosts::default();
-        near(learned.ratio(&target, &limit, "a"), 1.0);
+        near(learned.ratio((&target, &limit), "a"), 1.0);
         for cost in [100, 300] {
             learned.learn((&target, &limit), &"a".into(), 1000, cost);
         }
         learned.learn((&target, &limit), &"b".into(), 1000, 4000);
-        near(learned.ratio(&target, &limit, "a"), 0.2);
-        near(learned.ratio(&target, &limit, "b"), 4.0);
-        near(learned.ratio(&target, &limit, "new"), 4.4 / 3.0);
-        near(learned.ratio(&target, &"other".into(), "a"), 1.0);
+        near(learned.ratio((&target, &limit), "a"), 0.2);
+        near(learned.ratio((&target, &limit), "b"), 4.0);
+        near(learned.ratio((&target, &limit), "new"), 4.4 / 3.0);
+        near(learned.ratio((&target, &"other".into()), "a"), 1.0);
     }
 
     #[test]
@@ -131,12 +131,12 @@ mod tests {
         for _ in 0..640 {
             learned.learn((&target, &limit), &key, 1000, 500);
         }
-        let ratio = learned.ratio(&target, &limit, "a");
+        let ratio = learned.ratio((&target, &limit), "a");
         assert!((0.499..=0.501).contains(&ratio), "{ratio}");
         learned.learn((&target, &limit), &"b".into(), 1, i64::MAX);
-        near(learned.ratio(&target, &limit, "b"), RATIO.1);
+        near(learned.ratio((&target, &limit), "b"), RATIO.1);
         learned.learn((&target, &limit), &"c".into(), 0, 5);
-        assert!(learned.ratio(&target, &limit, "c").is_finite());
+        assert!(learned.ratio((&target, &limit), "c").is_finite());
     }
 
     /// Reaches the bound `LEARNED_KEYS`.
@@ -150,9 +150,9 @@ mod tests {
         }
         let last = (LEARNED_KEYS + 9).to_string();
         assert_eq!(lock(&learned.0).keys, LEARNED_KEYS);
-        near(learned.ratio(&target, &limit, "0"), 0.5);
-        near(learned.ratio(&target, &limit, &last), 0.5);
+        near(learned.ratio((&target, &limit), "0"), 0.5);
+        near(learned.ratio((&target, &limit), &last), 0.5);
         learned.learn((&"new".into(), &limit), &"a".into(), 100, 50);
-        near(learned.ratio(&"new".into(), &limit, "a"), 1.0);
+        near(learned.ratio((&"new".into(), &limit), "a"), 1.0);
     }
 }

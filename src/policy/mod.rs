@@ -264,12 +264,9 @@ impl Target {
                 let key = limit.key.as_ref().map(|key| key.key(asked, secret));
                 let cost = limit.cost.as_ref();
                 costs.extend(cost.map(|cost| {
-                    let learned = asked.learned.filter(|_| cost.learned);
-                    let ratio = |learned: &LearnedCosts| {
-                        let key = key.as_deref().unwrap_or_default();
-                        learned.ratio(&self.name, &limit.name, key)
-                    };
-                    (index, cost.estimate(asked, learned.map_or(1.0, ratio)))
+                    let key = key.as_deref().unwrap_or_default();
+                    let ratio = cost.ratio(asked.learned, (&self.name, &limit.name), key);
+                    (index, cost.estimate(asked, ratio))
                 }));
                 keys.extend(key.map(|key| (index, key)));
             }

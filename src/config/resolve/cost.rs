@@ -4,8 +4,9 @@ use super::super::expression::ExpressionSetting;
 use super::super::schema::{self, ErrorCostSetting, OnErrorSetting};
 use super::limit::source;
 use super::{Violation, Violations};
-use crate::bounds::{COST_MAX, DURATION_MAX, EXPRESSION_PARTS};
-use crate::policy::{Cost, ErrorCost, Expression, OnError, Source};
+use crate::bounds::{COST_MAX, DURATION_MAX, EXPRESSION_PARTS, JSON_POINTERS_MAX};
+use crate::json::JsonPointers;
+use crate::policy::{Cost, ErrorCost, Expression, Limit, OnError, Source};
 use crate::units::Rate;
 
 /// Builds the rule for the cost of a request. `rate` is the rate of its limit.
@@ -166,6 +167,21 @@ fn place(p: &mut Violations, key: &str, text: &str, settles: bool) -> Option<Exp
         return None;
     }
     found
+}
+
+/// Checks that the values which the limits of one target read in a response can be read together.
+pub(super) fn check_pointers(p: &mut Violations, key: &str, limits: &[Limit]) {
+    let costs = limits.iter().filter_map(|limit| limit.cost.as_ref());
+    let settlements = costs.filter_map(|cost| cost.settle.as_ref());
+    let pointers: Vec<&str> = settlements.flat_map(Expression::pointers).collect();
+    let wrong = pointers.iter().find(|text| !JsonPointers::is_pointer(text));
+    if let Some(text) = wrong {
+        report!(p, "{key}.limits" =>
+            "`json:{text}` in a `settle` is no JSON pointer; write it as \"json:/usage/total_tokens\"");
+    } else if JsonPointers::new(pointers).is_none() {
+        report!(p, "{key}.limits" =>
+            "the `settle` of all limits together name more than {JSON_POINTERS_MAX} places; remove some");
+    }
 }
 
 fn on_error(p: &mut Violations, key: &str, written: Option<&OnErrorSetting>) -> OnError {

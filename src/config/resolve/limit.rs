@@ -183,6 +183,7 @@ pub(super) fn limits(
             });
         }
     }
+    cost::check_pointers(p, key, &limits);
     limits
 }
 

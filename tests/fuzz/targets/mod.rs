@@ -14,6 +14,7 @@ mod rows;
 mod signals;
 mod stored;
 mod units;
+mod usage;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -26,7 +27,7 @@ pub(crate) struct Target {
 }
 
 /// All targets, in the order in which they run.
-pub(crate) const TARGETS: [&Target; 12] = [
+pub(crate) const TARGETS: [&Target; 13] = [
     &calls::TARGET,
     &client::TARGET,
     &config::TARGET,
@@ -39,6 +40,7 @@ pub(crate) const TARGETS: [&Target; 12] = [
     &signals::TARGET,
     &stored::TARGET,
     &units::TARGET,
+    &usage::TARGET,
 ];
 
 /// Returns the fields that the lines `name: value` hold. Other lines are ignored.

@@ -243,3 +243,70 @@ async fn p7_signals_a_wait_in_a_coded_refusal_holds_the_retry() {
         }
     }
 }
+
+/// Returns what `outpace check` prints about a file with this text.
+async fn checked(text: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("outpace.yaml");
+    std::fs::write(&path, text).unwrap();
+    let checked = crate::harness::program().arg("check").arg(&path).output();
+    let checked = checked.await.unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    let errors = String::from_utf8(checked.stderr).unwrap();
+    assert!(checked.status.success(), "{told}{errors}");
+    told
+}
+
+/// The page's examples are valid, and the warnings are those that the page names.
+#[tokio::test]
+async fn the_examples_of_the_page_about_tokens_are_valid() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tokens.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).collect();
+    assert_eq!(blocks.len(), 2);
+    for (block, warns) in blocks.iter().zip([true, false]) {
+        let told = checked(block.split("```").next().unwrap()).await;
+        assert_eq!(told.contains("include_usage"), warns, "{told}");
+        assert!(told.contains("with burst"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn check_warns_of_a_settlement_that_sees_nothing() {
+    let target = |more: &str, settle: &str| {
+        format!(
+            "targets: [{{ name: api, hosts: [api.test], {more} limits: [{{ name: tokens, rate: 9/1s, cost: {{ settle: {settle} }} }}] }}]\n"
+        )
+    };
+    for (more, settle, warning) in [
+        ("", "\"json:/usage/total_tokens\"", "include_usage"),
+        (
+            "",
+            "{ sum: [\"json:/usage/completion_tokens\"] }",
+            "include_usage",
+        ),
+        (
+            "",
+            "\"json:/usage/input_tokens\"",
+            "/message/usage/input_tokens",
+        ),
+        ("tls: tunnel,", "\"json:/cost\"", "tls: intercept"),
+        ("tls: tunnel,", "\"header:x-cost\"", "tls: intercept"),
+    ] {
+        let told = checked(&target(more, settle)).await;
+        let warned = told.lines().filter(|line| line.starts_with("warning: "));
+        let about = "limit tokens of target api";
+        let found = warned
+            .clone()
+            .any(|line| line.contains(warning) && line.contains(about));
+        assert!(found, "{settle}: {told}");
+    }
+    for settle in [
+        "\"header:x-cost\"",
+        "\"json:/cost\"",
+        "[\"json:/response/usage/input_tokens\", \"json:/usage/input_tokens\"]",
+    ] {
+        let told = checked(&target("", settle)).await;
+        assert!(!told.contains("warning: "), "{told}");
+    }
+}
