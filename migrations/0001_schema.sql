@@ -27,6 +27,7 @@ create table outpace.target (
   epoch      int8 not null default 0,       -- number of blocks so far
   cleared    int8 not null default 0,       -- times that an operator had settlements forgotten
   blocks     int8 not null default 0,       -- changes of the blocks of its parts
+  lifted_ns  int8 not null default 0,       -- last time that an operator lifted blocks
   blocked_ns int8 not null default 0,       -- end of the last block
   phase      int2 not null default 0,       -- 0 open, 1 blocked, 2 probing
   rest_ns    int8 not null default 0,       -- end of the wait for an unanswered probe

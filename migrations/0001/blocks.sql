@@ -17,7 +17,8 @@ begin
     c ->> 'field', c ->> 'value', c ->> 'path')::outpace.block;
 end $$;
 
--- Adds a block, unless a later one of the same scope is stored. A second credential that is refused
+-- Adds a block, unless a later one of the same scope is stored. A refusal from before the last lift
+-- adds none, because its report was on its way when the operator lifted the blocks. A second credential that is refused
 -- within the block of another one widens the block. At most 10,000 blocks of a target are kept.
 create function outpace.impose_block_v1(p_target text, b jsonb) returns void language plpgsql volatile as $$
 declare w outpace.block := outpace.block_row_v1(p_target, b); now_ns int8 := outpace.clock_v1();
@@ -26,6 +27,10 @@ begin
   perform set_config('synchronous_commit', 'on', true);
   if w.until_ns <= now_ns then return; end if;
   insert into outpace.target (name, server_ns) values (p_target, outpace.started_v1()) on conflict do nothing;
+  if exists (select from outpace.target t where t.name = p_target and t.lifted_ns >= w.since_ns) then
+    perform outpace.blocks_changed_v1(p_target);
+    return;
+  end if;
   if w.credential <> '' and exists (select from outpace.block o where o.target = p_target
        and o.limit_name = w.limit_name and o.key = w.key and o.credential not in ('', w.credential)
        and o.until_ns > now_ns) then
@@ -100,6 +105,8 @@ begin
     update outpace.schedule s set mark = outpace.clock_v1() + s.tolerance_ns, settled = 0
      where s.target = p_target and s.kind = 'token' and s.mark > outpace.clock_v1() + s.tolerance_ns;
   end if;
+  insert into outpace.target (name, server_ns, lifted_ns) values (p_target, outpace.started_v1(), outpace.clock_v1())
+    on conflict (name) do update set lifted_ns = excluded.lifted_ns;
   if lifted > 0 then perform outpace.blocks_changed_v1(p_target); end if;
   return lifted;
 end $$;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::open_work::OpenWork;
 use super::{Answered, Api, ApiCall, bad, json};
-use crate::bounds::{COST_MAX, PERMIT_HOLD, PERMIT_HOLD_MAX};
+use crate::bounds::{COST_MAX, OPEN_WORK, PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{ClientIdentity, Error, Reason, Record};
 use crate::pace::{Ticket, Turn};
@@ -28,7 +29,7 @@ pub(super) struct AcquireRequest {
     hold: Option<DurationSpec>,
 }
 
-fn duration(name: &str, spec: Option<&DurationSpec>) -> Result<Option<Duration>, Error> {
+pub(super) fn duration(name: &str, spec: Option<&DurationSpec>) -> Result<Option<Duration>, Error> {
     let read = spec.map(DurationSpec::read).transpose();
     read.map_err(|error| bad(format!("`{name}` is invalid: {error}")))
 }
@@ -51,29 +52,32 @@ pub(super) struct PermitName {
 struct AcquireReply<'a> {
     target: &'a str,
     waited: f64,
-    /// Permit to renew and release, or null if no limit counts concurrent work.
+    /// Permit to renew, report and release, or null if too much other work is kept for its report.
     permit: Option<&'a str>,
     expires_in: Option<f64>,
 }
+
+/// Work that holds no permit of a `concurrent` limit, by the client that acquired it.
+pub(super) type KeptWork = Arc<Mutex<OpenWork<Option<Arc<str>>, HeldPermit>>>;
 
 /// Permits that workers hold. A permit that is not renewed in time is released automatically.
 pub(super) type HeldPermits = Arc<Mutex<HashMap<String, HeldPermit>>>;
 
 #[derive(Debug)]
 pub(super) struct HeldPermit {
-    target: Arc<str>,
+    pub(super) target: Arc<str>,
     /// Client that acquired the permit, or `None` in a configuration without clients.
     client: Option<Arc<str>>,
     /// Share of the client, or `None` if it may acquire all permits.
     share: Option<Share>,
     /// Turn of the worker. Dropping it returns the permits of all limits.
-    turn: Turn,
+    pub(super) turn: Turn,
     expires: Instant,
 }
 
 impl HeldPermit {
     /// Returns true if the caller acquired this permit for the target. To others it does not exist.
-    fn belongs_to(&self, call: &ApiCall<'_>, target: &Target) -> bool {
+    pub(super) fn belongs_to(&self, call: &ApiCall<'_>, target: &Target) -> bool {
         self.target == target.name && self.client == call.client.name
     }
 }
@@ -141,17 +145,15 @@ impl Api {
         };
         permits.check_share(&lock(&self.held))?;
         let turn = exchange.turn(&ticket, record).await?;
-        let holds = target.has_permits(ticket.scope.limits);
-        let id = holds.then(|| exchange.random.name());
-        if let Some(id) = &id {
-            let expires = exchange.clock.now() + hold;
-            let holding = HeldPermit {
-                target: Arc::clone(&target.name),
-                client: call.client.name.clone(),
-                share: call.client.share.clone(),
-                turn,
-                expires,
-            };
+        let (id, now) = (exchange.random.name(), exchange.clock.now());
+        let holding = HeldPermit {
+            target: Arc::clone(&target.name),
+            client: call.client.name.clone(),
+            share: call.client.share.clone(),
+            turn,
+            expires: now + hold,
+        };
+        let is_kept = if target.has_permits(ticket.scope.limits) {
             let mut held = lock(&self.held);
             // Another call of the client may have acquired the last permit of its share meanwhile.
             permits.check_share(&held)?;
@@ -159,7 +161,15 @@ impl Api {
             drop(held);
             let watching = watch(Arc::clone(&self.held), id.clone(), exchange.clock.clone());
             exchange.tasks.spawn_detached(watching);
-        }
+            true
+        } else {
+            let share = call.client.share.as_ref();
+            let most = share.map_or(OPEN_WORK as u64, |share| share.of(OPEN_WORK as u64));
+            let most = usize::try_from(most).unwrap_or(OPEN_WORK);
+            let (owner, times) = (call.client.name.clone(), (now, holding.expires));
+            lock(&self.open).insert((id.clone(), owner, holding), most, times)
+        };
+        let id = is_kept.then_some(id);
         Ok(json(&AcquireReply {
             target: &target.name,
             waited: record.waited.as_secs_f64(),
@@ -174,15 +184,11 @@ impl Api {
         target: &Target,
         named: &PermitName,
     ) -> Answered {
-        let mut held = lock(&self.held);
-        let known = held.get(&named.permit);
-        if !known.is_some_and(|held| held.belongs_to(call, target)) {
-            return Err(unknown(target));
-        }
-        let holding = held.remove(&named.permit);
-        drop(held);
-        // The drop happens outside the lock, because it calls the ledger.
-        drop(holding);
+        self.with_held(call, target, &named.permit, |_| ())?;
+        let counted = lock(&self.held).remove(&named.permit);
+        let open = lock(&self.open).remove(&named.permit);
+        // The drop happens outside the locks, because it calls the ledger.
+        drop((counted, open));
         Ok(json(&serde_json::json!({ "released": true })))
     }
 
@@ -193,12 +199,31 @@ impl Api {
         named: &PermitName,
     ) -> Answered {
         let hold = hold_time(named.hold.as_ref())?;
-        let mut held = lock(&self.held);
-        let holding = held.get_mut(&named.permit);
-        let holding = holding.filter(|held| held.belongs_to(call, target));
-        holding.ok_or_else(|| unknown(target))?.expires = call.exchange.clock.now() + hold;
+        let expires = call.exchange.clock.now() + hold;
+        self.with_held(call, target, &named.permit, |held| held.expires = expires)?;
+        lock(&self.open).renew(&named.permit, expires);
         let reply = serde_json::json!({ "expires_in": hold.as_secs_f64() });
         Ok(json(&reply))
+    }
+}
+
+impl Api {
+    /// Calls `then` with the caller's permit of this name. To others it does not exist.
+    pub(super) fn with_held<R>(
+        &self,
+        call: &ApiCall<'_>,
+        target: &Target,
+        permit: &str,
+        then: impl FnOnce(&mut HeldPermit) -> R,
+    ) -> Result<R, Error> {
+        let now = call.exchange.clock.now();
+        let (mut held, mut open) = (lock(&self.held), lock(&self.open));
+        let found = match held.get_mut(permit) {
+            None => open.get(permit, now),
+            found => found,
+        };
+        let own = found.filter(|held| held.belongs_to(call, target));
+        own.map(then).ok_or_else(|| unknown(target))
     }
 }
 

@@ -3,15 +3,18 @@
 //!
 //! - `POST /v1/targets/{name}/acquire` answers when a slot is due, or refuses immediately.
 //! - `POST /v1/targets/{name}/release` returns a permit, and `…/renew` extends its hold time.
+//! - `POST /v1/targets/{name}/report` settles the cost of the work, or says that it was refused.
 //! - `/v1/buffers`, `/v1/items` and `/v1/attempts` manage the spool.
 //! - `GET /v1/openapi.json` describes all calls.
 
 mod acquire;
 mod buffers;
 mod items;
+mod open_work;
 mod openapi;
 mod push;
 mod push_throttle;
+mod report;
 mod spool;
 mod tenants;
 
@@ -20,7 +23,7 @@ pub use spool::SpoolHandle;
 
 use std::sync::Arc;
 
-use acquire::HeldPermits;
+use acquire::{HeldPermits, KeptWork};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response, header};
@@ -41,6 +44,7 @@ use crate::spool::SpoolUsage;
 #[derive(Debug, Default)]
 pub struct Api {
     held: HeldPermits,
+    open: KeptWork,
     spool: Option<SpoolHandle>,
 }
 
@@ -68,6 +72,7 @@ impl Api {
     pub fn new(spool: Option<SpoolHandle>) -> Self {
         Self {
             held: HeldPermits::default(),
+            open: KeptWork::default(),
             spool,
         }
     }
@@ -172,7 +177,7 @@ impl Api {
             return Err(no_such_call(&path));
         };
         let target = target(call.policy, name)?;
-        if !matches!(verb, "acquire" | "release" | "renew") {
+        if !matches!(verb, "acquire" | "release" | "renew" | "report") {
             return Err(no_such_call(&path));
         }
         if head.method != Method::POST {
@@ -192,6 +197,7 @@ impl Api {
                 }
             }
             "release" => self.release(call, target, &read(body).await?),
+            "report" => self.report(call, target, &read(body).await?),
             _ => self.renew(call, target, &read(body).await?),
         }
     }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::acquire::{AcquireRequest, PermitName};
 use super::buffers::{PauseSpec, PurgeSpec, RedriveSpec};
+use super::report::WorkReport;
 use crate::spool::{BufferSpec, ItemSpec};
 
 /// Description of one call: method, path, schema of the request body if it takes one, status on
@@ -52,6 +53,7 @@ const CALLS: &[Described] = calls! {
     post "/v1/targets/{target}/acquire", AcquireRequest => 200, "Waits for a slot of the target, and answers when it is due";
     post "/v1/targets/{target}/release", PermitName => 200, "Returns a permit";
     post "/v1/targets/{target}/renew", PermitName => 200, "Extends the hold time of a permit";
+    post "/v1/targets/{target}/report", WorkReport => 200, "Settles the cost of the work with a permit, and says if its origin refused it";
 };
 
 /// Builds the OpenAPI document with all calls and schemas.

@@ -79,6 +79,10 @@ pub const PERMIT_HOLD: Duration = Duration::from_secs(60);
 ///
 /// Beyond it: the time is cut.
 pub const PERMIT_HOLD_MAX: Duration = Duration::from_secs(3600);
+/// Work of `acquire` calls that holds no permit of a `concurrent` limit and is kept for a report.
+///
+/// Beyond it: `permit` is null, so the work cannot be reported.
+pub const OPEN_WORK: usize = 50_000;
 /// Times that an origin may refuse an item. The growing waits between them take about three days at
 /// least.
 ///

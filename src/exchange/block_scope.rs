@@ -1,11 +1,13 @@
 //! Choice of the scope that a refusal of the origin blocks, and the origin's words for operators.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::Exchange;
 use super::plan::Plan;
-use crate::bounds::BLOCK_TEXT;
+use crate::bounds::{BLOCK_TEXT, RETRY_WAIT_MIN};
 use crate::clock::Instant;
 use crate::ledger::{BlockCause, BlockScope, ScopedBlock};
 use crate::pace;
@@ -41,6 +43,46 @@ pub(super) fn block_of(
             path: cut(path),
         },
         rest: Instant::ZERO,
+    }
+}
+
+impl Exchange {
+    /// Blocks the scope of work that its origin has refused, as a worker reports it. Without `after`
+    /// the block lasts for the first backoff of the target. Returns the scope and the block's length.
+    pub fn refuse_work(
+        &self,
+        target: &Arc<Target>,
+        scope: &Scope,
+        after: Option<Duration>,
+    ) -> (BlockScope, Duration) {
+        let now = self.clock.now();
+        let wait = after.unwrap_or(target.retry.backoff).max(RETRY_WAIT_MIN);
+        let value = after.map_or_else(String::new, |after| after.as_secs_f64().to_string());
+        let block = ScopedBlock {
+            scope: scope_of(&SignalScope::Unknown, target, scope, None),
+            since: now,
+            until: now + wait.min(target.block_max),
+            longer: wait > target.block_max,
+            cause: BlockCause {
+                status: 429,
+                field: after.map_or("", |_| "retry_after").into(),
+                value: cut(&value),
+                path: "a report".into(),
+            },
+            rest: Instant::ZERO,
+        };
+        let told = (block.scope.clone(), block.until.since(now));
+        self.impose(target, block);
+        self.metrics_of(target).limited();
+        told
+    }
+
+    /// Adds a block of the target and logs it with its cause.
+    pub(super) fn impose(&self, target: &Arc<Target>, block: ScopedBlock) {
+        tracing::info!(target_name = %target.name, scope = %block.scope, status = block.cause.status,
+            field = %block.cause.field, value = %block.cause.value, path = %block.cause.path,
+            wait_s = block.until.since(block.since).as_secs_f64(), "the origin refused a request; its scope is blocked");
+        self.pacer.impose(target, block);
     }
 }
 

@@ -344,10 +344,7 @@ impl Exchange {
         };
         let secret = self.pacer.key_secret();
         let block = block_of(plan, target, &signal, status.as_u16(), times, &secret);
-        tracing::info!(target_name = %target.name, scope = %block.scope, status = block.cause.status,
-            field = %block.cause.field, value = %block.cause.value, path = %block.cause.path,
-            wait_s = block.until.since(block.since).as_secs_f64(), "the origin refused a request; its scope is blocked");
-        self.pacer.impose(target, block);
+        self.impose(target, block);
     }
 
     /// Returns the instant until which the request may be held. The origin's response time does not

@@ -203,14 +203,14 @@ impl Ledger for MemoryLedger {
     }
 
     fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Lifting<'_> {
+        let now = self.clock.now();
         let lifted = self.blocks(&target).change(|blocks| {
-            let lifted = blocks.lift(&filter);
+            let lifted = blocks.lift(&filter, now);
             (!lifted.is_empty(), lifted)
         });
         if lifted.iter().any(|block| block.scope.is_target()) {
-            let now = self.clock.now().as_nanos();
             self.with_entry(&target, |entry| {
-                sync::lock(&entry.book).book.lift_block(now);
+                sync::lock(&entry.book).book.lift_block(now.as_nanos());
             });
         }
         Box::pin(std::future::ready(Ok(lifted.len())))

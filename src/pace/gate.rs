@@ -46,7 +46,7 @@ impl Drop for Probe {
 }
 
 /// Block that holds a request now, as the gate has found it.
-struct Held {
+struct BlockHold {
     block: ScopedBlock,
     /// Instant at which the request may ask for permission to leave.
     until: Instant,
@@ -64,7 +64,7 @@ pub(super) struct Passenger<'a> {
 impl Passenger<'_> {
     /// Returns the block that holds the request longest. A block of the whole target counts only if
     /// it is longer than `block_max`, because the ledger holds its requests otherwise.
-    fn held(&self, table: &BlockTable, secret: &KeySecret, now: Instant) -> Option<Held> {
+    fn held(&self, table: &BlockTable, secret: &KeySecret, now: Instant) -> Option<BlockHold> {
         let credential = self.credential.map(|value| digest(value, secret));
         table.read(|blocks| {
             BlockScope::of_request(self.target, self.scope, credential.as_ref())
@@ -72,7 +72,7 @@ impl Passenger<'_> {
                 .filter_map(|scope| {
                     let block = blocks.get(&scope)?;
                     let is_refused = block.longer && block.until > now;
-                    (!scope.is_target() || is_refused).then(|| Held {
+                    (!scope.is_target() || is_refused).then(|| BlockHold {
                         block: block.clone(),
                         until: block.until.max(block.rest),
                     })

@@ -172,6 +172,15 @@ impl Turn {
         }
     }
 
+    /// Corrects the costs like [`Self::settle`]. A later call corrects what this one has set.
+    pub fn settle_again(&mut self, read: impl Fn(usize, &Cost) -> Option<i64>) {
+        self.settle(&read);
+        let settled =
+            |(index, cost): (usize, &Cost)| Some((index, read(index, cost)?.clamp(0, cost.max)));
+        let settled: Vec<(usize, i64)> = self.costs().filter_map(settled).collect();
+        self.slot.scope.set_costs(settled);
+    }
+
     /// Returns the cost rules of the limits that the request was charged to, with the positions of
     /// the limits.
     pub fn costs(&self) -> impl Iterator<Item = (usize, &Cost)> {

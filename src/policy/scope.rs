@@ -25,7 +25,7 @@ pub struct Scope {
     client: Option<Arc<str>>,
 }
 
-#[derive(Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, PartialEq, Eq, Hash, Default, Clone)]
 struct Detail {
     keys: Vec<(usize, Arc<str>)>,
     costs: Vec<(usize, i64)>,
@@ -94,6 +94,19 @@ impl Scope {
         let detail = self.detail.as_ref();
         let cost = detail.and_then(|detail| of_limit(&detail.costs, limit));
         cost.copied().unwrap_or(1)
+    }
+
+    /// Replaces the costs of the limits at these positions.
+    pub fn set_costs(&mut self, costs: Vec<(usize, i64)>) {
+        let Some(detail) = self.detail.as_mut().map(Arc::make_mut) else {
+            return;
+        };
+        for (limit, cost) in costs {
+            let known = detail.costs.iter_mut().find(|(index, _)| *index == limit);
+            if let Some((_, known)) = known {
+                *known = cost;
+            }
+        }
     }
 
     /// Returns true if at least one limit counts both requests in the same schedule.

@@ -18,7 +18,11 @@ const TARGETS: &str = "targets:
     limits: [{ rate: \"1/1h\", burst: 1, key: \"header:x-key\" }]
 ";
 
-async fn call(program: &Program, path: &str, body: Value) -> (u16, Value, http::HeaderMap) {
+pub(crate) async fn call(
+    program: &Program,
+    path: &str,
+    body: Value,
+) -> (u16, Value, http::HeaderMap) {
     let mut client = Client::to(program.listen, Proto::Http1).await;
     let request = http::Request::post(path)
         .header("host", program.listen.to_string())

@@ -370,7 +370,8 @@ async fn memory_and_postgres_keep_the_same_blocks() {
                 0..=2 => {
                     let block = ScopedBlock {
                         scope,
-                        since: here,
+                        // The report of a refusal may take a while.
+                        since: Instant::from_nanos(now - rng.random_range(0..1000) * MS),
                         until: Instant::from_nanos(now + rng.random_range(-100..8000) * MS),
                         longer: rng.random_bool(0.1),
                         cause: BlockCause {
@@ -406,7 +407,7 @@ async fn memory_and_postgres_keep_the_same_blocks() {
                     let keys = scope.key.into_iter().chain(scope.credential).collect();
                     let limit = scope.limit.filter(|_| rng.random_bool(0.5));
                     let filter = BlockFilter { limit, keys };
-                    let lifted = blocks.lift(&filter).len();
+                    let lifted = blocks.lift(&filter, here).len();
                     let call = "select outpace.lift_blocks_v1($1, $2, $3)";
                     let call = sqlx::query(call)
                         .bind(&target)

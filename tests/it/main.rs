@@ -64,6 +64,7 @@ mod refusals;
 mod reload;
 mod repeats;
 mod replicas;
+mod reports;
 mod retry;
 mod retry_after;
 mod revocation;

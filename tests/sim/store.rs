@@ -302,9 +302,10 @@ impl Link for ModelLink {
 
     async fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Result<usize, LinkError> {
         self.ask(|store| {
+            let now = clock::Instant::from_nanos(store.now());
             let (blocks, changes) = store.blocks.entry(Arc::clone(&target)).or_default();
             *changes += 1;
-            blocks.lift(&filter).len()
+            blocks.lift(&filter, now).len()
         })
         .await
     }

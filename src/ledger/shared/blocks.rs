@@ -115,9 +115,9 @@ impl<L: Link> SharedState<L> {
         target: Arc<str>,
         filter: BlockFilter,
     ) -> Result<usize, String> {
-        let handle = self.handle(&target);
+        let (handle, now) = (self.handle(&target), self.parts.clock.now());
         let lifted = handle.blocks.change(|blocks| {
-            let lifted = blocks.lift(&filter);
+            let lifted = blocks.lift(&filter, now);
             (!lifted.is_empty(), lifted)
         });
         if lifted.iter().any(|block| block.scope.is_target()) {

@@ -113,7 +113,12 @@ async fn an_attempt_that_is_repeated_is_refunded_too() {
         };
         let response = scene.ask(WAYS[0], "x", "{}", &[]).await;
         assert_eq!(response.status(), 200, "{rule}");
-        assert_eq!(scene.used("x").await, cost, "{rule}");
+        // On a busy machine a slot may be late. Then it is void, and another one is booked.
+        let voided = scene
+            .program
+            .metric("outpace_slots_voided_total{target=\"api\"}");
+        let extra = voided.await as i64 * ESTIMATE;
+        assert_eq!(scene.used("x").await, cost + extra, "{rule}");
     }
 }
 
