@@ -16,6 +16,7 @@
 
 mod backlog;
 mod entry;
+mod feasibility;
 mod group;
 mod hold;
 mod line;
