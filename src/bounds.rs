@@ -111,7 +111,7 @@ pub const KEYS_LOG: Duration = Duration::from_secs(60);
 pub const BODY_PEEK: usize = 256 * 1024;
 /// Time between the last warning about an unreachable ledger and the one about a new outage.
 ///
-/// Within it: the new outage is logged after this time, if it lasts until then.
+/// Beyond it: the new outage is logged after this time, if it lasts for that time.
 pub const OUTAGE_LOG: Duration = Duration::from_secs(1);
 /// Time between two warnings about the same lasting fault of a ledger or of an origin's
 /// settlements.

@@ -30,7 +30,7 @@ pub(super) const AGREE: i64 = 800_000_000;
 pub(super) struct Row {
     pub(super) limit: Arc<str>,
     pub(super) key: Option<Arc<str>>,
-    pub(super) usage: Usage,
+    pub(super) usage: RowUsage,
     /// Parts that a rate of one replica without lanes lacks.
     shared: Option<Box<SharedUse>>,
     /// True if the row counts towards the bound on the keys of its limit.
@@ -39,9 +39,9 @@ pub(super) struct Row {
 
 const _: () = assert!(size_of::<Row>() == 128);
 
-/// Usage of a limit.
+/// Usage of a limit: its schedule or its permits.
 #[derive(Debug, Clone)]
-pub(super) enum Usage {
+pub(super) enum RowUsage {
     /// Schedule of a rate.
     Rate(Schedule),
     /// Number of permits, whose holders are in [`SharedUse`].
@@ -103,7 +103,7 @@ impl Flow {
     }
 }
 
-impl Usage {
+impl RowUsage {
     fn new(spec: Spec) -> Self {
         match (Schedule::unused(spec), spec) {
             (Some(schedule), _) => Self::Rate(schedule),
@@ -117,8 +117,8 @@ impl Usage {
 impl Row {
     /// Creates an unused row. If a block is older than the row, no burst may follow this block.
     pub(super) fn new(asked: &ScheduleUse, blocked: Instant) -> Self {
-        let mut usage = Usage::new(asked.spec);
-        if let Usage::Rate(schedule) = &mut usage
+        let mut usage = RowUsage::new(asked.spec);
+        if let RowUsage::Rate(schedule) = &mut usage
             && blocked > Instant::ZERO
         {
             schedule.drain_until(blocked);
@@ -135,24 +135,24 @@ impl Row {
     /// Returns the numbers of the limit that are in force.
     pub(super) const fn spec(&self) -> Spec {
         match &self.usage {
-            Usage::Rate(schedule) => schedule.spec(),
-            Usage::Permits(n) => Spec::Permits { n: *n },
+            RowUsage::Rate(schedule) => schedule.spec(),
+            RowUsage::Permits(n) => Spec::Permits { n: *n },
         }
     }
 
     /// Returns the schedule of a rate, or `None` for permits.
     pub(super) const fn schedule(&self) -> Option<&Schedule> {
         match &self.usage {
-            Usage::Rate(schedule) => Some(schedule),
-            Usage::Permits(_) => None,
+            RowUsage::Rate(schedule) => Some(schedule),
+            RowUsage::Permits(_) => None,
         }
     }
 
     /// Returns the schedule of a rate for a change, or `None` for permits.
     pub(super) const fn schedule_mut(&mut self) -> Option<&mut Schedule> {
         match &mut self.usage {
-            Usage::Rate(schedule) => Some(schedule),
-            Usage::Permits(_) => None,
+            RowUsage::Rate(schedule) => Some(schedule),
+            RowUsage::Permits(_) => None,
         }
     }
 
@@ -185,15 +185,18 @@ impl Row {
             return;
         }
         let at = Instant::from_nanos(now);
-        let new = Usage::new(spec);
-        self.usage = match (std::mem::replace(&mut self.usage, Usage::Permits(0)), new) {
-            (Usage::Rate(old), Usage::Rate(new)) => Usage::Rate(old.adopt(new, at)),
-            (Usage::Permits(_), Usage::Rate(mut new)) => {
+        let new = RowUsage::new(spec);
+        self.usage = match (
+            std::mem::replace(&mut self.usage, RowUsage::Permits(0)),
+            new,
+        ) {
+            (RowUsage::Rate(old), RowUsage::Rate(new)) => RowUsage::Rate(old.adopt(new, at)),
+            (RowUsage::Permits(_), RowUsage::Rate(mut new)) => {
                 self.shared_mut().held.clear();
                 new.fill(at);
-                Usage::Rate(new)
+                RowUsage::Rate(new)
             }
-            (_, permits @ Usage::Permits(_)) => permits,
+            (_, permits @ RowUsage::Permits(_)) => permits,
         };
         if !alone {
             self.shared_mut().agreed = now;
@@ -244,8 +247,8 @@ impl Row {
     /// Returns the number of permits, or `None` for a rate.
     pub(super) const fn permits(&self) -> Option<i64> {
         match self.usage {
-            Usage::Permits(n) => Some(n),
-            Usage::Rate(_) => None,
+            RowUsage::Permits(n) => Some(n),
+            RowUsage::Rate(_) => None,
         }
     }
 
