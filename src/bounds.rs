@@ -111,6 +111,10 @@ pub const KEYS_LOG: Duration = Duration::from_secs(60);
 ///
 /// Beyond it: the body is not parsed, so its key and cost count as absent.
 pub const BODY_PEEK: usize = 256 * 1024;
+/// Time between the last warning about an unreachable ledger and the one about a new outage.
+///
+/// Beyond it: the new outage is logged after this time, if it lasts for that time.
+pub const OUTAGE_LOG: Duration = Duration::from_secs(1);
 /// Time between two warnings about the same lasting fault of a ledger or of an origin's
 /// settlements.
 pub const FAULT_LOG: Duration = Duration::from_secs(60);

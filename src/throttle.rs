@@ -9,16 +9,12 @@ pub use repeats::{LineCause, LineKey, LineThrottle};
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-use std::num::NonZeroU32;
 use std::ops::Add;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use governor::clock::{Clock as GovernorClock, Reference};
-use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
-use governor::state::keyed::HashMapStateStore;
-use governor::{Quota, RateLimiter};
 
 use crate::bounds::{
     AUTH_FAILURE_DELAY, AUTH_FAILURE_LOG, AUTH_FAILURE_PERIOD, AUTH_FAILURES, THROTTLED_ADDRESSES,
@@ -96,18 +92,15 @@ impl AuthFailure {
 /// Time between two looks for addresses that need not be remembered any more.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-type Limiter = RateLimiter<IpAddr, HashMapStateStore<IpAddr>, Clock, NoOpMiddleware<Instant>>;
-
 /// Throttle for the failed authentications of each address. IPv6 addresses count by their /64.
 pub struct AuthThrottle {
-    limiter: Limiter,
+    failures: KeyedThrottle<IpAddr>,
     clock: Clock,
     metrics: Metrics,
     /// Latest warning of each address, and the failures since then.
     warned: Mutex<HashMap<IpAddr, Warned>>,
-    /// Times of the latest looks for addresses that need not be remembered any more, in `limiter` and
-    /// in `warned`.
-    swept: [Mutex<Instant>; 2],
+    /// Time of the latest look for addresses in `warned` that need not be remembered any more.
+    swept: Mutex<Instant>,
 }
 
 /// Warning about one address.
@@ -127,15 +120,15 @@ impl fmt::Debug for AuthThrottle {
 impl AuthThrottle {
     /// Creates a throttle without any failures.
     pub fn new(clock: Clock, metrics: Metrics) -> Self {
-        let quota = Quota::with_period(AUTH_FAILURE_PERIOD / AUTH_FAILURES)
-            .unwrap_or_else(|| Quota::per_minute(NonZeroU32::MIN))
-            .allow_burst(NonZeroU32::new(AUTH_FAILURES).unwrap_or(NonZeroU32::MIN));
+        // All further addresses share one count.
+        let others = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let period = AUTH_FAILURE_PERIOD;
         Self {
-            limiter: RateLimiter::new(quota, HashMapStateStore::default(), clock.clone()),
+            failures: KeyedThrottle::new(AUTH_FAILURES, period, others, clock.clone()),
             clock,
             metrics,
             warned: Mutex::default(),
-            swept: Default::default(),
+            swept: Mutex::default(),
         }
     }
 
@@ -159,26 +152,16 @@ impl AuthThrottle {
         if address.is_loopback() {
             return Duration::ZERO;
         }
-        let mut key = network_of(address);
-        if self.limiter.len() >= THROTTLED_ADDRESSES && self.may_sweep(0) {
-            self.limiter.retain_recent();
-        }
-        if self.limiter.len() >= THROTTLED_ADDRESSES {
-            // All further addresses share one count.
-            key = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        }
-        match self.limiter.check_key(&key) {
+        match self.failures.check(&network_of(address)) {
             Ok(()) => Duration::ZERO,
-            Err(early) => early
-                .wait_time_from(self.clock.now())
-                .min(AUTH_FAILURE_DELAY),
+            Err(wait) => wait.min(AUTH_FAILURE_DELAY),
         }
     }
 
     /// Returns true at most once per second, because a look at all addresses takes time.
-    fn may_sweep(&self, which: usize) -> bool {
+    fn may_sweep(&self) -> bool {
         let now = self.clock.now();
-        let mut swept = lock(&self.swept[which]);
+        let mut swept = lock(&self.swept);
         let may = now.since(*swept) >= SWEEP_EVERY;
         if may {
             *swept = now;
@@ -201,7 +184,7 @@ impl AuthThrottle {
         let now = self.clock.now();
         let mut warned = lock(&self.warned);
         if warned.len() >= THROTTLED_ADDRESSES && !warned.contains_key(&network) {
-            if self.may_sweep(1) {
+            if self.may_sweep() {
                 warned.retain(|_, known| now.since(known.at) < AUTH_FAILURE_LOG);
             }
             if warned.len() >= THROTTLED_ADDRESSES {
@@ -302,14 +285,12 @@ mod tests {
             throttle.count(address(number));
         }
         assert_eq!(delayed, 20);
-        assert!(throttle.limiter.len() <= THROTTLED_ADDRESSES + 1);
         assert!(lock(&throttle.warned).len() <= THROTTLED_ADDRESSES);
         throttle
             .clock
             .sleep_until(throttle.clock.now() + Duration::from_secs(60))
             .await;
         assert!(throttle.delay(address(bound)).is_zero());
-        assert!(throttle.limiter.len() < 3);
         assert!(throttle.count(address(bound)).is_some());
     }
 

@@ -12,6 +12,7 @@
     reason = "a bench fails by panicking and reports on standard output"
 )]
 
+mod crowd;
 mod layer;
 mod origin;
 #[path = "../../tests/it/harness/ports.rs"]
@@ -98,6 +99,9 @@ fn main() {
         }
         if wanted("idle") {
             rows.extend(layer::idle().await);
+        }
+        if wanted("crowd") {
+            rows.extend(crowd::beside(length.min(Duration::from_secs(5))).await);
         }
         if wanted("keys") {
             rows.push(layer::keys());

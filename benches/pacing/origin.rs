@@ -65,8 +65,12 @@ impl Client {
     /// Sends a GET with the extra header `fields` and returns the response status, or `None` if the
     /// connection broke.
     pub(crate) async fn get(&mut self, fields: &str) -> Option<u16> {
-        let request =
-            format!("GET http://bench.test/ HTTP/1.1\r\nhost: bench.test\r\n{fields}\r\n");
+        self.get_from("bench.test", fields).await
+    }
+
+    /// Sends a GET like [`Self::get`], but to another host.
+    pub(crate) async fn get_from(&mut self, host: &str, fields: &str) -> Option<u16> {
+        let request = format!("GET http://{host}/ HTTP/1.1\r\nhost: {host}\r\n{fields}\r\n");
         self.0.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::with_capacity(1024);
         loop {

@@ -11,19 +11,27 @@ use super::{PATIENCE, Postgres, Row, free_port, jain, percentile, worst_second};
 
 const REPLICAS: usize = 4;
 
-struct Program {
+pub(crate) struct Program {
     child: Child,
-    listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     admin: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
 impl Program {
     async fn start(postgres: &Postgres, origin: &Origin, limit: &str) -> Self {
+        let targets = format!(
+            "targets: [{{ name: bench, hosts: [bench.test], max_wait: 120s, limits: [{limit}] }}]\n"
+        );
+        Self::with(postgres, origin, &targets).await
+    }
+
+    /// Starts a program with these targets, for the hosts `bench.test` and `other.test`.
+    pub(crate) async fn with(postgres: &Postgres, origin: &Origin, targets: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (listen, admin) = (free_port(), free_port());
         let config = format!(
-            "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {0}/data\nledger: {{ postgres: {{ url: \"{1}\" }} }}\negress: {{ allow: [\"127.0.0.1\"], resolve: {{ \"bench.test\": \"{2}\" }} }}\ntargets: [{{ name: bench, hosts: [bench.test], max_wait: 120s, limits: [{limit}] }}]\n",
+            "listen: 127.0.0.1:{listen}\nadmin: {{ listen: \"127.0.0.1:{admin}\" }}\ndata_dir: {0}/data\nledger: {{ postgres: {{ url: \"{1}\" }} }}\negress: {{ allow: [\"127.0.0.1\"], resolve: {{ \"bench.test\": \"{2}\", \"other.test\": \"{2}\" }} }}\n{targets}",
             dir.path().display(),
             postgres.url(),
             origin.address
@@ -60,13 +68,14 @@ impl Program {
     }
 
     /// Returns the sum of all series of `/metrics` that start with `name`.
-    async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = tokio::net::TcpStream::connect(self.admin).await.unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+        let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())

@@ -2,6 +2,7 @@
 //! other with the least possible work per request.
 
 use std::cell::Cell;
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::Result;
+use super::{Result, keys};
 
 /// Path of the requests: directly to an origin, or through an ingress mode of a proxy.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub(crate) enum Way {
     Routed,
     Intercepted,
     Tunnel,
+    /// Requests with a key of their own, out of few keys.
+    FewKeys,
+    /// Requests with a key of their own, out of many keys.
+    ManyKeys,
     /// Open connections that send no request.
     Idle,
     /// A new TLS connection to the origin for each request, without a proxy.
@@ -32,12 +37,14 @@ pub(crate) enum Way {
     NewIntercepted,
 }
 
-const WAYS: [(Way, &str); 8] = [
+const WAYS: [(Way, &str); 10] = [
     (Way::Direct, "direct"),
     (Way::Plain, "plain"),
     (Way::Routed, "routed"),
     (Way::Intercepted, "intercepted"),
     (Way::Tunnel, "tunnel"),
+    (Way::FewKeys, "few-keys"),
+    (Way::ManyKeys, "many-keys"),
     (Way::Idle, "idle"),
     (Way::NewDirect, "new-direct"),
     (Way::NewIntercepted, "new-intercepted"),
@@ -48,6 +55,15 @@ impl Way {
         WAYS.iter()
             .find(|(way, _)| *way == self)
             .map_or("", |(_, name)| name)
+    }
+
+    /// Returns the number of keys that the requests have, or `None` if they have none.
+    const fn keys(self) -> Option<usize> {
+        match self {
+            Self::FewKeys => Some(keys::FEW),
+            Self::ManyKeys => Some(keys::MANY),
+            _ => None,
+        }
     }
 
     fn request(self) -> &'static str {
@@ -61,6 +77,9 @@ impl Way {
             Self::Tunnel => {
                 "GET /path HTTP/1.1\r\nHost: tunnel.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
             }
+            // The key of the request follows.
+            Self::FewKeys => "GET http://few.bench/path HTTP/1.1\r\nHost: few.bench\r\nX-Key: ",
+            Self::ManyKeys => "GET http://many.bench/path HTTP/1.1\r\nHost: many.bench\r\nX-Key: ",
             Self::Direct | Self::Routed | Self::Idle => {
                 "GET /path HTTP/1.1\r\nHost: origin.bench\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
             }
@@ -142,15 +161,15 @@ async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Done) 
             let _stream = TcpStream::connect(address).await?;
             std::future::pending().await
         }
-        Way::Direct | Way::Plain | Way::Routed => {
+        Way::Direct | Way::Plain | Way::Routed | Way::FewKeys | Way::ManyKeys => {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            repeat(stream, way.request(), u64::MAX, done).await
+            repeat(stream, way, u64::MAX, done).await
         }
         Way::Intercepted => {
             repeat(
                 inside(address, "secure.bench", tls).await?,
-                way.request(),
+                way,
                 u64::MAX,
                 done,
             )
@@ -159,7 +178,7 @@ async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Done) 
         Way::Tunnel => {
             repeat(
                 inside(address, "tunnel.bench", tls).await?,
-                way.request(),
+                way,
                 u64::MAX,
                 done,
             )
@@ -169,16 +188,10 @@ async fn client(way: Way, address: SocketAddr, tls: &TlsConnector, done: &Done) 
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let stream = tls.connect("secure.bench".try_into()?, stream).await?;
-            repeat(stream, way.request(), 1, done).await?;
+            repeat(stream, way, 1, done).await?;
         },
         Way::NewIntercepted => loop {
-            repeat(
-                inside(address, "secure.bench", tls).await?,
-                way.request(),
-                1,
-                done,
-            )
-            .await?;
+            repeat(inside(address, "secure.bench", tls).await?, way, 1, done).await?;
         },
     }
 }
@@ -205,13 +218,20 @@ async fn inside(
 /// previous one.
 async fn repeat(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    request: &str,
+    way: Way,
     count: u64,
     done: &Done,
 ) -> Result<()> {
     let mut buffer = Vec::with_capacity(8192);
+    let mut request = way.request().to_owned();
     for _ in 0..count {
         done.turn().await;
+        if let Some(keys) = way.keys() {
+            // The factor mixes the order of the keys, and each key comes once in a round.
+            let key = done.sent.get() as usize * 7919 % keys;
+            request.clear();
+            write!(request, "{}sk-{key:06}\r\n\r\n", way.request())?;
+        }
         stream.write_all(request.as_bytes()).await?;
         stream.flush().await?;
         buffer.clear();

@@ -1,10 +1,11 @@
 //! Benchmark of the proxy against a bare hyper forwarder in the same run:
-//! `cargo bench --bench proxy -- [--seconds N] [--rounds N] [--clients N]`.
+//! `cargo bench --bench proxy -- [--seconds N] [--rounds N] [--clients N] [--keys 1]`.
 //!
 //! The compared figure is CPU time per request because it is the steadiest one on a shared machine.
 //! The proxy or the forwarder has one core, and the load and the origin have the other. Each round
 //! measures all cases once, and a ratio compares two figures of the same round. The table shows the
-//! median of all rounds, and the lowest and the highest ratio.
+//! median of all rounds, and the lowest and the highest ratio. With `--keys 1` only the cost of many
+//! keys is measured.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,6 +14,7 @@
 )]
 
 mod forwarder;
+mod keys;
 mod load;
 mod origin;
 mod process;
@@ -82,6 +84,9 @@ fn compare() -> Result<()> {
     let (seconds, rounds) = (option("--seconds", 2), option("--rounds", 10));
     let only = option("--clients", 0);
     let setup = Setup::start()?;
+    if option("--keys", 0) > 0 {
+        return keys::compare(&setup, seconds, rounds);
+    }
     idle_memory(&setup)?;
     say(&format!(
         "{rounds} rounds of {seconds} s each; median of all rounds; pinned to cores: {}\n",
@@ -122,6 +127,7 @@ fn compare() -> Result<()> {
     if only > 0 {
         return Ok(());
     }
+    keys::compare(&setup, seconds, rounds)?;
     new_connections(&setup, seconds)
 }
 
@@ -189,6 +195,11 @@ fn table(clients: usize, figures: &[Vec<Figure>]) -> Result<()> {
         ))?;
     }
     say("")
+}
+
+/// Returns the figure of the proxy for an unpaced load.
+fn cost(setup: &Setup, way: Way, clients: usize, seconds: usize) -> Result<Figure> {
+    measure(setup, way, Behind::Proxy, clients, 0, seconds)
 }
 
 fn measure(

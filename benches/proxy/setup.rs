@@ -129,15 +129,19 @@ fn policy(
     tls: SocketAddr,
 ) -> String {
     let dir = dir.display();
+    // A key is in use for an hour per request, so none is forgotten during the benchmark.
+    let keyed = "{ rate: \"1/1h\", burst: 1000000, key: \"header:x-key\" }";
     format!(
         "listen: {listen}\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {dir}/data\n\
          routes:\n\
          \x20 - {{ listen: \"{route}\", to: \"http://origin.bench\" }}\n\
          \x20 - {{ listen: \"{route_tls}\", to: \"https://secure.bench\" }}\n\
          egress:\n  allow: [\"127.0.0.0/8\"]\n  roots: [\"{dir}/ca.pem\"]\n\
-         \x20 resolve: {{ \"origin.bench\": \"{plain}\", \"secure.bench\": \"{tls}\", \"tunnel.bench\": \"{tls}\" }}\n\
+         \x20 resolve: {{ \"origin.bench\": \"{plain}\", \"secure.bench\": \"{tls}\", \"tunnel.bench\": \"{tls}\", \"few.bench\": \"{plain}\", \"many.bench\": \"{plain}\" }}\n\
          targets:\n\
          \x20 - {{ name: origin, hosts: [origin.bench, secure.bench], limits: [{{ rate: \"1000000/1s\", burst: 1000000 }}] }}\n\
-         \x20 - {{ name: tunnel, hosts: [tunnel.bench], tls: tunnel, limits: [{{ rate: \"1000000/1s\", burst: 1000000 }}] }}\n"
+         \x20 - {{ name: tunnel, hosts: [tunnel.bench], tls: tunnel, limits: [{{ rate: \"1000000/1s\", burst: 1000000 }}] }}\n\
+         \x20 - {{ name: few, hosts: [few.bench], limits: [{keyed}] }}\n\
+         \x20 - {{ name: many, hosts: [many.bench], limits: [{keyed}] }}\n"
     )
 }

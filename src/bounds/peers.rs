@@ -70,9 +70,10 @@ pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(5);
 ///
 /// Beyond it: the next warning counts the failures between.
 pub const AUTH_FAILURE_LOG: Duration = Duration::from_secs(10);
-/// Addresses that each throttle counts separately, such as that of failed authentications.
+/// Addresses or clients that each throttle counts separately, such as those of failed
+/// authentications and of pushes.
 ///
-/// Beyond it: further addresses share one count.
+/// Beyond it: further ones share one count.
 pub const THROTTLED_ADDRESSES: usize = 16_384;
 /// Time after the loss of a client's access in which its connections end gracefully.
 ///

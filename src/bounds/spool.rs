@@ -67,10 +67,6 @@ pub const PUSHES_PER_SECOND: u32 = 5000;
 ///
 /// Beyond it: 429 `push-throttled`.
 pub const PUSH_BURST: u32 = 10_000;
-/// Clients and addresses whose pushes are counted separately.
-///
-/// Beyond it: further ones share one count.
-pub const PUSHERS: usize = 16_384;
 /// Default time for which a worker holds a permit without renewing it (`hold`).
 ///
 /// Beyond it: the permit is released, with a warning.

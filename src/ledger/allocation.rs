@@ -210,7 +210,7 @@ impl Book {
         loop {
             let before = at;
             for used @ (_, row, cost) in allocation.uses(run) {
-                let Some(schedule) = &self.rows[row].schedule else {
+                let Some(schedule) = self.rows[row].schedule() else {
                     continue;
                 };
                 let next = match allocation.users.lost() {
@@ -246,7 +246,7 @@ impl Book {
         }
         let (wait, others) = held_by.map_or((0, 0), |(_, row, _)| {
             let row = &self.rows[row];
-            let wait = row.rank(bid).saturating_mul(row.spec.interval());
+            let wait = row.rank(bid).saturating_mul(row.spec().interval());
             (wait, row.competitors(allocation.now))
         });
         let turn = at.saturating_add(wait);
@@ -259,7 +259,7 @@ impl Book {
         let bid = allocation.bid(run);
         for (_, index, cost) in allocation.uses(run) {
             let row = &mut self.rows[index];
-            let Some(schedule) = &mut row.schedule else {
+            let Some(schedule) = row.schedule_mut() else {
                 if let Some(held) = row.held(allocation.call.replica) {
                     *held += 1;
                 }

@@ -8,17 +8,16 @@ use foldhash::HashMap;
 use smallvec::SmallVec;
 
 use super::allocation::Allocation;
-use super::call::{Answer, Call, Id, OVERFLOW, Replica, ScheduleUse};
+use super::call::{Answer, Call, OVERFLOW, Replica, ScheduleUse};
 use super::row::Row;
+use super::row_table::RowTable;
 use crate::clock::Instant;
 use crate::schedule::{Block, Schedule, Spec};
 
 /// The schedules of one target, with the block of its origin.
 #[derive(Debug, Clone, Default)]
 pub struct Book {
-    pub(super) rows: Vec<Row>,
-    /// Position in `rows` of each limit and key.
-    positions: HashMap<Id, usize>,
+    pub(super) rows: RowTable,
     pub(super) block: Block,
     epoch: u64,
     /// Latest instant that a call has used, in nanoseconds. Time in the book never goes back.
@@ -30,7 +29,13 @@ pub struct Book {
     next_swept: usize,
     /// Number of rows that were made since the last sweep.
     made: usize,
+    /// Number of rows for which a sweep is due.
+    unswept: usize,
 }
+
+/// Number of rows that a sweep looks at together. Rows that follow each other are read from main
+/// memory faster than single ones.
+const SWEPT_TOGETHER: usize = 64;
 
 /// The number of replicas that use a book, as far as a decision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +103,7 @@ impl Book {
         if until <= now || !self.block.impose(until_at) {
             return None;
         }
-        for schedule in self.rows.iter_mut().filter_map(|row| row.schedule.as_mut()) {
+        for schedule in self.rows.iter_mut().filter_map(Row::schedule_mut) {
             schedule.drain_until(until_at);
         }
         self.epoch += 1;
@@ -109,7 +114,7 @@ impl Book {
     pub fn lift_block(&mut self, now: i64) {
         let now = Instant::from_nanos(now);
         self.block.lift(now);
-        for schedule in self.rows.iter_mut().filter_map(|row| row.schedule.as_mut()) {
+        for schedule in self.rows.iter_mut().filter_map(|row| row.schedule_mut()) {
             schedule.undrain(now);
         }
     }
@@ -136,7 +141,10 @@ impl Book {
 
     /// Releases one permit of a replica. The number of its permits never falls below zero.
     pub fn release(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, replica: Replica) {
-        let row = self.find(limit, key).and_then(|row| self.rows.get_mut(row));
+        let row = self
+            .rows
+            .find(limit, key)
+            .and_then(|row| self.rows.get_mut(row));
         if let Some(held) = row.and_then(|row| row.held(replica)) {
             *held = (*held - 1).max(0);
         }
@@ -145,14 +153,15 @@ impl Book {
     /// Adds `units` to the cost that was booked in a schedule. The number is negative if requests
     /// cost less than their estimate.
     pub fn correct(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, units: i64, now: i64) {
-        let row = self.find(limit, key);
+        let row = self.rows.find(limit, key);
         // The key may have had no schedule of its own.
         let row = row.or_else(|| {
-            self.find(limit, Some(&OVERFLOW.into()))
+            self.rows
+                .find(limit, Some(&OVERFLOW.into()))
                 .filter(|_| key.is_some())
         });
         let row = row.and_then(|row| self.rows.get_mut(row));
-        if let Some(schedule) = row.and_then(|row| row.schedule.as_mut()) {
+        if let Some(schedule) = row.and_then(Row::schedule_mut) {
             schedule.correct(units, Instant::from_nanos(now));
         }
     }
@@ -163,7 +172,7 @@ impl Book {
         let rows = self.rows.iter_mut().filter(|row| {
             *row.limit == *limit && key.is_none_or(|key| row.key.as_deref() == Some(key))
         });
-        for schedule in rows.filter_map(|row| row.schedule.as_mut()) {
+        for schedule in rows.filter_map(Row::schedule_mut) {
             schedule.forget_settled();
         }
     }
@@ -171,11 +180,13 @@ impl Book {
     /// Returns the schedule that counts this key of a limit, if the limit is a rate that an earlier
     /// call has used.
     pub fn schedule(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<&Schedule> {
-        let row = self.find(limit, key).or_else(|| {
+        let row = self.rows.find(limit, key).or_else(|| {
             let is_full = key.is_some() && self.is_full(limit);
-            self.find(limit, Some(&OVERFLOW.into())).filter(|_| is_full)
+            self.rows
+                .find(limit, Some(&OVERFLOW.into()))
+                .filter(|_| is_full)
         });
-        self.rows.get(row?)?.schedule.as_ref()
+        self.rows.get(row?)?.schedule()
     }
 
     /// Returns true if the limit counts no further key separately.
@@ -204,20 +215,15 @@ impl Book {
         &self.block
     }
 
-    fn find(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<usize> {
-        let id = (Arc::clone(limit), key.cloned());
-        self.positions.get(&id).copied()
-    }
-
     /// Finds or makes the row of a schedule and returns its position. A new key beyond the bound of
     /// its limit gets the row of all further keys.
-    fn position(&mut self, asked: &ScheduleUse, now: i64) -> usize {
-        if let Some(known) = self.find(&asked.limit, asked.key.as_ref()) {
+    fn position(&mut self, asked: &ScheduleUse) -> usize {
+        if let Some(known) = self.rows.find(&asked.limit, asked.key.as_ref()) {
             return known;
         }
         let is_counted = matches!(&asked.key, Some(key) if &**key != OVERFLOW)
             && !matches!(asked.spec, Spec::Permits { .. });
-        let mut row = Row::new(asked, now, self.block.ends());
+        let mut row = Row::new(asked, self.block.ends());
         if is_counted {
             let (live, max) = self.keys.entry(Arc::clone(&asked.limit)).or_default();
             *max = asked.max_keys;
@@ -226,22 +232,19 @@ impl Book {
                 row.counted = true;
             } else {
                 row.key = Some(OVERFLOW.into());
-                if let Some(known) = self.find(&row.limit, row.key.as_ref()) {
+                if let Some(known) = self.rows.find(&row.limit, row.key.as_ref()) {
                     return known;
                 }
             }
         }
-        let index = self.rows.len();
-        self.positions.insert(row.id(), index);
-        self.rows.push(row);
         self.made += 1;
-        index
+        self.rows.push(row)
     }
 
     /// Finds or makes the row of a schedule and returns its position. Applies the numbers of the
     /// caller's policy and merges the caller's report.
     fn row(&mut self, asked: &ScheduleUse, now: i64, users: Users, call: &Call) -> usize {
-        let index = self.position(asked, now);
+        let index = self.position(asked);
         if let Some(row) = self.rows.get_mut(index) {
             row.adopt(asked.spec, now, users.alone());
             row.begin(call.replica, now);
@@ -258,11 +261,15 @@ impl Book {
     }
 
     /// Removes keys that are idle and flows that no longer compete. A key is idle when its schedule
-    /// is full again. A sweep looks at one row and at two for each new one, so that sweeps keep up
-    /// with bookings and a booking of a known key costs little.
+    /// is full again. A sweep is due for one row after each call and for two after each new row, so
+    /// that sweeps keep up with bookings. [`SWEPT_TOGETHER`] rows are swept in one go.
     pub fn sweep(&mut self, now: i64) {
-        let rows = 1 + 2 * std::mem::take(&mut self.made);
-        for _ in 0..rows.min(self.rows.len()) {
+        self.unswept += 1 + 2 * std::mem::take(&mut self.made);
+        let rows = self.rows.len();
+        if self.unswept < SWEPT_TOGETHER.min(rows) {
+            return;
+        }
+        for _ in 0..std::mem::take(&mut self.unswept).min(rows) {
             if self.next_swept >= self.rows.len() {
                 self.next_swept = 0;
             }
@@ -281,10 +288,6 @@ impl Book {
     /// Removes a row. The last row takes its position.
     fn remove(&mut self, index: usize) {
         let row = self.rows.swap_remove(index);
-        self.positions.remove(&row.id());
-        if let Some(moved) = self.rows.get(index) {
-            self.positions.insert(moved.id(), index);
-        }
         if let Some((live, _)) = self.keys.get_mut(&row.limit).filter(|_| row.counted) {
             *live = live.saturating_sub(1);
         }

@@ -24,6 +24,7 @@ mod memory;
 mod outage;
 mod postgres;
 mod row;
+mod row_table;
 mod shared;
 
 pub use blocks::{

@@ -23,25 +23,44 @@ pub(super) const LINGER: i64 = 500_000_000;
 /// of looser ones.
 pub(super) const AGREE: i64 = 800_000_000;
 
-/// One limit, or one key of a keyed limit, with the flows that compete for it.
+/// One limit, or one key of a keyed limit, with the flows that compete for it. A booking of one of
+/// many keys reads a row from main memory, so a row fills two lines of a processor's cache.
 #[derive(Debug, Clone)]
+#[repr(align(128))]
 pub(super) struct Row {
     pub(super) limit: Arc<str>,
     pub(super) key: Option<Arc<str>>,
-    pub(super) spec: Spec,
-    /// Schedule of a rate, or `None` for permits.
-    pub(super) schedule: Option<Schedule>,
+    pub(super) usage: RowUsage,
+    /// Parts that a rate of one replica without lanes lacks.
+    shared: Option<Box<SharedUse>>,
+    /// True if the row counts towards the bound on the keys of its limit.
+    pub(super) counted: bool,
+}
+
+const _: () = assert!(size_of::<Row>() == 128);
+
+/// Usage of a limit: its schedule or its permits.
+#[derive(Debug, Clone)]
+pub(super) enum RowUsage {
+    /// Schedule of a rate.
+    Rate(Schedule),
+    /// Number of permits, whose holders are in [`SharedUse`].
+    Permits(i64),
+}
+
+/// Permits and flows of a row, and what several replicas have agreed on.
+#[derive(Debug, Clone, Default)]
+struct SharedUse {
     /// Number of permits that each replica holds.
     held: SmallVec<[(Replica, i64); 2]>,
     flows: Vec<Flow>,
     /// Instant in nanoseconds up to which each lane has used its reserve, by the lane's position.
     reserves: SmallVec<[i64; 2]>,
-    /// Instant in nanoseconds of the last call under `spec`, exact to a quarter of [`AGREE`].
+    /// Instant in nanoseconds of the last call under the numbers of the row, exact to a quarter of
+    /// [`AGREE`].
     agreed: i64,
     /// True if several flows compete for this schedule in the current call.
     contested: bool,
-    /// True if the row counts towards the bound on the keys of its limit.
-    pub(super) counted: bool,
 }
 
 /// A lane of one replica that competes for the schedule.
@@ -84,25 +103,65 @@ impl Flow {
     }
 }
 
+impl RowUsage {
+    fn new(spec: Spec) -> Self {
+        match (Schedule::unused(spec), spec) {
+            (Some(schedule), _) => Self::Rate(schedule),
+            (None, Spec::Permits { n }) => Self::Permits(n),
+            // Every rate has a schedule.
+            (None, _) => Self::Permits(0),
+        }
+    }
+}
+
 impl Row {
     /// Creates an unused row. If a block is older than the row, no burst may follow this block.
-    pub(super) fn new(asked: &ScheduleUse, now: i64, blocked: Instant) -> Self {
-        let mut schedule = Schedule::unused(asked.spec);
-        if let Some(schedule) = schedule.as_mut().filter(|_| blocked > Instant::ZERO) {
+    pub(super) fn new(asked: &ScheduleUse, blocked: Instant) -> Self {
+        let mut usage = RowUsage::new(asked.spec);
+        if let RowUsage::Rate(schedule) = &mut usage
+            && blocked > Instant::ZERO
+        {
             schedule.drain_until(blocked);
         }
         Self {
             limit: Arc::clone(&asked.limit),
             key: asked.key.clone(),
-            spec: asked.spec,
-            schedule,
-            held: SmallVec::new(),
-            flows: Vec::new(),
-            reserves: SmallVec::new(),
-            agreed: now,
-            contested: false,
+            usage,
+            shared: None,
             counted: false,
         }
+    }
+
+    /// Returns the numbers of the limit that are in force.
+    pub(super) const fn spec(&self) -> Spec {
+        match &self.usage {
+            RowUsage::Rate(schedule) => schedule.spec(),
+            RowUsage::Permits(n) => Spec::Permits { n: *n },
+        }
+    }
+
+    /// Returns the schedule of a rate, or `None` for permits.
+    pub(super) const fn schedule(&self) -> Option<&Schedule> {
+        match &self.usage {
+            RowUsage::Rate(schedule) => Some(schedule),
+            RowUsage::Permits(_) => None,
+        }
+    }
+
+    /// Returns the schedule of a rate for a change, or `None` for permits.
+    pub(super) const fn schedule_mut(&mut self) -> Option<&mut Schedule> {
+        match &mut self.usage {
+            RowUsage::Rate(schedule) => Some(schedule),
+            RowUsage::Permits(_) => None,
+        }
+    }
+
+    fn shared_mut(&mut self) -> &mut SharedUse {
+        self.shared.get_or_insert_default()
+    }
+
+    fn flows(&self) -> &[Flow] {
+        self.shared.as_ref().map_or(&[], |shared| &shared.flows)
     }
 
     pub(super) fn id(&self) -> Id {
@@ -112,39 +171,49 @@ impl Row {
     /// Adopts the numbers of the caller's policy. While replicas disagree, the strictest numbers
     /// apply. A replica that uses the book alone adopts every change at once.
     pub(super) fn adopt(&mut self, spec: Spec, now: i64, alone: bool) {
-        if spec == self.spec {
-            if now > self.agreed + AGREE / 4 {
-                self.agreed = now;
+        if spec == self.spec() {
+            if !alone {
+                let agreed = &mut self.shared_mut().agreed;
+                if now > *agreed + AGREE / 4 {
+                    *agreed = now;
+                }
             }
             return;
         }
-        if !alone && !spec.is_stricter_than(self.spec) && now <= self.agreed + AGREE {
+        let agreed = self.shared.as_ref().map_or(0, |shared| shared.agreed);
+        if !alone && !spec.is_stricter_than(self.spec()) && now <= agreed + AGREE {
             return;
         }
         let at = Instant::from_nanos(now);
-        self.schedule = match (self.schedule.take(), Schedule::unused(spec)) {
-            (Some(old), Some(new)) => Some(old.adopt(new, at)),
-            (None, Some(mut new)) => {
-                self.held.clear();
+        let new = RowUsage::new(spec);
+        self.usage = match (
+            std::mem::replace(&mut self.usage, RowUsage::Permits(0)),
+            new,
+        ) {
+            (RowUsage::Rate(old), RowUsage::Rate(new)) => RowUsage::Rate(old.adopt(new, at)),
+            (RowUsage::Permits(_), RowUsage::Rate(mut new)) => {
+                self.shared_mut().held.clear();
                 new.fill(at);
-                Some(new)
+                RowUsage::Rate(new)
             }
-            (_, None) => None,
+            (_, permits @ RowUsage::Permits(_)) => permits,
         };
-        self.spec = spec;
-        self.agreed = now;
+        if !alone {
+            self.shared_mut().agreed = now;
+        }
     }
 
     /// Merges the report of a caller: permits that it holds, the state that it last received, and
     /// its requests without a booking. A state of other numbers that cannot be compared is ignored.
     pub(super) fn report(&mut self, report: &ScheduleUse, now: i64) {
-        let Some(schedule) = &mut self.schedule else {
+        let spec = self.spec();
+        let Some(schedule) = self.schedule_mut() else {
             return;
         };
         if let Some(seen) = &report.seen
-            && self.spec.is_comparable(seen.spec)
+            && spec.is_comparable(seen.spec)
             && let Some(seen) = Schedule::of(&ScheduleState {
-                spec: self.spec,
+                spec,
                 ..seen.clone()
             })
         {
@@ -158,45 +227,58 @@ impl Row {
 
     /// Returns the state for an answer.
     pub(super) fn state(&self) -> ScheduleState {
-        let schedule = self.schedule.as_ref();
-        schedule.map_or_else(|| ScheduleState::unused(self.spec), Schedule::state)
+        let schedule = self.schedule();
+        schedule.map_or_else(|| ScheduleState::unused(self.spec()), Schedule::state)
     }
 
     /// Returns true if no flow is active and the schedule remembers nothing that matters after
     /// `now`.
     pub(super) fn is_idle(&self, now: i64) -> bool {
-        let schedule = self.schedule.as_ref();
-        self.flows.iter().all(|flow| !flow.active(now))
-            && self.held.iter().all(|(_, held)| *held == 0)
-            && schedule.is_none_or(|schedule| schedule.is_idle(Instant::from_nanos(now)))
+        let is_unused = |shared: &SharedUse| {
+            shared.flows.iter().all(|flow| !flow.active(now))
+                && shared.held.iter().all(|(_, held)| *held == 0)
+        };
+        self.shared.as_deref().is_none_or(is_unused)
+            && self
+                .schedule()
+                .is_none_or(|schedule| schedule.is_idle(Instant::from_nanos(now)))
     }
 
     /// Returns the number of permits, or `None` for a rate.
     pub(super) const fn permits(&self) -> Option<i64> {
-        match self.spec {
-            Spec::Permits { n } => Some(n),
-            Spec::Token { .. } | Spec::Sliding { .. } | Spec::Fixed { .. } => None,
+        match self.usage {
+            RowUsage::Permits(n) => Some(n),
+            RowUsage::Rate(_) => None,
         }
     }
 
     pub(super) fn held_by_all(&self) -> i64 {
-        self.held.iter().map(|(_, held)| held).sum()
+        let shared = self.shared.iter();
+        shared
+            .flat_map(|shared| &shared.held)
+            .map(|(_, held)| held)
+            .sum()
     }
 
     /// Returns the permits of a replica, or `None` for a rate.
     pub(super) fn held(&mut self, replica: Replica) -> Option<&mut i64> {
         self.permits()?;
-        let known = self.held.iter().position(|(holder, _)| *holder == replica);
+        let all = &mut self.shared_mut().held;
+        let known = all.iter().position(|(holder, _)| *holder == replica);
         let index = known.unwrap_or_else(|| {
-            self.held.push((replica, 0));
-            self.held.len() - 1
+            all.push((replica, 0));
+            all.len() - 1
         });
-        self.held.get_mut(index).map(|(_, held)| held)
+        all.get_mut(index).map(|(_, held)| held)
     }
 
     /// Prepares the flows of a replica for its new call, which reports its waiting requests anew.
     pub(super) fn begin(&mut self, replica: Replica, now: i64) {
-        for flow in self.flows.iter_mut().filter(|flow| flow.replica == replica) {
+        let Some(shared) = &mut self.shared else {
+            return;
+        };
+        let flows = shared.flows.iter_mut();
+        for flow in flows.filter(|flow| flow.replica == replica) {
             flow.kept = flow.due.saturating_add(LINGER) > now;
             flow.waiting = 0;
         }
@@ -207,7 +289,7 @@ impl Row {
     pub(super) fn open(&mut self, bid: Bid<'_>) {
         let slowest = self.slowest(bid);
         if self.flow(bid).is_none() {
-            self.flows.push(Flow {
+            self.shared_mut().flows.push(Flow {
                 lane: bid.lane,
                 replica: bid.call.replica,
                 ..Flow::default()
@@ -223,13 +305,16 @@ impl Row {
 
     /// Records if more than one flow competes, after all runs of the call are open.
     pub(super) fn opened(&mut self, now: i64) {
-        self.contested = self.competitors(now) > 1;
+        let contested = self.competitors(now) > 1;
+        if let Some(shared) = &mut self.shared {
+            shared.contested = contested;
+        }
     }
 
     /// Closes a run that can book no more. If this row holds the run, `holds` has the number of
     /// waiting requests and the instant at which the replica asks again.
     pub(super) fn close(&mut self, bid: Bid<'_>, holds: Option<(i64, i64)>) {
-        let contested = self.contested;
+        let contested = self.shared.as_ref().is_some_and(|shared| shared.contested);
         let Some(flow) = self.flow_mut(bid) else {
             return;
         };
@@ -243,8 +328,10 @@ impl Row {
     }
 
     pub(super) fn forget_idle_flows(&mut self, now: i64) {
-        self.flows
-            .retain(|flow| flow.due.saturating_add(LINGER) > now);
+        if let Some(shared) = &mut self.shared {
+            let is_kept = |flow: &Flow| flow.due.saturating_add(LINGER) > now;
+            shared.flows.retain(is_kept);
+        }
     }
 
     pub(super) fn charge(&mut self, bid: Bid<'_>, cost: i64) {
@@ -267,7 +354,7 @@ impl Row {
         lanes.dedup();
         let weights: i64 = lanes.iter().map(|lane| bid.call.lane(*lane).0).sum();
         let horizon = bid.call.horizon.saturating_mul(SCALE);
-        let lead = horizon / self.spec.interval() / weights.max(1);
+        let lead = horizon / self.spec().interval() / weights.max(1);
         flow.virtual_time <= slowest || flow.virtual_time < slowest.saturating_add(lead)
     }
 
@@ -302,7 +389,7 @@ impl Row {
     }
 
     fn active(&self, now: i64) -> impl Iterator<Item = &Flow> {
-        self.flows.iter().filter(move |flow| flow.active(now))
+        self.flows().iter().filter(move |flow| flow.active(now))
     }
 
     fn slowest(&self, bid: Bid<'_>) -> Option<i64> {
@@ -316,29 +403,33 @@ impl Row {
     }
 
     fn flow(&self, bid: Bid<'_>) -> Option<&Flow> {
-        self.flows.iter().find(|flow| flow.is_of(bid))
+        self.flows().iter().find(|flow| flow.is_of(bid))
     }
 
     fn flow_mut(&mut self, bid: Bid<'_>) -> Option<&mut Flow> {
-        self.flows.iter_mut().find(|flow| flow.is_of(bid))
+        let shared = self.shared.as_mut()?;
+        shared.flows.iter_mut().find(|flow| flow.is_of(bid))
     }
 
     /// Returns true if some of the bidder's reserve is left, so that a slot within the horizon may
     /// use it. Permits have no reserve, so they never hold one back.
     pub(super) fn has_reserve(&self, bid: Bid<'_>) -> bool {
-        let used = self.reserves.get(usize::from(bid.lane)).copied();
+        let reserves = self.shared.as_ref().map(|shared| &shared.reserves);
+        let used = reserves.and_then(|reserves| reserves.get(usize::from(bid.lane)));
+        let used = used.copied();
         self.permits().is_some() || used.unwrap_or(0) <= bid.now + bid.call.horizon
     }
 
     pub(super) fn use_reserve(&mut self, bid: Bid<'_>, cost: i64) {
         let (_, reserve) = bid.call.lane(bid.lane);
         let lane = usize::from(bid.lane);
-        let interval = i128::from(self.spec.interval()) * 1_000_000 / i128::from(reserve.max(1));
+        let interval = i128::from(self.spec().interval()) * 1_000_000 / i128::from(reserve.max(1));
         let interval = i64::try_from(interval).unwrap_or(i64::MAX);
-        if self.reserves.len() <= lane {
-            self.reserves.resize(lane + 1, 0);
+        let reserves = &mut self.shared_mut().reserves;
+        if reserves.len() <= lane {
+            reserves.resize(lane + 1, 0);
         }
-        if let Some(used) = self.reserves.get_mut(lane) {
+        if let Some(used) = reserves.get_mut(lane) {
             let cost = interval.saturating_mul(cost);
             *used = (*used).max(bid.now).saturating_add(cost);
         }

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::Probe;
 use super::entry::{Entry, Stage};
+use super::feasibility::FeasibilityCheck;
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
@@ -49,8 +50,8 @@ pub(super) struct LineState {
     driven: bool,
     /// Instant from which the next warning about shared keys may be logged.
     pub(super) may_warn: Instant,
-    /// Instant of the last check for waiters that cannot be served before their deadline.
-    looked: Instant,
+    /// Last check for waiters that cannot be served before their deadline.
+    pub(super) check: FeasibilityCheck,
     /// Instant from which another settlement that was cut is logged.
     pub(super) may_warn_of_costs: Instant,
     /// Changes of the blocks, and the number of them that the queue has followed.
@@ -72,11 +73,6 @@ impl LineState {
 /// Channels of the ledger that wake a driver: the epoch, and changes of blocks.
 type News<'a> = (&'a mut watch::Receiver<u64>, &'a mut watch::Receiver<u64>);
 
-/// Minimum time between two checks for overtaken waiters.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Time that is added to the gap between two checks for each waiter.
-const LOOK_EACH: Duration = Duration::from_micros(50);
-
 impl Line {
     pub(super) fn new(target: &Arc<Target>, pacer: &Pacer) -> Self {
         let blocks = pacer.ledger.blocks(&target.name);
@@ -92,7 +88,7 @@ impl Line {
                 may_ask: Instant::ZERO,
                 driven: false,
                 may_warn: Instant::ZERO,
-                looked: Instant::ZERO,
+                check: FeasibilityCheck::new(),
                 may_warn_of_costs: Instant::ZERO,
                 changes: blocks.changes(),
                 changes_seen: 0,
@@ -145,6 +141,7 @@ impl Line {
             Err(refusal) if !booked => return Admission::Refused(refusal),
             Err(refusal) => (refusal.available, refusal.held_by),
         };
+        state.check.enter(ticket.deadline.since(at));
         // A waiter that is far from its turn holds no connection. It is called later.
         let stage = if ready { Stage::Ready } else { Stage::Queued };
         // At most two messages are queued per waiter: one call and the event that ends its wait.
@@ -220,34 +217,6 @@ impl Line {
         state.queue.refuse_infeasible(self.soon(), &*self.ledger);
     }
 
-    /// Refuses waiters that were overtaken, at most once per [`LOOK_EVERY`]. With a single scope
-    /// there is nothing to do, because only another lane or another key of a shared limit can
-    /// overtake.
-    fn refuse_overtaken(&self) {
-        let now = self.clock.now();
-        let mut state = self.lock();
-        if !state.queue.has_one_scope() {
-            self.refuse_now_and_then(&mut state, now, LOOK_EVERY);
-        }
-    }
-
-    /// Refuses waiters that cannot be served, unless the last check was less than `gap` ago. The gap
-    /// grows with the number of waiters, because the check looks at all of them.
-    fn refuse_now_and_then(&self, state: &mut LineState, now: Instant, gap: Duration) {
-        let waiting = u32::try_from(state.queue.len()).unwrap_or(u32::MAX);
-        // Only waiters of several scopes cost more, and a crowd of one scope is refused at once.
-        let each = if state.queue.has_one_scope() {
-            Duration::ZERO
-        } else {
-            LOOK_EACH
-        };
-        if now < state.looked + gap + each.saturating_mul(waiting) {
-            return;
-        }
-        state.looked = now;
-        state.queue.refuse_infeasible(self.soon(), &*self.ledger);
-    }
-
     /// Settles slots of the target with which no request was sent.
     pub(super) fn settle_unused(
         &self,
@@ -317,7 +286,7 @@ impl Line {
 
     /// Returns the instant up to which a slot counts as one for now. The clock of a shared ledger is
     /// known by an estimate, so a slot for now may seem to be later.
-    fn soon(&self) -> Instant {
+    pub(super) fn soon(&self) -> Instant {
         match self.ledger.answers_at_once() {
             true => self.clock.now(),
             false => self.clock.now() + LATE_MAX,
@@ -405,8 +374,7 @@ impl Line {
             tokio::select! {
                 answer = &mut answer => {
                     self.absorb(&asked, &answer);
-                    let now = self.clock.now();
-                    self.refuse_now_and_then(&mut self.lock(), now, Duration::ZERO);
+                    self.refuse_now_and_then(Duration::ZERO);
                     return;
                 }
                 () = self.sleep(until, (epoch, blocks)) => {}

@@ -16,6 +16,7 @@
 
 mod backlog;
 mod entry;
+mod feasibility;
 mod gate;
 mod group;
 mod hold;

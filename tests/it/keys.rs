@@ -23,6 +23,7 @@ use crate::harness::buffers::call;
 use crate::harness::{Client, Origin, Postgres, Program, Proto, reply, soon, worst_window};
 
 const CALLS: &str = "outpace_ledger_calls_total";
+const VOIDED: &str = "outpace_slots_voided_total{target=\"api\"}";
 const TARGETS: &str = "targets:
   - name: api
     hosts: [\"plain.test\"]
@@ -265,6 +266,7 @@ async fn p2_full_use_no_slot_is_lost_while_the_ledger_answers_slowly() {
             let client = Client::to(program.listen, proto).await;
             (client, format!("http://plain.test/{key}"))
         };
+        let (mut served, voided) = (0, program.metric(VOIDED).await);
         for _ in 0..2 {
             let mut lock = postgres.connect().await.unwrap();
             let held = "select pg_advisory_lock(hashtextextended('outpace.api', 0))";
@@ -275,15 +277,28 @@ async fn p2_full_use_no_slot_is_lost_while_the_ledger_answers_slowly() {
             let calls = soon("the calls", async {
                 while program.metric(CALLS).await < before + 2.0 {}
             });
-            tokio::select! {
+            let early = tokio::select! {
                 biased;
-                answer = &mut answer => panic!("{key}: {:?}", answer.body()),
-                () = calls => {}
-            }
+                answer = &mut answer => Some(answer),
+                () = calls => None,
+            };
             lock.close().await.unwrap();
-            assert_eq!(answer.await.status(), 200, "{key}");
+            let status = match early {
+                // Nothing can be booked here unless a void slot has used up the limit.
+                Some(answer) => {
+                    assert_eq!(answer.status(), 429, "{key}: {:?}", answer.body());
+                    answer.status()
+                }
+                None => answer.await.status(),
+            };
+            served += usize::from(status == 200);
         }
-        assert_eq!(client.get(&uri).await.status(), 429, "{key}");
+        while client.get(&uri).await.status() == 200 {
+            served += 1;
+        }
+        // On a busy machine a slot may be late, so that it is void and booked again.
+        let voided = program.metric(VOIDED).await - voided;
+        assert_eq!(served + voided as usize, 2, "{key}: {voided} void slots");
     }
 }
 

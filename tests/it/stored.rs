@@ -1,12 +1,13 @@
 //! Reads of stored data always succeed, whatever an earlier version or a call has stored.
 
+use http_body_util::Full;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
 
 use crate::harness::buffers::{SPOOL, call, call_with, made, operate};
-use crate::harness::{Origin, Postgres, Program};
+use crate::harness::{Client, Origin, Postgres, Program, Proto};
 
 /// Hostile numbers for the columns of items and attempts.
 const NUMBERS: [i64; 6] = [
@@ -236,4 +237,51 @@ async fn everything_that_a_call_accepts_can_be_read() {
         buffers > 5 && items > 20,
         "{buffers} buffers, {items} items"
     );
+}
+
+/// Sends one JSON call and returns the text of the response.
+async fn text(program: &Program, proto: Proto, method: &str, path: &str, body: &str) -> String {
+    let mut client = Client::to(program.listen, proto).await;
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", format!("localhost:{}", program.listen.port()))
+        .header("content-type", "application/json")
+        .body(Full::new(body.to_owned().into()))
+        .unwrap();
+    let answer = client.ask(request).await;
+    let text = String::from_utf8_lossy(answer.body()).into_owned();
+    assert!(answer.status().is_success(), "{text}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_the_numbers_in_metadata_keep_their_digits() {
+    let origin = Origin::ok().await;
+    let postgres = Postgres::start().await;
+    let shared = format!(
+        "ledger: {{ postgres: {{ url: \"{}\" }} }}\nspool: {{ store: postgres, key: \"only for tests, with 32 bytes or more\" }}\n",
+        postgres.url()
+    );
+    for config in [SPOOL, &shared] {
+        let program = Program::before(&origin, config).await;
+        made(&program, &json!({})).await;
+        for proto in [Proto::Http1, Proto::Http2] {
+            for number in [
+                "31.245270191439438",
+                "5e-324",
+                "1.7976931348623157e+308",
+                "0.1",
+            ] {
+                let body = format!(r#"{{"body":"x","metadata":{{"n":{number}}}}}"#);
+                let path = "/v1/buffers/b/items";
+                let pushed = text(&program, proto, "POST", path, &body).await;
+                let pushed: Value = serde_json::from_str(&pushed).unwrap();
+                let path = format!("/v1/items/{}", pushed["id"].as_str().unwrap());
+                let item = text(&program, proto, "GET", &path, "").await;
+                let expected = format!(r#""n":{number}"#);
+                assert!(item.contains(&expected), "{proto:?} {number}: {item}");
+            }
+        }
+    }
 }

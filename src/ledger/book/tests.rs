@@ -107,9 +107,10 @@ proptest! {
         for (key, seconds) in steps {
             now += seconds * SECOND;
             book(&mut keys, &target, &format!("k{key}"), now);
-            prop_assert_eq!(keys.rows.len(), keys.positions.len());
-            for (id, index) in &keys.positions {
-                prop_assert_eq!(&keys.rows[*index].id(), id);
+            prop_assert_eq!(keys.rows.len(), keys.rows.indexed());
+            for (index, row) in keys.rows.iter().enumerate() {
+                let found = keys.rows.find(&row.limit, row.key.as_ref());
+                prop_assert_eq!(found, Some(index));
             }
             let counted = keys.rows.iter().filter(|row| row.counted).count();
             prop_assert_eq!(keys.keys[&target.limits[0].name].0 as usize, counted);

@@ -25,7 +25,7 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
 
 use local_view::LocalView;
-use mode::{FallbackShare, LedgerMode, LinkState, mode};
+use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
 
 use super::call::spec_of;
@@ -67,8 +67,8 @@ struct SharedState<L> {
     key_secret: Mutex<KeySecret>,
     /// Horizon plus lead of the last call, in nanoseconds.
     reach: AtomicI64,
-    /// Instant of the last warning about a failed call.
-    failure_warned: Mutex<Option<Instant>>,
+    /// Warnings about failed calls.
+    failure_log: Mutex<FailureLog>,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
 }
@@ -144,7 +144,7 @@ impl<L: Link> SharedLedger<L> {
             targets: Mutex::default(),
             live: AtomicI64::new(1),
             reach: AtomicI64::new(0),
-            failure_warned: Mutex::default(),
+            failure_log: Mutex::default(),
             refusal_warned: Mutex::default(),
         });
         let heartbeats = Arc::clone(&inner).heartbeat_loop();

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::super::outage::{OnOutage, Outage};
-use crate::bounds::HORIZON_MAX;
+use crate::bounds::{FAULT_LOG, HORIZON_MAX, OUTAGE_LOG};
 use crate::clock::Instant;
 
 /// Divisor of the maximum clock drift between two machines, so the drift is at most one thousandth.
@@ -83,6 +83,36 @@ impl LinkState {
     /// Returns true if the store answers calls.
     pub(super) fn is_up(self) -> bool {
         self == Self::Up
+    }
+}
+
+/// The warnings about an unreachable store, which are bounded in number.
+#[derive(Debug, Default)]
+pub(super) struct FailureLog {
+    /// Instant of the last warning.
+    warned: Option<Instant>,
+    /// True while no warning has been logged for the present outage.
+    is_unlogged: bool,
+}
+
+impl FailureLog {
+    /// Returns true if a failure at `now` is logged. The first failure of an outage has `newly`. An
+    /// outage shortly after the last warning is logged by a later failure, if it lasts that long.
+    pub(super) fn admits(&mut self, newly: bool, now: Instant) -> bool {
+        self.is_unlogged |= newly;
+        let gap = if self.is_unlogged {
+            OUTAGE_LOG
+        } else {
+            FAULT_LOG
+        };
+        if self.warned.is_some_and(|last| now.since(last) < gap) {
+            return false;
+        }
+        *self = Self {
+            warned: Some(now),
+            is_unlogged: false,
+        };
+        true
     }
 }
 
@@ -185,6 +215,25 @@ mod tests {
         assert_eq!(returning.failed(at(110)), LinkState::Down(at(110)));
         assert_eq!(LinkState::Never.failed(at(1)), LinkState::Never);
         assert_eq!(LinkState::Up.reconnecting(), LinkState::Up);
+    }
+
+    /// Reaches the bound `OUTAGE_LOG`.
+    #[test]
+    fn p12_predictable_each_outage_is_logged_and_a_flapping_store_fills_no_log() {
+        let mut log = FailureLog::default();
+        assert!(log.admits(true, at(100)));
+        assert!(!log.admits(false, at(101)));
+        // The second outage within a minute is logged, and its repetition is not.
+        assert!(log.admits(true, at(105)));
+        assert!(!log.admits(false, at(164)));
+        assert!(log.admits(false, at(165)));
+        let half = |count: i64| Instant::from_nanos(200_000_000_000 + count * 500_000_000);
+        assert!(log.admits(true, half(0)));
+        // A failure within a second is logged later if the outage lasts.
+        assert!(!log.admits(true, half(1)));
+        assert!(log.admits(false, half(2)));
+        let lines = (4..24).filter(|count| log.admits(true, half(*count)));
+        assert_eq!(lines.count(), 10);
     }
 
     #[test]

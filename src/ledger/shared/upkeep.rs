@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::link::{Heartbeat, Link, LinkError};
 use super::mode::{LedgerMode, LinkState};
 use super::{BUSY, PROBE_EVERY, SharedState, TargetHandle};
-use crate::bounds::FAULT_LOG;
 use crate::clock::Instant;
 use crate::ledger::Call;
 use crate::sync::lock;
@@ -34,8 +33,8 @@ impl<L: Link> SharedState<L> {
         lock(&self.targets).clone()
     }
 
-    /// Records that a call failed, so that fallback mode begins. This is logged at most once per
-    /// [`FAULT_LOG`].
+    /// Records that a call failed, so that fallback mode begins. Logs each outage once at its start
+    /// and then from time to time.
     pub(super) fn on_failure(&self, error: &LinkError) {
         let now = self.parts.clock.now();
         let newly = self.link_state.send_if_modified(|link| {
@@ -45,12 +44,9 @@ impl<L: Link> SharedState<L> {
         if newly {
             self.parts.metrics.set_ledger_connected(false);
         }
-        let mut warned = lock(&self.failure_warned);
-        if warned.is_some_and(|last| now.since(last) < FAULT_LOG) {
+        if !lock(&self.failure_log).admits(newly, now) {
             return;
         }
-        *warned = Some(now);
-        drop(warned);
         tracing::warn!(%error, "ledger call failed, fallback mode applies; check the database");
     }
 

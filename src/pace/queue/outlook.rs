@@ -1,5 +1,7 @@
 //! Forecasts for requests behind the waiters of a queue, and refusals of waiters that come too late.
 
+use std::time::Duration;
+
 use foldhash::HashMap;
 use smallvec::{SmallVec, smallvec};
 
@@ -77,7 +79,12 @@ impl Queue {
 
     /// Refuses and removes every waiter that cannot be sent before its deadline, and not until
     /// `soon`. The check runs in arrival order, because each removal lets later waiters move up.
-    pub(in crate::pace) fn refuse_infeasible(&mut self, soon: Instant, ledger: &dyn Ledger) {
+    /// Returns the shortest time between the forecast and the deadline of the waiters that are left.
+    pub(in crate::pace) fn refuse_infeasible(
+        &mut self,
+        soon: Instant,
+        ledger: &dyn Ledger,
+    ) -> Duration {
         let waiting = self.len();
         let places: Vec<(QueueKey, GroupId)> = self
             .places
@@ -86,6 +93,7 @@ impl Queue {
             .collect();
         let mut covered: HashMap<GroupId, usize> = HashMap::default();
         let mut passed: HashMap<(ScheduleKey, u8), i64> = HashMap::default();
+        let mut leeway = Duration::MAX;
         for (place, id) in places {
             let Some(group) = self.groups.get(&id) else {
                 continue;
@@ -100,24 +108,26 @@ impl Queue {
             let Some(deadline) = group.waiting.get(&place).map(|entry| entry.deadline) else {
                 continue;
             };
-            let scope = group.scope.clone();
-            let key = |limit: usize| (schedule_of(&scope, limit), scope.lane);
-            let ahead = self.ahead(&scope, |limit, _| {
+            let scope = &group.scope;
+            let key = |limit: usize| (schedule_of(scope, limit), scope.lane);
+            let ahead = self.ahead(scope, |limit, _| {
                 passed.get(&key(limit)).copied().unwrap_or(0)
             });
-            let forecast = ledger.forecast(&self.target, &scope, &ahead);
-            if forecast.at > deadline.max(soon) {
-                let refusal = self.refusal(RefusalKind::WaitTooLong, forecast, waiting);
-                if let Some(entry) = self.remove(place) {
-                    // A waiter that was dropped needs no answer.
-                    let _ = entry.tell.try_send(Event::Refused(refusal));
-                }
-            } else {
+            let forecast = ledger.forecast(&self.target, scope, &ahead);
+            if forecast.at <= deadline.max(soon) {
+                leeway = leeway.min(deadline.since(forecast.at));
                 for limit in scope.limits.iter() {
                     *passed.entry(key(limit)).or_default() += scope.cost(limit);
                 }
+                continue;
+            }
+            let refusal = self.refusal(RefusalKind::WaitTooLong, forecast, waiting);
+            if let Some(entry) = self.remove(place) {
+                // A waiter that was dropped needs no answer.
+                let _ = entry.tell.try_send(Event::Refused(refusal));
             }
         }
+        leeway
     }
 
     /// Builds a refusal at a moment when `waiting` requests were in the queue.

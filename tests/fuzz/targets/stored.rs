@@ -21,6 +21,7 @@ pub(crate) const TARGET: Target = Target {
         br#"{"backoff":{"type":"list","each":[-1,9223372036854775807]},"on_exhausted":"block"}"#,
         br#"{"destination":"https://a.test:443","path":"/a?b","headers":[["a","b"]],"reply":true}"#,
         br#"{"sealed":"2.0011223344556677.AAECAwQ=","client":"c","metadata":{"a":null}}"#,
+        br#"{"metadata":{"n":[31.245270191439438,5e-324,0.1,-1e300]}}"#,
         b"https://u:p@A.test:8443/b?c#d",
         b"http://[::1]",
         b"2.0011223344556677.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI=",
@@ -41,9 +42,7 @@ fn run(data: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<Request>(data) {
         let stored = serde_json::to_string(&request).unwrap();
         let again = serde_json::from_str::<Request>(&stored).unwrap();
-        // serde_json may read the last digit of a float otherwise.
-        let floats = request.metadata.as_ref().is_some_and(has_float);
-        assert!(floats || again == request, "{again:?} of {request:?}");
+        assert_eq!(again, request);
         check_steps(&BufferConfig::default(), &request);
     }
     if let Ok(config) = serde_json::from_slice::<BufferConfig>(data) {
@@ -57,16 +56,6 @@ fn run(data: &[u8]) {
     if let Some(url) = text(data) {
         let named = destination(url);
         assert_eq!(destination(&named), named, "{url:?} has two destinations");
-    }
-}
-
-/// Returns true if a JSON value contains a number that is no integer.
-fn has_float(value: &serde_json::Value) -> bool {
-    match value {
-        serde_json::Value::Number(number) => number.is_f64(),
-        serde_json::Value::Array(values) => values.iter().any(has_float),
-        serde_json::Value::Object(values) => values.values().any(has_float),
-        _ => false,
     }
 }
 
