@@ -6,9 +6,10 @@
 //! - floor 0: [`clock`], [`random`], [`shutdown`], [`sync`] (locks that ignore poisoning),
 //!   [`sockets`] (options of TCP sockets), [`files`] (private files), [`bounds`], [`units`],
 //!   [`telemetry`], [`throttle`] (failed authentications).
-//! - floor 1: [`policy`] (the operator's configuration), [`semantics`] (the rules of the RFCs),
-//!   [`schedule`] (the instants at which requests may leave), [`signals`] (the meaning of an
-//!   origin's response for limits). All four are pure.
+//! - floor 1: [`json`] (the streaming reader of JSON values), [`policy`] (the operator's
+//!   configuration), [`semantics`] (the rules of the RFCs), [`schedule`] (the instants at which
+//!   requests may leave), [`signals`] (the meaning of an origin's response for limits). All five are
+//!   pure.
 //! - floor 2: [`db`] (the Postgres database), [`ledger`] (where schedules live).
 //! - floor 3: [`pace`] (the queues of this replica), [`origin`] (connections to origins),
 //!   [`intercept`] (the CA and its leaves), [`spool`] (stored requests), [`tunnel`] (the blind
@@ -33,6 +34,7 @@ pub mod telemetry;
 pub mod throttle;
 pub mod units;
 
+pub mod json;
 pub mod policy;
 pub mod schedule;
 pub mod semantics;

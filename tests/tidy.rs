@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// Floor of each module, times ten. A file uses only its own module and lower floors. `bounds` and
 /// `sync` lie below the rest of floor 0, because the rest uses them.
-const FLOORS: [(&str, u8); 36] = [
+const FLOORS: [(&str, u8); 37] = [
     // Time is measured in units.
     ("clock", 2),
     ("files", 1),
@@ -37,6 +37,8 @@ const FLOORS: [(&str, u8); 36] = [
     ("throttle", 4),
     // Uses the throttles.
     ("connections", 5),
+    // Reads the values by which policies decide.
+    ("json", 10),
     ("policy", 11),
     ("semantics", 11),
     ("schedule", 11),

@@ -88,3 +88,15 @@ pub const LEASE_MIN: Duration = Duration::from_secs(1);
 ///
 /// Beyond it: the configuration is refused.
 pub const LEASE_MAX: Duration = Duration::from_secs(300);
+/// Different JSON pointers that the keys, matches and costs of one target may name together.
+///
+/// Beyond it: the configuration is refused.
+pub const JSON_POINTERS_MAX: usize = 64;
+/// Bytes of one JSON string or number that are kept, and of one segment of a JSON pointer.
+///
+/// Beyond it: a value counts as too long, and a pointer in the configuration is refused.
+pub const JSON_VALUE_BYTES: usize = 1024;
+/// Arrays and objects of a JSON body that may be open at the same time.
+///
+/// Beyond it: reading stops, and the body counts as one that was not read to its end.
+pub const JSON_DEPTH: usize = 1024;
