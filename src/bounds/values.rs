@@ -100,3 +100,11 @@ pub const JSON_VALUE_BYTES: usize = 1024;
 ///
 /// Beyond it: reading stops, and the body counts as one that was not read to its end.
 pub const JSON_DEPTH: usize = 1024;
+/// Parts of the key of one limit.
+///
+/// Beyond it: the configuration is refused.
+pub const KEY_PARTS_MAX: usize = 4;
+/// Highest number of a path segment in a key (`path:N`).
+///
+/// Beyond it: the configuration is refused.
+pub const PATH_SEGMENT_MAX: usize = 64;

@@ -37,7 +37,9 @@ mod access;
 mod hosts;
 mod ledger;
 mod limit;
+mod matcher;
 mod signals;
+mod source;
 mod spool;
 mod target;
 

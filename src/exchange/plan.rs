@@ -13,12 +13,13 @@ use super::body::{InboundBody, Outgoing, Replayable};
 use super::credentials::refused_credential;
 use super::handover::Handover;
 use super::idle::{Upload, body_timeout};
+use super::scan::BodyScan;
 use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
-use crate::bounds::{BODY_IDLE, BODY_PEEK, GRPC_BODY_IDLE};
+use crate::bounds::{BODY_IDLE, GRPC_BODY_IDLE};
 use crate::clock::Clock;
 use crate::origin::{Destination, ProtocolChoice};
-use crate::policy::{KeySecret, RequestView, Scope, Target, Unmatched};
+use crate::policy::{KeySecret, RequestJson, Scope, Target, Unmatched, is_identity};
 use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
@@ -63,12 +64,7 @@ impl Exchange {
         if target.needs_body() && has_body {
             return None;
         }
-        let asked = RequestView {
-            head,
-            client: arrival.client.caller(),
-            json: None,
-        };
-        Some(target.scope(&asked, &self.pacer.key_secret()))
+        Some(target.scope(&arrival.view(head, None), &self.pacer.key_secret()))
     }
 
     /// Checks the head, matches the target and prepares the state that all attempts share. Fails if
@@ -257,8 +253,8 @@ impl Plan<'_> {
         self.unscoped.is_some()
     }
 
-    /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
-    /// counts as absent. Secret keys are digests made with `secret`.
+    /// Decides a scope that depends on the body, which is read to its end as far as it can be
+    /// buffered. A compressed body is not read. Secret keys are digests made with `secret`.
     ///
     /// # Errors
     /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
@@ -266,21 +262,31 @@ impl Plan<'_> {
         let Some((head, target)) = self.unscoped.take().zip(self.target) else {
             return Ok(());
         };
+        let mut scan = BodyScan::new(RequestJson::new(target.json_pointers()));
         // A client that waits for `100 Continue` has not sent its body, so reading it would block.
         let body = self.body.as_ref().filter(|_| self.read_ahead);
-        let json = match body {
-            Some(body) => self.peek(body, BODY_PEEK).await?,
-            None => None,
-        };
-        let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let asked = RequestView {
-            head: &head,
-            client: self.arrival.client.caller(),
-            json: json.as_ref(),
-        };
+        if let Some(body) = body.filter(|_| is_identity(&head.headers)) {
+            self.scan(body, &mut scan).await?;
+        }
+        let asked = self.arrival.view(&head, Some(&scan.json));
         let scope = target.scope(&asked, secret);
         self.scope = in_lane(self.arrival, target, scope);
         Ok(())
+    }
+
+    /// Reads ahead like [`Replayable::scan`].
+    ///
+    /// # Errors
+    /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
+    async fn scan(&self, body: &Replayable, scan: &mut BodyScan) -> Result<(), Error> {
+        loop {
+            let before = body.buffered();
+            match tokio::time::timeout(self.silent, body.scan(scan)).await {
+                Ok(()) => return Ok(()),
+                Err(_elapsed) if body.buffered() > before => {}
+                Err(_elapsed) => return Err(body_timeout(self.silent)),
+            }
+        }
     }
 }
 
