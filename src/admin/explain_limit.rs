@@ -23,17 +23,17 @@ pub(super) fn pace(bound: Bound) -> Value {
         } => {
             let burst = tolerance / interval.max(1) + 1;
             format!(
-                "one unit per {} ms, rounded up to a whole nanosecond; at most {burst} at once",
-                millis(interval)
+                "one unit per {}, rounded up to a whole nanosecond; at most {burst} at once",
+                time(interval)
             )
         }
         Spec::Sliding { n, window } => {
-            format!("at most {n} units in any {} ms", millis(window))
+            format!("at most {n} units in any {}", time(window))
         }
         Spec::Fixed { n, window, guard } => format!(
-            "at most {n} units per calendar window of {} ms; none in the first and last {} ms of it",
-            millis(window),
-            millis(guard)
+            "at most {n} units per calendar window of {}; none in the first and last {} of it",
+            time(window),
+            time(guard)
         ),
         Spec::Permits { n } => {
             return json!({ "text": format!("{n} permits, each until its response has ended") });
@@ -42,9 +42,12 @@ pub(super) fn pace(bound: Bound) -> Value {
     json!({ "text": pace, "interval_ns": spec.interval() })
 }
 
-/// Formats nanoseconds as milliseconds.
-fn millis(nanos: i64) -> String {
-    format!("{}", nanos as f64 / 1e6)
+/// Formats nanoseconds as seconds or milliseconds.
+fn time(nanos: i64) -> String {
+    match nanos {
+        1_000_000_000.. => format!("{} s", nanos as f64 / 1e9),
+        _ => format!("{} ms", nanos as f64 / 1e6),
+    }
 }
 
 /// Describes the parts of the key, with a digest in place of a value that may be secret.
