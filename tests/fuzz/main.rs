@@ -86,7 +86,7 @@ macro_rules! targets {
 }
 
 targets! {
-    calls client config fields files hello paths request_target rows signals stored units
+    calls client config fields files hello json paths request_target rows signals stored units
 }
 
 #[test]
