@@ -26,7 +26,7 @@ mod row;
 mod shared;
 
 pub use book::{Book, Users};
-pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short};
+pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short, spec_of};
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;
