@@ -2,6 +2,7 @@
 
 use memchr::memchr2;
 
+use super::pointer_set::{all, mask, positions};
 use super::{JsonPointers, JsonScalar};
 use crate::bounds::{JSON_DEPTH, JSON_VALUE_BYTES};
 
@@ -482,25 +483,4 @@ fn number(word: &[u8]) -> Option<&str> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let written = digits.starts_with(|first: char| first.is_ascii_digit());
     (named || written && text.parse::<f64>().is_ok()).then_some(text)
-}
-
-/// Returns the set of all pointers of the list.
-fn all(pointers: &JsonPointers) -> u64 {
-    mask(0..pointers.len())
-}
-
-/// Returns these positions as a set of bits.
-fn mask(positions: impl Iterator<Item = usize>) -> u64 {
-    positions.fold(0, |set, position| set | 1 << (position % 64))
-}
-
-/// Iterates over the positions in a set of bits.
-fn positions(mut set: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let position = set.trailing_zeros() as usize;
-        (set != 0).then(|| {
-            set &= set - 1;
-            position
-        })
-    })
 }
