@@ -159,13 +159,16 @@ async fn p1_pace_a_model_behind_a_long_prompt_is_found_and_the_body_is_unchanged
     program.record(|record| record["body"] == "file").await;
 }
 
-/// Returns requests with a name, further fields, a body, and true if the limit applies to them.
-fn bodies() -> Vec<(
+/// Name of a request, its further fields, its body, and true if the limit applies to it.
+type NamedBody = (
     &'static str,
     &'static [(&'static str, &'static str)],
     String,
     bool,
-)> {
+);
+
+/// Returns requests to which the limit applies, and others.
+fn bodies() -> Vec<NamedBody> {
     let json = |text: &str| text.to_owned();
     vec![
         ("trailing comma", &[], json(r#"{"model":"o1",}"#), true),

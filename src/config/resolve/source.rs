@@ -92,7 +92,6 @@ mod tests {
             "path:0",
             "path:+1",
             "path:01",
-            "path:",
             "path:x",
             "path:99999999999999999999",
         ] {
