@@ -106,11 +106,6 @@ pub const KEY_BYTES: usize = 128;
 pub const KEYS_PER_LIMIT: u32 = 100_000;
 /// Time between two warnings that the keys of a target share a schedule.
 pub const KEYS_LOG: Duration = Duration::from_secs(60);
-/// Bytes of a JSON body that are read for keys and costs, or `bodies.memory` in requests if that is
-/// less.
-///
-/// Beyond it: the body is not parsed, so its key and cost count as absent.
-pub const BODY_PEEK: usize = 256 * 1024;
 /// Time between the last warning about an unreachable ledger and the one about a new outage.
 ///
 /// Beyond it: the new outage is logged after this time, if it lasts for that time.

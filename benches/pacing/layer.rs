@@ -344,7 +344,7 @@ pub(super) fn keys() -> Row {
     };
     let rate = "1/1h".parse().unwrap();
     let mut limit = Limit::new("l", Bound::Rate { rate, algorithm });
-    limit.key = Some(outpace::policy::Source::Path);
+    limit.key = Some(outpace::policy::Source::Path.into());
     let target = Arc::new(Target::named("t", vec![limit]));
     let pacers = [FEW, MANY].map(|count| {
         let clock = Clock::system();

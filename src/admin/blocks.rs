@@ -66,7 +66,7 @@ fn selected<'a>(
 }
 
 /// Parses the query of a call. A key may be the value at the source of the key, a credential, or a
-/// digest that a block shows.
+/// key or digest as a block shows it.
 fn filter(target: &Target, query: &str, secret: &KeySecret) -> Result<BlockFilter, String> {
     let (mut limit, mut key) = (None, None);
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()).into_owned() {
@@ -93,7 +93,9 @@ fn filter(target: &Target, query: &str, secret: &KeySecret) -> Result<BlockFilte
     let limits = target.limits.iter();
     let named = limits.filter(|known| filter.limit.as_ref().is_none_or(|name| known.name == *name));
     let sources = named.filter_map(|known| known.key.as_ref());
-    filter.keys = sources.map(|source| source.key_of(&key, secret)).collect();
+    filter.keys = sources
+        .filter_map(|source| source.key_of(&[&key], secret))
+        .collect();
     let credential = HeaderValue::from_str(&key);
     filter
         .keys

@@ -1,5 +1,6 @@
 //! `GET /v1/explain`: the target, limits, keys, costs and lane of a request, and its expected wait.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,15 +8,15 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use serde_json::{Value, json};
 
-use super::{Admin, blocks, problem};
+use super::{Admin, blocks, explain_limit, problem};
 use crate::clock::Instant;
 use crate::exchange::Exchange;
 use crate::policy::{
-    Bound, Caller, Cost, KeySecret, LimitSet, Policy, RequestView, Scope, Target, TlsMode,
-    Unmatched,
+    Bound, Caller, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView, Scope,
+    Target, TlsMode, Unmatched,
 };
 use crate::semantics::own_credential;
 use crate::spool::SpoolUsage;
@@ -34,6 +35,8 @@ pub struct Question {
     pub body: Option<String>,
     /// Name of the client that sends the request, if `clients` are configured.
     pub client: Option<String>,
+    /// Address of the client that sends the request, for limits with the key `client_ip`.
+    pub client_ip: Option<String>,
 }
 
 impl Question {
@@ -47,6 +50,7 @@ impl Question {
                 "header" => question.headers.push(value),
                 "body" => question.body = Some(value),
                 "client" => question.client = Some(value),
+                "client_ip" => question.client_ip = Some(value),
                 _ => {}
             }
         }
@@ -60,6 +64,11 @@ impl Question {
         pairs.extend(self.headers.iter().map(|header| ("header", &**header)));
         pairs.extend(self.body.as_deref().map(|body| ("body", body)));
         pairs.extend(self.client.as_deref().map(|client| ("client", client)));
+        pairs.extend(
+            self.client_ip
+                .as_deref()
+                .map(|address| ("client_ip", address)),
+        );
         pairs
     }
 
@@ -77,6 +86,28 @@ impl Question {
         }
         let request = request.body(()).map_err(|_cause| self.not_a_url())?;
         Ok(request.into_parts().0)
+    }
+
+    fn client_ip(&self) -> Result<Option<IpAddr>, String> {
+        let parse = |text: &String| {
+            let parsed = text.parse();
+            parsed.map_err(|_cause| {
+                format!("`{text}` is not an IP address; write it as \"10.0.0.7\"")
+            })
+        };
+        self.client_ip.as_ref().map(parse).transpose()
+    }
+
+    /// Reads the body as an exchange does. The body of a client that waits for `100 Continue` is not
+    /// there yet.
+    fn json(&self, target: &Target, head: &Parts) -> Option<RequestJson> {
+        let body = self.body.as_deref().filter(|body| !body.is_empty())?;
+        let pointers = target.json_pointers();
+        let waits = head.headers.contains_key(header::EXPECT);
+        Some(match waits {
+            true => RequestJson::new(pointers),
+            false => RequestJson::of_body(pointers, &head.headers, body.as_bytes()),
+        })
     }
 
     fn not_a_url(&self) -> String {
@@ -125,16 +156,17 @@ pub fn explain(
         Some(name) => Some(known(name).ok_or_else(|| format!("no client is named `{name}`"))?),
         None => None,
     };
-    let body = question.body.as_deref();
-    let json: Option<Value> = body.and_then(|body| serde_json::from_str(body).ok());
+    let json = question.json(target, &head);
     let asked = RequestView {
         head: &head,
         client: client.map(|client| Caller {
             name: &client.name,
             group: client.group.as_ref(),
         }),
+        host: Some(&origin.host),
+        client_ip: question.client_ip()?,
         json: json.as_ref(),
-        body_bytes: Some(body.map_or(0, |body| body.len() as u64)),
+        body_bytes: Some(question.body.as_deref().map_or(0, str::len) as u64),
         learned: now.map(|now| &*now.learned),
     };
     // Without a running process there are no schedules, so any secret will do.
@@ -148,6 +180,10 @@ pub fn explain(
         Some(blocks::shown(&block, now.clock.now()))
     });
     let mut told = explanation(question, target, &scope, now);
+    let limits = told.get_mut("limits").and_then(Value::as_array_mut);
+    for (shown, limit) in limits.into_iter().flatten().zip(&target.limits) {
+        describe(shown, limit, &asked, &secret);
+    }
     if let Some(blocked) = blocked {
         let (scope, status) = (&blocked["scope"], &blocked["status"]);
         let (field, value) = (&blocked["field"], &blocked["value"]);
@@ -159,6 +195,23 @@ pub fn explain(
         told["blocked"] = blocked;
     }
     Ok(told)
+}
+
+/// Adds what the limit reads in the request, and the numbers by which it counts.
+fn describe(shown: &mut Value, limit: &Limit, asked: &RequestView<'_>, secret: &KeySecret) {
+    let charged = shown.get("cost").and_then(Value::as_i64);
+    let is_pinned = shown.get("pinned").is_some_and(Value::is_string);
+    shown["amount"] = limit.amount(limit.bound).into();
+    // A pinned limit counts by its pin, which `pinned` shows.
+    shown["pace"] = match is_pinned {
+        true => Value::Null,
+        false => explain_limit::pace(limit.bound),
+    };
+    shown["match"] = explain_limit::conditions(limit, asked);
+    if let Some(charged) = charged {
+        shown["key_parts"] = explain_limit::key(limit, asked, secret);
+        shown["cost_read"] = explain_limit::cost(limit, asked, charged);
+    }
 }
 
 fn explanation(
@@ -246,7 +299,7 @@ pub(super) async fn asked(
     let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes())
         .into_owned()
         .collect();
-    let known = ["url", "method", "header", "body", "client"];
+    let known = ["url", "method", "header", "body", "client", "client_ip"];
     if let Some((name, _)) = pairs.iter().find(|(name, _)| !known.contains(&&**name)) {
         let known = known.join(", ");
         let text = format!("there is no parameter `{name}` here; the parameters are {known}");

@@ -119,7 +119,13 @@ fn stored_key(
         (_, None, None) => Ok(None),
         (_, Some(_), Some(_)) => Err("`key` and `digest` exclude each other; keep one".to_owned()),
         (None, ..) => Err(format!("limit `{}` has no key; leave it out", limit.name)),
-        (Some(source), Some(key), None) => Ok(Some(source.key_of(key, secret))),
+        (Some(by), Some(key), None) => match by.key_of(&[key], secret) {
+            Some(key) => Ok(Some(key)),
+            None => Err(format!(
+                "the key of limit `{}` has several parts; give as `digest` the key that `outpace explain` shows",
+                limit.name
+            )),
+        },
         (Some(_), None, Some(digest)) if digest.len() > 128 || digest.contains('\0') => {
             Err("`digest` is the `key` that `outpace explain` shows".to_owned())
         }

@@ -19,6 +19,7 @@
 mod authorize;
 mod blocks;
 mod explain;
+mod explain_limit;
 mod guard;
 mod latch;
 mod limits;
@@ -27,6 +28,7 @@ mod reload;
 mod sessions;
 
 pub use explain::{Question, explain};
+pub use explain_limit::sentences;
 pub use latch::{Latch, Readiness};
 pub use reload::{ReloadCall, ReloadCalls, Reloaded};
 pub use sessions::{ServingInfo, Sessions};

@@ -13,7 +13,7 @@ use crate::bounds::{COST_MAX, OPEN_WORK, PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
 use crate::exchange::{ClientIdentity, Error, Reason, Record};
 use crate::pace::{Ticket, Turn};
-use crate::policy::{Bound, Scope, Source, Target, Work};
+use crate::policy::{Bound, LimitKey, Scope, Target, Work};
 use crate::shares::Share;
 use crate::spool::DurationSpec;
 use crate::sync::lock;
@@ -22,11 +22,31 @@ use crate::sync::lock;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AcquireRequest {
-    key: Option<String>,
+    key: KeyOfWork,
     lane: Option<String>,
     cost: Option<u32>,
     max_wait: Option<DurationSpec>,
     hold: Option<DurationSpec>,
+}
+
+/// Value for the keyed limits, or a list of values for keys of several parts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum KeyOfWork {
+    #[default]
+    None,
+    One(String),
+    Several(Vec<String>),
+}
+
+impl KeyOfWork {
+    fn values(&self) -> &[String] {
+        match self {
+            Self::None => &[],
+            Self::One(value) => std::slice::from_ref(value),
+            Self::Several(values) => values,
+        }
+    }
 }
 
 pub(super) fn duration(name: &str, spec: Option<&DurationSpec>) -> Result<Option<Duration>, Error> {
@@ -117,7 +137,7 @@ impl Api {
         }
         let work = Work {
             caller: call.client.caller(),
-            key: asked.key.as_deref(),
+            key: asked.key.values(),
             lane: asked.lane.as_deref(),
             cost: asked.cost,
         };
@@ -255,8 +275,9 @@ impl Permits<'_> {
     fn concurrent(&self) -> impl Iterator<Item = (usize, u32)> {
         self.scope.limits.iter().filter_map(|index| {
             let limit = self.target.limits.get(index)?;
+            let by_client = limit.key.as_ref().is_some_and(LimitKey::is_client);
             match limit.bound {
-                Bound::Concurrent(most) if limit.key != Some(Source::Client) => Some((index, most)),
+                Bound::Concurrent(most) if !by_client => Some((index, most)),
                 _ => None,
             }
         })

@@ -108,3 +108,11 @@ pub const LEARNED_KEYS: usize = 16_384;
 ///
 /// Beyond it: the configuration is refused.
 pub const EXPRESSION_PARTS: usize = 32;
+/// Parts of the key of one limit.
+///
+/// Beyond it: the configuration is refused.
+pub const KEY_PARTS_MAX: usize = 4;
+/// Highest number of a path segment in a key (`path:N`).
+///
+/// Beyond it: the configuration is refused.
+pub const PATH_SEGMENT_MAX: usize = 64;

@@ -12,7 +12,8 @@ use crate::clock::Clock;
 use crate::config::{Config, StoreSettings};
 use crate::exchange::refused_credential;
 use crate::intercept::{CaSource, CertificateAuthority};
-use crate::policy::{Expression, Policy, Target, TlsMode, Unmatched};
+use crate::policy::{Expression, Limit, Matcher, Policy, Target, TlsMode, Unmatched};
+use crate::semantics::is_credential;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -110,6 +111,33 @@ fn about_costs(target: &Target) -> Vec<String> {
     warnings
 }
 
+/// Describes a limit with its units, key, conditions and cost.
+fn described(limit: &Limit) -> String {
+    let mut text = format!("{}: {}", limit.name, limit.amount(limit.bound));
+    if let Some(key) = &limit.key {
+        text.push_str(&format!(", per {key} (at most {} keys)", limit.max_keys));
+    }
+    text.push_str(&limit.matcher.as_ref().map_or_else(String::new, conditions));
+    if let Some(cost) = &limit.cost {
+        let settle = cost.settled_by();
+        let settle = settle.map(|settle| format!(", settled by {settle}"));
+        text.push_str(&format!(
+            ", cost {}, at most {}{}",
+            cost.estimated_by(),
+            cost.max,
+            settle.unwrap_or_default()
+        ));
+    }
+    text
+}
+
+/// Describes the requests that a limit or lane is for.
+fn conditions(matcher: &Matcher) -> String {
+    let conditions = matcher.conditions();
+    let conditions: Vec<String> = conditions.map(|one| one.shown(is_credential)).collect();
+    format!(", for requests with {}", conditions.join(" and "))
+}
+
 /// Summarises the resulting policy, so that a reader can compare it with the intended one.
 fn summary(policy: &Policy) -> String {
     let mut text = String::from("the configuration is valid\n");
@@ -117,14 +145,18 @@ fn summary(policy: &Policy) -> String {
         let hosts: Vec<String> = target.hosts.iter().map(ToString::to_string).collect();
         text.push_str(&format!("target {}: {}\n", target.name, hosts.join(", ")));
         for limit in &target.limits {
-            let some = limit
-                .matcher
-                .as_ref()
-                .map_or("", |_| ", for matching requests");
-            let cost = limit.cost.as_ref();
-            let cost = cost.map_or_else(String::new, |cost| format!(", cost at most {}", cost.max));
-            let (name, bound) = (&limit.name, &limit.bound);
-            text.push_str(&format!("  limit {name}: {bound}{some}{cost}\n"));
+            text.push_str(&format!("  limit {}\n", described(limit)));
+        }
+        for lane in &target.lanes {
+            let reserve = f64::from(lane.reserve_ppm) / 10_000.0;
+            let matcher = lane.matcher.as_ref().map_or_else(String::new, conditions);
+            let (name, weight) = (&lane.name, lane.weight);
+            text.push_str(&format!(
+                "  lane {name}: weight {weight}, reserve {reserve}%{matcher}\n"
+            ));
+        }
+        for rule in target.signals.shown(is_credential) {
+            text.push_str(&format!("  signal {rule}\n"));
         }
         if target.limits.is_empty() {
             text.push_str("  no limits: requests are not paced\n");

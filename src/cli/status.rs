@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::client::{AdminArgs, Instance};
 use super::table::table;
 use super::{Exit, Failure, block_on, load_config, print};
-use crate::admin::{Question, explain};
+use crate::admin::{self, Question, explain};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
@@ -38,6 +38,9 @@ pub(super) struct ExplainArgs {
     /// (default: no client name)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
+    /// IP address of the client that would send the request (default: no address)
+    #[arg(long, value_name = "ADDRESS")]
+    client_ip: Option<String>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -150,6 +153,7 @@ async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
         headers: args.headers.clone(),
         body: args.data.clone(),
         client: args.client.clone(),
+        client_ip: args.client_ip.clone(),
     };
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(question.pairs());
@@ -183,6 +187,11 @@ fn sentences(told: &Value) -> String {
     lines.push_str("\n\n");
     let columns = "LIMIT /name, BOUND /bound, PINNED /pinned, APPLIES /applies, KEY /key, \
         COST /cost, FREE NOW /free_now, NEXT IN s /next_in_s";
-    lines.push_str(&table(array(told, "limits"), columns));
+    let limits = array(told, "limits");
+    lines.push_str(&table(limits, columns));
+    lines.push('\n');
+    for line in limits.iter().flat_map(admin::sentences) {
+        lines.push_str(&format!("  {line}\n"));
+    }
     lines
 }

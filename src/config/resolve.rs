@@ -38,7 +38,9 @@ mod cost;
 mod hosts;
 mod ledger;
 mod limit;
+mod matcher;
 mod signals;
+mod source;
 mod spool;
 mod target;
 

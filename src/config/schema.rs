@@ -301,7 +301,7 @@ pub(super) struct LimitSection {
     pub(super) algorithm: Option<AlgorithmSetting>,
     pub(super) concurrent: Option<u32>,
     pub(super) r#match: Option<MatchSection>,
-    pub(super) key: Option<Text>,
+    pub(super) key: Option<OneOrMany>,
     pub(super) max_keys: Option<u32>,
     pub(super) cost: Option<CostSection>,
 }
@@ -354,6 +354,8 @@ pub(super) struct MatchSection {
     pub(super) path: Option<Text>,
     pub(super) method: Option<OneOrMany>,
     pub(super) header: Option<Text>,
+    pub(super) query: BTreeMap<String, Text>,
+    pub(super) json: BTreeMap<String, Text>,
     pub(super) client: Option<OneOrMany>,
     pub(super) group: Option<Text>,
 }

@@ -163,7 +163,7 @@ fn every_optional_section_of_the_example_is_sound() {
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}\n{text}"));
     let policy = &loaded.config.policy;
     assert_eq!((policy.targets.len(), policy.clients.len()), (2, 3));
-    assert_eq!(policy.targets[1].limits.len(), 9);
+    assert_eq!(policy.targets[1].limits.len(), 11);
     assert_eq!(policy.targets[1].retry, crate::policy::Retry::default());
     assert_eq!(
         policy.targets[1].max_waiting,

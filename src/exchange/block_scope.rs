@@ -11,7 +11,7 @@ use crate::bounds::{BLOCK_TEXT, RETRY_WAIT_MIN};
 use crate::clock::Instant;
 use crate::ledger::{BlockCause, BlockScope, ScopedBlock};
 use crate::pace;
-use crate::policy::{KeySecret, Limit, Scope, Source, Target};
+use crate::policy::{KeySecret, Limit, LimitKey, Scope, Source, Target};
 use crate::semantics::is_credential;
 use crate::signals::{Signal, SignalScope};
 
@@ -112,9 +112,13 @@ fn scope_of(
         credential: credential.cloned().filter(|_| !is_keyed),
         ..scope
     };
-    let by_credential = |limit: &Limit| match &limit.key {
-        Some(Source::Header(name)) => is_credential(name.as_str()),
+    let is_of_credential = |source: &Source| match source {
+        Source::Header(name) => is_credential(name.as_str()),
         _ => false,
+    };
+    let by_credential = |limit: &Limit| {
+        let sources = limit.key.as_ref().map_or(&[][..], LimitKey::sources);
+        sources.iter().any(is_of_credential)
     };
     match said {
         SignalScope::Target => return BlockScope::default(),
@@ -177,7 +181,7 @@ mod tests {
             name => Source::Header(http::HeaderName::from_static(name)),
         });
         Limit {
-            key,
+            key: key.map(Into::into),
             matcher: matched.then(Matcher::default),
             ..Limit::new(name, Bound::Concurrent(1))
         }

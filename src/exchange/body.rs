@@ -20,6 +20,7 @@ use super::client_body::{ClientBody, ClientGone};
 use super::handover::Handover;
 use super::record::BodyLocation;
 use super::respond::{BodyError, FramePoll, strip_forbidden_trailers};
+use super::scan::BodyScan;
 use super::spill::{FileRead, Spill};
 use crate::bounds::{BODY_BLOCK, BODY_BLOCK_OVERHEAD};
 use crate::shares::{Share, Spent};
@@ -58,7 +59,7 @@ pub enum Outgoing {
 pub(super) struct Replayable(Arc<Mutex<HeldBody>>);
 
 #[derive(Debug)]
-struct HeldBody {
+pub(super) struct HeldBody {
     body_budget: Arc<BodyBudget>,
     /// Stream from the client, or `None` for a stored body, which is complete from the start.
     source: Option<ClientBody>,
@@ -145,6 +146,14 @@ impl Replayable {
         whole.then(|| store.memory.to_vec())
     }
 
+    /// Reads ahead and passes the body to `scan`, up to its end or as far as it can be buffered.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, because all bytes read so far stay buffered and `scan` keeps its place.
+    pub(super) async fn scan(&self, scan: &mut BodyScan) {
+        std::future::poll_fn(|cx| self.lock().poll_scan(scan, cx)).await;
+    }
+
     /// Returns the number of bytes that are buffered.
     pub(super) fn buffered(&self) -> u64 {
         let store = self.lock();
@@ -216,6 +225,30 @@ impl HeldBody {
         }
     }
 
+    /// Polls the buffered bytes from `offset` on. The result is `None` at their end.
+    pub(super) fn poll_buffered(
+        &mut self,
+        offset: u64,
+        reading: &mut Option<FileRead>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Bytes>>> {
+        if let Some(bytes) = self.memory.get(offset) {
+            return Poll::Ready(Some(Ok(bytes)));
+        }
+        let spilled = offset.saturating_sub(self.memory.len());
+        self.spill.poll_read(spilled, reading, cx)
+    }
+
+    /// Returns true if the whole body has arrived and is buffered.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end == End::Reached && self.complete && self.rest.is_none()
+    }
+
+    /// Returns true if a further frame may be read from the client and buffered.
+    pub(super) fn may_fill(&self) -> bool {
+        self.end == End::NotYet && self.rest.is_none() && self.complete && self.has_room()
+    }
+
     /// Returns true if the bytes of a further chunk may be buffered.
     fn has_room(&self) -> bool {
         let in_memory = self.memory.len() < self.body_budget.settings.memory.as_bytes()
@@ -227,7 +260,7 @@ impl HeldBody {
     }
 
     /// Buffers the next frame from the client, or notes the end or an error.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(Ok(frame)) = ready!(self.poll_source(cx)) else {
             return Poll::Ready(());
         };
@@ -315,13 +348,7 @@ impl Reader {
         loop {
             match self.place {
                 Cursor::At(offset) => {
-                    let read = match store.memory.get(offset) {
-                        Some(bytes) => Some(Ok(bytes)),
-                        None => {
-                            let spilled = offset.saturating_sub(store.memory.len());
-                            ready!(store.spill.poll_read(spilled, &mut self.reading, cx))
-                        }
-                    };
+                    let read = ready!(store.poll_buffered(offset, &mut self.reading, cx));
                     let Some(read) = read else {
                         self.place = Cursor::Source;
                         continue;

@@ -34,6 +34,7 @@ mod reason_table;
 mod record;
 mod refusal;
 mod respond;
+mod scan;
 mod sinks;
 mod spill;
 mod stored;
@@ -64,6 +65,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::HashMap;
+use http::request::Parts;
 use http::{Request, Response};
 
 use admission::AttemptError;
@@ -79,7 +81,7 @@ use crate::clock::Clock;
 use crate::content::DecoderMemory;
 use crate::origin::Pool;
 use crate::pace::Pacer;
-use crate::policy::{Access, LearnedCosts, Policy, Retry, Target};
+use crate::policy::{Access, LearnedCosts, Policy, RequestJson, RequestView, Retry, Target};
 use crate::random::Random;
 use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
@@ -150,6 +152,18 @@ impl Arrival {
             client,
             policy,
             delivery: None,
+        }
+    }
+
+    /// Returns the view of the request on which its scope depends. A stored request has no address of
+    /// a client.
+    fn view<'a>(&'a self, head: &'a Parts, json: Option<&'a RequestJson>) -> RequestView<'a> {
+        RequestView {
+            client: self.client.caller(),
+            host: Some(&self.origin.host),
+            client_ip: self.delivery.is_none().then_some(self.client.address),
+            json,
+            ..RequestView::of_head(head)
         }
     }
 

@@ -13,12 +13,13 @@ use super::body::{InboundBody, Outgoing, Replayable};
 use super::credentials::refused_credential;
 use super::handover::Handover;
 use super::idle::{Upload, body_timeout};
+use super::scan::BodyScan;
 use super::template::Template;
 use super::{Arrival, Error, Exchange, Ingress, Reason, Record};
-use crate::bounds::{BODY_IDLE, BODY_PEEK, GRPC_BODY_IDLE};
+use crate::bounds::{BODY_IDLE, GRPC_BODY_IDLE};
 use crate::clock::Clock;
 use crate::origin::{Destination, ProtocolChoice};
-use crate::policy::{RequestView, Scope, Target, Unmatched};
+use crate::policy::{RequestJson, RequestView, Scope, Target, Unmatched, is_identity};
 use crate::semantics::{self, Framing, HeaderFlags, Malformed, Preference};
 use crate::telemetry::TargetMetrics;
 use crate::units::{Origin, Scheme};
@@ -69,18 +70,16 @@ impl Exchange {
             return None;
         }
         let asked = RequestView {
-            head,
-            client: arrival.client.caller(),
-            json: None,
             body_bytes: body_length(head).or(Some(0)),
             learned: Some(&self.learned),
+            ..arrival.view(head, None)
         };
         let scope = target.scope(&asked, &self.pacer.key_secret());
         Some((scope, target.bases(&asked)))
     }
 
-    /// Decides a scope that depends on the body. A body that is not JSON or exceeds [`BODY_PEEK`]
-    /// counts as absent.
+    /// Decides a scope that depends on the body, which is read to its end as far as it can be
+    /// buffered. A compressed body is not read.
     ///
     /// # Errors
     /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
@@ -88,19 +87,16 @@ impl Exchange {
         let Some((head, target)) = plan.unscoped.take().zip(plan.target) else {
             return Ok(());
         };
+        let mut scan = BodyScan::new(RequestJson::new(target.json_pointers()));
         // A client that waits for `100 Continue` has not sent its body, so reading it would block.
         let body = plan.body.as_ref().filter(|_| plan.read_ahead);
-        let json = match body {
-            Some(body) => plan.peek(body, BODY_PEEK).await?,
-            None => None,
-        };
-        let json: Option<_> = json.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if let Some(body) = body.filter(|_| is_identity(&head.headers)) {
+            plan.scan(body, &mut scan).await?;
+        }
         let asked = RequestView {
-            head: &head,
-            client: plan.arrival.client.caller(),
-            json: json.as_ref(),
             body_bytes: body_length(&head).or_else(|| body.map(Replayable::buffered)),
             learned: Some(&self.learned),
+            ..plan.arrival.view(&head, Some(&scan.json))
         };
         let scope = target.scope(&asked, &self.pacer.key_secret());
         plan.scope = in_lane(plan.arrival, target, scope);
@@ -303,6 +299,21 @@ impl Plan<'_> {
     /// Returns true if the scope depends on the body and is not decided yet.
     pub(super) const fn needs_body(&self) -> bool {
         self.unscoped.is_some()
+    }
+
+    /// Reads ahead like [`Replayable::scan`].
+    ///
+    /// # Errors
+    /// Returns [`Reason::BodyTimeout`] if the client is silent for too long.
+    async fn scan(&self, body: &Replayable, scan: &mut BodyScan) -> Result<(), Error> {
+        loop {
+            let before = body.buffered();
+            match tokio::time::timeout(self.silent, body.scan(scan)).await {
+                Ok(()) => return Ok(()),
+                Err(_elapsed) if body.buffered() > before => {}
+                Err(_elapsed) => return Err(body_timeout(self.silent)),
+            }
+        }
     }
 }
 

@@ -92,7 +92,11 @@ impl Exchange {
         let max_wait = max_wait.map_or(target.max_wait, |wait| wait.min(target.max_wait));
         let ticket = Ticket {
             target: Arc::clone(target),
-            scope: target.scope_of_tunnel(arrival.client.caller()),
+            scope: target.scope_of_connection(
+                arrival.client.caller(),
+                Some(arrival.client.address),
+                Some(&arrival.origin.host),
+            ),
             arrived: record.began,
             deadline: self.clock.now() + max_wait,
             share: arrival.client.share.clone(),

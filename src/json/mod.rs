@@ -4,6 +4,7 @@
 //! skipped. The parsers of other crates keep each string whole (`actson`), need each token in one
 //! buffer (`json-event-parser`) or pull from a blocking source (`struson`).
 
+mod pointer_set;
 mod reader;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use memchr::memchr2;
 
+use super::pointer_set::{all, mask, positions};
 use super::{JsonPointers, JsonScalar};
 use crate::bounds::{JSON_DEPTH, JSON_VALUE_BYTES};
 
@@ -115,10 +116,18 @@ impl JsonReader {
             if self.fault.is_some() {
                 return;
             }
-            if let Lex::String { kept } = self.lex {
-                bytes = self.in_string(bytes, kept);
-            } else if self.take(*byte) {
-                bytes = rest;
+            match self.lex {
+                Lex::String { kept } => bytes = self.in_string(bytes, kept),
+                Lex::Word => bytes = self.in_word(bytes),
+                Lex::Between => {
+                    self.between(*byte);
+                    bytes = rest;
+                }
+                Lex::Mark(_) | Lex::Escape { .. } | Lex::Unicode(..) => {
+                    if self.take(*byte) {
+                        bytes = rest;
+                    }
+                }
             }
         }
     }
@@ -168,8 +177,8 @@ impl JsonReader {
         begin.is_ascii_graphic() && !matches!(begin, b'{' | b'[' | b'/')
     }
 
-    /// Takes one byte outside of the text of a string. Returns false if the byte is to be read
-    /// again, because it is the one after the end of a token.
+    /// Takes one byte of the byte order mark or of an escape. Returns false if the byte is to be read
+    /// again, because it is the one after the end of such a token.
     fn take(&mut self, byte: u8) -> bool {
         match self.lex {
             Lex::Mark(at) if MARK.get(at) == Some(&byte) => self.lex = Lex::Mark(at + 1),
@@ -178,18 +187,11 @@ impl JsonReader {
                 return false;
             }
             Lex::Mark(_) => self.fault = Some(Fault::Syntax),
-            Lex::Word if is_word(byte) => self.keep(&[byte]),
-            Lex::Word => {
-                self.end_word();
-                return false;
-            }
             Lex::Escape { kept: true } => self.escaped(byte),
-            // A string is handled by `in_string`.
-            Lex::Escape { kept: false } | Lex::String { .. } => {
-                self.lex = Lex::String { kept: false };
-            }
+            Lex::Escape { kept: false } => self.lex = Lex::String { kept: false },
             Lex::Unicode(count, value) => return self.digit(byte, count, value),
-            Lex::Between => self.between(byte),
+            // `push` handles these by themselves, because most bytes belong to them.
+            Lex::Between | Lex::Word | Lex::String { .. } => return false,
         }
         true
     }
@@ -366,6 +368,17 @@ impl JsonReader {
         rest
     }
 
+    /// Reads a number or literal up to its end or the end of the bytes. Returns the bytes that follow.
+    fn in_word<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let end = bytes.iter().position(|byte| !is_word(*byte));
+        let (text, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+        self.keep(text);
+        if end.is_some() {
+            self.end_word();
+        }
+        rest
+    }
+
     fn end_string(&mut self) {
         if self.high.is_some() {
             self.keep(b"");
@@ -444,7 +457,11 @@ impl JsonReader {
             (b"true", _) => Some(JsonScalar::Bool(true)),
             (b"false", _) => Some(JsonScalar::Bool(false)),
             (b"null", _) => Some(JsonScalar::Null),
-            (text, _) => number(text).map(|text| JsonScalar::Number(text.into())),
+            (text, _) => number(text).map(|text| match self.ends_here() {
+                true => JsonScalar::Number(text.into()),
+                // Without a pointer the value is not stored.
+                false => JsonScalar::Null,
+            }),
         };
         self.text = text;
         match value {
@@ -466,25 +483,4 @@ fn number(word: &[u8]) -> Option<&str> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let written = digits.starts_with(|first: char| first.is_ascii_digit());
     (named || written && text.parse::<f64>().is_ok()).then_some(text)
-}
-
-/// Returns the set of all pointers of the list.
-fn all(pointers: &JsonPointers) -> u64 {
-    mask(0..pointers.len())
-}
-
-/// Returns these positions as a set of bits.
-fn mask(positions: impl Iterator<Item = usize>) -> u64 {
-    positions.fold(0, |set, position| set | 1 << (position % 64))
-}
-
-/// Iterates over the positions in a set of bits.
-fn positions(mut set: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let position = set.trailing_zeros() as usize;
-        (set != 0).then(|| {
-            set &= set - 1;
-            position
-        })
-    })
 }

@@ -271,7 +271,7 @@ impl Call {
 }
 
 /// Converts the bound of a policy into the numbers of a schedule, with the slack for late requests.
-pub(super) fn spec_of(bound: Bound) -> Spec {
+pub fn spec_of(bound: Bound) -> Spec {
     let (rate, algorithm) = match bound {
         Bound::Rate { rate, algorithm } => (rate, algorithm),
         Bound::Concurrent(max) => return Spec::Permits { n: i64::from(max) },

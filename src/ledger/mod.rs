@@ -31,7 +31,7 @@ pub use blocks::{
     BlockCause, BlockClaim, BlockFilter, BlockScope, BlockTable, ScopedBlock, TargetBlocks,
 };
 pub use book::{Book, Users};
-pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short};
+pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short, spec_of};
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;

@@ -94,7 +94,7 @@ impl fmt::Display for Expression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, parts) = match self {
             Self::Number(number) => return number.fmt(f),
-            Self::Value(source) => return f.write_str(&source_text(source)),
+            Self::Value(source) => return source.fmt(f),
             Self::Body(1) => return f.write_str("body"),
             Self::Body(divisor) => return write!(f, "body/{divisor}"),
             Self::First(parts) => ("", parts),
@@ -107,16 +107,6 @@ impl fmt::Display for Expression {
             "" => write!(f, "[{list}]"),
             name => write!(f, "{{ {name}[{list}] }}"),
         }
-    }
-}
-
-fn source_text(source: &Source) -> String {
-    match source {
-        Source::Header(name) => format!("header:{name}"),
-        Source::Client => "client".to_owned(),
-        Source::Path => "path".to_owned(),
-        Source::Query(name) => format!("query:{name}"),
-        Source::Json(pointer) => format!("json:{pointer}"),
     }
 }
 
@@ -178,14 +168,31 @@ impl Cost {
 
     /// Returns the expression of the estimate for people.
     pub fn estimated_by(&self) -> String {
-        let estimate = self.estimate.as_ref();
-        let default = || self.default.to_string();
-        let or_else = |estimate: &Expression| format!("{estimate}, or else {}", self.default);
-        let text = estimate.map_or_else(default, or_else);
+        let parts = match &self.estimate {
+            None => &[][..],
+            Some(Expression::First(parts)) => parts,
+            Some(estimate) => std::slice::from_ref(estimate),
+        };
+        let parts = parts.iter().map(ToString::to_string);
+        let parts: Vec<String> = parts.chain([self.default.to_string()]).collect();
+        let text = parts.join(" or else ");
         match self.learned {
             true => format!("{text}, times what was learned"),
             false => text,
         }
+    }
+
+    /// Returns the part of the estimate that yields a number for the request, and the number in
+    /// units before it is scaled.
+    pub fn read(&self, asked: &RequestView<'_>) -> Option<(&Expression, i64)> {
+        let read = |source: &Source| source.number(asked);
+        let mut used = self.estimate.as_ref()?;
+        let number = used.evaluate(&read, asked.body_bytes)?;
+        while let Expression::First(parts) = used {
+            let has_number = |part: &&Expression| part.evaluate(&read, asked.body_bytes).is_some();
+            used = parts.iter().find(has_number)?;
+        }
+        Some((used, number))
     }
 
     /// Returns the expression of the settlement for people, or `None` if the estimate stays.
@@ -195,11 +202,7 @@ impl Cost {
 
     /// Returns the estimate in units before it is scaled and rounded.
     pub(super) fn base(&self, asked: &RequestView<'_>) -> i64 {
-        let estimate = self.estimate.as_ref();
-        let known = estimate.and_then(|estimate| {
-            estimate.evaluate(&|source| source.number(asked), asked.body_bytes)
-        });
-        known.unwrap_or(self.default)
+        self.read(asked).map_or(self.default, |(_, number)| number)
     }
 
     /// Returns the learned factor for the estimates of a key of a limit, or 1 if none is learned.
@@ -217,11 +220,6 @@ impl Cost {
     pub(super) fn estimate(&self, asked: &RequestView<'_>, ratio: f64) -> i64 {
         let base = self.base(asked);
         self.rounded(Some((base as f64 * ratio).ceil() as i64))
-    }
-
-    /// Returns true if the estimate depends on values in the body of the request.
-    pub(super) fn needs_body(&self) -> bool {
-        self.estimate.as_ref().is_some_and(Expression::needs_body)
     }
 
     /// Returns true if the estimate depends on the size of the request body.

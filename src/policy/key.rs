@@ -83,6 +83,13 @@ pub(super) fn readable(text: &Arc<str>) -> Arc<str> {
     }
 }
 
+/// Returns the digest of a value in a key of several parts. No value that is a key by itself or by its
+/// own digest has this one, because the byte in front is no UTF-8.
+pub(super) fn digest_of_part(text: &str) -> Arc<str> {
+    let bytes = [b"\xff", text.as_bytes()].concat();
+    short(digest(&SHA256, &bytes).as_ref()).into()
+}
+
 /// Returns true if a text may be a key as it is: 1 to [`KEY_BYTES`] visible ASCII characters other
 /// than quotation marks, the apostrophe and the backslash.
 fn is_key(text: &str) -> bool {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Cost, Matcher, Source};
+use super::{Cost, LimitKey, Matcher};
 use crate::bounds::{KEYS_PER_LIMIT, LIMITS_MAX};
 use crate::units::Rate;
 
@@ -20,7 +20,7 @@ pub struct Limit {
     pub matcher: Option<Matcher>,
     /// Source of the key under which requests are counted separately. `None` counts all requests
     /// together.
-    pub key: Option<Source>,
+    pub key: Option<LimitKey>,
     /// Number of keys that the limit counts separately. Further keys share one schedule.
     pub max_keys: u32,
     /// Rule for the cost of a request in units. `None` counts each request as 1.
@@ -60,6 +60,31 @@ impl Limit {
         matches!(self.bound, Bound::Concurrent(_))
     }
 
+    /// Describes the amount with its units, such as `30000 units per 1 min`.
+    pub fn amount(&self, bound: Bound) -> String {
+        let (rate, algorithm) = match bound {
+            Bound::Rate { rate, algorithm } => (rate, algorithm),
+            Bound::Concurrent(1) => return "1 request at the same time".to_owned(),
+            Bound::Concurrent(count) => return format!("{count} requests at the same time"),
+        };
+        let unit = match (self.cost.is_some(), rate.count()) {
+            (true, 1) => "unit",
+            (true, _) => "units",
+            (false, 1) => "request",
+            (false, _) => "requests",
+        };
+        let period = in_words(rate.period());
+        let count = rate.count();
+        match algorithm {
+            Algorithm::TokenBucket { burst: None } => format!("{count} {unit} per {period}"),
+            Algorithm::TokenBucket { burst: Some(burst) } => {
+                format!("{count} {unit} per {period}, with a burst of {burst}")
+            }
+            Algorithm::SlidingWindow => format!("{count} {unit} in any window of {period}"),
+            Algorithm::FixedWindow => format!("{count} {unit} per calendar window of {period}"),
+        }
+    }
+
     /// Returns the period of a rate, or `None` for a limit on concurrent requests.
     pub const fn period(&self) -> Option<Duration> {
         match self.bound {
@@ -67,6 +92,22 @@ impl Limit {
             Bound::Concurrent(_) => None,
         }
     }
+}
+
+/// Formats a period with its unit, such as `1 min` or `1 h 30 min`.
+fn in_words(period: Duration) -> String {
+    let text = humantime::format_duration(period).to_string();
+    let words = text.split(' ').map(|word| {
+        let digits = word.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+        let unit = word.strip_prefix(digits).unwrap_or_default();
+        let unit = match unit {
+            "m" => "min",
+            "day" | "days" => "d",
+            unit => unit,
+        };
+        format!("{digits} {unit}")
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The quantity that a limit bounds.
@@ -167,6 +208,28 @@ impl LimitSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_amount_has_its_units() {
+        for (rate, with_cost, amount) in [
+            ("30000/1m", true, "30000 units per 1 min"),
+            ("1/s", false, "1 request per 1 s"),
+            ("10/90m", false, "10 requests per 1 h 30 min"),
+            ("7/250ms", false, "7 requests per 250 ms"),
+            ("1/1d", true, "1 unit per 1 d"),
+        ] {
+            let bound = Bound::Rate {
+                rate: rate.parse().unwrap(),
+                algorithm: Algorithm::TokenBucket { burst: None },
+            };
+            let cost = with_cost.then(|| Cost::fixed(1, 1));
+            let limit = Limit {
+                cost,
+                ..Limit::new("a", bound)
+            };
+            assert_eq!(limit.amount(bound), amount);
+        }
+    }
 
     #[test]
     fn a_set_lists_what_was_put_in() {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
 
 use super::path::{normal_path, normal_pattern};
@@ -17,6 +16,11 @@ pub struct Matcher {
     pub methods: Vec<Method>,
     /// Pattern for one field of the request.
     pub header: Option<HeaderPattern>,
+    /// Patterns for decoded query parameters, by name. One value that matches is enough if a name is
+    /// repeated.
+    pub query: Vec<(Box<str>, Glob)>,
+    /// Patterns for values of the JSON body, by pointer (RFC 6901).
+    pub json: Vec<(Box<str>, Glob)>,
     /// Names of the accepted clients. An empty list accepts every client.
     pub clients: Vec<Arc<str>>,
     /// Group to which the client must belong.
@@ -26,27 +30,14 @@ pub struct Matcher {
 impl Matcher {
     /// Returns true if the request meets every condition that is set.
     pub fn matches(&self, asked: &RequestView<'_>) -> bool {
-        let request = asked.head;
-        let of_path = |path: &Glob| path.matches_path(request.uri.path());
-        let of_header = |header: &HeaderPattern| header.matches(request);
-        self.matches_client(asked.client)
-            && (self.methods.is_empty() || self.methods.contains(&request.method))
-            && self.path.as_ref().is_none_or(of_path)
-            && self.header.as_ref().is_none_or(of_header)
+        self.conditions().all(|condition| condition.matches(asked))
     }
 
     /// Returns true if the matcher depends on nothing but the client and accepts it. Tunnels and
     /// `acquire` calls use this check, because they have no visible request.
     pub fn matches_tunnel(&self, client: Option<Caller<'_>>) -> bool {
-        let any_request = self.methods.is_empty() && self.path.is_none() && self.header.is_none();
-        any_request && self.matches_client(client)
-    }
-
-    fn matches_client(&self, client: Option<Caller<'_>>) -> bool {
-        let named = |client: Caller<'_>| self.clients.contains(client.name);
-        let of_group = |client: Caller<'_>| client.group == self.group.as_ref();
-        (self.clients.is_empty() || client.is_some_and(named))
-            && (self.group.is_none() || client.is_some_and(of_group))
+        let mut conditions = self.conditions();
+        conditions.all(|condition| condition.matches_client(client))
     }
 }
 
@@ -60,10 +51,6 @@ pub struct HeaderPattern {
 }
 
 impl HeaderPattern {
-    fn matches(&self, request: &Parts) -> bool {
-        self.matches_fields(&request.headers)
-    }
-
     /// Returns true if one line of these fields matches.
     pub fn matches_fields(&self, headers: &HeaderMap) -> bool {
         let mut lines = headers.get_all(&self.name).iter();
@@ -79,6 +66,11 @@ impl Glob {
     /// Creates a pattern. Every text is a valid pattern.
     pub fn new(pattern: impl Into<Box<str>>) -> Self {
         Self(pattern.into())
+    }
+
+    /// Returns the pattern as text.
+    pub fn text(&self) -> &str {
+        &self.0
     }
 
     /// Creates a pattern for paths in their normal form, so that every spelling of a path matches (RFC
@@ -149,13 +141,7 @@ mod tests {
             }),
             ..Matcher::default()
         };
-        let request = RequestView {
-            head: &request,
-            client: None,
-            json: None,
-            body_bytes: None,
-            learned: None,
-        };
+        let request = RequestView::of_head(&request);
         assert!(matcher.matches(&request));
         let mut other = matcher.clone();
         other.methods = vec![Method::GET];
@@ -188,13 +174,7 @@ mod tests {
                 path: Some(Glob::path(pattern)),
                 ..Matcher::default()
             };
-            let request = RequestView {
-                head: &head,
-                client: None,
-                json: None,
-                body_bytes: None,
-                learned: None,
-            };
+            let request = RequestView::of_head(&head);
             assert_eq!(matcher.matches(&request), expected, "{pattern} {uri}");
         }
     }

@@ -5,17 +5,20 @@
 mod access;
 mod changes;
 mod client;
+mod condition;
 mod cost;
 mod egress;
 mod hosts;
 mod key;
 mod learned;
 mod limit;
+mod limit_key;
 mod listeners;
 mod matcher;
 mod names;
 mod operator;
 mod path;
+mod request_json;
 mod scope;
 mod signal_rules;
 mod work;
@@ -23,28 +26,32 @@ mod work;
 pub use access::{Access, Token};
 pub use changes::PolicyChanges;
 pub use client::{ApiScope, Client, Secret, SpoolShare};
+pub use condition::Condition;
 pub use cost::{Cost, ErrorCost, Expression, OnError};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use key::KeySecret;
 pub use learned::LearnedCosts;
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
+pub use limit_key::{KeyPart, LimitKey};
 pub use listeners::{ListenerTls, ServerTls};
 pub use matcher::{Glob, HeaderPattern, Matcher};
 pub use names::{ListenerHosts, ListenerId};
 pub use operator::{Operator, Role};
+pub use request_json::{RequestJson, is_identity};
 pub use scope::{Caller, RequestView, Scope, Source, number as stated_cost};
 pub use signal_rules::{JsonPath, SignalRule, SignalRules, WaitPlace, WaitSource};
 pub use work::{NoScope, Work};
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
 use crate::bounds::BODY_IDLE;
+use crate::json::JsonPointers;
 use crate::units::{HostName, Origin};
 
 /// The complete policy of the operator at one point in time.
@@ -240,10 +247,32 @@ impl Target {
 
     /// Returns true if the scope of a request depends on its body.
     pub fn needs_body(&self) -> bool {
-        self.limits.iter().any(|limit| {
-            limit.key.as_ref().is_some_and(Source::needs_body)
-                || limit.cost.as_ref().is_some_and(Cost::needs_body)
-        })
+        self.texts_of_pointers().next().is_some()
+    }
+
+    /// Returns the pointers of the JSON values on which the scope of a request depends. `config`
+    /// checks that they are valid and not too many.
+    pub fn json_pointers(&self) -> JsonPointers {
+        JsonPointers::new(self.texts_of_pointers()).unwrap_or_default()
+    }
+
+    fn texts_of_pointers(&self) -> impl Iterator<Item = &str> {
+        let keys = self.limits.iter().filter_map(|limit| limit.key.as_ref());
+        let keys = keys.flat_map(LimitKey::sources);
+        let keys = keys.filter_map(|source| match source {
+            Source::Json(pointer) => Some(&**pointer),
+            _ => None,
+        });
+        let costs = self.limits.iter().filter_map(|limit| limit.cost.as_ref());
+        let estimates = costs.filter_map(|cost| cost.estimate.as_ref());
+        let sources = keys.chain(estimates.flat_map(Expression::pointers));
+        let of_limits = self
+            .limits
+            .iter()
+            .filter_map(|limit| limit.matcher.as_ref());
+        let of_lanes = self.lanes.iter().filter_map(|lane| lane.matcher.as_ref());
+        let patterns = of_limits.chain(of_lanes).flat_map(|matcher| &matcher.json);
+        sources.chain(patterns.map(|(pointer, _)| &**pointer))
     }
 
     /// Returns true if the scope of a request depends on the size of its body.
@@ -287,23 +316,40 @@ impl Target {
         learning.collect()
     }
 
-    /// Returns the scope of a tunnel, of which only the host and the client are visible. Limits
-    /// with a matcher or key for anything else do not apply.
+    /// Returns the scope of a tunnel, of which only the client is known. Limits with a matcher or key
+    /// for anything else do not apply.
     pub fn scope_of_tunnel(&self, client: Option<Caller<'_>>) -> Scope {
+        self.scope_of_connection(client, None, None)
+    }
+
+    /// Returns the scope of a tunnel, of which only the client, its address and the host are visible.
+    /// Limits with a matcher or key for anything else do not apply.
+    pub fn scope_of_connection(
+        &self,
+        client: Option<Caller<'_>>,
+        client_ip: Option<IpAddr>,
+        host: Option<&HostName>,
+    ) -> Scope {
         let mut limits = LimitSet::default();
         let mut keys = Vec::new();
+        let (head, ()) = http::Request::new(()).into_parts();
+        let asked = RequestView {
+            client,
+            client_ip,
+            host,
+            ..RequestView::of_head(&head)
+        };
+        // None of these sources is secret.
+        let secret = KeySecret::new([0; KeySecret::BYTES]);
         for (index, limit) in self.limits.iter().enumerate() {
             let matcher = limit.matcher.as_ref();
-            let applies = matcher.is_none_or(|matcher| matcher.matches_tunnel(client));
-            match &limit.key {
-                None if applies => limits.insert(index),
-                Some(Source::Client) if applies => {
-                    limits.insert(index);
-                    let name = client.map(|client| key::readable(client.name));
-                    let name = name.unwrap_or_else(|| scope::NO_KEY.into());
-                    keys.push((index, name));
-                }
-                _ => {}
+            let sources = limit.key.as_ref().map_or(&[][..], LimitKey::sources);
+            let applies = matcher.is_none_or(|matcher| matcher.matches_tunnel(client))
+                && sources.iter().all(Source::is_of_connection);
+            if applies {
+                limits.insert(index);
+                let key = limit.key.as_ref();
+                keys.extend(key.map(|key| (index, key.key(&asked, &secret))));
             }
         }
         let lane = self.lane_or_default(None);

@@ -1,14 +1,16 @@
 //! The scope of a request within its target: the limits that apply, their keys and costs, and the
 //! lane.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
 
 use super::key::readable;
 use super::path::normal_path;
-use super::{KeySecret, LearnedCosts, LimitSet};
+use super::{KeySecret, LearnedCosts, LimitSet, RequestJson};
 use crate::bounds::COST_MAX;
+use crate::units::HostName;
 
 /// The limits, keys, costs and lane of a request. Requests with equal scopes are interchangeable in
 /// the queue.
@@ -157,12 +159,31 @@ pub struct RequestView<'a> {
     pub head: &'a Parts,
     /// Client that sent the request, or `None` if clients are not identified.
     pub client: Option<Caller<'a>>,
-    /// Body of the request, if the scope depends on it and it is JSON.
-    pub json: Option<&'a serde_json::Value>,
+    /// Host of the request's origin, or `None` if it is not known.
+    pub host: Option<&'a HostName>,
+    /// Address of the client, or `None` for a request that outpace itself sends.
+    pub client_ip: Option<IpAddr>,
+    /// Values of the body, or `None` if the request has no body or the scope does not depend on it.
+    pub json: Option<&'a RequestJson>,
     /// Bytes of the body, as far as they are known.
     pub body_bytes: Option<u64>,
     /// Learned factors of estimates, or `None` to use none.
     pub learned: Option<&'a LearnedCosts>,
+}
+
+impl<'a> RequestView<'a> {
+    /// Creates the view of a request of which only the head is known.
+    pub const fn of_head(head: &'a Parts) -> Self {
+        Self {
+            head,
+            client: None,
+            host: None,
+            client_ip: None,
+            json: None,
+            body_bytes: None,
+            learned: None,
+        }
+    }
 }
 
 /// An identified client that sends requests.
@@ -182,8 +203,14 @@ pub enum Source {
     Header(http::HeaderName),
     /// Name of the client that sent the request.
     Client,
+    /// Address of the client that sent the request.
+    ClientIp,
+    /// Name of the origin's host in its canonical form, without the port.
+    Host,
     /// Path of the request, without the query.
     Path,
+    /// Segment of the path in its normal form, of which the first one has number 1.
+    PathSegment(usize),
     /// Decoded value of the query parameter with this name.
     Query(Box<str>),
     /// Value in the JSON body at this JSON pointer (RFC 6901).
@@ -196,10 +223,24 @@ impl Source {
         matches!(self, Self::Json(_))
     }
 
+    /// Returns true if the value is known for a tunnel, of which no request is visible.
+    pub(super) const fn is_of_connection(&self) -> bool {
+        matches!(self, Self::Client | Self::ClientIp | Self::Host)
+    }
+
     fn text(&self, asked: &RequestView<'_>) -> Option<String> {
         match self {
             Self::Header(name) => header_text(asked.head.headers.get(name)?),
             Self::Client => asked.client.map(|client| client.name.to_string()),
+            Self::ClientIp => asked
+                .client_ip
+                .map(|address| address.to_canonical().to_string()),
+            Self::Host => asked.host.map(|host| host.as_str().to_owned()),
+            Self::PathSegment(number) => {
+                let path = normal_path(asked.head.uri.path());
+                let segment = path.split('/').nth(*number)?;
+                (!segment.is_empty()).then(|| segment.to_owned())
+            }
             Self::Path => Some(asked.head.uri.path().to_owned()),
             Self::Query(name) => {
                 let query = asked.head.uri.query()?;
@@ -207,11 +248,7 @@ impl Source {
                 let (_, value) = pairs.find(|(key, _)| *key == **name)?;
                 Some(value.into_owned())
             }
-            Self::Json(pointer) => match asked.json?.pointer(pointer)? {
-                serde_json::Value::Null => None,
-                serde_json::Value::String(text) => Some(text.clone()),
-                other => Some(other.to_string()),
-            },
+            Self::Json(pointer) => asked.json?.text(pointer).map(str::to_owned),
         }
     }
 
@@ -226,15 +263,33 @@ impl Source {
     /// their normal form.
     pub fn key_of(&self, text: &str, secret: &KeySecret) -> Arc<str> {
         match self {
-            Self::Client => readable(&text.into()),
+            Self::Client | Self::ClientIp | Self::Host | Self::PathSegment(_) => {
+                readable(&text.into())
+            }
             Self::Path => readable(&normal_path(text).into()),
             _ => secret.digest(text),
         }
     }
 
-    /// Returns the cost that the request states, in units, or `None` if there is no valid number.
-    pub(super) fn number(&self, asked: &RequestView<'_>) -> Option<i64> {
-        number(&self.text(asked)?)
+    /// Returns the value in the form that becomes the key, without a digest.
+    pub(super) fn plain(&self, asked: &RequestView<'_>) -> Option<String> {
+        let text = self.text(asked)?;
+        Some(match self {
+            Self::Path => normal_path(&text).into_owned(),
+            _ => text,
+        })
+    }
+
+    /// Returns the cost that the request states, in units, or `None` if there is no valid number. If
+    /// a name is repeated in JSON, the higher one of its first and last number counts.
+    pub fn number(&self, asked: &RequestView<'_>) -> Option<i64> {
+        match self {
+            Self::Json(pointer) => {
+                let values = asked.json?.values(pointer).into_iter().flatten();
+                values.filter_map(|value| number(value.text()?)).max()
+            }
+            _ => number(&self.text(asked)?),
+        }
     }
 
     /// Returns the cost that the response states in its head, in units. Only [`Self::Header`] can
@@ -243,6 +298,22 @@ impl Source {
         match self {
             Self::Header(name) => number(&header_text(headers.get(name)?)?),
             _ => None,
+        }
+    }
+}
+
+/// Writes the source as in the configuration.
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Client => f.write_str("client"),
+            Self::ClientIp => f.write_str("client_ip"),
+            Self::Host => f.write_str("host"),
+            Self::Path => f.write_str("path"),
+            Self::PathSegment(number) => write!(f, "path:{number}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+            Self::Json(pointer) => write!(f, "json:{pointer}"),
         }
     }
 }
@@ -279,14 +350,24 @@ mod tests {
     #[test]
     fn a_value_is_found_where_the_source_says() {
         let head = request();
-        let json = serde_json::json!({"model": "m", "max_tokens": 100, "null": null});
+        let json = br#"{"model":"m","max_tokens":100,"null":null,"n":9,"n":7}"#;
+        let pointers = ["/model", "/max_tokens", "/null", "/n"];
+        let pointers = crate::json::JsonPointers::new(pointers).unwrap();
+        let json = RequestJson::of_body(pointers, &head.headers, json);
+        let host = HostName::parse("A.Test.").unwrap();
         let asked = RequestView {
-            head: &head,
-            client: None,
             json: Some(&json),
-            body_bytes: None,
-            learned: None,
+            host: Some(&host),
+            client_ip: Some("::ffff:10.0.0.7".parse().unwrap()),
+            ..RequestView::of_head(&head)
         };
+        assert_eq!(Source::Host.text(&asked).unwrap(), "a.test");
+        assert_eq!(Source::ClientIp.text(&asked).unwrap(), "10.0.0.7");
+        assert_eq!(Source::PathSegment(1).text(&asked).unwrap(), "v1");
+        assert_eq!(Source::PathSegment(2).text(&asked).unwrap(), "x");
+        assert_eq!(Source::PathSegment(3).text(&asked), None);
+        assert_eq!(Source::Json("/n".into()).text(&asked).unwrap(), "7");
+        assert_eq!(Source::Json("/n".into()).number(&asked), Some(9));
         assert_eq!(Source::Query("user".into()).text(&asked).unwrap(), "a b");
         assert_eq!(Source::Json("/model".into()).text(&asked).unwrap(), "m");
         assert_eq!(Source::Json("/null".into()).text(&asked), None);
@@ -336,13 +417,7 @@ mod tests {
     #[test]
     fn p10_closed_a_secret_is_no_key_in_clear() {
         let head = request();
-        let asked = RequestView {
-            head: &head,
-            client: None,
-            json: None,
-            body_bytes: None,
-            learned: None,
-        };
+        let asked = RequestView::of_head(&head);
         let secret = KeySecret::new([1; 32]);
         let key = Source::Header(http::header::AUTHORIZATION).key(&asked, &secret);
         assert!(key.len() == 32 && !key.contains("secret"));

@@ -60,6 +60,28 @@ impl SignalRules {
             || status.as_u16() >= 400 && self.wait.iter().any(in_json)
     }
 
+    /// Formats each rule for people. A pattern for a value that `is_secret` by its name is not shown.
+    pub fn shown(&self, is_secret: fn(&str) -> bool) -> Vec<String> {
+        let lists = [
+            ("limited", &self.limited),
+            ("overloaded", &self.overloaded),
+            ("quota", &self.quota),
+            ("lock", &self.lock),
+        ];
+        let rules = lists.into_iter().flat_map(|(name, rules)| {
+            let one = move |rule: &SignalRule| format!("{name}: {}", rule.shown(is_secret));
+            rules.iter().map(one)
+        });
+        let waits = self.wait.iter().map(|place| {
+            let unit = if place.millis { "ms" } else { "s" };
+            match &place.source {
+                WaitSource::Header(name) => format!("wait: header {name}, in {unit}"),
+                WaitSource::Json(path) => format!("wait: json {path}, in {unit}"),
+            }
+        });
+        rules.chain(waits).collect()
+    }
+
     /// Returns true if a rule names this status, which then may be a signal below 400 too.
     pub fn name_status(&self, status: StatusCode) -> bool {
         let lists = [&self.quota, &self.lock, &self.limited, &self.overloaded];
@@ -79,6 +101,29 @@ impl SignalRule {
         self.accepts(status)
             && self.header.as_ref().is_none_or(of_header)
             && self.json.iter().all(of_json)
+    }
+
+    fn shown(&self, is_secret: fn(&str) -> bool) -> String {
+        let quoted = |name: &str, pattern: &Glob| match is_secret(name) && pattern.text() != "*" {
+            true => "(not shown)".to_owned(),
+            false => format!("\"{}\"", pattern.text()),
+        };
+        let statuses: Vec<String> = self.statuses.iter().map(ToString::to_string).collect();
+        let status = match statuses.is_empty() {
+            true => "status from 400".to_owned(),
+            false => format!("status {}", statuses.join(" or ")),
+        };
+        let header = self.header.iter().map(|header| {
+            let name = header.name.as_str();
+            format!("header {name}: {}", quoted(name, &header.value))
+        });
+        let json = self.json.iter();
+        let json = json.map(|(path, value)| {
+            let path = path.to_string();
+            format!("json {path}: {}", quoted(&path, value))
+        });
+        let parts: Vec<String> = [status].into_iter().chain(header).chain(json).collect();
+        parts.join(" and ")
     }
 
     fn accepts(&self, status: StatusCode) -> bool {
@@ -119,6 +164,15 @@ impl JsonPath {
             found = next.collect();
         }
         found.into_iter()
+    }
+}
+
+/// Writes the path as in the configuration.
+impl std::fmt::Display for JsonPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut segments = self.0.iter();
+        segments
+            .try_for_each(|segment| write!(f, "/{}", segment.replace('~', "~0").replace('/', "~1")))
     }
 }
 

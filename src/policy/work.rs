@@ -1,8 +1,9 @@
 //! Work that does not pass through outpace but counts against a target's limits, by the `acquire`
 //! call.
 
-use super::key::readable;
-use super::{Caller, KeySecret, LimitSet, Scope, Source, Target};
+use std::sync::Arc;
+
+use super::{Caller, KeySecret, Limit, LimitKey, LimitSet, Scope, Source, Target};
 
 /// The properties of the work that an `acquire` call states.
 #[derive(Debug, Clone, Copy, Default)]
@@ -10,7 +11,8 @@ pub struct Work<'a> {
     /// Client that does the work, or `None` if clients are not identified.
     pub caller: Option<Caller<'a>>,
     /// Value for the keyed limits, equal to the value that a request would carry at their source.
-    pub key: Option<&'a str>,
+    /// A key of several parts needs one value for each part other than the client.
+    pub key: &'a [String],
     /// Name of the lane. `None` selects the default lane.
     pub lane: Option<&'a str>,
     /// Cost in units for limits with a cost rule. `None` selects the rule's default.
@@ -31,7 +33,9 @@ pub enum NoScope {
         known: String,
     },
     /// A limit counts by key, but the call gives no key.
-    #[error("`key` is missing: limit `{limit}` of target `{target}` counts by key; give `key`")]
+    #[error(
+        "`key` is missing: limit `{limit}` of target `{target}` counts by key; give `key`, or a list for several parts"
+    )]
     KeyMissing {
         /// Name of the target that the call names.
         target: String,
@@ -62,27 +66,16 @@ impl Target {
                 continue;
             }
             limits.insert(index);
-            match (&limit.key, work.key) {
-                (None, _) => {}
-                (Some(Source::Client), _) if work.caller.is_some() => {
-                    keys.extend(work.caller.map(|caller| (index, readable(caller.name))));
-                }
-                (Some(source), Some(key)) => {
-                    keyed = true;
-                    keys.push((index, source.key_of(key, secret)));
-                }
-                (Some(_), None) => {
-                    return Err(NoScope::KeyMissing {
-                        target: self.name.to_string(),
-                        limit: limit.name.to_string(),
-                    });
-                }
+            if let Some(key) = &limit.key {
+                let (key, uses_value) = self.key_of_work(limit, key, work, secret)?;
+                keyed |= uses_value;
+                keys.push((index, key));
             }
             if let Some(cost) = &limit.cost {
                 costs.push((index, cost.rounded(work.cost.map(i64::from))));
             }
         }
-        if work.key.is_some() && !keyed {
+        if !work.key.is_empty() && !keyed {
             return Err(NoScope::KeyUnknown {
                 target: self.name.to_string(),
             });
@@ -92,6 +85,30 @@ impl Target {
             Some(lane) => self.lane(lane).ok_or_else(|| self.no_lane(lane))?,
         };
         Ok(Scope::plain(limits).in_lane(lane).with(keys, costs))
+    }
+
+    /// Returns the key of the work for one limit, and true if it has a value that the call names.
+    fn key_of_work(
+        &self,
+        limit: &Limit,
+        key: &LimitKey,
+        work: &Work<'_>,
+        secret: &KeySecret,
+    ) -> Result<(Arc<str>, bool), NoScope> {
+        let mut named = work.key.iter();
+        let client = work.caller.map(|caller| &**caller.name);
+        let values = key.sources().iter().map(|source| match source {
+            Source::Client if client.is_some() => client,
+            _ => named.next().map(String::as_str),
+        });
+        let values: Option<Vec<&str>> = values.collect();
+        let uses_value = named.len() < work.key.len();
+        let key = values.and_then(|values| key.key_of(&values, secret));
+        let key = key.ok_or_else(|| NoScope::KeyMissing {
+            target: self.name.to_string(),
+            limit: limit.name.to_string(),
+        })?;
+        Ok((key, uses_value))
     }
 
     fn no_lane(&self, lane: &str) -> NoScope {

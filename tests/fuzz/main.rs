@@ -86,7 +86,7 @@ macro_rules! targets {
 }
 
 targets! {
-    calls client config fields files hello paths request_target rows signals stored units usage
+    calls client config fields files hello json paths request_target rows signals stored units usage
 }
 
 #[test]

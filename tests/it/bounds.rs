@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http::Request;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::harness::buffers::{SPOOL, call, made, operate};
-use crate::harness::{Client, Origin, Program, Proto, program, raw, reply, soon};
+use crate::harness::{Client, Origin, Program, Proto, program, raw, soon};
 use crate::slow_origins::{ROUTED, without_tls};
 
 pub(crate) const TARGET: &str = "targets:
@@ -144,53 +144,6 @@ async fn p14_a_permit_is_held_for_a_bounded_time() {
     let renew = json!({ "permit": permit, "hold": "400d" });
     let (status, told) = call(&program, "POST", "/v1/targets/api/renew", &renew).await;
     assert_eq!((status, told["expires_in"].as_f64()), (200, Some(3600.0)));
-}
-
-async fn ask(program: &Program, proto: Proto, body: String) -> Response<Bytes> {
-    let mut client = Client::to(program.listen, proto).await;
-    let request = client
-        .request("POST", "http://plain.test/")
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body)));
-    client.ask(request.unwrap()).await
-}
-
-/// Two keys in small bodies have a schedule each. In bodies beyond the bound both count as absent.
-///
-/// Reaches the bound `BODY_PEEK`.
-#[tokio::test(flavor = "multi_thread")]
-async fn p14_a_long_json_body_is_not_parsed() {
-    let origin = Origin::with(|_, request| async {
-        let _read = request.into_body().collect().await;
-        reply(200, "ok")
-    });
-    let origin = origin.start().await;
-    let target = TARGET.replace(
-        "rate: \"1000/1s\", burst: 1000",
-        "rate: \"1/1h\", burst: 1, key: \"json:/k\"",
-    );
-    // A request's body is parsed only in memory.
-    for (memory, most) in [("64KiB", 65_536), ("1MiB", 262_144)] {
-        for proto in [Proto::Http1, Proto::Http2] {
-            let config = format!("{target}bodies: {{ memory: {memory} }}\n");
-            let program = Program::before(&origin, &config).await;
-            for (key, size, expected) in [
-                ("a", 1000, 200),
-                ("b", most, 200),
-                ("a", most, 429),
-                ("c", most + 1, 200),
-                ("d", most + 1, 429),
-                ("e", 600_000, 429),
-                ("e", 1000, 200),
-            ] {
-                let body = padded(&json!({ "k": key }), size);
-                let response = ask(&program, proto, body).await;
-                let told = String::from_utf8_lossy(response.body());
-                let case = format!("{memory} {proto:?} {key} {size}: {told}");
-                assert_eq!(response.status(), expected, "{case}");
-            }
-        }
-    }
 }
 
 /// Reaches the bound `WAITERS_PER_TARGET` on proxy, route, intercepted.

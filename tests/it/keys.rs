@@ -313,7 +313,7 @@ async fn p10_closed_any_text_as_a_key_leaves_the_ledger_usable() {
     let rate = "1000/1s".parse().unwrap();
     let algorithm = Algorithm::TokenBucket { burst: Some(1000) };
     let mut limit = Limit::new("l", Bound::Rate { rate, algorithm });
-    limit.key = Some(Source::Path);
+    limit.key = Some(Source::Path.into());
     let target = Target::named("t", vec![limit]);
     let booked = async |key: Arc<str>| {
         let scope = Scope::plain(limits).with(vec![(0, key)], Vec::new());

@@ -2,7 +2,7 @@
 
 use super::super::expression::ExpressionSetting;
 use super::super::schema::{self, ErrorCostSetting, OnErrorSetting};
-use super::limit::source;
+use super::source::source;
 use super::{Violation, Violations};
 use crate::bounds::{COST_MAX, DURATION_MAX, EXPRESSION_PARTS, JSON_POINTERS_MAX};
 use crate::json::JsonPointers;
@@ -154,14 +154,11 @@ fn place(p: &mut Violations, key: &str, text: &str, settles: bool) -> Option<Exp
         }
         None => source(p, key, text).map(Expression::Value),
     };
-    let of_request = matches!(
+    let of_response = matches!(
         found,
-        Some(
-            Expression::Body(_)
-                | Expression::Value(Source::Client | Source::Path | Source::Query(_))
-        )
+        None | Some(Expression::Value(Source::Header(_) | Source::Json(_)))
     );
-    if settles && of_request {
+    if settles && !of_response {
         report!(p, "{key}" =>
             "a response has no such part; write \"header:x-cost\" or \"json:/usage/total_tokens\"");
         return None;

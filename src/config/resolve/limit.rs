@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use http::Method;
-
 use super::super::schema;
+use super::matcher::matcher;
+use super::source::limit_key;
 use super::{Violation, Violations, cost};
 use crate::bounds::{COUNT_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX, LANES_MAX};
-use crate::policy::{Algorithm, Bound, Glob, HeaderPattern, Lane, Limit, Matcher, Source};
+use crate::policy::{Algorithm, Bound, Lane, Limit, Matcher, Source};
 use crate::units::is_name;
 
 /// First number of permits that a limit refuses.
@@ -25,7 +25,7 @@ pub(super) struct Tier {
 impl Tier {
     pub(super) fn limit(&self) -> Limit {
         Limit {
-            key: Some(Source::Client),
+            key: Some(Source::Client.into()),
             matcher: Some(Matcher {
                 clients: self.clients.clone(),
                 ..Matcher::default()
@@ -124,23 +124,6 @@ pub(super) fn lane(name: &str, weight: u32) -> Lane {
     }
 }
 
-pub(super) fn source(p: &mut Violations, key: &str, text: &str) -> Option<Source> {
-    let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
-    let source = match (kind, rest.trim()) {
-        ("client", "") => Some(Source::Client),
-        ("path", "") => Some(Source::Path),
-        ("header", name) => name.parse().ok().map(Source::Header),
-        ("query", name) if !name.is_empty() => Some(Source::Query(name.into())),
-        ("json", pointer) if pointer.starts_with('/') => Some(Source::Json(pointer.into())),
-        _ => None,
-    };
-    if source.is_none() {
-        report!(p, "{key}" =>
-            "`{text}` names no part of a request; write \"header:authorization\", \"client\", \"path\", \"query:user\" or \"json:/model\"");
-    }
-    source
-}
-
 pub(super) fn limits(
     p: &mut Violations,
     key: &str,
@@ -164,7 +147,7 @@ pub(super) fn limits(
         }
         let matcher = matcher(p, &key, limit.r#match.as_ref());
         let by = limit.key.as_ref();
-        let by = by.and_then(|text| source(p, &format!("{key}.key"), &text.0));
+        let by = by.and_then(|parts| limit_key(p, &format!("{key}.key"), &parts.0));
         let rate = limit.rate.as_ref().map(|rate| rate.0);
         let cost = limit.cost.as_ref();
         let cost = cost.map(|written| cost::rule(p, &key, written, rate));
@@ -251,62 +234,4 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
         }
     }
     None
-}
-
-fn matcher(
-    p: &mut Violations,
-    key: &str,
-    written: Option<&schema::MatchSection>,
-) -> Option<Matcher> {
-    let written = written?;
-    let mut methods = Vec::new();
-    for method in written.method.iter().flat_map(|methods| &methods.0) {
-        match Method::from_bytes(method.to_ascii_uppercase().as_bytes()) {
-            Ok(method) => methods.push(method),
-            Err(_) => report!(p, "{key}.match.method" =>
-                "`{method}` is not an HTTP method; write it as \"POST\""),
-        }
-    }
-    let header = written.header.as_ref().and_then(|text| {
-        let parsed = header_pattern(&text.0);
-        if parsed.is_none() {
-            report!(p, "{key}.match.header" =>
-                "`{}` is not a field; write it as \"x-lane: batch\"", text.0);
-        }
-        parsed
-    });
-    let path = written.path.as_ref();
-    if let Some(path) = path.filter(|path| !path.0.starts_with(['/', '*'])) {
-        report!(p, "{key}.match.path" =>
-            "`{}` does not begin with `/`; write it as \"/v1/*\"", path.0);
-    }
-    let path = path.map(|path| Glob::path(&path.0));
-    let names = written.client.iter().flat_map(|names| &names.0);
-    let clients: Vec<Arc<str>> = names.map(|name| name.as_str().into()).collect();
-    let group = written.group.as_ref().map(|group| group.0.as_str().into());
-    let empty = path.is_none()
-        && methods.is_empty()
-        && written.header.is_none()
-        && clients.is_empty()
-        && group.is_none();
-    if empty {
-        report!(p, "{key}.match" =>
-            "it matches nothing in particular; set `path`, `method`, `header`, `client` or `group`, or remove it");
-        return None;
-    }
-    Some(Matcher {
-        path,
-        methods,
-        header,
-        clients,
-        group,
-    })
-}
-
-/// Parses `NAME: PATTERN`, or returns `None` if it has no colon or the name is no field name.
-pub(super) fn header_pattern(text: &str) -> Option<HeaderPattern> {
-    let (name, value) = text.split_once(':')?;
-    let value = Glob::new(value.trim());
-    let name = name.trim().parse().ok()?;
-    Some(HeaderPattern { name, value })
 }

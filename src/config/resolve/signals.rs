@@ -1,7 +1,7 @@
 //! Section `signals` of a target, which says what the origin's responses mean.
 
 use super::super::schema::{SignalSection, SignalsSection, UnitSetting, WaitSection};
-use super::limit::header_pattern;
+use super::matcher::header_pattern;
 use super::{Violation, Violations};
 use crate::policy::{Glob, JsonPath, SignalRule, SignalRules, WaitPlace, WaitSource};
 

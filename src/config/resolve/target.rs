@@ -11,8 +11,8 @@ use super::limit::{self, Tier};
 use super::signals;
 use super::{Violation, Violations, span};
 use crate::bounds::{
-    BLOCK_MAX, BLOCK_MAX_MIN, BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, LIMITS_MAX, MAX_WAIT,
-    WAITERS_MAX, WAITERS_PER_TARGET,
+    BLOCK_MAX, BLOCK_MAX_MIN, BODY_IDLE, BODY_IDLE_MAX, BODY_IDLE_MIN, JSON_POINTERS_MAX,
+    LIMITS_MAX, MAX_WAIT, WAITERS_MAX, WAITERS_PER_TARGET,
 };
 use crate::policy::{HostPattern, Retry, Target};
 use crate::semantics::is_reserved;
@@ -94,7 +94,7 @@ fn one(
         limits.clear();
         lanes.clear();
     }
-    Target {
+    let target = Target {
         name: name.into(),
         generation,
         hosts: written.hosts.into_iter().map(|host| host.0).collect(),
@@ -114,7 +114,12 @@ fn one(
         needs_close_notify: written.close_notify == schema::CloseNotifySetting::Required,
         set_headers: set_headers(p, key, &written.set_headers),
         set_headers_over_http: written.set_headers_over_http,
+    };
+    if target.needs_body() && target.json_pointers().is_empty() {
+        report!(p, "{key}" =>
+            "its keys, matches and costs name more than {JSON_POINTERS_MAX} different JSON pointers; name fewer");
     }
+    target
 }
 
 fn retry(p: &mut Violations, key: &str, written: &schema::RetrySection) -> Retry {

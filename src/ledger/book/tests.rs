@@ -16,7 +16,7 @@ const START: i64 = 1_700_000_000 * SECOND;
 fn target(algorithm: Algorithm) -> Target {
     let rate = Rate::new(2, Duration::from_secs(10)).unwrap();
     let mut limit = Limit::new("l", Bound::Rate { rate, algorithm });
-    limit.key = Some(crate::policy::Source::Path);
+    limit.key = Some(crate::policy::Source::Path.into());
     limit.max_keys = 3;
     Target::named("t", vec![limit])
 }

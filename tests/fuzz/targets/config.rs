@@ -16,6 +16,8 @@ pub(crate) const TARGET: Target = Target {
         b"listen: \"[::1]:0\"\nadmin: { token: \"${TOKEN}\" }\n",
         b"targets: [{ name: a, hosts: [\"*.a.test:8443\"], limits: [{ rate: 10/1s, burst: 5 }] }]",
         b"targets:\n- name: a\n  hosts: a.test\n  limits: [{ concurrent: 1, match: { path: /a* } }]",
+        b"targets: [{ name: a, hosts: [a.test], limits: [{ rate: 1/s, key: [host, 'path:2', 'json:/a~1b'], match: { json: { /b: 'x*' }, query: { q: '*' } } }] }]",
+        b"targets: [{ name: a, hosts: [a.test], lanes: [{ name: l, match: { json: { /b/0: c } } }], limits: [{ rate: 1/s, key: client_ip, cost: { estimate: ['json:/n', 'query:c'] } }] }]",
         b"x: &a [1]\ny: &b [*a, *a]\nz: [*b, *b]\n",
         b"clients: [{ name: a, token: \"${TOKEN}\" }]\nconnect_ports: [443]\nunmatched: refuse",
         b"spool: { buffers: [{ name: b, url: \"https://a.test/${TOKEN}\", timeout: 5s }] }",

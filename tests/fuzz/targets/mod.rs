@@ -8,6 +8,7 @@ mod config;
 mod fields;
 mod files;
 mod hello;
+mod json;
 mod paths;
 mod request_target;
 mod rows;
@@ -27,13 +28,14 @@ pub(crate) struct Target {
 }
 
 /// All targets, in the order in which they run.
-pub(crate) const TARGETS: [&Target; 13] = [
+pub(crate) const TARGETS: [&Target; 14] = [
     &calls::TARGET,
     &client::TARGET,
     &config::TARGET,
     &fields::TARGET,
     &files::TARGET,
     &hello::TARGET,
+    &json::TARGET,
     &paths::TARGET,
     &request_target::TARGET,
     &rows::TARGET,

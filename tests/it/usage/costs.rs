@@ -163,12 +163,12 @@ async fn explain_shows_the_expressions_and_the_estimate() {
     for (cost, estimated, settled) in [
         (
             "estimate: [\"header:x-unit\", \"body/4\"], settle: { sum: [\"json:/a\", \"header:x-b\"] }",
-            "[header:x-unit, body/4], or else 512",
+            "header:x-unit or else body/4 or else 512",
             json!("{ sum: [json:/a, header:x-b] }"),
         ),
         (
             "estimate: { max: [\"header:x-unit\", 7] }",
-            "{ max: [header:x-unit, 7] }, or else 512",
+            "{ max: [header:x-unit, 7] } or else 512",
             Value::Null,
         ),
         (

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use serde_json::Value;
 
-use crate::harness::buffers::operate;
+use crate::harness::buffers::{SPOOL, operate};
 use crate::harness::{Client, Origin, Program, Proto, Reply};
 
 /// Units of the budget of each case, of which an estimate takes [`ESTIMATE`].
@@ -145,11 +145,13 @@ struct Scene {
     cases: std::sync::atomic::AtomicUsize,
 }
 
-/// Ways in which a client reaches the origin. The origin speaks HTTP/2 where the last word says so.
-const WAYS: [(&str, Proto); 3] = [
+/// Ways in which a client reaches the origin.
+const WAYS: [(&str, Proto); 5] = [
     ("plain", Proto::Http1),
     ("intercepted", Proto::Http1),
     ("intercepted", Proto::Http2),
+    ("routed", Proto::Http1),
+    ("routed", Proto::Http2),
 ];
 
 impl Scene {
@@ -168,7 +170,7 @@ impl Scene {
         let origin = if http2 { origin } else { origin.http1() };
         let origin = origin.start().await;
         let config = format!(
-            "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    max_wait: 1s\n    limits:\n      - {{ name: tokens, rate: {BUDGET}/30d, key: \"header:x-case\", cost: {{ default: {ESTIMATE}, {cost} }} }}\n{limits}"
+            "targets:\n  - name: api\n    hosts: [api.test, plain.test]\n    max_wait: 1s\n    limits:\n      - {{ name: tokens, rate: {BUDGET}/30d, key: \"header:x-case\", cost: {{ default: {ESTIMATE}, {cost} }} }}\n{limits}routes: [{{ host: r.localhost, to: \"https://api.test\" }}]\n{SPOOL}"
         );
         let program = Program::before(&origin, &config).await;
         Self {
@@ -197,14 +199,27 @@ impl Scene {
         body: &str,
         fields: &[(&str, &str)],
     ) -> Response<Bytes> {
-        let (mut client, uri) = match way {
-            ("plain", _) => (Client::plain(&self.program).await, "http://plain.test/v1"),
+        let (mut client, mut request) = match way {
+            ("plain", _) => {
+                let client = Client::plain(&self.program).await;
+                let request = client.request("POST", "http://plain.test/v1");
+                (client, request)
+            }
+            ("routed", proto) => {
+                let client = Client::to(self.program.listen, proto).await;
+                let request = http::Request::post(match proto {
+                    Proto::Http1 => "/v1",
+                    Proto::Http2 => "http://r.localhost/v1",
+                });
+                (client, request.header("host", "r.localhost"))
+            }
             (_, proto) => {
                 let client = Client::intercepted(&self.program, "api.test", proto).await;
-                (client, "/v1")
+                let request = client.request("POST", "/v1");
+                (client, request)
             }
         };
-        let mut request = client.request("POST", uri).header("x-case", case);
+        request = request.header("x-case", case);
         for (name, value) in fields {
             request = request.header(*name, *value);
         }

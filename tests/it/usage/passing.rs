@@ -1,6 +1,9 @@
 //! Usage is read in every coding and format while the bytes pass, whatever their frames.
 
+use serde_json::json;
+
 use super::*;
+use crate::harness::buffers::{call, made, until};
 use crate::harness::soon;
 
 const SETTLE: &str = "settle: [{ sum: [[\"json:/message/usage/input_tokens\", \"json:/usage/input_tokens\"], \"json:/usage/output_tokens\"] }, \"json:/usage/total_tokens\"]";
@@ -202,7 +205,7 @@ impl hyper::body::Body for Channel {
 async fn p9_bytes_through_large_bodies_are_the_same_bytes() {
     let scene = Scene::new(&format!("{ESTIMATED}, {SETTLE}"), "", true).await;
     let mut text = String::from("{\"data\":[");
-    for number in 0..200_000_u64 {
+    for number in 0..60_000_u64 {
         text.push_str(&format!(
             "{},",
             number.wrapping_mul(6_364_136_223_846_793_005)
@@ -214,6 +217,26 @@ async fn p9_bytes_through_large_bodies_are_the_same_bytes() {
             let body = encoded(coding, &[text.clone().into_bytes()]).concat();
             let answer = Answer::new("application/json", coding, vec![body.into()]);
             scene.settles(way, answer, 321, coding).await;
+        }
+    }
+}
+
+/// Stored requests settle, too, although no client reads their response.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_from_the_spool_settles() {
+    let scene = Scene::new(&format!("{ESTIMATED}, {SETTLE}"), "", true).await;
+    made(&scene.program, &json!({})).await;
+    let mut delivered = 0;
+    for (kind, parts, usage) in bodies() {
+        for coding in ["identity", "gzip", "zstd"] {
+            let case = scene.case();
+            scene.set(Answer::new(kind, coding, encoded(coding, &parts)));
+            let item = json!({ "body": "{}", "headers": { "x-case": case } });
+            let (status, told) = call(&scene.program, "POST", "/buffers/b/items", item).await;
+            assert_eq!(status, 201, "{told}");
+            delivered += 1;
+            until(&scene.program, "delivered", delivered).await;
+            assert_eq!(scene.used(&case).await, usage, "{kind} {coding}");
         }
     }
 }

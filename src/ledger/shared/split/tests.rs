@@ -155,7 +155,7 @@ fn target() -> Arc<Target> {
     let algorithm = Algorithm::TokenBucket { burst: Some(100) };
     let rate = "100/1s".parse().unwrap();
     let limit = Limit {
-        key: Some(Source::Path),
+        key: Some(Source::Path.into()),
         ..Limit::new("l", Bound::Rate { rate, algorithm })
     };
     Arc::new(Target::named("t", vec![limit]))
