@@ -126,7 +126,7 @@ async fn used_after(broken: &'static str, coding: &'static str, seen: &[&str]) -
     received.add_permits(1);
     let end = soon("the end", body.frame()).await;
     assert!(end.is_some_and(|end| end.is_err()), "{broken} looks whole");
-    scene.used("x").await
+    scene.used("x", 0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,10 +176,10 @@ async fn a_client_that_leaves_pays_for_what_was_seen() {
                 next: Arc::new(Mutex::new(Answer::json(200, ""))),
                 cases: Default::default(),
             };
-            assert_eq!(scene.used("x").await, ESTIMATE, "{coding}");
+            assert_eq!(scene.used("x", 0).await, ESTIMATE, "{coding}");
             drop((body, client));
             soon("the settlement", async {
-                while scene.used("x").await != 77 {}
+                while scene.used("x", 0).await != 77 {}
             })
             .await;
         }
