@@ -158,5 +158,8 @@ pub fn sentences(limit: &Value) -> Vec<String> {
         let (read, charged) = (&cost["read"], &cost["charged"]);
         lines.push(format!("  cost: {read} from {from}, charged as {charged}"));
     }
+    if let Some(settle) = text(&limit["settled_by"]) {
+        lines.push(format!("  cost settled by {settle}"));
+    }
     lines
 }

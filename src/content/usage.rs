@@ -120,6 +120,8 @@ impl UsageReader {
         if let Err(undecoded) = pushed {
             self.unread = undecoded.into();
             self.decoder = None;
+        } else if text.has_stopped() {
+            self.decoder = None;
         }
         examined
     }
@@ -151,6 +153,11 @@ impl TextReader {
                 Piece::End => seen.take(json),
             }),
         }
+    }
+
+    /// Returns true if further text cannot change anything, because it is not JSON.
+    const fn has_stopped(&self) -> bool {
+        self.splitter.is_none() && self.json.has_stopped()
     }
 
     /// Ends the current JSON text, whole or not.

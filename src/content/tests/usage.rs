@@ -90,6 +90,31 @@ fn a_number_counts_only_where_its_end_was_seen() {
     }
 }
 
+/// A download that is not JSON is neither decoded nor read further, so that it costs nothing.
+#[test]
+fn a_body_that_is_not_json_is_not_read_further() {
+    for (kind, coding, ended) in [
+        ("application/octet-stream", "identity", ReaderState::Ended),
+        ("text/html", "gzip", ReaderState::Ended),
+        ("application/json", "zstd", ReaderState::Ended),
+        ("text/event-stream", "identity", ReaderState::Reads),
+        ("text/event-stream", "br", ReaderState::Decodes),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", HeaderValue::from_str(kind).unwrap());
+        headers.insert("content-encoding", HeaderValue::from_str(coding).unwrap());
+        let pointers = JsonPointers::new(["/b"]).unwrap();
+        let memory = DecoderMemory::default();
+        let mut reader = UsageReader::new(&headers, pointers, &memory);
+        assert_ne!(reader.state(), ReaderState::Ended, "{kind} {coding}");
+        reader.push(&encoded(coding, &[b"<html>\n", b"{\"b\":1}\n"]));
+        assert_eq!(reader.state(), ended, "{kind} {coding}");
+        assert!(memory.used() == 0 || ended == ReaderState::Decodes);
+        let (seen, unread) = reader.finish();
+        assert_eq!((seen.number("/b"), unread), (None, Unread::Absent));
+    }
+}
+
 proptest! {
     #[test]
     fn any_chunking_finds_the_same_usage(

@@ -1,10 +1,10 @@
 //! Streams that break, state nothing or cost too much to decode.
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::passing::stepwise;
 use super::*;
-use crate::harness::scripted::{Accepted, read_head};
+use crate::harness::scripted::{Accepted, HEADERS, RST_STREAM, RawHttp2, read_head};
 use crate::harness::soon;
 
 const SETTLE: &str = "settle: [\"json:/usage/total_tokens\", \"json:/message/usage/input_tokens\"]";
@@ -62,7 +62,33 @@ async fn an_error_event_ends_a_stream_and_what_was_seen_settles() {
 }
 
 /// Ends of a response that breaks, as the origin writes them.
-const BREAKS: [&str; 3] = ["length", "chunk", "garbage"];
+const BREAKS: [&str; 4] = ["length", "chunk", "garbage", "reset"];
+
+/// Answers one request over HTTP/2 with these bytes, and then resets the stream.
+async fn reset(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    coding: &str,
+    body: &[u8],
+    may_break: Arc<tokio::sync::Semaphore>,
+) {
+    let Some(mut http2) = RawHttp2::begin(stream, &[]).await else {
+        return;
+    };
+    let Some(stream) = http2.request().await else {
+        return;
+    };
+    // `:status: 200`, and two fields with names of the static table (RFC 7541 appendix A).
+    let mut head = vec![0x88];
+    for (index, value) in [(31_u8, "text/event-stream"), (26, coding)] {
+        head.extend([0x0f, index - 0x0f, u8::try_from(value.len()).unwrap()]);
+        head.extend_from_slice(value.as_bytes());
+    }
+    http2.send(HEADERS, 4, stream, &head).await;
+    http2.send(0, 0, stream, body).await;
+    may_break.acquire().await.unwrap().forget();
+    http2.send(RST_STREAM, 0, stream, &[0, 0, 0, 2]).await;
+    while http2.next().await.is_some() {}
+}
 
 /// Starts a program before an origin that breaks off after `seen`, and returns the used units.
 async fn used_after(broken: &'static str, coding: &'static str, seen: &[&str]) -> i64 {
@@ -77,10 +103,17 @@ async fn used_after(broken: &'static str, coding: &'static str, seen: &[&str]) -
     let size = body.len();
     let received = Arc::new(tokio::sync::Semaphore::new(0));
     let may_break = Arc::clone(&received);
-    let (origin, _) = Origin::scripted(&[b"http/1.1"], move |accepted: Accepted| {
+    let alpn: &'static [&'static [u8]] = match broken {
+        "reset" => &[b"h2"],
+        _ => &[b"http/1.1"],
+    };
+    let (origin, _) = Origin::scripted(alpn, move |accepted: Accepted| {
         let (body, may_break) = (body.clone(), Arc::clone(&may_break));
         async move {
             let mut stream = accepted.tls.accept(accepted.stream).await.unwrap();
+            if broken == "reset" {
+                return reset(stream, coding, &body, may_break).await;
+            }
             if read_head(&mut stream).await.is_none() {
                 return;
             }
@@ -126,7 +159,7 @@ async fn used_after(broken: &'static str, coding: &'static str, seen: &[&str]) -
     received.add_permits(1);
     let end = soon("the end", body.frame()).await;
     assert!(end.is_some_and(|end| end.is_err()), "{broken} looks whole");
-    scene.used("x").await
+    scene.used("x", 0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,10 +209,10 @@ async fn a_client_that_leaves_pays_for_what_was_seen() {
                 next: Arc::new(Mutex::new(Answer::json(200, ""))),
                 cases: Default::default(),
             };
-            assert_eq!(scene.used("x").await, ESTIMATE, "{coding}");
+            assert_eq!(scene.used("x", 0).await, ESTIMATE, "{coding}");
             drop((body, client));
             soon("the settlement", async {
-                while scene.used("x").await != 77 {}
+                while scene.used("x", 0).await != 77 {}
             })
             .await;
         }

@@ -24,10 +24,16 @@ async fn one_request_is_charged_to_several_limits_by_their_own_expressions() {
             ("12345678", "{}", [1, 4, 3, 50]),
             ("{\"max_tokens\":1e9}", "{}", [1, BUDGET, 5, 400]),
         ] {
-            let case = scene.case();
             scene.set(Answer::json(200, answer));
-            let response = scene.ask(way, &case, body, &[]).await;
-            assert_eq!(response.status(), 200);
+            // The cost of a slot that came too late would be used, too.
+            let case = loop {
+                let (case, voided) = (scene.case(), scene.voided().await);
+                let response = scene.ask(way, &case, body, &[]).await;
+                assert_eq!(response.status(), 200);
+                if scene.voided().await == voided {
+                    break case;
+                }
+            };
             for (limit, units) in ["requests", "tokens", "input", "output"]
                 .iter()
                 .zip(expected)
@@ -113,12 +119,7 @@ async fn an_attempt_that_is_repeated_is_refunded_too() {
         };
         let response = scene.ask(WAYS[0], "x", "{}", &[]).await;
         assert_eq!(response.status(), 200, "{rule}");
-        // On a busy machine a slot may be late. Then it is void, and another one is booked.
-        let voided = scene
-            .program
-            .metric("outpace_slots_voided_total{target=\"api\"}");
-        let extra = voided.await as i64 * ESTIMATE;
-        assert_eq!(scene.used("x").await, cost + extra, "{rule}");
+        assert_eq!(scene.used("x", 0).await, cost, "{rule}");
     }
 }
 
@@ -272,7 +273,7 @@ async fn the_examples_of_the_page_about_tokens_are_valid() {
     for (block, warns) in blocks.iter().zip([true, false]) {
         let told = checked(block.split("```").next().unwrap()).await;
         assert_eq!(told.contains("include_usage"), warns, "{told}");
-        assert!(told.contains("with burst"), "{told}");
+        assert!(told.contains("with a burst of"), "{told}");
     }
 }
 
