@@ -262,7 +262,7 @@ impl Book {
 
     /// Removes keys that are idle and flows that no longer compete. A key is idle when its schedule
     /// is full again. A sweep is due for one row after each call and for two after each new row, so
-    /// that sweeps keep up with bookings. [`SWEPT_TOGETHER`] rows are swept in one go.
+    /// that sweeps keep up with bookings. `SWEPT_TOGETHER` rows are swept in one go.
     pub fn sweep(&mut self, now: i64) {
         self.unswept += 1 + 2 * std::mem::take(&mut self.made);
         let rows = self.rows.len();

@@ -71,7 +71,7 @@ impl LimitKey {
         }
     }
 
-    /// Returns the parts of the key of a request, as [`Self::key`] joins them.
+    /// Returns the parts of the key of a request, as `key` joins them.
     pub fn parts(&self, asked: &RequestView<'_>, secret: &KeySecret) -> Vec<KeyPart> {
         let several = self.0.len() > 1;
         let sources = self.0.iter();
