@@ -90,6 +90,8 @@ pub const HELD_FIELD: u64 = 112;
 ///
 /// Beyond it: 503 `memory-full`.
 pub const UNCOUNTED_WAIT: Duration = Duration::from_secs(1);
+/// Time in `Retry-After` of a `ledger-unavailable`, if only the return of the database helps.
+pub const LEDGER_GAP_WAIT: Duration = Duration::from_secs(5);
 /// Time in `Retry-After` of a `memory-full`, because the end of other waits is not known.
 pub const MEMORY_FULL_WAIT: Duration = Duration::from_secs(5);
 /// Time for which an unanswered probe after a block holds back the next request.

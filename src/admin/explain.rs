@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{Admin, blocks, explain_limit, problem};
 use crate::clock::Instant;
 use crate::exchange::Exchange;
+use crate::ledger::LedgerGap;
 use crate::policy::{
     Bound, Caller, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView, Scope,
     Target, TlsMode, Unmatched,
@@ -254,20 +255,13 @@ fn explanation(
     });
     let all = wait(scope, true);
     let longest = target.max_wait.as_secs_f64();
-    let verdict = match &all {
-        None => "outpace is not running: the state of its limits is unknown".to_owned(),
-        Some(_) if target.observe => "leaves at once: the target is in observe mode".to_owned(),
-        Some((wait, _)) if *wait <= 0.0 => "leaves at once".to_owned(),
-        Some((wait, _)) if *wait <= longest => format!("waits {wait:.3} s"),
-        Some((wait, _)) => {
-            let fate = if target.overflow {
-                "spooled (202)"
-            } else {
-                "refused (429)"
-            };
-            format!("is {fate}: its wait of {wait:.3} s would exceed the max wait of {longest} s")
-        }
-    };
+    let gap = now.and_then(|now| now.pacer.gap(target, scope));
+    let verdict = verdict(
+        target,
+        all.as_ref().map(|(wait, _)| *wait),
+        gap.as_ref(),
+        now,
+    );
     let lane = target.lanes.get(usize::from(scope.lane));
     json!({
         "url": question.url,
@@ -283,8 +277,45 @@ fn explanation(
         "held_by": all.and_then(|(_, held_by)| held_by).map(|name| name.to_string()),
         "max_wait_s": longest,
         "block_max_s": target.block_max.as_secs_f64(),
+        "ledger_cause": gap.map(|gap| gap.cause.to_string()),
         "verdict": verdict,
     })
+}
+
+/// Says in words what would happen to a request that has to wait for `wait` seconds.
+fn verdict(
+    target: &Target,
+    wait: Option<f64>,
+    gap: Option<&LedgerGap>,
+    now: Option<&Exchange>,
+) -> String {
+    let longest = target.max_wait.as_secs_f64();
+    match wait {
+        Some(_) if gap.is_some() && !target.observe => {
+            let until = gap.and_then(|gap| gap.until);
+            let until = until
+                .zip(now)
+                .map(|(until, now)| until.since(now.clock.now()));
+            match until.map(|until| until.as_secs_f64()) {
+                Some(wait) => format!(
+                    "waits for the fallback share, {wait:.3} s at least: the ledger is unreachable"
+                ),
+                None => "waits for the ledger, which is unreachable".to_owned(),
+            }
+        }
+        None => "outpace is not running: the state of its limits is unknown".to_owned(),
+        Some(_) if target.observe => "leaves at once: the target is in observe mode".to_owned(),
+        Some(wait) if wait <= 0.0 => "leaves at once".to_owned(),
+        Some(wait) if wait <= longest => format!("waits {wait:.3} s"),
+        Some(wait) => {
+            let fate = if target.overflow {
+                "spooled (202)"
+            } else {
+                "refused (429)"
+            };
+            format!("is {fate}: its wait of {wait:.3} s would exceed the max wait of {longest} s")
+        }
+    }
 }
 
 fn round(seconds: f64) -> f64 {

@@ -15,7 +15,6 @@ use super::gate::Waited;
 use super::plan::Plan;
 use super::reason::Reason;
 use super::record::Record;
-use super::refusal::refused;
 use crate::bounds::{CONNECT_TIMEOUT, UNCOUNTED_WAIT};
 use crate::clock::{Clock, Instant};
 use crate::origin::{self, Lease, Pool};
@@ -238,11 +237,7 @@ impl AdmissionContext<'_> {
                     None => (turn, None),
                 },
                 Admission::Refused(refusal) => {
-                    break Err(AttemptError::Refused(refused(
-                        ticket,
-                        &refusal,
-                        self.clock.now(),
-                    )));
+                    break Err(self.refused(ticket, &refusal));
                 }
                 Admission::Wait(waiter) => {
                     began = began.or_else(|| Some(self.clock.now()));
@@ -302,8 +297,7 @@ impl AdmissionContext<'_> {
             if self.pacer.is_blocked(&ticket) {
                 Box::pin(self.pass(&mut ticket, record)).await?;
             }
-            let refused =
-                |refusal| AttemptError::Refused(refused(&ticket, &refusal, self.clock.now()));
+            let refused = |refusal| self.refused(&ticket, &refusal);
             let mut waiter = match self.pacer.enter(&ticket, ConnectionState::Absent) {
                 Admission::Wait(waiter) => waiter,
                 Admission::Refused(refusal) => return Err(refused(refusal)),
@@ -394,7 +388,7 @@ impl AdmissionContext<'_> {
                     Event::Called => called = true,
                     Event::Blocked => return Err(Waited::Blocked),
                     Event::Refused(refusal) => {
-                        return Err(AttemptError::Refused(refused(ticket, &refusal, self.clock.now())).into());
+                        return Err(self.refused(ticket, &refusal).into());
                     }
                     Event::Turn(turn) => match connection.take() {
                         Some(connection) => return Ok((turn, connection)),

@@ -2,7 +2,6 @@
 
 use super::Record;
 use super::admission::{AdmissionContext, AttemptError, WaitingGauge};
-use super::refusal::refused;
 use crate::pace::Ticket;
 
 /// End of a wait in the line without a turn.
@@ -31,7 +30,7 @@ impl AdmissionContext<'_> {
         let passed = self.pacer.pass(ticket).await;
         passed.map_err(|refusal| {
             record.limit = refusal.held_by.clone().or(record.limit.take());
-            AttemptError::Refused(refused(ticket, &refusal, self.clock.now()))
+            self.refused(ticket, &refusal)
         })
     }
 }

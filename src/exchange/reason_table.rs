@@ -101,6 +101,9 @@ reasons! {
     MemoryFull, "memory-full", SERVICE_UNAVAILABLE, "http_request_denied", Refused, Warn:
         "The request would have to wait, but waiting requests and their bodies already occupy `bodies.memory_total`.",
         "Retry after the time in `Retry-After`, or raise `bodies.memory_total`.";
+    LedgerUnavailable, "ledger-unavailable", SERVICE_UNAVAILABLE, "http_request_denied", Refused, Debug:
+        "The ledger's database does not take bookings, and this replica has no fallback share for the request.",
+        "Retry after the time in `Retry-After`. `detail` and the log name the cause; repair the database, or choose `on_outage`.";
     NotBookable, "not-bookable", BAD_REQUEST, "http_request_error", Rejected, Debug:
         "The ledger's database refuses a key or the cost of the request. Nothing was sent, and other requests are not affected.",
         "Correct the value that the target's limit uses as `key` or `cost`. If the value is valid, report the error in the log.";

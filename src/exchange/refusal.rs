@@ -1,15 +1,63 @@
 //! Texts of the refusals by the pacer, with their numbers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::{AdmissionContext, AttemptError};
 use super::error::Error;
 use super::reason::Reason;
+use crate::bounds::LEDGER_GAP_WAIT;
 use crate::clock::Instant;
-use crate::ledger::{BlockCause, ScopedBlock};
+use crate::ledger::{BlockCause, LedgerGap, ScopedBlock};
 use crate::pace::{Refusal, RefusalKind, Ticket};
 
+impl AdmissionContext<'_> {
+    /// Builds the refusal of the request with its numbers.
+    pub(super) fn refused(&self, ticket: &Ticket, refusal: &Refusal) -> AttemptError {
+        let now = self.clock.now();
+        let late = refusal.kind == RefusalKind::WaitTooLong && refusal.blocked.is_none();
+        let gap = late.then(|| self.pacer.gap(&ticket.target, &ticket.scope));
+        let error = match gap.flatten() {
+            Some(gap) => unavailable(ticket, &gap, now),
+            None => refused(ticket, refusal, now),
+        };
+        AttemptError::Refused(error)
+    }
+}
+
+/// Builds the refusal of a request that the ledger cannot book, with the cause and the time.
+fn unavailable(ticket: &Ticket, gap: &LedgerGap, now: Instant) -> Error {
+    let name = &ticket.target.name;
+    let limit = gap.zero.and_then(|index| ticket.target.limits.get(index));
+    let since = match gap.since {
+        Some(since) => format!("for {}", seconds(now.since(since))),
+        None => "since the start".to_owned(),
+    };
+    let share = limit.map_or_else(String::new, |limit| {
+        format!(
+            ", and the fallback share of this replica is nothing of limit `{}` ({})",
+            limit.name, limit.bound
+        )
+    });
+    let after = match gap.until {
+        Some(until) => format!(
+            "; its fallback share applies in {}",
+            seconds(until.since(now))
+        ),
+        None => String::new(),
+    };
+    let cause = &gap.cause;
+    let detail = format!(
+        "the ledger of target `{name}` has been unreachable {since}{share}{after}: {cause}"
+    );
+    let wait = gap.until.map_or(LEDGER_GAP_WAIT, |until| until.since(now));
+    let mut error = Error::new(Reason::LedgerUnavailable, detail);
+    error.limit = limit.map(|limit| Arc::clone(&limit.name));
+    error.after(wait)
+}
+
 /// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
-pub(super) fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
+fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
     let wait = refusal.available.since(now);
     let patience = ticket.deadline.since(ticket.arrived);
     let name = &ticket.target.name;

@@ -112,6 +112,19 @@ pub struct Forecast {
     pub held_by: Option<usize>,
 }
 
+/// Reason why no request of a scope can be booked, although its limits may allow one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerGap {
+    /// Start of the outage, or `None` if the store has not been reached since the start.
+    pub since: Option<Instant>,
+    /// Instant at which bookings go on without the store, or `None` if only its return helps.
+    pub until: Option<Instant>,
+    /// Position of a limit of which this replica's fallback share is less than one unit.
+    pub zero: Option<usize>,
+    /// Error of the last failed call.
+    pub cause: Arc<str>,
+}
+
 /// The state of one target's ledger for operators.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerStatus {
@@ -146,6 +159,11 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Estimates when a request of this scope could be sent. `ahead` holds the units that are
     /// queued before it, one number per limit of the target by position.
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast;
+
+    /// Returns the reason why no request of this scope can be booked now, or `None` if one can.
+    fn gap(&self, _target: &Target, _scope: &Scope) -> Option<LedgerGap> {
+        None
+    }
 
     /// Returns a channel with the number of blocks of the target that have reached this replica. A
     /// slot of an earlier epoch is void.

@@ -36,7 +36,7 @@ use http::HeaderValue;
 use line::Line;
 
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ledger, LedgerStatus, ScopedBlock};
+use crate::ledger::{Ledger, LedgerGap, LedgerStatus, ScopedBlock};
 use crate::policy::{KeySecret, LimitSet, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
@@ -193,6 +193,9 @@ impl Pacer {
         let mut only = LimitSet::default();
         only.insert(limit);
         let scope = scope.clone().only(only);
+        if self.gap(target, &scope).is_some() {
+            return 0;
+        }
         let cost = scope.cost(limit).max(1);
         let leaves = |count: u32| {
             let mut ahead = vec![0; target.limits.len()];
@@ -216,6 +219,11 @@ impl Pacer {
     /// Returns the secret with which the digests of secret keys are made.
     pub fn key_secret(&self) -> KeySecret {
         self.ledger.key_secret()
+    }
+
+    /// Returns the reason why the ledger can book no request of this scope now.
+    pub fn gap(&self, target: &Target, scope: &Scope) -> Option<LedgerGap> {
+        self.ledger.gap(target, scope)
     }
 
     /// Returns the state of the target in the ledger, for operators.

@@ -57,6 +57,7 @@ mod memory;
 mod occupied;
 mod operators;
 mod origin_auth;
+mod outage;
 mod output;
 mod overflow;
 mod pacing;

@@ -7,6 +7,7 @@
 mod blocks;
 mod contention;
 mod fallback;
+mod gap;
 mod link;
 mod local_view;
 mod mode;
@@ -31,7 +32,7 @@ use offset::Offset;
 use super::call::spec_of;
 use super::outage::Outage;
 use super::{
-    Answer, Booking, Call, Forecast, Grant, Ledger, LedgerStatus, Pinning, Replica, Run,
+    Answer, Booking, Call, Forecast, Grant, Ledger, LedgerGap, LedgerStatus, Pinning, Replica, Run,
     Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
@@ -69,6 +70,8 @@ struct SharedState<L> {
     reach: AtomicI64,
     /// Warnings about failed calls.
     failure_log: Mutex<FailureLog>,
+    /// Error of the last failed call, for refusals and operators.
+    failure: Mutex<Arc<str>>,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
 }
@@ -145,6 +148,7 @@ impl<L: Link> SharedLedger<L> {
             live: AtomicI64::new(1),
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
+            failure: Mutex::new("".into()),
             refusal_warned: Mutex::default(),
         });
         let heartbeats = Arc::clone(&inner).heartbeat_loop();
@@ -232,9 +236,18 @@ impl<L: Link> Ledger for SharedLedger<L> {
                 held_by: None,
             };
         }
+        let until = self.0.gap(target, scope.limits).and_then(|gap| gap.until);
         let handle = self.0.handle(&target.name);
         let (store, view) = (self.0.store(), handle.view());
-        view.forecast(target, scope, ahead, now, &store.offset)
+        let forecast = view.forecast(target, scope, ahead, now, &store.offset);
+        Forecast {
+            at: forecast.at.max(until.unwrap_or(now)),
+            ..forecast
+        }
+    }
+
+    fn gap(&self, target: &Target, scope: &Scope) -> Option<LedgerGap> {
+        self.0.gap(target, scope.limits)
     }
 
     fn epoch(&self, target: &Arc<Target>) -> watch::Receiver<u64> {
@@ -295,15 +308,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
-        let replicas = self.0.live.load(Ordering::Relaxed);
-        let mode = match self.0.mode() {
-            LedgerMode::Connected => format!("shared by {replicas} replicas"),
-            LedgerMode::Holding(_) => "disconnected: requests are held".to_owned(),
-            LedgerMode::Fallback { share_ppm: ppm, .. } => {
-                format!("disconnected: fallback share of {} %", ppm as f64 / 1e4)
-            }
-            LedgerMode::Unlimited => "disconnected: requests are sent without limits".to_owned(),
-        };
+        let mode = self.0.mode_in_words(target);
         let handle = self.0.handle(&target.name);
         let (store, view) = (self.0.store(), handle.view());
         let (pins, blocked) = view.summary();

@@ -80,6 +80,14 @@ impl LinkState {
         }
     }
 
+    /// Returns the start of the outage, or `None` without one or before the first connection.
+    pub(super) const fn since(self) -> Option<Instant> {
+        match self {
+            Self::Down(since) | Self::Returning(since) => Some(since),
+            Self::Never | Self::Up => None,
+        }
+    }
+
     /// Returns true if the store answers calls.
     pub(super) fn is_up(self) -> bool {
         self == Self::Up

@@ -41,6 +41,7 @@ impl<L: Link> SharedState<L> {
             let was = std::mem::replace(link, link.failed(now));
             was.is_up()
         });
+        *lock(&self.failure) = error.to_string().into();
         if newly {
             self.parts.metrics.set_ledger_connected(false);
         }
