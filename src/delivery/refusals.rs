@@ -11,25 +11,34 @@ use crate::clock::Instant;
 /// First pause of a drain. It doubles as long as the origin refuses everything.
 const FIRST: Duration = Duration::from_secs(1);
 
+/// Time for which an accepted item shows that the origin does not refuse everything.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// Refusals of a buffer since the origin last accepted an item or failed.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     in_a_row: u32,
     /// Instant until which no further item is sent, or `None` without a pause.
     until: Option<Instant>,
+    /// Last response that was no refusal.
+    accepted: Option<Instant>,
 }
 
 impl Refusals {
     /// Counts the response to an item. The drain pauses once the origin has refused as many items
-    /// in a row as may be in flight. An item that was refused `before` does not count again, because
-    /// its own wait grows and it says nothing about the others. In strict order the first item's own
-    /// wait is enough.
+    /// in a row as may be in flight. While it accepts others, an item that was refused `before` does
+    /// not count again, because its own wait grows. In strict order the first item's own wait is
+    /// enough.
     pub(super) fn count(&mut self, refused: bool, before: u32, concurrency: u32, now: Instant) {
         if !refused || concurrency <= 1 {
-            *self = Self::default();
+            *self = Self {
+                accepted: Some(now),
+                ..Self::default()
+            };
             return;
         }
-        if before > 0 {
+        let accepts_others = self.accepted.is_some_and(|at| now.since(at) < LATELY);
+        if before > 0 && accepts_others {
             return;
         }
         self.in_a_row = self.in_a_row.saturating_add(1);
@@ -80,21 +89,34 @@ mod tests {
         }
     }
 
+    /// Returns true if a drain pauses after refusals of items that were all refused before, some
+    /// time after an item was accepted.
+    fn pauses_on_repeats(concurrency: u32, accepted: Option<Duration>) -> bool {
+        let mut refusals = Refusals::default();
+        let now = accepted.map_or(NOW, |ago| {
+            refusals.count(false, 0, concurrency, NOW);
+            NOW + ago
+        });
+        (1..1000).for_each(|before| refusals.count(true, before, concurrency, now));
+        refusals.paused_until(now).is_some()
+    }
+
     #[test]
-    fn p13_isolation_items_that_are_refused_again_cause_no_pause() {
+    fn p13_isolation_repeated_refusals_cause_no_pause_while_others_are_accepted() {
         for concurrency in [2, 5, 100] {
-            let mut refusals = Refusals::default();
-            for before in 1..1000 {
-                refusals.count(true, before, concurrency, NOW);
-            }
-            assert_eq!(refusals.paused_until(NOW), None);
-            // They end no row of other items either.
-            for _ in 0..concurrency {
-                refusals.count(true, 0, concurrency, NOW);
-                refusals.count(true, 1, concurrency, NOW);
-            }
-            assert!(refusals.paused_until(NOW).is_some());
+            assert!(pauses_on_repeats(concurrency, None));
+            assert!(!pauses_on_repeats(concurrency, Some(Duration::ZERO)));
+            assert!(!pauses_on_repeats(concurrency, Some(LATELY / 2)));
+            assert!(pauses_on_repeats(concurrency, Some(LATELY)));
         }
+        let mut refusals = Refusals::default();
+        refusals.count(false, 0, 3, NOW);
+        // Items that are refused for the first time count in any case.
+        for _ in 0..3 {
+            refusals.count(true, 0, 3, NOW);
+            refusals.count(true, 1, 3, NOW);
+        }
+        assert!(refusals.paused_until(NOW).is_some());
     }
 
     #[test]
