@@ -87,8 +87,9 @@ impl Reply {
             (fate, mutation) = mutate(dice, &mut draft);
         }
         closes |= fate != Fate::Must && draft.after.is_empty();
-        if closes && framing != Framing::Close {
-            // A close without notice may meet the next request (RFC 9112 section 9.5).
+        if closes && (bodiless || framing != Framing::Close) {
+            // A close without notice may meet the next request (RFC 9112 section 9.5). Only a body
+            // that the close ends is notice of it.
             draft.lines.push(b"Connection: close".to_vec());
         }
         let (bytes, _) = draft.bytes();
