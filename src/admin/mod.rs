@@ -2,7 +2,7 @@
 //!
 //! - `GET /healthz`: 200 as long as the process answers.
 //! - `GET /readyz`: 200 if no latch is open and no drain has begun, otherwise 503 with the reason.
-//! - `GET /metrics`: metrics as OpenMetrics text.
+//! - `GET /metrics`: metrics as the text format of Prometheus, or as OpenMetrics on request.
 //! - `GET /v1/status`: limits in force, waiters and counters of all targets.
 //! - `GET /v1/explain?url=…`: the limits that apply to a request, and its expected wait.
 //! - `GET /v1/attend`: session that `outpace run` holds open while its command runs.
@@ -25,6 +25,7 @@ mod latch;
 mod limits;
 mod listener;
 mod reload;
+mod scrape;
 mod sessions;
 
 pub use explain::{Question, explain};
@@ -92,7 +93,7 @@ impl Admin {
             let guard = Guard::new(self.clone(), needs);
             routes.route_layer(middleware::from_fn_with_state(guard, authorize::authorize))
         };
-        let metrics = Router::new().route("/metrics", get(metrics));
+        let metrics = Router::new().route("/metrics", get(scrape::scrape));
         let read = Router::new()
             .route("/v1/attempts", get(spool))
             .route("/v1/buffers", get(spool))
@@ -138,19 +139,6 @@ async fn readyz(State(admin): State<Admin>) -> Response {
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }
-}
-
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    if let Some(usage) = admin.api.spool_usage() {
-        admin.metrics.set_spool(usage.used, usage.max);
-        let clients = usage.clients.into_iter().map(|(name, of)| {
-            let name = if name.is_empty() { "-".into() } else { name };
-            (name, of.bytes)
-        });
-        admin.metrics.set_spool_clients(clients);
-    }
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], admin.metrics.encode())
 }
 
 /// Answers a call about the spool with the authority of an operator.

@@ -12,6 +12,7 @@ use crate::files::open_private;
 use crate::ledger::{
     Ledger, Link as _, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts,
 };
+use crate::telemetry::Part;
 
 /// Ledger of this process, in the variant that the configuration selects.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ pub(super) async fn open(
             shared: None,
         });
     };
+    shared.metrics.show(Part::Ledger);
     let (replica, file) = instance(settings, shared).map_err(|cause| StartError::DataDir {
         path: settings.data_dir.clone(),
         cause,

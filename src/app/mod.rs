@@ -334,6 +334,7 @@ impl Parts {
         let open_files = open_files.unwrap_or(OPEN_FILES);
         let bounds = ConnectionBounds::of(open_files);
         metrics.set_connections_max(bounds.clients);
+        metrics.set_config_read(clock.wall());
         let throttle = |lines| Arc::new(LineThrottle::new(lines, clock.clone(), metrics.clone()));
         let lines = LineWriter::new(std::io::stdout(), &metrics)
             .map_err(|error| StartError::Internal(error.to_string()))?;

@@ -209,6 +209,9 @@ impl<'a> Reloader<'a> {
     /// Logs and counts the result of a reload.
     fn log(&self, taken: Result<Reloaded, ConfigError>) -> Result<Reloaded, ConfigError> {
         self.app.metrics.reloaded(taken.is_ok());
+        if taken.is_ok() {
+            self.app.metrics.set_config_read(self.app.clock.wall());
+        }
         match &taken {
             Err(error) => {
                 tracing::error!(%error, "the configuration was not reloaded; the previous one stays in force");

@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use http::uri::PathAndQuery;
 
-use super::reason::Level;
+use super::reason::{Level, Reason};
 use super::record::{Record, Sink};
 use crate::key;
 use crate::sync::lock;
-use crate::telemetry::{ExchangeOutcome, LineWriter, Metrics, TargetMetrics};
+use crate::telemetry::{EndedExchange, ExchangeOutcome, LineWriter, Metrics, TargetMetrics};
 use crate::throttle::{LineKey, LineThrottle};
 
 /// Sink that writes one canonical line per exchange. Its fields are a stable interface, documented
@@ -86,6 +86,7 @@ impl MetricsSink {
     /// Creates a sink that counts in `metrics`.
     pub fn new(metrics: Metrics) -> Self {
         let unmatched = metrics.target(&Arc::from("-"));
+        metrics.prepare_reasons(Reason::ALL.iter().map(|reason| reason.row().token));
         Self { metrics, unmatched }
     }
 }
@@ -96,7 +97,13 @@ impl Sink for MetricsSink {
             self.metrics.reason(reason.row().token);
         }
         let target = record.metrics.as_ref().unwrap_or(&self.unmatched);
-        target.exchange(record.outcome, record.attempts, record.waited);
+        target.exchange(&EndedExchange {
+            outcome: record.outcome,
+            attempts: record.attempts,
+            status: record.status,
+            waited: record.waited,
+            took: record.took,
+        });
     }
 }
 
@@ -106,7 +113,7 @@ pub struct WarningSink(pub Arc<LineThrottle>);
 
 impl Sink for WarningSink {
     fn consume(&self, record: &Record) {
-        let row = record.reason.map(super::Reason::row);
+        let row = record.reason.map(Reason::row);
         let Some(row) = row.filter(|row| row.level == Level::Warn) else {
             return;
         };
@@ -176,7 +183,7 @@ impl Sink for RecentRefusals {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::exchange::{ClientIdentity, Error, Ingress, Reason, Recorder};
+    use crate::exchange::{ClientIdentity, Error, Ingress, Recorder};
 
     #[tokio::test(start_paused = true)]
     async fn p11_explained_a_record_is_emitted_exactly_once() {
@@ -217,7 +224,7 @@ mod tests {
         assert_eq!(lines[1]["exchange"], "00000007-1");
         assert_eq!(refusals.latest().len(), 1);
         assert_eq!(refusals.latest()[0].reason, "wait-too-long");
-        let text = metrics.encode();
+        let text = metrics.text();
         for counted in ["reason=\"wait-too-long\"} 1", "outcome=\"abandoned\"} 1"] {
             assert!(text.contains(counted), "{text}");
         }

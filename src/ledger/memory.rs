@@ -153,6 +153,18 @@ impl Ledger for MemoryLedger {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {
+        self.with_entry(&target.name, |entry| {
+            let kept = sync::lock(&entry.book);
+            let limits = target.limits.iter().map(|limit| {
+                let mut pins = kept.pins.iter();
+                let pin = pins.find(|(pinned, _)| *pinned == limit.name);
+                Some(pin.map_or_else(|| spec_of(limit.bound), |(_, spec)| *spec))
+            });
+            limits.collect()
+        })
+    }
+
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
         self.with_book(target, |kept, _| LedgerStatus {
             mode: "in memory, for this replica".to_owned(),

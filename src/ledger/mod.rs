@@ -48,6 +48,8 @@ use tokio::sync::watch;
 
 use crate::clock::Instant;
 use crate::policy::{Bound, KeySecret, Scope, Target};
+use crate::schedule::Spec;
+use crate::telemetry::LedgerFigures;
 
 /// An instant at which one request may be sent, booked in every limit that applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,13 +184,13 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         key: Option<Arc<str>>,
     ) -> Pinning<'_>;
 
-    /// TargetBlocks the target until `until`, because its origin asked for a pause.
+    /// Blocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
 
     /// Returns the blocks of a target that this replica knows.
     fn blocks(&self, target: &Arc<str>) -> Arc<BlockTable>;
 
-    /// TargetBlocks a part of a target or the whole target, because its origin refused a request.
+    /// Blocks a part of a target or the whole target, because its origin refused a request.
     fn impose(&self, target: &Arc<Target>, block: ScopedBlock);
 
     /// Asks for permission to send a request of a blocked scope. At most one request of all
@@ -204,6 +206,15 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Returns the secret with which the digests of secret keys are made. All replicas of a ledger
     /// have the same one.
     fn key_secret(&self) -> KeySecret;
+
+    /// Returns the numbers of each limit of a target as they are in force on this replica, after
+    /// pins and the fallback share. `None` stands for a limit that nothing enforces now.
+    fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>>;
+
+    /// Returns the state of the connection to a shared store, or `None` for a ledger in memory.
+    fn figures(&self) -> Option<LedgerFigures> {
+        None
+    }
 
     /// Returns the state of a target in words for operators.
     fn status(&self, target: &Arc<Target>) -> LedgerStatus;

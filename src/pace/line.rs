@@ -62,6 +62,11 @@ pub(super) struct LineState {
 }
 
 impl LineState {
+    /// Returns the number of waiting requests of the lane with this name.
+    pub(super) fn waiting_in(&self, lane: &str) -> u64 {
+        self.rooms.get(lane).map_or(0, |room| room.total())
+    }
+
     /// Returns the waiting requests of the lane at this position, of the line's policy.
     fn room(&mut self, lane: u8) -> Arc<Occupancy> {
         let lane = self.queue.target().lanes.get(usize::from(lane));

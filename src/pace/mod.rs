@@ -41,7 +41,7 @@ use crate::policy::{KeySecret, LimitSet, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
 use crate::sync;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, QueueFigures};
 
 /// Request of one exchange for a turn to send.
 #[derive(Debug, Clone)]
@@ -247,6 +247,27 @@ impl Pacer {
     pub fn waiting(&self, target: &str) -> usize {
         let lines = sync::read(&self.lines);
         lines.get(target).map_or(0, |line| line.waiting())
+    }
+
+    /// Returns the figures of the requests that wait for the target.
+    pub fn queue(&self, target: &Target, now: Instant) -> QueueFigures {
+        let line = sync::read(&self.lines).get(&target.name).cloned();
+        let mut figures = QueueFigures::default();
+        let state = line.as_ref().map(|line| line.lock());
+        if let Some(oldest) = state.as_ref().and_then(|state| state.queue.oldest()) {
+            figures.oldest = now.since(oldest);
+        }
+        let waiting = |lane: &str| state.as_ref().map_or(0, |state| state.waiting_in(lane));
+        figures.lanes = match target.lanes.is_empty() {
+            true => vec![("-".into(), waiting(""))],
+            false => {
+                let lanes = target.lanes.iter().map(|lane| &lane.name);
+                lanes
+                    .map(|lane| (Arc::clone(lane), waiting(lane)))
+                    .collect()
+            }
+        };
+        figures
     }
 
     fn line(&self, target: &Arc<Target>) -> Arc<Line> {

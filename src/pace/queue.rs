@@ -98,6 +98,11 @@ impl Queue {
         self.places.len()
     }
 
+    /// Returns the instant at which the exchange of the first waiter began.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.places.keys().next().map(|(arrived, _)| *arrived)
+    }
+
     /// Returns true if all waiters have the same scope.
     pub(super) fn has_one_scope(&self) -> bool {
         self.groups.len() < 2

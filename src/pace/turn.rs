@@ -135,6 +135,13 @@ impl Turn {
     pub fn leave_at_once(mut self) -> Self {
         self.sent = true;
         self.probes.iter().for_each(|probe| probe.leave());
+        for index in self.slot.scope.limits.iter() {
+            if let Some(limit) = self.target.limits.get(index) {
+                let units = u64::try_from(self.slot.scope.cost(index)).unwrap_or(0);
+                let metrics = &self.line.metrics;
+                metrics.limit_used(&self.target.name, &limit.name, units);
+            }
+        }
         self
     }
 

@@ -54,6 +54,7 @@ mod ledger;
 mod lifecycle;
 mod listener_tls;
 mod memory;
+mod metrics;
 mod occupied;
 mod operators;
 mod origin_auth;

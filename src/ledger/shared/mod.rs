@@ -7,6 +7,7 @@
 mod blocks;
 mod contention;
 mod fallback;
+mod figures;
 mod gap;
 mod link;
 mod local_view;
@@ -40,9 +41,10 @@ use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, L
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::random::Random;
+use crate::schedule::Spec;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
-use crate::telemetry::Metrics;
+use crate::telemetry::{LedgerFigures, Metrics};
 use crate::units::nanos;
 
 /// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
@@ -305,6 +307,14 @@ impl<L: Link> Ledger for SharedLedger<L> {
             handle.view().forget_copies();
             Ok(())
         })
+    }
+
+    fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {
+        self.0.in_force(target)
+    }
+
+    fn figures(&self) -> Option<LedgerFigures> {
+        Some(self.0.figures())
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
