@@ -48,7 +48,7 @@ use crate::semantics::Pseudonym;
 use crate::serve::{self, Listener, Server};
 use crate::shutdown::Tasks;
 use crate::sockets;
-use crate::telemetry::{LineWriter, Metrics};
+use crate::telemetry::{LineWriter, Metrics, select_otel};
 use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
@@ -151,6 +151,7 @@ impl App {
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let (settings, policy) = prepare(loaded)?;
+        select_otel(settings.log.otel);
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let replica = ledger.replica();
@@ -405,6 +406,7 @@ fn exchange(
         Arc::new(LineSink {
             lines: shared.lines.clone(),
             repeats: Arc::clone(&shared.records),
+            access: settings.log.access.clone(),
         }),
         Arc::new(MetricsSink::new(metrics.clone())),
         Arc::new(WarningSink(Arc::clone(&shared.warnings))),

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::exchange::BodySettings;
+use crate::exchange::{AccessLog, BodySettings};
 use crate::intercept::CaSource;
 use crate::ledger::Outage;
 use crate::origin::ParentProxy;
@@ -66,8 +66,19 @@ pub struct Settings {
     pub ledger: LedgerSettings,
     /// Settings of the spool, or `None` without a spool.
     pub spool: Option<SpoolSettings>,
+    /// Selection of canonical lines, and form of all lines.
+    pub log: LogSettings,
     /// Time that a drain may take before the remaining requests are dropped.
     pub drain_timeout: Duration,
+}
+
+/// Settings of the log on both outputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Selection of the canonical lines.
+    pub access: AccessLog,
+    /// True for OTLP records, false for the native form.
+    pub otel: bool,
 }
 
 /// Settings of the spool: its store, its bounds, its keys and its declared buffers.

@@ -203,6 +203,11 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<OriginResponse, AttemptError> {
         record.attempts += 1;
+        tracing::debug!(
+            exchange = %record.id, attempt = record.attempts,
+            waited_ms = record.waited.as_secs_f64() * 1e3, limit = record.limit.as_deref(),
+            "the request leaves"
+        );
         let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
         let deadline = leaves + limit;
         let parent = self.pool.connector().parent();
@@ -221,8 +226,12 @@ impl Exchange {
             };
             match sent {
                 Ok(response) => {
+                    let took = self.clock.now().since(leaves);
+                    tracing::debug!(
+                        exchange = %record.id, status = response.status().as_u16(),
+                        took_ms = took.as_secs_f64() * 1e3, "the origin responds"
+                    );
                     if let Some(metrics) = &plan.metrics {
-                        let took = self.clock.now().since(leaves);
                         metrics.origin_responded(response.status().as_u16(), took);
                     }
                     return Ok(OriginResponse {

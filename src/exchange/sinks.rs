@@ -21,6 +21,28 @@ pub struct LineSink {
     pub lines: LineWriter,
     /// Throttle for the lines of clients that have not authenticated.
     pub repeats: Arc<LineThrottle>,
+    /// Selection of the lines that are written.
+    pub access: AccessLog,
+}
+
+/// Selection of the canonical lines, `log.access` in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// Outcomes whose lines are written.
+    pub only: Vec<ExchangeOutcome>,
+    /// Part of the lines of delivered exchanges that is written, in millionths.
+    pub sample_ppm: u32,
+}
+
+impl AccessLog {
+    /// Returns true if the line of this exchange is written. All numbers of exchanges are spread
+    /// evenly, so the sample is the same part of each pattern of requests.
+    fn selects(&self, record: &Record) -> bool {
+        const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+        let drawn = ((record.id.number.wrapping_mul(SPREAD) >> 32) * 1_000_000) >> 32;
+        let is_sampled = record.outcome == ExchangeOutcome::Delivered;
+        self.only.contains(&record.outcome) && (!is_sampled || drawn < u64::from(self.sample_ppm))
+    }
 }
 
 impl LineSink {
@@ -36,7 +58,7 @@ impl LineSink {
 
 impl Sink for LineSink {
     fn consume(&self, record: &Record) {
-        if !self.admits(record) {
+        if !self.access.selects(record) || !self.admits(record) {
             return;
         }
         self.lines.line(record.time, |line| {
@@ -195,6 +217,10 @@ mod tests {
             Arc::new(LineSink {
                 lines,
                 repeats: Arc::new(LineThrottle::new(1, Clock::anchored(0), metrics.clone())),
+                access: AccessLog {
+                    only: ExchangeOutcome::ALL.to_vec(),
+                    sample_ppm: 1_000_000,
+                },
             }),
             Arc::new(MetricsSink::new(metrics.clone())),
             Arc::clone(&refusals) as Arc<dyn Sink>,

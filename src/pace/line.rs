@@ -196,7 +196,7 @@ impl Line {
         let Booking::Ready(answer) = self.ledger.book(state.queue.target(), runs) else {
             return (None, None);
         };
-        self.note_overflow(state, &answer);
+        self.note_answer(state, &answer);
         let short = answer.runs.first().and_then(|grant| grant.short);
         let slot = answer.slots(0, scope).next();
         (slot.map(|slot| (slot, answer.now)), short)
@@ -389,7 +389,7 @@ impl Line {
 
     fn absorb(&self, asked: &PendingCall, answer: &Answer) {
         let mut state = self.lock();
-        self.note_overflow(&mut state, answer);
+        self.note_answer(&mut state, answer);
         let unused = state.queue.absorb(asked, answer);
         drop(state);
         self.settle_unused(&asked.target, unused);

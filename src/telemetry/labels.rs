@@ -35,7 +35,8 @@ impl ExchangeOutcome {
         }
     }
 
-    pub(super) const ALL: [Self; 6] = [
+    /// All outcomes, in the order of their documentation.
+    pub const ALL: [Self; 6] = [
         Self::Delivered,
         Self::Refused,
         Self::Rejected,

@@ -4,12 +4,14 @@
 //! Metrics are counted while the program runs (`metrics`), or read for a scrape (`scraped`). One
 //! table lists each set, and `exposition` writes both as text.
 
+mod events;
 mod exposition;
 mod json;
 mod labels;
 mod lines;
 mod log;
 mod metrics;
+mod otel;
 mod scraped;
 mod table;
 mod target;
@@ -18,7 +20,7 @@ pub use exposition::Exposition;
 pub use json::{JsonObject, Key};
 pub use labels::{ExchangeOutcome, OriginErrorKind};
 pub use lines::LineWriter;
-pub use log::{close_log, set_up};
+pub use log::{close_log, select_otel, set_up};
 pub use metrics::Metrics;
 pub use scraped::{LedgerFigures, LimitFigures, QueueFigures, Scrape};
 pub use table::{Metric, Part};

@@ -53,6 +53,7 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod listener_tls;
+mod logging;
 mod memory;
 mod metrics;
 mod occupied;
