@@ -372,6 +372,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
             "problems": ca.findings(&policy, exchange.clock.wall()),
         },
         "config": serving.config,
+        "config_state": admin.config.shown(),
         "listen": serving.listen.to_string(),
         "version": serving.version,
         "spool": admin.api.spool_usage().as_ref().map(spool),

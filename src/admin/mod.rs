@@ -18,6 +18,7 @@
 
 mod authorize;
 mod blocks;
+mod config_state;
 mod explain;
 mod explain_limit;
 mod guard;
@@ -28,6 +29,7 @@ mod reload;
 mod scrape;
 mod sessions;
 
+pub use config_state::ConfigState;
 pub use explain::{Question, explain};
 pub use explain_limit::sentences;
 pub use latch::{Latch, Readiness};
@@ -79,6 +81,8 @@ pub struct Admin {
     pub leaves: Arc<Leaves>,
     /// Addresses, process and version of this outpace, sent to sessions.
     pub serving: Arc<ServingInfo>,
+    /// State of the configuration file, which the reloads report.
+    pub config: ConfigState,
     /// Channel to the task that reloads the configuration.
     pub reloads: ReloadCalls,
     /// API whose calls operators may make for the buffers and items of all clients.
@@ -133,7 +137,11 @@ impl Admin {
 
 async fn readyz(State(admin): State<Admin>) -> Response {
     match admin.readiness.missing() {
-        None => "ready\n".into_response(),
+        None => match admin.config.warning() {
+            None => "ready\n".into_response(),
+            // The previous configuration works, so the process stays ready.
+            Some(warning) => format!("ready\nwarning: {warning}\n").into_response(),
+        },
         Some(missing) => {
             let text = format!("not ready: {missing}\n");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()

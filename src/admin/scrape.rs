@@ -25,6 +25,7 @@ impl Admin {
     fn figures(&self) -> Scrape {
         let scrape = Scrape::new();
         scrape.set_ready(self.readiness.missing().is_none());
+        scrape.set_config_broken(self.config.broken_for(self.exchange.clock.wall()));
         let now = self.exchange.clock.now();
         for target in &self.policy.load().targets {
             // The series of a target exist before its first request.

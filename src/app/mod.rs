@@ -26,7 +26,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
-use crate::admin::{Admin, Readiness, Sessions};
+use crate::admin::{Admin, ConfigState, Readiness, Sessions};
 use crate::api::Api;
 use crate::bounds::{EVENT_REPEATS, RECORD_REPEATS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
@@ -114,6 +114,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     config: PathBuf,
+    config_state: ConfigState,
     settings: Settings,
     policy: Arc<ArcSwap<Policy>>,
     leaves: Arc<Leaves>,
@@ -168,7 +169,7 @@ impl App {
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         let tasks = &shared.tasks;
         let serving = serving::ServingFile::serving(config, listen, admin);
-        let sessions = Sessions::default();
+        let (sessions, config_state) = (Sessions::default(), ConfigState::default());
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
         serve_clients(tasks, listeners, &server);
@@ -183,6 +184,7 @@ impl App {
             exchange: Arc::clone(&server.exchange),
             leaves: Arc::clone(&server.leaves),
             serving: Arc::new(serving.clone()),
+            config: config_state.clone(),
             reloads,
             api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
@@ -200,6 +202,7 @@ impl App {
         );
         Ok(Self {
             config: config.to_owned(),
+            config_state,
             settings,
             policy,
             leaves: Arc::clone(&server.leaves),

@@ -72,6 +72,46 @@ pub struct Settings {
     pub drain_timeout: Duration,
 }
 
+impl Settings {
+    /// Returns the keys of the configuration whose settings differ from those of `newer`.
+    pub fn changed_keys(&self, newer: &Self) -> Vec<&'static str> {
+        // A new field must be compared, so all are named here.
+        let Self {
+            listen,
+            public_url,
+            admin_listen,
+            route_ports,
+            data_dir,
+            ca,
+            export_dir,
+            roots,
+            parent,
+            keep,
+            ledger,
+            spool,
+            log,
+            drain_timeout,
+        } = self;
+        let mut keys = vec![
+            ("listen", *listen != newer.listen),
+            ("public_url", *public_url != newer.public_url),
+            ("admin.listen", *admin_listen != newer.admin_listen),
+            ("routes", *route_ports != newer.route_ports),
+            ("data_dir", *data_dir != newer.data_dir),
+            ("ca", *ca != newer.ca || *export_dir != newer.export_dir),
+            ("egress.roots", *roots != newer.roots),
+            ("egress.upstream_proxy", *parent != newer.parent),
+            ("bodies", *keep != newer.keep),
+            ("ledger", *ledger != newer.ledger),
+            ("spool", *spool != newer.spool),
+            ("log", *log != newer.log),
+            ("drain_timeout", *drain_timeout != newer.drain_timeout),
+        ];
+        keys.retain(|(_, changed)| *changed);
+        keys.into_iter().map(|(key, _)| key).collect()
+    }
+}
+
 /// Settings of the log on both outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSettings {

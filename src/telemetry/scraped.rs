@@ -30,6 +30,9 @@ metrics! { Figures, SCRAPED:
     ready: Gauge = Gauge::default(),
         Process, "outpace_ready", "",
         "1 if /readyz answers 200, 0 if not";
+    config_broken: Number = Number::default(),
+        Process, "outpace_config_broken_seconds", "",
+        "Seconds for which the configuration file has been broken, or 0";
     build: Family<BuildLabels, Gauge> = Family::default(),
         Process, "outpace_build_info", "version",
         "Constant 1, with the version of this program";
@@ -153,6 +156,11 @@ impl Scrape {
     /// Sets whether `/readyz` answers 200.
     pub fn set_ready(&self, ready: bool) {
         self.0.ready.set(i64::from(ready));
+    }
+
+    /// Sets the time for which the configuration file has been broken.
+    pub fn set_config_broken(&self, time: Duration) {
+        self.0.config_broken.set(time.as_secs_f64());
     }
 
     /// Sets the numbers of one limit of a target.
