@@ -141,6 +141,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    blocks::measure(&admin);
     if let Some(usage) = admin.api.spool_usage() {
         admin.metrics.set_spool(usage.used, usage.max);
         let clients = usage.clients.into_iter().map(|(name, of)| {

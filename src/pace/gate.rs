@@ -74,7 +74,7 @@ impl Passenger<'_> {
                     let is_refused = block.longer && block.until > now;
                     (!scope.is_target() || is_refused).then(|| BlockHold {
                         block: block.clone(),
-                        until: block.until.max(block.rest),
+                        until: block.next_attempt(),
                     })
                 })
                 .max_by_key(|held| held.until)

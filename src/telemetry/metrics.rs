@@ -5,12 +5,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use super::blocked::{BlockedFamilies, ScopeLabels, SecondsGauge, UntilLabels};
+use super::labels::{
+    AuthLabels, ClientLabel, ExchangeLabels, ReasonLabel, RefusalLabels, ResultLabel, TargetLabel,
+    UsageLabels,
+};
 
 /// Definition of one metric, as scrapers and `docs/metrics.md` show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +74,10 @@ metrics! {
         "Responses in which an origin reported a limit";
     would_hold: Family<TargetLabel, Counter> = Family::default(), "outpace_would_hold_total", "target",
         "Requests of observed targets that a limit would have held";
+    blocked_scopes: Family<ScopeLabels, Gauge> = Family::default(), "outpace_blocked_scopes", "target, limit (or - for none), scope (target, limit, key, credential)",
+        "Scopes that an origin blocks now, absent for none";
+    blocked_until: Family<UntilLabels, SecondsGauge> = Family::default(), "outpace_blocked_until_seconds", "target, limit (or - for none), source (retry-after, reset, body, other, none), by (outpace, origin)",
+        "Unix time in seconds of the last next attempt of such scopes (outpace), and of the last end that the origin asked for";
     slots_voided: Family<TargetLabel, Counter> = Family::default(), "outpace_slots_voided_total", "target",
         "Slots that were booked but not used in time";
     keys_overflowed: Family<TargetLabel, Counter> = Family::default(), "outpace_keys_overflowed_total", "target",
@@ -160,50 +170,6 @@ impl EncodeLabelValue for ExchangeOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         self.name().encode(encoder)
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TargetLabel {
-    target: Arc<str>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ExchangeLabels {
-    target: Arc<str>,
-    outcome: ExchangeOutcome,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ClientLabel {
-    client: Arc<str>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AuthLabels {
-    listener: &'static str,
-    cause: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UsageLabels {
-    target: Arc<str>,
-    cause: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabels {
-    listener: &'static str,
-    cause: &'static str,
 }
 
 /// Metrics of this process. Clones are cheap and share the same counters.
@@ -377,6 +343,10 @@ impl Metrics {
         }
     }
 
+    pub(super) fn blocked(&self) -> BlockedFamilies {
+        (self.0.blocked_scopes.clone(), self.0.blocked_until.clone())
+    }
+
     /// Counts a reload of the configuration. `ok` is true if the new configuration is in force.
     pub fn reloaded(&self, ok: bool) {
         let result = if ok { "ok" } else { "error" };
@@ -463,6 +433,7 @@ impl TargetMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::{BlockedScope, BlockedScopes};
 
     #[test]
     fn every_metric_is_scraped_under_its_documented_name() {
@@ -477,6 +448,16 @@ mod tests {
         metrics.settlement_capped(&"t".into());
         metrics.without_usage(&"t".into(), "absent");
         metrics.keys_overflowed(&"t".into());
+        let mut blocked = BlockedScopes::default();
+        blocked.add(&BlockedScope {
+            target: &"t".into(),
+            limit: None,
+            scope: "target",
+            source: "none",
+            next_attempt: Duration::from_millis(1500),
+            origin_until: None,
+        });
+        metrics.set_blocked(&blocked);
         metrics.reloaded(true);
         metrics.set_spool_clients([("-".into(), 1)]);
         metrics.authentication_failed("admin", "wrong");

@@ -26,6 +26,7 @@ fn block(scope: BlockScope, until: i64) -> ScopedBlock {
         scope,
         since: at(1),
         until: at(until),
+        asked: Instant::ZERO,
         longer: false,
         cause: BlockCause::default(),
         rest: Instant::ZERO,

@@ -8,12 +8,14 @@ use super::link::{Heartbeat, Link};
 use super::{SharedState, TargetHandle};
 use crate::clock::Instant;
 
-/// Maps the instants of a block to another clock. A missing probe stays missing.
+/// Maps the instants of a block to another clock. A missing one stays missing.
 fn convert(mut block: ScopedBlock, clock: impl Fn(Instant) -> Instant) -> ScopedBlock {
     block.since = clock(block.since);
     block.until = clock(block.until);
-    if block.rest > Instant::ZERO {
-        block.rest = clock(block.rest);
+    for optional in [&mut block.asked, &mut block.rest] {
+        if *optional > Instant::ZERO {
+            *optional = clock(*optional);
+        }
     }
     block
 }
