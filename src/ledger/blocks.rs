@@ -209,8 +209,10 @@ impl TargetBlocks {
         if block.scope.credential.is_some() && self.blocks_another(&block.scope, now) {
             block.scope.credential = None;
             let wide = block.scope.clone();
-            self.blocks
-                .retain(|scope, _| scope.limit != wide.limit || scope.key != wide.key);
+            self.blocks.retain(|scope, _| {
+                let is_wider = scope.credential.is_none();
+                is_wider || scope.limit != wide.limit || scope.key != wide.key
+            });
         }
         if let Some(known) = self.blocks.get(&block.scope)
             && known.until >= block.until

@@ -104,6 +104,26 @@ fn p7_a_second_credential_within_the_block_widens_it() {
     assert_eq!(blocks.all().len(), 1);
 }
 
+#[test]
+fn p7_a_widened_block_never_shortens_the_wide_one() {
+    let of_limit = BlockScope {
+        limit: Some("l".into()),
+        ..BlockScope::default()
+    };
+    for wide in [BlockScope::default(), of_limit, of_key("k")] {
+        let of_credential = |digest: &str| BlockScope {
+            credential: Some(digest.into()),
+            ..wide.clone()
+        };
+        let mut blocks = TargetBlocks::default();
+        blocks.impose(block(wide.clone(), 30), at(1));
+        blocks.impose(block(of_credential("a"), 10), at(2));
+        let widened = blocks.impose(block(of_credential("b"), 12), at(3));
+        assert_eq!((widened, blocks.all().len()), (None, 1));
+        assert_eq!(blocks.get(&wide).map(|block| block.until), Some(at(30)));
+    }
+}
+
 /// Reaches the bound `BLOCKS_MAX`.
 #[test]
 fn p14_bounds_keys_that_rotate_make_a_bounded_number_of_blocks() {
