@@ -15,11 +15,21 @@ impl AdmissionContext<'_> {
     /// Builds the refusal of the request with its numbers.
     pub(super) fn refused(&self, ticket: &Ticket, refusal: &Refusal) -> AttemptError {
         let now = self.clock.now();
-        let late = refusal.kind == RefusalKind::WaitTooLong && refusal.blocked.is_none();
-        let gap = late.then(|| self.pacer.gap(&ticket.target, &ticket.scope));
-        let error = match gap.flatten() {
-            Some(gap) => unavailable(ticket, &gap, now),
-            None => refused(ticket, refusal, now),
+        let is_late = refusal.kind == RefusalKind::WaitTooLong;
+        let by_block = match &refusal.blocked {
+            Some(block) => Some((**block).clone()),
+            None if is_late => self
+                .pacer
+                .target_block(&ticket.target)
+                .filter(|block| block.next_attempt() > ticket.deadline),
+            None => None,
+        };
+        let is_unbooked = is_late && by_block.is_none();
+        let gap = is_unbooked.then(|| self.pacer.gap(&ticket.target, &ticket.scope));
+        let error = match (by_block, gap.flatten()) {
+            (Some(block), _) => held(ticket, refusal, &block, now),
+            (None, Some(gap)) => unavailable(ticket, &gap, now),
+            (None, None) => refused(ticket, refusal, now),
         };
         AttemptError::Refused(error)
     }
@@ -56,6 +66,16 @@ fn unavailable(ticket: &Ticket, gap: &LedgerGap, now: Instant) -> Error {
     error.after(wait)
 }
 
+/// Builds the refusal of a request that a block holds, in the words of the origin.
+fn held(ticket: &Ticket, refusal: &Refusal, block: &ScopedBlock, now: Instant) -> Error {
+    let (name, wait) = (&ticket.target.name, refusal.available.since(now));
+    let text = format!("target `{name}`: {}", describe_block(block, now, wait));
+    let mut error = Error::new(Reason::WaitTooLong, text);
+    error.remedy = Some(remedy(name, block));
+    error.limit.clone_from(&refusal.held_by);
+    error.after(wait)
+}
+
 /// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
 fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
     let wait = refusal.available.since(now);
@@ -76,13 +96,6 @@ fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
         None => format!("target `{name}`"),
     };
     let waiting = refusal.waiting;
-    if let Some(block) = &refusal.blocked {
-        let text = format!("target `{name}`: {}", describe_block(block, now, wait));
-        let mut error = Error::new(Reason::WaitTooLong, text);
-        error.remedy = Some(remedy(name, block));
-        error.limit.clone_from(&refusal.held_by);
-        return error.after(wait);
-    }
     let mut error = match refusal.kind {
         RefusalKind::WaitTooLong => Error::new(
             Reason::WaitTooLong,
@@ -128,8 +141,8 @@ pub fn describe_block(block: &ScopedBlock, now: Instant, wait: Duration) -> Stri
     } = &block.cause;
     let said = match (field.is_empty(), value.is_empty()) {
         (true, _) => String::new(),
-        (false, true) => format!(" with a wait in its {field}"),
-        (false, false) => format!(" with `{field}: {value}`"),
+        (false, true) => format!(" and a wait in its {field}"),
+        (false, false) => format!(" and `{field}: {value}`"),
     };
     let origin = match block.asked() {
         None => "; the origin names no time".to_owned(),

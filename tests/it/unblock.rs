@@ -289,7 +289,7 @@ async fn p11_explained_a_short_block_is_told_with_the_wait_that_helps() {
     ];
     for (kind, (after, says)) in KINDS.iter().flat_map(|kind| origins.map(|o| (kind, o))) {
         let (origin, _) = refusing(after).await;
-        let retry = "max_wait: 0s\n    retry: { backoff: 60s, backoff_max: 60s }";
+        let retry = "max_wait: 1s\n    retry: { backoff: 60s, backoff_max: 60s }";
         let policy = policy(kind.limits).replace("max_wait: 1s", retry);
         let running = Program::before(&origin, &policy).await;
         for way in [None, Some(Proto::Http1), Some(Proto::Http2)] {
