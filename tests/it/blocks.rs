@@ -235,8 +235,14 @@ pub(crate) async fn blocks(program: &Program) -> Vec<Value> {
 /// Sends requests until one gets this status, for at most one second.
 async fn becomes(program: &Program, asked: Asked, status: u16) {
     let by = Instant::now() + Duration::from_secs(1);
-    while sent(program, None, asked).await.status() != status {
-        assert!(Instant::now() < by, "{asked:?} did not become {status}");
+    loop {
+        let response = sent(program, None, asked).await;
+        if response.status() == status {
+            return;
+        }
+        let late = Instant::now() >= by;
+        let text = String::from_utf8_lossy(response.body());
+        assert!(!late, "{asked:?} did not become {status}: {text}");
     }
 }
 
