@@ -108,7 +108,7 @@ struct Kind {
 }
 
 const BY_KEY: Kind = Kind {
-    limits: r#"[{ name: per-key, rate: "20/1s", key: "header:authorization" }]"#,
+    limits: r#"[{ name: per-key, rate: "200/1s", key: "header:authorization" }]"#,
     key: |scope| format!("key-{scope}"),
     path: |_| "/v1".to_owned(),
     model: |_| "m".to_owned(),
@@ -116,7 +116,7 @@ const BY_KEY: Kind = Kind {
 };
 
 const BY_MODEL: Kind = Kind {
-    limits: r#"[{ name: all, rate: "1000/1s" }, { name: per-model, rate: "20/1s", key: "json:/model" }]"#,
+    limits: r#"[{ name: all, rate: "1000/1s" }, { name: per-model, rate: "200/1s", key: "json:/model" }]"#,
     key: |_| "one".to_owned(),
     path: |_| "/v1".to_owned(),
     model: |scope| format!("model-{scope}"),
@@ -125,7 +125,7 @@ const BY_MODEL: Kind = Kind {
 
 /// Only the bad scope asks for `/search`, which has a limit of its own.
 const BY_PATH: Kind = Kind {
-    limits: r#"[{ name: core, rate: "1000/1s" }, { name: search, rate: "20/1s", match: { path: "/search*" } }]"#,
+    limits: r#"[{ name: core, rate: "1000/1s" }, { name: search, rate: "200/1s", match: { path: "/search*" } }]"#,
     key: |_| "one".to_owned(),
     path: |scope| match scope {
         BAD => "/search/code".to_owned(),
@@ -308,7 +308,7 @@ impl Storm {
         std::mem::take(&mut *self.told.lock().unwrap())
     }
 
-    /// Ends all requests.
+    /// Ends all requests and their connections.
     async fn end(mut self) {
         self.tasks.shutdown().await;
     }
