@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Admin, blocks, explain_limit, problem};
 use crate::clock::Instant;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, describe_block};
 use crate::ledger::LedgerGap;
 use crate::policy::{
     Bound, Caller, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView, Scope,
@@ -178,21 +178,17 @@ pub fn explain(
     let credential = own_credential(&head.headers, replaced);
     let blocked = now.and_then(|now| {
         let block = now.pacer.block_of(target, &scope, credential)?;
-        Some(blocks::shown(&block, now.clock.now()))
+        let at = now.clock.now();
+        let words = describe_block(&block, at, block.next_attempt().since(at));
+        Some((words, blocks::shown(&target.name, &block, at)))
     });
     let mut told = explanation(question, target, &scope, now);
     let limits = told.get_mut("limits").and_then(Value::as_array_mut);
     for (shown, limit) in limits.into_iter().flatten().zip(&target.limits) {
         describe(shown, limit, &asked, &secret);
     }
-    if let Some(blocked) = blocked {
-        let (scope, status) = (&blocked["scope"], &blocked["status"]);
-        let (field, value) = (&blocked["field"], &blocked["value"]);
-        let wait = &blocked["next_attempt_in_s"];
-        let verdict = format!(
-            "is blocked by the origin ({scope}; status {status}, {field}: {value}): the next attempt may leave in {wait} s"
-        );
-        told["verdict"] = verdict.replace('"', "").into();
+    if let Some((words, blocked)) = blocked {
+        told["verdict"] = format!("is blocked: {words}").into();
         told["blocked"] = blocked;
     }
     Ok(told)
@@ -408,12 +404,15 @@ fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
     let counted = exchange.metrics_of(target).counted();
     let blocked = status.blocked_until.map(|until| until.since(now));
     let blocked = blocked.map(|wait| round(wait.as_secs_f64()));
+    let (blocks, latest, left_out) = blocks::latest(admin, target, now);
     json!({
         "name": &*target.name,
         "mode": if target.observe { "observe" } else { "enforce" },
         "limits": limits.collect::<Vec<_>>(),
         "ledger": status.mode,
-        "blocks": admin.ledger.blocks(&target.name).read(|blocks| blocks.len()),
+        "blocks": blocks,
+        "blocked": latest,
+        "blocks_left_out": left_out,
         "blocked_for_s": blocked.filter(|blocked| *blocked > 0.0),
         "waiting": exchange.pacer.waiting(&target.name),
         "delivered": counted.delivered,

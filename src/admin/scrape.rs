@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 
-use super::Admin;
+use super::{Admin, blocks};
 use crate::ledger::spec_of;
 use crate::schedule::Spec;
 use crate::telemetry::{Exposition, LimitFigures, Scrape};
@@ -26,6 +26,7 @@ impl Admin {
         let scrape = Scrape::new();
         scrape.set_ready(self.readiness.missing().is_none());
         scrape.set_config_broken(self.config.broken_for(self.exchange.clock.wall()));
+        scrape.set_blocked(&blocks::measure(self));
         let now = self.exchange.clock.now();
         for target in &self.policy.load().targets {
             // The series of a target exist before its first request.

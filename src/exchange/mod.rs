@@ -55,6 +55,7 @@ pub use reason::{Reason, table};
 pub use record::{
     BodyLocation, ClientIdentity, ExchangeId, Ingress, Record, Recorder, Recording, Sink,
 };
+pub use refusal::{describe_block, unblock_command};
 pub use respond::{BodyError, FramePoll, ResponseBody};
 pub use sinks::{AccessLog, LineSink, MetricsSink, RecentRefusal, RecentRefusals, WarningSink};
 pub use stored::{DeliveryOptions, Prepared, Reservation};

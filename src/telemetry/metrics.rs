@@ -291,7 +291,9 @@ fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::{LedgerFigures, LimitFigures, Metric, QueueFigures};
+    use crate::telemetry::{
+        BlockedScope, BlockedScopes, LedgerFigures, LimitFigures, Metric, QueueFigures,
+    };
 
     #[test]
     fn every_metric_has_its_documented_family_before_its_first_event() {
@@ -318,6 +320,16 @@ mod tests {
             ..QueueFigures::default()
         };
         scrape.set_queue(&"t".into(), &queue);
+        let mut blocked = BlockedScopes::default();
+        blocked.add(&BlockedScope {
+            target: &"t".into(),
+            limit: None,
+            scope: "target",
+            source: "none",
+            next_attempt: Duration::from_millis(1500),
+            origin_until: None,
+        });
+        scrape.set_blocked(&blocked);
         scrape.set_ledger(&LedgerFigures {
             mode: "connected",
             replicas: 1,

@@ -4,6 +4,7 @@
 //! Metrics are counted while the program runs (`metrics`), or read for a scrape (`scraped`). One
 //! table lists each set, and `exposition` writes both as text.
 
+mod blocked;
 mod events;
 mod exposition;
 mod json;
@@ -16,6 +17,7 @@ mod scraped;
 mod table;
 mod target;
 
+pub use blocked::{BlockedScope, BlockedScopes};
 pub use exposition::Exposition;
 pub use json::{JsonObject, Key};
 pub use labels::{ExchangeOutcome, OriginErrorKind};

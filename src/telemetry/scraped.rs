@@ -9,28 +9,33 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::blocked::{BlockedScopes, FloatGauge, ScopeLabels, UntilLabels};
 use super::labels::{BuildLabels, KindLabels, LaneLabels, ModeLabel, TargetLabel};
 use super::table::{Part, metrics};
 
-type Number = Gauge<f64, AtomicU64>;
-
 metrics! { Figures, SCRAPED:
-    limit_configured: Family<KindLabels, Number> = Family::default(),
+    limit_configured: Family<KindLabels, FloatGauge> = Family::default(),
         Process, "outpace_limit_configured", "target, limit, kind (rate, concurrent)",
         "Units per second of a rate, or requests at the same time, that the policy allows";
-    limit_in_force: Family<KindLabels, Number> = Family::default(),
+    limit_in_force: Family<KindLabels, FloatGauge> = Family::default(),
         Process, "outpace_limit_in_force", "target, limit, kind (rate, concurrent)",
         "The same as outpace_limit_configured, after pins and the fallback share of this replica";
-    oldest_wait: Family<TargetLabel, Number> = Family::default(),
+    blocked_scopes: Family<ScopeLabels, Gauge> = Family::default(),
+        Process, "outpace_blocked_scopes", "target, limit (or - for none), scope (target, limit, key, credential)",
+        "Scopes that an origin blocks now, absent for none";
+    blocked_until: Family<UntilLabels, FloatGauge> = Family::default(),
+        Process, "outpace_blocked_until_seconds", "target, limit (or - for none), source (retry-after, reset, body, other, none), by (outpace, origin)",
+        "Unix time in seconds of the last next attempt of such scopes (outpace), and of the last end that the origin asked for";
+    oldest_wait: Family<TargetLabel, FloatGauge> = Family::default(),
         Process, "outpace_oldest_wait_seconds", "target",
         "Seconds since the beginning of the exchange that waits longest, or 0";
-    lane_waiting: Family<LaneLabels, Number> = Family::default(),
+    lane_waiting: Family<LaneLabels, FloatGauge> = Family::default(),
         Process, "outpace_lane_waiting", "target, lane (- without lanes)",
         "Requests that are waiting for a slot now, by lane";
     ready: Gauge = Gauge::default(),
         Process, "outpace_ready", "",
         "1 if /readyz answers 200, 0 if not";
-    config_broken: Number = Number::default(),
+    config_broken: FloatGauge = FloatGauge::default(),
         Process, "outpace_config_broken_seconds", "",
         "Seconds for which the configuration file has been broken, or 0";
     build: Family<BuildLabels, Gauge> = Family::default(),
@@ -42,10 +47,10 @@ metrics! { Figures, SCRAPED:
     ledger_replicas: Gauge = Gauge::default(),
         Ledger, "outpace_ledger_replicas", "",
         "Replicas that share the ledger, by the last heartbeat";
-    ledger_share: Number = Number::default(),
+    ledger_share: FloatGauge = FloatGauge::default(),
         Ledger, "outpace_ledger_fallback_share_ratio", "",
         "Part of each limit that is reserved for this replica in an outage, from 0 to 1";
-    ledger_offset: Number = Number::default(),
+    ledger_offset: FloatGauge = FloatGauge::default(),
         Ledger, "outpace_ledger_clock_offset_seconds", "",
         "Seconds by which the clock of this process is ahead of the ledger's clock";
     cpu: Counter<f64, AtomicU64> = Counter::default(),
@@ -66,12 +71,12 @@ metrics! { Figures, SCRAPED:
     threads: Gauge = Gauge::default(),
         Process, "process_threads", "",
         "Threads of the process";
-    start_time: Number = Number::default(),
+    start_time: FloatGauge = FloatGauge::default(),
         Process, "process_start_time_seconds", "",
         "Unix time in seconds at which the process started";
 }
 
-/// Numbers of one limit.
+/// FloatGauges of one limit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LimitFigures {
     /// Name of the limit.
@@ -89,7 +94,7 @@ pub struct LimitFigures {
 pub struct QueueFigures {
     /// Time since the beginning of the exchange that waits longest.
     pub oldest: Duration,
-    /// Number of waiting requests by the name of their lane.
+    /// FloatGauge of waiting requests by the name of their lane.
     pub lanes: Vec<(Arc<str>, u64)>,
 }
 
@@ -98,7 +103,7 @@ pub struct QueueFigures {
 pub struct LedgerFigures {
     /// Source of bookings: `connected`, `holding`, `fallback` or `unlimited`.
     pub mode: &'static str,
-    /// Number of replicas by the last heartbeat.
+    /// FloatGauge of replicas by the last heartbeat.
     pub replicas: i64,
     /// Fallback share of this replica, from 0 to 1.
     pub share: f64,
@@ -183,6 +188,11 @@ impl Scrape {
             .limit_in_force
             .get_or_create(&labels)
             .set(limit.in_force);
+    }
+
+    /// Sets the scopes that origins block.
+    pub fn set_blocked(&self, blocked: &BlockedScopes) {
+        blocked.write(&self.0.blocked_scopes, &self.0.blocked_until);
     }
 
     /// Sets the waiting requests of one target.

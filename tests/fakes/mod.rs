@@ -4,6 +4,7 @@
 //! TLS by the harness's origin, and logs each arrival with its verdict and its effect.
 
 mod anthropic;
+mod gemini;
 mod github;
 mod limiter;
 mod openai;
@@ -12,6 +13,7 @@ mod stripe;
 mod tests;
 
 pub(crate) use anthropic::Anthropic;
+pub(crate) use gemini::Gemini;
 pub(crate) use github::GitHub;
 pub(crate) use openai::OpenAi;
 pub(crate) use shopify::Shopify;
@@ -49,7 +51,7 @@ impl FakeRequest {
         }
     }
 
-    fn field(&self, name: &str) -> &str {
+    pub(crate) fn field(&self, name: &str) -> &str {
         let value = self.headers.get(name);
         value.and_then(|value| value.to_str().ok()).unwrap_or("-")
     }
@@ -74,7 +76,7 @@ pub(crate) struct FakeAnswer {
 }
 
 impl FakeAnswer {
-    fn ok(body: Value) -> Self {
+    pub(crate) fn ok(body: Value) -> Self {
         Self {
             status: 200,
             headers: Vec::new(),
@@ -85,7 +87,7 @@ impl FakeAnswer {
         }
     }
 
-    fn refused(status: u16, by: &'static str, body: Value) -> Self {
+    pub(crate) fn refused(status: u16, by: &'static str, body: Value) -> Self {
         Self {
             status,
             refused_by: Some(by),
@@ -97,7 +99,7 @@ impl FakeAnswer {
         clippy::needless_pass_by_value,
         reason = "numbers and texts are given alike"
     )]
-    fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self
     }
@@ -127,7 +129,7 @@ pub(crate) struct FakeTime {
 
 impl FakeTime {
     /// Returns the second since 1970 that lies this far ahead, rounded up.
-    fn epoch(self, ahead: Duration) -> u64 {
+    pub(crate) fn epoch(self, ahead: Duration) -> u64 {
         let at = self.started + self.since + ahead;
         let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         at.as_secs() + u64::from(at.subsec_nanos() > 0)
@@ -144,6 +146,7 @@ impl FakeTime {
 #[derive(Debug, Clone)]
 pub(crate) struct FakeEntry {
     pub(crate) at: Duration,
+    pub(crate) host: String,
     pub(crate) path: String,
     pub(crate) key: String,
     pub(crate) status: u16,
@@ -183,6 +186,7 @@ impl Fake {
                 };
                 log.lock().unwrap().push(FakeEntry {
                     at: since,
+                    host: request.host.clone(),
                     path: request.path.clone(),
                     key: request.field("authorization").to_owned(),
                     status: answer.status,

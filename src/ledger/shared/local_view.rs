@@ -41,6 +41,8 @@ pub(super) struct LocalView {
     /// Store epoch below which an answer is void, because a block in this view is newer.
     void_before: u64,
     blocked: Instant,
+    /// Number of times that an operator lifted a block of the whole target.
+    pub(super) lifts: u64,
     /// True if the store may have lost writes, so that calls send the last known state again.
     pub(super) resync: bool,
     /// End of the time in which contention is expected to change further, in nanoseconds of the
@@ -99,10 +101,12 @@ impl LocalView {
     }
 
     /// Stores the answer to a call, and converts it to this process's clock and count of blocks.
+    /// `lifts` is the number of lifts at the beginning of the call. After another one, the answer
+    /// may still show the lifted block, and the schedules that it has drained.
     pub(super) fn absorb(
         &mut self,
         target: &Target,
-        call: &Call,
+        (call, lifts): (&Call, u64),
         mut answer: Answer,
         offset: &Offset,
     ) -> Answer {
@@ -113,7 +117,10 @@ impl LocalView {
         if self.copy(call, &answer) {
             self.moving = now + SETTLED;
         }
-        self.blocked = self.blocked.max(answer.blocked);
+        match self.lifts == lifts {
+            true => self.blocked = self.blocked.max(answer.blocked),
+            false => self.forget_copies(),
+        }
         self.learn_epoch(answer.epoch);
         let is_current = answer.epoch >= self.void_before;
         answer.epoch = self.epoch.saturating_sub(u64::from(!is_current));
@@ -198,6 +205,7 @@ impl LocalView {
 
     /// Forgets the block, because an operator has lifted it.
     pub(super) fn lift_block(&mut self) {
+        self.lifts += 1;
         self.blocked = Instant::ZERO;
         self.forget_copies();
     }

@@ -269,10 +269,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
     }
 
     fn impose(&self, target: &Arc<Target>, block: ScopedBlock) {
-        let until = block.until;
-        if self.0.impose(&target.name, block) {
-            self.block(target, until);
-        }
+        self.0.impose(&target.name, block);
     }
 
     fn claim(&self, target: &Arc<Target>, scope: BlockScope) -> Claiming {
@@ -331,15 +328,9 @@ impl<L: Link> Ledger for SharedLedger<L> {
 
     fn block(&self, target: &Arc<Target>, until: Instant) {
         let handle = self.0.handle(&target.name);
-        let theirs = self.0.store().offset.to_store_clock(until);
-        let epoch = {
-            let mut view = handle.view();
-            if until <= self.0.parts.clock.now() || !view.block(theirs) {
-                return;
-            }
-            view.epoch
+        let Some(theirs) = self.0.hold(&handle, until) else {
+            return;
         };
-        handle.publish(epoch);
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
         let report = async move { inner.report_block(&handle, target, theirs).await };
         self.0.parts.tasks.spawn_detached(report);
@@ -354,6 +345,20 @@ impl<L: Link> SharedState<L> {
 
     fn store(&self) -> MutexGuard<'_, StoreView> {
         lock(&self.store)
+    }
+
+    /// Holds all requests of a target on this replica. Returns the end of the block by the store's
+    /// clock, or `None` if a later block is known or this one has ended.
+    fn hold(&self, handle: &TargetHandle, until: Instant) -> Option<Instant> {
+        let theirs = self.store().offset.to_store_clock(until);
+        let mut view = handle.view();
+        if until <= self.parts.clock.now() || !view.block(theirs) {
+            return None;
+        }
+        let epoch = view.epoch;
+        drop(view);
+        handle.publish(epoch);
+        Some(theirs)
     }
 
     fn mode(&self) -> LedgerMode {
@@ -403,14 +408,15 @@ impl<L: Link> SharedState<L> {
         runs: &SmallVec<[Run; 2]>,
     ) -> Option<Answer> {
         let horizon = self.horizon(handle, target, runs);
-        let call = {
+        let (call, lifts) = {
             let store = self.store();
             let view = handle.view();
-            Call {
+            let call = Call {
                 horizon,
                 queue_for_lock: self.live.load(Ordering::Relaxed) <= LEDGER_LINE,
                 ..view.call(target, runs.clone(), self.parts.replica, &store.offset)
-            }
+            };
+            (call, view.lifts)
         };
         self.reach
             .store(call.horizon + call.lead, Ordering::Relaxed);
@@ -430,7 +436,7 @@ impl<L: Link> SharedState<L> {
                 let mut view = handle.view();
                 view.resync = false;
                 view.store_may_be_stale = restarted;
-                let answer = view.absorb(target, &call, answer, &store.offset);
+                let answer = view.absorb(target, (&call, lifts), answer, &store.offset);
                 handle.publish(view.epoch);
                 drop((store, view));
                 if restarted {
