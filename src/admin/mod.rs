@@ -131,10 +131,11 @@ impl Admin {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
+    let faults = admin.readiness.faults();
     match admin.readiness.missing() {
-        None => "ready\n".into_response(),
+        None => format!("ready\n{faults}").into_response(),
         Some(missing) => {
-            let text = format!("not ready: {missing}\n");
+            let text = format!("not ready: {missing}\n{faults}");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }

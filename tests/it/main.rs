@@ -58,6 +58,7 @@ mod occupied;
 mod operators;
 mod origin_auth;
 mod outage;
+mod outages;
 mod output;
 mod overflow;
 mod pacing;

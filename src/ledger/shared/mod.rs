@@ -5,6 +5,7 @@
 //! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
 mod blocks;
+mod bookings;
 mod contention;
 mod fallback;
 mod gap;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::watch;
 
+use bookings::Bookings;
 use local_view::LocalView;
 use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
@@ -36,8 +38,11 @@ use super::{
     Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
-use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
+use crate::bounds::{
+    HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_CALLS, LEDGER_LINE,
+};
 use crate::clock::{Clock, Instant};
+use crate::db::DatabaseFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::random::Random;
 use crate::shutdown::Tasks;
@@ -72,6 +77,8 @@ struct SharedState<L> {
     failure_log: Mutex<FailureLog>,
     /// Error of the last failed call, for refusals and operators.
     failure: Mutex<Arc<str>>,
+    /// Bookings without an answer so far.
+    bookings: Bookings,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
 }
@@ -81,6 +88,12 @@ struct SharedState<L> {
 struct StoreView {
     offset: Offset,
     share: FallbackShare,
+    /// Instant of the last reply to a heartbeat.
+    heard: Option<Instant>,
+    /// True while the outcome of a heartbeat is not known.
+    is_beating: bool,
+    /// Instant from which each heartbeat found the lock of the heartbeats taken.
+    busy_since: Option<Instant>,
     started: i64,
     /// Start of the server according to its heartbeats, while `started` is taken from its booking
     /// answers.
@@ -149,6 +162,7 @@ impl<L: Link> SharedLedger<L> {
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
+            bookings: Bookings::default(),
             refusal_warned: Mutex::default(),
         });
         let heartbeats = Arc::clone(&inner).heartbeat_loop();
@@ -166,6 +180,16 @@ impl<L: Link> SharedLedger<L> {
         let mut connection = self.0.link_state.subscribe();
         // The wait cannot fail, because `self` keeps the sender alive.
         let _ = connection.wait_for(|connection| connection.is_up()).await;
+    }
+
+    /// Records a failure that was found before the first call, and logs it.
+    pub fn failed(&self, error: &LinkError) {
+        self.0.on_failure(error);
+    }
+
+    /// Returns the mode and the error of the last failed call, or `None` while the store answers.
+    pub fn outage(&self) -> Option<String> {
+        self.0.outage()
     }
 
     /// Leaves the store before a clean exit, so that the fallback share and the permits are free at
@@ -347,8 +371,15 @@ impl<L: Link> SharedState<L> {
     }
 
     fn mode(&self) -> LedgerMode {
-        let share = self.store().share;
+        let (share, is_beating) = {
+            let store = self.store();
+            (store.share, store.is_beating)
+        };
         let link = *self.link_state.borrow();
+        if is_beating && link.since().is_some() {
+            // The store may receive this heartbeat, and its outcome follows soon.
+            return LedgerMode::Holding(Instant::FAR);
+        }
         mode(link, share, &self.parts.outage, self.parts.clock.now())
     }
 
@@ -358,14 +389,27 @@ impl<L: Link> SharedState<L> {
         let handle = self.handle(&target.name);
         let _turn = handle.turnstile.lock().await;
         let mut link_state = self.link_state.subscribe();
+        let mut begun = None;
         loop {
             match self.mode() {
                 LedgerMode::Connected => {
-                    if let Some(answer) = self.book_connected(&handle, target, &runs).await {
+                    let begun = *begun.get_or_insert_with(|| self.parts.clock.now());
+                    let _booking = self.bookings.begin(begun);
+                    // A busy store does not hold a booking for longer than a silent one.
+                    let booked = tokio::select! {
+                        booked = self.book_connected(&handle, target, &runs) => booked,
+                        () = self.parts.clock.sleep_until(begun + LEDGER_CALL_TIMEOUT) => {
+                            let fault = DatabaseFault::locked();
+                            self.on_failure(&LinkError::Unavailable(fault));
+                            None
+                        }
+                    };
+                    if let Some(answer) = booked {
                         return answer;
                     }
                 }
                 LedgerMode::Holding(until) => {
+                    begun = None;
                     tokio::select! {
                         changed = link_state.changed() => if changed.is_err() { return Answer::default() },
                         () = self.parts.clock.sleep_until(until) => {}
