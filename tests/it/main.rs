@@ -33,6 +33,7 @@ mod clients;
 mod conformance;
 mod connections;
 mod credentials;
+mod databases;
 mod deliveries;
 mod deploy;
 mod descriptors;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::{LedgerSettings, PostgresSettings, schema};
 use super::{Violation, Violations, secret, span};
-use crate::db::{DatabaseSource, check_url};
+use crate::db::{DatabaseSource, UrlError, check_url};
 use crate::ledger::{OnOutage, Outage};
 
 const SHARE_FOR: Duration = Duration::from_secs(60);
@@ -22,7 +22,8 @@ pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>)
                 "it needs a `url`: \"postgres://user:password@host/database\"");
             return None;
         };
-        if let Err(error) = check_url(&url) {
+        // Other errors are found when the database is opened, at start and in `check`.
+        if let Err(error @ UrlError::Scheme) = check_url(&url) {
             report!(p, "{key}" => "{error}");
         }
         Some(PostgresSettings {
