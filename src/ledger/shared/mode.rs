@@ -103,12 +103,20 @@ pub(super) struct FailureLog {
     warned: Option<Instant>,
     /// True while no warning has been logged for the present outage.
     is_unlogged: bool,
+    /// Instant at which the present outage began with the end of a connection.
+    deferred: Option<Instant>,
 }
 
 impl FailureLog {
-    /// Leaves the warning about a new outage to its next failure.
-    pub(super) const fn defer(&mut self) {
-        self.is_unlogged = true;
+    /// Returns true if the warning about an ended connection is left to a later failure, whose error
+    /// tells the reason. Connections that keep ending are logged after [`OUTAGE_LOG`].
+    pub(super) fn defers(&mut self, newly: bool, now: Instant) -> bool {
+        self.is_unlogged |= newly;
+        if newly {
+            self.deferred = Some(now);
+        }
+        self.deferred
+            .is_some_and(|first| now.since(first) < OUTAGE_LOG)
     }
 
     /// Returns true if a failure at `now` is logged. The first failure of an outage has `newly`. An
@@ -126,6 +134,7 @@ impl FailureLog {
         *self = Self {
             warned: Some(now),
             is_unlogged: false,
+            deferred: self.deferred,
         };
         true
     }

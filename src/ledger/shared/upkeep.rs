@@ -68,9 +68,9 @@ impl<L: Link> SharedState<L> {
             self.parts.metrics.set_ledger_connected(false);
         }
         let is_disconnect = matches!(error, LinkError::Unavailable(fault) if fault.is_disconnect);
-        if was_up && is_disconnect {
-            // The next attempt to connect follows at once, and its error tells the reason.
-            return lock(&self.failure_log).defer();
+        // An attempt to connect follows at once, and its error tells the reason.
+        if is_disconnect && lock(&self.failure_log).defers(was_up, now) {
+            return;
         }
         if !lock(&self.failure_log).admits(was_up, now) {
             return;
