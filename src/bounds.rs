@@ -126,9 +126,7 @@ pub const LEDGER_HEARTBEAT: Duration = Duration::from_millis(600);
 /// database may be unusable for bookings, and the other replicas then notice it sooner.
 pub const LEDGER_DOUBT: Duration = Duration::from_millis(150);
 /// Default for the time within which a connection to one database host must be open
-/// (`connect_timeout`).
-///
-/// Beyond it: the next host is tried, and without another host an outage begins.
+/// (`connect_timeout`). Then the next host is tried, and without another host an outage begins.
 pub const DATABASE_CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Longest `connect_timeout` in the URL of a database.
 ///

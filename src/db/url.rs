@@ -4,6 +4,9 @@
 //! No message contains a part of the URL that may belong to a password. So a text with an unescaped
 //! character that could be part of the password is refused as a whole.
 
+mod passfile;
+mod values;
+
 use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -12,7 +15,10 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use crate::bounds::{DATABASE_CONNECT_MAX, DATABASE_CONNECT_TIMEOUT, DATABASE_HOSTS};
+use passfile::password_of;
+use values::{binding, connect_timeout, session, settings_of};
+
+use crate::bounds::{DATABASE_CONNECT_TIMEOUT, DATABASE_HOSTS};
 use crate::files;
 use crate::policy::Secret;
 
@@ -458,101 +464,6 @@ fn host_of(text: &str) -> Result<DatabaseHost, UrlError> {
         return Err(UrlError::Host);
     };
     Ok(DatabaseHost { server, port })
-}
-
-fn binding(value: &str) -> Result<(), UrlError> {
-    match value {
-        "disable" | "prefer" => Ok(()),
-        "require" => Err(UrlError::Value(
-            "`channel_binding=require` is not supported, because the database driver sends no channel binding; remove it and write `sslmode=verify-full`, which verifies the server by its certificate",
-        )),
-        _ => Err(UrlError::Value(
-            "`channel_binding` is unknown; write disable or prefer",
-        )),
-    }
-}
-
-fn session(value: &str) -> Result<SessionKind, UrlError> {
-    match value {
-        "any" => Ok(SessionKind::Any),
-        "read-write" => Ok(SessionKind::ReadWrite),
-        "primary" => Ok(SessionKind::Primary),
-        "read-only" | "standby" | "prefer-standby" => Err(UrlError::Value(
-            "`target_session_attrs` asks for a server without writes, but outpace writes; write read-write",
-        )),
-        _ => Err(UrlError::Value(
-            "`target_session_attrs` is unknown; write read-write, primary or any",
-        )),
-    }
-}
-
-fn connect_timeout(value: &str) -> Result<Duration, UrlError> {
-    let told = UrlError::Value(
-        "`connect_timeout` is not a number of seconds; write 0 for the default, or up to 60",
-    );
-    let seconds: u64 = value.parse().map_err(|_| told.clone())?;
-    match Duration::from_secs(seconds) {
-        Duration::ZERO => Ok(DATABASE_CONNECT_TIMEOUT),
-        time if time <= DATABASE_CONNECT_MAX => Ok(time),
-        _ => Err(told),
-    }
-}
-
-/// Parses settings of the server, written as on its command line.
-fn settings_of(text: &str) -> Result<Vec<(String, String)>, UrlError> {
-    let told = UrlError::Value("`options` cannot be read; write it as `-c name=value`");
-    let mut words = text.split_whitespace();
-    let mut settings = Vec::new();
-    while let Some(word) = words.next() {
-        let pair = match word.strip_prefix("-c").or_else(|| word.strip_prefix("--")) {
-            Some("") => words.next(),
-            pair => pair,
-        };
-        let pair = pair.and_then(|pair| pair.split_once('='));
-        let (name, value) = pair.ok_or_else(|| told.clone())?;
-        settings.push((name.to_owned(), value.to_owned()));
-    }
-    Ok(settings)
-}
-
-/// Returns the password of the first line that fits, in the format of `.pgpass`.
-fn password_of(
-    text: &str,
-    host: &DatabaseHost,
-    user: &str,
-    database: Option<&str>,
-) -> Option<Secret> {
-    let name = match &host.server {
-        Server::Host(name) | Server::Socket(name) => name,
-        Server::Default => "localhost",
-    };
-    let port = host.port.unwrap_or(DEFAULT_PORT).to_string();
-    let wanted = [name, &port, database.unwrap_or(user), user];
-    text.lines().find_map(|line| {
-        let fields = fields_of(line);
-        let (password, keys) = fields.split_last()?;
-        let fits = keys.len() == wanted.len()
-            && keys
-                .iter()
-                .zip(wanted)
-                .all(|(key, wanted)| key == "*" || key == wanted);
-        fits.then(|| Secret::new(password.as_str()))
-    })
-}
-
-/// Splits a line at its colons. A backslash makes the next character literal.
-fn fields_of(line: &str) -> Vec<String> {
-    let mut fields = vec![String::new()];
-    let mut characters = line.chars();
-    while let Some(c) = characters.next() {
-        match (c, fields.last_mut()) {
-            (':', _) => fields.push(String::new()),
-            ('\\', Some(field)) => field.extend(characters.next()),
-            (c, Some(field)) => field.push(c),
-            (_, None) => {}
-        }
-    }
-    fields
 }
 
 /// Checks a URL without a connection.

@@ -1,6 +1,9 @@
+//! Parts, parameters and secrecy of database URLs.
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::bounds::DATABASE_CONNECT_MAX;
 use crate::db::{Database, DatabaseSource};
 
 fn parse(text: &str) -> Result<DatabaseUrl, UrlError> {
@@ -94,7 +97,8 @@ fn each_parameter_has_an_effect_or_is_an_error() {
     );
 }
 
-/// Reaches the bounds `DATABASE_HOSTS` and `DATABASE_CONNECT_MAX`.
+/// Reaches the bound `DATABASE_HOSTS`.
+/// Reaches the bound `DATABASE_CONNECT_MAX`.
 #[test]
 fn hosts_and_the_time_to_connect_are_bounded() {
     let hosts = |count| format!("postgres://u@{}/d", vec!["h"; count].join(","));

@@ -52,7 +52,6 @@ impl Drop for BookingInFlight<'_> {
 mod tests {
     use super::*;
 
-    /// Reaches the bound `LEDGER_DOUBT`.
     #[tokio::test]
     async fn p12_predictable_only_old_bookings_are_waited_for() {
         let (bookings, start) = (Bookings::default(), Instant::from_nanos(1_000_000_000));

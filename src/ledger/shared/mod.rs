@@ -9,6 +9,7 @@ mod bookings;
 mod contention;
 mod fallback;
 mod gap;
+mod horizon;
 mod link;
 mod local_view;
 mod mode;
@@ -38,9 +39,7 @@ use super::{
     Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
-use crate::bounds::{
-    HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_CALLS, LEDGER_LINE,
-};
+use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
 use crate::db::DatabaseFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
@@ -48,7 +47,6 @@ use crate::random::Random;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 use crate::telemetry::Metrics;
-use crate::units::nanos;
 
 /// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
 /// random.
@@ -480,22 +478,6 @@ impl<L: Link> SharedState<L> {
                 None
             }
         }
-    }
-
-    /// Returns the horizon of the next call in nanoseconds. It is as short as possible, but covers
-    /// two round trips to the store and five slots of a slow limit per replica. It also keeps the
-    /// calls of all replicas within [`LEDGER_CALLS`] per second.
-    fn horizon(&self, handle: &TargetHandle, target: &Target, runs: &[Run]) -> i64 {
-        let live = self.live.load(Ordering::Relaxed).max(1);
-        let interval = handle.view().interval(target, runs);
-        let way = self.store().offset.slowest().saturating_mul(2);
-        let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
-        interval
-            .saturating_mul(5 * live)
-            .clamp(nanos(HORIZON_MIN), nanos(HORIZON_MAX))
-            .max(way)
-            .max(budget)
-            .min(nanos(HORIZON_STRETCHED))
     }
 }
 
