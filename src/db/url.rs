@@ -66,7 +66,7 @@ pub enum UrlError {
 
 /// Server of a database, by its name, address or socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Server {
+enum HostPlace {
     /// Server of the driver's default settings.
     Default,
     /// Host name or IP address.
@@ -78,7 +78,7 @@ enum Server {
 /// Server and port of one database host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct DatabaseHost {
-    server: Server,
+    server: HostPlace,
     port: Option<u16>,
 }
 
@@ -86,11 +86,11 @@ impl DatabaseHost {
     /// Returns true if no network lies between this program and the server.
     fn is_local(&self) -> bool {
         match &self.server {
-            Server::Socket(_) => true,
-            Server::Default => PgConnectOptions::new_without_pgpass()
+            HostPlace::Socket(_) => true,
+            HostPlace::Default => PgConnectOptions::new_without_pgpass()
                 .get_socket()
                 .is_some(),
-            Server::Host(host) => {
+            HostPlace::Host(host) => {
                 host == "localhost"
                     || host
                         .parse::<std::net::IpAddr>()
@@ -102,10 +102,10 @@ impl DatabaseHost {
     /// Returns the text of the server in a URL.
     fn in_url(&self) -> String {
         match &self.server {
-            Server::Default => String::new(),
-            Server::Host(host) if host.contains(':') => format!("[{host}]"),
-            Server::Host(host) => host.clone(),
-            Server::Socket(dir) => utf8_percent_encode(dir, NON_ALPHANUMERIC).to_string(),
+            HostPlace::Default => String::new(),
+            HostPlace::Host(host) if host.contains(':') => format!("[{host}]"),
+            HostPlace::Host(host) => host.clone(),
+            HostPlace::Socket(dir) => utf8_percent_encode(dir, NON_ALPHANUMERIC).to_string(),
         }
     }
 }
@@ -114,7 +114,7 @@ impl std::fmt::Display for DatabaseHost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let port = self.port.unwrap_or(DEFAULT_PORT);
         match &self.server {
-            Server::Default => {
+            HostPlace::Default => {
                 let known = PgConnectOptions::new_without_pgpass();
                 write!(
                     f,
@@ -123,9 +123,9 @@ impl std::fmt::Display for DatabaseHost {
                     self.port.unwrap_or(known.get_port())
                 )
             }
-            Server::Host(host) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Server::Host(host) => write!(f, "{host}:{port}"),
-            Server::Socket(dir) => write!(f, "{dir}:{port}"),
+            HostPlace::Host(host) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            HostPlace::Host(host) => write!(f, "{host}:{port}"),
+            HostPlace::Socket(dir) => write!(f, "{dir}:{port}"),
         }
     }
 }
@@ -133,7 +133,7 @@ impl std::fmt::Display for DatabaseHost {
 /// State that a server must have to be used, from `target_session_attrs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SessionKind {
-    /// Any state.
+    /// Any state of the server.
     Any,
     /// The session accepts writes.
     ReadWrite,
@@ -330,7 +330,7 @@ impl DatabaseUrl {
     /// Returns the options of the driver for the host at a position. A password file is read here.
     pub(super) fn options(&self, index: usize) -> PgConnectOptions {
         let default = DatabaseHost {
-            server: Server::Default,
+            server: HostPlace::Default,
             port: None,
         };
         let host = self.hosts.get(index).unwrap_or(&default);
@@ -385,10 +385,10 @@ impl DatabaseUrl {
         let user = self.user.as_deref().map(escaped);
         let user = user.map_or_else(String::new, |user| format!("{user}@"));
         // A port without a host is no URL.
-        let port = host.port.filter(|_| host.server != Server::Default);
+        let port = host.port.filter(|_| host.server != HostPlace::Default);
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
         let database = self.database.as_deref().map_or_else(String::new, escaped);
-        let user = if host.server == Server::Default {
+        let user = if host.server == HostPlace::Default {
             String::new()
         } else {
             user
@@ -400,7 +400,7 @@ impl DatabaseUrl {
             options = options.username(user);
         }
         match (&host.server, host.port) {
-            (Server::Default, Some(port)) => options.port(port),
+            (HostPlace::Default, Some(port)) => options.port(port),
             _ => options,
         }
     }
@@ -452,14 +452,14 @@ fn host_of(text: &str) -> Result<DatabaseHost, UrlError> {
     let name = decoded(name)?;
     let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let server = if name.is_empty() && !text.starts_with('[') {
-        Server::Default
+        HostPlace::Default
     } else if name.starts_with('/') {
-        Server::Socket(name)
+        HostPlace::Socket(name)
     } else if text.starts_with('[') {
         let address = name.parse::<std::net::Ipv6Addr>();
-        Server::Host(address.map_err(|_| UrlError::Host)?.to_string())
+        HostPlace::Host(address.map_err(|_| UrlError::Host)?.to_string())
     } else if name.chars().all(is_host) {
-        Server::Host(name)
+        HostPlace::Host(name)
     } else {
         return Err(UrlError::Host);
     };

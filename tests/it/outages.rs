@@ -244,7 +244,7 @@ async fn observed(all: Vec<Kind>) {
         let postgres = Arc::clone(&postgres);
         running.spawn(async move {
             let named = |text: &str| text.replace("ROLE", &role).replace("DATABASE", &database);
-            // What belongs to the schema is executed in its database.
+            // Statements about the schema are executed in its database.
             let place = |text: &str| match text.contains("outpace.") || text.contains("schema") {
                 true => database.clone(),
                 false => "postgres".to_owned(),

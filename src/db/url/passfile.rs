@@ -1,6 +1,6 @@
 //! Passwords in a file in the format of `.pgpass`.
 
-use super::{DEFAULT_PORT, DatabaseHost, Server};
+use super::{DEFAULT_PORT, DatabaseHost, HostPlace};
 use crate::policy::Secret;
 
 /// Returns the password of the first line that fits, in the format of `.pgpass`.
@@ -11,8 +11,8 @@ pub(super) fn password_of(
     database: Option<&str>,
 ) -> Option<Secret> {
     let name = match &host.server {
-        Server::Host(name) | Server::Socket(name) => name,
-        Server::Default => "localhost",
+        HostPlace::Host(name) | HostPlace::Socket(name) => name,
+        HostPlace::Default => "localhost",
     };
     let port = host.port.unwrap_or(DEFAULT_PORT).to_string();
     let wanted = [name, &port, database.unwrap_or(user), user];
