@@ -44,7 +44,7 @@ fn body(text: &str, prompt: Prompt, output: u64, ends: bool) -> Value {
             "candidatesTokenCount": output,
             "totalTokenCount": prompt.input + output,
         },
-        "modelVersion": "gemini-fake",
+        "modelVersion": "gemini-3.5-flash",
         "responseId": "r-1",
     })
 }

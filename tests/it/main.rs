@@ -53,6 +53,7 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod listener_tls;
+mod llm;
 mod memory;
 mod occupied;
 mod operators;
