@@ -29,7 +29,7 @@ async def run_cell(cell, replicas, connect, ask):
             try:
                 text, usage = await ask(clients[number % len(clients)], cell["mode"], prompt(call), call)
             except Exception:
-                result["faults"].append(traceback.format_exc()[-2000:])
+                result["faults"].append(traceback.format_exc()[-500:])
                 continue
             result["answered"] += 1
             if text != words(call["output"]):

@@ -71,7 +71,9 @@ impl Vendor for OpenAi {
             false => (requests.retry, "requests"),
         };
         self.requests.book(&key, 1, allowed, now.since);
-        self.tokens.book(&key, cost, allowed, now.since);
+        if allowed || !self.counts_used {
+            self.tokens.book(&key, cost, allowed, now.since);
+        }
         requests = self.requests.check(&key, 0, now.since);
         tokens = self.tokens.check(&key, 0, now.since);
         let answer = match allowed {

