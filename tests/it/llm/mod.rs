@@ -155,7 +155,9 @@ impl Site {
 
     /// Waits until each meter shows what the fake counted, or at most `excess` of a unit more.
     async fn meters_agree(&self, counted: &[u64], excess: f64) {
-        let largest = 2 * BUDGET * self.unsettled().await;
+        let unsettled = self.unsettled().await;
+        println!("{unsettled} slots were voided or refused, so their estimates stay");
+        let largest = 2 * BUDGET * unsettled;
         let log = self.fake.log().len() as u64;
         let most = |counted: u64| match excess {
             0.0 => counted + largest,
