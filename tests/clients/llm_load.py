@@ -3,8 +3,6 @@ through the replicas, and prints what each cell got."""
 
 import asyncio, json, ssl, sys, traceback
 
-PARALLEL = 8
-
 
 def words(tokens):
     return "".join(f"{token * 2654435761 % 2**32:x} " for token in range(tokens))
@@ -15,8 +13,8 @@ def prompt(call):
     return head.ljust(4 * call["input"], "x") + " ."
 
 
-async def run_cell(cell, replicas, connect, ask):
-    """Sends all calls of a cell, at most `PARALLEL` at a time, each by the next replica."""
+async def run_cell(cell, replicas, parallel, connect, ask):
+    """Sends all calls of a cell, at most `parallel` at a time, each by the next replica."""
     clients = []
     for replica in replicas:
         context = ssl.create_default_context(cafile=replica["ca"])
@@ -29,7 +27,7 @@ async def run_cell(cell, replicas, connect, ask):
             try:
                 text, usage = await ask(clients[number % len(clients)], cell["mode"], prompt(call), call)
             except Exception:
-                result["faults"].append(traceback.format_exc()[-500:])
+                result["faults"].append(traceback.format_exc()[-2000:])
                 continue
             result["answered"] += 1
             if text != words(call["output"]):
@@ -38,14 +36,14 @@ async def run_cell(cell, replicas, connect, ask):
             if usage != expected:
                 result["faults"].append(f"{call}: wrong usage {usage}")
 
-    await asyncio.gather(*(work() for _ in range(PARALLEL)))
+    await asyncio.gather(*(work() for _ in range(parallel)))
     return result
 
 
 async def run_all(connect, ask):
     with open(sys.argv[1]) as file:
         load = json.load(file)
-    cells = [run_cell(cell, load["replicas"], connect, ask) for cell in load["cells"]]
+    cells = [run_cell(cell, load["replicas"], load["parallel"], connect, ask) for cell in load["cells"]]
     for done in asyncio.as_completed(cells):
         print(json.dumps(await done), flush=True)
 

@@ -23,4 +23,4 @@ const response = await client.responses.create(request);
 check(response.output_text, response.usage, "input_tokens", "output_tokens");
 const final = await client.responses.stream(request).finalResponse();
 check(final.output_text, final.usage, "input_tokens", "output_tokens");
-console.log("4 ok");
+console.log("ok");

@@ -4,6 +4,7 @@
 //! TLS by the harness's origin, and logs each arrival with its verdict and its effect.
 
 mod anthropic;
+mod bedrock;
 mod coding;
 mod gemini;
 mod github;
@@ -16,6 +17,7 @@ mod stripe;
 mod tests;
 
 pub(crate) use anthropic::Anthropic;
+pub(crate) use bedrock::Bedrock;
 pub(crate) use coding::Encoder;
 pub(crate) use gemini::Gemini;
 pub(crate) use github::GitHub;
@@ -209,6 +211,7 @@ pub(crate) struct FakeEntry {
 /// Running fake: the vendor behind the harness's origin, and the log of all arrivals.
 pub(crate) struct Fake {
     pub(crate) origin: Origin,
+    pub(crate) started: SystemTime,
     log: Arc<Mutex<Vec<FakeEntry>>>,
 }
 
@@ -264,6 +267,7 @@ impl Fake {
         });
         Self {
             origin: origin.start().await,
+            started,
             log,
         }
     }

@@ -13,6 +13,9 @@ use crate::harness::Program;
 /// Content codings of the cells, each of which a client accepts alone.
 pub(super) const CODINGS: [&str; 5] = ["identity", "gzip", "deflate", "br", "zstd"];
 
+/// Calls of a cell that are sent at the same time.
+pub(super) const PARALLEL: usize = 4;
+
 /// One call: the tokens that the fake counts, and the output that the request announces.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
@@ -20,7 +23,23 @@ pub(super) struct Call {
     cached: u64,
     written: u64,
     pub(super) output: u64,
-    max: u64,
+    pub(super) max: u64,
+}
+
+impl Call {
+    /// Returns the text that asks a fake for this usage, with four bytes for each input token.
+    pub(super) fn prompt(&self) -> String {
+        let Self {
+            input,
+            cached,
+            written,
+            output,
+            ..
+        } = self;
+        let head = format!("input={input} cached={cached} written={written} output={output} ");
+        let width = 4 * *input as usize;
+        format!("{head:x<width$}.")
+    }
 }
 
 /// Calls of one mode in one coding with a key of their own, so that they have a budget of their own.
@@ -145,6 +164,7 @@ pub(super) async fn send(script: &str, programs: &[Program], cells: &[Cell]) {
     };
     let load = json!({
         "replicas": programs.iter().map(replica).collect::<Vec<_>>(),
+        "parallel": PARALLEL,
         "cells": cells.iter().map(cell).collect::<Vec<_>>(),
     });
     let file = programs[0].path("load.json");
