@@ -80,7 +80,10 @@ impl Vendor for OpenAi {
             true => {
                 self.budget -= cost;
                 let usage = match self.counts_used {
-                    true => prompt.counted(),
+                    true => FakeUsage {
+                        input: prompt.input,
+                        output: prompt.output,
+                    },
                     false => FakeUsage {
                         input: cost,
                         output: 0,

@@ -14,7 +14,7 @@ use crate::harness::Program;
 pub(super) const CODINGS: [&str; 5] = ["identity", "gzip", "deflate", "br", "zstd"];
 
 /// Calls of a cell that are sent at the same time.
-pub(super) const PARALLEL: usize = 4;
+pub(super) const PARALLEL: usize = 8;
 
 /// One call: the tokens that the fake counts, and the output that the request announces.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Returns the text that asks a fake for this usage, with four bytes for each input token.
+    /// Returns the text that asks a fake for this usage, with four bytes for each token of its input.
     pub(super) fn prompt(&self) -> String {
         let Self {
             input,
@@ -37,7 +37,7 @@ impl Call {
             ..
         } = self;
         let head = format!("input={input} cached={cached} written={written} output={output} ");
-        let width = 4 * *input as usize;
+        let width = 4 * (input + cached + written) as usize;
         format!("{head:x<width$}.")
     }
 }
