@@ -331,8 +331,7 @@ impl LocalView {
                 let own = ahead.units.saturating_add(ahead.each);
                 let share = i128::from(own) * i128::from(weight) / 1_000_000;
                 let share = i64::try_from(share).unwrap_or(i64::MAX);
-                let others = crowd.saturating_mul(ahead.each).min(share);
-                ahead.units = ahead.units.saturating_add(others);
+                ahead.units = ahead.units.saturating_add(crowd.min(share));
             }
         }
         let from = offset.to_store_clock(now).max(self.blocked);

@@ -5,9 +5,7 @@ use std::time::Duration;
 use smallvec::smallvec;
 
 use super::*;
-use crate::ledger::{Grant, Short};
 use crate::policy::{Algorithm, Bound, Limit, LimitSet};
-use crate::schedule::ScheduleState;
 use crate::units::Rate;
 
 const SECOND: i64 = 1_000_000_000;
@@ -84,43 +82,4 @@ fn a_release_during_a_report_is_reported_again() {
     assert_eq!((report.rows[0].held, next.rows[0].held), (1, 0));
     view.reported(&next);
     assert!(view.report(&name, 1).is_none());
-}
-
-/// Other replicas report numbers of requests, which count at the expected cost of one.
-#[test]
-fn a_forecast_counts_requests_of_other_replicas_at_their_expected_cost() {
-    let rate = Rate::new(6000, Duration::from_mins(1)).unwrap();
-    let bound = |burst| Bound::Rate {
-        rate,
-        algorithm: Algorithm::TokenBucket { burst: Some(burst) },
-    };
-    let at = Instant::from_nanos(100 * SECOND);
-    for (each, waiting, seconds) in [(400, 20, 80.0), (4096, 5, 204.8), (1, 1000, 10.0)] {
-        let requests = Requests::new(bound(1), 1);
-        let call = Call::new(&requests.target, requests.runs.clone(), 1);
-        let short = Short {
-            held_by: Some(0),
-            ask_again: None,
-            waiting,
-            weight: 1_000_000_000,
-        };
-        let grant = Grant {
-            short: Some(short),
-            ..Grant::default()
-        };
-        let answer = Answer {
-            now: at,
-            rows: smallvec![ScheduleState::unused(spec_of(bound(1)))],
-            runs: smallvec![grant],
-            ..Answer::default()
-        };
-        let mut view = LocalView::default();
-        let offset = Offset::default();
-        view.absorb(&requests.target, &call, answer, &offset);
-        let ahead = [Ahead { units: 0, each }];
-        let scope = &requests.runs[0].scope;
-        let forecast = view.forecast(&requests.target, scope, &ahead, at, &offset);
-        let wait = forecast.at.since(at).as_secs_f64();
-        assert!((wait - seconds).abs() < 1.0, "{each} {waiting}: {wait}");
-    }
 }
