@@ -152,11 +152,9 @@ impl App {
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let (settings, policy) = prepare(loaded)?;
-        select_otel(settings.log.otel);
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
-        let replica = ledger.replica();
-        let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
+        let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
         let (listeners, admin_listener, addresses) = bind(&settings, mode)?;
@@ -263,6 +261,7 @@ fn prepare(loaded: config::Loaded) -> Result<(Settings, Arc<ArcSwap<Policy>>), S
     data_dir::prepare(&loaded.config.settings)?;
     let data_dir = loaded.config.settings.data_dir.clone();
     let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
+    select_otel(settings.log.otel);
     Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }
 

@@ -254,7 +254,7 @@ impl DatabaseUrl {
             "sslkey" | "ssl-key" => self.files.key = path(),
             "sslmode" | "ssl-mode" => {
                 let mode = PgSslMode::from_str(&value);
-                self.ssl_mode = Some(mode.map_err(|_| UrlError::Value("`sslmode` is unknown; write disable, allow, prefer, require, verify-ca or verify-full"))?);
+                self.ssl_mode = Some(mode.map_err(|_cause| UrlError::Value("`sslmode` is unknown; write disable, allow, prefer, require, verify-ca or verify-full"))?);
             }
             "sslrootcert" | "ssl-root-cert" | "ssl-ca" => self.files.root = path(),
             "target_session_attrs" => self.session = session(&value)?,
@@ -423,7 +423,7 @@ fn decoded(text: &str) -> Result<String, UrlError> {
         return Err(UrlError::Escape);
     }
     let text = percent_decode_str(text).decode_utf8();
-    let text = text.map_err(|_| UrlError::Escape)?;
+    let text = text.map_err(|_cause| UrlError::Escape)?;
     match text.contains('\0') {
         true => Err(UrlError::Escape),
         false => Ok(text.into_owned()),
@@ -457,7 +457,7 @@ fn host_of(text: &str) -> Result<DatabaseHost, UrlError> {
         HostPlace::Socket(name)
     } else if text.starts_with('[') {
         let address = name.parse::<std::net::Ipv6Addr>();
-        HostPlace::Host(address.map_err(|_| UrlError::Host)?.to_string())
+        HostPlace::Host(address.map_err(|_cause| UrlError::Host)?.to_string())
     } else if name.chars().all(is_host) {
         HostPlace::Host(name)
     } else {

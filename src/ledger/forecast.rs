@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use super::Forecast;
 use super::call::spec_of;
+use super::{Ahead, Forecast};
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::Schedule;
 
-/// Estimates the instant at which a request of `scope` could be sent after `ahead` units of earlier
-/// requests. `known` returns the schedule of a limit and key, and true if its numbers are in force
+/// Estimates the instant at which a request of `scope` could be sent after the requests `ahead` of
+/// it. `known` returns the schedule of a limit and key, and true if its numbers are in force
 /// even if the caller's policy has other numbers. Otherwise other numbers are adopted first. A
 /// schedule that it does not know counts as unused.
 pub(super) fn forecast<'a>(
     target: &Target,
     scope: &Scope,
-    ahead: &[i64],
+    ahead: &[Ahead],
     from: Instant,
     mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<(&'a Schedule, bool)>,
 ) -> Forecast {
@@ -31,7 +31,7 @@ pub(super) fn forecast<'a>(
         let Some(fresh) = Schedule::unused(spec) else {
             continue;
         };
-        let ahead = ahead.get(index).copied().unwrap_or(0);
+        let ahead = ahead.get(index).map_or(0, |ahead| ahead.units);
         let cost = scope.cost(index);
         let at = match known(&limit.name, scope.shared_key(index)) {
             Some((schedule, in_force)) if in_force || schedule.spec() == spec => {

@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use super::book::{Book, Users};
 use super::call::{Answer, Call, Run, spec_of};
 use super::forecast::forecast;
+use super::{
+    Ahead, Booking, Correction, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot,
+};
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
-use super::{Booking, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, KeySecret, Scope, Target};
@@ -103,17 +105,18 @@ impl Ledger for MemoryLedger {
         });
     }
 
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) {
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction {
         let Some(known) = target.limits.get(limit) else {
-            return;
+            return Correction::Done;
         };
         self.with_book(target, |kept, now| {
             let key = slot.scope.shared_key(limit);
             kept.book.correct(&known.name, key, units, now.as_nanos());
         });
+        Correction::Done
     }
 
-    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast {
         self.with_book(target, |kept, now| {
             let from = kept.book.blocked().earliest(now);
             forecast(target, scope, ahead, from, |limit, key| {
@@ -293,7 +296,11 @@ mod tests {
         // The four requests without a slot cost the fast limit nothing.
         let mut first = LimitSet::default();
         first.insert(0);
-        let fast = ledger.forecast(&target, &Scope::plain(first), &[998]);
+        let ahead = Ahead {
+            units: 998,
+            each: 1,
+        };
+        let fast = ledger.forecast(&target, &Scope::plain(first), &[ahead]);
         assert_eq!(fast.at, ledger.clock.now());
     }
 

@@ -44,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::Instant;
 use crate::policy::{Bound, KeySecret, Scope, Target};
@@ -104,6 +104,24 @@ pub enum Settlement {
     Unused,
 }
 
+/// Result of a correction of a booked cost.
+#[derive(Debug)]
+pub enum Correction {
+    /// The schedule has the corrected cost.
+    Done,
+    /// The store has been told. The channel ends without a value if the correction is lost.
+    Pending(oneshot::Receiver<()>),
+}
+
+/// Requests of one limit that are queued before another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Units that they are expected to use.
+    pub units: i64,
+    /// Units that one request of another replica is expected to use.
+    pub each: i64,
+}
+
 /// A forecast for a request that would join the queue now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
@@ -156,11 +174,11 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// Adds `units` to the cost that the limit at position `limit` has booked for this slot. The
     /// number is negative if the request cost less than its estimate.
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64);
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction;
 
-    /// Estimates when a request of this scope could be sent. `ahead` holds the units that are
-    /// queued before it, one number per limit of the target by position.
-    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast;
+    /// Estimates when a request of this scope could be sent. `ahead` holds what is queued before it
+    /// in each limit of the target, by position.
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast;
 
     /// Returns the reason why no request of this scope can be booked now, or `None` if one can.
     fn gap(&self, _target: &Target, _scope: &Scope) -> Option<LedgerGap> {

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::Probe;
 use super::entry::{Entry, Stage};
+use super::expected::ExpectedCosts;
 use super::feasibility::FeasibilityCheck;
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
@@ -30,6 +31,7 @@ pub(super) struct Line {
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
     pub(super) metrics: Metrics,
+    pub(super) expected: Arc<ExpectedCosts>,
     /// Epoch of the target in the ledger, counting its blocks. A slot of an earlier epoch is void.
     pub(super) epoch: watch::Receiver<u64>,
     pub(super) state: Mutex<LineState>,
@@ -87,8 +89,9 @@ impl Line {
             clock: pacer.clock.clone(),
             tasks: pacer.tasks.clone(),
             metrics: pacer.metrics.clone(),
+            expected: Arc::clone(&pacer.expected),
             state: Mutex::new(LineState {
-                queue: Queue::new(Arc::clone(target)),
+                queue: Queue::new(Arc::clone(target), Arc::clone(&pacer.expected)),
                 epoch: 0,
                 may_ask: Instant::ZERO,
                 driven: false,
@@ -229,6 +232,7 @@ impl Line {
         slots: impl IntoIterator<Item = Slot>,
     ) {
         for slot in slots {
+            self.return_unused(target, &slot);
             self.ledger.settle(target, &slot, Settlement::Unused);
         }
     }

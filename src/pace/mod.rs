@@ -16,6 +16,7 @@
 
 mod backlog;
 mod entry;
+mod expected;
 mod feasibility;
 mod gate;
 mod group;
@@ -23,20 +24,25 @@ mod hold;
 mod line;
 mod observe;
 mod queue;
+mod returned;
 mod turn;
 mod warnings;
+
+#[cfg(test)]
+mod tests;
 
 pub use gate::{Probe, digest};
 pub use turn::{Turn, Void, Waiter};
 
 use std::sync::{Arc, RwLock};
 
+use expected::ExpectedCosts;
 use foldhash::HashMap;
 use http::HeaderValue;
 use line::Line;
 
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ledger, LedgerGap, LedgerStatus, ScopedBlock};
+use crate::ledger::{Ahead, Ledger, LedgerGap, LedgerStatus, ScopedBlock};
 use crate::policy::{KeySecret, LimitSet, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
@@ -132,6 +138,7 @@ pub struct Pacer {
     tasks: Tasks,
     metrics: Metrics,
     lines: RwLock<HashMap<Arc<str>, Arc<Line>>>,
+    expected: Arc<ExpectedCosts>,
 }
 
 impl Pacer {
@@ -143,6 +150,7 @@ impl Pacer {
             tasks,
             metrics,
             lines: RwLock::default(),
+            expected: Arc::default(),
         }
     }
 
@@ -181,7 +189,7 @@ impl Pacer {
             let arrived = line.clock.now();
             state.queue.forecast(scope, arrived, &*line.ledger)
         } else {
-            let ahead = vec![0; target.limits.len()];
+            let ahead = vec![Ahead::default(); target.limits.len()];
             self.ledger.forecast(target, scope, &ahead)
         };
         (forecast.at, limit_name(target, forecast.held_by))
@@ -198,9 +206,9 @@ impl Pacer {
         }
         let cost = scope.cost(limit).max(1);
         let leaves = |count: u32| {
-            let mut ahead = vec![0; target.limits.len()];
+            let mut ahead = vec![Ahead::default(); target.limits.len()];
             if let Some(ahead) = ahead.get_mut(limit) {
-                *ahead = cost.saturating_mul(i64::from(count) - 1);
+                ahead.units = cost.saturating_mul(i64::from(count) - 1);
             }
             self.ledger.forecast(target, &scope, &ahead).at <= self.clock.now()
         };

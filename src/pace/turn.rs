@@ -159,35 +159,6 @@ impl Turn {
             || self.slot.epoch != *self.line.epoch.borrow()
     }
 
-    /// Corrects the cost of each limit that has a cost rule. `read` returns the actual cost in units
-    /// for the limit at a position, or `None` if the estimate stays. A cost above the limit's `max`
-    /// is cut.
-    pub fn settle(&self, read: impl Fn(usize, &Cost) -> Option<i64>) {
-        for (index, cost) in self.costs() {
-            let Some(stated) = read(index, cost) else {
-                continue;
-            };
-            if stated > cost.max {
-                self.line
-                    .settlement_capped(&self.target, index, stated, cost.max);
-            }
-            let units = stated.min(cost.max) - self.slot.scope.cost(index);
-            if units != 0 {
-                let ledger = &self.line.ledger;
-                ledger.correct(&self.target, &self.slot, index, units);
-            }
-        }
-    }
-
-    /// Corrects the costs like [`Self::settle`]. A later call corrects what this one has set.
-    pub fn settle_again(&mut self, read: impl Fn(usize, &Cost) -> Option<i64>) {
-        self.settle(&read);
-        let settled =
-            |(index, cost): (usize, &Cost)| Some((index, read(index, cost)?.clamp(0, cost.max)));
-        let settled: Vec<(usize, i64)> = self.costs().filter_map(settled).collect();
-        self.slot.scope.set_costs(settled);
-    }
-
     /// Returns the cost rules of the limits that the request was charged to, with the positions of
     /// the limits.
     pub fn costs(&self) -> impl Iterator<Item = (usize, &Cost)> {

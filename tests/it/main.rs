@@ -54,6 +54,7 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod listener_tls;
+mod llm;
 mod logging;
 mod memory;
 mod metrics;

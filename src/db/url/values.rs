@@ -35,7 +35,7 @@ pub(super) fn connect_timeout(value: &str) -> Result<Duration, UrlError> {
     let told = UrlError::Value(
         "`connect_timeout` is not a number of seconds; write 0 for the default, or up to 60",
     );
-    let seconds: u64 = value.parse().map_err(|_| told.clone())?;
+    let seconds: u64 = value.parse().map_err(|_cause| told.clone())?;
     match Duration::from_secs(seconds) {
         Duration::ZERO => Ok(DATABASE_CONNECT_TIMEOUT),
         time if time <= DATABASE_CONNECT_MAX => Ok(time),

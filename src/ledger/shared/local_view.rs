@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, spec_of};
 use super::super::forecast::forecast;
-use super::super::{Forecast, Slot};
+use super::super::{Ahead, Forecast, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
 use super::offset::Offset;
@@ -320,7 +320,7 @@ impl LocalView {
         &self,
         target: &Target,
         scope: &Scope,
-        ahead: &[i64],
+        ahead: &[Ahead],
         now: Instant,
         offset: &Offset,
     ) -> Forecast {
@@ -329,17 +329,17 @@ impl LocalView {
                 Some((book.schedule(limit, key)?, true))
             });
         }
-        let mut behind: SmallVec<[i64; 8]> = SmallVec::from_slice(ahead);
+        let mut behind: SmallVec<[Ahead; 8]> = SmallVec::from_slice(ahead);
         for limit in scope.limits.iter() {
             let key = scope.shared_key(limit).cloned();
             let known = target.limits.get(limit);
             let copy = known.and_then(|known| self.copies.get(&(Arc::clone(&known.name), key)));
             if let Some((copy, ahead)) = copy.zip(behind.get_mut(limit)) {
                 let (crowd, weight) = copy.crowd;
-                let own = *ahead + scope.cost(limit);
+                let own = ahead.units.saturating_add(ahead.each);
                 let share = i128::from(own) * i128::from(weight) / 1_000_000;
                 let share = i64::try_from(share).unwrap_or(i64::MAX);
-                *ahead = ahead.saturating_add(crowd.min(share));
+                ahead.units = ahead.units.saturating_add(crowd.min(share));
             }
         }
         let from = offset.to_store_clock(now).max(self.blocked);

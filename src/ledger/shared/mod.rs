@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use bookings::Bookings;
 use fallback::book_freely;
@@ -37,8 +37,8 @@ use offset::Offset;
 use super::call::spec_of;
 use super::outage::Outage;
 use super::{
-    Answer, Booking, Call, Forecast, Ledger, LedgerGap, LedgerStatus, Pinning, Replica, Run,
-    Settlement, Slot,
+    Ahead, Answer, Booking, Call, Correction, Forecast, Ledger, LedgerGap, LedgerStatus, Pinning,
+    Replica, Run, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
 use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
@@ -239,21 +239,26 @@ impl<L: Link> Ledger for SharedLedger<L> {
         }
     }
 
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) {
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction {
         let Some(known) = target.limits.get(limit) else {
-            return;
+            return Correction::Done;
         };
+        let (done, pending) = oneshot::channel();
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
         let key = slot.scope.shared_key(limit).cloned();
         let limit = Arc::clone(&known.name);
         self.0.parts.tasks.spawn_detached(async move {
             // If the store is unreachable, the correction is lost and the estimated cost stays
             // booked.
-            let _ = inner.link.correct(target, limit, key, units).await;
+            if inner.link.correct(target, limit, key, units).await.is_ok() {
+                // Most callers do not wait for the correction.
+                let _ = done.send(());
+            }
         });
+        Correction::Pending(pending)
     }
 
-    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast {
         let now = self.0.parts.clock.now();
         if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use super::fleet::{Fleet, percentile};
-use crate::fakes::{Fake, FakeAnswer, FakeRequest, FakeTime, Gemini, GitHub, OpenAi, Vendor};
+use crate::fakes::{Fake, FakeAnswer, FakeRequest, FakeTime, GeminiDay, GitHub, OpenAi, Vendor};
 use crate::harness::{Client, Proto};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -19,7 +19,7 @@ const BAD: &str = "Bearer bad";
 /// bad key is refused.
 struct Vendors {
     openai: OpenAi,
-    gemini: Gemini,
+    gemini: GeminiDay,
     github: GitHub,
 }
 
@@ -31,7 +31,7 @@ impl Vendors {
         github.forbidden = vec![BAD.to_owned()];
         Self {
             openai,
-            gemini: Gemini::new(0),
+            gemini: GeminiDay::new(0),
             github,
         }
     }
