@@ -136,16 +136,14 @@ impl Admin {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    let faults = admin.readiness.faults();
     match admin.readiness.missing() {
-        None => {
+        None => match admin.config.warning() {
+            None => "ready\n".into_response(),
             // The previous configuration works, so the process stays ready.
-            let warning = admin.config.warning();
-            let warning = warning.map(|text| format!("warning: {text}\n"));
-            format!("ready\n{}{faults}", warning.unwrap_or_default()).into_response()
-        }
+            Some(warning) => format!("ready\nwarning: {warning}\n").into_response(),
+        },
         Some(missing) => {
-            let text = format!("not ready: {missing}\n{faults}");
+            let text = format!("not ready: {missing}\n");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }

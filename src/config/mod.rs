@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::db::DatabaseSource;
 use crate::exchange::{AccessLog, BodySettings};
 use crate::intercept::CaSource;
 use crate::ledger::Outage;
@@ -171,8 +170,8 @@ pub struct LedgerSettings {
 /// Settings of the Postgres database that holds the schedules.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PostgresSettings {
-    /// Source of the database's URL, which may contain a password.
-    pub source: DatabaseSource,
+    /// URL of the database, which may contain a password.
+    pub url: Secret,
     /// True if `serve` brings the schema of the database up to date.
     pub migrate: bool,
 }

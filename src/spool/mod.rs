@@ -103,7 +103,7 @@ impl From<sqlx::Error> for StoreError {
             // SQLSTATE 53100, `disk_full`. SQLite has no such code.
             Some("53100") => Self::NoSpace("the disk of the database"),
             _ if crate::db::is_about_input(&error) => Self::Refused(error.to_string()),
-            _ => Self::Away(crate::db::describe(&error)),
+            _ => Self::Away(error.to_string()),
         }
     }
 }
