@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::limiter::{Algorithm, Limiter};
+use super::limiter::Limiter;
 use super::prompt::Prompt;
 use super::{FakeAnswer, FakeRequest, FakeTime, Vendor};
 
@@ -21,13 +21,7 @@ pub(crate) struct Bedrock {
 
 impl Bedrock {
     pub(crate) fn new(requests: u64, tokens: u64, window: Duration) -> Self {
-        let bucket = |amount| {
-            Limiter::new(Algorithm::Bucket {
-                amount,
-                window,
-                capacity: amount,
-            })
-        };
+        let bucket = |amount| Limiter::bucket(amount, window);
         Self {
             requests: bucket(requests),
             tokens: bucket(tokens),

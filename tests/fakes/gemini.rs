@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::limiter::{Algorithm, Limiter};
+use super::limiter::Limiter;
 use super::prompt::Prompt;
 use super::{FakeAnswer, FakeEvent, FakeRequest, FakeTime, FakeUsage, Vendor};
 
@@ -16,13 +16,7 @@ pub(crate) struct Gemini {
 
 impl Gemini {
     pub(crate) fn new(requests: u64, input: u64, window: Duration) -> Self {
-        let bucket = |amount| {
-            Limiter::new(Algorithm::Bucket {
-                amount,
-                window,
-                capacity: amount,
-            })
-        };
+        let bucket = |amount| Limiter::bucket(amount, window);
         Self {
             requests: bucket(requests),
             input: bucket(input),

@@ -70,6 +70,15 @@ impl Limiter {
         }
     }
 
+    /// Creates a bucket that holds the amount of one window.
+    pub(crate) fn bucket(amount: u64, window: Duration) -> Self {
+        Self::new(Algorithm::Bucket {
+            amount,
+            window,
+            capacity: amount,
+        })
+    }
+
     pub(crate) fn with_penalty(mut self, penalty: Duration) -> Self {
         self.penalty = penalty;
         self

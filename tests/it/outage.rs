@@ -90,17 +90,7 @@ async fn p11_explained_a_share_of_nothing_is_called_nothing() {
     let mut postgres = Postgres::start().await;
     let first = replica(&postgres, &origin, "").await;
     let second = replica(&postgres, &origin, "").await;
-    let mut connection = postgres.connect().await.unwrap();
-    soon("the fallback shares", async {
-        let query = "select count(*) from outpace.replica where share_ppm = 500000";
-        while sqlx::query_scalar::<_, i64>(query)
-            .fetch_one(&mut connection)
-            .await
-            .unwrap()
-            < 2
-        {}
-    })
-    .await;
+    postgres.has_equal_shares(2).await;
     postgres.crash();
     for replica in [&first, &second] {
         soon("the fallback share", async {

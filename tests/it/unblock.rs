@@ -368,17 +368,7 @@ async fn p12_predictable_a_replica_without_its_database_blocks_the_scope_too() {
         let (bad, good) = (asked("/", "bad", "m"), asked("/", "k1", "m"));
         attempts.lock().unwrap().clear();
         let (mut postgres, programs) = replicas(&origin, &policy(limits)).await;
-        let mut connection = postgres.connect().await.unwrap();
-        soon("the fallback shares", async {
-            let query = "select count(*) from outpace.replica where share_ppm = 500000";
-            while sqlx::query_scalar::<_, i64>(query)
-                .fetch_one(&mut connection)
-                .await
-                .unwrap()
-                < 2
-            {}
-        })
-        .await;
+        postgres.has_equal_shares(2).await;
         postgres.crash();
         for program in &programs {
             soon("the fallback", async {

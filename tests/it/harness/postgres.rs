@@ -189,6 +189,22 @@ impl Postgres {
         sqlx::PgConnection::connect(&self.url()).await
     }
 
+    /// Waits until each of `replicas` replicas has its part of every limit for an outage.
+    pub(crate) async fn has_equal_shares(&self, replicas: i64) {
+        let mut connection = self.connect().await.unwrap();
+        let query = "select count(*) from outpace.replica where share_ppm = $1";
+        soon("the fallback shares", async {
+            while sqlx::query_scalar::<_, i64>(query)
+                .bind(1_000_000 / replicas)
+                .fetch_one(&mut connection)
+                .await
+                .unwrap()
+                < replicas
+            {}
+        })
+        .await;
+    }
+
     pub(crate) fn url(&self) -> String {
         self.url_by(self.port)
     }

@@ -1,6 +1,6 @@
 //! Replicas before one fake, configured as `docs/tokens.md` shows, and what they charged.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use sqlx::Row as _;
 
@@ -158,8 +158,6 @@ impl Site {
                 if pairs.clone().all(agrees) {
                     return metered;
                 }
-                println!("metered {metered:?}, counted {counted:?}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         };
         let metered = soon("the settlements", agree).await;
