@@ -136,14 +136,16 @@ impl Admin {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
+    let faults = admin.readiness.faults();
     match admin.readiness.missing() {
-        None => match admin.config.warning() {
-            None => "ready\n".into_response(),
+        None => {
             // The previous configuration works, so the process stays ready.
-            Some(warning) => format!("ready\nwarning: {warning}\n").into_response(),
-        },
+            let warning = admin.config.warning();
+            let warning = warning.map(|text| format!("warning: {text}\n"));
+            format!("ready\n{}{faults}", warning.unwrap_or_default()).into_response()
+        }
         Some(missing) => {
-            let text = format!("not ready: {missing}\n");
+            let text = format!("not ready: {missing}\n{faults}");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }

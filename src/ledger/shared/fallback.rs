@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use foldhash::HashMap;
+use smallvec::smallvec;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, Id, OVERFLOW, ScheduleUse};
+use super::super::call::{Answer, Call, Grant, Id, OVERFLOW, Run, ScheduleUse};
 use super::offset::Offset;
 use crate::bounds::HORIZON_MIN;
 use crate::clock::Instant;
@@ -126,6 +127,20 @@ impl Fallback {
             before.append(usage);
             *usage = before;
         }
+    }
+}
+
+/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
+pub(super) fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
+    let grant = |run: &Run| Grant {
+        slots: smallvec![now; run.want as usize],
+        ..Grant::default()
+    };
+    Answer {
+        now,
+        epoch,
+        runs: runs.iter().map(grant).collect(),
+        ..Answer::default()
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
 use crate::clock::Instant;
+use crate::db::DatabaseFault;
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
 
@@ -76,7 +77,7 @@ pub struct LimitPin {
 pub enum LinkError {
     /// The store cannot be used at the moment.
     #[error("{0}")]
-    Unavailable(String),
+    Unavailable(DatabaseFault),
     /// The store refused the content of the call, so it would refuse the same call again.
     #[error("{0}")]
     Refused(String),

@@ -5,10 +5,12 @@
 //! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
 mod blocks;
+mod bookings;
 mod contention;
 mod fallback;
 mod figures;
 mod gap;
+mod horizon;
 mod link;
 mod local_view;
 mod mode;
@@ -23,9 +25,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use tokio::sync::{oneshot, watch};
 
+use bookings::Bookings;
+use fallback::book_freely;
 use local_view::LocalView;
 use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
@@ -33,19 +37,19 @@ use offset::Offset;
 use super::call::spec_of;
 use super::outage::Outage;
 use super::{
-    Ahead, Answer, Booking, Call, Correction, Forecast, Grant, Ledger, LedgerGap, LedgerStatus,
-    Pinning, Replica, Run, Settlement, Slot,
+    Ahead, Answer, Booking, Call, Correction, Forecast, Ledger, LedgerGap, LedgerStatus, Pinning,
+    Replica, Run, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
-use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
+use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
+use crate::db::DatabaseFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::random::Random;
 use crate::schedule::Spec;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
 use crate::telemetry::{LedgerFigures, Metrics};
-use crate::units::nanos;
 
 /// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
 /// random.
@@ -74,6 +78,8 @@ struct SharedState<L> {
     failure_log: Mutex<FailureLog>,
     /// Error of the last failed call, for refusals and operators.
     failure: Mutex<Arc<str>>,
+    /// Bookings without an answer so far.
+    bookings: Bookings,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
 }
@@ -83,6 +89,12 @@ struct SharedState<L> {
 struct StoreView {
     offset: Offset,
     share: FallbackShare,
+    /// Instant of the last reply to a heartbeat.
+    heard: Option<Instant>,
+    /// True while the outcome of a heartbeat is not known.
+    is_beating: bool,
+    /// Instant from which each heartbeat found the lock of the heartbeats taken.
+    busy_since: Option<Instant>,
     started: i64,
     /// Start of the server according to its heartbeats, while `started` is taken from its booking
     /// answers.
@@ -151,6 +163,7 @@ impl<L: Link> SharedLedger<L> {
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
+            bookings: Bookings::default(),
             refusal_warned: Mutex::default(),
         });
         let heartbeats = Arc::clone(&inner).heartbeat_loop();
@@ -168,6 +181,16 @@ impl<L: Link> SharedLedger<L> {
         let mut connection = self.0.link_state.subscribe();
         // The wait cannot fail, because `self` keeps the sender alive.
         let _ = connection.wait_for(|connection| connection.is_up()).await;
+    }
+
+    /// Records a failure that was found before the first call, and logs it.
+    pub fn failed(&self, error: &LinkError) {
+        self.0.on_failure(error);
+    }
+
+    /// Returns the mode and the error of the last failed call, or `None` while the store answers.
+    pub fn outage(&self) -> Option<String> {
+        self.0.outage()
     }
 
     /// Leaves the store before a clean exit, so that the fallback share and the permits are free at
@@ -352,23 +375,16 @@ impl<L: Link> SharedState<L> {
         lock(&self.store)
     }
 
-    /// Holds all requests of a target on this replica. Returns the end of the block by the store's
-    /// clock, or `None` if a later block is known or this one has ended.
-    fn hold(&self, handle: &TargetHandle, until: Instant) -> Option<Instant> {
-        let theirs = self.store().offset.to_store_clock(until);
-        let mut view = handle.view();
-        if until <= self.parts.clock.now() || !view.block(theirs) {
-            return None;
-        }
-        let epoch = view.epoch;
-        drop(view);
-        handle.publish(epoch);
-        Some(theirs)
-    }
-
     fn mode(&self) -> LedgerMode {
-        let share = self.store().share;
+        let (share, is_beating) = {
+            let store = self.store();
+            (store.share, store.is_beating)
+        };
         let link = *self.link_state.borrow();
+        if is_beating && link.since().is_some() {
+            // The store may receive this heartbeat, and its outcome follows soon.
+            return LedgerMode::Holding(Instant::FAR);
+        }
         mode(link, share, &self.parts.outage, self.parts.clock.now())
     }
 
@@ -378,14 +394,27 @@ impl<L: Link> SharedState<L> {
         let handle = self.handle(&target.name);
         let _turn = handle.turnstile.lock().await;
         let mut link_state = self.link_state.subscribe();
+        let mut begun = None;
         loop {
             match self.mode() {
                 LedgerMode::Connected => {
-                    if let Some(answer) = self.book_connected(&handle, target, &runs).await {
+                    let begun = *begun.get_or_insert_with(|| self.parts.clock.now());
+                    let _booking = self.bookings.begin(begun);
+                    // A busy store does not hold a booking for longer than a silent one.
+                    let booked = tokio::select! {
+                        booked = self.book_connected(&handle, target, &runs) => booked,
+                        () = self.parts.clock.sleep_until(begun + LEDGER_CALL_TIMEOUT) => {
+                            let fault = DatabaseFault::locked();
+                            self.on_failure(&LinkError::Unavailable(fault));
+                            None
+                        }
+                    };
+                    if let Some(answer) = booked {
                         return answer;
                     }
                 }
                 LedgerMode::Holding(until) => {
+                    begun = None;
                     tokio::select! {
                         changed = link_state.changed() => if changed.is_err() { return Answer::default() },
                         () = self.parts.clock.sleep_until(until) => {}
@@ -457,35 +486,5 @@ impl<L: Link> SharedState<L> {
                 None
             }
         }
-    }
-
-    /// Returns the horizon of the next call in nanoseconds. It is as short as possible, but covers
-    /// two round trips to the store and five slots of a slow limit per replica. It also keeps the
-    /// calls of all replicas within [`LEDGER_CALLS`] per second.
-    fn horizon(&self, handle: &TargetHandle, target: &Target, runs: &[Run]) -> i64 {
-        let live = self.live.load(Ordering::Relaxed).max(1);
-        let interval = handle.view().interval(target, runs);
-        let way = self.store().offset.slowest().saturating_mul(2);
-        let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
-        interval
-            .saturating_mul(5 * live)
-            .clamp(nanos(HORIZON_MIN), nanos(HORIZON_MAX))
-            .max(way)
-            .max(budget)
-            .min(nanos(HORIZON_STRETCHED))
-    }
-}
-
-/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
-fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
-    let grant = |run: &Run| Grant {
-        slots: smallvec![now; run.want as usize],
-        ..Grant::default()
-    };
-    Answer {
-        now,
-        epoch,
-        runs: runs.iter().map(grant).collect(),
-        ..Answer::default()
     }
 }
