@@ -255,7 +255,7 @@ impl Book {
             {
                 *held = asked.held;
             }
-            row.report(asked, now);
+            row.report(asked, now, users.lost());
         }
         index
     }

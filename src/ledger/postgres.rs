@@ -314,6 +314,13 @@ impl Link for PostgresLink {
         self.database.warm().await.map_err(LinkError::Unavailable)
     }
 
+    async fn now(&self) -> Result<Instant, LinkError> {
+        let now = self
+            .ask::<i64>("select outpace.clock_v1()".to_owned())
+            .await?;
+        Ok(Instant::from_nanos(now))
+    }
+
     async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
         let candidate = quoted(&candidate.to_hex());
         let statement = format!("select outpace.key_secret_v1({candidate})");

@@ -205,7 +205,8 @@ impl Row {
 
     /// Merges the report of a caller: permits that it holds, the state that it last received, and
     /// its requests without a booking. A state of other numbers that cannot be compared is ignored.
-    pub(super) fn report(&mut self, report: &ScheduleUse, now: i64) {
+    /// `lost` millionths of the rate are reserved for silent replicas.
+    pub(super) fn report(&mut self, report: &ScheduleUse, now: i64, lost: i64) {
         let spec = self.spec();
         let Some(schedule) = self.schedule_mut() else {
             return;
@@ -221,7 +222,7 @@ impl Row {
         }
         let now = Instant::from_nanos(now);
         for (at, units) in &report.unbooked {
-            schedule.record_unbooked(Instant::from_nanos(*at), *units, now);
+            schedule.record_unbooked(Instant::from_nanos(*at), *units, now, lost);
         }
     }
 

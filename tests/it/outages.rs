@@ -49,7 +49,7 @@ fn is_warning(event: &Value) -> bool {
 
 /// Returns the time from `start` to the event, by the clock of its line.
 fn after(start: SystemTime, event: &Value) -> Duration {
-    let at = event["timestamp"].as_str().unwrap();
+    let at = event["time"].as_str().unwrap();
     let at = humantime::parse_rfc3339(at).unwrap();
     at.duration_since(start).unwrap_or_default()
 }

@@ -137,11 +137,11 @@ impl Plan {
     }
 
     /// Returns the instant at which a replica's fallback share begins, in seconds, if its silence
-    /// ends at `silence`. Window algorithms begin one window later because other replicas may have
-    /// used the first one.
+    /// ends at `silence`. Token buckets begin one interval later and window algorithms one window,
+    /// because other replicas may have used them until then.
     pub(crate) fn alone_from(&self, silence: f64) -> f64 {
         match self.algorithm {
-            Algorithm::TokenBucket { .. } => silence,
+            Algorithm::TokenBucket { .. } => silence + self.alone_interval().unwrap_or(0.0),
             Algorithm::SlidingWindow | Algorithm::FixedWindow => silence + self.spread(),
         }
     }

@@ -352,6 +352,11 @@ impl Link for ModelLink {
         self.ask(|_| ()).await
     }
 
+    async fn now(&self) -> Result<clock::Instant, LinkError> {
+        self.ask(|store| clock::Instant::from_nanos(store.now()))
+            .await
+    }
+
     async fn heartbeat(
         &self,
         replica: Replica,

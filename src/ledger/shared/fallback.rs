@@ -161,7 +161,8 @@ pub(super) fn at_share(full: Spec, ppm: i64) -> Spec {
 /// Replaces the numbers of a limit by those of the fallback share.
 ///
 /// Other replicas may have used up a window just before they noticed the silence, so the share of a
-/// window begins one window later. The rates of token buckets add up, so theirs begins at once.
+/// window begins one window later. The rates of token buckets add up, so theirs begins with one
+/// interval of the share.
 fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
     let full = row.spec;
     row.spec = at_share(full, ppm);
@@ -173,10 +174,13 @@ fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
     if is_permits(row.spec) {
         return;
     }
-    if let Spec::Sliding { window, .. } | Spec::Fixed { window, .. } = full {
-        row.seen = Some(ScheduleState {
-            mark: noticed.as_nanos().saturating_add(window),
-            ..ScheduleState::unused(row.spec)
-        });
-    }
+    let delay = match (full, row.spec) {
+        (Spec::Sliding { window, .. } | Spec::Fixed { window, .. }, _) => window,
+        (_, Spec::Token { interval, .. }) => interval,
+        _ => 0,
+    };
+    row.seen = Some(ScheduleState {
+        mark: noticed.as_nanos().saturating_add(delay),
+        ..ScheduleState::unused(row.spec)
+    });
 }

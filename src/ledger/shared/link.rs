@@ -165,6 +165,9 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     /// the check.
     fn reach(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
 
+    /// Returns the current instant of the store's clock.
+    fn now(&self) -> impl Future<Output = Result<Instant, LinkError>> + Send;
+
     /// Returns the secret for the digests of secret keys. A store without one takes `candidate`.
     fn key_secret(
         &self,

@@ -55,11 +55,11 @@ pub(super) enum LinkState {
 }
 
 impl LinkState {
-    /// Returns the state after a call that failed, if the store received its last heartbeat at
-    /// `heard`. An outage continues, because the other replicas have noticed this silence.
-    pub(super) const fn failed(self, heard: Instant) -> Self {
+    /// Returns the state after a call that failed at `now`. An outage continues, because the other
+    /// replicas have noticed this silence.
+    pub(super) const fn failed(self, now: Instant) -> Self {
         match self {
-            Self::Up => Self::Down(heard),
+            Self::Up => Self::Down(now),
             Self::Returning(since) => Self::Down(since),
             Self::Never | Self::Down(_) => self,
         }

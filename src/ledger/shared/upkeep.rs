@@ -18,6 +18,10 @@ use crate::units::nanos;
 
 /// Average interval between two sweeps of one replica, which remove idle schedules from the store.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Maximum number of readings of the store's clock at each new connection.
+const CLOCK_READS: usize = 4;
+/// Error of the estimated clock offset that is small enough. The pace's slack of 25 ms covers it.
+const CLOCK_ERROR: Duration = Duration::from_millis(5);
 /// Time until a replica counts as silent, used if the store reports a negative time.
 const SILENT: Duration = Duration::from_secs(2);
 
@@ -244,9 +248,25 @@ impl<L: Link> SharedState<L> {
     /// secret, so it is read at each new connection.
     async fn reach(&self) -> Result<(), LinkError> {
         self.link.reach().await?;
+        self.read_clock().await?;
         let candidate = lock(&self.key_secret).clone();
         let secret = self.link.key_secret(&candidate).await?;
         *lock(&self.key_secret) = secret;
+        Ok(())
+    }
+
+    /// Reads the store's clock until an answer is quick. One estimate may be wrong by half of its
+    /// round trip, and slots would then leave that much too early.
+    async fn read_clock(&self) -> Result<(), LinkError> {
+        for _ in 0..CLOCK_READS {
+            let sent = self.parts.clock.now();
+            let store = self.link.now().await?;
+            let now = self.parts.clock.now();
+            self.store().offset.observe(sent, now, store);
+            if now.since(sent) <= CLOCK_ERROR * 2 {
+                break;
+            }
+        }
         Ok(())
     }
 

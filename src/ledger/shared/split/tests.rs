@@ -106,6 +106,10 @@ impl Link for Arc<PoisonLink> {
         Ok(())
     }
 
+    async fn now(&self) -> Result<Instant, LinkError> {
+        Ok(Instant::from_nanos(NOW))
+    }
+
     async fn heartbeat(&self, _: Replica, _: i64, _: i64) -> Result<Option<Heartbeat>, LinkError> {
         Ok(Some(Heartbeat {
             now: Instant::from_nanos(NOW),
