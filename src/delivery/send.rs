@@ -421,9 +421,11 @@ impl Deliverer {
         let (clock, buffer) = (&self.parts.exchange.clock, finished.attempt.buffer);
         loop {
             let again = match self.parts.store.finish(finished.clone(), self.now()).await {
-                Err(StoreError::Full { .. } | StoreError::NoSpace(_)) => {
-                    !self.parts.exchange.tasks.draining()
-                }
+                Err(
+                    StoreError::Full { .. }
+                    | StoreError::MinFree { .. }
+                    | StoreError::NoSpace { .. },
+                ) => !self.parts.exchange.tasks.draining(),
                 // A database may become reachable again in time, even during a shutdown.
                 Err(StoreError::Away(_)) => self.parts.store.is_shared(),
                 other => return other,

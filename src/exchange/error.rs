@@ -83,7 +83,9 @@ impl From<StoreError> for Error {
             StoreError::NameTaken(_) | StoreError::Conflict(_) => Reason::Conflict,
             StoreError::KeyReused => Reason::KeyReused,
             StoreError::Refused(_) => Reason::NotStorable,
-            StoreError::Full { .. } | StoreError::NoSpace(_) => Reason::SpoolFull,
+            StoreError::Full { .. } | StoreError::MinFree { .. } | StoreError::NoSpace { .. } => {
+                Reason::SpoolFull
+            }
             StoreError::ShareFull { .. } => Reason::SpoolShareFull,
             StoreError::Sealed(SealError::NoKey(_)) => Reason::NotSpoolable,
             StoreError::Damaged(_) | StoreError::Sealed(_) | StoreError::Away(_) => {

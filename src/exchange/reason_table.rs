@@ -195,8 +195,8 @@ reasons! {
         "The body is too large to be stored.",
         "Send a smaller body or batch, or raise `spool.max_body`.";
     SpoolFull, "spool-full", INSUFFICIENT_STORAGE, "http_request_denied", Refused, Warn:
-        "The spool is full. Stored items are still delivered.",
-        "Retry later, raise `spool.max`, purge finished items or free disk space.";
+        "The spool, or its disk, has no room for the push. Stored items are still delivered.",
+        "Retry later, and change the bound that `detail` names: `spool.max`, `spool.min_free` or the disk.";
     SpoolShareFull, "spool-share-full", INSUFFICIENT_STORAGE, "http_request_denied", Refused, Debug:
         "The client has used its share of the spool. Other clients can still push.",
         "Retry later, let the client purge finished items, or raise its `spool` in `clients`.";

@@ -60,7 +60,9 @@ pub enum StoreError {
     #[error("{0}")]
     Conflict(String),
     /// A push would exceed the size bound of the spool.
-    #[error("the spool is full: {used} of {max} bytes are used")]
+    #[error(
+        "the spool is full: {used} of the {max} bytes that `spool.max` leaves for pushes are used; purge items, or raise `spool.max`"
+    )]
     Full {
         /// Bytes in use, counted like the bound.
         used: u64,
@@ -79,9 +81,24 @@ pub enum StoreError {
         /// Unit of the bound, `bytes` or `items`.
         unit: &'static str,
     },
-    /// The disk of the spool or of its database has no room left. The text names the disk.
-    #[error("{0} is full; free space on it")]
-    NoSpace(&'static str),
+    /// A push would leave less free space on the file system than the operator wants.
+    #[error(
+        "the file system of the spool has {free} bytes free, and `spool.min_free` keeps {min_free} of them; free space on it, or lower `spool.min_free`"
+    )]
+    MinFree {
+        /// Bytes that are free on the file system.
+        free: u64,
+        /// Bytes that pushes leave free.
+        min_free: u64,
+    },
+    /// The disk of the spool or of its database has no room left.
+    #[error("{disk} is full: {cause}; free space on it")]
+    NoSpace {
+        /// Name of the disk that is full.
+        disk: &'static str,
+        /// Error of the store.
+        cause: String,
+    },
     /// The stored body is missing or does not match its checksum.
     #[error("{0} is damaged: its stored body does not match its checksum; push it again")]
     Damaged(String),
@@ -101,7 +118,12 @@ impl From<sqlx::Error> for StoreError {
         let code = error.as_database_error().and_then(|told| told.code());
         match code.as_deref() {
             // SQLSTATE 53100, `disk_full`. SQLite has no such code.
-            Some("53100") => Self::NoSpace("the disk of the database"),
+            Some("53100") => Self::NoSpace {
+                disk: "the disk of the database",
+                cause: error
+                    .as_database_error()
+                    .map_or_else(String::new, |told| told.message().to_owned()),
+            },
             _ if crate::db::is_about_input(&error) => Self::Refused(error.to_string()),
             _ => Self::Away(error.to_string()),
         }

@@ -340,6 +340,8 @@ async fn a_database_that_comes_later_is_waited_for() {
     let (status, problem) =
         call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
     assert_eq!(status, 503, "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("Connection refused"), "{detail}");
     assert_eq!(program.admin_get("/readyz").await.0, 503);
     postgres.run().await;
     let ready = async { while program.admin_get("/readyz").await.0 != 200 {} };
@@ -365,7 +367,7 @@ async fn p11_a_full_disk_of_the_database_is_called_a_full_disk() {
     let item = json!({ "body": "x" });
     let (status, told) = call(&program, "POST", "/buffers/b/items", &item).await;
     assert_eq!((status, &told["reason"]), (507, &"spool-full".into()));
-    let expected = "the disk of the database is full; free space on it";
+    let expected = "the disk of the database is full: No space left on device; free space on it";
     assert_eq!(told["detail"], expected);
     let freed = "drop trigger full_disk on outpace.item";
     sqlx::raw_sql(freed).execute(&mut connection).await.unwrap();

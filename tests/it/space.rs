@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::buffers::{call, call_with, made, noting, operate};
-use crate::harness::{Origin, Program, reply, soon};
+use crate::harness::{Faults, Origin, Program, reply, soon};
 
 pub(crate) const SMALL: &str =
     "spool: { max: 8MiB, max_body: 2MiB, min_free: 1MiB, ballast: 1MiB }\n";
@@ -207,6 +207,81 @@ async fn p14_clients_that_leave_have_a_whole_item_or_no_file() {
         }
     };
     soon("the files of stored items only", settled).await;
+}
+
+/// Pushes one item and returns the text of its refusal.
+async fn refusal(program: &Program) -> String {
+    let (status, told) = call(
+        program,
+        "POST",
+        "/buffers/b/items",
+        json!({ "body": "x".repeat(100_000) }),
+    )
+    .await;
+    assert_eq!(
+        (status, &told["reason"]),
+        (507, &"spool-full".into()),
+        "{told}"
+    );
+    told["detail"].as_str().unwrap().to_owned()
+}
+
+fn warnings(program: &Program) -> Vec<String> {
+    let events = program.events();
+    let texts = events.iter().filter_map(|event| event["message"].as_str());
+    texts
+        .filter(|text| text.contains("spool.min_free"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_one_truth_a_refusal_names_the_bound_that_was_met() {
+    let (origin, _seen) = noting(|_| 200).await;
+    let program = paused(&origin, SMALL).await;
+    while push(&program, json!({ "body": "x".repeat(100_000) })).await == 201 {}
+    let told = refusal(&program).await;
+    assert!(
+        told.contains("`spool.max`") && !told.contains("min_free"),
+        "{told}"
+    );
+    assert_eq!(warnings(&program), [""; 0]);
+    let stat = rustix::fs::statvfs(program.dir.path()).unwrap();
+    let (free, size) = (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize);
+    // Other programs use the same disk, so the free space changes meanwhile.
+    for (min_free, warned) in [
+        (size + (1 << 30), "exceeds the file system"),
+        (free + (size - free) / 2, "no more free space"),
+    ] {
+        let spool = format!("spool: {{ min_free: {min_free}B, ballast: 1MiB }}\n");
+        let program = paused(&origin, &spool).await;
+        let told = refusal(&program).await;
+        assert!(
+            told.contains("`spool.min_free` keeps ") && !told.contains("spool.max"),
+            "{told}"
+        );
+        let warnings = warnings(&program);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(warned),
+            "{warnings:?}"
+        );
+    }
+    let faults = Faults::new();
+    let [library, word] = faults.env();
+    let env = [(library.0, &*library.1), (word.0, &*word.1)];
+    let program = Program::with_env(&origin, SMALL, &env).await;
+    made(&program, &json!({})).await;
+    faults.set("full");
+    let told = refusal(&program).await;
+    assert!(
+        told.starts_with("the disk of the spool is full: "),
+        "{told}"
+    );
+    assert!(
+        told.contains("database or disk is full") && !told.contains("spool."),
+        "{told}"
+    );
+    faults.none();
 }
 
 /// Item of a random kind: large in a file, in the database, tiny, or with much metadata.

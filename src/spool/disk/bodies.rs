@@ -88,7 +88,10 @@ pub(super) async fn keep_large(
     let written = written.map_err(|error| StoreError::Away(error.to_string()))?;
     written.map_err(|error: std::io::Error| match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            StoreError::NoSpace(SPOOL_DISK)
+            StoreError::NoSpace {
+                disk: SPOOL_DISK,
+                cause: error.to_string(),
+            }
         }
         _ => StoreError::Away(error.to_string()),
     })

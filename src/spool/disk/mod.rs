@@ -79,10 +79,33 @@ impl DiskSettings {
     /// Returns the free bytes of the file system beyond `min_free`. If the query fails, there is no
     /// bound.
     fn free(&self) -> u64 {
-        let stat = rustix::fs::statvfs(&self.dir);
-        stat.map_or(u64::MAX, |stat| {
-            (stat.f_bavail * stat.f_frsize).saturating_sub(self.min_free)
-        })
+        self.space()
+            .map_or(u64::MAX, |(free, _)| free.saturating_sub(self.min_free))
+    }
+
+    /// Returns the free bytes and all bytes of the file system, if it tells them.
+    fn space(&self) -> Option<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.dir).ok()?;
+        Some((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+    }
+
+    /// Warns if the file system has less space than `min_free`, so that every push is refused.
+    fn check_space(&self) {
+        let Some((free, size)) = self.space() else {
+            return;
+        };
+        let min_free = self.min_free;
+        if min_free > size {
+            tracing::warn!(
+                min_free, size, dir = %self.dir.display(),
+                "`spool.min_free` exceeds the file system of the spool, so every push is refused; lower it, or move `spool.dir`"
+            );
+        } else if free <= min_free {
+            tracing::warn!(
+                min_free, free, dir = %self.dir.display(),
+                "the file system of the spool has no more free space than `spool.min_free`, so every push is refused; free space on it, or lower `spool.min_free`"
+            );
+        }
     }
 }
 
@@ -187,6 +210,7 @@ impl DiskStore {
                 found,
             });
         }
+        settings.check_space();
         let room = Room::new(settings.max);
         let opened = sums::open(&mut connection, &dir, &buffer_index, &room);
         let (pages, found) = opened.await.map_err(database)?;
@@ -264,7 +288,9 @@ impl DiskStore {
         };
         let free = self.settings.free().saturating_sub(ballast);
         if self.room.reserved() + adds.bytes > free {
-            return Err(StoreError::NoSpace(SPOOL_DISK));
+            let (min_free, space) = (self.settings.min_free + ballast, self.settings.space());
+            let free = space.map_or(0, |(free, _)| free);
+            return Err(StoreError::MinFree { free, min_free });
         }
         let reserved = self.room.reserve(account, adds, in_files);
         // Free pages of the database file are of no use for body files.

@@ -91,7 +91,10 @@ impl Writer {
         // lack of space.
         let (pushes, mut others): (Operations, Operations) =
             ops.into_iter().partition(|op| op.is_push());
-        let full = StoreError::NoSpace(SPOOL_DISK);
+        let full = StoreError::NoSpace {
+            disk: SPOOL_DISK,
+            cause: error.to_string(),
+        };
         answer_all(pushes, &full);
         if others.is_empty() {
             return;

@@ -151,10 +151,21 @@ impl PostgresStore {
             };
             again = true;
             if !is_passing(&error) || clock.now() >= give_up {
-                return Err(error.into());
+                return Err(self.named(error).await);
             }
             clock.sleep_until(clock.now() + PAUSE).await;
         }
+    }
+
+    /// Converts an error. A pool that opened no connection in time does not say why, so another one is
+    /// opened without it.
+    async fn named(&self, error: sqlx::Error) -> StoreError {
+        if matches!(error, sqlx::Error::PoolTimedOut)
+            && let Err(cause) = self.parts.database.prepare(false).await
+        {
+            return StoreError::Away(cause.to_string());
+        }
+        error.into()
     }
 
     async fn rows_once(&self, statement: Statement<'_>) -> Result<Vec<PgRow>, sqlx::Error> {
