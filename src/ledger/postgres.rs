@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
+use super::{ReplicaReport, ReplicaRows, ScheduleId, SchedulesRead};
 use crate::bounds::LEDGER_CALL_TIMEOUT;
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, is_about_input};
@@ -256,16 +257,36 @@ impl Link for PostgresLink {
     async fn heartbeat(
         &self,
         replica: Replica,
+        report: &ReplicaReport,
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
-        let name = quoted(&self.name);
+        let (name, report) = (quoted(&self.name), json(report)?);
         let statement = format!(
-            "select outpace.heartbeat_v1({replica}, {name}, '{}', {share_for}, {held})",
-            env!("CARGO_PKG_VERSION")
+            "select outpace.heartbeat_v1({replica}, {name}, {report}, {share_for}, {held})"
         );
         let reply = self.ask::<Option<Json<Heartbeat>>>(statement).await?;
         Ok(reply.map(|Json(heartbeat)| heartbeat))
+    }
+
+    async fn peek(
+        &self,
+        target: Arc<str>,
+        schedules: Vec<ScheduleId>,
+        replica: Replica,
+    ) -> Result<SchedulesRead, LinkError> {
+        let rows = schedules.iter();
+        let rows = rows.map(|(limit, key)| serde_json::json!({ "limit": limit, "key": key }));
+        let (target, rows) = (quoted(&target), json(&rows.collect::<Vec<_>>())?);
+        let statement = format!("select outpace.peek_v1({target}, {rows}, {replica})");
+        let reply = self.ask::<Json<SchedulesRead>>(statement).await?;
+        Ok(reply.0)
+    }
+
+    async fn replicas(&self) -> Result<ReplicaRows, LinkError> {
+        let statement = "select outpace.replicas_v1()".to_owned();
+        let reply = self.ask::<Json<ReplicaRows>>(statement).await?;
+        Ok(reply.0)
     }
 
     async fn pin(

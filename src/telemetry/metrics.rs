@@ -1,8 +1,11 @@
 //! Metrics of the program, a closed set with labels from closed sets. The label `target` is the
 //! name of a configured target or `-`, never a host from a request.
 
+mod fleet;
+
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -80,6 +83,12 @@ metrics! {
         "Calls to a shared ledger that book slots";
     ledger_connected: Gauge = Gauge::default(), "outpace_ledger_connected", "",
         "1 if the shared ledger answers, 0 if not";
+    replicas: Gauge = Gauge::default(), "outpace_replicas", "",
+        "Replicas of the shared ledger that send heartbeats, including this one";
+    peers_silent: Gauge = Gauge::default(), "outpace_peers_silent", "",
+        "Other replicas without a heartbeat whose part of each rate is still reserved";
+    rate_reserved: Gauge<f64, AtomicU64> = Gauge::default(), "outpace_rate_reserved_ratio", "",
+        "Part of each rate that is reserved for silent replicas";
     connections: Gauge = Gauge::default(), "outpace_connections", "",
         "Client connections that are open now";
     connections_max: Gauge = Gauge::default(), "outpace_connections_max", "",

@@ -12,6 +12,7 @@ mod link;
 mod local_view;
 mod mode;
 mod offset;
+mod peers;
 mod split;
 mod upkeep;
 
@@ -19,7 +20,7 @@ pub use link::{Heartbeat, LimitPin, Link, LinkError, Reply};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 use local_view::LocalView;
 use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
+use peers::ReportSource;
 
 use super::call::spec_of;
 use super::outage::Outage;
@@ -36,6 +38,7 @@ use super::{
     Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
+use super::{Fleet, Listing, Refreshing, ReplicaReport};
 use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
 use crate::policy::{Bound, KeySecret, Scope, Target};
@@ -55,7 +58,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct SharedLedger<L>(Arc<SharedState<L>>);
 
-#[derive(Debug)]
 struct SharedState<L> {
     link: L,
     parts: SharedParts,
@@ -74,6 +76,10 @@ struct SharedState<L> {
     failure: Mutex<Arc<str>>,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
+    /// Source of the report that heartbeats carry, once the replica has joined.
+    report: OnceLock<ReportSource>,
+    /// The other replicas, from the last heartbeat.
+    fleet: Mutex<Fleet>,
 }
 
 /// The state of the connection to the store, from its answers.
@@ -134,8 +140,7 @@ pub struct SharedParts {
 }
 
 impl<L: Link> SharedLedger<L> {
-    /// Creates a ledger behind `link` and starts its heartbeats, which continue until the process
-    /// ends.
+    /// Creates a ledger behind `link`. It books nothing before it has [joined](Self::join).
     pub fn new(link: L, parts: SharedParts) -> Self {
         let key_secret = Mutex::new(parts.key_secret.clone());
         let inner = Arc::new(SharedState {
@@ -150,10 +155,20 @@ impl<L: Link> SharedLedger<L> {
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
             refusal_warned: Mutex::default(),
+            report: OnceLock::new(),
+            fleet: Mutex::default(),
         });
-        let heartbeats = Arc::clone(&inner).heartbeat_loop();
-        inner.parts.tasks.spawn_detached(heartbeats);
         Self(inner)
+    }
+
+    /// Joins the replicas of the store: starts the heartbeats, which carry the result of `report`
+    /// and continue until the process ends. A process that may still fail to start has not joined,
+    /// so nothing stays reserved for it. A second call has no effect.
+    pub fn join(&self, report: impl Fn() -> ReplicaReport + Send + Sync + 'static) {
+        if self.0.report.set(Box::new(report)).is_ok() {
+            let heartbeats = Arc::clone(&self.0).heartbeat_loop();
+            self.0.parts.tasks.spawn_detached(heartbeats);
+        }
     }
 
     /// Returns true if the store answers at the moment, so that bookings come from it.
@@ -233,6 +248,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {
                 at: now,
+                clear: now,
                 held_by: None,
             };
         }
@@ -242,6 +258,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let forecast = view.forecast(target, scope, ahead, now, &store.offset);
         Forecast {
             at: forecast.at.max(until.unwrap_or(now)),
+            clear: forecast.clear.max(until.unwrap_or(now)),
             ..forecast
         }
     }
@@ -305,6 +322,18 @@ impl<L: Link> Ledger for SharedLedger<L> {
             handle.view().forget_copies();
             Ok(())
         })
+    }
+
+    fn refresh<'a>(&'a self, target: &'a Arc<Target>, scope: &'a Scope) -> Refreshing<'a> {
+        Box::pin(self.0.refresh(target, scope))
+    }
+
+    fn fleet(&self) -> Fleet {
+        lock(&self.0.fleet).clone()
+    }
+
+    fn replicas(&self) -> Listing<'_> {
+        Box::pin(Arc::clone(&self.0).list())
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {

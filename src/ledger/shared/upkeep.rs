@@ -61,6 +61,7 @@ impl<L: Link> SharedState<L> {
         store.share.silent = u64::try_from(heartbeat.silent).map_or(SILENT, Duration::from_nanos);
         drop(store);
         self.live.store(heartbeat.live, Ordering::Relaxed);
+        self.follow_peers(heartbeat);
         let was_up = self.link_state.borrow().is_up();
         for (name, handle) in self.handles() {
             let mut view = handle.view();
@@ -68,6 +69,7 @@ impl<L: Link> SharedState<L> {
                 view.resync = true;
                 view.fallback.end();
             }
+            view.lost = heartbeat.lost;
             let pins = heartbeat.pins.iter().filter(|pin| pin.target == name);
             view.pins = pins.map(|pin| (Arc::clone(&pin.limit), pin.spec)).collect();
             if let Some(epoch) = heartbeat.epochs.get(&name) {
@@ -129,7 +131,9 @@ impl<L: Link> SharedState<L> {
         let sent = self.parts.clock.now();
         let held = self.store().share.ppm;
         let replica = self.parts.replica;
-        match self.link.heartbeat(replica, share_for, held).await {
+        let report = self.own_report();
+        let beat = self.link.heartbeat(replica, &report, share_for, held);
+        match beat.await {
             Ok(Some(heartbeat)) => {
                 let was = std::mem::replace(&mut self.store().server, heartbeat.started);
                 if was != 0
