@@ -44,6 +44,7 @@ create table outpace.block (
   credential text not null,                  -- digest
   since_ns   int8 not null,
   until_ns   int8 not null,                  -- a probe may leave from then on
+  asked_ns   int8 not null,                  -- end that the origin asked for, or 0 for none
   rest_ns    int8 not null default 0,        -- end of the wait for an unanswered probe
   longer     bool not null,                  -- the origin asked for more than `block_max`
   status     int  not null,

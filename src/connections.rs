@@ -487,7 +487,7 @@ mod tests {
         drop(first);
         let second = second.await.unwrap();
         assert!(second.establish() && second.establish());
-        let text = connections.metrics.encode();
+        let text = connections.metrics.text();
         let counted = "outpace_connections_refused_total{listener=\"proxy\",cause=\"full\"} 1";
         assert!(text.contains(counted), "{text}");
     }

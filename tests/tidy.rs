@@ -232,16 +232,45 @@ fn every_config_key_is_in_the_example() {
     );
 }
 
+/// Set `UPDATE_GOLDEN=1` to write the table again, then review the difference.
 #[test]
-fn every_metric_and_every_exit_code_is_documented() {
-    let page = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
-    for metric in outpace::telemetry::Metric::ALL {
-        let row = format!(
-            "| `{}` | {} | {} |",
-            metric.name, metric.labels, metric.help
-        );
-        assert!(page.contains(&row), "docs/metrics.md lacks:\n{row}");
+fn the_page_of_metrics_is_the_table() {
+    use outpace::telemetry::{Metric, Part};
+    let path = root().join("docs/metrics.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let mut table =
+        String::from("| metric | labels | meaning | present |\n| --- | --- | --- | --- |\n");
+    for metric in Metric::all() {
+        let Metric {
+            name, labels, help, ..
+        } = metric;
+        let present = match metric.part {
+            Part::Process => "always",
+            Part::Ledger => "with `ledger.postgres`",
+            Part::Spool => "with `spool`",
+        };
+        table.push_str(&format!("| `{name}` | {labels} | {help} | {present} |\n"));
     }
+    let (before, rest) = page.split_once("| metric |").unwrap();
+    let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
+    let after = if after.is_empty() {
+        String::new()
+    } else {
+        format!("\n{after}")
+    };
+    let expected = format!("{before}{table}{after}");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &expected).unwrap();
+    }
+    let page = fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        page, expected,
+        "docs/metrics.md is out of date; set UPDATE_GOLDEN=1"
+    );
+}
+
+#[test]
+fn every_exit_code_is_documented() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     for (code, meaning) in outpace::cli::Exit::ALL {
         let row = format!("| {} | {meaning} |", code.0);

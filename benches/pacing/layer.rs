@@ -100,7 +100,7 @@ impl Replica {
     }
 
     fn metric(&self, name: &str) -> f64 {
-        let text = self.metrics.encode();
+        let text = self.metrics.text();
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())

@@ -44,6 +44,8 @@ impl Drop for Program {
 #[derive(Debug, Clone, Copy)]
 struct Figures {
     first_byte: f64,
+    /// 99th percentile of the time to the first byte.
+    first_byte_p99: f64,
     cpu: f64,
 }
 
@@ -83,6 +85,7 @@ async fn measure() {
             "µs to the first byte",
             (|f| f.first_byte) as fn(&Figures) -> f64,
         ),
+        ("µs to the first byte, p99", |f| f.first_byte_p99),
         ("µs of CPU", |f| f.cpu),
     ] {
         let (without, settled) = (median(&without, of), median(&settled, of));
@@ -188,16 +191,18 @@ async fn round(program: &Program, proxy: SocketAddr, host: &str) -> Figures {
     let mut stream = TcpStream::connect(proxy).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let request = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
-    let (cpu, mut waited) = (cpu(program), Duration::ZERO);
+    let (cpu, mut waited) = (cpu(program), Vec::new());
     for _ in 0..REQUESTS {
         stream.write_all(request.as_bytes()).await.unwrap();
         let began = Instant::now();
         let first = read_until(&mut stream, b"\r\n0\r\n\r\n").await.unwrap();
-        waited += first - began;
+        waited.push((first - began).as_secs_f64() * 1e6);
     }
+    waited.sort_by(f64::total_cmp);
     let requests = f64::from(REQUESTS);
     Figures {
-        first_byte: waited.as_secs_f64() * 1e6 / requests,
+        first_byte: waited.iter().sum::<f64>() / requests,
+        first_byte_p99: waited[waited.len() * 99 / 100],
         cpu: (self::cpu(program) - cpu) * 1e6 / requests,
     }
 }

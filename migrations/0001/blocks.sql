@@ -13,7 +13,7 @@ create function outpace.block_row_v1(p_target text, b jsonb) returns outpace.blo
 declare s jsonb := b -> 'scope'; c jsonb := b -> 'cause';
 begin
   return row(p_target, coalesce(s ->> 'limit', ''), coalesce(s ->> 'key', ''), coalesce(s ->> 'credential', ''),
-    (b ->> 'since')::int8, (b ->> 'until')::int8, 0, (b ->> 'longer')::bool, (c ->> 'status')::int,
+    (b ->> 'since')::int8, (b ->> 'until')::int8, (b ->> 'asked')::int8, 0, (b ->> 'longer')::bool, (c ->> 'status')::int,
     c ->> 'field', c ->> 'value', c ->> 'path')::outpace.block;
 end $$;
 
@@ -40,8 +40,8 @@ begin
   end if;
   insert into outpace.block select w.*
     on conflict (target, limit_name, key, credential) do update
-      set since_ns = excluded.since_ns, until_ns = excluded.until_ns, rest_ns = 0, longer = excluded.longer,
-          status = excluded.status, field = excluded.field, value = excluded.value, path = excluded.path
+      set since_ns = excluded.since_ns, until_ns = excluded.until_ns, asked_ns = excluded.asked_ns,
+          rest_ns = 0, longer = excluded.longer, status = excluded.status, field = excluded.field, value = excluded.value, path = excluded.path
       where block.until_ns < excluded.until_ns;
   if not found then return; end if;
   delete from outpace.block o where o.target = p_target and greatest(o.until_ns, o.rest_ns) + 60000000000 < now_ns;
@@ -117,7 +117,8 @@ begin
   return (select coalesce(jsonb_agg(jsonb_build_object(
       'scope', jsonb_build_object('limit', nullif(o.limit_name, ''), 'key', nullif(o.key, ''),
                                   'credential', nullif(o.credential, '')),
-      'since', o.since_ns, 'until', o.until_ns, 'longer', o.longer, 'rest', o.rest_ns,
+      'since', o.since_ns, 'until', o.until_ns, 'asked', o.asked_ns, 'longer', o.longer,
+      'rest', o.rest_ns,
       'cause', jsonb_build_object('status', o.status, 'field', o.field, 'value', o.value, 'path', o.path))), '[]')
     from outpace.block o where o.target = p_target);
 end $$;

@@ -1,6 +1,7 @@
 //! `/v1/targets/{name}/blocks`: the blocks that origins have caused, and their lifting by operators.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
@@ -9,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::{Admin, problem};
-use crate::bounds::KEY_BYTES;
+use crate::bounds::{BLOCKS_SHOWN, KEY_BYTES};
 use crate::clock::Instant;
+use crate::exchange::unblock_command;
 use crate::ledger::{BlockFilter, ScopedBlock};
 use crate::pace;
 use crate::policy::{KeySecret, Policy, Target};
+use crate::telemetry::{BlockedScope, BlockedScopes};
 
 /// `GET /v1/targets/{name}/blocks`: lists the blocks of a target.
 pub(super) async fn list(
@@ -107,17 +110,35 @@ fn filter(target: &Target, query: &str, secret: &KeySecret) -> Result<BlockFilte
 }
 
 /// Returns the selected blocks of a target as JSON.
-pub(super) fn of_target(admin: &Admin, target: &Target, filter: &BlockFilter) -> Vec<Value> {
+fn of_target(admin: &Admin, target: &Target, filter: &BlockFilter) -> Vec<Value> {
     let now = admin.exchange.clock.now();
     let table = admin.ledger.blocks(&target.name);
-    let blocks = table.read(|blocks| blocks.all());
+    let (_, blocks) = table.read(|blocks| blocks.longest(usize::MAX, now));
     let blocks = blocks.iter().filter(|block| filter.selects(&block.scope));
-    blocks.map(|block| shown(block, now)).collect()
+    blocks
+        .map(|block| shown(&target.name, block, now))
+        .collect()
+}
+
+/// Returns the number of a target's blocks, and the first of them as JSON. The number of those that
+/// are left out follows.
+pub(super) fn latest(admin: &Admin, target: &Target, now: Instant) -> (usize, Vec<Value>, usize) {
+    let table = admin.ledger.blocks(&target.name);
+    if table.is_empty() {
+        return (0, Vec::new(), 0);
+    }
+    let (count, blocks) = table.read(|blocks| blocks.longest(BLOCKS_SHOWN, now));
+    let blocks = blocks.iter();
+    let blocks: Vec<Value> = blocks
+        .map(|block| shown(&target.name, block, now))
+        .collect();
+    let left_out = count - blocks.len();
+    (count, blocks, left_out)
 }
 
 /// Returns a block as JSON, with the times from now.
-pub(super) fn shown(block: &ScopedBlock, now: Instant) -> Value {
-    let seconds = |time: std::time::Duration| (time.as_secs_f64() * 1e3).round() / 1e3;
+pub(super) fn shown(target: &str, block: &ScopedBlock, now: Instant) -> Value {
+    let seconds = |time: Duration| (time.as_secs_f64() * 1e3).round() / 1e3;
     let (scope, cause) = (&block.scope, &block.cause);
     json!({
         "scope": scope.to_string(),
@@ -125,11 +146,50 @@ pub(super) fn shown(block: &ScopedBlock, now: Instant) -> Value {
         "key": scope.key.as_deref(),
         "credential": scope.credential.as_deref(),
         "for_s": seconds(now.since(block.since)),
-        "next_attempt_in_s": seconds(block.until.max(block.rest).since(now)),
+        "next_attempt_in_s": seconds(block.next_attempt().since(now)),
+        "origin_until_in_s": block.asked().map(|asked| seconds(asked.since(now))),
         "longer_than_block_max": block.longer,
         "status": cause.status,
+        "source": cause.source(),
         "field": &*cause.field,
         "value": &*cause.value,
         "path": &*cause.path,
+        "remedy": unblock_command(target, scope),
     })
+}
+
+/// Returns the blocked scopes of all targets, for a scrape.
+pub(super) fn measure(admin: &Admin) -> BlockedScopes {
+    let clock = &admin.exchange.clock;
+    let (now, wall) = (clock.now(), clock.wall());
+    let unix = |at: Instant| {
+        let ahead = wall.checked_add(at.since(now)).unwrap_or(wall);
+        let behind = ahead.checked_sub(now.since(at)).unwrap_or(ahead);
+        behind
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+    };
+    let policy = admin.policy.load();
+    let mut metrics = BlockedScopes::default();
+    for target in &policy.targets {
+        let table = admin.ledger.blocks(&target.name);
+        if table.is_empty() {
+            continue;
+        }
+        // A replica with another configuration may have blocked a limit that is unknown here.
+        let known = |name: &Arc<str>| target.limits.iter().any(|limit| limit.name == *name);
+        table.read(|blocks| {
+            for block in blocks.kept(now) {
+                metrics.add(&BlockedScope {
+                    target: &target.name,
+                    limit: block.scope.limit.as_ref().filter(|name| known(name)),
+                    scope: block.scope.kind(),
+                    source: block.cause.source(),
+                    next_attempt: unix(block.next_attempt()),
+                    origin_until: block.asked().map(unix),
+                });
+            }
+        });
+    }
+    metrics
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Admin, blocks, explain_limit, problem, replicas};
 use crate::clock::Instant;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, describe_block};
 use crate::ledger::LedgerGap;
 use crate::policy::{
     Bound, Caller, Client, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView,
@@ -224,21 +224,17 @@ pub fn explain(
     let credential = own_credential(&subject.head.headers, replaced);
     let blocked = now.and_then(|now| {
         let block = now.pacer.block_of(target, &scope, credential)?;
-        Some(blocks::shown(&block, now.clock.now()))
+        let at = now.clock.now();
+        let words = describe_block(&block, at, block.next_attempt().since(at));
+        Some((words, blocks::shown(&target.name, &block, at)))
     });
     let mut told = explanation(question, target, &scope, now);
     let limits = told.get_mut("limits").and_then(Value::as_array_mut);
     for (shown, limit) in limits.into_iter().flatten().zip(&target.limits) {
         describe(shown, limit, &asked, &secret);
     }
-    if let Some(blocked) = blocked {
-        let (scope, status) = (&blocked["scope"], &blocked["status"]);
-        let (field, value) = (&blocked["field"], &blocked["value"]);
-        let wait = &blocked["next_attempt_in_s"];
-        let verdict = format!(
-            "is blocked by the origin ({scope}; status {status}, {field}: {value}): the next attempt may leave in {wait} s"
-        );
-        told["verdict"] = verdict.replace('"', "").into();
+    if let Some((words, blocked)) = blocked {
+        told["verdict"] = format!("is blocked: {words}").into();
         told["blocked"] = blocked;
     }
     if let Some(verdict) = unauthenticated(policy, subject.client) {
@@ -437,6 +433,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
             "problems": ca.findings(&policy, exchange.clock.wall()),
         },
         "config": serving.config,
+        "config_state": admin.config.shown(),
         "listen": serving.listen.to_string(),
         "version": serving.version,
         "fleet": replicas::fleet(&admin.ledger.fleet(), now),
@@ -473,12 +470,15 @@ fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
     let counted = exchange.metrics_of(target).counted();
     let blocked = status.blocked_until.map(|until| until.since(now));
     let blocked = blocked.map(|wait| round(wait.as_secs_f64()));
+    let (blocks, latest, left_out) = blocks::latest(admin, target, now);
     json!({
         "name": &*target.name,
         "mode": if target.observe { "observe" } else { "enforce" },
         "limits": limits.collect::<Vec<_>>(),
         "ledger": status.mode,
-        "blocks": admin.ledger.blocks(&target.name).read(|blocks| blocks.len()),
+        "blocks": blocks,
+        "blocked": latest,
+        "blocks_left_out": left_out,
         "blocked_for_s": blocked.filter(|blocked| *blocked > 0.0),
         "waiting": exchange.pacer.waiting(&target.name),
         "delivered": counted.delivered,

@@ -2,7 +2,7 @@
 //!
 //! - `GET /healthz`: 200 as long as the process answers.
 //! - `GET /readyz`: 200 if no latch is open and no drain has begun, otherwise 503 with the reason.
-//! - `GET /metrics`: metrics as OpenMetrics text.
+//! - `GET /metrics`: metrics as the text format of Prometheus, or as OpenMetrics on request.
 //! - `GET /v1/status`: limits in force, waiters and counters of all targets.
 //! - `GET /v1/replicas`: the replicas that share the ledger, also the silent ones.
 //! - `GET /v1/explain?url=…`: the limits that apply to a request, and its expected wait.
@@ -19,6 +19,7 @@
 
 mod authorize;
 mod blocks;
+mod config_state;
 mod explain;
 mod explain_limit;
 mod guard;
@@ -27,8 +28,10 @@ mod limits;
 mod listener;
 mod reload;
 mod replicas;
+mod scrape;
 mod sessions;
 
+pub use config_state::ConfigState;
 pub use explain::{Question, explain};
 pub use explain_limit::sentences;
 pub use latch::{Latch, Readiness};
@@ -80,6 +83,8 @@ pub struct Admin {
     pub leaves: Arc<Leaves>,
     /// Addresses, process and version of this outpace, sent to sessions.
     pub serving: Arc<ServingInfo>,
+    /// State of the configuration file, which the reloads report.
+    pub config: ConfigState,
     /// Channel to the task that reloads the configuration.
     pub reloads: ReloadCalls,
     /// API whose calls operators may make for the buffers and items of all clients.
@@ -94,7 +99,7 @@ impl Admin {
             let guard = Guard::new(self.clone(), needs);
             routes.route_layer(middleware::from_fn_with_state(guard, authorize::authorize))
         };
-        let metrics = Router::new().route("/metrics", get(metrics));
+        let metrics = Router::new().route("/metrics", get(scrape::scrape));
         let read = Router::new()
             .route("/v1/attempts", get(spool))
             .route("/v1/buffers", get(spool))
@@ -134,26 +139,19 @@ impl Admin {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
+    let faults = admin.readiness.faults();
     match admin.readiness.missing() {
-        None => "ready\n".into_response(),
+        None => {
+            // The previous configuration works, so the process stays ready.
+            let warning = admin.config.warning();
+            let warning = warning.map(|text| format!("warning: {text}\n"));
+            format!("ready\n{}{faults}", warning.unwrap_or_default()).into_response()
+        }
         Some(missing) => {
-            let text = format!("not ready: {missing}\n");
+            let text = format!("not ready: {missing}\n{faults}");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }
-}
-
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    if let Some(usage) = admin.api.spool_usage() {
-        admin.metrics.set_spool(usage.used, usage.max);
-        let clients = usage.clients.into_iter().map(|(name, of)| {
-            let name = if name.is_empty() { "-".into() } else { name };
-            (name, of.bytes)
-        });
-        admin.metrics.set_spool_clients(clients);
-    }
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], admin.metrics.encode())
 }
 
 /// Answers a call about the spool with the authority of an operator.

@@ -29,6 +29,8 @@ pub struct Reloaded {
     pub changes: String,
     /// True if settings have changed that only a restart applies.
     pub restart: bool,
+    /// Keys of the configuration that only a restart applies.
+    pub restart_needed_for: Vec<&'static str>,
 }
 
 /// Body of the call. Without `force`, a file that seems incomplete is refused.

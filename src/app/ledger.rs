@@ -14,11 +14,12 @@ use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
 use crate::exchange::Exchange;
 use crate::files::open_private;
 use crate::ledger::{
-    Ledger, Link as _, MemoryLedger, PostgresLink, Replica, ReplicaReport, SharedLedger,
+    Ledger, Link as _, LinkError, MemoryLedger, PostgresLink, Replica, ReplicaReport, SharedLedger,
     SharedParts,
 };
 use crate::policy::{KeySecret, Policy};
 use crate::sync::lock;
+use crate::telemetry::Part;
 
 /// Ledger of this process, in the variant that the configuration selects.
 #[derive(Debug)]
@@ -82,26 +83,27 @@ pub(super) async fn open(
             shared: None,
         });
     };
+    shared.metrics.show(Part::Ledger);
     let (replica, file) = instance(settings, shared).map_err(|cause| StartError::DataDir {
         path: settings.data_dir.clone(),
         cause,
     })?;
     let begin_with = Some(PostgresLink::BEGIN_WITH);
-    let database = Database::new(&postgres.url, LEDGER_CONNECTIONS, begin_with)?;
+    let database = Database::open(&postgres.source, LEDGER_CONNECTIONS, begin_with)?;
     let link = PostgresLink::new(database.clone(), name(), postgres.migrate);
-    match link.prepare().await {
-        // If the call fails, the secret is read once the ledger is connected.
-        Ok(()) => secret = link.key_secret(&secret).await.unwrap_or(secret),
-        Err(error @ DatabaseError::Unreachable { .. }) => {
-            let then = if settings.ledger.outage.bootstrap_ppm > 0 {
-                "until it answers, this replica uses its `bootstrap_share`"
-            } else {
-                "until it answers, requests to limited targets wait"
-            };
-            tracing::warn!(%error, then, "the ledger's database cannot be reached yet");
-        }
+    // A failure is an outage from the start, unless only the operator can end it.
+    let failure = match link.prepare().await {
+        // The secret is read again at each new connection.
+        Ok(()) => match link.key_secret(&secret).await {
+            Ok(known) => {
+                secret = known;
+                None
+            }
+            Err(error) => Some(error),
+        },
+        Err(error @ DatabaseError::Unreachable { .. }) => Some(LinkError::from(error)),
         Err(error) => return Err(error.into()),
-    }
+    };
     let parts = SharedParts {
         replica,
         clock: shared.clock.clone(),
@@ -112,6 +114,11 @@ pub(super) async fn open(
         key_secret: secret,
     };
     let ledger = Arc::new(SharedLedger::new(link, parts));
+    if let Some(error) = failure {
+        ledger.failed(&error);
+    }
+    let watched = Arc::downgrade(&ledger);
+    readiness.watch("ledger", move || watched.upgrade()?.outage());
     let (connecting, data_dir) = (Arc::clone(&ledger), settings.data_dir.clone());
     shared.tasks.spawn_detached(async move {
         connecting.connected().await;

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::admin::{Admin, Readiness, Sessions};
+use crate::admin::{Admin, ConfigState, Readiness, Sessions};
 use crate::api::Api;
 use crate::bounds::{EVENT_REPEATS, RECORD_REPEATS, TRUST_COMPLAINTS};
 use crate::clock::Clock;
@@ -46,7 +46,7 @@ use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{Listener, Server};
 use crate::shutdown::Tasks;
-use crate::telemetry::{LineWriter, Metrics};
+use crate::telemetry::{LineWriter, Metrics, select_otel};
 use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
@@ -125,6 +125,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     config: PathBuf,
+    config_state: ConfigState,
     settings: Settings,
     policy: Arc<ArcSwap<Policy>>,
     leaves: Arc<Leaves>,
@@ -165,8 +166,7 @@ impl App {
         let (settings, policy) = prepare(loaded, mode, &shared.clock).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
-        let replica = ledger.replica();
-        let spool = spool::open(&settings, replica, &exchange, &policy, &shared).await?;
+        let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
         let (listeners, admin_listener, addresses) = bind::bind(&settings, mode)?;
@@ -179,7 +179,7 @@ impl App {
         let (listen, admin) = (addresses[0], addresses[addresses.len() - 1]);
         let tasks = &shared.tasks;
         let serving = serving::ServingFile::serving(config, listen, admin);
-        let sessions = Sessions::default();
+        let (sessions, config_state) = (Sessions::default(), ConfigState::default());
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
         let ended = drain::ShutdownSignal::listen().map_err(internal)?;
@@ -197,6 +197,7 @@ impl App {
             exchange: Arc::clone(&server.exchange),
             leaves: Arc::clone(&server.leaves),
             serving: Arc::new(serving.clone()),
+            config: config_state.clone(),
             reloads,
             api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
@@ -210,6 +211,7 @@ impl App {
         log_ready((listen, admin), &policy.load(), &shared);
         Ok(Self {
             config: config.to_owned(),
+            config_state,
             settings,
             policy,
             leaves: Arc::clone(&server.leaves),
@@ -287,6 +289,7 @@ async fn prepare(
     data_dir::lock(&loaded.config.settings, mode, clock).await?;
     let data_dir = loaded.config.settings.data_dir.clone();
     let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
+    select_otel(settings.log.otel);
     Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }
 
@@ -362,6 +365,7 @@ impl Parts {
         let open_files = open_files.unwrap_or(OPEN_FILES);
         let bounds = ConnectionBounds::of(open_files);
         metrics.set_connections_max(bounds.clients);
+        metrics.set_config_read(clock.wall());
         let throttle = |lines| Arc::new(LineThrottle::new(lines, clock.clone(), metrics.clone()));
         let lines = LineWriter::new(std::io::stdout(), &metrics)
             .map_err(|error| StartError::Internal(error.to_string()))?;
@@ -432,6 +436,7 @@ fn exchange(
         Arc::new(LineSink {
             lines: shared.lines.clone(),
             repeats: Arc::clone(&shared.records),
+            access: settings.log.access.clone(),
         }),
         Arc::new(MetricsSink::new(metrics.clone())),
         Arc::new(WarningSink(Arc::clone(&shared.warnings))),

@@ -103,6 +103,9 @@ impl<'a> Reloader<'a> {
             Err(error) => {
                 self.missed = self.missed.saturating_add(1);
                 if self.missed == MISSED_LOOKS {
+                    self.app
+                        .config_state
+                        .refused(self.app.clock.wall(), error.to_string());
                     tracing::warn!(%error, "the configuration file cannot be read; the policy stays in force");
                 }
                 return;
@@ -111,8 +114,8 @@ impl<'a> Reloader<'a> {
         if self.missed >= MISSED_LOOKS {
             tracing::info!("the configuration file can be read again");
         }
-        self.missed = 0;
-        if text == self.decided {
+        let was_missing = std::mem::take(&mut self.missed) >= MISSED_LOOKS;
+        if text == self.decided && !was_missing {
             return;
         }
         self.settle().await;
@@ -194,9 +197,11 @@ impl<'a> Reloader<'a> {
                 return Err(ConfigError::outside_ca(&app.config, &uncovered));
             }
         }
+        let restart_needed_for = app.settings.changed_keys(&settings);
         let reloaded = Reloaded {
             changes: PolicyChanges::between(&old, &new).to_string(),
-            restart: settings != app.settings,
+            restart: !restart_needed_for.is_empty(),
+            restart_needed_for,
         };
         let revoked = new.keep_access(&old);
         app.policy.store(Arc::new(new));
@@ -210,15 +215,22 @@ impl<'a> Reloader<'a> {
     /// Logs and counts the result of a reload.
     fn log(&self, taken: Result<Reloaded, ConfigError>) -> Result<Reloaded, ConfigError> {
         self.app.metrics.reloaded(taken.is_ok());
+        if taken.is_ok() {
+            self.app.metrics.set_config_read(self.app.clock.wall());
+        }
         match &taken {
             Err(error) => {
+                self.app
+                    .config_state
+                    .refused(self.app.clock.wall(), error.to_string());
                 tracing::error!(%error, "the configuration was not reloaded; the previous one stays in force");
             }
             Ok(reloaded) => {
+                let keys = &reloaded.restart_needed_for;
+                self.app.config_state.taken(keys);
                 if reloaded.restart {
-                    tracing::warn!(
-                        "settings other than policy have changed; restart outpace to apply them"
-                    );
+                    let keys = keys.join(", ");
+                    tracing::warn!(keys, "changed settings need a restart of outpace");
                 }
                 let targets = self.app.policy.load().targets.len();
                 tracing::info!(targets, changes = %reloaded.changes, "the configuration was reloaded");

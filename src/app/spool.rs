@@ -21,6 +21,7 @@ use crate::spool::{
     BufferSpec, DiskStore, KEY_BYTES_MIN, PostgresParts, PostgresSpoolSettings, PostgresStore,
     SealedStore, Sealer, SpoolUsage, Store, StoreError, create_key, read_key,
 };
+use crate::telemetry::Part;
 
 /// Interval between two searches for items that are too old.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
@@ -58,6 +59,7 @@ pub(super) async fn open(
     let Some(spool) = &settings.spool else {
         return Ok(None);
     };
+    shared.metrics.show(Part::Spool);
     let (kept, is_there) = match &spool.store {
         StoreSettings::Disk(disk) => {
             let disk = DiskStore::open(disk.clone(), &shared.clock, &shared.tasks).await?;
@@ -168,7 +170,7 @@ async fn postgres(
     shared: &Parts,
 ) -> Result<(Arc<PostgresStore>, bool), StartError> {
     let parts = PostgresParts {
-        database: Database::new(&database.url, PostgresStore::CONNECTIONS, None)?,
+        database: Database::open(&database.source, PostgresStore::CONNECTIONS, None)?,
         migrate: database.migrate,
         settings: terms.clone(),
         replica,

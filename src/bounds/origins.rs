@@ -17,6 +17,10 @@ pub const BLOCK_MAX: Duration = Duration::from_secs(15 * 60);
 /// Beyond it: a further block removes the one that ends first, so its requests leave earlier than
 /// the origin asked.
 pub const BLOCKS_MAX: usize = 10_000;
+/// Blocks of one target in `GET /v1/status`. Those that end last come first.
+///
+/// Beyond it: `blocks_left_out` counts the others, and `outpace blocks` lists them.
+pub const BLOCKS_SHOWN: usize = 20;
 /// Time for which a block is kept after its end if no request of its scope asks to leave.
 pub const BLOCK_KEPT: Duration = Duration::from_secs(60);
 /// Bytes of an origin's words that a block keeps.

@@ -227,7 +227,11 @@ pub const RECORD_REPEATS: u32 = 100;
 /// Warnings of one cause and target in 10 s.
 ///
 /// Beyond it: further ones are counted in a summary.
-pub const EVENT_REPEATS: u32 = 10;
+pub const EVENT_REPEATS: u32 = 1;
+/// Bytes of `OUTPACE_LOG`, the levels of the events.
+///
+/// Beyond it: the start is refused (64).
+pub const LOG_LEVELS_TEXT: usize = 1024;
 /// Time between two reads of a changed configuration file, which must be equal.
 ///
 /// Beyond it: a file that has changed again is read again.

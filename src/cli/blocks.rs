@@ -33,8 +33,10 @@ pub(super) struct UnblockArgs {
     key: Option<String>,
 }
 
-const COLUMNS: &str = "TARGET /target, SCOPE /scope, STATUS /status, FIELD /field, VALUE /value, \
-    PATH /path, SINCE s /for_s, NEXT ATTEMPT IN s /next_attempt_in_s";
+/// Columns of a table of blocks, each of which has the name of its target.
+pub(super) const COLUMNS: &str = "TARGET /target, SCOPE /scope, STATUS /status, FIELD /field, \
+    VALUE /value, PATH /path, SINCE s /for_s, NEXT ATTEMPT IN s /next_attempt_in_s, \
+    ORIGIN UNTIL IN s /origin_until_in_s";
 
 pub(super) fn blocks(args: &BlocksArgs) -> Result<Exit, Failure> {
     block_on(async {

@@ -24,8 +24,9 @@ impl Exit {
         OK, 0, "success, also after a drain";
         /// The arguments or the configuration are invalid, or the API rejected the call.
         USAGE, 64, "the arguments or the configuration are invalid, or a call was rejected";
-        /// A listen address cannot be bound, or the called outpace does not answer or is not ready.
-        PORT, 69, "a port cannot be bound, or outpace does not answer";
+        /// A listen address cannot be bound, the called outpace does not answer or is not ready, or the
+        /// database of `check --connect` does not answer.
+        PORT, 69, "a port cannot be bound, or outpace or the database of `check --connect` does not answer";
         /// An internal error occurred, for example a runtime that could not be started.
         INTERNAL, 70, "an internal error";
         /// The API answered 429, because the turn would come after the max wait.
@@ -37,8 +38,9 @@ impl Exit {
         SPOOL, 74, "the disk of the spool failed, a key of its items is missing, or a buffer of the configuration could not be created; acknowledged items remain";
         /// Other users can read the private key of the CA, or the CA is unusable or has expired.
         CA, 77, "other users can read the CA's key, or the CA is unusable or has expired";
-        /// The database of the shared ledger denied access, or its schema does not match.
-        LEDGER, 78, "the ledger's database denies access, or its schema does not match";
+        /// The database of the shared ledger denied access, its URL cannot be used, or its schema does
+        /// not match.
+        LEDGER, 78, "the URL of the ledger's database cannot be used, the database denies access, or its schema does not match";
     }
 
     /// Converts the exit status of a command. A signal becomes 128 plus its number, as in shells.

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{AdminArgs, Instance};
 use super::{Exit, Failure, block_on, print};
@@ -23,8 +23,15 @@ pub(super) fn run(args: &ReloadArgs) -> Result<Exit, Failure> {
         let told = outpace.call(Method::POST, "/v1/reload", &force).await?;
         let changes = told.get("changes").and_then(|changes| changes.as_str());
         let mut text = format!("reloaded: {}\n", changes.unwrap_or_default());
-        if told.get("restart").is_some_and(|restart| *restart == true) {
-            text.push_str("some changed settings need a restart of outpace\n");
+        let keys = told.get("restart_needed_for").and_then(Value::as_array);
+        let keys: Vec<&str> = keys
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        if !keys.is_empty() {
+            let keys = keys.join(", ");
+            text.push_str(&format!("changed, and applied by a restart only: {keys}\n"));
         }
         Ok(print(&text))
     })

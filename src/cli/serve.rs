@@ -30,7 +30,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     } else {
         RunMode::Standing
     };
-    telemetry::set_up(config::process_environment("OUTPACE_LOG").as_deref());
+    let levels = config::process_environment("OUTPACE_LOG");
+    telemetry::set_up(levels.as_deref()).map_err(|told| Failure(Exit::USAGE, told))?;
     // A second thread on a single core would only add context switches.
     let asked = config::process_environment("TOKIO_WORKER_THREADS");
     let asked = asked.and_then(|count| count.parse::<NonZero<usize>>().ok());

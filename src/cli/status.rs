@@ -5,6 +5,7 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
+use super::blocks::COLUMNS;
 use super::client::{AdminArgs, Instance};
 use super::table::table;
 use super::{Exit, Failure, block_on, fleet, load_config, print};
@@ -92,6 +93,10 @@ pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
+fn count(value: &Value, name: &str) -> u64 {
+    value.get(name).and_then(Value::as_u64).unwrap_or(0)
+}
+
 /// Formats the limits of a target that are in force, including limits that operators pinned.
 fn limits(target: &Value) -> String {
     let limits = array(target, "limits").iter().map(|limit| {
@@ -104,21 +109,41 @@ fn limits(target: &Value) -> String {
     limits.collect::<Vec<_>>().join(", ")
 }
 
+/// Formats the blocks of all targets as a table, or as an empty text if there are none.
+fn blocks(targets: &[Value]) -> String {
+    let of_target = |target: &Value| {
+        let mut blocks = array(target, "blocked").to_vec();
+        for block in &mut blocks {
+            block["target"] = text(target, "name").into();
+        }
+        blocks
+    };
+    let rows: Vec<Value> = targets.iter().flat_map(of_target).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut lines = format!("\nblocked by their origins:\n{}", table(&rows, COLUMNS));
+    for target in targets {
+        let left_out = count(target, "blocks_left_out");
+        if left_out > 0 {
+            let name = text(target, "name");
+            lines.push_str(&format!(
+                "{left_out} further blocks of {name}: `outpace blocks {name}`\n"
+            ));
+        }
+    }
+    lines.push_str("`outpace unblock TARGET [--limit NAME] [--key KEY]` lifts blocks\n");
+    lines
+}
+
 fn shown(told: &Value) -> String {
     let mut rows = array(told, "targets").to_vec();
     for row in &mut rows {
         row["rates"] = limits(row).into();
         let why = match row.get("blocked_for_s").and_then(Value::as_f64) {
             Some(wait) => format!("blocked by the origin for {wait} s"),
-            None if row
-                .get("blocks")
-                .and_then(Value::as_u64)
-                .is_some_and(|count| count > 0) =>
-            {
-                format!(
-                    "{} scopes blocked by the origin, see `outpace blocks`",
-                    row["blocks"]
-                )
+            None if count(row, "blocks") > 0 => {
+                format!("blocked scopes: {}", count(row, "blocks"))
             }
             None if text(row, "mode") == "observe" => "only observed".to_owned(),
             None => text(row, "ledger").to_owned(),
@@ -128,6 +153,7 @@ fn shown(told: &Value) -> String {
     let columns = "TARGET /name, RATES /rates, STATE /why, WAITING /waiting, \
         DELIVERED /delivered, REFUSED /refused, 429 BY ORIGIN /limited_by_origin";
     let mut shown = table(&rows, columns);
+    shown.push_str(&blocks(&rows));
     if let Some(spool) = told.get("spool").filter(|spool| !spool.is_null()) {
         let bytes = |name| spool.get(name).and_then(Value::as_u64).unwrap_or(0);
         let (used, max) = (bytes("used_bytes"), bytes("max_bytes"));
@@ -184,6 +210,12 @@ fn sentences(told: &Value) -> String {
     let hosts = array(told, "hosts").iter().filter_map(Value::as_str);
     let hosts = hosts.collect::<Vec<_>>().join(", ");
     let mut lines = format!("{verdict}  target {} ({hosts})", text(told, "target"));
+    if let Some(remedy) = told.pointer("/blocked/remedy").and_then(Value::as_str) {
+        lines = format!(
+            "{verdict}  `{remedy}` lifts the block\n  target {} ({hosts})",
+            text(told, "target")
+        );
+    }
     if let Some(lane) = told.get("lane").and_then(Value::as_str) {
         lines.push_str(&format!(", lane {lane}"));
     }

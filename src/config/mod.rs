@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use crate::exchange::BodySettings;
+use crate::db::DatabaseSource;
+use crate::exchange::{AccessLog, BodySettings};
 use crate::intercept::CaSource;
 use crate::ledger::Outage;
 use crate::origin::ParentProxy;
@@ -66,8 +67,59 @@ pub struct Settings {
     pub ledger: LedgerSettings,
     /// Settings of the spool, or `None` without a spool.
     pub spool: Option<SpoolSettings>,
+    /// Selection of canonical lines, and form of all lines.
+    pub log: LogSettings,
     /// Time that a drain may take before the remaining requests are dropped.
     pub drain_timeout: Duration,
+}
+
+impl Settings {
+    /// Returns the keys of the configuration whose settings differ from those of `newer`.
+    pub fn changed_keys(&self, newer: &Self) -> Vec<&'static str> {
+        // A new field must be compared, so all are named here.
+        let Self {
+            listen,
+            public_url,
+            admin_listen,
+            route_ports,
+            data_dir,
+            ca,
+            export_dir,
+            roots,
+            parent,
+            keep,
+            ledger,
+            spool,
+            log,
+            drain_timeout,
+        } = self;
+        let mut keys = vec![
+            ("listen", *listen != newer.listen),
+            ("public_url", *public_url != newer.public_url),
+            ("admin.listen", *admin_listen != newer.admin_listen),
+            ("routes", *route_ports != newer.route_ports),
+            ("data_dir", *data_dir != newer.data_dir),
+            ("ca", *ca != newer.ca || *export_dir != newer.export_dir),
+            ("egress.roots", *roots != newer.roots),
+            ("egress.upstream_proxy", *parent != newer.parent),
+            ("bodies", *keep != newer.keep),
+            ("ledger", *ledger != newer.ledger),
+            ("spool", *spool != newer.spool),
+            ("log", *log != newer.log),
+            ("drain_timeout", *drain_timeout != newer.drain_timeout),
+        ];
+        keys.retain(|(_, changed)| *changed);
+        keys.into_iter().map(|(key, _)| key).collect()
+    }
+}
+
+/// Settings of the log on both outputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Selection of the canonical lines.
+    pub access: AccessLog,
+    /// True for OTLP records, false for the native form.
+    pub otel: bool,
 }
 
 /// Settings of the spool: its store, its bounds, its keys and its declared buffers.
@@ -119,8 +171,8 @@ pub struct LedgerSettings {
 /// Settings of the Postgres database that holds the schedules.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PostgresSettings {
-    /// URL of the database, which may contain a password.
-    pub url: Secret,
+    /// Source of the database's URL, which may contain a password.
+    pub source: DatabaseSource,
     /// True if `serve` brings the schema of the database up to date.
     pub migrate: bool,
 }

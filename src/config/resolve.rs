@@ -38,6 +38,7 @@ mod cost;
 mod hosts;
 mod ledger;
 mod limit;
+mod log;
 mod matcher;
 mod signals;
 mod source;
@@ -124,6 +125,7 @@ fn settings(
         keep: keep(p, &file.bodies, &data_dir),
         spool: spool::spool(p, file.spool, file.buffers, &data_dir, shared),
         ledger: ledger::ledger(p, file.ledger),
+        log: log::log(p, file.log),
         drain_timeout: span(file.drain_timeout, Duration::from_secs(30)),
         data_dir,
     }

@@ -28,6 +28,7 @@ pub(super) struct ConfigFile {
     pub(super) admin: AdminSection,
     pub(super) data_dir: Option<Text>,
     pub(super) drain_timeout: Option<FromText<DurationText>>,
+    pub(super) log: LogSection,
     pub(super) allow_open: bool,
     pub(super) unmatched: Unmatched,
     pub(super) connect_ports: Vec<u16>,
@@ -41,6 +42,30 @@ pub(super) struct ConfigFile {
     pub(super) spool: Option<SpoolSection>,
     #[serde(deserialize_with = "super::value::buffers")]
     pub(super) buffers: Vec<BufferSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogSection {
+    pub(super) access: AccessSection,
+    pub(super) format: LogFormat,
+}
+
+/// Value of `log.format`, the form of the lines on both outputs.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogFormat {
+    #[default]
+    Native,
+    Otel,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AccessSection {
+    pub(super) off: bool,
+    pub(super) only: Option<Vec<Text>>,
+    pub(super) sample: Option<FromText<Percent>>,
 }
 
 /// Value of `spool.store`, which selects the store of the items.

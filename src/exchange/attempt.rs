@@ -22,6 +22,7 @@ use crate::origin::{self, Lease, SendError};
 use crate::pace::{Ticket, Turn};
 use crate::policy::SignalRules;
 use crate::signals::{self, Demand, Peek, ResponseView, Signal};
+use crate::telemetry::OriginErrorKind;
 
 /// Maximum number of connections on which one turn may try to send.
 const REDIALS: usize = 3;
@@ -202,6 +203,11 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<OriginResponse, AttemptError> {
         record.attempts += 1;
+        tracing::debug!(
+            exchange = %record.id, attempt = record.attempts,
+            waited_ms = record.waited.as_secs_f64() * 1e3, limit = record.limit.as_deref(),
+            "the request leaves"
+        );
         let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
         let deadline = leaves + limit;
         let parent = self.pool.connector().parent();
@@ -220,6 +226,14 @@ impl Exchange {
             };
             match sent {
                 Ok(response) => {
+                    let took = self.clock.now().since(leaves);
+                    tracing::debug!(
+                        exchange = %record.id, status = response.status().as_u16(),
+                        took_ms = took.as_secs_f64() * 1e3, "the origin responds"
+                    );
+                    if let Some(metrics) = &plan.metrics {
+                        metrics.origin_responded(response.status().as_u16(), took);
+                    }
                     return Ok(OriginResponse {
                         response: response.map(PeekedBody::new),
                         turn,
@@ -250,6 +264,17 @@ impl Exchange {
 }
 
 impl AttemptError {
+    /// Returns the kind of an error of the origin, or `None` if the origin has no part in it.
+    pub(super) const fn kind(&self) -> Option<OriginErrorKind> {
+        match self {
+            Self::Unconnected(_) => Some(OriginErrorKind::Connect),
+            Self::Failed(_) => Some(OriginErrorKind::Broken),
+            Self::Late(_) => Some(OriginErrorKind::Timeout),
+            Self::Idle(_) => Some(OriginErrorKind::Idle),
+            Self::Refused(_) | Self::ClientGone => None,
+        }
+    }
+
     /// Returns the error for the client and the input for the retry decision.
     pub(super) fn classify(self, plan: &Plan<'_>) -> (Error, Attempted) {
         let gone = || plan.body.as_ref().is_some_and(Replayable::client_gone);
@@ -257,6 +282,9 @@ impl AttemptError {
             Self::Failed(_) | Self::Late(_) if gone() => Self::ClientGone,
             error => error,
         };
+        if let Some((metrics, kind)) = plan.metrics.as_ref().zip(error.kind()) {
+            metrics.origin_failed(kind);
+        }
         let attempted = match &error {
             Self::Unconnected(error) => Attempted::Unsent {
                 passing: error.is_passing(),

@@ -7,6 +7,7 @@ use http::HeaderValue;
 
 use super::Exchange;
 use super::plan::Plan;
+use super::refusal::unblock_command;
 use crate::bounds::{BLOCK_TEXT, RETRY_WAIT_MIN};
 use crate::clock::Instant;
 use crate::ledger::{BlockCause, BlockScope, ScopedBlock};
@@ -28,14 +29,13 @@ pub(super) fn block_of(
     let credential = credential.map(|value: &HeaderValue| pace::digest(value, secret));
     let (field, value) = signal.source.clone().unwrap_or_default();
     let path = plan.template.path().path();
+    let asked = signal.demand.not_before;
     ScopedBlock {
         scope: scope_of(&signal.scope, target, &plan.scope, credential.as_ref()),
         since: now,
         until,
-        longer: signal
-            .demand
-            .not_before
-            .is_some_and(|asked| asked > now + target.block_max),
+        asked: asked.unwrap_or(Instant::ZERO),
+        longer: asked.is_some_and(|asked| asked > now + target.block_max),
         cause: BlockCause {
             status,
             field: cut(&field),
@@ -62,6 +62,7 @@ impl Exchange {
             scope: scope_of(&SignalScope::Unknown, target, scope, None),
             since: now,
             until: now + wait.min(target.block_max),
+            asked: after.map_or(Instant::ZERO, |after| now + after),
             longer: wait > target.block_max,
             cause: BlockCause {
                 status: 429,
@@ -79,9 +80,12 @@ impl Exchange {
 
     /// Adds a block of the target and logs it with its cause.
     pub(super) fn impose(&self, target: &Arc<Target>, block: ScopedBlock) {
+        let wait = |until: Instant| (until.since(block.since).as_secs_f64() * 1e3).round() / 1e3;
         tracing::info!(target_name = %target.name, scope = %block.scope, status = block.cause.status,
             field = %block.cause.field, value = %block.cause.value, path = %block.cause.path,
-            wait_s = block.until.since(block.since).as_secs_f64(), "the origin refused a request; its scope is blocked");
+            wait_s = wait(block.until), origin_wait_s = block.asked().map(wait),
+            remedy = unblock_command(&target.name, &block.scope),
+            "the origin refused a request; its scope is blocked");
         self.pacer.impose(target, block);
     }
 }

@@ -14,6 +14,8 @@ pub struct Error {
     pub reason: Reason,
     /// Cause in this case as text, including its numbers with units.
     pub detail: String,
+    /// Remedy in this case, or `None` for the general one of the reason.
+    pub remedy: Option<String>,
     /// Name of the limit that held the request, or `None` if no limit did.
     pub limit: Option<Arc<str>>,
     /// Time after which a retry may succeed, or `None` if it is unknown.
@@ -28,6 +30,7 @@ impl Error {
         Self {
             reason,
             detail: detail.into(),
+            remedy: None,
             limit: None,
             retry_after: None,
             state: None,

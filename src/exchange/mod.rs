@@ -55,8 +55,9 @@ pub use reason::{Reason, table};
 pub use record::{
     BodyLocation, ClientIdentity, ExchangeId, Ingress, Record, Recorder, Recording, Sink,
 };
+pub use refusal::{describe_block, unblock_command};
 pub use respond::{BodyError, FramePoll, ResponseBody};
-pub use sinks::{LineSink, MetricsSink, RecentRefusal, RecentRefusals, WarningSink};
+pub use sinks::{AccessLog, LineSink, MetricsSink, RecentRefusal, RecentRefusals, WarningSink};
 pub use stored::{DeliveryOptions, Prepared, Reservation};
 pub use tunnel::Tunnel;
 
@@ -251,6 +252,10 @@ impl Exchange {
         if plan.needs_body() {
             Box::pin(self.look_into_body(&mut plan)).await?;
         }
+        tracing::debug!(
+            exchange = %record.id, target_name = record.target.as_deref(), method = %record.method,
+            limits = plan.scope.limits.iter().count(), lane = plan.scope.lane, "the exchange begins"
+        );
         let mut buffered: Option<Response<Bytes>> = None;
         let mut tries = 0;
         loop {
@@ -278,6 +283,8 @@ impl Exchange {
             let decision = self.react(&plan, attempted, answer, tries, record);
             match (decision.then, ended) {
                 (Then::Again(not_before), ended) => {
+                    let pause_s = not_before.since(self.clock.now()).as_secs_f64();
+                    tracing::debug!(exchange = %record.id, tries, pause_s, "the attempt is repeated");
                     if let Ok(answer) = ended {
                         // Boxed because retries are rare and this state would enlarge every
                         // request's future.

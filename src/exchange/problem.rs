@@ -59,7 +59,7 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
         title: row.meaning,
         status: row.status.as_u16(),
         detail: &error.detail,
-        remedy: row.remedy,
+        remedy: error.remedy.as_deref().unwrap_or(row.remedy),
         reason: row.token,
         target,
         limit: error.limit.as_deref(),

@@ -8,18 +8,28 @@ use super::error::Error;
 use super::reason::Reason;
 use crate::bounds::LEDGER_GAP_WAIT;
 use crate::clock::Instant;
-use crate::ledger::{BlockCause, LedgerGap, ScopedBlock};
+use crate::ledger::{BlockCause, BlockScope, LedgerGap, ScopedBlock};
 use crate::pace::{Refusal, RefusalKind, Ticket};
 
 impl AdmissionContext<'_> {
     /// Builds the refusal of the request with its numbers.
     pub(super) fn refused(&self, ticket: &Ticket, refusal: &Refusal) -> AttemptError {
         let now = self.clock.now();
-        let late = refusal.kind == RefusalKind::WaitTooLong && refusal.blocked.is_none();
-        let gap = late.then(|| self.pacer.gap(&ticket.target, &ticket.scope));
-        let error = match gap.flatten() {
-            Some(gap) => unavailable(ticket, &gap, now),
-            None => refused(ticket, refusal, now),
+        let is_late = refusal.kind == RefusalKind::WaitTooLong;
+        let by_block = match &refusal.blocked {
+            Some(block) => Some((**block).clone()),
+            None if is_late => self
+                .pacer
+                .target_block(&ticket.target)
+                .filter(|block| block.next_attempt() > ticket.deadline),
+            None => None,
+        };
+        let is_unbooked = is_late && by_block.is_none();
+        let gap = is_unbooked.then(|| self.pacer.gap(&ticket.target, &ticket.scope));
+        let error = match (by_block, gap.flatten()) {
+            (Some(block), _) => held(ticket, refusal, &block, now),
+            (None, Some(gap)) => unavailable(ticket, &gap, now),
+            (None, None) => refused(ticket, refusal, now),
         };
         AttemptError::Refused(error)
     }
@@ -56,6 +66,16 @@ fn unavailable(ticket: &Ticket, gap: &LedgerGap, now: Instant) -> Error {
     error.after(wait)
 }
 
+/// Builds the refusal of a request that a block holds, in the words of the origin.
+fn held(ticket: &Ticket, refusal: &Refusal, block: &ScopedBlock, now: Instant) -> Error {
+    let (name, wait) = (&ticket.target.name, refusal.available.since(now));
+    let text = format!("target `{name}`: {}", describe_block(block, now, wait));
+    let mut error = Error::new(Reason::WaitTooLong, text);
+    error.remedy = Some(remedy(name, block));
+    error.limit.clone_from(&refusal.held_by);
+    error.after(wait)
+}
+
 /// Builds the refusal with its numbers: the limit, the wait, the max wait and the queue length.
 fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
     let wait = refusal.available.since(now);
@@ -76,12 +96,6 @@ fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
         None => format!("target `{name}`"),
     };
     let waiting = refusal.waiting;
-    if let Some(block) = &refusal.blocked {
-        let text = format!("target `{name}`: {}", blocked(block, now, wait));
-        let mut error = Error::new(Reason::WaitTooLong, text);
-        error.limit.clone_from(&refusal.held_by);
-        return error.after(wait);
-    }
     let mut error = match refusal.kind {
         RefusalKind::WaitTooLong => Error::new(
             Reason::WaitTooLong,
@@ -118,7 +132,7 @@ fn refused(ticket: &Ticket, refusal: &Refusal, now: Instant) -> Error {
 }
 
 /// Describes a block in the words of the origin, for a request that would have to wait for `wait`.
-fn blocked(block: &ScopedBlock, now: Instant, wait: Duration) -> String {
+pub fn describe_block(block: &ScopedBlock, now: Instant, wait: Duration) -> String {
     let BlockCause {
         status,
         field,
@@ -127,19 +141,58 @@ fn blocked(block: &ScopedBlock, now: Instant, wait: Duration) -> String {
     } = &block.cause;
     let said = match (field.is_empty(), value.is_empty()) {
         (true, _) => String::new(),
-        (false, true) => format!(" with a wait in its {field}"),
-        (false, false) => format!(" with `{field}: {value}`"),
+        (false, true) => format!(" and a wait in its {field}"),
+        (false, false) => format!(" and `{field}: {value}`"),
     };
-    let longer = match block.longer {
-        true => ", which is longer than `block_max`",
-        false => "",
+    let origin = match block.asked() {
+        None => "; the origin names no time".to_owned(),
+        Some(asked) => {
+            let longer = match block.longer {
+                true => ", which is longer than `block_max`",
+                false => "",
+            };
+            let asked = seconds(asked.since(now));
+            format!("; the origin wants none for {asked}{longer}")
+        }
     };
     format!(
-        "the origin blocks {}: it answered {path} with {status}{said} {} ago{longer}; the next attempt may leave in {}, and `outpace unblock` lifts the block",
+        "the origin blocks {}: it answered {path} with {status}{said} {} ago; the next attempt may leave in {}{origin}",
         block.scope,
         seconds(now.since(block.since)),
         seconds(wait),
     )
+}
+
+/// Returns the remedy for a request that a block holds for too long.
+fn remedy(target: &str, block: &ScopedBlock) -> String {
+    let command = unblock_command(target, &block.scope);
+    match block.longer {
+        true => format!(
+            "A longer max wait does not help. `outpace blocks {target}` shows the block. If the origin accepts such requests again, lift it with `{command}`."
+        ),
+        false => format!(
+            "Retry after the time in `Retry-After`. To allow a longer wait, raise the target's `max_wait` and the client's `Outpace-Max-Wait`. `outpace blocks {target}` shows the block, and `{command}` lifts it."
+        ),
+    }
+}
+
+/// Returns the command that lifts the blocks of this scope.
+pub fn unblock_command(target: &str, scope: &BlockScope) -> String {
+    let key = scope.key.as_ref().or(scope.credential.as_ref());
+    let parts = [("limit", scope.limit.as_ref()), ("key", key)];
+    let parts = parts.map(|(name, value)| Some(format!(" --{name}={}", quoted(value?))));
+    let parts: String = parts.into_iter().flatten().collect();
+    format!("outpace unblock {}{parts}", quoted(target))
+}
+
+/// Quotes a word for a shell unless it has plain characters only. A key comes from a client, so it
+/// may hold any visible character.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@%+=,".contains(&byte);
+    match !word.is_empty() && word.bytes().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 /// Returns the lane of a ticket for a message. The text is empty for a target without lanes.
@@ -150,4 +203,48 @@ fn lane(ticket: &Ticket) -> String {
 
 fn seconds(duration: Duration) -> String {
     format!("{:.3} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p10_closed_a_command_quotes_the_key_of_a_client() {
+        let scope = |limit: Option<&str>, key: Option<&str>, credential: Option<&str>| BlockScope {
+            limit: limit.map(Into::into),
+            key: key.map(Into::into),
+            credential: credential.map(Into::into),
+        };
+        for (scope, options) in [
+            (scope(None, None, None), ""),
+            (scope(Some("search"), None, None), " --limit=search"),
+            (scope(None, None, Some("0af3")), " --key=0af3"),
+            (
+                scope(Some("l"), None, Some("0af3")),
+                " --limit=l --key=0af3",
+            ),
+            (
+                scope(Some("m"), Some("gpt-4o:mini"), None),
+                " --limit=m --key=gpt-4o:mini",
+            ),
+            (
+                scope(Some("m"), Some("$(id)"), None),
+                " --limit=m --key='$(id)'",
+            ),
+            (
+                scope(Some("m"), Some("a;b|c"), None),
+                " --limit=m --key='a;b|c'",
+            ),
+            (
+                scope(Some("m"), Some("it's"), None),
+                r" --limit=m --key='it'\''s'",
+            ),
+        ] {
+            assert_eq!(
+                unblock_command("api", &scope),
+                format!("outpace unblock api{options}")
+            );
+        }
+    }
 }

@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use http::uri::PathAndQuery;
 
-use super::reason::Level;
+use super::reason::{Level, Reason};
 use super::record::{Record, Sink};
 use crate::key;
 use crate::sync::lock;
-use crate::telemetry::{ExchangeOutcome, LineWriter, Metrics, TargetMetrics};
+use crate::telemetry::{EndedExchange, ExchangeOutcome, LineWriter, Metrics, TargetMetrics};
 use crate::throttle::{LineKey, LineThrottle};
 
 /// Sink that writes one canonical line per exchange. Its fields are a stable interface, documented
@@ -21,6 +21,28 @@ pub struct LineSink {
     pub lines: LineWriter,
     /// Throttle for the lines of clients that have not authenticated.
     pub repeats: Arc<LineThrottle>,
+    /// Selection of the lines that are written.
+    pub access: AccessLog,
+}
+
+/// Selection of the canonical lines, `log.access` in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// Outcomes whose lines are written.
+    pub only: Vec<ExchangeOutcome>,
+    /// Part of the lines of delivered exchanges that is written, in millionths.
+    pub sample_ppm: u32,
+}
+
+impl AccessLog {
+    /// Returns true if the line of this exchange is written. All numbers of exchanges are spread
+    /// evenly, so the sample is the same part of each pattern of requests.
+    fn selects(&self, record: &Record) -> bool {
+        const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+        let drawn = ((record.id.number.wrapping_mul(SPREAD) >> 32) * 1_000_000) >> 32;
+        let is_sampled = record.outcome == ExchangeOutcome::Delivered;
+        self.only.contains(&record.outcome) && (!is_sampled || drawn < u64::from(self.sample_ppm))
+    }
 }
 
 impl LineSink {
@@ -36,7 +58,7 @@ impl LineSink {
 
 impl Sink for LineSink {
     fn consume(&self, record: &Record) {
-        if !self.admits(record) {
+        if !self.access.selects(record) || !self.admits(record) {
             return;
         }
         self.lines.line(record.time, |line| {
@@ -86,6 +108,7 @@ impl MetricsSink {
     /// Creates a sink that counts in `metrics`.
     pub fn new(metrics: Metrics) -> Self {
         let unmatched = metrics.target(&Arc::from("-"));
+        metrics.prepare_reasons(Reason::ALL.iter().map(|reason| reason.row().token));
         Self { metrics, unmatched }
     }
 }
@@ -96,7 +119,13 @@ impl Sink for MetricsSink {
             self.metrics.reason(reason.row().token);
         }
         let target = record.metrics.as_ref().unwrap_or(&self.unmatched);
-        target.exchange(record.outcome, record.attempts, record.waited);
+        target.exchange(&EndedExchange {
+            outcome: record.outcome,
+            attempts: record.attempts,
+            status: record.status,
+            waited: record.waited,
+            took: record.took,
+        });
     }
 }
 
@@ -106,7 +135,7 @@ pub struct WarningSink(pub Arc<LineThrottle>);
 
 impl Sink for WarningSink {
     fn consume(&self, record: &Record) {
-        let row = record.reason.map(super::Reason::row);
+        let row = record.reason.map(Reason::row);
         let Some(row) = row.filter(|row| row.level == Level::Warn) else {
             return;
         };
@@ -176,7 +205,7 @@ impl Sink for RecentRefusals {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::exchange::{ClientIdentity, Error, Ingress, Reason, Recorder};
+    use crate::exchange::{ClientIdentity, Error, Ingress, Recorder};
 
     #[tokio::test(start_paused = true)]
     async fn p11_explained_a_record_is_emitted_exactly_once() {
@@ -188,6 +217,10 @@ mod tests {
             Arc::new(LineSink {
                 lines,
                 repeats: Arc::new(LineThrottle::new(1, Clock::anchored(0), metrics.clone())),
+                access: AccessLog {
+                    only: ExchangeOutcome::ALL.to_vec(),
+                    sample_ppm: 1_000_000,
+                },
             }),
             Arc::new(MetricsSink::new(metrics.clone())),
             Arc::clone(&refusals) as Arc<dyn Sink>,
@@ -217,7 +250,7 @@ mod tests {
         assert_eq!(lines[1]["exchange"], "00000007-1");
         assert_eq!(refusals.latest().len(), 1);
         assert_eq!(refusals.latest()[0].reason, "wait-too-long");
-        let text = metrics.encode();
+        let text = metrics.text();
         for counted in ["reason=\"wait-too-long\"} 1", "outcome=\"abandoned\"} 1"] {
             assert!(text.contains(counted), "{text}");
         }

@@ -144,6 +144,8 @@ impl UsageHead {
         for (index, cost) in turn.costs().filter(|(_, cost)| selects(cost)) {
             let found = settled(cost);
             lacks |= cost.settle.is_some() && found.is_none();
+            let kept = turn.scope().cost(index);
+            turn.learn_cost(index, found.unwrap_or(kept).min(cost.max));
             let base = self.bases.iter().find(|(limit, _)| *limit == index);
             if let Some((limit, (found, (_, base)))) = target.limits.get(index).zip(found.zip(base))
             {

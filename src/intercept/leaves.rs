@@ -227,7 +227,7 @@ mod tests {
                 scope.spawn(|| leaves.config(&host).unwrap());
             }
         });
-        let metrics = leaves.metrics.encode();
+        let metrics = leaves.metrics.text();
         assert!(metrics.contains("outpace_leaves_minted_total 1"));
     }
 

@@ -31,6 +31,16 @@ pub struct BlockScope {
 }
 
 impl BlockScope {
+    /// Returns the narrowest part that the scope names, of a closed set of words.
+    pub const fn kind(&self) -> &'static str {
+        match (&self.limit, &self.key, &self.credential) {
+            (_, _, Some(_)) => "credential",
+            (_, Some(_), None) => "key",
+            (Some(_), None, None) => "limit",
+            (None, None, None) => "target",
+        }
+    }
+
     /// Returns true for the scope of all requests of the target.
     pub const fn is_target(&self) -> bool {
         self.limit.is_none() && self.credential.is_none()
@@ -101,6 +111,8 @@ pub struct ScopedBlock {
     pub since: Instant,
     /// End of the block, at which a probe may leave.
     pub until: Instant,
+    /// Instant before which the origin wants no request, or 0 if it names none.
+    pub asked: Instant,
     /// True if the origin asked for more than `block_max`, so that requests are not held.
     pub longer: bool,
     /// Words of the origin that caused the block.
@@ -108,6 +120,38 @@ pub struct ScopedBlock {
     /// Instant until which a probe may remain unanswered, or 0 if none is on its way.
     #[serde(default)]
     pub rest: Instant,
+}
+
+impl BlockCause {
+    /// Returns the place in which the origin named the wait, of a closed set of words.
+    pub fn source(&self) -> &'static str {
+        let field = &*self.field;
+        let is_any = |parts: &[&str]| parts.iter().any(|part| field.contains(part));
+        match field {
+            "" => "none",
+            "body" => "body",
+            _ if is_any(&["retry-after", "retry_after"]) => "retry-after",
+            _ if is_any(&["reset", "ratelimit"]) => "reset",
+            _ => "other",
+        }
+    }
+}
+
+impl ScopedBlock {
+    /// Returns the instant at which the next request of the scope may leave.
+    pub fn next_attempt(&self) -> Instant {
+        self.until.max(self.rest)
+    }
+
+    /// Returns the end that the origin asked for, or `None` if it named none.
+    pub fn asked(&self) -> Option<Instant> {
+        (self.asked > Instant::ZERO).then_some(self.asked)
+    }
+
+    /// Returns true unless the block ended long ago and no request has asked about it since.
+    fn is_kept(&self, now: Instant) -> bool {
+        self.next_attempt() + BLOCK_KEPT > now
+    }
 }
 
 /// Part of a target's blocks that an operator lifts. Each part that is present narrows it.
@@ -165,8 +209,10 @@ impl TargetBlocks {
         if block.scope.credential.is_some() && self.blocks_another(&block.scope, now) {
             block.scope.credential = None;
             let wide = block.scope.clone();
-            self.blocks
-                .retain(|scope, _| scope.limit != wide.limit || scope.key != wide.key);
+            self.blocks.retain(|scope, _| {
+                let is_wider = scope.credential.is_none();
+                is_wider || scope.limit != wide.limit || scope.key != wide.key
+            });
         }
         if let Some(known) = self.blocks.get(&block.scope)
             && known.until >= block.until
@@ -207,8 +253,7 @@ impl TargetBlocks {
 
     /// Removes blocks that ended long ago and that no request has asked about since.
     pub fn sweep(&mut self, now: Instant) {
-        self.blocks
-            .retain(|_, block| block.until.max(block.rest) + BLOCK_KEPT > now);
+        self.blocks.retain(|_, block| block.is_kept(now));
     }
 
     /// Asks for permission to send a request of this scope. At most one request gets it per block,
@@ -217,7 +262,7 @@ impl TargetBlocks {
         let Some(block) = self.blocks.get_mut(scope) else {
             return BlockClaim::Open;
         };
-        let held = block.until.max(block.rest);
+        let held = block.next_attempt();
         if held > now {
             return BlockClaim::Wait(held);
         }
@@ -277,6 +322,24 @@ impl TargetBlocks {
     /// Returns the block of this scope.
     pub fn get(&self, scope: &BlockScope) -> Option<&ScopedBlock> {
         self.blocks.get(scope)
+    }
+
+    /// Returns the blocks that have not ended long ago, in no order.
+    pub fn kept(&self, now: Instant) -> impl Iterator<Item = &ScopedBlock> {
+        self.blocks.values().filter(move |block| block.is_kept(now))
+    }
+
+    /// Returns the number of blocks that have not ended long ago, and the first `most` of them. The
+    /// one whose requests wait longest comes first.
+    pub fn longest(&self, most: usize, now: Instant) -> (usize, Vec<ScopedBlock>) {
+        let mut all: Vec<&ScopedBlock> = self.kept(now).collect();
+        let order = |one: &&ScopedBlock, other: &&ScopedBlock| {
+            let by_end = other.next_attempt().cmp(&one.next_attempt());
+            by_end.then_with(|| one.scope.cmp(&other.scope))
+        };
+        all.sort_by(order);
+        let longest = all.iter().take(most).map(|block| (*block).clone());
+        (all.len(), longest.collect())
     }
 
     /// Returns all blocks in the order of their scopes.

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::Forecast;
 use super::call::spec_of;
+use super::{Ahead, Forecast};
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::Schedule;
@@ -12,8 +12,8 @@ use crate::schedule::Schedule;
 /// The whole of a rate, in millionths.
 pub(super) const WHOLE: i64 = 1_000_000;
 
-/// Estimates the instant at which a request of `scope` could be sent after `ahead` units of earlier
-/// requests, not before `from` and while `share` millionths of each rate are available.
+/// Estimates the instant at which a request of `scope` could be sent after the requests `ahead` of
+/// it, not before `from` and while `share` millionths of each rate are available.
 ///
 /// `known` returns the schedule of a limit and key, and true if its numbers are in force even if the
 /// caller's policy has other numbers. Otherwise other numbers are adopted first. A schedule that it
@@ -21,7 +21,7 @@ pub(super) const WHOLE: i64 = 1_000_000;
 pub(super) fn forecast<'a>(
     target: &Target,
     scope: &Scope,
-    ahead: &[i64],
+    ahead: &[Ahead],
     (from, share): (Instant, i64),
     mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<(&'a Schedule, bool)>,
 ) -> Forecast {
@@ -38,7 +38,7 @@ pub(super) fn forecast<'a>(
         let Some(fresh) = Schedule::unused(spec) else {
             continue;
         };
-        let ahead = ahead.get(index).copied().unwrap_or(0);
+        let ahead = ahead.get(index).map_or(0, |ahead| ahead.units);
         let cost = scope.cost(index);
         let at = match known(&limit.name, scope.shared_key(index)) {
             Some((schedule, in_force)) if in_force || schedule.spec() == spec => {

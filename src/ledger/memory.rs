@@ -15,8 +15,10 @@ use tokio::sync::watch;
 use super::book::{Book, Users};
 use super::call::{Answer, Call, Run, spec_of};
 use super::forecast::{WHOLE, forecast};
+use super::{
+    Ahead, Booking, Correction, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot,
+};
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock, TargetBlocks};
-use super::{Booking, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
 use crate::files::FileFault;
@@ -231,9 +233,9 @@ impl Ledger for MemoryLedger {
         });
     }
 
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) {
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction {
         let Some(known) = target.limits.get(limit) else {
-            return;
+            return Correction::Done;
         };
         let mut journal = self.journal();
         self.with_book(target, |kept, now| {
@@ -243,9 +245,10 @@ impl Ledger for MemoryLedger {
                 journal.append(kept.state_of(&target.name, &known.name, key));
             }
         });
+        Correction::Done
     }
 
-    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast {
         self.with_book(target, |kept, now| {
             let from = kept.book.blocked().earliest(now);
             forecast(target, scope, ahead, (from, WHOLE), |limit, key| {
@@ -287,6 +290,18 @@ impl Ledger for MemoryLedger {
             .into_iter()
             .for_each(|mut journal| journal.note_stale());
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {
+        self.with_entry(&target.name, |entry| {
+            let kept = sync::lock(&entry.book);
+            let limits = target.limits.iter().map(|limit| {
+                let mut pins = kept.pins.iter();
+                let pin = pins.find(|(pinned, _)| *pinned == limit.name);
+                Some(pin.map_or_else(|| spec_of(limit.bound), |(_, spec)| *spec))
+            });
+            limits.collect()
+        })
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {

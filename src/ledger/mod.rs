@@ -49,10 +49,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::Instant;
 use crate::policy::{Bound, KeySecret, Scope, Target};
+use crate::schedule::Spec;
+use crate::telemetry::LedgerFigures;
 
 /// An instant at which one request may be sent, booked in every limit that applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +112,24 @@ pub enum Settlement {
     Unused,
 }
 
+/// Result of a correction of a booked cost.
+#[derive(Debug)]
+pub enum Correction {
+    /// The schedule has the corrected cost.
+    Done,
+    /// The store has been told. The channel ends without a value if the correction is lost.
+    Pending(oneshot::Receiver<()>),
+}
+
+/// Requests of one limit that are queued before another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ahead {
+    /// Units that they are expected to use.
+    pub units: i64,
+    /// Units that one request of another replica is expected to use.
+    pub each: i64,
+}
+
 /// A forecast for a request that would join the queue now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
@@ -165,11 +185,11 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
 
     /// Adds `units` to the cost that the limit at position `limit` has booked for this slot. The
     /// number is negative if the request cost less than its estimate.
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64);
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction;
 
-    /// Estimates when a request of this scope could be sent. `ahead` holds the units that are
-    /// queued before it, one number per limit of the target by position.
-    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast;
+    /// Estimates when a request of this scope could be sent. `ahead` holds what is queued before it
+    /// in each limit of the target, by position.
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast;
 
     /// Returns the reason why no request of this scope can be booked now, or `None` if one can.
     fn gap(&self, _target: &Target, _scope: &Scope) -> Option<LedgerGap> {
@@ -193,13 +213,13 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         key: Option<Arc<str>>,
     ) -> Pinning<'_>;
 
-    /// TargetBlocks the target until `until`, because its origin asked for a pause.
+    /// Blocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
 
     /// Returns the blocks of a target that this replica knows.
     fn blocks(&self, target: &Arc<str>) -> Arc<BlockTable>;
 
-    /// TargetBlocks a part of a target or the whole target, because its origin refused a request.
+    /// Blocks a part of a target or the whole target, because its origin refused a request.
     fn impose(&self, target: &Arc<Target>, block: ScopedBlock);
 
     /// Asks for permission to send a request of a blocked scope. At most one request of all
@@ -231,6 +251,15 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Reads all replicas from the store, which takes a call.
     fn replicas(&self) -> Listing<'_> {
         Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Returns the numbers of each limit of a target as they are in force on this replica, after
+    /// pins and the fallback share. `None` stands for a limit that nothing enforces now.
+    fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>>;
+
+    /// Returns the state of the connection to a shared store, or `None` for a ledger in memory.
+    fn figures(&self) -> Option<LedgerFigures> {
+        None
     }
 
     /// Returns the state of a target in words for operators.

@@ -90,7 +90,7 @@ mod tests {
 
     /// Returns a queue of 100 waiters of several scopes.
     fn queue() -> Queue {
-        let mut queue = Queue::new(Arc::new(Target::named("t", Vec::new())));
+        let mut queue = Queue::new(Arc::new(Target::named("t", Vec::new())), Arc::default());
         for number in 0..100_u8 {
             let entry = Entry {
                 stage: Stage::Queued,

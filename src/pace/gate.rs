@@ -74,7 +74,7 @@ impl Passenger<'_> {
                     let is_refused = block.longer && block.until > now;
                     (!scope.is_target() || is_refused).then(|| BlockHold {
                         block: block.clone(),
-                        until: block.until.max(block.rest),
+                        until: block.next_attempt(),
                     })
                 })
                 .max_by_key(|held| held.until)
@@ -129,7 +129,15 @@ impl Pacer {
         };
         let (table, secret) = (self.ledger.blocks(&target.name), self.ledger.key_secret());
         let held = passenger.held(&table, &secret, self.clock.now());
-        held.map(|held| held.block)
+        let held = held.map(|held| held.block);
+        held.or_else(|| self.target_block(target))
+    }
+
+    /// Returns the block of the whole target, unless it has ended. The ledger holds its requests.
+    pub fn target_block(&self, target: &Target) -> Option<ScopedBlock> {
+        let (table, now) = (self.ledger.blocks(&target.name), self.clock.now());
+        let block = table.read(|blocks| blocks.get(&BlockScope::default()).cloned());
+        block.filter(|block| block.until > now)
     }
 
     /// Waits until no block holds the request, or until it is the probe of those that do.

@@ -10,10 +10,11 @@ use smallvec::SmallVec;
 use super::Event;
 use super::backlog::Tally;
 use super::entry::{Entry, QueueKey, Stage};
+use super::expected::ExpectedCosts;
 use super::hold::{HoldKey, HoldPlace};
 use crate::bounds::{CALL_AHEAD, CALLED_MAX};
 use crate::clock::Instant;
-use crate::ledger::{Ledger, Slot};
+use crate::ledger::{Ahead, Ledger, Slot};
 use crate::policy::{Scope, Target};
 
 /// Number of a group in its queue, which no other group gets later.
@@ -130,7 +131,7 @@ impl Group {
         &mut self,
         now: Instant,
         target: &Arc<Target>,
-        ledger: &dyn Ledger,
+        (ledger, expected): (&dyn Ledger, &ExpectedCosts),
         standing: Standing,
     ) -> Option<Instant> {
         // Without a free permit no time can be forecast, so a single waiter of each client with a
@@ -150,10 +151,14 @@ impl Group {
             }
             if position + standing.rank >= covered + sure {
                 let before = position.saturating_sub(covered);
-                let ahead: SmallVec<[i64; 8]> = (0..target.limits.len())
-                    .map(|limit| match standing.limit == Some(limit) {
-                        true => cost(&self.scope, limit, before + standing.rank),
-                        false => cost(&self.scope, limit, before),
+                let ahead: SmallVec<[Ahead; 8]> = (0..target.limits.len())
+                    .map(|limit| {
+                        let rank = match standing.limit == Some(limit) {
+                            true => standing.rank,
+                            false => 0,
+                        };
+                        let units = cost(&self.scope, limit, before + rank);
+                        expected.ahead(target, &self.scope, limit, units)
                     })
                     .collect();
                 let at = ledger.forecast(target, &self.scope, &ahead).at;

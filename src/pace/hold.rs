@@ -131,7 +131,7 @@ impl ScheduleHold {
 /// All holds of a queue.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
-    holds: HashMap<HoldKey, ScheduleHold>,
+    holds: BTreeMap<HoldKey, ScheduleHold>,
     ends: BTreeSet<(Instant, HoldKey)>,
 }
 
@@ -223,13 +223,17 @@ impl Holds {
         }
     }
 
-    /// Makes the holds of this limit and key due in all of `lanes`, because a permit was returned.
-    pub(super) fn free_permit(&mut self, scope: &Scope, limit: usize, lanes: u8) {
-        for lane in 0..lanes.max(1) {
-            let key = HoldKey::new(&scope.clone().in_lane(lane), Some(limit));
-            if self.holds.contains_key(&key) {
-                self.hold(&key, Some(Instant::ZERO));
-            }
+    /// Makes the holds of this limit and key due, whatever their lane and cost.
+    pub(super) fn free(&mut self, scope: &Scope, limit: usize) {
+        let of_schedule = |lane, cost| HoldKey {
+            lane,
+            cost,
+            ..HoldKey::new(scope, Some(limit))
+        };
+        let all = of_schedule(0, i64::MIN)..=of_schedule(u8::MAX, i64::MAX);
+        let held: Vec<HoldKey> = self.holds.range(all).map(|(key, _)| key.clone()).collect();
+        for key in held {
+            self.hold(&key, Some(Instant::ZERO));
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::Probe;
 use super::entry::{Entry, Stage};
+use super::expected::ExpectedCosts;
 use super::feasibility::FeasibilityCheck;
 use super::queue::{Next, PendingCall, Queue};
 use super::turn::{Turn, Waiter};
@@ -30,6 +31,7 @@ pub(super) struct Line {
     pub(super) clock: Clock,
     pub(super) tasks: Tasks,
     pub(super) metrics: Metrics,
+    pub(super) expected: Arc<ExpectedCosts>,
     /// Epoch of the target in the ledger, counting its blocks. A slot of an earlier epoch is void.
     pub(super) epoch: watch::Receiver<u64>,
     pub(super) state: Mutex<LineState>,
@@ -62,6 +64,11 @@ pub(super) struct LineState {
 }
 
 impl LineState {
+    /// Returns the number of waiting requests of the lane with this name.
+    pub(super) fn waiting_in(&self, lane: &str) -> u64 {
+        self.rooms.get(lane).map_or(0, |room| room.total())
+    }
+
     /// Returns the waiting requests of the lane at this position, of the line's policy.
     fn room(&mut self, lane: u8) -> Arc<Occupancy> {
         let lane = self.queue.target().lanes.get(usize::from(lane));
@@ -82,8 +89,9 @@ impl Line {
             clock: pacer.clock.clone(),
             tasks: pacer.tasks.clone(),
             metrics: pacer.metrics.clone(),
+            expected: Arc::clone(&pacer.expected),
             state: Mutex::new(LineState {
-                queue: Queue::new(Arc::clone(target)),
+                queue: Queue::new(Arc::clone(target), Arc::clone(&pacer.expected)),
                 epoch: 0,
                 may_ask: Instant::ZERO,
                 driven: false,
@@ -191,7 +199,7 @@ impl Line {
         let Booking::Ready(answer) = self.ledger.book(state.queue.target(), runs) else {
             return (None, None);
         };
-        self.note_overflow(state, &answer);
+        self.note_answer(state, &answer);
         let short = answer.runs.first().and_then(|grant| grant.short);
         let slot = answer.slots(0, scope).next();
         (slot.map(|slot| (slot, answer.now)), short)
@@ -224,6 +232,7 @@ impl Line {
         slots: impl IntoIterator<Item = Slot>,
     ) {
         for slot in slots {
+            self.return_unused(target, &slot);
             self.ledger.settle(target, &slot, Settlement::Unused);
         }
     }
@@ -384,7 +393,7 @@ impl Line {
 
     fn absorb(&self, asked: &PendingCall, answer: &Answer) {
         let mut state = self.lock();
-        self.note_overflow(&mut state, answer);
+        self.note_answer(&mut state, answer);
         let unused = state.queue.absorb(asked, answer);
         drop(state);
         self.settle_unused(&asked.target, unused);

@@ -16,6 +16,7 @@
 
 mod backlog;
 mod entry;
+mod expected;
 mod feasibility;
 mod gate;
 mod group;
@@ -24,26 +25,31 @@ mod line;
 mod news;
 mod observe;
 mod queue;
+mod returned;
 mod turn;
 mod warnings;
+
+#[cfg(test)]
+mod tests;
 
 pub use gate::{Probe, digest};
 pub use turn::{Turn, Void, Waiter};
 
 use std::sync::{Arc, RwLock};
 
+use expected::ExpectedCosts;
 use foldhash::HashMap;
 use http::HeaderValue;
 use line::Line;
 
 use crate::bounds::LANES_REPORTED;
 use crate::clock::{Clock, Instant};
-use crate::ledger::{LaneWaiting, Ledger, LedgerGap, LedgerStatus, ScopedBlock};
+use crate::ledger::{Ahead, LaneWaiting, Ledger, LedgerGap, LedgerStatus, ScopedBlock};
 use crate::policy::{KeySecret, LimitSet, Policy, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
 use crate::sync;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, QueueFigures};
 
 /// Request of one exchange for a turn to send.
 #[derive(Debug, Clone)]
@@ -134,6 +140,7 @@ pub struct Pacer {
     tasks: Tasks,
     metrics: Metrics,
     lines: RwLock<HashMap<Arc<str>, Arc<Line>>>,
+    expected: Arc<ExpectedCosts>,
 }
 
 impl Pacer {
@@ -145,6 +152,7 @@ impl Pacer {
             tasks,
             metrics,
             lines: RwLock::default(),
+            expected: Arc::default(),
         }
     }
 
@@ -189,7 +197,7 @@ impl Pacer {
             let arrived = line.clock.now();
             state.queue.forecast(scope, arrived, &*line.ledger)
         } else {
-            let ahead = vec![0; target.limits.len()];
+            let ahead = vec![Ahead::default(); target.limits.len()];
             self.ledger.forecast(target, scope, &ahead)
         };
         (forecast.at, limit_name(target, forecast.held_by))
@@ -206,9 +214,9 @@ impl Pacer {
         }
         let cost = scope.cost(limit).max(1);
         let leaves = |count: u32| {
-            let mut ahead = vec![0; target.limits.len()];
+            let mut ahead = vec![Ahead::default(); target.limits.len()];
             if let Some(ahead) = ahead.get_mut(limit) {
-                *ahead = cost.saturating_mul(i64::from(count) - 1);
+                ahead.units = cost.saturating_mul(i64::from(count) - 1);
             }
             self.ledger.forecast(target, &scope, &ahead).at <= self.clock.now()
         };
@@ -287,6 +295,27 @@ impl Pacer {
                 line.retarget(target);
             }
         }
+    }
+
+    /// Returns the figures of the requests that wait for the target.
+    pub fn queue(&self, target: &Target, now: Instant) -> QueueFigures {
+        let line = sync::read(&self.lines).get(&target.name).cloned();
+        let mut figures = QueueFigures::default();
+        let state = line.as_ref().map(|line| line.lock());
+        if let Some(oldest) = state.as_ref().and_then(|state| state.queue.oldest()) {
+            figures.oldest = now.since(oldest);
+        }
+        let waiting = |lane: &str| state.as_ref().map_or(0, |state| state.waiting_in(lane));
+        figures.lanes = match target.lanes.is_empty() {
+            true => vec![("-".into(), waiting(""))],
+            false => {
+                let lanes = target.lanes.iter().map(|lane| &lane.name);
+                lanes
+                    .map(|lane| (Arc::clone(lane), waiting(lane)))
+                    .collect()
+            }
+        };
+        figures
     }
 
     fn line(&self, target: &Arc<Target>) -> Arc<Line> {

@@ -22,7 +22,7 @@ impl Line {
         let runs = smallvec![Run::new(scope.clone(), 1, 1)];
         match self.ledger.book(&target, runs) {
             Booking::Ready(answer) => {
-                self.note_overflow(&mut state, &answer);
+                self.note_answer(&mut state, &answer);
                 match answer.slots(0, &scope).next() {
                     Some(slot) if slot.at <= answer.now => {
                         return Some(self.turn(&state, slot, None, Vec::new()));
@@ -38,7 +38,7 @@ impl Line {
                 self.tasks.spawn_cancel_on_drain(async move {
                     let began = line.clock.now();
                     let answer = answer.await;
-                    line.note_overflow(&mut line.lock(), &answer);
+                    line.note_answer(&mut line.lock(), &answer);
                     let now = line.clock.now();
                     // The call to the store itself took time, so a slot within the same time again
                     // would not have delayed the request.

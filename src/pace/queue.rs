@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::backlog::{Backlog, is_free};
 use super::entry::{Entry, QueueKey, Stage};
+use super::expected::ExpectedCosts;
 use super::group::{Group, GroupId};
 use super::hold::{HoldKey, Holds};
 use super::{Event, RefusalKind};
@@ -46,6 +47,7 @@ pub(super) struct Queue {
     is_asked: bool,
     /// Turns that each client uses now, in scopes with permits.
     pub(super) turns: Arc<Occupancy>,
+    expected: Arc<ExpectedCosts>,
 }
 
 /// Call to the ledger that is being made, with its target, its runs and the state it was based on.
@@ -70,7 +72,7 @@ pub(super) enum Next {
 }
 
 impl Queue {
-    pub(super) fn new(target: Arc<Target>) -> Self {
+    pub(super) fn new(target: Arc<Target>, expected: Arc<ExpectedCosts>) -> Self {
         Self {
             target,
             groups: HashMap::default(),
@@ -87,6 +89,7 @@ impl Queue {
             news: 0,
             is_asked: false,
             turns: Arc::default(),
+            expected,
         }
     }
 
@@ -96,6 +99,11 @@ impl Queue {
 
     pub(super) fn len(&self) -> usize {
         self.places.len()
+    }
+
+    /// Returns the instant at which the exchange of the first waiter began.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.places.keys().next().map(|(arrived, _)| *arrived)
     }
 
     /// Returns true if all waiters have the same scope.
@@ -204,24 +212,27 @@ impl Queue {
         void
     }
 
-    /// Makes a new call to the ledger due. With the scope of a returned permit it is due for the
-    /// groups that wait for the permit, and otherwise for all groups.
-    pub(super) fn ask_anew(&mut self, permit: Option<&Scope>) {
-        let Some(scope) = permit else {
+    /// Makes a new call to the ledger due. With the scope of a slot that was given back it is due
+    /// for the groups that wait for the same permits or units, and otherwise for all groups.
+    pub(super) fn ask_anew(&mut self, returned: Option<&Scope>) {
+        let Some(scope) = returned else {
             self.news += 1;
             self.holds.free_all();
             return;
         };
-        if !self.target.has_permits(scope.limits) {
-            return;
-        }
-        self.news += 1;
-        let lanes = u8::try_from(self.target.lanes.len()).unwrap_or(u8::MAX);
-        for (index, limit) in self.target.limits.iter().enumerate() {
-            if scope.limits.contains(index) && limit.is_concurrent() {
-                self.holds.free_permit(scope, index, lanes);
+        let target = Arc::clone(&self.target);
+        for (index, limit) in target.limits.iter().enumerate() {
+            if scope.limits.contains(index) && (limit.is_concurrent() || limit.is_refundable()) {
+                self.ask_for(scope, index);
             }
         }
+    }
+
+    /// Makes a new call to the ledger due for the groups that wait for this limit, because some of
+    /// it has come back.
+    pub(super) fn ask_for(&mut self, scope: &Scope, limit: usize) {
+        self.news += 1;
+        self.holds.free(scope, limit);
     }
 
     fn of(&self, scope: &Scope) -> Option<&Group> {

@@ -135,6 +135,13 @@ impl Turn {
     pub fn leave_at_once(mut self) -> Self {
         self.sent = true;
         self.probes.iter().for_each(|probe| probe.leave());
+        for index in self.slot.scope.limits.iter() {
+            if let Some(limit) = self.target.limits.get(index) {
+                let units = u64::try_from(self.slot.scope.cost(index)).unwrap_or(0);
+                let metrics = &self.line.metrics;
+                metrics.limit_used(&self.target.name, &limit.name, units);
+            }
+        }
         self
     }
 
@@ -150,35 +157,6 @@ impl Turn {
     pub fn is_void(&self) -> bool {
         self.line.clock.now() > self.slot.at + LATE_MAX
             || self.slot.epoch != *self.line.epoch.borrow()
-    }
-
-    /// Corrects the cost of each limit that has a cost rule. `read` returns the actual cost in units
-    /// for the limit at a position, or `None` if the estimate stays. A cost above the limit's `max`
-    /// is cut.
-    pub fn settle(&self, read: impl Fn(usize, &Cost) -> Option<i64>) {
-        for (index, cost) in self.costs() {
-            let Some(stated) = read(index, cost) else {
-                continue;
-            };
-            if stated > cost.max {
-                self.line
-                    .settlement_capped(&self.target, index, stated, cost.max);
-            }
-            let units = stated.min(cost.max) - self.slot.scope.cost(index);
-            if units != 0 {
-                let ledger = &self.line.ledger;
-                ledger.correct(&self.target, &self.slot, index, units);
-            }
-        }
-    }
-
-    /// Corrects the costs like [`Self::settle`]. A later call corrects what this one has set.
-    pub fn settle_again(&mut self, read: impl Fn(usize, &Cost) -> Option<i64>) {
-        self.settle(&read);
-        let settled =
-            |(index, cost): (usize, &Cost)| Some((index, read(index, cost)?.clamp(0, cost.max)));
-        let settled: Vec<(usize, i64)> = self.costs().filter_map(settled).collect();
-        self.slot.scope.set_costs(settled);
     }
 
     /// Returns the cost rules of the limits that the request was charged to, with the positions of

@@ -1,4 +1,4 @@
-//! Warnings of a line about keys that share a schedule and costs that were cut.
+//! Log of a line: its bookings, and warnings about keys that share a schedule and costs that were cut.
 
 use super::limit_name;
 use super::line::{Line, LineState};
@@ -21,8 +21,13 @@ impl Line {
         tracing::warn!(target_name = %target.name, limit = limit.as_deref(), stated, max, "the origin stated a cost above `cost.max`; the cost was cut; raise `cost.max` if the number is right");
     }
 
-    /// Counts bookings of keys that share a schedule, and warns about them from time to time.
-    pub(super) fn note_overflow(&self, state: &mut LineState, answer: &Answer) {
+    /// Logs an answer of the ledger. Counts bookings of keys that share a schedule, and warns about
+    /// them from time to time.
+    pub(super) fn note_answer(&self, state: &mut LineState, answer: &Answer) {
+        let slots: usize = answer.runs.iter().map(|grant| grant.slots.len()).sum();
+        let (runs, waiting) = (answer.runs.len(), state.queue.len());
+        let name = &state.queue.target().name;
+        tracing::debug!(target_name = %name, runs, slots, waiting, "the ledger has booked slots");
         let Some(limit) = answer.overflowed.first() else {
             return;
         };

@@ -60,6 +60,19 @@ impl Limit {
         matches!(self.bound, Bound::Concurrent(_))
     }
 
+    /// Returns true if the cost of a slot that sent nothing is returned. Only a bucket of costs
+    /// returns it, because a strict limit and a window count each booking at its instant.
+    pub const fn is_refundable(&self) -> bool {
+        let bound = matches!(
+            self.bound,
+            Bound::Rate {
+                algorithm: Algorithm::TokenBucket { burst: Some(_) },
+                ..
+            }
+        );
+        bound && self.cost.is_some()
+    }
+
     /// Describes the amount with its units, such as `30000 units per 1 min`.
     pub fn amount(&self, bound: Bound) -> String {
         let (rate, algorithm) = match bound {

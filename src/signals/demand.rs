@@ -87,7 +87,8 @@ fn asked(response: &ResponseView<'_>, rules: &SignalRules, kind: SignalKind) -> 
     by_rules.chain(by_field).chain(by_body).max()
 }
 
-fn in_place(response: &ResponseView<'_>, place: &WaitPlace) -> Option<Duration> {
+/// Returns the wait in a place that the target's rules name.
+pub(super) fn in_place(response: &ResponseView<'_>, place: &WaitPlace) -> Option<Duration> {
     let unit = if place.millis { 1e-3 } else { 1.0 };
     match &place.source {
         WaitSource::Header(name) => longest_wait(response.headers, name, unit, response.wall),

@@ -127,14 +127,6 @@ pub enum LimitUnit {
     Bytes,
 }
 
-impl Signal {
-    /// Returns the instant at which all limits with nothing left are full again, or `None` if there
-    /// are none or their reset is unknown.
-    pub fn exhausted_until(&self) -> Option<Instant> {
-        exhausted_until(&self.dimensions)
-    }
-}
-
 /// Reads a response by the general rules and those of its target.
 pub fn read(response: &ResponseView<'_>, rules: &SignalRules) -> Signal {
     let fields = fields::read(response);
@@ -148,6 +140,8 @@ pub fn read(response: &ResponseView<'_>, rules: &SignalRules) -> Signal {
     }
 }
 
+/// Returns the instant at which all limits with nothing left are full again, or `None` if there are
+/// none or their reset is unknown.
 fn exhausted_until(dimensions: &[Dimension]) -> Option<Instant> {
     let spent = |dimension: &&Dimension| dimension.remaining == Some(0);
     let spent = dimensions.iter().filter(spent);

@@ -4,6 +4,7 @@ mod demands;
 mod families;
 mod properties;
 mod scopes;
+mod sources;
 mod values;
 
 use http::{HeaderName, HeaderValue};

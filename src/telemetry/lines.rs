@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::Metrics;
 use super::json::{JsonObject, Stamp};
+use super::{Metrics, otel};
 use crate::bounds::{LOG_BACKLOG, LOG_CLOSE};
 use crate::key;
 use crate::sync::lock;
@@ -94,10 +94,16 @@ impl LineWriter {
     /// The line is dropped and counted if [`LOG_BACKLOG`] is exceeded.
     pub fn line(&self, time: SystemTime, write: impl FnOnce(&mut JsonObject<'_>)) {
         self.0.shared.add(|lines, stamp| {
+            let begun = lines.len();
             let mut object = JsonObject::begin(lines);
             object.time(key!("time"), time, stamp);
             write(&mut object);
             object.end();
+            if otel::is_selected() {
+                let native = lines.split_off(begun);
+                let native = String::from_utf8_lossy(&native);
+                lines.extend(otel::record(&native, "outpace.exchanges").bytes());
+            }
             lines.push(b'\n');
         });
     }

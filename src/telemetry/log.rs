@@ -16,10 +16,15 @@ use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::LineWriter;
+use super::events::JsonEvents;
+use super::{LineWriter, otel};
+use crate::bounds::LOG_LEVELS_TEXT;
 
 /// Writer of the events, which exists once logging has started.
 static EVENTS: OnceLock<LineWriter> = OnceLock::new();
@@ -31,29 +36,67 @@ pub(super) fn lines_dropped() -> Counter {
     DROPPED.clone()
 }
 
-/// Starts logging at level `info`, or with `filter` in the syntax of `RUST_LOG`. Later calls have
-/// no effect.
-pub fn set_up(filter: Option<&str>) {
-    let filter = filter
-        .and_then(|filter| EnvFilter::try_new(filter).ok())
-        .unwrap_or_else(|| EnvFilter::new("info,sqlx=error"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(output())
-        .with_target(false);
+/// Levels of the events without `OUTPACE_LOG`.
+const DEFAULT: &str = "info,sqlx=error";
+
+/// Starts logging at level `info`, or with the levels of `OUTPACE_LOG`. Later calls have no effect.
+///
+/// # Errors
+/// Returns a sentence about the part of `levels` that is invalid.
+pub fn set_up(levels: Option<&str>) -> Result<(), String> {
+    let levels = levels.map(str::trim).filter(|levels| !levels.is_empty());
+    let filter = filter(levels.unwrap_or(DEFAULT))?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(output());
     let started = if std::io::stderr().is_terminal() {
-        subscriber.try_init()
+        let layer = layer.with_target(false).with_filter(filter);
+        tracing_subscriber::registry().with(layer).try_init()
     } else {
-        subscriber
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .try_init()
+        let layer = layer.event_format(JsonEvents).with_filter(filter);
+        tracing_subscriber::registry().with(layer).try_init()
     };
     // A second start in one process, as in tests, keeps the first subscriber.
     drop(started);
+    Ok(())
 }
+
+/// Selects the form of the lines on both outputs: OTLP records, or the native form.
+pub fn select_otel(otel: bool) {
+    otel::select(otel);
+}
+
+/// Reads levels such as `debug` or `info,h2=debug`. A level without a module is that of outpace. The
+/// libraries then log at `info` at most.
+fn filter(levels: &str) -> Result<Targets, String> {
+    let mut filter = Targets::new();
+    for part in levels.split(',') {
+        let (module, level) = match part.split_once('=') {
+            Some((module, level)) => (Some(module), level),
+            None => (None, part),
+        };
+        let is_module = module.is_none_or(|module| {
+            let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_:".contains(&byte);
+            !module.is_empty() && module.bytes().all(is_part)
+        });
+        let known = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
+        let level = level.parse::<LevelFilter>().ok().filter(|_| known);
+        let Some(level) = level.filter(|_| is_module && levels.len() <= LOG_LEVELS_TEXT) else {
+            let part: String = part.chars().take(80).collect();
+            return Err(format!(
+                "OUTPACE_LOG is invalid: `{part}` is neither a level ({}) nor MODULE=LEVEL, or the text is longer than {LOG_LEVELS_TEXT} bytes; write it as \"debug\" or \"info,outpace::ledger=debug\"",
+                LEVELS.join(", ")
+            ));
+        };
+        filter = match module {
+            Some(module) => filter.with_target(module, level),
+            None => filter
+                .with_default(level.min(LevelFilter::INFO))
+                .with_target("outpace", level),
+        };
+    }
+    Ok(filter)
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Writes out the remaining events for a bounded time. Later events are lost.
 pub fn close_log() {
@@ -86,5 +129,41 @@ impl Write for EventWriter {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reaches the bound `LOG_LEVELS_TEXT`.
+    #[test]
+    fn levels_are_levels_or_modules_with_a_level() {
+        let longest = format!("info,{}", "a=debug,".repeat(126));
+        let longest = format!("{longest}b=info");
+        for levels in [
+            "info",
+            "DEBUG",
+            "info,sqlx=error",
+            "outpace::ledger=trace,off",
+            &longest,
+        ] {
+            assert!(filter(levels).is_ok(), "{levels}");
+        }
+        let long = format!("{longest},{longest}");
+        for levels in [
+            "bogus",
+            "bogus[[[",
+            "info,",
+            "=debug",
+            "a=b",
+            "a=debug=x",
+            "5",
+            "a b=info",
+            &long,
+        ] {
+            let told = filter(levels).unwrap_err();
+            assert!(told.starts_with("OUTPACE_LOG is invalid: `"), "{told}");
+        }
     }
 }

@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(throttle.take_left_out(), []);
         clock.sleep_until(clock.now() + LOG_REPEAT_PERIOD).await;
         assert!(throttle.admits(&one));
-        let text = throttle.metrics.encode();
+        let text = throttle.metrics.text();
         assert!(
             text.contains("outpace_log_lines_summarized_total 998"),
             "{text}"

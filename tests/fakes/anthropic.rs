@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::limiter::{Algorithm, Limiter};
-use super::{FakeAnswer, FakeRequest, FakeTime, Vendor};
+use super::prompt::Prompt;
+use super::{FakeAnswer, FakeEvent, FakeRequest, FakeTime, Vendor};
 
 /// Fake of Anthropic's API. Output counts as it is produced, so `max_tokens` counts nothing.
 pub(crate) struct Anthropic {
@@ -14,6 +15,10 @@ pub(crate) struct Anthropic {
     output: Limiter,
     /// Output tokens of each request.
     pub(crate) produces: u64,
+    /// Time that each request takes.
+    pub(crate) takes: Duration,
+    /// Number of streams that end with an error after half of their events.
+    pub(crate) breaks: u64,
     /// Number of requests that find the API overloaded.
     pub(crate) overloaded: u64,
 }
@@ -32,6 +37,8 @@ impl Anthropic {
             input: bucket(input),
             output: bucket(output),
             produces: 100,
+            takes: Duration::ZERO,
+            breaks: 0,
             overloaded: 0,
         }
     }
@@ -44,24 +51,17 @@ impl Vendor for Anthropic {
             self.overloaded -= 1;
             return FakeAnswer::refused(529, "overload", error("overloaded_error"));
         }
-        let json = request.json();
-        let model = json
-            .pointer("/model")
-            .and_then(Value::as_str)
-            .unwrap_or("-");
-        // All models of a family share one pool.
-        let family = model.split('-').take(2).collect::<Vec<_>>().join("-");
-        let who = match request.field("x-api-key") {
-            "-" => request.field("authorization"),
-            key => key,
-        };
-        let key = format!("{who} {family}");
-        let input = request.body.len() as u64 / 4;
+        let prompt = Prompt::of(request, self.produces);
+        let key = key(request);
+        let streams = request.json()["stream"] == true;
+        // A stream counts its output as it is produced.
+        let output = if streams { 0 } else { prompt.output };
+        let input = prompt.counted().input;
         let limits = [
             ("requests", &mut self.requests, 1, 1),
             ("input-tokens", &mut self.input, input, input),
             // A request begins if any output is left.
-            ("output-tokens", &mut self.output, 1, self.produces),
+            ("output-tokens", &mut self.output, 1, output),
         ];
         let mut checked = limits.map(|(name, limiter, needs, costs)| {
             let verdict = limiter.check(&key, needs, now.since);
@@ -69,15 +69,30 @@ impl Vendor for Anthropic {
         });
         let refused = checked.iter().find(|(_, _, verdict, _)| !verdict.allowed);
         let refused = refused.map(|(name, _, verdict, _)| (*name, verdict.retry));
-        let usage = json!({"input_tokens": input, "output_tokens": self.produces});
         let mut answer = match refused {
-            None => FakeAnswer::ok(json!({"type": "message", "usage": usage})),
+            None => FakeAnswer {
+                usage: prompt.counted(),
+                takes: self.takes,
+                ..FakeAnswer::ok(message(request, prompt, Some(prompt.output)))
+            },
             Some((name, wait)) => {
                 let seconds = wait.as_nanos().div_ceil(1_000_000_000).max(1);
                 FakeAnswer::refused(429, name, error("rate_limit_error"))
                     .with("retry-after", seconds)
             }
         };
+        if streams && refused.is_none() {
+            answer.events = events(request, prompt);
+            if self.breaks > 0 {
+                self.breaks -= 1;
+                answer.events.truncate(answer.events.len() / 2);
+                let error = error("overloaded_error");
+                answer.events.push(FakeEvent::new(
+                    format!("event: error\ndata: {error}\n\n"),
+                    0,
+                ));
+            }
+        }
         for (name, limiter, _, costs) in &mut checked {
             limiter.book(&key, *costs, refused.is_none(), now.since);
             let after = limiter.check(&key, 0, now.since);
@@ -110,4 +125,69 @@ impl Vendor for Anthropic {
         }
         answer
     }
+
+    fn produced(&mut self, request: &FakeRequest, tokens: u64, now: FakeTime) {
+        self.output.book(&key(request), tokens, true, now.since);
+    }
+}
+
+/// Returns the account and the family of the model, whose models share one pool.
+fn key(request: &FakeRequest) -> String {
+    let json = request.json();
+    let model = json["model"].as_str().unwrap_or("-");
+    let family = model.split('-').take(2).collect::<Vec<_>>().join("-");
+    format!("{} {family}", request.credential())
+}
+
+/// Returns the message with its usage. Without `output` it is the start of a stream.
+fn message(request: &FakeRequest, prompt: Prompt, output: Option<u64>) -> Value {
+    let text = prompt.text();
+    let content = output.map(|_| json!([{"type": "text", "text": text, "citations": null}]));
+    json!({
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": request.json()["model"],
+        "content": content.unwrap_or_else(|| json!([])),
+        "stop_reason": output.map(|_| "end_turn"),
+        "stop_sequence": null,
+        "usage": {
+            "input_tokens": prompt.input,
+            "cache_creation_input_tokens": prompt.written,
+            "cache_read_input_tokens": prompt.cached,
+            "output_tokens": output.unwrap_or(1),
+        },
+    })
+}
+
+/// Returns the events of a stream, with the usage of the input first and that of the output last.
+fn events(request: &FakeRequest, prompt: Prompt) -> Vec<FakeEvent> {
+    let start = message(request, prompt, None);
+    let block = json!({"type": "text", "text": ""});
+    let mut events = vec![
+        FakeEvent::named(&json!({"type": "message_start", "message": start}), 0),
+        FakeEvent::named(
+            &json!({"type": "content_block_start", "index": 0, "content_block": block}),
+            0,
+        ),
+        FakeEvent::named(&json!({"type": "ping"}), 0),
+    ];
+    events.extend(prompt.deltas().map(|(text, tokens)| {
+        let delta = json!({"type": "text_delta", "text": text});
+        FakeEvent::named(
+            &json!({"type": "content_block_delta", "index": 0, "delta": delta}),
+            tokens,
+        )
+    }));
+    let delta = json!({"stop_reason": "end_turn", "stop_sequence": null});
+    let usage = json!({"output_tokens": prompt.output});
+    events.extend([
+        FakeEvent::named(&json!({"type": "content_block_stop", "index": 0}), 0),
+        FakeEvent::named(
+            &json!({"type": "message_delta", "delta": delta, "usage": usage}),
+            0,
+        ),
+        FakeEvent::named(&json!({"type": "message_stop"}), 0),
+    ]);
+    events
 }

@@ -16,6 +16,8 @@ pub(crate) struct GitHub {
     secondary: Limiter,
     /// Credentials that are limited, each until an instant. A request before it is a cause of a ban.
     limited: HashMap<String, Duration>,
+    /// Credentials that may do nothing, which has nothing to do with limits.
+    pub(crate) forbidden: Vec<String>,
     /// Number of requests of a credential that was limited at the time.
     pub(crate) warnings: usize,
 }
@@ -44,6 +46,7 @@ impl GitHub {
                 .into(),
             secondary: fixed(secondary, window / 60),
             limited: HashMap::new(),
+            forbidden: Vec::new(),
             warnings: 0,
         }
     }
@@ -70,6 +73,13 @@ impl Vendor for GitHub {
             self.warnings += 1;
         }
         let limiter = self.resources.get_mut(resource).unwrap();
+        if self.forbidden.contains(&key) {
+            let verdict = limiter.check(&key, 0, now.since);
+            let error =
+                json!({"message": "Resource not accessible by integration", "status": "403"});
+            let answer = FakeAnswer::refused(403, "permission", error);
+            return told(answer, resource, verdict, now);
+        }
         let points = if request.method == "GET" { 1 } else { 5 };
         let endpoint = format!("{key} {}", request.path);
         let secondary = self.secondary.take(&endpoint, points, now.since);

@@ -134,6 +134,16 @@ impl Limiter {
         usage.add(algorithm, amount, now);
     }
 
+    /// Returns an amount that a request reserved in a bucket and did not use.
+    pub(crate) fn give_back(&mut self, key: &str, amount: u64) {
+        if let (Some(usage), Algorithm::Bucket { window, .. }) =
+            (self.keys.get_mut(key), self.algorithm)
+        {
+            let amount = u128::from(amount) * window.as_nanos();
+            usage.lacking = usage.lacking.saturating_sub(amount);
+        }
+    }
+
     /// Ends a request that a concurrency limit counts.
     pub(crate) fn release(&mut self, key: &str) {
         if let Some(usage) = self.keys.get_mut(key) {

@@ -4,27 +4,39 @@
 //! TLS by the harness's origin, and logs each arrival with its verdict and its effect.
 
 mod anthropic;
+mod bedrock;
+mod coding;
+mod gemini;
+mod gemini_day;
 mod github;
 mod limiter;
 mod openai;
+mod openai_bodies;
+mod prompt;
 mod shopify;
 mod stripe;
 mod tests;
 
 pub(crate) use anthropic::Anthropic;
+pub(crate) use bedrock::Bedrock;
+pub(crate) use coding::Encoder;
+pub(crate) use gemini::Gemini;
+pub(crate) use gemini_day::GeminiDay;
 pub(crate) use github::GitHub;
 pub(crate) use openai::OpenAi;
 pub(crate) use shopify::Shopify;
 pub(crate) use stripe::Stripe;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
 use serde_json::Value;
 
-use crate::harness::{Origin, Reply, reply};
+use crate::harness::{Origin, Reply, bytes_body, reply};
 
 /// Request as a fake sees it.
 #[derive(Debug, Clone)]
@@ -49,13 +61,49 @@ impl FakeRequest {
         }
     }
 
-    fn field(&self, name: &str) -> &str {
+    pub(crate) fn field(&self, name: &str) -> &str {
         let value = self.headers.get(name);
         value.and_then(|value| value.to_str().ok()).unwrap_or("-")
     }
 
+    /// Returns the credential of the request, in the field of any vendor.
+    fn credential(&self) -> &str {
+        let fields = ["x-api-key", "x-goog-api-key", "authorization"].map(|name| self.field(name));
+        fields
+            .into_iter()
+            .find(|value| *value != "-")
+            .unwrap_or("-")
+    }
+
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+/// Tokens of one request that count against the limits of the API.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct FakeUsage {
+    pub(crate) input: u64,
+    pub(crate) output: u64,
+}
+
+/// One event of a streamed response, as it is sent before the content coding.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeEvent {
+    text: String,
+    /// Output tokens that count as soon as the event is sent.
+    tokens: u64,
+}
+
+impl FakeEvent {
+    fn new(text: String, tokens: u64) -> Self {
+        Self { text, tokens }
+    }
+
+    /// Creates an event whose name is the type in its data.
+    fn named(data: &Value, tokens: u64) -> Self {
+        let name = data["type"].as_str().unwrap_or_default();
+        Self::new(format!("event: {name}\ndata: {data}\n\n"), tokens)
     }
 }
 
@@ -65,6 +113,9 @@ pub(crate) struct FakeAnswer {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Value,
+    /// Events of a streamed response, which has no other body.
+    pub(crate) events: Vec<FakeEvent>,
+    pub(crate) usage: FakeUsage,
     /// Name of the limit that refused the request, or `None` if it was processed.
     pub(crate) refused_by: Option<&'static str>,
     /// True if the request changed something, which must happen at most once.
@@ -74,18 +125,20 @@ pub(crate) struct FakeAnswer {
 }
 
 impl FakeAnswer {
-    fn ok(body: Value) -> Self {
+    pub(crate) fn ok(body: Value) -> Self {
         Self {
             status: 200,
             headers: Vec::new(),
             body,
+            events: Vec::new(),
+            usage: FakeUsage::default(),
             refused_by: None,
             effect: false,
             takes: Duration::ZERO,
         }
     }
 
-    fn refused(status: u16, by: &'static str, body: Value) -> Self {
+    pub(crate) fn refused(status: u16, by: &'static str, body: Value) -> Self {
         Self {
             status,
             refused_by: Some(by),
@@ -97,7 +150,7 @@ impl FakeAnswer {
         clippy::needless_pass_by_value,
         reason = "numbers and texts are given alike"
     )]
-    fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self
     }
@@ -114,6 +167,9 @@ pub(crate) trait Vendor: Send + 'static {
     /// Answers a request that arrives at `now`, counted from the start of the fake.
     fn answer(&mut self, request: &FakeRequest, now: FakeTime) -> FakeAnswer;
 
+    /// Counts output tokens that were just sent in an event of a stream.
+    fn produced(&mut self, _request: &FakeRequest, _tokens: u64, _now: FakeTime) {}
+
     /// Ends a request that was processed. Only concurrency limits need it.
     fn ended(&mut self, _request: &FakeRequest) {}
 }
@@ -127,7 +183,7 @@ pub(crate) struct FakeTime {
 
 impl FakeTime {
     /// Returns the second since 1970 that lies this far ahead, rounded up.
-    fn epoch(self, ahead: Duration) -> u64 {
+    pub(crate) fn epoch(self, ahead: Duration) -> u64 {
         let at = self.started + self.since + ahead;
         let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         at.as_secs() + u64::from(at.subsec_nanos() > 0)
@@ -144,16 +200,21 @@ impl FakeTime {
 #[derive(Debug, Clone)]
 pub(crate) struct FakeEntry {
     pub(crate) at: Duration,
+    pub(crate) host: String,
     pub(crate) path: String,
     pub(crate) key: String,
     pub(crate) status: u16,
     pub(crate) refused_by: Option<&'static str>,
     pub(crate) effect: bool,
+    pub(crate) usage: FakeUsage,
+    /// Content coding of the response.
+    pub(crate) coding: &'static str,
 }
 
 /// Running fake: the vendor behind the harness's origin, and the log of all arrivals.
 pub(crate) struct Fake {
     pub(crate) origin: Origin,
+    pub(crate) started: SystemTime,
     log: Arc<Mutex<Vec<FakeEntry>>>,
 }
 
@@ -181,23 +242,36 @@ impl Fake {
                     let now = FakeTime { since, started };
                     vendor.lock().unwrap().answer(&request, now)
                 };
+                let coding = coding::accepted(&request.headers);
                 log.lock().unwrap().push(FakeEntry {
                     at: since,
+                    host: request.host.clone(),
                     path: request.path.clone(),
-                    key: request.field("authorization").to_owned(),
+                    key: request.credential().to_owned(),
                     status: answer.status,
                     refused_by: answer.refused_by,
                     effect: answer.effect,
+                    usage: answer.usage,
+                    coding,
                 });
+                if !answer.events.is_empty() {
+                    let produced = move |tokens| {
+                        let since = start.elapsed();
+                        let now = FakeTime { since, started };
+                        vendor.lock().unwrap().produced(&request, tokens, now);
+                    };
+                    return streamed(answer, coding, produced);
+                }
                 if answer.refused_by.is_none() {
                     tokio::time::sleep(answer.takes).await;
                     vendor.lock().unwrap().ended(&request);
                 }
-                wire(answer)
+                wire(answer, coding)
             }
         });
         Self {
             origin: origin.start().await,
+            started,
             log,
         }
     }
@@ -215,12 +289,62 @@ impl Fake {
     }
 }
 
-fn wire(answer: FakeAnswer) -> Reply {
-    let mut reply = reply(answer.status, &answer.body.to_string());
+fn wire(answer: FakeAnswer, coding: &'static str) -> Reply {
+    let mut reply = reply(answer.status, "");
+    let body = answer.body.to_string();
+    let mut encoder = Encoder::new(coding);
+    let mut bytes = encoder.push(body.as_bytes());
+    bytes.extend(encoder.end());
+    *reply.body_mut() = bytes_body(bytes);
+    with_fields(&mut reply, "application/json", coding, answer.headers);
+    reply
+}
+
+/// Sends the events of an answer one after another, spread over the time that it takes. `produced`
+/// counts the tokens of each event before it leaves.
+fn streamed(
+    answer: FakeAnswer,
+    coding: &'static str,
+    produced: impl Fn(u64) + Send + 'static,
+) -> Reply {
+    let pace = answer.takes / u32::try_from(answer.events.len()).unwrap();
+    let state = (
+        answer.events.into_iter(),
+        Some(Encoder::new(coding)),
+        produced,
+    );
+    let frames =
+        futures_util::stream::unfold(state, move |(mut events, encoder, produced)| async move {
+            let mut encoder = encoder?;
+            let Some(event) = events.next() else {
+                let end = Frame::data(encoder.end().into());
+                return Some((Ok::<_, Infallible>(end), (events, None, produced)));
+            };
+            if !pace.is_zero() {
+                tokio::time::sleep(pace).await;
+            }
+            produced(event.tokens);
+            let frame = Frame::data(encoder.push(event.text.as_bytes()).into());
+            Some((Ok(frame), (events, Some(encoder), produced)))
+        });
+    let mut reply = reply(answer.status, "");
+    *reply.body_mut() = StreamBody::new(frames).boxed_unsync();
+    with_fields(&mut reply, "text/event-stream", coding, answer.headers);
+    reply
+}
+
+fn with_fields(
+    reply: &mut Reply,
+    kind: &'static str,
+    coding: &'static str,
+    fields: Vec<(&'static str, String)>,
+) {
     let headers = reply.headers_mut();
-    headers.insert("content-type", "application/json".parse().unwrap());
-    for (name, value) in answer.headers {
+    headers.insert("content-type", kind.parse().unwrap());
+    if coding != "identity" {
+        headers.insert("content-encoding", coding.parse().unwrap());
+    }
+    for (name, value) in fields {
         headers.insert(name, value.parse().unwrap());
     }
-    reply
 }

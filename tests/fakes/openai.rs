@@ -5,13 +5,19 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::limiter::{Algorithm, Limiter, Verdict};
-use super::{FakeAnswer, FakeRequest, FakeTime, Vendor};
+use super::openai_bodies;
+use super::prompt::Prompt;
+use super::{FakeAnswer, FakeRequest, FakeTime, FakeUsage, Vendor};
 
 /// Fake of OpenAI's API. A request costs the larger of its `max_tokens` and a quarter of its
 /// characters, and refused requests count.
 pub(crate) struct OpenAi {
     requests: Limiter,
     tokens: Limiter,
+    /// True for an API of the same form that counts the tokens that were used.
+    pub(crate) counts_used: bool,
+    /// Time that each request takes.
+    pub(crate) takes: Duration,
     /// Tokens after which the quota is spent.
     pub(crate) budget: u64,
 }
@@ -29,6 +35,8 @@ impl OpenAi {
         Self {
             requests: bucket(requests),
             tokens: bucket(tokens),
+            counts_used: false,
+            takes: Duration::ZERO,
             budget: u64::MAX,
         }
     }
@@ -42,29 +50,50 @@ impl Vendor for OpenAi {
             .and_then(Value::as_str)
             .unwrap_or("-");
         let key = format!("{} {model}", request.field("authorization"));
-        let most = json.pointer("/max_tokens").and_then(Value::as_u64);
-        let cost = most.unwrap_or(0).max(request.body.len() as u64 / 4);
+        let prompt = Prompt::of(request, 100);
+        let announced = ["max_completion_tokens", "max_output_tokens", "max_tokens"];
+        let most = announced.iter().find_map(|name| json[name].as_u64());
+        let announced = most.unwrap_or(0).max(request.body.len() as u64 / 4);
+        // An API that counts what was used begins a request whose input fits.
+        let (needs, cost) = match self.counts_used {
+            true => (prompt.input, prompt.input + prompt.output),
+            false => (announced, announced),
+        };
         if self.budget < cost {
             let error = json!({"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "param": null, "code": "insufficient_quota"}});
             return FakeAnswer::refused(429, "quota", error);
         }
         let mut requests = self.requests.check(&key, 1, now.since);
-        let mut tokens = self.tokens.check(&key, cost, now.since);
+        let mut tokens = self.tokens.check(&key, needs, now.since);
         let allowed = requests.allowed && tokens.allowed;
         let (wait, unit) = match requests.allowed {
             true => (tokens.retry, "tokens"),
             false => (requests.retry, "requests"),
         };
         self.requests.book(&key, 1, allowed, now.since);
-        self.tokens.book(&key, cost, allowed, now.since);
+        if allowed || !self.counts_used {
+            self.tokens.book(&key, cost, allowed, now.since);
+        }
         requests = self.requests.check(&key, 0, now.since);
         tokens = self.tokens.check(&key, 0, now.since);
         let answer = match allowed {
             true => {
                 self.budget -= cost;
-                let usage =
-                    json!({"prompt_tokens": 0, "completion_tokens": cost, "total_tokens": cost});
-                FakeAnswer::ok(json!({"object": "chat.completion", "usage": usage}))
+                let usage = match self.counts_used {
+                    true => FakeUsage {
+                        input: prompt.input,
+                        output: prompt.output,
+                    },
+                    false => FakeUsage {
+                        input: cost,
+                        output: 0,
+                    },
+                };
+                FakeAnswer {
+                    usage,
+                    takes: self.takes,
+                    ..openai_bodies::answer(request, prompt)
+                }
             }
             false => {
                 let message = format!(

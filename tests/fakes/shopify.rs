@@ -13,6 +13,8 @@ pub(crate) struct Shopify {
     rest: Limiter,
     points: Limiter,
     per_second: u64,
+    /// Shop whose buckets another program empties all the time.
+    pub(crate) drained: Option<&'static str>,
 }
 
 impl Shopify {
@@ -29,6 +31,7 @@ impl Shopify {
             rest: bucket(rest),
             points: bucket(points),
             per_second: points,
+            drained: None,
         }
     }
 }
@@ -36,14 +39,21 @@ impl Shopify {
 impl Vendor for Shopify {
     fn answer(&mut self, request: &FakeRequest, now: FakeTime) -> FakeAnswer {
         let shop = &request.host;
+        if self.drained == Some(&**shop) {
+            for limiter in [&mut self.rest, &mut self.points] {
+                limiter.consume_outside(shop, u64::MAX, now.since);
+            }
+        }
         if !request.path.ends_with("/graphql.json") {
             let verdict = self.rest.take(shop, 1, now.since);
             let answer = match verdict.allowed {
-                true => FakeAnswer::ok(json!({"shop": shop})),
+                true => FakeAnswer {
+                    effect: request.method == "POST",
+                    ..FakeAnswer::ok(json!({"shop": shop}))
+                },
                 false => {
                     let error = json!({"errors": "Exceeded 2 calls per second for api client."});
-                    let wait = format!("{:.1}", verdict.retry.as_secs_f64() + 0.05);
-                    FakeAnswer::refused(429, "rest", error).with("retry-after", wait)
+                    FakeAnswer::refused(429, "rest", error).with("retry-after", "2.0")
                 }
             };
             let used = verdict.limit - verdict.remaining;
@@ -64,7 +74,10 @@ impl Vendor for Shopify {
         let costs =
             json!({"requestedQueryCost": cost, "actualQueryCost": spent, "throttleStatus": status});
         match verdict.allowed {
-            true => FakeAnswer::ok(json!({"data": {}, "extensions": {"cost": costs}})),
+            true => FakeAnswer {
+                effect: true,
+                ..FakeAnswer::ok(json!({"data": {}, "extensions": {"cost": costs}}))
+            },
             false => {
                 let error = json!([{"message": "Throttled", "extensions": {"code": "THROTTLED"}}]);
                 let body = json!({"errors": error, "extensions": {"cost": costs}});

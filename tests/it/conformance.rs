@@ -373,6 +373,7 @@ async fn memory_and_postgres_keep_the_same_blocks() {
                         // The report of a refusal may take a while.
                         since: Instant::from_nanos(now - rng.random_range(0..1000) * MS),
                         until: Instant::from_nanos(now + rng.random_range(-100..8000) * MS),
+                        asked: Instant::from_nanos(now + rng.random_range(0..9000) * MS),
                         longer: rng.random_bool(0.1),
                         cause: BlockCause {
                             status: 429,

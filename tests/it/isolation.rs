@@ -1,6 +1,10 @@
 //! P7 and P13 at scale: 20 scopes behind 4 replicas that share Postgres, of which the origin refuses
 //! one. The table that each test prints compares the others with a round without the bad scope.
 
+mod apis;
+mod fleet;
+mod quotas;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,70 +12,90 @@ use std::time::Duration;
 use http::Request;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
-use crate::blocks::{blocks, connected};
-use crate::harness::buffers::operate;
-use crate::harness::{Client, Origin, Postgres, Program, Proto, Reply, reply, soon};
+use crate::harness::{Client, Origin, Proto, Reply, reply};
+use fleet::{Fleet, REPLICAS, assert_probes, percentile};
 
-const REPLICAS: usize = 4;
 const SCOPES: usize = 20;
-/// Requests that each scope sends at each replica in one round, and the time between two of them.
-const REQUESTS: usize = 6;
+/// Time between two requests of a good scope at one replica. The bad scope sends twice as many.
 const EVERY: Duration = Duration::from_millis(500);
-/// Time in which all replicas learn of a block.
-const KNOWN: Duration = Duration::from_millis(150);
 /// Number of the scope that the origin refuses.
 const BAD: usize = 7;
 
-/// Refusals of an origin: name, status, fields, body, and the shortest time between two attempts of
-/// the bad scope, or `None` if each of its requests is one attempt.
-type Refusing = (
-    &'static str,
-    u16,
-    &'static [(&'static str, &'static str)],
-    &'static str,
-    Option<Duration>,
-);
+/// Refusals of an origin.
+#[derive(Clone, Copy)]
+struct Refusing {
+    word: &'static str,
+    status: u16,
+    fields: &'static [(&'static str, &'static str)],
+    body: &'static str,
+    /// Shortest time between two attempts of the bad scope, or `None` if each of its requests is one
+    /// attempt.
+    gap: Option<Duration>,
+    /// Requests that each good scope sends at each replica.
+    requests: usize,
+}
 
-const LONG: Duration = Duration::from_secs(800);
+const REQUESTS: usize = 4;
+const LONG: Option<Duration> = Some(Duration::from_secs(800));
 
 const REFUSALS: [Refusing; 6] = [
-    (
-        "2",
-        429,
-        &[("retry-after", "2")],
-        "{}",
-        Some(Duration::from_millis(1900)),
-    ),
-    ("none", 429, &[], "{}", Some(Duration::from_millis(200))),
-    (
-        "30",
-        429,
-        &[("retry-after", "30")],
-        "{}",
-        Some(Duration::from_secs(29)),
-    ),
-    ("86400", 429, &[("retry-after", "86400")], "{}", Some(LONG)),
-    (
-        "403",
-        403,
-        &[
+    Refusing {
+        word: "2",
+        status: 429,
+        fields: &[("retry-after", "2")],
+        body: "{}",
+        gap: Some(Duration::from_millis(1800)),
+        // The round is longer than a block.
+        requests: 6,
+    },
+    Refusing {
+        word: "none",
+        status: 429,
+        fields: &[],
+        body: "{}",
+        // Half of the default backoff is the shortest wait, and clocks differ a little.
+        gap: Some(Duration::from_millis(400)),
+        requests: REQUESTS,
+    },
+    Refusing {
+        word: "30",
+        status: 429,
+        fields: &[("retry-after", "30")],
+        body: "{}",
+        gap: Some(Duration::from_secs(29)),
+        requests: REQUESTS,
+    },
+    Refusing {
+        word: "86400",
+        status: 429,
+        fields: &[("retry-after", "86400")],
+        body: "{}",
+        gap: LONG,
+        requests: REQUESTS,
+    },
+    Refusing {
+        word: "403",
+        status: 403,
+        fields: &[
             ("x-ratelimit-remaining", "0"),
             ("x-ratelimit-reset", "3000"),
         ],
-        "{}",
-        Some(LONG),
-    ),
-    (
-        "quota",
-        429,
-        &[],
-        r#"{"error":{"code":"insufficient_quota"}}"#,
-        None,
-    ),
+        body: "{}",
+        gap: LONG,
+        requests: REQUESTS,
+    },
+    Refusing {
+        word: "quota",
+        status: 429,
+        fields: &[],
+        body: r#"{"error":{"code":"insufficient_quota"}}"#,
+        gap: None,
+        requests: REQUESTS,
+    },
 ];
 
 /// Kind of scopes: the limits of the target, and how the request of a scope differs from others.
@@ -84,7 +108,7 @@ struct Kind {
 }
 
 const BY_KEY: Kind = Kind {
-    limits: r#"[{ name: per-key, rate: "10/1s", key: "header:authorization" }]"#,
+    limits: r#"[{ name: per-key, rate: "200/1s", key: "header:authorization" }]"#,
     key: |scope| format!("key-{scope}"),
     path: |_| "/v1".to_owned(),
     model: |_| "m".to_owned(),
@@ -92,7 +116,7 @@ const BY_KEY: Kind = Kind {
 };
 
 const BY_MODEL: Kind = Kind {
-    limits: r#"[{ name: all, rate: "1000/1s" }, { name: per-model, rate: "10/1s", key: "json:/model" }]"#,
+    limits: r#"[{ name: all, rate: "1000/1s" }, { name: per-model, rate: "200/1s", key: "json:/model" }]"#,
     key: |_| "one".to_owned(),
     path: |_| "/v1".to_owned(),
     model: |scope| format!("model-{scope}"),
@@ -101,7 +125,7 @@ const BY_MODEL: Kind = Kind {
 
 /// Only the bad scope asks for `/search`, which has a limit of its own.
 const BY_PATH: Kind = Kind {
-    limits: r#"[{ name: core, rate: "1000/1s" }, { name: search, rate: "10/1s", match: { path: "/search*" } }]"#,
+    limits: r#"[{ name: core, rate: "1000/1s" }, { name: search, rate: "200/1s", match: { path: "/search*" } }]"#,
     key: |_| "one".to_owned(),
     path: |scope| match scope {
         BAD => "/search/code".to_owned(),
@@ -128,12 +152,15 @@ const BY_HOST: Kind = Kind {
     ..BY_KEY
 };
 
-/// Log of the origin: the attempts of the bad scope, and the effects of each request.
-#[derive(Default)]
+/// Log of the origin in one round.
+#[derive(Clone, Default)]
 struct Seen {
-    attempts: Vec<std::time::Instant>,
-    effects: HashMap<String, usize>,
+    round: usize,
     refusal: Option<Refusing>,
+    /// Attempts of the bad scope, each with the id of its request.
+    attempts: Vec<(std::time::Instant, String)>,
+    /// Number of effects of each request.
+    effects: HashMap<String, usize>,
 }
 
 type Log = Arc<Mutex<Seen>>;
@@ -145,50 +172,73 @@ fn field(request: &Request<Incoming>, name: &str) -> String {
 
 fn answer(log: &Log, request: &Request<Incoming>) -> Reply {
     let mut seen = log.lock().unwrap();
-    if let (Some((_, status, named, body, _)), "bad") = (seen.refusal, &*field(request, "x-scope"))
-    {
-        seen.attempts.push(std::time::Instant::now());
-        let mut refused = reply(status, body);
+    let id = field(request, "x-request");
+    // A request of an earlier round whose client has gone away may still arrive.
+    let is_current = id.starts_with(&format!("{}-", seen.round));
+    if let (Some(refusal), "bad") = (seen.refusal, &*field(request, "x-scope")) {
+        if is_current {
+            seen.attempts.push((std::time::Instant::now(), id));
+        }
+        let mut refused = reply(refusal.status, refusal.body);
         let fields = refused.headers_mut();
         fields.insert("content-type", "application/json".parse().unwrap());
-        for (name, value) in named {
+        for (name, value) in refusal.fields {
             fields.insert(*name, value.parse().unwrap());
         }
         return refused;
     }
-    *seen.effects.entry(field(request, "x-request")).or_default() += 1;
+    *seen.effects.entry(id).or_default() += 1;
     reply(200, "")
 }
 
-/// Replies that one scope got, and the times from its requests to their responses.
+/// Replies that some scopes got, and the times from their requests to their responses.
 #[derive(Default)]
 struct Told {
     ok: usize,
-    other: usize,
+    /// Ids of the requests that were answered.
+    ids: Vec<String>,
     times: Vec<Duration>,
 }
 
-/// Sends the requests of one scope at one replica, each at its time whether the one before is
-/// answered or not.
-async fn run_scope(
-    program: &Program,
+impl Told {
+    fn and(mut self, other: Self) -> Self {
+        self.ok += other.ok;
+        self.ids.extend(other.ids);
+        self.times.extend(other.times);
+        self.times.sort();
+        self
+    }
+}
+
+/// Client of one scope at one replica.
+struct ScopeClient {
+    client: Client,
+    proto: Proto,
     kind: &'static Kind,
-    (round, scope, replica): (usize, usize, usize),
-) -> Told {
-    let proto = if (scope + replica).is_multiple_of(2) {
-        Proto::Http1
-    } else {
-        Proto::Http2
-    };
-    let host = (kind.host)(scope);
-    let mut client = Client::intercepted(program, host, proto).await;
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut told = Told::default();
-    for number in 0..REQUESTS {
-        ticks.tick().await;
-        let path = (kind.path)(scope);
-        let request = match proto {
+    scope: usize,
+}
+
+impl ScopeClient {
+    async fn of(fleet: &Fleet, kind: &'static Kind, scope: usize, replica: usize) -> Self {
+        let proto = match (scope + replica).is_multiple_of(2) {
+            true => Proto::Http1,
+            false => Proto::Http2,
+        };
+        let host = (kind.host)(scope);
+        let client = Client::intercepted(&fleet.programs[replica], host, proto).await;
+        Self {
+            client,
+            proto,
+            kind,
+            scope,
+        }
+    }
+
+    /// Sends one request with this id, and notes its response.
+    async fn send(&mut self, id: String, told: &Mutex<Told>) {
+        let Self { kind, scope, .. } = *self;
+        let (host, path) = ((kind.host)(scope), (kind.path)(scope));
+        let request = match self.proto {
             Proto::Http1 => Request::post(path).header("host", host),
             Proto::Http2 => Request::post(format!("https://{host}{path}")),
         };
@@ -196,75 +246,186 @@ async fn run_scope(
             .header("authorization", (kind.key)(scope))
             .header("content-type", "application/json")
             .header("x-scope", if scope == BAD { "bad" } else { "good" })
-            .header("x-request", format!("{round}-{scope}-{replica}-{number}"));
+            .header("x-request", &id);
         let body = json!({ "model": (kind.model)(scope) }).to_string();
         let began = Instant::now();
-        let response = client.ask(request.body(Full::from(body)).unwrap()).await;
+        let response = self
+            .client
+            .ask(request.body(Full::from(body)).unwrap())
+            .await;
+        let mut told = told.lock().unwrap();
         told.times.push(began.elapsed());
-        match response.status().as_u16() {
-            200 => told.ok += 1,
-            _ => told.other += 1,
-        }
+        told.ids.push(id);
+        told.ok += usize::from(response.status() == 200);
     }
-    told
 }
 
-/// Runs one round of all scopes at all replicas. Returns the replies of the good scopes together,
-/// the fewest answers of a good scope, and those of the bad scope.
-async fn run_round(
-    programs: &Arc<[Program]>,
-    kind: &'static Kind,
-    round: usize,
-) -> (Told, usize, Told) {
-    let mut tasks = JoinSet::new();
-    for scope in 0..SCOPES {
+/// Connects a client of each good scope at each replica.
+async fn clients_of(fleet: &Fleet, kind: &'static Kind) -> Vec<ScopeClient> {
+    let mut clients = Vec::new();
+    for scope in (0..SCOPES).filter(|scope| *scope != BAD) {
         for replica in 0..REPLICAS {
-            let programs = Arc::clone(programs);
+            clients.push(ScopeClient::of(fleet, kind, scope, replica).await);
+        }
+    }
+    clients
+}
+
+/// Requests of the bad scope at all replicas, which end with this value.
+struct Storm {
+    tasks: JoinSet<()>,
+    told: Arc<Mutex<Told>>,
+}
+
+impl Storm {
+    /// Connects a client at each of these replicas. Each sends one request after the other.
+    async fn start(
+        fleet: &Fleet,
+        kind: &'static Kind,
+        round: usize,
+        replicas: std::ops::Range<usize>,
+    ) -> Self {
+        let (mut tasks, told) = (JoinSet::new(), Arc::<Mutex<Told>>::default());
+        for replica in replicas {
+            let told = Arc::clone(&told);
+            let mut client = ScopeClient::of(fleet, kind, BAD, replica).await;
             tasks.spawn(async move {
-                (
-                    scope,
-                    run_scope(&programs[replica], kind, (round, scope, replica)).await,
-                )
+                let mut ticks = interval(EVERY / 2);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                for number in 0.. {
+                    ticks.tick().await;
+                    client
+                        .send(format!("{round}-bad-{replica}-{number}"), &told)
+                        .await;
+                }
             });
         }
+        Self { tasks, told }
     }
-    let (mut good, mut bad, mut by_scope) = (Told::default(), Told::default(), [0; SCOPES]);
-    for (scope, told) in tasks.join_all().await {
-        by_scope[scope] += told.ok;
-        let sum = if scope == BAD { &mut bad } else { &mut good };
-        sum.ok += told.ok;
-        sum.other += told.other;
-        sum.times.extend(told.times);
+
+    /// Returns the replies so far.
+    fn told(&self) -> Told {
+        std::mem::take(&mut *self.told.lock().unwrap())
     }
-    let good_scopes = by_scope
-        .iter()
-        .enumerate()
-        .filter(|(scope, _)| *scope != BAD);
-    let fewest = good_scopes.map(|(_, ok)| *ok).min().unwrap();
-    good.times.sort();
-    bad.times.sort();
-    (good, fewest, bad)
+
+    /// Ends all requests and their connections.
+    async fn end(mut self) {
+        self.tasks.shutdown().await;
+    }
 }
 
-fn percentile(times: &[Duration], percent: usize) -> Duration {
-    times[(times.len() * percent / 100).min(times.len() - 1)]
+/// Sends the requests of all good scopes at all replicas, each at its time. Returns their replies,
+/// and the fewest answers of one scope.
+async fn send_good(
+    clients: &mut Vec<ScopeClient>,
+    (round, requests): (usize, usize),
+) -> (Told, usize) {
+    let mut good = JoinSet::new();
+    // The clients take turns, so that their requests do not wait for each other.
+    let (began, turn) = (
+        Instant::now(),
+        EVERY / u32::try_from(clients.len()).unwrap(),
+    );
+    for (index, mut client) in clients.drain(..).enumerate() {
+        good.spawn(async move {
+            let mut ticks = interval_at(began + turn * u32::try_from(index).unwrap(), EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            let told = Mutex::default();
+            for number in 0..requests {
+                ticks.tick().await;
+                client
+                    .send(format!("{round}-good-{index}-{number}"), &told)
+                    .await;
+            }
+            (client, told.into_inner().unwrap())
+        });
+    }
+    let (mut sum, mut by_scope) = (Told::default(), HashMap::<usize, usize>::new());
+    for (client, told) in good.join_all().await {
+        *by_scope.entry(client.scope).or_default() += told.ok;
+        clients.push(client);
+        sum = sum.and(told);
+    }
+    (sum, by_scope.into_values().min().unwrap())
 }
 
-/// Lifts all blocks by one replica and waits until no replica knows one.
-async fn unblock(programs: &[Program]) {
-    // A refusal that is still on its way to the ledger would come back after the lift.
-    for program in programs {
-        let is_new = |block: &Value| block["for_s"].as_f64().unwrap() < 2.0 * KNOWN.as_secs_f64();
-        while blocks(program).await.iter().any(is_new) {}
+fn print_row(name: &str, word: &str, (good, fewest, bad): (&Told, usize, &Told), attempts: usize) {
+    let ms = |times: &[Duration], percent| percentile(times, percent).as_secs_f64() * 1e3;
+    println!(
+        "{name:>6} {word:>6} {fewest:>3}/{} {:>6.1} {:>6.1} {attempts:>3} {:>6.1}",
+        good.ids.len() / (SCOPES - 1),
+        ms(&good.times, 50),
+        ms(&good.times, 99),
+        ms(&bad.times, 99),
+    );
+}
+
+/// Checks one refusal: the good scopes get all answers, and the bad one makes one attempt per block.
+async fn check_refusal(
+    name: &str,
+    (fleet, log): (&Fleet, &Log),
+    clients: &mut Vec<ScopeClient>,
+    kind: &'static Kind,
+    (round, refusal): (usize, Refusing),
+) {
+    let context = format!("{name} {}", refusal.word);
+    *log.lock().unwrap() = Seen {
+        round,
+        refusal: Some(refusal),
+        ..Seen::default()
+    };
+    // The first refusal is known to all replicas before the others send, so every further attempt
+    // counts. All bad clients stay until the end, because a probe whose client leaves ends the block.
+    let first = Storm::start(fleet, kind, round, 0..1).await;
+    if refusal.gap.is_some() {
+        fleet.all_know_one_block().await;
     }
-    let (status, told) = operate(&programs[1], "DELETE", "/v1/targets/api/blocks", json!({})).await;
-    assert_eq!(status, 200, "{told}");
-    soon("the lift at all replicas", async {
-        for program in programs {
-            while !blocks(program).await.is_empty() {}
+    let others = Storm::start(fleet, kind, round, 1..REPLICAS).await;
+    let (good, fewest) = send_good(clients, (round, refusal.requests)).await;
+    let bad = first.told().and(others.told());
+    let seen = log.lock().unwrap().clone();
+    let scopes = fleet.blocked_scopes().await;
+    for storm in [first, others] {
+        storm.end().await;
+    }
+    *log.lock().unwrap() = Seen::default();
+    print_row(
+        name,
+        refusal.word,
+        (&good, fewest, &bad),
+        seen.attempts.len(),
+    );
+    let all = REPLICAS * refusal.requests;
+    // 99 % of at most 24 answers are all of them.
+    assert_eq!((fewest, good.ok), (all, all * (SCOPES - 1)), "{context}");
+    assert_eq!(bad.ok, 0, "{context}");
+    let (times, ids): (Vec<_>, Vec<_>) = seen.attempts.into_iter().unzip();
+    match refusal.gap {
+        Some(gap) => {
+            let since: Vec<Duration> = times.iter().map(|at| *at - times[0]).collect();
+            assert_probes(&since, gap, &context);
         }
-    })
-    .await;
+        None => {
+            let count = |id: &String| ids.iter().filter(|known| *known == id).count();
+            assert!(
+                bad.ids.iter().all(|id| count(id) == 1),
+                "{context}: {ids:?}"
+            );
+            assert!(ids.iter().all(|id| count(id) == 1), "{context}: {ids:?}");
+        }
+    }
+    // No other scope is blocked at any replica.
+    assert_eq!(
+        scopes.len(),
+        usize::from(refusal.gap.is_some()),
+        "{context}: {scopes:?}"
+    );
+    let once = |id: &String| seen.effects.get(id) == Some(&1);
+    assert!(
+        good.ids.iter().all(once),
+        "{context}: a request had no effect or two"
+    );
+    fleet.unblock().await;
 }
 
 /// Checks each refusal against a round in which the origin refuses nothing.
@@ -276,94 +437,23 @@ async fn the_others_notice_nothing(name: &str, kind: &'static Kind) {
         async move { answer }
     });
     let origin = origin.start().await;
-    let postgres = Postgres::start().await;
-    let config = format!(
-        "ledger: {{ postgres: {{ url: \"{}\" }} }}\ntargets: [{{ name: api, hosts: [api.test, other.test], max_wait: 2s, limits: {} }}]\n",
-        postgres.url(),
-        kind.limits
-    );
-    let mut programs = Vec::new();
-    for _ in 0..REPLICAS {
-        programs.push(Program::before(&origin, &config).await);
-    }
-    for program in &programs {
-        connected(program).await;
-    }
-    let programs: Arc<[Program]> = programs.into();
-    let all = REPLICAS * REQUESTS;
-    let (quiet, fewest, _) = run_round(&programs, kind, 0).await;
-    assert_eq!(fewest, all, "{name}: {} refused", quiet.other);
+    let fleet = Fleet::before(&origin, &format!("limits: {}", kind.limits)).await;
+    let mut clients = clients_of(&fleet, kind).await;
+    let storm = Storm::start(&fleet, kind, 0, 0..REPLICAS).await;
+    let (quiet, fewest) = send_good(&mut clients, (0, REQUESTS)).await;
+    let bad = storm.told();
+    storm.end().await;
     println!(
-        "{name}: refusal, answers per good scope, their p50 and p99 in ms, attempts and p99 of the bad scope"
+        "scopes, refusal, answers per good scope, p50 and p99 in ms, attempts and p99 of the bad scope"
     );
-    let row = |refusal: &str, fewest: usize, good: &Told, attempts: usize, bad: &Told| {
-        let ms = |times: &[Duration], percent| percentile(times, percent).as_secs_f64() * 1e3;
-        println!(
-            "{name} {refusal:>6} {fewest:>3}/{all} {:>6.1} {:>6.1} {attempts:>3} {:>6.1}",
-            ms(&good.times, 50),
-            ms(&good.times, 99),
-            ms(&bad.times, 99)
-        );
-    };
-    row(
-        "-",
-        fewest,
-        &quiet,
-        0,
-        &Told {
-            times: vec![Duration::ZERO],
-            ..Told::default()
-        },
-    );
-    for (round, refusal) in REFUSALS.into_iter().enumerate() {
-        *log.lock().unwrap() = Seen {
-            refusal: Some(refusal),
-            ..Seen::default()
-        };
-        let (good, fewest, bad) = run_round(&programs, kind, round + 1).await;
-        let (word, .., gap) = refusal;
-        let attempts = log.lock().unwrap().attempts.clone();
-        row(word, fewest, &good, attempts.len(), &bad);
-        // 99 % of 24 answers are all of them.
-        assert_eq!(fewest, all, "{name} {word}: {} refused", good.other);
-        assert_eq!(bad.ok, 0, "{name} {word}");
-        // Requests that leave before the first refusal is known to all replicas are not held.
-        let known = gap.map_or(KNOWN, |gap| {
-            (gap / 2).clamp(2 * KNOWN, Duration::from_secs(1))
-        });
-        let at_once = |time: &&std::time::Instant| **time < attempts[0] + known;
-        let first = attempts.iter().filter(at_once).count();
-        assert!(
-            gap.is_none() || first <= REPLICAS,
-            "{name} {word}: {first} at first"
-        );
-        let later = &attempts[first.saturating_sub(1)..];
-        let apart: Vec<Duration> = later.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        match gap {
-            Some(gap) => assert!(
-                apart.iter().all(|one| *one >= gap),
-                "{name} {word}: {apart:?}"
-            ),
-            // A request that outpace refused itself, because the machine is busy, made none.
-            None => assert!(
-                attempts.len() <= all,
-                "{name} {word}: {} attempts of {all} requests",
-                attempts.len()
-            ),
-        }
-        let twice = |(id, effects): (&String, &usize)| (*effects > 1).then(|| id.clone());
-        let twice: Vec<String> = log
-            .lock()
-            .unwrap()
-            .effects
-            .iter()
-            .filter_map(twice)
-            .collect();
-        assert!(
-            twice.is_empty(),
-            "{name} {word}: {twice:?} had effect twice"
-        );
-        unblock(&programs).await;
+    print_row(name, "-", (&quiet, fewest, &bad), bad.ids.len());
+    assert_eq!(fewest, REPLICAS * REQUESTS, "{name}");
+    for round in REFUSALS
+        .into_iter()
+        .enumerate()
+        .map(|(index, refusal)| (index + 1, refusal))
+    {
+        check_refusal(name, (&fleet, &log), &mut clients, kind, round).await;
     }
 }
 

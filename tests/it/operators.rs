@@ -396,7 +396,7 @@ async fn s13_failures_are_counted_and_logged_without_their_secrets() {
         (&event["client"], &event["failures"]),
         (&"127.0.0.1".into(), &1.into())
     );
-    assert_eq!(event["level"], "WARN");
+    assert_eq!(event["level"], "warn");
     assert_eq!(
         program
             .events()

@@ -22,8 +22,8 @@ async fn fill_and_end(stdout: Stdio, stderr: Stdio) {
     let path = dir.path().join("config.yaml");
     std::fs::write(&path, config).unwrap();
     let mut command = program();
-    // At this level the HTTP/2 library alone writes many events for each request.
-    command.env("OUTPACE_LOG", "trace");
+    // The HTTP/2 library alone writes many events for each request.
+    command.env("OUTPACE_LOG", "info,h2=trace");
     command.arg("serve").arg("--config").arg(path);
     let mut child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
     drop(command);

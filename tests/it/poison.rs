@@ -73,7 +73,7 @@ async fn a_key_that_the_database_refuses_fails_alone() {
     let events = program.events();
     let warned = events
         .iter()
-        .filter(|event| event["level"] == "WARN")
+        .filter(|event| event["level"] == "warn")
         .count();
     assert_eq!(warned, 1, "{events:#?}");
 }

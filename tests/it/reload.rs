@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::harness::{Client, Origin, Program, program};
+use crate::harness::{Client, Origin, Program, program, soon};
 
 const POLICY: &str = "unmatched: refuse\n\
     clients:\n  - { name: app, token: s3cret-s3cret-s3cret }\n  - { name: job, token: s3cret-s3cret-s3cret }\n\
@@ -236,7 +236,7 @@ async fn an_operator_reloads_and_forces() {
     assert_eq!(
         stdout(&told),
         // The client that is left has the whole of each bound.
-        "reloaded: clients removed: job; clients changed: app\nsome changed settings need a restart of outpace\n"
+        "reloaded: clients removed: job; clients changed: app\nchanged, and applied by a restart only: drain_timeout\n"
     );
     // An incomplete file, also an empty one, is taken only by force. A wrong one never is.
     let cut = &fewer[..fewer.find("clients:").unwrap()];
@@ -316,4 +316,71 @@ async fn only_json_reloads_and_commands_refuse_an_empty_file() {
             stderr(&output)
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_explained_a_broken_file_is_told_everywhere_until_it_is_sound() {
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, POLICY).await;
+    let path = program.config_path();
+    let sound = std::fs::read_to_string(&path).unwrap();
+    let config_state = async || {
+        let status = program.admin_get("/v1/status").await.1;
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status["config_state"].clone()
+    };
+    let told = async |wanted: &dyn Fn(&Value) -> bool| {
+        soon("the state of the file", async {
+            let mut last = config_state().await;
+            while !wanted(&last) {
+                let state = config_state().await;
+                if state != last {
+                    println!("{state}");
+                }
+                last = state;
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    let is_sound = |state: &Value| state["broken"].is_null();
+    assert!(is_sound(&config_state().await));
+    let cut = sound[..sound.find("clients:").unwrap()].to_owned();
+    for (text, reason) in [
+        (Some("targets: 5\n".to_owned()), "targets"),
+        (Some(cut), "the file is cut off"),
+        (None, "config.yaml"),
+    ] {
+        match &text {
+            Some(text) => std::fs::write(&path, text).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let is_told = |state: &Value| {
+            let told = state["broken"]["reason"].as_str();
+            told.is_some_and(|told| told.contains(reason))
+        };
+        told(&is_told).await;
+        let (status, ready) = program.admin_get("/readyz").await;
+        let expected = "ready\nwarning: the configuration file has been broken since 2";
+        assert!(
+            status == 200 && ready.starts_with(expected) && ready.contains(reason),
+            "{ready}"
+        );
+        assert!(program.metric("outpace_config_broken_seconds").await > 0.0);
+        std::fs::write(&path, &sound).unwrap();
+        told(&is_sound).await;
+        assert_eq!(program.admin_get("/readyz").await.1, "ready\n");
+        assert!(program.metric("outpace_config_broken_seconds").await < f64::EPSILON);
+    }
+    // Keys that need a restart stay known until the file has the old values again.
+    let more = format!("log: {{ format: otel }}\npublic_url: \"http://proxy.test:1\"\n{sound}");
+    std::fs::write(&path, more).unwrap();
+    told(&|state| state["restart_needed_for"] == serde_json::json!(["public_url", "log"])).await;
+    let ready = program.admin_get("/readyz").await.1;
+    assert_eq!(
+        ready,
+        "ready\nwarning: a restart is due for public_url, log\n"
+    );
+    std::fs::write(&path, &sound).unwrap();
+    told(&|state| state["restart_needed_for"] == serde_json::json!([])).await;
 }

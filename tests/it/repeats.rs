@@ -149,7 +149,7 @@ async fn p14_warnings_of_one_kind_are_summarized() {
         let left_out = of("were left out").map(|event| event["count"].as_u64().unwrap());
         let left_out = left_out.sum::<u64>();
         println!("{reason}: {full} in full, {left_out} in summaries");
-        assert!((10..40).contains(&full), "{reason}: {full}");
+        assert!((1..4).contains(&full), "{reason}: {full}");
         assert_eq!(full + left_out, sent, "{reason}");
     }
     // Each exchange has its record.

@@ -177,7 +177,7 @@ async fn absurd_costs_of_slow_limits_overflow_nothing() {
                 program
                     .events()
                     .iter()
-                    .all(|event| event["level"] != "ERROR")
+                    .all(|event| event["level"] != "error")
             );
         }
     }

@@ -139,6 +139,17 @@ async fn p7_a_spent_quota_is_told_after_one_attempt_and_holds_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p7_a_success_with_nothing_left_holds_nobody() {
+    for fields in [
+        &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "60")],
+        &[("ratelimit-remaining", "0"), ("ratelimit-reset", "60")],
+        &[("ratelimit", "limit=9, remaining=0, reset=60"); 2],
+    ] {
+        holds_nobody("", 200, fields, "{}").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p7_a_lock_and_an_overload_hold_nobody_else() {
     // The wait exceeds the max wait, so the refusal is delivered at once.
     let wait = &[("retry-after", "60")];

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outpace::clock;
+use outpace::db::DatabaseFault;
 use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
 use outpace::ledger::{BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::ledger::{ReplicaReport, ReplicaRows, ScheduleId, ScheduleRead, SchedulesRead};
@@ -225,7 +226,9 @@ impl ModelLink {
         if lost || cut {
             // The caller gets the error 700 ms later, as from a client timeout.
             tokio::time::sleep(Duration::from_millis(700)).await;
-            return Err(LinkError::Unavailable("no answer".to_owned()));
+            return Err(LinkError::Unavailable(DatabaseFault::unanswered(
+                "no answer",
+            )));
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ fn block(scope: BlockScope, until: i64) -> ScopedBlock {
         scope,
         since: at(1),
         until: at(until),
+        asked: Instant::ZERO,
         longer: false,
         cause: BlockCause::default(),
         rest: Instant::ZERO,
@@ -101,6 +102,26 @@ fn p7_a_second_credential_within_the_block_widens_it() {
     assert_eq!(wide, Some(BlockScope::default()));
     assert!(wide.is_some_and(|wide| wide.is_target()));
     assert_eq!(blocks.all().len(), 1);
+}
+
+#[test]
+fn p7_a_widened_block_never_shortens_the_wide_one() {
+    let of_limit = BlockScope {
+        limit: Some("l".into()),
+        ..BlockScope::default()
+    };
+    for wide in [BlockScope::default(), of_limit, of_key("k")] {
+        let of_credential = |digest: &str| BlockScope {
+            credential: Some(digest.into()),
+            ..wide.clone()
+        };
+        let mut blocks = TargetBlocks::default();
+        blocks.impose(block(wide.clone(), 30), at(1));
+        blocks.impose(block(of_credential("a"), 10), at(2));
+        let widened = blocks.impose(block(of_credential("b"), 12), at(3));
+        assert_eq!((widened, blocks.all().len()), (None, 1));
+        assert_eq!(blocks.get(&wide).map(|block| block.until), Some(at(30)));
+    }
 }
 
 /// Reaches the bound `BLOCKS_MAX`.

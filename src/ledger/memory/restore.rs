@@ -166,5 +166,8 @@ fn convert_block(block: &mut ScopedBlock, shift: i64, now: Instant) {
     let length = block.until.since(block.since);
     block.until = moved(block.until).min(now + length);
     block.since = moved(block.since).min(now);
+    if block.asked > Instant::ZERO {
+        block.asked = moved(block.asked);
+    }
     block.rest = Instant::ZERO;
 }

@@ -40,7 +40,14 @@ async fn several_limits_are_booked_together_or_not_at_all() {
     // The four requests without a slot cost the fast limit nothing.
     let mut first = LimitSet::default();
     first.insert(0);
-    let fast = ledger.forecast(&target, &Scope::plain(first), &[998]);
+    let fast = ledger.forecast(
+        &target,
+        &Scope::plain(first),
+        &[Ahead {
+            units: 998,
+            each: 1,
+        }],
+    );
     assert_eq!(fast.at, ledger.clock.now());
 }
 
@@ -218,7 +225,7 @@ async fn p1_pace_a_clock_that_went_back_holds_nothing_for_longer_than_a_period()
             only.insert(index);
             let keys = vec![(index, "key-1".into())];
             let scope = Scope::plain(only).with(keys, Vec::new());
-            let forecast = ledger.forecast(&target, &scope, &[0; 5]);
+            let forecast = ledger.forecast(&target, &scope, &[Ahead::default(); 5]);
             let wait = forecast.at.since(clock.now());
             assert!(
                 wait <= Duration::from_secs(2 * 3600),
@@ -246,6 +253,7 @@ async fn p7_signals_blocks_are_kept_and_their_end_is_not_moved() {
             since,
             until,
             longer: false,
+            asked: Instant::ZERO,
             cause: crate::ledger::BlockCause::default(),
             rest: Instant::ZERO,
         };

@@ -8,20 +8,35 @@ use super::link::{Heartbeat, Link};
 use super::{SharedState, TargetHandle};
 use crate::clock::Instant;
 
-/// Maps the instants of a block to another clock. A missing probe stays missing.
+/// Maps the instants of a block to another clock. A missing one stays missing.
 fn convert(mut block: ScopedBlock, clock: impl Fn(Instant) -> Instant) -> ScopedBlock {
     block.since = clock(block.since);
     block.until = clock(block.until);
-    if block.rest > Instant::ZERO {
-        block.rest = clock(block.rest);
+    for optional in [&mut block.asked, &mut block.rest] {
+        if *optional > Instant::ZERO {
+            *optional = clock(*optional);
+        }
     }
     block
 }
 
 impl<L: Link> SharedState<L> {
-    /// Adds a block to the local ones and reports it to the store. Returns true if it holds the
-    /// whole target now.
-    pub(super) fn impose(self: &Arc<Self>, target: &Arc<str>, block: ScopedBlock) -> bool {
+    /// Holds all requests of a target on this replica. Returns the end of the block by the store's
+    /// clock, or `None` if a later block is known or this one has ended.
+    pub(super) fn hold(&self, handle: &TargetHandle, until: Instant) -> Option<Instant> {
+        let theirs = self.store().offset.to_store_clock(until);
+        let mut view = handle.view();
+        if until <= self.parts.clock.now() || !view.block(theirs) {
+            return None;
+        }
+        let epoch = view.epoch;
+        drop(view);
+        handle.publish(epoch);
+        Some(theirs)
+    }
+
+    /// Adds a block to the local ones and reports it to the store.
+    pub(super) fn impose(self: &Arc<Self>, target: &Arc<str>, block: ScopedBlock) {
         let (handle, now) = (self.handle(target), self.parts.clock.now());
         let imposed = handle.blocks.change(|blocks| {
             blocks.sweep(now);
@@ -29,16 +44,31 @@ impl<L: Link> SharedState<L> {
             (imposed.is_some(), imposed)
         });
         let Some(imposed) = imposed else {
-            return false;
+            return;
         };
-        let is_target = imposed.is_target();
+        let is_held = imposed.is_target() && self.hold(&handle, block.until).is_some();
         handle.unreported.fetch_add(1, Ordering::AcqRel);
         let (inner, target) = (Arc::clone(self), Arc::clone(target));
         self.parts.tasks.spawn_detached(async move {
-            inner.report_imposed(target, block).await;
+            inner.report_imposed(Arc::clone(&target), block).await;
             handle.unreported.fetch_sub(1, Ordering::AcqRel);
+            if is_held {
+                inner.learn_block(&handle, target).await;
+            }
         });
-        is_target
+    }
+
+    /// Reads how the store has counted a block of the whole target that was reported. The store
+    /// counts none that an operator has lifted before the report arrived.
+    async fn learn_block(&self, handle: &TargetHandle, target: Arc<str>) {
+        let mut link_state = self.link_state.subscribe();
+        while link_state.wait_for(|link| link.is_up()).await.is_ok() {
+            // A block in the past changes nothing and returns the count.
+            match self.link.block(Arc::clone(&target), Instant::ZERO).await {
+                Ok(epoch) => return handle.view().blocked_at(epoch),
+                Err(error) => self.on_failure(&error),
+            }
+        }
     }
 
     /// Reports a block to the store as soon as it is connected. The report is dropped when the
@@ -120,12 +150,17 @@ impl<L: Link> SharedState<L> {
             let lifted = blocks.lift(&filter, now);
             (!lifted.is_empty(), lifted)
         });
-        if lifted.iter().any(|block| block.scope.is_target()) {
+        let is_target = filter.selects(&BlockScope::default());
+        if is_target {
             handle.view().lift_block();
         }
         let told = self.link.lift(target, filter).await;
         let told = told
             .map_err(|error| format!("the ledger did not lift the blocks: {error}; try again"))?;
+        if is_target {
+            // A call that was executed before the lift may have brought the block back.
+            handle.view().lift_block();
+        }
         Ok(lifted.len().max(told))
     }
 
@@ -158,14 +193,15 @@ impl<L: Link> SharedState<L> {
             .map(|block| convert(block, local))
             .collect();
         drop(store);
-        let was_lifted = handle.blocks.change(|known| {
-            let whole = BlockScope::default();
-            let was_blocked = known.get(&whole).is_some();
+        let is_free = handle.blocks.change(|known| {
             known.replace(blocks.into_iter());
-            (true, was_blocked && known.get(&whole).is_none())
+            (true, known.get(&BlockScope::default()).is_none())
         });
-        if was_lifted {
-            handle.view().lift_block();
+        let now = self.store().offset.to_store_clock(self.parts.clock.now());
+        let mut view = handle.view();
+        // A block that was imposed and lifted between two heartbeats is known from calls only.
+        if is_free && view.summary().1 > now {
+            view.lift_block();
         }
     }
 }

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use foldhash::HashMap;
+use smallvec::smallvec;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, Id, OVERFLOW, ScheduleUse};
+use super::super::call::{Answer, Call, Grant, Id, OVERFLOW, Run, ScheduleUse};
 use super::offset::Offset;
 use crate::bounds::HORIZON_MIN;
 use crate::clock::Instant;
@@ -129,24 +130,49 @@ impl Fallback {
     }
 }
 
+/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
+pub(super) fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
+    let grant = |run: &Run| Grant {
+        slots: smallvec![now; run.want as usize],
+        ..Grant::default()
+    };
+    Answer {
+        now,
+        epoch,
+        runs: runs.iter().map(grant).collect(),
+        ..Answer::default()
+    }
+}
+
+/// Returns the numbers of a limit at a share in millionths. A share of less than one unit is no
+/// permit at all.
+pub(super) fn at_share(full: Spec, ppm: i64) -> Spec {
+    match full {
+        Spec::Permits { n } => Spec::Permits {
+            n: whole_share(n, ppm),
+        },
+        rate => {
+            let share = Schedule::unused(rate).and_then(|whole| whole.at_fallback_share(ppm));
+            share.map_or(Spec::Permits { n: 0 }, |share| share.spec())
+        }
+    }
+}
+
 /// Replaces the numbers of a limit by those of the fallback share.
 ///
 /// Other replicas may have used up a window just before they noticed the silence, so the share of a
 /// window begins one window later. The rates of token buckets add up, so theirs begins at once.
 fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
     let full = row.spec;
-    if let Spec::Permits { n } = &mut row.spec {
-        *n = whole_share(*n, ppm);
+    row.spec = at_share(full, ppm);
+    let is_permits = |spec: Spec| matches!(spec, Spec::Permits { .. });
+    if is_permits(full) {
+        return;
     }
-    let Some(schedule) = Schedule::unused(full) else {
-        return;
-    };
     row.held = 0;
-    let Some(share) = schedule.at_fallback_share(ppm) else {
-        row.spec = Spec::Permits { n: 0 };
+    if is_permits(row.spec) {
         return;
-    };
-    row.spec = share.spec();
+    }
     if let Spec::Sliding { window, .. } | Spec::Fixed { window, .. } = full {
         row.seen = Some(ScheduleState {
             mark: noticed.as_nanos().saturating_add(window),

@@ -36,6 +36,34 @@ impl<L: Link> SharedState<L> {
         }
     }
 
+    /// Returns the mode and the error of the last failed call, or `None` while the store answers.
+    pub(super) fn outage(&self) -> Option<String> {
+        let cause = Arc::clone(&lock(&self.failure));
+        let effect = match self.mode() {
+            LedgerMode::Connected => return None,
+            _ => self.effect(),
+        };
+        match cause.is_empty() {
+            true => Some(effect),
+            false => Some(format!("{effect}: {cause}")),
+        }
+    }
+
+    /// Returns the effect of an outage on requests, in words.
+    pub(super) fn effect(&self) -> String {
+        match self.mode() {
+            LedgerMode::Connected => "none".to_owned(),
+            LedgerMode::Holding(until) if until < Instant::FAR => {
+                "requests are held until the fallback share begins".to_owned()
+            }
+            LedgerMode::Holding(_) => "requests are held".to_owned(),
+            LedgerMode::Fallback { share_ppm, .. } => {
+                format!("fallback share of {} %", share_ppm as f64 / 1e4)
+            }
+            LedgerMode::Unlimited => "requests are sent without limits".to_owned(),
+        }
+    }
+
     /// Returns the reason why no request with these limits can be booked now.
     pub(super) fn gap(&self, target: &Target, limits: LimitSet) -> Option<LedgerGap> {
         let (until, zero) = match self.mode() {

@@ -10,6 +10,7 @@ use super::super::call::Id;
 use super::super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
 use super::super::{ReplicaReport, ReplicaRow, ReplicaRows, SchedulesRead};
 use crate::clock::Instant;
+use crate::db::DatabaseFault;
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
 
@@ -87,7 +88,7 @@ pub struct LimitPin {
 pub enum LinkError {
     /// The store cannot be used at the moment.
     #[error("{0}")]
-    Unavailable(String),
+    Unavailable(DatabaseFault),
     /// The store refused the content of the call, so it would refuse the same call again.
     #[error("{0}")]
     Refused(String),

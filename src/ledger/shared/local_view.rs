@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, spec_of};
 use super::super::forecast::{WHOLE, forecast};
-use super::super::{Forecast, SchedulesRead, Slot};
+use super::super::{Ahead, Forecast, SchedulesRead, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
 use super::offset::Offset;
@@ -41,6 +41,8 @@ pub(super) struct LocalView {
     /// Store epoch below which an answer is void, because a block in this view is newer.
     void_before: u64,
     blocked: Instant,
+    /// Number of times that an operator lifted a block of the whole target.
+    pub(super) lifts: u64,
     /// True if the store may have lost writes, so that calls send the last known state again.
     pub(super) resync: bool,
     /// End of the time in which contention is expected to change further, in nanoseconds of the
@@ -114,10 +116,12 @@ impl LocalView {
     }
 
     /// Stores the answer to a call, and converts it to this process's clock and count of blocks.
+    /// `lifts` is the number of lifts at the beginning of the call. After another one, the answer
+    /// may still show the lifted block, and the schedules that it has drained.
     pub(super) fn absorb(
         &mut self,
         target: &Target,
-        call: &Call,
+        (call, lifts): (&Call, u64),
         mut answer: Answer,
         offset: &Offset,
     ) -> Answer {
@@ -128,7 +132,10 @@ impl LocalView {
         if self.copy(call, &answer) {
             self.moving = now + SETTLED;
         }
-        self.blocked = self.blocked.max(answer.blocked);
+        match self.lifts == lifts {
+            true => self.blocked = self.blocked.max(answer.blocked),
+            false => self.forget_copies(),
+        }
         self.lost = answer.lost;
         self.learn_epoch(answer.epoch);
         let is_current = answer.epoch >= self.void_before;
@@ -232,6 +239,7 @@ impl LocalView {
 
     /// Forgets the block, because an operator has lifted it.
     pub(super) fn lift_block(&mut self) {
+        self.lifts += 1;
         self.blocked = Instant::ZERO;
         self.forget_copies();
     }
@@ -346,7 +354,7 @@ impl LocalView {
         &self,
         target: &Target,
         scope: &Scope,
-        ahead: &[i64],
+        ahead: &[Ahead],
         now: Instant,
         offset: &Offset,
     ) -> Forecast {
@@ -355,7 +363,7 @@ impl LocalView {
                 Some((book.schedule(limit, key)?, true))
             });
         }
-        let mut fair: SmallVec<[i64; 8]> = SmallVec::from_slice(ahead);
+        let mut fair: SmallVec<[Ahead; 8]> = SmallVec::from_slice(ahead);
         let mut all = fair.clone();
         for limit in scope.limits.iter() {
             let key = scope.shared_key(limit).cloned();
@@ -363,13 +371,13 @@ impl LocalView {
             let copy = known.and_then(|known| self.copies.get(&(Arc::clone(&known.name), key)));
             if let Some(((copy, fair), all)) = copy.zip(fair.get_mut(limit)).zip(all.get_mut(limit))
             {
-                let own = fair.saturating_add(scope.cost(limit));
-                *fair = copy.others_before(own).saturating_add(*fair);
-                *all = copy.others_before(i64::MAX).saturating_add(*all);
+                let own = fair.units.saturating_add(fair.each);
+                fair.units = copy.others_before(own).saturating_add(fair.units);
+                all.units = copy.others_before(i64::MAX).saturating_add(all.units);
             }
         }
         let from = offset.to_store_clock(now).max(self.blocked);
-        let after = |ahead: &[i64]| {
+        let after = |ahead: &[Ahead]| {
             let from = (from, WHOLE - self.lost);
             forecast(target, scope, ahead, from, |limit, key| {
                 let copy = self.copies.get(&(Arc::clone(limit), key.cloned()))?;

@@ -5,9 +5,12 @@
 //! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
 mod blocks;
+mod bookings;
 mod contention;
 mod fallback;
+mod figures;
 mod gap;
+mod horizon;
 mod link;
 mod local_view;
 mod mode;
@@ -23,9 +26,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
-use tokio::sync::watch;
+use smallvec::SmallVec;
+use tokio::sync::{oneshot, watch};
 
+use bookings::Bookings;
+use fallback::book_freely;
 use local_view::LocalView;
 use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
@@ -34,19 +39,20 @@ use peers::ReportSource;
 use super::call::spec_of;
 use super::outage::Outage;
 use super::{
-    Answer, Booking, Call, Forecast, Grant, Ledger, LedgerGap, LedgerStatus, Pinning, Replica, Run,
-    Settlement, Slot,
+    Ahead, Answer, Booking, Call, Correction, Forecast, Ledger, LedgerGap, LedgerStatus, Pinning,
+    Replica, Run, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
 use super::{Fleet, Listing, Refreshing, ReplicaReport};
-use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
+use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
+use crate::db::DatabaseFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::random::Random;
+use crate::schedule::Spec;
 use crate::shutdown::Tasks;
 use crate::sync::lock;
-use crate::telemetry::Metrics;
-use crate::units::nanos;
+use crate::telemetry::{LedgerFigures, Metrics};
 
 /// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
 /// random.
@@ -74,6 +80,8 @@ struct SharedState<L> {
     failure_log: Mutex<FailureLog>,
     /// Error of the last failed call, for refusals and operators.
     failure: Mutex<Arc<str>>,
+    /// Bookings without an answer so far.
+    bookings: Bookings,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
     /// Source of the report that heartbeats carry, once the replica has joined.
@@ -87,6 +95,12 @@ struct SharedState<L> {
 struct StoreView {
     offset: Offset,
     share: FallbackShare,
+    /// Instant of the last reply to a heartbeat.
+    heard: Option<Instant>,
+    /// True while the outcome of a heartbeat is not known.
+    is_beating: bool,
+    /// Instant from which each heartbeat found the lock of the heartbeats taken.
+    busy_since: Option<Instant>,
     started: i64,
     /// Start of the server according to its heartbeats, while `started` is taken from its booking
     /// answers.
@@ -154,6 +168,7 @@ impl<L: Link> SharedLedger<L> {
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
+            bookings: Bookings::default(),
             refusal_warned: Mutex::default(),
             report: OnceLock::new(),
             fleet: Mutex::default(),
@@ -181,6 +196,16 @@ impl<L: Link> SharedLedger<L> {
         let mut connection = self.0.link_state.subscribe();
         // The wait cannot fail, because `self` keeps the sender alive.
         let _ = connection.wait_for(|connection| connection.is_up()).await;
+    }
+
+    /// Records a failure that was found before the first call, and logs it.
+    pub fn failed(&self, error: &LinkError) {
+        self.0.on_failure(error);
+    }
+
+    /// Returns the mode and the error of the last failed call, or `None` while the store answers.
+    pub fn outage(&self) -> Option<String> {
+        self.0.outage()
     }
 
     /// Leaves the store before a clean exit, so that the fallback share and the permits are free at
@@ -229,21 +254,26 @@ impl<L: Link> Ledger for SharedLedger<L> {
         }
     }
 
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) {
+    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction {
         let Some(known) = target.limits.get(limit) else {
-            return;
+            return Correction::Done;
         };
+        let (done, pending) = oneshot::channel();
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
         let key = slot.scope.shared_key(limit).cloned();
         let limit = Arc::clone(&known.name);
         self.0.parts.tasks.spawn_detached(async move {
             // If the store is unreachable, the correction is lost and the estimated cost stays
             // booked.
-            let _ = inner.link.correct(target, limit, key, units).await;
+            if inner.link.correct(target, limit, key, units).await.is_ok() {
+                // Most callers do not wait for the correction.
+                let _ = done.send(());
+            }
         });
+        Correction::Pending(pending)
     }
 
-    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[i64]) -> Forecast {
+    fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast {
         let now = self.0.parts.clock.now();
         if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {
@@ -284,10 +314,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
     }
 
     fn impose(&self, target: &Arc<Target>, block: ScopedBlock) {
-        let until = block.until;
-        if self.0.impose(&target.name, block) {
-            self.block(target, until);
-        }
+        self.0.impose(&target.name, block);
     }
 
     fn claim(&self, target: &Arc<Target>, scope: BlockScope) -> Claiming {
@@ -312,16 +339,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         limit: Arc<str>,
         key: Option<Arc<str>>,
     ) -> Pinning<'_> {
-        let inner = &self.0;
-        Box::pin(async move {
-            let handle = inner.handle(&target);
-            let told = inner.link.forget_settled(target, limit, key).await;
-            told.map_err(|error| {
-                format!("the ledger did not forget the settlements: {error}; try again")
-            })?;
-            handle.view().forget_copies();
-            Ok(())
-        })
+        Box::pin(self.0.forget_settled(target, limit, key))
     }
 
     fn refresh<'a>(&'a self, target: &'a Arc<Target>, scope: &'a Scope) -> Refreshing<'a> {
@@ -334,6 +352,14 @@ impl<L: Link> Ledger for SharedLedger<L> {
 
     fn replicas(&self) -> Listing<'_> {
         Box::pin(Arc::clone(&self.0).list())
+    }
+
+    fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {
+        self.0.in_force(target)
+    }
+
+    fn figures(&self) -> Option<LedgerFigures> {
+        Some(self.0.figures())
     }
 
     fn status(&self, target: &Arc<Target>) -> LedgerStatus {
@@ -350,15 +376,9 @@ impl<L: Link> Ledger for SharedLedger<L> {
 
     fn block(&self, target: &Arc<Target>, until: Instant) {
         let handle = self.0.handle(&target.name);
-        let theirs = self.0.store().offset.to_store_clock(until);
-        let epoch = {
-            let mut view = handle.view();
-            if until <= self.0.parts.clock.now() || !view.block(theirs) {
-                return;
-            }
-            view.epoch
+        let Some(theirs) = self.0.hold(&handle, until) else {
+            return;
         };
-        handle.publish(epoch);
         let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
         let report = async move { inner.report_block(&handle, target, theirs).await };
         self.0.parts.tasks.spawn_detached(report);
@@ -376,8 +396,15 @@ impl<L: Link> SharedState<L> {
     }
 
     fn mode(&self) -> LedgerMode {
-        let share = self.store().share;
+        let (share, is_beating) = {
+            let store = self.store();
+            (store.share, store.is_beating)
+        };
         let link = *self.link_state.borrow();
+        if is_beating && link.since().is_some() {
+            // The store may receive this heartbeat, and its outcome follows soon.
+            return LedgerMode::Holding(Instant::FAR);
+        }
         mode(link, share, &self.parts.outage, self.parts.clock.now())
     }
 
@@ -387,14 +414,27 @@ impl<L: Link> SharedState<L> {
         let handle = self.handle(&target.name);
         let _turn = handle.turnstile.lock().await;
         let mut link_state = self.link_state.subscribe();
+        let mut begun = None;
         loop {
             match self.mode() {
                 LedgerMode::Connected => {
-                    if let Some(answer) = self.book_connected(&handle, target, &runs).await {
+                    let begun = *begun.get_or_insert_with(|| self.parts.clock.now());
+                    let _booking = self.bookings.begin(begun);
+                    // A busy store does not hold a booking for longer than a silent one.
+                    let booked = tokio::select! {
+                        booked = self.book_connected(&handle, target, &runs) => booked,
+                        () = self.parts.clock.sleep_until(begun + LEDGER_CALL_TIMEOUT) => {
+                            let fault = DatabaseFault::locked();
+                            self.on_failure(&LinkError::Unavailable(fault));
+                            None
+                        }
+                    };
+                    if let Some(answer) = booked {
                         return answer;
                     }
                 }
                 LedgerMode::Holding(until) => {
+                    begun = None;
                     tokio::select! {
                         changed = link_state.changed() => if changed.is_err() { return Answer::default() },
                         () = self.parts.clock.sleep_until(until) => {}
@@ -422,14 +462,15 @@ impl<L: Link> SharedState<L> {
         runs: &SmallVec<[Run; 2]>,
     ) -> Option<Answer> {
         let horizon = self.horizon(handle, target, runs);
-        let call = {
+        let (call, lifts) = {
             let store = self.store();
             let view = handle.view();
-            Call {
+            let call = Call {
                 horizon,
                 queue_for_lock: self.live.load(Ordering::Relaxed) <= LEDGER_LINE,
                 ..view.call(target, runs.clone(), self.parts.replica, &store.offset)
-            }
+            };
+            (call, view.lifts)
         };
         self.reach
             .store(call.horizon + call.lead, Ordering::Relaxed);
@@ -449,7 +490,7 @@ impl<L: Link> SharedState<L> {
                 let mut view = handle.view();
                 view.resync = false;
                 view.store_may_be_stale = restarted;
-                let answer = view.absorb(target, &call, answer, &store.offset);
+                let answer = view.absorb(target, (&call, lifts), answer, &store.offset);
                 handle.publish(view.epoch);
                 drop((store, view));
                 if restarted {
@@ -465,35 +506,5 @@ impl<L: Link> SharedState<L> {
                 None
             }
         }
-    }
-
-    /// Returns the horizon of the next call in nanoseconds. It is as short as possible, but covers
-    /// two round trips to the store and five slots of a slow limit per replica. It also keeps the
-    /// calls of all replicas within [`LEDGER_CALLS`] per second.
-    fn horizon(&self, handle: &TargetHandle, target: &Target, runs: &[Run]) -> i64 {
-        let live = self.live.load(Ordering::Relaxed).max(1);
-        let interval = handle.view().interval(target, runs);
-        let way = self.store().offset.slowest().saturating_mul(2);
-        let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
-        interval
-            .saturating_mul(5 * live)
-            .clamp(nanos(HORIZON_MIN), nanos(HORIZON_MAX))
-            .max(way)
-            .max(budget)
-            .min(nanos(HORIZON_STRETCHED))
-    }
-}
-
-/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
-fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
-    let grant = |run: &Run| Grant {
-        slots: smallvec![now; run.want as usize],
-        ..Grant::default()
-    };
-    Answer {
-        now,
-        epoch,
-        runs: runs.iter().map(grant).collect(),
-        ..Answer::default()
     }
 }

@@ -97,7 +97,8 @@ impl Offset {
         self.recent.iter().copied().max().unwrap_or(0)
     }
 
-    fn ahead(&self) -> i64 {
+    /// Returns the nanoseconds by which this process's clock is ahead of the store's clock.
+    pub(super) fn ahead(&self) -> i64 {
         self.best().map_or(0, |best| best.ahead)
     }
 

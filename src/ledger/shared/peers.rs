@@ -48,8 +48,6 @@ impl<L: Link> SharedState<L> {
             silent,
         };
         let before = std::mem::replace(&mut *lock(&self.fleet), next.clone());
-        let metrics = &self.parts.metrics;
-        metrics.set_fleet(next.live, hidden, next.reserved_ppm as f64 / 1e6);
         let by_id = |fleet: &Fleet| -> HashMap<Replica, ReplicaRow> {
             let rows = fleet.silent.iter();
             rows.map(|peer| (peer.id, peer.clone())).collect()

@@ -12,7 +12,7 @@ use super::super::group::GroupId;
 use super::super::{Event, Refusal, RefusalKind, limit_name};
 use super::Queue;
 use crate::clock::Instant;
-use crate::ledger::{Forecast, Ledger};
+use crate::ledger::{Ahead, Forecast, Ledger};
 use crate::policy::Scope;
 
 impl Queue {
@@ -54,10 +54,10 @@ impl Queue {
         sum
     }
 
-    /// Returns the cost per limit that comes before a request of this scope. `in_lane` returns the
+    /// Returns the expected cost per limit that comes before a request of this scope. `in_lane` returns the
     /// part of its own lane from the limit and the whole cost in that lane.
-    fn ahead(&self, scope: &Scope, in_lane: impl Fn(usize, i64) -> i64) -> SmallVec<[i64; 8]> {
-        let mut ahead: SmallVec<[i64; 8]> = smallvec![0; self.target.limits.len()];
+    fn ahead(&self, scope: &Scope, in_lane: impl Fn(usize, i64) -> i64) -> SmallVec<[Ahead; 8]> {
+        let mut ahead: SmallVec<[Ahead; 8]> = smallvec![Ahead::default(); self.target.limits.len()];
         let weight = self.target.weight(scope.lane);
         for limit in scope.limits.iter() {
             let lanes = self.backlog.uncovered(scope, limit);
@@ -71,7 +71,8 @@ impl Queue {
                 (*all).min(share / weight)
             });
             if let Some(ahead) = ahead.get_mut(limit) {
-                *ahead = own.saturating_add(others.sum());
+                let units = own.saturating_add(others.sum());
+                *ahead = self.expected.ahead(&self.target, scope, limit, units);
             }
         }
         ahead

@@ -87,7 +87,8 @@ impl Queue {
         };
         let standing = standing(&self.holds, group, now);
         let news = !ledger.answers_at_once() && group.has_news();
-        let alarm = standing.and_then(|standing| group.call(now, &self.target, ledger, standing));
+        let known = (ledger, &*self.expected);
+        let alarm = standing.and_then(|standing| group.call(now, &self.target, known, standing));
         let may_ask = news || standing.is_some_and(|standing| standing.may_ask);
         let asking = group.first_unbooked().filter(|_| may_ask);
         let before = std::mem::replace(&mut group.alarm, alarm);

@@ -29,7 +29,7 @@ async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
     let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
     let target = target();
     let scope = target.scope_of_tunnel(None);
-    let mut queue = Queue::new(target);
+    let mut queue = Queue::new(target, Arc::default());
     let now = Instant::ZERO;
     queue.insert(&scope, now, ready());
     queue.meanwhile(now, &ledger);
@@ -64,7 +64,7 @@ async fn who_comes_before_the_ledger_may_be_asked_goes_together() {
     let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
     let target = target();
     let scope = target.scope_of_tunnel(None);
-    let mut queue = Queue::new(target);
+    let mut queue = Queue::new(target, Arc::default());
     let (now, may_ask) = (Instant::ZERO, Instant::ZERO + crate::bounds::LEDGER_GAP);
     for _ in 0..3 {
         queue.insert(&scope, now, ready());
@@ -95,7 +95,7 @@ fn keyed() -> (Arc<Target>, impl Fn(usize) -> Scope) {
 async fn a_key_in_which_no_request_waits_leaves_nothing_behind() {
     let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
     let (target, scope) = keyed();
-    let mut queue = Queue::new(target);
+    let mut queue = Queue::new(target, Arc::default());
     let now = Instant::ZERO;
     let places: Vec<_> = (0..500)
         .map(|key| queue.insert(&scope(key % 250), now, ready()))
@@ -116,7 +116,7 @@ async fn a_key_in_which_no_request_waits_leaves_nothing_behind() {
 async fn a_call_has_a_bounded_number_of_schedules_and_held_keys_ask_in_turn() {
     let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
     let (target, scope) = keyed();
-    let mut queue = Queue::new(target);
+    let mut queue = Queue::new(target, Arc::default());
     let now = Instant::ZERO;
     for key in 0..1000 {
         queue.insert(&scope(key), now, ready());
@@ -158,7 +158,7 @@ async fn p13_isolation_many_keys_of_one_client_leave_a_place_behind_a_hold_to_ot
     let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
     let (target, scope) = keyed();
     let of = |client: &str, key: usize| scope(key).of_client(client.into());
-    let mut queue = Queue::new(target);
+    let mut queue = Queue::new(target, Arc::default());
     let now = Instant::ZERO;
     for key in 0..300 {
         queue.insert(&of("mallory", key), now, ready());

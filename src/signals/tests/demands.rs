@@ -338,3 +338,46 @@ fn the_target_names_further_places_of_the_wait() {
     let demand = signal_of(500, &[], r#"{"parameters":{"retry_after":35}}"#, &rules).demand;
     assert_eq!(demand.not_before, after(35.0));
 }
+
+/// Success at the end of a budget refuses nothing. Its rest is rounded, and its reset is the time at
+/// which the whole budget is there again. The local schedule decides about the next request.
+#[test]
+fn p7_a_success_with_nothing_left_asks_for_no_wait() {
+    let anthropic = [
+        ("anthropic-ratelimit-input-tokens-limit", "30000"),
+        ("anthropic-ratelimit-input-tokens-remaining", "0"),
+        (
+            "anthropic-ratelimit-input-tokens-reset",
+            "2026-11-26T12:01:00Z",
+        ),
+    ];
+    let openai = [
+        ("x-ratelimit-limit-tokens", "200000"),
+        ("x-ratelimit-remaining-tokens", "0"),
+        ("x-ratelimit-reset-tokens", "1m0s"),
+    ];
+    let github = [
+        ("x-ratelimit-limit", "5000"),
+        ("x-ratelimit-remaining", "0"),
+        ("x-ratelimit-reset", "1795694460"),
+    ];
+    let cloudflare = [
+        ("ratelimit", "\"default\";r=0;t=60"),
+        ("ratelimit-policy", "\"default\";q=1200;w=300"),
+    ];
+    for lines in [&anthropic[..], &openai, &github, &cloudflare] {
+        for status in [200, 201, 304] {
+            let found = signal(status, lines, "");
+            assert_eq!(found.demand, Demand::default(), "{status} {lines:?}");
+        }
+        // The same words in a refusal without a time hold until the reset, and never shorter.
+        let refused = signal(429, lines, "");
+        assert_eq!(refused.demand.not_before, after(60.0), "{lines:?}");
+        let asked: Vec<_> = lines
+            .iter()
+            .copied()
+            .chain([("retry-after", "90")])
+            .collect();
+        assert_eq!(signal(429, &asked, "").demand.not_before, after(90.0));
+    }
+}

@@ -125,7 +125,7 @@ fn a_repeated_field_counts_at_its_strictest() {
         shown(&found),
         [(Requests, None, None, None, Some(0), Some(30.0))]
     );
-    assert_eq!(found.exhausted_until(), after(30.0));
+    assert_eq!(found.demand.not_before, after(30.0));
 }
 
 /// Reaches the bound `SIGNAL_DIMENSIONS`.

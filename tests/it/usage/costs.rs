@@ -269,8 +269,8 @@ async fn the_examples_of_the_page_about_tokens_are_valid() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tokens.md");
     let page = std::fs::read_to_string(page).unwrap();
     let blocks: Vec<&str> = page.split("```yaml\n").skip(1).collect();
-    assert_eq!(blocks.len(), 4);
-    for (block, warns) in blocks.iter().zip([false, true, false, false]) {
+    assert_eq!(blocks.len(), 5);
+    for (block, warns) in blocks.iter().zip([false, true, false, false, false]) {
         let told = checked(block.split("```").next().unwrap()).await;
         assert_eq!(told.contains("include_usage"), warns, "{told}");
         assert!(told.contains("with a burst of"), "{told}");

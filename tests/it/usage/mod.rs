@@ -9,13 +9,12 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::{GzEncoder, ZlibEncoder};
 use http::Response;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use serde_json::Value;
 
+use crate::fakes::Encoder;
 use crate::harness::buffers::{SPOOL, operate};
 use crate::harness::{Client, Origin, Program, Proto, Reply};
 
@@ -77,50 +76,11 @@ impl Answer {
 
 /// Encodes parts with a flush after each, as an origin does for each event.
 fn encoded(coding: &str, parts: &[Vec<u8>]) -> Vec<Bytes> {
-    fn flushed<W: std::io::Write>(
-        mut encoder: W,
-        parts: &[Vec<u8>],
-        taken: impl Fn(&mut W) -> Vec<u8>,
-        end: impl FnOnce(W) -> Vec<u8>,
-    ) -> Vec<Bytes> {
-        let mut frames = Vec::new();
-        for part in parts {
-            encoder.write_all(part).unwrap();
-            encoder.flush().unwrap();
-            frames.push(taken(&mut encoder).into());
-        }
-        frames.push(end(encoder).into());
-        frames.retain(|frame: &Bytes| !frame.is_empty());
-        frames
-    }
-    let level = Compression::default();
-    match coding {
-        "gzip" => flushed(
-            GzEncoder::new(Vec::new(), level),
-            parts,
-            |encoder| std::mem::take(encoder.get_mut()),
-            |encoder| encoder.finish().unwrap(),
-        ),
-        "deflate" => flushed(
-            ZlibEncoder::new(Vec::new(), level),
-            parts,
-            |encoder| std::mem::take(encoder.get_mut()),
-            |encoder| encoder.finish().unwrap(),
-        ),
-        "br" => flushed(
-            brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22),
-            parts,
-            |encoder| std::mem::take(encoder.get_mut()),
-            brotli::CompressorWriter::into_inner,
-        ),
-        "zstd" => flushed(
-            zstd::Encoder::new(Vec::new(), 3).unwrap(),
-            parts,
-            |encoder| std::mem::take(encoder.get_mut()),
-            |encoder| encoder.finish().unwrap(),
-        ),
-        _ => parts.iter().map(|part| part.clone().into()).collect(),
-    }
+    let mut encoder = Encoder::new(coding);
+    let mut frames: Vec<Bytes> = parts.iter().map(|part| encoder.push(part).into()).collect();
+    frames.push(encoder.end().into());
+    frames.retain(|frame: &Bytes| !frame.is_empty());
+    frames
 }
 
 /// Cuts a body into frames of these sizes, the last of which repeats.

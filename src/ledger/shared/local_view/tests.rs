@@ -83,3 +83,34 @@ fn a_release_during_a_report_is_reported_again() {
     view.reported(&next);
     assert!(view.report(&name, 1).is_none());
 }
+
+#[test]
+fn p7_an_answer_to_a_call_before_a_lift_brings_no_block_back() {
+    let rate = Rate::new(2, Duration::from_secs(60)).unwrap();
+    let algorithm = Algorithm::TokenBucket { burst: Some(1) };
+    for bound in [Bound::Concurrent(10), Bound::Rate { rate, algorithm }] {
+        let requests = Requests::new(bound, 1);
+        let (target, offset) = (&requests.target, Offset::default());
+        let blocked = Instant::from_nanos(30 * SECOND);
+        let answer = || Answer {
+            now: Instant::from_nanos(SECOND),
+            blocked,
+            ..Answer::default()
+        };
+        let mut view = LocalView::default();
+        let call = view.call(target, requests.runs.clone(), 7, &offset);
+        let before = view.lifts;
+        view.absorb(target, (&call, before), answer(), &offset);
+        assert_eq!(view.summary().1, blocked);
+        view.lift_block();
+        view.absorb(target, (&call, before), answer(), &offset);
+        assert_eq!(view.summary().1, Instant::ZERO);
+        // A block that begins after the lift is none that the lift has ended.
+        view.absorb(target, (&call, view.lifts), answer(), &offset);
+        assert_eq!(view.summary().1, blocked);
+        view.lift_block();
+        assert!(view.block(blocked));
+        view.absorb(target, (&call, before), answer(), &offset);
+        assert_eq!(view.summary().1, blocked);
+    }
+}
