@@ -32,7 +32,7 @@ impl Exit {
         /// The API answered 429, because the turn would come after the max wait.
         LATER, 75, "`acquire`: the turn would come after the max wait";
         /// The data directory, the spool in it or another file cannot be read or written.
-        DATA_DIR, 73, "the data directory or the spool in it cannot be used, or another user can change it";
+        DATA_DIR, 73, "the data directory or the spool in it cannot be used, another outpace uses it, or another user can change it";
         /// The disk of the spool failed, a key of its items is missing, or a declared buffer could
         /// not be created.
         SPOOL, 74, "the disk of the spool failed, a key of its items is missing, or a buffer of the configuration could not be created; acknowledged items remain";
@@ -59,6 +59,7 @@ impl From<StartError> for Failure {
         let exit = match &error {
             StartError::Config(_) => Exit::USAGE,
             StartError::DataDir { .. }
+            | StartError::InUse { .. }
             | StartError::AdminToken { .. }
             | StartError::Files(_)
             | StartError::SpoolOpen(_) => Exit::DATA_DIR,

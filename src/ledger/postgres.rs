@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
+use super::{ReplicaReport, ReplicaRows, ScheduleId, SchedulesRead};
 use crate::bounds::{LEDGER_CALL_TIMEOUT, LEDGER_HEARTBEAT, LEDGER_STATEMENT};
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, DatabaseFault};
@@ -20,6 +21,8 @@ use crate::policy::KeySecret;
 use crate::schedule::Spec;
 use crate::sync::lock;
 
+/// Report of a rehearsal before the first heartbeat, as a SQL literal.
+const EMPTY_REPORT: &str = r#"'{"version":"","config":"","mode":"","waiting":[]}'"#;
 /// Number of attempts to take the lock of the heartbeats for a rehearsal.
 const REHEARSALS: u32 = 20;
 /// Time between two attempts at a rehearsal.
@@ -32,6 +35,8 @@ pub struct PostgresLink {
     name: String,
     /// Number of the replica in its last heartbeat, for rehearsals.
     replica: AtomicI64,
+    /// Report of the last heartbeat as a SQL literal, for rehearsals.
+    report: std::sync::Mutex<Option<String>>,
     /// Booking that failed last, for rehearsals.
     failed: std::sync::Mutex<Option<String>>,
     /// True if this replica may bring the schema up to date, from the setting `migrate`.
@@ -56,6 +61,7 @@ impl PostgresLink {
             database,
             name,
             replica: AtomicI64::new(-1),
+            report: std::sync::Mutex::default(),
             failed: std::sync::Mutex::default(),
             migrate,
             prepared: AtomicBool::new(false),
@@ -78,18 +84,17 @@ impl PostgresLink {
     }
 
     /// Returns the function call that stores a heartbeat.
-    fn heartbeat_of(&self, replica: Replica, share_for: i64, held: i64) -> String {
+    fn heartbeat_of(&self, replica: Replica, report: &str, share_for: i64, held: i64) -> String {
         let name = quoted(&self.name);
-        format!(
-            "outpace.heartbeat_v1({replica}, {name}, '{}', {share_for}, {held})",
-            env!("CARGO_PKG_VERSION")
-        )
+        format!("outpace.heartbeat_v1({replica}, {name}, {report}, {share_for}, {held})")
     }
 
     /// Executes a heartbeat and the booking that failed last, and rolls them back. A database that
     /// answers may still refuse writes.
     async fn rehearse(&self) -> Result<(), LinkError> {
-        let heartbeat = self.heartbeat_of(self.replica.load(Ordering::Relaxed), 0, 0);
+        let report = lock(&self.report).clone();
+        let report = report.unwrap_or_else(|| EMPTY_REPORT.to_owned());
+        let heartbeat = self.heartbeat_of(self.replica.load(Ordering::Relaxed), &report, 0, 0);
         let booking = lock(&self.failed).clone();
         let booking = booking.map_or_else(
             || "false".to_owned(),
@@ -334,15 +339,38 @@ impl Link for PostgresLink {
     async fn heartbeat(
         &self,
         replica: Replica,
+        report: &ReplicaReport,
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
+        let report = json(report)?;
+        *lock(&self.report) = Some(report.clone());
         self.replica.store(replica, Ordering::Relaxed);
-        let statement = format!("select {}", self.heartbeat_of(replica, share_for, held));
+        let beat = self.heartbeat_of(replica, &report, share_for, held);
         let reply = self
-            .ask_within::<Option<Json<Heartbeat>>>(LEDGER_HEARTBEAT, statement)
+            .ask_within::<Option<Json<Heartbeat>>>(LEDGER_HEARTBEAT, format!("select {beat}"))
             .await?;
         Ok(reply.map(|Json(heartbeat)| heartbeat))
+    }
+
+    async fn peek(
+        &self,
+        target: Arc<str>,
+        schedules: Vec<ScheduleId>,
+        replica: Replica,
+    ) -> Result<SchedulesRead, LinkError> {
+        let rows = schedules.iter();
+        let rows = rows.map(|(limit, key)| serde_json::json!({ "limit": limit, "key": key }));
+        let (target, rows) = (quoted(&target), json(&rows.collect::<Vec<_>>())?);
+        let statement = format!("select outpace.peek_v1({target}, {rows}, {replica})");
+        let reply = self.ask::<Json<SchedulesRead>>(statement).await?;
+        Ok(reply.0)
+    }
+
+    async fn replicas(&self) -> Result<ReplicaRows, LinkError> {
+        let statement = "select outpace.replicas_v1()".to_owned();
+        let reply = self.ask::<Json<ReplicaRows>>(statement).await?;
+        Ok(reply.0)
     }
 
     async fn pin(

@@ -132,6 +132,18 @@ impl Row {
         }
     }
 
+    /// Creates the row of a schedule from an earlier process. `counted` tells if the row counts
+    /// towards the bound on keys.
+    pub(super) fn restored((limit, key): Id, schedule: Schedule, counted: bool) -> Self {
+        Self {
+            limit,
+            key,
+            usage: RowUsage::Rate(schedule),
+            shared: None,
+            counted,
+        }
+    }
+
     /// Returns the numbers of the limit that are in force.
     pub(super) const fn spec(&self) -> Spec {
         match &self.usage {
@@ -372,6 +384,12 @@ impl Row {
         }
         let own = weight_in(bid.lane).max(1);
         (waiting, weight.saturating_mul(SCALE) / own)
+    }
+
+    /// Returns the waiting requests of other replicas, by flow.
+    pub(super) fn others(&self, replica: Replica, now: i64) -> Vec<i64> {
+        let others = self.active(now).filter(|flow| flow.replica != replica);
+        others.map(|flow| flow.waiting).collect()
     }
 
     /// Returns the number of active flows, which compete for this schedule.

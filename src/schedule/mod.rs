@@ -208,6 +208,15 @@ impl Schedule {
         each!(self, own => own.fill(now.as_nanos()));
     }
 
+    /// Uses up the schedule at `now`, because its usage is unknown. [`Self::fill`] leaves the unit that
+    /// is due at that instant.
+    pub fn use_up(&mut self, now: Instant) {
+        self.fill(now);
+        if self.earliest(now, 1) <= now {
+            self.book(now, 1);
+        }
+    }
+
     /// Merges the usage of another copy of the schedule, so that this schedule never counts less
     /// than either. Schedules of different kinds stay unchanged.
     pub fn merge(&mut self, other: &Self) {

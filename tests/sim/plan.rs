@@ -183,6 +183,12 @@ impl Plan {
         plan
     }
 
+    /// Draws a plan without faults, for a history of requests after which a forecast is made.
+    pub(crate) fn explained(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        Self::calm(seed, &mut rng, 5)
+    }
+
     /// Returns the number of requests of a crowd that can be served within their max wait.
     pub(crate) fn capacity(&self) -> f64 {
         let patience = self.replicas.iter().map(|life| life.patience).max();

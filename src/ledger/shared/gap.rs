@@ -1,7 +1,6 @@
 //! Meaning of an outage for the requests of a target, in words and as a [`LedgerGap`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::super::LedgerGap;
 use super::super::call::spec_of;
@@ -16,9 +15,8 @@ use crate::sync::lock;
 impl<L: Link> SharedState<L> {
     /// Returns the source of the bookings of a target in words.
     pub(super) fn mode_in_words(&self, target: &Target) -> String {
-        let replicas = self.live.load(Ordering::Relaxed);
         match self.mode() {
-            LedgerMode::Connected => format!("shared by {replicas} replicas"),
+            LedgerMode::Connected => self.fleet_in_words(),
             LedgerMode::Holding(_) => "disconnected: requests are held".to_owned(),
             LedgerMode::Fallback { share_ppm: ppm, .. } => {
                 let share = ppm as f64 / 1e4;

@@ -15,6 +15,7 @@ mod link;
 mod local_view;
 mod mode;
 mod offset;
+mod peers;
 mod split;
 mod upkeep;
 
@@ -22,7 +23,7 @@ pub use link::{Heartbeat, LimitPin, Link, LinkError, Reply};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -33,6 +34,7 @@ use fallback::book_freely;
 use local_view::LocalView;
 use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
+use peers::ReportSource;
 
 use super::call::spec_of;
 use super::outage::Outage;
@@ -41,6 +43,7 @@ use super::{
     Replica, Run, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
+use super::{Fleet, Listing, Refreshing, ReplicaReport};
 use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::{Clock, Instant};
 use crate::db::DatabaseFault;
@@ -61,7 +64,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct SharedLedger<L>(Arc<SharedState<L>>);
 
-#[derive(Debug)]
 struct SharedState<L> {
     link: L,
     parts: SharedParts,
@@ -82,6 +84,10 @@ struct SharedState<L> {
     bookings: Bookings,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
+    /// Source of the report that heartbeats carry, once the replica has joined.
+    report: OnceLock<ReportSource>,
+    /// The other replicas, from the last heartbeat.
+    fleet: Mutex<Fleet>,
 }
 
 /// The state of the connection to the store, from its answers.
@@ -148,8 +154,7 @@ pub struct SharedParts {
 }
 
 impl<L: Link> SharedLedger<L> {
-    /// Creates a ledger behind `link` and starts its heartbeats, which continue until the process
-    /// ends.
+    /// Creates a ledger behind `link`. It books nothing before it has [joined](Self::join).
     pub fn new(link: L, parts: SharedParts) -> Self {
         let key_secret = Mutex::new(parts.key_secret.clone());
         let inner = Arc::new(SharedState {
@@ -165,10 +170,20 @@ impl<L: Link> SharedLedger<L> {
             failure: Mutex::new("".into()),
             bookings: Bookings::default(),
             refusal_warned: Mutex::default(),
+            report: OnceLock::new(),
+            fleet: Mutex::default(),
         });
-        let heartbeats = Arc::clone(&inner).heartbeat_loop();
-        inner.parts.tasks.spawn_detached(heartbeats);
         Self(inner)
+    }
+
+    /// Joins the replicas of the store: starts the heartbeats, which carry the result of `report`
+    /// and continue until the process ends. A process that may still fail to start has not joined,
+    /// so nothing stays reserved for it. A second call has no effect.
+    pub fn join(&self, report: impl Fn() -> ReplicaReport + Send + Sync + 'static) {
+        if self.0.report.set(Box::new(report)).is_ok() {
+            let heartbeats = Arc::clone(&self.0).heartbeat_loop();
+            self.0.parts.tasks.spawn_detached(heartbeats);
+        }
     }
 
     /// Returns true if the store answers at the moment, so that bookings come from it.
@@ -263,6 +278,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {
                 at: now,
+                clear: now,
                 held_by: None,
             };
         }
@@ -272,6 +288,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let forecast = view.forecast(target, scope, ahead, now, &store.offset);
         Forecast {
             at: forecast.at.max(until.unwrap_or(now)),
+            clear: forecast.clear.max(until.unwrap_or(now)),
             ..forecast
         }
     }
@@ -322,16 +339,19 @@ impl<L: Link> Ledger for SharedLedger<L> {
         limit: Arc<str>,
         key: Option<Arc<str>>,
     ) -> Pinning<'_> {
-        let inner = &self.0;
-        Box::pin(async move {
-            let handle = inner.handle(&target);
-            let told = inner.link.forget_settled(target, limit, key).await;
-            told.map_err(|error| {
-                format!("the ledger did not forget the settlements: {error}; try again")
-            })?;
-            handle.view().forget_copies();
-            Ok(())
-        })
+        Box::pin(self.0.forget_settled(target, limit, key))
+    }
+
+    fn refresh<'a>(&'a self, target: &'a Arc<Target>, scope: &'a Scope) -> Refreshing<'a> {
+        Box::pin(self.0.refresh(target, scope))
+    }
+
+    fn fleet(&self) -> Fleet {
+        lock(&self.0.fleet).clone()
+    }
+
+    fn replicas(&self) -> Listing<'_> {
+        Box::pin(Arc::clone(&self.0).list())
     }
 
     fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {

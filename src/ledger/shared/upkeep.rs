@@ -107,6 +107,7 @@ impl<L: Link> SharedState<L> {
         store.share.silent = u64::try_from(heartbeat.silent).map_or(SILENT, Duration::from_nanos);
         drop(store);
         self.live.store(heartbeat.live, Ordering::Relaxed);
+        self.follow_peers(heartbeat);
         // A booking that failed meanwhile has begun another outage, which continues.
         let was_up = before.is_up();
         for (name, handle) in self.handles() {
@@ -115,6 +116,7 @@ impl<L: Link> SharedState<L> {
                 view.resync = true;
                 view.fallback.end();
             }
+            view.lost = heartbeat.lost;
             let pins = heartbeat.pins.iter().filter(|pin| pin.target == name);
             view.pins = pins.map(|pin| (Arc::clone(&pin.limit), pin.spec)).collect();
             if let Some(epoch) = heartbeat.epochs.get(&name) {
@@ -173,8 +175,9 @@ impl<L: Link> SharedState<L> {
         }
         let sent = self.parts.clock.now();
         let (held, replica) = (self.store().share.ppm, self.parts.replica);
+        let report = self.own_report();
         self.store().is_beating = true;
-        let answered = self.link.heartbeat(replica, share_for, held).await;
+        let answered = self.link.heartbeat(replica, &report, share_for, held).await;
         self.store().is_beating = false;
         match answered {
             Ok(Some(heartbeat)) => self.took(&heartbeat, sent, before).await,
@@ -303,6 +306,22 @@ impl<L: Link> SharedState<L> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Forgets what settlements added to the estimates of a limit, for one key or for all.
+    pub(super) async fn forget_settled(
+        &self,
+        target: Arc<str>,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+    ) -> Result<(), String> {
+        let handle = self.handle(&target);
+        let told = self.link.forget_settled(target, limit, key).await;
+        told.map_err(|error| {
+            format!("the ledger did not forget the settlements: {error}; try again")
+        })?;
+        handle.view().forget_copies();
         Ok(())
     }
 
