@@ -26,7 +26,7 @@ use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync;
 use crate::units::nanos;
-use journal::{Journal, JournalRecord};
+use journal::{Journal, JournalRecord, ScheduleName, UsageChange};
 use restore::restore;
 
 /// Number of the only replica that uses these books.
@@ -157,7 +157,8 @@ impl MemoryLedger {
                     state,
                 }
             }));
-            records.extend(blocks_of(target, entry));
+            let (target, blocks) = (Arc::clone(target), entry.blocks.read(TargetBlocks::all));
+            records.push(JournalRecord::Blocks { target, blocks });
         }
         journal.rewrite(records.into_iter(), is_final);
     }
@@ -170,7 +171,8 @@ impl MemoryLedger {
     /// Writes the blocks of a target after a change.
     fn write_blocks(&self, target: &Arc<str>) {
         if let Some(mut journal) = self.journal() {
-            journal.append(self.with_entry(target, |entry| blocks_of(target, entry)));
+            let blocks = self.with_entry(target, |entry| entry.blocks.read(TargetBlocks::all));
+            journal.append_blocks(target, blocks);
         }
     }
 
@@ -212,7 +214,7 @@ impl Ledger for MemoryLedger {
         Booking::Ready(self.with_book(target, |kept, now| {
             let (call, answer) = kept.answer(target, runs, now);
             if let Some(journal) = &mut journal {
-                journal.append(kept.booked(&call, &answer));
+                journal.append_changes(kept.booked(&call, &answer));
             }
             answer
         }))
@@ -242,7 +244,10 @@ impl Ledger for MemoryLedger {
             let key = slot.scope.shared_key(limit);
             kept.book.correct(&known.name, key, units, now.as_nanos());
             if let Some(journal) = &mut journal {
-                journal.append(kept.state_of(&target.name, &known.name, key));
+                let at = now.as_nanos();
+                let name = kept.name_of(&target.name, &known.name, key);
+                let change = UsageChange::Corrected { at, units };
+                journal.append_changes(name.map(|name| (name, change)).into_iter());
             }
         });
         Correction::Done
@@ -383,12 +388,12 @@ impl Ledger for MemoryLedger {
 }
 
 impl TargetBook {
-    /// Returns the records of all slots of an answer.
+    /// Returns the changes of all slots of an answer.
     fn booked<'a>(
         &'a self,
         call: &'a Call,
         answer: &'a Answer,
-    ) -> impl Iterator<Item = JournalRecord> + 'a {
+    ) -> impl Iterator<Item = (ScheduleName, UsageChange)> + 'a {
         let runs = call.runs.iter().zip(&answer.runs);
         let slots = runs.flat_map(|(run, grant)| {
             let slots = grant.slots.iter();
@@ -401,30 +406,30 @@ impl TargetBook {
                 true => self.book.counted_key(&used.limit, used.key.as_ref()),
                 false => used.key.clone(),
             };
-            Some(JournalRecord::Booked {
+            let name = ScheduleName {
                 target: Arc::clone(&call.target),
                 limit: Arc::clone(&used.limit),
                 key,
                 spec: state.spec,
-                at: at.as_nanos(),
-                units,
-            })
+            };
+            let at = at.as_nanos();
+            Some((name, UsageChange::Booked { at, units }))
         })
     }
 
-    /// Returns the record of one schedule, if it exists.
-    fn state_of(
+    /// Returns the name of one schedule in the journal, if it exists.
+    fn name_of(
         &self,
         target: &Arc<str>,
         limit: &Arc<str>,
         key: Option<&Arc<str>>,
-    ) -> Option<JournalRecord> {
+    ) -> Option<ScheduleName> {
         let schedule = self.book.schedule(limit, key)?;
-        Some(JournalRecord::State {
+        Some(ScheduleName {
             target: Arc::clone(target),
             limit: Arc::clone(limit),
             key: self.book.counted_key(limit, key),
-            state: schedule.state(),
+            spec: schedule.spec(),
         })
     }
 
@@ -453,15 +458,6 @@ impl TargetBook {
         let answer = self.book.call(&call, now.as_nanos(), Users::One);
         (call, answer)
     }
-}
-
-/// Returns the record of a target's blocks, also if it has none.
-fn blocks_of(target: &Arc<str>, entry: &TargetEntry) -> Option<JournalRecord> {
-    let blocks = entry.blocks.read(TargetBlocks::all);
-    Some(JournalRecord::Blocks {
-        target: Arc::clone(target),
-        blocks,
-    })
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ async fn assert_silent(program: &Program, peer: u32, part: &str, ratio: f64) {
     let event = program.event(is_silence).await;
     let name = event["replica"].as_str().unwrap();
     assert!(name.ends_with(&format!("/{peer}")), "{event}");
-    assert_eq!(event["level"], "WARN");
+    assert_eq!(event["level"], "warn");
     assert_eq!(event["reserved"], part);
     for field in ["last_heartbeat", "reserved_until"] {
         assert!(event[field].as_str().unwrap().ends_with('Z'), "{event}");

@@ -54,8 +54,10 @@ async fn p1_pace_holds_over_kill_9_at_the_start_of_a_burst_within_it_and_after_i
             }
             let _clients = storm(&program, 8);
             origin.arrivals.reached(100).await;
-            let worst = worst_window(&origin.arrivals.times(), Duration::from_secs(2));
-            println!("{limit}, killed twice after {killed_at}: at most {worst} in 2 s");
+            // On a busy machine a request reaches the origin some time after it has left. A restart
+            // that forgot what was used would send twice as many at once.
+            let worst = worst_window(&origin.arrivals.times(), Duration::from_millis(1900));
+            println!("{limit}, killed twice after {killed_at}: at most {worst} in 1.9 s");
             assert!(worst <= most, "{limit} {killed_at}: {worst}");
         }
     }

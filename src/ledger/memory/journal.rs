@@ -1,12 +1,15 @@
 //! The file in which the ledger of one replica keeps its schedules over a restart.
 //!
-//! The file is a journal: each booking appends one line before its slot is used. A process that is
-//! killed has thus written all its bookings. The lines reach the disk within a second, so only a
-//! power loss can lose some. From time to time the journal is rewritten as one line per schedule.
+//! The file is a journal: each booking appends one short line before its slot is used. A process
+//! that is killed has thus written all its bookings. The lines reach the disk within a second, so
+//! only a power loss can lose some. From time to time the journal is rewritten as one line per
+//! schedule.
 //!
-//! Each line is a checksum and a [`JournalRecord`]. A line that was cut at the end of the file is ignored.
-//! Any other unreadable line makes every schedule start as used up, because its usage is unknown.
+//! Each line is a checksum and a [`JournalRecord`]. A line that was cut at the end of the file is
+//! ignored. Any other unreadable line makes every schedule start as used up, because its usage is
+//! unknown.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -34,15 +37,12 @@ pub(super) enum JournalRecord {
         /// Instant up to which schedules without a line count as used up, or 0.
         used_until: i64,
     },
-    /// The units of one slot.
-    Booked {
-        target: Arc<str>,
-        limit: Arc<str>,
-        key: Option<Arc<str>>,
-        spec: Spec,
-        at: i64,
-        units: i64,
-    },
+    /// The schedule that a number in later lines stands for.
+    Named(u32, ScheduleName),
+    /// The number of a schedule, and an instant with the units of a slot.
+    Booked(u32, i64, i64),
+    /// The number of a schedule, and an instant with the units by which a cost was corrected.
+    Corrected(u32, i64, i64),
     /// The whole state of a schedule.
     State {
         target: Arc<str>,
@@ -57,6 +57,22 @@ pub(super) enum JournalRecord {
     },
 }
 
+/// A schedule as the lines of the journal name it once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct ScheduleName {
+    pub(super) target: Arc<str>,
+    pub(super) limit: Arc<str>,
+    pub(super) key: Option<Arc<str>>,
+    pub(super) spec: Spec,
+}
+
+/// A change of one schedule: the units of a slot, or those by which a cost was corrected.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum UsageChange {
+    Booked { at: i64, units: i64 },
+    Corrected { at: i64, units: i64 },
+}
+
 /// The open journal of a ledger.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -65,6 +81,8 @@ pub(super) struct Journal {
     file: Option<File>,
     /// Bytes of the file, and the bytes that it had after the last rewrite.
     size: (u64, u64),
+    /// Numbers of the schedules that the file names.
+    numbers: HashMap<ScheduleName, u32>,
     /// True if the file has lines that may not be on the disk.
     is_unsynced: bool,
     /// True if the state has changed in a way that no line describes.
@@ -81,6 +99,7 @@ impl Journal {
             path: data_dir.join(NAME),
             file: None,
             size: (0, 0),
+            numbers: HashMap::new(),
             is_unsynced: false,
             is_stale: true,
             is_failing: false,
@@ -88,19 +107,50 @@ impl Journal {
         }
     }
 
-    /// Appends lines. All lines of one call are written at once.
-    pub(super) fn append(&mut self, records: impl IntoIterator<Item = JournalRecord>) {
+    /// Appends the blocks of a target.
+    pub(super) fn append_blocks(&mut self, target: &Arc<str>, blocks: Vec<ScopedBlock>) {
+        let target = Arc::clone(target);
         let mut lines = Vec::new();
-        records
-            .into_iter()
-            .for_each(|record| line(&mut lines, &record));
+        line(&mut lines, &JournalRecord::Blocks { target, blocks });
+        self.append(&lines);
+    }
+
+    /// Appends changes of schedules. All lines of one call are written at once.
+    pub(super) fn append_changes(
+        &mut self,
+        changes: impl Iterator<Item = (ScheduleName, UsageChange)>,
+    ) {
+        let mut lines = Vec::new();
+        for (name, change) in changes {
+            let number = self.number(name, &mut lines);
+            let record = match change {
+                UsageChange::Booked { at, units } => JournalRecord::Booked(number, at, units),
+                UsageChange::Corrected { at, units } => JournalRecord::Corrected(number, at, units),
+            };
+            line(&mut lines, &record);
+        }
+        self.append(&lines);
+    }
+
+    /// Returns the number of a schedule, and names it if it has none yet.
+    fn number(&mut self, name: ScheduleName, lines: &mut Vec<u8>) -> u32 {
+        if let Some(number) = self.numbers.get(&name) {
+            return *number;
+        }
+        let number = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+        line(lines, &JournalRecord::Named(number, name.clone()));
+        self.numbers.insert(name, number);
+        number
+    }
+
+    fn append(&mut self, lines: &[u8]) {
         let Some(file) = &mut self.file else {
             return;
         };
         if lines.is_empty() {
             return;
         }
-        match file.write_all(&lines) {
+        match file.write_all(lines) {
             Ok(()) => {
                 self.size.0 += lines.len() as u64;
                 self.is_unsynced = true;
@@ -125,6 +175,8 @@ impl Journal {
     pub(super) fn rewrite(&mut self, records: impl Iterator<Item = JournalRecord>, is_final: bool) {
         let mut lines = Vec::new();
         records.for_each(|record| line(&mut lines, &record));
+        // The new file names no schedule yet.
+        self.numbers.clear();
         let written = || {
             let dir = self.path.parent().unwrap_or(Path::new("."));
             let mut file = tempfile::NamedTempFile::new_in(dir)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::blocks::ScopedBlock;
 use super::super::call::Id;
-use super::journal::{JournalRecord, Read};
+use super::journal::{JournalRecord, Read, ScheduleName};
 use crate::clock::{BootAnchor, Clock, Instant};
 use crate::schedule::{Schedule, ScheduleState, Spec};
 
@@ -22,37 +22,41 @@ pub(super) struct Restored {
     pub(super) targets: HashMap<Arc<str>, RestoredTarget>,
     /// Instant in nanoseconds up to which all other schedules count as used up, or 0.
     pub(super) used_until: i64,
+    /// Schedules by their numbers in the journal.
+    names: HashMap<u32, ScheduleName>,
 }
 
 impl Restored {
+    /// Changes the schedule of a number at an instant. A schedule that does not exist yet is made.
+    fn change(&mut self, number: u32, at: i64, then: impl FnOnce(&mut Schedule, Instant)) {
+        let Some(name) = self.names.get(&number).cloned() else {
+            return;
+        };
+        let (id, at) = ((name.limit, name.key), Instant::from_nanos(at));
+        let schedules = &mut self.targets.entry(name.target).or_default().schedules;
+        let (known, fresh) = (schedules.remove(&id), Schedule::unused(name.spec));
+        let schedule = match (known, fresh) {
+            (Some(known), Some(fresh)) if known.spec() != name.spec => Some(known.adopt(fresh, at)),
+            (known, fresh) => known.or(fresh),
+        };
+        if let Some(mut schedule) = schedule {
+            then(&mut schedule, at);
+            schedules.insert(id, schedule);
+        }
+    }
+
     /// Applies one record of the journal.
     fn follow(&mut self, record: JournalRecord) {
         match record {
             JournalRecord::Begin { used_until, .. } => self.used_until = used_until,
-            JournalRecord::Booked {
-                target,
-                limit,
-                key,
-                spec,
-                at,
-                units,
-            } => {
-                let schedules = &mut self.targets.entry(target).or_default().schedules;
-                let at = Instant::from_nanos(at);
-                let (known, fresh) = (
-                    schedules.remove(&(Arc::clone(&limit), key.clone())),
-                    Schedule::unused(spec),
-                );
-                let schedule = match (known, fresh) {
-                    (Some(known), Some(fresh)) if known.spec() != spec => {
-                        Some(known.adopt(fresh, at))
-                    }
-                    (known, fresh) => known.or(fresh),
-                };
-                if let Some(mut schedule) = schedule {
-                    schedule.book(at, units);
-                    schedules.insert((limit, key), schedule);
-                }
+            JournalRecord::Named(number, name) => {
+                self.names.insert(number, name);
+            }
+            JournalRecord::Booked(number, at, units) => {
+                self.change(number, at, |schedule, at| schedule.book(at, units));
+            }
+            JournalRecord::Corrected(number, at, units) => {
+                self.change(number, at, |schedule, at| schedule.correct(units, at));
             }
             JournalRecord::State {
                 target,

@@ -195,7 +195,7 @@ async fn p14_the_journal_is_rewritten_when_it_has_grown() {
             .len()
     };
     let mut most = 0;
-    for _ in 0..60 {
+    for _ in 0..120 {
         for _ in 0..20 {
             book(&ledger, &target, 50);
         }

@@ -15,11 +15,13 @@ mod link;
 mod local_view;
 mod mode;
 mod offset;
+mod parts;
 mod peers;
 mod split;
 mod upkeep;
 
 pub use link::{Heartbeat, LimitPin, Link, LinkError, Reply};
+pub use parts::SharedParts;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -37,22 +39,19 @@ use offset::Offset;
 use peers::ReportSource;
 
 use super::call::spec_of;
-use super::outage::Outage;
 use super::{
     Ahead, Answer, Booking, Call, Correction, Forecast, Ledger, LedgerGap, LedgerStatus, Pinning,
-    Replica, Run, Settlement, Slot,
+    Run, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
 use super::{Fleet, Listing, Refreshing, ReplicaReport};
 use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
-use crate::clock::{Clock, Instant};
+use crate::clock::Instant;
 use crate::db::DatabaseFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
-use crate::random::Random;
 use crate::schedule::Spec;
-use crate::shutdown::Tasks;
 use crate::sync::lock;
-use crate::telemetry::{LedgerFigures, Metrics};
+use crate::telemetry::LedgerFigures;
 
 /// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
 /// random.
@@ -131,26 +130,6 @@ impl TargetHandle {
         self.epoch
             .send_if_modified(|known| std::mem::replace(known, epoch) != epoch);
     }
-}
-
-/// The parts that a [`SharedLedger`] is built from, apart from its link.
-#[derive(Debug)]
-pub struct SharedParts {
-    /// Number of this replica, which it keeps over restarts.
-    pub replica: Replica,
-    /// Clock of this process, the base for all local instants.
-    pub clock: Clock,
-    /// Source of randomness for the jitter of retries and sweeps.
-    pub random: Random,
-    /// Task tracker that starts the background tasks.
-    pub tasks: Tasks,
-    /// Counters of calls, and the gauge of the connection to the ledger.
-    pub metrics: Metrics,
-    /// Settings that apply while the store is unreachable.
-    pub outage: Outage,
-    /// Secret for the digests of secret keys until the store is connected. A store without a secret
-    /// takes this one.
-    pub key_secret: KeySecret,
 }
 
 impl<L: Link> SharedLedger<L> {
