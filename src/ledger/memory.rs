@@ -26,7 +26,7 @@ use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync;
 use crate::units::nanos;
-use journal::{Journal, JournalRecord, ScheduleName, UsageChange};
+use journal::{Journal, JournalRecord, ScheduleChange, ScheduleName};
 use restore::restore;
 
 /// Number of the only replica that uses these books.
@@ -246,7 +246,7 @@ impl Ledger for MemoryLedger {
             if let Some(journal) = &mut journal {
                 let at = now.as_nanos();
                 let name = kept.name_of(&target.name, &known.name, key);
-                let change = UsageChange::Corrected { at, units };
+                let change = ScheduleChange::Corrected { at, units };
                 journal.append_changes(name.map(|name| (name, change)).into_iter());
             }
         });
@@ -393,7 +393,7 @@ impl TargetBook {
         &'a self,
         call: &'a Call,
         answer: &'a Answer,
-    ) -> impl Iterator<Item = (ScheduleName, UsageChange)> + 'a {
+    ) -> impl Iterator<Item = (ScheduleName, ScheduleChange)> + 'a {
         let runs = call.runs.iter().zip(&answer.runs);
         let slots = runs.flat_map(|(run, grant)| {
             let slots = grant.slots.iter();
@@ -413,7 +413,7 @@ impl TargetBook {
                 spec: state.spec,
             };
             let at = at.as_nanos();
-            Some((name, UsageChange::Booked { at, units }))
+            Some((name, ScheduleChange::Booked { at, units }))
         })
     }
 

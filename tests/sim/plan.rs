@@ -138,7 +138,7 @@ impl Plan {
 
     /// Returns the instant at which a replica's fallback share begins, in seconds, if its silence
     /// ends at `silence`. Token buckets begin one interval later and window algorithms one window,
-    /// because other replicas may have used them until then.
+    /// because other replicas may have used the whole rate before.
     pub(crate) fn alone_from(&self, silence: f64) -> f64 {
         match self.algorithm {
             Algorithm::TokenBucket { .. } => silence + self.alone_interval().unwrap_or(0.0),

@@ -68,7 +68,7 @@ pub(super) struct ScheduleName {
 
 /// A change of one schedule: the units of a slot, or those by which a cost was corrected.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum UsageChange {
+pub(super) enum ScheduleChange {
     Booked { at: i64, units: i64 },
     Corrected { at: i64, units: i64 },
 }
@@ -118,14 +118,16 @@ impl Journal {
     /// Appends changes of schedules. All lines of one call are written at once.
     pub(super) fn append_changes(
         &mut self,
-        changes: impl Iterator<Item = (ScheduleName, UsageChange)>,
+        changes: impl Iterator<Item = (ScheduleName, ScheduleChange)>,
     ) {
         let mut lines = Vec::new();
         for (name, change) in changes {
             let number = self.number(name, &mut lines);
             let record = match change {
-                UsageChange::Booked { at, units } => JournalRecord::Booked(number, at, units),
-                UsageChange::Corrected { at, units } => JournalRecord::Corrected(number, at, units),
+                ScheduleChange::Booked { at, units } => JournalRecord::Booked(number, at, units),
+                ScheduleChange::Corrected { at, units } => {
+                    JournalRecord::Corrected(number, at, units)
+                }
             };
             line(&mut lines, &record);
         }

@@ -1,4 +1,4 @@
-//! What a shared ledger is built from.
+//! Parts that a shared ledger is built from.
 
 use super::super::outage::Outage;
 use crate::clock::Clock;
