@@ -2,12 +2,12 @@
 //! Postgres refuses to run as root, so under root the server runs as an unprivileged user.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{free_port, soon};
+use super::{Identity, free_port, soon};
 
 pub(crate) struct Postgres {
     dir: tempfile::TempDir,
@@ -231,6 +231,36 @@ impl Postgres {
         let rest = std::fs::read_to_string(&path).unwrap();
         let line = format!("host all {user} 127.0.0.1/32 scram-sha-256\n");
         std::fs::write(&path, line + &rest).unwrap();
+        self.execute("postgres", "select pg_reload_conf()").await;
+    }
+
+    /// Makes the server present a new certificate of a CA of its own to new connections, and returns
+    /// the path of that CA's certificate.
+    pub(crate) async fn present_certificate(&self, name: &str) -> PathBuf {
+        let identity = Identity::new(vec!["127.0.0.1".to_owned()]);
+        let file = |end: &str, text: String| {
+            let path = self.dir.path().join(format!("{name}{end}"));
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some((uid, gid)) = self.user {
+                chown(&path, Some(uid), Some(gid)).unwrap();
+            }
+            path
+        };
+        file(".pem", identity.cert.clone());
+        file(".key", identity.key());
+        self.use_certificate(name).await;
+        file("-ca.pem", identity.ca)
+    }
+
+    /// Makes the server present a certificate that was made before to new connections.
+    pub(crate) async fn use_certificate(&self, name: &str) {
+        for (setting, end) in [("ssl_cert_file", ".pem"), ("ssl_key_file", ".key")] {
+            let path = self.dir.path().join(format!("{name}{end}"));
+            let sql = format!("alter system set {setting} = '{}'", path.display());
+            self.execute("postgres", &sql).await;
+        }
+        self.execute("postgres", "alter system set ssl = on").await;
         self.execute("postgres", "select pg_reload_conf()").await;
     }
 
