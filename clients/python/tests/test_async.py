@@ -7,6 +7,7 @@ import socket
 import time
 import unittest
 from typing import Any
+from unittest import mock
 
 from support import LONGEST, Server, targets
 
@@ -75,33 +76,52 @@ class Acquire(unittest.IsolatedAsyncioTestCase):
                 holds.set()
                 await asyncio.Event().wait()
 
-            for times in (1, 2):
+            for is_cancelled_again in (False, True):
                 holds.clear()
                 held = asyncio.ensure_future(client.acquire("api", forever, max_wait=5.0))
                 await holds.wait()
+                # The permit is returned by a new connection, which takes several turns of the loop.
+                while client._transport._idle:
+                    client._transport._idle.pop().close()
                 held.cancel()
-                if times == 2:
-                    # The second cancellation comes while the permit is returned.
-                    await asyncio.sleep(0)
+                while is_cancelled_again and not held.done():
+                    # Some of these cancellations come while the permit is returned.
                     held.cancel()
+                    await asyncio.sleep(0)
                 with self.assertRaises(asyncio.CancelledError):
                     await held
                 self.assertEqual(await client.acquire("api", one, max_wait=5.0), 1)
 
     async def test_a_cancelled_wait_leaves_the_queue(self) -> None:
-        with Server(ONE) as server:
+        with Server(targets("{ concurrent: 1 }", ", max_wait: 10m")) as server:
             client = server.async_client()
             async with client.acquire("api"):
                 waiting = [asyncio.ensure_future(client.acquire("api", one)) for _ in range(3)]
                 await until("three that wait", lambda: server.waiting() == 3)
                 waiting[0].cancel()
                 with self.assertRaises(asyncio.CancelledError):
-                    await waiting[0]
+                    await asyncio.wait_for(waiting[0], LONGEST)
                 with self.assertRaises(asyncio.TimeoutError):
                     await asyncio.wait_for(waiting[1], 0.01)
                 await until("one that waits", lambda: server.waiting() == 1)
             self.assertEqual(await waiting[2], 1)
             self.assertEqual(await client.acquire("api", one, max_wait=5.0), 1)
+
+    async def test_a_turn_that_comes_with_the_cancellation_is_given_back(self) -> None:
+        with Server(ONE) as server:
+            client, other = server.async_client(), server.async_client()
+            call = client._transport.call
+
+            async def cancelling(*asked: Any) -> Any:
+                answer = await call(*asked)
+                held.cancel()
+                return answer
+
+            with mock.patch.object(client._transport, "call", cancelling):
+                held = asyncio.ensure_future(client.acquire("api", fail))
+                with self.assertRaises(asyncio.CancelledError):
+                    await held
+            self.assertEqual(await other.acquire("api", one, max_wait=5.0), 1)
 
     async def test_renews_the_permit_while_the_function_runs(self) -> None:
         with Server(ONE) as server:

@@ -107,7 +107,12 @@ export class Outpace {
       const body = { lane, cost, key, max_wait: wait, hold };
       return { method: "POST", path, body, wait, signal };
     });
-    return new Permit(this.#transport, target, answer, hold);
+    const permit = new Permit(this.#transport, target, answer);
+    if (signal?.aborted) {
+      await permit.release();
+      signal.throwIfAborted();
+    }
+    return permit;
   }
 
   /** Creates a buffer, or returns the same one if it exists. */

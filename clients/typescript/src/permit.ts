@@ -1,3 +1,5 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+
 import { now } from "./deadline.js";
 import { NotFoundError, OutpaceError, PermitLostError, UnreachableError } from "./errors.js";
 import type { Answer, Transport } from "./transport.js";
@@ -39,16 +41,17 @@ export class Permit {
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   /** @internal */
-  constructor(transport: Transport, target: string, answer: Answer, hold: number) {
+  constructor(transport: Transport, target: string, { told }: Answer) {
     this.#transport = transport;
-    this.#hold = hold;
-    this.#expires = now() + hold;
+    // outpace cuts a hold time that is longer than an hour.
+    this.#hold = (told["expires_in"] as number | null) ?? 0;
+    this.#expires = now() + this.#hold;
     this.target = target;
-    this.id = answer.told["permit"] as string | null;
-    this.waitedSeconds = answer.told["waited"] as number;
+    this.id = told["permit"] as string | null;
+    this.waitedSeconds = told["waited"] as number;
     this.#isOver = this.id === null;
     if (!this.#isOver) {
-      this.#renewAfter(hold / 3);
+      this.#renewAfter(this.#hold / 3);
     }
   }
 

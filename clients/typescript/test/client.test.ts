@@ -118,7 +118,8 @@ outpaceTest("a killed process loses its permit after the hold time", ONE, async 
   assert.equal(await client.acquire("api", { maxWaitSeconds: 20 }, one), 1);
 });
 
-outpaceTest("a wait that is aborted leaves the queue", ONE, async (server, client) => {
+const long = targets("{ concurrent: 1 }", ", max_wait: 10m");
+outpaceTest("a wait that is aborted leaves the queue", long, async (server, client) => {
   await client.acquire("api", async () => {
     const aborts = [new AbortController(), new AbortController()];
     const waiting = aborts.map(({ signal }) => client.acquire("api", { signal }, one));
@@ -136,6 +137,22 @@ outpaceTest("a wait that is aborted leaves the queue", ONE, async (server, clien
   const signal = AbortSignal.abort();
   await assert.rejects(client.acquire("api", { signal }, fail), { name: "AbortError" });
   assert.equal(await client.acquire("api", { maxWaitSeconds: 5 }, one), 1);
+});
+
+outpaceTest("a turn that comes after the abort is given back", ONE, async (server, other) => {
+  const abort = new AbortController();
+  const client = new Outpace({
+    url: server.url,
+    fetch: async (input, init) => {
+      const { signal: _, ...rest } = init ?? {};
+      const response = await fetch(input, rest);
+      abort.abort();
+      return response;
+    },
+  });
+  const late = client.acquire("api", { signal: abort.signal }, fail);
+  await assert.rejects(late, { name: "AbortError" });
+  assert.equal(await other.acquire("api", { maxWaitSeconds: 5 }, one), 1);
 });
 
 const hourly = targets('{ name: pace, rate: "1/1h" }', ", max_wait: 30s");

@@ -64,6 +64,7 @@ class AsyncPermit:
         self._spec = spec
         self._is_over = True
         self._has_begun = False
+        self._hold = spec.hold
         self._expires = 0.0
         self._renewal: Optional[asyncio.Task[None]] = None
         #: Name of the target.
@@ -79,13 +80,15 @@ class AsyncPermit:
         self._has_begun = True
         self.id = answer.told["permit"]
         self.waited = answer.told["waited"]
-        self._expires = time.monotonic() + self._spec.hold
         if self.id is not None:
+            # outpace cuts a hold time that is longer than an hour.
+            self._hold = float(answer.told["expires_in"])
+            self._expires = time.monotonic() + self._hold
             self._is_over = False
             self._renewal = asyncio.ensure_future(self._renew())
 
     async def _renew(self) -> None:
-        hold = self._spec.hold
+        hold = self._hold
         pause = hold / 3
         while True:
             await asyncio.sleep(pause)

@@ -54,6 +54,7 @@ class Permit:
         self._lock = threading.Lock()
         self._is_over = True
         self._has_begun = False
+        self._hold = spec.hold
         self._expires = 0.0
         #: Name of the target.
         self.target = spec.target
@@ -68,14 +69,16 @@ class Permit:
         self.id = answer.told["permit"]
         self.waited = answer.told["waited"]
         self._has_begun = True
-        self._expires = time.monotonic() + self._spec.hold
         if self.id is not None:
+            # outpace cuts a hold time that is longer than an hour.
+            self._hold = float(answer.told["expires_in"])
+            self._expires = time.monotonic() + self._hold
             self._is_over = False
-            self._client._renewer.add(self._spec.hold / 3, self._renew)
+            self._client._renewer.add(self._hold / 3, self._renew)
 
     def _renew(self) -> Optional[float]:
         """Renews the permit, and returns the seconds until the next renewal."""
-        hold = self._spec.hold
+        hold = self._hold
         with self._lock:
             if self._is_over:
                 return None
