@@ -138,3 +138,16 @@ async fn typescript_client_passes_its_tests_on_node_24() {
     let [_, (_, node)] = variables();
     typescript(&node).await;
 }
+
+#[test]
+fn packages_have_the_version_of_the_program() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (file, line) in [
+        ("python/src/outpace/_version.py", "__version__ = \"{}\""),
+        ("typescript/package.json", "  \"version\": \"{}\","),
+    ] {
+        let text = std::fs::read_to_string(root().join("clients").join(file)).unwrap();
+        let line = line.replace("{}", version);
+        assert!(text.lines().any(|known| known == line), "{file}: {line}");
+    }
+}

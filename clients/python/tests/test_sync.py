@@ -13,11 +13,13 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Callable, Dict, List, Set, Tuple
+from unittest import mock
 
 from support import LONGEST, Server, targets, until
 
 import outpace
 from outpace import Outpace, PushItem
+from outpace._core import Answer
 
 ONE = targets("{ concurrent: 1 }", ", max_wait: 30s")
 HOURLY = targets('{ name: pace, rate: "1/1h" }', ", max_wait: 30s")
@@ -138,6 +140,17 @@ class Acquire(unittest.TestCase):
                 self.assertEqual(os.waitpid(child, 0)[1], 0)
                 self.assertFalse(permit.lost)
                 permit.report()
+
+    def test_work_without_a_permit_runs_and_takes_no_report(self) -> None:
+        client = Outpace()
+        told = {"target": "api", "waited": 0.0, "permit": None, "expires_in": None}
+        answer = mock.Mock(return_value=Answer(200, told))
+        with mock.patch.object(client._transport, "call", answer):
+            with client.acquire("api") as permit:
+                self.assertIsNone(permit.settle(1))
+                with self.assertRaises(outpace.PermitLostError):
+                    permit.report(limited=True)
+        self.assertEqual((answer.call_count, permit.lost), (1, False))
 
 
 class Refusals(unittest.TestCase):

@@ -292,6 +292,23 @@ outpaceTest("an outpace that restarts is waited for", ONE, async (server) => {
   assert.equal(await acquiring, 1);
 });
 
+test("work without a permit runs and takes no report", async () => {
+  let calls = 0;
+  const client = new Outpace({
+    fetch: () => {
+      calls += 1;
+      const told = { target: "api", waited: 0, permit: null, expires_in: null };
+      return Promise.resolve(Response.json(told));
+    },
+  });
+  await client.acquire("api", async (permit) => {
+    assert.deepEqual([permit.id, permit.lost], [null, false]);
+    assert.equal(await permit.settle(1), undefined);
+    await assert.rejects(permit.report({ limited: true }), PermitLostError);
+  });
+  assert.equal(calls, 1);
+});
+
 test("silence ends with the timeout", async () => {
   const silent = createServer().listen(0, "127.0.0.1");
   await once(silent, "listening");
