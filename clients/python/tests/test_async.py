@@ -125,10 +125,10 @@ class Acquire(unittest.IsolatedAsyncioTestCase):
 
     async def test_renews_the_permit_while_the_function_runs(self) -> None:
         with Server(ONE) as server:
-            client, other = server.async_client(hold=0.6), server.async_client()
+            client, other = server.async_client(hold=3.0), server.async_client()
             async with client.acquire("api") as permit:
                 with self.assertRaises(outpace.WaitTooLongError):
-                    await other.acquire("api", fail, max_wait=1.8)
+                    await other.acquire("api", fail, max_wait=6.0)
                 self.assertFalse(permit.lost)
             self.assertEqual(await other.acquire("api", one, max_wait=5.0), 1)
 

@@ -91,11 +91,11 @@ class Acquire(unittest.TestCase):
 
     def test_renews_the_permit_while_the_function_runs(self) -> None:
         with Server(ONE) as server:
-            client, other = server.client(hold=0.6), server.client()
+            client, other = server.client(hold=3.0), server.client()
             with client.acquire("api") as permit:
-                # The other one waits for three hold times, and each is over without a renewal.
+                # The other one waits for two hold times, and each is over without a renewal.
                 with self.assertRaises(outpace.WaitTooLongError):
-                    other.acquire("api", fail, max_wait=1.8)
+                    other.acquire("api", fail, max_wait=6.0)
                 self.assertFalse(permit.lost)
             self.assertEqual(other.acquire("api", lambda _: 1, max_wait=5.0), 1)
 
@@ -103,7 +103,7 @@ class Acquire(unittest.TestCase):
         with Server(ONE) as server:
             script = (
                 "import outpace, time\n"
-                "with outpace.Outpace(hold=1.0).acquire('api'):\n"
+                "with outpace.Outpace(hold=3.0).acquire('api'):\n"
                 "    print('holds', flush=True)\n"
                 "    time.sleep(600)\n"
             )
@@ -124,7 +124,7 @@ class Acquire(unittest.TestCase):
 
     def test_a_fork_has_connections_and_renewals_of_its_own(self) -> None:
         with Server(targets("{ concurrent: 2 }")) as server:
-            client = server.client(hold=0.6)
+            client = server.client(hold=3.0)
             with client.acquire("api") as permit:
                 parents = local_ports(client)
                 child = os.fork()
@@ -289,7 +289,7 @@ class Scopes(unittest.TestCase):
     def test_a_short_block_ends_by_itself(self) -> None:
         with Server(targets('{ rate: "100/1s" }', ", max_wait: 10s")) as server:
             client = server.client()
-            client.acquire("api", lambda permit: permit.limited(0.3))
+            client.acquire("api", lambda permit: permit.limited(2.0))
             with client.acquire("api") as permit:
                 self.assertGreater(permit.waited, 0.1)
 

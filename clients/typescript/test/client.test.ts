@@ -92,10 +92,10 @@ outpaceTest("the permit is returned after every outcome", ONE, async (_, client)
 });
 
 outpaceTest("the permit is renewed while the function runs", ONE, async (server, other) => {
-  const client = new Outpace({ url: server.url, holdSeconds: 0.6 });
+  const client = new Outpace({ url: server.url, holdSeconds: 3 });
   await client.acquire("api", async (permit) => {
-    // The other one waits for three hold times, and each is over without a renewal.
-    await assert.rejects(other.acquire("api", { maxWaitSeconds: 1.8 }, fail), WaitTooLongError);
+    // The other one waits for two hold times, and each is over without a renewal.
+    await assert.rejects(other.acquire("api", { maxWaitSeconds: 6 }, fail), WaitTooLongError);
     assert.equal(permit.lost, false);
   });
   assert.equal(await other.acquire("api", { maxWaitSeconds: 5 }, one), 1);
@@ -103,7 +103,7 @@ outpaceTest("the permit is renewed while the function runs", ONE, async (server,
 
 outpaceTest("a killed process loses its permit after the hold time", ONE, async (server, client) => {
   const script = `import { Outpace } from "outpace";
-    await new Outpace({ holdSeconds: 1 }).permit("api");
+    await new Outpace({ holdSeconds: 3 }).permit("api");
     console.log("holds");
     setTimeout(() => {}, 600_000);`;
   const child = spawn(process.execPath, ["--input-type=module", "--eval", script], {
