@@ -81,6 +81,27 @@ async fn python_readme_runs_block_by_block() {
     python("test_readme").await;
 }
 
+/// Checks the types and the style of the package, if the tools are installed.
+#[tokio::test(flavor = "multi_thread")]
+async fn python_client_passes_the_type_checker_and_the_linter() {
+    let [(_, python), _] = variables();
+    for (tool, arguments) in [
+        ("mypy", ["--strict", "--cache-dir=/dev/null"].as_slice()),
+        ("ruff", &["check", "--no-cache"]),
+        ("ruff", &["format", "--check", "--no-cache"]),
+    ] {
+        let mut known = Command::new(&python);
+        let known = known.args(["-c", &format!("import {tool}")]).output().await;
+        if !known.is_ok_and(|known| known.status.success()) {
+            println!("NOT RUN: clients/python: `{tool}` is not installed");
+            continue;
+        }
+        let mut check = Command::new(&python);
+        check.args(["-m", tool]).args(arguments);
+        run(check.current_dir(root().join("clients/python"))).await;
+    }
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
