@@ -97,7 +97,8 @@ class AsyncPermit:
                 await self._client._call(self._verb("renew", {"permit": self.id, "hold": hold}))
                 self._expires = now + hold
                 pause = hold / 3
-            except OutpaceError as error:
+            except Exception as error:
+                # An error of any kind must not end the renewal before the permit has ended.
                 left = self._expires - time.monotonic()
                 if isinstance(error, NotFoundError) or left <= 0:
                     self.lost = True

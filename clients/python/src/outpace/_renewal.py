@@ -34,22 +34,26 @@ class Renewer:
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + after, next(self._numbers), renew))
             if not self._is_running:
-                self._is_running = True
                 threading.Thread(target=self._run, name="outpace-renewal", daemon=True).start()
+                self._is_running = True
             self._changed.notify()
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                while True:
-                    if not self._due:
-                        self._is_running = False
-                        return
-                    wait = self._due[0][0] - time.monotonic()
-                    if wait <= 0:
-                        break
-                    self._changed.wait(wait)
-                renew = heapq.heappop(self._due)[2]
+            renew = self._next()
+            if renew is None:
+                return
             again = renew()
             if again is not None:
                 self.add(again, renew)
+
+    def _next(self) -> Optional[Renew]:
+        """Waits until a renewal is due, and removes it."""
+        with self._changed:
+            while self._due:
+                wait = self._due[0][0] - time.monotonic()
+                if wait <= 0:
+                    return heapq.heappop(self._due)[2]
+                self._changed.wait(wait)
+            self._is_running = False
+            return None

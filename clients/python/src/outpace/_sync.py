@@ -87,7 +87,8 @@ class Permit:
             self._client._call(self._verb("renew", {"permit": self.id, "hold": hold}))
             self._expires = now + hold
             return hold / 3
-        except OutpaceError as error:
+        except Exception as error:
+            # An error of any kind must not end the renewal before the permit has ended.
             left = self._expires - time.monotonic()
             if isinstance(error, NotFoundError) or left <= 0:
                 with self._lock:
