@@ -127,10 +127,12 @@ def targets(limits: str, more: str = "") -> str:
 
 
 def until(what: str, event: Callable[[], Any]) -> Any:
-    """Calls ``event`` until its result is true. Each call asks the program, so none is idle."""
+    """Calls ``event`` until its result is true."""
     ends = time.monotonic() + LONGEST
     while time.monotonic() < ends:
         found = event()
         if found:
             return found
+        # A loop without a pause would take the interpreter from the other threads.
+        time.sleep(0.001)
     raise AssertionError(f"no {what}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -135,6 +136,8 @@ class Acquire(unittest.TestCase):
                             begun = own._expires
                             until("renewal", lambda: own._expires > begun)
                             code = 2 if parents & local_ports(client) else 0
+                    except BaseException:
+                        traceback.print_exc()
                     finally:
                         os._exit(code)
                 self.assertEqual(os.waitpid(child, 0)[1], 0)
