@@ -336,7 +336,9 @@ async fn p12_predictable_a_server_that_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn p12_predictable_a_server_with_a_certificate_that_is_not_trusted() {
     let postgres = Postgres::start().await;
-    let trusted = postgres.present_certificate("trusted").await;
+    let trusted = postgres.make_certificate("trusted");
+    postgres.make_certificate("other");
+    postgres.switch_tls_on("trusted").await;
     let verified = format!("?sslmode=verify-full&sslrootcert={}", trusted.display());
     let url = postgres.url() + &verified;
     let fleet = Fleet::start(&postgres, &url, "postgres").await;
@@ -345,7 +347,7 @@ async fn p12_predictable_a_server_with_a_certificate_that_is_not_trusted() {
         postgres.present_certificate("other").await;
         postgres.execute("postgres", end_sessions).await;
     };
-    let end = || postgres.use_certificate("trusted");
+    let end = || postgres.present_certificate("trusted");
     let outage = fleet.observe("certificate of another CA", begin, end).await;
     outage.print();
     outage.check(2 * SECOND);
