@@ -65,6 +65,7 @@ mod output;
 mod overflow;
 mod pacing;
 mod pipes;
+mod pins;
 mod poison;
 mod refusals;
 mod reload;
