@@ -29,9 +29,11 @@ impl Admin {
         scrape.set_blocked(&blocks::measure(self));
         let now = self.exchange.clock.now();
         for target in &self.policy.load().targets {
-            // The series of a target exist before its first request.
+            // The series of a target and its limits exist before its first request.
             let _series = self.exchange.metrics_of(target);
             let in_force = self.ledger.in_force(target);
+            let limits = target.limits.iter().map(|limit| &limit.name);
+            let _units = self.metrics.limit_units(&target.name, limits);
             for (limit, in_force) in target.limits.iter().zip(in_force) {
                 let limit = LimitFigures {
                     name: limit.name.clone(),
@@ -39,7 +41,6 @@ impl Admin {
                     configured: amount(Some(spec_of(limit.bound))),
                     in_force: amount(in_force),
                 };
-                self.metrics.prepare_limit(&target.name, &limit.name);
                 scrape.set_limit(&target.name, &limit);
             }
             scrape.set_queue(&target.name, &self.exchange.pacer.queue(target, now));

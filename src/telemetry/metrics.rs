@@ -15,7 +15,7 @@ use super::labels::{
 };
 use super::scraped::Scrape;
 use super::table::{Counted, Part};
-use super::target::{TargetHandles, TargetMetrics};
+use super::target::{LimitUnits, TargetHandles, TargetMetrics};
 
 /// Metrics of this process. Clones are cheap and share the same counters.
 #[derive(Debug, Clone, Default)]
@@ -109,20 +109,19 @@ impl Metrics {
         }
     }
 
-    /// Creates the series of a limit, so that it exists before its first request.
-    pub fn prepare_limit(&self, target: &Arc<str>, limit: &Arc<str>) {
-        self.limit_used(target, limit, 0);
-    }
-
-    /// Counts the units of a request that leaves, for one of its limits.
-    pub fn limit_used(&self, target: &Arc<str>, limit: &Arc<str>, units: u64) {
-        let (target, limit) = (Arc::clone(target), Arc::clone(limit));
-        let labels = LimitLabels { target, limit };
-        self.0
-            .counted
-            .limit_units
-            .get_or_create(&labels)
-            .inc_by(units);
+    /// Returns the counters of the units of a target's limits, so that a request needs no look-up.
+    /// Their series exist from now on.
+    pub fn limit_units<'a>(
+        &self,
+        target: &Arc<str>,
+        limits: impl Iterator<Item = &'a Arc<str>>,
+    ) -> LimitUnits {
+        let of_limit = |limit: &Arc<str>| {
+            let (target, limit) = (Arc::clone(target), Arc::clone(limit));
+            let labels = LimitLabels { target, limit };
+            self.0.counted.limit_units.get_or_create(&labels).clone()
+        };
+        LimitUnits::new(limits.map(of_limit))
     }
 
     /// Counts a response that outpace generated itself.
@@ -292,7 +291,8 @@ fn signed(value: u64) -> i64 {
 mod tests {
     use super::*;
     use crate::telemetry::{
-        BlockedScope, BlockedScopes, LedgerFigures, LimitFigures, Metric, QueueFigures,
+        BlockedScope, BlockedScopes, BufferFigures, LedgerFigures, LimitFigures, Metric,
+        QueueFigures, SpoolFigures,
     };
 
     #[test]

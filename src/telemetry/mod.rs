@@ -26,4 +26,4 @@ pub use log::{close_log, select_otel, set_up};
 pub use metrics::Metrics;
 pub use scraped::{LedgerFigures, LimitFigures, QueueFigures, Scrape};
 pub use table::{Metric, Part};
-pub use target::{EndedExchange, TargetMetrics};
+pub use target::{EndedExchange, LimitUnits, TargetMetrics};
