@@ -18,6 +18,7 @@
 
 mod authorize;
 mod blocks;
+mod buffers;
 mod config_state;
 mod explain;
 mod explain_limit;

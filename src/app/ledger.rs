@@ -10,7 +10,7 @@ use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
 use crate::files::open_private;
 use crate::ledger::{
-    Ledger, Link as _, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts,
+    Ledger, Link as _, MeasuredLink, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts,
 };
 use crate::telemetry::Part;
 
@@ -20,7 +20,7 @@ pub(super) struct OpenLedger {
     pub(super) ledger: Arc<dyn Ledger>,
     /// Shared ledger in Postgres, if it is used. The file holds the number of this replica and is
     /// locked, so that no other process uses the number.
-    shared: Option<(Arc<SharedLedger<PostgresLink>>, Replica, File)>,
+    shared: Option<(Arc<SharedLedger<MeasuredLink<PostgresLink>>>, Replica, File)>,
 }
 
 impl OpenLedger {
@@ -83,6 +83,7 @@ pub(super) async fn open(
         outage: settings.ledger.outage,
         key_secret: secret,
     };
+    let link = MeasuredLink::new(link, shared.clock.clone(), &shared.metrics);
     let ledger = Arc::new(SharedLedger::new(link, parts));
     let (connecting, data_dir) = (Arc::clone(&ledger), settings.data_dir.clone());
     shared.tasks.spawn_detached(async move {

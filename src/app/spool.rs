@@ -18,8 +18,8 @@ use crate::ledger::Replica;
 use crate::policy::{Policy, Secret};
 use crate::random::Random;
 use crate::spool::{
-    BufferSpec, DiskStore, KEY_BYTES_MIN, PostgresParts, PostgresSpoolSettings, PostgresStore,
-    SealedStore, Sealer, SpoolUsage, Store, StoreError, create_key, read_key,
+    BufferSpec, DiskStore, KEY_BYTES_MIN, OUTCOMES, PostgresParts, PostgresSpoolSettings,
+    PostgresStore, SealedStore, Sealer, SpoolUsage, Store, StoreError, create_key, read_key,
 };
 use crate::telemetry::Part;
 
@@ -88,6 +88,7 @@ pub(super) async fn open(
         policy: Arc::clone(policy),
     });
     let late = || (spool.buffers.clone().into(), shared.random.clone());
+    shared.metrics.prepare_attempts(OUTCOMES);
     let opened = OpenSpool {
         kept,
         sealed,
@@ -100,6 +101,7 @@ pub(super) async fn open(
             max_body: spool.max_body.as_bytes(),
             pushes: Arc::new(PushThrottle::new(shared.clock.clone())),
         },
+            figures: Arc::default(),
         late: (!is_there).then(late),
     };
     if is_there {

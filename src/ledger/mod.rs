@@ -20,6 +20,7 @@ mod blocks;
 mod book;
 mod call;
 mod forecast;
+mod measured;
 mod memory;
 mod outage;
 mod postgres;
@@ -32,6 +33,7 @@ pub use blocks::{
 };
 pub use book::{Book, Users};
 pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short, spec_of};
+pub use measured::MeasuredLink;
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;

@@ -13,7 +13,9 @@ use super::labels::{
     AUTH_CAUSES, AuthLabels, ClientLabel, LISTENERS, LimitLabels, REFUSAL_CAUSES, ReasonLabel,
     RefusalLabels, ResultLabel, TargetLabel, USAGE_CAUSES, UsageLabels,
 };
+use super::ledger::LedgerMetrics;
 use super::scraped::Scrape;
+use super::spool::AttemptLabel;
 use super::table::{Counted, Part};
 use super::target::{LimitUnits, TargetHandles, TargetMetrics};
 
@@ -221,6 +223,25 @@ impl Metrics {
             .inc();
     }
 
+    /// Returns the handles for the calls to a shared ledger. Their series exist from now on.
+    pub fn ledger(&self) -> LedgerMetrics {
+        LedgerMetrics::new(&self.0.counted)
+    }
+
+    /// Creates the series of these outcomes, so that each exists before its first attempt.
+    pub fn prepare_attempts(&self, outcomes: impl IntoIterator<Item = &'static str>) {
+        for outcome in outcomes {
+            let attempts = &self.0.counted.spool_attempts;
+            drop(attempts.get_or_create(&AttemptLabel { outcome }));
+        }
+    }
+
+    /// Counts an attempt to deliver an item of the spool.
+    pub fn item_attempted(&self, outcome: &'static str) {
+        let attempts = &self.0.counted.spool_attempts;
+        attempts.get_or_create(&AttemptLabel { outcome }).inc();
+    }
+
     /// Counts a call to the shared ledger that books slots.
     pub fn ledger_called(&self) {
         self.0.counted.ledger_calls.inc();
@@ -300,8 +321,10 @@ mod tests {
         let metrics = Metrics::new();
         let _series = metrics.target(&"t".into());
         metrics.set_spool_clients([("-".into(), 1)]);
-        metrics.prepare_limit(&"t".into(), &"l".into());
+        let _units = metrics.limit_units(&"t".into(), [&"l".into()].into_iter());
         metrics.prepare_reasons(["no-route"]);
+        let _calls = metrics.ledger();
+        metrics.prepare_attempts(["delivered"]);
         metrics.show(Part::Ledger);
         metrics.show(Part::Spool);
         let scrape = Scrape::new();
@@ -335,6 +358,15 @@ mod tests {
             replicas: 1,
             share: 1.0,
             clock_offset: 0.0,
+        });
+        scrape.set_spool(&SpoolFigures {
+            buffers: vec![BufferFigures {
+                name: "b".into(),
+                counts: vec![("queued", 1)],
+                oldest: Duration::ZERO,
+                is_paused: false,
+            }],
+            ..SpoolFigures::default()
         });
         let text = metrics.encode(&scrape, Exposition::Text);
         for metric in Metric::all() {

@@ -90,6 +90,7 @@ mod space;
 mod spool;
 mod spool_shares;
 mod store;
+mod spool_metrics;
 mod stored;
 mod tenants;
 mod tokens;
