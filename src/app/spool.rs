@@ -86,9 +86,10 @@ pub(super) async fn open(
         store: Arc::clone(&store),
         exchange: Arc::clone(exchange),
         policy: Arc::clone(policy),
+        warnings: Arc::clone(&shared.warnings),
     });
-    let late = || (spool.buffers.clone().into(), shared.random.clone());
     shared.metrics.prepare_attempts(OUTCOMES);
+    let late = || (spool.buffers.clone().into(), shared.random.clone());
     let opened = OpenSpool {
         kept,
         sealed,
@@ -100,8 +101,8 @@ pub(super) async fn open(
             deliveries,
             max_body: spool.max_body.as_bytes(),
             pushes: Arc::new(PushThrottle::new(shared.clock.clone())),
-        },
             figures: Arc::default(),
+        },
         late: (!is_there).then(late),
     };
     if is_there {

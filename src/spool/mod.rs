@@ -29,7 +29,7 @@ pub use room::{PushAccount, SpoolUsage, Usage};
 pub use seal::{KEY_BYTES_MIN, SealError, SealLabel, Sealer};
 pub use sealed::{SealedStore, destination};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
-pub use state::{AttemptOutcome, OUTCOMES, Step, is_refusal, step};
+pub use state::{AttemptOutcome, OUTCOMES, Step, is_accepted, is_refusal, step};
 pub use store::{Changes, Reads, Store, find_buffer};
 
 use std::sync::Arc;

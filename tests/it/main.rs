@@ -34,6 +34,7 @@ mod conformance;
 mod connections;
 mod credentials;
 mod deliveries;
+mod delivery_log;
 mod deploy;
 mod descriptors;
 mod doors;
