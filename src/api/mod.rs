@@ -9,6 +9,7 @@
 
 mod acquire;
 mod buffers;
+mod content;
 mod figures;
 mod items;
 mod open_work;
@@ -17,6 +18,7 @@ mod push;
 mod push_throttle;
 mod report;
 mod spool;
+mod stats;
 mod tenants;
 
 pub use figures::{BufferState, FigureCache, SpoolReport};
