@@ -20,8 +20,11 @@ pub(super) struct OpenLedger {
     pub(super) ledger: Arc<dyn Ledger>,
     /// Shared ledger in Postgres, if it is used. The file holds the number of this replica and is
     /// locked, so that no other process uses the number.
-    shared: Option<(Arc<SharedLedger<MeasuredLink<PostgresLink>>>, Replica, File)>,
+    shared: Option<(Arc<PostgresLedger>, Replica, File)>,
 }
+
+/// Shared ledger in Postgres, whose calls are measured.
+type PostgresLedger = SharedLedger<MeasuredLink<PostgresLink>>;
 
 impl OpenLedger {
     /// Returns the number of this replica in the shared ledger. No other running process has the

@@ -1,6 +1,5 @@
 //! A link that measures the calls of another link for the metrics.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
@@ -29,52 +28,67 @@ impl<L: Link> MeasuredLink<L> {
         }
     }
 
-    /// Awaits a call and counts it. A call whose future is dropped is not counted.
-    async fn measure<T>(
-        &self,
-        kind: LedgerCallKind,
-        call: impl Future<Output = Result<T, LinkError>> + Send,
-    ) -> Result<T, LinkError> {
-        let began = self.clock.now();
-        let called = call.await;
-        let took = self.clock.now().since(began);
+    /// Begins the measurement of a call. A call whose future is dropped is not counted.
+    fn begin(&self, kind: LedgerCallKind) -> CallTimer<'_> {
+        CallTimer {
+            clock: &self.clock,
+            metrics: &self.metrics,
+            kind,
+            began: self.clock.now(),
+        }
+    }
+
+    fn other(&self) -> CallTimer<'_> {
+        self.begin(LedgerCallKind::Other)
+    }
+}
+
+/// Measurement of one call that is in progress.
+struct CallTimer<'a> {
+    clock: &'a Clock,
+    metrics: &'a LedgerMetrics,
+    kind: LedgerCallKind,
+    began: Instant,
+}
+
+impl CallTimer<'_> {
+    /// Counts the call with this result, and returns the result.
+    fn end<T>(self, called: Result<T, LinkError>) -> Result<T, LinkError> {
+        let took = self.clock.now().since(self.began);
         let class = called.as_ref().err().map(|error| match error {
             LinkError::Refused(_) => LedgerErrorClass::Refused,
             LinkError::Unavailable(_) if took >= LEDGER_CALL_TIMEOUT => LedgerErrorClass::Timeout,
             LinkError::Unavailable(_) => LedgerErrorClass::Unavailable,
         });
-        self.metrics.called(kind, took, class);
+        self.metrics.called(self.kind, took, class);
         called
-    }
-
-    async fn other<T>(
-        &self,
-        call: impl Future<Output = Result<T, LinkError>> + Send,
-    ) -> Result<T, LinkError> {
-        self.measure(LedgerCallKind::Other, call).await
     }
 }
 
 impl<L: Link> Link for MeasuredLink<L> {
     async fn call(&self, call: &Call) -> Result<Reply, LinkError> {
-        let booking = self.inner.call(call);
-        self.measure(LedgerCallKind::Book, booking).await
+        let timer = self.begin(LedgerCallKind::Book);
+        timer.end(self.inner.call(call).await)
     }
 
     async fn block(&self, target: Arc<str>, until: Instant) -> Result<u64, LinkError> {
-        self.other(self.inner.block(target, until)).await
+        let timer = self.other();
+        timer.end(self.inner.block(target, until).await)
     }
 
     async fn probe(&self, target: Arc<str>, epoch: u64, answered: bool) -> Result<(), LinkError> {
-        self.other(self.inner.probe(target, epoch, answered)).await
+        let timer = self.other();
+        timer.end(self.inner.probe(target, epoch, answered).await)
     }
 
     async fn impose(&self, target: Arc<str>, block: ScopedBlock) -> Result<(), LinkError> {
-        self.other(self.inner.impose(target, block)).await
+        let timer = self.other();
+        timer.end(self.inner.impose(target, block).await)
     }
 
     async fn claim(&self, target: Arc<str>, scope: BlockScope) -> Result<BlockClaim, LinkError> {
-        self.other(self.inner.claim(target, scope)).await
+        let timer = self.other();
+        timer.end(self.inner.claim(target, scope).await)
     }
 
     async fn end_probe(
@@ -84,16 +98,18 @@ impl<L: Link> Link for MeasuredLink<L> {
         until: Instant,
         answered: bool,
     ) -> Result<(), LinkError> {
-        let ended = self.inner.end_probe(target, scope, until, answered);
-        self.other(ended).await
+        let timer = self.other();
+        timer.end(self.inner.end_probe(target, scope, until, answered).await)
     }
 
     async fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Result<usize, LinkError> {
-        self.other(self.inner.lift(target, filter)).await
+        let timer = self.other();
+        timer.end(self.inner.lift(target, filter).await)
     }
 
     async fn blocks(&self, target: Arc<str>) -> Result<Vec<ScopedBlock>, LinkError> {
-        self.other(self.inner.blocks(target)).await
+        let timer = self.other();
+        timer.end(self.inner.blocks(target).await)
     }
 
     async fn correct(
@@ -103,8 +119,8 @@ impl<L: Link> Link for MeasuredLink<L> {
         key: Option<Arc<str>>,
         units: i64,
     ) -> Result<(), LinkError> {
-        let corrected = self.inner.correct(target, limit, key, units);
-        self.other(corrected).await
+        let timer = self.other();
+        timer.end(self.inner.correct(target, limit, key, units).await)
     }
 
     async fn forget_settled(
@@ -113,16 +129,18 @@ impl<L: Link> Link for MeasuredLink<L> {
         limit: Arc<str>,
         key: Option<Arc<str>>,
     ) -> Result<(), LinkError> {
-        let forgotten = self.inner.forget_settled(target, limit, key);
-        self.other(forgotten).await
+        let timer = self.other();
+        timer.end(self.inner.forget_settled(target, limit, key).await)
     }
 
     async fn reach(&self) -> Result<(), LinkError> {
-        self.other(self.inner.reach()).await
+        let timer = self.other();
+        timer.end(self.inner.reach().await)
     }
 
     async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
-        self.other(self.inner.key_secret(candidate)).await
+        let timer = self.other();
+        timer.end(self.inner.key_secret(candidate).await)
     }
 
     async fn heartbeat(
@@ -131,8 +149,8 @@ impl<L: Link> Link for MeasuredLink<L> {
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
-        let heartbeat = self.inner.heartbeat(replica, share_for, held);
-        self.measure(LedgerCallKind::Heartbeat, heartbeat).await
+        let timer = self.begin(LedgerCallKind::Heartbeat);
+        timer.end(self.inner.heartbeat(replica, share_for, held).await)
     }
 
     async fn pin(
@@ -141,15 +159,18 @@ impl<L: Link> Link for MeasuredLink<L> {
         limit: Arc<str>,
         spec: Option<Spec>,
     ) -> Result<(), LinkError> {
-        self.other(self.inner.pin(target, limit, spec)).await
+        let timer = self.other();
+        timer.end(self.inner.pin(target, limit, spec).await)
     }
 
     async fn sweep(&self) -> Result<(), LinkError> {
-        self.other(self.inner.sweep()).await
+        let timer = self.other();
+        timer.end(self.inner.sweep().await)
     }
 
     async fn leave(&self, replica: Replica) -> Result<(), LinkError> {
-        self.other(self.inner.leave(replica)).await
+        let timer = self.other();
+        timer.end(self.inner.leave(replica).await)
     }
 
     async fn notified(&self) {
