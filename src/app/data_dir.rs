@@ -1,8 +1,17 @@
 //! Data directory, which belongs to this user only and is tested before any part relies on it.
 
-use super::StartError;
-use crate::config::Settings;
-use crate::files::{check_entries, make_private_dir};
+use std::fs::{File, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::time::Duration;
+
+use super::{RunMode, StartError, serving};
+use crate::bounds::DATA_DIR_WAIT;
+use crate::clock::Clock;
+use crate::config::{Settings, StoreSettings};
+use crate::files::{check_entries, make_private_dir, open_private};
+
+/// Interval between two attempts to lock the data directory.
+const TRY_EVERY: Duration = Duration::from_millis(20);
 
 /// Creates the data directory and the one for temporary files with mode 0700, or checks them and
 /// the files in them. A temporary file proves that they are writable.
@@ -16,4 +25,68 @@ pub(super) fn prepare(settings: &Settings) -> Result<(), StartError> {
         path: settings.data_dir.clone(),
         cause,
     })
+}
+
+/// Locks the data directory until the process ends, if its limits or its spool are there. Several
+/// processes with a shared ledger and no spool on disk may use one directory.
+///
+/// A proxy of `outpace run` waits for a process that is about to end. It does not wait for one that
+/// serves, because that one stays.
+///
+/// # Errors
+/// Returns [`StartError::InUse`] if another process holds the lock.
+pub(super) async fn lock(
+    settings: &Settings,
+    mode: RunMode,
+    clock: &Clock,
+) -> Result<(), StartError> {
+    let has_spool = settings.spool.as_ref();
+    let has_spool = has_spool.is_some_and(|spool| matches!(spool.store, StoreSettings::Disk(_)));
+    let kept = match settings.ledger.postgres {
+        None => "the limits",
+        Some(_) if has_spool => "the spool",
+        Some(_) => return Ok(()),
+    };
+    let dir = &settings.data_dir;
+    let mut file = open_private(&dir.join("lock-data-dir"))?;
+    let until = clock.now() + DATA_DIR_WAIT;
+    while !is_locked(&file) {
+        let pid = holder(&mut file);
+        let is_ending = mode == RunMode::Attended && serving(dir).is_none();
+        if !is_ending || clock.now() >= until {
+            let path = dir.clone();
+            return Err(StartError::InUse { path, pid, kept });
+        }
+        clock.sleep_until(clock.now() + TRY_EVERY).await;
+    }
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    if let Err(error) = written {
+        tracing::warn!(%error, "the process id could not be written to `lock-data-dir`");
+    }
+    // The lock lasts as long as the process, so the file is never closed.
+    let _open: &'static mut File = Box::leak(Box::new(file));
+    Ok(())
+}
+
+/// Locks the file. A file system without locks counts as locked, after a warning.
+fn is_locked(file: &File) -> bool {
+    match file.try_lock() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(%error, "the data directory cannot be locked: do not start another outpace with it");
+            true
+        }
+    }
+}
+
+/// Returns the id of the process that holds the lock, if it has written it.
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }

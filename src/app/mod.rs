@@ -2,6 +2,7 @@
 //! drains them.
 
 mod admin_token;
+mod bind;
 mod ca;
 mod data_dir;
 mod drain;
@@ -17,14 +18,12 @@ pub use admin_token::admin_token;
 pub use serving::serving;
 pub use trust::{Trust, ca_names};
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 
 use crate::admin::{Admin, ConfigState, Readiness, Sessions};
 use crate::api::Api;
@@ -45,9 +44,8 @@ use crate::pace::Pacer;
 use crate::policy::Policy;
 use crate::random::Random;
 use crate::semantics::Pseudonym;
-use crate::serve::{self, Listener, Server};
+use crate::serve::{Listener, Server};
 use crate::shutdown::Tasks;
-use crate::sockets;
 use crate::telemetry::{LineWriter, Metrics, select_otel};
 use crate::throttle::{AuthThrottle, LineThrottle};
 
@@ -67,6 +65,19 @@ pub enum StartError {
         path: PathBuf,
         /// Error that the operating system returned.
         cause: std::io::Error,
+    },
+    /// Another process uses the data directory.
+    #[error(
+        "the data directory {path} is in use by another outpace{}, and {kept} there cannot be shared; stop that process, or set another `data_dir`",
+        .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// Path of the data directory.
+        path: PathBuf,
+        /// Id of the process that uses it, if it is known.
+        pid: Option<u32>,
+        /// State in the directory that the processes cannot share.
+        kept: &'static str,
     },
     /// A file or directory belongs to another user, or another user can change it.
     #[error("{0}")]
@@ -118,6 +129,7 @@ pub struct App {
     settings: Settings,
     policy: Arc<ArcSwap<Policy>>,
     leaves: Arc<Leaves>,
+    exchange: Arc<Exchange>,
     metrics: Metrics,
     tasks: Tasks,
     clock: Clock,
@@ -151,13 +163,13 @@ impl App {
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
-        let (settings, policy) = prepare(loaded)?;
+        let (settings, policy) = prepare(loaded, mode, &shared.clock).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let (listeners, admin_listener, addresses) = bind(&settings, mode)?;
+        let (listeners, admin_listener, addresses) = bind::bind(&settings, mode)?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
@@ -170,6 +182,9 @@ impl App {
         let (sessions, config_state) = (Sessions::default(), ConfigState::default());
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
+        let ended = drain::ShutdownSignal::listen().map_err(internal)?;
+        // Nothing prevents the start from here on, so no row stays behind in the ledger.
+        ledger.join(&policy, &server.exchange);
         serve_clients(tasks, listeners, &server);
         let routes = Admin {
             readiness,
@@ -190,20 +205,17 @@ impl App {
         tasks.spawn_detached(routes.run(admin_listener));
         let summaries = summaries::Summaries::begin(&shared);
         drop(starting);
-        // The signal handlers are installed first, because readers of `serving.json` or the log may
+        // The signal handlers are installed before, because readers of `serving.json` or the log may
         // send a signal at once.
-        let ended = drain::ShutdownSignal::listen().map_err(internal)?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
-        tracing::info!(
-            %listen, %admin, targets = policy.load().targets.len(),
-            open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
-        );
+        log_ready((listen, admin), &policy.load(), &shared);
         Ok(Self {
             config: config.to_owned(),
             config_state,
             settings,
             policy,
             leaves: Arc::clone(&server.leaves),
+            exchange: Arc::clone(&server.exchange),
             metrics: shared.metrics,
             tasks: shared.tasks,
             clock: shared.clock,
@@ -237,7 +249,10 @@ impl App {
             () = reloading.run() => {}
             // Without the disk nothing can be acknowledged any more. The next start finds all
             // acknowledged items.
-            broken = broken => return Err(broken),
+            broken = broken => {
+                self.ledger.leave().await;
+                return Err(broken);
+            }
         }
         // Other processes must not find an outpace that is about to end.
         drop(self.sign);
@@ -249,6 +264,14 @@ impl App {
     }
 }
 
+/// Logs that the start is complete, with the addresses of the proxy and of the admin listener.
+fn log_ready((listen, admin): (SocketAddr, SocketAddr), policy: &Policy, shared: &Parts) {
+    tracing::info!(
+        %listen, %admin, targets = policy.targets.len(),
+        open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
+    );
+}
+
 /// Returns the URL of the API, under which clients find what they stored.
 fn base_url(settings: &Settings, policy: &Policy, listen: SocketAddr) -> String {
     let scheme = policy.tls.proxy.as_ref().map_or("http", |_| "https");
@@ -256,9 +279,14 @@ fn base_url(settings: &Settings, policy: &Policy, listen: SocketAddr) -> String 
     public.unwrap_or_else(|| format!("{scheme}://{listen}"))
 }
 
-/// Prepares the data directory, and returns the settings and the policy with its admin token.
-fn prepare(loaded: config::Loaded) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
+/// Prepares and locks the data directory, and returns the settings and the policy with its admin token.
+async fn prepare(
+    loaded: config::Loaded,
+    mode: RunMode,
+    clock: &Clock,
+) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
     data_dir::prepare(&loaded.config.settings)?;
+    data_dir::lock(&loaded.config.settings, mode, clock).await?;
     let data_dir = loaded.config.settings.data_dir.clone();
     let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
     select_otel(settings.log.otel);
@@ -436,45 +464,6 @@ fn exchange(
         learned: Arc::default(),
         deferral: OnceLock::new(),
     }))
-}
-
-type BoundListeners = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
-
-/// Binds the proxy listener, the listeners of routes and the admin listener, in this order.
-fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
-    // Clients of this mode read the addresses from `serving.json`, so any free port will do. No port
-    // is bound twice, because that would reset connections of early clients.
-    let any = |address: SocketAddr, error: &std::io::Error| {
-        let is_taken = error.kind() == ErrorKind::AddrInUse && mode == RunMode::Attended;
-        is_taken.then(|| SocketAddr::new(address.ip(), 0))
-    };
-    let failed = |key, address| {
-        move |cause| StartError::Port {
-            key,
-            address,
-            cause,
-        }
-    };
-    let listen = settings.listen;
-    let mut bound = serve::bind(listen, None);
-    if let Some(other) = bound.as_ref().err().and_then(|error| any(listen, error)) {
-        bound = serve::bind(other, None);
-    }
-    let mut listeners = vec![bound.map_err(failed("listen", listen))?];
-    for &address in &settings.route_ports {
-        let bound = serve::bind(address, Some(address));
-        listeners.push(bound.map_err(failed("routes: listen", address))?);
-    }
-    let address = settings.admin_listen;
-    let mut bound = sockets::listen(address);
-    if let Some(other) = bound.as_ref().err().and_then(|error| any(address, error)) {
-        bound = sockets::listen(other);
-    }
-    let admin = bound.map_err(failed("admin.listen", address))?;
-    let all = listeners.iter().map(Listener::address);
-    let all: std::io::Result<_> = all.chain([admin.local_addr()]).collect();
-    let addresses = all.map_err(|error| StartError::Internal(error.to_string()))?;
-    Ok((listeners, admin, addresses))
 }
 
 fn serve_clients(tasks: &Tasks, listeners: Vec<Listener>, server: &Arc<Server>) {

@@ -10,6 +10,7 @@ mod demo;
 mod endpoint;
 mod env;
 mod exit;
+mod fleet;
 mod migrate;
 mod reload;
 mod run;

@@ -1,9 +1,14 @@
 //! A link that measures the calls of another link for the metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::call::Id;
 use super::shared::{Heartbeat, Link, LinkError, Reply};
-use super::{BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
+use super::{
+    BlockClaim, BlockFilter, BlockScope, Call, Replica, ReplicaReport, ReplicaRows, SchedulesRead,
+    ScopedBlock,
+};
 use crate::bounds::LEDGER_CALL_TIMEOUT;
 use crate::clock::{Clock, Instant};
 use crate::policy::KeySecret;
@@ -55,13 +60,23 @@ impl CallTimer<'_> {
     /// Counts the call with this result, and returns the result.
     fn end<T>(self, called: Result<T, LinkError>) -> Result<T, LinkError> {
         let took = self.clock.now().since(self.began);
-        let class = called.as_ref().err().map(|error| match error {
-            LinkError::Refused(_) => LedgerErrorClass::Refused,
-            LinkError::Unavailable(_) if took >= LEDGER_CALL_TIMEOUT => LedgerErrorClass::Timeout,
-            LinkError::Unavailable(_) => LedgerErrorClass::Unavailable,
-        });
+        let class = called.as_ref().err().map(|error| class(error, took));
         self.metrics.called(self.kind, took, class);
         called
+    }
+}
+
+fn class(error: &LinkError, took: Duration) -> LedgerErrorClass {
+    let LinkError::Unavailable(fault) = error else {
+        return LedgerErrorClass::Refused;
+    };
+    match fault.sqlstate.as_deref() {
+        // The server cancelled the statement, or did not get a lock in time.
+        Some("57014" | "55P03") => LedgerErrorClass::Timeout,
+        _ if took >= LEDGER_CALL_TIMEOUT => LedgerErrorClass::Timeout,
+        // The server ends, starts, or ends this connection.
+        Some(code) if !code.starts_with("57P") => LedgerErrorClass::Server,
+        _ => LedgerErrorClass::Unavailable,
     }
 }
 
@@ -138,6 +153,11 @@ impl<L: Link> Link for MeasuredLink<L> {
         timer.end(self.inner.reach().await)
     }
 
+    async fn now(&self) -> Result<Instant, LinkError> {
+        let timer = self.other();
+        timer.end(self.inner.now().await)
+    }
+
     async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
         let timer = self.other();
         timer.end(self.inner.key_secret(candidate).await)
@@ -146,11 +166,28 @@ impl<L: Link> Link for MeasuredLink<L> {
     async fn heartbeat(
         &self,
         replica: Replica,
+        report: &ReplicaReport,
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
         let timer = self.begin(LedgerCallKind::Heartbeat);
-        timer.end(self.inner.heartbeat(replica, share_for, held).await)
+        let heartbeat = self.inner.heartbeat(replica, report, share_for, held);
+        timer.end(heartbeat.await)
+    }
+
+    async fn peek(
+        &self,
+        target: Arc<str>,
+        schedules: Vec<Id>,
+        replica: Replica,
+    ) -> Result<SchedulesRead, LinkError> {
+        let timer = self.other();
+        timer.end(self.inner.peek(target, schedules, replica).await)
+    }
+
+    async fn replicas(&self) -> Result<ReplicaRows, LinkError> {
+        let timer = self.other();
+        timer.end(self.inner.replicas().await)
     }
 
     async fn pin(

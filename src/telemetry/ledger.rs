@@ -44,19 +44,27 @@ impl EncodeLabelValue for LedgerCallKind {
 pub enum LedgerErrorClass {
     /// The database did not answer in time.
     Timeout,
-    /// The database could not be reached, or could not be used.
+    /// The database could not be reached.
     Unavailable,
+    /// The database answered with an error that does not lie in the content of the call.
+    Server,
     /// The database refused the content of the call.
     Refused,
 }
 
 impl LedgerErrorClass {
-    const ALL: [Self; 3] = [Self::Timeout, Self::Unavailable, Self::Refused];
+    const ALL: [Self; 4] = [
+        Self::Timeout,
+        Self::Unavailable,
+        Self::Server,
+        Self::Refused,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",
+            Self::Server => "server",
             Self::Refused => "refused",
         }
     }

@@ -125,7 +125,7 @@ metrics! { Counted, COUNTED:
         Ledger, "outpace_ledger_call_seconds", "call (book, heartbeat, other)",
         "Seconds from a call to the shared ledger to its answer or its failure";
     ledger_errors: Family<LedgerErrorLabels, Counter> = Family::default(),
-        Ledger, "outpace_ledger_errors_total", "call (book, heartbeat, other), class (timeout, unavailable, refused)",
+        Ledger, "outpace_ledger_errors_total", "call (book, heartbeat, other), class (timeout, unavailable, server, refused)",
         "Calls to the shared ledger that failed, by the class of their error";
     ledger_connected: Gauge = Gauge::default(),
         Ledger, "outpace_ledger_connected", "",

@@ -186,7 +186,7 @@ async fn p11_explained_calls_to_the_ledger_have_durations_and_classes_of_errors(
     let program = Program::before(&origin, &config).await;
     let text = program.admin_get("/metrics").await.1;
     for call in ["book", "heartbeat", "other"] {
-        for class in ["timeout", "unavailable", "refused"] {
+        for class in ["timeout", "unavailable", "server", "refused"] {
             let series =
                 format!("outpace_ledger_errors_total{{call=\"{call}\",class=\"{class}\"}} 0\n");
             assert!(text.contains(&series), "{series}\n{text}");
@@ -221,6 +221,16 @@ async fn p11_explained_calls_to_the_ledger_have_durations_and_classes_of_errors(
         .unwrap();
     grows("timeout").await;
     sqlx::raw_sql("rollback")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    reaches(&program, "outpace_ledger_connected", 1.0).await;
+    sqlx::raw_sql("alter function outpace.heartbeat_v1 rename to away")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    grows("server").await;
+    sqlx::raw_sql("alter function outpace.away rename to heartbeat_v1")
         .execute(&mut connection)
         .await
         .unwrap();
