@@ -197,7 +197,7 @@ async fn p11_explained_events_tell_of_items_that_are_not_delivered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn p11_explained_many_dead_items_of_a_buffer_are_one_event_and_a_count() {
     let origin = answering().await;
-    let mut program = Program::before(&origin, SPOOL).await;
+    let program = Program::before(&origin, SPOOL).await;
     push(
         &program,
         "b",
@@ -215,15 +215,24 @@ async fn p11_explained_many_dead_items_of_a_buffer_are_one_event_and_a_count() {
         }
     })
     .await;
+    // The end of the program writes the last summary.
     program.signal("TERM");
-    program.exit_code().await;
-    let events = program.events();
-    let dead = events
-        .iter()
-        .filter(|event| event["message"] == "an item is dead");
-    let left_out = events.iter().filter(|event| event["reason"] == "item-dead");
-    let left_out: u64 = left_out.map(|event| event["count"].as_u64().unwrap()).sum();
-    let dead = dead.count() as u64;
+    let told = || {
+        let events = program.events();
+        let dead = events
+            .iter()
+            .filter(|event| event["message"] == "an item is dead");
+        let left_out = events.iter().filter(|event| event["reason"] == "item-dead");
+        let left_out: u64 = left_out.map(|event| event["count"].as_u64().unwrap()).sum();
+        (dead.count() as u64, left_out)
+    };
+    soon("the last summary", async {
+        while told().0 + told().1 < 50 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (dead, left_out) = told();
     assert_eq!(dead + left_out, 50);
     assert!(dead <= 10, "{dead}");
 }
