@@ -43,7 +43,7 @@ pub(crate) struct Cut {
     pub(crate) kind: CutKind,
 }
 
-/// What fails in a [`Cut`].
+/// Kind of failure in a [`Cut`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CutKind {
     /// No message gets through, and a caller learns that 700 ms later.
