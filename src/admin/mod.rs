@@ -19,6 +19,7 @@
 
 mod authorize;
 mod blocks;
+mod buffers;
 mod config_state;
 mod explain;
 mod explain_limit;
