@@ -1,8 +1,16 @@
 //! Data directory, which belongs to this user only and is tested before any part relies on it.
 
+use std::fs::{File, TryLockError};
+use std::time::Duration;
+
 use super::StartError;
+use super::notify::Supervisor;
+use crate::clock::Clock;
 use crate::config::Settings;
-use crate::files::{check_entries, make_private_dir};
+use crate::files::{check_entries, make_private_dir, open_private};
+
+/// Interval between two attempts to lock the data directory.
+const LOCK_EVERY: Duration = Duration::from_millis(5);
 
 /// Creates the data directory and the one for temporary files with mode 0700, or checks them and
 /// the files in them. A temporary file proves that they are writable.
@@ -16,4 +24,47 @@ pub(super) fn prepare(settings: &Settings) -> Result<(), StartError> {
         path: settings.data_dir.clone(),
         cause,
     })
+}
+
+/// Locks the data directory for this process. With `waits` the process that drains there releases it
+/// first. Otherwise a directory in use is only logged, because its limits are then in force twice.
+/// Replicas of a shared ledger may share it.
+pub(super) async fn lock(
+    settings: &Settings,
+    waits: bool,
+    clock: &Clock,
+    supervisor: &Supervisor,
+) -> Result<Option<File>, StartError> {
+    let file = open_private(&settings.data_dir.join("instance-lock"))?;
+    let is_shared = settings.ledger.postgres.is_some();
+    let mut is_told = false;
+    loop {
+        let locked = match is_shared && !waits {
+            true => file.try_lock_shared(),
+            false => file.try_lock(),
+        };
+        match locked {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::Error(cause)) => {
+                tracing::warn!(%cause, "the data directory could not be locked");
+                return Ok(None);
+            }
+            Err(TryLockError::WouldBlock) if !waits => {
+                if !is_shared {
+                    tracing::warn!(data_dir = %settings.data_dir.display(), "another outpace uses this data directory, and each of them applies the whole limits; stop one, or set another `data_dir`");
+                }
+                return Ok(None);
+            }
+            Err(TryLockError::WouldBlock) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::info!(
+                        "waiting for the previous process to release the data directory"
+                    );
+                    supervisor
+                        .status("waiting for the previous process to release the data directory");
+                }
+                clock.sleep_until(clock.now() + LOCK_EVERY).await;
+            }
+        }
+    }
 }

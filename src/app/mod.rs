@@ -1,30 +1,33 @@
 //! Composition root of the program: builds every part once, connects the parts, runs them and
 //! drains them.
 
+mod activation;
 mod admin_token;
 mod ca;
 mod data_dir;
 mod drain;
 mod key_secret;
 mod ledger;
+mod listeners;
+mod notify;
 mod reload;
 mod serving;
 mod spool;
 mod summaries;
 mod trust;
 
+pub use activation::InheritedSockets;
 pub use admin_token::admin_token;
+pub use drain::DrainEnd;
 pub use serving::serving;
 pub use trust::{Trust, ca_names};
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 
 use crate::admin::{Admin, ConfigState, Readiness, Sessions};
 use crate::api::Api;
@@ -45,9 +48,8 @@ use crate::pace::Pacer;
 use crate::policy::Policy;
 use crate::random::Random;
 use crate::semantics::Pseudonym;
-use crate::serve::{self, Listener, Server};
+use crate::serve::{Listener, Server};
 use crate::shutdown::Tasks;
-use crate::sockets;
 use crate::telemetry::{LineWriter, Metrics, select_otel};
 use crate::throttle::{AuthThrottle, LineThrottle};
 
@@ -96,6 +98,9 @@ pub enum StartError {
         /// Error that the operating system returned.
         cause: std::io::Error,
     },
+    /// A socket that was inherited from the supervisor cannot be used.
+    #[error("{0}")]
+    Socket(String),
     /// The database of the shared ledger denies access, or its schema does not match.
     #[error("{0}")]
     Ledger(#[from] DatabaseError),
@@ -130,6 +135,9 @@ pub struct App {
     /// configuration, and the triggers of a reload.
     ended: Option<(drain::ShutdownSignal, String, reload::ReloadTriggers)>,
     sign: serving::ServingFile,
+    supervisor: notify::Supervisor,
+    /// Lock of the data directory, which another process may wait for.
+    lock: Option<std::fs::File>,
     /// Sessions that keep the process running in [`RunMode::Attended`]. The process ends after the
     /// last one.
     auto_exit: Option<Sessions>,
@@ -141,23 +149,30 @@ pub struct App {
 
 impl App {
     /// Loads the configuration, builds all parts, binds all listeners and starts to serve. Must be
-    /// called inside a tokio runtime.
+    /// called inside a tokio runtime. Listeners use the inherited sockets with their addresses.
     ///
     /// # Errors
     /// Returns a [`StartError`] if the configuration, a file, a port, the ledger or the spool
     /// cannot be used.
-    pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
+    pub async fn start(
+        config: &Path,
+        mode: RunMode,
+        inherited: InheritedSockets,
+    ) -> Result<Self, StartError> {
         let (text, loaded) = load(config)?;
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
+        let supervisor = notify::Supervisor::from_environment();
         let (settings, policy) = prepare(loaded)?;
+        let waits = !inherited.is_empty();
+        let lock = data_dir::lock(&settings, waits, &shared.clock, &supervisor).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let (listeners, admin_listener, addresses) = bind(&settings, mode)?;
+        let (listeners, admin_listener, addresses) = listeners::bind(&settings, mode, inherited)?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
@@ -194,6 +209,8 @@ impl App {
         // send a signal at once.
         let ended = drain::ShutdownSignal::listen().map_err(internal)?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
+        tasks.spawn_detached(supervisor.clone().keep_alive(shared.clock.clone()));
+        supervisor.ready(&serving_state(listen, &policy.load()));
         tracing::info!(
             %listen, %admin, targets = policy.load().targets.len(),
             open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
@@ -213,6 +230,8 @@ impl App {
             summaries,
             ended: Some((ended, text, triggers)),
             sign,
+            supervisor,
+            lock,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
             admin,
@@ -225,7 +244,7 @@ impl App {
     /// # Errors
     /// Returns [`StartError::Internal`] if it was called before, and [`StartError::Spool`] without a
     /// drain if the disk of the spool fails.
-    pub async fn run(mut self) -> Result<(), StartError> {
+    pub async fn run(mut self) -> Result<DrainEnd, StartError> {
         let Some((mut ended, text, triggers)) = self.ended.take() else {
             return Err(StartError::Internal("`run` was called twice".to_owned()));
         };
@@ -241,12 +260,22 @@ impl App {
         }
         // Other processes must not find an outpace that is about to end.
         drop(self.sign);
-        drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
+        let timeout = self.settings.drain_timeout;
+        self.supervisor.stopping(timeout);
+        let drained = drain::drain(&self.tasks, timeout, &self.clock).await;
         spool::close(self.spool.as_ref()).await;
         self.summaries.write();
         self.ledger.leave().await;
-        Ok(())
+        // The next process opens the data directory as soon as this one releases it.
+        drop(self.lock);
+        Ok(drained.log())
     }
+}
+
+/// Returns the state of a process that serves, for `systemctl status`.
+fn serving_state(listen: SocketAddr, policy: &Policy) -> String {
+    let targets = policy.targets.len();
+    format!("serving {targets} targets on {listen}")
 }
 
 /// Returns the URL of the API, under which clients find what they stored.
@@ -436,45 +465,6 @@ fn exchange(
         learned: Arc::default(),
         deferral: OnceLock::new(),
     }))
-}
-
-type BoundListeners = (Vec<Listener>, TcpListener, Vec<SocketAddr>);
-
-/// Binds the proxy listener, the listeners of routes and the admin listener, in this order.
-fn bind(settings: &Settings, mode: RunMode) -> Result<BoundListeners, StartError> {
-    // Clients of this mode read the addresses from `serving.json`, so any free port will do. No port
-    // is bound twice, because that would reset connections of early clients.
-    let any = |address: SocketAddr, error: &std::io::Error| {
-        let is_taken = error.kind() == ErrorKind::AddrInUse && mode == RunMode::Attended;
-        is_taken.then(|| SocketAddr::new(address.ip(), 0))
-    };
-    let failed = |key, address| {
-        move |cause| StartError::Port {
-            key,
-            address,
-            cause,
-        }
-    };
-    let listen = settings.listen;
-    let mut bound = serve::bind(listen, None);
-    if let Some(other) = bound.as_ref().err().and_then(|error| any(listen, error)) {
-        bound = serve::bind(other, None);
-    }
-    let mut listeners = vec![bound.map_err(failed("listen", listen))?];
-    for &address in &settings.route_ports {
-        let bound = serve::bind(address, Some(address));
-        listeners.push(bound.map_err(failed("routes: listen", address))?);
-    }
-    let address = settings.admin_listen;
-    let mut bound = sockets::listen(address);
-    if let Some(other) = bound.as_ref().err().and_then(|error| any(address, error)) {
-        bound = sockets::listen(other);
-    }
-    let admin = bound.map_err(failed("admin.listen", address))?;
-    let all = listeners.iter().map(Listener::address);
-    let all: std::io::Result<_> = all.chain([admin.local_addr()]).collect();
-    let addresses = all.map_err(|error| StartError::Internal(error.to_string()))?;
-    Ok((listeners, admin, addresses))
 }
 
 fn serve_clients(tasks: &Tasks, listeners: Vec<Listener>, server: &Arc<Server>) {

@@ -63,7 +63,7 @@ impl From<StartError> for Failure {
             StartError::Ca(CaError::File { .. } | CaError::Foreign(_)) => Exit::DATA_DIR,
             StartError::Ca(CaError::Rotation(_)) => Exit::USAGE,
             StartError::Ca(_) => Exit::CA,
-            StartError::Port { .. } => Exit::PORT,
+            StartError::Port { .. } | StartError::Socket(_) => Exit::PORT,
             StartError::Ledger(_) => Exit::LEDGER,
             StartError::Spool(_) => Exit::SPOOL,
             StartError::Internal(_) => Exit::INTERNAL,
