@@ -5,6 +5,7 @@
 //! statements and no start-up parameters that a pooler refuses.
 
 mod connections;
+mod inspect;
 
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgListener, Pg
 use sqlx::{ConnectOptions as _, Connection as _, Execute, Row as _, SqlSafeStr as _};
 
 use connections::{CONNECT_TIMEOUT, Connections};
+pub use inspect::DatabaseFacts;
 
 use crate::policy::Secret;
 

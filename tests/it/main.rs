@@ -36,6 +36,7 @@ mod credentials;
 mod deliveries;
 mod deploy;
 mod descriptors;
+mod doctor;
 mod doors;
 mod endings;
 mod explained;

@@ -89,7 +89,7 @@ impl Sender {
         };
         match answered {
             Ok(response) => Ok(Some(response)),
-            Err(mut error) if error.take_message().is_some() => Ok(None),
+            Err(error) if error.message().is_some() => Ok(None),
             Err(error) => {
                 let error = error.into_error();
                 let cause = std::error::Error::source(&error);

@@ -1,0 +1,271 @@
+//! Checks of the ledger's database.
+
+use url::Url;
+
+use super::finding::{Finding, or_sound};
+use crate::clock::Clock;
+use crate::config::{PostgresSettings, Settings, StoreSettings};
+use crate::db::{Database, DatabaseError, DatabaseFacts, LEDGER_CONNECTIONS};
+use crate::policy::{Bound, Policy};
+
+/// Parameters of the URL that have an effect.
+const PARAMETERS: [&str; 21] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslca",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+    "ssl_mode",
+    "ssl_ca",
+];
+/// Oldest version of the server that is supported.
+const OLDEST: i32 = 140_000;
+/// Difference of the clocks from which operators are misled by times in the log.
+const CLOCK_MS: i64 = 2_000;
+/// Connections of one replica, with those of a spool in the database.
+const CONNECTIONS: i64 = 2 * LEDGER_CONNECTIONS as i64;
+
+pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) -> Vec<Finding> {
+    let Some(postgres) = &settings.ledger.postgres else {
+        let detail = "the ledger is in memory, for one replica";
+        return vec![Finding::skipped("postgres", detail)];
+    };
+    let mut findings = url(postgres);
+    let database = match Database::new(&postgres.url, LEDGER_CONNECTIONS, None) {
+        Ok(database) => database,
+        Err(error) => {
+            findings.push(Finding::of_message(
+                "postgres_reachable",
+                &error.to_string(),
+            ));
+            return findings;
+        }
+    };
+    let facts = match database.inspect(clock).await {
+        Ok(facts) => facts,
+        Err(error) => {
+            findings.push(Finding::of_message(
+                "postgres_reachable",
+                &error.to_string(),
+            ));
+            return findings;
+        }
+    };
+    let place = database.place();
+    findings.push(Finding::sound(
+        "postgres_reachable",
+        format!("{place} accepts connections"),
+    ));
+    findings.extend(server(&facts, &place, settings));
+    findings.push(schema(&database, postgres, &facts).await);
+    findings.push(privileges(&facts));
+    findings.extend(shares(&facts, policy));
+    findings
+}
+
+/// Finds parameters of the URL that have no effect.
+fn url(postgres: &PostgresSettings) -> Vec<Finding> {
+    let check = "postgres_url";
+    let Ok(url) = Url::parse(postgres.url.reveal()) else {
+        let detail = "`ledger.postgres.url` is no URL, for example because a character of the password is not encoded, or because it names several hosts";
+        return vec![Finding::fault(
+            check,
+            detail,
+            "encode `@`, `/`, `:` and `%` in the password as %40, %2F, %3A and %25, and name one host",
+        )];
+    };
+    let unknown = url
+        .query_pairs()
+        .filter(|(name, _)| !PARAMETERS.contains(&&**name) && !name.starts_with("options["));
+    let problems = unknown.map(|(name, _)| {
+        let detail = format!("`{name}` in `ledger.postgres.url` has no effect");
+        Finding::warning(
+            check,
+            detail,
+            format!("remove `{name}`; for verified TLS set `sslmode=verify-full`"),
+        )
+    });
+    or_sound(
+        problems.collect(),
+        check,
+        "all parameters of `ledger.postgres.url` are known",
+    )
+}
+
+/// Returns the findings that the facts of the server alone decide.
+fn server(facts: &DatabaseFacts, place: &str, settings: &Settings) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut check = |name, is_sound: bool, detail: String, problem: Finding| {
+        findings.push(if is_sound {
+            Finding::sound(name, detail)
+        } else {
+            problem
+        });
+    };
+    let (major, minor) = (facts.version / 10_000, facts.version % 10_000);
+    let version = format!("the server is PostgreSQL {major}.{minor}");
+    check(
+        "postgres_version",
+        facts.version >= OLDEST,
+        version.clone(),
+        Finding::fault("postgres_version", version, "use PostgreSQL 14 or later"),
+    );
+    let is_local = ["localhost", "127.", "::1", "/"]
+        .iter()
+        .any(|begin| place.starts_with(begin));
+    check(
+        "postgres_tls",
+        facts.is_encrypted || is_local,
+        match facts.is_encrypted {
+            true => "the connection is encrypted".to_owned(),
+            false => "the database is on this machine".to_owned(),
+        },
+        Finding::warning(
+            "postgres_tls",
+            format!(
+                "the connection to {place} is not encrypted, so others on the way can read and change it"
+            ),
+            "set `sslmode=verify-full` and `sslrootcert=FILE` in the URL",
+        ),
+    );
+    check(
+        "postgres_writable",
+        !facts.is_read_only,
+        "the database takes writes".to_owned(),
+        Finding::fault(
+            "postgres_writable",
+            format!("{place} is read-only, so nothing can be booked"),
+            "name the primary server, and run `alter database NAME reset default_transaction_read_only`",
+        ),
+    );
+    let ahead = facts.clock_ahead_ms;
+    let clocks = format!("the clock of the server is {ahead} ms ahead of this machine's");
+    check(
+        "postgres_clock",
+        ahead.abs() <= CLOCK_MS,
+        clocks.clone(),
+        Finding::warning(
+            "postgres_clock",
+            clocks,
+            "synchronise both clocks (NTP); pacing uses the clock of the server only",
+        ),
+    );
+    check(
+        "postgres_pooler",
+        !facts.is_pooled,
+        "each connection has a session of its own".to_owned(),
+        Finding::warning(
+            "postgres_pooler",
+            "a pooler in transaction mode passes no notifications on, so pins and blocks of other replicas are seen later",
+            "use the port of the server itself, or accept the delay",
+        ),
+    );
+    let stores = settings
+        .spool
+        .as_ref()
+        .is_some_and(|spool| matches!(spool.store, StoreSettings::Postgres(_)));
+    let durable = Finding::fault(
+        "postgres_durability",
+        "acknowledged writes may be lost in a crash (`synchronous_commit` or `fsync` is off)",
+        "run `alter role NAME set synchronous_commit = on`, and set `fsync = on`",
+    );
+    check(
+        "postgres_durability",
+        facts.is_durable,
+        "acknowledged writes are on disk".to_owned(),
+        if stores { durable } else { durable.softened() },
+    );
+    let free = facts.free_connections;
+    let connections = format!(
+        "the server accepts {free} further connections, and a replica needs up to {CONNECTIONS}"
+    );
+    check(
+        "postgres_connections",
+        free >= CONNECTIONS,
+        connections.clone(),
+        Finding::warning(
+            "postgres_connections",
+            connections,
+            "raise `max_connections`, or use a pooler",
+        ),
+    );
+    findings
+}
+
+/// Checks that the schema fits this program, or that a start creates it.
+async fn schema(
+    database: &Database,
+    postgres: &PostgresSettings,
+    facts: &DatabaseFacts,
+) -> Finding {
+    let check = "postgres_schema";
+    match database.check().await {
+        Ok(()) => Finding::sound(check, "the schema `outpace` fits this program"),
+        Err(DatabaseError::TooOld) if postgres.migrate && facts.may_create => Finding::sound(
+            check,
+            "the schema `outpace` is created or brought up to date at the start",
+        ),
+        Err(DatabaseError::TooOld) if postgres.migrate => {
+            let detail =
+                "the schema `outpace` is missing or too old, and this user may not create it";
+            Finding::fault(
+                check,
+                detail,
+                "run `outpace migrate` as a user with `create` on the database (docs/ledger.md)",
+            )
+        }
+        Err(error) => Finding::of_message(check, &error.to_string()),
+    }
+}
+
+fn privileges(facts: &DatabaseFacts) -> Finding {
+    let check = "postgres_privileges";
+    match facts.missing_privileges.is_empty() {
+        true => Finding::sound(check, "the user has all privileges on the schema"),
+        false => {
+            let missing = facts.missing_privileges.join(", ");
+            Finding::fault(
+                check,
+                format!("the user lacks {missing}"),
+                "grant them as docs/ledger.md says",
+            )
+        }
+    }
+}
+
+/// Finds rates of which each replica may use nothing while the database is unreachable.
+fn shares(facts: &DatabaseFacts, policy: &Policy) -> Vec<Finding> {
+    let check = "fallback_shares";
+    let replicas = facts.replicas.max(1);
+    let limits = policy.targets.iter();
+    let limits = limits.flat_map(|target| target.limits.iter().map(move |limit| (target, limit)));
+    let problems = limits.filter_map(|(target, limit)| {
+        let Bound::Rate { rate, .. } = limit.bound else {
+            return None;
+        };
+        let count = i64::from(rate.count());
+        (count < replicas).then(|| {
+            let detail = format!("with {replicas} replicas, the fallback share of limit {} of target {} is nothing during an outage of the database", limit.name, target.name);
+            Finding::warning(check, detail, "use fewer replicas, or write the rate with a longer period, such as 60/1m for 1/1s")
+        })
+    });
+    or_sound(
+        problems.collect(),
+        check,
+        format!("each of {replicas} replicas has a share of every rate"),
+    )
+}
