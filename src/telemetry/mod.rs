@@ -22,7 +22,7 @@ pub use exposition::Exposition;
 pub use json::{JsonObject, Key};
 pub use labels::{ExchangeOutcome, OriginErrorKind};
 pub use lines::LineWriter;
-pub use log::{close_log, select_otel, set_up};
+pub use log::{check_levels, close_log, select_otel, set_up};
 pub use metrics::Metrics;
 pub use scraped::{LedgerFigures, LimitFigures, QueueFigures, Scrape};
 pub use table::{Metric, Part};

@@ -294,6 +294,10 @@ async fn each_misconfiguration_of_the_shell_is_found() {
     };
 
     let mut machine = Machine::sound(&origin);
+    machine.set("OUTPACE_LOG", "bogus[[[");
+    machine.finds("fault", "log_levels", "bogus", &[]).await;
+
+    let mut machine = Machine::sound(&origin);
     machine.set("HTTPS_PROXY", "http://user:secret@proxy.example.com:3128");
     machine
         .finds("warning", "shell_proxy", "proxy.example.com:3128", &[])
@@ -398,6 +402,21 @@ async fn each_misconfiguration_of_the_database_is_found() {
     machine
         .finds("fault", "postgres_schema", "missing or older", &[])
         .await;
+
+    let unencoded = "postgres://u:p@ss/w:rd@127.0.0.1:1/postgres";
+    let machine = with(unencoded, true);
+    machine
+        .finds("fault", "postgres_url", "not encoded", &[])
+        .await;
+    let (_, document) = machine.doctor().await;
+    assert!(!document.to_string().contains("w:rd"), "{document}");
+    for wrong in [
+        "sslmode=bogus",
+        "sslmode=verify-full&sslrootcert=/nosuch.pem",
+    ] {
+        let machine = with(&format!("{url}?{wrong}"), true);
+        machine.finds("fault", "postgres_reachable", "", &[]).await;
+    }
 
     let unknown = format!("{url}?channel_binding=require");
     let machine = with(&unknown, true);

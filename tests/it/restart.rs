@@ -107,8 +107,20 @@ impl Sender {
     }
 }
 
+/// Byte stream to the program, with or without TLS inside a CONNECT.
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
 impl Service {
     async fn dial(&self, entry: Entry) -> Result<Sender, String> {
+        let proto = match entry {
+            Entry::Proxy => Proto::Http1,
+            Entry::Route(proto) | Entry::Intercepted(proto) => proto,
+        };
+        Sender::over(self.stream(entry).await?, proto).await
+    }
+
+    async fn stream(&self, entry: Entry) -> Result<Box<dyn Io>, String> {
         let failed = |error: std::io::Error| format!("dial: {error}");
         let address = match entry {
             Entry::Route(_) => self.route,
@@ -116,10 +128,8 @@ impl Service {
         };
         let mut stream = TcpStream::connect(address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
-        let proto = match entry {
-            Entry::Proxy => return Sender::over(stream, Proto::Http1).await,
-            Entry::Route(proto) => return Sender::over(stream, proto).await,
-            Entry::Intercepted(proto) => proto,
+        let Entry::Intercepted(proto) = entry else {
+            return Ok(Box::new(stream));
         };
         let connect = b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n";
         stream.write_all(connect).await.map_err(failed)?;
@@ -131,7 +141,7 @@ impl Service {
             return Err(String::from_utf8_lossy(&head).into_owned());
         }
         let tls = Client::tls(stream, "api.test", proto, &self.ca).await;
-        Sender::over(tls.map_err(failed)?, proto).await
+        Ok(Box::new(tls.map_err(failed)?))
     }
 
     fn request(entry: Entry) -> Request<Full<Bytes>> {
@@ -291,4 +301,132 @@ async fn no_request_fails_over_restarts_with_socket_activation() {
         REQUESTS,
         "each request leaves once"
     );
+}
+
+/// Sends one HTTP/1 request as bytes, which are in the system's buffer when this returns.
+async fn write(stream: &mut Box<dyn Io>, entry: Entry) {
+    let request = match entry {
+        Entry::Proxy => "GET http://plain.test/ HTTP/1.1\r\nHost: plain.test\r\n\r\n",
+        Entry::Route(_) => "GET / HTTP/1.1\r\nHost: plain.test\r\n\r\n",
+        Entry::Intercepted(_) => "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n",
+    };
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+/// Reads one response with the body `ok`, or to the end of the connection.
+async fn read(stream: &mut Box<dyn Io>, to_end: bool) -> String {
+    let mut text = Vec::new();
+    let reading = async {
+        while to_end || !text.ends_with(b"ok") {
+            match stream.read_u8().await {
+                Ok(byte) => text.push(byte),
+                Err(_ended) => break,
+            }
+        }
+    };
+    soon("a response", reading).await;
+    String::from_utf8(text).unwrap()
+}
+
+/// Reaches the bound `DRAIN_IDLE` on proxy, route, intercepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn p14_a_drain_answers_requests_on_their_way_and_closes_silent_connections() {
+    let origin = Origin::ok().await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
+    let sockets = HeldSockets::listen(&["outpace", "outpace", "outpace"]);
+    let config = config(dir.path(), &sockets, &origin);
+    let mut program = start(&sockets, &config).await;
+    let service = Service {
+        proxy: sockets.address(0),
+        route: sockets.address(1),
+        ca: std::fs::read_to_string(dir.path().join("data/ca.pem")).unwrap(),
+    };
+    let entries = [
+        Entry::Proxy,
+        Entry::Route(Proto::Http1),
+        Entry::Intercepted(Proto::Http1),
+    ];
+    let (mut asking, mut silent) = (Vec::new(), Vec::new());
+    for entry in entries {
+        // Connections that have been used, and connections whose first request is on its way.
+        for used in [true, false] {
+            for list in [&mut asking, &mut silent] {
+                let mut stream = service.stream(entry).await.unwrap();
+                if used {
+                    write(&mut stream, entry).await;
+                    let first = read(&mut stream, false).await;
+                    assert!(
+                        first.starts_with("HTTP/1.1 200") && !first.contains("connection: close"),
+                        "{first}"
+                    );
+                }
+                list.push((entry, stream));
+            }
+        }
+    }
+    // The program has accepted the unused connections once a later one was served.
+    for entry in [Entry::Proxy, Entry::Route(Proto::Http1)] {
+        let mut stream = service.stream(entry).await.unwrap();
+        write(&mut stream, entry).await;
+        read(&mut stream, false).await;
+    }
+    program.signal("TERM");
+    program.event(|e| e["message"] == "draining").await;
+    for (entry, stream) in &mut asking {
+        write(stream, *entry).await;
+    }
+    for (entry, stream) in &mut asking {
+        let last = read(stream, true).await;
+        assert!(
+            last.starts_with("HTTP/1.1 200") && last.contains("connection: close"),
+            "{entry:?}: {last}"
+        );
+    }
+    for (entry, stream) in &mut silent {
+        assert_eq!(read(stream, true).await, "", "{entry:?}");
+    }
+    assert_eq!(program.exit_code().await, Some(0));
+    program.event(|e| e["message"] == "drained").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exit_follows_drained_although_no_database_was_ever_reached() {
+    let origin = Origin::ok().await;
+    let url = format!(
+        "postgres://outpace@127.0.0.1:{}/outpace",
+        crate::harness::free_port()
+    );
+    let target = "targets:\n  - { name: api, hosts: [plain.test], limits: [{ rate: \"1/1m\", burst: 1 }] }\n";
+    for spool in [
+        "",
+        "spool: { store: postgres, key: \"0123456789abcdef0123456789abcdef\" }\n",
+    ] {
+        let config = format!("ledger: {{ postgres: {{ url: \"{url}\" }} }}\n{spool}{target}");
+        let mut program = Program::before(&origin, &config).await;
+        let mut abandoned = TcpStream::connect(program.listen).await.unwrap();
+        let request = "GET http://plain.test/ HTTP/1.1\r\nHost: plain.test\r\n\r\n";
+        abandoned.write_all(request.as_bytes()).await.unwrap();
+        soon("one queued request", async {
+            while program.metric("outpace_waiting{target=\"api\"}").await < 1.0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drop(abandoned);
+        let began = Instant::now();
+        program.signal("TERM");
+        program.event(|e| e["message"] == "drained").await;
+        let drained = Instant::now();
+        assert_eq!(program.exit_code().await, Some(0));
+        println!(
+            "drained after {:?}, and ended {:?} later",
+            drained - began,
+            drained.elapsed()
+        );
+        let events = program.events();
+        let last = events.last().unwrap();
+        assert_eq!(last["message"], "drained", "{last}");
+    }
 }

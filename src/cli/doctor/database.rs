@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use super::finding::{Finding, or_sound};
+use super::finding::{Finding, Verdict, or_sound};
 use crate::clock::Clock;
 use crate::config::{PostgresSettings, Settings, StoreSettings};
 use crate::db::{Database, DatabaseError, DatabaseFacts, LEDGER_CONNECTIONS};
@@ -45,6 +45,10 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) 
         return vec![Finding::skipped("postgres", detail)];
     };
     let mut findings = url(postgres);
+    if findings.iter().any(|one| one.verdict == Verdict::Fault) {
+        // The messages of the connection could show a part of the password.
+        return findings;
+    }
     let database = match Database::new(&postgres.url, LEDGER_CONNECTIONS, None) {
         Ok(database) => database,
         Err(error) => {
@@ -80,8 +84,10 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) 
 /// Finds parameters of the URL that have no effect.
 fn url(postgres: &PostgresSettings) -> Vec<Finding> {
     let check = "postgres_url";
-    let Ok(url) = Url::parse(postgres.url.reveal()) else {
-        let detail = "`ledger.postgres.url` is no URL, for example because a character of the password is not encoded, or because it names several hosts";
+    let url = Url::parse(postgres.url.reveal()).ok();
+    // A `/` in a password ends the host, so the rest of the password seems to be the database.
+    let Some(url) = url.filter(|url| !url.path().contains(['@', ':'])) else {
+        let detail = "`ledger.postgres.url` is no URL, because it names several hosts or a character of its password is not encoded";
         return vec![Finding::fault(
             check,
             detail,

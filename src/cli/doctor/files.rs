@@ -16,7 +16,11 @@ const FEW_CHARACTERS: usize = 6;
 const SECRETS: [&str; 4] = ["token:", "key:", "password:", "token_sha256:"];
 
 pub(super) fn checks(loaded: &Loaded) -> Vec<Finding> {
-    let mut findings = vec![data_dir(loaded), other_process(&loaded.config)];
+    let mut findings = vec![
+        data_dir(loaded),
+        export_dir(loaded),
+        other_process(&loaded.config),
+    ];
     findings.extend(tokens(loaded));
     findings
 }
@@ -63,12 +67,24 @@ fn data_dir(loaded: &Loaded) -> Finding {
     }
 }
 
-/// Checks that a data directory that is missing can be created.
+/// Checks that the directory for copies of the CA can be written to.
+fn export_dir(loaded: &Loaded) -> Finding {
+    let check = "export_dir";
+    match &loaded.config.settings.export_dir {
+        None => Finding::skipped(check, "`ca.export_dir` is not set"),
+        Some(dir) => above(check, dir),
+    }
+}
+
+/// Checks that a directory that is missing can be created.
 fn above(check: &'static str, dir: &Path) -> Finding {
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let existing = dir.ancestors().find(|dir| dir.exists());
     let existing = existing.unwrap_or(Path::new("/"));
     match rustix::fs::access(existing, rustix::fs::Access::WRITE_OK) {
+        Ok(()) if existing == dir => {
+            Finding::sound(check, format!("{} is writable", dir.display()))
+        }
         Ok(()) => Finding::sound(check, format!("{} is created at the start", dir.display())),
         Err(error) => unwritable(check, existing, error),
     }
@@ -82,7 +98,7 @@ fn unwritable(check: &'static str, dir: &Path, error: rustix::io::Errno) -> Find
     Finding::fault(
         check,
         detail,
-        "make it writable for the user of outpace, or set `data_dir`",
+        "make it writable for the user of outpace, or set another directory",
     )
 }
 

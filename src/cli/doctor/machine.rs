@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::finding::Finding;
 use crate::clock::{Clock, unix_time};
+use crate::config::process_environment;
 use crate::connections::ConnectionBounds;
+use crate::telemetry;
 
 /// First second of 2025, before which no version of outpace existed.
 const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
@@ -12,7 +14,7 @@ const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 const FEW_CONNECTIONS: usize = 256;
 
 pub(super) fn checks(clock: &Clock) -> Vec<Finding> {
-    vec![time(clock), open_files(), roots()]
+    vec![time(clock), open_files(), roots(), log_levels()]
 }
 
 /// Compares the clock with a date that has passed, because certificates depend on it.
@@ -42,6 +44,16 @@ fn open_files() -> Finding {
         return Finding::warning(check, detail, remedy);
     }
     Finding::sound(check, detail)
+}
+
+/// Checks the variable that selects the levels of the log.
+fn log_levels() -> Finding {
+    let check = "log_levels";
+    let levels = process_environment("OUTPACE_LOG").unwrap_or_default();
+    match telemetry::check_levels(&levels) {
+        Ok(()) => Finding::sound(check, "OUTPACE_LOG is not set or valid"),
+        Err(told) => Finding::of_message(check, &told),
+    }
 }
 
 /// Counts the root certificates of the system. Without any, a built-in set is used.
