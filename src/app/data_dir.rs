@@ -1,13 +1,18 @@
 //! Data directory, which belongs to this user only and is tested before any part relies on it.
 
 use std::fs::{File, TryLockError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::StartError;
-use super::notify::Supervisor;
-use crate::clock::Clock;
-use crate::config::Settings;
+use arc_swap::ArcSwap;
+
+use super::activation::InheritedSockets;
+use super::admin_token::with_admin_token;
+use super::{Parts, StartError};
+use crate::config::{Loaded, Settings};
 use crate::files::{check_entries, make_private_dir, open_private};
+use crate::policy::Policy;
+use crate::telemetry::select_otel;
 
 /// Interval between two attempts to lock the data directory.
 const LOCK_EVERY: Duration = Duration::from_millis(5);
@@ -29,11 +34,10 @@ pub(super) fn prepare(settings: &Settings) -> Result<(), StartError> {
 /// Locks the data directory for this process. With `waits` the process that drains there releases it
 /// first. Otherwise a directory in use is only logged, because its limits are then in force twice.
 /// Replicas of a shared ledger may share it.
-pub(super) async fn lock(
+async fn lock(
     settings: &Settings,
     waits: bool,
-    clock: &Clock,
-    supervisor: &Supervisor,
+    shared: &Parts,
 ) -> Result<Option<File>, StartError> {
     let file = open_private(&settings.data_dir.join("instance-lock"))?;
     let is_shared = settings.ledger.postgres.is_some();
@@ -60,11 +64,35 @@ pub(super) async fn lock(
                     tracing::info!(
                         "waiting for the previous process to release the data directory"
                     );
-                    supervisor
+                    shared
+                        .supervisor
                         .status("waiting for the previous process to release the data directory");
                 }
-                clock.sleep_until(clock.now() + LOCK_EVERY).await;
+                shared
+                    .clock
+                    .sleep_until(shared.clock.now() + LOCK_EVERY)
+                    .await;
             }
         }
     }
+}
+
+/// Settings and policy of this process, and the lock of its data directory.
+type Opened = ((Settings, Arc<ArcSwap<Policy>>), Option<File>);
+
+/// Prepares and locks the data directory, and returns the settings and the policy with its admin
+/// token. A process with inherited sockets waits for the one that drains.
+pub(super) async fn open(
+    loaded: Loaded,
+    inherited: &InheritedSockets,
+    shared: &Parts,
+) -> Result<Opened, StartError> {
+    let settings = &loaded.config.settings;
+    select_otel(settings.log.otel);
+    prepare(settings)?;
+    let lock = lock(settings, !inherited.is_empty(), shared).await?;
+    let data_dir = settings.data_dir.clone();
+    let (settings, policy) = with_admin_token(loaded, &data_dir)?;
+    let policy = Arc::new(ArcSwap::from_pointee(policy));
+    Ok(((settings, policy), lock))
 }

@@ -50,7 +50,7 @@ use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{Listener, Server};
 use crate::shutdown::Tasks;
-use crate::telemetry::{LineWriter, Metrics, select_otel};
+use crate::telemetry::{LineWriter, Metrics};
 use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
@@ -163,10 +163,7 @@ impl App {
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
-        let supervisor = notify::Supervisor::from_environment();
-        let (settings, policy) = prepare(loaded)?;
-        let waits = !inherited.is_empty();
-        let lock = data_dir::lock(&settings, waits, &shared.clock, &supervisor).await?;
+        let ((settings, policy), lock) = data_dir::open(loaded, &inherited, &shared).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
@@ -209,12 +206,7 @@ impl App {
         // send a signal at once.
         let ended = drain::ShutdownSignal::listen().map_err(internal)?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
-        tasks.spawn_detached(supervisor.clone().keep_alive(shared.clock.clone()));
-        supervisor.ready(&serving_state(listen, &policy.load()));
-        tracing::info!(
-            %listen, %admin, targets = policy.load().targets.len(),
-            open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
-        );
+        notify::announce(&shared, (listen, admin), &policy.load());
         Ok(Self {
             config: config.to_owned(),
             config_state,
@@ -230,7 +222,7 @@ impl App {
             summaries,
             ended: Some((ended, text, triggers)),
             sign,
-            supervisor,
+            supervisor: shared.supervisor,
             lock,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
@@ -272,26 +264,11 @@ impl App {
     }
 }
 
-/// Returns the state of a process that serves, for `systemctl status`.
-fn serving_state(listen: SocketAddr, policy: &Policy) -> String {
-    let targets = policy.targets.len();
-    format!("serving {targets} targets on {listen}")
-}
-
 /// Returns the URL of the API, under which clients find what they stored.
 fn base_url(settings: &Settings, policy: &Policy, listen: SocketAddr) -> String {
     let scheme = policy.tls.proxy.as_ref().map_or("http", |_| "https");
     let public = settings.public_url.clone();
     public.unwrap_or_else(|| format!("{scheme}://{listen}"))
-}
-
-/// Prepares the data directory, and returns the settings and the policy with its admin token.
-fn prepare(loaded: config::Loaded) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
-    data_dir::prepare(&loaded.config.settings)?;
-    let data_dir = loaded.config.settings.data_dir.clone();
-    let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
-    select_otel(settings.log.otel);
-    Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }
 
 /// Reads and validates the configuration file. Its text is kept for comparisons with later texts.
@@ -347,6 +324,7 @@ struct Parts {
     metrics: Metrics,
     tasks: Tasks,
     lines: LineWriter,
+    supervisor: notify::Supervisor,
     /// Throttle for canonical lines of clients that have not authenticated.
     records: Arc<LineThrottle>,
     /// Throttle for warnings that a client can cause at will.
@@ -378,6 +356,7 @@ impl Parts {
             metrics,
             tasks,
             lines,
+            supervisor: notify::Supervisor::from_environment(),
             open_files,
             bounds,
         })

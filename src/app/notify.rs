@@ -2,11 +2,14 @@
 //! `sd_notify(3)`.
 
 use std::io;
+use std::net;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use super::Parts;
 use crate::clock::Clock;
 use crate::config::process_environment;
+use crate::policy::Policy;
 
 /// Margin between the deadline of a drain and the time by which the supervisor ends the process.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -101,4 +104,25 @@ fn address(socket: &str) -> io::Result<SocketAddr> {
         }
         _ => SocketAddr::from_pathname(socket),
     }
+}
+
+/// Tells the log and the supervisor that all listeners accept connections.
+pub(super) fn announce(
+    shared: &Parts,
+    (listen, admin): (net::SocketAddr, net::SocketAddr),
+    policy: &Policy,
+) {
+    let alive = shared.supervisor.clone().keep_alive(shared.clock.clone());
+    shared.tasks.spawn_detached(alive);
+    shared.supervisor.ready(&serving_state(listen, policy));
+    tracing::info!(
+        %listen, %admin, targets = policy.targets.len(),
+        open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
+    );
+}
+
+/// Returns the state of a process that serves, for `systemctl status`.
+pub(super) fn serving_state(listen: net::SocketAddr, policy: &Policy) -> String {
+    let targets = policy.targets.len();
+    format!("serving {targets} targets on {listen}")
 }

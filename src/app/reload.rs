@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 
 use super::admin_token::with_admin_token;
 use super::ca::CaWatcher;
-use super::{App, StartError, serving_state};
+use super::notify::serving_state;
+use super::{App, StartError};
 use crate::admin::{ReloadCall, ReloadCalls, Reloaded};
 use crate::bounds::{CONFIG_READS, CONFIG_SETTLE, RELOAD_CALLS};
 use crate::config::{self, ConfigError, Incomplete};

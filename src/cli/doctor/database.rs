@@ -75,6 +75,7 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) 
         format!("{place} accepts connections"),
     ));
     findings.extend(server(&facts, &place, settings));
+    findings.extend(connections(&facts, &place));
     findings.push(schema(&database, postgres, &facts).await);
     findings.push(privileges(&facts));
     findings.extend(shares(&facts, policy));
@@ -112,104 +113,92 @@ fn url(postgres: &PostgresSettings) -> Vec<Finding> {
     )
 }
 
-/// Returns the findings that the facts of the server alone decide.
+/// Returns the sound finding, or the problem with the same check.
+fn either(is_sound: bool, detail: impl Into<String>, problem: Finding) -> Finding {
+    match is_sound {
+        true => Finding::sound(problem.check(), detail),
+        false => problem,
+    }
+}
+
+/// Returns the findings about the server itself.
 fn server(facts: &DatabaseFacts, place: &str, settings: &Settings) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut check = |name, is_sound: bool, detail: String, problem: Finding| {
-        findings.push(if is_sound {
-            Finding::sound(name, detail)
-        } else {
-            problem
-        });
-    };
     let (major, minor) = (facts.version / 10_000, facts.version % 10_000);
     let version = format!("the server is PostgreSQL {major}.{minor}");
-    check(
+    let too_old = Finding::fault(
         "postgres_version",
-        facts.version >= OLDEST,
-        version.clone(),
-        Finding::fault("postgres_version", version, "use PostgreSQL 14 or later"),
+        version.as_str(),
+        "use PostgreSQL 14 or later",
     );
-    let is_local = ["localhost", "127.", "::1", "/"]
-        .iter()
-        .any(|begin| place.starts_with(begin));
-    check(
-        "postgres_tls",
-        facts.is_encrypted || is_local,
-        match facts.is_encrypted {
-            true => "the connection is encrypted".to_owned(),
-            false => "the database is on this machine".to_owned(),
-        },
-        Finding::warning(
-            "postgres_tls",
-            format!(
-                "the connection to {place} is not encrypted, so others on the way can read and change it"
-            ),
-            "set `sslmode=verify-full` and `sslrootcert=FILE` in the URL",
-        ),
-    );
-    check(
+    let read_only = Finding::fault(
         "postgres_writable",
-        !facts.is_read_only,
-        "the database takes writes".to_owned(),
-        Finding::fault(
-            "postgres_writable",
-            format!("{place} is read-only, so nothing can be booked"),
-            "name the primary server, and run `alter database NAME reset default_transaction_read_only`",
-        ),
+        format!("{place} is read-only, so nothing can be booked"),
+        "name the primary server, and run `alter database NAME reset default_transaction_read_only`",
     );
     let ahead = facts.clock_ahead_ms;
     let clocks = format!("the clock of the server is {ahead} ms ahead of this machine's");
-    check(
+    let clocks_differ = Finding::warning(
         "postgres_clock",
-        ahead.abs() <= CLOCK_MS,
-        clocks.clone(),
-        Finding::warning(
-            "postgres_clock",
-            clocks,
-            "synchronise both clocks (NTP); pacing uses the clock of the server only",
-        ),
+        clocks.as_str(),
+        "synchronise both clocks (NTP); pacing uses the clock of the server only",
     );
-    check(
-        "postgres_pooler",
-        !facts.is_pooled,
-        "each connection has a session of its own".to_owned(),
-        Finding::warning(
-            "postgres_pooler",
-            "a pooler in transaction mode passes no notifications on, so pins and blocks of other replicas are seen later",
-            "use the port of the server itself, or accept the delay",
-        ),
-    );
-    let stores = settings
-        .spool
-        .as_ref()
-        .is_some_and(|spool| matches!(spool.store, StoreSettings::Postgres(_)));
-    let durable = Finding::fault(
+    let store = settings.spool.as_ref().map(|spool| &spool.store);
+    let lossy = Finding::fault(
         "postgres_durability",
         "acknowledged writes may be lost in a crash (`synchronous_commit` or `fsync` is off)",
         "run `alter role NAME set synchronous_commit = on`, and set `fsync = on`",
     );
-    check(
-        "postgres_durability",
-        facts.is_durable,
-        "acknowledged writes are on disk".to_owned(),
-        if stores { durable } else { durable.softened() },
+    // The ledger itself does not need durable writes.
+    let lossy = match store {
+        Some(StoreSettings::Postgres(_)) => lossy,
+        Some(StoreSettings::Disk(_)) | None => lossy.softened(),
+    };
+    vec![
+        either(facts.version >= OLDEST, version, too_old),
+        either(!facts.is_read_only, "the database takes writes", read_only),
+        either(ahead.abs() <= CLOCK_MS, clocks, clocks_differ),
+        either(facts.is_durable, "acknowledged writes are on disk", lossy),
+    ]
+}
+
+/// Returns the findings about the connections to the server.
+fn connections(facts: &DatabaseFacts, place: &str) -> Vec<Finding> {
+    let local = ["localhost", "127.", "::1", "/"];
+    let is_local = local.iter().any(|begin| place.starts_with(begin));
+    let encrypted = match facts.is_encrypted {
+        true => "the connection is encrypted",
+        false => "the database is on this machine",
+    };
+    let in_clear = Finding::warning(
+        "postgres_tls",
+        format!(
+            "the connection to {place} is not encrypted, so it can be read and changed on the way"
+        ),
+        "set `sslmode=verify-full` and `sslrootcert=FILE` in the URL",
+    );
+    let pooled = Finding::warning(
+        "postgres_pooler",
+        "a pooler in transaction mode passes no notifications on, so pins and blocks of other replicas are seen later",
+        "use the port of the server itself, or accept the delay",
     );
     let free = facts.free_connections;
-    let connections = format!(
+    let room = format!(
         "the server accepts {free} further connections, and a replica needs up to {CONNECTIONS}"
     );
-    check(
+    let full = Finding::warning(
         "postgres_connections",
-        free >= CONNECTIONS,
-        connections.clone(),
-        Finding::warning(
-            "postgres_connections",
-            connections,
-            "raise `max_connections`, or use a pooler",
-        ),
+        room.as_str(),
+        "raise `max_connections`, or use a pooler",
     );
-    findings
+    vec![
+        either(facts.is_encrypted || is_local, encrypted, in_clear),
+        either(
+            !facts.is_pooled,
+            "each connection has a session of its own",
+            pooled,
+        ),
+        either(free >= CONNECTIONS, room, full),
+    ]
 }
 
 /// Checks that the schema fits this program, or that a start creates it.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 /// Verdict of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing is wrong.
+    /// Nothing is wrong with it.
     Sound,
     /// Something will not work as it looks, or soon not any more.
     Warning,

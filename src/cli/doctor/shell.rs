@@ -18,7 +18,7 @@ const SET: &str =
     "run `eval \"$(outpace env --config FILE)\"`, or start the program with `outpace run`";
 
 pub(super) async fn checks(config: &Config) -> Vec<Finding> {
-    let proxy = Proxy::of_shell(config);
+    let proxy = ShellProxy::of_shell(config);
     let mut findings = proxy.checks(config);
     findings.extend(exceptions(config, proxy.is_ours));
     let (ca, _) = config.settings.ca.paths();
@@ -44,7 +44,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Proxy of the shell for `https` URLs.
-struct Proxy {
+struct ShellProxy {
     upper: Option<String>,
     lower: Option<String>,
     /// URL of the proxy, if the variable can be read as one.
@@ -53,7 +53,7 @@ struct Proxy {
     is_ours: bool,
 }
 
-impl Proxy {
+impl ShellProxy {
     fn of_shell(config: &Config) -> Self {
         let (upper, lower) = (variable("HTTPS_PROXY"), variable("https_proxy"));
         let text = lower.as_ref().or(upper.as_ref());
