@@ -78,7 +78,7 @@ async fn lock(
 }
 
 /// Settings and policy of this process, and the lock of its data directory.
-type Opened = ((Settings, Arc<ArcSwap<Policy>>), Option<File>);
+type LockedDataDir = ((Settings, Arc<ArcSwap<Policy>>), Option<File>);
 
 /// Prepares and locks the data directory, and returns the settings and the policy with its admin
 /// token. A process with inherited sockets waits for the one that drains.
@@ -86,7 +86,7 @@ pub(super) async fn open(
     loaded: Loaded,
     inherited: &InheritedSockets,
     shared: &Parts,
-) -> Result<Opened, StartError> {
+) -> Result<LockedDataDir, StartError> {
     let settings = &loaded.config.settings;
     select_otel(settings.log.otel);
     prepare(settings)?;
