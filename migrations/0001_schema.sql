@@ -114,6 +114,9 @@ create table outpace.replica (
   id                int8 primary key,
   name              text not null,
   version           text not null,
+  config            text not null,          -- digest of its policy, without secrets
+  mode              text not null,          -- source of its bookings
+  waiting           jsonb not null,         -- waiting requests by target and lane
   seen_ns           int8 not null,
   silent_ns         int8 not null,          -- instant from which it is silent without a heartbeat
   reserved_until_ns int8 not null,          -- end of the reservation of its fallback share

@@ -116,6 +116,28 @@ pub const OUTAGE_LOG: Duration = Duration::from_secs(1);
 /// settlements.
 pub const FAULT_LOG: Duration = Duration::from_secs(60);
 
+/// Time limit of the database's server for one statement of the ledger. It ends before
+/// [`LEDGER_CALL_TIMEOUT`], so that a statement that waits for a lock certainly has no effect.
+pub const LEDGER_STATEMENT: Duration = Duration::from_millis(1200);
+/// Time limit of the database's server for a heartbeat. It is shorter than [`LEDGER_STATEMENT`],
+/// because the heartbeats of all replicas wait for each other.
+pub const LEDGER_HEARTBEAT: Duration = Duration::from_millis(600);
+/// Age of an unanswered booking from which a replica sends no heartbeat until the booking ends. The
+/// database may be unusable for bookings, and the other replicas then notice it sooner.
+pub const LEDGER_DOUBT: Duration = Duration::from_millis(150);
+/// Default for the time within which a connection to one database host must be open
+/// (`connect_timeout`). Then the next host is tried, and without another host an outage begins.
+pub const DATABASE_CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Longest `connect_timeout` in the URL of a database.
+///
+/// Beyond it: the configuration is refused.
+pub const DATABASE_CONNECT_MAX: Duration = Duration::from_secs(60);
+/// Hosts in the URL of a database.
+///
+/// Beyond it: the configuration is refused.
+pub const DATABASE_HOSTS: usize = 16;
+
+const _: () = assert!(LEDGER_STATEMENT.as_millis() < LEDGER_CALL_TIMEOUT.as_millis());
 const _: () = assert!(HTTP2_HEAD < H2_HEADER_LIST as usize);
 const _: () = assert!(H2_CONNECTION_WINDOW > 4 * H2_STREAM_WINDOW);
 const _: () = assert!(LATE_MAX.as_millis() < SLACK.as_millis());

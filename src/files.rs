@@ -127,7 +127,7 @@ pub fn check_private_dir(dir: &Path) -> Result<(), FileFault> {
 }
 
 /// Beginnings of the names in `data_dir` and `spool.dir`. A temporary file begins with a dot.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     ".",
     "admin-token",
     "ballast",
@@ -139,6 +139,7 @@ const NAMES: [&str; 16] = [
     "lock",
     "lost+found",
     "run.",
+    "schedules",
     "serving.json",
     "spool",
     "tmp",

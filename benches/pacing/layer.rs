@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use outpace::clock::Clock;
 use outpace::db::Database;
-use outpace::ledger::{MemoryLedger, OnOutage, Outage, PostgresLink, SharedLedger, SharedParts};
+use outpace::ledger::{MemoryLedger, OnOutage, Outage, PostgresLink, ReplicaReport};
+use outpace::ledger::{SharedLedger, SharedParts};
 use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
 use outpace::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Secret, Target};
 use outpace::random::Random;
@@ -49,6 +50,7 @@ impl Replica {
                 key_secret: KeySecret::random().unwrap(),
             },
         );
+        ledger.join(ReplicaReport::default);
         ledger.connected().await;
         let pacer = Pacer::new(Arc::new(ledger), clock.clone(), tasks, metrics.clone());
         Self {

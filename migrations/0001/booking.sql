@@ -79,7 +79,7 @@ end $$;
 
 -- Returns the schedule with what the replica reports: its last known state, and the requests that
 -- it sent in fallback mode.
-create function outpace.reported_v1(w outpace.schedule, r outpace.ask, now_ns int8)
+create function outpace.reported_v1(w outpace.schedule, r outpace.ask, p outpace.caller)
 returns outpace.schedule language plpgsql immutable as $$
 declare e jsonb; seen outpace.schedule;
 begin
@@ -90,16 +90,16 @@ begin
     end if;
   end if;
   for e in select * from jsonb_array_elements(r.unbooked) loop
-    w := outpace.unbooked_v1(w, (e ->> 0)::int8, (e ->> 1)::int8, now_ns);
+    w := outpace.unbooked_v1(w, (e ->> 0)::int8, (e ->> 1)::int8, p.now_ns, p.lost);
   end loop;
   return w;
 end $$;
 
 -- Reads or makes the schedule that a call uses, under the numbers in force and with the reports of
 -- the replica. Changes by numbers and reports are written at once.
-create function outpace.schedule_v1(t outpace.target, r outpace.ask, now_ns int8) returns outpace.schedule
+create function outpace.schedule_v1(t outpace.target, r outpace.ask, p outpace.caller) returns outpace.schedule
 language plpgsql volatile as $$
-declare v outpace.schedule; stored outpace.schedule; w outpace.schedule;
+declare v outpace.schedule; stored outpace.schedule; w outpace.schedule; now_ns int8 := p.now_ns;
 begin
   v := jsonb_populate_record(row(t.name, r."limit", coalesce(r.key, ''), '', 0, 0, 0, 0, 0, 0, 0,
                                  '{}', '{}', '{}', now_ns, 0)::outpace.schedule, r.spec);
@@ -124,7 +124,7 @@ begin
     -- Written at most a few times a second, because the row is hot.
     w.agreed_ns := now_ns;
   end if;
-  if r.seen is not null or r.unbooked <> '[]' then w := outpace.reported_v1(w, r, now_ns); end if;
+  if r.seen is not null or r.unbooked <> '[]' then w := outpace.reported_v1(w, r, p); end if;
   if w is distinct from stored then perform outpace.save_schedule_v1(w); end if;
   return w;
 end $$;
@@ -176,7 +176,7 @@ begin
   -- Other replicas may have more lanes than the caller.
   if is_shared or cardinality(p.weights) > 1 then c := outpace.no_contest_v1(16); end if;
   foreach r in array rows loop
-    w := outpace.schedule_v1(t, r, p.now_ns); same := null;
+    w := outpace.schedule_v1(t, r, p); same := null;
     if w.key = 'overflow keys' then
       same := outpace.shared_position_v1(ws, w.limit_name);
       -- All keys that share the schedule use its first position, with the reports of all of them.

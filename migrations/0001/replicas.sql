@@ -85,12 +85,60 @@ begin
                from outpace.pin));
 end $$;
 
+-- Returns the row of a replica for operators and for other replicas.
+create function outpace.replica_json_v1(r outpace.replica) returns jsonb language plpgsql stable as $$
+begin
+  return jsonb_build_object('id', r.id, 'name', r.name, 'version', r.version, 'config', r.config, 'mode', r.mode,
+    'waiting', r.waiting, 'seen', r.seen_ns, 'silent', r.silent_ns, 'reserved_until', r.reserved_until_ns,
+    'share', r.share_ppm);
+end $$;
+
+-- Returns all replicas, including those that are silent and still have a reserved share.
+create function outpace.replicas_v1() returns jsonb language plpgsql stable as $$
+declare now_ns int8 := outpace.clock_v1();
+begin
+  return jsonb_build_object('now', now_ns, 'replicas', (
+    select coalesce(jsonb_agg(outpace.replica_json_v1(r) order by r.name, r.id), '[]') from outpace.replica r
+     where r.reserved_until_ns > now_ns));
+end $$;
+
+-- Returns the schedules of a target in `p_rows`, each with the requests of other replicas than
+-- `p_replica` that wait for it, by flow. Nothing is booked.
+create function outpace.peek_v1(p_target text, p_rows jsonb, p_replica int8) returns jsonb
+language plpgsql stable as $$
+declare now_ns int8;
+begin
+  select greatest(outpace.clock_v1(), clock_ns) into now_ns from outpace.target where name = p_target;
+  return jsonb_build_object('lost', outpace.lost_v1(p_replica, outpace.clock_v1()), 'rows', (
+    select coalesce(jsonb_agg(jsonb_build_object('limit', q."limit", 'key', q.key,
+             'state', case when s.target is not null then to_jsonb(s) end,
+             'waiting', coalesce(f.waiting, '[]'))), '[]')
+      from jsonb_to_recordset(p_rows) q("limit" text, key text)
+      left join outpace.schedule s
+        on s.target = p_target and s.limit_name = q."limit" and s.key = coalesce(q.key, '')
+      left join lateral (
+        select jsonb_agg(w.waiting) waiting from outpace.flow w
+         where w.target = p_target and w.limit_name = q."limit" and w.key = coalesce(q.key, '')
+           and w.replica <> p_replica and w.waiting > 0 and w.due_ns + outpace.linger_v1() > now_ns) f on true));
+end $$;
+
+-- Returns what a heartbeat of replica `p_id` at `t` reports of the others: the silent ones, at most
+-- 100, the part of every rate that is reserved for them, and the number of policies in force.
+create function outpace.fleet_v1(p_id int8, t int8) returns jsonb language plpgsql stable as $$
+begin
+  return jsonb_build_object('lost', outpace.lost_v1(p_id, t),
+    'configs', (select count(distinct config) from outpace.replica where silent_ns >= t),
+    'peers', (select coalesce(jsonb_agg(outpace.replica_json_v1(r)), '[]') from (
+      select * from outpace.replica where id <> p_id and silent_ns < t and reserved_until_ns > t
+       order by id limit 100) r));
+end $$;
+
 -- Stores a heartbeat and returns the reply, or null if the lock is taken. Each live replica gets
 -- a fallback share of every rate, which it may use while it is disconnected. All fallback shares
 -- together never exceed the whole rate. `p_held` is the fallback share that the replica last
 -- received. A lower share takes effect only after the replica has received it, because replies
--- get lost.
-create function outpace.heartbeat_v1(p_id int8, p_name text, p_version text, p_share_for int8, p_held int8)
+-- get lost. `p_report` is a `ReplicaReport` of src/ledger/fleet.rs.
+create function outpace.heartbeat_v1(p_id int8, p_name text, p_report jsonb, p_share_for int8, p_held int8)
 returns jsonb language plpgsql volatile as $$
 declare now_ns int8; live int8; others int8; share int8; every int8; silent int8; reserved int8;
 begin
@@ -102,12 +150,13 @@ begin
   select least(share_ppm, p_held) into reserved from outpace.replica where id = p_id;
   every := greatest(500000000, live * 2000000); silent := 4 * every;
   insert into outpace.replica
-    values (p_id, p_name, p_version, now_ns, now_ns + silent, now_ns + silent + p_share_for,
-            greatest(share, coalesce(reserved, 0)))
-    on conflict (id) do update set name = excluded.name, version = excluded.version, seen_ns = excluded.seen_ns,
+    values (p_id, p_name, p_report->>'version', p_report->>'config', p_report->>'mode', p_report->'waiting', now_ns,
+            now_ns + silent, now_ns + silent + p_share_for, greatest(share, coalesce(reserved, 0)))
+    on conflict (id) do update set name = excluded.name, version = excluded.version, config = excluded.config,
+      mode = excluded.mode, waiting = excluded.waiting, seen_ns = excluded.seen_ns,
       silent_ns = excluded.silent_ns, reserved_until_ns = excluded.reserved_until_ns, share_ppm = excluded.share_ppm;
-  return outpace.news_v1() || jsonb_build_object('now', now_ns, 'live', live, 'share', share, 'every', every,
-    'silent', silent, 'started', outpace.started_v1());
+  return outpace.news_v1() || outpace.fleet_v1(p_id, now_ns) || jsonb_build_object('now', now_ns, 'live', live,
+    'share', share, 'every', every, 'silent', silent, 'started', outpace.started_v1());
 end $$;
 
 -- Pins a limit's numbers for all replicas, or removes the pin if `p_spec` is null. Replicas are

@@ -61,7 +61,7 @@ declare push int8; newest int8;
 begin
   if n = 0 then return outpace.never_v1(); end if;
   -- The units of settlements are kept apart from the log, so that they can be forgotten.
-  if w.used > 0 then w := outpace.unbooked_v1(w, w.mark, least(w.used, n), w.mark); end if;
+  if w.used > 0 then w := outpace.unbooked_v1(w, w.mark, least(w.used, n), w.mark, 0); end if;
   if cardinality(w.log_at) = 0 then return t; end if;
   newest := greatest(t, w.log_at[cardinality(w.log_at)]);
   select coalesce(sum(x), 0) + greatest(1, least(units, n)) - n into push from unnest(w.log_units) x;
@@ -223,9 +223,11 @@ begin
   return w;
 end $$;
 
--- Books `units` that were sent at `t` in fallback mode, without a booking here.
-create function outpace.unbooked_v1(w outpace.schedule, t int8, units int8, now_ns int8)
+-- Books `units` that were sent at `t` in fallback mode, without a booking here. While `lost`
+-- millionths are reserved for silent replicas, the next units follow at the share that is left.
+create function outpace.unbooked_v1(w outpace.schedule, t int8, units int8, now_ns int8, lost int8)
 returns outpace.schedule language plpgsql immutable as $$
+declare i int8;
 begin
   if w.kind = 'sliding' then
     select array_agg(at order by at), array_agg(m order by at) into w.log_at, w.log_units from (
@@ -237,9 +239,12 @@ begin
     -- Fallback mode keeps no guard, so the request may have reached the origin in the next window.
     t := t + w.guard_ns;
     if t / w.period_ns = w.mark then w.used := outpace.plus_v1(w.used, 1, units); return w; end if;
-  elsif w.kind = 'token' and t + w.period_ns <= now_ns then
+  elsif w.kind = 'token' then
     -- Several replicas report the same span of time one after the other.
-    return outpace.raised_v1(w, outpace.plus_v1(t, w.interval_ns, units));
+    w := case when t + w.period_ns <= now_ns then outpace.raised_v1(w, outpace.plus_v1(t, w.interval_ns, units))
+              else outpace.booked_v1(w, 0, t, units) end;
+    i := case when lost > 0 then outpace.share_interval_v1(w.interval_ns, w.period_ns, lost) end;
+    return case when i is null then w else outpace.raised_v1(w, outpace.plus_v1(t, i, units)) end;
   end if;
   return outpace.booked_v1(w, 0, t, units);
 end $$;

@@ -11,13 +11,13 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use serde_json::{Value, json};
 
-use super::{Admin, blocks, explain_limit, problem};
+use super::{Admin, blocks, explain_limit, problem, replicas};
 use crate::clock::Instant;
 use crate::exchange::{Exchange, describe_block};
 use crate::ledger::LedgerGap;
 use crate::policy::{
-    Bound, Caller, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView, Scope,
-    Target, TlsMode, Unmatched,
+    Bound, Caller, Client, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView,
+    Scope, Target, TlsMode, Unmatched,
 };
 use crate::semantics::own_credential;
 use crate::spool::SpoolUsage;
@@ -120,6 +120,87 @@ impl Question {
 /// Upper bound for `free_now`, in requests.
 const FREE_MOST: u32 = 10_000;
 
+/// Request to explain, as far as the policy has a target for it.
+pub(super) struct Subject<'p> {
+    head: Parts,
+    origin: Origin,
+    target: &'p Arc<Target>,
+    client: Option<&'p Client>,
+    client_ip: Option<IpAddr>,
+    json: Option<RequestJson>,
+    body_bytes: u64,
+}
+
+impl<'p> Subject<'p> {
+    /// Finds the target of a request. Without one the error of the inner result is the explanation.
+    fn find(policy: &'p Policy, question: &Question) -> Result<Result<Self, Value>, String> {
+        let head = question.head()?;
+        let uri = &head.uri;
+        let scheme = match uri.scheme_str() {
+            Some("http") => Scheme::Http,
+            Some("https") => Scheme::Https,
+            _ => return Err(question.not_a_url()),
+        };
+        let host = uri.host().and_then(|host| HostName::parse(host).ok());
+        let host = host.ok_or_else(|| question.not_a_url())?;
+        let port = uri.port_u16().unwrap_or_else(|| scheme.default_port());
+        let origin = Origin { scheme, host, port };
+        let known = |name: &String| {
+            let client = policy.clients.iter().find(|client| *client.name == **name);
+            client.ok_or_else(|| format!("no client is named `{name}`"))
+        };
+        let client = question.client.as_ref().map(known).transpose()?;
+        let without = |verdict: &str| {
+            let verdict = unauthenticated(policy, client).unwrap_or(verdict);
+            Ok(Err(
+                json!({ "url": question.url, "target": null, "verdict": verdict }),
+            ))
+        };
+        if !policy.request_port_allowed(&origin) {
+            return without("is refused (403): its port is not allowed");
+        }
+        let Some(target) = policy.target(&origin.host, port) else {
+            return without(match policy.unmatched {
+                Unmatched::Tunnel => {
+                    "passes unchanged and without limits: no target matches its host"
+                }
+                Unmatched::Refuse => "is refused (403): no target matches its host",
+            });
+        };
+        let json = question.json(target, &head);
+        Ok(Ok(Self {
+            head,
+            origin,
+            target,
+            client,
+            client_ip: question.client_ip()?,
+            json,
+            body_bytes: question.body.as_deref().map_or(0, str::len) as u64,
+        }))
+    }
+
+    fn view<'a>(&'a self, now: Option<&'a Exchange>) -> RequestView<'a> {
+        RequestView {
+            head: &self.head,
+            client: self.client.map(|client| Caller {
+                name: &client.name,
+                group: client.group.as_ref(),
+            }),
+            host: Some(&self.origin.host),
+            client_ip: self.client_ip,
+            json: self.json.as_ref(),
+            body_bytes: Some(self.body_bytes),
+            learned: now.map(|now| &*now.learned),
+        }
+    }
+}
+
+/// Returns the verdict for a request without a client where one is required.
+fn unauthenticated(policy: &Policy, client: Option<&Client>) -> Option<&'static str> {
+    let is_required = !policy.clients.is_empty() && client.is_none();
+    is_required.then_some("is refused (407, by a route 401): it names none of the `clients`")
+}
+
 /// Explains the request under `policy`. `now` is `None` without a running outpace. Waits and free
 /// slots are then omitted.
 ///
@@ -130,52 +211,17 @@ pub fn explain(
     question: &Question,
     now: Option<&Exchange>,
 ) -> Result<Value, String> {
-    let head = question.head()?;
-    let uri = &head.uri;
-    let scheme = match uri.scheme_str() {
-        Some("http") => Scheme::Http,
-        Some("https") => Scheme::Https,
-        _ => return Err(question.not_a_url()),
+    let subject = match Subject::find(policy, question)? {
+        Ok(subject) => subject,
+        Err(verdict) => return Ok(verdict),
     };
-    let host = uri.host().and_then(|host| HostName::parse(host).ok());
-    let host = host.ok_or_else(|| question.not_a_url())?;
-    let port = uri.port_u16().unwrap_or_else(|| scheme.default_port());
-    let origin = Origin { scheme, host, port };
-    if !policy.request_port_allowed(&origin) {
-        let verdict = "is refused (403): its port is not allowed";
-        return Ok(json!({ "url": question.url, "target": null, "verdict": verdict }));
-    }
-    let Some(target) = policy.target(&origin.host, port) else {
-        let verdict = match policy.unmatched {
-            Unmatched::Tunnel => "passes unchanged and without limits: no target matches its host",
-            Unmatched::Refuse => "is refused (403): no target matches its host",
-        };
-        return Ok(json!({ "url": question.url, "target": null, "verdict": verdict }));
-    };
-    let known = |name: &String| policy.clients.iter().find(|client| *client.name == **name);
-    let client = match &question.client {
-        Some(name) => Some(known(name).ok_or_else(|| format!("no client is named `{name}`"))?),
-        None => None,
-    };
-    let json = question.json(target, &head);
-    let asked = RequestView {
-        head: &head,
-        client: client.map(|client| Caller {
-            name: &client.name,
-            group: client.group.as_ref(),
-        }),
-        host: Some(&origin.host),
-        client_ip: question.client_ip()?,
-        json: json.as_ref(),
-        body_bytes: Some(question.body.as_deref().map_or(0, str::len) as u64),
-        learned: now.map(|now| &*now.learned),
-    };
+    let (target, asked) = (subject.target, subject.view(now));
     // Without a running process there are no schedules, so any secret will do.
     let secret = now.map(|now| now.pacer.key_secret());
     let secret = secret.unwrap_or_else(|| KeySecret::new([0; KeySecret::BYTES]));
     let scope = target.scope(&asked, &secret);
     let replaced = |name: &HeaderName| target.set_headers.iter().any(|(set, _)| set == name);
-    let credential = own_credential(&head.headers, replaced);
+    let credential = own_credential(&subject.head.headers, replaced);
     let blocked = now.and_then(|now| {
         let block = now.pacer.block_of(target, &scope, credential)?;
         let at = now.clock.now();
@@ -191,7 +237,22 @@ pub fn explain(
         told["verdict"] = format!("is blocked: {words}").into();
         told["blocked"] = blocked;
     }
+    if let Some(verdict) = unauthenticated(policy, subject.client) {
+        told["verdict"] = verdict.into();
+    }
     Ok(told)
+}
+
+/// Reads from the ledger what the request depends on, so that its explanation counts the requests of
+/// all replicas.
+async fn refresh(policy: &Policy, question: &Question, now: &Exchange) {
+    let Ok(Ok(subject)) = Subject::find(policy, question) else {
+        return;
+    };
+    let scope = subject
+        .target
+        .scope(&subject.view(Some(now)), &now.pacer.key_secret());
+    now.pacer.refresh(subject.target, &scope).await;
 }
 
 /// Adds what the limit reads in the request, and the numbers by which it counts.
@@ -299,7 +360,9 @@ fn verdict(
                 None => "waits for the ledger, which is unreachable".to_owned(),
             }
         }
-        None => "outpace is not running: the state of its limits is unknown".to_owned(),
+        None => {
+            "outpace is not running: this is what the file says, and waits are unknown".to_owned()
+        }
         Some(_) if target.observe => "leaves at once: the target is in observe mode".to_owned(),
         Some(wait) if wait <= 0.0 => "leaves at once".to_owned(),
         Some(wait) if wait <= longest => format!("waits {wait:.3} s"),
@@ -333,7 +396,9 @@ pub(super) async fn asked(
         return Err(problem(StatusCode::BAD_REQUEST, &text));
     }
     let question = Question::from_pairs(pairs);
-    let told = explain(&admin.policy.load(), &question, Some(&admin.exchange));
+    let policy = admin.policy.load_full();
+    refresh(&policy, &question, &admin.exchange).await;
+    let told = explain(&policy, &question, Some(&admin.exchange));
     told.map(Json)
         .map_err(|text| problem(StatusCode::BAD_REQUEST, &text))
 }
@@ -371,6 +436,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
         "config_state": admin.config.shown(),
         "listen": serving.listen.to_string(),
         "version": serving.version,
+        "fleet": replicas::fleet(&admin.ledger.fleet(), now),
         "spool": admin.api.spool_usage().as_ref().map(spool),
         "targets": targets.collect::<Vec<_>>(),
         "refusals": refusals.collect::<Vec<_>>(),

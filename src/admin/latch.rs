@@ -7,23 +7,39 @@ use crate::shutdown::Tasks;
 use crate::sync::lock;
 
 /// Readiness of this process, with the names of the open latches. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Readiness {
     tasks: Tasks,
     /// Names of latches that have not been dropped yet.
     missing: Arc<Mutex<Vec<&'static str>>>,
+    /// Parts that can tell why they are not usable.
+    parts: Arc<Mutex<Vec<(&'static str, FaultSource)>>>,
 }
+
+/// Function that returns the fault of a part, or `None` while the part is usable.
+type FaultSource = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Condition that must be met before the process is ready. Dropping the latch marks it as met.
 #[derive(Debug)]
 pub struct Latch(&'static str, Readiness);
 
+// Written by hand because functions have no text.
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Readiness({:?})", lock(&self.missing))
+    }
+}
+
 impl Readiness {
     /// Creates a readiness without latches. It reports ready until a latch is made or `tasks`
     /// drain.
     pub fn new(tasks: Tasks) -> Self {
-        let missing = Arc::default();
-        Self { tasks, missing }
+        let (missing, parts) = (Arc::default(), Arc::default());
+        Self {
+            tasks,
+            missing,
+            parts,
+        }
     }
 
     /// Adds a named latch. The process is not ready until the returned value is dropped.
@@ -31,6 +47,25 @@ impl Readiness {
     pub fn latch(&self, name: &'static str) -> Latch {
         lock(&self.missing).push(name);
         Latch(name, self.clone())
+    }
+
+    /// Adds a part whose fault is shown, whether the process is ready or not.
+    pub fn watch(
+        &self,
+        name: &'static str,
+        fault: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        lock(&self.parts).push((name, Box::new(fault)));
+    }
+
+    /// Returns the present faults of all watched parts, one per line.
+    pub fn faults(&self) -> String {
+        let parts = lock(&self.parts);
+        let faults = parts.iter().filter_map(|(name, fault)| {
+            let fault = fault()?;
+            Some(format!("{name}: {fault}\n"))
+        });
+        faults.collect()
     }
 
     /// Returns the names of open latches, or `draining` during a drain. `None` means ready.

@@ -4,6 +4,7 @@
 //! - `GET /readyz`: 200 if no latch is open and no drain has begun, otherwise 503 with the reason.
 //! - `GET /metrics`: metrics as the text format of Prometheus, or as OpenMetrics on request.
 //! - `GET /v1/status`: limits in force, waiters and counters of all targets.
+//! - `GET /v1/replicas`: the replicas that share the ledger, also the silent ones.
 //! - `GET /v1/explain?url=…`: the limits that apply to a request, and its expected wait.
 //! - `GET /v1/attend`: session that `outpace run` holds open while its command runs.
 //! - `POST /v1/reload`: reads the configuration file now, with `{"force": true}` also an incomplete one.
@@ -26,6 +27,7 @@ mod latch;
 mod limits;
 mod listener;
 mod reload;
+mod replicas;
 mod scrape;
 mod sessions;
 
@@ -104,6 +106,7 @@ impl Admin {
             .route("/v1/buffers/{*rest}", get(spool))
             .route("/v1/items/{*rest}", get(spool))
             .route("/v1/explain", get(explain::asked))
+            .route("/v1/replicas", get(replicas::list))
             .route("/v1/status", get(explain::status))
             .route("/v1/targets/{name}/blocks", get(blocks::list));
         let changes = || post(spool).patch(spool).delete(spool);
@@ -136,14 +139,16 @@ impl Admin {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
+    let faults = admin.readiness.faults();
     match admin.readiness.missing() {
-        None => match admin.config.warning() {
-            None => "ready\n".into_response(),
+        None => {
             // The previous configuration works, so the process stays ready.
-            Some(warning) => format!("ready\nwarning: {warning}\n").into_response(),
-        },
+            let warning = admin.config.warning();
+            let warning = warning.map(|text| format!("warning: {text}\n"));
+            format!("ready\n{}{faults}", warning.unwrap_or_default()).into_response()
+        }
         Some(missing) => {
-            let text = format!("not ready: {missing}\n");
+            let text = format!("not ready: {missing}\n{faults}");
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }

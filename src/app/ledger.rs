@@ -2,16 +2,23 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use super::{Parts, StartError, key_secret};
 use crate::admin::Readiness;
 use crate::config::Settings;
 use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
+use crate::exchange::Exchange;
 use crate::files::open_private;
 use crate::ledger::{
-    Ledger, Link as _, MemoryLedger, PostgresLink, Replica, SharedLedger, SharedParts,
+    Ledger, Link as _, LinkError, MemoryLedger, PostgresLink, Replica, ReplicaReport, SharedLedger,
+    SharedParts,
 };
+use crate::policy::{KeySecret, Policy};
+use crate::sync::lock;
 use crate::telemetry::Part;
 
 /// Ledger of this process, in the variant that the configuration selects.
@@ -28,6 +35,29 @@ impl OpenLedger {
     /// same number.
     pub(super) fn replica(&self) -> Option<Replica> {
         self.shared.as_ref().map(|(_, replica, _)| *replica)
+    }
+
+    /// Joins the replicas of the shared ledger, once nothing can prevent the start any more.
+    pub(super) fn join(&self, policy: &Arc<ArcSwap<Policy>>, exchange: &Arc<Exchange>) {
+        let Some((ledger, ..)) = &self.shared else {
+            return;
+        };
+        let (policy, exchange) = (Arc::clone(policy), Arc::clone(exchange));
+        let known = Mutex::new((Arc::clone(&policy.load()), Arc::<str>::default()));
+        lock(&known).1 = policy.load().fingerprint().into();
+        ledger.join(move || {
+            let current = policy.load_full();
+            let mut known = lock(&known);
+            if !Arc::ptr_eq(&known.0, &current) {
+                *known = (Arc::clone(&current), current.fingerprint().into());
+            }
+            ReplicaReport {
+                version: env!("CARGO_PKG_VERSION").into(),
+                config: Arc::clone(&known.1),
+                waiting: exchange.pacer.waiting_by_lane(),
+                ..ReplicaReport::default()
+            }
+        });
     }
 
     /// Leaves the shared ledger, which frees the fallback share and the permits of this replica for
@@ -49,7 +79,7 @@ pub(super) async fn open(
     let mut secret = key_secret::load_or_make(&settings.data_dir)?;
     let Some(postgres) = &settings.ledger.postgres else {
         return Ok(OpenLedger {
-            ledger: Arc::new(MemoryLedger::new(shared.clock.clone(), secret)),
+            ledger: memory(settings, shared, secret)?,
             shared: None,
         });
     };
@@ -59,21 +89,21 @@ pub(super) async fn open(
         cause,
     })?;
     let begin_with = Some(PostgresLink::BEGIN_WITH);
-    let database = Database::new(&postgres.url, LEDGER_CONNECTIONS, begin_with)?;
+    let database = Database::open(&postgres.source, LEDGER_CONNECTIONS, begin_with)?;
     let link = PostgresLink::new(database.clone(), name(), postgres.migrate);
-    match link.prepare().await {
-        // If the call fails, the secret is read once the ledger is connected.
-        Ok(()) => secret = link.key_secret(&secret).await.unwrap_or(secret),
-        Err(error @ DatabaseError::Unreachable { .. }) => {
-            let then = if settings.ledger.outage.bootstrap_ppm > 0 {
-                "until it answers, this replica uses its `bootstrap_share`"
-            } else {
-                "until it answers, requests to limited targets wait"
-            };
-            tracing::warn!(%error, then, "the ledger's database cannot be reached yet");
-        }
+    // A failure is an outage from the start, unless only the operator can end it.
+    let failure = match link.prepare().await {
+        // The secret is read again at each new connection.
+        Ok(()) => match link.key_secret(&secret).await {
+            Ok(known) => {
+                secret = known;
+                None
+            }
+            Err(error) => Some(error),
+        },
+        Err(error @ DatabaseError::Unreachable { .. }) => Some(LinkError::from(error)),
         Err(error) => return Err(error.into()),
-    }
+    };
     let parts = SharedParts {
         replica,
         clock: shared.clock.clone(),
@@ -84,6 +114,11 @@ pub(super) async fn open(
         key_secret: secret,
     };
     let ledger = Arc::new(SharedLedger::new(link, parts));
+    if let Some(error) = failure {
+        ledger.failed(&error);
+    }
+    let watched = Arc::downgrade(&ledger);
+    readiness.watch("ledger", move || watched.upgrade()?.outage());
     let (connecting, data_dir) = (Arc::clone(&ledger), settings.data_dir.clone());
     shared.tasks.spawn_detached(async move {
         connecting.connected().await;
@@ -101,6 +136,30 @@ pub(super) async fn open(
         ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
         shared: Some((ledger, replica, file)),
     })
+}
+
+/// Interval between two looks at the file with the schedules.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// Opens the ledger in memory, which keeps its schedules in the data directory.
+fn memory(
+    settings: &Settings,
+    shared: &Parts,
+    secret: KeySecret,
+) -> Result<Arc<dyn Ledger>, StartError> {
+    let clock = shared.clock.clone();
+    let ledger = MemoryLedger::with_data_dir(clock.clone(), secret, &settings.data_dir)?;
+    let ledger = Arc::new(ledger);
+    let syncing = Arc::clone(&ledger);
+    shared.tasks.spawn_detached(async move {
+        loop {
+            clock.sleep_until(clock.now() + SYNC_EVERY).await;
+            let ledger = Arc::clone(&syncing);
+            // A panic there is logged, and the next look tries again.
+            let _ = tokio::task::spawn_blocking(move || ledger.sync()).await;
+        }
+    });
+    Ok(ledger)
 }
 
 /// Returns the name of this replica for operators: its host name and process id.

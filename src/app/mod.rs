@@ -70,6 +70,19 @@ pub enum StartError {
         /// Error that the operating system returned.
         cause: std::io::Error,
     },
+    /// Another process uses the data directory.
+    #[error(
+        "the data directory {path} is in use by another outpace{}, and {kept} there cannot be shared; stop that process, or set another `data_dir`",
+        .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// Path of the data directory.
+        path: PathBuf,
+        /// Id of the process that uses it, if it is known.
+        pid: Option<u32>,
+        /// State in the directory that the processes cannot share.
+        kept: &'static str,
+    },
     /// A file or directory belongs to another user, or another user can change it.
     #[error("{0}")]
     Files(#[from] FileFault),
@@ -123,6 +136,7 @@ pub struct App {
     settings: Settings,
     policy: Arc<ArcSwap<Policy>>,
     leaves: Arc<Leaves>,
+    exchange: Arc<Exchange>,
     metrics: Metrics,
     tasks: Tasks,
     clock: Clock,
@@ -136,8 +150,6 @@ pub struct App {
     ended: Option<(drain::ShutdownSignal, String, reload::ReloadTriggers)>,
     sign: serving::ServingFile,
     supervisor: notify::Supervisor,
-    /// Lock of the data directory, which another process may wait for.
-    lock: Option<std::fs::File>,
     /// Sessions that keep the process running in [`RunMode::Attended`]. The process ends after the
     /// last one.
     auto_exit: Option<Sessions>,
@@ -163,7 +175,7 @@ impl App {
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
-        let ((settings, policy), lock) = data_dir::open(loaded, &inherited, &shared).await?;
+        let (settings, policy) = data_dir::open(loaded, mode, &inherited, &shared).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
@@ -182,6 +194,9 @@ impl App {
         let (sessions, config_state) = (Sessions::default(), ConfigState::default());
         let internal = |error: std::io::Error| StartError::Internal(error.to_string());
         let (reloads, triggers) = reload::ReloadTriggers::listen().map_err(internal)?;
+        let ended = drain::ShutdownSignal::listen().map_err(internal)?;
+        // Nothing prevents the start from here on, so no row stays behind in the ledger.
+        ledger.join(&policy, &server.exchange);
         serve_clients(tasks, listeners, &server);
         let routes = Admin {
             readiness,
@@ -202,9 +217,8 @@ impl App {
         tasks.spawn_detached(routes.run(admin_listener));
         let summaries = summaries::Summaries::begin(&shared);
         drop(starting);
-        // The signal handlers are installed first, because readers of `serving.json` or the log may
+        // The signal handlers are installed before, because readers of `serving.json` or the log may
         // send a signal at once.
-        let ended = drain::ShutdownSignal::listen().map_err(internal)?;
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
         notify::announce(&shared, (listen, admin), &policy.load());
         Ok(Self {
@@ -213,6 +227,7 @@ impl App {
             settings,
             policy,
             leaves: Arc::clone(&server.leaves),
+            exchange: Arc::clone(&server.exchange),
             metrics: shared.metrics,
             tasks: shared.tasks,
             clock: shared.clock,
@@ -223,7 +238,6 @@ impl App {
             ended: Some((ended, text, triggers)),
             sign,
             supervisor: shared.supervisor,
-            lock,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
             admin,
@@ -248,7 +262,10 @@ impl App {
             () = reloading.run() => {}
             // Without the disk nothing can be acknowledged any more. The next start finds all
             // acknowledged items.
-            broken = broken => return Err(broken),
+            broken = broken => {
+                self.ledger.leave().await;
+                return Err(broken);
+            }
         }
         // Other processes must not find an outpace that is about to end.
         drop(self.sign);
@@ -258,8 +275,6 @@ impl App {
         spool::close(self.spool.as_ref()).await;
         self.summaries.write();
         self.ledger.leave().await;
-        // The next process opens the data directory as soon as this one releases it.
-        drop(self.lock);
         Ok(drained.log())
     }
 }

@@ -208,6 +208,7 @@ impl<'a> Reloader<'a> {
         };
         let revoked = new.keep_access(&old);
         app.policy.store(Arc::new(new));
+        app.exchange.pacer.adopt(&app.policy.load());
         // A request from now on is authenticated by the new policy.
         revoked.iter().for_each(Access::revoke);
         self.in_force = text;

@@ -172,7 +172,7 @@ async fn postgres(
     shared: &Parts,
 ) -> Result<(Arc<PostgresStore>, bool), StartError> {
     let parts = PostgresParts {
-        database: Database::new(&database.url, PostgresStore::CONNECTIONS, None)?,
+        database: Database::open(&database.source, PostgresStore::CONNECTIONS, None)?,
         migrate: database.migrate,
         settings: terms.clone(),
         replica,

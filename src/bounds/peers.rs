@@ -249,3 +249,11 @@ pub const CONFIG_SETTLE: Duration = Duration::from_millis(250);
 pub const CONFIG_READS: usize = 21;
 /// Calls to reload the configuration that may wait for the one before them.
 pub const RELOAD_CALLS: usize = 4;
+/// Silent replicas that a heartbeat reports to each other replica.
+///
+/// Beyond it: further ones are not named in the log and in the status. Their shares stay reserved.
+pub const PEERS_REPORTED: usize = 100;
+/// Lanes with waiting requests that a replica reports with its heartbeat, the longest first.
+///
+/// Beyond it: the requests of further lanes are reported as one sum.
+pub const LANES_REPORTED: usize = 64;

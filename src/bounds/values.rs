@@ -116,3 +116,10 @@ pub const KEY_PARTS_MAX: usize = 4;
 ///
 /// Beyond it: the configuration is refused.
 pub const PATH_SEGMENT_MAX: usize = 64;
+/// Bytes of the file `schedules`, or four times its bytes after it was last rewritten, if that is more.
+///
+/// Beyond it: the file is rewritten, with one line per schedule.
+pub const JOURNAL_GROWTH: u64 = 4 * 1024 * 1024;
+/// Longest time for which a proxy of `outpace run` waits until an earlier one has left the data
+/// directory. Beyond it the start fails.
+pub const DATA_DIR_WAIT: Duration = Duration::from_secs(15);

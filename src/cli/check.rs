@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Failure, load_config, print};
-use crate::app::ca_names;
+use crate::app::{StartError, ca_names};
 use crate::bounds::BLOCK_MAX;
 use crate::clock::Clock;
-use crate::config::{Config, StoreSettings};
+use crate::config::{Config, PostgresSettings, Settings, StoreSettings};
+use crate::db::{Database, DatabaseError};
 use crate::exchange::refused_credential;
 use crate::intercept::{CaSource, CertificateAuthority};
 use crate::policy::{Expression, Limit, Matcher, Policy, Target, TlsMode, Unmatched};
@@ -20,16 +21,69 @@ pub(super) struct CheckArgs {
     /// Path of the configuration file
     #[arg(value_name = "FILE")]
     config: PathBuf,
+    /// Also connect to the ledger's database, and print its version, schema and durability
+    #[arg(long)]
+    connect: bool,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let config = load_config(&args.config)?.config;
+    if let Some(postgres) = &config.settings.ledger.postgres {
+        // The same error ends `serve`.
+        Database::open(&postgres.source, 1, None).map_err(StartError::from)?;
+    }
     let mut text = summary(&config.policy);
     text.push_str(&about_ca(&config.settings.ca, &config.policy));
     for warning in warnings(&config) {
         text.push_str(&format!("warning: {warning}\n"));
     }
-    Ok(print(&text))
+    let exit = print(&text);
+    match &config.settings.ledger.postgres {
+        Some(postgres) if args.connect => super::block_on(connect(postgres, &config.settings)),
+        None if args.connect => Ok(print(
+            "database: none, because `ledger.postgres` is not set\n",
+        )),
+        _ => Ok(exit),
+    }
+}
+
+/// Connects to the ledger's database and describes it. A database that `serve` would refuse is an
+/// error, and so is one that does not answer.
+async fn connect(postgres: &PostgresSettings, settings: &Settings) -> Result<Exit, Failure> {
+    let reported = async {
+        let database = Database::open(&postgres.source, 1, None)?;
+        let report = database.report().await?;
+        if !report.fits && !postgres.migrate {
+            return Err(DatabaseError::TooOld);
+        }
+        let spool = settings.spool.as_ref();
+        let needs_durable =
+            spool.is_some_and(|spool| matches!(spool.store, StoreSettings::Postgres(_)));
+        if needs_durable {
+            database.must_be_durable().await?;
+        }
+        Ok(report)
+    };
+    let report = reported.await.map_err(|error: DatabaseError| {
+        let exit = match &error {
+            DatabaseError::Unreachable { .. } => Exit::PORT,
+            _ => Exit::LEDGER,
+        };
+        Failure(exit, error.to_string())
+    })?;
+    let schema = match (report.schema, report.fits) {
+        (Some(version), true) => format!("schema outpace at migration {version}"),
+        (_, true) => "schema outpace".to_owned(),
+        (_, false) => "no schema outpace yet, which `serve` creates".to_owned(),
+    };
+    let encrypted = match report.encrypted {
+        true => "encrypted",
+        false => "not encrypted",
+    };
+    Ok(print(&format!(
+        "database {}: PostgreSQL {}, {schema}, synchronous_commit = {}, {encrypted}\n",
+        report.place, report.version, report.synchronous_commit
+    )))
 }
 
 /// Describes the constraints that a new CA gets, and the problems of the present CA. Nothing is

@@ -69,6 +69,14 @@ pub(super) struct AdminArgs {
 }
 
 impl AdminArgs {
+    /// Returns the configuration file of the outpace, unless it is selected by a URL.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match self.admin {
+            Some(_) => None,
+            None => config_or_here(self.config.as_deref()),
+        }
+    }
+
     /// Selects the outpace of a configuration file.
     pub(super) fn of_config(path: &Path) -> Self {
         Self {

@@ -26,21 +26,23 @@ impl Exit {
         FAULT, 1, "`doctor`: at least one fault was found";
         /// The arguments or the configuration are invalid, or the API rejected the call.
         USAGE, 64, "the arguments or the configuration are invalid, or a call was rejected";
-        /// A listen address cannot be bound, or the called outpace does not answer or is not ready.
-        PORT, 69, "a port cannot be bound, or outpace does not answer";
+        /// A listen address cannot be bound, the called outpace does not answer or is not ready, or the
+        /// database of `check --connect` does not answer.
+        PORT, 69, "a port cannot be bound, or outpace or the database of `check --connect` does not answer";
         /// An internal error occurred, for example a runtime that could not be started.
         INTERNAL, 70, "an internal error";
         /// The API answered 429, because the turn would come after the max wait.
         LATER, 75, "`acquire`: the turn would come after the max wait";
         /// The data directory, the spool in it or another file cannot be read or written.
-        DATA_DIR, 73, "the data directory or the spool in it cannot be used, or another user can change it";
+        DATA_DIR, 73, "the data directory or the spool in it cannot be used, another outpace uses it, or another user can change it";
         /// The disk of the spool failed, a key of its items is missing, or a declared buffer could
         /// not be created.
         SPOOL, 74, "the disk of the spool failed, a key of its items is missing, or a buffer of the configuration could not be created; acknowledged items remain";
         /// Other users can read the private key of the CA, or the CA is unusable or has expired.
         CA, 77, "other users can read the CA's key, or the CA is unusable or has expired";
-        /// The database of the shared ledger denied access, or its schema does not match.
-        LEDGER, 78, "the ledger's database denies access, or its schema does not match";
+        /// The database of the shared ledger denied access, its URL cannot be used, or its schema does
+        /// not match.
+        LEDGER, 78, "the URL of the ledger's database cannot be used, the database denies access, or its schema does not match";
     }
 
     /// Converts the exit status of a command. A signal becomes 128 plus its number, as in shells.
@@ -59,6 +61,7 @@ impl From<StartError> for Failure {
         let exit = match &error {
             StartError::Config(_) => Exit::USAGE,
             StartError::DataDir { .. }
+            | StartError::InUse { .. }
             | StartError::AdminToken { .. }
             | StartError::Files(_)
             | StartError::SpoolOpen(_) => Exit::DATA_DIR,

@@ -15,7 +15,7 @@ pub(super) fn run(path: &Path) -> Result<Exit, Failure> {
     };
     super::block_on(async {
         let migrated = async {
-            let database = Database::new(&postgres.url, 1, None)?;
+            let database = Database::open(&postgres.source, 1, None)?;
             database.migrate().await?;
             database.check().await?;
             Ok::<_, StartError>(database.place())

@@ -11,6 +11,7 @@ mod doctor;
 mod endpoint;
 mod env;
 mod exit;
+mod fleet;
 mod migrate;
 mod reload;
 mod run;

@@ -8,13 +8,16 @@ use serde_json::Value;
 use super::blocks::COLUMNS;
 use super::client::{AdminArgs, Instance};
 use super::table::table;
-use super::{Exit, Failure, block_on, load_config, print};
+use super::{Exit, Failure, block_on, fleet, load_config, print};
 use crate::admin::{self, Question, explain};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     place: AdminArgs,
+    /// List the replicas that share the ledger instead, also those that are silent
+    #[arg(long)]
+    fleet: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -64,10 +67,12 @@ pub(super) fn health(args: &HealthArgs) -> Result<Exit, Failure> {
 pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
     block_on(async {
         let outpace = Instance::admin(&args.place)?;
-        let told = outpace
-            .call(Method::GET, "/v1/status", &Value::Null)
-            .await?;
-        Ok(print_told(&told, args.json, shown))
+        let (path, words): (_, fn(&Value) -> String) = match args.fleet {
+            true => ("/v1/replicas", fleet::shown),
+            false => ("/v1/status", shown),
+        };
+        let told = outpace.call(Method::GET, path, &Value::Null).await?;
+        Ok(print_told(&told, args.json, words))
     })
 }
 
@@ -79,12 +84,12 @@ fn print_told(told: &Value, as_json: bool, words: fn(&Value) -> String) -> Exit 
     print(&words(told))
 }
 
-fn array<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+pub(super) fn array<'a>(value: &'a Value, name: &str) -> &'a [Value] {
     let found = value.get(name).and_then(Value::as_array);
     found.map_or(&[], Vec::as_slice)
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -154,6 +159,7 @@ fn shown(told: &Value) -> String {
         let (used, max) = (bytes("used_bytes"), bytes("max_bytes"));
         shown.push_str(&format!("\nspool: {used} of {max} bytes are in use\n"));
     }
+    shown.push_str(&fleet::warnings(told));
     let problems = told.get("ca").map_or(&[][..], |ca| array(ca, "problems"));
     for problem in problems.iter().filter_map(Value::as_str) {
         shown.push_str(&format!("\nwarning: {problem}\n"));
@@ -186,7 +192,7 @@ async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
     let path = format!("/v1/explain?{}", query.finish());
     let outpace = Instance::admin(&args.place)?;
     let told = outpace.call(Method::GET, &path, &Value::Null).await;
-    match (told, &args.place.config) {
+    match (told, args.place.file()) {
         // outpace does not run, so the configuration alone explains the request.
         (Err(Failure(Exit::PORT, _)), Some(config)) => {
             let told = explain(&load_config(config)?.config.policy, &question, None);

@@ -72,6 +72,16 @@ struct Base {
     wall: Wall,
 }
 
+/// Place of a [`Clock`] on the clock of the system, which a later process of the same boot can compare
+/// with its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootAnchor {
+    /// Identifier of the boot of the system.
+    pub boot: Arc<str>,
+    /// Nanoseconds by which the axis is ahead of the system's monotonic clock.
+    pub ahead_ns: i64,
+}
+
 /// The source of calendar dates: the system's wall clock or the anchored axis.
 #[derive(Debug)]
 enum Wall {
@@ -103,6 +113,21 @@ impl Clock {
     /// Returns the current instant on the monotonic axis.
     pub fn now(&self) -> Instant {
         Instant(self.0.anchor_ns) + runtime_now().duration_since(self.0.start)
+    }
+
+    /// Returns the place of the axis on the system's monotonic clock, or `None` if the axis is virtual
+    /// or the system does not tell its boots apart.
+    pub fn boot_anchor(&self) -> Option<BootAnchor> {
+        if matches!(self.0.wall, Wall::Anchored) {
+            return None;
+        }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let monotonic = monotonic.tv_sec * 1_000_000_000 + monotonic.tv_nsec;
+        Some(BootAnchor {
+            boot: boot.trim().into(),
+            ahead_ns: self.now().as_nanos() - monotonic,
+        })
     }
 
     /// Returns the calendar time, which may step. Use it for dates in messages, certificates and

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
+use crate::db::DatabaseSource;
 use crate::exchange::{AccessLog, BodySettings};
 use crate::intercept::CaSource;
 use crate::ledger::Outage;
@@ -170,8 +171,8 @@ pub struct LedgerSettings {
 /// Settings of the Postgres database that holds the schedules.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PostgresSettings {
-    /// URL of the database, which may contain a password.
-    pub url: Secret,
+    /// Source of the database's URL, which may contain a password.
+    pub source: DatabaseSource,
     /// True if `serve` brings the schema of the database up to date.
     pub migrate: bool,
 }

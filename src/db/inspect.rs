@@ -60,7 +60,7 @@ impl Database {
     /// # Errors
     /// Returns a [`DatabaseError`] if no connection can be made or the server refuses a query.
     pub async fn inspect(&self, clock: &Clock) -> Result<DatabaseFacts, DatabaseError> {
-        let failed = |error: sqlx::Error| self.failed(&error);
+        let failed = |error: sqlx::Error| self.unreachable(&error, true);
         let mut connection = self.connect().await?;
         let before = clock.wall_millis();
         let server = row(&mut connection, SERVER).await.map_err(failed)?;

@@ -5,20 +5,32 @@
 //! statements and no start-up parameters that a pooler refuses.
 
 mod connections;
+mod fault;
 mod inspect;
+mod source;
+mod url;
 
-use std::str::FromStr as _;
+pub use fault::DatabaseFault;
+pub use inspect::DatabaseFacts;
+pub use source::DatabaseSource;
+pub use url::{UrlError, check_url};
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgListener, PgRow, Postgres};
-use sqlx::{ConnectOptions as _, Connection as _, Execute, Row as _, SqlSafeStr as _};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgArguments, PgConnection, PgListener, PgRow, Postgres};
+use sqlx::{Connection as _, Execute, Row as _, SqlSafeStr as _};
 
-use connections::{CONNECT_TIMEOUT, Connections};
-pub use inspect::DatabaseFacts;
+use connections::{Connections, Unanswered};
+use fault::TimedOut;
+use source::CurrentUrl;
 
 use crate::policy::Secret;
+
+/// Time within which the server must answer a question about the schema.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Version number of this program, compared with the range that `outpace.schema_info` supports.
 pub const PROGRAM: i32 = 2;
@@ -47,37 +59,61 @@ pub type Statement<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
 /// A Postgres database that all replicas share. Clones are cheap and use the same connections.
 #[derive(Clone)]
 pub struct Database {
-    options: PgConnectOptions,
     connections: Arc<Connections>,
+}
+
+/// State of a database that `outpace check --connect` reports.
+#[derive(Debug)]
+pub struct DatabaseReport {
+    /// Hosts, ports and database name.
+    pub place: String,
+    /// Version of the server, such as `15.6`.
+    pub version: String,
+    /// Newest migration in the database, or `None` if it has no schema of outpace.
+    pub schema: Option<i64>,
+    /// True if the schema supports this program.
+    pub fits: bool,
+    /// Setting `synchronous_commit` of the session.
+    pub synchronous_commit: String,
+    /// True if the connection is encrypted.
+    pub encrypted: bool,
 }
 
 /// Error of a connection, a migration or the check of the schema.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The URL in `ledger.postgres.url` cannot be parsed.
+    /// The URL in `ledger.postgres.url` cannot be used.
+    #[error("`ledger.postgres.url` is invalid: {0}")]
+    Url(#[from] UrlError),
+    /// A certificate or key file that the URL names cannot be read.
     #[error(
-        "`ledger.postgres.url` is invalid: {0}; write it as \"postgres://user:password@host:5432/database\""
+        "`{parameter}` in `ledger.postgres.url` names the file {path}, which cannot be read: {cause}; correct the path, or restore the file"
     )]
-    Url(String),
+    File {
+        /// Parameter of the URL that names the file.
+        parameter: &'static str,
+        /// Path of the file as written in the URL.
+        path: PathBuf,
+        /// Error of the operating system.
+        cause: std::io::Error,
+    },
     /// The server does not respond, or a statement failed. A later try may succeed.
-    #[error(
-        "the database at {place} cannot be used: {cause}; check that it runs and accepts connections"
-    )]
+    #[error("the database at {place} cannot be used: {fault}; {}", fault.remedy)]
     Unreachable {
         /// Host, port and database name of the server.
         place: String,
-        /// Error text of the connection or of the server.
-        cause: String,
+        /// Error of the connection or of the server.
+        fault: DatabaseFault,
     },
-    /// The server refuses access permanently, so another try without a change fails too.
+    /// The server refuses the user, the password or the database.
     #[error(
-        "the database at {place} refuses access: {cause}; check user, password and database in `ledger.postgres.url`"
+        "the database at {place} refuses access: {fault}; check user, password and database in `ledger.postgres.url`"
     )]
     Refused {
         /// Host, port and database name of the server.
         place: String,
-        /// Error text as returned by the server.
-        cause: String,
+        /// Error of the server.
+        fault: DatabaseFault,
     },
     /// The server acknowledges writes that are not on disk yet.
     #[error(
@@ -123,22 +159,28 @@ impl Database {
     /// connection runs `begin_with` first and ignores an error that leaves the connection usable.
     ///
     /// # Errors
-    /// Returns [`DatabaseError::Url`] if the URL cannot be parsed.
+    /// Returns [`DatabaseError::Url`] if the URL cannot be used.
     pub fn new(
         url: &Secret,
         connections: u32,
         begin_with: Option<&'static str>,
     ) -> Result<Self, DatabaseError> {
-        let options = PgConnectOptions::from_str(url.reveal())
-            .map_err(|error| DatabaseError::Url(error.to_string()))?
-            .application_name("outpace")
-            // PgBouncer refuses start-up parameters that are unknown to it.
-            .extra_float_digits(None)
-            .statement_cache_capacity(0)
-            .disable_statement_logging();
-        let connections = Connections::new(options.clone(), connections, begin_with);
+        let source = DatabaseSource::new(url.clone(), None);
+        Self::open(&source, connections, begin_with)
+    }
+
+    /// Works like [`Self::new`] for a source whose file is read again before each new connection.
+    ///
+    /// # Errors
+    /// Returns [`DatabaseError::Url`] if the URL cannot be used.
+    pub fn open(
+        source: &DatabaseSource,
+        connections: u32,
+        begin_with: Option<&'static str>,
+    ) -> Result<Self, DatabaseError> {
+        let url = CurrentUrl::new(source)?;
+        let connections = Connections::new(url, connections, begin_with);
         Ok(Self {
-            options,
             connections: Arc::new(connections),
         })
     }
@@ -146,14 +188,37 @@ impl Database {
     /// Executes one statement once and returns its rows.
     ///
     /// # Errors
-    /// Returns the error of the database. Returns [`sqlx::Error::PoolTimedOut`] if there is no
-    /// reply after `within`, and the statement may then have been executed.
+    /// Returns the error of the database. After a time limit has passed, the statement may have been
+    /// executed.
     pub async fn ask<'q>(
         &self,
         statement: impl Execute<'q, Postgres> + 'q,
         within: Duration,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
-        self.connections.ask(statement, within).await
+        let asked = self.connections.ask(statement, within).await;
+        asked.map_err(|unanswered| unanswered.error)
+    }
+
+    /// Works like [`Self::ask`] and describes an error as a fault.
+    ///
+    /// # Errors
+    /// Returns the fault of the connection or of the statement.
+    pub async fn call<'q>(
+        &self,
+        statement: impl Execute<'q, Postgres> + 'q,
+        within: Duration,
+    ) -> Result<Vec<PgRow>, DatabaseFault> {
+        let asked = self.connections.ask(statement, within).await;
+        asked.map_err(|Unanswered { error, is_sent }| DatabaseFault::of(&error, is_sent))
+    }
+
+    /// Opens connections ahead of the first calls.
+    ///
+    /// # Errors
+    /// Returns the fault of a connection.
+    pub async fn warm(&self) -> Result<(), DatabaseFault> {
+        let warmed = self.connections.warm().await;
+        warmed.map_err(|error| DatabaseFault::of(&error, false))
     }
 
     /// Opens a connection that receives the notifications of this channel. A pooler in transaction
@@ -165,11 +230,9 @@ impl Database {
         self.connections.listen(channel).await
     }
 
-    /// Returns host, port and database name for messages, without user and password.
+    /// Returns hosts, ports and database name for messages, without user and password.
     pub fn place(&self) -> String {
-        let database = self.options.get_database().unwrap_or("-");
-        let (host, port) = (self.options.get_host(), self.options.get_port());
-        format!("{host}:{port}/{database}")
+        self.connections.url.known().place()
     }
 
     /// Checks that the schema supports this program. If `migrate` is true, applies missing
@@ -197,7 +260,7 @@ impl Database {
         let mut connection = self.connect().await?;
         let query = "select current_setting('synchronous_commit')";
         let row = row(&mut connection, query).await;
-        let row = row.map_err(|error| self.failed(&error))?;
+        let row = row.map_err(|error| self.unreachable(&error, true))?;
         if row.get::<String, _>(0) == "off" {
             return Err(DatabaseError::NotDurable);
         }
@@ -213,8 +276,14 @@ impl Database {
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let mut connection = self.connect().await?;
         let migrated = migrate(&mut connection).await;
-        let failed = |cause: String| DatabaseError::Migration { cause };
-        migrated.map_err(|error| failed(error.to_string()))
+        migrated.map_err(|error| match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                self.unreachable(&error, true)
+            }
+            error => DatabaseError::Migration {
+                cause: error.to_string(),
+            },
+        })
     }
 
     /// Checks that the schema supports this program.
@@ -229,7 +298,7 @@ impl Database {
             Ok(row) => (row.get::<i32, _>(0), row.get::<i32, _>(1)),
             Err(sqlx::Error::RowNotFound) => return Err(DatabaseError::TooOld),
             Err(error) if is_missing(&error) => return Err(DatabaseError::TooOld),
-            Err(error) => return Err(self.failed(&error)),
+            Err(error) => return Err(self.unreachable(&error, true)),
         };
         if PROGRAM > newest {
             return Err(DatabaseError::TooOld);
@@ -252,38 +321,82 @@ impl Database {
         newest.is_ok_and(|row| row.get::<Option<i64>, _>(0) >= ours)
     }
 
+    /// Describes server, schema and durability.
+    ///
+    /// # Errors
+    /// Returns a [`DatabaseError`] if the database cannot be used.
+    pub async fn report(&self) -> Result<DatabaseReport, DatabaseError> {
+        let mut connection = self.connect().await?;
+        let query = "select current_setting('server_version'), current_setting('synchronous_commit'), coalesce((select ssl from pg_stat_ssl where pid = pg_backend_pid()), false)";
+        let about = row(&mut connection, query).await;
+        let about = about.map_err(|error| self.unreachable(&error, true))?;
+        let query = "select max(version) from outpace.migration";
+        let newest = row(&mut connection, query).await;
+        let fits = match self.check().await {
+            Ok(()) => true,
+            Err(DatabaseError::TooOld) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(DatabaseReport {
+            place: self.place(),
+            version: about.get(0),
+            schema: newest.ok().and_then(|row| row.get(0)),
+            fits,
+            synchronous_commit: about.get(1),
+            encrypted: about.get(2),
+        })
+    }
+
     async fn connect(&self) -> Result<PgConnection, DatabaseError> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, self.options.connect()).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(self.failed(&error)),
-            Err(_elapsed) => Err(DatabaseError::Unreachable {
-                place: self.place(),
-                cause: format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
-            }),
+        if let Some((parameter, path, cause)) = self.connections.url.known().missing_file() {
+            return Err(DatabaseError::File {
+                parameter,
+                path,
+                cause,
+            });
+        }
+        let opened = self.connections.open().await;
+        opened.map_err(|error| self.failed(&error))
+    }
+
+    /// Describes an error of a new connection.
+    fn failed(&self, error: &sqlx::Error) -> DatabaseError {
+        let (place, fault) = (self.place(), DatabaseFault::of(error, false));
+        let code = fault.sqlstate.as_deref().unwrap_or_default();
+        // SQLSTATE class 28 is an invalid authorization, and 3D000 an unknown database.
+        if code.starts_with("28") || code == "3D000" {
+            DatabaseError::Refused { place, fault }
+        } else {
+            DatabaseError::Unreachable { place, fault }
         }
     }
 
-    fn failed(&self, error: &sqlx::Error) -> DatabaseError {
-        let (place, cause) = (self.place(), error.to_string());
-        let code = error.as_database_error().and_then(|told| told.code());
-        // SQLSTATE classes: 28 is invalid authorization, 3D an unknown database, and 42 includes
-        // missing privileges.
-        let refusals = ["28", "3D", "42"];
-        if code.is_some_and(|code| refusals.iter().any(|class| code.starts_with(class))) {
-            DatabaseError::Refused { place, cause }
-        } else {
-            DatabaseError::Unreachable { place, cause }
+    /// Describes an error after which another try may succeed.
+    fn unreachable(&self, error: &sqlx::Error, is_sent: bool) -> DatabaseError {
+        DatabaseError::Unreachable {
+            place: self.place(),
+            fault: DatabaseFault::of(error, is_sent),
         }
     }
+}
+
+/// Returns the text of an error with its SQLSTATE.
+pub fn describe(error: &sqlx::Error) -> String {
+    DatabaseFault::of(error, true).to_string()
 }
 
 /// Executes a query that returns one row, as a simple query. A prepared one takes two round trips,
 /// and a pooler in transaction mode may replace its statement between them.
 async fn row(connection: &mut PgConnection, query: &'static str) -> sqlx::Result<PgRow> {
-    sqlx::raw_sql(query).fetch_one(connection).await
+    let asked = sqlx::raw_sql(query).fetch_one(connection);
+    let asked = tokio::time::timeout(CHECK_TIMEOUT, asked).await;
+    asked.unwrap_or_else(|_elapsed| {
+        let told = format!("no answer about the schema within {CHECK_TIMEOUT:?}");
+        Err(sqlx::Error::Configuration(Box::new(TimedOut(told))))
+    })
 }
 
-async fn migrate(connection: &mut PgConnection) -> Result<(), sqlx::error::BoxDynError> {
+async fn migrate(connection: &mut PgConnection) -> Result<(), MigrateError> {
     // The lock belongs to the transaction, because a pooler may give each transaction another
     // session.
     let mut transaction = connection.begin().await?;

@@ -8,11 +8,12 @@ use foldhash::HashMap;
 use smallvec::SmallVec;
 
 use super::allocation::Allocation;
-use super::call::{Answer, Call, OVERFLOW, Replica, ScheduleUse};
+use super::call::{Answer, Call, Id, OVERFLOW, Replica, ScheduleUse};
 use super::row::Row;
 use super::row_table::RowTable;
+use crate::bounds::KEYS_PER_LIMIT;
 use crate::clock::Instant;
-use crate::schedule::{Block, Schedule, Spec};
+use crate::schedule::{Block, Schedule, ScheduleState, Spec};
 
 /// The schedules of one target, with the block of its origin.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +24,8 @@ pub struct Book {
     /// Latest instant that a call has used, in nanoseconds. Time in the book never goes back.
     now: i64,
     pub(super) quiet: i64,
+    /// Instant in nanoseconds up to which new rows count as used up, because their usage is unknown.
+    used_until: i64,
     /// Number of keys with a schedule of their own, and the bound of this number, by limit.
     keys: HashMap<Arc<str>, (u32, u32)>,
     /// Position of the row that the next sweep looks at first.
@@ -93,6 +96,39 @@ impl Book {
             runs,
             lost: users.lost(),
             overflowed,
+        }
+    }
+
+    /// Adds a schedule from an earlier process.
+    pub(super) fn restore(&mut self, id: Id, schedule: Schedule) {
+        let counted = id.1.as_deref().is_some_and(|key| key != OVERFLOW);
+        if counted {
+            let (live, max) = self.keys.entry(Arc::clone(&id.0)).or_default();
+            (*live, *max) = (*live + 1, (*max).max(KEYS_PER_LIMIT));
+        }
+        self.rows.push(Row::restored(id, schedule, counted));
+    }
+
+    /// Makes rows that are new from now on start as used up at this instant.
+    pub(super) const fn use_up_new_rows(&mut self, until: i64) {
+        self.used_until = until;
+    }
+
+    /// Returns all schedules that matter after `now`, in nanoseconds.
+    pub(super) fn schedules(&self, now: i64) -> impl Iterator<Item = (Id, &Schedule)> {
+        let now = Instant::from_nanos(now);
+        let rows = self
+            .rows
+            .iter()
+            .filter_map(|row| Some((row.id(), row.schedule()?)));
+        rows.filter(move |(_, schedule)| !schedule.is_idle(now))
+    }
+
+    /// Returns the key of the row that counts this key of a limit.
+    pub(super) fn counted_key(&self, limit: &Arc<str>, key: Option<&Arc<str>>) -> Option<Arc<str>> {
+        match self.rows.find(limit, key) {
+            Some(_) => key.cloned(),
+            None => key.map(|_| OVERFLOW.into()),
         }
     }
 
@@ -194,6 +230,24 @@ impl Book {
         self.keys.get(limit).is_some_and(|(live, max)| live >= max)
     }
 
+    /// Returns a schedule, and the requests of other replicas that wait for it, by flow.
+    pub fn peek(
+        &self,
+        limit: &Arc<str>,
+        key: Option<&Arc<str>>,
+        replica: Replica,
+        now: i64,
+    ) -> (Option<ScheduleState>, Vec<i64>) {
+        let row = self
+            .rows
+            .find(limit, key)
+            .and_then(|row| self.rows.get(row));
+        row.map_or((None, Vec::new()), |row| {
+            let state = row.schedule().map(Schedule::state);
+            (state, row.others(replica, now))
+        })
+    }
+
     /// Returns the limits of those rows that many keys share, each once.
     fn overflowed(&self, rows: &[usize]) -> SmallVec<[Arc<str>; 1]> {
         let mut overflowed: SmallVec<[Arc<str>; 1]> = SmallVec::new();
@@ -224,6 +278,9 @@ impl Book {
         let is_counted = matches!(&asked.key, Some(key) if &**key != OVERFLOW)
             && !matches!(asked.spec, Spec::Permits { .. });
         let mut row = Row::new(asked, self.block.ends());
+        if let Some(schedule) = row.schedule_mut().filter(|_| self.used_until > 0) {
+            schedule.use_up(Instant::from_nanos(self.used_until));
+        }
         if is_counted {
             let (live, max) = self.keys.entry(Arc::clone(&asked.limit)).or_default();
             *max = asked.max_keys;
@@ -255,7 +312,7 @@ impl Book {
             {
                 *held = asked.held;
             }
-            row.report(asked, now);
+            row.report(asked, now, users.lost());
         }
         index
     }

@@ -23,7 +23,7 @@ pub type Replica = i64;
 pub(super) const OVERFLOW: &str = "overflow keys";
 
 /// Limit and key of a schedule.
-pub(super) type Id = (Arc<str>, Option<Arc<str>>);
+pub type Id = (Arc<str>, Option<Arc<str>>);
 
 /// One booking call of a replica for one target.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -1,5 +1,6 @@
 //! Forecasts for newcomers, from the schedules that are known without a call.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::call::spec_of;
@@ -8,19 +9,25 @@ use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::Schedule;
 
+/// The whole of a rate, in millionths.
+pub(super) const WHOLE: i64 = 1_000_000;
+
 /// Estimates the instant at which a request of `scope` could be sent after the requests `ahead` of
-/// it. `known` returns the schedule of a limit and key, and true if its numbers are in force
-/// even if the caller's policy has other numbers. Otherwise other numbers are adopted first. A
-/// schedule that it does not know counts as unused.
+/// it, not before `from` and while `share` millionths of each rate are available.
+///
+/// `known` returns the schedule of a limit and key, and true if its numbers are in force even if the
+/// caller's policy has other numbers. Otherwise other numbers are adopted first. A schedule that it
+/// does not know counts as unused.
 pub(super) fn forecast<'a>(
     target: &Target,
     scope: &Scope,
     ahead: &[Ahead],
-    from: Instant,
+    (from, share): (Instant, i64),
     mut known: impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<(&'a Schedule, bool)>,
 ) -> Forecast {
     let mut forecast = Forecast {
         at: from,
+        clear: from,
         held_by: None,
     };
     for index in scope.limits.iter() {
@@ -35,20 +42,29 @@ pub(super) fn forecast<'a>(
         let cost = scope.cost(index);
         let at = match known(&limit.name, scope.shared_key(index)) {
             Some((schedule, in_force)) if in_force || schedule.spec() == spec => {
-                schedule.forecast(from, ahead, cost)
+                at_share(schedule, share).forecast(from, ahead, cost)
             }
             Some((schedule, _)) => {
                 let changed = schedule.clone().adopt(fresh, from);
-                changed.forecast(from, ahead, cost)
+                at_share(&changed, share).forecast(from, ahead, cost)
             }
-            None => fresh.forecast(from, ahead, cost),
+            None => at_share(&fresh, share).forecast(from, ahead, cost),
         };
         if at > forecast.at {
             forecast = Forecast {
                 at,
+                clear: at,
                 held_by: Some(index),
             };
         }
     }
     forecast
+}
+
+/// Returns the schedule at a share of its rate. The whole rate needs no copy.
+fn at_share(schedule: &Schedule, share: i64) -> Cow<'_, Schedule> {
+    match share {
+        WHOLE => Cow::Borrowed(schedule),
+        share => Cow::Owned(schedule.at_share(share)),
+    }
 }

@@ -1,6 +1,11 @@
-//! The ledger of a single replica, with a book in memory for each target.
+//! The ledger of a single replica, with a book in memory for each target. With a data directory it
+//! keeps the schedules over a restart.
 
-use std::sync::{Arc, Mutex, RwLock};
+mod journal;
+mod restore;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use foldhash::HashMap;
@@ -9,17 +14,20 @@ use tokio::sync::watch;
 
 use super::book::{Book, Users};
 use super::call::{Answer, Call, Run, spec_of};
-use super::forecast::forecast;
+use super::forecast::{WHOLE, forecast};
 use super::{
     Ahead, Booking, Correction, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot,
 };
-use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
+use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock, TargetBlocks};
 use crate::bounds::HORIZON;
 use crate::clock::{Clock, Instant};
+use crate::files::FileFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync;
 use crate::units::nanos;
+use journal::{Journal, JournalRecord, ScheduleChange, ScheduleName};
+use restore::restore;
 
 /// Number of the only replica that uses these books.
 const OURSELVES: super::Replica = 0;
@@ -30,6 +38,10 @@ pub struct MemoryLedger {
     clock: Clock,
     key_secret: KeySecret,
     targets: RwLock<HashMap<Arc<str>, TargetEntry>>,
+    /// Instant in nanoseconds up to which schedules of unknown usage count as used up, or 0.
+    used_until: i64,
+    /// Journal of a ledger with a data directory. Its lock is taken before that of a book.
+    journal: Option<Mutex<Journal>>,
 }
 
 /// The book of one target, with the channel that publishes its number of blocks.
@@ -57,6 +69,110 @@ impl MemoryLedger {
             clock,
             key_secret,
             targets: RwLock::default(),
+            used_until: 0,
+            journal: None,
+        }
+    }
+
+    /// Creates a ledger that continues with the schedules and blocks in a data directory, and keeps
+    /// its own there.
+    ///
+    /// # Errors
+    /// Returns a [`FileFault`] if the file must not be read. A damaged file is no error, but every
+    /// limit then starts as used up.
+    pub fn with_data_dir(
+        clock: Clock,
+        key_secret: KeySecret,
+        dir: &Path,
+    ) -> Result<Self, FileFault> {
+        let read = journal::read(dir)?;
+        if read.is_damaged {
+            tracing::warn!(
+                dir = %dir.display(),
+                "the file `schedules` in the data directory is damaged, so every limit starts as used up; remove the file before a start to begin with unused limits"
+            );
+        }
+        let restored = restore(read, &clock);
+        let mut ledger = Self::new(clock, key_secret);
+        ledger.used_until = restored.used_until;
+        for (name, target) in restored.targets {
+            let (entry, now) = (TargetEntry::default(), ledger.clock.now());
+            let mut kept = sync::lock(&entry.book);
+            kept.book.use_up_new_rows(restored.used_until);
+            for (id, schedule) in target.schedules {
+                kept.book.restore(id, schedule);
+            }
+            for block in target.blocks {
+                if block.scope.is_target() {
+                    kept.book.block(block.until.as_nanos(), now.as_nanos());
+                }
+                entry
+                    .blocks
+                    .change(|blocks| (true, blocks.impose(block, now)));
+            }
+            entry.epoch.send_replace(kept.book.epoch());
+            drop(kept);
+            sync::write(&ledger.targets).insert(name, entry);
+        }
+        let mut journal = Journal::new(dir, restored.used_until);
+        ledger.rewrite(&mut journal, true);
+        ledger.journal = Some(Mutex::new(journal));
+        Ok(ledger)
+    }
+
+    /// Brings the journal to the disk, and rewrites it if it has grown. Without a data directory
+    /// nothing happens. The call may take as long as the disk.
+    pub fn sync(&self) {
+        let Some(journal) = &self.journal else {
+            return;
+        };
+        let mut journal = sync::lock(journal);
+        if journal.is_due() {
+            self.rewrite(&mut journal, false);
+        }
+        let file = journal.take_unsynced();
+        drop(journal);
+        if let Some(Err(error)) = file.map(|file| file.sync_data())
+            && let Some(journal) = &self.journal
+        {
+            sync::lock(journal).fail(&error);
+        }
+    }
+
+    /// Rewrites the journal as one line per schedule.
+    fn rewrite(&self, journal: &mut Journal, is_final: bool) {
+        let now = self.clock.now().as_nanos();
+        let mut records = vec![JournalRecord::Begin {
+            clock: self.clock.boot_anchor(),
+            used_until: journal.used_until,
+        }];
+        for (target, entry) in &*sync::read(&self.targets) {
+            let kept = sync::lock(&entry.book);
+            records.extend(kept.book.schedules(now).map(|((limit, key), schedule)| {
+                let (target, state) = (Arc::clone(target), schedule.state());
+                JournalRecord::State {
+                    target,
+                    limit,
+                    key,
+                    state,
+                }
+            }));
+            let (target, blocks) = (Arc::clone(target), entry.blocks.read(TargetBlocks::all));
+            records.push(JournalRecord::Blocks { target, blocks });
+        }
+        journal.rewrite(records.into_iter(), is_final);
+    }
+
+    /// Takes the lock of the journal, if there is one.
+    fn journal(&self) -> Option<MutexGuard<'_, Journal>> {
+        self.journal.as_ref().map(sync::lock)
+    }
+
+    /// Writes the blocks of a target after a change.
+    fn write_blocks(&self, target: &Arc<str>) {
+        if let Some(mut journal) = self.journal() {
+            let blocks = self.with_entry(target, |entry| entry.blocks.read(TargetBlocks::all));
+            journal.append_blocks(target, blocks);
         }
     }
 
@@ -67,7 +183,14 @@ impl MemoryLedger {
         }
         drop(targets);
         let mut targets = sync::write(&self.targets);
-        then(targets.entry(Arc::clone(target)).or_default())
+        let entry = targets.entry(Arc::clone(target)).or_insert_with(|| {
+            let entry = TargetEntry::default();
+            let mut kept = sync::lock(&entry.book);
+            kept.book.use_up_new_rows(self.used_until);
+            drop(kept);
+            entry
+        });
+        then(entry)
     }
 
     fn with_book<T>(&self, target: &Target, then: impl FnOnce(&mut TargetBook, Instant) -> T) -> T {
@@ -87,7 +210,14 @@ impl Ledger for MemoryLedger {
     }
 
     fn book(&self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>) -> Booking {
-        Booking::Ready(self.with_book(target, |kept, now| kept.answer(target, runs, now)))
+        let mut journal = self.journal();
+        Booking::Ready(self.with_book(target, |kept, now| {
+            let (call, answer) = kept.answer(target, runs, now);
+            if let Some(journal) = &mut journal {
+                journal.append_changes(kept.booked(&call, &answer));
+            }
+            answer
+        }))
     }
 
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement) {
@@ -109,9 +239,16 @@ impl Ledger for MemoryLedger {
         let Some(known) = target.limits.get(limit) else {
             return Correction::Done;
         };
+        let mut journal = self.journal();
         self.with_book(target, |kept, now| {
             let key = slot.scope.shared_key(limit);
             kept.book.correct(&known.name, key, units, now.as_nanos());
+            if let Some(journal) = &mut journal {
+                let at = now.as_nanos();
+                let name = kept.name_of(&target.name, &known.name, key);
+                let change = ScheduleChange::Corrected { at, units };
+                journal.append_changes(name.map(|name| (name, change)).into_iter());
+            }
         });
         Correction::Done
     }
@@ -119,7 +256,7 @@ impl Ledger for MemoryLedger {
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast {
         self.with_book(target, |kept, now| {
             let from = kept.book.blocked().earliest(now);
-            forecast(target, scope, ahead, from, |limit, key| {
+            forecast(target, scope, ahead, (from, WHOLE), |limit, key| {
                 let is_pinned = kept.pins.iter().any(|(pinned, _)| pinned == limit);
                 Some((kept.book.schedule(limit, key)?, is_pinned))
             })
@@ -149,10 +286,14 @@ impl Ledger for MemoryLedger {
         limit: Arc<str>,
         key: Option<Arc<str>>,
     ) -> Pinning<'_> {
+        let journal = self.journal();
         self.with_entry(&target, |entry| {
             let mut kept = sync::lock(&entry.book);
             kept.book.forget_settled(&limit, key.as_deref());
         });
+        journal
+            .into_iter()
+            .for_each(|mut journal| journal.note_stale());
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -200,8 +341,12 @@ impl Ledger for MemoryLedger {
             let imposed = blocks.impose(block, now);
             (imposed.is_some(), imposed)
         });
-        if imposed.is_some_and(|scope| scope.is_target()) {
+        let is_whole = imposed.as_ref().is_some_and(BlockScope::is_target);
+        if is_whole {
             self.block(target, until);
+        }
+        if imposed.is_some() {
+            self.write_blocks(&target.name);
         }
     }
 
@@ -214,7 +359,13 @@ impl Ledger for MemoryLedger {
 
     fn end_probe(&self, target: &Arc<Target>, scope: &BlockScope, until: Instant, answered: bool) {
         let table = self.blocks(&target.name);
-        table.change(|blocks| (blocks.end_probe(scope, until, answered), ()));
+        let ended = table.change(|blocks| {
+            let ended = blocks.end_probe(scope, until, answered);
+            (ended, ended)
+        });
+        if ended {
+            self.write_blocks(&target.name);
+        }
     }
 
     fn lift(&self, target: Arc<str>, filter: BlockFilter) -> Lifting<'_> {
@@ -228,12 +379,66 @@ impl Ledger for MemoryLedger {
                 sync::lock(&entry.book).book.lift_block(now.as_nanos());
             });
         }
+        self.write_blocks(&target);
+        self.journal()
+            .into_iter()
+            .for_each(|mut journal| journal.note_stale());
         Box::pin(std::future::ready(Ok(lifted.len())))
     }
 }
 
 impl TargetBook {
-    fn answer(&mut self, target: &Arc<Target>, runs: SmallVec<[Run; 2]>, now: Instant) -> Answer {
+    /// Returns the changes of all slots of an answer.
+    fn booked<'a>(
+        &'a self,
+        call: &'a Call,
+        answer: &'a Answer,
+    ) -> impl Iterator<Item = (ScheduleName, ScheduleChange)> + 'a {
+        let runs = call.runs.iter().zip(&answer.runs);
+        let slots = runs.flat_map(|(run, grant)| {
+            let slots = grant.slots.iter();
+            slots.flat_map(move |at| run.uses().map(move |used| (*at, used)))
+        });
+        slots.filter_map(|(at, (row, units))| {
+            let (used, state) = (call.rows.get(row)?, answer.rows.get(row)?);
+            state.spec.per_second()?;
+            let key = match answer.overflowed.contains(&used.limit) {
+                true => self.book.counted_key(&used.limit, used.key.as_ref()),
+                false => used.key.clone(),
+            };
+            let name = ScheduleName {
+                target: Arc::clone(&call.target),
+                limit: Arc::clone(&used.limit),
+                key,
+                spec: state.spec,
+            };
+            let at = at.as_nanos();
+            Some((name, ScheduleChange::Booked { at, units }))
+        })
+    }
+
+    /// Returns the name of one schedule in the journal, if it exists.
+    fn name_of(
+        &self,
+        target: &Arc<str>,
+        limit: &Arc<str>,
+        key: Option<&Arc<str>>,
+    ) -> Option<ScheduleName> {
+        let schedule = self.book.schedule(limit, key)?;
+        Some(ScheduleName {
+            target: Arc::clone(target),
+            limit: Arc::clone(limit),
+            key: self.book.counted_key(limit, key),
+            spec: schedule.spec(),
+        })
+    }
+
+    fn answer(
+        &mut self,
+        target: &Arc<Target>,
+        runs: SmallVec<[Run; 2]>,
+        now: Instant,
+    ) -> (Call, Answer) {
         let known = self.newest.take();
         let known = known.filter(|known| known.generation >= target.generation);
         let newest = known.unwrap_or_else(|| Arc::clone(target));
@@ -250,109 +455,10 @@ impl TargetBook {
             }
         }
         self.book.sweep(now.as_nanos());
-        self.book.call(&call, now.as_nanos(), Users::One)
+        let answer = self.book.call(&call, now.as_nanos(), Users::One);
+        (call, answer)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use smallvec::smallvec;
-
-    use super::*;
-    use crate::ledger::Short;
-    use crate::policy::{Algorithm, Limit, LimitSet};
-
-    fn rate(text: &str, burst: u32) -> Bound {
-        let (rate, burst) = (text.parse().unwrap(), Some(burst));
-        let algorithm = Algorithm::TokenBucket { burst };
-        Bound::Rate { rate, algorithm }
-    }
-
-    fn target(limits: Vec<Limit>) -> Arc<Target> {
-        Arc::new(Target::named("t", limits))
-    }
-
-    fn book(ledger: &MemoryLedger, target: &Arc<Target>, want: u32) -> (Vec<Slot>, Option<Short>) {
-        let scope = target.scope_of_tunnel(None);
-        match ledger.book(target, smallvec![Run::new(scope.clone(), want, want)]) {
-            Booking::Ready(answer) => (answer.slots(0, &scope).collect(), answer.runs[0].short),
-            Booking::Pending(_) => unreachable!("the memory ledger never waits"),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn several_limits_are_booked_together_or_not_at_all() {
-        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
-        let target = target(vec![
-            Limit::new("fast", rate("1000/1s", 1000)),
-            Limit::new("slow", rate("1/1s", 1)),
-        ]);
-        let (slots, short) = book(&ledger, &target, 5);
-        assert_eq!(slots.len(), 1);
-        let short = short.unwrap();
-        assert_eq!(short.held_by, Some(1));
-        let ask_again = ledger.clock.now() + Duration::from_secs(1) - HORIZON;
-        assert_eq!(short.ask_again, Some(ask_again));
-        // The four requests without a slot cost the fast limit nothing.
-        let mut first = LimitSet::default();
-        first.insert(0);
-        let ahead = Ahead {
-            units: 998,
-            each: 1,
-        };
-        let fast = ledger.forecast(&target, &Scope::plain(first), &[ahead]);
-        assert_eq!(fast.at, ledger.clock.now());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn permits_come_back_when_a_slot_is_settled() {
-        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
-        let target = target(vec![Limit::new("at-once", Bound::Concurrent(2))]);
-        let (slots, short) = book(&ledger, &target, 3);
-        assert_eq!(slots.len(), 2);
-        let expected = Short {
-            held_by: Some(0),
-            ask_again: None,
-            waiting: 0,
-            weight: 0,
-        };
-        assert_eq!(short, Some(expected));
-        ledger.settle(&target, &slots[0], Settlement::Left);
-        assert_eq!(book(&ledger, &target, 3).0.len(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_block_holds_every_limit_and_a_probe_goes_first() {
-        let clock = Clock::anchored(0);
-        let ledger = MemoryLedger::new(clock.clone(), KeySecret::new([0; 32]));
-        let target = target(vec![Limit::new("l", rate("100/1s", 100))]);
-        let until = clock.now() + Duration::from_secs(5);
-        let epoch = ledger.epoch(&target);
-        for _ in 0..2 {
-            ledger.block(&target, until);
-            assert_eq!(*epoch.borrow(), 1, "an equal block changes nothing");
-        }
-        assert!(book(&ledger, &target, 1).0.is_empty());
-        clock.sleep_until(until).await;
-        let (slots, _) = book(&ledger, &target, 10);
-        assert_eq!(slots.len(), 1);
-        assert!(slots[0].probe);
-        ledger.settle(&target, &slots[0], Settlement::Left);
-        // The bucket is empty after a block, so the rest is spread over time.
-        let (rest, _) = book(&ledger, &target, 10);
-        assert!(rest.iter().all(|slot| slot.at > until));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_changed_limit_keeps_what_was_used() {
-        let ledger = MemoryLedger::new(Clock::anchored(0), KeySecret::new([0; 32]));
-        let before = target(vec![Limit::new("l", rate("10/1m", 10))]);
-        assert_eq!(book(&ledger, &before, 10).0.len(), 10);
-        let after = target(vec![Limit::new("l", rate("20/1m", 10))]);
-        let after = Arc::new(Target {
-            generation: 1,
-            ..Arc::into_inner(after).unwrap()
-        });
-        assert!(book(&ledger, &after, 1).0.is_empty());
-    }
-}
+mod tests;

@@ -19,6 +19,7 @@ mod allocation;
 mod blocks;
 mod book;
 mod call;
+mod fleet;
 mod forecast;
 mod memory;
 mod outage;
@@ -31,7 +32,11 @@ pub use blocks::{
     BlockCause, BlockClaim, BlockFilter, BlockScope, BlockTable, ScopedBlock, TargetBlocks,
 };
 pub use book::{Book, Users};
-pub use call::{Answer, Call, Grant, Replica, Run, ScheduleUse, Short, spec_of};
+pub use call::{Answer, Call, Grant, Id as ScheduleId, Replica, Run, ScheduleUse, Short, spec_of};
+pub use fleet::{
+    Fleet, LaneWaiting, Listed, Listing, ReplicaReport, ReplicaRow, ReplicaRows, ScheduleRead,
+    SchedulesRead,
+};
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;
@@ -89,6 +94,9 @@ impl std::fmt::Debug for Booking {
 /// A future that changes a limit in the ledger, for example pins it. The error is a full sentence.
 pub type Pinning<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
+/// A future that ends once forecasts count what the store has.
+pub type Refreshing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// A future of the permission to send a request of a blocked scope.
 pub type Claiming = Pin<Box<dyn Future<Output = BlockClaim> + Send>>;
 
@@ -128,6 +136,9 @@ pub struct Forecast {
     /// Earliest instant at which the request could be sent, as far as rates and blocks allow a
     /// forecast.
     pub at: Instant,
+    /// Earliest instant at which a request that arrives at that instant could be sent at once. Earlier
+    /// requests of other replicas use what this one gives up.
+    pub clear: Instant,
     /// Position of the limit that determines `at`, or `None` if only a block or nothing does.
     pub held_by: Option<usize>,
 }
@@ -224,6 +235,23 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Returns the secret with which the digests of secret keys are made. All replicas of a ledger
     /// have the same one.
     fn key_secret(&self) -> KeySecret;
+
+    /// Reads the schedules of a scope from the store, so that the next forecast counts what other
+    /// replicas have sent and what waits there. The default is a ledger without other users.
+    fn refresh<'a>(&'a self, _target: &'a Arc<Target>, _scope: &'a Scope) -> Refreshing<'a> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Returns what is known of the replicas that share the ledger. The default is a ledger without
+    /// other users.
+    fn fleet(&self) -> Fleet {
+        Fleet::default()
+    }
+
+    /// Reads all replicas from the store, which takes a call.
+    fn replicas(&self) -> Listing<'_> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// Returns the numbers of each limit of a target as they are in force on this replica, after
     /// pins and the fallback share. `None` stands for a limit that nothing enforces now.

@@ -2,7 +2,8 @@
 //! own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
 
 use serde::Deserialize;
 use sqlx::AssertSqlSafe;
@@ -12,17 +13,32 @@ use tokio::sync::Mutex;
 
 use super::shared::{Heartbeat, Link, LinkError, Reply};
 use super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
-use crate::bounds::LEDGER_CALL_TIMEOUT;
+use super::{ReplicaReport, ReplicaRows, ScheduleId, SchedulesRead};
+use crate::bounds::{LEDGER_CALL_TIMEOUT, LEDGER_HEARTBEAT, LEDGER_STATEMENT};
 use crate::clock::Instant;
-use crate::db::{Database, DatabaseError, is_about_input};
+use crate::db::{Database, DatabaseError, DatabaseFault};
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
+use crate::sync::lock;
+
+/// Report of a rehearsal before the first heartbeat, as a SQL literal.
+const EMPTY_REPORT: &str = r#"'{"version":"","config":"","mode":"","waiting":[]}'"#;
+/// Number of attempts to take the lock of the heartbeats for a rehearsal.
+const REHEARSALS: u32 = 20;
+/// Time between two attempts at a rehearsal.
+const REHEARSAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// A ledger in a Postgres database that several replicas share.
 #[derive(Debug)]
 pub struct PostgresLink {
     database: Database,
     name: String,
+    /// Number of the replica in its last heartbeat, for rehearsals.
+    replica: AtomicI64,
+    /// Report of the last heartbeat as a SQL literal, for rehearsals.
+    report: std::sync::Mutex<Option<String>>,
+    /// Booking that failed last, for rehearsals.
+    failed: std::sync::Mutex<Option<String>>,
     /// True if this replica may bring the schema up to date, from the setting `migrate`.
     migrate: bool,
     /// True once the schema has been checked and fits this program.
@@ -33,9 +49,10 @@ pub struct PostgresLink {
 }
 
 impl PostgresLink {
-    /// SQL statement that runs on each new connection, so that its first calls are as fast as later
+    /// SQL statements that run on each new connection, so that its first calls are as fast as later
     /// ones.
-    pub const BEGIN_WITH: &'static str = "select outpace.warm_v1()";
+    pub const BEGIN_WITH: &'static str =
+        "set local statement_timeout = 1000; select outpace.warm_v1()";
 
     /// Creates a link to the ledger in `database`. Operators see `name` as the name of this
     /// replica.
@@ -43,6 +60,9 @@ impl PostgresLink {
         Self {
             database,
             name,
+            replica: AtomicI64::new(-1),
+            report: std::sync::Mutex::default(),
+            failed: std::sync::Mutex::default(),
             migrate,
             prepared: AtomicBool::new(false),
             listener: Mutex::new(None),
@@ -63,19 +83,75 @@ impl PostgresLink {
         Ok(())
     }
 
+    /// Returns the function call that stores a heartbeat.
+    fn heartbeat_of(&self, replica: Replica, report: &str, share_for: i64, held: i64) -> String {
+        let name = quoted(&self.name);
+        format!("outpace.heartbeat_v1({replica}, {name}, {report}, {share_for}, {held})")
+    }
+
+    /// Executes a heartbeat and the booking that failed last, and rolls them back. A database that
+    /// answers may still refuse writes.
+    async fn rehearse(&self) -> Result<(), LinkError> {
+        let report = lock(&self.report).clone();
+        let report = report.unwrap_or_else(|| EMPTY_REPORT.to_owned());
+        let heartbeat = self.heartbeat_of(self.replica.load(Ordering::Relaxed), &report, 0, 0);
+        let booking = lock(&self.failed).clone();
+        let booking = booking.map_or_else(
+            || "false".to_owned(),
+            |call| format!("coalesce(({call} ->> 'busy')::bool, false)"),
+        );
+        let statement = format!(
+            "do $rehearsal$ begin if {booking} or {heartbeat} is null then raise exception using errcode = 'OPBSY'; end if; raise exception using errcode = 'OPWRM'; exception when sqlstate 'OPWRM' then null; end $rehearsal$; select null::text"
+        );
+        for _ in 0..REHEARSALS {
+            match self.tell(statement.clone()).await {
+                Err(LinkError::Unavailable(fault))
+                    if fault.sqlstate.as_deref() == Some("OPBSY") =>
+                {
+                    tokio::time::sleep(REHEARSAL_PAUSE).await;
+                }
+                told => return told,
+            }
+        }
+        Err(LinkError::Unavailable(DatabaseFault::locked()))
+    }
+
     async fn book(&self, call: &Call) -> Result<Json<BookReply>, LinkError> {
         let text = serde_json::to_string(call);
         let text = text.map_err(|error| LinkError::Refused(error.to_string()))?;
-        let text = quoted(&text);
-        self.ask(format!("select outpace.book_v1({text})")).await
+        let text = format!("outpace.book_v1({})", quoted(&text));
+        let is_control = call.runs.is_empty();
+        if is_control {
+            return self.ask(format!("select {text}")).await;
+        }
+        // A booking whose caller gives up counts as failed, too.
+        *lock(&self.failed) = Some(text.clone());
+        let booked = self.ask(format!("select {text}")).await;
+        if !matches!(booked, Err(LinkError::Unavailable(_))) {
+            lock(&self.failed).take_if(|failed| *failed == text);
+        }
+        booked
     }
 
     /// Runs a simple query and returns the first column of its first row. A prepared statement
     /// without a name takes two round trips, and a pooler in transaction mode may replace it between
     /// them. All texts in `statement` must be [`quoted`].
+    ///
+    /// The server ends the statement after [`LEDGER_STATEMENT`]. Otherwise it would wait for a lock
+    /// after the call has been given up, and take effect later.
     async fn ask<T: Column>(&self, statement: String) -> Result<T, LinkError> {
+        self.ask_within(LEDGER_STATEMENT, statement).await
+    }
+
+    async fn ask_within<T: Column>(
+        &self,
+        limit: Duration,
+        statement: String,
+    ) -> Result<T, LinkError> {
+        let limit = limit.as_millis();
+        let statement = format!("set local statement_timeout = {limit}; {statement}");
         let statement = sqlx::raw_sql(AssertSqlSafe(statement));
-        first(self.database.ask(statement, LEDGER_CALL_TIMEOUT).await)
+        first(self.database.call(statement, LEDGER_CALL_TIMEOUT).await)
     }
 
     /// Runs a simple query and ignores its result.
@@ -99,11 +175,14 @@ fn json(value: &impl serde::Serialize) -> Result<String, LinkError> {
 }
 
 /// Decodes the first column of the first row of a result.
-fn first<T: Column>(asked: sqlx::Result<Vec<PgRow>>) -> Result<T, LinkError> {
-    let rows = asked.map_err(|error| failed(&error))?;
+fn first<T: Column>(called: Result<Vec<PgRow>, DatabaseFault>) -> Result<T, LinkError> {
+    let rows = called.map_err(|fault| match fault.is_about_input {
+        true => LinkError::Refused(fault.to_string()),
+        false => LinkError::Unavailable(fault),
+    })?;
     let row = rows.first().ok_or(sqlx::Error::RowNotFound);
     let column = row.and_then(|row| sqlx::Row::try_get(row, 0));
-    column.map_err(|error| failed(&error))
+    column.map_err(|error| LinkError::Unavailable(DatabaseFault::of_reply(&error.to_string())))
 }
 
 /// A type that a column of a result can be decoded to.
@@ -111,16 +190,14 @@ trait Column: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres> {}
 
 impl<T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>> Column for T {}
 
-fn failed(error: &sqlx::Error) -> LinkError {
-    let text = match error {
-        sqlx::Error::PoolTimedOut => {
-            "Postgres timed out (2 s per connection, 1.5 s per call)".to_owned()
-        }
-        error => error.to_string(),
-    };
-    match is_about_input(error) {
-        true => LinkError::Refused(text),
-        false => LinkError::Unavailable(text),
+impl From<DatabaseError> for LinkError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Unavailable(match error {
+            DatabaseError::Unreachable { fault, .. } | DatabaseError::Refused { fault, .. } => {
+                fault
+            }
+            error => DatabaseFault::unusable(&error),
+        })
     }
 }
 
@@ -141,9 +218,9 @@ impl Link for PostgresLink {
         match reply.answer {
             _ if reply.busy => Ok(Reply::Busy),
             Some(answer) => Ok(Reply::Answer { answer, started }),
-            None => Err(LinkError::Unavailable(
-                "incomplete reply of outpace.book_v1; check the schema".to_owned(),
-            )),
+            None => Err(LinkError::Unavailable(DatabaseFault::of_reply(
+                "incomplete reply of outpace.book_v1",
+            ))),
         }
     }
 
@@ -237,10 +314,16 @@ impl Link for PostgresLink {
     }
 
     async fn reach(&self) -> Result<(), LinkError> {
-        self.prepare()
-            .await
-            .map_err(|error| LinkError::Unavailable(error.to_string()))?;
-        self.ask::<i32>("select 1".to_owned()).await.map(drop)
+        self.prepare().await.map_err(LinkError::from)?;
+        self.rehearse().await?;
+        self.database.warm().await.map_err(LinkError::Unavailable)
+    }
+
+    async fn now(&self) -> Result<Instant, LinkError> {
+        let now = self
+            .ask::<i64>("select outpace.clock_v1()".to_owned())
+            .await?;
+        Ok(Instant::from_nanos(now))
     }
 
     async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
@@ -249,23 +332,45 @@ impl Link for PostgresLink {
         let secret = self.ask::<String>(statement).await?;
         KeySecret::from_hex(&secret).ok_or_else(|| {
             let problem = "outpace.key_secret holds no secret; delete its row";
-            LinkError::Unavailable(problem.to_owned())
+            LinkError::Unavailable(DatabaseFault::of_reply(problem))
         })
     }
 
     async fn heartbeat(
         &self,
         replica: Replica,
+        report: &ReplicaReport,
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
-        let name = quoted(&self.name);
-        let statement = format!(
-            "select outpace.heartbeat_v1({replica}, {name}, '{}', {share_for}, {held})",
-            env!("CARGO_PKG_VERSION")
-        );
-        let reply = self.ask::<Option<Json<Heartbeat>>>(statement).await?;
+        let report = json(report)?;
+        *lock(&self.report) = Some(report.clone());
+        self.replica.store(replica, Ordering::Relaxed);
+        let beat = self.heartbeat_of(replica, &report, share_for, held);
+        let reply = self
+            .ask_within::<Option<Json<Heartbeat>>>(LEDGER_HEARTBEAT, format!("select {beat}"))
+            .await?;
         Ok(reply.map(|Json(heartbeat)| heartbeat))
+    }
+
+    async fn peek(
+        &self,
+        target: Arc<str>,
+        schedules: Vec<ScheduleId>,
+        replica: Replica,
+    ) -> Result<SchedulesRead, LinkError> {
+        let rows = schedules.iter();
+        let rows = rows.map(|(limit, key)| serde_json::json!({ "limit": limit, "key": key }));
+        let (target, rows) = (quoted(&target), json(&rows.collect::<Vec<_>>())?);
+        let statement = format!("select outpace.peek_v1({target}, {rows}, {replica})");
+        let reply = self.ask::<Json<SchedulesRead>>(statement).await?;
+        Ok(reply.0)
+    }
+
+    async fn replicas(&self) -> Result<ReplicaRows, LinkError> {
+        let statement = "select outpace.replicas_v1()".to_owned();
+        let reply = self.ask::<Json<ReplicaRows>>(statement).await?;
+        Ok(reply.0)
     }
 
     async fn pin(

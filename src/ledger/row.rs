@@ -132,6 +132,18 @@ impl Row {
         }
     }
 
+    /// Creates the row of a schedule from an earlier process. `counted` tells if the row counts
+    /// towards the bound on keys.
+    pub(super) fn restored((limit, key): Id, schedule: Schedule, counted: bool) -> Self {
+        Self {
+            limit,
+            key,
+            usage: RowUsage::Rate(schedule),
+            shared: None,
+            counted,
+        }
+    }
+
     /// Returns the numbers of the limit that are in force.
     pub(super) const fn spec(&self) -> Spec {
         match &self.usage {
@@ -205,7 +217,8 @@ impl Row {
 
     /// Merges the report of a caller: permits that it holds, the state that it last received, and
     /// its requests without a booking. A state of other numbers that cannot be compared is ignored.
-    pub(super) fn report(&mut self, report: &ScheduleUse, now: i64) {
+    /// `lost` millionths of the rate are reserved for silent replicas.
+    pub(super) fn report(&mut self, report: &ScheduleUse, now: i64, lost: i64) {
         let spec = self.spec();
         let Some(schedule) = self.schedule_mut() else {
             return;
@@ -221,7 +234,7 @@ impl Row {
         }
         let now = Instant::from_nanos(now);
         for (at, units) in &report.unbooked {
-            schedule.record_unbooked(Instant::from_nanos(*at), *units, now);
+            schedule.record_unbooked(Instant::from_nanos(*at), *units, now, lost);
         }
     }
 
@@ -371,6 +384,12 @@ impl Row {
         }
         let own = weight_in(bid.lane).max(1);
         (waiting, weight.saturating_mul(SCALE) / own)
+    }
+
+    /// Returns the waiting requests of other replicas, by flow.
+    pub(super) fn others(&self, replica: Replica, now: i64) -> Vec<i64> {
+        let others = self.active(now).filter(|flow| flow.replica != replica);
+        others.map(|flow| flow.waiting).collect()
     }
 
     /// Returns the number of active flows, which compete for this schedule.

@@ -60,7 +60,7 @@ pub(super) struct LineState {
     pub(super) changes: watch::Receiver<u64>,
     pub(super) changes_seen: u64,
     /// Waiting requests of each lane, by the name of the lane.
-    rooms: HashMap<Arc<str>, Arc<Occupancy>>,
+    pub(super) rooms: HashMap<Arc<str>, Arc<Occupancy>>,
 }
 
 impl LineState {

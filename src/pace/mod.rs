@@ -22,6 +22,7 @@ mod gate;
 mod group;
 mod hold;
 mod line;
+mod news;
 mod observe;
 mod queue;
 mod returned;
@@ -41,9 +42,10 @@ use foldhash::HashMap;
 use http::HeaderValue;
 use line::Line;
 
+use crate::bounds::LANES_REPORTED;
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Ahead, Ledger, LedgerGap, LedgerStatus, ScopedBlock};
-use crate::policy::{KeySecret, LimitSet, Scope, Target};
+use crate::ledger::{Ahead, LaneWaiting, Ledger, LedgerGap, LedgerStatus, ScopedBlock};
+use crate::policy::{KeySecret, LimitSet, Policy, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
 use crate::sync;
@@ -174,6 +176,12 @@ impl Pacer {
         }
     }
 
+    /// Reads what the ledger's store has for a scope, so that the next forecasts count the requests of
+    /// all replicas.
+    pub async fn refresh(&self, target: &Arc<Target>, scope: &Scope) {
+        self.ledger.refresh(target, scope).await;
+    }
+
     /// Returns the earliest instant at which a request of this scope could be sent, and the name of
     /// the limit that delays it. With `behind` the request queues behind the current waiters.
     /// Otherwise it is ahead of them.
@@ -255,6 +263,38 @@ impl Pacer {
     pub fn waiting(&self, target: &str) -> usize {
         let lines = sync::read(&self.lines);
         lines.get(target).map_or(0, |line| line.waiting())
+    }
+
+    /// Returns the number of waiting requests by target and lane, for the heartbeats of this replica.
+    /// Only the [`LANES_REPORTED`] longest lanes are listed one by one.
+    pub fn waiting_by_lane(&self) -> Vec<LaneWaiting> {
+        let lines = sync::read(&self.lines);
+        let lines = lines.iter();
+        let mut all: Vec<LaneWaiting> = lines.flat_map(|(name, line)| line.by_lane(name)).collect();
+        all.sort_by_key(|lane| std::cmp::Reverse(lane.waiting));
+        let rest: u64 = all
+            .iter()
+            .skip(LANES_REPORTED)
+            .map(|lane| lane.waiting)
+            .sum();
+        all.truncate(LANES_REPORTED);
+        all.extend((rest > 0).then(|| LaneWaiting {
+            target: Arc::default(),
+            lane: Arc::default(),
+            waiting: rest,
+        }));
+        all
+    }
+
+    /// Applies a new policy to the requests that wait already. A line whose target is no longer in
+    /// the policy keeps its limits for the requests in it.
+    pub fn adopt(&self, policy: &Policy) {
+        let lines = sync::read(&self.lines).clone();
+        for target in &policy.targets {
+            if let Some(line) = lines.get(&target.name) {
+                line.retarget(target);
+            }
+        }
     }
 
     /// Returns the figures of the requests that wait for the target.

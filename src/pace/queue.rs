@@ -417,6 +417,7 @@ impl Queue {
     fn refuse_unbookable(&mut self, scope: &Scope, now: Instant) {
         let forecast = Forecast {
             at: now,
+            clear: now,
             held_by: None,
         };
         let refusal = self.refusal(RefusalKind::NotBookable, forecast, self.len());

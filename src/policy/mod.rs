@@ -8,6 +8,7 @@ mod client;
 mod condition;
 mod cost;
 mod egress;
+mod fingerprint;
 mod hosts;
 mod key;
 mod learned;

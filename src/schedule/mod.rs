@@ -136,9 +136,15 @@ impl Schedule {
     }
 
     /// Records units that left at `at` without a booking, possibly before later bookings. `now` is
-    /// the time of this report.
-    pub fn record_unbooked(&mut self, at: Instant, units: i64, now: Instant) {
+    /// the time of this report. While `lost` millionths are reserved for silent replicas, the next
+    /// units follow at the share that is left.
+    pub fn record_unbooked(&mut self, at: Instant, units: i64, now: Instant, lost: i64) {
         each!(self, own => own.record_unbooked(at.as_nanos(), units, now.as_nanos()));
+        if let Self::TokenBucket(bucket) = self
+            && lost > 0
+        {
+            bucket.follow_at_share(1_000_000 - lost, at.as_nanos(), units);
+        }
     }
 
     /// Corrects an earlier booking by `units`, because the actual cost is now available. A negative
@@ -200,6 +206,15 @@ impl Schedule {
     /// Fills the schedule as if all units that may leave by `now` had left.
     pub fn fill(&mut self, now: Instant) {
         each!(self, own => own.fill(now.as_nanos()));
+    }
+
+    /// Uses up the schedule at `now`, because its usage is unknown. [`Self::fill`] leaves the unit that
+    /// is due at that instant.
+    pub fn use_up(&mut self, now: Instant) {
+        self.fill(now);
+        if self.earliest(now, 1) <= now {
+            self.book(now, 1);
+        }
     }
 
     /// Merges the usage of another copy of the schedule, so that this schedule never counts less

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The numbers of a limit. Times are in nanoseconds, and their names in JSON end in `_ns`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Hash)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Spec {
     /// A token bucket by GCRA, as in [`TokenBucket`](super::TokenBucket).

@@ -105,6 +105,15 @@ impl TokenBucket {
         }
     }
 
+    /// Moves the theoretical arrival time to where a bucket at this share, in millionths, has it
+    /// after `units` at `at`.
+    pub(super) fn follow_at_share(&mut self, ppm: i64, at: i64, units: i64) {
+        let interval = self.at_share(ppm).interval;
+        if interval < NEVER {
+            self.raise(at.saturating_add(interval.saturating_mul(units)));
+        }
+    }
+
     /// Moves the theoretical arrival time by `units`, because a cost differed from its booking. A
     /// negative number returns units.
     pub(super) fn correct(&mut self, units: i64, _now: i64) {

@@ -125,7 +125,7 @@ impl From<sqlx::Error> for StoreError {
                     .map_or_else(String::new, |told| told.message().to_owned()),
             },
             _ if crate::db::is_about_input(&error) => Self::Refused(error.to_string()),
-            _ => Self::Away(error.to_string()),
+            _ => Self::Away(crate::db::describe(&error)),
         }
     }
 }

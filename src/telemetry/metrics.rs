@@ -333,6 +333,8 @@ mod tests {
         scrape.set_ledger(&LedgerFigures {
             mode: "connected",
             replicas: 1,
+            silent: 0,
+            reserved: 0.0,
             share: 1.0,
             clock_offset: 0.0,
         });

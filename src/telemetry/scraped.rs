@@ -47,6 +47,12 @@ metrics! { Figures, SCRAPED:
     ledger_replicas: Gauge = Gauge::default(),
         Ledger, "outpace_ledger_replicas", "",
         "Replicas that share the ledger, by the last heartbeat";
+    peers_silent: Gauge = Gauge::default(),
+        Ledger, "outpace_peers_silent", "",
+        "Other replicas without a heartbeat whose part of each rate is still reserved";
+    rate_reserved: FloatGauge = FloatGauge::default(),
+        Ledger, "outpace_rate_reserved_ratio", "",
+        "Part of each rate that is reserved for silent replicas, from 0 to 1";
     ledger_share: FloatGauge = FloatGauge::default(),
         Ledger, "outpace_ledger_fallback_share_ratio", "",
         "Part of each limit that is reserved for this replica in an outage, from 0 to 1";
@@ -105,6 +111,10 @@ pub struct LedgerFigures {
     pub mode: &'static str,
     /// FloatGauge of replicas by the last heartbeat.
     pub replicas: i64,
+    /// Number of silent replicas with a reserved share.
+    pub silent: i64,
+    /// Part of each rate that is reserved for silent replicas, from 0 to 1.
+    pub reserved: f64,
     /// Fallback share of this replica, from 0 to 1.
     pub share: f64,
     /// Seconds by which this process's clock is ahead of the ledger's clock.
@@ -224,6 +234,8 @@ impl Scrape {
                 .set(present);
         }
         self.0.ledger_replicas.set(ledger.replicas);
+        self.0.peers_silent.set(ledger.silent);
+        self.0.rate_reserved.set(ledger.reserved);
         self.0.ledger_share.set(ledger.share);
         self.0.ledger_offset.set(ledger.clock_offset);
     }

@@ -250,7 +250,7 @@ async fn memory_and_postgres_give_the_same_slots() {
 /// Registers a replica that fell silent with this fallback share, in millionths.
 async fn silence(connection: &mut sqlx::PgConnection, promise: i64) {
     let silent =
-        "insert into outpace.replica values (99, 'silent', '0', 0, 0, 9000000000000000000, $1)
+        "insert into outpace.replica values (99, 'silent', '0', '', '', '[]', 0, 0, 9000000000000000000, $1)
                   on conflict (id) do update set share_ppm = excluded.share_ppm";
     let silent = sqlx::query(silent).bind(promise);
     silent.execute(connection).await.unwrap();

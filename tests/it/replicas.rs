@@ -180,7 +180,7 @@ async fn p12_predictable_while_postgres_is_away_and_no_burst_when_it_returns() {
     for program in &replicas.programs {
         program
             .event(|event| {
-                event["message"] == "ledger call failed, fallback mode applies; check the database"
+                event["message"] == "the ledger's database cannot be used, fallback mode applies"
             })
             .await;
     }

@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::harness::{Client, Origin, Program, program, soon, worst_window};
 
 /// Returns a directory with an `outpace.yaml` in which the test hosts resolve to `origin`.
-fn place(origin: &Origin, more: &str) -> tempfile::TempDir {
+pub(crate) fn place(origin: &Origin, more: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("origin-ca.pem"), &origin.ca).unwrap();
     let config = format!(
@@ -28,14 +28,14 @@ fn place(origin: &Origin, more: &str) -> tempfile::TempDir {
 const TARGET: &str =
     "targets:\n  - { name: api, hosts: [api.test], limits: [{ rate: \"10/1s\" }] }\n";
 
-fn outpace(dir: &Path) -> Command {
+pub(crate) fn outpace(dir: &Path) -> Command {
     let mut command = program();
     command.current_dir(dir).env_remove("NODE_EXTRA_CA_CERTS");
     command
 }
 
 /// Runs a command to its end and returns its exit code, standard output and standard error.
-async fn ended(command: &mut Command) -> (Option<i32>, String, String) {
+pub(crate) async fn ended(command: &mut Command) -> (Option<i32>, String, String) {
     let output = soon("the end", command.output()).await.unwrap();
     (
         output.status.code(),

@@ -11,13 +11,16 @@
     reason = "a simulation makes its own world, and fails by panicking"
 )]
 
+mod forecast;
 mod plan;
 mod shared;
 mod store;
 mod world;
 
+use std::sync::Mutex;
 use std::time::Duration;
 
+use forecast::{Mode, Retried};
 use plan::Plan;
 use shared::Seen;
 use world::{Outcome, World, check_windows};
@@ -224,4 +227,66 @@ fn p12_predictable_each_goes_on_at_its_share() {
             .count();
         assert!(after > 0, "no request left after the reconnect");
     });
+}
+
+/// Percentage of the forecasts that may be off, because replicas with window limits book in bursts.
+const FORECASTS_OFF: usize = 5;
+/// Percentage of the retries that may be refused again, for the same reason.
+const RETRIES_REFUSED: usize = 7;
+
+/// The modes in which forecasts are compared.
+const MODES: [Mode; 3] = [Mode::Shared, Mode::Outage, Mode::Killed];
+
+#[test]
+fn p11_explained_the_forecast_is_within_one_horizon_of_the_real_wait() {
+    let mut failures = Vec::new();
+    for mode in MODES {
+        let (checked, wrong) = (Mutex::new(0), Mutex::new(Vec::new()));
+        for_each_seed("p11_explained_the_forecast", SEEDS / 4, |seed| {
+            let plan = Plan::explained(seed);
+            let Some(probed) = forecast::probe(&plan, mode) else {
+                return;
+            };
+            *checked.lock().unwrap() += 1;
+            let apart = Duration::from_nanos(probed.forecast.abs_diff(probed.real));
+            if apart > forecast::tolerance(&plan) {
+                wrong.lock().unwrap().push((seed, probed));
+            }
+        });
+        let (checked, wrong) = (checked.into_inner().unwrap(), wrong.into_inner().unwrap());
+        println!(
+            "{mode:?}: {} of {checked} forecasts were off by more than a horizon",
+            wrong.len()
+        );
+        if wrong.len() * 100 > checked * FORECASTS_OFF {
+            failures.push(format!("{mode:?}: {} of {checked}: {wrong:?}", wrong.len()));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn p4_fail_fast_the_retry_after_of_a_refusal_leads_to_an_answer() {
+    let mut failures = Vec::new();
+    for mode in MODES {
+        let (checked, again) = (Mutex::new(0), Mutex::new(Vec::new()));
+        for_each_seed("p4_fail_fast_the_retry", SEEDS / 4, |seed| {
+            let Some(retried) = forecast::retry(&Plan::explained(seed), mode) else {
+                return;
+            };
+            *checked.lock().unwrap() += 1;
+            if retried == Retried::Refused {
+                again.lock().unwrap().push(seed);
+            }
+        });
+        let (checked, again) = (checked.into_inner().unwrap(), again.into_inner().unwrap());
+        println!(
+            "{mode:?}: {} of {checked} retries were refused again",
+            again.len()
+        );
+        if again.len() * 100 > checked * RETRIES_REFUSED {
+            failures.push(format!("{mode:?}: {} of {checked}: {again:?}", again.len()));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
 }

@@ -137,11 +137,11 @@ impl Plan {
     }
 
     /// Returns the instant at which a replica's fallback share begins, in seconds, if its silence
-    /// ends at `silence`. Window algorithms begin one window later because other replicas may have
-    /// used the first one.
+    /// ends at `silence`. Token buckets begin one interval later and window algorithms one window,
+    /// because other replicas may have used the whole rate before.
     pub(crate) fn alone_from(&self, silence: f64) -> f64 {
         match self.algorithm {
-            Algorithm::TokenBucket { .. } => silence,
+            Algorithm::TokenBucket { .. } => silence + self.alone_interval().unwrap_or(0.0),
             Algorithm::SlidingWindow | Algorithm::FixedWindow => silence + self.spread(),
         }
     }
@@ -181,6 +181,12 @@ impl Plan {
             life.patience = patience;
         }
         plan
+    }
+
+    /// Draws a plan without faults, for a history of requests after which a forecast is made.
+    pub(crate) fn explained(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        Self::calm(seed, &mut rng, 5)
     }
 
     /// Returns the number of requests of a crowd that can be served within their max wait.

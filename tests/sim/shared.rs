@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outpace::clock::Clock;
-use outpace::ledger::{OnOutage, Outage, SharedLedger, SharedParts};
+use outpace::ledger::{OnOutage, Outage, ReplicaReport, SharedLedger, SharedParts};
 use outpace::pace::{Admission, ConnectionState, Event, Pacer, Ticket};
 use outpace::policy::{Bound, KeySecret, Limit, LimitSet, Scope, Target};
 use outpace::random::Random;
@@ -157,6 +157,7 @@ impl OneReplica {
                 key_secret: KeySecret::new([0; 32]),
             },
         );
+        ledger.join(ReplicaReport::default);
         let ledger = Arc::new(ledger);
         let pacer = Arc::new(Pacer::new(
             Arc::clone(&ledger) as Arc<_>,

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outpace::clock;
+use outpace::db::DatabaseFault;
 use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, Reply, Users};
 use outpace::ledger::{BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
+use outpace::ledger::{ReplicaReport, ReplicaRows, ScheduleId, ScheduleRead, SchedulesRead};
 use outpace::policy::KeySecret;
 use outpace::schedule::Spec;
 use rand::rngs::StdRng;
@@ -184,6 +186,9 @@ impl Store {
                 .map(|(name, (_, changes))| (Arc::clone(name), *changes))
                 .collect(),
             pins: Vec::new(),
+            lost: self.lost(replica, now),
+            configs: 1,
+            peers: Vec::new(),
         }
     }
 }
@@ -221,7 +226,9 @@ impl ModelLink {
         if lost || cut {
             // The caller gets the error 700 ms later, as from a client timeout.
             tokio::time::sleep(Duration::from_millis(700)).await;
-            return Err(LinkError::Unavailable("no answer".to_owned()));
+            return Err(LinkError::Unavailable(DatabaseFault::unanswered(
+                "no answer",
+            )));
         }
         Ok(())
     }
@@ -349,14 +356,51 @@ impl Link for ModelLink {
         self.ask(|_| ()).await
     }
 
+    async fn now(&self) -> Result<clock::Instant, LinkError> {
+        self.ask(|store| clock::Instant::from_nanos(store.now()))
+            .await
+    }
+
     async fn heartbeat(
         &self,
         replica: Replica,
+        _: &ReplicaReport,
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
         self.ask(|store| Some(store.heartbeat(replica, share_for, held)))
             .await
+    }
+
+    async fn peek(
+        &self,
+        target: Arc<str>,
+        schedules: Vec<ScheduleId>,
+        replica: Replica,
+    ) -> Result<SchedulesRead, LinkError> {
+        self.ask(|store| {
+            let now = store.now();
+            let lost = store.lost(replica, now);
+            let book = store.book(&target);
+            let rows = schedules.iter().map(|(limit, key)| {
+                let (state, waiting) = book.peek(limit, key.as_ref(), replica, now);
+                ScheduleRead {
+                    limit: Arc::clone(limit),
+                    key: key.clone(),
+                    state,
+                    waiting,
+                }
+            });
+            SchedulesRead {
+                lost,
+                rows: rows.collect(),
+            }
+        })
+        .await
+    }
+
+    async fn replicas(&self) -> Result<ReplicaRows, LinkError> {
+        Err(LinkError::Refused("the model lists no replicas".to_owned()))
     }
 
     async fn pin(&self, _: Arc<str>, _: Arc<str>, _: Option<Spec>) -> Result<(), LinkError> {

@@ -1,37 +1,11 @@
 //! Checks of the ledger's database.
 
-use url::Url;
-
-use super::finding::{Finding, Verdict, or_sound};
+use super::finding::{Finding, or_sound};
 use crate::clock::Clock;
 use crate::config::{PostgresSettings, Settings, StoreSettings};
 use crate::db::{Database, DatabaseError, DatabaseFacts, LEDGER_CONNECTIONS};
 use crate::policy::{Bound, Policy};
 
-/// Parameters of the URL that have an effect.
-const PARAMETERS: [&str; 21] = [
-    "application_name",
-    "dbname",
-    "host",
-    "hostaddr",
-    "options",
-    "password",
-    "port",
-    "ssl-ca",
-    "ssl-cert",
-    "ssl-key",
-    "ssl-mode",
-    "ssl-root-cert",
-    "sslca",
-    "sslcert",
-    "sslkey",
-    "sslmode",
-    "sslrootcert",
-    "statement-cache-capacity",
-    "user",
-    "ssl_mode",
-    "ssl_ca",
-];
 /// Oldest version of the server that is supported.
 const OLDEST: i32 = 140_000;
 /// Difference of the clocks from which operators are misled by times in the log.
@@ -44,21 +18,15 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) 
         let detail = "the ledger is in memory, for one replica";
         return vec![Finding::skipped("postgres", detail)];
     };
-    let mut findings = url(postgres);
-    if findings.iter().any(|one| one.verdict == Verdict::Fault) {
-        // The messages of the connection could show a part of the password.
-        return findings;
-    }
-    let database = match Database::new(&postgres.url, LEDGER_CONNECTIONS, None) {
+    let mut findings = Vec::new();
+    let database = match Database::open(&postgres.source, LEDGER_CONNECTIONS, None) {
         Ok(database) => database,
-        Err(error) => {
-            findings.push(Finding::of_message(
-                "postgres_reachable",
-                &error.to_string(),
-            ));
-            return findings;
-        }
+        Err(error) => return vec![Finding::of_message("postgres_url", &error.to_string())],
     };
+    findings.push(Finding::sound(
+        "postgres_url",
+        "`ledger.postgres.url` can be read",
+    ));
     let facts = match database.inspect(clock).await {
         Ok(facts) => facts,
         Err(error) => {
@@ -80,37 +48,6 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) 
     findings.push(privileges(&facts));
     findings.extend(shares(&facts, policy));
     findings
-}
-
-/// Finds parameters of the URL that have no effect.
-fn url(postgres: &PostgresSettings) -> Vec<Finding> {
-    let check = "postgres_url";
-    let url = Url::parse(postgres.url.reveal()).ok();
-    // A `/` in a password ends the host, so the rest of the password seems to be the database.
-    let Some(url) = url.filter(|url| !url.path().contains(['@', ':'])) else {
-        let detail = "`ledger.postgres.url` is no URL, because it names several hosts or a character of its password is not encoded";
-        return vec![Finding::fault(
-            check,
-            detail,
-            "encode `@`, `/`, `:` and `%` in the password as %40, %2F, %3A and %25, and name one host",
-        )];
-    };
-    let unknown = url
-        .query_pairs()
-        .filter(|(name, _)| !PARAMETERS.contains(&&**name) && !name.starts_with("options["));
-    let problems = unknown.map(|(name, _)| {
-        let detail = format!("`{name}` in `ledger.postgres.url` has no effect");
-        Finding::warning(
-            check,
-            detail,
-            format!("remove `{name}`; for verified TLS set `sslmode=verify-full`"),
-        )
-    });
-    or_sound(
-        problems.collect(),
-        check,
-        "all parameters of `ledger.postgres.url` are known",
-    )
 }
 
 /// Returns the sound finding, or the problem with the same check.

@@ -106,7 +106,7 @@ fn unwritable(check: &'static str, dir: &Path, error: rustix::io::Errno) -> Find
 fn other_process(config: &Config) -> Finding {
     let (check, settings) = ("other_process", &config.settings);
     let dir = &settings.data_dir;
-    let lock = File::open(dir.join("instance-lock"));
+    let lock = File::open(dir.join("lock-data-dir"));
     let Ok(lock) = lock else {
         return Finding::sound(check, "no process uses the data directory");
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::{LedgerSettings, PostgresSettings, schema};
 use super::{Violation, Violations, secret, span};
+use crate::db::{DatabaseSource, UrlError, check_url};
 use crate::ledger::{OnOutage, Outage};
 
 const SHARE_FOR: Duration = Duration::from_secs(60);
@@ -21,13 +22,12 @@ pub(super) fn ledger(p: &mut Violations, written: Option<schema::LedgerSection>)
                 "it needs a `url`: \"postgres://user:password@host/database\"");
             return None;
         };
-        let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
-        if !matches!(scheme, Some("postgres" | "postgresql")) {
-            report!(p, "{key}" =>
-                "it is not the URL of a Postgres database; write it as \"postgres://user:password@host/database\"");
+        // Other errors are found when the database is opened, at start and in `check`.
+        if let Err(error @ UrlError::Scheme) = check_url(&url) {
+            report!(p, "{key}" => "{error}");
         }
         Some(PostgresSettings {
-            url,
+            source: DatabaseSource::new(url, postgres.url_file),
             migrate: postgres.migrate.unwrap_or(true),
         })
     });

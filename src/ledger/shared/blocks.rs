@@ -21,6 +21,20 @@ fn convert(mut block: ScopedBlock, clock: impl Fn(Instant) -> Instant) -> Scoped
 }
 
 impl<L: Link> SharedState<L> {
+    /// Holds all requests of a target on this replica. Returns the end of the block by the store's
+    /// clock, or `None` if a later block is known or this one has ended.
+    pub(super) fn hold(&self, handle: &TargetHandle, until: Instant) -> Option<Instant> {
+        let theirs = self.store().offset.to_store_clock(until);
+        let mut view = handle.view();
+        if until <= self.parts.clock.now() || !view.block(theirs) {
+            return None;
+        }
+        let epoch = view.epoch;
+        drop(view);
+        handle.publish(epoch);
+        Some(theirs)
+    }
+
     /// Adds a block to the local ones and reports it to the store.
     pub(super) fn impose(self: &Arc<Self>, target: &Arc<str>, block: ScopedBlock) {
         let (handle, now) = (self.handle(target), self.parts.clock.now());

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use foldhash::HashMap;
+use smallvec::smallvec;
 
 use super::super::book::{Book, Users};
-use super::super::call::{Answer, Call, Id, OVERFLOW, ScheduleUse};
+use super::super::call::{Answer, Call, Grant, Id, OVERFLOW, Run, ScheduleUse};
 use super::offset::Offset;
 use crate::bounds::HORIZON_MIN;
 use crate::clock::Instant;
@@ -129,6 +130,20 @@ impl Fallback {
     }
 }
 
+/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
+pub(super) fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
+    let grant = |run: &Run| Grant {
+        slots: smallvec![now; run.want as usize],
+        ..Grant::default()
+    };
+    Answer {
+        now,
+        epoch,
+        runs: runs.iter().map(grant).collect(),
+        ..Answer::default()
+    }
+}
+
 /// Returns the numbers of a limit at a share in millionths. A share of less than one unit is no
 /// permit at all.
 pub(super) fn at_share(full: Spec, ppm: i64) -> Spec {
@@ -146,7 +161,8 @@ pub(super) fn at_share(full: Spec, ppm: i64) -> Spec {
 /// Replaces the numbers of a limit by those of the fallback share.
 ///
 /// Other replicas may have used up a window just before they noticed the silence, so the share of a
-/// window begins one window later. The rates of token buckets add up, so theirs begins at once.
+/// window begins one window later. The rates of token buckets add up, so theirs begins with one
+/// interval of the share.
 fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
     let full = row.spec;
     row.spec = at_share(full, ppm);
@@ -158,10 +174,13 @@ fn cut_to_share(row: &mut ScheduleUse, ppm: i64, noticed: Instant) {
     if is_permits(row.spec) {
         return;
     }
-    if let Spec::Sliding { window, .. } | Spec::Fixed { window, .. } = full {
-        row.seen = Some(ScheduleState {
-            mark: noticed.as_nanos().saturating_add(window),
-            ..ScheduleState::unused(row.spec)
-        });
-    }
+    let delay = match (full, row.spec) {
+        (Spec::Sliding { window, .. } | Spec::Fixed { window, .. }, _) => window,
+        (_, Spec::Token { interval, .. }) => interval,
+        _ => 0,
+    };
+    row.seen = Some(ScheduleState {
+        mark: noticed.as_nanos().saturating_add(delay),
+        ..ScheduleState::unused(row.spec)
+    });
 }

@@ -10,6 +10,7 @@ use super::link::Link;
 use super::mode::LedgerMode;
 use crate::policy::Target;
 use crate::schedule::Spec;
+use crate::sync::lock;
 use crate::telemetry::LedgerFigures;
 
 impl<L: Link> SharedState<L> {
@@ -39,8 +40,11 @@ impl<L: Link> SharedState<L> {
             LedgerMode::Fallback { .. } => "fallback",
             LedgerMode::Unlimited => "unlimited",
         };
+        let fleet = lock(&self.fleet);
         let store = self.store();
         LedgerFigures {
+            silent: i64::try_from(fleet.silent.len()).unwrap_or(i64::MAX),
+            reserved: fleet.reserved_ppm as f64 / 1e6,
             mode,
             replicas: self.live.load(Ordering::Relaxed),
             share: store.share.ppm as f64 / 1e6,

@@ -1,7 +1,6 @@
 //! Meaning of an outage for the requests of a target, in words and as a [`LedgerGap`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::super::LedgerGap;
 use super::super::call::spec_of;
@@ -16,9 +15,8 @@ use crate::sync::lock;
 impl<L: Link> SharedState<L> {
     /// Returns the source of the bookings of a target in words.
     pub(super) fn mode_in_words(&self, target: &Target) -> String {
-        let replicas = self.live.load(Ordering::Relaxed);
         match self.mode() {
-            LedgerMode::Connected => format!("shared by {replicas} replicas"),
+            LedgerMode::Connected => self.fleet_in_words(),
             LedgerMode::Holding(_) => "disconnected: requests are held".to_owned(),
             LedgerMode::Fallback { share_ppm: ppm, .. } => {
                 let share = ppm as f64 / 1e4;
@@ -35,6 +33,34 @@ impl<L: Link> SharedState<L> {
                 }
             }
             LedgerMode::Unlimited => "disconnected: requests are sent without limits".to_owned(),
+        }
+    }
+
+    /// Returns the mode and the error of the last failed call, or `None` while the store answers.
+    pub(super) fn outage(&self) -> Option<String> {
+        let cause = Arc::clone(&lock(&self.failure));
+        let effect = match self.mode() {
+            LedgerMode::Connected => return None,
+            _ => self.effect(),
+        };
+        match cause.is_empty() {
+            true => Some(effect),
+            false => Some(format!("{effect}: {cause}")),
+        }
+    }
+
+    /// Returns the effect of an outage on requests, in words.
+    pub(super) fn effect(&self) -> String {
+        match self.mode() {
+            LedgerMode::Connected => "none".to_owned(),
+            LedgerMode::Holding(until) if until < Instant::FAR => {
+                "requests are held until the fallback share begins".to_owned()
+            }
+            LedgerMode::Holding(_) => "requests are held".to_owned(),
+            LedgerMode::Fallback { share_ppm, .. } => {
+                format!("fallback share of {} %", share_ppm as f64 / 1e4)
+            }
+            LedgerMode::Unlimited => "requests are sent without limits".to_owned(),
         }
     }
 

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::super::call::Id;
 use super::super::{Answer, BlockClaim, BlockFilter, BlockScope, Call, Replica, ScopedBlock};
+use super::super::{ReplicaReport, ReplicaRow, ReplicaRows, SchedulesRead};
 use crate::clock::Instant;
+use crate::db::DatabaseFault;
 use crate::policy::KeySecret;
 use crate::schedule::Spec;
 
@@ -58,6 +61,15 @@ pub struct Heartbeat {
     /// Start of the server that answered, in nanoseconds of its clock. A new value means that the
     /// server may have lost its last writes.
     pub started: i64,
+    /// Part of every rate that is reserved for silent replicas, in millionths.
+    #[serde(default)]
+    pub lost: i64,
+    /// Number of different policies among the replicas that send heartbeats.
+    #[serde(default)]
+    pub configs: i64,
+    /// Silent replicas with a reserved share, apart from this one.
+    #[serde(default)]
+    pub peers: Vec<ReplicaRow>,
 }
 
 /// A limit's numbers, pinned for all replicas. They override the numbers in configuration files.
@@ -76,7 +88,7 @@ pub struct LimitPin {
 pub enum LinkError {
     /// The store cannot be used at the moment.
     #[error("{0}")]
-    Unavailable(String),
+    Unavailable(DatabaseFault),
     /// The store refused the content of the call, so it would refuse the same call again.
     #[error("{0}")]
     Refused(String),
@@ -164,6 +176,9 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     /// the check.
     fn reach(&self) -> impl Future<Output = Result<(), LinkError>> + Send;
 
+    /// Returns the current instant of the store's clock.
+    fn now(&self) -> impl Future<Output = Result<Instant, LinkError>> + Send;
+
     /// Returns the secret for the digests of secret keys. A store without one takes `candidate`.
     fn key_secret(
         &self,
@@ -177,9 +192,22 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
     fn heartbeat(
         &self,
         replica: Replica,
+        report: &ReplicaReport,
         share_for: i64,
         held: i64,
     ) -> impl Future<Output = Result<Option<Heartbeat>, LinkError>> + Send;
+
+    /// Returns schedules of a target with the requests of other replicas that wait for them. Nothing
+    /// is booked.
+    fn peek(
+        &self,
+        target: Arc<str>,
+        schedules: Vec<Id>,
+        replica: Replica,
+    ) -> impl Future<Output = Result<SchedulesRead, LinkError>> + Send;
+
+    /// Returns all replicas, with instants of the store's clock.
+    fn replicas(&self) -> impl Future<Output = Result<ReplicaRows, LinkError>> + Send;
 
     /// Pins a limit's numbers for all replicas, or removes the pin if `bound` is `None`.
     fn pin(

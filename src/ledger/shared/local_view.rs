@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use foldhash::HashMap;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, spec_of};
-use super::super::forecast::forecast;
-use super::super::{Ahead, Forecast, Slot};
+use super::super::forecast::{WHOLE, forecast};
+use super::super::{Ahead, Forecast, SchedulesRead, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
 use super::offset::Offset;
@@ -53,6 +53,8 @@ pub(super) struct LocalView {
     pub(super) fallback: Fallback,
     /// Number of times that settlements of this target were forgotten, from the last heartbeat.
     cleared: u64,
+    /// Part of every rate that is reserved for silent replicas, in millionths.
+    pub(super) lost: i64,
     /// Pinned numbers by limit name, from the last heartbeat.
     pub(super) pins: HashMap<Arc<str>, Spec>,
 }
@@ -61,10 +63,23 @@ pub(super) struct LocalView {
 #[derive(Debug)]
 struct Copy {
     schedule: Schedule,
-    /// Waiting requests of other replicas and their weight, from the last answer.
-    crowd: (i64, i64),
+    /// Waiting requests of other replicas and their weight in millionths, as one sum from the last
+    /// answer or by flow.
+    crowd: SmallVec<[(i64, i64); 1]>,
     /// Contention from the last answer to a run that this schedule held.
     contention: Contention,
+}
+
+impl Copy {
+    /// Returns the number of requests of other replicas that leave before `own` units of this one,
+    /// because flows share by weight.
+    fn others_before(&self, own: i64) -> i64 {
+        let flows = self.crowd.iter().map(|(waiting, weight)| {
+            let share = i128::from(own) * i128::from(*weight) / i128::from(WHOLE);
+            i64::try_from(share).unwrap_or(i64::MAX).min(*waiting)
+        });
+        flows.fold(0, i64::saturating_add)
+    }
 }
 
 impl LocalView {
@@ -121,6 +136,7 @@ impl LocalView {
             true => self.blocked = self.blocked.max(answer.blocked),
             false => self.forget_copies(),
         }
+        self.lost = answer.lost;
         self.learn_epoch(answer.epoch);
         let is_current = answer.epoch >= self.void_before;
         answer.epoch = self.epoch.saturating_sub(u64::from(!is_current));
@@ -157,12 +173,30 @@ impl LocalView {
             moving |= contention.is_some_and(|contention| contention.changed_since(before));
             let copy = Copy {
                 schedule,
-                crowd,
+                crowd: smallvec![crowd],
                 contention: contention.unwrap_or(before),
             };
             self.copies.insert(id, copy);
         }
         moving
+    }
+
+    /// Replaces copies by schedules that were read without a booking.
+    pub(super) fn learn(&mut self, peek: &SchedulesRead) {
+        self.lost = peek.lost;
+        for row in &peek.rows {
+            let id = (Arc::clone(&row.limit), row.key.clone());
+            let schedule = row.state.as_ref().and_then(Schedule::of);
+            let known = self.copies.remove(&id).map(|copy| copy.contention);
+            self.copies.extend(schedule.map(|schedule| {
+                let copy = Copy {
+                    schedule,
+                    crowd: row.waiting.iter().map(|flow| (*flow, WHOLE)).collect(),
+                    contention: known.unwrap_or_default(),
+                };
+                (id, copy)
+            }));
+        }
     }
 
     /// Records the number of blocks by the store's count.
@@ -325,30 +359,41 @@ impl LocalView {
         offset: &Offset,
     ) -> Forecast {
         if let Some(book) = self.fallback.in_use() {
-            return forecast(target, scope, ahead, now, |limit, key| {
+            return forecast(target, scope, ahead, (now, WHOLE), |limit, key| {
                 Some((book.schedule(limit, key)?, true))
             });
         }
-        let mut behind: SmallVec<[Ahead; 8]> = SmallVec::from_slice(ahead);
+        let mut fair: SmallVec<[Ahead; 8]> = SmallVec::from_slice(ahead);
+        let mut all = fair.clone();
         for limit in scope.limits.iter() {
             let key = scope.shared_key(limit).cloned();
             let known = target.limits.get(limit);
             let copy = known.and_then(|known| self.copies.get(&(Arc::clone(&known.name), key)));
-            if let Some((copy, ahead)) = copy.zip(behind.get_mut(limit)) {
-                let (crowd, weight) = copy.crowd;
-                let own = ahead.units.saturating_add(ahead.each);
-                let share = i128::from(own) * i128::from(weight) / 1_000_000;
-                let share = i64::try_from(share).unwrap_or(i64::MAX);
-                ahead.units = ahead.units.saturating_add(crowd.min(share));
+            if let Some(((copy, fair), all)) = copy.zip(fair.get_mut(limit)).zip(all.get_mut(limit))
+            {
+                let own = fair.units.saturating_add(fair.each);
+                fair.units = copy.others_before(own).saturating_add(fair.units);
+                all.units = copy.others_before(i64::MAX).saturating_add(all.units);
             }
         }
         let from = offset.to_store_clock(now).max(self.blocked);
-        let store = forecast(target, scope, &behind, from, |limit, key| {
-            let copy = self.copies.get(&(Arc::clone(limit), key.cloned()))?;
-            Some((&copy.schedule, self.pins.contains_key(limit)))
-        });
+        let after = |ahead: &[Ahead]| {
+            let from = (from, WHOLE - self.lost);
+            forecast(target, scope, ahead, from, |limit, key| {
+                let copy = self.copies.get(&(Arc::clone(limit), key.cloned()))?;
+                Some((&copy.schedule, self.pins.contains_key(limit)))
+            })
+        };
+        let store = after(&fair);
+        // Only the flows of others that wait for longer make a difference.
+        let clear = if fair == all {
+            store.at
+        } else {
+            after(&all).at
+        };
         Forecast {
             at: offset.to_local_clock(store.at).max(now),
+            clear: offset.to_local_clock(clear).max(now),
             held_by: store.held_by,
         }
     }

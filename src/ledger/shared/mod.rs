@@ -5,47 +5,53 @@
 //! [`mode`] decides where bookings come from. At most one booking call per target is in progress.
 
 mod blocks;
+mod bookings;
 mod contention;
 mod fallback;
 mod figures;
 mod gap;
+mod horizon;
 mod link;
 mod local_view;
 mod mode;
 mod offset;
+mod parts;
+mod peers;
 mod split;
 mod upkeep;
 
 pub use link::{Heartbeat, LimitPin, Link, LinkError, Reply};
+pub use parts::SharedParts;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use tokio::sync::{oneshot, watch};
 
+use bookings::Bookings;
+use fallback::book_freely;
 use local_view::LocalView;
 use mode::{FailureLog, FallbackShare, LedgerMode, LinkState, mode};
 use offset::Offset;
+use peers::ReportSource;
 
 use super::call::spec_of;
-use super::outage::Outage;
 use super::{
-    Ahead, Answer, Booking, Call, Correction, Forecast, Grant, Ledger, LedgerGap, LedgerStatus,
-    Pinning, Replica, Run, Settlement, Slot,
+    Ahead, Answer, Booking, Call, Correction, Forecast, Ledger, LedgerGap, LedgerStatus, Pinning,
+    Run, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock};
-use crate::bounds::{HORIZON_MAX, HORIZON_MIN, HORIZON_STRETCHED, LEDGER_CALLS, LEDGER_LINE};
-use crate::clock::{Clock, Instant};
+use super::{Fleet, Listing, Refreshing, ReplicaReport};
+use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
+use crate::clock::Instant;
+use crate::db::DatabaseFault;
 use crate::policy::{Bound, KeySecret, Scope, Target};
-use crate::random::Random;
 use crate::schedule::Spec;
-use crate::shutdown::Tasks;
 use crate::sync::lock;
-use crate::telemetry::{LedgerFigures, Metrics};
-use crate::units::nanos;
+use crate::telemetry::LedgerFigures;
 
 /// Time until another attempt while another replica holds the lock, in milliseconds, chosen at
 /// random.
@@ -57,7 +63,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct SharedLedger<L>(Arc<SharedState<L>>);
 
-#[derive(Debug)]
 struct SharedState<L> {
     link: L,
     parts: SharedParts,
@@ -74,8 +79,14 @@ struct SharedState<L> {
     failure_log: Mutex<FailureLog>,
     /// Error of the last failed call, for refusals and operators.
     failure: Mutex<Arc<str>>,
+    /// Bookings without an answer so far.
+    bookings: Bookings,
     /// Instant of the last warning about a refused input.
     refusal_warned: Mutex<Option<Instant>>,
+    /// Source of the report that heartbeats carry, once the replica has joined.
+    report: OnceLock<ReportSource>,
+    /// The other replicas, from the last heartbeat.
+    fleet: Mutex<Fleet>,
 }
 
 /// The state of the connection to the store, from its answers.
@@ -83,6 +94,12 @@ struct SharedState<L> {
 struct StoreView {
     offset: Offset,
     share: FallbackShare,
+    /// Instant of the last reply to a heartbeat.
+    heard: Option<Instant>,
+    /// True while the outcome of a heartbeat is not known.
+    is_beating: bool,
+    /// Instant from which each heartbeat found the lock of the heartbeats taken.
+    busy_since: Option<Instant>,
     started: i64,
     /// Start of the server according to its heartbeats, while `started` is taken from its booking
     /// answers.
@@ -115,29 +132,8 @@ impl TargetHandle {
     }
 }
 
-/// The parts that a [`SharedLedger`] is built from, apart from its link.
-#[derive(Debug)]
-pub struct SharedParts {
-    /// Number of this replica, which it keeps over restarts.
-    pub replica: Replica,
-    /// Clock of this process, the base for all local instants.
-    pub clock: Clock,
-    /// Source of randomness for the jitter of retries and sweeps.
-    pub random: Random,
-    /// Task tracker that starts the background tasks.
-    pub tasks: Tasks,
-    /// Counters of calls, and the gauge of the connection to the ledger.
-    pub metrics: Metrics,
-    /// Settings that apply while the store is unreachable.
-    pub outage: Outage,
-    /// Secret for the digests of secret keys until the store is connected. A store without a secret
-    /// takes this one.
-    pub key_secret: KeySecret,
-}
-
 impl<L: Link> SharedLedger<L> {
-    /// Creates a ledger behind `link` and starts its heartbeats, which continue until the process
-    /// ends.
+    /// Creates a ledger behind `link`. It books nothing before it has [joined](Self::join).
     pub fn new(link: L, parts: SharedParts) -> Self {
         let key_secret = Mutex::new(parts.key_secret.clone());
         let inner = Arc::new(SharedState {
@@ -151,11 +147,22 @@ impl<L: Link> SharedLedger<L> {
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
+            bookings: Bookings::default(),
             refusal_warned: Mutex::default(),
+            report: OnceLock::new(),
+            fleet: Mutex::default(),
         });
-        let heartbeats = Arc::clone(&inner).heartbeat_loop();
-        inner.parts.tasks.spawn_detached(heartbeats);
         Self(inner)
+    }
+
+    /// Joins the replicas of the store: starts the heartbeats, which carry the result of `report`
+    /// and continue until the process ends. A process that may still fail to start has not joined,
+    /// so nothing stays reserved for it. A second call has no effect.
+    pub fn join(&self, report: impl Fn() -> ReplicaReport + Send + Sync + 'static) {
+        if self.0.report.set(Box::new(report)).is_ok() {
+            let heartbeats = Arc::clone(&self.0).heartbeat_loop();
+            self.0.parts.tasks.spawn_detached(heartbeats);
+        }
     }
 
     /// Returns true if the store answers at the moment, so that bookings come from it.
@@ -168,6 +175,16 @@ impl<L: Link> SharedLedger<L> {
         let mut connection = self.0.link_state.subscribe();
         // The wait cannot fail, because `self` keeps the sender alive.
         let _ = connection.wait_for(|connection| connection.is_up()).await;
+    }
+
+    /// Records a failure that was found before the first call, and logs it.
+    pub fn failed(&self, error: &LinkError) {
+        self.0.on_failure(error);
+    }
+
+    /// Returns the mode and the error of the last failed call, or `None` while the store answers.
+    pub fn outage(&self) -> Option<String> {
+        self.0.outage()
     }
 
     /// Leaves the store before a clean exit, so that the fallback share and the permits are free at
@@ -240,6 +257,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         if self.0.mode() == LedgerMode::Unlimited {
             return Forecast {
                 at: now,
+                clear: now,
                 held_by: None,
             };
         }
@@ -249,6 +267,7 @@ impl<L: Link> Ledger for SharedLedger<L> {
         let forecast = view.forecast(target, scope, ahead, now, &store.offset);
         Forecast {
             at: forecast.at.max(until.unwrap_or(now)),
+            clear: forecast.clear.max(until.unwrap_or(now)),
             ..forecast
         }
     }
@@ -299,16 +318,19 @@ impl<L: Link> Ledger for SharedLedger<L> {
         limit: Arc<str>,
         key: Option<Arc<str>>,
     ) -> Pinning<'_> {
-        let inner = &self.0;
-        Box::pin(async move {
-            let handle = inner.handle(&target);
-            let told = inner.link.forget_settled(target, limit, key).await;
-            told.map_err(|error| {
-                format!("the ledger did not forget the settlements: {error}; try again")
-            })?;
-            handle.view().forget_copies();
-            Ok(())
-        })
+        Box::pin(self.0.forget_settled(target, limit, key))
+    }
+
+    fn refresh<'a>(&'a self, target: &'a Arc<Target>, scope: &'a Scope) -> Refreshing<'a> {
+        Box::pin(self.0.refresh(target, scope))
+    }
+
+    fn fleet(&self) -> Fleet {
+        lock(&self.0.fleet).clone()
+    }
+
+    fn replicas(&self) -> Listing<'_> {
+        Box::pin(Arc::clone(&self.0).list())
     }
 
     fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {
@@ -352,23 +374,16 @@ impl<L: Link> SharedState<L> {
         lock(&self.store)
     }
 
-    /// Holds all requests of a target on this replica. Returns the end of the block by the store's
-    /// clock, or `None` if a later block is known or this one has ended.
-    fn hold(&self, handle: &TargetHandle, until: Instant) -> Option<Instant> {
-        let theirs = self.store().offset.to_store_clock(until);
-        let mut view = handle.view();
-        if until <= self.parts.clock.now() || !view.block(theirs) {
-            return None;
-        }
-        let epoch = view.epoch;
-        drop(view);
-        handle.publish(epoch);
-        Some(theirs)
-    }
-
     fn mode(&self) -> LedgerMode {
-        let share = self.store().share;
+        let (share, is_beating) = {
+            let store = self.store();
+            (store.share, store.is_beating)
+        };
         let link = *self.link_state.borrow();
+        if is_beating && link.since().is_some() {
+            // The store may receive this heartbeat, and its outcome follows soon.
+            return LedgerMode::Holding(Instant::FAR);
+        }
         mode(link, share, &self.parts.outage, self.parts.clock.now())
     }
 
@@ -378,14 +393,27 @@ impl<L: Link> SharedState<L> {
         let handle = self.handle(&target.name);
         let _turn = handle.turnstile.lock().await;
         let mut link_state = self.link_state.subscribe();
+        let mut begun = None;
         loop {
             match self.mode() {
                 LedgerMode::Connected => {
-                    if let Some(answer) = self.book_connected(&handle, target, &runs).await {
+                    let begun = *begun.get_or_insert_with(|| self.parts.clock.now());
+                    let _booking = self.bookings.begin(begun);
+                    // A busy store does not hold a booking for longer than a silent one.
+                    let booked = tokio::select! {
+                        booked = self.book_connected(&handle, target, &runs) => booked,
+                        () = self.parts.clock.sleep_until(begun + LEDGER_CALL_TIMEOUT) => {
+                            let fault = DatabaseFault::locked();
+                            self.on_failure(&LinkError::Unavailable(fault));
+                            None
+                        }
+                    };
+                    if let Some(answer) = booked {
                         return answer;
                     }
                 }
                 LedgerMode::Holding(until) => {
+                    begun = None;
                     tokio::select! {
                         changed = link_state.changed() => if changed.is_err() { return Answer::default() },
                         () = self.parts.clock.sleep_until(until) => {}
@@ -457,35 +485,5 @@ impl<L: Link> SharedState<L> {
                 None
             }
         }
-    }
-
-    /// Returns the horizon of the next call in nanoseconds. It is as short as possible, but covers
-    /// two round trips to the store and five slots of a slow limit per replica. It also keeps the
-    /// calls of all replicas within [`LEDGER_CALLS`] per second.
-    fn horizon(&self, handle: &TargetHandle, target: &Target, runs: &[Run]) -> i64 {
-        let live = self.live.load(Ordering::Relaxed).max(1);
-        let interval = handle.view().interval(target, runs);
-        let way = self.store().offset.slowest().saturating_mul(2);
-        let budget = live.saturating_mul(2_000_000_000) / LEDGER_CALLS;
-        interval
-            .saturating_mul(5 * live)
-            .clamp(nanos(HORIZON_MIN), nanos(HORIZON_MAX))
-            .max(way)
-            .max(budget)
-            .min(nanos(HORIZON_STRETCHED))
-    }
-}
-
-/// Grants all requests at once. The setting `on_outage: open` asks for this after a long outage.
-fn book_freely(runs: &[Run], now: Instant, epoch: u64) -> Answer {
-    let grant = |run: &Run| Grant {
-        slots: smallvec![now; run.want as usize],
-        ..Grant::default()
-    };
-    Answer {
-        now,
-        epoch,
-        runs: runs.iter().map(grant).collect(),
-        ..Answer::default()
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! A disconnected replica may use its fallback share only after all other replicas have noticed its
 //! silence, because they do not reserve the share before. They notice it at most `silent` after the
-//! last heartbeat that the store received. That heartbeat is not later than the failure that this
-//! replica observed. After `share_for` the reservation ends, and the operator's choice applies.
+//! last heartbeat that the store received. That heartbeat is not later than its reply. A heartbeat
+//! that was sent without a reply may be later, so it counts from the end of its call. After
+//! `share_for` the reservation ends, and the operator's choice applies.
 
 use std::time::Duration;
 
@@ -36,9 +37,9 @@ pub(super) enum LedgerMode {
 /// The state of the connection to the store. All its transitions are methods of this type.
 ///
 /// ```text
-/// Never ─ heartbeat ─► Up ─ failed ─► Down ─ reconnecting ─► Returning ─ heartbeat ─► Up
-///                                      ▲                        │
-///                                      └ report_failed, failed ─┘
+/// Never ─ heartbeat ─► Up ─ failed, unsure ─► Down ─ reconnecting ─► Returning ─ heartbeat ─► Up
+///                                              ▲                        │
+///                                              └──── failed, unsure ────┘
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkState {
@@ -46,7 +47,7 @@ pub(super) enum LinkState {
     Never,
     /// The store answers calls and heartbeats.
     Up,
-    /// The store has been unreachable since this instant.
+    /// The store has received no heartbeat since this instant.
     Down(Instant),
     /// The store answers again after an outage that began at this instant. The replica is reporting
     /// the usage from fallback mode.
@@ -54,21 +55,22 @@ pub(super) enum LinkState {
 }
 
 impl LinkState {
-    /// Returns the state after a call or heartbeat that failed at `now`. The store may have received
-    /// the heartbeat, so the other replicas have to notice the silence again.
+    /// Returns the state after a call that failed at `now`. An outage continues, because the other
+    /// replicas have noticed this silence.
     pub(super) const fn failed(self, now: Instant) -> Self {
         match self {
-            Self::Up | Self::Returning(_) => Self::Down(now),
+            Self::Up => Self::Down(now),
+            Self::Returning(since) => Self::Down(since),
             Self::Never | Self::Down(_) => self,
         }
     }
 
-    /// Returns the state after a failed report of usage. The store received no heartbeat, so the
-    /// same outage continues.
-    pub(super) const fn report_failed(self) -> Self {
+    /// Returns the state after a heartbeat without a reply at `now`. The store may have received it,
+    /// so the other replicas have to notice the silence again.
+    pub(super) const fn unsure(self, now: Instant) -> Self {
         match self {
-            Self::Returning(since) => Self::Down(since),
-            Self::Never | Self::Up | Self::Down(_) => self,
+            Self::Up | Self::Returning(_) | Self::Down(_) => Self::Down(now),
+            Self::Never => self,
         }
     }
 
@@ -101,9 +103,22 @@ pub(super) struct FailureLog {
     warned: Option<Instant>,
     /// True while no warning has been logged for the present outage.
     is_unlogged: bool,
+    /// Instant at which the present outage began with the end of a connection.
+    deferred: Option<Instant>,
 }
 
 impl FailureLog {
+    /// Returns true if the warning about an ended connection is left to a later failure, whose error
+    /// tells the reason. Connections that keep ending are logged after [`OUTAGE_LOG`].
+    pub(super) fn defers(&mut self, newly: bool, now: Instant) -> bool {
+        self.is_unlogged |= newly;
+        if newly {
+            self.deferred = Some(now);
+        }
+        self.deferred
+            .is_some_and(|first| now.since(first) < OUTAGE_LOG)
+    }
+
     /// Returns true if a failure at `now` is logged. The first failure of an outage has `newly`. An
     /// outage shortly after the last warning is logged by a later failure, if it lasts that long.
     pub(super) fn admits(&mut self, newly: bool, now: Instant) -> bool {
@@ -119,6 +134,7 @@ impl FailureLog {
         *self = Self {
             warned: Some(now),
             is_unlogged: false,
+            deferred: self.deferred,
         };
         true
     }
@@ -141,7 +157,7 @@ impl FallbackShare {
     }
 }
 
-/// Returns the source of bookings at `now`.
+/// Returns the source of bookings at `now`. While a heartbeat is in flight, its outcome decides.
 pub(super) fn mode(
     link: LinkState,
     share: FallbackShare,
@@ -219,10 +235,18 @@ mod tests {
         assert_eq!(down.failed(at(105)), down);
         let returning = down.reconnecting();
         assert_eq!(returning, LinkState::Returning(at(100)));
-        assert_eq!(returning.report_failed(), down);
-        assert_eq!(returning.failed(at(110)), LinkState::Down(at(110)));
+        assert_eq!(returning.failed(at(110)), down);
         assert_eq!(LinkState::Never.failed(at(1)), LinkState::Never);
         assert_eq!(LinkState::Up.reconnecting(), LinkState::Up);
+    }
+
+    #[test]
+    fn p1_pace_a_heartbeat_without_a_reply_begins_the_silence_anew() {
+        let down = LinkState::Down(at(100));
+        for state in [LinkState::Up, down, down.reconnecting()] {
+            assert_eq!(state.unsure(at(110)), LinkState::Down(at(110)));
+        }
+        assert_eq!(LinkState::Never.unsure(at(1)), LinkState::Never);
     }
 
     /// Reaches the bound `OUTAGE_LOG`.

@@ -140,7 +140,7 @@ impl Queue {
     ) -> Refusal {
         Refusal {
             kind,
-            available: forecast.at,
+            available: forecast.clear,
             held_by: limit_name(&self.target, forecast.held_by),
             waiting,
             blocked: None,

@@ -70,6 +70,11 @@ impl Arrivals {
             .collect()
     }
 
+    /// Returns the present time on the clock of the arrivals.
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.list.lock().unwrap().len()
     }

@@ -209,6 +209,31 @@ impl Postgres {
         self.url_by(self.port)
     }
 
+    /// Returns the URL of another database of the cluster for another user, such as
+    /// `user:password`.
+    pub(crate) fn url_of(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Executes SQL statements in a database of the cluster as its superuser.
+    pub(crate) async fn execute(&self, database: &str, sql: &str) {
+        use sqlx::Connection as _;
+        let url = self.url_of("outpace", database);
+        let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        let done = sqlx::raw_sql(sql).execute(&mut connection).await;
+        done.unwrap_or_else(|error| panic!("{database}: {error}"));
+    }
+
+    /// Lets this user connect only with its password. The server applies this to new connections.
+    pub(crate) async fn require_password(&self, user: &str) {
+        let path = self.data().join("pg_hba.conf");
+        let rest = std::fs::read_to_string(&path).unwrap();
+        let line = format!("host all {user} 127.0.0.1/32 scram-sha-256\n");
+        std::fs::write(&path, line + &rest).unwrap();
+        self.execute("postgres", "select pg_reload_conf()").await;
+    }
+
     /// Returns the URL of the same database through another port, such as that of a pooler.
     pub(crate) fn url_by(&self, port: u16) -> String {
         format!("postgres://outpace@127.0.0.1:{port}/postgres")

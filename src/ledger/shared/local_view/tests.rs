@@ -27,8 +27,14 @@ impl Requests {
     }
 
     fn book(&self, view: &mut LocalView, at: i64) -> (Answer, Vec<Slot>) {
-        let now = Instant::from_nanos(at * SECOND);
-        let answer = view.book_fallback(&self.target, self.runs.clone(), (500_000, now), now);
+        self.book_since(view, at - 90, at)
+    }
+
+    /// Books at `at`, after the other replicas noticed the silence at `noticed`, both in seconds.
+    fn book_since(&self, view: &mut LocalView, noticed: i64, at: i64) -> (Answer, Vec<Slot>) {
+        let [noticed, now] = [noticed, at].map(|at| Instant::from_nanos(at * SECOND));
+        let share = (500_000, noticed);
+        let answer = view.book_fallback(&self.target, self.runs.clone(), share, now);
         let slots = answer.slots(0, &self.runs[0].scope).collect();
         (answer, slots)
     }
@@ -66,6 +72,27 @@ fn p12_predictable_a_return_that_fails_gives_no_new_share() {
     assert_eq!(requests.book(&mut view, 101).1.len(), 0);
     view.fallback.end();
     assert_eq!(requests.book(&mut view, 102).1.len(), 1);
+}
+
+/// Other replicas may have used the whole rate until they noticed the silence.
+#[test]
+fn p1_pace_a_fallback_share_begins_when_the_others_have_left_room_for_it() {
+    let rate = Rate::new(4, Duration::from_secs(60)).unwrap();
+    for (algorithm, delay) in [
+        (Algorithm::TokenBucket { burst: None }, 31),
+        (Algorithm::TokenBucket { burst: Some(4) }, 31),
+        (Algorithm::SlidingWindow, 60),
+        (Algorithm::FixedWindow, 60),
+    ] {
+        let mut view = LocalView::default();
+        let requests = Requests::new(Bound::Rate { rate, algorithm }, 1);
+        for early in [0, 1, 29] {
+            let slots = requests.book_since(&mut view, 100, 100 + early).1;
+            assert_eq!(slots.len(), 0, "{algorithm:?} after {early} s");
+        }
+        let slots = requests.book_since(&mut view, 100, 100 + delay).1;
+        assert_eq!(slots.len(), 1, "{algorithm:?} after {delay} s");
+    }
 }
 
 #[test]

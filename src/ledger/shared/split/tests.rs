@@ -12,7 +12,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::ledger::{
     BlockClaim, BlockFilter, BlockScope, Book, Booking, Ledger, OnOutage, Outage, Replica,
-    ScopedBlock, Users,
+    ReplicaReport, ReplicaRows, ScheduleId, SchedulesRead, ScopedBlock, Users,
 };
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Source};
 use crate::random::Random;
@@ -106,7 +106,30 @@ impl Link for Arc<PoisonLink> {
         Ok(())
     }
 
-    async fn heartbeat(&self, _: Replica, _: i64, _: i64) -> Result<Option<Heartbeat>, LinkError> {
+    async fn now(&self) -> Result<Instant, LinkError> {
+        Ok(Instant::from_nanos(NOW))
+    }
+
+    async fn peek(
+        &self,
+        _: Arc<str>,
+        _: Vec<ScheduleId>,
+        _: Replica,
+    ) -> Result<SchedulesRead, LinkError> {
+        Ok(SchedulesRead::default())
+    }
+
+    async fn replicas(&self) -> Result<ReplicaRows, LinkError> {
+        Err(LinkError::Refused("not modelled".to_owned()))
+    }
+
+    async fn heartbeat(
+        &self,
+        _: Replica,
+        _: &ReplicaReport,
+        _: i64,
+        _: i64,
+    ) -> Result<Option<Heartbeat>, LinkError> {
         Ok(Some(Heartbeat {
             now: Instant::from_nanos(NOW),
             live: 1,
@@ -148,7 +171,9 @@ fn ledger(link: &Arc<PoisonLink>) -> SharedLedger<Arc<PoisonLink>> {
             bootstrap_ppm: 0,
         },
     };
-    SharedLedger::new(Arc::clone(link), parts)
+    let ledger = SharedLedger::new(Arc::clone(link), parts);
+    ledger.join(ReplicaReport::default);
+    ledger
 }
 
 fn target() -> Arc<Target> {
