@@ -159,6 +159,10 @@ async fn nothing_is_found_on_a_sound_machine_before_and_while_it_serves() {
     machine.use_outpace(&[]).await;
     let dir = tempfile::tempdir().unwrap();
     let serving = Program::start(dir, &machine.config).await;
+    soon("readiness", async {
+        while serving.admin_get("/readyz").await.0 != 200 {}
+    })
+    .await;
     let (code, document) = machine.doctor().await;
     assert_eq!((code, problems(&document)), (Some(0), Vec::new()));
     let checks = document["checks"].as_array().unwrap();
