@@ -2,16 +2,22 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{RunMode, StartError, serving};
+use arc_swap::ArcSwap;
+
+use super::activation::InheritedSockets;
+use super::admin_token::with_admin_token;
+use super::{Parts, RunMode, StartError, serving};
 use crate::bounds::DATA_DIR_WAIT;
-use crate::clock::Clock;
-use crate::config::{Settings, StoreSettings};
+use crate::config::{Loaded, Settings, StoreSettings};
 use crate::files::{check_entries, make_private_dir, open_private};
+use crate::policy::Policy;
+use crate::telemetry::select_otel;
 
 /// Interval between two attempts to lock the data directory.
-const TRY_EVERY: Duration = Duration::from_millis(20);
+const TRY_EVERY: Duration = Duration::from_millis(5);
 
 /// Creates the data directory and the one for temporary files with mode 0700, or checks them and
 /// the files in them. A temporary file proves that they are writable.
@@ -31,14 +37,16 @@ pub(super) fn prepare(settings: &Settings) -> Result<(), StartError> {
 /// processes with a shared ledger and no spool on disk may use one directory.
 ///
 /// A proxy of `outpace run` waits for a process that is about to end. It does not wait for one that
-/// serves, because that one stays.
+/// serves, because that one stays. A process with inherited sockets waits for as long as its
+/// supervisor lets it, because the supervisor ends the previous one.
 ///
 /// # Errors
 /// Returns [`StartError::InUse`] if another process holds the lock.
-pub(super) async fn lock(
+async fn lock(
     settings: &Settings,
     mode: RunMode,
-    clock: &Clock,
+    is_successor: bool,
+    shared: &Parts,
 ) -> Result<(), StartError> {
     let has_spool = settings.spool.as_ref();
     let has_spool = has_spool.is_some_and(|spool| matches!(spool.store, StoreSettings::Disk(_)));
@@ -49,8 +57,19 @@ pub(super) async fn lock(
     };
     let dir = &settings.data_dir;
     let mut file = open_private(&dir.join("lock-data-dir"))?;
+    let clock = &shared.clock;
     let until = clock.now() + DATA_DIR_WAIT;
+    let mut is_told = false;
     while !is_locked(&file) {
+        if is_successor {
+            if !std::mem::replace(&mut is_told, true) {
+                let state = "waiting for the previous process to release the data directory";
+                tracing::info!("{state}");
+                shared.supervisor.status(state);
+            }
+            clock.sleep_until(clock.now() + TRY_EVERY).await;
+            continue;
+        }
         let pid = holder(&mut file);
         let is_ending = mode == RunMode::Attended && serving(dir).is_none();
         if !is_ending || clock.now() >= until {
@@ -89,4 +108,21 @@ fn holder(file: &mut File) -> Option<u32> {
     file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
+}
+
+/// Prepares and locks the data directory, and returns the settings and the policy with its admin
+/// token. A process with inherited sockets waits for the one that drains.
+pub(super) async fn open(
+    loaded: Loaded,
+    mode: RunMode,
+    inherited: &InheritedSockets,
+    shared: &Parts,
+) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
+    let settings = &loaded.config.settings;
+    select_otel(settings.log.otel);
+    prepare(settings)?;
+    lock(settings, mode, !inherited.is_empty(), shared).await?;
+    let data_dir = settings.data_dir.clone();
+    let (settings, policy) = with_admin_token(loaded, &data_dir)?;
+    Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Instant};
 use crate::shutdown::Tasks;
 
 /// Handlers of SIGTERM and SIGINT, the signals that end the process.
@@ -34,9 +34,38 @@ impl ShutdownSignal {
     }
 }
 
+/// Way in which a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainEnd {
+    /// All tasks have ended.
+    Drained,
+    /// Tasks remain, which the caller drops.
+    Aborted,
+}
+
+/// Drain that has ended, before its last log line.
+#[derive(Debug)]
+pub(super) struct EndedDrain {
+    end: DrainEnd,
+    clock: Clock,
+    began: Instant,
+}
+
+impl EndedDrain {
+    /// Logs that everything has ended, after which the process exits at once.
+    pub(super) fn log(self) -> DrainEnd {
+        if self.end == DrainEnd::Drained {
+            let took = self.clock.now().since(self.began).as_millis();
+            let took_ms = u64::try_from(took).unwrap_or(u64::MAX);
+            tracing::info!(took_ms, "drained");
+        }
+        self.end
+    }
+}
+
 /// Waits until all tasks have ended. The wait ends early at the deadline or at a second signal, and
 /// the caller then drops the remaining tasks.
-pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
+pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) -> EndedDrain {
     let began = clock.now();
     tasks.drain(); // before the log line, so that its readers find the drain begun
     let (running, timeout_s) = (tasks.running(), timeout.as_secs());
@@ -47,15 +76,17 @@ pub(super) async fn drain(tasks: &Tasks, timeout: Duration, clock: &Clock) {
             Err(_) => std::future::pending().await,
         }
     };
-    tokio::select! {
-        () = tasks.finished() => tracing::info!(took_ms = took(clock, began), "drained"),
+    let end = tokio::select! {
+        () = tasks.finished() => DrainEnd::Drained,
         () = clock.sleep_until(began + timeout) => {
             tracing::warn!(running = tasks.running(), "drain timed out; aborting the remaining tasks");
+            DrainEnd::Aborted
         }
-        () = again => tracing::warn!(running = tasks.running(), "second signal received; aborting the remaining tasks"),
-    }
-}
-
-fn took(clock: &Clock, began: crate::clock::Instant) -> u64 {
-    u64::try_from(clock.now().since(began).as_millis()).unwrap_or(u64::MAX)
+        () = again => {
+            tracing::warn!(running = tasks.running(), "second signal received; aborting the remaining tasks");
+            DrainEnd::Aborted
+        }
+    };
+    let clock = clock.clone();
+    EndedDrain { end, clock, began }
 }

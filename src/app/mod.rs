@@ -1,20 +1,24 @@
 //! Composition root of the program: builds every part once, connects the parts, runs them and
 //! drains them.
 
+mod activation;
 mod admin_token;
-mod bind;
 mod ca;
 mod data_dir;
 mod drain;
 mod key_secret;
 mod ledger;
+mod listeners;
+mod notify;
 mod reload;
 mod serving;
 mod spool;
 mod summaries;
 mod trust;
 
+pub use activation::InheritedSockets;
 pub use admin_token::admin_token;
+pub use drain::DrainEnd;
 pub use serving::serving;
 pub use trust::{Trust, ca_names};
 
@@ -46,7 +50,7 @@ use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{Listener, Server};
 use crate::shutdown::Tasks;
-use crate::telemetry::{LineWriter, Metrics, select_otel};
+use crate::telemetry::{LineWriter, Metrics};
 use crate::throttle::{AuthThrottle, LineThrottle};
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
@@ -107,6 +111,9 @@ pub enum StartError {
         /// Error that the operating system returned.
         cause: std::io::Error,
     },
+    /// A socket that was inherited from the supervisor cannot be used.
+    #[error("{0}")]
+    Socket(String),
     /// The database of the shared ledger denies access, or its schema does not match.
     #[error("{0}")]
     Ledger(#[from] DatabaseError),
@@ -142,6 +149,7 @@ pub struct App {
     /// configuration, and the triggers of a reload.
     ended: Option<(drain::ShutdownSignal, String, reload::ReloadTriggers)>,
     sign: serving::ServingFile,
+    supervisor: notify::Supervisor,
     /// Sessions that keep the process running in [`RunMode::Attended`]. The process ends after the
     /// last one.
     auto_exit: Option<Sessions>,
@@ -153,23 +161,27 @@ pub struct App {
 
 impl App {
     /// Loads the configuration, builds all parts, binds all listeners and starts to serve. Must be
-    /// called inside a tokio runtime.
+    /// called inside a tokio runtime. Listeners use the inherited sockets with their addresses.
     ///
     /// # Errors
     /// Returns a [`StartError`] if the configuration, a file, a port, the ledger or the spool
     /// cannot be used.
-    pub async fn start(config: &Path, mode: RunMode) -> Result<Self, StartError> {
+    pub async fn start(
+        config: &Path,
+        mode: RunMode,
+        inherited: InheritedSockets,
+    ) -> Result<Self, StartError> {
         let (text, loaded) = load(config)?;
         let shared = Parts::new()?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
-        let (settings, policy) = prepare(loaded, mode, &shared.clock).await?;
+        let (settings, policy) = data_dir::open(loaded, mode, &inherited, &shared).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
         let api = Api::new(spool.as_ref().map(|spool| spool.api.clone()));
         let server = build(&settings, &policy, exchange, api, &shared)?;
-        let (listeners, admin_listener, addresses) = bind::bind(&settings, mode)?;
+        let (listeners, admin_listener, addresses) = listeners::bind(&settings, mode, inherited)?;
         let connector = server.exchange.pool.connector();
         connector.set_ourselves(addresses.clone());
         if let Some(spool) = &spool {
@@ -208,7 +220,7 @@ impl App {
         // The signal handlers are installed before, because readers of `serving.json` or the log may
         // send a signal at once.
         let sign = serving::ServingFile::put_up(&settings.data_dir, serving);
-        log_ready((listen, admin), &policy.load(), &shared);
+        notify::announce(&shared, (listen, admin), &policy.load());
         Ok(Self {
             config: config.to_owned(),
             config_state,
@@ -225,6 +237,7 @@ impl App {
             summaries,
             ended: Some((ended, text, triggers)),
             sign,
+            supervisor: shared.supervisor,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
             admin,
@@ -237,7 +250,7 @@ impl App {
     /// # Errors
     /// Returns [`StartError::Internal`] if it was called before, and [`StartError::Spool`] without a
     /// drain if the disk of the spool fails.
-    pub async fn run(mut self) -> Result<(), StartError> {
+    pub async fn run(mut self) -> Result<DrainEnd, StartError> {
         let Some((mut ended, text, triggers)) = self.ended.take() else {
             return Err(StartError::Internal("`run` was called twice".to_owned()));
         };
@@ -256,20 +269,14 @@ impl App {
         }
         // Other processes must not find an outpace that is about to end.
         drop(self.sign);
-        drain::drain(&self.tasks, self.settings.drain_timeout, &self.clock).await;
+        let timeout = self.settings.drain_timeout;
+        self.supervisor.stopping(timeout);
+        let drained = drain::drain(&self.tasks, timeout, &self.clock).await;
         spool::close(self.spool.as_ref()).await;
         self.summaries.write();
         self.ledger.leave().await;
-        Ok(())
+        Ok(drained.log())
     }
-}
-
-/// Logs that the start is complete, with the addresses of the proxy and of the admin listener.
-fn log_ready((listen, admin): (SocketAddr, SocketAddr), policy: &Policy, shared: &Parts) {
-    tracing::info!(
-        %listen, %admin, targets = policy.targets.len(),
-        open_files = shared.open_files, connections = shared.bounds.clients, version = env!("CARGO_PKG_VERSION"), "ready"
-    );
 }
 
 /// Returns the URL of the API, under which clients find what they stored.
@@ -277,20 +284,6 @@ fn base_url(settings: &Settings, policy: &Policy, listen: SocketAddr) -> String 
     let scheme = policy.tls.proxy.as_ref().map_or("http", |_| "https");
     let public = settings.public_url.clone();
     public.unwrap_or_else(|| format!("{scheme}://{listen}"))
-}
-
-/// Prepares and locks the data directory, and returns the settings and the policy with its admin token.
-async fn prepare(
-    loaded: config::Loaded,
-    mode: RunMode,
-    clock: &Clock,
-) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
-    data_dir::prepare(&loaded.config.settings)?;
-    data_dir::lock(&loaded.config.settings, mode, clock).await?;
-    let data_dir = loaded.config.settings.data_dir.clone();
-    let (settings, policy) = admin_token::with_admin_token(loaded, &data_dir)?;
-    select_otel(settings.log.otel);
-    Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }
 
 /// Reads and validates the configuration file. Its text is kept for comparisons with later texts.
@@ -346,6 +339,7 @@ struct Parts {
     metrics: Metrics,
     tasks: Tasks,
     lines: LineWriter,
+    supervisor: notify::Supervisor,
     /// Throttle for canonical lines of clients that have not authenticated.
     records: Arc<LineThrottle>,
     /// Throttle for warnings that a client can cause at will.
@@ -377,6 +371,7 @@ impl Parts {
             metrics,
             tasks,
             lines,
+            supervisor: notify::Supervisor::from_environment(),
             open_files,
             bounds,
         })

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::admin_token::with_admin_token;
 use super::ca::CaWatcher;
+use super::notify::serving_state;
 use super::{App, StartError};
 use crate::admin::{ReloadCall, ReloadCalls, Reloaded};
 use crate::bounds::{CONFIG_READS, CONFIG_SETTLE, RELOAD_CALLS};
@@ -120,6 +121,7 @@ impl<'a> Reloader<'a> {
         }
         self.settle().await;
         if self.read().await.as_ref() == Ok(&text) {
+            self.app.supervisor.reloading();
             let taken = self.take(text, false);
             // The result is logged.
             let _ = self.log(taken);
@@ -128,6 +130,7 @@ impl<'a> Reloader<'a> {
 
     /// Takes the CA, and the file as soon as two reads find the same text.
     async fn reload(&mut self, force: bool) -> Result<Reloaded, ConfigError> {
+        self.app.supervisor.reloading();
         let ca = self.ca.reload().await;
         let mut taken = self.reload_config(force).await;
         if let (Ok(reloaded), Some(change)) = (&mut taken, ca) {
@@ -214,6 +217,11 @@ impl<'a> Reloader<'a> {
 
     /// Logs and counts the result of a reload.
     fn log(&self, taken: Result<Reloaded, ConfigError>) -> Result<Reloaded, ConfigError> {
+        let state = serving_state(self.app.listen, &self.app.policy.load());
+        self.app.supervisor.ready(&match taken {
+            Ok(_) => state,
+            Err(_) => format!("{state}; the configuration file was refused, see the log"),
+        });
         self.app.metrics.reloaded(taken.is_ok());
         if taken.is_ok() {
             self.app.metrics.set_config_read(self.app.clock.wall());

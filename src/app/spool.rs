@@ -25,6 +25,8 @@ use crate::telemetry::Part;
 
 /// Interval between two searches for items that are too old.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
+/// Time for the database of the spool to hand the buffers over at the end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// Interval between two attempts to reach the database of the spool after the start.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -191,11 +193,19 @@ async fn postgres(
     }
 }
 
-/// Closes the spool. Everything that writes to it must have ended before.
+/// Closes the spool. Everything that writes to it must have ended before. A database gets
+/// [`CLOSE_WITHIN`] for this.
 pub(super) async fn close(spool: Option<&OpenSpool>) {
     match spool.map(|spool| &spool.kept) {
         Some(StoreBackend::DiskStore(disk)) => disk.close().await,
-        Some(StoreBackend::PostgresStore(store)) => store.close().await,
+        Some(StoreBackend::PostgresStore(store)) => {
+            let closed = tokio::time::timeout(CLOSE_WITHIN, store.close()).await;
+            if closed.is_err() {
+                tracing::warn!(
+                    "the spool's database does not answer; other replicas take the buffers after the lease ends"
+                );
+            }
+        }
         None => {}
     }
 }

@@ -81,6 +81,13 @@ pub const THROTTLED_ADDRESSES: usize = 16_384;
 ///
 /// Listeners: proxy, intercepted.
 pub const REVOCATION_GRACE: Duration = Duration::from_millis(500);
+/// Time without a request for which a drain keeps an HTTP/1 connection open. A request that comes in
+/// this time is answered with `Connection: close`. HTTP/2 has GOAWAY for this.
+///
+/// Beyond it: the connection is closed.
+///
+/// Listeners: proxy, route, intercepted.
+pub const DRAIN_IDLE: Duration = Duration::from_millis(500);
 /// Time for the first byte of a connection, or for the whole preface of HTTP/2. It begins after the
 /// TLS handshake or with the tunnel of a CONNECT.
 ///

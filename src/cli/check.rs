@@ -98,18 +98,28 @@ fn about_ca(source: &CaSource, policy: &Policy) -> String {
     if !cert.exists() && !key.exists() {
         return text;
     }
-    let problems = match CertificateAuthority::load(source) {
-        Ok(ca) => ca.findings(policy, Clock::system().wall()),
-        Err(error) => vec![error.to_string()],
-    };
-    for problem in problems {
+    for (_, problem) in about_ca_files(source, policy) {
         text.push_str(&format!("warning: {problem}\n"));
     }
     text
 }
 
+/// Returns the problems of the present CA with their remedies. The flag is true for a problem that
+/// prevents a start.
+pub(super) fn about_ca_files(source: &CaSource, policy: &Policy) -> Vec<(bool, String)> {
+    let now = Clock::system().wall();
+    match CertificateAuthority::load(source) {
+        Ok(ca) => {
+            let is_fault = ca.check_valid(now).is_err();
+            let findings = ca.findings(policy, now).into_iter();
+            findings.map(|finding| (is_fault, finding)).collect()
+        }
+        Err(error) => vec![(true, error.to_string())],
+    }
+}
+
 /// Returns what the file allows and what will not work as it looks, because of credentials.
-fn warnings(config: &Config) -> Vec<String> {
+pub(super) fn warnings(config: &Config) -> Vec<String> {
     let policy = &config.policy;
     let by_host = policy.routes_by_host.iter();
     let by_host = by_host.map(|(host, to)| (host.to_string(), to));

@@ -22,6 +22,8 @@ impl Exit {
     exits! {
         /// The command succeeded, or the proxy stopped after a drain.
         OK, 0, "success, also after a drain";
+        /// The command `doctor` has found at least one fault.
+        FAULT, 1, "`doctor`: at least one fault was found";
         /// The arguments or the configuration are invalid, or the API rejected the call.
         USAGE, 64, "the arguments or the configuration are invalid, or a call was rejected";
         /// A listen address cannot be bound, the called outpace does not answer or is not ready, or the
@@ -66,7 +68,7 @@ impl From<StartError> for Failure {
             StartError::Ca(CaError::File { .. } | CaError::Foreign(_)) => Exit::DATA_DIR,
             StartError::Ca(CaError::Rotation(_)) => Exit::USAGE,
             StartError::Ca(_) => Exit::CA,
-            StartError::Port { .. } => Exit::PORT,
+            StartError::Port { .. } | StartError::Socket(_) => Exit::PORT,
             StartError::Ledger(_) => Exit::LEDGER,
             StartError::Spool(_) => Exit::SPOOL,
             StartError::Internal(_) => Exit::INTERNAL,

@@ -7,6 +7,7 @@ mod ca;
 mod check;
 mod client;
 mod demo;
+mod doctor;
 mod endpoint;
 mod env;
 mod exit;
@@ -48,6 +49,8 @@ enum Command {
     Run(run::RunArgs),
     /// Validate a configuration file and print the resulting policy
     Check(check::CheckArgs),
+    /// Check the configuration, this machine, the origins and the database, and print remedies
+    Doctor(doctor::DoctorArgs),
     /// Print the environment variables that make programs use the proxy and trust its CA
     Env(env::EnvArgs),
     /// Print the files, the fingerprint and the expiry date of outpace's CA, or replace the CA
@@ -106,6 +109,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Status(args) => status::status(&args),

@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{ConfigArgs, Exit, Failure, started};
-use crate::app::{App, RunMode};
-use crate::telemetry::LineWriter;
+use crate::app::{App, DrainEnd, InheritedSockets, RunMode};
 use crate::{config, telemetry};
 
 /// Time for tasks that outlast the drain to be dropped before the process ends.
 const LAST_BREATH: Duration = Duration::from_millis(500);
+/// Time for blocking calls, such as those of name resolution, if no task has outlasted the drain.
+const AFTER_DRAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -30,6 +31,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     } else {
         RunMode::Standing
     };
+    // No other thread runs yet.
+    let inherited = InheritedSockets::take()?;
     let levels = config::process_environment("OUTPACE_LOG");
     telemetry::set_up(levels.as_deref()).map_err(|told| Failure(Exit::USAGE, told))?;
     // A second thread on a single core would only add context switches.
@@ -44,13 +47,16 @@ pub(super) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
     };
     let runtime = started(builder.worker_threads(threads))?;
     let served = runtime.block_on(async {
-        let app = App::start(config, mode).await?;
+        let app = App::start(config, mode, inherited).await?;
         let lines = app.lines.clone();
-        app.run().await.map(|()| lines)
+        app.run().await.map(|end| (lines, end))
     });
     // Tasks that outlast the drain are dropped here, and each writes its record.
-    runtime.shutdown_timeout(LAST_BREATH);
-    let lost = served.as_ref().map_or(0, LineWriter::close);
+    runtime.shutdown_timeout(match &served {
+        Ok((_, DrainEnd::Drained)) => AFTER_DRAIN,
+        Ok((_, DrainEnd::Aborted)) | Err(_) => LAST_BREATH,
+    });
+    let lost = served.as_ref().map_or(0, |(lines, _)| lines.close());
     if lost > 0 {
         tracing::warn!(
             lost,

@@ -18,7 +18,7 @@ const REPLACING: &str = "SSL_CERT_FILE,REQUESTS_CA_BUNDLE,CURL_CA_BUNDLE,PIP_CER
 const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 /// Hosts and networks to reach without the proxy, which would refuse most of these private
 /// addresses.
-const NO_PROXY: &str =
+pub(super) const NO_PROXY: &str =
     "localhost,127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local";
 
 /// Names of variables with their values, in the order of the output.

@@ -6,10 +6,12 @@
 
 mod connections;
 mod fault;
+mod inspect;
 mod source;
 mod url;
 
 pub use fault::DatabaseFault;
+pub use inspect::DatabaseFacts;
 pub use source::DatabaseSource;
 pub use url::{UrlError, check_url};
 

@@ -45,6 +45,8 @@ mod ending {
 #[derive(Debug)]
 pub struct RequestProgress {
     stage: AtomicU8,
+    /// Number of requests that hyper has read.
+    requests: AtomicUsize,
     /// Bytes of the first line since the latest request, as far as it was read.
     line: AtomicUsize,
     /// True if that line is complete.
@@ -65,6 +67,7 @@ impl Default for RequestProgress {
     fn default() -> Self {
         Self {
             stage: AtomicU8::new(stage::IDLE),
+            requests: AtomicUsize::default(),
             line: AtomicUsize::default(),
             line_ended: AtomicBool::default(),
             ending: AtomicU8::new(ending::ORDERLY),
@@ -81,10 +84,18 @@ impl RequestProgress {
     /// Notes that hyper has read a request, until the result is dropped.
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.set(stage::HELD);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.line.store(0, Ordering::Relaxed);
         self.line_ended.store(false, Ordering::Relaxed);
         self.flushed.store(false, Ordering::Relaxed);
         InFlight(Arc::clone(self))
+    }
+
+    /// Returns a mark that stays equal until another byte of a request comes, or `None` if a response
+    /// is unfinished.
+    pub fn idle_mark(&self) -> Option<(usize, usize)> {
+        let requests = self.requests.load(Ordering::Relaxed);
+        self.is_idle().then(|| (requests, self.line()))
     }
 
     /// Returns true if no response of outpace is unfinished.

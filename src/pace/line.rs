@@ -374,18 +374,22 @@ impl Line {
     }
 
     /// Waits for the answer to one call to the ledger. Meanwhile waiters with due slots are sent,
-    /// and new waiters may enter.
+    /// and new waiters may enter. A drain does not wait for an answer that no waiter needs, because a
+    /// ledger that cannot be reached gives none.
     async fn await_booking(
         self: &Arc<Self>,
         asked: PendingCall,
         mut answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
         (epoch, blocks): News<'_>,
     ) {
+        let mut drain = self.tasks.drain_begun();
         loop {
             // At most one call is in flight, but slots that are already booked do not wait for its
             // answer.
             let until = self.meanwhile();
+            let is_unneeded = self.lock().queue.len() == 0;
             tokio::select! {
+                () = &mut drain, if is_unneeded => return,
                 answer = &mut answer => {
                     self.absorb(&asked, &answer);
                     self.refuse_now_and_then(Duration::ZERO);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::header::{CONNECTION, EXPECT};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use super::revocation::ConnectionAccess;
 use super::{Server, authenticate, connect, gateway};
 use crate::api::Api;
-use crate::bounds::REVOCATION_GRACE;
+use crate::bounds::{DRAIN_IDLE, REVOCATION_GRACE};
 use crate::clock::Clock;
 use crate::connections::ConnectionSlot;
 use crate::exchange::{
@@ -27,7 +27,8 @@ use crate::exchange::{
     UnreadBodies, check_http2_head,
 };
 use crate::inbound::{
-    self, ClientStream, ClosingStep, Http2Activity, Http2Stream, StreamTasks, WatchedBody,
+    self, ClientStream, ClosingStep, Http2Activity, Http2Stream, RequestProgress, StreamTasks,
+    WatchedBody,
 };
 use crate::policy::Policy;
 use crate::semantics::{self, Authority, RequestTarget};
@@ -87,7 +88,7 @@ impl ClientConnection {
     }
 
     /// Waits for the first bytes of a connection. A connection that is silent when a drain begins is
-    /// closed.
+    /// closed after [`DRAIN_IDLE`], because its first request may be on its way.
     async fn until_drain<T>(&self, begun: impl Future<Output = Option<T>>) -> Option<T> {
         let tasks = &self.server.tasks;
         let already = tasks.draining();
@@ -95,7 +96,29 @@ impl ClientConnection {
             biased;
             begun = begun => begun,
             () = self.access.revoked() => None,
-            () = tasks.drain_begun(), if !already => None,
+            () = self.drain_grace(), if !already => None,
+        }
+    }
+
+    /// Waits until [`DRAIN_IDLE`] after the begin of a drain.
+    async fn drain_grace(&self) {
+        self.server.tasks.drain_begun().await;
+        let clock = &self.server.exchange.clock;
+        clock.sleep_until(clock.now() + DRAIN_IDLE).await;
+    }
+
+    /// Waits until a drain has begun and no request has come for [`DRAIN_IDLE`]. A request that comes
+    /// sooner is answered with `Connection: close`, so its client does not use the connection again.
+    async fn idle_in_drain(&self, progress: &RequestProgress) {
+        self.server.tasks.drain_begun().await;
+        let mut before = progress.idle_mark();
+        loop {
+            self.drain_grace().await;
+            let idle = progress.idle_mark();
+            if idle.is_some() && idle == before {
+                return;
+            }
+            before = idle;
         }
     }
 
@@ -113,21 +136,23 @@ impl ClientConnection {
             async move {
                 let (method, version) = (request.method().clone(), request.version());
                 let expects = request.headers().contains_key(EXPECT);
+                let tasks = this.server.tasks.clone();
                 let mut response = this.answer(request).await;
-                if bodies.must_close(expects).await {
+                let switches = method == Method::CONNECT && response.status().is_success();
+                if bodies.must_close(expects).await || tasks.draining() && !switches {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().entry(CONNECTION).or_insert(close);
                 }
                 Ok::<_, Infallible>(in_flight.answer(&method, version, response).await)
             }
         });
-        let mut builder = inbound::http1();
-        // A connection that is accepted during a drain answers with `Connection: close`.
-        builder.keep_alive(!self.server.tasks.draining());
-        let serving = builder.serve_connection(TokioIo::new(stream), service);
+        let serving = inbound::http1().serve_connection(TokioIo::new(stream), service);
         let serving = serving.with_upgrades();
         let broken = || progress.break_off();
-        let ended = self.until_end(serving, |serving| serving.graceful_shutdown(), broken, None);
+        let closing = self.idle_in_drain(&progress);
+        let shut_down =
+            |serving: Pin<&mut http1::UpgradeableConnection<_, _>>| serving.graceful_shutdown();
+        let ended = self.until_end(serving, closing, shut_down, broken, None);
         match ended.await.unwrap_or(Ok(())) {
             // The stream is taken first, because the client waits for its end.
             Err(error) if error.is_parse() => {
@@ -170,34 +195,37 @@ impl ClientConnection {
         let io = TokioIo::new(Http2Stream::new(io, Arc::clone(&activity)));
         let serving = inbound::http2(streams).serve_connection(io, service);
         let shut_down = |serving: Pin<&mut http2::Connection<_, _, _>>| serving.graceful_shutdown();
-        let ended = self.until_end(serving, shut_down, || (), Some(&activity));
+        // GOAWAY ends the connection without the loss of a request that is on its way.
+        let closing = self.server.tasks.drain_begun();
+        let ended = self.until_end(serving, closing, shut_down, || (), Some(&activity));
         if let Some(ended) = ended.await {
             log_end(ended);
         }
     }
 
-    /// Runs a connection to its end, and closes it gracefully when a drain begins or its client loses
+    /// Runs a connection to its end, and closes it gracefully after `closing` or when its client loses
     /// its access. In the second case it is given up after [`REVOCATION_GRACE`]. `broken` is then
     /// called before its drop, and the result is `None`. A connection with an activity also ends by its
     /// timeouts. The connection is dropped when this function returns.
     async fn until_end<F: Future>(
         &self,
         serving: F,
+        closing: impl Future<Output = ()>,
         shut_down: impl Fn(Pin<&mut F>),
         broken: impl FnOnce(),
         activity: Option<&Http2Activity>,
     ) -> Option<F::Output> {
         let mut serving = std::pin::pin!(serving);
-        let mut drain = std::pin::pin!(self.server.tasks.drain_begun());
-        let mut drains = self.server.tasks.draining();
+        let mut closing = std::pin::pin!(closing);
+        let mut closes = false;
         let mut revoked = std::pin::pin!(self.access.revoked());
         let mut goes_away = false;
         loop {
             tokio::select! {
                 biased;
                 ended = serving.as_mut() => return Some(ended),
-                () = drain.as_mut(), if !drains => {
-                    drains = true;
+                () = closing.as_mut(), if !closes => {
+                    closes = true;
                     shut_down(serving.as_mut());
                 }
                 () = revoked.as_mut() => break,

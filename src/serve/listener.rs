@@ -1,5 +1,6 @@
 //! Listeners that accept connections up to a bound until the process ends. They accept during a
-//! drain too, so that late clients are still served.
+//! drain too, so that late clients are still served. A listener whose socket outlives the process
+//! stops with the drain, because the next process serves the connections that wait in its backlog.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,38 +24,48 @@ pub struct Listener {
     address: SocketAddr,
     /// Address of a route's port in the policy. `None` for the proxy's port.
     route: Option<SocketAddr>,
-}
-
-/// Binds `address` and listens there. `route` is the key of a route by port.
-///
-/// # Errors
-/// Returns the error of the operating system, for example if the port is in use.
-pub fn bind(address: SocketAddr, route: Option<SocketAddr>) -> std::io::Result<Listener> {
-    let listener = sockets::listen(address)?;
-    let address = listener.local_addr()?;
-    Ok(Listener {
-        listener,
-        address,
-        route,
-    })
+    /// True if another process holds the socket, too.
+    outlives: bool,
 }
 
 /// Pause after a failed accept. The most common cause is a lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Listener {
-    /// Returns the local address of the listener.
+    /// Creates the listener of this socket. `route` is the key of a route by port. `outlives` is true
+    /// if the socket outlives this process.
     ///
     /// # Errors
     /// Returns the error of the operating system.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn new(
+        listener: TcpListener,
+        route: Option<SocketAddr>,
+        outlives: bool,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            address: listener.local_addr()?,
+            listener,
+            route,
+            outlives,
+        })
     }
 
-    /// Accepts and serves connections until the process ends.
+    /// Returns the local address of the listener.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts and serves connections until the process ends, or until the drain begins if the socket
+    /// outlives the process.
     pub async fn run(self, server: Arc<Server>) {
+        let mut drain = server.tasks.drain_begun();
         loop {
-            let (stream, peer) = match self.listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut drain, if self.outlives => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     if server.warnings.admits(&LineKey::of_target("accept", None)) {

@@ -14,7 +14,7 @@ mod revocation;
 mod tunnel;
 mod unreadable;
 
-pub use listener::{Listener, bind};
+pub use listener::Listener;
 
 use std::net::IpAddr;
 use std::sync::Arc;

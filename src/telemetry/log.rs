@@ -59,6 +59,18 @@ pub fn set_up(levels: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks the text of `OUTPACE_LOG` without starting to log.
+///
+/// # Errors
+/// Returns a sentence about the part that is invalid.
+pub fn check_levels(levels: &str) -> Result<(), String> {
+    let levels = levels.trim();
+    match levels.is_empty() {
+        true => Ok(()),
+        false => filter(levels).map(drop),
+    }
+}
+
 /// Selects the form of the lines on both outputs: OTLP records, or the native form.
 pub fn select_otel(otel: bool) {
     otel::select(otel);

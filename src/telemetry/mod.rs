@@ -25,7 +25,7 @@ pub use json::{JsonObject, Key};
 pub use labels::{ExchangeOutcome, OriginErrorKind};
 pub use ledger::{LedgerCallKind, LedgerErrorClass, LedgerMetrics};
 pub use lines::LineWriter;
-pub use log::{close_log, select_otel, set_up};
+pub use log::{check_levels, close_log, select_otel, set_up};
 pub use metrics::Metrics;
 pub use scraped::{LedgerFigures, LimitFigures, QueueFigures, Scrape};
 pub use spool::{BufferFigures, SpoolFigures};

@@ -11,7 +11,7 @@ use kinds::Kind;
 use serde_json::Value;
 use sqlx::Connection as _;
 
-use crate::harness::{Client, Origin, Postgres, Program, Proto, soon, worst_window};
+use crate::harness::{Client, Identity, Origin, Postgres, Program, Proto, soon, worst_window};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Most requests in any second that P1 allows for 20/1s with burst 1.
@@ -336,8 +336,12 @@ async fn p12_predictable_a_server_that_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn p12_predictable_a_server_with_a_certificate_that_is_not_trusted() {
     let postgres = Postgres::start().await;
-    let trusted = postgres.make_certificate("trusted");
-    postgres.make_certificate("other");
+    let [trusted, _] = ["trusted", "other"].map(|name| {
+        let identity = Identity::new(vec!["127.0.0.1".to_owned()]);
+        postgres.write(&format!("{name}.pem"), &identity.cert);
+        postgres.write(&format!("{name}.key"), &identity.key());
+        postgres.write(&format!("{name}-ca.pem"), &identity.ca)
+    });
     postgres.switch_tls_on("trusted").await;
     let verified = format!("?sslmode=verify-full&sslrootcert={}", trusted.display());
     let url = postgres.url() + &verified;

@@ -10,6 +10,7 @@ mod ports;
 mod postgres;
 mod program;
 pub(crate) mod scripted;
+mod sockets;
 
 pub(crate) use client::{Client, Proto, raw};
 pub(crate) use faults::Faults;
@@ -17,6 +18,7 @@ pub(crate) use origin::{Identity, Origin, Reply, bytes_body, reply};
 pub(crate) use ports::free_port;
 pub(crate) use postgres::Postgres;
 pub(crate) use program::{Program, faketime, program, refused_start};
+pub(crate) use sockets::HeldSockets;
 
 use std::time::Duration;
 

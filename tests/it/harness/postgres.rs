@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{Identity, free_port, soon};
+use super::{free_port, soon};
 
 pub(crate) struct Postgres {
     dir: tempfile::TempDir,
@@ -234,16 +234,8 @@ impl Postgres {
         self.execute("postgres", "select pg_reload_conf()").await;
     }
 
-    /// Makes a certificate of a CA of its own, and returns the path of that CA's certificate.
-    pub(crate) fn make_certificate(&self, name: &str) -> PathBuf {
-        let identity = Identity::new(vec!["127.0.0.1".to_owned()]);
-        self.write(&format!("{name}.pem"), &identity.cert);
-        self.write(&format!("{name}.key"), &identity.key());
-        self.write(&format!("{name}-ca.pem"), &identity.ca)
-    }
-
     /// Writes a file that only the server may read.
-    fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -1,0 +1,167 @@
+//! `outpace doctor`: checks the configuration, this machine and everything that outpace depends on,
+//! and prints a remedy for each problem.
+
+mod database;
+mod disk;
+mod files;
+mod finding;
+mod listeners;
+mod machine;
+mod network;
+mod no_proxy;
+mod runtimes;
+mod shell;
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::check::{about_ca_files, warnings};
+use super::client::{HERE, config_or_here};
+use super::{Exit, Failure, block_on, load_config, print};
+use crate::clock::Clock;
+use crate::config::{self, Config, Loaded};
+use finding::{Finding, Verdict};
+
+/// Examples that the help ends with.
+const EXAMPLES: &str = "Examples:
+  outpace doctor                            check ./outpace.yaml and this machine
+  outpace doctor -c /etc/outpace/outpace.yaml
+  outpace doctor --json | jq '.checks[] | select(.verdict == \"fault\")'
+  sudo -u outpace outpace doctor -c /etc/outpace/outpace.yaml   as the user of the service
+
+The exit code is 0 if there is no fault, and 1 if there is one. Warnings are no faults.";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct DoctorArgs {
+    /// Path of the configuration file (default: ./outpace.yaml)
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
+    block_on(async {
+        let findings = examine(config_or_here(args.config.as_deref())).await;
+        print(&match args.json {
+            true => format!("{:#}\n", finding::document(&findings)),
+            false => finding::text(&findings),
+        });
+        Ok(match finding::count(&findings, Verdict::Fault) {
+            0 => Exit::OK,
+            _ => Exit::FAULT,
+        })
+    })
+}
+
+/// Runs all checks. Those that need the configuration are left out if it is invalid.
+async fn examine(path: Option<&Path>) -> Vec<Finding> {
+    let clock = Clock::system();
+    let mut findings = machine::checks(&clock);
+    let (loaded, finding) = load(path);
+    findings.push(finding);
+    let Some(loaded) = loaded else {
+        return findings;
+    };
+    let Config { settings, policy } = &loaded.config;
+    findings.extend(about_policy(&loaded.config));
+    findings.extend(path.map(files::configuration_mode));
+    findings.extend(files::checks(&loaded));
+    findings.extend(about_ca(&loaded.config));
+    findings.extend(disk::checks(settings));
+    findings.extend(listeners::checks(&loaded, path).await);
+    findings.extend(network::checks(settings, policy).await);
+    findings.extend(database::checks(settings, policy, &clock).await);
+    findings.extend(shell::checks(&loaded.config).await);
+    findings
+}
+
+fn load(path: Option<&Path>) -> (Option<Loaded>, Finding) {
+    let check = "configuration";
+    let Some(path) = path else {
+        let defaults = config::parse(Path::new(HERE), "{}", &config::process_environment, 0);
+        let remedy = format!("write {HERE}, or set `--config FILE`");
+        let finding = Finding::warning(
+            check,
+            format!(
+                "there is no {HERE} in this directory, so the defaults apply and nothing is paced"
+            ),
+            remedy,
+        );
+        return (defaults.ok(), finding);
+    };
+    match load_config(path) {
+        Ok(loaded) => {
+            let targets = loaded.config.policy.targets.len();
+            let detail = format!("{} is valid and has {targets} targets", path.display());
+            (Some(loaded), Finding::sound(check, detail))
+        }
+        Err(Failure(_, error)) => {
+            let remedy = format!("correct {} and run `outpace check` on it", path.display());
+            (None, Finding::fault(check, error, remedy))
+        }
+    }
+}
+
+/// Returns the warnings of `outpace check`, and what makes the policy without effect.
+fn about_policy(config: &Config) -> Vec<Finding> {
+    let check = "policy";
+    let mut problems: Vec<Finding> = warnings(config)
+        .iter()
+        .map(|warning| Finding::of_message(check, warning).softened())
+        .collect();
+    if config
+        .policy
+        .targets
+        .iter()
+        .all(|target| target.limits.is_empty())
+    {
+        let remedy = "add `targets` with `limits` to the configuration";
+        problems.push(Finding::warning(
+            check,
+            "no target has a limit, so nothing is paced",
+            remedy,
+        ));
+    }
+    for target in config.policy.targets.iter().filter(|target| target.observe) {
+        let detail = format!(
+            "target {} only counts its limits (`mode: observe`)",
+            target.name
+        );
+        problems.push(Finding::warning(
+            check,
+            detail,
+            "remove `mode: observe` when the counts look right",
+        ));
+    }
+    finding::or_sound(
+        problems,
+        check,
+        "all targets, costs and routes work as they look",
+    )
+}
+
+fn about_ca(config: &Config) -> Vec<Finding> {
+    let (source, policy) = (&config.settings.ca, &config.policy);
+    let (cert, _) = source.paths();
+    if !cert.exists() {
+        return vec![Finding::skipped(
+            "ca",
+            "the CA is created at the first start",
+        )];
+    }
+    let told = about_ca_files(source, policy);
+    let problems = told.into_iter().map(|(is_fault, text)| {
+        let finding = Finding::of_message("ca", &text);
+        if is_fault {
+            finding
+        } else {
+            finding.softened()
+        }
+    });
+    let detail = format!("{} is valid, and its key is private", cert.display());
+    finding::or_sound(problems.collect(), "ca", detail)
+}
