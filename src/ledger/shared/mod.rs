@@ -100,9 +100,9 @@ struct StoreView {
     is_beating: bool,
     /// Instant from which each heartbeat found the lock of the heartbeats taken.
     busy_since: Option<Instant>,
+    /// Start of the server according to its booking answers, or 0 before the first one.
     started: i64,
-    /// Start of the server according to its heartbeats, while `started` is taken from its booking
-    /// answers.
+    /// Start of the server according to its heartbeats, or 0 before the first one.
     server: i64,
 }
 
@@ -465,7 +465,9 @@ impl<L: Link> SharedState<L> {
                 let mut store = self.store();
                 store.offset.observe(sent, now, answer.now);
                 store.offset.took(sent, now);
-                let restarted = std::mem::replace(&mut store.started, started) != started;
+                // The first answer shows which server it is, and not that it has restarted.
+                let before = std::mem::replace(&mut store.started, started);
+                let restarted = before != 0 && before != started;
                 let mut view = handle.view();
                 view.resync = false;
                 view.store_may_be_stale = restarted;
