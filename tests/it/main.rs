@@ -33,6 +33,7 @@ mod clients;
 mod conformance;
 mod connections;
 mod credentials;
+mod crowds;
 mod databases;
 mod deliveries;
 mod deploy;

@@ -48,7 +48,7 @@ use super::{Fleet, Listing, Refreshing, ReplicaReport};
 use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::Instant;
 use crate::db::DatabaseFault;
-use crate::policy::{Bound, KeySecret, Scope, Target};
+use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync::lock;
 use crate::telemetry::LedgerFigures;
@@ -71,6 +71,8 @@ struct SharedState<L> {
     link_state: watch::Sender<LinkState>,
     targets: Mutex<HashMap<Arc<str>, Arc<TargetHandle>>>,
     live: AtomicI64,
+    /// Means that this replica has learned from settlements.
+    means: Arc<CostMeans>,
     /// Secret of the store for the digests of secret keys, once it is known.
     key_secret: Mutex<KeySecret>,
     /// Horizon plus lead of the last call, in nanoseconds.
@@ -144,6 +146,7 @@ impl<L: Link> SharedLedger<L> {
             link_state: watch::Sender::new(LinkState::Never),
             targets: Mutex::default(),
             live: AtomicI64::new(1),
+            means: Arc::default(),
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
@@ -321,6 +324,10 @@ impl<L: Link> Ledger for SharedLedger<L> {
         Box::pin(self.0.forget_settled(target, limit, key))
     }
 
+    fn cost_means(&self) -> Arc<CostMeans> {
+        Arc::clone(&self.0.means)
+    }
+
     fn refresh<'a>(&'a self, target: &'a Arc<Target>, scope: &'a Scope) -> Refreshing<'a> {
         Box::pin(self.0.refresh(target, scope))
     }
@@ -440,12 +447,13 @@ impl<L: Link> SharedState<L> {
         target: &Target,
         runs: &SmallVec<[Run; 2]>,
     ) -> Option<Answer> {
-        let horizon = self.horizon(handle, target, runs);
+        let (horizon, near) = self.horizons(handle, target, runs);
         let (call, lifts) = {
             let store = self.store();
             let view = handle.view();
             let call = Call {
                 horizon,
+                near,
                 queue_for_lock: self.live.load(Ordering::Relaxed) <= LEDGER_LINE,
                 ..view.call(target, runs.clone(), self.parts.replica, &store.offset)
             };
