@@ -176,8 +176,12 @@ fn remedy_without_code(error: &sqlx::Error, cause: &str) -> &'static str {
         sqlx::Error::Tls(_) if cause.contains("does not support TLS") => {
             "switch TLS on at the server, or on a private network add `sslmode=disable` to `ledger.postgres.url`"
         }
-        sqlx::Error::Tls(_) => {
+        // A handshake that fails may arrive as an error of the connection.
+        sqlx::Error::Tls(_) | sqlx::Error::Io(_) if cause.contains("certificate") => {
             "let `sslrootcert` in `ledger.postgres.url` name the file with the server's CA, and use the host name in the server's certificate"
+        }
+        sqlx::Error::Tls(_) => {
+            "check the settings of TLS at the server and in `ledger.postgres.url`"
         }
         sqlx::Error::Configuration(error) if is_timeout(&**error) => SLOW,
         sqlx::Error::PoolTimedOut => SLOW,

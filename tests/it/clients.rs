@@ -178,7 +178,7 @@ fn scripts() -> PathBuf {
 
 /// Returns the variables with the paths of the Python and Node 24 interpreters that have the client
 /// packages.
-fn variables() -> [(&'static str, String); 2] {
+pub(crate) fn variables() -> [(&'static str, String); 2] {
     let venv = concat!(env!("CARGO_MANIFEST_DIR"), "/.venv/bin/python");
     let python = std::env::var("OUTPACE_TEST_PYTHON").unwrap_or_else(|_| venv.into());
     let node = scripts().join("node_modules/.bin/node");

@@ -30,6 +30,7 @@ mod certificates;
 mod checklist;
 mod chromium;
 mod clients;
+mod clients_sdk;
 mod conformance;
 mod connections;
 mod credentials;

@@ -331,3 +331,29 @@ async fn p12_predictable_a_server_that_is_gone() {
         outage.warning
     );
 }
+
+/// The server presents the certificate of a CA that the replicas do not trust, and later the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn p12_predictable_a_server_with_a_certificate_that_is_not_trusted() {
+    let postgres = Postgres::start().await;
+    let trusted = postgres.make_certificate("trusted");
+    postgres.make_certificate("other");
+    postgres.switch_tls_on("trusted").await;
+    let verified = format!("?sslmode=verify-full&sslrootcert={}", trusted.display());
+    let url = postgres.url() + &verified;
+    let fleet = Fleet::start(&postgres, &url, "postgres").await;
+    let end_sessions = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'outpace' and pid <> pg_backend_pid()";
+    let begin = || async {
+        postgres.present_certificate("other").await;
+        postgres.execute("postgres", end_sessions).await;
+    };
+    let end = || postgres.present_certificate("trusted");
+    let outage = fleet.observe("certificate of another CA", begin, end).await;
+    outage.print();
+    outage.check(2 * SECOND);
+    assert!(
+        outage.warning.contains("certificate") && outage.warning.contains("sslrootcert"),
+        "{}",
+        outage.warning
+    );
+}

@@ -17,7 +17,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use crate::plan::{Plan, ms};
-use crate::store::{ModelLink, Store};
+use crate::store::{Cut, CutKind, ModelLink, Store};
 
 /// The source of bookings while the probe waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,15 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(work)
 }
 
+/// Returns a period without messages that lasts longer than any run.
+fn for_ever(from: Duration) -> Cut {
+    Cut {
+        from,
+        to: Duration::from_secs(3600),
+        kind: CutKind::Silent,
+    }
+}
+
 /// Starts the replicas of a plan and lets a history of requests arrive, which may still wait.
 async fn history(plan: &Plan, mode: Mode, rng: &mut StdRng) -> Vec<Arc<Node>> {
     let store = Arc::new(Mutex::new(Store::new()));
@@ -121,11 +130,9 @@ async fn history(plan: &Plan, mode: Mode, rng: &mut StdRng) -> Vec<Arc<Node>> {
         let mut way = plan.way.clone();
         let is_dead = mode == Mode::Killed && index == 1;
         match mode {
-            Mode::Outage => way
-                .cut
-                .push((Duration::from_secs(3), Duration::from_secs(3600))),
+            Mode::Outage => way.cut.push(for_ever(Duration::from_secs(3))),
             // A replica that is cut off for ever is as good as dead for the others.
-            Mode::Killed if is_dead => way.cut.push((dies, Duration::from_secs(3600))),
+            Mode::Killed if is_dead => way.cut.push(for_ever(dies)),
             Mode::Shared | Mode::Killed => {}
         }
         let seed = plan.seed * 1000 + index as u64;

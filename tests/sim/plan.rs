@@ -8,7 +8,7 @@ use outpace::units::Rate;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::store::Way;
+use crate::store::{Cut, CutKind, Way};
 
 const HOUR: i64 = 3_600_000_000_000;
 
@@ -39,15 +39,24 @@ pub(crate) struct Life {
     pub(crate) goes: Option<(Duration, bool)>,
     pub(crate) clients: usize,
     pub(crate) patience: Duration,
-    /// Periods without a connection to the store, each with its start and end since the start of
-    /// the run.
-    pub(crate) cut: Vec<(Duration, Duration)>,
+    /// Periods in which this replica cannot use the store.
+    pub(crate) cut: Vec<Cut>,
     /// Offset of the replica's clock from the store's clock, in nanoseconds.
     pub(crate) skew: i64,
 }
 
 pub(crate) fn ms(rng: &mut StdRng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
+}
+
+/// Draws a period of up to 8 s in which the store cannot be used, of any kind.
+fn cut(rng: &mut StdRng, length: u64) -> Cut {
+    let from = ms(rng, 0..length);
+    Cut {
+        from,
+        to: from + ms(rng, 100..8000),
+        kind: CutKind::ALL[rng.random_range(0..CutKind::ALL.len())],
+    }
 }
 
 impl Plan {
@@ -68,13 +77,11 @@ impl Plan {
             life.clients = rng.random_range(1..12);
             life.patience = ms(&mut rng, 100..20_000);
             if rng.random_bool(0.3) {
-                let from = ms(&mut rng, 0..length);
-                life.cut = vec![(from, from + ms(&mut rng, 100..8000))];
+                life.cut = vec![cut(&mut rng, length)];
             }
         }
         if rng.random_bool(0.3) {
-            let from = ms(&mut rng, 0..length);
-            plan.way.cut = vec![(from, from + ms(&mut rng, 100..8000))];
+            plan.way.cut = vec![cut(&mut rng, length)];
         }
         if rng.random_bool(0.3) {
             plan.freezes = vec![(ms(&mut rng, 0..length), ms(&mut rng, 1..3000))];
@@ -108,12 +115,16 @@ impl Plan {
         plan
     }
 
-    /// Draws a saturated plan in which all replicas are disconnected from the store from 5 s to 20
-    /// s.
+    /// Draws a saturated plan in which no replica can use the store from 5 s to 20 s. The seeds take
+    /// the kinds of outages in turn.
     pub(crate) fn outage(seed: u64) -> Self {
         let mut plan = Self::saturated(seed * 20 + 7);
         plan.length = Duration::from_secs(26);
-        plan.way.cut = vec![(Duration::from_secs(5), Duration::from_secs(20))];
+        plan.way.cut = vec![Cut {
+            from: Duration::from_secs(5),
+            to: Duration::from_secs(20),
+            kind: CutKind::ALL[seed as usize % CutKind::ALL.len()],
+        }];
         plan
     }
 
@@ -158,7 +169,11 @@ impl Plan {
         let at = ms(&mut rng, 3000..5000);
         plan.fail_over = Some((at, ms(&mut rng, 1..500)));
         if rng.random_bool(0.7) {
-            plan.way.cut = vec![(at, at + ms(&mut rng, 1..3000))];
+            plan.way.cut = vec![Cut {
+                from: at,
+                to: at + ms(&mut rng, 1..3000),
+                kind: CutKind::Silent,
+            }];
         }
         plan
     }

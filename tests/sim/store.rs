@@ -32,9 +32,64 @@ pub(crate) struct Way {
     pub(crate) loss: f64,
     /// Probability that the store processes a request twice, as after a repeated message.
     pub(crate) twice: f64,
-    /// Periods in which no message gets through, each with its start and end since the start of the
-    /// run.
-    pub(crate) cut: Vec<(Duration, Duration)>,
+    pub(crate) cut: Vec<Cut>,
+}
+
+/// Period in which the store cannot be used, with its start and end since the start of the run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cut {
+    pub(crate) from: Duration,
+    pub(crate) to: Duration,
+    pub(crate) kind: CutKind,
+}
+
+/// What fails in a [`Cut`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CutKind {
+    /// No message gets through, and a caller learns that 700 ms later.
+    Silent,
+    /// Each call is refused at once, as by a server that is read-only.
+    Refused,
+    /// Bookings are refused at once, as with a full disk, and all other calls succeed.
+    Bookings,
+    /// Heartbeats are refused at once, as without a privilege, and all other calls succeed.
+    Heartbeats,
+    /// Bookings and heartbeats find their locks taken.
+    Locked,
+}
+
+impl CutKind {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Silent,
+        Self::Refused,
+        Self::Bookings,
+        Self::Heartbeats,
+        Self::Locked,
+    ];
+
+    const fn refuses(self, asked: Asked) -> bool {
+        match self {
+            Self::Silent => false,
+            Self::Refused => true,
+            Self::Bookings => matches!(asked, Asked::Booking),
+            Self::Heartbeats => matches!(asked, Asked::Heartbeat),
+            Self::Locked => matches!(asked, Asked::Booking | Asked::Heartbeat),
+        }
+    }
+}
+
+/// Kind of a call, as far as outages distinguish it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Booking,
+    Heartbeat,
+    Other,
+}
+
+/// Call that the store did not execute.
+enum Failed {
+    Error(LinkError),
+    Locked,
 }
 
 /// State of the modelled store that all replicas of a run share.
@@ -217,13 +272,7 @@ impl ModelLink {
             (delay, rng.random_bool(self.way.loss))
         };
         tokio::time::sleep(Duration::from_secs_f64(delay / 1000.0)).await;
-        let since = self.store.lock().unwrap().began.elapsed();
-        let cut = self
-            .way
-            .cut
-            .iter()
-            .any(|(from, to)| since >= *from && since < *to);
-        if lost || cut {
+        if lost || self.cut() == Some(CutKind::Silent) {
             // The caller gets the error 700 ms later, as from a client timeout.
             tokio::time::sleep(Duration::from_millis(700)).await;
             return Err(LinkError::Unavailable(DatabaseFault::unanswered(
@@ -233,8 +282,34 @@ impl ModelLink {
         Ok(())
     }
 
+    /// Returns what fails now.
+    fn cut(&self) -> Option<CutKind> {
+        let since = self.store.lock().unwrap().began.elapsed();
+        let mut cuts = self.way.cut.iter();
+        let cut = cuts.find(|cut| since >= cut.from && since < cut.to)?;
+        Some(cut.kind)
+    }
+
     async fn ask<T>(&self, act: impl Fn(&mut Store) -> T) -> Result<T, LinkError> {
-        self.travel().await?;
+        match self.ask_as(Asked::Other, act).await {
+            Err(Failed::Error(error)) => Err(error),
+            Err(Failed::Locked) => unreachable!("only bookings and heartbeats take the locks"),
+            Ok(done) => Ok(done),
+        }
+    }
+
+    async fn ask_as<T>(&self, asked: Asked, act: impl Fn(&mut Store) -> T) -> Result<T, Failed> {
+        self.travel().await.map_err(Failed::Error)?;
+        if let Some(cut) = self.cut()
+            && cut.refuses(asked)
+        {
+            self.travel().await.map_err(Failed::Error)?;
+            let refused = LinkError::Unavailable(DatabaseFault::locked());
+            return Err(match cut {
+                CutKind::Locked => Failed::Locked,
+                _ => Failed::Error(refused),
+            });
+        }
         let twice = self.rng.lock().unwrap().random_bool(self.way.twice);
         let done = {
             let mut store = self.store.lock().unwrap();
@@ -243,15 +318,19 @@ impl ModelLink {
             }
             act(&mut store)
         };
-        self.travel().await?;
+        self.travel().await.map_err(Failed::Error)?;
         Ok(done)
     }
 }
 
 impl Link for ModelLink {
     async fn call(&self, call: &Call) -> Result<Reply, LinkError> {
-        let (answer, started) = self.ask(|store| (store.call(call), store.started)).await?;
-        Ok(Reply::Answer { answer, started })
+        let booked = self.ask_as(Asked::Booking, |store| (store.call(call), store.started));
+        match booked.await {
+            Ok((answer, started)) => Ok(Reply::Answer { answer, started }),
+            Err(Failed::Locked) => Ok(Reply::Busy),
+            Err(Failed::Error(error)) => Err(error),
+        }
     }
 
     async fn key_secret(&self, candidate: &KeySecret) -> Result<KeySecret, LinkError> {
@@ -368,8 +447,14 @@ impl Link for ModelLink {
         share_for: i64,
         held: i64,
     ) -> Result<Option<Heartbeat>, LinkError> {
-        self.ask(|store| Some(store.heartbeat(replica, share_for, held)))
-            .await
+        let stored = self.ask_as(Asked::Heartbeat, |store| {
+            store.heartbeat(replica, share_for, held)
+        });
+        match stored.await {
+            Ok(heartbeat) => Ok(Some(heartbeat)),
+            Err(Failed::Locked) => Ok(None),
+            Err(Failed::Error(error)) => Err(error),
+        }
     }
 
     async fn peek(

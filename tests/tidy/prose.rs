@@ -158,7 +158,14 @@ fn comments_name_the_thing_in_plain_words() {
 /// Finds every Markdown file except those of tools and installed packages.
 fn pages() -> Vec<(std::path::PathBuf, String)> {
     let mut pages = files(&root().join("docs"), "md");
-    for page in ["README", "ARCHITECTURE", "CHANGELOG", "CONTRIBUTING"] {
+    for page in [
+        "README",
+        "ARCHITECTURE",
+        "CHANGELOG",
+        "CONTRIBUTING",
+        "clients/python/README",
+        "clients/typescript/README",
+    ] {
         let path = root().join(format!("{page}.md"));
         let text = std::fs::read_to_string(&path).unwrap();
         pages.push((path, text));

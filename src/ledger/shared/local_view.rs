@@ -55,6 +55,8 @@ pub(super) struct LocalView {
     /// True if the current answer may lack lost writes, so that it is merged with the known state.
     pub(super) store_may_be_stale: bool,
     pub(super) fallback: Fallback,
+    /// Latest slot from the store, on this process's clock. A fallback share begins after it.
+    booked_until: Instant,
     /// Number of times that settlements of each limit were forgotten, from the last heartbeat.
     cleared: HashMap<Arc<str>, u64>,
     /// Part of every rate that is reserved for silent replicas, in millionths.
@@ -157,6 +159,8 @@ impl LocalView {
         answer.epoch = self.epoch.saturating_sub(u64::from(!is_current));
         answer.convert(|at| offset.to_local_clock(at));
         self.take(target, &call.runs, &answer);
+        let slots = answer.runs.iter().flat_map(|grant| &grant.slots);
+        self.booked_until = slots.copied().fold(self.booked_until, Instant::max);
         // The upper bound ignores a `moving` far ahead, after the store's clock was set back.
         if (1..=SETTLED).contains(&(self.moving - now)) {
             // Contention has just changed, so the next answer will bring newer numbers.
@@ -332,9 +336,11 @@ impl LocalView {
         &mut self,
         target: &Target,
         runs: SmallVec<[Run; 2]>,
-        share: (i64, Instant),
+        (ppm, noticed): (i64, Instant),
         now: Instant,
     ) -> Answer {
+        // A store may have booked for this replica after the others counted it as silent.
+        let share = (ppm, noticed.max(self.booked_until));
         let mut call = Call::new(target, runs, 0);
         call.rows.iter_mut().for_each(|row| self.fill_in(row));
         let mut answer = self.fallback.book(&mut call, share, now);

@@ -2,12 +2,12 @@
 //! Postgres refuses to run as root, so under root the server runs as an unprivileged user.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{free_port, soon};
+use super::{Identity, free_port, soon};
 
 pub(crate) struct Postgres {
     dir: tempfile::TempDir,
@@ -232,6 +232,46 @@ impl Postgres {
         let line = format!("host all {user} 127.0.0.1/32 scram-sha-256\n");
         std::fs::write(&path, line + &rest).unwrap();
         self.execute("postgres", "select pg_reload_conf()").await;
+    }
+
+    /// Makes a certificate of a CA of its own, and returns the path of that CA's certificate.
+    pub(crate) fn make_certificate(&self, name: &str) -> PathBuf {
+        let identity = Identity::new(vec!["127.0.0.1".to_owned()]);
+        self.write(&format!("{name}.pem"), &identity.cert);
+        self.write(&format!("{name}.key"), &identity.key());
+        self.write(&format!("{name}-ca.pem"), &identity.ca)
+    }
+
+    /// Writes a file that only the server may read.
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if let Some((uid, gid)) = self.user {
+            chown(&path, Some(uid), Some(gid)).unwrap();
+        }
+        path
+    }
+
+    /// Makes the server present a certificate to new connections. Files are exchanged rather than
+    /// settings, so that the change is quick.
+    pub(crate) async fn present_certificate(&self, name: &str) {
+        for end in ["pem", "key"] {
+            let text = std::fs::read_to_string(self.dir.path().join(format!("{name}.{end}")));
+            self.write(&format!("server.{end}"), &text.unwrap());
+        }
+        self.execute("postgres", "select pg_reload_conf()").await;
+    }
+
+    /// Switches TLS on at the server, with a certificate that was made before.
+    pub(crate) async fn switch_tls_on(&self, name: &str) {
+        for (setting, end) in [("ssl_cert_file", "pem"), ("ssl_key_file", "key")] {
+            let path = self.dir.path().join(format!("server.{end}"));
+            let sql = format!("alter system set {setting} = '{}'", path.display());
+            self.execute("postgres", &sql).await;
+        }
+        self.execute("postgres", "alter system set ssl = on").await;
+        self.present_certificate(name).await;
     }
 
     /// Returns the URL of the same database through another port, such as that of a pooler.

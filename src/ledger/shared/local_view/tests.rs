@@ -97,6 +97,39 @@ fn p1_pace_a_fallback_share_begins_when_the_others_have_left_room_for_it() {
     }
 }
 
+/// The store booked for this replica after the others had counted it as silent.
+#[test]
+fn p1_pace_a_fallback_share_begins_after_the_last_slot_from_the_store() {
+    let rate = Rate::new(4, Duration::from_secs(60)).unwrap();
+    for (algorithm, delay) in [
+        (Algorithm::TokenBucket { burst: None }, 31),
+        (Algorithm::TokenBucket { burst: Some(4) }, 31),
+        (Algorithm::SlidingWindow, 60),
+        (Algorithm::FixedWindow, 60),
+    ] {
+        let (mut view, offset) = (LocalView::default(), Offset::default());
+        let requests = Requests::new(Bound::Rate { rate, algorithm }, 1);
+        let call = view.call(&requests.target, requests.runs.clone(), 7, &offset);
+        let slot = Instant::from_nanos(110 * SECOND);
+        let grant = Grant {
+            slots: smallvec![slot],
+            ..Grant::default()
+        };
+        let answer = Answer {
+            now: slot,
+            runs: smallvec![grant],
+            ..Answer::default()
+        };
+        view.absorb(&requests.target, (&call, 0), answer, &offset);
+        for early in [0, 29] {
+            let slots = requests.book_since(&mut view, 50, 110 + early).1;
+            assert_eq!(slots.len(), 0, "{algorithm:?} after {early} s");
+        }
+        let slots = requests.book_since(&mut view, 50, 110 + delay).1;
+        assert_eq!(slots.len(), 1, "{algorithm:?} after {delay} s");
+    }
+}
+
 #[test]
 fn a_release_during_a_report_is_reported_again() {
     let mut view = LocalView::default();
