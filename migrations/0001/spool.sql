@@ -145,14 +145,21 @@ begin
   return found;
 end $$;
 
--- Takes the leases of those buffers in p_buffers that have no live holder.
-create function outpace.take_v1(p_id int8, p_buffers int8[]) returns void language plpgsql volatile as $$
+-- Takes the leases of those buffers in p_buffers that have no live holder. Returns the taken ones
+-- with their former holders, or null for those without one.
+create function outpace.take_v1(p_id int8, p_buffers int8[])
+returns table (taken_buffer int8, former_owner int8) language plpgsql volatile as $$
 begin
-  insert into outpace.lease as l (buffer, owner, term)
-  select b, p_id, 1 from unnest(p_buffers) b order by b
-  on conflict (buffer) do update set owner = p_id, term = l.term + 1
-   where l.owner is null
-      or not exists (select 1 from outpace.drainer d where d.id = l.owner and d.until > clock_timestamp());
+  return query
+    with former as (select l.buffer, l.owner from outpace.lease l where l.buffer = any (p_buffers)),
+    taken as (
+      insert into outpace.lease as l (buffer, owner, term)
+      select b, p_id, 1 from unnest(p_buffers) b order by b
+      on conflict (buffer) do update set owner = p_id, term = l.term + 1
+       where l.owner is null
+          or not exists (select 1 from outpace.drainer d where d.id = l.owner and d.until > clock_timestamp())
+      returning l.buffer)
+    select t.buffer, f.owner from taken t left join former f on f.buffer = t.buffer;
 end $$;
 
 -- Releases all leases of a replica and removes its heartbeat.

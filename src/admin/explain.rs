@@ -11,7 +11,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use serde_json::{Value, json};
 
-use super::{Admin, blocks, explain_limit, problem, replicas};
+use super::{Admin, blocks, buffers, explain_limit, problem, replicas};
 use crate::clock::Instant;
 use crate::exchange::{Exchange, describe_block};
 use crate::ledger::LedgerGap;
@@ -20,7 +20,6 @@ use crate::policy::{
     Scope, Target, TlsMode, Unmatched,
 };
 use crate::semantics::own_credential;
-use crate::spool::SpoolUsage;
 use crate::units::{HostName, Origin, Scheme};
 
 /// Description of the request to explain.
@@ -406,6 +405,7 @@ pub(super) async fn asked(
 /// `GET /v1/status`: all targets with their limits, ledger mode and counters, and the last
 /// refusals.
 pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
+    let report = admin.api.spool_report().await;
     let exchange = &admin.exchange;
     let policy = admin.policy.load();
     let now = exchange.clock.now();
@@ -437,23 +437,10 @@ pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
         "listen": serving.listen.to_string(),
         "version": serving.version,
         "fleet": replicas::fleet(&admin.ledger.fleet(), now),
-        "spool": admin.api.spool_usage().as_ref().map(spool),
+        "spool": report.as_ref().map(buffers::shown),
         "targets": targets.collect::<Vec<_>>(),
         "refusals": refusals.collect::<Vec<_>>(),
     }))
-}
-
-/// Returns the use of the spool as JSON. Items without a client are listed as `null`.
-fn spool(usage: &SpoolUsage) -> Value {
-    let clients = usage.clients.iter().map(|(name, of)| {
-        let name = Some(&**name).filter(|name| !name.is_empty());
-        json!({ "client": name, "items": of.items, "bytes": of.bytes })
-    });
-    json!({
-        "used_bytes": usage.used,
-        "max_bytes": usage.max,
-        "clients": clients.collect::<Vec<_>>(),
-    })
 }
 
 fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {

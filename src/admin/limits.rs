@@ -45,6 +45,9 @@ pub(super) async fn unpin(
     State(admin): State<Admin>,
     Path((target, limit)): Path<(String, String)>,
 ) -> Result<Response, Response> {
+    let policy = admin.policy.load_full();
+    let found = find(&policy, &target, &limit);
+    found.map_err(|text| problem(StatusCode::NOT_FOUND, &text))?;
     settle(&admin, target.into(), limit.into(), None).await
 }
 

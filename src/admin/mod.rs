@@ -22,6 +22,7 @@
 
 mod authorize;
 mod blocks;
+mod buffers;
 mod config_state;
 mod explain;
 mod explain_limit;

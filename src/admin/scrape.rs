@@ -14,8 +14,9 @@ pub(super) async fn scrape(State(admin): State<Admin>, headers: HeaderMap) -> im
     let accepted = headers.get_all(header::ACCEPT).iter();
     let accepted: Vec<&str> = accepted.filter_map(|value| value.to_str().ok()).collect();
     let exposition = Exposition::negotiate(&accepted.join(","));
-    admin.read_spool();
-    let text = admin.metrics.encode(&admin.figures(), exposition);
+    let figures = admin.figures();
+    admin.read_spool(&figures).await;
+    let text = admin.metrics.encode(&figures, exposition);
     let kind = (header::CONTENT_TYPE, exposition.content_type());
     ([kind, (header::VARY, "accept")], text)
 }
@@ -29,8 +30,10 @@ impl Admin {
         scrape.set_blocked(&blocks::measure(self));
         let now = self.exchange.clock.now();
         for target in &self.policy.load().targets {
-            // The series of a target exist before its first request.
+            // The series of a target and its limits exist before its first request.
             let _series = self.exchange.metrics_of(target);
+            let limits = target.limits.iter().map(|limit| &limit.name);
+            let _units = self.metrics.limit_units(&target.name, limits);
             let in_force = self.ledger.in_force(target);
             for (limit, in_force) in target.limits.iter().zip(in_force) {
                 let limit = LimitFigures {
@@ -39,7 +42,6 @@ impl Admin {
                     configured: amount(Some(spec_of(limit.bound))),
                     in_force: amount(in_force),
                 };
-                self.metrics.prepare_limit(&target.name, &limit.name);
                 scrape.set_limit(&target.name, &limit);
             }
             scrape.set_queue(&target.name, &self.exchange.pacer.queue(target, now));
@@ -48,18 +50,6 @@ impl Admin {
             scrape.set_ledger(&ledger);
         }
         scrape
-    }
-
-    fn read_spool(&self) {
-        let Some(usage) = self.api.spool_usage() else {
-            return;
-        };
-        self.metrics.set_spool(usage.used, usage.max);
-        let clients = usage.clients.into_iter().map(|(name, of)| {
-            let name = if name.is_empty() { "-".into() } else { name };
-            (name, of.bytes)
-        });
-        self.metrics.set_spool_clients(clients);
     }
 }
 

@@ -9,16 +9,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page, parameters};
-use super::spool::{buffer_json, counts_json, item_json, time};
+use super::spool::{buffer_json, item_json};
 use super::tenants::BufferAccess;
 use super::{Answered, ApiCall, CallBody, SpoolHandle, bad, json as answer, read};
 use crate::bounds::{API_BATCH_BYTES, PAUSE_REASON};
 use crate::delivery::{check_buffer, check_name};
-use crate::exchange::{Error, Reason, ResponseBody};
+use crate::exchange::{Error, ResponseBody};
 use crate::policy::ApiScope;
 use crate::spool::{
-    Buffer, BufferConfig, BufferOwner, BufferSpec, ItemStatus, ListQuery, Purge, Redrive,
-    StoreError,
+    Buffer, BufferConfig, BufferOwner, BufferSpec, ListQuery, Purge, Redrive, StoreError,
 };
 use crate::units::is_name;
 
@@ -297,57 +296,6 @@ impl SpoolHandle {
         }
         let next = query.after.map(|seq| seq.to_string());
         Ok(answer(&json!({ "items": own, "next": next })))
-    }
-
-    async fn stats(&self, call: &ApiCall<'_>, buffer: &Buffer) -> Answered {
-        if !call.sees_all_items(buffer) {
-            return Err(Error::new(
-                Reason::OperatorsOnly,
-                "the figures of a buffer of the configuration are about the items of all clients",
-            ));
-        }
-        let counts = self.store.counts(buffer.number).await?;
-        let usage = self.store.usage();
-        let account = call.account();
-        let own = usage
-            .clients
-            .iter()
-            .find(|(name, _)| Some(name) == account.client.as_ref());
-        let own = own.map(|(_, own)| *own).unwrap_or_default();
-        let used = match &account.client {
-            Some(_) => json!({
-                "bytes": own.bytes,
-                "max_bytes": account.share.max.map_or(usage.max, |max| max.min(usage.max)),
-                "items": own.items,
-                "max_items": account.share.items,
-            }),
-            None => json!({ "bytes": usage.used, "max_bytes": usage.max }),
-        };
-        let now = self.store.now();
-        let heads = self.store.next_items(buffer.number, now, true, 1).await?;
-        let first = heads.first();
-        let why = first.map(|item| match item.status {
-            _ if buffer.paused.is_some() => "paused",
-            ItemStatus::InFlight => "in_flight",
-            _ if item.not_before > now && item.last_status == Some(429) => "retry_after",
-            _ if item.not_before > now && item.attempts > 0 => "backoff",
-            _ if item.not_before > now => "delay",
-            _ => "rate",
-        });
-        let counted = ItemStatus::ALL.into_iter().zip(counts);
-        let live = counted.filter(|(status, _)| status.is_live());
-        let live: u64 = live.map(|(_, count)| count).sum();
-        let eta = buffer.terms.rate_limit.map(|rate| live as f64 / rate);
-        Ok(answer(&json!({
-            "buffer": &*buffer.id,
-            "items": counts_json(counts),
-            "head": first.map(|item| item_json(item, Some(buffer))),
-            "head_waits_for": why,
-            "oldest_at": first.map(|item| time(item.kept)),
-            "rate_limit": buffer.terms.rate_limit,
-            "empty_in_s": eta,
-            "spool": used,
-        })))
     }
 
     async fn purge(&self, buffer: &Buffer, written: &PurgeSpec) -> Answered {

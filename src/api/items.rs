@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use super::content::content_json;
 use super::spool::{attempt_json, item_json};
 use super::tenants::{BufferAccess, Principal};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
@@ -162,8 +163,12 @@ impl SpoolHandle {
         }
         let change = match (&head.method, path) {
             (&Method::GET, [_]) => {
-                parameters(head, &[])?;
-                return Ok(answer(&item_json(&item, buffer.as_ref())));
+                let mut shown = item_json(&item, buffer.as_ref());
+                if flag(head, "body")? {
+                    let body = self.store.body(Arc::clone(&item.id)).await?;
+                    shown["request"] = content_json(&item, buffer.as_ref(), &body);
+                }
+                return Ok(answer(&shown));
             }
             (&Method::GET, [_, "attempts"]) => {
                 let mut query = item_query(head, None, OWN_PARAMETERS)?;

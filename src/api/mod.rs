@@ -9,6 +9,8 @@
 
 mod acquire;
 mod buffers;
+mod content;
+mod figures;
 mod items;
 mod open_work;
 mod openapi;
@@ -16,8 +18,10 @@ mod push;
 mod push_throttle;
 mod report;
 mod spool;
+mod stats;
 mod tenants;
 
+pub use figures::{BufferState, FigureCache, SpoolReport};
 pub use push_throttle::PushThrottle;
 pub use spool::SpoolHandle;
 
@@ -38,7 +42,6 @@ use crate::exchange::{
 };
 use crate::policy::{Policy, Target};
 use crate::semantics;
-use crate::spool::SpoolUsage;
 
 /// API for apps, with the permits that workers hold and the spool, if there is one.
 #[derive(Debug, Default)]
@@ -77,10 +80,10 @@ impl Api {
         }
     }
 
-    /// Returns the use of the spool, or `None` without a spool.
-    pub fn spool_usage(&self) -> Option<SpoolUsage> {
+    /// Returns the state of the spool and its buffers, or `None` without a spool.
+    pub async fn spool_report(&self) -> Option<SpoolReport> {
         let spool = self.spool.as_ref()?;
-        Some(spool.store.usage())
+        Some(spool.report().await)
     }
 
     /// Returns true for a path that belongs to the API.

@@ -41,7 +41,7 @@ const CALLS: &[Described] = calls! {
     post "/v1/buffers/{buffer}/resume" => 200, "Continues sending items of a paused buffer";
     post "/v1/buffers/{buffer}/purge", PurgeSpec => 200, "Removes the items that are in a given state";
     post "/v1/buffers/{buffer}/redrive", RedriveSpec => 200, "Sends dead letters and expired items again";
-    get "/v1/items/{item}" => 200, "Returns an item by id";
+    get "/v1/items/{item}" => 200, "Returns an item by id; with `?body=true` also its stored request";
     delete "/v1/items/{item}" => 200, "Cancels an item that is not in flight";
     get "/v1/items/{item}/attempts" => 200, "Returns the attempts of an item, latest first";
     get "/v1/items/{item}/response" => 200, "Returns the origin's last response, 202 if the item is not over, or 410 if it is over without a complete response; `Prefer: wait=N` waits for up to N seconds";

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{ApiCall, CallBody, PushThrottle};
+use super::{ApiCall, CallBody, FigureCache, PushThrottle};
 use crate::delivery::{Deliveries, without_query};
 use crate::exchange::{Error, read_body};
 use crate::spool::{
     Attempt, Buffer, BufferOwner, BufferSpec, Counts, Item, ItemStatus, Millis, Store, StoreError,
-    destination,
+    destination, live,
 };
 
 /// Text that the API shows instead of the value of a header field.
-const MASK: &str = "\u{2026}";
+pub(super) const MASK: &str = "\u{2026}";
 
 /// Store of the spool, with the part that delivers items.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct SpoolHandle {
     pub max_body: u64,
     /// Throttle for the pushes of each client.
     pub pushes: Arc<PushThrottle>,
+    /// Figures of the buffers that were read last.
+    pub figures: Arc<FigureCache>,
 }
 
 impl SpoolHandle {
@@ -63,10 +65,7 @@ impl SpoolHandle {
             );
             return Err(StoreError::Conflict(detail).into());
         }
-        let counted = ItemStatus::ALL.into_iter();
-        let counted = counted.zip(self.store.counts(buffer.number).await?);
-        let live = counted.filter(|(status, _)| status.is_live());
-        match live.map(|(_, count)| count).sum::<u64>() {
+        match live(&self.store.counts(buffer.number).await?) {
             0 => Ok(()),
             live => {
                 let detail = format!(

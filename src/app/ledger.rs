@@ -14,8 +14,8 @@ use crate::db::{Database, DatabaseError, LEDGER_CONNECTIONS};
 use crate::exchange::Exchange;
 use crate::files::open_private;
 use crate::ledger::{
-    Ledger, Link as _, LinkError, MemoryLedger, PostgresLink, Replica, ReplicaReport, SharedLedger,
-    SharedParts,
+    Ledger, Link as _, LinkError, MeasuredLink, MemoryLedger, PostgresLink, Replica, ReplicaReport,
+    SharedLedger, SharedParts,
 };
 use crate::policy::{KeySecret, Policy};
 use crate::sync::lock;
@@ -27,8 +27,11 @@ pub(super) struct OpenLedger {
     pub(super) ledger: Arc<dyn Ledger>,
     /// Shared ledger in Postgres, if it is used. The file holds the number of this replica and is
     /// locked, so that no other process uses the number.
-    shared: Option<(Arc<SharedLedger<PostgresLink>>, Replica, File)>,
+    shared: Option<(Arc<PostgresLedger>, Replica, File)>,
 }
+
+/// Shared ledger in Postgres, whose calls are measured.
+type PostgresLedger = SharedLedger<MeasuredLink<PostgresLink>>;
 
 impl OpenLedger {
     /// Returns the number of this replica in the shared ledger. No other running process has the
@@ -113,6 +116,7 @@ pub(super) async fn open(
         outage: settings.ledger.outage,
         key_secret: secret,
     };
+    let link = MeasuredLink::new(link, shared.clock.clone(), &shared.metrics);
     let ledger = Arc::new(SharedLedger::new(link, parts));
     if let Some(error) = failure {
         ledger.failed(&error);

@@ -18,8 +18,8 @@ use crate::ledger::Replica;
 use crate::policy::{Policy, Secret};
 use crate::random::Random;
 use crate::spool::{
-    BufferSpec, DiskStore, KEY_BYTES_MIN, PostgresParts, PostgresSpoolSettings, PostgresStore,
-    SealedStore, Sealer, SpoolUsage, Store, StoreError, create_key, read_key,
+    BufferSpec, DiskStore, KEY_BYTES_MIN, OUTCOMES, PostgresParts, PostgresSpoolSettings,
+    PostgresStore, SealedStore, Sealer, SpoolUsage, Store, StoreError, create_key, read_key,
 };
 use crate::telemetry::Part;
 
@@ -86,7 +86,9 @@ pub(super) async fn open(
         store: Arc::clone(&store),
         exchange: Arc::clone(exchange),
         policy: Arc::clone(policy),
+        warnings: Arc::clone(&shared.warnings),
     });
+    shared.metrics.prepare_attempts(OUTCOMES);
     let late = || (spool.buffers.clone().into(), shared.random.clone());
     let opened = OpenSpool {
         kept,
@@ -99,6 +101,7 @@ pub(super) async fn open(
             deliveries,
             max_body: spool.max_body.as_bytes(),
             pushes: Arc::new(PushThrottle::new(shared.clock.clone())),
+            figures: Arc::default(),
         },
         late: (!is_there).then(late),
     };

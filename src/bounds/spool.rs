@@ -96,3 +96,13 @@ pub const PAUSE_REASON: usize = 1024;
 ///
 /// Beyond it: `limit` is cut.
 pub const PAGE_MAX: u32 = 1000;
+/// Buffers whose figures the metrics and `status` show separately, the oldest ones first.
+///
+/// Beyond it: the metrics add up further buffers under `-`, and `status` gives their number.
+pub const BUFFER_SERIES: usize = 200;
+/// Time for which the figures of the buffers serve further scrapes and calls of `status`.
+pub const BUFFER_FIGURES_FRESH: Duration = Duration::from_secs(5);
+/// Time for which a scrape or `status` waits for the figures of the buffers.
+///
+/// Beyond it: the figures of the buffers are absent.
+pub const BUFFER_FIGURES_WAIT: Duration = Duration::from_secs(1);

@@ -100,7 +100,13 @@ enum ItemsCommand {
         limit: u32,
     },
     /// Show one item with its latest attempts
-    Show(OneItem),
+    Show {
+        /// Id of the item
+        item: String,
+        /// Show the stored request, too: its method, path and body, and the harmless header fields
+        #[arg(long)]
+        body: bool,
+    },
     /// Cancel a queued or waiting item permanently (`buffers redrive` does not send it)
     Cancel(OneItem),
     /// End the wait of an item for its retry or start time, so that it is sent as soon as the order
@@ -255,21 +261,53 @@ pub(super) fn items(args: &ItemsArgs) -> Result<Exit, Failure> {
             path.extend(after.iter().map(|after| format!("&after={after}")));
             (get(path), Some("items"))
         }
-        ItemsCommand::Show(item) => {
-            show(&args.place, args.json, get(of(item, "")), (None, ITEM))?;
-            let attempts = get(of(item, "/attempts"));
-            return show(
-                &args.place,
-                args.json,
-                attempts,
-                (Some("attempts"), ATTEMPT),
-            );
-        }
+        ItemsCommand::Show { item, body } => return show_item(args, item, *body),
         ItemsCommand::Cancel(item) => (post(of(item, "/cancel"), json!({})), None),
         ItemsCommand::Retry(item) => (post(of(item, "/retry"), json!({})), None),
         ItemsCommand::Skip(item) => (post(of(item, "/skip"), json!({})), None),
     };
     show(&args.place, args.json, call, (list, ITEM))
+}
+
+/// Prints an item with its latest attempts, and its stored request if `body` is true.
+fn show_item(args: &ItemsArgs, item: &str, body: bool) -> Result<Exit, Failure> {
+    block_on(async {
+        let outpace = Instance::spool(args.place.clone())?;
+        let query = if body { "?body=true" } else { "" };
+        let (method, path, none) = get(format!("/v1/items/{item}{query}"));
+        let shown = outpace.call(method, &path, &none).await?;
+        let (method, path, none) = get(format!("/v1/items/{item}/attempts"));
+        let attempts = outpace.call(method, &path, &none).await?;
+        if args.json {
+            return Ok(print(&format!("{shown:#}\n{attempts:#}\n")));
+        }
+        let mut text = table(std::slice::from_ref(&shown), ITEM);
+        let listed = attempts.get("attempts").and_then(Value::as_array);
+        text.push_str(&table(listed.map_or(&[], Vec::as_slice), ATTEMPT));
+        if let Some(request) = shown.get("request") {
+            text.push_str(&request_text(request));
+        }
+        Ok(print(&text))
+    })
+}
+
+/// Formats a stored request like a message of HTTP/1.1. A body that is no text is in base64.
+fn request_text(request: &Value) -> String {
+    let text = |name: &str| request.get(name).and_then(Value::as_str);
+    let query = text("query").map(|query| format!("?{query}"));
+    let mut lines = format!(
+        "\n{} {}{}\n",
+        text("method").unwrap_or("-"),
+        text("path").or(text("url")).unwrap_or("-"),
+        query.unwrap_or_default()
+    );
+    let headers = request.get("headers").and_then(Value::as_array);
+    for field in headers.into_iter().flatten() {
+        let part = |at: usize| field.get(at).and_then(Value::as_str).unwrap_or_default();
+        lines.push_str(&format!("{}: {}\n", part(0), part(1)));
+    }
+    let body = text("body").or(text("body_base64")).unwrap_or_default();
+    format!("{lines}\n{body}\n")
 }
 
 pub(super) fn attempts(args: &AttemptsArgs) -> Result<Exit, Failure> {

@@ -136,6 +136,31 @@ fn blocks(targets: &[Value]) -> String {
     lines
 }
 
+/// Formats the use of the spool and its buffers.
+fn spooled(spool: &Value) -> String {
+    let (used, max) = (count(spool, "used_bytes"), count(spool, "max_bytes"));
+    let free = count(spool, "free_bytes");
+    let mut lines =
+        format!("\nspool: {used} of {max} bytes are in use, {free} are free for pushes\n");
+    if spool.get("buffers").is_some_and(Value::is_null) {
+        lines.push_str("the buffers cannot be read now\n");
+        return lines;
+    }
+    let buffers = array(spool, "buffers");
+    if !buffers.is_empty() {
+        let columns = "BUFFER /name, QUEUED /items/queued, WAITING /items/waiting, \
+            IN FLIGHT /items/in_flight, DEAD /items/dead, OLDEST s /oldest_s, PAUSED /paused";
+        lines.push_str(&table(buffers, columns));
+    }
+    match count(spool, "buffers_left_out") {
+        0 => {}
+        left_out => lines.push_str(&format!(
+            "{left_out} further buffers: `outpace buffers list`\n"
+        )),
+    }
+    lines
+}
+
 fn shown(told: &Value) -> String {
     let mut rows = array(told, "targets").to_vec();
     for row in &mut rows {
@@ -155,9 +180,7 @@ fn shown(told: &Value) -> String {
     let mut shown = table(&rows, columns);
     shown.push_str(&blocks(&rows));
     if let Some(spool) = told.get("spool").filter(|spool| !spool.is_null()) {
-        let bytes = |name| spool.get(name).and_then(Value::as_u64).unwrap_or(0);
-        let (used, max) = (bytes("used_bytes"), bytes("max_bytes"));
-        shown.push_str(&format!("\nspool: {used} of {max} bytes are in use\n"));
+        shown.push_str(&spooled(spool));
     }
     shown.push_str(&fleet::warnings(told));
     let problems = told.get("ca").map_or(&[][..], |ca| array(ca, "problems"));

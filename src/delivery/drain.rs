@@ -217,6 +217,7 @@ impl Deliverer {
             }
             if item.expires.is_some_and(|expires| expires <= now) {
                 store.expire(Arc::clone(&item.id), now).await?;
+                self.announce_expiry(&buffer, &item);
                 self.tell(&item.id);
                 return Ok(DrainStep::Sleep(instant));
             }

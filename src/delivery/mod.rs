@@ -6,6 +6,7 @@
 
 mod defer;
 mod drain;
+mod events;
 mod gate;
 mod outbound;
 mod refusals;
@@ -14,7 +15,7 @@ mod send;
 mod sendable;
 
 pub use defer::SpoolDeferral;
-pub use outbound::{Unsendable, check_credentials, without_query};
+pub use outbound::{Unsendable, check_credentials, head_of, without_query};
 pub use sendable::{
     check_buffer, check_fields, check_method, check_name, check_path, check_port, check_target,
 };
@@ -30,6 +31,7 @@ use crate::exchange::Exchange;
 use crate::policy::Policy;
 use crate::spool::{AttemptOutcome, Buffer, Item, Millis, Store, StoreError};
 use crate::sync::lock;
+use crate::throttle::LineThrottle;
 use send::AttemptResult;
 
 /// Interval between checks of an item or a lease that another process may change.
@@ -50,6 +52,8 @@ pub struct DeliveryParts {
     pub exchange: Arc<Exchange>,
     /// Policy in force, read at the start of each attempt.
     pub policy: Arc<ArcSwap<Policy>>,
+    /// Throttle for warnings about items.
+    pub warnings: Arc<LineThrottle>,
 }
 
 #[derive(Debug)]
@@ -192,7 +196,8 @@ impl Deliverer {
             let error = "interrupted before the outcome was recorded".to_owned();
             let result = AttemptResult::of(AttemptOutcome::Interrupted, error);
             let finished = self.decide(buffer, &item, result, now, (now, 0, 0));
-            store.finish(finished, now).await?;
+            store.finish(finished.clone(), now).await?;
+            self.announce(buffer, &finished);
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use http::Request;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
 use http::uri::PathAndQuery;
 
 use super::sendable::{check_method, check_path};
@@ -133,6 +134,34 @@ pub fn check_credentials(terms: &BufferConfig, policy: &Policy) -> Result<(), Un
     }
 }
 
+/// Returns the origin of a buffer, and the head of its requests without the fields of single items.
+///
+/// # Errors
+/// Returns an [`Unsendable`] if the buffer's URL, method or header fields are not valid.
+pub fn head_of(terms: &BufferConfig) -> Result<(Origin, Parts), Unsendable> {
+    let (origin, path) = origin_of(&terms.url)?;
+    let mut request = Request::new(());
+    *request.method_mut() = check_method(&terms.method)?;
+    *request.uri_mut() = path.into();
+    insert_fields(request.headers_mut(), terms.headers.iter())?;
+    Ok((origin, request.into_parts().0))
+}
+
+fn insert_fields<'a>(
+    headers: &mut HeaderMap,
+    fields: impl Iterator<Item = &'a (String, String)>,
+) -> Result<(), Unsendable> {
+    for (name, value) in fields {
+        let field = || Unsendable::Field(name.clone());
+        let known = HeaderName::try_from(name.as_str()).map_err(|_cause| field())?;
+        headers.insert(
+            known,
+            HeaderValue::try_from(value.as_str()).map_err(|_cause| field())?,
+        );
+    }
+    Ok(())
+}
+
 /// Builds the request of an item and returns it with its origin. The item's fields replace the
 /// buffer's fields of the same name.
 pub(super) fn request(
@@ -163,14 +192,7 @@ pub(super) fn request(
     *request.method_mut() = method;
     *request.uri_mut() = path.into();
     let headers = request.headers_mut();
-    for (name, value) in buffer.terms.headers.iter().chain(&own.headers) {
-        let field = || Unsendable::Field(name.clone());
-        let known = HeaderName::try_from(name.as_str()).map_err(|_cause| field())?;
-        headers.insert(
-            known,
-            HeaderValue::try_from(value.as_str()).map_err(|_cause| field())?,
-        );
-    }
+    insert_fields(headers, buffer.terms.headers.iter().chain(&own.headers))?;
     if length > 0 {
         let typed = HeaderValue::from_static(typed);
         headers.entry(header::CONTENT_TYPE).or_insert(typed);

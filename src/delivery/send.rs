@@ -18,7 +18,7 @@ use crate::bounds::{
 };
 use crate::clock::Instant;
 use crate::exchange::{
-    Arrival, ClientIdentity, DeliveryOptions, Error, Ingress, Reason, ResponseBody,
+    Arrival, ClientIdentity, DeliveredItem, DeliveryOptions, Error, Ingress, Reason, ResponseBody,
 };
 use crate::semantics::retry_after;
 use crate::spool::{
@@ -202,6 +202,12 @@ impl Deliverer {
             policy,
             delivery: Some(DeliveryOptions {
                 max_wait: DELIVERY_PATIENCE,
+                item: Arc::new(DeliveredItem {
+                    buffer: Arc::clone(&buffer.name),
+                    item: Arc::clone(&item.id),
+                    attempt: item.attempts.saturating_add(1),
+                    is_reply: item.request.reply,
+                }),
                 fields: fields(item, has_target),
             }),
         };
@@ -257,7 +263,8 @@ impl Deliverer {
                         let before = delivery.item.refusals;
                         let _ = progress.refused.set(finished.step.refusals > before);
                     }
-                    let item = self.keep(finished, delivery.term).await?;
+                    let item = self.keep(&finished, delivery.term).await?;
+                    self.announce(&delivery.buffer, &finished);
                     if !item.status.is_live() {
                         return Ok(GateStage::Over);
                     }
@@ -417,7 +424,7 @@ impl Deliverer {
     /// Stores an outcome. Tries again every second while the store is full or a shared store is
     /// unavailable, as long as this process holds the buffer. Without the outcome the item would be
     /// recovered as interrupted and perhaps sent again.
-    async fn keep(&self, finished: Finished, term: i64) -> Result<Item, StoreError> {
+    async fn keep(&self, finished: &Finished, term: i64) -> Result<Item, StoreError> {
         let (clock, buffer) = (&self.parts.exchange.clock, finished.attempt.buffer);
         loop {
             let again = match self.parts.store.finish(finished.clone(), self.now()).await {

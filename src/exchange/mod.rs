@@ -53,7 +53,8 @@ pub use head::{LINE_BYTES, check_http2_head, line_too_long};
 pub use idle::{client_stalled, read_body};
 pub use reason::{Reason, table};
 pub use record::{
-    BodyLocation, ClientIdentity, ExchangeId, Ingress, Record, Recorder, Recording, Sink,
+    BodyLocation, ClientIdentity, DeliveredItem, ExchangeId, Ingress, Record, Recorder, Recording,
+    Sink,
 };
 pub use refusal::{describe_block, unblock_command};
 pub use respond::{BodyError, FramePoll, ResponseBody};

@@ -162,6 +162,19 @@ impl fmt::Display for ExchangeId {
     }
 }
 
+/// Stored item that an exchange delivers, in the canonical line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveredItem {
+    /// Name of the item's buffer.
+    pub buffer: Arc<str>,
+    /// Identifier of the item.
+    pub item: Arc<str>,
+    /// Number of the attempt within its item, counted from 1.
+    pub attempt: u32,
+    /// True if a client waits for the response, so that any response but a refusal delivers the item.
+    pub is_reply: bool,
+}
+
 /// Facts about one exchange. They are complete when a [`Sink`] gets them.
 #[derive(Debug)]
 pub struct Record {
@@ -213,6 +226,10 @@ pub struct Record {
     pub body: BodyLocation,
     /// Field `traceparent` of the request, from which the log takes the trace id.
     pub trace: Option<HeaderValue>,
+    /// Stored item that the exchange delivers, or `None` for a client's request.
+    pub delivery: Option<Arc<DeliveredItem>>,
+    /// True if a complete response of the origin does not deliver the item.
+    pub(super) is_unaccepted: bool,
     /// True if the connection has not authenticated, so that anyone may cause such records.
     pub is_unauthenticated: bool,
     spooled: bool,
@@ -306,6 +323,8 @@ impl Recorder {
             no_close_notify: false,
             body: BodyLocation::None,
             trace: None,
+            delivery: None,
+            is_unaccepted: false,
             is_unauthenticated: false,
             spooled: false,
         };
@@ -331,12 +350,14 @@ impl Recording {
         error
     }
 
-    /// Ends the exchange with the outcome of its reason, or as spooled or delivered. A recording
-    /// that is dropped without this call ends as abandoned.
+    /// Ends the exchange with the outcome of its reason, or as spooled or delivered. A delivery whose
+    /// response does not deliver the item has failed. A recording that is dropped without this call
+    /// ends as abandoned.
     pub fn end(mut self: Box<Self>) {
         self.record.outcome = match self.record.reason {
             Some(reason) => reason.row().outcome,
             None if self.record.spooled => ExchangeOutcome::Spooled,
+            None if self.record.is_unaccepted => ExchangeOutcome::Failed,
             None => ExchangeOutcome::Delivered,
         };
     }

@@ -65,6 +65,7 @@ impl Sink for LineSink {
             let origin = record.origin.as_ref();
             let path = record.path.as_ref().map(PathAndQuery::path);
             let reason = record.reason.map(|reason| reason.row().token);
+            let delivery = record.delivery.as_deref();
             line.word(key!("level"), "info")
                 .word(key!("message"), "exchange")
                 .hex(key!("exchange"), record.id.instance, record.id.number)
@@ -77,6 +78,9 @@ impl Sink for LineSink {
                 .text_or_null(key!("host"), origin.map(|origin| origin.host.as_str()))
                 .number_or_null(key!("port"), origin.map(|origin| origin.port))
                 .text_or_null(key!("path"), path)
+                .text_if(key!("buffer"), delivery.map(|delivery| &*delivery.buffer))
+                .text_if(key!("item"), delivery.map(|delivery| &*delivery.item))
+                .number_if(key!("attempt"), delivery.map(|delivery| delivery.attempt))
                 .text_or_null(key!("target"), record.target.as_deref())
                 .text_or_null(key!("limit"), record.limit.as_deref())
                 .text_if(key!("would_hold"), record.would_hold.as_deref())

@@ -4,6 +4,7 @@
 //! with a connection, and [`Prepared::send`] sends the request once. No client waits for the
 //! response.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,18 +13,22 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use super::admission::{AttemptError, Called};
 use super::body::{InboundBody, Outgoing};
 use super::plan::Plan;
-use super::record::Recording;
+use super::record::{DeliveredItem, Recording};
 use super::respond::ResponseBody;
 use super::{Arrival, Error, Exchange};
 use crate::origin::Lease;
 use crate::pace::Turn;
 use crate::policy::Access;
+use crate::semantics::retry_after;
+use crate::spool::is_accepted;
 
 /// Options for sending one stored request to its origin.
 #[derive(Debug, Clone)]
 pub struct DeliveryOptions {
     /// Maximum time to wait for a turn. After that the spool examines the item again.
     pub max_wait: Duration,
+    /// Item that the request belongs to, for the log.
+    pub item: Arc<DeliveredItem>,
     /// Fields that outpace adds to the request, for example `Outpace-Item`.
     pub fields: Vec<(HeaderName, HeaderValue)>,
 }
@@ -63,6 +68,8 @@ impl Exchange {
         let mut record = self.begin(arrival, &request);
         // A stored request is sealed, and so its path is not logged.
         record.path = None;
+        let options = arrival.delivery.as_ref();
+        record.delivery = options.map(|options| Arc::clone(&options.item));
         let request = request.map(InboundBody::Stored);
         let mut plan = match self.plan(arrival, request, &mut record) {
             Ok(plan) => plan,
@@ -127,6 +134,12 @@ impl Prepared<'_> {
         // A refusal of the origin blocks its target for the requests of all clients.
         let mut ended_with = ended_with;
         exchange.react(&plan, attempted, ended_with.as_mut().ok(), 1, &mut record);
+        if let (Ok(answer), Some(item)) = (&ended_with, &record.delivery) {
+            let head = &answer.response;
+            let after = retry_after(head.headers(), exchange.clock.wall());
+            let is_accepted = is_accepted(head.status().as_u16(), after, item.is_reply);
+            record.is_unaccepted = !is_accepted;
+        }
         match ended_with.and_then(|answer| exchange.deliver(&mut plan, answer, &mut record)) {
             Ok(outcome) => Ok(exchange.finish(outcome, record, Access::default())),
             Err(error) => Err(record.fail(error)),

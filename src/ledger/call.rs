@@ -4,6 +4,7 @@
 //! Instants are of the ledger's clock until [`Answer::convert`] maps them to this process's clock.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
@@ -14,6 +15,7 @@ use crate::bounds::{KEYS_PER_LIMIT, SLACK};
 use crate::clock::Instant;
 use crate::policy::{Algorithm, Bound, Scope, Target};
 use crate::schedule::{FixedWindow, Schedule, ScheduleState, SlidingWindow, Spec, TokenBucket};
+use crate::units::{Rate, nanos};
 
 /// The random identifier of a replica, which the replica keeps over restarts.
 pub type Replica = i64;
@@ -307,4 +309,105 @@ pub fn spec_of(bound: Bound) -> Spec {
         Algorithm::FixedWindow => Schedule::FixedWindow(FixedWindow::new(rate, SLACK)),
     }
     .spec()
+}
+
+/// Returns the numbers of a schedule in the words of a policy, such as `4/1s with burst 1`. All
+/// replicas get the same words from a stored pin.
+pub(super) fn in_words(spec: Spec) -> String {
+    bound_of(spec).map_or_else(|| spec.to_string(), |bound| bound.to_string())
+}
+
+/// Returns the bound of a policy that has these numbers, or `None` if there is none. If a rate
+/// without a burst and one with a burst of 1 have the same numbers, the one with the rounder period
+/// is returned.
+fn bound_of(spec: Spec) -> Option<Bound> {
+    let slack = nanos(SLACK);
+    let found = match spec {
+        Spec::Permits { n } => return Some(Bound::Concurrent(u32::try_from(n).ok()?)),
+        Spec::Sliding { n, window } => rate_of(n, window - slack, Algorithm::SlidingWindow),
+        Spec::Fixed { n, window, .. } => rate_of(n, window, Algorithm::FixedWindow),
+        Spec::Token {
+            interval,
+            tolerance,
+            period,
+        } => {
+            let interval = interval.max(1);
+            let count = period / interval + i64::from(period % interval > 0);
+            let burst = tolerance / interval + 1;
+            let strict = rate_of(
+                count + burst - 1,
+                period - slack,
+                Algorithm::TokenBucket { burst: None },
+            );
+            let burst = u32::try_from(burst).ok();
+            let bucket = rate_of(count, period, Algorithm::TokenBucket { burst });
+            let is_same = |bound: &Bound| spec_of(*bound) == spec;
+            let mut both: Vec<Bound> = [strict, bucket]
+                .into_iter()
+                .flatten()
+                .filter(is_same)
+                .collect();
+            both.sort_by_key(|bound| std::cmp::Reverse(roundness(*bound)));
+            both.first().copied()
+        }
+    };
+    found.filter(|bound| spec_of(*bound) == spec)
+}
+
+fn rate_of(count: i64, period: i64, algorithm: Algorithm) -> Option<Bound> {
+    let period = Duration::from_nanos(u64::try_from(period).ok()?);
+    let rate = Rate::new(u32::try_from(count).ok()?, period)?;
+    Some(Bound::Rate { rate, algorithm })
+}
+
+/// Returns the number of zeros at the end of the period in nanoseconds.
+fn roundness(bound: Bound) -> u32 {
+    let Bound::Rate { rate, .. } = bound else {
+        return 0;
+    };
+    let period = nanos(rate.period());
+    (1..=18)
+        .take_while(|zeros| period % 10_i64.pow(*zeros) == 0)
+        .count() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_keeps_the_words_of_its_policy() {
+        let bucket = |burst| Algorithm::TokenBucket { burst };
+        let algorithms = [
+            bucket(None),
+            bucket(Some(1)),
+            bucket(Some(7)),
+            bucket(Some(10_000)),
+            Algorithm::SlidingWindow,
+            Algorithm::FixedWindow,
+        ];
+        let rates = [
+            "1/1s", "4/1s", "7/250ms", "10/1s", "100/1m", "500/1m", "5000/1h", "30000/1m", "1/1d",
+            "3/7s", "12345/1h", "1000/1s",
+        ];
+        for rate in rates {
+            for algorithm in algorithms {
+                let rate = rate.parse().unwrap();
+                let bound = Bound::Rate { rate, algorithm };
+                assert_eq!(in_words(spec_of(bound)), bound.to_string());
+            }
+        }
+        let bound = Bound::Concurrent(7);
+        assert_eq!(in_words(spec_of(bound)), bound.to_string());
+    }
+
+    #[test]
+    fn numbers_of_no_policy_are_a_rate_per_second() {
+        let spec = Spec::Token {
+            interval: 333_333_333,
+            tolerance: 5,
+            period: 1_000_000_000,
+        };
+        assert_eq!(in_words(spec), "3.000/1s");
+    }
 }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::book::{Book, Users};
-use super::call::{Answer, Call, Run, spec_of};
+use super::call::{Answer, Call, Run, in_words, spec_of};
 use super::forecast::{WHOLE, forecast};
 use super::{
     Ahead, Booking, Correction, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot,
@@ -322,7 +322,7 @@ impl Ledger for MemoryLedger {
             pins: kept
                 .pins
                 .iter()
-                .map(|(limit, bound)| (Arc::clone(limit), bound.to_string()))
+                .map(|(limit, spec)| (Arc::clone(limit), in_words(*spec)))
                 .collect(),
             blocked_until: Some(kept.book.blocked().ends()),
         })

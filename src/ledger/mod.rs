@@ -21,6 +21,7 @@ mod book;
 mod call;
 mod fleet;
 mod forecast;
+mod measured;
 mod memory;
 mod outage;
 mod postgres;
@@ -37,6 +38,7 @@ pub use fleet::{
     Fleet, LaneWaiting, Listed, Listing, ReplicaReport, ReplicaRow, ReplicaRows, ScheduleRead,
     SchedulesRead,
 };
+pub use measured::MeasuredLink;
 pub use memory::MemoryLedger;
 pub use outage::{OnOutage, Outage};
 pub use postgres::PostgresLink;

@@ -23,7 +23,7 @@ use crate::policy::{Scope, Target};
 use crate::shares::{Occupancy, Share};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
-use crate::telemetry::Metrics;
+use crate::telemetry::{LimitUnits, Metrics};
 
 #[derive(Debug)]
 pub(super) struct Line {
@@ -44,6 +44,8 @@ pub(super) struct Line {
 #[derive(Debug)]
 pub(super) struct LineState {
     pub(super) queue: Queue,
+    /// Counters of the limits of the queue's target.
+    units: LimitUnits,
     /// Epoch of the slots that the queue holds.
     epoch: u64,
     /// Earliest instant for the next call to a shared ledger.
@@ -92,6 +94,7 @@ impl Line {
             expected: Arc::clone(&pacer.expected),
             state: Mutex::new(LineState {
                 queue: Queue::new(Arc::clone(target), Arc::clone(&pacer.expected)),
+                units: units_of(target, &pacer.metrics),
                 epoch: 0,
                 may_ask: Instant::ZERO,
                 driven: false,
@@ -257,6 +260,7 @@ impl Line {
         let current = Arc::clone(state.queue.target());
         if ticket.target.generation > current.generation {
             self.settle_unused(&current, state.queue.retarget(&ticket.target));
+            state.units = units_of(&ticket.target, &self.metrics);
             return ticket.scope.clone();
         }
         current.translate(&ticket.scope, &ticket.target)
@@ -321,6 +325,7 @@ impl Line {
             line: Arc::clone(self),
             target: Arc::clone(target),
             slot,
+            units: state.units.clone(),
             probes,
             sent: false,
         }
@@ -472,4 +477,10 @@ impl Line {
     pub(super) fn lock(&self) -> MutexGuard<'_, LineState> {
         lock(&self.state)
     }
+}
+
+/// Returns the counters of a target's limits.
+fn units_of(target: &Target, metrics: &Metrics) -> LimitUnits {
+    let limits = target.limits.iter().map(|limit| &limit.name);
+    metrics.limit_units(&target.name, limits)
 }

@@ -204,6 +204,18 @@ impl Pacer {
         (forecast.at, limit_name(target, forecast.held_by))
     }
 
+    /// Returns the earliest instant at which the last of `requests` requests of this scope could be sent,
+    /// if no other ones came in between. The current waiters are not counted.
+    pub fn forecast_last(&self, target: &Arc<Target>, scope: &Scope, requests: u64) -> Instant {
+        let before = i64::try_from(requests.saturating_sub(1)).unwrap_or(i64::MAX);
+        let of_limit = |limit| Ahead {
+            units: scope.cost(limit).saturating_mul(before),
+            ..Ahead::default()
+        };
+        let ahead: Vec<Ahead> = (0..target.limits.len()).map(of_limit).collect();
+        self.ledger.forecast(target, scope, &ahead).at
+    }
+
     /// Returns the number of requests of this scope that this limit alone would allow now, at most
     /// `most`. The current waiters are not counted.
     pub fn free(&self, target: &Arc<Target>, scope: &Scope, limit: usize, most: u32) -> u32 {

@@ -12,6 +12,7 @@ use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
 use crate::policy::{Cost, Scope, Target};
 use crate::shares::Holding;
+use crate::telemetry::LimitUnits;
 
 /// Place of an exchange in the line. Dropping it leaves the line and gives back any slot.
 #[derive(Debug)]
@@ -108,6 +109,8 @@ pub struct Turn {
     pub(super) line: Arc<Line>,
     pub(super) target: Arc<Target>,
     pub(super) slot: Slot,
+    /// Counters of the units of the target's limits.
+    pub(super) units: LimitUnits,
     /// Permissions as the probe of blocks, which end with the turn.
     pub(super) probes: Vec<Arc<Probe>>,
     /// Count among the turns of its client, or `None` if they are not counted.
@@ -136,11 +139,8 @@ impl Turn {
         self.sent = true;
         self.probes.iter().for_each(|probe| probe.leave());
         for index in self.slot.scope.limits.iter() {
-            if let Some(limit) = self.target.limits.get(index) {
-                let units = u64::try_from(self.slot.scope.cost(index)).unwrap_or(0);
-                let metrics = &self.line.metrics;
-                metrics.limit_used(&self.target.name, &limit.name, units);
-            }
+            let units = u64::try_from(self.slot.scope.cost(index)).unwrap_or(0);
+            self.units.used(index, units);
         }
         self
     }

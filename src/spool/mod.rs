@@ -29,7 +29,7 @@ pub use room::{PushAccount, SpoolUsage, Usage};
 pub use seal::{KEY_BYTES_MIN, SealError, SealLabel, Sealer};
 pub use sealed::{SealedStore, destination};
 pub use shape::{BufferSpec, DurationSpec, ItemSpec};
-pub use state::{AttemptOutcome, OUTCOMES, Step, is_refusal, step};
+pub use state::{AttemptOutcome, OUTCOMES, Step, is_accepted, is_refusal, step};
 pub use store::{Changes, Reads, Store, find_buffer};
 
 use std::sync::Arc;
@@ -271,6 +271,24 @@ const fn crowded(max: u64) -> u64 {
 
 /// Number of items of a buffer in each state, indexed like [`ItemStatus::ALL`].
 pub type Counts = [u64; ItemStatus::ALL.len()];
+
+/// Returns the number of items that may still be sent or are in flight.
+pub fn live(counts: &Counts) -> u64 {
+    let counted = ItemStatus::ALL.into_iter().zip(counts);
+    let live = counted.filter(|(status, _)| status.is_live());
+    live.map(|(_, count)| count).sum()
+}
+
+/// Items of one buffer, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufferSummary {
+    /// Number of the buffer.
+    pub number: i64,
+    /// Number of its items in each state.
+    pub counts: Counts,
+    /// Push of the first item that is still to be sent, or `None` if there is no such item.
+    pub first: Option<Millis>,
+}
 
 /// Lease on a buffer. Only the process that holds it may send the buffer's items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,9 +58,21 @@ pub struct SpoolUsage {
     pub max: u64,
     /// Bytes in use, counted like the bound.
     pub used: u64,
+    /// Bytes that pushes may still take.
+    pub free: u64,
     /// Use of each client that has items, in the order of their names. Items without a client are
     /// listed under an empty name.
     pub clients: Vec<(Arc<str>, Usage)>,
+}
+
+impl SpoolUsage {
+    /// Returns this use on a file system that has only `free` bytes left for pushes.
+    pub(super) fn within(self, free: u64) -> Self {
+        Self {
+            free: self.free.min(free),
+            ..self
+        }
+    }
 }
 
 /// Returns the bytes that a new item counts for, whose request is `request` bytes of JSON.
@@ -241,6 +253,7 @@ impl Room {
         SpoolUsage {
             max: self.max,
             used: state.used,
+            free: push_max(self.max).saturating_sub(state.used),
             clients,
         }
     }

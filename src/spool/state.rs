@@ -98,6 +98,13 @@ pub fn is_refusal(status: u16, retry_after: Option<Duration>) -> bool {
     )
 }
 
+/// Returns true if a complete response delivers its item. With `is_reply` a client waits for the
+/// response, so any response but a refusal does.
+pub fn is_accepted(status: u16, retry_after: Option<Duration>, is_reply: bool) -> bool {
+    let is_answer = is_reply || (200..300).contains(&status);
+    is_answer && !is_refusal(status, retry_after)
+}
+
 /// Decides the next state of `item` after an attempt. `now` is the store's time, and `draw` in 0..1
 /// spreads the backoff.
 pub fn step(
@@ -311,6 +318,25 @@ mod tests {
             .flat_map(|outcome| [0, 99].map(|used| step(&item(used), &terms, outcome, 0, 0.5).word))
             .collect();
         assert_eq!(words, OUTCOMES.into_iter().collect());
+    }
+
+    #[test]
+    fn an_accepted_response_delivers_its_item_and_no_other_one_does() {
+        let terms = BufferConfig::default();
+        for is_reply in [false, true] {
+            let mut it = item(0);
+            it.request.reply = is_reply;
+            for (status, asked) in (100..600).flat_map(|status| [(status, None), (status, Some(1))])
+            {
+                let next = step(&it, &terms, &answered(status, asked), 0, 0.5);
+                let after = asked.map(Duration::from_secs);
+                assert_eq!(
+                    is_accepted(status, after, is_reply),
+                    next.status == ItemStatus::Delivered,
+                    "{status} {asked:?} {is_reply}"
+                );
+            }
+        }
     }
 
     #[test]

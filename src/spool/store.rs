@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    Attempt, Buffer, BufferConfig, Counts, Finished, Hold, IdempotencyKey, Item, ItemChange,
-    ListQuery, Millis, NewItem, Purge, PushAccount, Pushed, Redrive, Request, SpoolUsage,
-    StoreError,
+    Attempt, Buffer, BufferConfig, BufferSummary, Counts, Finished, Hold, IdempotencyKey, Item,
+    ItemChange, ListQuery, Millis, NewItem, Purge, PushAccount, Pushed, Redrive, Request,
+    SpoolUsage, StoreError,
 };
 
 /// Durable store of buffers, items and attempts. This part answers from memory, and hears about
@@ -130,6 +130,9 @@ pub trait Changes {
 pub trait Reads {
     /// Returns the number of items of a buffer in each state.
     async fn counts(&self, buffer: i64) -> Result<Counts, StoreError>;
+
+    /// Returns the items of all buffers in each state, in the order of the buffers' numbers.
+    async fn summaries(&self) -> Result<Vec<BufferSummary>, StoreError>;
 
     /// Returns up to `limit` live items of a buffer in their order. With `strict` these include
     /// items in flight and items that are not due.

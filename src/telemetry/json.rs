@@ -100,6 +100,14 @@ impl<'a> JsonObject<'a> {
         }
     }
 
+    /// Appends a whole number, or no member at all if there is no value.
+    pub fn number_if(&mut self, key: Key, value: Option<impl Integer>) -> &mut Self {
+        match value {
+            Some(value) => self.number(key, value),
+            None => self,
+        }
+    }
+
     /// Appends a whole number of any integer type.
     pub fn number(&mut self, key: Key, value: impl Integer) -> &mut Self {
         self.raw(key.0).digits(value)

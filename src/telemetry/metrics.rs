@@ -13,9 +13,11 @@ use super::labels::{
     AUTH_CAUSES, AuthLabels, ClientLabel, LISTENERS, LimitLabels, REFUSAL_CAUSES, ReasonLabel,
     RefusalLabels, ResultLabel, TargetLabel, USAGE_CAUSES, UsageLabels,
 };
+use super::ledger::LedgerMetrics;
 use super::scraped::Scrape;
+use super::spool::AttemptLabel;
 use super::table::{Counted, Part};
-use super::target::{TargetHandles, TargetMetrics};
+use super::target::{LimitUnits, TargetHandles, TargetMetrics};
 
 /// Metrics of this process. Clones are cheap and share the same counters.
 #[derive(Debug, Clone, Default)]
@@ -109,20 +111,19 @@ impl Metrics {
         }
     }
 
-    /// Creates the series of a limit, so that it exists before its first request.
-    pub fn prepare_limit(&self, target: &Arc<str>, limit: &Arc<str>) {
-        self.limit_used(target, limit, 0);
-    }
-
-    /// Counts the units of a request that leaves, for one of its limits.
-    pub fn limit_used(&self, target: &Arc<str>, limit: &Arc<str>, units: u64) {
-        let (target, limit) = (Arc::clone(target), Arc::clone(limit));
-        let labels = LimitLabels { target, limit };
-        self.0
-            .counted
-            .limit_units
-            .get_or_create(&labels)
-            .inc_by(units);
+    /// Returns the counters of the units of a target's limits, so that a request needs no look-up.
+    /// Their series exist from now on.
+    pub fn limit_units<'a>(
+        &self,
+        target: &Arc<str>,
+        limits: impl Iterator<Item = &'a Arc<str>>,
+    ) -> LimitUnits {
+        let of_limit = |limit: &Arc<str>| {
+            let (target, limit) = (Arc::clone(target), Arc::clone(limit));
+            let labels = LimitLabels { target, limit };
+            self.0.counted.limit_units.get_or_create(&labels).clone()
+        };
+        LimitUnits::new(limits.map(of_limit))
     }
 
     /// Counts a response that outpace generated itself.
@@ -222,6 +223,25 @@ impl Metrics {
             .inc();
     }
 
+    /// Returns the handles for the calls to a shared ledger. Their series exist from now on.
+    pub fn ledger(&self) -> LedgerMetrics {
+        LedgerMetrics::new(&self.0.counted)
+    }
+
+    /// Creates the series of these outcomes, so that each exists before its first attempt.
+    pub fn prepare_attempts(&self, outcomes: impl IntoIterator<Item = &'static str>) {
+        for outcome in outcomes {
+            let attempts = &self.0.counted.spool_attempts;
+            drop(attempts.get_or_create(&AttemptLabel { outcome }));
+        }
+    }
+
+    /// Counts an attempt to deliver an item of the spool.
+    pub fn item_attempted(&self, outcome: &'static str) {
+        let attempts = &self.0.counted.spool_attempts;
+        attempts.get_or_create(&AttemptLabel { outcome }).inc();
+    }
+
     /// Counts a call to the shared ledger that books slots.
     pub fn ledger_called(&self) {
         self.0.counted.ledger_calls.inc();
@@ -292,7 +312,8 @@ fn signed(value: u64) -> i64 {
 mod tests {
     use super::*;
     use crate::telemetry::{
-        BlockedScope, BlockedScopes, LedgerFigures, LimitFigures, Metric, QueueFigures,
+        BlockedScope, BlockedScopes, BufferFigures, LedgerFigures, LimitFigures, Metric,
+        QueueFigures, SpoolFigures,
     };
 
     #[test]
@@ -300,8 +321,10 @@ mod tests {
         let metrics = Metrics::new();
         let _series = metrics.target(&"t".into());
         metrics.set_spool_clients([("-".into(), 1)]);
-        metrics.prepare_limit(&"t".into(), &"l".into());
+        let _units = metrics.limit_units(&"t".into(), [&"l".into()].into_iter());
         metrics.prepare_reasons(["no-route"]);
+        let _calls = metrics.ledger();
+        metrics.prepare_attempts(["delivered"]);
         metrics.show(Part::Ledger);
         metrics.show(Part::Spool);
         let scrape = Scrape::new();
@@ -337,6 +360,15 @@ mod tests {
             reserved: 0.0,
             share: 1.0,
             clock_offset: 0.0,
+        });
+        scrape.set_spool(&SpoolFigures {
+            buffers: vec![BufferFigures {
+                name: "b".into(),
+                counts: vec![("queued", 1)],
+                oldest: Duration::ZERO,
+                is_paused: false,
+            }],
+            ..SpoolFigures::default()
         });
         let text = metrics.encode(&scrape, Exposition::Text);
         for metric in Metric::all() {

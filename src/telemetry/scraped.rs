@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 
 use super::blocked::{BlockedScopes, FloatGauge, ScopeLabels, UntilLabels};
 use super::labels::{BuildLabels, KindLabels, LaneLabels, ModeLabel, TargetLabel};
+use super::spool::{BufferLabel, BufferStateLabels, SpoolFigures};
 use super::table::{Part, metrics};
 
 metrics! { Figures, SCRAPED:
@@ -59,6 +60,21 @@ metrics! { Figures, SCRAPED:
     ledger_offset: FloatGauge = FloatGauge::default(),
         Ledger, "outpace_ledger_clock_offset_seconds", "",
         "Seconds by which the clock of this process is ahead of the ledger's clock";
+    spool_free: FloatGauge = FloatGauge::default(),
+        Spool, "outpace_spool_free_bytes", "",
+        "Bytes that pushes may still take, by spool.max and by spool.min_free of the file system";
+    spool_leases: Gauge = Gauge::default(),
+        Spool, "outpace_spool_leases", "",
+        "Buffers whose items this replica may send";
+    spool_items: Family<BufferStateLabels, Gauge> = Family::default(),
+        Spool, "outpace_spool_items", "buffer (- for further ones), state (see spool.md)",
+        "Items of a buffer by their state, absent while the store cannot be read";
+    spool_oldest: Family<BufferLabel, FloatGauge> = Family::default(),
+        Spool, "outpace_spool_oldest_item_seconds", "buffer (- for further ones)",
+        "Seconds since the push of the first item that is still to be sent, or 0";
+    spool_paused: Family<BufferLabel, Gauge> = Family::default(),
+        Spool, "outpace_spool_paused_buffers", "buffer (- for further ones)",
+        "1 if the buffer is paused, 0 if not, and the number of such buffers for -";
     cpu: Counter<f64, AtomicU64> = Counter::default(),
         Process, "process_cpu_seconds_total", "",
         "Seconds of CPU time that the process has used";
@@ -238,6 +254,18 @@ impl Scrape {
         self.0.rate_reserved.set(ledger.reserved);
         self.0.ledger_share.set(ledger.share);
         self.0.ledger_offset.set(ledger.clock_offset);
+    }
+
+    /// Sets the figures of the spool and its buffers.
+    pub fn set_spool(&self, spool: &SpoolFigures) {
+        let figures = &self.0;
+        figures.spool_free.set(spool.free as f64);
+        figures.spool_leases.set(spool.leases);
+        spool.write(
+            &figures.spool_items,
+            &figures.spool_oldest,
+            &figures.spool_paused,
+        );
     }
 
     /// Returns the registries of the figures, by the position of their part.

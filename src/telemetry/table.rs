@@ -9,6 +9,8 @@ use super::labels::{
     AuthLabels, ClassLabels, ClientLabel, ExchangeLabels, LimitLabels, OriginErrorLabels,
     ReasonLabel, RefusalLabels, ResultLabel, TargetLabel, UsageLabels,
 };
+use super::ledger::{LedgerCallLabel, LedgerErrorLabels, new_call};
+use super::spool::AttemptLabel;
 
 /// Definition of one metric, as scrapers and `docs/metrics.md` show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +121,12 @@ metrics! { Counted, COUNTED:
     ledger_calls: Counter = Counter::default(),
         Ledger, "outpace_ledger_calls_total", "",
         "Calls to a shared ledger that book slots";
+    ledger_durations: Family<LedgerCallLabel, Histogram> = Family::new_with_constructor(new_call as _),
+        Ledger, "outpace_ledger_call_seconds", "call (book, heartbeat, other)",
+        "Seconds from a call to the shared ledger to its answer or its failure";
+    ledger_errors: Family<LedgerErrorLabels, Counter> = Family::default(),
+        Ledger, "outpace_ledger_errors_total", "call (book, heartbeat, other), class (timeout, unavailable, server, refused)",
+        "Calls to the shared ledger that failed, by the class of their error";
     ledger_connected: Gauge = Gauge::default(),
         Ledger, "outpace_ledger_connected", "",
         "1 if the shared ledger answers, 0 if not";
@@ -164,6 +172,9 @@ metrics! { Counted, COUNTED:
     spool_clients: Family<ClientLabel, Gauge> = Family::default(),
         Spool, "outpace_spool_client_bytes", "client (name in clients, or - for none)",
         "Bytes that the items of a client count for";
+    spool_attempts: Family<AttemptLabel, Counter> = Family::default(),
+        Spool, "outpace_spool_attempts_total", "outcome (see spool.md)",
+        "Attempts of this process to deliver items of the spool, by outcome";
     reloads: Family<ResultLabel, Counter> = Family::default(),
         Process, "outpace_reloads_total", "result (ok, error)",
         "Reloads of the configuration, by result";

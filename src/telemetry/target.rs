@@ -66,6 +66,24 @@ impl TargetHandles {
     }
 }
 
+/// Counters of the units of each limit of one target, by the position of the limit. Clones are cheap
+/// and share the same counters.
+#[derive(Debug, Clone)]
+pub struct LimitUnits(Arc<[Counter]>);
+
+impl LimitUnits {
+    pub(super) fn new(counters: impl Iterator<Item = Counter>) -> Self {
+        Self(counters.collect())
+    }
+
+    /// Counts the units of a request that leaves, for the limit at this position.
+    pub fn used(&self, limit: usize, units: u64) {
+        if let Some(counter) = self.0.get(limit) {
+            counter.inc_by(units);
+        }
+    }
+}
+
 /// Counts for one target since the start of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetCounts {

@@ -274,7 +274,7 @@ async fn p11_explained_alerts_and_dashboard_name_series_that_exist() {
     let read = |name: &str| std::fs::read_to_string(deploy.join(name)).unwrap();
     let alerts: serde_yaml::Value = serde_yaml::from_str(&read("alerts.yaml")).unwrap();
     let rules = alerts["groups"][0]["rules"].as_sequence().unwrap();
-    assert_eq!(rules.len(), 12);
+    assert_eq!(rules.len(), 16);
     let dashboard: serde_json::Value = serde_json::from_str(&read("dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels
@@ -294,7 +294,8 @@ async fn p11_explained_alerts_and_dashboard_name_series_that_exist() {
     assert!(names.len() > 30, "{names:?}");
     let postgres = Postgres::start().await;
     let origin = Origin::ok().await;
-    let config = format!("{}{SPOOL}", shared(&postgres));
+    const BUFFER: &str = "buffers: [{ name: b, url: \"http://plain.test/\" }]\n";
+    let config = format!("{}{SPOOL}{BUFFER}", shared(&postgres));
     let program = Program::before(&origin, &config).await;
     let (_, text) = scrape(&program, "").await;
     for name in names {

@@ -17,7 +17,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
 
 use crate::plan::{Plan, ms};
-use crate::store::{Cut, CutKind, ModelLink, Store};
+use crate::store::{ModelLink, Store};
+use crate::way::{Cut, CutKind};
 
 /// The source of bookings while the probe waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

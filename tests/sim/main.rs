@@ -15,6 +15,7 @@ mod forecast;
 mod plan;
 mod shared;
 mod store;
+mod way;
 mod world;
 
 use std::sync::Mutex;

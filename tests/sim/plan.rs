@@ -8,7 +8,7 @@ use outpace::units::Rate;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::store::{Cut, CutKind, Way};
+use crate::way::{Cut, CutKind, Way};
 
 const HOUR: i64 = 3_600_000_000_000;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use smallvec::{SmallVec, smallvec};
 
-use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, spec_of};
+use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, in_words, spec_of};
 use super::super::forecast::{WHOLE, forecast, forecast_by};
 use super::super::{Ahead, Forecast, SchedulesRead, Slot};
 use super::contention::Contention;
@@ -434,7 +434,7 @@ impl LocalView {
     /// Returns the pinned limits in words, and the end of the last block on the store's clock.
     pub(super) fn summary(&self) -> (Vec<(Arc<str>, String)>, Instant) {
         let pins = self.pins.iter();
-        let pins = pins.map(|(limit, spec)| (Arc::clone(limit), spec.to_string()));
+        let pins = pins.map(|(limit, spec)| (Arc::clone(limit), in_words(*spec)));
         (pins.collect(), self.blocked)
     }
 

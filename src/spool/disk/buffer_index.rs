@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{FromRow as _, Row as _};
 
 use super::super::rows::BufferRow;
-use super::super::{Buffer, Counts, ItemStatus};
+use super::super::{Buffer, BufferSummary, Counts, ItemStatus};
 
 /// Index of all buffers, equal to the database after each commit. The writer changes a copy and
 /// publishes it after the commit.
@@ -70,6 +70,17 @@ impl BufferIndex {
     pub(super) fn counts(&self, buffer: i64) -> Counts {
         let entry = self.buffers.get(&buffer);
         entry.map_or_else(Counts::default, |entry| entry.counts)
+    }
+
+    /// Returns the counts of all buffers, without their first items.
+    pub(super) fn summaries(&self) -> Vec<BufferSummary> {
+        let buffers = self.buffers.iter();
+        let counted = buffers.map(|(number, entry)| BufferSummary {
+            number: *number,
+            counts: entry.counts,
+            first: None,
+        });
+        counted.collect()
     }
 
     /// Returns the number of items that may still be sent or are in flight.

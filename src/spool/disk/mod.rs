@@ -370,7 +370,7 @@ impl Store for DiskStore {
     }
 
     fn usage(&self) -> SpoolUsage {
-        self.room.usage()
+        self.room.usage().within(self.settings.free())
     }
 
     async fn changed(&self) -> Vec<i64> {

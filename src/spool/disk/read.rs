@@ -8,7 +8,9 @@ use sqlx::sqlite::SqlitePool;
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
-use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
+use super::super::{
+    Attempt, BufferSummary, Counts, Item, ListQuery, Millis, Reads, StoreError, live,
+};
 use super::bodies::body_path;
 use super::{DiskStore, keys};
 use crate::sync::lock;
@@ -70,6 +72,18 @@ async fn from(
 impl Reads for DiskStore {
     async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
         Ok(lock(&self.buffer_index).counts(buffer))
+    }
+
+    async fn summaries(&self) -> Result<Vec<BufferSummary>, StoreError> {
+        let mut all = lock(&self.buffer_index).summaries();
+        let first = "select kept from item indexed by live where buffer = ? and status < 3 order by seq limit 1";
+        for buffer in &mut all {
+            if live(&buffer.counts) > 0 {
+                let query = sqlx::query_scalar(first).bind(buffer.number);
+                buffer.first = query.fetch_optional(&self.readers).await?;
+            }
+        }
+        Ok(all)
     }
 
     async fn next_items(

@@ -135,14 +135,16 @@ impl BufferCache {
         self.state().until = Some(until);
     }
 
-    /// Drops all leases and reports their buffers as changed.
-    pub(super) fn let_go(&self) {
+    /// Drops all leases and reports their buffers as changed. Returns the number of leases.
+    pub(super) fn let_go(&self) -> usize {
         let mut state = self.state();
         state.until = None;
         let held: Vec<i64> = state.terms.drain().map(|(buffer, _)| buffer).collect();
+        let count = held.len();
         state.changed.extend(held);
         drop(state);
         self.news.notify_one();
+        count
     }
 
     /// Returns the instant at which the last heartbeat expires, or `None` if the leases were

@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row as _};
 
 use super::super::rows::{AttemptRow, ItemRow, checksum};
-use super::super::{Attempt, Counts, Item, ListQuery, Millis, Reads, StoreError};
+use super::super::{Attempt, BufferSummary, Counts, Item, ListQuery, Millis, Reads, StoreError};
 use super::PostgresStore;
 
 pub(super) fn item_of(row: &PgRow) -> Result<Item, StoreError> {
@@ -101,6 +101,34 @@ impl Reads for PostgresStore {
             }
         }
         Ok(counts)
+    }
+
+    async fn summaries(&self) -> Result<Vec<BufferSummary>, StoreError> {
+        let sql = "select b.number, (select i.kept from outpace.item i \
+                   where i.buffer = b.number and i.status < 3 order by i.seq limit 1), c.status, c.items \
+                   from outpace.buffer b left join (select buffer, status, count(*) as items \
+                   from outpace.item group by buffer, status) c on c.buffer = b.number \
+                   where not b.removed order by b.number";
+        let mut all: Vec<BufferSummary> = Vec::new();
+        for row in &self.rows(|| sqlx::query(sql)).await? {
+            let (number, first, status, count): (i64, Option<Millis>, Option<i64>, Option<i64>) =
+                FromRow::from_row(row)?;
+            if all.last().is_none_or(|last| last.number != number) {
+                all.push(BufferSummary {
+                    number,
+                    counts: Counts::default(),
+                    first,
+                });
+            }
+            let place = status.and_then(|status| usize::try_from(status).ok());
+            let counts = all.last_mut().map(|last| &mut last.counts);
+            if let Some((counts, place)) = counts.zip(place)
+                && let Some(known) = counts.get_mut(place)
+            {
+                *known = count.unwrap_or_default().unsigned_abs();
+            }
+        }
+        Ok(all)
     }
 
     async fn items(&self, query: ListQuery) -> Result<Vec<Item>, StoreError> {

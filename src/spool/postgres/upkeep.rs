@@ -1,12 +1,12 @@
 //! Background upkeep of the store: heartbeats, taking free leases and reading changes of other
 //! replicas.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgRow};
 use sqlx::{FromRow, Row as _};
 
 use super::super::{Buffer, StoreError, Usage, millis};
@@ -19,6 +19,8 @@ use crate::bounds::SPOOL_ITEM_BYTES;
 const EVERY: Duration = Duration::from_millis(250);
 /// Shortest interval between two looks, however many notifications arrive.
 const AT_MOST: Duration = Duration::from_millis(10);
+/// Names of buffers in one event about a takeover.
+const TAKEOVER_NAMES: usize = 20;
 
 /// Runs the upkeep until the store is closed or dropped.
 pub(super) async fn run(store: Weak<PostgresStore>) {
@@ -57,10 +59,38 @@ impl PostgresStore {
         let free = self.look().await?;
         if !free.is_empty() && !self.closed.load(Ordering::Acquire) {
             let replica = self.parts.replica;
-            let sql = "select outpace.take_v1($1, $2)::text";
-            self.rows(|| sqlx::query(sql).bind(replica).bind(&free))
+            let sql = "select taken_buffer, former_owner from outpace.take_v1($1, $2)";
+            let taken = self
+                .rows(|| sqlx::query(sql).bind(replica).bind(&free))
                 .await?;
             self.look().await?;
+            self.announce(&taken)?;
+        }
+        Ok(())
+    }
+
+    /// Logs the takeover of buffers from replicas that are silent, with one event for each of these
+    /// replicas.
+    fn announce(&self, taken: &[PgRow]) -> Result<(), StoreError> {
+        let mut from: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+        for row in taken {
+            let (number, former): (i64, Option<i64>) = FromRow::from_row(row)?;
+            let Some(former) = former.filter(|former| *former != self.parts.replica) else {
+                continue;
+            };
+            let buffer = self.cache.buffer(number);
+            let name = buffer.map_or_else(|| number.to_string(), |buffer| buffer.name.to_string());
+            from.entry(former).or_default().push(name);
+        }
+        for (replica, buffers) in from {
+            let count = buffers.len();
+            let named = buffers.get(..TAKEOVER_NAMES).unwrap_or(&buffers).join(", ");
+            tracing::warn!(
+                replica,
+                buffers = named,
+                count,
+                "buffers were taken over from another replica, because it is silent"
+            );
         }
         Ok(())
     }
@@ -87,7 +117,11 @@ impl PostgresStore {
         }
         // Another replica may have held the buffers meanwhile, so the outcome of all items in
         // flight is uncertain.
-        self.cache.let_go();
+        if self.cache.let_go() > 0 {
+            tracing::warn!(
+                "the leases of this replica on its buffers have ended, so another replica may take them over"
+            );
+        }
         let now = clock.now();
         self.sign("select true from outpace.enter_v1($1, $2)", ttl)
             .await?;

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::super::{
-    Attempt, Buffer, BufferConfig, Changes, Counts, Finished, Hold, IdempotencyKey, Item,
-    ItemChange, ListQuery, Millis, NewItem, Purge, PushAccount, Pushed, Reads, Redrive, Request,
-    SealError, SpoolUsage, Store, StoreError, reserve_room,
+    Attempt, Buffer, BufferConfig, BufferSummary, Changes, Counts, Finished, Hold, IdempotencyKey,
+    Item, ItemChange, ListQuery, Millis, NewItem, Purge, PushAccount, Pushed, Reads, Redrive,
+    Request, SealError, SpoolUsage, Store, StoreError, reserve_room,
 };
 use super::{SealedStore, body_label};
 use crate::sync::lock;
@@ -175,6 +175,10 @@ impl Changes for SealedStore {
 impl Reads for SealedStore {
     async fn counts(&self, buffer: i64) -> Result<Counts, StoreError> {
         self.inner.counts(buffer).await
+    }
+
+    async fn summaries(&self) -> Result<Vec<BufferSummary>, StoreError> {
+        self.inner.summaries().await
     }
 
     async fn next_items(
