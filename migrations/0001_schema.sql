@@ -25,7 +25,8 @@ create table outpace.target (
   name       text primary key,
   clock_ns   int8 not null default 0,
   epoch      int8 not null default 0,       -- number of blocks so far
-  cleared    int8 not null default 0,       -- times that an operator had settlements forgotten
+  cleared    jsonb not null default '{}',   -- times that an operator had settlements forgotten, by
+                                            -- limit
   blocks     int8 not null default 0,       -- changes of the blocks of its parts
   lifted_ns  int8 not null default 0,       -- last time that an operator lifted blocks
   blocked_ns int8 not null default 0,       -- end of the last block
@@ -95,6 +96,7 @@ create table outpace.flow (
   replica      int8 not null,
   virtual_time int8 not null default 0,
   waiting      int8 not null default 0,
+  units        int8 not null default 0,     -- units that the waiting requests are expected to keep
   due_ns       int8 not null default 0,     -- instant at which the replica asks again
   primary key (target, limit_name, key, lane, replica)
 ) with (fillfactor = 20);
@@ -157,7 +159,9 @@ create type outpace.run as (
   costs   int8[],                           -- units of one request in each of them
   lane    int,
   want    int,                              -- requests to book now
-  waiting int8                              -- requests that wait in all
+  waiting int8,                             -- requests that wait in all
+  expected int8[]                           -- units that one of them is expected to keep, or null
+                                            -- if these are the costs
 );
 
 -- A call, in the form of its JSON.
@@ -165,6 +169,7 @@ create type outpace.call as (
   target         text,
   replica        int8,
   horizon        int8,
+  near           int8,                      -- horizon of slots that hold back a faster limit
   lead           int8,                      -- time until the reply arrives; slots begin after it
   queue_for_lock bool,
   weights        int8[],                    -- by lane
@@ -178,6 +183,7 @@ create type outpace.caller as (
   me       int8,
   now_ns   int8,
   horizon  int8,
+  near     int8,
   lead     int8,
   lost     int8,                            -- millionths of each rate reserved for silent replicas
   weights  int8[],
@@ -188,10 +194,12 @@ create type outpace.caller as (
 create type outpace.contest as (
   slowest int8,                             -- least virtual time of another replica's flow
   waiting int8,                             -- requests that wait at other replicas
+  units   int8,                             -- units that these requests are expected to keep
   flows   int8,                             -- flows of other replicas
   users   int8[],                           -- by lane: other replicas that compete in it
   vt      int8[],                           -- by lane: virtual time of the caller's flow
   wait    int8[],                           -- by lane: the caller's requests without a slot
+  keep    int8[],                           -- by lane: units that these are expected to keep
   due     int8[],                           -- by lane: instant at which the caller asks again
   open    int[],                            -- by lane: runs that may still book
   kept    bool[],                           -- by lane: true if the flow competed shortly before

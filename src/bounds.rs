@@ -32,6 +32,10 @@ pub const HORIZON_MAX: Duration = Duration::from_millis(250);
 /// Longest time ahead for which a shared ledger books slots, however slow the store is and however
 /// many replicas there are.
 pub const HORIZON_STRETCHED: Duration = Duration::from_secs(2);
+/// Shortest time ahead for which a ledger books slots that a slow limit holds, if a faster limit
+/// counts the requests too. Such a slot uses up what the faster limit allows before it, so requests
+/// of other keys wait for that long.
+pub const HORIZON_NEAR: Duration = Duration::from_millis(15);
 /// Calls per second of all replicas together to a shared ledger, for one saturated target. With
 /// more replicas, each call books further ahead.
 pub const LEDGER_CALLS: i64 = 1000;

@@ -1,8 +1,9 @@
 //! Benchmark of reading usage in a stream: `cargo bench --bench usage`.
 //!
 //! One program has two targets before one origin, which answers with a gzip event stream. One target
-//! settles by the usage in the stream and the other one does not. Their rounds alternate, and the
-//! rows show the medians and their ratio in this run.
+//! settles by the usage in the stream and the other one does not. Their rounds form interleaved
+//! pairs, and each pair begins with the other target than the one before. The rows show the medians
+//! and their ratio in this run, and the last one the differences within the pairs.
 
 #![expect(
     clippy::unwrap_used,
@@ -21,10 +22,10 @@ use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Rounds of each target, of which the median counts.
-const ROUNDS: usize = 9;
-/// Requests of one round.
-const REQUESTS: u32 = 200;
+/// Pairs of rounds, of which the median counts.
+const PAIRS: usize = 10;
+/// Requests of one round. The 99th percentile leaves out 10 of them.
+const REQUESTS: u32 = 1000;
 /// Events of one response, as of an answer of some hundred tokens.
 const EVENTS: usize = 400;
 /// Hosts of the two targets.
@@ -61,17 +62,17 @@ async fn measure() {
     let dir = tempfile::tempdir().unwrap();
     let (program, proxy) = start(dir.path(), origin).await;
     let mut rounds: [Vec<Figures>; 2] = Default::default();
-    for _ in 0..=ROUNDS {
-        for (host, rounds) in HOSTS.iter().zip(&mut rounds) {
-            rounds.push(round(&program, proxy, host).await);
+    for pair in 0..=PAIRS {
+        for turn in 0..2 {
+            let target = (pair + turn) % 2;
+            rounds[target].push(round(&program, proxy, HOSTS[target]).await);
         }
     }
     // The first round of each target warms up.
     let [without, settled] = rounds.map(|rounds| rounds.into_iter().skip(1).collect::<Vec<_>>());
     let median = |rounds: &[Figures], of: fn(&Figures) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        let values = sorted(rounds.iter().map(of));
+        f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
     };
     let mut out = std::io::stdout();
     writeln!(
@@ -96,6 +97,24 @@ async fn measure() {
         )
         .unwrap();
     }
+    let pairs = without.iter().zip(&settled);
+    let later =
+        sorted(pairs.map(|(without, settled)| settled.first_byte_p99 - without.first_byte_p99));
+    let median = f64::midpoint(later[(PAIRS - 1) / 2], later[PAIRS / 2]);
+    writeln!(
+        out,
+        "p99 of the first byte, usage read against not read: {median:+.1} µs (median of {PAIRS} interleaved pairs), from {:+.1} to {:+.1} µs",
+        later[0],
+        later[PAIRS - 1],
+    )
+    .unwrap();
+}
+
+/// Returns the values in ascending order.
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 /// Returns the response of the origin: an event stream whose last event states the usage.

@@ -168,7 +168,7 @@ create function outpace.batch_v1(p outpace.caller, rows outpace.ask[], runs outp
 returns outpace.batch language plpgsql volatile as $$
 declare
   r outpace.ask; q outpace.run; w outpace.schedule; n int := cardinality(runs);
-  c outpace.contest := '(,0,0,{0},{0},{0},{0},{0},{f},{f})'::outpace.contest;
+  c outpace.contest := '(,0,0,0,{0},{0},{0},{0},{0},{0},{f},{f})'::outpace.contest;
   ws outpace.schedule[] := '{}'; cs outpace.contest[] := '{}'; held int8[] := '{}'; contested bool[] := '{}';
   is_shared bool := exists (select from outpace.flow f where f.target = t.name);
   map int[] := '{}'; same int; overflowed text[] := '{}';
@@ -231,9 +231,27 @@ begin
   return null;
 end $$;
 
+-- Returns the horizon of run `q`, which its schedule at position `held_by` holds. It is shorter if
+-- another schedule of the run is faster, because a booking uses up what that one allows before it.
+create function outpace.horizon_v1(p outpace.caller, ws outpace.schedule[], q outpace.run, held_by int)
+returns int8 language plpgsql immutable as $$
+declare slow int8; w outpace.schedule;
+begin
+  if held_by is null or cardinality(q.rows) = 1 then return p.horizon; end if;
+  slow := outpace.plus_v1(0, outpace.interval_v1(ws[q.rows[held_by] + 1]), q.costs[held_by]);
+  for y in 1 .. cardinality(q.rows) loop
+    w := ws[q.rows[y] + 1];
+    if w.kind <> 'permits' and outpace.plus_v1(0, outpace.interval_v1(w), q.costs[y]) < slow then
+      return p.near;
+    end if;
+  end loop;
+  return p.horizon;
+end $$;
+
 -- Returns the instant at which the next call of a held run is useful: one horizon before the turn
 -- of its flow, but not sooner than most of a horizon and not later than about a second from now.
-create function outpace.ask_again_v1(p outpace.caller, w outpace.schedule, c outpace.contest, lane int, at int8)
+create function outpace.ask_again_v1(p outpace.caller, w outpace.schedule, c outpace.contest, lane int,
+                                     at int8, horizon int8)
 returns int8 language plpgsql stable as $$
 declare flows int8 := 0;
 begin
@@ -241,7 +259,7 @@ begin
     at := outpace.plus_v1(at, outpace.interval_v1(w), outpace.rank_v1(w, c, lane, p.me, p.now_ns));
     flows := greatest(outpace.competitors_v1(c, p.now_ns), 1);
   end if;
-  return least(greatest(at - (p.horizon + p.lead), p.now_ns + p.horizon / 8 * 5),
+  return least(greatest(at - (horizon + p.lead), p.now_ns + horizon / 8 * 5),
                p.now_ns + 1000000000 + flows * 1000000);
 end $$;
 
@@ -252,6 +270,7 @@ create function outpace.decide_v1(p outpace.caller, at int8, ws outpace.schedule
 returns outpace.decision language plpgsql stable as $$
 declare
   from_ns int8 := p.now_ns + p.lead; before int8; next int8; y int; held_by int; w outpace.schedule;
+  horizon int8 := p.horizon;
   is_reserved bool := p.reserves[q.lane + 1] > 0 and outpace.has_reserve_v1(p, ws, q);
 begin
   loop
@@ -269,8 +288,9 @@ begin
     end loop;
     exit when at = before or at > from_ns + 1000000000000000000;
   end loop;
-  if at > from_ns + p.horizon * (case when is_reserved then 2 else 1 end) then
-    return row(null::int8, false, held_by, outpace.ask_again_v1(p, ws[q.rows[held_by] + 1], cs[q.rows[held_by] + 1], q.lane, at));
+  if held_by is not null and cardinality(q.rows) > 1 then horizon := outpace.horizon_v1(p, ws, q, held_by); end if;
+  if at > from_ns + horizon * (case when is_reserved then 2 else 1 end) then
+    return row(null::int8, false, held_by, outpace.ask_again_v1(p, ws[q.rows[held_by] + 1], cs[q.rows[held_by] + 1], q.lane, at, horizon));
   end if;
   if true = any (contested) and is_reserved is not true then
     y := outpace.unfair_v1(p, ws, cs, contested, q);
@@ -296,7 +316,7 @@ returns jsonb language plpgsql immutable as $$
 declare c outpace.contest := cs[q.rows[d.held_by] + 1];
 begin
   return jsonb_build_object('held_by', d.held_by - 1, 'ask_again', d.ask_again, 'waiting', coalesce(c.waiting, 0),
-    'weight', case when c.waiting > 0 then outpace.crowd_weight_v1(c, q.lane, p.weights, p.now_ns) else 0 end);
+    'units', coalesce(c.units, 0), 'weight', case when c.waiting > 0 then outpace.crowd_weight_v1(c, q.lane, p.weights, p.now_ns) else 0 end);
 end $$;
 
 -- Returns the target after a booking at `at`. The first one after a block is the probe, and the
@@ -318,7 +338,7 @@ begin
   for y in 1 .. cardinality(q.rows) loop
     i := q.rows[y] + 1;
     cs[i] := outpace.closed_v1(cs[i], q.lane, contested[i], case when y = d.held_by then left_over end,
-                               d.ask_again, p.now_ns);
+                               coalesce(q.expected[y], q.costs[y]), d.ask_again, p.now_ns);
   end loop;
   return cs;
 end $$;
@@ -416,7 +436,7 @@ begin
   perform set_config('synchronous_commit', 'off', true);
   t := outpace.target_v1(c.target);
   now_ns := greatest(outpace.clock_v1(), t.clock_ns);
-  p := row(c.replica, now_ns, c.horizon, c.lead, outpace.lost_v1(c.replica, now_ns), c.weights, c.reserves);
+  p := row(c.replica, now_ns, c.horizon, least(c.near, c.horizon), c.lead, outpace.lost_v1(c.replica, now_ns), c.weights, c.reserves);
   a := outpace.batch_v1(p, c.rows, c.runs, t);
   b := outpace.allocated_v1(p, a);
   perform outpace.save_v1(p, c.rows, a, b);
@@ -439,7 +459,7 @@ declare
     plain || '{"limit": "c", "spec": {"kind": "fixed", "n": 100, "period_ns": 1000000000, "guard_ns": 0}}',
     plain || '{"limit": "d", "spec": {"kind": "permits", "n": 3}}');
   run   constant jsonb := '{"rows": [0], "costs": [1], "lane": 0, "want": 1, "waiting": 1}';
-  base  jsonb := jsonb_build_object('horizon', 20000000, 'lead', 0, 'queue_for_lock', false,
+  base  jsonb := jsonb_build_object('horizon', 20000000, 'near', 20000000, 'lead', 0, 'queue_for_lock', false,
     'weights', '[1]'::jsonb, 'reserves', '[0]'::jsonb);
   own   text := 'outpace ' || pg_backend_pid();  -- a target name that only this connection uses
 begin

@@ -9,7 +9,7 @@ create function outpace.linger_v1() returns int8 language sql immutable as $$ se
 
 -- Returns a contest without flows.
 create function outpace.no_contest_v1(lanes int) returns outpace.contest language sql immutable as $$
-  select row(null, 0, 0, z, z, z, z, array_fill(0, array[lanes]), no, no)::outpace.contest
+  select row(null, 0, 0, 0, z, z, z, z, z, array_fill(0, array[lanes]), no, no)::outpace.contest
     from (select array_fill(0::int8, array[lanes]) z, array_fill(false, array[lanes]) no) blank
 $$;
 
@@ -25,6 +25,7 @@ begin
       c.stored[x] := true; c.vt[x] := f.virtual_time; c.due[x] := f.due_ns; c.kept[x] := is_due;
     elsif f.waiting > 0 and is_due then
       c.users[x] := c.users[x] + 1; c.flows := c.flows + 1; c.waiting := c.waiting + f.waiting;
+      c.units := outpace.plus_v1(c.units, 1, f.units);
       c.slowest := least(coalesce(c.slowest, f.virtual_time), f.virtual_time);
     end if;
   end loop;
@@ -76,15 +77,16 @@ begin
 end $$;
 
 -- Closes a run in `lane` that can book no more. If this schedule holds the run, `left_over` is the
--- number of its requests without a slot and `ask_again` the instant of the next call.
+-- number of its requests without a slot, each of which is expected to keep `units`, and `ask_again`
+-- is the instant of the next call.
 create function outpace.closed_v1(c outpace.contest, lane int, is_contested bool, left_over int8,
-                                  ask_again int8, now_ns int8)
+                                  units int8, ask_again int8, now_ns int8)
 returns outpace.contest language plpgsql immutable as $$
 declare x int := lane + 1;
 begin
   c.open[x] := c.open[x] - 1;
   if left_over is not null then
-    c.wait[x] := c.wait[x] + left_over;
+    c.wait[x] := c.wait[x] + left_over; c.keep[x] := outpace.plus_v1(c.keep[x], units, left_over);
     c.due[x] := greatest(c.due[x], ask_again, now_ns);
   elsif is_contested then
     c.due[x] := greatest(c.due[x], now_ns);
@@ -162,8 +164,9 @@ language plpgsql volatile as $$
 begin
   for x in 1 .. cardinality(c.stored) loop
     continue when not c.stored[x];
-    insert into outpace.flow values (w.target, w.limit_name, w.key, x - 1, me, c.vt[x], c.wait[x], c.due[x])
+    insert into outpace.flow values (w.target, w.limit_name, w.key, x - 1, me, c.vt[x], c.wait[x], c.keep[x], c.due[x])
       on conflict on constraint flow_pkey do update
-      set virtual_time = excluded.virtual_time, waiting = excluded.waiting, due_ns = excluded.due_ns;
+      set virtual_time = excluded.virtual_time, waiting = excluded.waiting, units = excluded.units,
+          due_ns = excluded.due_ns;
   end loop;
 end $$;

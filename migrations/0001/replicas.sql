@@ -70,7 +70,9 @@ begin
   perform set_config('synchronous_commit', 'on', true);
   perform outpace.save_schedule_v1(outpace.unsettled_v1(s)) from outpace.schedule s
    where s.target = p_target and s.limit_name = p_limit and (p_key is null or s.key = p_key);
-  update outpace.target set cleared = cleared + 1 where name = p_target;
+  update outpace.target
+     set cleared = cleared || jsonb_build_object(p_limit, coalesce((cleared ->> p_limit)::int8, 0) + 1)
+   where name = p_target;
   perform pg_notify('outpace', p_target);
 end $$;
 
@@ -80,7 +82,8 @@ begin
   return jsonb_build_object(
     'epochs', (select coalesce(jsonb_object_agg(name, epoch), '{}') from outpace.target),
     'blocks', (select coalesce(jsonb_object_agg(name, blocks), '{}') from outpace.target where blocks > 0),
-    'cleared', (select coalesce(jsonb_object_agg(name, cleared), '{}') from outpace.target),
+    'cleared', (select coalesce(jsonb_object_agg(name, cleared), '{}') from outpace.target
+                 where cleared <> '{}'),
     'pins', (select coalesce(jsonb_agg(jsonb_build_object('target', target, 'limit', limit_name, 'spec', spec)), '[]')
                from outpace.pin));
 end $$;
@@ -102,8 +105,8 @@ begin
      where r.reserved_until_ns > now_ns));
 end $$;
 
--- Returns the schedules of a target in `p_rows`, each with the requests of other replicas than
--- `p_replica` that wait for it, by flow. Nothing is booked.
+-- Returns the schedules of a target in `p_rows`, each with the units that waiting requests of other
+-- replicas than `p_replica` are expected to keep, by flow. Nothing is booked.
 create function outpace.peek_v1(p_target text, p_rows jsonb, p_replica int8) returns jsonb
 language plpgsql stable as $$
 declare now_ns int8;
@@ -117,7 +120,7 @@ begin
       left join outpace.schedule s
         on s.target = p_target and s.limit_name = q."limit" and s.key = coalesce(q.key, '')
       left join lateral (
-        select jsonb_agg(w.waiting) waiting from outpace.flow w
+        select jsonb_agg(w.units) waiting from outpace.flow w
          where w.target = p_target and w.limit_name = q."limit" and w.key = coalesce(q.key, '')
            and w.replica <> p_replica and w.waiting > 0 and w.due_ns + outpace.linger_v1() > now_ns) f on true));
 end $$;

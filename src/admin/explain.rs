@@ -189,7 +189,7 @@ impl<'p> Subject<'p> {
             client_ip: self.client_ip,
             json: self.json.as_ref(),
             body_bytes: Some(self.body_bytes),
-            learned: now.map(|now| &*now.learned),
+            learned: now.map(|now| &now.pacer.cost_means().estimates),
         }
     }
 }

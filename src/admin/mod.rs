@@ -14,6 +14,9 @@
 //! - `DELETE /v1/targets/{name}/blocks`: lifts these blocks on all replicas.
 //! - `/v1/buffers…`, `/v1/items…`, `/v1/attempts`: the calls of the API, for the buffers of all.
 //!
+//! A parameter that a call does not know is refused with 400. Only the health routes ignore queries,
+//! because some orchestrators add one.
+//!
 //! Operators have one of three roles. `metrics` is enough for `/metrics`, `read` for GET of the status,
 //! explanations, buffers, items and attempts, and all other calls need `operate`.
 
@@ -46,7 +49,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
 
@@ -100,28 +103,29 @@ impl Admin {
             let guard = Guard::new(self.clone(), needs);
             routes.route_layer(middleware::from_fn_with_state(guard, authorize::authorize))
         };
-        let metrics = Router::new().route("/metrics", get(scrape::scrape));
+        let plain = |routes: Router<Self>| routes.route_layer(middleware::from_fn(no_query));
+        let metrics = plain(Router::new().route("/metrics", get(scrape::scrape)));
         let read = Router::new()
+            .route("/v1/replicas", get(replicas::list))
+            .route("/v1/status", get(explain::status));
+        let read = plain(read)
             .route("/v1/attempts", get(spool))
             .route("/v1/buffers", get(spool))
             .route("/v1/buffers/{*rest}", get(spool))
             .route("/v1/items/{*rest}", get(spool))
             .route("/v1/explain", get(explain::asked))
-            .route("/v1/replicas", get(replicas::list))
-            .route("/v1/status", get(explain::status))
             .route("/v1/targets/{name}/blocks", get(blocks::list));
         let changes = || post(spool).patch(spool).delete(spool);
+        let limit = patch(limits::pin).delete(limits::unpin);
         let operate = Router::new()
+            .route("/v1/attend", get(sessions::open_session))
+            .route("/v1/reload", post(reload::reload))
+            .route("/v1/targets/{name}/limits/{limit}", limit);
+        let operate = plain(operate)
             .route("/v1/buffers", changes())
             .route("/v1/buffers/{*rest}", changes())
             .route("/v1/items/{*rest}", changes())
-            .route("/v1/attend", get(sessions::open_session))
-            .route("/v1/reload", post(reload::reload))
             .route("/v1/targets/{name}/blocks", delete(blocks::lift))
-            .route(
-                "/v1/targets/{name}/limits/{limit}",
-                patch(limits::pin).delete(limits::unpin),
-            )
             .route(
                 "/v1/targets/{name}/limits/{limit}/usage",
                 delete(limits::forget_settled),
@@ -136,6 +140,21 @@ impl Admin {
             .merge(guarded(operate, Role::Operate))
             .layer(guard)
             .with_state(self)
+    }
+}
+
+/// Refuses a parameter of a call that has none. The caller would take the result for another one.
+async fn no_query(request: Request, next: Next) -> Response {
+    let query = request.uri().query().unwrap_or_default();
+    let name = url::form_urlencoded::parse(query.as_bytes())
+        .next()
+        .map(|(name, _)| name);
+    match name {
+        None => next.run(request).await,
+        Some(name) => {
+            let text = format!("there is no parameter `{name}` here; the call has none");
+            problem(StatusCode::BAD_REQUEST, &text)
+        }
     }
 }
 

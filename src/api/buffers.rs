@@ -72,6 +72,7 @@ impl SpoolHandle {
                 Ok(answer(&json!({ "buffers": all })))
             }
             (&Method::POST, []) => {
+                parameters(head, &[])?;
                 call.needs(ApiScope::Manage)?;
                 self.create(call, read(body).await?).await
             }
@@ -82,6 +83,7 @@ impl SpoolHandle {
                 Ok(answer(&self.show(call, &buffer).await?))
             }
             (&Method::PATCH, [id]) => {
+                parameters(head, &[])?;
                 call.needs(ApiScope::Manage)?;
                 let buffer = self.buffer(call, id).await?;
                 call.needs_full(&buffer)?;
@@ -106,6 +108,7 @@ impl SpoolHandle {
                 self.stats(call, &self.buffer(call, id).await?).await
             }
             (&Method::POST, [id, verb]) => {
+                parameters(head, &[])?;
                 let buffer = self.known_buffer(call, id).await?;
                 self.act(call, head, &buffer, verb, body).await
             }

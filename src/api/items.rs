@@ -193,6 +193,7 @@ impl SpoolHandle {
             (_, [_] | [_, _]) => return Err(super::wrong_method(head)),
             _ => return Err(super::no_such_call(head.uri.path())),
         };
+        parameters(head, &[])?;
         let now = self.store.now();
         let item = self.store.alter(Arc::from(*id), change, now).await?;
         self.deliveries.changed(&item);

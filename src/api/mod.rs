@@ -187,6 +187,7 @@ impl Api {
             let detail = format!("`{path}` must be called with POST");
             return Err(Error::new(Reason::MethodNotAllowed, detail));
         }
+        items::parameters(&head, &[])?;
         record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));
         match verb {
             "acquire" => {

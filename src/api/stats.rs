@@ -136,7 +136,7 @@ fn target_wait(call: &ApiCall<'_>, buffer: &Buffer, live: u64) -> TargetWait {
     let asked = RequestView {
         host: Some(&origin.host),
         body_bytes: Some(0),
-        learned: Some(&exchange.learned),
+        learned: Some(&exchange.pacer.cost_means().estimates),
         ..RequestView::of_head(&head)
     };
     let scope = target.scope(&asked, &exchange.pacer.key_secret());

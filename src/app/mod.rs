@@ -456,7 +456,6 @@ fn exchange(
         metrics: metrics.clone(),
         target_metrics: RwLock::default(),
         decoders: DecoderMemory::default(),
-        learned: Arc::default(),
         deferral: OnceLock::new(),
     }))
 }

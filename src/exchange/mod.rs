@@ -83,7 +83,7 @@ use crate::clock::Clock;
 use crate::content::DecoderMemory;
 use crate::origin::Pool;
 use crate::pace::Pacer;
-use crate::policy::{Access, LearnedCosts, Policy, RequestJson, RequestView, Retry, Target};
+use crate::policy::{Access, Policy, RequestJson, RequestView, Retry, Target};
 use crate::random::Random;
 use crate::semantics::{self, Pseudonym};
 use crate::shutdown::Tasks;
@@ -119,8 +119,6 @@ pub struct Exchange {
     pub target_metrics: RwLock<HashMap<Arc<str>, TargetMetrics>>,
     /// Memory of the decoders that read usage in responses.
     pub decoders: DecoderMemory,
-    /// Learned factors of estimates, by limit and key.
-    pub learned: Arc<LearnedCosts>,
     /// Store for deferred requests, which is never set without a spool.
     pub deferral: OnceLock<Arc<dyn Deferral>>,
 }

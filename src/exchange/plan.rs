@@ -71,7 +71,7 @@ impl Exchange {
         }
         let asked = RequestView {
             body_bytes: body_length(head).or(Some(0)),
-            learned: Some(&self.learned),
+            learned: Some(&self.pacer.cost_means().estimates),
             ..arrival.view(head, None)
         };
         let scope = target.scope(&asked, &self.pacer.key_secret());
@@ -95,7 +95,7 @@ impl Exchange {
         }
         let asked = RequestView {
             body_bytes: body_length(&head).or_else(|| body.map(Replayable::buffered)),
-            learned: Some(&self.learned),
+            learned: Some(&self.pacer.cost_means().estimates),
             ..plan.arrival.view(&head, Some(&scan.json))
         };
         let scope = target.scope(&asked, &self.pacer.key_secret());

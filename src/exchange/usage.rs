@@ -10,7 +10,7 @@ use crate::bounds::{DECODED_SLICE, EXAMINED_AT_ONCE};
 use crate::content::{ReaderState, Unread, UsageReader};
 use crate::json::JsonPointers;
 use crate::pace::Turn;
-use crate::policy::{Cost, Expression, LearnedCosts, Source};
+use crate::policy::{Cost, CostMeans, Expression, Source};
 use crate::telemetry::Metrics;
 
 /// Reader of the usage in one response, which settles the costs of its request at the end.
@@ -28,7 +28,7 @@ struct UsageHead {
     fields: Vec<(HeaderName, i64)>,
     /// Estimates before they were scaled, with the positions of their limits.
     bases: Vec<(usize, i64)>,
-    learned: Arc<LearnedCosts>,
+    means: Arc<CostMeans>,
     metrics: Metrics,
 }
 
@@ -62,7 +62,7 @@ impl Exchange {
             status: response.status(),
             fields: fields(turn, headers),
             bases: plan.bases.clone(),
-            learned: Arc::clone(&self.learned),
+            means: Arc::clone(self.pacer.cost_means()),
             metrics: self.metrics.clone(),
         };
         head.settle(turn, |cost| !needs_body(cost), &|_| None, Unread::Absent);
@@ -151,7 +151,8 @@ impl UsageHead {
             {
                 let key = turn.scope().shared_key(index).cloned().unwrap_or_default();
                 let found = found.min(cost.max);
-                self.learned
+                self.means
+                    .estimates
                     .learn((&target.name, &limit.name), &key, *base, found);
             }
         }

@@ -4,7 +4,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::book::{Book, Users};
 use super::call::{Call, Grant, Run, Short};
-use super::row::Bid;
+use super::row::{Bid, Crowd, HeldRun};
 use crate::bounds::PROBE_PATIENCE;
 use crate::clock::Instant;
 use crate::schedule::share;
@@ -49,9 +49,14 @@ impl Allocation<'_> {
 
     /// Returns the earliest useful instant to look again for a permit or for a fair share.
     const fn soon(&self) -> i64 {
+        self.soon_within(self.call.horizon)
+    }
+
+    /// Returns the earliest useful instant to look again for a slot within this horizon.
+    const fn soon_within(&self, horizon: i64) -> i64 {
         // More than half of a horizon, so that two calls per horizon suffice. Less than a whole
         // one, so that no slot passes unbooked.
-        self.now + self.call.horizon / 8 * 5
+        self.now + horizon / 8 * 5
     }
 }
 
@@ -128,13 +133,15 @@ impl Book {
             return;
         }
         let left = i64::from(run.waiting) - i64::try_from(grant.slots.len()).unwrap_or(0);
-        for (position, row, _) in allocation.uses(run) {
-            let holds = grant.short.filter(|short| short.held_by == Some(position));
-            let holds = holds.map(|short| {
-                let due = short.ask_again.map_or(0, Instant::as_nanos);
-                (left.max(1), due.max(allocation.now))
+        let waiting = left.max(1);
+        for (position, row, cost) in allocation.uses(run) {
+            let held = grant.short.filter(|short| short.held_by == Some(position));
+            let held = held.map(|short| HeldRun {
+                waiting,
+                units: run.expected(position, cost, waiting),
+                due: (short.ask_again.map_or(0, Instant::as_nanos)).max(allocation.now),
             });
-            self.rows[row].close(allocation.bid(run), holds);
+            self.rows[row].close(allocation.bid(run), held);
         }
     }
 
@@ -156,8 +163,12 @@ impl Book {
         let mut rows = allocation.uses(run).map(|(_, row, _)| &self.rows[row]);
         let reserved = call.lane(bid.lane).1 > 0 && rows.all(|row| row.has_reserve(bid));
         let horizons = if reserved { 2 } else { 1 };
-        if at > from + horizons * call.horizon {
-            let ask_again = self.ask_again(allocation, bid, at, held_by);
+        let horizon = match self.pushes_a_faster_limit(allocation, run, held_by) {
+            true => call.near.min(call.horizon),
+            false => call.horizon,
+        };
+        if at > from + horizons * horizon {
+            let ask_again = self.ask_again(allocation, bid, (at, horizon), held_by);
             return Err(self.short(allocation, bid, held_by, Some(ask_again)));
         }
         if allocation.contested && !reserved {
@@ -180,13 +191,35 @@ impl Book {
         ask_again: Option<i64>,
     ) -> Short {
         let crowd = held_by.filter(|_| allocation.contested);
-        let (waiting, weight) = crowd.map_or((0, 0), |(_, row, _)| self.rows[row].crowd(bid));
+        let crowd = crowd.map_or_else(Crowd::default, |(_, row, _)| self.rows[row].crowd(bid));
         Short {
             held_by: held_by.map(|(position, ..)| position),
             ask_again: ask_again.map(Instant::from_nanos),
-            waiting,
-            weight,
+            waiting: crowd.waiting,
+            units: crowd.units,
+            weight: crowd.weight,
         }
+    }
+
+    /// Returns true if the limit that holds a run is slower than another limit of the run. A booking
+    /// uses up what the faster limit allows before the slot, and other keys may want it.
+    fn pushes_a_faster_limit(
+        &self,
+        allocation: &Allocation<'_>,
+        run: &Run,
+        held_by: Option<Use>,
+    ) -> bool {
+        let time = |(_, row, cost): Use| {
+            let schedule = self.rows[row].schedule()?;
+            Some(schedule.spec().interval().saturating_mul(cost))
+        };
+        let Some(slow) = held_by.and_then(time) else {
+            return false;
+        };
+        allocation
+            .uses(run)
+            .filter_map(time)
+            .any(|fast| fast < slow)
     }
 
     fn out_of_permits(&self, allocation: &Allocation<'_>, run: &Run) -> Option<Use> {
@@ -237,12 +270,12 @@ impl Book {
         &self,
         allocation: &Allocation<'_>,
         bid: Bid<'_>,
-        at: i64,
+        (at, horizon): (i64, i64),
         held_by: Option<Use>,
     ) -> i64 {
         let call = allocation.call;
         if allocation.users.alone() {
-            return at - call.horizon;
+            return at - horizon;
         }
         let (wait, others) = held_by.map_or((0, 0), |(_, row, _)| {
             let row = &self.rows[row];
@@ -250,8 +283,8 @@ impl Book {
             (wait, row.competitors(allocation.now))
         });
         let turn = at.saturating_add(wait);
-        let turn = turn.saturating_sub(call.horizon + call.lead);
-        turn.max(allocation.soon())
+        let turn = turn.saturating_sub(horizon + call.lead);
+        turn.max(allocation.soon_within(horizon))
             .min(allocation.now + ASK_MAX + others * ASK_MAX_EACH)
     }
 

@@ -230,7 +230,8 @@ impl Book {
         self.keys.get(limit).is_some_and(|(live, max)| live >= max)
     }
 
-    /// Returns a schedule, and the requests of other replicas that wait for it, by flow.
+    /// Returns a schedule, and the units that waiting requests of other replicas are expected to keep
+    /// of it, by flow.
     pub fn peek(
         &self,
         limit: &Arc<str>,

@@ -36,6 +36,9 @@ pub struct Call {
     pub replica: Replica,
     /// Maximum time between now and a booked slot, in nanoseconds.
     pub horizon: i64,
+    /// Maximum time between now and a slot that one limit holds while a faster limit would allow it
+    /// earlier, in nanoseconds. It is at most the horizon.
+    pub near: i64,
     /// Time in nanoseconds from the answer to the first slot, because an answer takes that long to
     /// arrive.
     pub lead: i64,
@@ -79,6 +82,9 @@ pub struct Run {
     pub want: u32,
     /// Requests of this scope that wait in all.
     pub waiting: u32,
+    /// Units that one waiting request is expected to keep in each limit of the scope. If it is
+    /// empty, a request is expected to keep its booked costs.
+    pub expected: SmallVec<[i64; 2]>,
     /// Position in [`Call::rows`] of the schedule for each limit of the scope.
     pub rows: SmallVec<[u32; 4]>,
 }
@@ -129,6 +135,8 @@ pub struct Short {
     pub ask_again: Option<Instant>,
     /// Requests of other replicas that wait for the same schedule.
     pub waiting: i64,
+    /// Units that these requests are expected to keep.
+    pub units: i64,
     /// Weight of the other replicas' flows, in millionths of the weight of the caller's flow.
     pub weight: i64,
 }
@@ -159,6 +167,7 @@ impl Run {
             scope,
             want,
             waiting,
+            expected: SmallVec::new(),
             rows: SmallVec::new(),
         }
     }
@@ -169,18 +178,29 @@ impl Run {
         let costs = self.scope.limits.iter().map(|limit| self.scope.cost(limit));
         self.rows.iter().map(|row| *row as usize).zip(costs)
     }
+
+    /// Returns the units that `waiting` requests are expected to keep in the limit at this position
+    /// of the run, of which one request books `cost`.
+    pub(super) fn expected(&self, position: u32, cost: i64, waiting: i64) -> i64 {
+        let known = self.expected.get(position as usize);
+        known.copied().unwrap_or(cost).saturating_mul(waiting)
+    }
 }
 
-/// A store needs the costs and the lane of the scope only.
+/// A store needs the costs and the lane of the scope only. Expected costs are written if they differ
+/// from the booked ones.
 impl Serialize for Run {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let costs: SmallVec<[i64; 4]> = self.uses().map(|(_, cost)| cost).collect();
-        let mut run = serializer.serialize_struct("Run", 5)?;
+        let mut run = serializer.serialize_struct("Run", 6)?;
         run.serialize_field("rows", &self.rows)?;
         run.serialize_field("costs", &costs)?;
         run.serialize_field("lane", &self.scope.lane)?;
         run.serialize_field("want", &self.want)?;
         run.serialize_field("waiting", &self.waiting)?;
+        if !self.expected.is_empty() && self.expected != costs {
+            run.serialize_field("expected", &self.expected)?;
+        }
         run.end()
     }
 }

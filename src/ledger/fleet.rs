@@ -113,7 +113,7 @@ pub struct SchedulesRead {
     pub rows: Vec<ScheduleRead>,
 }
 
-/// One schedule with the requests of other replicas that wait for it.
+/// One schedule with the units for which other replicas wait.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ScheduleRead {
     /// Name of the limit.
@@ -122,7 +122,7 @@ pub struct ScheduleRead {
     pub key: Option<Arc<str>>,
     /// State of the schedule, or `None` if it is unused.
     pub state: Option<ScheduleState>,
-    /// Requests of other replicas that wait for it, by flow. Each flow has the weight of the flow of
-    /// this replica.
+    /// Units that waiting requests of other replicas are expected to keep, by flow. Each flow has the
+    /// weight of the flow of this replica.
     pub waiting: Vec<i64>,
 }

@@ -31,34 +31,49 @@ pub(super) fn forecast<'a>(
         held_by: None,
     };
     for index in scope.limits.iter() {
-        let Some(limit) = target.limits.get(index) else {
-            continue;
-        };
-        let spec = spec_of(limit.bound);
-        let Some(fresh) = Schedule::unused(spec) else {
-            continue;
-        };
         let ahead = ahead.get(index).map_or(0, |ahead| ahead.units);
-        let cost = scope.cost(index);
-        let at = match known(&limit.name, scope.shared_key(index)) {
-            Some((schedule, in_force)) if in_force || schedule.spec() == spec => {
-                at_share(schedule, share).forecast(from, ahead, cost)
-            }
-            Some((schedule, _)) => {
-                let changed = schedule.clone().adopt(fresh, from);
-                at_share(&changed, share).forecast(from, ahead, cost)
-            }
-            None => at_share(&fresh, share).forecast(from, ahead, cost),
-        };
-        if at > forecast.at {
-            forecast = Forecast {
+        let at = forecast_by(target, scope, (index, ahead), (from, share), &mut known);
+        forecast.delay(at.unwrap_or(from), index);
+    }
+    forecast
+}
+
+/// Estimates like [`forecast`] for the limit at one position alone, with the units ahead in it.
+/// Returns `None` for permits.
+pub(super) fn forecast_by<'a>(
+    target: &Target,
+    scope: &Scope,
+    (index, ahead): (usize, i64),
+    (from, share): (Instant, i64),
+    known: &mut impl FnMut(&Arc<str>, Option<&Arc<str>>) -> Option<(&'a Schedule, bool)>,
+) -> Option<Instant> {
+    let limit = target.limits.get(index)?;
+    let spec = spec_of(limit.bound);
+    let fresh = Schedule::unused(spec)?;
+    let cost = scope.cost(index);
+    Some(match known(&limit.name, scope.shared_key(index)) {
+        Some((schedule, in_force)) if in_force || schedule.spec() == spec => {
+            at_share(schedule, share).forecast(from, ahead, cost)
+        }
+        Some((schedule, _)) => {
+            let changed = schedule.clone().adopt(fresh, from);
+            at_share(&changed, share).forecast(from, ahead, cost)
+        }
+        None => at_share(&fresh, share).forecast(from, ahead, cost),
+    })
+}
+
+impl Forecast {
+    /// Moves the forecast to `at` if that is later, because of the limit at this position.
+    pub(super) fn delay(&mut self, at: Instant, limit: usize) {
+        if at > self.at {
+            *self = Self {
                 at,
                 clear: at,
-                held_by: Some(index),
+                held_by: Some(limit),
             };
         }
     }
-    forecast
 }
 
 /// Returns the schedule at a share of its rate. The whole rate needs no copy.

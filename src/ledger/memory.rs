@@ -19,10 +19,10 @@ use super::{
     Ahead, Booking, Correction, Forecast, Ledger, LedgerStatus, Pinning, Settlement, Slot,
 };
 use super::{BlockFilter, BlockScope, BlockTable, Claiming, Lifting, ScopedBlock, TargetBlocks};
-use crate::bounds::HORIZON;
+use crate::bounds::{HORIZON, HORIZON_NEAR};
 use crate::clock::{Clock, Instant};
 use crate::files::FileFault;
-use crate::policy::{Bound, KeySecret, Scope, Target};
+use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync;
 use crate::units::nanos;
@@ -37,6 +37,7 @@ const OURSELVES: super::Replica = 0;
 pub struct MemoryLedger {
     clock: Clock,
     key_secret: KeySecret,
+    means: Arc<CostMeans>,
     targets: RwLock<HashMap<Arc<str>, TargetEntry>>,
     /// Instant in nanoseconds up to which schedules of unknown usage count as used up, or 0.
     used_until: i64,
@@ -68,6 +69,7 @@ impl MemoryLedger {
         Self {
             clock,
             key_secret,
+            means: Arc::default(),
             targets: RwLock::default(),
             used_until: 0,
             journal: None,
@@ -291,10 +293,15 @@ impl Ledger for MemoryLedger {
             let mut kept = sync::lock(&entry.book);
             kept.book.forget_settled(&limit, key.as_deref());
         });
+        self.means.forget(&target, &limit);
         journal
             .into_iter()
             .for_each(|mut journal| journal.note_stale());
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn cost_means(&self) -> Arc<CostMeans> {
+        Arc::clone(&self.means)
     }
 
     fn in_force(&self, target: &Arc<Target>) -> Vec<Option<Spec>> {
@@ -444,7 +451,7 @@ impl TargetBook {
         let newest = known.unwrap_or_else(|| Arc::clone(target));
         let newest = self.newest.insert(newest);
         let mut call = Call::new(target, runs, OURSELVES);
-        call.horizon = nanos(HORIZON);
+        (call.horizon, call.near) = (nanos(HORIZON), nanos(HORIZON_NEAR));
         for row in &mut call.rows {
             let mut limits = newest.limits.iter();
             if let Some(limit) = limits.find(|limit| limit.name == row.limit) {

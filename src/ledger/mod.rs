@@ -54,7 +54,7 @@ use smallvec::SmallVec;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::Instant;
-use crate::policy::{Bound, KeySecret, Scope, Target};
+use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::telemetry::LedgerFigures;
 
@@ -207,7 +207,8 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     fn pin(&self, target: Arc<str>, limit: Arc<str>, bound: Option<Bound>) -> Pinning<'_>;
 
     /// Forgets what settlements added to the estimates of a limit, for one key or for all keys if
-    /// `key` is `None`. All replicas follow within a second. The error is a full sentence.
+    /// `key` is `None`, and all means that were learned from them. All replicas follow within a
+    /// second. The error is a full sentence.
     fn forget_settled(
         &self,
         target: Arc<str>,
@@ -237,6 +238,10 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Returns the secret with which the digests of secret keys are made. All replicas of a ledger
     /// have the same one.
     fn key_secret(&self) -> KeySecret;
+
+    /// Returns the means that this replica has learned from settlements. The ledger forgets those of
+    /// a limit together with its settlements.
+    fn cost_means(&self) -> Arc<CostMeans>;
 
     /// Reads the schedules of a scope from the store, so that the next forecast counts what other
     /// replicas have sent and what waits there. The default is a ledger without other users.

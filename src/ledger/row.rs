@@ -71,6 +71,8 @@ struct Flow {
     virtual_time: i64,
     /// Number of requests that wait here without a slot.
     waiting: i64,
+    /// Units that these requests are expected to keep.
+    units: i64,
     /// Instant in nanoseconds at which the replica asks again.
     due: i64,
     /// Number of runs of the current call that may still book here.
@@ -86,6 +88,27 @@ pub(super) struct Bid<'a> {
     pub(super) call: &'a Call,
     pub(super) lane: u8,
     pub(super) now: i64,
+}
+
+/// Requests of a run that a schedule holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeldRun {
+    pub(super) waiting: i64,
+    /// Units that these requests are expected to keep.
+    pub(super) units: i64,
+    /// Instant in nanoseconds at which the replica asks again.
+    pub(super) due: i64,
+}
+
+/// Contention for a schedule from other replicas.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Crowd {
+    /// Number of their waiting requests.
+    pub(super) waiting: i64,
+    /// Units that these requests are expected to keep.
+    pub(super) units: i64,
+    /// Weight of their flows, in millionths of the weight of the bidder's flow.
+    pub(super) weight: i64,
 }
 
 impl Flow {
@@ -293,7 +316,7 @@ impl Row {
         let flows = shared.flows.iter_mut();
         for flow in flows.filter(|flow| flow.replica == replica) {
             flow.kept = flow.due.saturating_add(LINGER) > now;
-            flow.waiting = 0;
+            (flow.waiting, flow.units) = (0, 0);
         }
     }
 
@@ -324,17 +347,17 @@ impl Row {
         }
     }
 
-    /// Closes a run that can book no more. If this row holds the run, `holds` has the number of
-    /// waiting requests and the instant at which the replica asks again.
-    pub(super) fn close(&mut self, bid: Bid<'_>, holds: Option<(i64, i64)>) {
+    /// Closes a run that can book no more. If this row holds the run, `held` has its requests.
+    pub(super) fn close(&mut self, bid: Bid<'_>, held: Option<HeldRun>) {
         let contested = self.shared.as_ref().is_some_and(|shared| shared.contested);
         let Some(flow) = self.flow_mut(bid) else {
             return;
         };
         flow.open = flow.open.saturating_sub(1);
-        if let Some((waiting, due)) = holds {
-            flow.waiting += waiting;
-            flow.due = flow.due.max(due);
+        if let Some(held) = held {
+            flow.waiting += held.waiting;
+            flow.units = flow.units.saturating_add(held.units);
+            flow.due = flow.due.max(held.due);
         } else if contested {
             flow.due = flow.due.max(bid.now);
         }
@@ -371,25 +394,26 @@ impl Row {
         flow.virtual_time <= slowest || flow.virtual_time < slowest.saturating_add(lead)
     }
 
-    /// Returns the contention from other replicas. The first number counts their waiting requests.
-    /// The second one is their weight, in millionths of the weight of the bidder's flow.
-    pub(super) fn crowd(&self, bid: Bid<'_>) -> (i64, i64) {
+    /// Returns the contention from other replicas.
+    pub(super) fn crowd(&self, bid: Bid<'_>) -> Crowd {
         let weight_in =
             |lane: u8| bid.call.lane(lane).0 * SCALE / self.users_of(lane, bid.now).max(1);
-        let (mut waiting, mut weight) = (0_i64, 0_i64);
+        let mut crowd = Crowd::default();
         let others = self.active(bid.now);
         for flow in others.filter(|flow| flow.replica != bid.call.replica) {
-            waiting = waiting.saturating_add(flow.waiting);
-            weight += weight_in(flow.lane);
+            crowd.waiting = crowd.waiting.saturating_add(flow.waiting);
+            crowd.units = crowd.units.saturating_add(flow.units);
+            crowd.weight += weight_in(flow.lane);
         }
         let own = weight_in(bid.lane).max(1);
-        (waiting, weight.saturating_mul(SCALE) / own)
+        crowd.weight = crowd.weight.saturating_mul(SCALE) / own;
+        crowd
     }
 
-    /// Returns the waiting requests of other replicas, by flow.
+    /// Returns the units that waiting requests of other replicas are expected to keep, by flow.
     pub(super) fn others(&self, replica: Replica, now: i64) -> Vec<i64> {
         let others = self.active(now).filter(|flow| flow.replica != replica);
-        others.map(|flow| flow.waiting).collect()
+        others.map(|flow| flow.units).collect()
     }
 
     /// Returns the number of active flows, which compete for this schedule.

@@ -1,11 +1,15 @@
 //! Costs that booked requests are expected to keep, by the mean of what was settled.
 
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
 use crate::ledger::Ahead;
-use crate::policy::{LearnedCosts, Limit, Scope, Target};
+use crate::policy::{CostMeans, Limit, Scope, Target};
 
 /// Means of settled costs divided by their bookings, for each key of a limit.
 #[derive(Debug, Default)]
-pub(super) struct ExpectedCosts(LearnedCosts);
+pub(super) struct ExpectedCosts(Arc<CostMeans>);
 
 fn settled(target: &Target, limit: usize) -> Option<&Limit> {
     let limit = target.limits.get(limit)?;
@@ -17,12 +21,20 @@ fn settled(target: &Target, limit: usize) -> Option<&Limit> {
 }
 
 impl ExpectedCosts {
+    pub(super) const fn new(means: Arc<CostMeans>) -> Self {
+        Self(means)
+    }
+
+    pub(super) const fn means(&self) -> &Arc<CostMeans> {
+        &self.0
+    }
+
     /// Records the true cost of a request that was booked with this scope.
     pub(super) fn learn(&self, target: &Target, scope: &Scope, limit: usize, cost: i64) {
         if let Some(known) = settled(target, limit) {
             let key = scope.shared_key(limit).cloned().unwrap_or_default();
             let name = (&target.name, &known.name);
-            self.0.learn(name, &key, scope.cost(limit), cost);
+            self.0.bookings.learn(name, &key, scope.cost(limit), cost);
         }
     }
 
@@ -32,8 +44,16 @@ impl ExpectedCosts {
             return units;
         };
         let key = scope.shared_key(limit).map_or("", |key| key);
-        let ratio = self.0.ratio((&target.name, &known.name), key);
+        let ratio = self.0.bookings.ratio((&target.name, &known.name), key);
         (units as f64 * ratio).ceil() as i64
+    }
+
+    /// Returns the units that a request of this scope is expected to keep in each of its limits.
+    pub(super) fn costs(&self, target: &Target, scope: &Scope) -> SmallVec<[i64; 2]> {
+        let limits = scope.limits.iter();
+        limits
+            .map(|limit| self.units(target, scope, limit, scope.cost(limit)))
+            .collect()
     }
 
     /// Returns the expected cost of waiting requests that will book `units`.

@@ -45,7 +45,7 @@ use line::Line;
 use crate::bounds::LANES_REPORTED;
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Ahead, LaneWaiting, Ledger, LedgerGap, LedgerStatus, ScopedBlock};
-use crate::policy::{KeySecret, LimitSet, Policy, Scope, Target};
+use crate::policy::{CostMeans, KeySecret, LimitSet, Policy, Scope, Target};
 use crate::shares::Share;
 use crate::shutdown::Tasks;
 use crate::sync;
@@ -146,13 +146,14 @@ pub struct Pacer {
 impl Pacer {
     /// Creates a pacer without any waiters.
     pub fn new(ledger: Arc<dyn Ledger>, clock: Clock, tasks: Tasks, metrics: Metrics) -> Self {
+        let expected = Arc::new(ExpectedCosts::new(ledger.cost_means()));
         Self {
             ledger,
             clock,
             tasks,
             metrics,
             lines: RwLock::default(),
-            expected: Arc::default(),
+            expected,
         }
     }
 
@@ -242,6 +243,11 @@ impl Pacer {
             }
         }
         low
+    }
+
+    /// Returns the means that this replica has learned from settlements.
+    pub fn cost_means(&self) -> &Arc<CostMeans> {
+        self.expected.means()
     }
 
     /// Returns the secret with which the digests of secret keys are made.

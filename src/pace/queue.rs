@@ -60,6 +60,10 @@ pub(super) struct PendingCall {
     news: u64,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the common variant is the large one, and short-lived"
+)]
 /// Next action of the driver, as decided by [`Queue::next`].
 #[derive(Debug)]
 pub(super) enum Next {

@@ -1,5 +1,6 @@
 //! Tests of a pacer on the memory ledger: costs that are returned, and waits behind other requests.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use super::*;
@@ -179,5 +180,127 @@ async fn a_refusal_counts_waiting_requests_at_their_settled_costs() {
             (ahead..=most).contains(&wait),
             "{shape:?}: {wait} s, {ahead} s ahead"
         );
+    }
+}
+
+/// Requests of many keys, which one limit counts together and a slower one for each key.
+struct Keyed {
+    pacer: Pacer,
+    clock: Clock,
+    target: Arc<Target>,
+}
+
+/// Waits for the turn of a request, and sends it.
+async fn leave(waiter: &mut Waiter) {
+    loop {
+        if let Event::Turn(turn) = waiter.next().await {
+            drop(turn.leave_at_once());
+            return;
+        }
+    }
+}
+
+impl Keyed {
+    fn new(all: (&str, Algorithm), each: (&str, Algorithm)) -> Self {
+        let limit = |name: &str, (rate, algorithm): (&str, Algorithm)| {
+            let rate = rate.parse().unwrap();
+            Limit::new(name, Bound::Rate { rate, algorithm })
+        };
+        let mut each = limit("each", each);
+        each.key = Some(Source::Path.into());
+        let target = Arc::new(Target::named("t", vec![limit("all", all), each]));
+        let clock = Clock::anchored(20_000_000_000);
+        let ledger = MemoryLedger::new(clock.clone(), KeySecret::new([0; 32]));
+        let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let pacer = Pacer::new(Arc::new(ledger), clock.clone(), tasks, metrics);
+        Self {
+            pacer,
+            clock,
+            target,
+        }
+    }
+
+    fn enter(&self, key: &str) -> Admission {
+        let mut set = LimitSet::default();
+        set.insert(0);
+        set.insert(1);
+        let now = self.clock.now();
+        let ticket = Ticket {
+            target: Arc::clone(&self.target),
+            scope: Scope::plain(set).with(vec![(1, key.into())], Vec::new()),
+            arrived: now,
+            deadline: now + LONG,
+            share: None,
+            credential: None,
+            probes: Vec::new(),
+        };
+        self.pacer.enter(&ticket, ConnectionState::Ready)
+    }
+
+    /// Sends requests of one key for ever, so that some always wait. Counts those that have left.
+    async fn crowd(&self, key: &str, sent: &Cell<u32>) {
+        let mut waiting: std::collections::VecDeque<Waiter> = Default::default();
+        loop {
+            match self.enter(key) {
+                Admission::Turn(turn) => {
+                    drop(turn.leave());
+                    sent.set(sent.get() + 1);
+                }
+                Admission::Wait(mut waiter) => {
+                    waiter.ready();
+                    waiting.push_back(waiter);
+                }
+                Admission::Refused(refusal) => panic!("{refusal:?}"),
+            }
+            if waiting.len() == 30 {
+                let mut first = waiting.pop_front().unwrap();
+                leave(&mut first).await;
+                sent.set(sent.get() + 1);
+            }
+        }
+    }
+
+    /// Returns the longest wait of 40 further keys, one of which comes every 37 ms.
+    async fn longest_of_others(&self) -> Duration {
+        let mut longest = Duration::ZERO;
+        for number in 0..40 {
+            tokio::time::sleep(Duration::from_millis(37)).await;
+            let began = self.clock.now();
+            if let Admission::Wait(mut waiter) = self.enter(&format!("k{number}")) {
+                waiter.ready();
+                leave(&mut waiter).await;
+            }
+            longest = longest.max(self.clock.now().since(began));
+        }
+        longest
+    }
+}
+
+/// A slot that is booked ahead for one key uses up what the common limit allows before it.
+#[tokio::test(start_paused = true)]
+async fn p13_isolation_a_key_near_its_rate_delays_no_other_key() {
+    let strict = Algorithm::TokenBucket { burst: None };
+    let burst = Algorithm::TokenBucket { burst: Some(5) };
+    let (sliding, fixed) = (Algorithm::SlidingWindow, Algorithm::FixedWindow);
+    for (all, each) in [
+        (("1000/1s", strict), ("20/1s", strict)),
+        (("200/1s", strict), ("20/1s", burst)),
+        (("1000/1s", burst), ("10/1s", sliding)),
+        (("1000/1s", sliding), ("20/1s", strict)),
+        (("3000/1m", strict), ("600/1m", strict)),
+        (("6000/1m", fixed), ("600/1m", strict)),
+    ] {
+        let (scene, sent) = (Keyed::new(all, each), Cell::new(0));
+        let longest = tokio::select! {
+            longest = scene.longest_of_others() => longest,
+            () = scene.crowd("busy", &sent) => panic!("the crowd never ends"),
+        };
+        let most = crate::bounds::HORIZON_NEAR + Duration::from_millis(25);
+        assert!(longest <= most, "{all:?} {each:?}: {longest:?}");
+        // P2: the key still uses its rate. The others came within 1.48 s.
+        let rate: Rate = each.0.parse().unwrap();
+        let least = f64::from(rate.count()) / rate.period().as_secs_f64() * 1.48 * 0.95 - 1.0;
+        let sent = f64::from(sent.get());
+        assert!(sent >= least, "{all:?} {each:?}: {sent} of {least}");
     }
 }

@@ -7,7 +7,25 @@ use foldhash::{HashMap, HashMapExt as _};
 use crate::bounds::LEARNED_KEYS;
 use crate::sync::lock;
 
-/// Means that this process has learned. They begin anew with each start.
+/// Means that this replica has learned from settlements. They begin anew with each start.
+#[derive(Debug, Default)]
+pub struct CostMeans {
+    /// True costs divided by unscaled estimates, which scale further estimates.
+    pub estimates: LearnedCosts,
+    /// True costs divided by booked costs, which forecasts use.
+    pub bookings: LearnedCosts,
+}
+
+impl CostMeans {
+    /// Forgets the means of a limit, because settlements of it were wrong. The mean of the limit
+    /// contains all keys, so none is kept.
+    pub fn forget(&self, target: &Arc<str>, limit: &Arc<str>) {
+        self.estimates.forget((target, limit));
+        self.bookings.forget((target, limit));
+    }
+}
+
+/// Means of one ratio for the keys of all limits.
 #[derive(Debug, Default)]
 pub struct LearnedCosts(Mutex<Table>);
 
@@ -61,6 +79,15 @@ impl LearnedCosts {
         };
         let own = of_limit.keys.get(key).and_then(|mean| mean.get());
         own.or_else(|| of_limit.all.get()).unwrap_or(1.0)
+    }
+
+    /// Forgets the mean of a limit and those of its keys.
+    fn forget(&self, (target, limit): (&Arc<str>, &Arc<str>)) {
+        let mut table = lock(&self.0);
+        let name = (Arc::clone(target), Arc::clone(limit));
+        if let Some(of_limit) = table.limits.remove(&name) {
+            table.keys -= 1 + of_limit.keys.len();
+        }
     }
 
     /// Adds the true cost of a request with this estimate. Beyond [`LEARNED_KEYS`] a new key counts
@@ -137,6 +164,30 @@ mod tests {
         near(learned.ratio((&target, &limit), "b"), RATIO.1);
         learned.learn((&target, &limit), &"c".into(), 0, 5);
         assert!(learned.ratio((&target, &limit), "c").is_finite());
+    }
+
+    #[test]
+    fn a_forgotten_limit_learns_anew_and_no_other_one_is_forgotten() {
+        let (target, limit) = names();
+        let other = "other".into();
+        let means = CostMeans::default();
+        for learned in [&means.estimates, &means.bookings] {
+            for key in ["a", "b", "c"] {
+                learned.learn((&target, &limit), &key.into(), 1, 1_000_000);
+                learned.learn((&target, &other), &key.into(), 100, 50);
+            }
+        }
+        means.forget(&target, &limit);
+        means.forget(&target, &"unknown".into());
+        for learned in [&means.estimates, &means.bookings] {
+            for key in ["a", "b", "new"] {
+                near(learned.ratio((&target, &limit), key), 1.0);
+                near(learned.ratio((&target, &other), key), 0.5);
+            }
+            assert_eq!(lock(&learned.0).keys, 4);
+            learned.learn((&target, &limit), &"a".into(), 100, 200);
+            near(learned.ratio((&target, &limit), "b"), 2.0);
+        }
     }
 
     /// Reaches the bound `LEARNED_KEYS`.

@@ -32,7 +32,7 @@ pub use cost::{Cost, ErrorCost, Expression, OnError};
 pub use egress::{Allow, ClientCertificate, Egress};
 pub use hosts::{HostPattern, ParseHostPatternError};
 pub use key::KeySecret;
-pub use learned::LearnedCosts;
+pub use learned::{CostMeans, LearnedCosts};
 pub use limit::{Algorithm, Bound, Lane, Limit, LimitSet};
 pub use limit_key::{KeyPart, LimitKey};
 pub use listeners::{ListenerTls, ServerTls};

@@ -195,3 +195,69 @@ impl TokenBucket {
 
 /// An instant or interval beyond any horizon, in nanoseconds.
 const NEVER: i64 = i64::MAX / 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    /// Returns the part of n per period that leaves over 20 periods if each unit is sent as soon as
+    /// the bucket allows it, and the most units in any period.
+    fn use_of(mut bucket: TokenBucket, n: i64, period: i64) -> (f64, usize) {
+        let begin = 1_790_000_000 * SECOND;
+        let (mut now, mut sent) = (begin, Vec::new());
+        while now < begin + 21 * period {
+            sent.push(now);
+            bucket.book(now, 1);
+            now = bucket.forecast(now, 0, 1);
+        }
+        // The burst at the beginning does not count.
+        let counted = sent.iter().filter(|at| **at >= begin + period).count();
+        let window = |from: &i64| {
+            let start = sent.partition_point(|at| at < from);
+            sent.partition_point(|at| *at < from + period) - start
+        };
+        let most = sent.iter().map(window).max().unwrap();
+        (counted as f64 / (20 * n) as f64, most)
+    }
+
+    /// A larger burst would use less of the rate, because a window may have both the burst and the
+    /// units that are spread. A smaller one would use at most 1 % more.
+    #[test]
+    fn p2_full_use_the_default_burst_of_a_strict_rate_uses_what_the_slack_leaves() {
+        for (count, seconds, least) in [
+            (500_u32, 60_u64, 0.991),
+            (10, 1, 0.97),
+            (20, 1, 0.97),
+            (100, 1, 0.97),
+            (1000, 1, 0.965),
+            (50, 60, 0.999),
+            (5000, 3600, 0.99),
+            (20_000, 60, 0.989),
+        ] {
+            let rate = Rate::new(count, Duration::from_secs(seconds)).unwrap();
+            let (n, period) = (i64::from(count), nanos(rate.period()));
+            let strict = TokenBucket::strict(rate, SLACK);
+            let (used, most) = use_of(strict, n, period);
+            assert!(used >= least && most as i64 <= n, "{rate}: {used} {most}");
+            let default = strict.tolerance / strict.interval + 1;
+            let slack = period + nanos(SLACK);
+            let with_burst = |burst: i64| {
+                let bucket = TokenBucket::new(slack, n - burst + 1, burst);
+                use_of(bucket, n, period).0
+            };
+            let [one, more, far_more] = [1, 2 * default, 5 * default].map(with_burst);
+            println!(
+                "{rate}: burst 1 {one:.4}, {default} {used:.4}, {} {more:.4}, {} {far_more:.4}",
+                2 * default,
+                5 * default
+            );
+            assert!(
+                more <= used && far_more <= used,
+                "{rate}: {used} {more} {far_more}"
+            );
+            assert!(one - used < 0.0101, "{rate}: {used} {one}");
+        }
+    }
+}

@@ -164,6 +164,10 @@ impl History {
                 let want = self.rng.random_range(0..8);
                 let waiting = want + self.rng.random_range(0..5);
                 let mut run = Run::new(scope.in_lane(u8::try_from(lane).unwrap()), want, waiting);
+                if self.rng.random_bool(0.3) {
+                    let expected = limits.iter().map(|_| self.rng.random_range(0..90));
+                    run.expected = expected.collect();
+                }
                 let rows = limits.iter();
                 run.rows = rows
                     .map(|limit| u32::try_from(limit * keys + key).unwrap())
@@ -175,6 +179,7 @@ impl History {
             target: Arc::clone(&self.target),
             replica,
             horizon: self.rng.random_range(50..400) * MS,
+            near: self.rng.random_range(10..100) * MS,
             lead: if self.rng.random_bool(0.1) {
                 30 * MS
             } else {

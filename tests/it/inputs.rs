@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::buffers::{SPOOL, call, made};
+use crate::harness::buffers::{SPOOL, call, made, operate};
 use crate::harness::{Origin, Program, program};
 
 /// Fields that are for one hop, frame the message, or belong to outpace.
@@ -227,4 +227,94 @@ async fn a_wrong_parameter_is_refused_and_not_ignored() {
     }
     let (status, _) = call(&program, "DELETE", &format!("/buffers/{id}?force=true"), "").await;
     assert_eq!(status, 200);
+}
+
+/// The health routes ignore a query, because some orchestrators add one.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_refuses_a_parameter_that_it_does_not_know() {
+    let origin = Origin::ok().await;
+    let limits = "limits: [{ name: l, rate: 9/1s, key: path }]";
+    let target = format!("targets: [{{ name: api, hosts: [plain.test], {limits} }}]\n{SPOOL}");
+    let program = Program::before(&origin, &target).await;
+    made(&program, &json!({})).await;
+    call(&program, "POST", "/buffers/b/pause", "{}").await;
+    let (_, item) = call(&program, "POST", "/buffers/b/items", json!({ "body": "x" })).await;
+    let item = format!("/v1/items/{}", item["id"].as_str().unwrap());
+    let of_item = |rest: &str| format!("{item}{rest}");
+    let of_both = [
+        ("GET", "/v1/buffers".to_owned()),
+        ("POST", "/v1/buffers".to_owned()),
+        ("GET", "/v1/buffers/b".to_owned()),
+        ("PATCH", "/v1/buffers/b".to_owned()),
+        ("DELETE", "/v1/buffers/b".to_owned()),
+        ("GET", "/v1/buffers/b/items".to_owned()),
+        ("GET", "/v1/buffers/b/stats".to_owned()),
+        ("POST", "/v1/buffers/b/items".to_owned()),
+        ("POST", "/v1/buffers/b/batch".to_owned()),
+        ("POST", "/v1/buffers/b/pause".to_owned()),
+        ("POST", "/v1/buffers/b/resume".to_owned()),
+        ("POST", "/v1/buffers/b/purge".to_owned()),
+        ("POST", "/v1/buffers/b/redrive".to_owned()),
+        ("GET", "/v1/attempts".to_owned()),
+        ("GET", of_item("")),
+        ("GET", of_item("/attempts")),
+        ("GET", of_item("/response")),
+        ("POST", of_item("/retry")),
+        ("POST", of_item("/skip")),
+        ("POST", of_item("/cancel")),
+        ("DELETE", of_item("")),
+    ];
+    let of_operators = [
+        ("GET", "/metrics"),
+        ("GET", "/v1/status"),
+        ("GET", "/v1/replicas"),
+        ("GET", "/v1/explain"),
+        ("GET", "/v1/attend"),
+        ("POST", "/v1/reload"),
+        ("GET", "/v1/targets/api/blocks"),
+        ("DELETE", "/v1/targets/api/blocks"),
+        ("PATCH", "/v1/targets/api/limits/l"),
+        ("DELETE", "/v1/targets/api/limits/l"),
+        ("DELETE", "/v1/targets/api/limits/l/usage"),
+    ];
+    let of_clients = [
+        ("GET", "/v1/openapi.json"),
+        ("POST", "/v1/targets/api/acquire"),
+        ("POST", "/v1/targets/api/release"),
+        ("POST", "/v1/targets/api/renew"),
+        ("POST", "/v1/targets/api/report"),
+    ];
+    let told = "no parameter `colour`";
+    for query in [
+        "colour=1",
+        "colour",
+        "colour=&url=http%3A%2F%2Fplain.test%2F",
+    ] {
+        let both = of_both.iter().map(|(method, path)| (*method, &**path));
+        for (method, path) in both.clone().chain(of_clients) {
+            let path = format!("{path}?{query}");
+            assert_refused(&program, method, &path, json!({}), told).await;
+        }
+        for (method, path) in both.chain(of_operators) {
+            let path = format!("{path}?{query}");
+            let (status, problem) = operate(&program, method, &path, json!({})).await;
+            let detail = problem["detail"].as_str().unwrap_or_default();
+            assert_eq!(status, 400, "{method} {path}: {problem}");
+            assert!(detail.contains(told), "{method} {path}: {problem}");
+        }
+    }
+    // Nothing was changed.
+    assert_eq!(call(&program, "GET", &item, "").await.1["state"], "queued");
+    for path in [
+        "/healthz?colour=1",
+        "/readyz?colour=1",
+        "/metrics?",
+        "/v1/status?",
+    ] {
+        assert_eq!(
+            operate(&program, "GET", path, json!({})).await.0,
+            200,
+            "{path}"
+        );
+    }
 }

@@ -34,6 +34,7 @@ mod clients_sdk;
 mod conformance;
 mod connections;
 mod credentials;
+mod crowds;
 mod databases;
 mod deliveries;
 mod delivery_log;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::call::Run;
+use super::super::call::{Run, Short};
 use super::*;
 use crate::policy::{Algorithm, Bound, Limit, LimitSet, Scope, Target};
 use crate::units::Rate;
@@ -94,6 +94,89 @@ fn a_settlement_of_a_key_without_its_own_schedule_counts_for_the_shared_one() {
     keys.correct(&"l".into(), Some(&"d".into()), 1, START);
     assert!(!book(&mut keys, &target, "e", START).0);
     assert!(book(&mut keys, &target, "a", START).0);
+}
+
+/// Calls for requests of one replica that cost 1000 units each, of which `kept` are expected to
+/// remain. Returns the reason for missing slots.
+fn held(book: &mut Book, replica: Replica, waiting: u32, kept: Option<i64>) -> Option<Short> {
+    let rate = Rate::new(1000, Duration::from_secs(10)).unwrap();
+    let algorithm = Algorithm::TokenBucket { burst: Some(1000) };
+    let target = Target::named(
+        "t",
+        vec![Limit::new("tokens", Bound::Rate { rate, algorithm })],
+    );
+    let mut limits = LimitSet::default();
+    limits.insert(0);
+    let scope = Scope::plain(limits).with(Vec::new(), vec![(0, 1000)]);
+    let mut run = Run::new(scope, waiting, waiting);
+    run.expected = kept.into_iter().collect();
+    let call = Call {
+        horizon: 100_000_000,
+        ..Call::new(&target, smallvec::smallvec![run], replica)
+    };
+    book.call(&call, START, Users::Many { lost: 0 }).runs[0].short
+}
+
+#[test]
+fn waiting_requests_of_other_replicas_count_at_their_expected_cost() {
+    for (kept, each) in [
+        (None, 1000),
+        (Some(1000), 1000),
+        (Some(120), 120),
+        (Some(2500), 2500),
+    ] {
+        let mut book = Book::default();
+        // One of the four requests leaves at once.
+        assert!(held(&mut book, 1, 4, kept).is_some());
+        let short = held(&mut book, 2, 1, None).unwrap();
+        assert_eq!((short.waiting, short.units), (3, 3 * each), "{kept:?}");
+        let short = held(&mut book, 1, 2, kept).unwrap();
+        assert_eq!((short.waiting, short.units), (1, 1000), "{kept:?}");
+        let short = held(&mut book, 2, 1, None).unwrap();
+        assert_eq!((short.waiting, short.units), (2, 2 * each), "{kept:?}");
+    }
+}
+
+/// Books requests of this key for a replica, by a fast limit of all keys and a slow one of each key.
+/// Returns the times until the slots, in milliseconds.
+fn ahead(book: &mut Book, replica: Replica, key: &str, want: u32) -> Vec<i64> {
+    let limit = |name: &str, count: u32| {
+        let rate = Rate::new(count, Duration::from_secs(1)).unwrap();
+        let algorithm = Algorithm::TokenBucket { burst: None };
+        Limit::new(name, Bound::Rate { rate, algorithm })
+    };
+    let mut each = limit("each", 20);
+    each.key = Some(crate::policy::Source::Path.into());
+    let target = Target::named("t", vec![limit("all", 1000), each]);
+    let mut limits = LimitSet::default();
+    limits.insert(0);
+    limits.insert(1);
+    let scope = Scope::plain(limits).with(vec![(1, key.into())], Vec::new());
+    let call = Call {
+        horizon: 250_000_000,
+        near: 15_000_000,
+        ..Call::new(
+            &target,
+            smallvec::smallvec![Run::new(scope, want, want)],
+            replica,
+        )
+    };
+    let answer = book.call(&call, START, Users::Many { lost: 0 });
+    let slots = answer.runs[0].slots.iter();
+    slots
+        .map(|at| (at.as_nanos() - START) / 1_000_000)
+        .collect()
+}
+
+#[test]
+fn p13_isolation_a_key_at_its_rate_books_nothing_ahead_of_a_common_limit() {
+    let mut book = Book::default();
+    for replica in 1..5 {
+        ahead(&mut book, replica, "busy", 5);
+    }
+    for (replica, key) in [(1, "a"), (2, "b"), (3, "c")] {
+        assert_eq!(ahead(&mut book, replica, key, 1), [0], "{key}");
+    }
 }
 
 proptest! {

@@ -35,7 +35,7 @@ async fn several_limits_are_booked_together_or_not_at_all() {
     assert_eq!(slots.len(), 1);
     let short = short.unwrap();
     assert_eq!(short.held_by, Some(1));
-    let ask_again = ledger.clock.now() + Duration::from_secs(1) - HORIZON;
+    let ask_again = ledger.clock.now() + Duration::from_secs(1) - HORIZON_NEAR;
     assert_eq!(short.ask_again, Some(ask_again));
     // The four requests without a slot cost the fast limit nothing.
     let mut first = LimitSet::default();
@@ -61,6 +61,7 @@ async fn permits_come_back_when_a_slot_is_settled() {
         held_by: Some(0),
         ask_again: None,
         waiting: 0,
+        units: 0,
         weight: 0,
     };
     assert_eq!(short, Some(expected));

@@ -9,7 +9,7 @@ use smallvec::smallvec;
 use super::super::book::{Book, Users};
 use super::super::call::{Answer, Call, Grant, Id, OVERFLOW, Run, ScheduleUse};
 use super::offset::Offset;
-use crate::bounds::HORIZON_MIN;
+use crate::bounds::{HORIZON_MIN, HORIZON_NEAR};
 use crate::clock::Instant;
 use crate::schedule::{Schedule, ScheduleState, Spec, whole_share};
 use crate::units::nanos;
@@ -61,7 +61,7 @@ impl Fallback {
         (ppm, noticed): (i64, Instant),
         now: Instant,
     ) -> Answer {
-        call.horizon = nanos(HORIZON_MIN);
+        (call.horizon, call.near) = (nanos(HORIZON_MIN), nanos(HORIZON_NEAR));
         let specs: Vec<Spec> = call.rows.iter().map(|row| row.spec).collect();
         for row in &mut call.rows {
             cut_to_share(row, ppm, noticed);

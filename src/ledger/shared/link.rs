@@ -50,9 +50,10 @@ pub struct Heartbeat {
     pub silent: i64,
     /// Number of blocks that each target has had, by target name.
     pub epochs: HashMap<Arc<str>, u64>,
-    /// Number of times that an operator had settlements of each target forgotten, by target name.
+    /// Number of times that an operator had settlements of each limit forgotten, by target name and
+    /// limit name.
     #[serde(default)]
-    pub cleared: HashMap<Arc<str>, u64>,
+    pub cleared: HashMap<Arc<str>, HashMap<Arc<str>, u64>>,
     /// Number of changes of the blocks of each target's parts, by target name.
     #[serde(default)]
     pub blocks: HashMap<Arc<str>, i64>,

@@ -7,7 +7,7 @@ use foldhash::HashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, in_words, spec_of};
-use super::super::forecast::{WHOLE, forecast};
+use super::super::forecast::{WHOLE, forecast, forecast_by};
 use super::super::{Ahead, Forecast, SchedulesRead, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
@@ -26,6 +26,10 @@ const SOON: i64 = 15_000_000;
 /// Time in nanoseconds after a large change of contention, enough for all replicas to report their
 /// waiting requests.
 const SETTLED: i64 = 3 * SOON;
+/// Age in nanoseconds beyond which the waiting requests of other replicas no longer count in
+/// forecasts. A replica with waiting requests asks more often. One without would refuse all newcomers
+/// by an old number, and never get a new one.
+const CROWD_AGE: i64 = 2_000_000_000;
 /// Delay of an answer in nanoseconds up to which slots need no lead.
 const LEAD_MIN: i64 = 5_000_000;
 
@@ -53,8 +57,8 @@ pub(super) struct LocalView {
     pub(super) fallback: Fallback,
     /// Latest slot from the store, on this process's clock. A fallback share begins after it.
     booked_until: Instant,
-    /// Number of times that settlements of this target were forgotten, from the last heartbeat.
-    cleared: u64,
+    /// Number of times that settlements of each limit were forgotten, from the last heartbeat.
+    cleared: HashMap<Arc<str>, u64>,
     /// Part of every rate that is reserved for silent replicas, in millionths.
     pub(super) lost: i64,
     /// Pinned numbers by limit name, from the last heartbeat.
@@ -65,22 +69,33 @@ pub(super) struct LocalView {
 #[derive(Debug)]
 struct Copy {
     schedule: Schedule,
-    /// Waiting requests of other replicas and their weight in millionths, as one sum from the last
-    /// answer or by flow.
+    /// Units that the waiting requests of other replicas are expected to keep, and their weight in
+    /// millionths, as one sum from the last answer or by flow.
     crowd: SmallVec<[(i64, i64); 1]>,
+    /// Instant in nanoseconds at which these requests waited, on the store's clock.
+    crowd_at: i64,
     /// Contention from the last answer to a run that this schedule held.
     contention: Contention,
 }
 
 impl Copy {
-    /// Returns the number of requests of other replicas that leave before `own` units of this one,
-    /// because flows share by weight.
+    /// Returns the units of other replicas that leave before `own` units of this one, because flows
+    /// share by weight.
     fn others_before(&self, own: i64) -> i64 {
-        let flows = self.crowd.iter().map(|(waiting, weight)| {
+        let flows = self.crowd.iter().map(|(units, weight)| {
             let share = i128::from(own) * i128::from(*weight) / i128::from(WHOLE);
-            i64::try_from(share).unwrap_or(i64::MAX).min(*waiting)
+            i64::try_from(share).unwrap_or(i64::MAX).min(*units)
         });
         flows.fold(0, i64::saturating_add)
+    }
+
+    /// Returns the instant at which requests of other replicas waited, or `None` if none did or this
+    /// was too long before `now`. They have been served since then, so a wait behind them is counted
+    /// from that instant.
+    fn crowded_since(&self, now: Instant) -> Option<Instant> {
+        let is_known = self.crowd.iter().any(|(units, _)| *units > 0);
+        let is_new = self.crowd_at.saturating_add(CROWD_AGE) >= now.as_nanos();
+        (is_known && is_new).then_some(Instant::from_nanos(self.crowd_at))
     }
 }
 
@@ -178,6 +193,7 @@ impl LocalView {
             let copy = Copy {
                 schedule,
                 crowd: smallvec![crowd],
+                crowd_at: answer.now.as_nanos(),
                 contention: contention.unwrap_or(before),
             };
             self.copies.insert(id, copy);
@@ -185,8 +201,9 @@ impl LocalView {
         moving
     }
 
-    /// Replaces copies by schedules that were read without a booking.
-    pub(super) fn learn(&mut self, peek: &SchedulesRead) {
+    /// Replaces copies by schedules that were read without a booking, at an instant of the store's
+    /// clock.
+    pub(super) fn learn(&mut self, peek: &SchedulesRead, at: Instant) {
         self.lost = peek.lost;
         for row in &peek.rows {
             let id = (Arc::clone(&row.limit), row.key.clone());
@@ -196,6 +213,7 @@ impl LocalView {
                 let copy = Copy {
                     schedule,
                     crowd: row.waiting.iter().map(|flow| (*flow, WHOLE)).collect(),
+                    crowd_at: at.as_nanos(),
                     contention: known.unwrap_or_default(),
                 };
                 (id, copy)
@@ -215,12 +233,22 @@ impl LocalView {
         }
     }
 
-    /// Records how often settlements of this target were forgotten. The copies are out of date after
-    /// each time.
-    pub(super) fn learn_cleared(&mut self, cleared: u64) {
-        if std::mem::replace(&mut self.cleared, cleared) != cleared {
+    /// Records how often settlements of each limit were forgotten. The copies are out of date after
+    /// each time. Returns the limits of which settlements were forgotten since the last heartbeat.
+    pub(super) fn learn_cleared(
+        &mut self,
+        cleared: Option<&std::collections::HashMap<Arc<str>, u64>>,
+    ) -> Vec<Arc<str>> {
+        let mut newly = Vec::new();
+        for (limit, count) in cleared.into_iter().flatten() {
+            if self.cleared.insert(Arc::clone(limit), *count) != Some(*count) {
+                newly.push(Arc::clone(limit));
+            }
+        }
+        if !newly.is_empty() {
             self.forget_copies();
         }
+        newly
     }
 
     /// Drops all copies, because the store has changed the schedules. The next answer brings new
@@ -369,37 +397,36 @@ impl LocalView {
                 Some((book.schedule(limit, key)?, true))
             });
         }
-        let mut fair: SmallVec<[Ahead; 8]> = SmallVec::from_slice(ahead);
-        let mut all = fair.clone();
+        let at_store = offset.to_store_clock(now);
+        let (from, share) = (at_store.max(self.blocked), WHOLE - self.lost);
+        let mut known = |limit: &Arc<str>, key: Option<&Arc<str>>| {
+            let copy = self.copies.get(&(Arc::clone(limit), key.cloned()))?;
+            Some((&copy.schedule, self.pins.contains_key(limit)))
+        };
+        let mut store = forecast(target, scope, ahead, (from, share), known);
+        let mut clear = store.at;
         for limit in scope.limits.iter() {
             let key = scope.shared_key(limit).cloned();
-            let known = target.limits.get(limit);
-            let copy = known.and_then(|known| self.copies.get(&(Arc::clone(&known.name), key)));
-            if let Some(((copy, fair), all)) = copy.zip(fair.get_mut(limit)).zip(all.get_mut(limit))
-            {
-                let own = fair.units.saturating_add(fair.each);
-                fair.units = copy.others_before(own).saturating_add(fair.units);
-                all.units = copy.others_before(i64::MAX).saturating_add(all.units);
-            }
+            let named = target.limits.get(limit);
+            let copy = named.and_then(|named| self.copies.get(&(Arc::clone(&named.name), key)));
+            let Some((copy, ahead)) = copy.zip(ahead.get(limit)) else {
+                continue;
+            };
+            let Some(since) = copy.crowded_since(at_store) else {
+                continue;
+            };
+            let since = (since.max(self.blocked), share);
+            let own = ahead.units.saturating_add(ahead.each);
+            let [fair, all] = [own, i64::MAX].map(|own| {
+                let units = copy.others_before(own).saturating_add(ahead.units);
+                forecast_by(target, scope, (limit, units), since, &mut known).unwrap_or(from)
+            });
+            store.delay(fair, limit);
+            clear = clear.max(all);
         }
-        let from = offset.to_store_clock(now).max(self.blocked);
-        let after = |ahead: &[Ahead]| {
-            let from = (from, WHOLE - self.lost);
-            forecast(target, scope, ahead, from, |limit, key| {
-                let copy = self.copies.get(&(Arc::clone(limit), key.cloned()))?;
-                Some((&copy.schedule, self.pins.contains_key(limit)))
-            })
-        };
-        let store = after(&fair);
-        // Only the flows of others that wait for longer make a difference.
-        let clear = if fair == all {
-            store.at
-        } else {
-            after(&all).at
-        };
         Forecast {
             at: offset.to_local_clock(store.at).max(now),
-            clear: offset.to_local_clock(clear).max(now),
+            clear: offset.to_local_clock(clear.max(store.at)).max(now),
             held_by: store.held_by,
         }
     }
@@ -425,11 +452,11 @@ impl LocalView {
     }
 }
 
-/// Returns the contention at the schedule in row `index`, if it held a run, and the largest number
-/// of other replicas' waiting requests with their weight.
+/// Returns the contention at the schedule in row `index`, if it held a run, and the most units that
+/// the waiting requests of other replicas are expected to keep, with the weight of these replicas.
 fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, (i64, i64)) {
     let mut contention = None::<Contention>;
-    let mut weight = 0;
+    let (mut units, mut weight) = (0, 0);
     for (run, grant) in call.runs.iter().zip(&answer.runs) {
         let Some(short) = grant.short else { continue };
         let row = short.held_by.and_then(|limit| run.rows.get(limit as usize));
@@ -440,10 +467,10 @@ fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, (
         contention.own += i64::from(run.waiting);
         contention.others = contention.others.max(short.waiting);
         contention.at = answer.now.as_nanos();
+        units = units.max(short.units);
         weight = weight.max(short.weight);
     }
-    let others = contention.map_or(0, |seen| seen.others);
-    (contention, (others, weight))
+    (contention, (units, weight))
 }
 
 fn permits(target: &Target, slot: &Slot) -> SmallVec<[(Id, Spec); 2]> {

@@ -48,7 +48,7 @@ use super::{Fleet, Listing, Refreshing, ReplicaReport};
 use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::Instant;
 use crate::db::DatabaseFault;
-use crate::policy::{Bound, KeySecret, Scope, Target};
+use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
 use crate::schedule::Spec;
 use crate::sync::lock;
 use crate::telemetry::LedgerFigures;
@@ -71,6 +71,8 @@ struct SharedState<L> {
     link_state: watch::Sender<LinkState>,
     targets: Mutex<HashMap<Arc<str>, Arc<TargetHandle>>>,
     live: AtomicI64,
+    /// Means that this replica has learned from settlements.
+    means: Arc<CostMeans>,
     /// Secret of the store for the digests of secret keys, once it is known.
     key_secret: Mutex<KeySecret>,
     /// Horizon plus lead of the last call, in nanoseconds.
@@ -100,9 +102,9 @@ struct StoreView {
     is_beating: bool,
     /// Instant from which each heartbeat found the lock of the heartbeats taken.
     busy_since: Option<Instant>,
+    /// Start of the server according to its booking answers, or 0 before the first one.
     started: i64,
-    /// Start of the server according to its heartbeats, while `started` is taken from its booking
-    /// answers.
+    /// Start of the server according to its heartbeats, or 0 before the first one.
     server: i64,
 }
 
@@ -144,6 +146,7 @@ impl<L: Link> SharedLedger<L> {
             link_state: watch::Sender::new(LinkState::Never),
             targets: Mutex::default(),
             live: AtomicI64::new(1),
+            means: Arc::default(),
             reach: AtomicI64::new(0),
             failure_log: Mutex::default(),
             failure: Mutex::new("".into()),
@@ -321,6 +324,10 @@ impl<L: Link> Ledger for SharedLedger<L> {
         Box::pin(self.0.forget_settled(target, limit, key))
     }
 
+    fn cost_means(&self) -> Arc<CostMeans> {
+        Arc::clone(&self.0.means)
+    }
+
     fn refresh<'a>(&'a self, target: &'a Arc<Target>, scope: &'a Scope) -> Refreshing<'a> {
         Box::pin(self.0.refresh(target, scope))
     }
@@ -440,12 +447,13 @@ impl<L: Link> SharedState<L> {
         target: &Target,
         runs: &SmallVec<[Run; 2]>,
     ) -> Option<Answer> {
-        let horizon = self.horizon(handle, target, runs);
+        let (horizon, near) = self.horizons(handle, target, runs);
         let (call, lifts) = {
             let store = self.store();
             let view = handle.view();
             let call = Call {
                 horizon,
+                near,
                 queue_for_lock: self.live.load(Ordering::Relaxed) <= LEDGER_LINE,
                 ..view.call(target, runs.clone(), self.parts.replica, &store.offset)
             };
@@ -465,7 +473,9 @@ impl<L: Link> SharedState<L> {
                 let mut store = self.store();
                 store.offset.observe(sent, now, answer.now);
                 store.offset.took(sent, now);
-                let restarted = std::mem::replace(&mut store.started, started) != started;
+                // The first answer shows which server it is, and not that it has restarted.
+                let before = std::mem::replace(&mut store.started, started);
+                let restarted = before != 0 && before != started;
                 let mut view = handle.view();
                 view.resync = false;
                 view.store_may_be_stale = restarted;

@@ -107,7 +107,8 @@ impl<L: Link> SharedState<L> {
         // After a failure the forecast counts what the last answers said, and heartbeats find an
         // outage.
         if let Ok(peek) = self.link.peek(name, ids, self.parts.replica).await {
-            self.handle(&target.name).view().learn(&peek);
+            let now = self.store().offset.to_store_clock(self.parts.clock.now());
+            self.handle(&target.name).view().learn(&peek, now);
         }
     }
 

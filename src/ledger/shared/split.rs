@@ -133,6 +133,7 @@ fn later(count: usize, now: Instant) -> Answer {
         held_by: None,
         ask_again: Some(now),
         waiting: 0,
+        units: 0,
         weight: 0,
     };
     let grant = Grant {

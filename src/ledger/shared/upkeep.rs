@@ -122,7 +122,9 @@ impl<L: Link> SharedState<L> {
             if let Some(epoch) = heartbeat.epochs.get(&name) {
                 view.learn_epoch(*epoch);
             }
-            view.learn_cleared(heartbeat.cleared.get(&name).copied().unwrap_or(0));
+            for limit in view.learn_cleared(heartbeat.cleared.get(&name)) {
+                self.means.forget(&name, &limit);
+            }
             handle.publish(view.epoch);
         }
         if !was_up {
@@ -309,19 +311,21 @@ impl<L: Link> SharedState<L> {
         Ok(())
     }
 
-    /// Forgets what settlements added to the estimates of a limit, for one key or for all.
+    /// Forgets settlements in the store, and what this replica has learned from them. The other
+    /// replicas follow with their next heartbeat.
     pub(super) async fn forget_settled(
         &self,
         target: Arc<str>,
         limit: Arc<str>,
         key: Option<Arc<str>>,
     ) -> Result<(), String> {
-        let handle = self.handle(&target);
-        let told = self.link.forget_settled(target, limit, key).await;
+        let (of_target, of_limit) = (Arc::clone(&target), Arc::clone(&limit));
+        let told = self.link.forget_settled(of_target, of_limit, key).await;
         told.map_err(|error| {
             format!("the ledger did not forget the settlements: {error}; try again")
         })?;
-        handle.view().forget_copies();
+        self.handle(&target).view().forget_copies();
+        self.means.forget(&target, &limit);
         Ok(())
     }
 

@@ -157,7 +157,11 @@ impl Queue {
             let waiting = reports.insert(id, 0).unwrap_or(0);
             let [want, waiting] =
                 [run.len(), waiting].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
-            runs.push(Run::new(group.scope.clone(), want, waiting));
+            let mut run = Run::new(group.scope.clone(), want, waiting);
+            if shared {
+                run.expected = self.expected.costs(&self.target, &group.scope);
+            }
+            runs.push(run);
         }
         runs
     }

@@ -44,6 +44,7 @@ async fn a_crowd_that_came_while_the_ledger_was_asked_is_told_of_afterwards() {
         held_by: Some(0),
         ask_again: None,
         waiting: 0,
+        units: 0,
         weight: 0,
     });
     let none = Grant {
@@ -125,6 +126,7 @@ async fn a_call_has_a_bounded_number_of_schedules_and_held_keys_ask_in_turn() {
         held_by: Some(u32::try_from(run % 2).unwrap()),
         ask_again: None,
         waiting: 0,
+        units: 0,
         weight: 0,
     };
     // The limit for all requests holds the even runs, and their own limit holds the others.
@@ -167,6 +169,7 @@ async fn p13_isolation_many_keys_of_one_client_leave_a_place_behind_a_hold_to_ot
         held_by: Some(0),
         ask_again: None,
         waiting: 0,
+        units: 0,
         weight: 0,
     };
     while let Next::Ask(asked) = queue.next(now, now, &ledger) {

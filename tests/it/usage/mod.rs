@@ -3,6 +3,7 @@
 
 mod broken;
 mod costs;
+mod limits;
 mod passing;
 
 use std::convert::Infallible;

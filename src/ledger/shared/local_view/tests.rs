@@ -5,8 +5,9 @@ use std::time::Duration;
 use smallvec::smallvec;
 
 use super::*;
-use crate::ledger::Grant;
+use crate::ledger::{Grant, Short};
 use crate::policy::{Algorithm, Bound, Limit, LimitSet};
+use crate::schedule::ScheduleState;
 use crate::units::Rate;
 
 const SECOND: i64 = 1_000_000_000;
@@ -173,5 +174,63 @@ fn p7_an_answer_to_a_call_before_a_lift_brings_no_block_back() {
         assert!(view.block(blocked));
         view.absorb(target, (&call, before), answer(), &offset);
         assert_eq!(view.summary().1, blocked);
+    }
+}
+
+/// Returns the wait of a newcomer in seconds, `later` seconds after an answer that named these
+/// requests of other replicas.
+fn wait_behind(others: Short, later: f64) -> f64 {
+    let rate = Rate::new(6000, Duration::from_mins(1)).unwrap();
+    let algorithm = Algorithm::TokenBucket { burst: Some(1) };
+    let bound = Bound::Rate { rate, algorithm };
+    let at = Instant::from_nanos(100 * SECOND);
+    let (requests, mut view) = (Requests::new(bound, 1), LocalView::default());
+    let call = Call::new(&requests.target, requests.runs.clone(), 1);
+    let grant = Grant {
+        short: Some(others),
+        ..Grant::default()
+    };
+    let answer = Answer {
+        now: at,
+        rows: smallvec![ScheduleState::unused(spec_of(bound))],
+        runs: smallvec![grant],
+        ..Answer::default()
+    };
+    let offset = Offset::default();
+    view.absorb(&requests.target, (&call, 0), answer, &offset);
+    let ahead = [Ahead {
+        units: 0,
+        each: 400,
+    }];
+    let scope = &requests.runs[0].scope;
+    let now = at + Duration::from_secs_f64(later);
+    let forecast = view.forecast(&requests.target, scope, &ahead, now, &offset);
+    forecast.at.since(now).as_secs_f64()
+}
+
+/// At 100 units per second, a request waits for the units of others before it.
+#[test]
+fn p4_fail_fast_requests_of_other_replicas_count_at_their_expected_cost_for_a_while() {
+    for (waiting, units, weight, later, expected) in [
+        (20, 8000, 1_000_000_000, 0.0, 80.0),
+        (5, 20_480, 1_000_000_000, 0.0, 204.8),
+        (1000, 1000, 1_000_000_000, 0.0, 10.0),
+        // The others leave by their weight.
+        (20, 8000, 2_000_000, 0.0, 8.0),
+        // They have been served since the answer.
+        (20, 8000, 1_000_000_000, 1.5, 78.5),
+        (5, 100, 1_000_000_000, 1.5, 0.0),
+        // An old number no longer counts, because a refusal by it would bring no newer one.
+        (20, 8000, 1_000_000_000, 2.5, 0.0),
+    ] {
+        let others = Short {
+            held_by: Some(0),
+            ask_again: None,
+            waiting,
+            units,
+            weight,
+        };
+        let wait = wait_behind(others, later);
+        assert!((wait - expected).abs() < 0.1, "{others:?} {later}: {wait}");
     }
 }

@@ -11,8 +11,8 @@ use super::super::{SharedLedger, SharedParts};
 use super::*;
 use crate::clock::Clock;
 use crate::ledger::{
-    BlockClaim, BlockFilter, BlockScope, Book, Booking, Ledger, OnOutage, Outage, Replica,
-    ReplicaReport, ReplicaRows, ScheduleId, SchedulesRead, ScopedBlock, Users,
+    BlockClaim, BlockFilter, BlockScope, Book, Booking, Correction, Ledger, OnOutage, Outage,
+    Replica, ReplicaReport, ReplicaRows, ScheduleId, SchedulesRead, ScopedBlock, Users,
 };
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Source};
 use crate::random::Random;
@@ -86,10 +86,11 @@ impl Link for Arc<PoisonLink> {
     async fn correct(
         &self,
         _: Arc<str>,
-        _: Arc<str>,
-        _: Option<Arc<str>>,
-        _: i64,
+        limit: Arc<str>,
+        key: Option<Arc<str>>,
+        units: i64,
     ) -> Result<(), LinkError> {
+        lock(&self.book).correct(&limit, key.as_ref(), units, NOW);
         Ok(())
     }
 
@@ -261,5 +262,39 @@ async fn a_refused_row_of_a_report_does_not_hold_back_the_others() {
         let key: Arc<str> = key.into();
         let book = lock(&link.book);
         assert_eq!(book.schedule(&limit, Some(&key)).is_some(), known, "{key}");
+    }
+}
+
+/// A store that lost writes gets the last known state again, which would bring a refund back.
+#[tokio::test(start_paused = true)]
+async fn the_first_refund_after_the_start_of_a_replica_is_kept() {
+    for keys in [vec!["a"], vec!["b", "a"], vec!["a", "b", "c", "d"]] {
+        let link = Arc::new(PoisonLink::default());
+        let ledger = ledger(&link);
+        ledger.connected().await;
+        for (bookings, refund) in [(1, 40), (2, 30), (3, 20)] {
+            let scope = run("a").scope.with(vec![(0, "a".into())], vec![(0, 41)]);
+            let run_of = |key: &&str| match *key {
+                "a" => Run::new(scope.clone(), 1, 1),
+                other => run(other),
+            };
+            let runs = keys.iter().map(run_of).collect();
+            let target = target();
+            let Booking::Pending(answer) = ledger.book(&target, runs) else {
+                panic!("a store takes time");
+            };
+            let at = keys.iter().position(|key| *key == "a").unwrap();
+            let slot = answer.await.slots(at, &scope).next().unwrap();
+            let corrected = ledger.correct(&target, &slot, 0, -refund);
+            let Correction::Pending(done) = corrected else {
+                panic!("a store takes time");
+            };
+            done.await.unwrap();
+            let book = lock(&link.book);
+            let schedule = book.schedule(&"l".into(), Some(&"a".into())).unwrap();
+            let used = (schedule.state().mark - NOW) / 10_000_000;
+            let expected = [1, 12, 33][bookings - 1];
+            assert_eq!(used, expected, "{keys:?}, booking {bookings}");
+        }
     }
 }
