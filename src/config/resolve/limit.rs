@@ -7,9 +7,11 @@ use super::super::schema;
 use super::matcher::matcher;
 use super::source::limit_key;
 use super::{Violation, Violations, cost};
-use crate::bounds::{COUNT_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX, LANES_MAX};
+use crate::bounds::{
+    COUNT_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX, LANES_MAX, SLACK,
+};
 use crate::policy::{Algorithm, Bound, Lane, Limit, Matcher, Source};
-use crate::units::is_name;
+use crate::units::{Rate, is_name};
 
 /// First number of permits that a limit refuses.
 const COUNT_TOO_LARGE: u32 = COUNT_MAX + 1;
@@ -215,10 +217,9 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
                 Some(schema::AlgorithmSetting::SlidingWindow) => Algorithm::SlidingWindow,
                 Some(schema::AlgorithmSetting::FixedWindow) => Algorithm::FixedWindow,
                 _ => Algorithm::TokenBucket {
-                    // A budget of units is usually one that may be used up at once.
                     burst: limit
                         .burst
-                        .or_else(|| limit.cost.as_ref().map(|_| rate.0.count())),
+                        .or_else(|| limit.cost.as_ref().map(|_| budget(rate.0))),
                 },
             };
             if limit.burst.is_some() && !matches!(algorithm, Algorithm::TokenBucket { .. }) {
@@ -234,4 +235,13 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
         }
     }
     None
+}
+
+/// Returns the burst of a budget of units, which may usually be used up at once. The units of
+/// [`SLACK`] are kept back, because the first request reaches the origin that late at most, and its
+/// bucket fills from that instant on.
+fn budget(rate: Rate) -> u32 {
+    let late = u128::from(rate.count()) * SLACK.as_nanos() / rate.period().as_nanos().max(1);
+    let late = u32::try_from(late).unwrap_or(u32::MAX);
+    rate.count().saturating_sub(late).max(1)
 }
