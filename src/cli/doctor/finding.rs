@@ -128,7 +128,7 @@ pub(super) fn text(findings: &[Finding]) -> String {
     let mut text: String = findings.iter().map(Finding::line).collect();
     let of = |verdict| count(findings, verdict);
     text.push_str(&format!(
-        "{} checks: {} sound, {} warnings, {} faults, {} skipped\n",
+        "checks: {}, sound: {}, warnings: {}, faults: {}, skipped: {}\n",
         findings.len(),
         of(Verdict::Sound),
         of(Verdict::Warning),

@@ -96,7 +96,7 @@ fn load(path: Option<&Path>) -> (Option<Loaded>, Finding) {
     match load_config(path) {
         Ok(loaded) => {
             let targets = loaded.config.policy.targets.len();
-            let detail = format!("{} is valid and has {targets} targets", path.display());
+            let detail = format!("{} is valid; targets: {targets}", path.display());
             (Some(loaded), Finding::sound(check, detail))
         }
         Err(Failure(_, error)) => {

@@ -48,10 +48,29 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy) -> Vec<Finding>
     let tried = origins.iter().take(ORIGINS);
     let tried =
         tried.map(|(origin, knows_scheme)| problem(&connector, policy, origin, *knows_scheme));
-    let problems: Vec<Finding> = join_all(tried).await.into_iter().flatten().collect();
+    let tried = join_all(tried).await;
+    let count = tried.len();
+    findings.extend(verdicts(tried.into_iter().flatten().collect(), count));
+    findings
+}
+
+/// Returns the findings of all checks about `tried` origins. An origin that failed one check has not
+/// reached the later ones.
+fn verdicts(problems: Vec<Finding>, tried: usize) -> Vec<Finding> {
+    let (mut findings, mut left) = (Vec::new(), tried);
     for (check, detail) in CHECKS {
         let of_check = problems.iter().filter(|problem| problem.check() == check);
-        findings.extend(or_sound(of_check.cloned().collect(), check, detail));
+        let of_check: Vec<Finding> = of_check.cloned().collect();
+        let failed = of_check.len();
+        findings.extend(match left {
+            0 => vec![Finding::skipped(
+                check,
+                "no origin passed the checks before",
+            )],
+            _ if left < tried => or_sound(of_check, check, detail.replace("all", "the other")),
+            _ => or_sound(of_check, check, detail),
+        });
+        left -= failed.min(left);
     }
     findings
 }
@@ -189,4 +208,30 @@ async fn parent(settings: &Settings) -> Finding {
         detail,
         "check `egress.upstream_proxy`, and that the parent proxy runs",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict::{self, Fault, Skipped, Sound};
+    use super::*;
+
+    fn told(problems: &[&'static str], tried: usize) -> Vec<Verdict> {
+        let problems = problems.iter().map(|check| Finding::fault(check, "x", "y"));
+        let findings = verdicts(problems.collect(), tried);
+        findings.iter().map(|one| one.verdict).collect()
+    }
+
+    #[test]
+    fn p11_one_truth_a_check_that_no_origin_reached_is_not_sound() {
+        for (problems, verdicts) in [
+            (&["dns"][..], [Fault, Skipped, Skipped, Skipped]),
+            (&["addresses"], [Sound, Fault, Skipped, Skipped]),
+            (&["egress"], [Sound, Sound, Fault, Skipped]),
+            (&["origin_tls"], [Sound, Sound, Sound, Fault]),
+            (&[], [Sound, Sound, Sound, Sound]),
+        ] {
+            assert_eq!(told(problems, 1), verdicts, "{problems:?}");
+        }
+        assert_eq!(told(&["dns"], 2), [Fault, Sound, Sound, Sound]);
+    }
 }
