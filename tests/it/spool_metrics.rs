@@ -107,7 +107,9 @@ async fn check(pusher: &Program, replicas: &[&Program]) {
             *sum += replica.metric(series).await;
         }
     }
-    assert_eq!(sums.map(|sum| sum as u64), [3, 2, 2]);
+    assert_eq!(sums.map(|sum| sum as u64)[..2], [3, 2]);
+    // A replica gives the lease of a buffer without items back after some time.
+    assert!(sums[2] <= 2.0, "{sums:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
