@@ -135,7 +135,7 @@ fn policy(
         "listen: {listen}\nadmin: {{ listen: \"127.0.0.1:0\" }}\ndata_dir: {dir}/data\n\
          routes:\n\
          \x20 - {{ listen: \"{route}\", to: \"http://origin.bench\" }}\n\
-         \x20 - {{ listen: \"{route_tls}\", to: \"https://secure.bench\" }}\n\
+         \x20 - {{ listen: \"{route_tls}\", to: \"https://secure.bench\", hosts: [origin.bench] }}\n\
          egress:\n  allow: [\"127.0.0.0/8\"]\n  roots: [\"{dir}/ca.pem\"]\n\
          \x20 resolve: {{ \"origin.bench\": \"{plain}\", \"secure.bench\": \"{tls}\", \"tunnel.bench\": \"{tls}\", \"few.bench\": \"{plain}\", \"many.bench\": \"{plain}\" }}\n\
          targets:\n\
