@@ -20,6 +20,7 @@ mod report;
 mod spool;
 mod stats;
 mod tenants;
+mod views;
 
 pub use figures::{BufferState, FigureCache, SpoolReport};
 pub use push_throttle::PushThrottle;
