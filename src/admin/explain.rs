@@ -234,7 +234,7 @@ pub fn explain(
     }
     if let Some((words, blocked)) = blocked {
         told["verdict"] = format!("is blocked: {words}").into();
-        told["blocked"] = blocked;
+        told["blocked"] = json!(blocked);
     }
     if let Some(verdict) = unauthenticated(policy, subject.client) {
         told["verdict"] = verdict.into();
