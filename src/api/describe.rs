@@ -1,10 +1,11 @@
 //! Descriptions of calls, and the OpenAPI 3.1 document of a port that is built from them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use http::Method;
-use schemars::transform::ReplaceBoolSchemas;
+use schemars::transform::{RecursiveTransform, ReplaceBoolSchemas};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
@@ -28,6 +29,25 @@ impl SchemaOf {
 impl fmt::Debug for SchemaOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SchemaOf")
+    }
+}
+
+/// Body of any bytes.
+#[derive(Debug)]
+pub(super) struct AnyBytes;
+
+impl JsonSchema for AnyBytes {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "AnyBytes".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // Generators of clients expect this format for a body of bytes.
+        schemars::json_schema!({ "type": "string", "format": "binary" })
     }
 }
 
@@ -246,7 +266,9 @@ impl Schemas {
             settings.meta_schema = None;
             let mut objects = ReplaceBoolSchemas::default();
             objects.skip_additional_properties = true;
-            settings.with_transform(objects)
+            settings
+                .with_transform(objects)
+                .with_transform(RecursiveTransform(join_words))
         };
         Self {
             requests: settings().into_generator(),
@@ -261,6 +283,38 @@ impl Schemas {
         all.extend(self.requests.take_definitions(true));
         all
     }
+}
+
+/// Replaces alternatives that are constant words by one list of words. Generators of clients read only
+/// such a list as an enumeration.
+fn join_words(schema: &mut Schema) {
+    let Some(Value::Array(each)) = schema.remove("oneOf") else {
+        return;
+    };
+    let is_word = |one: &Value| one["const"].is_string();
+    let (words, mut others): (Vec<Value>, Vec<Value>) = each.into_iter().partition(is_word);
+    let mut texts = Vec::new();
+    for word in &words {
+        let text = word["description"].as_str().unwrap_or_default();
+        texts.push(format!(
+            "`{}`: {text}",
+            word["const"].as_str().unwrap_or_default()
+        ));
+    }
+    let list: Vec<&Value> = words.iter().map(|word| &word["const"]).collect();
+    if others.is_empty() {
+        let about = schema.get("description").and_then(Value::as_str);
+        let about = about.unwrap_or_default().to_owned() + "\n\n" + &texts.join("\n\n");
+        schema.insert("description".to_owned(), about.into());
+        schema.insert("type".to_owned(), "string".into());
+        schema.insert("enum".to_owned(), json!(list));
+        return;
+    }
+    if !list.is_empty() {
+        let about = texts.join("\n\n");
+        others.push(json!({ "type": "string", "enum": list, "description": about }));
+    }
+    schema.insert("oneOf".to_owned(), others.into());
 }
 
 fn content(contents: &[Content], schemas: &mut SchemaGenerator) -> Value {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::acquire::{AcquireRequest, PermitName};
 use super::buffers::{PauseSpec, PurgeSpec, RedriveSpec};
-use super::describe::{Call, PortDescription};
+use super::describe::{AnyBytes, Call, PortDescription};
 use super::report::WorkReport;
 use super::views::{
     AcquireReply, AttemptPage, BatchReply, BufferList, BufferView, DeleteReply, ItemPage, ItemView,
@@ -21,7 +21,6 @@ use crate::spool::{BufferSpec, ItemSpec, ItemStatus, OUTCOMES};
 const READ: &str = "A client needs the scope `read`.";
 const PUSH: &str = "A client needs the scope `push`.";
 const MANAGE: &str = "A client needs the scope `manage`.";
-const LINES: &str = "application/x-ndjson";
 const BYTES: &str = "application/octet-stream";
 
 /// Calls for buffers, items and attempts, which operators may make, too.
@@ -181,7 +180,6 @@ fn changes() -> Vec<Call> {
             .needs(PUSH)
             .field("Idempotency-Key", key, text())
             .takes::<Vec<ItemSpec>>()
-            .takes_as::<String>(LINES)
             .answers::<BatchReply>("200", "An earlier call pushed the items.")
             .answers::<BatchReply>("201", "All items are durable.")
             .refuses(&own)
@@ -192,7 +190,7 @@ fn changes() -> Vec<Call> {
             .needs(PUSH)
             .field("Idempotency-Key", key, text())
             .takes::<ItemSpec>()
-            .takes_as::<String>(BYTES)
+            .takes_as::<AnyBytes>(BYTES)
             .answers::<ItemView>("200", "An earlier call pushed the item.")
             .answers::<ItemView>("201", "The item is durable.")
             .refuses(&own)
@@ -200,7 +198,7 @@ fn changes() -> Vec<Call> {
         batch(
             "/v1/buffers/{buffer}/batch",
             "push_batch",
-            "Pushes several items in order, all or none, as a JSON array or one object per line",
+            "Pushes several items in order, all or none. `application/x-ndjson` with one object per line is accepted, too",
         ),
         batch(
             "/v1/buffers/{buffer}/items:batch",
@@ -283,7 +281,7 @@ fn items() -> Vec<Call> {
         Call::get("/v1/items/{item}/response", "get_item_response", "Returns the origin's response that decided the item")
             .needs(READ)
             .field("Prefer", "`wait=N` waits for up to N seconds, at most 60.", text())
-            .answers_as::<String>("default", "*/*", "Response of the origin with its own status and body, marked by `Outpace-Replay`, or an error.")
+            .answers_as::<AnyBytes>("default", "*/*", "Response of the origin with its own status and body, marked by `Outpace-Replay`, or an error.")
             .answers::<WaitingReply>("202", "The item is not over.")
             .refuses(&known)
             .refuses(&[Reason::NoResponse]),
