@@ -13,12 +13,12 @@ use super::views::{
     BlockList, ForgetReply, LiftReply, PinReply, PortProblem, ReplicaList, SpoolProblem,
 };
 use super::{Admin, blocks, explain, limits, no_query, readyz, reload, replicas, scrape, sessions};
-use crate::api::{Call, PortDescription, spool_calls};
+use crate::api::{CallSpec, PortDescription, spool_calls};
 use crate::policy::Role;
 
 /// Route with its description. Without a role it needs no token.
 struct Route {
-    call: Call,
+    call: CallSpec,
     needs: Option<Role>,
     handler: MethodRouter<Admin>,
 }
@@ -27,7 +27,7 @@ const READ: &str = "The token needs the role `read` or `operate`.";
 const OPERATE: &str = "The token needs the role `operate`.";
 
 impl Route {
-    fn open(call: Call, handler: MethodRouter<Admin>) -> Self {
+    fn open(call: CallSpec, handler: MethodRouter<Admin>) -> Self {
         Self {
             // Probes carry no token, and reveal only the readiness.
             call: call.secured(json!([])),
@@ -36,7 +36,7 @@ impl Route {
         }
     }
 
-    fn metrics(call: Call, handler: MethodRouter<Admin>) -> Self {
+    fn metrics(call: CallSpec, handler: MethodRouter<Admin>) -> Self {
         let needs =
             "On loopback no token is needed, unless one with the role `metrics` is configured.";
         Self {
@@ -46,7 +46,7 @@ impl Route {
         }
     }
 
-    fn read(call: Call, handler: MethodRouter<Admin>) -> Self {
+    fn read(call: CallSpec, handler: MethodRouter<Admin>) -> Self {
         Self {
             call: call.needs(READ),
             needs: Some(Role::Read),
@@ -54,7 +54,7 @@ impl Route {
         }
     }
 
-    fn operate(call: Call, handler: MethodRouter<Admin>) -> Self {
+    fn operate(call: CallSpec, handler: MethodRouter<Admin>) -> Self {
         Self {
             call: call.needs(OPERATE),
             needs: Some(Role::Operate),
@@ -65,71 +65,135 @@ impl Route {
 
 /// Returns all routes, apart from those of the spool, which the API describes.
 fn routes() -> Vec<Route> {
-    let mut all = figures();
-    all.extend(of_targets());
-    all
+    let groups = [probes(), figures(), of_process(), of_targets()];
+    groups.into_iter().flatten().collect()
 }
 
-fn figures() -> Vec<Route> {
+/// Describes the routes for orchestrators and scrapers.
+fn probes() -> Vec<Route> {
     let text = "text/plain";
-    let header = "Header field of the request, as `name: value`.";
-    let texts = json!({ "type": "array", "items": { "type": "string" } });
     vec![
         Route::open(
-            Call::get("/healthz", "healthz", "Answers as long as the process does")
+            CallSpec::get("/healthz", "healthz", "Answers as long as the process does")
                 .answers_as::<String>("200", text, "The process answers."),
             get(async || "ok\n"),
         ),
         Route::open(
-            Call::get("/readyz", "readyz", "Says if the process takes requests")
-                .answers_as::<String>("200", text, "The process is ready.")
-                .answers_as::<String>("503", text, "The process is not ready, with the reason."),
+            CallSpec::get(
+                "/readyz",
+                "readyz",
+                "Returns 200 if the process takes requests",
+            )
+            .answers_as::<String>("200", text, "The process is ready.")
+            .answers_as::<String>(
+                "503",
+                text,
+                "The process is not ready, with the reason.",
+            ),
             get(readyz),
         ),
         Route::metrics(
-            Call::get("/metrics", "metrics", "Returns the metrics in the format that `Accept` prefers")
-                .answers_as::<String>("200", text, "Metrics of this process.")
-                .answers_as::<String>("200", "application/openmetrics-text", ""),
+            CallSpec::get(
+                "/metrics",
+                "metrics",
+                "Returns the metrics in the format that `Accept` prefers",
+            )
+            .answers_as::<String>("200", text, "Metrics of this process.")
+            .answers_as::<String>("200", "application/openmetrics-text", ""),
             get(scrape::scrape),
         ),
+    ]
+}
+
+/// Describes the routes that show the state of this process and of the ledger.
+fn figures() -> Vec<Route> {
+    let header = "Header field of the request, as `name: value`.";
+    let scripted = "Object with fields for people and scripts.";
+    let texts = json!({ "type": "array", "items": { "type": "string" } });
+    vec![
         Route::read(
-            Call::get("/v1/openapi.json", "get_admin_description", "Returns this document")
-                .answers::<Map<String, Value>>("200", "OpenAPI document of this port."),
+            CallSpec::get(
+                "/v1/openapi.json",
+                "get_admin_description",
+                "Returns this document",
+            )
+            .answers::<Map<String, Value>>("200", "OpenAPI document of this port."),
             get(async || Json(document())),
         ),
         Route::read(
-            Call::get("/v1/replicas", "list_replicas", "Lists the replicas that share the ledger")
-                .answers::<ReplicaList>("200", "Replicas, also the silent ones."),
+            CallSpec::get(
+                "/v1/replicas",
+                "list_replicas",
+                "Lists the replicas that share the ledger",
+            )
+            .answers::<ReplicaList>("200", "Replicas, also the silent ones."),
             get(replicas::list),
         ),
         Route::read(
-            Call::get("/v1/status", "status", "Returns the state of all targets, of the ledger and of the spool")
-                .answers::<Map<String, Value>>("200", "Status, with fields for people and scripts."),
+            CallSpec::get(
+                "/v1/status",
+                "status",
+                "Returns the state of all targets, of the ledger and of the spool",
+            )
+            .answers::<Map<String, Value>>("200", scripted),
             get(explain::status),
         ),
         Route::read(
-            Call::get("/v1/explain", "explain", "Explains the limits of a request and its expected wait")
-                .query("url", "Absolute URL of the request.", text_schema())
-                .required()
-                .query("method", "Method of the request, GET by default.", text_schema())
-                .query("header", header, texts)
-                .query("body", "Body of the request.", text_schema())
-                .query("client", "Name of the client that sends the request.", text_schema())
-                .query("client_ip", "Address of the client that sends the request.", text_schema())
-                .answers::<Map<String, Value>>("200", "Explanation, with fields for people and scripts."),
+            CallSpec::get(
+                "/v1/explain",
+                "explain",
+                "Explains the limits of a request and its expected wait",
+            )
+            .query("url", "Absolute URL of the request.", text_schema())
+            .required()
+            .query(
+                "method",
+                "Method of the request, GET by default.",
+                text_schema(),
+            )
+            .query("header", header, texts)
+            .query("body", "Body of the request.", text_schema())
+            .query(
+                "client",
+                "Name of the client that sends the request.",
+                text_schema(),
+            )
+            .query(
+                "client_ip",
+                "Address of the client that sends the request.",
+                text_schema(),
+            )
+            .answers::<Map<String, Value>>("200", scripted),
             get(explain::asked),
         ),
+    ]
+}
+
+/// Describes the routes that act on this process.
+fn of_process() -> Vec<Route> {
+    vec![
         Route::operate(
-            Call::get("/v1/attend", "attend", "Holds a session of `outpace run` open")
-                .answers_as::<String>("200", sessions::LINES, "One line of JSON about this process. Then the response stays open until the client disconnects.")
-                .fails(503, "outpace is shutting down."),
+            CallSpec::get(
+                "/v1/attend",
+                "attend",
+                "Holds a session of `outpace run` open",
+            )
+            .answers_as::<String>(
+                "200",
+                sessions::LINES,
+                "One line of JSON. The response then stays open until the client disconnects.",
+            )
+            .fails(503, "outpace is shutting down."),
             get(sessions::open_session),
         ),
         Route::operate(
-            Call::post("/v1/reload", "reload", "Reads the configuration file now")
+            CallSpec::post("/v1/reload", "reload", "Reads the configuration file now")
                 .takes::<ReloadSpec>()
                 .answers::<Reloaded>("200", "The file is in force.")
-                .fails(409, "The file is refused, and the previous policy stays in force.")
+                .fails(
+                    409,
+                    "The file is refused, and the previous policy stays in force.",
+                )
                 .fails(422, "The body has an unknown field or a wrong type.")
                 .fails(503, "outpace is shutting down."),
             post(reload::reload),
@@ -137,10 +201,11 @@ fn figures() -> Vec<Route> {
     ]
 }
 
+/// Describes the routes for the limits and blocks of a target.
 fn of_targets() -> Vec<Route> {
-    let known = |call: Call| call.fails(404, "The target or the limit is not configured.");
-    let stored = |call: Call| known(call).fails(503, "The ledger cannot be reached.");
-    let one = |call: Call| {
+    let known = |call: CallSpec| call.fails(404, "The target or the limit is not configured.");
+    let stored = |call: CallSpec| known(call).fails(503, "The ledger cannot be reached.");
+    let one = |call: CallSpec| {
         call.query("limit", "Only blocks of this limit.", text_schema())
             .query(
                 "key",
@@ -151,7 +216,7 @@ fn of_targets() -> Vec<Route> {
     let limit = "/v1/targets/{target}/limits/{limit}";
     vec![
         Route::read(
-            known(one(Call::get(
+            known(one(CallSpec::get(
                 "/v1/targets/{target}/blocks",
                 "list_blocks",
                 "Lists the scopes that the origin blocks",
@@ -160,7 +225,7 @@ fn of_targets() -> Vec<Route> {
             get(blocks::list),
         ),
         Route::operate(
-            stored(one(Call::delete(
+            stored(one(CallSpec::delete(
                 "/v1/targets/{target}/blocks",
                 "lift_blocks",
                 "Lifts blocks on all replicas",
@@ -169,7 +234,7 @@ fn of_targets() -> Vec<Route> {
             delete(blocks::lift),
         ),
         Route::operate(
-            stored(Call::patch(
+            stored(CallSpec::patch(
                 limit,
                 "pin_limit",
                 "Pins a limit for all replicas",
@@ -180,7 +245,7 @@ fn of_targets() -> Vec<Route> {
             patch(limits::pin),
         ),
         Route::operate(
-            stored(Call::delete(
+            stored(CallSpec::delete(
                 limit,
                 "unpin_limit",
                 "Removes the pin of a limit",
@@ -189,7 +254,7 @@ fn of_targets() -> Vec<Route> {
             delete(limits::unpin),
         ),
         Route::operate(
-            stored(Call::delete(
+            stored(CallSpec::delete(
                 "/v1/targets/{target}/limits/{limit}/usage",
                 "forget_settlements",
                 "Forgets what settlements added to the estimates of a limit",
@@ -246,8 +311,8 @@ impl Admin {
 
 /// Builds the OpenAPI document of the admin port.
 pub(super) fn document() -> Value {
-    let own: Vec<Call> = routes().into_iter().map(|route| route.call).collect();
-    let spool: Vec<Call> = spool_calls()
+    let own: Vec<CallSpec> = routes().into_iter().map(|route| route.call).collect();
+    let spool: Vec<CallSpec> = spool_calls()
         .iter()
         .map(|call| {
             let needs = match call.method {
@@ -263,7 +328,7 @@ pub(super) fn document() -> Value {
             "operator": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "Token of an operator: `admin.token`, or the text of the file `admin-token` in the data directory.",
+                "description": "Either `admin.token` or the text of the file `admin-token`.",
             },
         }),
         security: json!([{ "operator": [] }]),

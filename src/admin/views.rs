@@ -82,7 +82,7 @@ pub(super) struct LaneView {
 /// Block of a scope. All times are in seconds.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct BlockView {
-    /// Scope as text.
+    /// Scope of the block as text, with its limit and its key.
     pub(super) scope: String,
     pub(super) limit: Option<Arc<str>>,
     pub(super) key: Option<Arc<str>>,

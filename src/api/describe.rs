@@ -56,7 +56,7 @@ type Content = (&'static str, SchemaOf);
 
 /// Description of one call: its parameters, bodies, responses and tokens.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct CallSpec {
     id: &'static str,
     /// Method of the call.
     pub method: Method,
@@ -81,7 +81,7 @@ struct Parameter {
     schema: Value,
 }
 
-impl Call {
+impl CallSpec {
     fn new(method: Method, path: &'static str, id: &'static str, summary: &'static str) -> Self {
         Self {
             id,
@@ -252,7 +252,8 @@ pub struct PortDescription {
     pub refusals: Vec<(u16, &'static str)>,
 }
 
-/// Generators for both directions. An optional field is absent in a request, and null in a response.
+/// Generators for both directions. An optional field may be absent in a request, and is null in a
+/// response.
 struct Schemas {
     requests: SchemaGenerator,
     responses: SchemaGenerator,
@@ -285,8 +286,8 @@ impl Schemas {
     }
 }
 
-/// Replaces alternatives that are constant words by one list of words. Generators of clients read only
-/// such a list as an enumeration.
+/// Replaces alternatives that are constant words by one list of words. Generators of clients read
+/// only such a list as an enumeration.
 fn join_words(schema: &mut Schema) {
     let Some(Value::Array(each)) = schema.remove("oneOf") else {
         return;
@@ -326,7 +327,10 @@ fn content(contents: &[Content], schemas: &mut SchemaGenerator) -> Value {
 
 impl PortDescription {
     /// Builds the OpenAPI document of these calls. `P` is the form of their errors.
-    pub fn document<'c, P: JsonSchema>(&self, calls: impl IntoIterator<Item = &'c Call>) -> Value {
+    pub fn document<'c, P: JsonSchema>(
+        &self,
+        calls: impl IntoIterator<Item = &'c CallSpec>,
+    ) -> Value {
         let mut schemas = Schemas::new();
         let mut paths = Map::new();
         for call in calls {
@@ -345,7 +349,7 @@ impl PortDescription {
         })
     }
 
-    fn call(&self, call: &Call, problem: SchemaOf, schemas: &mut Schemas) -> Value {
+    fn call(&self, call: &CallSpec, problem: SchemaOf, schemas: &mut Schemas) -> Value {
         let in_path = call.path_names().map(|name| {
             json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
         });
@@ -375,7 +379,7 @@ impl PortDescription {
         described
     }
 
-    fn responses(&self, call: &Call, problem: SchemaOf, schemas: &mut Schemas) -> Value {
+    fn responses(&self, call: &CallSpec, problem: SchemaOf, schemas: &mut Schemas) -> Value {
         let mut responses: BTreeMap<String, Value> = BTreeMap::new();
         for (status, about, contents) in &call.answers {
             let content = content(contents, &mut schemas.responses);

@@ -23,7 +23,7 @@ mod stats;
 mod tenants;
 mod views;
 
-pub use describe::{Call, PortDescription};
+pub use describe::{CallSpec, PortDescription};
 pub use figures::{BufferState, FigureCache, SpoolReport};
 pub use openapi::spool_calls;
 pub use push_throttle::PushThrottle;

@@ -8,37 +8,50 @@ use serde_json::{Value, json};
 
 use super::acquire::{AcquireRequest, PermitName};
 use super::buffers::{PauseSpec, PurgeSpec, RedriveSpec};
-use super::describe::{AnyBytes, Call, PortDescription};
+use super::describe::{AnyBytes, CallSpec, PortDescription};
 use super::report::WorkReport;
 use super::views::{
     AcquireReply, AttemptPage, BatchReply, BufferList, BufferView, DeleteReply, ItemPage, ItemView,
     PurgeReply, RedriveReply, ReleaseReply, RenewReply, ReportReply, StatsReply, WaitingReply,
 };
-use crate::bounds::PAGE_MAX;
 use crate::exchange::{Problem, Reason};
 use crate::spool::{BufferSpec, ItemSpec, ItemStatus, OUTCOMES};
 
 const READ: &str = "A client needs the scope `read`.";
 const PUSH: &str = "A client needs the scope `push`.";
 const MANAGE: &str = "A client needs the scope `manage`.";
+const PUSH_LINES: &str = "A client needs the scope `push`. The body may also be \
+    `application/x-ndjson`, with one object per line.";
+const KEY: &str = "Idempotency key of the push. The same key with the same content returns the \
+    first result.";
+const REPLAYED: &str = "Response of the origin with its own status and body, marked by \
+    `Outpace-Replay`, or an error.";
 const BYTES: &str = "application/octet-stream";
 
 /// Calls for buffers, items and attempts, which operators may make, too.
-static SPOOL_CALLS: LazyLock<Vec<Call>> = LazyLock::new(|| {
-    let calls = buffers().into_iter().chain(changes()).chain(items());
+static SPOOL_CALLS: LazyLock<Vec<CallSpec>> = LazyLock::new(|| {
+    let groups = [
+        buffers(),
+        of_buffer(),
+        pushes(),
+        changes(),
+        items(),
+        item_changes(),
+    ];
+    let calls = groups.into_iter().flatten();
     let spool = [Reason::SpoolDisabled, Reason::SpoolUnavailable];
     calls.map(|call| call.refuses(&spool)).collect()
 });
 
 /// All other calls of the API.
-static TARGET_CALLS: LazyLock<Vec<Call>> = LazyLock::new(targets);
+static TARGET_CALLS: LazyLock<Vec<CallSpec>> = LazyLock::new(targets);
 
 /// Returns the descriptions of the calls for buffers, items and attempts.
-pub fn spool_calls() -> &'static [Call] {
+pub fn spool_calls() -> &'static [CallSpec] {
     &SPOOL_CALLS
 }
 
-fn all() -> impl Iterator<Item = &'static Call> {
+fn all() -> impl Iterator<Item = &'static CallSpec> {
     SPOOL_CALLS.iter().chain(TARGET_CALLS.iter())
 }
 
@@ -97,7 +110,7 @@ pub(super) fn document() -> Value {
     port.document::<Problem<'_>>(all())
 }
 
-fn buffers() -> Vec<Call> {
+fn buffers() -> Vec<CallSpec> {
     let shape = [
         Reason::ScopeMissing,
         Reason::HostNotAllowed,
@@ -111,44 +124,71 @@ fn buffers() -> Vec<Call> {
     let known = [Reason::ScopeMissing, Reason::NotFound];
     let own = [Reason::NotFound, Reason::OperatorsOnly];
     vec![
-        Call::get("/v1/buffers", "list_buffers", "Lists all buffers")
+        CallSpec::get("/v1/buffers", "list_buffers", "Lists all buffers")
             .needs(READ)
             .answers::<BufferList>("200", "Buffers that the caller may see.")
             .refuses(&[Reason::ScopeMissing]),
-        Call::post("/v1/buffers", "create_buffer", "Creates a buffer")
+        CallSpec::post("/v1/buffers", "create_buffer", "Creates a buffer")
             .needs(MANAGE)
             .takes::<BufferSpec>()
             .answers::<BufferView>("200", "The same buffer exists already.")
             .answers::<BufferView>("201", "The buffer is created.")
             .refuses(&shape),
-        Call::get("/v1/buffers/{buffer}", "get_buffer", "Returns a buffer by its id or name")
-            .needs(READ)
-            .answers::<BufferView>("200", "The buffer.")
-            .refuses(&known),
-        Call::patch("/v1/buffers/{buffer}", "change_buffer", "Changes the given fields of a buffer")
+        CallSpec::get(
+            "/v1/buffers/{buffer}",
+            "get_buffer",
+            "Returns a buffer by its id or name",
+        )
+        .needs(READ)
+        .answers::<BufferView>("200", "The buffer.")
+        .refuses(&known),
+        CallSpec::patch(
+            "/v1/buffers/{buffer}",
+            "change_buffer",
+            "Changes the given fields of a buffer",
+        )
+        .needs(MANAGE)
+        .takes::<BufferSpec>()
+        .answers::<BufferView>("200", "The changed buffer.")
+        .refuses(&shape)
+        .refuses(&own),
+        CallSpec::delete("/v1/buffers/{buffer}", "delete_buffer", "Removes a buffer")
             .needs(MANAGE)
-            .takes::<BufferSpec>()
-            .answers::<BufferView>("200", "The changed buffer.")
-            .refuses(&shape)
-            .refuses(&own),
-        Call::delete("/v1/buffers/{buffer}", "delete_buffer", "Removes a buffer")
-            .needs(MANAGE)
-            .query("force", "Remove the buffer although it has unsent items.", flag())
+            .query(
+                "force",
+                "Remove the buffer although it has unsent items.",
+                flag(),
+            )
             .answers::<DeleteReply>("200", "The buffer is removed.")
             .refuses(&known)
             .refuses(&[Reason::OperatorsOnly, Reason::Conflict]),
+    ]
+}
+
+/// Describes the lists and figures of one buffer.
+fn of_buffer() -> Vec<CallSpec> {
+    let known = [Reason::ScopeMissing, Reason::NotFound];
+    vec![
         page(
-            Call::get("/v1/buffers/{buffer}/items", "list_items", "Returns a page of items, oldest first")
-                .needs(READ)
-                .query("state", "Only items in this state.", words(&ItemStatus::ALL.map(ItemStatus::word)))
-                .query("item", "Only the item with this id.", text()),
+            CallSpec::get(
+                "/v1/buffers/{buffer}/items",
+                "list_items",
+                "Returns a page of items, oldest first",
+            )
+            .needs(READ)
+            .query(
+                "state",
+                "Only items in this state.",
+                words(&ItemStatus::ALL.map(ItemStatus::word)),
+            )
+            .query("item", "Only the item with this id.", text()),
         )
         .answers::<ItemPage>("200", "Items that the caller may see.")
         .refuses(&known),
-        Call::get(
+        CallSpec::get(
             "/v1/buffers/{buffer}/stats",
             "buffer_stats",
-            "Returns the number of items in each state and the reason for which the first one waits",
+            "Counts the items by state, with the cause for which the first one waits",
         )
         .needs(READ)
         .answers::<StatsReply>("200", "Figures of the buffer.")
@@ -157,8 +197,8 @@ fn buffers() -> Vec<Call> {
     ]
 }
 
-/// Describes the calls that push items into a buffer, pause, resume, empty or redrive it.
-fn changes() -> Vec<Call> {
+/// Describes the calls that push items into a buffer.
+fn pushes() -> Vec<CallSpec> {
     let own = [
         Reason::ScopeMissing,
         Reason::NotFound,
@@ -173,12 +213,10 @@ fn changes() -> Vec<Call> {
         Reason::SpoolShareFull,
         Reason::NotSpoolable,
     ];
-    let key =
-        "Idempotency key of the push. The same key with the same content returns the first result.";
     let batch = |path, id, summary| {
-        Call::post(path, id, summary)
-            .needs(PUSH)
-            .field("Idempotency-Key", key, text())
+        CallSpec::post(path, id, summary)
+            .needs(PUSH_LINES)
+            .field("Idempotency-Key", KEY, text())
             .takes::<Vec<ItemSpec>>()
             .answers::<BatchReply>("200", "An earlier call pushed the items.")
             .answers::<BatchReply>("201", "All items are durable.")
@@ -186,9 +224,9 @@ fn changes() -> Vec<Call> {
             .refuses(&pushes)
     };
     vec![
-        Call::post("/v1/buffers/{buffer}/items", "push_item", "Pushes an item")
+        CallSpec::post("/v1/buffers/{buffer}/items", "push_item", "Pushes an item")
             .needs(PUSH)
-            .field("Idempotency-Key", key, text())
+            .field("Idempotency-Key", KEY, text())
             .takes::<ItemSpec>()
             .takes_as::<AnyBytes>(BYTES)
             .answers::<ItemView>("200", "An earlier call pushed the item.")
@@ -198,14 +236,25 @@ fn changes() -> Vec<Call> {
         batch(
             "/v1/buffers/{buffer}/batch",
             "push_batch",
-            "Pushes several items in order, all or none. `application/x-ndjson` with one object per line is accepted, too",
+            "Pushes several items in order, all or none",
         ),
         batch(
             "/v1/buffers/{buffer}/items:batch",
             "push_items_batch",
             "Other name of `/v1/buffers/{buffer}/batch`",
         ),
-        Call::post(
+    ]
+}
+
+/// Describes the calls that pause, resume, empty or redrive a buffer.
+fn changes() -> Vec<CallSpec> {
+    let own = [
+        Reason::ScopeMissing,
+        Reason::NotFound,
+        Reason::OperatorsOnly,
+    ];
+    vec![
+        CallSpec::post(
             "/v1/buffers/{buffer}/pause",
             "pause_buffer",
             "Stops sending items until the buffer is resumed",
@@ -214,7 +263,7 @@ fn changes() -> Vec<Call> {
         .takes::<PauseSpec>()
         .answers::<BufferView>("200", "The paused buffer.")
         .refuses(&own),
-        Call::post(
+        CallSpec::post(
             "/v1/buffers/{buffer}/resume",
             "resume_buffer",
             "Continues sending items of a paused buffer",
@@ -222,7 +271,7 @@ fn changes() -> Vec<Call> {
         .needs(MANAGE)
         .answers::<BufferView>("200", "The resumed buffer.")
         .refuses(&own),
-        Call::post(
+        CallSpec::post(
             "/v1/buffers/{buffer}/purge",
             "purge_buffer",
             "Removes the items that are in a given state",
@@ -231,7 +280,7 @@ fn changes() -> Vec<Call> {
         .takes::<PurgeSpec>()
         .answers::<PurgeReply>("200", "Number of removed items.")
         .refuses(&own),
-        Call::post(
+        CallSpec::post(
             "/v1/buffers/{buffer}/redrive",
             "redrive_buffer",
             "Sends dead letters and expired items again",
@@ -244,22 +293,14 @@ fn changes() -> Vec<Call> {
     ]
 }
 
-fn items() -> Vec<Call> {
+/// Describes the calls that return items and attempts.
+fn items() -> Vec<CallSpec> {
     let known = [Reason::ScopeMissing, Reason::NotFound];
-    let altered = |call: Call| {
-        call.needs(MANAGE)
-            .answers::<ItemView>("200", "The item in its new state.")
-            .refuses(&known)
-            .refuses(&[Reason::OperatorsOnly, Reason::Conflict])
-    };
-    let attempts = |call: Call| {
+    let attempts = |call: CallSpec| {
+        let codes = json!({ "type": "integer", "minimum": 100, "maximum": 599 });
         let call = call
             .needs(READ)
-            .query(
-                "status",
-                "Only attempts with this status code.",
-                json!({ "type": "integer", "minimum": 100, "maximum": 599 }),
-            )
+            .query("status", "Only attempts with this status code.", codes)
             .query(
                 "outcome",
                 "Only attempts with this outcome.",
@@ -269,36 +310,77 @@ fn items() -> Vec<Call> {
             .answers::<AttemptPage>("200", "Attempts, latest first.")
             .refuses(&known)
     };
-    let retry = "Sends an item as soon as the limits allow it";
     vec![
-        Call::get("/v1/items/{item}", "get_item", "Returns an item by its id")
+        CallSpec::get("/v1/items/{item}", "get_item", "Returns an item by its id")
             .needs(READ)
             .query("body", "Also return the stored request.", flag())
             .answers::<ItemView>("200", "The item.")
             .refuses(&known),
-        altered(Call::delete("/v1/items/{item}", "delete_item", "Cancels an item that is not in flight")),
-        attempts(Call::get("/v1/items/{item}/attempts", "list_item_attempts", "Returns the attempts of an item, latest first")),
-        Call::get("/v1/items/{item}/response", "get_item_response", "Returns the origin's response that decided the item")
-            .needs(READ)
-            .field("Prefer", "`wait=N` waits for up to N seconds, at most 60.", text())
-            .answers_as::<AnyBytes>("default", "*/*", "Response of the origin with its own status and body, marked by `Outpace-Replay`, or an error.")
-            .answers::<WaitingReply>("202", "The item is not over.")
-            .refuses(&known)
-            .refuses(&[Reason::NoResponse]),
-        altered(Call::post("/v1/items/{item}/cancel", "cancel_item", "Cancels an item that is not in flight")),
-        altered(Call::post("/v1/items/{item}/retry", "retry_item", retry)),
-        altered(Call::post("/v1/items/{item}/retry_now", "retry_item_now", "Other name of `/v1/items/{item}/retry`")),
-        altered(Call::post("/v1/items/{item}/skip", "skip_item", "Moves an item to the dead letters")),
+        attempts(CallSpec::get(
+            "/v1/items/{item}/attempts",
+            "list_item_attempts",
+            "Returns the attempts of an item, latest first",
+        )),
+        CallSpec::get(
+            "/v1/items/{item}/response",
+            "get_item_response",
+            "Returns the origin's response that decided the item",
+        )
+        .needs(READ)
+        .field(
+            "Prefer",
+            "`wait=N` waits for up to N seconds, at most 60.",
+            text(),
+        )
+        .answers_as::<AnyBytes>("default", "*/*", REPLAYED)
+        .answers::<WaitingReply>("202", "The item is not over.")
+        .refuses(&known)
+        .refuses(&[Reason::NoResponse]),
         attempts(
-            Call::get("/v1/attempts", "list_attempts", "Returns a page of attempts of all buffers, latest first")
-                .query("buffer", "Only attempts of this buffer, by its id or name.", text())
-                .query("item", "Only attempts of this item.", text()),
+            CallSpec::get(
+                "/v1/attempts",
+                "list_attempts",
+                "Returns a page of attempts of all buffers, latest first",
+            )
+            .query(
+                "buffer",
+                "Only attempts of this buffer, by its id or name.",
+                text(),
+            )
+            .query("item", "Only attempts of this item.", text()),
         ),
     ]
 }
 
-fn targets() -> Vec<Call> {
-    let of_target = |call: Call| call.refuses(&[Reason::NoSuchCall]);
+/// Describes the calls that cancel, retry or skip an item.
+fn item_changes() -> Vec<CallSpec> {
+    let cancel = "Cancels an item that is not in flight";
+    let retry = "Sends an item as soon as the limits allow it";
+    let again = "Other name of `/v1/items/{item}/retry`";
+    let skip = "Moves an item to the dead letters";
+    let calls = [
+        CallSpec::delete("/v1/items/{item}", "delete_item", cancel),
+        CallSpec::post("/v1/items/{item}/cancel", "cancel_item", cancel),
+        CallSpec::post("/v1/items/{item}/retry", "retry_item", retry),
+        CallSpec::post("/v1/items/{item}/retry_now", "retry_item_now", again),
+        CallSpec::post("/v1/items/{item}/skip", "skip_item", skip),
+    ];
+    let refusals = [
+        Reason::ScopeMissing,
+        Reason::NotFound,
+        Reason::OperatorsOnly,
+        Reason::Conflict,
+    ];
+    let calls = calls.into_iter().map(|call| {
+        call.needs(MANAGE)
+            .answers::<ItemView>("200", "The item in its new state.")
+            .refuses(&refusals)
+    });
+    calls.collect()
+}
+
+fn targets() -> Vec<CallSpec> {
+    let of_target = |call: CallSpec| call.refuses(&[Reason::NoSuchCall]);
     let acquire = [
         Reason::NoSuchScope,
         Reason::WaitTooLong,
@@ -308,14 +390,14 @@ fn targets() -> Vec<Call> {
         Reason::LedgerUnavailable,
     ];
     vec![
-        Call::get(
+        CallSpec::get(
             "/v1/openapi.json",
             "get_api_description",
             "Returns this document",
         )
         .answers::<serde_json::Map<String, Value>>("200", "OpenAPI document of this port."),
         of_target(
-            Call::post(
+            CallSpec::post(
                 "/v1/targets/{target}/acquire",
                 "acquire",
                 "Waits for a slot of the target, and answers when it is due",
@@ -325,7 +407,7 @@ fn targets() -> Vec<Call> {
             .refuses(&acquire),
         ),
         of_target(
-            Call::post(
+            CallSpec::post(
                 "/v1/targets/{target}/release",
                 "release",
                 "Returns a permit",
@@ -334,7 +416,7 @@ fn targets() -> Vec<Call> {
             .answers::<ReleaseReply>("200", "The permit is released."),
         ),
         of_target(
-            Call::post(
+            CallSpec::post(
                 "/v1/targets/{target}/renew",
                 "renew",
                 "Extends the hold time of a permit",
@@ -343,10 +425,10 @@ fn targets() -> Vec<Call> {
             .answers::<RenewReply>("200", "The permit has a new hold time."),
         ),
         of_target(
-            Call::post(
+            CallSpec::post(
                 "/v1/targets/{target}/report",
                 "report",
-                "Settles the cost of the work with a permit, and says if its origin refused it",
+                "Settles the cost of the work, and records a refusal by its origin",
             )
             .takes::<WorkReport>()
             .answers::<ReportReply<'_>>("200", "The report is taken."),
@@ -355,15 +437,19 @@ fn targets() -> Vec<Call> {
 }
 
 /// Adds the parameters that all lists have.
-fn page(call: Call) -> Call {
-    let limit = json!({ "type": "integer", "minimum": 0, "description": format!("At most {PAGE_MAX} entries are returned.") });
+fn page(call: CallSpec) -> CallSpec {
+    let limit = json!({ "type": "integer", "minimum": 0 });
     call.query(
         "since",
         "Only entries since this instant.",
         json!({ "type": "string", "format": "date-time" }),
     )
     .query("after", "`next` of the previous page.", text())
-    .query("limit", "Number of entries on a page.", limit)
+    .query(
+        "limit",
+        "Number of entries on a page. A number beyond the maximum counts as the maximum.",
+        limit,
+    )
 }
 
 fn text() -> Value {

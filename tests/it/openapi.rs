@@ -3,12 +3,16 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::process::Command;
 
 use crate::clients::variables;
 use crate::harness::buffers::SPOOL;
-use crate::harness::{Origin, Program, soon};
+use crate::harness::{Origin, Program};
+
+/// Time for a script, which may check the types of a whole client.
+const LONGEST: Duration = Duration::from_secs(170);
 
 /// Token of the client that calls the API.
 const TOKEN: &str = "app:app-token-of-32-bytes-0123456789";
@@ -43,7 +47,8 @@ async fn script(name: &str, variable: (&str, &str)) -> String {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = soon(name, output).await.unwrap();
+    let output = tokio::time::timeout(LONGEST, output).await;
+    let output = output.expect("the script should end in time").unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let told = text(&output.stdout) + &text(&output.stderr);
     assert!(output.status.success(), "{told}");
