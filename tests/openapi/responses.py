@@ -1,4 +1,4 @@
-"""Validates the OpenAPI documents of both ports, and the responses of the running program against them.
+"""Validates the OpenAPI documents of both ports, and the program's responses against them.
 
 An object of a response may have no property that is not described.
 """
@@ -38,6 +38,18 @@ def close(value):
     elif isinstance(value, list):
         for inner in value:
             close(inner)
+
+
+def filled(template, names):
+    """Returns the path of a template with these values."""
+    for name, value in names.items():
+        template = template.replace("{" + name + "}", value)
+    return template
+
+
+def body(method):
+    """Returns the body of a call that must not fail for its body."""
+    return {"json": {}} if method in ("post", "patch", "put") else {}
 
 
 class Port:
@@ -83,7 +95,11 @@ class Port:
         media = content.get(kind) or content.get("*/*")
         if media is None:
             return faults.append(f"{what}: the type `{kind}` is not described")
-        value = response.json() if kind == "application/json" or kind.endswith("+json") else response.text
+        value = (
+            response.json()
+            if kind == "application/json" or kind.endswith("+json")
+            else response.text
+        )
         if "*/*" in content and kind not in content:
             value = response.text
         schema = {**media["schema"], "components": self.closed["components"]}
@@ -101,18 +117,39 @@ class Port:
             faults.append(f"{method} {path}: {response.status_code} {response.text[:400]}")
         return response
 
+    def status(self, method, path):
+        sent = {"headers": self.token, **body(method)}
+        return self.http.request(method.upper(), path, **sent).status_code
+
+    def undescribed(self, names):
+        """Checks that a path has no other methods than those that are described, and no longer path."""
+        for template in self.document["paths"]:
+            path = filled(template, names)
+            for method in METHODS:
+                if (method, template) not in self.operations:
+                    status = self.status(method, path)
+                    if status != 405:
+                        faults.append(f"{method} {template} is not described, and answers {status}")
+            for method in ("get", "post"):
+                status = self.status(method, f"{path}/more/x")
+                if status != 404:
+                    faults.append(
+                        f"{method} {template}/more/x is not described, and answers {status}"
+                    )
+
     def refusals(self, names):
         """Compares the parameters and the security of each call with its description."""
+        self.undescribed(names)
         for (method, template), operation in self.operations.items():
-            path = template
-            for name, value in names.items():
-                path = path.replace("{%s}" % name, value)
+            path = filled(template, names)
             query = {p["name"] for p in operation["parameters"] if p["in"] == "query"}
             security = operation["security"]
             if security == []:
                 continue
-            body = {"json": {}} if method in ("post", "patch") else {}
-            response = self.http.request(method.upper(), path, params={"no-such": "1"}, headers=self.token, **body)
+            parameter = {"no-such": "1"}
+            response = self.http.request(
+                method.upper(), path, params=parameter, headers=self.token, **body(method)
+            )
             self.check(method, template, response)
             detail = response.json().get("detail", "")
             stated = re.search(r"there is no parameter `no-such` here; (.*)", detail)
@@ -123,7 +160,7 @@ class Port:
             known = set(known[1].split(", ")) if known else set()
             if known != query:
                 faults.append(f"{method} {template}: knows {known}, and {query} is described")
-            response = self.http.request(method.upper(), path, **body)
+            response = self.http.request(method.upper(), path, **body(method))
             if response.status_code != 401 and {} not in security:
                 faults.append(f"{method} {template}: {response.status_code} without a token")
             if response.status_code == 401:
@@ -141,7 +178,12 @@ class Port:
 def spool(port):
     """Makes the calls for buffers, items and attempts."""
     name = "b"
-    spec = {"name": name, "url": "http://plain.test/in", "headers": {"x-a": "b"}, "backoff": "fixed"}
+    spec = {
+        "name": name,
+        "url": "http://plain.test/in",
+        "headers": {"x-a": "b"},
+        "backoff": "fixed",
+    }
     port.call("get", "/v1/buffers", 200)
     made = port.call("post", "/v1/buffers", 201, json=spec).json()
     port.call("post", "/v1/buffers", 200, json=spec)
@@ -152,11 +194,18 @@ def spool(port):
     port.call("get", "/v1/buffers", 200)
     port.call("get", f"/v1/buffers/{made['id']}", 200)
     port.call("get", "/v1/buffers/missing", 404)
-    port.call("patch", f"/v1/buffers/{name}", 200, json={"max_retries": 1, "max_age": "1h", "rate_limit": 100})
+    port.call(
+        "patch",
+        f"/v1/buffers/{name}",
+        200,
+        json={"max_retries": 1, "max_age": "1h", "rate_limit": 100},
+    )
     port.call("patch", f"/v1/buffers/{name}", 400, json={"name": "other"})
     items = f"/v1/buffers/{name}/items"
     once = {"idempotency-key": "one"}
-    first = port.call("post", items, 201, json={"body": "x", "metadata": {"a": 1}}, headers=once).json()["id"]
+    first = port.call(
+        "post", items, 201, json={"body": "x", "metadata": {"a": 1}}, headers=once
+    ).json()["id"]
     port.call("post", items, 200, json={"body": "x", "metadata": {"a": 1}}, headers=once)
     port.call("post", items, 422, json={"body": "y"}, headers=once)
     port.call("post", items, 400, json={"body": "y", "body_base64": "eA=="})
@@ -171,11 +220,19 @@ def spool(port):
     port.call("get", "/v1/items/itm_0", 404)
     port.call("get", f"/v1/items/{first}/attempts?limit=5&outcome=delivered&status=200", 200)
     batch = [{"body": "1"}, {"json": {"n": 2}, "path": "/in"}, {"body": "3"}, {"body": "4"}]
-    pushed = port.call("post", f"/v1/buffers/{name}/batch", 201, json=batch[:1] + batch[2:]).json()["items"]
+    pushed = port.call("post", f"/v1/buffers/{name}/batch", 201, json=batch[:1] + batch[2:]).json()[
+        "items"
+    ]
     port.call("post", f"/v1/buffers/{name}/batch", 400, json=[])
     lines = {"content-type": "application/x-ndjson", "idempotency-key": "lines"}
     for status in (201, 200):
-        port.call("post", f"/v1/buffers/{name}/items:batch", status, content=b'{"body":"5"}\n{"body":"6"}\n', headers=lines)
+        port.call(
+            "post",
+            f"/v1/buffers/{name}/items:batch",
+            status,
+            content=b'{"body":"5"}\n{"body":"6"}\n',
+            headers=lines,
+        )
     port.call("get", f"{items}?state=queued&limit=2&since=2020-01-01T00:00:00Z", 200)
     port.call("get", f"{items}?after=1&item={raw}", 200)
     port.call("get", f"{items}?state=lost", 400)
@@ -188,7 +245,9 @@ def spool(port):
     port.call("post", f"/v1/items/{pushed[2]['id']}/retry_now", 409)
     port.call("post", f"/v1/items/{raw}/retry", 200)
     port.call("post", f"/v1/items/{raw}/retry_now", 200)
-    port.call("post", f"/v1/buffers/{name}/redrive", 200, json={"ids": [pushed[2]["id"]], "order": "head"})
+    port.call(
+        "post", f"/v1/buffers/{name}/redrive", 200, json={"ids": [pushed[2]["id"]], "order": "head"}
+    )
     port.call("post", f"/v1/buffers/{name}/redrive", 400, json={"order": "middle"})
     port.call("delete", f"/v1/buffers/{name}", 409)
     port.call("post", f"/v1/buffers/{name}/purge", 400)
@@ -202,14 +261,17 @@ def spool(port):
 def api(port):
     names = spool(port)
     work = "/v1/targets/t"
-    permit = port.call("post", f"{work}/acquire", 200, json={"cost": 1, "max_wait": "5s", "hold": 30}).json()["permit"]
+    wanted = {"cost": 1, "max_wait": "5s", "hold": 30}
+    permit = port.call("post", f"{work}/acquire", 200, json=wanted).json()["permit"]
     port.call("post", f"{work}/acquire", 400, json={"cost": 0})
     port.call("post", f"{work}/acquire", 422, json={"lane": "none"})
     port.call("post", "/v1/targets/none/acquire", 404)
     port.call("post", f"{work}/renew", 200, json={"permit": permit, "hold": "10s"})
     port.call("post", f"{work}/report", 200, json={"permit": permit, "cost": {"rate": 3}})
     port.call("post", f"{work}/report", 400, json={"permit": permit, "cost": {"none": 3}})
-    port.call("post", f"{work}/report", 200, json={"permit": permit, "limited": True, "retry_after": 120})
+    port.call(
+        "post", f"{work}/report", 200, json={"permit": permit, "limited": True, "retry_after": 120}
+    )
     port.call("post", f"{work}/acquire", 429, json={"max_wait": "1s"})
     port.call("post", f"{work}/release", 200, json={"permit": permit})
     port.call("post", f"{work}/release", 404, json={"permit": permit})
@@ -228,7 +290,9 @@ def admin(port):
     port.call("get", "/healthz", 200, token=False)
     port.call("get", "/readyz", 200, token=False)
     port.call("get", "/metrics", 200, token=False)
-    port.call("get", "/metrics", 200, headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    port.call(
+        "get", "/metrics", 200, headers={"accept": "application/openmetrics-text; version=1.0.0"}
+    )
     port.call("get", "/v1/openapi.json", 200)
     port.call("get", "/v1/status", 200)
     port.call("get", "/v1/replicas", 200)

@@ -38,7 +38,9 @@ assert isinstance(done, ReleaseReply) and done.released, done
 again = release.sync("t", client=app, body=permit)
 assert isinstance(again, Problem) and again.reason == "no-such-call", again
 
-buffer = create_buffer.sync(client=app, body=BufferSpec(name="generated", url="http://plain.test/in"))
+buffer = create_buffer.sync(
+    client=app, body=BufferSpec(name="generated", url="http://plain.test/in")
+)
 assert isinstance(buffer, BufferView) and buffer.order == "strict", buffer
 item = push_item.sync(buffer.id, client=app, body=ItemSpec(body="x"), idempotency_key="a")
 assert isinstance(item, ItemView) and item.seq == 1, item
