@@ -122,7 +122,7 @@ class Port:
         return self.http.request(method.upper(), path, **sent).status_code
 
     def undescribed(self, names):
-        """Checks that a path has no other methods than those that are described, and no longer path."""
+        """Checks that no other method of a described path answers, and no longer path."""
         for template in self.document["paths"]:
             path = filled(template, names)
             for method in METHODS:
