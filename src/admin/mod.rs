@@ -36,6 +36,7 @@ mod replicas;
 mod routes;
 mod scrape;
 mod sessions;
+mod status;
 mod views;
 
 pub use config_state::ConfigState;

@@ -6,12 +6,25 @@ use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Admin;
 use super::views::{LaneView, ReplicaList, ReplicaView, ReservedView};
 use crate::clock::Instant;
 use crate::ledger::{Fleet, LaneWaiting, Listed, ReplicaRow};
+
+/// State of the replicas that share the ledger.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct FleetStatus {
+    /// Number of replicas that send heartbeats, including this one.
+    live: i64,
+    /// Number of different policies among them.
+    configurations: i64,
+    /// Part of every rate that is reserved for silent replicas.
+    reserved: f64,
+    silent: Vec<ReservedView>,
+}
 
 /// Lists all replicas. Without a shared ledger, or while it cannot be reached, the list has only this
 /// replica, and `error` has the cause.
@@ -104,16 +117,16 @@ fn reserved(row: &ReplicaRow, now: Instant) -> ReservedView {
 }
 
 /// Returns the part of the status about the other replicas, or null without a shared ledger.
-pub(super) fn fleet(fleet: &Fleet, now: Instant) -> Value {
+pub(super) fn fleet(fleet: &Fleet, now: Instant) -> Option<FleetStatus> {
     if fleet.live == 0 {
-        return Value::Null;
+        return None;
     }
     let peers = fleet.silent.iter().map(|peer| reserved(peer, now));
-    json!({
-        "live": fleet.live,
-        "configurations": fleet.configs,
-        "reserved": fleet.reserved_ppm as f64 / 1e6,
-        "silent": peers.collect::<Vec<_>>(),
+    Some(FleetStatus {
+        live: fleet.live,
+        configurations: fleet.configs,
+        reserved: fleet.reserved_ppm as f64 / 1e6,
+        silent: peers.collect(),
     })
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::authorize::{self, Guard};
 use super::limits::LimitChange;
 use super::reload::{ReloadSpec, Reloaded};
+use super::status::{self, StatusReply};
 use super::views::{
     BlockList, ForgetReply, LiftReply, PinReply, PortProblem, ReplicaList, SpoolProblem,
 };
@@ -108,7 +109,6 @@ fn probes() -> Vec<Route> {
 /// Describes the routes that show the state of this process and of the ledger.
 fn figures() -> Vec<Route> {
     let header = "Header field of the request, as `name: value`.";
-    let scripted = "Object with fields for people and scripts.";
     let texts = json!({ "type": "array", "items": { "type": "string" } });
     vec![
         Route::read(
@@ -135,8 +135,8 @@ fn figures() -> Vec<Route> {
                 "status",
                 "Returns the state of all targets, of the ledger and of the spool",
             )
-            .answers::<Map<String, Value>>("200", scripted),
-            get(explain::status),
+            .answers::<StatusReply>("200", "State of this process."),
+            get(status::status),
         ),
         Route::read(
             CallSpec::get(
@@ -163,7 +163,7 @@ fn figures() -> Vec<Route> {
                 "Address of the client that sends the request.",
                 text_schema(),
             )
-            .answers::<Map<String, Value>>("200", scripted),
+            .answers::<Map<String, Value>>("200", "Explanation, for people and scripts."),
             get(explain::asked),
         ),
     ]

@@ -28,6 +28,7 @@ pub use figures::{BufferState, FigureCache, SpoolReport};
 pub use openapi::spool_calls;
 pub use push_throttle::PushThrottle;
 pub use spool::SpoolHandle;
+pub use views::ItemCounts;
 
 use std::sync::Arc;
 

@@ -71,7 +71,7 @@ impl From<&BufferOwner> for OwnerView {
 
 /// Number of items in each state.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct ItemCounts {
+pub struct ItemCounts {
     queued: u64,
     waiting: u64,
     in_flight: u64,

@@ -3,8 +3,8 @@
 import os
 
 from outpace_admin import AuthenticatedClient as Operator
-from outpace_admin.api.default import list_blocks, pin_limit, unpin_limit
-from outpace_admin.models import BlockList, LimitChange, PinReply, PortProblem
+from outpace_admin.api.default import list_blocks, pin_limit, status, unpin_limit
+from outpace_admin.models import BlockList, LimitChange, PinReply, PortProblem, StatusReply
 from outpace_api import AuthenticatedClient
 from outpace_api.api.default import (
     acquire,
@@ -56,6 +56,9 @@ blocks = list_blocks.sync("t", client=operator)
 assert isinstance(blocks, BlockList) and blocks.blocks == [], blocks
 pin = pin_limit.sync("t", "rate", client=operator, body=LimitChange(rate="5/1s", burst=2))
 assert isinstance(pin, PinReply) and pin.pinned is not None, pin
+state = status.sync(client=operator)
+assert isinstance(state, StatusReply) and state.spool, state
+assert state.targets[0].limits[0].pinned == pin.pinned, state
 unpinned = unpin_limit.sync("t", "rate", client=operator)
 assert isinstance(unpinned, PinReply) and unpinned.pinned is None, unpinned
 missing = unpin_limit.sync("t", "none", client=operator)
