@@ -1,6 +1,7 @@
 //! Table of the admin routes. The router and the OpenAPI document are both built from it.
 
 use std::convert::Infallible;
+use std::sync::LazyLock;
 
 use axum::routing::{MethodRouter, delete, get, patch, post};
 use axum::{Json, Router, middleware};
@@ -309,8 +310,13 @@ impl Admin {
     }
 }
 
-/// Builds the OpenAPI document of the admin port.
-pub(super) fn document() -> Value {
+/// Returns the OpenAPI document of the admin port, which is built once.
+fn document() -> &'static Value {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(build);
+    &DOCUMENT
+}
+
+fn build() -> Value {
     let own: Vec<CallSpec> = routes().into_iter().map(|route| route.call).collect();
     let spool: Vec<CallSpec> = spool_calls()
         .iter()

@@ -182,7 +182,7 @@ impl Api {
         }
         if let ["openapi.json"] = known {
             items::parameters(&head, &[])?;
-            return Ok(json(&openapi::document()));
+            return Ok(json(openapi::document()));
         }
         let mut parts = path.split('/').skip(2);
         let (kind, name, verb) = (parts.next(), parts.next(), parts.next());

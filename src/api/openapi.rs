@@ -77,8 +77,13 @@ pub(super) fn described(method: &Method, segments: &[&str]) -> Described {
     found
 }
 
-/// Builds the OpenAPI document of the API.
-pub(super) fn document() -> Value {
+/// Returns the OpenAPI document of the API, which is built once.
+pub(super) fn document() -> &'static Value {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(build);
+    &DOCUMENT
+}
+
+fn build() -> Value {
     let common = [
         Reason::MalformedRequest,
         Reason::ClientTokenUnknown,
