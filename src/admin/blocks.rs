@@ -7,8 +7,8 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
+use super::views::{BlockList, BlockView, LiftReply};
 use super::{Admin, problem};
 use crate::bounds::{BLOCKS_SHOWN, KEY_BYTES};
 use crate::clock::Instant;
@@ -27,7 +27,8 @@ pub(super) async fn list(
     let policy = admin.policy.load_full();
     let (target, filter) = selected(&admin, &policy, &target, query)?;
     let blocks = of_target(&admin, target, &filter);
-    Ok(Json(json!({ "target": &*target.name, "blocks": blocks })).into_response())
+    let target = Arc::clone(&target.name);
+    Ok(Json(BlockList { target, blocks }).into_response())
 }
 
 /// `DELETE /v1/targets/{name}/blocks`: lifts the blocks of a target on all replicas.
@@ -45,8 +46,12 @@ pub(super) async fn lift(
     admin.exchange.pacer.ask_anew(&target.name);
     let limit = limit.as_deref();
     tracing::info!(target_name = %target.name, limit, lifted, "blocks lifted by an operator");
-    let told = json!({ "target": &*target.name, "lifted": lifted, "blocks": blocks });
-    Ok(Json(told).into_response())
+    let reply = LiftReply {
+        target: Arc::clone(&target.name),
+        lifted,
+        blocks,
+    };
+    Ok(Json(reply).into_response())
 }
 
 /// Returns the target and the blocks that a call means.
@@ -109,8 +114,8 @@ fn filter(target: &Target, query: &str, secret: &KeySecret) -> Result<BlockFilte
     Ok(filter)
 }
 
-/// Returns the selected blocks of a target as JSON.
-fn of_target(admin: &Admin, target: &Target, filter: &BlockFilter) -> Vec<Value> {
+/// Returns the selected blocks of a target.
+fn of_target(admin: &Admin, target: &Target, filter: &BlockFilter) -> Vec<BlockView> {
     let now = admin.exchange.clock.now();
     let table = admin.ledger.blocks(&target.name);
     let (_, blocks) = table.read(|blocks| blocks.longest(usize::MAX, now));
@@ -120,42 +125,46 @@ fn of_target(admin: &Admin, target: &Target, filter: &BlockFilter) -> Vec<Value>
         .collect()
 }
 
-/// Returns the number of a target's blocks, and the first of them as JSON. The number of those that
+/// Returns the number of a target's blocks, and the first of them. The number of those that
 /// are left out follows.
-pub(super) fn latest(admin: &Admin, target: &Target, now: Instant) -> (usize, Vec<Value>, usize) {
+pub(super) fn latest(
+    admin: &Admin,
+    target: &Target,
+    now: Instant,
+) -> (usize, Vec<BlockView>, usize) {
     let table = admin.ledger.blocks(&target.name);
     if table.is_empty() {
         return (0, Vec::new(), 0);
     }
     let (count, blocks) = table.read(|blocks| blocks.longest(BLOCKS_SHOWN, now));
     let blocks = blocks.iter();
-    let blocks: Vec<Value> = blocks
+    let blocks: Vec<BlockView> = blocks
         .map(|block| shown(&target.name, block, now))
         .collect();
     let left_out = count - blocks.len();
     (count, blocks, left_out)
 }
 
-/// Returns a block as JSON, with the times from now.
-pub(super) fn shown(target: &str, block: &ScopedBlock, now: Instant) -> Value {
+/// Returns the view of a block, with the times from now.
+pub(super) fn shown(target: &str, block: &ScopedBlock, now: Instant) -> BlockView {
     let seconds = |time: Duration| (time.as_secs_f64() * 1e3).round() / 1e3;
     let (scope, cause) = (&block.scope, &block.cause);
-    json!({
-        "scope": scope.to_string(),
-        "limit": scope.limit.as_deref(),
-        "key": scope.key.as_deref(),
-        "credential": scope.credential.as_deref(),
-        "for_s": seconds(now.since(block.since)),
-        "next_attempt_in_s": seconds(block.next_attempt().since(now)),
-        "origin_until_in_s": block.asked().map(|asked| seconds(asked.since(now))),
-        "longer_than_block_max": block.longer,
-        "status": cause.status,
-        "source": cause.source(),
-        "field": &*cause.field,
-        "value": &*cause.value,
-        "path": &*cause.path,
-        "remedy": unblock_command(target, scope),
-    })
+    BlockView {
+        scope: scope.to_string(),
+        limit: scope.limit.clone(),
+        key: scope.key.clone(),
+        credential: scope.credential.clone(),
+        for_s: seconds(now.since(block.since)),
+        next_attempt_in_s: seconds(block.next_attempt().since(now)),
+        origin_until_in_s: block.asked().map(|asked| seconds(asked.since(now))),
+        longer_than_block_max: block.longer,
+        status: cause.status,
+        source: cause.source(),
+        field: Arc::clone(&cause.field),
+        value: Arc::clone(&cause.value),
+        path: Arc::clone(&cause.path),
+        remedy: unblock_command(target, scope),
+    }
 }
 
 /// Returns the blocked scopes of all targets, for a scrape.

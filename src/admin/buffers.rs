@@ -1,11 +1,13 @@
 //! Spool and buffers as `/metrics` and `GET /v1/status` show them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Admin;
-use crate::api::{BufferState, SpoolReport};
+use crate::api::{BufferState, ItemCounts, SpoolReport};
 use crate::bounds::BUFFER_SERIES;
 use crate::spool::ItemStatus;
 use crate::telemetry::{BufferFigures, Scrape, SpoolFigures};
@@ -52,35 +54,73 @@ fn figures(state: &BufferState) -> BufferFigures {
     }
 }
 
-/// Returns the spool as JSON. Items without a client are listed as `null`, and so are the buffers
-/// while the store cannot be read.
-pub(super) fn shown(report: &SpoolReport) -> Value {
+/// State of the spool with its use and its buffers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct SpoolStatus {
+    used_bytes: u64,
+    max_bytes: u64,
+    free_bytes: u64,
+    clients: Vec<ClientUse>,
+    /// First buffers by their names, or null while the store cannot be read.
+    buffers: Option<Vec<BufferStatus>>,
+    /// Number of buffers that `buffers` leaves out.
+    buffers_left_out: usize,
+}
+
+/// Use of the spool by one client.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ClientUse {
+    /// Name of the client, or null for items without a client.
+    client: Option<Arc<str>>,
+    items: u64,
+    bytes: u64,
+}
+
+/// Buffer with the number of its items by state.
+#[derive(Debug, Serialize, JsonSchema)]
+struct BufferStatus {
+    name: Arc<str>,
+    id: Arc<str>,
+    items: ItemCounts,
+    /// Age of the first item that is still to be sent, in seconds.
+    oldest_s: Option<f64>,
+    /// Reason of the pause, or null while the buffer is active.
+    paused: Option<Arc<str>>,
+    /// True if this replica may send the items.
+    sent_by_this_replica: bool,
+}
+
+/// Returns the state of the spool. Items without a client are listed as `null`, and so are the
+/// buffers while the store cannot be read.
+pub(super) fn shown(report: &SpoolReport) -> SpoolStatus {
     let usage = &report.usage;
-    let clients = usage.clients.iter().map(|(name, of)| {
-        let name = Some(&**name).filter(|name| !name.is_empty());
-        json!({ "client": name, "items": of.items, "bytes": of.bytes })
+    let clients = usage.clients.iter().map(|(name, of)| ClientUse {
+        client: Some(Arc::clone(name)).filter(|name| !name.is_empty()),
+        items: of.items,
+        bytes: of.bytes,
     });
     let all = states(report);
     let first = all.get(..BUFFER_SERIES).unwrap_or(all);
-    let first: Vec<Value> = first.iter().map(buffer).collect();
-    json!({
-        "used_bytes": usage.used,
-        "max_bytes": usage.max,
-        "free_bytes": usage.free,
-        "clients": clients.collect::<Vec<_>>(),
-        "buffers": report.buffers.as_ref().map(|_| first),
-        "buffers_left_out": all.len().saturating_sub(BUFFER_SERIES),
-    })
+    SpoolStatus {
+        used_bytes: usage.used,
+        max_bytes: usage.max,
+        free_bytes: usage.free,
+        clients: clients.collect(),
+        buffers: report
+            .buffers
+            .as_ref()
+            .map(|_| first.iter().map(buffer).collect()),
+        buffers_left_out: all.len().saturating_sub(BUFFER_SERIES),
+    }
 }
 
-fn buffer(state: &BufferState) -> Value {
-    let states = ItemStatus::ALL.into_iter().map(ItemStatus::word);
-    json!({
-        "name": &*state.buffer.name,
-        "id": &*state.buffer.id,
-        "items": states.zip(state.counts).collect::<Value>(),
-        "oldest_s": state.oldest.map(|oldest| oldest as f64 / 1000.0),
-        "paused": state.buffer.paused.as_deref(),
-        "sent_by_this_replica": state.is_held,
-    })
+fn buffer(state: &BufferState) -> BufferStatus {
+    BufferStatus {
+        name: Arc::clone(&state.buffer.name),
+        id: Arc::clone(&state.buffer.id),
+        items: state.counts.into(),
+        oldest_s: state.oldest.map(|oldest| oldest as f64 / 1000.0),
+        paused: state.buffer.paused.clone(),
+        sent_by_this_replica: state.is_held,
+    }
 }

@@ -3,13 +3,31 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::sync::lock;
 
 /// Result of the reloads so far. Clones are cheap and share the same state.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigState(Arc<Mutex<ConfigReport>>);
+
+/// State of the configuration file.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ConfigStatus {
+    /// Fault of the present file, or null if it is in force.
+    broken: Option<BrokenConfig>,
+    /// Keys of the present file that only a restart applies.
+    restart_needed_for: Vec<&'static str>,
+}
+
+/// Fault of a configuration file that is not taken.
+#[derive(Debug, Serialize, JsonSchema)]
+struct BrokenConfig {
+    /// Instant of the first fault as RFC 3339 text.
+    since: String,
+    reason: String,
+}
 
 #[derive(Debug, Default)]
 struct ConfigReport {
@@ -59,15 +77,16 @@ impl ConfigState {
         }
     }
 
-    /// Returns the state as JSON.
-    pub(super) fn shown(&self) -> Value {
+    /// Returns the state for operators.
+    pub(super) fn shown(&self) -> ConfigStatus {
         let report = lock(&self.0);
-        let broken = report.broken.as_ref().map(|(since, reason)| {
-            json!({
-                "since": humantime::format_rfc3339_seconds(*since).to_string(),
-                "reason": reason,
-            })
+        let broken = report.broken.as_ref().map(|(since, reason)| BrokenConfig {
+            since: humantime::format_rfc3339_seconds(*since).to_string(),
+            reason: reason.clone(),
         });
-        json!({ "broken": broken, "restart_needed_for": report.restart })
+        ConfigStatus {
+            broken,
+            restart_needed_for: report.restart.clone(),
+        }
     }
 }

@@ -11,8 +11,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, header};
 use serde_json::{Value, json};
 
-use super::{Admin, blocks, buffers, explain_limit, problem, replicas};
-use crate::clock::Instant;
+use super::{Admin, blocks, explain_limit, problem};
 use crate::exchange::{Exchange, describe_block};
 use crate::ledger::LedgerGap;
 use crate::policy::{
@@ -234,7 +233,7 @@ pub fn explain(
     }
     if let Some((words, blocked)) = blocked {
         told["verdict"] = format!("is blocked: {words}").into();
-        told["blocked"] = blocked;
+        told["blocked"] = json!(blocked);
     }
     if let Some(verdict) = unauthenticated(policy, subject.client) {
         told["verdict"] = verdict.into();
@@ -400,77 +399,4 @@ pub(super) async fn asked(
     let told = explain(&policy, &question, Some(&admin.exchange));
     told.map(Json)
         .map_err(|text| problem(StatusCode::BAD_REQUEST, &text))
-}
-
-/// `GET /v1/status`: all targets with their limits, ledger mode and counters, and the last
-/// refusals.
-pub(super) async fn status(State(admin): State<Admin>) -> Json<Value> {
-    let report = admin.api.spool_report().await;
-    let exchange = &admin.exchange;
-    let policy = admin.policy.load();
-    let now = exchange.clock.now();
-    let targets = policy.targets.iter().map(|target| one(&admin, target, now));
-    let refusals = exchange.refusals.latest().into_iter().map(|refusal| {
-        let since = humantime::format_rfc3339_seconds(refusal.time).to_string();
-        json!({
-            "time": since,
-            "target": refusal.target.as_deref(),
-            "reason": refusal.reason,
-            "limit": refusal.limit.as_deref(),
-            "detail": &*refusal.detail,
-        })
-    });
-    let serving = &admin.serving;
-    let ca = admin.leaves.ca();
-    let about = ca.describe();
-    Json(json!({
-        "ca": {
-            "subject": about.subject,
-            "sha256": about.fingerprint,
-            "valid_until": humantime::format_rfc3339_seconds(about.not_after).to_string(),
-            "signs_for": about.names,
-            "further_certificates": about.further,
-            "problems": ca.findings(&policy, exchange.clock.wall()),
-        },
-        "config": serving.config,
-        "config_state": admin.config.shown(),
-        "listen": serving.listen.to_string(),
-        "version": serving.version,
-        "fleet": replicas::fleet(&admin.ledger.fleet(), now),
-        "spool": report.as_ref().map(buffers::shown),
-        "targets": targets.collect::<Vec<_>>(),
-        "refusals": refusals.collect::<Vec<_>>(),
-    }))
-}
-
-fn one(admin: &Admin, target: &Arc<Target>, now: Instant) -> Value {
-    let exchange = &admin.exchange;
-    let status = exchange.pacer.status(target);
-    let limits = target.limits.iter().map(|limit| {
-        let pinned = status.pins.iter().find(|(name, _)| *name == limit.name);
-        json!({
-            "name": &*limit.name,
-            "bound": limit.bound.to_string(),
-            "pinned": pinned.map(|(_, bound)| bound),
-        })
-    });
-    let counted = exchange.metrics_of(target).counted();
-    let blocked = status.blocked_until.map(|until| until.since(now));
-    let blocked = blocked.map(|wait| round(wait.as_secs_f64()));
-    let (blocks, latest, left_out) = blocks::latest(admin, target, now);
-    json!({
-        "name": &*target.name,
-        "mode": if target.observe { "observe" } else { "enforce" },
-        "limits": limits.collect::<Vec<_>>(),
-        "ledger": status.mode,
-        "blocks": blocks,
-        "blocked": latest,
-        "blocks_left_out": left_out,
-        "blocked_for_s": blocked.filter(|blocked| *blocked > 0.0),
-        "waiting": exchange.pacer.waiting(&target.name),
-        "delivered": counted.delivered,
-        "refused": counted.refused,
-        "limited_by_origin": counted.limited,
-        "would_hold": counted.would_hold,
-    })
 }

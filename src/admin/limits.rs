@@ -7,16 +7,17 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
 
+use super::views::{ForgetReply, PinReply};
 use super::{Admin, problem};
 use crate::bounds::COUNT_MAX;
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, Policy};
 use crate::units::Rate;
 
 /// Change of a limit. An absent field keeps its current value.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitChange {
     rate: Option<String>,
@@ -104,9 +105,8 @@ pub(super) async fn forget_settled(
     let forgotten = forgotten.await;
     forgotten.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &error))?;
     admin.exchange.pacer.ask_anew(&target);
-    let key = key.as_deref();
-    tracing::info!(%target, %limit, key, "settlements of a limit forgotten");
-    Ok(Json(json!({ "target": *target, "limit": *limit, "key": key })).into_response())
+    tracing::info!(%target, %limit, key = key.as_deref(), "settlements of a limit forgotten");
+    Ok(Json(ForgetReply { target, limit, key }).into_response())
 }
 
 /// Returns the key of a schedule that a query names, or `None` for all keys.
@@ -145,9 +145,14 @@ async fn settle(
     let (ledger, of_target) = (&admin.ledger, Arc::clone(&target));
     let pinned = ledger.pin(of_target, Arc::clone(&limit), bound).await;
     pinned.map_err(|error| problem(StatusCode::SERVICE_UNAVAILABLE, &error))?;
-    let shown = bound.map(|bound| bound.to_string());
-    tracing::info!(%target, %limit, pinned = shown, "limit pinned or unpinned");
-    Ok(Json(json!({ "target": *target, "limit": *limit, "pinned": shown })).into_response())
+    let pinned = bound.map(|bound| bound.to_string());
+    tracing::info!(%target, %limit, pinned, "limit pinned or unpinned");
+    let reply = PinReply {
+        target,
+        limit,
+        pinned,
+    };
+    Ok(Json(reply).into_response())
 }
 
 fn find<'a>(policy: &'a Policy, target: &str, limit: &str) -> Result<&'a Limit, String> {

@@ -6,6 +6,7 @@
 //! - `GET /v1/status`: limits in force, waiters and counters of all targets.
 //! - `GET /v1/replicas`: the replicas that share the ledger, also the silent ones.
 //! - `GET /v1/explain?url=…`: the limits that apply to a request, and its expected wait.
+//! - `GET /v1/openapi.json`: description of all these calls.
 //! - `GET /v1/attend`: session that `outpace run` holds open while its command runs.
 //! - `POST /v1/reload`: reads the configuration file now, with `{"force": true}` also an incomplete one.
 //! - `PATCH /v1/targets/{name}/limits/{limit}`: pins a limit for all replicas.
@@ -32,8 +33,11 @@ mod limits;
 mod listener;
 mod reload;
 mod replicas;
+mod routes;
 mod scrape;
 mod sessions;
+mod status;
+mod views;
 
 pub use config_state::ConfigState;
 pub use explain::{Question, explain};
@@ -51,16 +55,14 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, patch, post};
-
-use authorize::Guard;
+use views::PortProblem;
 
 use crate::api::Api;
 use crate::connections::AcceptedConnections;
 use crate::exchange::Exchange;
 use crate::intercept::Leaves;
 use crate::ledger::Ledger;
-use crate::policy::{Policy, Role};
+use crate::policy::Policy;
 use crate::telemetry::Metrics;
 use crate::throttle::{AuthThrottle, LineThrottle};
 
@@ -99,47 +101,8 @@ pub struct Admin {
 
 impl Admin {
     fn router(self) -> Router {
-        let guarded = |routes: Router<Self>, needs: Role| {
-            let guard = Guard::new(self.clone(), needs);
-            routes.route_layer(middleware::from_fn_with_state(guard, authorize::authorize))
-        };
-        let plain = |routes: Router<Self>| routes.route_layer(middleware::from_fn(no_query));
-        let metrics = plain(Router::new().route("/metrics", get(scrape::scrape)));
-        let read = Router::new()
-            .route("/v1/replicas", get(replicas::list))
-            .route("/v1/status", get(explain::status));
-        let read = plain(read)
-            .route("/v1/attempts", get(spool))
-            .route("/v1/buffers", get(spool))
-            .route("/v1/buffers/{*rest}", get(spool))
-            .route("/v1/items/{*rest}", get(spool))
-            .route("/v1/explain", get(explain::asked))
-            .route("/v1/targets/{name}/blocks", get(blocks::list));
-        let changes = || post(spool).patch(spool).delete(spool);
-        let limit = patch(limits::pin).delete(limits::unpin);
-        let operate = Router::new()
-            .route("/v1/attend", get(sessions::open_session))
-            .route("/v1/reload", post(reload::reload))
-            .route("/v1/targets/{name}/limits/{limit}", limit);
-        let operate = plain(operate)
-            .route("/v1/buffers", changes())
-            .route("/v1/buffers/{*rest}", changes())
-            .route("/v1/items/{*rest}", changes())
-            .route("/v1/targets/{name}/blocks", delete(blocks::lift))
-            .route(
-                "/v1/targets/{name}/limits/{limit}/usage",
-                delete(limits::forget_settled),
-            );
-        // Probes carry no token. The health routes need none, because they reveal only the
-        // readiness.
-        let open = Router::new().route("/healthz", get(|| async { "ok\n" }));
-        let open = open.route("/readyz", get(readyz));
         let guard = middleware::from_fn_with_state(self.clone(), guard::guard);
-        open.merge(guarded(metrics, Role::Metrics))
-            .merge(guarded(read, Role::Read))
-            .merge(guarded(operate, Role::Operate))
-            .layer(guard)
-            .with_state(self)
+        self.routes().layer(guard).with_state(self)
     }
 }
 
@@ -189,7 +152,11 @@ async fn spool(State(admin): State<Admin>, request: Request) -> Response {
 
 /// Builds a problem response as `application/problem+json` (RFC 9457).
 fn problem(status: StatusCode, text: &str) -> Response {
-    let body = serde_json::json!({ "status": status.as_u16(), "detail": text });
+    let problem = PortProblem {
+        status: status.as_u16(),
+        detail: text,
+    };
+    let body = serde_json::to_string(&problem).unwrap_or_default();
     let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-    (status, kind, body.to_string()).into_response()
+    (status, kind, body).into_response()
 }

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -23,7 +24,7 @@ pub struct ReloadCall {
 }
 
 /// Result of a reload that took the file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Reloaded {
     /// Differences to the previous policy, as one line.
     pub changes: String,
@@ -34,7 +35,7 @@ pub struct Reloaded {
 }
 
 /// Body of the call. Without `force`, a file that seems incomplete is refused.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReloadSpec {
     #[serde(default)]

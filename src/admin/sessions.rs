@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Extension, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ use tokio::sync::watch;
 
 use super::Admin;
 use crate::policy::Access;
+
+/// Media type of JSON values with a line for each.
+pub(super) const LINES: &str = "application/x-ndjson";
 
 /// Description of a running outpace. The same data is in `serving.json` in its data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,5 +108,6 @@ pub(super) async fn open_session(
             }
         }
     });
-    Body::from_stream(lines).into_response()
+    let kind = [(header::CONTENT_TYPE, LINES)];
+    (kind, Body::from_stream(lines)).into_response()
 }

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::open_work::OpenWork;
+use super::views::{AcquireReply, ReleaseReply, RenewReply};
 use super::{Answered, Api, ApiCall, bad, json};
 use crate::bounds::{COST_MAX, OPEN_WORK, PERMIT_HOLD, PERMIT_HOLD_MAX};
 use crate::clock::{Clock, Instant};
@@ -66,15 +67,6 @@ pub(super) struct PermitName {
     permit: String,
     #[serde(default)]
     hold: Option<DurationSpec>,
-}
-
-#[derive(Serialize)]
-struct AcquireReply<'a> {
-    target: &'a str,
-    waited: f64,
-    /// Permit to renew, report and release, or null if too much other work is kept for its report.
-    permit: Option<&'a str>,
-    expires_in: Option<f64>,
 }
 
 /// Work that holds no permit of a `concurrent` limit, by the client that acquired it.
@@ -209,7 +201,7 @@ impl Api {
         let open = lock(&self.open).remove(&named.permit);
         // The drop happens outside the locks, because it calls the ledger.
         drop((counted, open));
-        Ok(json(&serde_json::json!({ "released": true })))
+        Ok(json(&ReleaseReply { released: true }))
     }
 
     pub(super) fn renew(
@@ -222,8 +214,8 @@ impl Api {
         let expires = call.exchange.clock.now() + hold;
         self.with_held(call, target, &named.permit, |held| held.expires = expires)?;
         lock(&self.open).renew(&named.permit, expires);
-        let reply = serde_json::json!({ "expires_in": hold.as_secs_f64() });
-        Ok(json(&reply))
+        let expires_in = hold.as_secs_f64();
+        Ok(json(&RenewReply { expires_in }))
     }
 }
 

@@ -6,11 +6,11 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::items::{ITEM_PARAMETERS, flag, instant, item_query, page, parameters};
-use super::spool::{buffer_json, item_json};
+use super::items::{ITEM_PARAMETERS, flag, instant, item_query, next_page, parameters};
+use super::spool::{buffer_view, item_view};
 use super::tenants::BufferAccess;
+use super::views::{BufferList, BufferView, DeleteReply, ItemPage, PurgeReply, RedriveReply};
 use super::{Answered, ApiCall, CallBody, SpoolHandle, bad, json as answer, read};
 use crate::bounds::{API_BATCH_BYTES, PAUSE_REASON};
 use crate::delivery::{check_buffer, check_name};
@@ -65,11 +65,11 @@ impl SpoolHandle {
             (&Method::GET, []) => {
                 parameters(head, &[])?;
                 call.needs(ApiScope::Read)?;
-                let mut all = Vec::new();
+                let mut buffers = Vec::new();
                 for buffer in self.visible_buffers(call).await? {
-                    all.push(self.show(call, &buffer).await?);
+                    buffers.push(self.show(call, &buffer).await?);
                 }
-                Ok(answer(&json!({ "buffers": all })))
+                Ok(answer(&BufferList { buffers }))
             }
             (&Method::POST, []) => {
                 parameters(head, &[])?;
@@ -96,7 +96,7 @@ impl SpoolHandle {
                 call.needs_full(&buffer)?;
                 self.store.remove(buffer.number, forced).await?;
                 self.deliveries.wake(buffer.number);
-                Ok(answer(&json!({ "deleted": &*buffer.id })))
+                Ok(answer(&DeleteReply { deleted: buffer.id }))
             }
             (&Method::GET, [id, "items"]) => {
                 call.needs(ApiScope::Read)?;
@@ -172,13 +172,13 @@ impl SpoolHandle {
         answered
     }
 
-    async fn show(&self, call: &ApiCall<'_>, buffer: &Buffer) -> Result<Value, Error> {
+    async fn show(&self, call: &ApiCall<'_>, buffer: &Buffer) -> Result<BufferView, Error> {
         // The number of items would tell a client about the items of others.
         let counts = match call.sees_all_items(buffer) {
             true => Some(self.store.counts(buffer.number).await?),
             false => None,
         };
-        Ok(buffer_json(buffer, call.shown_name(buffer), counts))
+        Ok(buffer_view(buffer, call.shown_name(buffer), counts))
     }
 
     /// Checks the configuration of a buffer as far as possible without sending anything.
@@ -261,8 +261,10 @@ impl SpoolHandle {
         let limit = query.limit;
         let items = self.store.items(query).await?;
         let next = items.last().map(|item| item.seq);
-        let shown = items.iter().map(|item| item_json(item, Some(buffer)));
-        Ok(page("items", shown.collect(), next, limit))
+        let next = next_page(items.len(), next, limit);
+        let items = items.iter().map(|item| item_view(item, Some(buffer)));
+        let items = items.collect();
+        Ok(answer(&ItemPage { items, next }))
     }
 
     /// Lists the items that the caller pushed into a buffer of others. One call reads a bounded
@@ -274,14 +276,14 @@ impl SpoolHandle {
         buffer: &Buffer,
     ) -> Answered {
         let wanted = query.limit as usize;
-        let mut own: Vec<Value> = Vec::new();
+        let mut own = Vec::new();
         query.limit = OWN_PAGE;
         for _ in 0..OWN_PAGES {
             let items = self.store.items(query.clone()).await?;
             for item in &items {
                 query.after = Some(item.seq);
                 if call.pushed(item) {
-                    own.push(item_json(item, Some(buffer)));
+                    own.push(item_view(item, Some(buffer)));
                 }
                 if own.len() == wanted {
                     break;
@@ -295,7 +297,7 @@ impl SpoolHandle {
             }
         }
         let next = query.after.map(|seq| seq.to_string());
-        Ok(answer(&json!({ "items": own, "next": next })))
+        Ok(answer(&ItemPage { items: own, next }))
     }
 
     async fn purge(&self, buffer: &Buffer, written: &PurgeSpec) -> Answered {
@@ -308,7 +310,7 @@ impl SpoolHandle {
         let before = written.before.as_deref().map(|at| instant("before", at));
         let before = before.transpose()?;
         let purged = self.store.purge(buffer.number, what, before).await?;
-        Ok(answer(&json!({ "purged": purged })))
+        Ok(answer(&PurgeReply { purged }))
     }
 
     async fn redrive(&self, buffer: &Buffer, written: RedriveSpec) -> Answered {
@@ -323,8 +325,8 @@ impl SpoolHandle {
             head,
         };
         let now = self.store.now();
-        let moved = self.store.redrive(buffer.number, which, now).await?;
-        Ok(answer(&json!({ "redriven": moved })))
+        let redriven = self.store.redrive(buffer.number, which, now).await?;
+        Ok(answer(&RedriveReply { redriven }))
     }
 }
 

@@ -1,12 +1,12 @@
-//! JSON form of a stored request. A caller who may see an item may see its body. Header fields and
+//! View of a stored request. A caller who may see an item may see its body. Header fields and
 //! queries may hold secrets, so only values that are known to be harmless are shown.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde_json::{Value, json};
 
 use super::spool::MASK;
+use super::views::StoredRequestView;
 use crate::delivery::without_query;
 use crate::spool::{Buffer, Item};
 
@@ -28,7 +28,11 @@ const SHOWN: [&str; 12] = [
 
 /// Returns the own request of an item, without the header fields of its buffer. A body that is no
 /// UTF-8 is written in base64.
-pub(super) fn content_json(item: &Item, buffer: Option<&Buffer>, body: &Bytes) -> Value {
+pub(super) fn content_view(
+    item: &Item,
+    buffer: Option<&Buffer>,
+    body: &Bytes,
+) -> StoredRequestView {
     let request = &item.request;
     let terms = buffer.map(|buffer| &buffer.terms);
     let method = request.method.as_deref();
@@ -37,19 +41,23 @@ pub(super) fn content_json(item: &Item, buffer: Option<&Buffer>, body: &Bytes) -
     let has_query = path.is_some_and(|path| path.contains('?'));
     let headers = request.headers.iter().map(|(name, value)| {
         let is_shown = SHOWN.contains(&&*name.to_ascii_lowercase());
-        (&**name, if is_shown { &**value } else { MASK })
+        let value = if is_shown { &**value } else { MASK };
+        (name.clone(), value.to_owned())
     });
-    let mut shown = json!({
-        "method": method.or(terms.map(|terms| &*terms.method)),
-        "url": url,
-        "path": path.map(without_query),
-        "query": has_query.then_some(MASK),
-        "headers": headers.collect::<Vec<_>>(),
-        "bytes": body.len(),
-    });
-    match std::str::from_utf8(body) {
-        Ok(text) => shown["body"] = text.into(),
-        Err(_) => shown["body_base64"] = STANDARD.encode(body).into(),
+    let (text, base64) = match std::str::from_utf8(body) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(STANDARD.encode(body))),
+    };
+    StoredRequestView {
+        method: method
+            .or(terms.map(|terms| &*terms.method))
+            .map(str::to_owned),
+        url: url.map(str::to_owned),
+        path: path.map(|path| without_query(path).to_owned()),
+        query: has_query.then_some(MASK),
+        headers: headers.collect(),
+        bytes: body.len(),
+        body: text,
+        body_base64: base64,
     }
-    shown
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
-use serde_json::{Value, json};
 
-use super::content::content_json;
-use super::spool::{attempt_json, item_json};
+use super::content::content_view;
+use super::spool::{attempt_view, item_view};
 use super::tenants::{BufferAccess, Principal};
+use super::views::{AttemptPage, WaitingReply};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer};
 use crate::bounds::PAGE_MAX;
 use crate::exchange::{Error, Reason, ResponseBody};
@@ -28,18 +28,11 @@ const PAGE: u32 = 50;
 /// Number of queries in one call for a caller who sees only a part of the entries.
 const OWN_PAGES: u32 = 10;
 
-/// Returns a page of a list as JSON, with `last` as the position of its last entry. Its `next` is
-/// the position after which the next page begins, or null if this page is not full.
-pub(super) fn page(
-    name: &str,
-    shown: Vec<Value>,
-    last: Option<i64>,
-    limit: u32,
-) -> Response<ResponseBody> {
-    let full = shown.len() >= limit as usize;
-    let next = last.filter(|_| full).map(|place| place.to_string());
-    let entries = [(name, Value::from(shown)), ("next", next.into())];
-    answer(&Value::from_iter(entries))
+/// Returns the position after which the next page begins, or `None` if this page of `shown` entries
+/// is not full. `last` is the position of its last entry.
+pub(super) fn next_page(shown: usize, last: Option<i64>, limit: u32) -> Option<String> {
+    let full = shown >= limit as usize;
+    last.filter(|_| full).map(|place| place.to_string())
 }
 
 pub(super) fn instant(key: &str, text: &str) -> Result<Millis, Error> {
@@ -163,10 +156,10 @@ impl SpoolHandle {
         }
         let change = match (&head.method, path) {
             (&Method::GET, [_]) => {
-                let mut shown = item_json(&item, buffer.as_ref());
+                let mut shown = item_view(&item, buffer.as_ref());
                 if flag(head, "body")? {
                     let body = self.store.body(Arc::clone(&item.id)).await?;
-                    shown["request"] = content_json(&item, buffer.as_ref(), &body);
+                    shown.request = Some(content_view(&item, buffer.as_ref(), &body));
                 }
                 return Ok(answer(&shown));
             }
@@ -197,7 +190,7 @@ impl SpoolHandle {
         let now = self.store.now();
         let item = self.store.alter(Arc::from(*id), change, now).await?;
         self.deliveries.changed(&item);
-        Ok(answer(&item_json(&item, buffer.as_ref())))
+        Ok(answer(&item_view(&item, buffer.as_ref())))
     }
 
     /// Answers `GET /v1/attempts` with a page of attempts. A client gets those of its own buffers,
@@ -226,7 +219,7 @@ impl SpoolHandle {
     /// may have fewer entries than asked for and still have a next one.
     async fn list_own_attempts(&self, mut query: ListQuery, own: &HashSet<i64>) -> Answered {
         let wanted = query.limit as usize;
-        let mut shown: Vec<Value> = Vec::new();
+        let mut shown = Vec::new();
         query.limit = PAGE_MAX;
         for _ in 0..OWN_PAGES {
             let attempts = self.store.attempts(query.clone()).await?;
@@ -234,7 +227,7 @@ impl SpoolHandle {
                 query.after = Some(*place);
                 if own.contains(&attempt.buffer) {
                     let buffer = self.store.buffer(attempt.buffer);
-                    shown.push(attempt_json(attempt, buffer.as_ref()));
+                    shown.push(attempt_view(attempt, buffer.as_ref()));
                 }
                 if shown.len() == wanted {
                     break;
@@ -248,17 +241,20 @@ impl SpoolHandle {
             }
         }
         let next = query.after.map(|place| place.to_string());
-        Ok(answer(&json!({ "attempts": shown, "next": next })))
+        let attempts = shown;
+        Ok(answer(&AttemptPage { attempts, next }))
     }
 
     async fn list_attempts(&self, query: ListQuery) -> Answered {
         let limit = query.limit;
         let attempts = self.store.attempts(query).await?;
         let next = attempts.last().map(|(place, _)| *place);
-        let shown = attempts
+        let next = next_page(attempts.len(), next, limit);
+        let attempts = attempts
             .iter()
-            .map(|(_, attempt)| attempt_json(attempt, self.store.buffer(attempt.buffer).as_ref()));
-        Ok(page("attempts", shown.collect(), next, limit))
+            .map(|(_, attempt)| attempt_view(attempt, self.store.buffer(attempt.buffer).as_ref()));
+        let attempts = attempts.collect();
+        Ok(answer(&AttemptPage { attempts, next }))
     }
 
     /// Returns the response with which the origin decided the item, or 202 with the item's state
@@ -269,7 +265,10 @@ impl SpoolHandle {
     async fn response(&self, id: &str, wait: Duration) -> Answered {
         let item = self.deliveries.over(&Arc::from(id), wait).await?;
         if item.status.is_live() {
-            let mut waiting = answer(&json!({ "id": &*item.id, "state": item.status.word() }));
+            let mut waiting = answer(&WaitingReply {
+                id: item.id,
+                state: item.status,
+            });
             *waiting.status_mut() = StatusCode::ACCEPTED;
             let second = HeaderValue::from_static("1");
             waiting.headers_mut().insert(header::RETRY_AFTER, second);

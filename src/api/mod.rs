@@ -10,6 +10,7 @@
 mod acquire;
 mod buffers;
 mod content;
+mod describe;
 mod figures;
 mod items;
 mod open_work;
@@ -20,18 +21,23 @@ mod report;
 mod spool;
 mod stats;
 mod tenants;
+mod views;
 
+pub use describe::{CallSpec, PortDescription};
 pub use figures::{BufferState, FigureCache, SpoolReport};
+pub use openapi::spool_calls;
 pub use push_throttle::PushThrottle;
 pub use spool::SpoolHandle;
+pub use views::ItemCounts;
 
 use std::sync::Arc;
 
 use acquire::{HeldPermits, KeptWork};
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Request, Response, header};
+use http::{Request, Response, header};
 use http_body::Body;
+use openapi::Described;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -158,6 +164,11 @@ impl Api {
         let path = head.uri.path().to_owned();
         let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let known = known.strip_prefix(&["v1"]).unwrap_or(&known);
+        match openapi::described(&head.method, known) {
+            Described::Yes => {}
+            Described::OtherMethod => return Err(wrong_method(&head)),
+            Described::No => return Err(no_such_call(&path)),
+        }
         if let [kind @ ("buffers" | "items" | "attempts"), rest @ ..] = known {
             let Some(spool) = &self.spool else {
                 let detail = format!("`{path}` needs a spool, and none is configured");
@@ -171,7 +182,7 @@ impl Api {
         }
         if let ["openapi.json"] = known {
             items::parameters(&head, &[])?;
-            return Ok(json(&openapi::document()));
+            return Ok(json(openapi::document()));
         }
         let mut parts = path.split('/').skip(2);
         let (kind, name, verb) = (parts.next(), parts.next(), parts.next());
@@ -182,10 +193,6 @@ impl Api {
         let target = target(call.policy, name)?;
         if !matches!(verb, "acquire" | "release" | "renew" | "report") {
             return Err(no_such_call(&path));
-        }
-        if head.method != Method::POST {
-            let detail = format!("`{path}` must be called with POST");
-            return Err(Error::new(Reason::MethodNotAllowed, detail));
         }
         items::parameters(&head, &[])?;
         record.matched(Arc::clone(&target.name), call.exchange.metrics_of(target));

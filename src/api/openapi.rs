@@ -1,93 +1,472 @@
-//! OpenAPI 3.1 description of the API. The schemas come from the types that parse the calls, and
-//! the paths from a table that a test compares with the API.
+//! Descriptions of all calls of the API. A call without a description here does not exist, because
+//! each request is compared with them first.
 
-use schemars::{Schema, SchemaGenerator};
-use serde_json::{Map, Value, json};
+use std::sync::LazyLock;
+
+use http::Method;
+use serde_json::{Value, json};
 
 use super::acquire::{AcquireRequest, PermitName};
 use super::buffers::{PauseSpec, PurgeSpec, RedriveSpec};
+use super::describe::{AnyBytes, CallSpec, PortDescription};
 use super::report::WorkReport;
-use crate::spool::{BufferSpec, ItemSpec};
+use super::views::{
+    AcquireReply, AttemptPage, BatchReply, BufferList, BufferView, DeleteReply, ItemPage, ItemView,
+    PurgeReply, RedriveReply, ReleaseReply, RenewReply, ReportReply, StatsReply, WaitingReply,
+};
+use crate::exchange::{Problem, Reason};
+use crate::spool::{BufferSpec, ItemSpec, ItemStatus, OUTCOMES};
 
-/// Description of one call: method, path, schema of the request body if it takes one, status on
-/// success and summary.
-type Described = (&'static str, &'static str, GivenBody, u16, &'static str);
-type GivenBody = &'static [fn(&mut SchemaGenerator) -> Schema];
+const READ: &str = "A client needs the scope `read`.";
+const PUSH: &str = "A client needs the scope `push`.";
+const MANAGE: &str = "A client needs the scope `manage`.";
+const PUSH_LINES: &str = "A client needs the scope `push`. The body may also be \
+    `application/x-ndjson`, with one object per line.";
+const KEY: &str = "Idempotency key of the push. The same key with the same content returns the \
+    first result.";
+const REPLAYED: &str = "Response of the origin with its own status and body, marked by \
+    `Outpace-Replay`, or an error.";
+const BYTES: &str = "application/octet-stream";
 
-macro_rules! calls {
-    ($($method:ident $path:literal $(, $body:ty)? => $status:literal, $summary:literal;)+) => {
-        &[$((
-            stringify!($method),
-            $path,
-            &[$(SchemaGenerator::subschema_for::<$body>)?],
-            $status,
-            $summary,
-        )),+]
-    };
+/// Calls for buffers, items and attempts, which operators may make, too.
+static SPOOL_CALLS: LazyLock<Vec<CallSpec>> = LazyLock::new(|| {
+    let groups = [
+        buffers(),
+        of_buffer(),
+        pushes(),
+        changes(),
+        items(),
+        item_changes(),
+    ];
+    let calls = groups.into_iter().flatten();
+    let spool = [Reason::SpoolDisabled, Reason::SpoolUnavailable];
+    calls.map(|call| call.refuses(&spool)).collect()
+});
+
+/// All other calls of the API.
+static TARGET_CALLS: LazyLock<Vec<CallSpec>> = LazyLock::new(targets);
+
+/// Returns the descriptions of the calls for buffers, items and attempts.
+pub fn spool_calls() -> &'static [CallSpec] {
+    &SPOOL_CALLS
 }
 
-/// All calls of the API, in the order of the document.
-const CALLS: &[Described] = calls! {
-    get "/v1/buffers" => 200, "Lists all buffers";
-    post "/v1/buffers", BufferSpec => 201, "Creates a buffer";
-    get "/v1/buffers/{buffer}" => 200, "Returns a buffer by id or name";
-    patch "/v1/buffers/{buffer}", BufferSpec => 200, "Changes the given fields of a buffer";
-    delete "/v1/buffers/{buffer}" => 200, "Removes a buffer; with `?force=true` also if it has unsent items";
-    get "/v1/buffers/{buffer}/items" => 200, "Returns a page of items, oldest first";
-    post "/v1/buffers/{buffer}/items", ItemSpec => 201, "Pushes an item; the response follows when the item is durable";
-    post "/v1/buffers/{buffer}/batch", Vec<ItemSpec> => 201, "Pushes several items in order, all or none";
-    get "/v1/buffers/{buffer}/stats" => 200, "Returns the number of items in each state and the reason for which the first one waits";
-    post "/v1/buffers/{buffer}/pause", PauseSpec => 200, "Stops sending items until the buffer is resumed";
-    post "/v1/buffers/{buffer}/resume" => 200, "Continues sending items of a paused buffer";
-    post "/v1/buffers/{buffer}/purge", PurgeSpec => 200, "Removes the items that are in a given state";
-    post "/v1/buffers/{buffer}/redrive", RedriveSpec => 200, "Sends dead letters and expired items again";
-    get "/v1/items/{item}" => 200, "Returns an item by id; with `?body=true` also its stored request";
-    delete "/v1/items/{item}" => 200, "Cancels an item that is not in flight";
-    get "/v1/items/{item}/attempts" => 200, "Returns the attempts of an item, latest first";
-    get "/v1/items/{item}/response" => 200, "Returns the origin's last response, 202 if the item is not over, or 410 if it is over without a complete response; `Prefer: wait=N` waits for up to N seconds";
-    post "/v1/items/{item}/cancel" => 200, "Cancels an item that is not in flight";
-    post "/v1/items/{item}/retry" => 200, "Sends an item as soon as the limits allow it";
-    post "/v1/items/{item}/skip" => 200, "Moves an item to the dead letters";
-    get "/v1/attempts" => 200, "Returns a page of attempts of all buffers, latest first";
-    get "/v1/openapi.json" => 200, "Returns this document";
-    post "/v1/targets/{target}/acquire", AcquireRequest => 200, "Waits for a slot of the target, and answers when it is due";
-    post "/v1/targets/{target}/release", PermitName => 200, "Returns a permit";
-    post "/v1/targets/{target}/renew", PermitName => 200, "Extends the hold time of a permit";
-    post "/v1/targets/{target}/report", WorkReport => 200, "Settles the cost of the work with a permit, and says if its origin refused it";
-};
+fn all() -> impl Iterator<Item = &'static CallSpec> {
+    SPOOL_CALLS.iter().chain(TARGET_CALLS.iter())
+}
 
-/// Builds the OpenAPI document with all calls and schemas.
-pub(super) fn document() -> Value {
-    let mut schemas = SchemaGenerator::default();
-    let mut paths = Map::new();
-    for &(method, path, body, status, what) in CALLS {
-        let parameters: Vec<Value> = path
-            .split(['{', '}'])
-            .skip(1)
-            .step_by(2)
-            .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
-            .collect();
-        let mut call = json!({
-            "summary": what,
-            "parameters": parameters,
-            "responses": {
-                status.to_string(): { "description": "Success", "content": { "application/json": {} } },
-                "default": { "description": "Error with its problem details (RFC 9457)", "content": { "application/problem+json": {} } },
-            },
-        });
-        for schema in body {
-            let schema = schema(&mut schemas);
-            call["requestBody"] =
-                json!({ "content": { "application/json": { "schema": schema } } });
+/// Result of a comparison of a request with the descriptions.
+pub(super) enum Described {
+    /// A call has this path and this method.
+    Yes,
+    /// Calls have this path, and none of them has the method.
+    OtherMethod,
+    /// No call has this path.
+    No,
+}
+
+/// Compares a request with the descriptions. `segments` are those of the path after `/v1`.
+pub(super) fn described(method: &Method, segments: &[&str]) -> Described {
+    let mut found = Described::No;
+    for call in all().filter(|call| call.is_at(segments)) {
+        if call.method == *method {
+            return Described::Yes;
         }
-        paths.entry(path).or_insert_with(|| json!({}))[method] = call;
+        found = Described::OtherMethod;
     }
-    json!({
-        "openapi": "3.1.0",
-        "info": { "title": "outpace", "version": env!("CARGO_PKG_VERSION") },
-        "paths": paths,
-        "components": { "schemas": schemas.take_definitions(true) },
-    })
+    found
+}
+
+/// Returns the OpenAPI document of the API, which is built once.
+pub(super) fn document() -> &'static Value {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(build);
+    &DOCUMENT
+}
+
+fn build() -> Value {
+    let common = [
+        Reason::MalformedRequest,
+        Reason::ClientTokenUnknown,
+        Reason::CrossSite,
+        Reason::UnsupportedType,
+        Reason::UnknownHost,
+    ];
+    let common = common.map(Reason::row);
+    let port = PortDescription {
+        title: "outpace API",
+        schemes: json!({
+            "clientBearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "NAME:TOKEN",
+                "description": "Name and token of a client of the configuration.",
+            },
+            "clientToken": {
+                "type": "apiKey",
+                "in": "header",
+                "name": "Outpace-Client-Token",
+                "description": "Name and token of a client, as `NAME:TOKEN`.",
+            },
+        }),
+        // Without `clients` in the configuration, callers on loopback need no token.
+        security: json!([{ "clientBearer": [] }, { "clientToken": [] }, {}]),
+        refusals: common.map(|row| (row.status.as_u16(), row.meaning)).into(),
+    };
+    port.document::<Problem<'_>>(all())
+}
+
+fn buffers() -> Vec<CallSpec> {
+    let shape = [
+        Reason::ScopeMissing,
+        Reason::HostNotAllowed,
+        Reason::PortNotAllowed,
+        Reason::Conflict,
+        Reason::NotStorable,
+        Reason::NotSpoolable,
+        Reason::SpoolFull,
+        Reason::SpoolShareFull,
+    ];
+    let known = [Reason::ScopeMissing, Reason::NotFound];
+    let own = [Reason::NotFound, Reason::OperatorsOnly];
+    vec![
+        CallSpec::get("/v1/buffers", "list_buffers", "Lists all buffers")
+            .needs(READ)
+            .answers::<BufferList>("200", "Buffers that the caller may see.")
+            .refuses(&[Reason::ScopeMissing]),
+        CallSpec::post("/v1/buffers", "create_buffer", "Creates a buffer")
+            .needs(MANAGE)
+            .takes::<BufferSpec>()
+            .answers::<BufferView>("200", "The same buffer exists already.")
+            .answers::<BufferView>("201", "The buffer is created.")
+            .refuses(&shape),
+        CallSpec::get(
+            "/v1/buffers/{buffer}",
+            "get_buffer",
+            "Returns a buffer by its id or name",
+        )
+        .needs(READ)
+        .answers::<BufferView>("200", "The buffer.")
+        .refuses(&known),
+        CallSpec::patch(
+            "/v1/buffers/{buffer}",
+            "change_buffer",
+            "Changes the given fields of a buffer",
+        )
+        .needs(MANAGE)
+        .takes::<BufferSpec>()
+        .answers::<BufferView>("200", "The changed buffer.")
+        .refuses(&shape)
+        .refuses(&own),
+        CallSpec::delete("/v1/buffers/{buffer}", "delete_buffer", "Removes a buffer")
+            .needs(MANAGE)
+            .query(
+                "force",
+                "Remove the buffer although it has unsent items.",
+                flag(),
+            )
+            .answers::<DeleteReply>("200", "The buffer is removed.")
+            .refuses(&known)
+            .refuses(&[Reason::OperatorsOnly, Reason::Conflict]),
+    ]
+}
+
+/// Describes the lists and figures of one buffer.
+fn of_buffer() -> Vec<CallSpec> {
+    let known = [Reason::ScopeMissing, Reason::NotFound];
+    vec![
+        page(
+            CallSpec::get(
+                "/v1/buffers/{buffer}/items",
+                "list_items",
+                "Returns a page of items, oldest first",
+            )
+            .needs(READ)
+            .query(
+                "state",
+                "Only items in this state.",
+                words(&ItemStatus::ALL.map(ItemStatus::word)),
+            )
+            .query("item", "Only the item with this id.", text()),
+        )
+        .answers::<ItemPage>("200", "Items that the caller may see.")
+        .refuses(&known),
+        CallSpec::get(
+            "/v1/buffers/{buffer}/stats",
+            "buffer_stats",
+            "Counts the items by state, with the cause for which the first one waits",
+        )
+        .needs(READ)
+        .answers::<StatsReply>("200", "Figures of the buffer.")
+        .refuses(&known)
+        .refuses(&[Reason::OperatorsOnly]),
+    ]
+}
+
+/// Describes the calls that push items into a buffer.
+fn pushes() -> Vec<CallSpec> {
+    let own = [
+        Reason::ScopeMissing,
+        Reason::NotFound,
+        Reason::OperatorsOnly,
+    ];
+    let pushes = [
+        Reason::OverrideNotAllowed,
+        Reason::KeyReused,
+        Reason::BodyTooLarge,
+        Reason::PushThrottled,
+        Reason::SpoolFull,
+        Reason::SpoolShareFull,
+        Reason::NotSpoolable,
+    ];
+    let batch = |path, id, summary| {
+        CallSpec::post(path, id, summary)
+            .needs(PUSH_LINES)
+            .field("Idempotency-Key", KEY, text())
+            .takes::<Vec<ItemSpec>>()
+            .answers::<BatchReply>("200", "An earlier call pushed the items.")
+            .answers::<BatchReply>("201", "All items are durable.")
+            .refuses(&own)
+            .refuses(&pushes)
+    };
+    vec![
+        CallSpec::post("/v1/buffers/{buffer}/items", "push_item", "Pushes an item")
+            .needs(PUSH)
+            .field("Idempotency-Key", KEY, text())
+            .takes::<ItemSpec>()
+            .takes_as::<AnyBytes>(BYTES)
+            .answers::<ItemView>("200", "An earlier call pushed the item.")
+            .answers::<ItemView>("201", "The item is durable.")
+            .refuses(&own)
+            .refuses(&pushes),
+        batch(
+            "/v1/buffers/{buffer}/batch",
+            "push_batch",
+            "Pushes several items in order, all or none",
+        ),
+        batch(
+            "/v1/buffers/{buffer}/items:batch",
+            "push_items_batch",
+            "Other name of `/v1/buffers/{buffer}/batch`",
+        ),
+    ]
+}
+
+/// Describes the calls that pause, resume, empty or redrive a buffer.
+fn changes() -> Vec<CallSpec> {
+    let own = [
+        Reason::ScopeMissing,
+        Reason::NotFound,
+        Reason::OperatorsOnly,
+    ];
+    vec![
+        CallSpec::post(
+            "/v1/buffers/{buffer}/pause",
+            "pause_buffer",
+            "Stops sending items until the buffer is resumed",
+        )
+        .needs(MANAGE)
+        .takes::<PauseSpec>()
+        .answers::<BufferView>("200", "The paused buffer.")
+        .refuses(&own),
+        CallSpec::post(
+            "/v1/buffers/{buffer}/resume",
+            "resume_buffer",
+            "Continues sending items of a paused buffer",
+        )
+        .needs(MANAGE)
+        .answers::<BufferView>("200", "The resumed buffer.")
+        .refuses(&own),
+        CallSpec::post(
+            "/v1/buffers/{buffer}/purge",
+            "purge_buffer",
+            "Removes the items that are in a given state",
+        )
+        .needs(MANAGE)
+        .takes::<PurgeSpec>()
+        .answers::<PurgeReply>("200", "Number of removed items.")
+        .refuses(&own),
+        CallSpec::post(
+            "/v1/buffers/{buffer}/redrive",
+            "redrive_buffer",
+            "Sends dead letters and expired items again",
+        )
+        .needs(MANAGE)
+        .takes::<RedriveSpec>()
+        .answers::<RedriveReply>("200", "Number of items that are sent again.")
+        .refuses(&own)
+        .refuses(&[Reason::Conflict]),
+    ]
+}
+
+/// Describes the calls that return items and attempts.
+fn items() -> Vec<CallSpec> {
+    let known = [Reason::ScopeMissing, Reason::NotFound];
+    let attempts = |call: CallSpec| {
+        let codes = json!({ "type": "integer", "minimum": 100, "maximum": 599 });
+        let call = call
+            .needs(READ)
+            .query("status", "Only attempts with this status code.", codes)
+            .query(
+                "outcome",
+                "Only attempts with this outcome.",
+                words(&OUTCOMES),
+            );
+        page(call)
+            .answers::<AttemptPage>("200", "Attempts, latest first.")
+            .refuses(&known)
+    };
+    vec![
+        CallSpec::get("/v1/items/{item}", "get_item", "Returns an item by its id")
+            .needs(READ)
+            .query("body", "Also return the stored request.", flag())
+            .answers::<ItemView>("200", "The item.")
+            .refuses(&known),
+        attempts(CallSpec::get(
+            "/v1/items/{item}/attempts",
+            "list_item_attempts",
+            "Returns the attempts of an item, latest first",
+        )),
+        CallSpec::get(
+            "/v1/items/{item}/response",
+            "get_item_response",
+            "Returns the origin's response that decided the item",
+        )
+        .needs(READ)
+        .field(
+            "Prefer",
+            "`wait=N` waits for up to N seconds, at most 60.",
+            text(),
+        )
+        .answers_as::<AnyBytes>("default", "*/*", REPLAYED)
+        .answers::<WaitingReply>("202", "The item is not over.")
+        .refuses(&known)
+        .refuses(&[Reason::NoResponse]),
+        attempts(
+            CallSpec::get(
+                "/v1/attempts",
+                "list_attempts",
+                "Returns a page of attempts of all buffers, latest first",
+            )
+            .query(
+                "buffer",
+                "Only attempts of this buffer, by its id or name.",
+                text(),
+            )
+            .query("item", "Only attempts of this item.", text()),
+        ),
+    ]
+}
+
+/// Describes the calls that cancel, retry or skip an item.
+fn item_changes() -> Vec<CallSpec> {
+    let cancel = "Cancels an item that is not in flight";
+    let retry = "Sends an item as soon as the limits allow it";
+    let again = "Other name of `/v1/items/{item}/retry`";
+    let skip = "Moves an item to the dead letters";
+    let calls = [
+        CallSpec::delete("/v1/items/{item}", "delete_item", cancel),
+        CallSpec::post("/v1/items/{item}/cancel", "cancel_item", cancel),
+        CallSpec::post("/v1/items/{item}/retry", "retry_item", retry),
+        CallSpec::post("/v1/items/{item}/retry_now", "retry_item_now", again),
+        CallSpec::post("/v1/items/{item}/skip", "skip_item", skip),
+    ];
+    let refusals = [
+        Reason::ScopeMissing,
+        Reason::NotFound,
+        Reason::OperatorsOnly,
+        Reason::Conflict,
+    ];
+    let calls = calls.into_iter().map(|call| {
+        call.needs(MANAGE)
+            .answers::<ItemView>("200", "The item in its new state.")
+            .refuses(&refusals)
+    });
+    calls.collect()
+}
+
+fn targets() -> Vec<CallSpec> {
+    let of_target = |call: CallSpec| call.refuses(&[Reason::NoSuchCall]);
+    let acquire = [
+        Reason::NoSuchScope,
+        Reason::WaitTooLong,
+        Reason::QueueFull,
+        Reason::ClientShareFull,
+        Reason::NotBookable,
+        Reason::LedgerUnavailable,
+    ];
+    vec![
+        CallSpec::get(
+            "/v1/openapi.json",
+            "get_api_description",
+            "Returns this document",
+        )
+        .answers::<serde_json::Map<String, Value>>("200", "OpenAPI document of this port."),
+        of_target(
+            CallSpec::post(
+                "/v1/targets/{target}/acquire",
+                "acquire",
+                "Waits for a slot of the target, and answers when it is due",
+            )
+            .takes::<AcquireRequest>()
+            .answers::<AcquireReply<'_>>("200", "The slot is due.")
+            .refuses(&acquire),
+        ),
+        of_target(
+            CallSpec::post(
+                "/v1/targets/{target}/release",
+                "release",
+                "Returns a permit",
+            )
+            .takes::<PermitName>()
+            .answers::<ReleaseReply>("200", "The permit is released."),
+        ),
+        of_target(
+            CallSpec::post(
+                "/v1/targets/{target}/renew",
+                "renew",
+                "Extends the hold time of a permit",
+            )
+            .takes::<PermitName>()
+            .answers::<RenewReply>("200", "The permit has a new hold time."),
+        ),
+        of_target(
+            CallSpec::post(
+                "/v1/targets/{target}/report",
+                "report",
+                "Settles the cost of the work, and records a refusal by its origin",
+            )
+            .takes::<WorkReport>()
+            .answers::<ReportReply<'_>>("200", "The report is taken."),
+        ),
+    ]
+}
+
+/// Adds the parameters that all lists have.
+fn page(call: CallSpec) -> CallSpec {
+    let limit = json!({ "type": "integer", "minimum": 0 });
+    call.query(
+        "since",
+        "Only entries since this instant.",
+        json!({ "type": "string", "format": "date-time" }),
+    )
+    .query("after", "`next` of the previous page.", text())
+    .query(
+        "limit",
+        "Number of entries on a page. A number beyond the maximum counts as the maximum.",
+        limit,
+    )
+}
+
+fn text() -> Value {
+    json!({ "type": "string" })
+}
+
+fn flag() -> Value {
+    json!({ "type": "boolean", "default": false })
+}
+
+fn words(words: &[&str]) -> Value {
+    json!({ "type": "string", "enum": words })
 }
 
 #[cfg(test)]
@@ -95,16 +474,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_has_every_call_with_its_fields() {
-        let document = document();
-        let fields = &document["components"]["schemas"]["BufferSpec"]["properties"];
-        for field in "name url method headers rate_limit max_retries backoff".split(' ') {
-            assert!(fields.get(field).is_some(), "{field}");
-        }
-        let items = &document["paths"]["/v1/buffers/{buffer}/items"];
-        assert!(items.get("get").is_some() && items["post"]["requestBody"].is_object());
-        let calls = document["paths"].as_object().unwrap().values();
-        let count: usize = calls.map(|path| path.as_object().unwrap().len()).sum();
-        assert_eq!(count, CALLS.len());
+    fn a_request_is_compared_with_the_descriptions() {
+        let of = |method: Method, path: &str| {
+            let segments: Vec<&str> = path.split('/').collect();
+            described(&method, &segments)
+        };
+        assert!(matches!(of(Method::GET, "buffers"), Described::Yes));
+        assert!(matches!(
+            of(Method::POST, "buffers/b/purge"),
+            Described::Yes
+        ));
+        assert!(matches!(
+            of(Method::GET, "buffers/b/purge"),
+            Described::OtherMethod
+        ));
+        assert!(matches!(of(Method::POST, "buffers/b/burn"), Described::No));
+        assert!(matches!(
+            of(Method::GET, "buffers/b/items/c"),
+            Described::No
+        ));
+        assert!(matches!(of(Method::GET, "targets"), Described::No));
     }
 }

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, StatusCode, header};
-use serde_json::json;
 
 use super::buffers::locate;
-use super::spool::item_json;
+use super::spool::item_view;
 use super::tenants::{Overriding, overriding_field};
+use super::views::{BatchEntry, BatchReply};
 use super::{Answered, ApiCall, SpoolHandle, bad, json as answer, parse};
 use crate::bounds::API_BATCH;
 use crate::delivery::{check_fields, check_method, check_path, check_port, check_target};
 use crate::exchange::{Error, Reason};
-use crate::spool::{Buffer, BufferOwner, IdempotencyKey, ItemSpec, NewItem, Pushed, Request};
+use crate::spool::{
+    Buffer, BufferOwner, IdempotencyKey, ItemSpec, ItemStatus, NewItem, Pushed, Request,
+};
 
 impl SpoolHandle {
     /// Pushes one item, which is JSON, or with `application/octet-stream` the plain body of the
@@ -45,7 +47,7 @@ impl SpoolHandle {
             return Err(Error::new(Reason::Internal, "nothing was pushed"));
         };
         let kept = self.store.item(Arc::clone(id)).await?;
-        let mut response = answer(&item_json(&kept, Some(buffer)));
+        let mut response = answer(&item_view(&kept, Some(buffer)));
         if !pushed.replayed {
             *response.status_mut() = StatusCode::CREATED;
         }
@@ -94,11 +96,13 @@ impl SpoolHandle {
         let pushed = self.store.push(buffer.number, items, once, &account, now);
         let pushed = pushed.await?;
         let Pushed { items, replayed } = pushed;
-        let items: Vec<_> = items
-            .iter()
-            .map(|(id, seq)| json!({ "id": &**id, "seq": seq, "state": "queued" }))
-            .collect();
-        let mut response = answer(&json!({ "items": items, "replayed": replayed }));
+        let items = items.into_iter().map(|(id, seq)| BatchEntry {
+            id,
+            seq,
+            state: ItemStatus::Queued,
+        });
+        let items = items.collect();
+        let mut response = answer(&BatchReply { items, replayed });
         if !replayed {
             *response.status_mut() = StatusCode::CREATED;
         }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::json;
 
 use super::acquire::duration;
+use super::views::ReportReply;
 use super::{Answered, Api, ApiCall, bad};
 use crate::bounds::COST_MAX;
 use crate::exchange::Error;
@@ -112,11 +112,11 @@ impl Api {
             .limited
             .then(|| call.exchange.refuse_work(&booked, &scope, after));
         let (scope, wait) = blocked.unzip();
-        Ok(super::json(&json!({
-            "target": &*target.name,
-            "cost": settled,
-            "blocked": scope.map(|scope| scope.to_string()),
-            "blocked_for": wait.map(|wait| wait.as_secs_f64()),
-        })))
+        Ok(super::json(&ReportReply {
+            target: &target.name,
+            cost: settled,
+            blocked: scope.map(|scope| scope.to_string()),
+            blocked_for: wait.map(|wait| wait.as_secs_f64()),
+        }))
     }
 }

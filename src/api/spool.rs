@@ -1,17 +1,16 @@
-//! Access of the API to the spool, and the JSON form of buffers, items and attempts.
+//! Access of the API to the spool, and its view of buffers, items and attempts.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
 
+use super::views::{AttemptView, BufferView, ItemView};
 use super::{ApiCall, CallBody, FigureCache, PushThrottle};
 use crate::delivery::{Deliveries, without_query};
 use crate::exchange::{Error, read_body};
 use crate::spool::{
-    Attempt, Buffer, BufferOwner, BufferSpec, Counts, Item, ItemStatus, Millis, Store, StoreError,
-    destination, live,
+    Attempt, Buffer, BufferSpec, Counts, Item, Millis, Store, StoreError, destination, live,
 };
 
 /// Text that the API shows instead of the value of a header field.
@@ -96,88 +95,77 @@ pub(super) fn time(at: Millis) -> String {
 
 /// Returns a buffer under the name by which its caller knows it. Without `counts` the caller may not
 /// know how many items there are.
-pub(super) fn buffer_json(buffer: &Buffer, name: &str, counts: Option<Counts>) -> Value {
+pub(super) fn buffer_view(buffer: &Buffer, name: &str, counts: Option<Counts>) -> BufferView {
     let terms = &buffer.terms;
     // The values and the query may be secrets, so only the names of the fields are shown.
-    let names = terms.headers.iter().map(|(name, _)| (name.as_str(), MASK));
-    let headers: Value = names.collect();
-    json!({
-        "id": &*buffer.id,
-        "name": name,
-        "owner": owner_json(&terms.owner),
-        "url": without_query(&terms.url),
-        "method": terms.method,
-        "headers": headers,
-        "sealed_headers": !terms.headers.is_empty() || terms.sealed.is_some(),
-        "rate_limit": terms.rate_limit,
-        "max_retries": terms.max_retries,
-        "backoff": terms.backoff,
-        "order": if terms.concurrency == 1 { "strict" } else { "none" },
-        "concurrency": terms.concurrency,
-        "timeout": terms.timeout_ms as f64 / 1000.0,
-        "max_age": terms.max_age_ms.map(|age| age as f64 / 1000.0),
-        "delivery": terms.guarantee,
-        "on_exhausted": terms.on_exhausted,
-        "paused": buffer.paused.as_deref(),
-        "created_at": time(buffer.created),
-        "allow": terms.allow,
-        "clients": terms.clients,
-        "items": counts.map(counts_json),
-    })
-}
-
-fn owner_json(owner: &BufferOwner) -> Value {
-    match owner {
-        BufferOwner::Client(name) => json!({ "client": name }),
-        BufferOwner::Local => json!("local"),
-        BufferOwner::Declared => json!("configuration"),
-        BufferOwner::Overflow => json!("outpace"),
+    let names = terms.headers.iter().map(|(name, _)| (name.clone(), MASK));
+    BufferView {
+        id: Arc::clone(&buffer.id),
+        name: name.to_owned(),
+        owner: (&terms.owner).into(),
+        url: without_query(&terms.url).to_owned(),
+        method: terms.method.clone(),
+        headers: names.collect(),
+        sealed_headers: !terms.headers.is_empty() || terms.sealed.is_some(),
+        rate_limit: terms.rate_limit,
+        max_retries: terms.max_retries,
+        backoff: terms.backoff.clone(),
+        order: if terms.concurrency == 1 {
+            "strict"
+        } else {
+            "none"
+        },
+        concurrency: terms.concurrency,
+        timeout: terms.timeout_ms as f64 / 1000.0,
+        max_age: terms.max_age_ms.map(|age| age as f64 / 1000.0),
+        delivery: terms.guarantee,
+        on_exhausted: terms.on_exhausted,
+        paused: buffer.paused.clone(),
+        created_at: time(buffer.created),
+        allow: terms.allow.clone(),
+        clients: terms.clients.clone(),
+        items: counts.map(Into::into),
     }
 }
 
-pub(super) fn counts_json(counts: Counts) -> Value {
-    let counts = ItemStatus::ALL.iter().zip(counts);
-    let counts = counts.map(|(status, count)| (status.word(), count));
-    counts.collect()
+pub(super) fn item_view(item: &Item, buffer: Option<&Buffer>) -> ItemView {
+    ItemView {
+        id: Arc::clone(&item.id),
+        reference: item.reference(),
+        buffer: buffer.map(|buffer| Arc::clone(&buffer.id)),
+        seq: item.seq,
+        state: item.status,
+        created_at: time(item.kept),
+        not_before: time(item.not_before),
+        expires_at: item.expires.map(time),
+        finished_at: item.finished.map(time),
+        attempts: item.attempts,
+        retries: item.retries,
+        refusals: item.refusals,
+        maybe_duplicate: item.maybe_duplicate,
+        last_status: item.last_status,
+        last_error: item.last_error.clone(),
+        metadata: item.request.metadata.clone(),
+        request: None,
+    }
 }
 
-pub(super) fn item_json(item: &Item, buffer: Option<&Buffer>) -> Value {
-    json!({
-        "id": &*item.id,
-        "reference": item.reference(),
-        "buffer": buffer.map(|buffer| &*buffer.id),
-        "seq": item.seq,
-        "state": item.status.word(),
-        "created_at": time(item.kept),
-        "not_before": time(item.not_before),
-        "expires_at": item.expires.map(time),
-        "finished_at": item.finished.map(time),
-        "attempts": item.attempts,
-        "retries": item.retries,
-        "refusals": item.refusals,
-        "maybe_duplicate": item.maybe_duplicate,
-        "last_status": item.last_status,
-        "last_error": item.last_error,
-        "metadata": item.request.metadata,
-    })
-}
-
-pub(super) fn attempt_json(attempt: &Attempt, buffer: Option<&Buffer>) -> Value {
+pub(super) fn attempt_view(attempt: &Attempt, buffer: Option<&Buffer>) -> AttemptView {
     let response = attempt.response.as_ref();
-    json!({
-        "item": &*attempt.item,
-        "buffer": buffer.map(|buffer| &*buffer.id),
-        "n": attempt.number,
-        "started_at": time(attempt.started),
-        "waited_ms": attempt.waited,
-        "took_ms": attempt.took,
-        "outcome": &*attempt.outcome,
-        "status": attempt.status,
-        "error": attempt.error,
-        "next_attempt_at": attempt.next.map(time),
-        "maybe_duplicate": attempt.maybe_duplicate,
-        "response_headers": response.map(|kept| &kept.headers),
-        "response_body": response.map(|kept| String::from_utf8_lossy(&kept.body)),
-        "truncated": response.is_some_and(|kept| kept.truncated),
-    })
+    AttemptView {
+        item: Arc::clone(&attempt.item),
+        buffer: buffer.map(|buffer| Arc::clone(&buffer.id)),
+        n: attempt.number,
+        started_at: time(attempt.started),
+        waited_ms: attempt.waited,
+        took_ms: attempt.took,
+        outcome: Arc::clone(&attempt.outcome),
+        status: attempt.status,
+        error: attempt.error.clone(),
+        next_attempt_at: attempt.next.map(time),
+        maybe_duplicate: attempt.maybe_duplicate,
+        response_headers: response.map(|kept| kept.headers.clone()),
+        response_body: response.map(|kept| String::from_utf8_lossy(&kept.body).into_owned()),
+        truncated: response.is_some_and(|kept| kept.truncated),
+    }
 }

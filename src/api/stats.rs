@@ -1,11 +1,11 @@
 //! `GET /v1/buffers/{id}/stats`: the items of a buffer, its first item and what it waits for, and an
 //! estimate of the time after which the buffer is empty.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
-
-use super::spool::{counts_json, item_json, time};
+use super::spool::{item_view, time};
+use super::views::{SpoolUse, StatsReply};
 use super::{Answered, ApiCall, SpoolHandle, json as answer};
 use crate::bounds::LATE_MAX;
 use crate::delivery::head_of;
@@ -40,33 +40,39 @@ impl SpoolHandle {
         let target = target_wait(call, buffer, live(&counts));
         let wait = self.item_wait(buffer, first, now).await?;
         let empty = empty_in(buffer, live(&counts), wait, &target);
-        Ok(answer(&json!({
-            "buffer": &*buffer.id,
-            "items": counts_json(counts),
-            "head": first.map(|item| item_json(item, Some(buffer))),
-            "head_waits_for": first.map(|item| reason(buffer, item, now, &target)),
-            "oldest_at": first.map(|item| time(item.kept)),
-            "rate_limit": buffer.terms.rate_limit,
-            "empty_in_s": empty.map(|wait| wait.as_secs_f64()),
-            "spool": self.used_by(call),
-        })))
+        Ok(answer(&StatsReply {
+            buffer: Arc::clone(&buffer.id),
+            items: counts.into(),
+            head: first.map(|item| item_view(item, Some(buffer))),
+            head_waits_for: first.map(|item| reason(buffer, item, now, &target)),
+            oldest_at: first.map(|item| time(item.kept)),
+            rate_limit: buffer.terms.rate_limit,
+            empty_in_s: empty.map(|wait| wait.as_secs_f64()),
+            spool: self.used_by(call),
+        }))
     }
 
     /// Returns the use of the spool by the caller, or by all for an operator.
-    fn used_by(&self, call: &ApiCall<'_>) -> serde_json::Value {
+    fn used_by(&self, call: &ApiCall<'_>) -> SpoolUse {
         let usage = self.store.usage();
         let account = call.account();
         let clients = usage.clients.iter();
         let mut own = clients.filter(|(name, _)| Some(name) == account.client.as_ref());
         let own = own.next().map(|(_, own)| *own).unwrap_or_default();
         match &account.client {
-            Some(_) => json!({
-                "bytes": own.bytes,
-                "max_bytes": account.share.max.map_or(usage.max, |max| max.min(usage.max)),
-                "items": own.items,
-                "max_items": account.share.items,
-            }),
-            None => json!({ "bytes": usage.used, "max_bytes": usage.max }),
+            Some(_) => SpoolUse::Client {
+                bytes: own.bytes,
+                max_bytes: account
+                    .share
+                    .max
+                    .map_or(usage.max, |max| max.min(usage.max)),
+                items: own.items,
+                max_items: account.share.items,
+            },
+            None => SpoolUse::All {
+                bytes: usage.used,
+                max_bytes: usage.max,
+            },
         }
     }
 

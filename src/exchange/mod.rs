@@ -51,6 +51,7 @@ pub use error::Error;
 pub use handover::{Handover, IdleSide};
 pub use head::{LINE_BYTES, check_http2_head, line_too_long};
 pub use idle::{client_stalled, read_body};
+pub use problem::Problem;
 pub use reason::{Reason, table};
 pub use record::{
     BodyLocation, ClientIdentity, DeliveredItem, ExchangeId, Ingress, Record, Recorder, Recording,

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Response, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::error::Error;
@@ -15,8 +16,8 @@ use crate::semantics;
 
 /// Body of an error response (RFC 9457). The `error` object is for API clients, which read their
 /// messages from there.
-#[derive(Debug, Serialize)]
-struct Problem<'a> {
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Problem<'a> {
     r#type: String,
     title: &'a str,
     status: u16,
@@ -35,7 +36,8 @@ struct Problem<'a> {
     error: ErrorObject<'a>,
 }
 
-#[derive(Debug, Serialize)]
+/// Error in the form in which SDKs of common APIs look for it.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ErrorObject<'a> {
     message: &'a str,
     r#type: &'a str,

@@ -1,11 +1,12 @@
 //! Rules for the wait before a failed item is sent again.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Millis;
 
 /// Rule for the wait before a failed item is sent again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Backoff {
     /// Waits `base × 2^retries`, at most `max`.

@@ -66,6 +66,7 @@ mod logging;
 mod memory;
 mod metrics;
 mod occupied;
+mod openapi;
 mod operators;
 mod origin_auth;
 mod outage;
