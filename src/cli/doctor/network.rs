@@ -50,13 +50,14 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy) -> Vec<Finding>
         tried.map(|(origin, knows_scheme)| problem(&connector, policy, origin, *knows_scheme));
     let tried = join_all(tried).await;
     let count = tried.len();
-    findings.extend(verdicts(tried.into_iter().flatten().collect(), count));
+    let problems: Vec<Finding> = tried.into_iter().flatten().collect();
+    findings.extend(verdicts(&problems, count));
     findings
 }
 
 /// Returns the findings of all checks about `tried` origins. An origin that failed one check has not
 /// reached the later ones.
-fn verdicts(problems: Vec<Finding>, tried: usize) -> Vec<Finding> {
+fn verdicts(problems: &[Finding], tried: usize) -> Vec<Finding> {
     let (mut findings, mut left) = (Vec::new(), tried);
     for (check, detail) in CHECKS {
         let of_check = problems.iter().filter(|problem| problem.check() == check);
@@ -217,7 +218,7 @@ mod tests {
 
     fn told(problems: &[&'static str], tried: usize) -> Vec<Verdict> {
         let problems = problems.iter().map(|check| Finding::fault(check, "x", "y"));
-        let findings = verdicts(problems.collect(), tried);
+        let findings = verdicts(&problems.collect::<Vec<_>>(), tried);
         findings.iter().map(|one| one.verdict).collect()
     }
 
