@@ -73,7 +73,7 @@ pub const WAITERS_PER_TARGET: usize = 20_000;
 /// Listeners: proxy, route, intercepted.
 pub const CLIENT_SHARE_PERCENT: u32 = 50;
 /// Percentage of `bodies.memory_total` that bodies may occupy. The rest is for the heads of
-/// requests that wait.
+/// requests that wait, and for bytes of bodies on their way to a file.
 ///
 /// Beyond it: a body goes to a file without a name, or is streamed once.
 pub const HELD_BODIES_PERCENT: u64 = 75;

@@ -259,10 +259,15 @@ async fn p14_held_bodies_leave_memory_for_heads() {
         held.push(hold(&program, 1, 60_000).await);
         until(&program, WAITING, |count| count >= f64::from(number)).await;
     }
+    // Bytes on their way to a file may exceed the bound for a moment.
     let (series, most) = ("outpace_bodies_buffered_bytes", f64::from(1 << 20) * 0.75);
-    until(&program, series, |buffered| buffered > most - 80_000.0).await;
-    let buffered = program.metric(series).await;
-    assert!(buffered <= most, "{buffered}");
+    let is_near = |bytes: f64| bytes > most - 80_000.0 && bytes <= most;
+    until(&program, series, is_near).await;
+    for number in 21..=23_u32 {
+        held.push(hold(&program, 1, 60_000).await);
+        until(&program, WAITING, |count| count >= f64::from(number)).await;
+        until(&program, series, is_near).await;
+    }
     drop(held);
 }
 
