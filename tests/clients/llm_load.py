@@ -10,7 +10,8 @@ def words(tokens):
 
 def prompt(call):
     head = " ".join(f"{name}={call[name]}" for name in ("input", "cached", "written", "output"))
-    return head.ljust(4 * call["input"], "x") + " ."
+    tokens = call["input"] + call["cached"] + call["written"]
+    return head.ljust(4 * tokens, "x") + " ."
 
 
 async def run_cell(cell, replicas, parallel, connect, ask):

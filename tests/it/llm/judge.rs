@@ -106,7 +106,7 @@ pub(super) fn judge(name: &str, log: &[FakeEntry], cells: &[Cell], budgets: Budg
     );
     assert!(least >= SHORT_USE, "{name}: {:.1} % used", least * 100.0);
     let most = match is_long {
-        true => REFUSED * log.len() as f64 + cells.len() as f64,
+        true => REFUSED * log.len() as f64,
         false => SHORT_REFUSED * log.len() as f64,
     };
     assert!(refused as f64 <= most, "{name}: {refused} of {}", log.len());

@@ -66,11 +66,11 @@ impl Numbers {
         (from * (to / from).powf(self.next())) as u64
     }
 
-    fn call(&mut self) -> Call {
+    fn call(&mut self, has_cache: bool) -> Call {
         let input = self.tokens(50.0, 8000.0);
         let output = self.tokens(20.0, 4000.0);
         // A third of the calls use the cache, which costs them the part that they write.
-        let caches = self.next() < 0.33;
+        let caches = has_cache && self.next() < 0.33;
         let part = |part: u64| if caches { input / part } else { 0 };
         Call {
             input: input - part(4),
@@ -83,8 +83,13 @@ impl Numbers {
 }
 
 /// Makes the cells of an API, with as many calls as fill each budget for the time of the test. `cost`
-/// returns the largest share of a budget that a call uses, in its units.
-pub(super) fn cells(modes: &[&'static str], cost: fn(&Call) -> u64) -> Vec<Cell> {
+/// returns the largest share of a budget that a call uses, in its units. `has_cache` is true if the
+/// API counts tokens apart that its cache holds.
+pub(super) fn cells(
+    modes: &[&'static str],
+    cost: fn(&Call) -> u64,
+    has_cache: bool,
+) -> Vec<Cell> {
     let mut numbers = Numbers(7);
     let all = modes
         .iter()
@@ -93,7 +98,7 @@ pub(super) fn cells(modes: &[&'static str], cost: fn(&Call) -> u64) -> Vec<Cell>
         let mut left = BUDGET + BUDGET * seconds() / WINDOW.as_secs();
         let mut calls = Vec::new();
         while left > 0 {
-            let call = numbers.call();
+            let call = numbers.call(has_cache);
             left = left.saturating_sub(cost(&call));
             calls.push(call);
         }

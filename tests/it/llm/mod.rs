@@ -42,6 +42,8 @@ struct Sdk {
     modes: &'static [&'static str],
     budgets: Budgets,
     cost: fn(&Call) -> u64,
+    /// True if the API counts tokens apart that its cache holds.
+    has_cache: bool,
     /// Part by which a meter may exceed what the fake counted, because nothing is settled.
     excess: f64,
 }
@@ -52,7 +54,7 @@ impl Sdk {
             return;
         }
         let site = Site::start(self.heading, vendor, REPLICAS).await;
-        let cells = cells(self.modes, self.cost);
+        let cells = cells(self.modes, self.cost, self.has_cache);
         send(self.script, &site.programs, &cells).await;
         settled(self.name, &site, &cells, self.budgets, self.excess).await;
     }
@@ -89,6 +91,7 @@ async fn budgets_of_openai_are_used_by_its_sdk() {
         ],
         budgets: TOKENS,
         cost: announced,
+        has_cache: false,
         excess: ROUNDING,
     };
     let mut openai = OpenAi::new(MANY, BUDGET, WINDOW);
@@ -106,6 +109,7 @@ async fn budgets_of_apis_that_count_used_tokens_are_used_by_the_sdk_of_openai() 
         modes: &["chat", "chat-stream", "responses", "responses-stream"],
         budgets: TOKENS,
         cost: total,
+        has_cache: false,
         excess: 0.0,
     };
     let mut openai = OpenAi::new(MANY, BUDGET, WINDOW);
@@ -124,6 +128,7 @@ async fn budgets_of_anthropic_are_used_by_its_sdk() {
         modes: &["messages", "messages-stream"],
         budgets: BOTH,
         cost: input,
+        has_cache: true,
         excess: 0.0,
     };
     let mut anthropic = Anthropic::new(MANY, BUDGET, BUDGET, WINDOW);
@@ -141,6 +146,7 @@ async fn budgets_of_gemini_are_used_by_its_sdk() {
         modes: &["generate", "generate-stream"],
         budgets: INPUT,
         cost: input,
+        has_cache: false,
         excess: 0.0,
     };
     sdk.run(Gemini::new(MANY, BUDGET, WINDOW)).await;
@@ -195,7 +201,7 @@ async fn budgets_of_bedrock_are_used_over_plain_http() {
     let mut bedrock = Bedrock::new(MANY, BUDGET, WINDOW);
     bedrock.takes = TAKES;
     let site = Site::start("Bedrock", bedrock, REPLICAS).await;
-    let cells = cells(&["converse", "invoke"], total);
+    let cells = cells(&["converse", "invoke"], total, true);
     bedrock::send(&site.programs, &cells).await;
     settled("bedrock", &site, &cells, TOKENS, 0.0).await;
 }
