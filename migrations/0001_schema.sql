@@ -69,9 +69,12 @@ create table outpace.schedule (
   mark         int8   not null default 0,    -- token: theoretical arrival time, fixed: newest window,
                                              -- sliding: last settlement above its estimate
   used         int8   not null default 0,    -- fixed: units used in the newest window, sliding: units
-                                             -- that settlements added
-  log_at       int8[] not null default '{}', -- sliding: instants, ascending
-  log_units    int8[] not null default '{}', -- sliding: units sent at these instants
+                                             -- that settlements added, token: theoretical arrival
+                                             -- time if only the known costs were used
+  log_at       int8[] not null default '{}', -- sliding: instants, ascending, token: instants at which
+                                             -- the origin's bucket may have been full
+  log_units    int8[] not null default '{}', -- sliding: units sent at these instants, token: the
+                                             -- theoretical arrival times that follow from them
   reserves     int8[] not null default '{}', -- by lane: instant up to which its reserve is used
   agreed_ns    int8   not null default 0,    -- last call under these numbers
   settled      int8   not null default 0,    -- part of mark or used that settlements added
@@ -147,6 +150,7 @@ create type outpace.ask as (
   "limit"  text,
   key      text,
   spec     jsonb,                           -- numbers of the replica's policy
+  settles  bool,                            -- true if costs of the limit are settled
   max_keys int8,                            -- number of keys that are counted separately
   held     int8,                            -- permits that the replica holds
   seen     jsonb,                           -- the schedule as the replica last received it

@@ -102,8 +102,12 @@ begin
   if whole then
     update outpace.target set blocked_ns = least(blocked_ns, outpace.clock_v1()), phase = 0 where name = p_target;
     -- The block has drained the token buckets until its end.
-    update outpace.schedule s set mark = outpace.clock_v1() + s.tolerance_ns, settled = 0
-     where s.target = p_target and s.kind = 'token' and s.mark > outpace.clock_v1() + s.tolerance_ns;
+    update outpace.schedule s
+       set mark = now_ns + s.tolerance_ns, settled = 0, used = least(s.used, now_ns),
+           log_at = case when s.log_at <> '{}' then array[now_ns] else '{}' end,
+           log_units = case when s.log_at <> '{}' then array[now_ns + s.tolerance_ns] else '{}' end
+      from (select outpace.clock_v1() as now_ns) c
+     where s.target = p_target and s.kind = 'token' and s.mark > now_ns + s.tolerance_ns;
   end if;
   insert into outpace.target (name, server_ns, lifted_ns) values (p_target, outpace.started_v1(), outpace.clock_v1())
     on conflict (name) do update set lifted_ns = excluded.lifted_ns;

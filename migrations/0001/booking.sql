@@ -124,6 +124,9 @@ begin
     -- Written at most a few times a second, because the row is hot.
     w.agreed_ns := now_ns;
   end if;
+  if r.settles and w.kind = 'token' and cardinality(w.log_at) = 0 then
+    w.used := 0; w.log_at := array[0]; w.log_units := array[w.mark];
+  end if;
   if r.seen is not null or r.unbooked <> '[]' then w := outpace.reported_v1(w, r, p); end if;
   if w is distinct from stored then perform outpace.save_schedule_v1(w); end if;
   return w;

@@ -19,7 +19,7 @@ begin
   -- Many late refusals count as one event, so only a block with a later end is new.
   if p_until <= greatest(outpace.clock_v1(), t.clock_ns) or p_until <= t.blocked_ns then return t.epoch; end if;
   update outpace.target set blocked_ns = p_until, phase = 1, epoch = t.epoch + 1 where name = p_target;
-  perform outpace.save_schedule_v1(outpace.raised_v1(s, outpace.plus_v1(p_until, 1, s.tolerance_ns)))
+  perform outpace.save_schedule_v1(outpace.raised_v1(s, p_until, outpace.plus_v1(p_until, 1, s.tolerance_ns)))
      from outpace.schedule s where s.target = p_target and s.kind = 'token';
   perform pg_notify('outpace', p_target);
   return t.epoch + 1;
@@ -36,10 +36,10 @@ begin
   if found then perform pg_notify('outpace', p_target); end if;
 end $$;
 
--- Adds `p_units` to the cost that was booked. The number is negative if a request cost less than
--- its estimate.
-create function outpace.correct_v1(p_target text, p_limit text, p_key text, p_units int8) returns void
-language plpgsql volatile as $$
+-- Adds `p_units` to the cost that was booked at `p_booked` or before. The number is negative if a
+-- request cost less than its estimate. It is known to have used `p_used` more.
+create function outpace.correct_v1(p_target text, p_limit text, p_key text, p_units int8, p_used int8, p_booked int8)
+returns void language plpgsql volatile as $$
 declare w outpace.schedule; now_ns int8;
 begin
   perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
@@ -50,7 +50,7 @@ begin
    order by s.key = p_key desc limit 1;
   if not found then return; end if;
   select greatest(outpace.clock_v1(), clock_ns) into now_ns from outpace.target where name = p_target;
-  perform outpace.save_schedule_v1(outpace.corrected_v1(w, p_units, now_ns));
+  perform outpace.save_schedule_v1(outpace.corrected_v1(w, p_units, p_used, p_booked, now_ns));
 end $$;
 
 -- Returns the secret for the digests of secret keys. Without one, `p_candidate` becomes the secret.

@@ -121,24 +121,37 @@ begin
 end $$;
 
 -- Moves the theoretical arrival time of a token bucket to `t` or later, with and without the
--- settlements.
-create function outpace.raised_v1(w outpace.schedule, t int8) returns outpace.schedule
+-- settlements. The bucket is full at `from_ns`. If its costs are settled, the log has the last
+-- instants at which the origin's bucket may have been full (src/schedule/starts.rs).
+create function outpace.raised_v1(w outpace.schedule, from_ns int8, t int8) returns outpace.schedule
 language plpgsql immutable as $$
-declare booked int8 := greatest(w.mark - w.settled, t);
+declare booked int8 := greatest(w.mark - w.settled, t); l int;
 begin
   w.mark := greatest(w.mark, t); w.settled := w.mark - booked;
+  if w.log_at = '{}' then return w; end if;
+  l := cardinality(w.log_at);
+  while l > 0 and w.log_units[l] <= t loop l := l - 1; end loop;
+  w.log_at := w.log_at[1:l]; w.log_units := w.log_units[1:l];
+  if l = 0 or t > w.used then w.log_at := w.log_at || from_ns; w.log_units := w.log_units || t; end if;
+  w.used := greatest(w.used, t);
+  if cardinality(w.log_at) > 8 then
+    w.log_at := w.log_at[1] || w.log_at[3:]; w.log_units := w.log_units[1] || w.log_units[3:];
+  end if;
   return w;
 end $$;
 
 -- Returns the schedule after `units` are sent at `t`.
 create function outpace.booked_v1(w outpace.schedule, lost int8, t int8, units int8)
 returns outpace.schedule language plpgsql immutable as $$
-declare l int;
+declare l int; i int8;
 begin
   if w.kind = 'token' then
-    if w.settled > 0 then w := outpace.raised_v1(w, t); end if;
-    w.mark := outpace.plus_v1(greatest(w.mark, t),
-                              outpace.share_interval_v1(w.interval_ns, w.period_ns, lost), units);
+    if w.settled > 0 or w.log_at <> '{}' then w := outpace.raised_v1(w, t, t); end if;
+    i := outpace.share_interval_v1(w.interval_ns, w.period_ns, lost);
+    w.mark := outpace.plus_v1(greatest(w.mark, t), i, units);
+    for k in 1 .. cardinality(w.log_at) loop
+      w.log_units[k] := outpace.plus_v1(w.log_units[k], i, units);
+    end loop;
     return w;
   end if;
   units := greatest(1, least(units, greatest(w.n, 1)));
@@ -161,17 +174,24 @@ end $$;
 create function outpace.filled_v1(w outpace.schedule, t int8) returns outpace.schedule
 language plpgsql immutable as $$
 begin
-  if w.kind = 'token' then w := outpace.raised_v1(w, outpace.plus_v1(t, 1, w.tolerance_ns));
+  if w.kind = 'token' then w := outpace.raised_v1(w, t, outpace.plus_v1(t, 1, w.tolerance_ns));
   elsif w.kind = 'sliding' then w.log_at := array[t]; w.log_units := array[w.n];
   elsif w.kind = 'fixed' then w.mark := t / w.period_ns; w.used := w.n;
   end if;
   return w;
 end $$;
 
+-- Returns the theoretical arrival time `mark` at `t` under another interval. What was used stays
+-- used.
+create function outpace.converted_v1(mark int8, t int8, old_ns int8, new_ns int8) returns int8
+language sql immutable as $$
+  select outpace.plus_v1(t, outpace.div_ceil_v1(least(greatest(mark - t, 0), 9000000000000000000 - old_ns), old_ns), new_ns)
+$$;
+
 -- Returns the schedule `w` under the numbers of `v`. What was used stays used.
 create function outpace.adopted_v1(w outpace.schedule, v outpace.schedule, t int8)
 returns outpace.schedule language plpgsql immutable as $$
-declare a outpace.schedule := w; owed int8; booked int8;
+declare a outpace.schedule := w;
 begin
   a.kind := v.kind; a.n := v.n; a.period_ns := v.period_ns; a.interval_ns := v.interval_ns;
   a.tolerance_ns := v.tolerance_ns; a.guard_ns := v.guard_ns; a.agreed_ns := t;
@@ -180,10 +200,12 @@ begin
     return outpace.filled_v1(a, t);
   end if;
   if v.kind = 'token' then
-    owed := least(greatest(w.mark - t, 0), 9000000000000000000 - w.interval_ns);
-    booked := least(greatest(w.mark - w.settled - t, 0), 9000000000000000000 - w.interval_ns);
-    a.mark := outpace.plus_v1(t, outpace.div_ceil_v1(owed, w.interval_ns), v.interval_ns);
-    a.settled := a.mark - outpace.plus_v1(t, outpace.div_ceil_v1(booked, w.interval_ns), v.interval_ns);
+    a.mark := outpace.converted_v1(w.mark, t, w.interval_ns, v.interval_ns);
+    a.settled := a.mark - outpace.converted_v1(w.mark - w.settled, t, w.interval_ns, v.interval_ns);
+    if w.log_at <> '{}' then a.used := outpace.converted_v1(w.used, t, w.interval_ns, v.interval_ns); end if;
+    for k in 1 .. cardinality(w.log_at) loop
+      a.log_units[k] := outpace.converted_v1(w.log_units[k], t, w.interval_ns, v.interval_ns);
+    end loop;
   elsif v.kind = 'sliding' then
     a.used := least(a.used, a.n);
     return outpace.trimmed_v1(a);
@@ -202,6 +224,10 @@ begin
   if w.kind = 'token' or (w.kind = 'fixed' and w.mark = seen.mark) then
     if w.kind = 'token' then
       booked := greatest(w.mark - w.settled, seen.mark - seen.settled);
+      if w.log_at <> '{}' and seen.mark > w.mark then
+        if seen.log_at = '{}' then seen.used := 0; seen.log_at := array[0]; seen.log_units := array[seen.mark]; end if;
+        w.used := seen.used; w.log_at := seen.log_at; w.log_units := seen.log_units;
+      end if;
       w.mark := greatest(w.mark, seen.mark); w.settled := w.mark - booked;
     else
       booked := greatest(w.used - w.settled, seen.used - seen.settled);
@@ -241,36 +267,60 @@ begin
     if t / w.period_ns = w.mark then w.used := outpace.plus_v1(w.used, 1, units); return w; end if;
   elsif w.kind = 'token' then
     -- Several replicas report the same span of time one after the other.
-    w := case when t + w.period_ns <= now_ns then outpace.raised_v1(w, outpace.plus_v1(t, w.interval_ns, units))
+    w := case when t + w.period_ns <= now_ns then outpace.raised_v1(w, t, outpace.plus_v1(t, w.interval_ns, units))
               else outpace.booked_v1(w, 0, t, units) end;
     i := case when lost > 0 then outpace.share_interval_v1(w.interval_ns, w.period_ns, lost) end;
-    return case when i is null then w else outpace.raised_v1(w, outpace.plus_v1(t, i, units)) end;
+    return case when i is null then w else outpace.raised_v1(w, t, outpace.plus_v1(t, i, units)) end;
   end if;
   return outpace.booked_v1(w, 0, t, units);
 end $$;
 
--- Returns the schedule after a correction of its cost by `units`, which may be negative.
-create function outpace.corrected_v1(w outpace.schedule, units int8, now_ns int8)
+-- Returns the token bucket after a correction of a cost that was booked at `booked` or before, by
+-- `units`. Units come back as far as the origin's bucket had room for them.
+create function outpace.returned_v1(w outpace.schedule, units int8, known int8, booked int8)
 returns outpace.schedule language plpgsql immutable as $$
-declare back int8 := outpace.plus_v1(0, -1, units); gone int8; l int := cardinality(w.log_at);
+declare latest int8 := -1; l int := cardinality(w.log_at);
+begin
+  if w.log_at[l] <= booked then w.used := greatest(outpace.plus_v1(w.used, w.interval_ns, known), 0); end if;
+  for k in reverse l .. 1 loop
+    if units > 0 or w.log_at[k] <= booked then
+      w.log_units[k] := greatest(outpace.plus_v1(w.log_units[k], w.interval_ns, units), 0);
+    end if;
+    if w.log_units[k] <= latest then w.log_at[k] := -1; end if;
+    latest := greatest(latest, w.log_units[k]);
+  end loop;
+  select array_agg(at order by k), array_agg(tat order by k) into w.log_at, w.log_units
+    from unnest(w.log_at, w.log_units) with ordinality as x(at, tat, k) where at >= 0;
+  w.mark := w.log_units[1]; w.used := least(w.used, w.mark);
+  return w;
+end $$;
+
+-- Returns the schedule after a correction of a cost that was booked at `booked` or before: by
+-- `units`, which may be negative, because the request is known to have used `known` more.
+create function outpace.corrected_v1(w outpace.schedule, units int8, known int8, booked int8, now_ns int8)
+returns outpace.schedule language plpgsql immutable as $$
+declare back int8 := outpace.plus_v1(0, -1, units); gone int8;
 begin
   if w.kind = 'token' then
-    w.mark := greatest(outpace.plus_v1(w.mark, w.interval_ns, units), 0);
+    if w.log_at <> '{}' then w := outpace.returned_v1(w, units, known, booked);
+    else w.mark := greatest(outpace.plus_v1(w.mark, w.interval_ns, units), 0);
+    end if;
     w.settled := least(outpace.plus_v1(w.settled, w.interval_ns, greatest(units, 0)), w.mark);
-  elsif w.kind = 'fixed' then
+  elsif w.kind = 'fixed' and (units >= 0 or booked / w.period_ns = w.mark) then
     w.used := greatest(outpace.plus_v1(w.used, 1, units), 0);
     w.settled := least(outpace.plus_v1(w.settled, 1, greatest(units, 0)), w.used);
   elsif w.kind = 'sliding' and units > 0 then
     if outpace.plus_v1(w.mark, 1, w.period_ns) <= now_ns then w.used := 0; end if;
     w.used := least(outpace.plus_v1(w.used, 1, units), w.n); w.mark := now_ns;
   elsif w.kind = 'sliding' then
-    while back > 0 and l > 0 loop
-      gone := least(back, w.log_units[l]);
-      w.log_units[l] := w.log_units[l] - gone; back := back - gone;
-      exit when w.log_units[l] > 0;
-      l := l - 1;
+    for k in reverse cardinality(w.log_at) .. 1 loop
+      continue when w.log_at[k] > booked;
+      exit when back <= 0 or outpace.plus_v1(w.log_at[k], 1, w.period_ns) <= now_ns;
+      gone := least(back, w.log_units[k]);
+      w.log_units[k] := w.log_units[k] - gone; back := back - gone;
     end loop;
-    w.log_at := w.log_at[1:l]; w.log_units := w.log_units[1:l];
+    select coalesce(array_agg(at order by at), '{}'), coalesce(array_agg(m order by at), '{}')
+      into w.log_at, w.log_units from unnest(w.log_at, w.log_units) as x(at, m) where m > 0;
   end if;
   return w;
 end $$;
@@ -279,7 +329,10 @@ end $$;
 create function outpace.unsettled_v1(w outpace.schedule) returns outpace.schedule
 language plpgsql immutable as $$
 begin
-  if w.kind = 'token' then w.mark := w.mark - w.settled;
+  if w.kind = 'token' then
+    w.mark := w.mark - w.settled;
+    for k in 1 .. cardinality(w.log_at) loop w.log_units[k] := greatest(w.log_units[k] - w.settled, 0); end loop;
+    if w.log_at <> '{}' then w.used := least(w.used, w.mark); end if;
   elsif w.kind = 'fixed' then w.used := w.used - w.settled;
   elsif w.kind = 'sliding' then w.mark := 0; w.used := 0;
   end if;

@@ -13,7 +13,7 @@ use super::row::Row;
 use super::row_table::RowTable;
 use crate::bounds::KEYS_PER_LIMIT;
 use crate::clock::Instant;
-use crate::schedule::{Block, Schedule, ScheduleState, Spec};
+use crate::schedule::{Block, CostChange, Schedule, ScheduleState, Spec};
 
 /// The schedules of one target, with the block of its origin.
 #[derive(Debug, Clone, Default)]
@@ -186,9 +186,14 @@ impl Book {
         }
     }
 
-    /// Adds `units` to the cost that was booked in a schedule. The number is negative if requests
-    /// cost less than their estimate.
-    pub fn correct(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, units: i64, now: i64) {
+    /// Corrects the cost that was booked in a schedule.
+    pub fn correct(
+        &mut self,
+        limit: &Arc<str>,
+        key: Option<&Arc<str>>,
+        change: CostChange,
+        now: i64,
+    ) {
         let row = self.rows.find(limit, key);
         // The key may have had no schedule of its own.
         let row = row.or_else(|| {
@@ -198,7 +203,7 @@ impl Book {
         });
         let row = row.and_then(|row| self.rows.get_mut(row));
         if let Some(schedule) = row.and_then(Row::schedule_mut) {
-            schedule.correct(units, Instant::from_nanos(now));
+            schedule.correct(change, Instant::from_nanos(now));
         }
     }
 
@@ -305,6 +310,11 @@ impl Book {
         let index = self.position(asked);
         if let Some(row) = self.rows.get_mut(index) {
             row.adopt(asked.spec, now, users.alone());
+            if asked.settles
+                && let Some(schedule) = row.schedule_mut()
+            {
+                schedule.expect_settlements();
+            }
             row.begin(call.replica, now);
             // A book with one replica counts the permits itself, except those from before the book
             // existed.

@@ -63,6 +63,8 @@ pub struct ScheduleUse {
     pub key: Option<Arc<str>>,
     /// Numbers from the policy of the caller.
     pub spec: Spec,
+    /// True if costs of the limit are settled.
+    pub settles: bool,
     /// Number of keys that the limit counts separately.
     pub max_keys: u32,
     /// Permits that the caller holds.
@@ -148,6 +150,7 @@ impl ScheduleUse {
             limit: Arc::clone(limit),
             key: key.cloned(),
             spec,
+            settles: false,
             max_keys: KEYS_PER_LIMIT,
             held: 0,
             seen: None,
@@ -266,6 +269,7 @@ impl Call {
                     let row = known.unwrap_or_else(|| {
                         let spec = spec_of(limit.bound);
                         call.rows.push(ScheduleUse {
+                            settles: limit.settles(),
                             max_keys: limit.max_keys,
                             ..ScheduleUse::new(&limit.name, key, spec)
                         });

@@ -12,7 +12,7 @@ use super::{
 use crate::bounds::LEDGER_CALL_TIMEOUT;
 use crate::clock::{Clock, Instant};
 use crate::policy::KeySecret;
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 use crate::telemetry::{LedgerCallKind, LedgerErrorClass, LedgerMetrics, Metrics};
 
 /// A link that passes all calls on and counts their durations and errors.
@@ -132,10 +132,10 @@ impl<L: Link> Link for MeasuredLink<L> {
         target: Arc<str>,
         limit: Arc<str>,
         key: Option<Arc<str>>,
-        units: i64,
+        change: CostChange,
     ) -> Result<(), LinkError> {
         let timer = self.other();
-        timer.end(self.inner.correct(target, limit, key, units).await)
+        timer.end(self.inner.correct(target, limit, key, change).await)
     }
 
     async fn forget_settled(

@@ -23,7 +23,7 @@ use crate::bounds::{HORIZON, HORIZON_NEAR};
 use crate::clock::{Clock, Instant};
 use crate::files::FileFault;
 use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 use crate::sync;
 use crate::units::nanos;
 use journal::{Journal, JournalRecord, ScheduleChange, ScheduleName};
@@ -237,18 +237,24 @@ impl Ledger for MemoryLedger {
         });
     }
 
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction {
+    fn correct(
+        &self,
+        target: &Arc<Target>,
+        slot: &Slot,
+        limit: usize,
+        change: CostChange,
+    ) -> Correction {
         let Some(known) = target.limits.get(limit) else {
             return Correction::Done;
         };
         let mut journal = self.journal();
         self.with_book(target, |kept, now| {
             let key = slot.scope.shared_key(limit);
-            kept.book.correct(&known.name, key, units, now.as_nanos());
+            kept.book.correct(&known.name, key, change, now.as_nanos());
             if let Some(journal) = &mut journal {
                 let at = now.as_nanos();
                 let name = kept.name_of(&target.name, &known.name, key);
-                let change = ScheduleChange::Corrected { at, units };
+                let change = ScheduleChange::Corrected { at, change };
                 journal.append_changes(name.map(|name| (name, change)).into_iter());
             }
         });

@@ -55,7 +55,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock::Instant;
 use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 use crate::telemetry::LedgerFigures;
 
 /// An instant at which one request may be sent, booked in every limit that applies.
@@ -185,9 +185,14 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
     /// Ends the use of a slot, releases its permits and, for a probe, records its outcome.
     fn settle(&self, target: &Arc<Target>, slot: &Slot, settlement: Settlement);
 
-    /// Adds `units` to the cost that the limit at position `limit` has booked for this slot. The
-    /// number is negative if the request cost less than its estimate.
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction;
+    /// Corrects the cost that the limit at position `limit` has booked for this slot.
+    fn correct(
+        &self,
+        target: &Arc<Target>,
+        slot: &Slot,
+        limit: usize,
+        change: CostChange,
+    ) -> Correction;
 
     /// Estimates when a request of this scope could be sent. `ahead` holds what is queued before it
     /// in each limit of the target, by position.

@@ -18,7 +18,7 @@ use crate::bounds::{LEDGER_CALL_TIMEOUT, LEDGER_HEARTBEAT, LEDGER_STATEMENT};
 use crate::clock::Instant;
 use crate::db::{Database, DatabaseError, DatabaseFault};
 use crate::policy::KeySecret;
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 use crate::sync::lock;
 
 /// Report of a rehearsal before the first heartbeat, as a SQL literal.
@@ -289,12 +289,16 @@ impl Link for PostgresLink {
         target: Arc<str>,
         limit: Arc<str>,
         key: Option<Arc<str>>,
-        units: i64,
+        CostChange {
+            units,
+            used,
+            booked,
+        }: CostChange,
     ) -> Result<(), LinkError> {
         let (target, limit) = (quoted(&target), quoted(&limit));
         let key = quoted(key.as_deref().unwrap_or_default());
         self.tell(format!(
-            "select outpace.correct_v1({target}, {limit}, {key}, {units})::text"
+            "select outpace.correct_v1({target}, {limit}, {key}, {units}, {used}, {booked})::text"
         ))
         .await
     }

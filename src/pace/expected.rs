@@ -12,12 +12,7 @@ use crate::policy::{CostMeans, Limit, Scope, Target};
 pub(super) struct ExpectedCosts(Arc<CostMeans>);
 
 fn settled(target: &Target, limit: usize) -> Option<&Limit> {
-    let limit = target.limits.get(limit)?;
-    let settles = limit
-        .cost
-        .as_ref()
-        .is_some_and(|cost| cost.settle.is_some());
-    settles.then_some(limit)
+    target.limits.get(limit).filter(|limit| limit.settles())
 }
 
 impl ExpectedCosts {

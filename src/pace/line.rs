@@ -19,7 +19,7 @@ use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Tick
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
 use crate::ledger::{Answer, BlockTable, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
-use crate::policy::{Scope, Target};
+use crate::policy::{LimitSet, Scope, Target};
 use crate::shares::{Occupancy, Share};
 use crate::shutdown::Tasks;
 use crate::sync::lock;
@@ -327,6 +327,7 @@ impl Line {
             slot,
             units: state.units.clone(),
             probes,
+            settled: LimitSet::default(),
             sent: false,
         }
     }

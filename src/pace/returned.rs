@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::line::Line;
 use super::turn::Turn;
 use crate::ledger::{Correction, Slot};
-use crate::policy::{Cost, Target};
+use crate::policy::{Cost, LimitSet, Target};
+use crate::schedule::CostChange;
 
 impl Line {
     /// Returns the costs of a slot that sent nothing to the limits that take them back. A slot from
@@ -19,7 +20,9 @@ impl Line {
             if slot.scope.limits.contains(index) && limit.is_refundable() {
                 let units = -slot.scope.cost(index);
                 // The request that lost the slot asks again anyway.
-                let _ = self.ledger.correct(target, slot, index, units);
+                let _ = self
+                    .ledger
+                    .correct(target, slot, index, CostChange::of(units, 0, slot.at));
             }
         }
     }
@@ -36,6 +39,11 @@ impl Turn {
     /// for the limit at a position, or `None` if the estimate stays. A cost above the limit's `max`
     /// is cut.
     pub fn settle(&self, read: impl Fn(usize, &Cost) -> Option<i64>) {
+        self.settle_all(LimitSet::default(), read);
+    }
+
+    /// Corrects the costs, of which `known` were corrected before.
+    fn settle_all(&self, known: LimitSet, read: impl Fn(usize, &Cost) -> Option<i64>) {
         for (index, cost) in self.costs() {
             let Some(stated) = read(index, cost) else {
                 continue;
@@ -44,18 +52,20 @@ impl Turn {
                 self.line
                     .settlement_capped(&self.target, index, stated, cost.max);
             }
-            let units = stated.min(cost.max) - self.slot.scope.cost(index);
-            if units != 0 {
-                self.correct(index, units);
+            let used = stated.min(cost.max);
+            let units = used - self.slot.scope.cost(index);
+            let since = if known.contains(index) { units } else { used };
+            if (units, since) != (0, 0) {
+                self.correct(index, CostChange::of(units, since, self.slot.at));
             }
         }
     }
 
-    /// Adds units to the booked cost. After a return the requests that wait for them ask again.
-    fn correct(&self, limit: usize, units: i64) {
+    /// Corrects a booked cost. After a return of units the requests that wait for them ask again.
+    fn correct(&self, limit: usize, change: CostChange) {
         let line = &self.line;
-        let correction = line.ledger.correct(&self.target, &self.slot, limit, units);
-        let waits = units < 0 && {
+        let correction = line.ledger.correct(&self.target, &self.slot, limit, change);
+        let waits = change.units < 0 && {
             let state = line.lock();
             state.queue.len() > 0 && Arc::ptr_eq(state.queue.target(), &self.target)
         };
@@ -75,10 +85,13 @@ impl Turn {
 
     /// Corrects the costs like [`Self::settle`]. A later call corrects what this one has set.
     pub fn settle_again(&mut self, read: impl Fn(usize, &Cost) -> Option<i64>) {
-        self.settle(&read);
+        self.settle_all(self.settled, &read);
         let settled =
             |(index, cost): (usize, &Cost)| Some((index, read(index, cost)?.clamp(0, cost.max)));
         let settled: Vec<(usize, i64)> = self.costs().filter_map(settled).collect();
+        settled
+            .iter()
+            .for_each(|(index, _)| self.settled.insert(*index));
         self.slot.scope.set_costs(settled);
     }
 

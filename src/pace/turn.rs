@@ -10,7 +10,7 @@ use super::{Event, Probe, RefusalKind, Ticket};
 use crate::bounds::{HORIZON, LATE_MAX, LEDGER_CALL_TIMEOUT};
 use crate::clock::Instant;
 use crate::ledger::{Settlement, Slot};
-use crate::policy::{Cost, Scope, Target};
+use crate::policy::{Cost, LimitSet, Scope, Target};
 use crate::shares::Holding;
 use crate::telemetry::LimitUnits;
 
@@ -115,6 +115,8 @@ pub struct Turn {
     pub(super) probes: Vec<Arc<Probe>>,
     /// Count among the turns of its client, or `None` if they are not counted.
     pub(super) counted: Option<Holding>,
+    /// Limits whose costs a report has settled.
+    pub(super) settled: LimitSet,
     /// True once the request has been sent. A drop then releases its permits, and otherwise gives
     /// the slot back.
     pub(super) sent: bool,

@@ -60,6 +60,12 @@ impl Limit {
         matches!(self.bound, Bound::Concurrent(_))
     }
 
+    /// Returns true if costs are settled by responses or reports.
+    pub fn settles(&self) -> bool {
+        let cost = self.cost.as_ref();
+        cost.is_some_and(|cost| cost.settle.is_some())
+    }
+
     /// Returns true if the cost of a slot that sent nothing is returned. Only a bucket of costs
     /// returns it, because a strict limit and a window count each booking at its instant.
     pub const fn is_refundable(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::CostChange;
 use crate::units::{Rate, nanos};
 
 /// The newest window with a booking, and the units used in it. A guard keeps both edges of a window
@@ -72,9 +73,13 @@ impl FixedWindow {
         self.used = self.used.saturating_add(units.clamp(1, self.n.max(1)));
     }
 
-    /// Adjusts the newest window by `units`, because a cost differed from its booking. A negative
-    /// number returns units.
-    pub(super) fn correct(&mut self, units: i64, _now: i64) {
+    /// Adjusts the newest window, because a cost differed from its booking. Units come back only to
+    /// the window in which they were booked.
+    pub(super) fn correct(&mut self, change: CostChange, _now: i64) {
+        let CostChange { units, booked, .. } = change;
+        if units < 0 && booked / self.window != self.current {
+            return;
+        }
         self.used = self.used.saturating_add(units).max(0);
         self.settled = self.settled.saturating_add(units.max(0)).min(self.used);
     }

@@ -9,6 +9,7 @@ mod block;
 mod fixed_window;
 mod sliding_window;
 mod spec;
+mod starts;
 mod token_bucket;
 
 pub use block::Block;
@@ -16,6 +17,10 @@ pub use fixed_window::FixedWindow;
 pub use sliding_window::SlidingWindow;
 pub use spec::{ScheduleState, Spec};
 pub use token_bucket::TokenBucket;
+
+use starts::Starts;
+
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Instant;
 
@@ -41,6 +46,28 @@ pub enum Schedule {
     FixedWindow(FixedWindow),
 }
 
+/// Difference between the cost of a request and what was booked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CostChange {
+    /// Units that the request costs in addition. A negative number returns units.
+    pub units: i64,
+    /// Units that the request has used, by what is known since the last change.
+    pub used: i64,
+    /// Latest instant at which the request may have been booked, in nanoseconds since the Unix epoch.
+    pub booked: i64,
+}
+
+impl CostChange {
+    /// Creates a change of a cost that was booked at this instant.
+    pub const fn of(units: i64, used: i64, booked: Instant) -> Self {
+        Self {
+            units,
+            used,
+            booked: booked.as_nanos(),
+        }
+    }
+}
+
 impl Schedule {
     /// Creates an unused schedule, or `None` for permits.
     pub fn unused(spec: Spec) -> Option<Self> {
@@ -60,6 +87,12 @@ impl Schedule {
                 period,
                 tat: state.mark,
                 settled: state.settled.clamp(0, state.mark.max(0)),
+                starts: (!state.log_at.is_empty()).then(|| {
+                    let list = state.log_at.iter().copied();
+                    let list = list.zip(state.log_units.iter().copied()).collect();
+                    let sure = state.used;
+                    Box::new(Starts { sure, list })
+                }),
             }),
             Spec::Sliding { n, window } => {
                 let log = state.log_at.iter().copied();
@@ -106,6 +139,10 @@ impl Schedule {
         match self {
             Self::TokenBucket(bucket) => {
                 (state.mark, state.settled) = (bucket.tat, bucket.settled);
+                if let Some(starts) = &bucket.starts {
+                    state.used = starts.sure;
+                    (state.log_at, state.log_units) = starts.list.iter().copied().unzip();
+                }
             }
             Self::SlidingWindow(window) => {
                 (state.log_at, state.log_units) = window.log.iter().copied().unzip();
@@ -147,10 +184,16 @@ impl Schedule {
         }
     }
 
-    /// Corrects an earlier booking by `units`, because the actual cost is now available. A negative
-    /// number returns units.
-    pub fn correct(&mut self, units: i64, now: Instant) {
-        each!(self, own => own.correct(units, now.as_nanos()));
+    /// Keeps what settlements may return to a token bucket from now on. Windows know that anyway.
+    pub fn expect_settlements(&mut self) {
+        if let Self::TokenBucket(bucket) = self {
+            bucket.expect_settlements();
+        }
+    }
+
+    /// Corrects an earlier booking, because the actual cost is now available.
+    pub fn correct(&mut self, change: CostChange, now: Instant) {
+        each!(self, own => own.correct(change, now.as_nanos()));
     }
 
     /// Forgets what settlements added to the estimates. The estimates themselves stay used, so the
@@ -292,6 +335,9 @@ pub fn whole_share(n: i64, ppm: i64) -> i64 {
 fn div_ceil(numerator: i64, denominator: i64) -> i64 {
     numerator.saturating_add(denominator - 1) / denominator
 }
+
+#[cfg(test)]
+mod settlements;
 
 #[cfg(test)]
 mod tests {

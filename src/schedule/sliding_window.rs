@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::CostChange;
 use crate::units::{Rate, nanos};
 
 /// A log of the last n units. The next unit may leave one window after the n-th last unit. The
@@ -143,9 +144,11 @@ impl SlidingWindow {
         self.settled = (0, 0);
     }
 
-    /// Adjusts the usage by `units`, because a cost differed from its booking. Extra units count
-    /// from `now`, and a negative number removes the newest units of the log.
-    pub(super) fn correct(&mut self, units: i64, now: i64) {
+    /// Adjusts the usage, because a cost differed from its booking. Extra units count from `now`. A
+    /// negative number removes units of the log, from the instant of the booking backwards as long as
+    /// they count.
+    pub(super) fn correct(&mut self, change: CostChange, now: i64) {
+        let CostChange { units, booked, .. } = change;
         if units > 0 {
             let (at, known) = self.settled;
             let known = if at.saturating_add(self.window) > now {
@@ -157,15 +160,14 @@ impl SlidingWindow {
             return;
         }
         let mut back = units.saturating_neg();
-        while let Some(last) = self.log.back_mut().filter(|_| back > 0) {
-            let gone = back.min(last.1);
-            last.1 -= gone;
+        let counts = |at: i64| at <= booked && at.saturating_add(self.window) > now;
+        for (_, used) in self.log.iter_mut().rev().filter(|(at, _)| counts(*at)) {
+            let gone = back.min(*used);
+            *used -= gone;
             self.total -= gone;
             back -= gone;
-            if last.1 == 0 {
-                self.log.pop_back();
-            }
         }
+        self.log.retain(|(_, used)| *used > 0);
     }
 
     pub(super) fn at_share(&self, ppm: i64) -> Self {

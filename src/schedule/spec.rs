@@ -115,15 +115,18 @@ pub struct ScheduleState {
     /// since the epoch. Sliding window: the instant of the last settlement above its estimate.
     pub mark: i64,
     /// Fixed window: the number of units used in the newest window. Sliding window: the units that
-    /// settlements added to the estimates.
+    /// settlements added to the estimates. Token bucket whose costs are settled: the theoretical
+    /// arrival time if only the known costs were used.
     pub used: i64,
     /// Token bucket and fixed window: the part of `mark` or `used` that settlements added to the
     /// estimates.
     #[serde(default)]
     pub settled: i64,
-    /// Sliding window: the instants at which units left, in ascending order.
+    /// Sliding window: the instants at which units left, in ascending order. Token bucket whose costs
+    /// are settled: the instants at which the origin's bucket may have been full.
     pub log_at: Vec<i64>,
-    /// Sliding window: the units that left at these instants.
+    /// Sliding window: the units that left at these instants. Token bucket: the theoretical arrival
+    /// times that follow from them.
     pub log_units: Vec<i64>,
 }
 

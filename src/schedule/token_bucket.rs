@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use super::{div_ceil, share};
+use super::starts::Starts;
+use super::{CostChange, div_ceil, share};
 use crate::bounds::SLACK;
 use crate::units::{Rate, nanos};
 
 /// A token bucket in the form of GCRA. A request conforms at `t` if `t >= tat - tolerance`, and
 /// booking it sets `tat = max(tat, t) + interval`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBucket {
     /// Emission interval between two units, in nanoseconds.
     pub(super) interval: i64,
@@ -22,6 +23,8 @@ pub struct TokenBucket {
     /// Part of the theoretical arrival time that settlements added to the estimates, in nanoseconds.
     /// It is never larger than `tat`.
     pub(super) settled: i64,
+    /// What settlements may return, or `None` if nothing is settled.
+    pub(super) starts: Option<Box<Starts>>,
 }
 
 impl TokenBucket {
@@ -56,14 +59,26 @@ impl TokenBucket {
             period,
             tat: 0,
             settled: 0,
+            starts: None,
         }
     }
 
-    /// Moves the theoretical arrival time to `at` or later, with and without the settlements.
-    fn raise(&mut self, at: i64) {
-        let booked = (self.tat - self.settled).max(at);
-        self.tat = self.tat.max(at);
+    /// Moves the theoretical arrival time to `tat` or later, with and without the settlements, for a
+    /// bucket that is full at `from`.
+    fn raise(&mut self, from: i64, tat: i64) {
+        let booked = (self.tat - self.settled).max(tat);
+        self.tat = self.tat.max(tat);
         self.settled = self.tat - booked;
+        if let Some(starts) = &mut self.starts {
+            starts.raise(from, tat);
+        }
+    }
+
+    /// Keeps what settlements may return from now on.
+    pub(super) fn expect_settlements(&mut self) {
+        let tat = self.tat;
+        self.starts
+            .get_or_insert_with(|| Box::new(Starts::unknown(tat)));
     }
 
     /// Returns the instant for `units` after `ahead` other units, in nanoseconds. A cost above the
@@ -83,14 +98,18 @@ impl TokenBucket {
 
     pub(super) fn book(&mut self, at: i64, units: i64) {
         let cost = self.interval.saturating_mul(units);
-        self.raise(at);
+        self.raise(at, at);
         self.tat = self.tat.saturating_add(cost);
+        if let Some(starts) = &mut self.starts {
+            starts.book(cost);
+        }
     }
 
     pub(super) fn book_at_share(&mut self, ppm: i64, at: i64, units: i64) {
         let mut shared = self.at_share(ppm);
         shared.book(at, units);
-        (self.tat, self.settled) = (shared.tat, shared.settled);
+        let interval = self.interval;
+        *self = Self { interval, ..shared };
     }
 
     /// Records units that left without a booking. Units within one period of `now` are owed as if
@@ -101,7 +120,7 @@ impl TokenBucket {
             self.book(at, units);
         } else {
             let cost = self.interval.saturating_mul(units);
-            self.raise(at.saturating_add(cost));
+            self.raise(at, at.saturating_add(cost));
         }
     }
 
@@ -110,21 +129,33 @@ impl TokenBucket {
     pub(super) fn follow_at_share(&mut self, ppm: i64, at: i64, units: i64) {
         let interval = self.at_share(ppm).interval;
         if interval < NEVER {
-            self.raise(at.saturating_add(interval.saturating_mul(units)));
+            self.raise(at, at.saturating_add(interval.saturating_mul(units)));
         }
     }
 
-    /// Moves the theoretical arrival time by `units`, because a cost differed from its booking. A
-    /// negative number returns units.
-    pub(super) fn correct(&mut self, units: i64, _now: i64) {
-        let cost = self.interval.saturating_mul(units);
-        self.tat = self.tat.saturating_add(cost).max(0);
+    /// Moves the theoretical arrival time, because a cost differed from its booking. Units come back
+    /// as far as the origin's bucket had room for them.
+    pub(super) fn correct(&mut self, change: CostChange, _now: i64) {
+        let cost = self.interval.saturating_mul(change.units);
+        self.tat = match &mut self.starts {
+            Some(starts) => {
+                let used = self.interval.saturating_mul(change.used);
+                starts.correct(cost, used, change.booked);
+                starts.tat()
+            }
+            None => self.tat.saturating_add(cost).max(0),
+        };
         self.settled = self.settled.saturating_add(cost.max(0)).min(self.tat);
     }
 
     /// Forgets what settlements added to the estimates.
     pub(super) fn forget_settled(&mut self) {
-        self.tat -= std::mem::take(&mut self.settled);
+        let settled = std::mem::take(&mut self.settled);
+        self.tat -= settled;
+        if let Some(starts) = &mut self.starts {
+            starts.change(|_, tat| (tat - settled).max(0));
+            starts.sure = starts.sure.min(self.tat);
+        }
     }
 
     /// Returns the bucket at a share of its rate, in millionths. The share is cut to whole units
@@ -142,7 +173,10 @@ impl TokenBucket {
             // A booking would remain a debt long after the other replicas have reconnected.
             NEVER
         };
-        Self { interval, ..*self }
+        Self {
+            interval,
+            ..self.clone()
+        }
     }
 
     /// Returns the number of units that leave in one period, rounded up.
@@ -159,13 +193,17 @@ impl TokenBucket {
     /// Merges the state of another copy of the schedule. The later theoretical arrival time counts.
     pub(super) fn merge(&mut self, other: &Self) {
         let booked = (self.tat - self.settled).max(other.tat - other.settled);
+        if self.starts.is_some() && other.tat > self.tat {
+            let unknown = || Box::new(Starts::unknown(other.tat));
+            self.starts = Some(other.starts.clone().unwrap_or_else(unknown));
+        }
         self.tat = self.tat.max(other.tat);
         self.settled = self.tat - booked;
     }
 
     /// Drains the bucket, as if all units that may leave by `until` had left.
     pub(super) fn fill(&mut self, until: i64) {
-        self.raise(until.saturating_add(self.tolerance));
+        self.raise(until, until.saturating_add(self.tolerance));
     }
 
     /// Forgets that the bucket is drained beyond `now`, because the block that drained it was lifted.
@@ -173,6 +211,9 @@ impl TokenBucket {
         let drained = now.saturating_add(self.tolerance);
         if self.tat > drained {
             (self.tat, self.settled) = (drained, 0);
+            if let Some(starts) = &mut self.starts {
+                (starts.sure, starts.list) = (starts.sure.min(now), vec![(now, drained)]);
+            }
         }
     }
 
@@ -185,8 +226,14 @@ impl TokenBucket {
             now.saturating_add(requests.saturating_mul(changed.interval))
         };
         let tat = under_new(self.tat);
+        let mut starts = self.starts.clone();
+        if let Some(starts) = &mut starts {
+            starts.change(|_, tat| under_new(tat));
+            starts.sure = under_new(starts.sure);
+        }
         Self {
             tat,
+            starts,
             settled: tat - under_new(self.tat - self.settled),
             ..changed
         }
@@ -239,7 +286,7 @@ mod tests {
             let rate = Rate::new(count, Duration::from_secs(seconds)).unwrap();
             let (n, period) = (i64::from(count), nanos(rate.period()));
             let strict = TokenBucket::strict(rate, SLACK);
-            let (used, most) = use_of(strict, n, period);
+            let (used, most) = use_of(strict.clone(), n, period);
             assert!(used >= least && most as i64 <= n, "{rate}: {used} {most}");
             let default = strict.tolerance / strict.interval + 1;
             let slack = period + nanos(SLACK);

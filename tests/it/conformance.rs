@@ -9,7 +9,7 @@ use outpace::db::Database;
 use outpace::ledger::{Answer, Book, Call, Run, ScheduleUse, Users};
 use outpace::ledger::{BlockCause, BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::policy::{LimitSet, Scope, Secret};
-use outpace::schedule::{ScheduleState, Spec};
+use outpace::schedule::{CostChange, ScheduleState, Spec};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sqlx::Row as _;
@@ -30,6 +30,8 @@ struct History {
     specs: Vec<Spec>,
     lanes: Vec<(i64, i64)>,
     keyed: bool,
+    /// True if costs are settled, which happens more often then.
+    settles: bool,
     /// Number of keys that each limit counts separately. Below the number of keys in use, some of
     /// them share a schedule.
     max_keys: u32,
@@ -92,6 +94,7 @@ impl History {
             specs,
             lanes,
             keyed: rng.random_bool(0.3),
+            settles: rng.random_bool(0.5),
             seed,
             target: format!("t{seed}").into(),
             now: START + rng.random_range(0..1000) * MS,
@@ -133,6 +136,7 @@ impl History {
                     limit: format!("l{index}").into(),
                     key: self.keyed.then(|| format!("k{key}").into()),
                     spec,
+                    settles: self.settles,
                     max_keys: self.max_keys,
                     held,
                     seen: match self.seen.get(&rows.len()) {
@@ -287,7 +291,10 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
         let probe = probe.bind(i64::try_from(epoch).unwrap()).bind(answered);
         probe.execute(&mut *connection).await.unwrap();
     }
-    if history.rng.random_bool(0.05) {
+    if history
+        .rng
+        .random_bool(if history.settles { 0.4 } else { 0.05 })
+    {
         let units = match history.rng.random_range(0..10) {
             0 => 1_000_000_000,
             1 => -1_000_000_000,
@@ -295,15 +302,29 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
             3 => i64::MIN,
             _ => history.rng.random_range(-5..5),
         };
+        let used = match history.rng.random_range(0..10) {
+            0 => i64::MAX,
+            1 => i64::MIN,
+            _ => history.rng.random_range(-1..8),
+        };
+        let age = history.rng.random_range(0..2_000_000_000);
+        let change = CostChange {
+            units,
+            used,
+            booked: history.now - age,
+        };
         let (limit, key): (Arc<str>, Option<Arc<str>>) =
             ("l0".into(), history.keyed.then(|| "k0".into()));
         history
             .book
-            .correct(&limit, key.as_ref(), units, history.now);
-        let correct = sqlx::query("select outpace.correct_v1($1, 'l0', $2, $3)").bind(&name);
+            .correct(&limit, key.as_ref(), change, history.now);
+        let correct = sqlx::query("select outpace.correct_v1($1, 'l0', $2, $3, $4, $5)");
         let correct = correct
+            .bind(&name)
             .bind(key.as_deref().unwrap_or_default().to_owned())
-            .bind(units);
+            .bind(change.units)
+            .bind(change.used)
+            .bind(change.booked);
         correct.execute(&mut *connection).await.unwrap();
     }
     if history.rng.random_bool(0.03) {

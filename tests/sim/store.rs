@@ -11,7 +11,7 @@ use outpace::ledger::{Answer, Book, Call, Heartbeat, Link, LinkError, Replica, R
 use outpace::ledger::{BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::ledger::{ReplicaReport, ReplicaRows, ScheduleId, ScheduleRead, SchedulesRead};
 use outpace::policy::KeySecret;
-use outpace::schedule::Spec;
+use outpace::schedule::{CostChange, Spec};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::Instant;
@@ -340,12 +340,12 @@ impl Link for ModelLink {
         target: Arc<str>,
         limit: Arc<str>,
         key: Option<Arc<str>>,
-        units: i64,
+        change: CostChange,
     ) -> Result<(), LinkError> {
         self.ask(|store| {
             let now = store.now();
             let book = store.book(&target);
-            book.correct(&limit, key.as_ref(), units, now);
+            book.correct(&limit, key.as_ref(), change, now);
         })
         .await
     }

@@ -91,7 +91,12 @@ fn a_settlement_of_a_key_without_its_own_schedule_counts_for_the_shared_one() {
     for key in ["a", "b", "c", "d"] {
         assert!(book(&mut keys, &target, key, START).0);
     }
-    keys.correct(&"l".into(), Some(&"d".into()), 1, START);
+    keys.correct(
+        &"l".into(),
+        Some(&"d".into()),
+        CostChange::of(1, 1, Instant::from_nanos(START)),
+        START,
+    );
     assert!(!book(&mut keys, &target, "e", START).0);
     assert!(book(&mut keys, &target, "a", START).0);
 }

@@ -21,7 +21,7 @@ use super::super::blocks::ScopedBlock;
 use crate::bounds::JOURNAL_GROWTH;
 use crate::clock::BootAnchor;
 use crate::files::{FileFault, read_own};
-use crate::schedule::{ScheduleState, Spec};
+use crate::schedule::{CostChange, ScheduleState, Spec};
 
 /// Name of the file in the data directory.
 const NAME: &str = "schedules";
@@ -41,8 +41,8 @@ pub(super) enum JournalRecord {
     Named(u32, ScheduleName),
     /// The number of a schedule, and an instant with the units of a slot.
     Booked(u32, i64, i64),
-    /// The number of a schedule, and an instant with the units by which a cost was corrected.
-    Corrected(u32, i64, i64),
+    /// The number of a schedule, and an instant with the correction of a cost.
+    Corrected(u32, i64, CostChange),
     /// The whole state of a schedule.
     State {
         target: Arc<str>,
@@ -70,7 +70,7 @@ pub(super) struct ScheduleName {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ScheduleChange {
     Booked { at: i64, units: i64 },
-    Corrected { at: i64, units: i64 },
+    Corrected { at: i64, change: CostChange },
 }
 
 /// The open journal of a ledger.
@@ -125,8 +125,8 @@ impl Journal {
             let number = self.number(name, &mut lines);
             let record = match change {
                 ScheduleChange::Booked { at, units } => JournalRecord::Booked(number, at, units),
-                ScheduleChange::Corrected { at, units } => {
-                    JournalRecord::Corrected(number, at, units)
+                ScheduleChange::Corrected { at, change } => {
+                    JournalRecord::Corrected(number, at, change)
                 }
             };
             line(&mut lines, &record);

@@ -55,8 +55,8 @@ impl Restored {
             JournalRecord::Booked(number, at, units) => {
                 self.change(number, at, |schedule, at| schedule.book(at, units));
             }
-            JournalRecord::Corrected(number, at, units) => {
-                self.change(number, at, |schedule, at| schedule.correct(units, at));
+            JournalRecord::Corrected(number, at, change) => {
+                self.change(number, at, |schedule, at| schedule.correct(change, at));
             }
             JournalRecord::State {
                 target,

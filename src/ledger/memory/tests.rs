@@ -167,8 +167,8 @@ async fn p1_pace_a_restart_at_any_moment_finds_every_booking() {
         if round % 7 == 3 {
             let (slots, _) = book(&ledger, &target, 1);
             if let Some(slot) = slots.first() {
-                ledger.correct(&target, slot, 0, 4);
-                ledger.correct(&target, slot, 3, -1);
+                ledger.correct(&target, slot, 0, CostChange::of(4, 5, slot.at));
+                ledger.correct(&target, slot, 3, CostChange::of(-1, 0, slot.at));
             }
         }
         if round % 4 == 0 {

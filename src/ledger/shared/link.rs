@@ -12,7 +12,7 @@ use super::super::{ReplicaReport, ReplicaRow, ReplicaRows, SchedulesRead};
 use crate::clock::Instant;
 use crate::db::DatabaseFault;
 use crate::policy::KeySecret;
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 
 /// The reply of a store to a booking call.
 #[expect(
@@ -154,14 +154,13 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         target: Arc<str>,
     ) -> impl Future<Output = Result<Vec<ScopedBlock>, LinkError>> + Send;
 
-    /// Adds `units` to the cost that was booked in a schedule. The number is negative if a request
-    /// cost less than its estimate.
+    /// Corrects the cost that was booked in a schedule.
     fn correct(
         &self,
         target: Arc<str>,
         limit: Arc<str>,
         key: Option<Arc<str>>,
-        units: i64,
+        change: CostChange,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
     /// Forgets what settlements added to the estimates of a limit, for one key or for all keys if

@@ -7,6 +7,7 @@
 mod blocks;
 mod bookings;
 mod contention;
+mod corrections;
 mod fallback;
 mod figures;
 mod gap;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use bookings::Bookings;
 use fallback::book_freely;
@@ -49,7 +50,7 @@ use crate::bounds::{HORIZON_STRETCHED, LEDGER_CALL_TIMEOUT, LEDGER_LINE};
 use crate::clock::Instant;
 use crate::db::DatabaseFault;
 use crate::policy::{Bound, CostMeans, KeySecret, Scope, Target};
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 use crate::sync::lock;
 use crate::telemetry::LedgerFigures;
 
@@ -236,23 +237,14 @@ impl<L: Link> Ledger for SharedLedger<L> {
         }
     }
 
-    fn correct(&self, target: &Arc<Target>, slot: &Slot, limit: usize, units: i64) -> Correction {
-        let Some(known) = target.limits.get(limit) else {
-            return Correction::Done;
-        };
-        let (done, pending) = oneshot::channel();
-        let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
-        let key = slot.scope.shared_key(limit).cloned();
-        let limit = Arc::clone(&known.name);
-        self.0.parts.tasks.spawn_detached(async move {
-            // If the store is unreachable, the correction is lost and the estimated cost stays
-            // booked.
-            if inner.link.correct(target, limit, key, units).await.is_ok() {
-                // Most callers do not wait for the correction.
-                let _ = done.send(());
-            }
-        });
-        Correction::Pending(pending)
+    fn correct(
+        &self,
+        target: &Arc<Target>,
+        slot: &Slot,
+        limit: usize,
+        change: CostChange,
+    ) -> Correction {
+        self.0.correct(target, slot, limit, change)
     }
 
     fn forecast(&self, target: &Arc<Target>, scope: &Scope, ahead: &[Ahead]) -> Forecast {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use crate::bounds::LATE_MAX;
 use crate::clock::Instant;
 
 /// Time for which an estimate is used, short enough for a clock drift of less than a millisecond.
@@ -37,6 +38,12 @@ struct Guess {
 }
 
 impl Offset {
+    /// Returns the latest instant of the store, in nanoseconds, at which a slot may have been booked
+    /// for this instant of the local clock. The estimate may have changed since then.
+    pub(super) fn latest_in_store(&self, local: Instant) -> i64 {
+        (self.to_store_clock(local) + LATE_MAX).as_nanos()
+    }
+
     /// Adds an estimate from an answer that was requested at `sent`, arrived at `now` and carries
     /// the store's instant `store`.
     pub(super) fn observe(&mut self, sent: Instant, now: Instant, store: Instant) {

@@ -85,11 +85,7 @@ impl Numbers {
 /// Makes the cells of an API, with as many calls as fill each budget for the time of the test. `cost`
 /// returns the largest share of a budget that a call uses, in its units. `has_cache` is true if the
 /// API counts tokens apart that its cache holds.
-pub(super) fn cells(
-    modes: &[&'static str],
-    cost: fn(&Call) -> u64,
-    has_cache: bool,
-) -> Vec<Cell> {
+pub(super) fn cells(modes: &[&'static str], cost: fn(&Call) -> u64, has_cache: bool) -> Vec<Cell> {
     let mut numbers = Numbers(7);
     let all = modes
         .iter()

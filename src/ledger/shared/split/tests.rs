@@ -16,7 +16,7 @@ use crate::ledger::{
 };
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, LimitSet, Scope, Source};
 use crate::random::Random;
-use crate::schedule::Spec;
+use crate::schedule::{CostChange, Spec};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -88,9 +88,9 @@ impl Link for Arc<PoisonLink> {
         _: Arc<str>,
         limit: Arc<str>,
         key: Option<Arc<str>>,
-        units: i64,
+        change: CostChange,
     ) -> Result<(), LinkError> {
-        lock(&self.book).correct(&limit, key.as_ref(), units, NOW);
+        lock(&self.book).correct(&limit, key.as_ref(), change, NOW);
         Ok(())
     }
 
@@ -285,7 +285,7 @@ async fn the_first_refund_after_the_start_of_a_replica_is_kept() {
             };
             let at = keys.iter().position(|key| *key == "a").unwrap();
             let slot = answer.await.slots(at, &scope).next().unwrap();
-            let corrected = ledger.correct(&target, &slot, 0, -refund);
+            let corrected = ledger.correct(&target, &slot, 0, CostChange::of(-refund, 0, slot.at));
             let Correction::Pending(done) = corrected else {
                 panic!("a store takes time");
             };
