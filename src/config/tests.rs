@@ -390,10 +390,11 @@ fn a_cost_has_a_burst_of_its_rate_unless_one_is_written() {
             "rate: 90/1m, burst: 3, cost: { default: 5 }",
             "90/1m with burst 3",
         ),
-        // The units of 25 ms are kept back.
-        ("rate: 30000/1m, cost: {}", "30000/1m with burst 29988"),
-        ("rate: 16000/8s, cost: {}", "16000/8s with burst 15950"),
-        ("rate: 10/10ms, cost: {}", "10/10ms with burst 1"),
+        // The units of 250 ms are kept back, or those of a thirty-second of the period.
+        ("rate: 30000/1m, cost: {}", "30000/1m with burst 29875"),
+        ("rate: 16000/8s, cost: {}", "16000/8s with burst 15500"),
+        ("rate: 3200/1s, cost: {}", "3200/1s with burst 3100"),
+        ("rate: 10/10ms, cost: {}", "10/10ms with burst 10"),
         ("rate: 90/1m", "90/1m"),
         (
             "rate: 90/1m, algorithm: sliding_window, cost: {}",

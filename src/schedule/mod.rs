@@ -300,7 +300,7 @@ impl Schedule {
     pub fn adopt(self, changed: Self, now: Instant) -> Self {
         match (self, changed) {
             (Self::TokenBucket(old), Self::TokenBucket(new)) => {
-                Self::TokenBucket(old.adopt(new, now.as_nanos()))
+                Self::TokenBucket(old.adopt(&new, now.as_nanos()))
             }
             (Self::SlidingWindow(old), Self::SlidingWindow(new)) => {
                 Self::SlidingWindow(old.adopt(&new))

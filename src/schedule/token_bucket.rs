@@ -23,7 +23,7 @@ pub struct TokenBucket {
     /// Part of the theoretical arrival time that settlements added to the estimates, in nanoseconds.
     /// It is never larger than `tat`.
     pub(super) settled: i64,
-    /// What settlements may return, or `None` if nothing is settled.
+    /// Instants from which settlements return units, or `None` if nothing is settled.
     pub(super) starts: Option<Box<Starts>>,
 }
 
@@ -219,7 +219,7 @@ impl TokenBucket {
 
     /// Returns the bucket with changed parameters. The debt is kept in units, not in time, so ten
     /// units owed stay ten units owed.
-    pub(super) fn adopt(&self, changed: Self, now: i64) -> Self {
+    pub(super) fn adopt(&self, changed: &Self, now: i64) -> Self {
         let under_new = |tat: i64| {
             let owed = tat.saturating_sub(now).max(0);
             let requests = div_ceil(owed, self.interval);
@@ -235,7 +235,7 @@ impl TokenBucket {
             tat,
             starts,
             settled: tat - under_new(self.tat - self.settled),
-            ..changed
+            ..changed.clone()
         }
     }
 }

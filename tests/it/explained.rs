@@ -206,7 +206,7 @@ async fn p11_explained_in_units_for_a_key_of_two_parts_and_three_limits() {
         "shop applies: 9 requests per 1 h, with a burst of 9; one unit per 400 s, rounded up to a whole nanosecond; at most 9 at once\n",
         "  key host: plain.test\n",
         "  key header:authorization: digest ",
-        "tokens applies: 30000 units per 1 min, with a burst of 29988; one unit per 2 ms, rounded up",
+        "tokens applies: 30000 units per 1 min, with a burst of 29875; one unit per 2 ms, rounded up",
         "match json /model: \"gpt-4o*\": read \"gpt-4o\", matches\n",
         "  cost: 1033 from json:/max_tokens, charged as 1088\n",
         "  cost settled by json:/usage\n",

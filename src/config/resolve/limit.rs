@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::schema;
 use super::matcher::matcher;
 use super::source::limit_key;
 use super::{Violation, Violations, cost};
-use crate::bounds::{
-    COUNT_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX, LANES_MAX, SLACK,
-};
+use crate::bounds::{COUNT_MAX, FIXED_WINDOW_MIN, KEYS_PER_LIMIT, KEYS_PER_LIMIT_MAX, LANES_MAX};
 use crate::policy::{Algorithm, Bound, Lane, Limit, Matcher, Source};
 use crate::units::{Rate, is_name};
 
@@ -237,11 +236,17 @@ fn bound(p: &mut Violations, key: &str, limit: &schema::LimitSection) -> Option<
     None
 }
 
+/// Time by which the first request of a budget may reach the origin later than further ones, and the
+/// part of the period that it is at most.
+const FIRST_LATE: Duration = Duration::from_millis(250);
+const FIRST_LATE_PART: u32 = 32;
+
 /// Returns the burst of a budget of units, which may usually be used up at once. The units of
-/// [`SLACK`] are kept back, because the first request reaches the origin that late at most, and its
-/// bucket fills from that instant on.
+/// [`FIRST_LATE`] are kept back, because the origin's bucket fills from its first request on. They
+/// are missing only after an idle time, and the rate stays the same.
 fn budget(rate: Rate) -> u32 {
-    let late = u128::from(rate.count()) * SLACK.as_nanos() / rate.period().as_nanos().max(1);
+    let late = FIRST_LATE.min(rate.period() / FIRST_LATE_PART).as_nanos();
+    let late = u128::from(rate.count()) * late / rate.period().as_nanos().max(1);
     let late = u32::try_from(late).unwrap_or(u32::MAX);
     rate.count().saturating_sub(late).max(1)
 }
