@@ -105,8 +105,24 @@ begin
      where r.reserved_until_ns > now_ns));
 end $$;
 
--- Returns the schedules of a target in `p_rows`, each with the units that waiting requests of other
--- replicas than `p_replica` are expected to keep, by flow. Nothing is booked.
+-- Returns the waiting requests of other replicas than `p_replica`, by flow: their units, and those that
+-- the flow may book before the flow of `p_replica` has booked as much. Of equal virtual times, that of
+-- the first replica comes first. A flow that begins to compete begins with the slowest one.
+create function outpace.waiting_v1(flows outpace.flow[], p_replica int8) returns jsonb
+language plpgsql immutable as $$
+declare own int8;
+begin
+  select coalesce(max(virtual_time) filter (where replica = p_replica),
+                  min(virtual_time) filter (where replica <> p_replica)) into own from unnest(flows);
+  return (select jsonb_agg(jsonb_build_object('units', f.units, 'behind',
+      floor((own - f.virtual_time - (f.replica > p_replica)::int) / (1000000.0 * u.users))::int8))
+    from unnest(flows) f
+    join (select lane, count(*) users from unnest(flows) group by lane) u using (lane)
+   where f.replica <> p_replica);
+end $$;
+
+-- Returns the schedules of a target in `p_rows`, each with the requests of other replicas than
+-- `p_replica` that wait for it, by flow. Nothing is booked.
 create function outpace.peek_v1(p_target text, p_rows jsonb, p_replica int8) returns jsonb
 language plpgsql stable as $$
 declare now_ns int8;
@@ -120,9 +136,9 @@ begin
       left join outpace.schedule s
         on s.target = p_target and s.limit_name = q."limit" and s.key = coalesce(q.key, '')
       left join lateral (
-        select jsonb_agg(w.units) waiting from outpace.flow w
+        select outpace.waiting_v1(array_agg(w), p_replica) waiting from outpace.flow w
          where w.target = p_target and w.limit_name = q."limit" and w.key = coalesce(q.key, '')
-           and w.replica <> p_replica and w.waiting > 0 and w.due_ns + outpace.linger_v1() > now_ns) f on true));
+           and w.waiting > 0 and w.due_ns + outpace.linger_v1() > now_ns) f on true));
 end $$;
 
 -- Returns what a heartbeat of replica `p_id` at `t` reports of the others: the silent ones, at most

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use smallvec::SmallVec;
 
+use super::FlowRead;
 use super::allocation::Allocation;
 use super::call::{Answer, Call, Id, OVERFLOW, Replica, ScheduleUse};
 use super::row::Row;
@@ -235,15 +236,14 @@ impl Book {
         self.keys.get(limit).is_some_and(|(live, max)| live >= max)
     }
 
-    /// Returns a schedule, and the units that waiting requests of other replicas are expected to keep
-    /// of it, by flow.
+    /// Returns a schedule, and the requests of other replicas that wait for it, by flow.
     pub fn peek(
         &self,
         limit: &Arc<str>,
         key: Option<&Arc<str>>,
         replica: Replica,
         now: i64,
-    ) -> (Option<ScheduleState>, Vec<i64>) {
+    ) -> (Option<ScheduleState>, Vec<FlowRead>) {
         let row = self
             .rows
             .find(limit, key)

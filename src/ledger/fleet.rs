@@ -122,7 +122,17 @@ pub struct ScheduleRead {
     pub key: Option<Arc<str>>,
     /// State of the schedule, or `None` if it is unused.
     pub state: Option<ScheduleState>,
-    /// Units that waiting requests of other replicas are expected to keep, by flow. Each flow has the
-    /// weight of the flow of this replica.
-    pub waiting: Vec<i64>,
+    /// Waiting requests of other replicas, by flow. Each flow has the weight of the flow of this
+    /// replica.
+    pub waiting: Vec<FlowRead>,
+}
+
+/// Waiting requests of a lane of another replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct FlowRead {
+    /// Units that the requests are expected to keep.
+    pub units: i64,
+    /// Units that the flow may book before the flow of this replica has booked as much. The number is
+    /// negative if the flow has booked more.
+    pub behind: i64,
 }

@@ -35,8 +35,8 @@ pub use blocks::{
 pub use book::{Book, Users};
 pub use call::{Answer, Call, Grant, Id as ScheduleId, Replica, Run, ScheduleUse, Short, spec_of};
 pub use fleet::{
-    Fleet, LaneWaiting, Listed, Listing, ReplicaReport, ReplicaRow, ReplicaRows, ScheduleRead,
-    SchedulesRead,
+    Fleet, FlowRead, LaneWaiting, Listed, Listing, ReplicaReport, ReplicaRow, ReplicaRows,
+    ScheduleRead, SchedulesRead,
 };
 pub use measured::MeasuredLink;
 pub use memory::MemoryLedger;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::FlowRead;
 use super::call::{Call, Id, Replica, ScheduleUse};
 use crate::clock::Instant;
 use crate::schedule::{Schedule, ScheduleState, Spec};
@@ -410,10 +411,28 @@ impl Row {
         crowd
     }
 
-    /// Returns the units that waiting requests of other replicas are expected to keep, by flow.
-    pub(super) fn others(&self, replica: Replica, now: i64) -> Vec<i64> {
+    /// Returns the waiting requests of other replicas, by flow.
+    pub(super) fn others(&self, replica: Replica, now: i64) -> Vec<FlowRead> {
+        let times = |is_own: bool| {
+            let flows = self.active(now);
+            let flows = flows.filter(move |flow| (flow.replica == replica) == is_own);
+            flows.map(|flow| flow.virtual_time)
+        };
+        // A flow that begins to compete begins with the slowest one.
+        let own = times(true).max().or_else(|| times(false).min());
         let others = self.active(now).filter(|flow| flow.replica != replica);
-        others.map(|flow| flow.units).collect()
+        others
+            .map(|flow| {
+                let behind = own.unwrap_or(0).saturating_sub(flow.virtual_time);
+                let unit = SCALE.saturating_mul(self.users_of(flow.lane, now).max(1));
+                // Of equal virtual times, that of the first replica comes first.
+                let is_after = i64::from(flow.replica > replica);
+                FlowRead {
+                    units: flow.units,
+                    behind: behind.saturating_sub(is_after).div_euclid(unit),
+                }
+            })
+            .collect()
     }
 
     /// Returns the number of active flows, which compete for this schedule.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outpace::clock::Instant;
 use outpace::db::Database;
-use outpace::ledger::{Answer, Book, Call, Run, ScheduleUse, Users};
+use outpace::ledger::{Answer, Book, Call, FlowRead, Run, ScheduleUse, SchedulesRead, Users};
 use outpace::ledger::{BlockCause, BlockClaim, BlockFilter, BlockScope, ScopedBlock, TargetBlocks};
 use outpace::policy::{LimitSet, Scope, Secret};
 use outpace::schedule::{CostChange, ScheduleState, Spec};
@@ -343,7 +343,30 @@ async fn take(history: &mut History, step: usize, connection: &mut sqlx::PgConne
     let Json(theirs) = row.get::<Json<Answer>, _>(0);
     assert_eq!(ours, theirs, "{place}\n{call:#?}");
     history.hold(&call, &ours);
+    same_view(history, connection, &place).await;
     ours.runs.iter().map(|run| run.slots.len()).sum()
+}
+
+/// Compares what a random replica reads of a schedule without booking.
+async fn same_view(history: &mut History, connection: &mut sqlx::PgConnection, place: &str) {
+    if history.rng.random_bool(0.7) {
+        return;
+    }
+    let key: Option<Arc<str>> = history.keyed.then(|| "k0".into());
+    let replica = history.rng.random_range(1..4);
+    let (limit, name): (Arc<str>, _) = ("l0".into(), history.target.to_string());
+    let (_, mut ours) = history
+        .book
+        .peek(&limit, key.as_ref(), replica, history.now);
+    let rows = serde_json::json!([{"limit": "l0", "key": key.as_deref()}]);
+    let asked = sqlx::query("select outpace.peek_v1($1, $2, $3)").bind(&name);
+    let row = asked.bind(Json(rows)).bind(replica).fetch_one(connection);
+    let Json(theirs) = row.await.unwrap().get::<Json<SchedulesRead>, _>(0);
+    let mut theirs = theirs.rows.into_iter().next().unwrap().waiting;
+    let order = |flow: &FlowRead| (flow.units, flow.behind);
+    ours.sort_by_key(order);
+    theirs.sort_by_key(order);
+    assert_eq!(ours, theirs, "{place}");
 }
 
 /// Returns a random scope out of a few.

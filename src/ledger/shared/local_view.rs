@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, in_words, spec_of};
 use super::super::forecast::{WHOLE, forecast, forecast_by};
-use super::super::{Ahead, Forecast, SchedulesRead, Slot};
+use super::super::{Ahead, FlowRead, Forecast, SchedulesRead, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
 use super::offset::Offset;
@@ -69,22 +69,43 @@ pub(super) struct LocalView {
 #[derive(Debug)]
 struct Copy {
     schedule: Schedule,
-    /// Units that the waiting requests of other replicas are expected to keep, and their weight in
-    /// millionths, as one sum from the last answer or by flow.
-    crowd: SmallVec<[(i64, i64); 1]>,
+    /// Waiting requests of other replicas, as one sum from the last answer or by flow.
+    crowd: SmallVec<[CrowdFlow; 1]>,
     /// Instant in nanoseconds at which these requests waited, on the store's clock.
     crowd_at: i64,
     /// Contention from the last answer to a run that this schedule held.
     contention: Contention,
 }
 
+/// Waiting requests of other replicas.
+#[derive(Debug, Clone, Copy, Default)]
+struct CrowdFlow {
+    /// Units that they are expected to keep.
+    units: i64,
+    /// Weight in millionths of the weight of this replica's flow.
+    weight: i64,
+    /// Units that come before any of this replica, because this replica has booked more so far.
+    behind: i64,
+}
+
+impl CrowdFlow {
+    const fn of_read(read: &FlowRead) -> Self {
+        Self {
+            units: read.units,
+            weight: WHOLE,
+            behind: read.behind,
+        }
+    }
+}
+
 impl Copy {
     /// Returns the units of other replicas that leave before `own` units of this one, because flows
     /// share by weight.
     fn others_before(&self, own: i64) -> i64 {
-        let flows = self.crowd.iter().map(|(units, weight)| {
-            let share = i128::from(own) * i128::from(*weight) / i128::from(WHOLE);
-            i64::try_from(share).unwrap_or(i64::MAX).min(*units)
+        let flows = self.crowd.iter().map(|flow| {
+            let share = i128::from(own) * i128::from(flow.weight) / i128::from(WHOLE);
+            let share = i64::try_from(share).unwrap_or(i64::MAX);
+            share.saturating_add(flow.behind).clamp(0, flow.units)
         });
         flows.fold(0, i64::saturating_add)
     }
@@ -93,7 +114,7 @@ impl Copy {
     /// was too long before `now`. They have been served since then, so a wait behind them is counted
     /// from that instant.
     fn crowded_since(&self, now: Instant) -> Option<Instant> {
-        let is_known = self.crowd.iter().any(|(units, _)| *units > 0);
+        let is_known = self.crowd.iter().any(|flow| flow.units > 0);
         let is_new = self.crowd_at.saturating_add(CROWD_AGE) >= now.as_nanos();
         (is_known && is_new).then_some(Instant::from_nanos(self.crowd_at))
     }
@@ -212,7 +233,7 @@ impl LocalView {
             self.copies.extend(schedule.map(|schedule| {
                 let copy = Copy {
                     schedule,
-                    crowd: row.waiting.iter().map(|flow| (*flow, WHOLE)).collect(),
+                    crowd: row.waiting.iter().map(CrowdFlow::of_read).collect(),
                     crowd_at: at.as_nanos(),
                     contention: known.unwrap_or_default(),
                 };
@@ -454,7 +475,7 @@ impl LocalView {
 
 /// Returns the contention at the schedule in row `index`, if it held a run, and the most units that
 /// the waiting requests of other replicas are expected to keep, with the weight of these replicas.
-fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, (i64, i64)) {
+fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, CrowdFlow) {
     let mut contention = None::<Contention>;
     let (mut units, mut weight) = (0, 0);
     for (run, grant) in call.runs.iter().zip(&answer.runs) {
@@ -470,7 +491,12 @@ fn seen_at(call: &Call, answer: &Answer, index: usize) -> (Option<Contention>, (
         units = units.max(short.units);
         weight = weight.max(short.weight);
     }
-    (contention, (units, weight))
+    let crowd = CrowdFlow {
+        units,
+        weight,
+        behind: 0,
+    };
+    (contention, crowd)
 }
 
 fn permits(target: &Target, slot: &Slot) -> SmallVec<[(Id, Spec); 2]> {
