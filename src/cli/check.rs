@@ -2,6 +2,7 @@
 //! starts nothing.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -13,7 +14,9 @@ use crate::config::{Config, PostgresSettings, Settings, StoreSettings};
 use crate::db::{Database, DatabaseError};
 use crate::exchange::refused_credential;
 use crate::intercept::{CaSource, CertificateAuthority};
-use crate::policy::{Expression, Limit, Matcher, Policy, Target, TlsMode, Unmatched};
+use crate::policy::{
+    Algorithm, Bound, Expression, Limit, Matcher, Policy, Target, TlsMode, Unmatched,
+};
 use crate::semantics::is_credential;
 
 #[derive(Debug, Args)]
@@ -136,6 +139,12 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         .collect();
     warnings.sort();
     warnings.extend(policy.targets.iter().flat_map(|t| about_costs(t)));
+    let too_long = policy.targets.iter();
+    let too_long = too_long.filter(|target| target.max_wait > MOST_PATIENT);
+    warnings.extend(too_long.map(|target| {
+        let wait = humantime::format_duration(target.max_wait);
+        format!("target {}: max_wait {wait} is longer than most clients wait ({}); set it below the timeout of your clients, or raise their timeout", target.name, client_timeouts())
+    }));
     if let Some(spool) = &config.settings.spool
         && matches!(spool.store, StoreSettings::Postgres(_))
         && spool.keys.is_empty()
@@ -143,6 +152,26 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         warnings.push("`spool.key` is not set: the database holds requests and responses in clear, and requests with credentials are refused (422)".to_owned());
     }
     warnings
+}
+
+/// Times after which clients stop waiting for a response by default.
+pub(super) const CLIENT_TIMEOUTS: [(&str, Duration); 7] = [
+    ("httpx", Duration::from_secs(5)),
+    ("boto3", Duration::from_secs(60)),
+    ("Net::HTTP of Ruby", Duration::from_secs(60)),
+    ("stripe", Duration::from_secs(80)),
+    ("fetch of Node", MOST_PATIENT),
+    ("aiohttp", MOST_PATIENT),
+    ("openai and anthropic", Duration::from_secs(600)),
+];
+/// Timeout of the general clients that wait for longest.
+const MOST_PATIENT: Duration = Duration::from_secs(300);
+
+/// Returns the default timeouts of clients in words.
+pub(super) fn client_timeouts() -> String {
+    let words = CLIENT_TIMEOUTS
+        .map(|(client, timeout)| format!("{client} {}", humantime::format_duration(timeout)));
+    words.join(", ")
 }
 
 /// Returns what costs of a target cannot see, with the remedy.
@@ -178,6 +207,16 @@ fn about_costs(target: &Target) -> Vec<String> {
 /// Describes a limit with its units, key, conditions and cost.
 fn described(limit: &Limit) -> String {
     let mut text = format!("{}: {}", limit.name, limit.amount(limit.bound));
+    if let Bound::Rate {
+        rate,
+        algorithm: Algorithm::TokenBucket { burst: Some(burst) },
+    } = limit.bound
+        && burst > 1
+    {
+        let most = u64::from(rate.count()) + u64::from(burst);
+        let period = humantime::format_duration(rate.period());
+        text.push_str(&format!(" (up to {most} within {period})"));
+    }
     if let Some(key) = &limit.key {
         text.push_str(&format!(", per {key} (at most {} keys)", limit.max_keys));
     }

@@ -28,6 +28,12 @@ const PRIVILEGES: &str = "
                 and not (has_table_privilege(oid, 'select') and has_table_privilege(oid, 'insert')
                     and has_table_privilege(oid, 'update') and has_table_privilege(oid, 'delete')))";
 
+/// Query for the number of known replicas and the names of the silent ones.
+const REPLICAS: &str = "
+    select count(*),
+        coalesce(array_agg(name order by name) filter (where silent_ns < outpace.clock_v1()), '{}')
+        from outpace.replica where reserved_until_ns > outpace.clock_v1()";
+
 /// Facts about a database, read on connections of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatabaseFacts {
@@ -51,6 +57,8 @@ pub struct DatabaseFacts {
     pub missing_privileges: Vec<String>,
     /// Number of replicas that the ledger knows, or 0 if it cannot be read.
     pub replicas: i64,
+    /// Names of the replicas that are silent and still have a share of each rate.
+    pub silent: Vec<String>,
 }
 
 impl Database {
@@ -66,7 +74,7 @@ impl Database {
         let server = row(&mut connection, SERVER).await.map_err(failed)?;
         let between = before + (clock.wall_millis() - before) / 2;
         let privileges = row(&mut connection, PRIVILEGES).await.map_err(failed)?;
-        let replicas = row(&mut connection, "select count(*) from outpace.replica").await;
+        let replicas = row(&mut connection, REPLICAS).await.ok();
         let mut other = self.connect().await?;
         let session = row(&mut other, "select pg_backend_pid()")
             .await
@@ -91,7 +99,8 @@ impl Database {
             may_create: server.get(6),
             is_pooled: server.get::<i32, _>(7) == session.get::<i32, _>(0),
             missing_privileges: missing,
-            replicas: replicas.map_or(0, |row| row.get(0)),
+            replicas: replicas.as_ref().map_or(0, |row| row.get(0)),
+            silent: replicas.map_or_else(Vec::new, |row| row.get(1)),
         })
     }
 }

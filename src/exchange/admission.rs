@@ -230,7 +230,13 @@ impl AdmissionContext<'_> {
                 Some(_) => ConnectionState::Ready,
                 None => ConnectionState::Absent,
             };
-            let (turn, connection) = match self.pacer.enter(ticket, readiness) {
+            let mut admission = self.pacer.enter(ticket, readiness);
+            if let Admission::Refused(refusal) = &admission
+                && self.pacer.is_outdated(ticket, refusal)
+            {
+                admission = Box::pin(self.pacer.enter_anew(ticket, readiness)).await;
+            }
+            let (turn, connection) = match admission {
                 // The slot is due now and the connection is ready, so the request leaves at once.
                 Admission::Turn(turn) => match connection {
                     Some(connection) => break Ok((turn.leave_at_once(), connection)),

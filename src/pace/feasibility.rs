@@ -15,6 +15,8 @@ const CHECK_EACH: Duration = Duration::from_micros(50);
 const CHECK_EACH_CALMLY: Duration = Duration::from_micros(400);
 /// Time between forecast and deadline with which no waiter is expected to miss its deadline soon.
 const LEEWAY: Duration = Duration::from_secs(5);
+/// Shortest interval between two reads of the store for the refusals of one target.
+const READ_GAP: Duration = Duration::from_millis(50);
 
 /// The last check of the waiters of a queue.
 #[derive(Debug)]
@@ -63,6 +65,17 @@ impl Line {
         if !self.lock().queue.has_one_scope() {
             self.refuse_now_and_then(CHECK_EVERY);
         }
+    }
+
+    /// Returns true if the store may be read for a refusal, at most once per [`READ_GAP`].
+    pub(super) fn may_read(&self) -> bool {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        let may = now >= state.may_read;
+        if may {
+            state.may_read = now + READ_GAP;
+        }
+        may
     }
 
     /// Refuses waiters that cannot be served, unless the last check was less than `gap` ago. The gap

@@ -50,6 +50,8 @@ pub(super) struct LineState {
     epoch: u64,
     /// Earliest instant for the next call to a shared ledger.
     may_ask: Instant,
+    /// Earliest instant for the next read of the store for a refusal.
+    pub(super) may_read: Instant,
     /// True if a driver task serves the queue.
     driven: bool,
     /// Instant from which the next warning about shared keys may be logged.
@@ -97,6 +99,7 @@ impl Line {
                 units: units_of(target, &pacer.metrics),
                 epoch: 0,
                 may_ask: Instant::ZERO,
+                may_read: Instant::ZERO,
                 driven: false,
                 may_warn: Instant::ZERO,
                 check: FeasibilityCheck::new(),

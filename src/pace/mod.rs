@@ -36,6 +36,7 @@ pub use gate::{Probe, digest};
 pub use turn::{Turn, Void, Waiter};
 
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use expected::ExpectedCosts;
 use foldhash::HashMap;
@@ -132,6 +133,9 @@ pub enum RefusalKind {
     NotBookable,
 }
 
+/// Longest time of such a read. A refusal is told soon, by older numbers if there are no newer ones.
+const READ_TIMEOUT: Duration = Duration::from_millis(40);
+
 /// The lines of all targets of this replica, created on first use.
 #[derive(Debug)]
 pub struct Pacer {
@@ -160,6 +164,25 @@ impl Pacer {
     /// Enters the line of the ticket's target and returns a turn, a waiter or a refusal.
     pub fn enter(&self, ticket: &Ticket, connection: ConnectionState) -> Admission {
         self.line(&ticket.target).enter(ticket, connection)
+    }
+
+    /// Returns true if a refusal rests on numbers that the store may have changed, so that
+    /// [`Self::enter_anew`] gives a better answer. This is so at most once per
+    /// 50 ms and target.
+    pub fn is_outdated(&self, ticket: &Ticket, refusal: &Refusal) -> bool {
+        refusal.kind == RefusalKind::WaitTooLong
+            && !self.ledger.answers_at_once()
+            && self.line(&ticket.target).may_read()
+    }
+
+    /// Reads what the store has for the ticket and enters the line again.
+    pub async fn enter_anew(&self, ticket: &Ticket, connection: ConnectionState) -> Admission {
+        let until = self.clock.now() + READ_TIMEOUT;
+        tokio::select! {
+            () = self.refresh(&ticket.target, &ticket.scope) => {}
+            () = self.clock.sleep_until(until) => {}
+        }
+        self.enter(ticket, connection)
     }
 
     /// Holds all requests of `target` until `until`, because its origin asked for a pause.

@@ -224,9 +224,9 @@ async fn p11_explained_in_units_for_a_key_of_two_parts_and_three_limits() {
 async fn p11_checked_rules_are_printed_as_they_are_applied() {
     let told = printed(TARGET, &["check", "outpace.yaml"]).await;
     for line in [
-        "  limit shop: 9 requests per 1 h, with a burst of 9, per host + header:authorization (at most 100000 keys)\n",
-        "  limit tokens: 30000 units per 1 h, with a burst of 30000, for requests with path: \"/v1/*\" and json /model: \"gpt-4o*\", cost json:/max_tokens or else header:x-cost or else 1000, at most 30000, settled by json:/usage\n",
-        "  limit batch: 5 requests per 1 h, with a burst of 5, per path:2 + client_ip (at most 100000 keys), for requests with method: POST or PUT and header x-api-key: (not shown) and query kind: \"*\"\n",
+        "  limit shop: 9 requests per 1 h, with a burst of 9 (up to 18 within 1h), per host + header:authorization (at most 100000 keys)\n",
+        "  limit tokens: 30000 units per 1 h, with a burst of 30000 (up to 60000 within 1h), for requests with path: \"/v1/*\" and json /model: \"gpt-4o*\", cost json:/max_tokens or else header:x-cost or else 1000, at most 30000, settled by json:/usage\n",
+        "  limit batch: 5 requests per 1 h, with a burst of 5 (up to 10 within 1h), per path:2 + client_ip (at most 100000 keys), for requests with method: POST or PUT and header x-api-key: (not shown) and query kind: \"*\"\n",
         "  lane slow: weight 2, reserve 10%, for requests with json /stream: \"false\"\n",
         "  lane rest: weight 1, reserve 0%\n",
         "  signal limited: status 403 or 429 and header x-left: \"0\"\n",

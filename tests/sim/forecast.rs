@@ -75,7 +75,13 @@ impl Node {
     async fn send(&self, max_wait: Duration) -> Result<(), outpace::clock::Instant> {
         let ticket = self.ticket(max_wait);
         loop {
-            let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {
+            let mut admission = self.pacer.enter(&ticket, ConnectionState::Ready);
+            if let Admission::Refused(refusal) = &admission
+                && self.pacer.is_outdated(&ticket, refusal)
+            {
+                admission = self.pacer.enter_anew(&ticket, ConnectionState::Ready).await;
+            }
+            let turn = match admission {
                 Admission::Turn(turn) => turn,
                 Admission::Refused(refusal) => return Err(refusal.available),
                 Admission::Wait(mut waiter) => loop {

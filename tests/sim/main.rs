@@ -230,64 +230,55 @@ fn p12_predictable_each_goes_on_at_its_share() {
     });
 }
 
-/// Percentage of the forecasts that may be off, because replicas with window limits book in bursts.
-const FORECASTS_OFF: usize = 5;
-/// Percentage of the retries that may be refused again, for the same reason.
-const RETRIES_REFUSED: usize = 7;
+/// Percentage of the forecasts that may be off by more than a horizon.
+const FORECASTS_OFF: usize = 1;
+/// Percentage of the retries that may be refused again. Slots that come too late are used up in a
+/// window, which delays all that wait.
+const RETRIES_REFUSED: usize = 2;
 
 /// The modes in which forecasts are compared.
 const MODES: [Mode; 3] = [Mode::Shared, Mode::Outage, Mode::Killed];
 
+/// Runs `check` for each seed in each mode. It returns `None` if there is nothing to compare, and
+/// otherwise the words of a failure if there is one. Asserts that at most `most` per cent fail.
+fn mostly(
+    test: &str,
+    most: usize,
+    check: impl Fn(&Plan, Mode) -> Option<Option<String>> + std::panic::RefUnwindSafe,
+) {
+    let (mut checked, mut failures) = (0, Vec::new());
+    for mode in MODES {
+        let found = Mutex::new(Vec::new());
+        for_each_seed(test, SEEDS / 4, |seed| {
+            let plan = Plan::explained(seed);
+            let failure = check(&plan, mode);
+            let failure =
+                failure.map(|failure| failure.map(|words| format!("{mode:?} {seed}: {words}")));
+            found.lock().unwrap().extend(failure);
+        });
+        let found = found.into_inner().unwrap();
+        let failed: Vec<String> = found.iter().flatten().cloned().collect();
+        println!("{mode:?}: {} of {} failed", failed.len(), found.len());
+        checked += found.len();
+        failures.extend(failed);
+    }
+    println!("all: {} of {checked} failed", failures.len());
+    assert!(failures.len() * 100 <= checked * most, "{failures:#?}");
+}
+
 #[test]
 fn p11_explained_the_forecast_is_within_one_horizon_of_the_real_wait() {
-    let mut failures = Vec::new();
-    for mode in MODES {
-        let (checked, wrong) = (Mutex::new(0), Mutex::new(Vec::new()));
-        for_each_seed("p11_explained_the_forecast", SEEDS / 4, |seed| {
-            let plan = Plan::explained(seed);
-            let Some(probed) = forecast::probe(&plan, mode) else {
-                return;
-            };
-            *checked.lock().unwrap() += 1;
-            let apart = Duration::from_nanos(probed.forecast.abs_diff(probed.real));
-            if apart > forecast::tolerance(&plan) {
-                wrong.lock().unwrap().push((seed, probed));
-            }
-        });
-        let (checked, wrong) = (checked.into_inner().unwrap(), wrong.into_inner().unwrap());
-        println!(
-            "{mode:?}: {} of {checked} forecasts were off by more than a horizon",
-            wrong.len()
-        );
-        if wrong.len() * 100 > checked * FORECASTS_OFF {
-            failures.push(format!("{mode:?}: {} of {checked}: {wrong:?}", wrong.len()));
-        }
-    }
-    assert!(failures.is_empty(), "{failures:#?}");
+    mostly("p11_explained_the_forecast", FORECASTS_OFF, |plan, mode| {
+        let probed = forecast::probe(plan, mode)?;
+        let apart = Duration::from_nanos(probed.forecast.abs_diff(probed.real));
+        Some((apart > forecast::tolerance(plan)).then(|| format!("{probed:?}")))
+    });
 }
 
 #[test]
 fn p4_fail_fast_the_retry_after_of_a_refusal_leads_to_an_answer() {
-    let mut failures = Vec::new();
-    for mode in MODES {
-        let (checked, again) = (Mutex::new(0), Mutex::new(Vec::new()));
-        for_each_seed("p4_fail_fast_the_retry", SEEDS / 4, |seed| {
-            let Some(retried) = forecast::retry(&Plan::explained(seed), mode) else {
-                return;
-            };
-            *checked.lock().unwrap() += 1;
-            if retried == Retried::Refused {
-                again.lock().unwrap().push(seed);
-            }
-        });
-        let (checked, again) = (checked.into_inner().unwrap(), again.into_inner().unwrap());
-        println!(
-            "{mode:?}: {} of {checked} retries were refused again",
-            again.len()
-        );
-        if again.len() * 100 > checked * RETRIES_REFUSED {
-            failures.push(format!("{mode:?}: {} of {checked}: {again:?}", again.len()));
-        }
-    }
-    assert!(failures.is_empty(), "{failures:#?}");
+    mostly("p4_fail_fast_the_retry", RETRIES_REFUSED, |plan, mode| {
+        let retried = forecast::retry(plan, mode)?;
+        Some((retried == Retried::Refused).then(|| format!("{retried:?}")))
+    });
 }

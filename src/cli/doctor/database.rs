@@ -47,6 +47,7 @@ pub(super) async fn checks(settings: &Settings, policy: &Policy, clock: &Clock) 
     findings.push(schema(&database, postgres, &facts).await);
     findings.push(privileges(&facts));
     findings.extend(shares(&facts, policy));
+    findings.push(replicas(&facts));
     findings
 }
 
@@ -177,6 +178,22 @@ fn privileges(facts: &DatabaseFacts) -> Finding {
             )
         }
     }
+}
+
+/// Finds replicas that are silent, for which a part of each rate is reserved.
+fn replicas(facts: &DatabaseFacts) -> Finding {
+    let detail = format!("none of {} known replicas is silent", facts.replicas);
+    let silent = facts.silent.join(", ");
+    let lost = Finding::warning(
+        "replicas",
+        format!(
+            "{} of {} replicas are silent, and a part of each rate is reserved for them: {silent}",
+            facts.silent.len(),
+            facts.replicas
+        ),
+        "start them again, or see `outpace status --fleet` for the time at which the others get their part",
+    );
+    either(facts.silent.is_empty(), detail, lost)
 }
 
 /// Finds rates of which each replica may use nothing while the database is unreachable.

@@ -9,7 +9,7 @@ use super::finding::{Finding, or_sound};
 use crate::app::serving;
 use crate::cli::Failure;
 use crate::cli::client::{AdminArgs, Instance};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, process_environment};
 
 /// Time for the running outpace to answer, and for a name to be resolved.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -18,6 +18,11 @@ pub(super) async fn checks(loaded: &Loaded, path: Option<&Path>) -> Vec<Finding>
     let config = &loaded.config;
     let mut findings = ports(config);
     findings.extend(exposure(config));
+    findings.push(container(
+        config.settings.listen,
+        is_first(),
+        process_environment("KUBERNETES_SERVICE_HOST").is_some(),
+    ));
     findings.push(running(config, path).await);
     findings.extend(route_hosts(config).await);
     findings
@@ -95,6 +100,29 @@ fn exposure(config: &Config) -> Vec<Finding> {
         "exposure",
         "no listener takes tokens in clear from other machines",
     )
+}
+
+/// Returns true if outpace is the first process, as in a container of its own.
+fn is_first() -> bool {
+    let first = std::fs::read_link("/proc/1/exe");
+    let own = std::env::current_exe();
+    first.is_ok_and(|first| own.is_ok_and(|own| own == first))
+}
+
+/// Finds listeners that a container keeps to itself. A sidecar of a pod is reached over loopback.
+fn container(listen: SocketAddr, is_first: bool, is_in_pod: bool) -> Finding {
+    let check = "container";
+    if !is_first || is_in_pod {
+        return Finding::skipped(check, "outpace is not the only program of a container");
+    }
+    match listen.ip().is_loopback() {
+        true => Finding::warning(
+            check,
+            format!("listen {listen} is reached from inside this container only"),
+            "set `listen: 0.0.0.0:8080` and `clients` with tokens, and publish the port",
+        ),
+        false => Finding::sound(check, format!("listen {listen} can be published")),
+    }
 }
 
 /// Asks the running outpace if it is ready, and for its warnings.

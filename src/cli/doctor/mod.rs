@@ -16,11 +16,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::check::{about_ca_files, warnings};
+use super::check::{CLIENT_TIMEOUTS, about_ca_files, warnings};
 use super::client::{HERE, config_or_here};
 use super::{Exit, Failure, block_on, load_config, print};
 use crate::clock::Clock;
 use crate::config::{self, Config, Loaded};
+use crate::policy::Policy;
 use finding::{Finding, Verdict};
 
 /// Examples that the help ends with.
@@ -68,6 +69,7 @@ async fn examine(path: Option<&Path>) -> Vec<Finding> {
     };
     let Config { settings, policy } = &loaded.config;
     findings.extend(about_policy(&loaded.config));
+    findings.push(about_timeouts(policy));
     findings.extend(path.map(files::configuration_mode));
     findings.extend(files::checks(&loaded));
     findings.extend(about_ca(&loaded.config));
@@ -141,6 +143,30 @@ fn about_policy(config: &Config) -> Vec<Finding> {
         problems,
         check,
         "all targets, costs and routes work as they look",
+    )
+}
+
+/// Names the clients that stop waiting before the longest hold of a request is over.
+fn about_timeouts(policy: &Policy) -> Finding {
+    let check = "client_timeouts";
+    let longest = policy.targets.iter().map(|target| target.max_wait).max();
+    let Some(longest) = longest.filter(|wait| !wait.is_zero()) else {
+        return Finding::skipped(check, "no target holds requests");
+    };
+    let earlier = CLIENT_TIMEOUTS.iter().filter(|(_, time)| *time <= longest);
+    let earlier: Vec<&str> = earlier.map(|(client, _)| *client).collect();
+    let wait = humantime::format_duration(longest);
+    Finding::sound(
+        check,
+        match earlier.is_empty() {
+            true => {
+                format!("requests are held for up to {wait}, and the known clients wait longer")
+            }
+            false => format!(
+                "requests are held for up to {wait}; these clients stop waiting earlier unless their timeout is raised: {}",
+                earlier.join(", ")
+            ),
+        },
     )
 }
 

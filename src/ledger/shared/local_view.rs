@@ -1,6 +1,8 @@
 //! The local view that this replica has of one target: a copy of the schedules as the store last
 //! reported them, the permits that it holds, and its usage in fallback mode.
 
+mod crowd;
+
 use std::sync::Arc;
 
 use foldhash::HashMap;
@@ -8,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::super::call::{Answer, Call, Id, Replica, Run, ScheduleUse, in_words, spec_of};
 use super::super::forecast::{WHOLE, forecast, forecast_by};
-use super::super::{Ahead, FlowRead, Forecast, SchedulesRead, Slot};
+use super::super::{Ahead, Forecast, SchedulesRead, Slot};
 use super::contention::Contention;
 use super::fallback::{Fallback, Unbooked};
 use super::offset::Offset;
@@ -16,6 +18,7 @@ use crate::bounds::LEDGER_ROWS;
 use crate::clock::Instant;
 use crate::policy::{Scope, Target};
 use crate::schedule::{Schedule, Spec};
+use crowd::{Copy, CrowdFlow};
 
 /// Maximum number of copies. Beyond it all copies are dropped, because the store has the schedules.
 const COPIES_MAX: usize = 4096;
@@ -26,10 +29,6 @@ const SOON: i64 = 15_000_000;
 /// Time in nanoseconds after a large change of contention, enough for all replicas to report their
 /// waiting requests.
 const SETTLED: i64 = 3 * SOON;
-/// Age in nanoseconds beyond which the waiting requests of other replicas no longer count in
-/// forecasts. A replica with waiting requests asks more often. One without would refuse all newcomers
-/// by an old number, and never get a new one.
-const CROWD_AGE: i64 = 2_000_000_000;
 /// Delay of an answer in nanoseconds up to which slots need no lead.
 const LEAD_MIN: i64 = 5_000_000;
 
@@ -63,61 +62,6 @@ pub(super) struct LocalView {
     pub(super) lost: i64,
     /// Pinned numbers by limit name, from the last heartbeat.
     pub(super) pins: HashMap<Arc<str>, Spec>,
-}
-
-/// A schedule as the store last reported it.
-#[derive(Debug)]
-struct Copy {
-    schedule: Schedule,
-    /// Waiting requests of other replicas, as one sum from the last answer or by flow.
-    crowd: SmallVec<[CrowdFlow; 1]>,
-    /// Instant in nanoseconds at which these requests waited, on the store's clock.
-    crowd_at: i64,
-    /// Contention from the last answer to a run that this schedule held.
-    contention: Contention,
-}
-
-/// Waiting requests of other replicas.
-#[derive(Debug, Clone, Copy, Default)]
-struct CrowdFlow {
-    /// Units that they are expected to keep.
-    units: i64,
-    /// Weight in millionths of the weight of this replica's flow.
-    weight: i64,
-    /// Units that come before any of this replica, because this replica has booked more so far.
-    behind: i64,
-}
-
-impl CrowdFlow {
-    const fn of_read(read: &FlowRead) -> Self {
-        Self {
-            units: read.units,
-            weight: WHOLE,
-            behind: read.behind,
-        }
-    }
-}
-
-impl Copy {
-    /// Returns the units of other replicas that leave before `own` units of this one, because flows
-    /// share by weight.
-    fn others_before(&self, own: i64) -> i64 {
-        let flows = self.crowd.iter().map(|flow| {
-            let share = i128::from(own) * i128::from(flow.weight) / i128::from(WHOLE);
-            let share = i64::try_from(share).unwrap_or(i64::MAX);
-            share.saturating_add(flow.behind).clamp(0, flow.units)
-        });
-        flows.fold(0, i64::saturating_add)
-    }
-
-    /// Returns the instant at which requests of other replicas waited, or `None` if none did or this
-    /// was too long before `now`. They have been served since then, so a wait behind them is counted
-    /// from that instant.
-    fn crowded_since(&self, now: Instant) -> Option<Instant> {
-        let is_known = self.crowd.iter().any(|flow| flow.units > 0);
-        let is_new = self.crowd_at.saturating_add(CROWD_AGE) >= now.as_nanos();
-        (is_known && is_new).then_some(Instant::from_nanos(self.crowd_at))
-    }
 }
 
 impl LocalView {
