@@ -1,11 +1,14 @@
 //! P9: held requests are counted by the memory that they occupy, whatever the form in which their
 //! bytes arrive. Their heads and trailers count too.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::harness::{Client, Origin, Program, reply, soon};
 
@@ -82,13 +85,17 @@ async fn p9_an_http_2_body_in_tiny_frames_occupies_what_is_counted() {
         .unwrap();
     let driver = tokio::spawn(connection);
     let mut held = tokio::task::JoinSet::new();
+    let may_send = Arc::new(Semaphore::new(0));
     for _ in 0..20 {
         let byte =
             || Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from_static(b"a")));
-        // The library ends a connection with many tiny frames that were not read yet.
-        let bytes = futures_util::stream::iter(0..2_000).then(move |_| async move {
-            tokio::task::yield_now().await;
-            byte()
+        let may_send = Arc::clone(&may_send);
+        let bytes = futures_util::stream::iter(0..2_000).then(move |_| {
+            let may_send = Arc::clone(&may_send);
+            async move {
+                may_send.acquire().await.unwrap().forget();
+                byte()
+            }
         });
         let body = StreamBody::new(Box::pin(bytes));
         let request = http::Request::post("http://plain.test/x")
@@ -96,6 +103,12 @@ async fn p9_an_http_2_body_in_tiny_frames_occupies_what_is_counted() {
             .unwrap();
         let mut sender = sender.clone();
         held.spawn(async move { sender.send_request(request).await.is_ok() });
+    }
+    // The library ends a connection with many tiny frames that were not read yet, so the next ones
+    // are sent after the program has answered something else.
+    for _ in 0..400 {
+        may_send.add_permits(100);
+        program.metric(BODIES).await;
     }
     reached(&program, BODIES, |bytes| bytes >= 40_000.0).await;
     let counted = program.metric(BODIES).await;
