@@ -33,7 +33,7 @@ pub(super) struct AcquireArgs {
     #[arg(long, value_name = "DURATION")]
     max_wait: Option<String>,
     /// Command to run, with its arguments
-    #[arg(last = true, required = true)]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 

@@ -14,8 +14,7 @@ use crate::intercept::{CaError, CaRotation, CertificateAuthority};
 
 #[derive(Debug, Args)]
 pub(super) struct CaArgs {
-    /// Path of the configuration file (default: ./outpace.yaml, or without that file the built-in
-    /// defaults)
+    /// Configuration file (default: ./outpace.yaml, or that of the user, or else the built-in defaults)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -38,6 +37,7 @@ enum CaCommand {
 
 pub(super) fn run(args: &CaArgs) -> Result<Exit, Failure> {
     let config = config_or_here(args.config.as_deref());
+    let config = config.as_deref();
     let trust = Trust::load_even_expired(config)?;
     match args.what {
         None => Ok(print(&describe(&trust))),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::client::ConfigArgs;
 use super::{Exit, Failure, load_config, print};
 use crate::app::{StartError, ca_names};
 use crate::bounds::BLOCK_MAX;
@@ -21,16 +22,22 @@ use crate::semantics::is_credential;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// Path of the configuration file
-    #[arg(value_name = "FILE")]
-    config: PathBuf,
+    /// Configuration file, like `--config FILE`
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Also connect to the ledger's database, and print its version, schema and durability
     #[arg(long)]
     connect: bool,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
-    let config = load_config(&args.config)?.config;
+    let path = args
+        .file
+        .clone()
+        .map_or_else(|| args.config.require(), Ok)?;
+    let config = load_config(&path)?.config;
     if let Some(postgres) = &config.settings.ledger.postgres {
         // The same error ends `serve`.
         Database::open(&postgres.source, 1, None).map_err(StartError::from)?;

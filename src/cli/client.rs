@@ -21,7 +21,7 @@ pub(super) const HERE: &str = "outpace.yaml";
 /// Arguments that select the outpace to call on its proxy port.
 #[derive(Debug, Args)]
 pub(super) struct InstanceArgs {
-    /// Configuration file of the running outpace (required without --url)
+    /// Configuration file of the running outpace (default: ./outpace.yaml, or that of the user)
     #[arg(long, short, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// URL of the proxy, used instead of a configuration file. If `clients` are configured, set the
@@ -70,7 +70,7 @@ pub(super) struct AdminArgs {
 
 impl AdminArgs {
     /// Returns the configuration file of the outpace, unless it is selected by a URL.
-    pub(super) fn file(&self) -> Option<&Path> {
+    pub(super) fn file(&self) -> Option<PathBuf> {
         match self.admin {
             Some(_) => None,
             None => config_or_here(self.config.as_deref()),
@@ -87,10 +87,50 @@ impl AdminArgs {
     }
 }
 
-/// Returns the named configuration file, or the one in the current directory if it exists.
-pub(super) fn config_or_here(named: Option<&Path>) -> Option<&Path> {
-    let here = Path::new(HERE);
-    named.or(here.exists().then_some(here))
+/// Arguments that name the configuration file.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// Configuration file (default: ./outpace.yaml, or else outpace/outpace.yaml in $XDG_CONFIG_HOME or
+    /// ~/.config)
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// Returns the configuration file if there is one.
+    pub(super) fn find(&self) -> Option<PathBuf> {
+        config_or_here(self.config.as_deref())
+    }
+
+    /// Returns the configuration file, or a failure that says where it was looked for.
+    pub(super) fn require(&self) -> Result<PathBuf, Failure> {
+        self.find().ok_or_else(|| {
+            let of_user = of_user().map(|path| format!(" and no {}", path.display()));
+            let of_user = of_user.unwrap_or_default();
+            let text = format!(
+                "there is no {HERE} in this directory{of_user}; write one, or set `--config FILE`"
+            );
+            Failure(Exit::USAGE, text)
+        })
+    }
+}
+
+/// Returns the named configuration file, or else the first that exists: in the current directory, or
+/// in the configuration directory of the user.
+pub(super) fn config_or_here(named: Option<&Path>) -> Option<PathBuf> {
+    let known = [Some(PathBuf::from(HERE)), of_user()].into_iter().flatten();
+    let first = || known.into_iter().find(|path| path.exists());
+    named.map(Path::to_owned).or_else(first)
+}
+
+/// Returns the place of the user's configuration file (XDG Base Directory Specification). A relative
+/// path in the variable is not valid.
+fn of_user() -> Option<PathBuf> {
+    let absolute = |name| config::process_environment(name).map(PathBuf::from);
+    let absolute = |name| absolute(name).filter(|path| path.is_absolute());
+    let below_home = || Some(absolute("HOME")?.join(".config"));
+    let home = absolute("XDG_CONFIG_HOME").or_else(below_home)?;
+    Some(home.join("outpace").join(HERE))
 }
 
 /// Address and credentials of the running outpace to call.
@@ -101,9 +141,13 @@ pub(super) struct Instance {
 
 impl Instance {
     pub(super) fn find(args: &InstanceArgs) -> Result<Self, Failure> {
-        let endpoint = match &args.config {
+        let known = args
+            .url
+            .is_none()
+            .then(|| config_or_here(args.config.as_deref()));
+        let endpoint = match known.flatten() {
             Some(path) => {
-                let config = load_config(path)?.config;
+                let config = load_config(&path)?.config;
                 Endpoint::listening(config.settings.listen, config.policy.tls.proxy.as_ref())?
             }
             None => Endpoint::of_url(args.url.as_ref(), "--url", None)?,
@@ -137,7 +181,10 @@ impl Instance {
     /// for the default of every key.
     pub(super) fn admin_of(args: &AdminArgs, or_empty: bool) -> Result<Self, Failure> {
         let mut bearer = config::process_environment("OUTPACE_ADMIN_TOKEN");
-        let endpoint = match (&args.admin, config_or_here(args.config.as_deref())) {
+        let endpoint = match (
+            &args.admin,
+            config_or_here(args.config.as_deref()).as_deref(),
+        ) {
             (None, Some(path)) => {
                 let loaded = match or_empty {
                     true => load_config_or_empty(path)?,
@@ -237,7 +284,7 @@ impl Instance {
 /// there. A token is never sent to another address.
 fn token_of_here(authority: &str) -> Option<String> {
     let loaded = match config_or_here(None) {
-        Some(path) => load_config(path).ok()?,
+        Some(path) => load_config(&path).ok()?,
         None => config::parse(Path::new(HERE), "{}", &config::process_environment, 0).ok()?,
     };
     let known = serving(&loaded.config.settings.data_dir)?;

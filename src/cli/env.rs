@@ -1,19 +1,16 @@
 //! `outpace env`: prints the environment variables with which programs use the proxy and trust its
 //! CA.
-
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 
+use super::client::ConfigArgs;
 use super::variables::variables;
 use super::{Exit, Failure, print};
 use crate::app::Trust;
 
 #[derive(Debug, Args)]
 pub(super) struct EnvArgs {
-    /// Path of the configuration file (without this option, built-in defaults apply)
-    #[arg(long, short, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Client name from `clients` in the configuration (required if `clients` are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
@@ -38,7 +35,7 @@ enum Shell {
 }
 
 pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
-    let trust = Trust::load(args.config.as_deref())?;
+    let trust = Trust::load(args.config.find().as_deref())?;
     let proxy = trust.proxy_url(args.client.as_deref(), None)?;
     let variables = variables(&trust, &proxy);
     let lines = variables

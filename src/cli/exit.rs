@@ -43,6 +43,10 @@ impl Exit {
         /// The database of the shared ledger denied access, its URL cannot be used, or its schema does
         /// not match.
         LEDGER, 78, "the URL of the ledger's database cannot be used, the database denies access, or its schema does not match";
+        /// The command of `run` or `acquire` cannot be started, for example without permission.
+        NOT_STARTED, 126, "`run`, `acquire`: the command cannot be started";
+        /// The command of `run` or `acquire` was not found.
+        NOT_FOUND, 127, "`run`, `acquire`: the command was not found";
     }
 
     /// Converts the exit status of a command. A signal becomes 128 plus its number, as in shells.

@@ -1,14 +1,18 @@
 //! `outpace migrate`: updates the schema of the shared ledger, for databases in which `serve` may
 //! not do so.
 
-use std::path::Path;
-
+use super::client::ConfigArgs;
 use super::{Exit, Failure, load_config, print};
 use crate::app::StartError;
 use crate::db::Database;
 
-pub(super) fn run(path: &Path) -> Result<Exit, Failure> {
-    let Some(postgres) = load_config(path)?.config.settings.ledger.postgres else {
+pub(super) fn run(args: &ConfigArgs) -> Result<Exit, Failure> {
+    let Some(postgres) = load_config(&args.require()?)?
+        .config
+        .settings
+        .ledger
+        .postgres
+    else {
         let text =
             "nothing was migrated: `ledger.postgres.url` is not set; set it to use a shared ledger";
         return Err(Failure(Exit::USAGE, text.to_owned()));

@@ -25,9 +25,9 @@ pub use exit::Exit;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::{self, Loaded};
@@ -68,7 +68,7 @@ enum Command {
     /// Lift blocks of a target on all replicas, so that requests are sent again at once
     Unblock(blocks::UnblockArgs),
     /// Bring outpace's Postgres schema up to date and exit
-    Migrate(ConfigArgs),
+    Migrate(client::ConfigArgs),
     /// Wait for a turn at a target, then run a command once
     Acquire(acquire::AcquireArgs),
     /// Manage buffers (durable queues of requests). Without a subcommand, list all buffers
@@ -82,13 +82,6 @@ enum Command {
     /// Show the effect of pacing: send requests to a built-in limited origin, first directly and then
     /// through outpace, and compare the results
     Demo(demo::DemoArgs),
-}
-
-#[derive(Debug, Args)]
-struct ConfigArgs {
-    /// Path of the configuration file
-    #[arg(long, short, value_name = "FILE")]
-    config: PathBuf,
 }
 
 /// Parses the arguments, runs the subcommand and returns the exit code of the process.
@@ -118,7 +111,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Reload(args) => reload::run(&args),
         Command::Blocks(args) => blocks::blocks(&args),
         Command::Unblock(args) => blocks::unblock(&args),
-        Command::Migrate(args) => migrate::run(&args.config),
+        Command::Migrate(args) => migrate::run(&args),
         Command::Acquire(args) => acquire::run(&args),
         Command::Buffers(args) => buffers::buffers(&args),
         Command::Items(args) => buffers::items(&args),

@@ -3,7 +3,7 @@
 //! A proxy that already serves this configuration is used. Otherwise a proxy is started for the
 //! command, and it ends after its last session.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use hyper::client::conn::http1::SendRequest;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{HERE, config_or_here};
+use super::client::ConfigArgs;
 use super::endpoint::Endpoint;
 use super::variables::{Variables, absolute, variables};
 use super::{Exit, Failure};
@@ -27,14 +27,13 @@ use crate::files::{create_private, open_private};
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Path of the configuration file (default: ./outpace.yaml)
-    #[arg(long, short, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Client name from `clients` in the configuration (required if `clients` are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
-    /// Command to run, with its arguments
-    #[arg(last = true, required = true)]
+    /// Command to run, with its arguments. Options of outpace stand before it
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
@@ -48,13 +47,9 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit, Failure> {
 }
 
 async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
-    let config = config_or_here(args.config.as_deref()).ok_or_else(|| {
-        let text =
-            format!("there is no {HERE} in this directory; write one, or set `--config FILE`");
-        Failure(Exit::USAGE, text)
-    })?;
-    let trust = Trust::load(Some(config))?;
-    let proxy = Proxy::find_or_start(config, &trust).await?;
+    let config = args.config.require()?;
+    let trust = Trust::load(Some(&config))?;
+    let proxy = Proxy::find_or_start(&config, &trust).await?;
     let url = trust.proxy_url(args.client.as_deref(), Some(proxy.serving.listen))?;
     let ended = follow(&args.command, variables(&trust, &url)).await;
     // The session ends here, so a proxy that was started for the command may end.
@@ -64,20 +59,21 @@ async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
 
 /// Starts a command with its arguments and with additional environment variables.
 pub(super) fn start_command(command: &[String], variables: Variables) -> Result<Child, Failure> {
-    let wrong = |text: String| Failure(Exit::USAGE, text);
     let [program, arguments @ ..] = command else {
-        return Err(wrong(
-            "no command was given; write it after `--`".to_owned(),
-        ));
+        let text = "no command was given; write it after the options";
+        return Err(Failure(Exit::USAGE, text.to_owned()));
     };
     let child = Command::new(program)
         .args(arguments)
         .envs(variables)
         .spawn();
     child.map_err(|error| {
-        wrong(format!(
-            "`{program}` cannot be run: {error}; check its name and permissions"
-        ))
+        let exit = match error.kind() {
+            std::io::ErrorKind::NotFound => Exit::NOT_FOUND,
+            _ => Exit::NOT_STARTED,
+        };
+        let text = format!("`{program}` cannot be run: {error}; check its name and permissions");
+        Failure(exit, text)
     })
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigArgs, Exit, Failure, started};
+use super::client::ConfigArgs;
+use super::{Exit, Failure, started};
 use crate::app::{App, DrainEnd, InheritedSockets, RunMode};
 use crate::{config, telemetry};
 
@@ -25,7 +26,7 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn run(args: &ServeArgs) -> Result<Exit, Failure> {
-    let config = &args.config.config;
+    let config = &args.config.require()?;
     let mode = if args.attended {
         RunMode::Attended
     } else {

@@ -218,7 +218,7 @@ async fn ask(args: &ExplainArgs) -> Result<Value, Failure> {
     match (told, args.place.file()) {
         // outpace does not run, so the configuration alone explains the request.
         (Err(Failure(Exit::PORT, _)), Some(config)) => {
-            let told = explain(&load_config(config)?.config.policy, &question, None);
+            let told = explain(&load_config(&config)?.config.policy, &question, None);
             told.map_err(|text| Failure(Exit::USAGE, text))
         }
         (told, _) => told,

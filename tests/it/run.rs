@@ -116,12 +116,115 @@ async fn signals_go_to_the_command_and_its_end_is_ours() {
     let killed = ended(outpace(dir.path()).args(["run", "--", "sh", "-c", "kill -KILL $$"])).await;
     assert_eq!(killed.0, Some(128 + 9));
     let missing = ended(outpace(dir.path()).args(["run", "--", "no-such-command"])).await;
-    assert_eq!(missing.0, Some(64));
+    assert_eq!(missing.0, Some(127));
     assert!(
         missing.2.contains("`no-such-command` cannot be run"),
         "{}",
         missing.2
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_needs_no_dashes_and_keeps_its_own_options() {
+    let origin = Origin::ok().await;
+    let dir = place(&origin, TARGET);
+    let config = dir.path().join("outpace.yaml").display().to_string();
+    let url = "https://api.test/";
+    for arguments in [
+        vec![
+            "run",
+            "curl",
+            "-sS",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            url,
+        ],
+        vec![
+            "run",
+            "--",
+            "curl",
+            "-sSo",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            url,
+        ],
+        vec!["run", "-c", &config, "sh", "-c", "printf 200"],
+        vec!["run", "--config", &config, "--", "printf", "%s", "200"],
+        vec!["run", "printf", "--", "200"],
+    ] {
+        let told = ended(outpace(dir.path()).args(&arguments)).await;
+        assert_eq!(
+            told,
+            (Some(0), "200".to_owned(), String::new()),
+            "{arguments:?}"
+        );
+    }
+    let denied = dir.path().join("outpace.yaml").display().to_string();
+    let (code, _, told) = ended(outpace(dir.path()).args(["run", &denied])).await;
+    assert_eq!(code, Some(126), "{told}");
+    let (code, _, told) = ended(outpace(dir.path()).arg("run")).await;
+    assert_eq!(code, Some(64), "{told}");
+}
+
+/// Each command finds the file in the working directory, and else that of the user.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_command_finds_the_configuration_file() {
+    let origin = Origin::ok().await;
+    let (here, home) = (place(&origin, TARGET), tempfile::tempdir().unwrap());
+    let of_user = home.path().join(".config/outpace");
+    std::fs::create_dir_all(&of_user).unwrap();
+    let theirs = place(&origin, &TARGET.replace("name: api", "name: theirs"));
+    std::fs::copy(
+        theirs.path().join("outpace.yaml"),
+        of_user.join("outpace.yaml"),
+    )
+    .unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let xdg = home.path().join(".config").display().to_string();
+    let at_home = home.path().display().to_string();
+    let by = [
+        ("HOME", at_home.as_str()),
+        ("XDG_CONFIG_HOME", xdg.as_str()),
+    ];
+    for (dir, name) in [(here.path(), "api"), (elsewhere.path(), "theirs")] {
+        for (variable, value) in by {
+            let mut command = outpace(dir);
+            command.env_remove("HOME").env_remove("XDG_CONFIG_HOME");
+            let (code, out, err) = ended(command.env(variable, value).arg("check")).await;
+            assert_eq!(code, Some(0), "{err}");
+            assert!(out.contains(&format!("target {name}:")), "{out}");
+        }
+    }
+    let file = of_user.join("outpace.yaml").display().to_string();
+    for arguments in [
+        vec!["check", &file],
+        vec!["check", "-c", &file],
+        vec!["check", "--config", &file],
+    ] {
+        let (code, out, err) = ended(outpace(here.path()).args(&arguments)).await;
+        assert_eq!(code, Some(0), "{err}");
+        assert!(out.contains("target theirs:"), "{out}");
+    }
+    for command in ["serve", "run", "check", "migrate"] {
+        let mut nowhere = outpace(elsewhere.path());
+        nowhere
+            .env_remove("HOME")
+            .env_remove("XDG_CONFIG_HOME")
+            .arg(command);
+        let (code, _, err) = ended(nowhere.args((command == "run").then_some("true"))).await;
+        assert_eq!(code, Some(64), "{command}: {err}");
+        assert!(err.contains("there is no outpace.yaml"), "{command}: {err}");
+    }
+    for command in ["env", "ca", "doctor"] {
+        let mut of_user = outpace(elsewhere.path());
+        let (code, out, err) = ended(of_user.env("HOME", &at_home).arg(command)).await;
+        assert!(code == Some(0) || command == "doctor", "{command}: {err}");
+        let data = theirs.path().display().to_string();
+        assert!(out.contains(&data), "{command}: {out}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,12 +12,12 @@ mod no_proxy;
 mod runtimes;
 mod shell;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 
 use super::check::{CLIENT_TIMEOUTS, about_ca_files, warnings};
-use super::client::{HERE, config_or_here};
+use super::client::{ConfigArgs, HERE};
 use super::{Exit, Failure, block_on, load_config, print};
 use crate::clock::Clock;
 use crate::config::{self, Config, Loaded};
@@ -36,9 +36,8 @@ The exit code is 0 if there is no fault, and 1 if there is one. Warnings are no 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DoctorArgs {
-    /// Path of the configuration file (default: ./outpace.yaml)
-    #[arg(long, short, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -46,7 +45,7 @@ pub(super) struct DoctorArgs {
 
 pub(super) fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
     block_on(async {
-        let findings = examine(config_or_here(args.config.as_deref())).await;
+        let findings = examine(args.config.find().as_deref()).await;
         print(&match args.json {
             true => format!("{:#}\n", finding::document(&findings)),
             false => finding::text(&findings),
