@@ -61,6 +61,15 @@ begin
   return (select secret from outpace.key_secret);
 end $$;
 
+-- Forgets the waiting requests of a replica, because none waits any more.
+create function outpace.withdraw_v1(p_target text, p_replica int8) returns void language plpgsql volatile as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outpace.' || p_target, 0));
+  perform set_config('synchronous_commit', 'off', true);
+  update outpace.flow set waiting = 0, units = 0
+   where target = p_target and replica = p_replica and waiting > 0;
+end $$;
+
 -- Forgets what settlements added to the estimates of a limit, for one key or for all keys if
 -- `p_key` is null. Replicas are notified at once.
 create function outpace.forget_settled_v1(p_target text, p_limit text, p_key text) returns void

@@ -132,7 +132,7 @@ begin
   l := cardinality(w.log_at);
   while l > 0 and w.log_units[l] <= t loop l := l - 1; end loop;
   w.log_at := w.log_at[1:l]; w.log_units := w.log_units[1:l];
-  if l = 0 or t > w.used then w.log_at := w.log_at || from_ns; w.log_units := w.log_units || t; end if;
+  if l = 0 or t >= w.used then w.log_at := w.log_at || from_ns; w.log_units := w.log_units || t; end if;
   w.used := greatest(w.used, t);
   if cardinality(w.log_at) > 8 then
     w.log_at := w.log_at[1] || w.log_at[3:]; w.log_units := w.log_units[1] || w.log_units[3:];

@@ -176,6 +176,13 @@ impl Book {
         }
     }
 
+    /// Forgets the waiting requests of a replica, because none waits any more.
+    pub fn withdraw(&mut self, replica: Replica) {
+        for row in self.rows.iter_mut() {
+            row.begin(replica, self.now);
+        }
+    }
+
     /// Releases one permit of a replica. The number of its permits never falls below zero.
     pub fn release(&mut self, limit: &Arc<str>, key: Option<&Arc<str>>, replica: Replica) {
         let row = self

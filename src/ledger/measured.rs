@@ -148,6 +148,11 @@ impl<L: Link> Link for MeasuredLink<L> {
         timer.end(self.inner.forget_settled(target, limit, key).await)
     }
 
+    async fn withdraw(&self, target: Arc<str>, replica: Replica) -> Result<(), LinkError> {
+        let timer = self.other();
+        timer.end(self.inner.withdraw(target, replica).await)
+    }
+
     async fn reach(&self) -> Result<(), LinkError> {
         let timer = self.other();
         timer.end(self.inner.reach().await)

@@ -221,6 +221,10 @@ pub trait Ledger: Send + Sync + std::fmt::Debug {
         key: Option<Arc<str>>,
     ) -> Pinning<'_>;
 
+    /// Reports that no request of this replica waits any more for a target, although the last call had
+    /// some. Other replicas would count them until the replica was due to ask again.
+    fn withdraw(&self, _target: &Arc<Target>) {}
+
     /// Blocks the target until `until`, because its origin asked for a pause.
     fn block(&self, target: &Arc<Target>, until: Instant);
 

@@ -239,6 +239,14 @@ impl Link for PostgresLink {
         .await
     }
 
+    async fn withdraw(&self, target: Arc<str>, replica: Replica) -> Result<(), LinkError> {
+        let target = quoted(&target);
+        self.tell(format!(
+            "select outpace.withdraw_v1({target}, {replica})::text"
+        ))
+        .await
+    }
+
     async fn impose(&self, target: Arc<str>, block: ScopedBlock) -> Result<(), LinkError> {
         let (target, block) = (quoted(&target), json(&block)?);
         self.tell(format!(

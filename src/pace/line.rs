@@ -18,7 +18,7 @@ use super::turn::{Turn, Waiter};
 use super::{Admission, ConnectionState, Event, Pacer, Refusal, RefusalKind, Ticket, limit_name};
 use crate::bounds::{CONNECT_TIMEOUT, HORIZON, LATE_MAX, LEDGER_GAP};
 use crate::clock::{Clock, Instant};
-use crate::ledger::{Answer, BlockTable, Booking, Forecast, Ledger, Run, Settlement, Short, Slot};
+use crate::ledger::{Answer, BlockTable, Booking, Forecast, Ledger, Run, Short, Slot};
 use crate::policy::{LimitSet, Scope, Target};
 use crate::shares::{Occupancy, Share};
 use crate::shutdown::Tasks;
@@ -52,6 +52,8 @@ pub(super) struct LineState {
     may_ask: Instant,
     /// Earliest instant for the next read of the store for a refusal.
     pub(super) may_read: Instant,
+    /// True if the last call to the ledger left requests waiting there.
+    is_listed: bool,
     /// True if a driver task serves the queue.
     driven: bool,
     /// Instant from which the next warning about shared keys may be logged.
@@ -100,6 +102,7 @@ impl Line {
                 epoch: 0,
                 may_ask: Instant::ZERO,
                 may_read: Instant::ZERO,
+                is_listed: false,
                 driven: false,
                 may_warn: Instant::ZERO,
                 check: FeasibilityCheck::new(),
@@ -229,18 +232,6 @@ impl Line {
         let void = state.queue.drop_hand(epoch);
         self.settle_unused(state.queue.target(), void);
         state.queue.refuse_infeasible(self.soon(), &*self.ledger);
-    }
-
-    /// Settles slots of the target with which no request was sent.
-    pub(super) fn settle_unused(
-        &self,
-        target: &Arc<Target>,
-        slots: impl IntoIterator<Item = Slot>,
-    ) {
-        for slot in slots {
-            self.return_unused(target, &slot);
-            self.ledger.settle(target, &slot, Settlement::Unused);
-        }
     }
 
     /// Returns the scope of the ticket in the newer of the two policies. A ticket with a newer
@@ -407,6 +398,7 @@ impl Line {
     fn absorb(&self, asked: &PendingCall, answer: &Answer) {
         let mut state = self.lock();
         self.note_answer(&mut state, answer);
+        state.is_listed = answer.runs.iter().any(|grant| grant.short.is_some());
         let unused = state.queue.absorb(asked, answer);
         drop(state);
         self.settle_unused(&asked.target, unused);
@@ -419,7 +411,12 @@ impl Line {
         let may_ask = state.may_ask;
         let next = state.queue.next(now, may_ask, &*self.ledger);
         match next {
-            Next::Idle => state.driven = false,
+            Next::Idle => {
+                state.driven = false;
+                if std::mem::take(&mut state.is_listed) {
+                    self.ledger.withdraw(state.queue.target());
+                }
+            }
             // Requests that arrive within this gap share the next call.
             Next::Ask(_) if !self.ledger.answers_at_once() => state.may_ask = now + LEDGER_GAP,
             _ => {}

@@ -5,14 +5,26 @@ use std::sync::Arc;
 
 use super::line::Line;
 use super::turn::Turn;
-use crate::ledger::{Correction, Slot};
+use crate::ledger::{Correction, Settlement, Slot};
 use crate::policy::{Cost, LimitSet, Target};
 use crate::schedule::CostChange;
 
 impl Line {
+    /// Settles slots of the target with which no request was sent.
+    pub(super) fn settle_unused(
+        &self,
+        target: &Arc<Target>,
+        slots: impl IntoIterator<Item = Slot>,
+    ) {
+        for slot in slots {
+            self.return_unused(target, &slot);
+            self.ledger.settle(target, &slot, Settlement::Unused);
+        }
+    }
+
     /// Returns the costs of a slot that sent nothing to the limits that take them back. A slot from
     /// before a block keeps them, so that no burst follows the block.
-    pub(super) fn return_unused(&self, target: &Arc<Target>, slot: &Slot) {
+    fn return_unused(&self, target: &Arc<Target>, slot: &Slot) {
         if slot.epoch != *self.epoch.borrow() {
             return;
         }

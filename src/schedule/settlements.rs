@@ -7,6 +7,24 @@ use super::*;
 const START: i64 = 1_700_000_000_123_456_789;
 const MILLISECOND: i64 = 1_000_000;
 
+/// 100 units per second, by each algorithm.
+const SPECS: [Spec; 3] = [
+    Spec::Token {
+        interval: 10 * MILLISECOND,
+        tolerance: 99 * 10 * MILLISECOND,
+        period: 1000 * MILLISECOND,
+    },
+    Spec::Sliding {
+        n: 100,
+        window: 1000 * MILLISECOND,
+    },
+    Spec::Fixed {
+        n: 100,
+        window: 1000 * MILLISECOND,
+        guard: 0,
+    },
+];
+
 /// A request: the pause before it, its estimate, its true cost in per cent of that, and the time
 /// until its settlement.
 type Asked = (i64, i64, i64, i64);
@@ -55,6 +73,49 @@ fn refused(spec: Spec, requests: &[Asked]) -> Option<(i64, i64)> {
     None
 }
 
+/// The first slot sends nothing, and its units come back while the bucket is busy. The instant at
+/// which a booking finds the known costs just used up is a start, too.
+#[test]
+fn p1_pace_a_slot_that_sent_nothing_returns_no_unit_that_the_origin_lacks() {
+    for (void, rest) in [
+        (
+            (0, 6, 0, 166),
+            [
+                (41, 32, 94, 262),
+                (0, 33, 76, 1),
+                (0, 22, 100, 1),
+                (0, 36, 100, 1),
+                (0, 1, 100, 1),
+            ],
+        ),
+        (
+            (0, 18, 0, 490),
+            [
+                (26, 31, 100, 1),
+                (310, 22, 100, 1),
+                (0, 49, 100, 1),
+                (0, 44, 100, 1),
+                (0, 1, 100, 1),
+            ],
+        ),
+        (
+            (0, 50, 0, 300),
+            [
+                (200, 50, 20, 10),
+                (0, 50, 100, 10),
+                (0, 50, 100, 10),
+                (0, 20, 50, 900),
+                (0, 30, 100, 1),
+            ],
+        ),
+    ] {
+        let requests: Vec<Asked> = std::iter::once(void).chain(rest).collect();
+        for spec in SPECS {
+            assert_eq!(refused(spec, &requests), None, "{spec:?} {void:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -62,12 +123,7 @@ proptest! {
     fn p1_pace_costs_below_their_estimates_return_no_unit_that_the_origin_lacks(
         requests in requests()
     ) {
-        let window = 1000 * MILLISECOND;
-        for spec in [
-            Spec::Token { interval: 10 * MILLISECOND, tolerance: 99 * 10 * MILLISECOND, period: window },
-            Spec::Sliding { n: 100, window },
-            Spec::Fixed { n: 100, window, guard: 0 },
-        ] {
+        for spec in SPECS {
             prop_assert_eq!(refused(spec, &requests), None, "{:?}", spec);
         }
     }

@@ -30,7 +30,7 @@ impl Starts {
     /// Moves each theoretical arrival time to `tat` or later, because the bucket is full at `from`.
     pub(super) fn raise(&mut self, from: i64, tat: i64) {
         self.list.retain(|(_, known)| *known > tat);
-        if self.list.is_empty() || tat > self.sure {
+        if self.list.is_empty() || tat >= self.sure {
             self.list.push((from, tat));
         }
         self.sure = self.sure.max(tat);

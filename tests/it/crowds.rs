@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::{Request, Response};
 use http_body_util::Full;
 use serde_json::Value;
+use sqlx::Row as _;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -126,5 +127,53 @@ async fn p4_fail_fast_a_refusal_counts_the_requests_of_other_replicas_at_their_s
             }
         })
         .await;
+    }
+}
+
+/// Requests that the ledger counts as waiting, of all replicas.
+async fn listed(postgres: &Postgres) -> i64 {
+    let mut database = postgres.connect().await.unwrap();
+    let sum = "select coalesce(sum(waiting), 0)::int8 from outpace.flow";
+    let row = sqlx::query(sum).fetch_one(&mut database).await.unwrap();
+    row.get(0)
+}
+
+/// Other replicas would count requests that have left for as long as half a second after the instant
+/// at which their replica was due to ask again.
+#[tokio::test(flavor = "multi_thread")]
+async fn p4_fail_fast_requests_that_have_left_are_counted_by_no_replica() {
+    for limit in [
+        "rate: 1/1m",
+        "rate: 1/1m, algorithm: sliding_window",
+        "rate: 100/1m, burst: 1, cost: { estimate: \"header:x-unit\" }",
+    ] {
+        let (postgres, origin) = (Postgres::start().await, origin().await);
+        let config = format!(
+            "ledger: {{ postgres: {{ url: \"{}\" }} }}\ntargets: [{{ name: api, hosts: [plain.test], max_wait: 10m, limits: [{{ {limit} }}] }}]\n",
+            postgres.url()
+        );
+        let one = Program::before(&origin, &config).await;
+        let other = Program::before(&origin, &config).await;
+        for program in [&one, &other] {
+            connected(program).await;
+        }
+        assert_eq!(ask(&one, Proto::Http1, "1s").await.status(), 200);
+        let mut tasks = JoinSet::new();
+        crowd(&one, &mut tasks, 3).await;
+        soon("the report of the crowd", async {
+            while listed(&postgres).await == 0 {}
+        })
+        .await;
+        tasks.shutdown().await;
+        soon("the end of the crowd", async {
+            while waiting(&one).await > 0 {}
+        })
+        .await;
+        let began = Instant::now();
+        soon("the withdrawal", async {
+            while listed(&postgres).await > 0 {}
+        })
+        .await;
+        assert!(began.elapsed().as_millis() < 500, "{limit}: {began:?}");
     }
 }

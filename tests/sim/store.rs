@@ -362,6 +362,11 @@ impl Link for ModelLink {
         .await
     }
 
+    async fn withdraw(&self, target: Arc<str>, replica: Replica) -> Result<(), LinkError> {
+        self.ask(|store| store.book(&target).withdraw(replica))
+            .await
+    }
+
     async fn reach(&self) -> Result<(), LinkError> {
         self.ask(|_| ()).await
     }

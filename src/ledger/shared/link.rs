@@ -172,6 +172,13 @@ pub trait Link: Send + Sync + std::fmt::Debug + 'static {
         key: Option<Arc<str>>,
     ) -> impl Future<Output = Result<(), LinkError>> + Send;
 
+    /// Reports that no request of a replica waits any more for a target.
+    fn withdraw(
+        &self,
+        target: Arc<str>,
+        replica: Replica,
+    ) -> impl Future<Output = Result<(), LinkError>> + Send;
+
     /// Checks that the store answers. It changes no state there, so other replicas do not notice
     /// the check.
     fn reach(&self) -> impl Future<Output = Result<(), LinkError>> + Send;

@@ -316,6 +316,14 @@ impl<L: Link> Ledger for SharedLedger<L> {
         Box::pin(self.0.forget_settled(target, limit, key))
     }
 
+    fn withdraw(&self, target: &Arc<Target>) {
+        let (inner, target) = (Arc::clone(&self.0), Arc::clone(&target.name));
+        self.0.parts.tasks.spawn_detached(async move {
+            // If this report is lost, the others count the requests a little longer.
+            let _ = inner.link.withdraw(target, inner.parts.replica).await;
+        });
+    }
+
     fn cost_means(&self) -> Arc<CostMeans> {
         Arc::clone(&self.0.means)
     }

@@ -103,6 +103,11 @@ impl Link for Arc<PoisonLink> {
         Ok(())
     }
 
+    async fn withdraw(&self, _: Arc<str>, replica: Replica) -> Result<(), LinkError> {
+        lock(&self.book).withdraw(replica);
+        Ok(())
+    }
+
     async fn reach(&self) -> Result<(), LinkError> {
         Ok(())
     }
