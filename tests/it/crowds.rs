@@ -105,7 +105,8 @@ async fn p4_fail_fast_a_refusal_counts_the_requests_of_other_replicas_at_their_s
         // A bucket that was full refills one request while the others wait.
         let least = if rate.ends_with("6000") { 40.0 } else { 90.0 };
         let (from, to) = (least + 6.0, least + 24.0);
-        // 60 s by the request on its way, 30 s by the own requests, and 10 s by the others.
+        // 60 s by the request on its way, 30 s by the own requests, and up to 10 s by the others. A
+        // refusal counts all of them.
         soon("an honest wait", async {
             loop {
                 for proto in [Proto::Http1, Proto::Http2] {
@@ -120,7 +121,9 @@ async fn p4_fail_fast_a_refusal_counts_the_requests_of_other_replicas_at_their_s
                     let explained = explained + began.elapsed().as_secs_f64();
                     assert!(explained <= to, "{rate}: {explained}");
                     println!("{rate}: {wait:.1} s refused, {explained:.1} s explained");
-                    if wait >= from && explained >= from {
+                    // The first replica may have booked so much before that all of the second one
+                    // come first.
+                    if wait >= from && explained >= least {
                         return;
                     }
                 }
