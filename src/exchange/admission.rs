@@ -215,7 +215,7 @@ impl AdmissionContext<'_> {
         record: &mut Record,
         connections: &S,
     ) -> Result<(Turn, S::Connection), AttemptError> {
-        let mut began = None;
+        let (mut began, mut has_read) = (None, false);
         let admitted = loop {
             if self.pacer.is_blocked(&ticket) {
                 began = began.or_else(|| Some(self.clock.now()));
@@ -230,18 +230,20 @@ impl AdmissionContext<'_> {
                 Some(_) => ConnectionState::Ready,
                 None => ConnectionState::Absent,
             };
-            let mut admission = self.pacer.enter(ticket, readiness);
-            if let Admission::Refused(refusal) = &admission
-                && self.pacer.is_outdated(ticket, refusal)
-            {
-                admission = Box::pin(self.pacer.enter_anew(ticket, readiness)).await;
-            }
-            let (turn, connection) = match admission {
+            let (turn, connection) = match self.pacer.enter(ticket, readiness) {
                 // The slot is due now and the connection is ready, so the request leaves at once.
                 Admission::Turn(turn) => match connection {
                     Some(connection) => break Ok((turn.leave_at_once(), connection)),
                     None => (turn, None),
                 },
+                Admission::Refused(refusal)
+                    if !has_read && self.pacer.is_outdated(ticket, &refusal) =>
+                {
+                    has_read = true;
+                    // Boxed like the wait for a block above.
+                    Box::pin(self.pacer.read(ticket)).await;
+                    continue;
+                }
                 Admission::Refused(refusal) => {
                     break Err(self.refused(ticket, &refusal));
                 }

@@ -166,23 +166,21 @@ impl Pacer {
         self.line(&ticket.target).enter(ticket, connection)
     }
 
-    /// Returns true if a refusal rests on numbers that the store may have changed, so that
-    /// [`Self::enter_anew`] gives a better answer. This is so at most once per
-    /// 50 ms and target.
+    /// Returns true if a refusal rests on numbers that the store may have changed, so that the answer
+    /// after [`Self::read`] is a better one. This is so at most once per 50 ms and target.
     pub fn is_outdated(&self, ticket: &Ticket, refusal: &Refusal) -> bool {
         refusal.kind == RefusalKind::WaitTooLong
             && !self.ledger.answers_at_once()
             && self.line(&ticket.target).may_read()
     }
 
-    /// Reads what the store has for the ticket and enters the line again.
-    pub async fn enter_anew(&self, ticket: &Ticket, connection: ConnectionState) -> Admission {
+    /// Reads what the store has for the ticket.
+    pub async fn read(&self, ticket: &Ticket) {
         let until = self.clock.now() + READ_TIMEOUT;
         tokio::select! {
             () = self.refresh(&ticket.target, &ticket.scope) => {}
             () = self.clock.sleep_until(until) => {}
         }
-        self.enter(ticket, connection)
     }
 
     /// Holds all requests of `target` until `until`, because its origin asked for a pause.

@@ -75,14 +75,12 @@ impl Node {
     async fn send(&self, max_wait: Duration) -> Result<(), outpace::clock::Instant> {
         let ticket = self.ticket(max_wait);
         loop {
-            let mut admission = self.pacer.enter(&ticket, ConnectionState::Ready);
-            if let Admission::Refused(refusal) = &admission
-                && self.pacer.is_outdated(&ticket, refusal)
-            {
-                admission = self.pacer.enter_anew(&ticket, ConnectionState::Ready).await;
-            }
-            let turn = match admission {
+            let turn = match self.pacer.enter(&ticket, ConnectionState::Ready) {
                 Admission::Turn(turn) => turn,
+                Admission::Refused(refusal) if self.pacer.is_outdated(&ticket, &refusal) => {
+                    self.pacer.read(&ticket).await;
+                    continue;
+                }
                 Admission::Refused(refusal) => return Err(refusal.available),
                 Admission::Wait(mut waiter) => loop {
                     match waiter.next().await {
