@@ -67,7 +67,12 @@ impl Turn {
             let used = stated.min(cost.max);
             let units = used - self.slot.scope.cost(index);
             let since = if known.contains(index) { units } else { used };
-            if (units, since) != (0, 0) {
+            // A bucket needs a cost that equals its estimate, too. A window does not.
+            let counts = || {
+                let limit = self.target.limits.get(index);
+                limit.is_some_and(|limit| limit.is_refundable() && limit.settles())
+            };
+            if units != 0 || (since != 0 && counts()) {
                 self.correct(index, CostChange::of(units, since, self.slot.at));
             }
         }
