@@ -12,7 +12,7 @@ use crate::delivery::head_of;
 use crate::exchange::{Error, Reason};
 use crate::policy::RequestView;
 use crate::semantics::own_credential;
-use crate::spool::{Buffer, Item, ItemStatus, Millis, live};
+use crate::spool::{Buffer, Item, ItemStatus, Millis, waiting};
 
 /// Waits that a target imposes on the items of a buffer.
 #[derive(Debug, Default)]
@@ -37,9 +37,9 @@ impl SpoolHandle {
         let now = self.store.now();
         let heads = self.store.next_items(buffer.number, now, true, 1).await?;
         let first = heads.first();
-        let target = target_wait(call, buffer, live(&counts));
+        let target = target_wait(call, buffer, waiting(&counts));
         let wait = self.item_wait(buffer, first, now).await?;
-        let empty = empty_in(buffer, live(&counts), wait, &target);
+        let empty = empty_in(buffer, waiting(&counts), wait, &target);
         Ok(answer(&StatsReply {
             buffer: Arc::clone(&buffer.id),
             items: counts.into(),
@@ -114,29 +114,29 @@ fn reason(buffer: &Buffer, item: &Item, now: Millis, target: &TargetWait) -> &'s
 /// Estimates the time after which a buffer is empty. It counts the waits of the next item, the
 /// buffer's own rate and the limits and blocks of the target, and not the time of the origin's
 /// responses. `None` for a paused buffer.
-fn empty_in(buffer: &Buffer, live: u64, wait: Duration, target: &TargetWait) -> Option<Duration> {
-    if live == 0 {
+fn empty_in(buffer: &Buffer, left: u64, wait: Duration, target: &TargetWait) -> Option<Duration> {
+    if left == 0 {
         return Some(Duration::ZERO);
     }
     if buffer.paused.is_some() {
         return None;
     }
     let rate = buffer.terms.rate_limit;
-    let own = rate.and_then(|rate| Duration::try_from_secs_f64(live as f64 / rate).ok());
+    let own = rate.and_then(|rate| Duration::try_from_secs_f64(left as f64 / rate).ok());
     let pace = own.unwrap_or_default().max(target.spread);
     Some(wait.max(target.blocked).max(target.first) + pace)
 }
 
 /// Returns the waits that the target of a buffer's URL imposes, as far as they do not depend on the
 /// bodies of the items.
-fn target_wait(call: &ApiCall<'_>, buffer: &Buffer, live: u64) -> TargetWait {
+fn target_wait(call: &ApiCall<'_>, buffer: &Buffer, left: u64) -> TargetWait {
     let none = TargetWait::default();
     let Ok((origin, head)) = head_of(&buffer.terms) else {
         return none;
     };
     let exchange = call.exchange;
     let target = call.policy.target(&origin.host, origin.port);
-    let Some(target) = target.filter(|target| !target.observe && live > 0) else {
+    let Some(target) = target.filter(|target| !target.observe && left > 0) else {
         return none;
     };
     let asked = RequestView {
@@ -161,6 +161,6 @@ fn target_wait(call: &ApiCall<'_>, buffer: &Buffer, live: u64) -> TargetWait {
     TargetWait {
         blocked: block.map_or(Duration::ZERO, |block| block.next_attempt().since(now)),
         first: first.since(if is_later { now } else { first }),
-        spread: of(live).since(first.max(now)),
+        spread: of(left).since(first.max(now)),
     }
 }

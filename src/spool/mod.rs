@@ -279,6 +279,11 @@ pub fn live(counts: &Counts) -> u64 {
     live.map(|(_, count)| count).sum()
 }
 
+/// Returns the number of items that wait to be sent. An item in flight has its slot already.
+pub const fn waiting(counts: &Counts) -> u64 {
+    counts[ItemStatus::Queued as usize] + counts[ItemStatus::Waiting as usize]
+}
+
 /// Items of one buffer, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BufferSummary {
