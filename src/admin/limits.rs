@@ -16,7 +16,7 @@ use crate::bounds::COUNT_MAX;
 use crate::policy::{Algorithm, Bound, KeySecret, Limit, Policy};
 use crate::units::Rate;
 
-/// Change of a limit. An absent field keeps its current value.
+/// Change of a limit. An absent field has its value in the configuration file.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LimitChange {

@@ -20,7 +20,7 @@ pub use activation::InheritedSockets;
 pub use admin_token::admin_token;
 pub use drain::DrainEnd;
 pub use serving::serving;
-pub use trust::{Trust, ca_names};
+pub use trust::{Trust, ca_names, client_token};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

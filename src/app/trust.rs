@@ -122,37 +122,51 @@ impl Trust {
             format!("{scheme}://{address}")
         });
         let names: Vec<&str> = policy.clients.iter().map(|client| &*client.name).collect();
-        let problem = |text: String| StartError::Config(ConfigError::about_client(text));
         match client {
             None if names.is_empty() => Ok(base),
-            None => Err(problem(format!(
+            None => Err(ConfigError::about_client(format!(
                 "`clients` are configured, so the command must name one; set `--client {}`",
                 names.join("` or `--client ")
-            ))),
-            Some(name) => {
-                let known = policy.clients.iter().find(|client| *client.name == *name);
-                let client = known.ok_or_else(|| {
-                    problem(format!(
-                        "no client is called `{name}`; the configured clients are: {}",
-                        names.join(", ")
-                    ))
-                })?;
-                let token = token_of(client).ok_or_else(|| {
-                    problem(format!(
-                        "the configuration holds only the digest of the token of `{name}`; set the environment variable OUTPACE_CLIENT_TOKEN to {name}:TOKEN"
-                    ))
-                })?;
-                let mut url = url::Url::parse(&base)
-                    .map_err(|error| StartError::Internal(error.to_string()))?;
-                let set = url.set_username(&encoded(&client.name));
-                set.and_then(|()| url.set_password(Some(&encoded(&token))))
-                    .map_err(|()| {
-                        StartError::Internal(format!("the URL {base} cannot carry credentials"))
-                    })?;
-                Ok(url.as_str().trim_end_matches('/').to_owned())
-            }
+            ))
+            .into()),
+            Some(name) => with_credentials(&base, name, &client_token(policy, name)?),
         }
     }
+}
+
+/// Returns the URL with credentials in its user part.
+pub(super) fn with_credentials(base: &str, name: &str, token: &str) -> Result<String, StartError> {
+    let mut url = url::Url::parse(base).map_err(|error| StartError::Internal(error.to_string()))?;
+    let set = url.set_username(&encoded(name));
+    set.and_then(|()| url.set_password(Some(&encoded(token))))
+        .map_err(|()| StartError::Internal(format!("the URL {base} cannot carry credentials")))?;
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// Returns the token of a client of the policy.
+///
+/// # Errors
+/// Returns a [`ConfigError`] if the client is unknown, or if the policy holds only the digest of its
+/// token and the environment does not hold the token.
+pub fn client_token(policy: &Policy, name: &str) -> Result<String, ConfigError> {
+    let mut clients = policy.clients.iter();
+    let Some(client) = clients.find(|client| *client.name == *name) else {
+        let names: Vec<&str> = policy.clients.iter().map(|client| &*client.name).collect();
+        return Err(ConfigError::about_client(match names.is_empty() {
+            true => format!(
+                "no client is called `{name}`, because `clients` are not configured; leave `--client` out"
+            ),
+            false => format!(
+                "no client is called `{name}`; the configured clients are: {}",
+                names.join(", ")
+            ),
+        }));
+    };
+    token_of(client).ok_or_else(|| {
+        ConfigError::about_client(format!(
+            "the configuration holds only the digest of the token of `{name}`; set the environment variable OUTPACE_CLIENT_TOKEN to {name}:TOKEN"
+        ))
+    })
 }
 
 /// Returns the text of a client's token from the configuration. If it holds only a digest, the text

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::endpoint::Endpoint;
 use super::{Exit, Failure, load_config, load_config_or_empty};
-use crate::app::{admin_token, serving};
+use crate::app::{StartError, admin_token, client_token, serving};
 use crate::config;
 use crate::semantics::CLIENT_TOKEN;
 
@@ -28,6 +28,9 @@ pub(super) struct InstanceArgs {
     /// environment variable OUTPACE_CLIENT_TOKEN to NAME:TOKEN
     #[arg(long, value_name = "URL", conflicts_with = "config", global = true)]
     url: Option<url::Url>,
+    /// Client name from `clients` in the configuration, whose token is used
+    #[arg(long, value_name = "NAME", conflicts_with = "url", global = true)]
+    client: Option<String>,
 }
 
 /// Arguments that select the outpace whose spool is read or changed.
@@ -49,6 +52,9 @@ pub(super) struct OperatorArgs {
     /// environment variable OUTPACE_CLIENT_TOKEN to NAME:TOKEN
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "admin"], global = true)]
     url: Option<url::Url>,
+    /// Client name from `clients` in the configuration, to see only what that client may see
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["url", "admin"], global = true)]
+    client: Option<String>,
 }
 
 /// Arguments that select the outpace to call on its admin port.
@@ -145,14 +151,21 @@ impl Instance {
             .url
             .is_none()
             .then(|| config_or_here(args.config.as_deref()));
+        let mut token = config::process_environment("OUTPACE_CLIENT_TOKEN");
         let endpoint = match known.flatten() {
             Some(path) => {
                 let config = load_config(&path)?.config;
-                Endpoint::listening(config.settings.listen, config.policy.tls.proxy.as_ref())?
+                if let Some(name) = &args.client {
+                    let known = client_token(&config.policy, name).map_err(StartError::from)?;
+                    token = Some(format!("{name}:{known}"));
+                }
+                // An outpace that listens on a free port writes the address to `serving.json`.
+                let listen = serving(&config.settings.data_dir).map(|serving| serving.listen);
+                let listen = listen.unwrap_or(config.settings.listen);
+                Endpoint::listening(listen, config.policy.tls.proxy.as_ref())?
             }
             None => Endpoint::of_url(args.url.as_ref(), "--url", None)?,
         };
-        let token = config::process_environment("OUTPACE_CLIENT_TOKEN");
         Ok(Self {
             endpoint,
             credentials: token.map(|token| (CLIENT_TOKEN, token)),
@@ -162,9 +175,18 @@ impl Instance {
     /// Finds the port for calls about the spool. It is the admin port, unless a URL of the proxy is
     /// given.
     pub(super) fn spool(args: OperatorArgs) -> Result<Self, Failure> {
-        match args.url {
-            url @ Some(_) => Self::find(&InstanceArgs { config: None, url }),
-            None => Self::admin(&AdminArgs {
+        match (args.url, args.client) {
+            (None, client @ Some(_)) => Self::find(&InstanceArgs {
+                config: args.config,
+                url: None,
+                client,
+            }),
+            (url @ Some(_), _) => Self::find(&InstanceArgs {
+                config: None,
+                url,
+                client: None,
+            }),
+            (None, None) => Self::admin(&AdminArgs {
                 config: args.config,
                 admin: args.admin,
                 admin_ca: args.admin_ca,

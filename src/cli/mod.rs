@@ -6,13 +6,16 @@ mod buffers;
 mod ca;
 mod check;
 mod client;
+mod completions;
 mod demo;
 mod doctor;
 mod endpoint;
 mod env;
 mod exit;
 mod fleet;
+mod init;
 mod migrate;
+mod pins;
 mod reload;
 mod run;
 mod serve;
@@ -43,12 +46,19 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a first configuration file for one host and one rate
+    Init(init::InitArgs),
     /// Run the proxy until SIGTERM or SIGINT
     Serve(serve::ServeArgs),
     /// Run a command with outpace as its proxy. If no outpace with this configuration runs, start one
     Run(run::RunArgs),
     /// Validate a configuration file and print the resulting policy
     Check(check::CheckArgs),
+    /// Print the JSON Schema of the configuration file
+    Config {
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
     /// Check the configuration, this machine, the origins and the database, and print remedies
     Doctor(doctor::DoctorArgs),
     /// Print the environment variables that make programs use the proxy and trust its CA
@@ -67,6 +77,10 @@ enum Command {
     Blocks(blocks::BlocksArgs),
     /// Lift blocks of a target on all replicas, so that requests are sent again at once
     Unblock(blocks::UnblockArgs),
+    /// Change a limit on all replicas at once, until it is unpinned
+    Pin(pins::PinArgs),
+    /// Return a limit to the value of the configuration file, on all replicas
+    Unpin(pins::UnpinArgs),
     /// Bring outpace's Postgres schema up to date and exit
     Migrate(client::ConfigArgs),
     /// Wait for a turn at a target, then run a command once
@@ -82,6 +96,16 @@ enum Command {
     /// Show the effect of pacing: send requests to a built-in limited origin, first directly and then
     /// through outpace, and compare the results
     Demo(demo::DemoArgs),
+    /// Print the completions for a shell
+    Completions(completions::CompletionsArgs),
+    /// Print a manual page, or write all pages into a directory
+    Man(completions::ManArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the JSON Schema of the configuration file, with which editors complete and check it
+    Schema,
 }
 
 /// Parses the arguments, runs the subcommand and returns the exit code of the process.
@@ -99,9 +123,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     let done = match cli.command {
+        Command::Init(args) => init::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Config {
+            what: ConfigCommand::Schema,
+        } => Ok(print(&format!("{:#}\n", config::json_schema()))),
         Command::Doctor(args) => doctor::run(&args),
         Command::Env(args) => env::run(&args),
         Command::Ca(args) => ca::run(&args),
@@ -111,6 +139,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Reload(args) => reload::run(&args),
         Command::Blocks(args) => blocks::blocks(&args),
         Command::Unblock(args) => blocks::unblock(&args),
+        Command::Pin(args) => pins::pin(&args),
+        Command::Unpin(args) => pins::unpin(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Acquire(args) => acquire::run(&args),
         Command::Buffers(args) => buffers::buffers(&args),
@@ -118,6 +148,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Attempts(args) => buffers::attempts(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => Ok(completions::completions(&args)),
+        Command::Man(args) => completions::man(&args),
     };
     done.unwrap_or_else(|Failure(exit, text)| {
         print_error(&text);

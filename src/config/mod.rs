@@ -7,6 +7,7 @@
 
 mod error;
 mod expression;
+mod json_schema;
 mod resolve;
 mod schema;
 mod state_dir;
@@ -14,6 +15,7 @@ mod value;
 mod whole;
 
 pub use error::{ConfigError, Violation};
+pub use json_schema::json_schema;
 pub use whole::{Incomplete, check_policy, check_text, is_empty};
 
 use std::net::SocketAddr;

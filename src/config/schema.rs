@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -18,7 +19,7 @@ pub(super) fn read(text: &str) -> Result<ConfigFile, serde_yaml::Error> {
     serde_yaml::from_str(text).map(Option::unwrap_or_default)
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
     pub(super) listen: Option<FromText<Listen>>,
@@ -44,7 +45,7 @@ pub(super) struct ConfigFile {
     pub(super) buffers: Vec<BufferSpec>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LogSection {
     pub(super) access: AccessSection,
@@ -52,7 +53,7 @@ pub(super) struct LogSection {
 }
 
 /// Value of `log.format`, the form of the lines on both outputs.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum LogFormat {
     #[default]
@@ -60,7 +61,7 @@ pub(super) enum LogFormat {
     Otel,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AccessSection {
     pub(super) off: bool,
@@ -69,7 +70,7 @@ pub(super) struct AccessSection {
 }
 
 /// Value of `spool.store`, which selects the store of the items.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum StoreSetting {
     #[default]
@@ -77,7 +78,7 @@ pub(super) enum StoreSetting {
     Postgres,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SpoolSection {
     pub(super) store: Option<StoreSetting>,
@@ -96,7 +97,7 @@ pub(super) struct SpoolSection {
     pub(super) accept_loss: Option<bool>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AdminSection {
     pub(super) listen: Option<FromText<Listen>>,
@@ -107,7 +108,7 @@ pub(super) struct AdminSection {
     pub(super) tls: Option<TlsSection>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AdminTokenSection {
     pub(super) role: Option<Role>,
@@ -117,14 +118,14 @@ pub(super) struct AdminTokenSection {
 }
 
 /// Certificate and key of a listener, as paths of PEM files.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TlsSection {
     pub(super) cert: Option<Text>,
     pub(super) key: Option<Text>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RouteSection {
     pub(super) host: Option<FromText<HostName>>,
@@ -134,7 +135,7 @@ pub(super) struct RouteSection {
     pub(super) to: Option<Text>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ClientSection {
     pub(super) name: Option<Text>,
@@ -149,14 +150,14 @@ pub(super) struct ClientSection {
 }
 
 /// Share of a client in the spool.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SpoolShareSection {
     pub(super) max: Option<FromText<ByteSize>>,
     pub(super) items: Option<u64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CaSection {
     pub(super) cert: Option<Text>,
@@ -165,7 +166,7 @@ pub(super) struct CaSection {
     pub(super) constrain: ConstrainSetting,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum ConstrainSetting {
     #[default]
@@ -173,7 +174,7 @@ pub(super) enum ConstrainSetting {
     Targets,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct EgressSection {
     pub(super) allow: Vec<FromText<Allow>>,
@@ -183,7 +184,7 @@ pub(super) struct EgressSection {
     pub(super) client_certs: Vec<ClientCertSection>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ClientCertSection {
     pub(super) hosts: Vec<FromText<HostPattern>>,
@@ -191,7 +192,7 @@ pub(super) struct ClientCertSection {
     pub(super) key: Text,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct BodiesSection {
     pub(super) memory: Option<FromText<ByteSize>>,
@@ -200,7 +201,7 @@ pub(super) struct BodiesSection {
     pub(super) disk_total: Option<FromText<ByteSize>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LedgerSection {
     pub(super) postgres: Option<PostgresSection>,
@@ -209,7 +210,7 @@ pub(super) struct LedgerSection {
     pub(super) bootstrap_share: Option<FromText<Percent>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PostgresSection {
     pub(super) url: Option<Text>,
@@ -217,7 +218,7 @@ pub(super) struct PostgresSection {
     pub(super) migrate: Option<bool>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OnOutageSetting {
     Share,
@@ -225,10 +226,11 @@ pub(super) enum OnOutageSetting {
     Open,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TargetSection {
     pub(super) name: Option<Text>,
+    #[schemars(skip)]
     pub(super) preset: Option<IgnoredAny>,
     pub(super) hosts: Vec<FromText<HostPattern>>,
     pub(super) limits: Vec<LimitSection>,
@@ -248,7 +250,7 @@ pub(super) struct TargetSection {
     pub(super) set_headers_over_http: bool,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum CloseNotifySetting {
     #[default]
@@ -256,7 +258,7 @@ pub(super) enum CloseNotifySetting {
     Optional,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OverflowSetting {
     #[default]
@@ -264,7 +266,7 @@ pub(super) enum OverflowSetting {
     Spool,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum ModeSetting {
     #[default]
@@ -272,7 +274,7 @@ pub(super) enum ModeSetting {
     Observe,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RetrySection {
     pub(super) attempts: Option<u32>,
@@ -282,7 +284,7 @@ pub(super) struct RetrySection {
     pub(super) on_503: Option<bool>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SignalsSection {
     pub(super) limited: Vec<SignalSection>,
@@ -292,7 +294,7 @@ pub(super) struct SignalsSection {
     pub(super) wait: Vec<WaitSection>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SignalSection {
     pub(super) status: Option<OneOrMany>,
@@ -300,7 +302,7 @@ pub(super) struct SignalSection {
     pub(super) json: BTreeMap<String, Text>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct WaitSection {
     pub(super) header: Option<Text>,
@@ -309,7 +311,7 @@ pub(super) struct WaitSection {
 }
 
 /// Value of `wait[].unit`, the unit of a number that has none.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum UnitSetting {
     #[default]
@@ -317,7 +319,7 @@ pub(super) enum UnitSetting {
     Ms,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LimitSection {
     pub(super) name: Option<Text>,
@@ -331,7 +333,7 @@ pub(super) struct LimitSection {
     pub(super) cost: Option<CostSection>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CostSection {
     pub(super) estimate: Option<ExpressionSetting>,
@@ -349,14 +351,14 @@ pub(super) enum OnErrorSetting {
 }
 
 /// Cost of a request that is answered with an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ErrorCostSetting {
     Keep,
     Refund,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LaneSection {
     pub(super) name: Option<Text>,
@@ -365,7 +367,7 @@ pub(super) struct LaneSection {
     pub(super) reserve: Option<FromText<Percent>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum AlgorithmSetting {
     TokenBucket,
@@ -373,7 +375,7 @@ pub(super) enum AlgorithmSetting {
     FixedWindow,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MatchSection {
     pub(super) path: Option<Text>,

@@ -38,7 +38,7 @@ pub struct SpoolShare {
 }
 
 /// A permission for the calls of the API about buffers and items. The `acquire` call needs none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ApiScope {
     /// Permission to push items into buffers.

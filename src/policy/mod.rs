@@ -159,7 +159,7 @@ impl Policy {
 const HTTP_PORT: u16 = 80;
 
 /// The treatment of a host that no target matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Unmatched {
     /// Forwards the traffic without pacing and without interception.
@@ -404,7 +404,7 @@ impl Target {
 }
 
 /// The treatment of a CONNECT to a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TlsMode {
     /// Terminates the client's TLS with a certificate of outpace's CA, so that requests are paced.

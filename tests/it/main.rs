@@ -46,6 +46,7 @@ mod endings;
 mod explained;
 mod faults;
 mod files;
+mod first_steps;
 mod fleet;
 mod framing;
 mod gapless;
