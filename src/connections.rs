@@ -162,6 +162,11 @@ impl AcceptedConnections {
         self.max
     }
 
+    /// Returns the number of open connections.
+    pub fn open(&self) -> usize {
+        self.max.saturating_sub(self.permits.available_permits())
+    }
+
     /// Admits an accepted connection, or returns `None` if it must be closed. Waits if all
     /// connections are in use and none of them is new.
     pub async fn admit(

@@ -44,7 +44,7 @@ pub use explain::{Question, explain};
 pub use explain_limit::sentences;
 pub use latch::{Latch, Readiness};
 pub use reload::{ReloadCall, ReloadCalls, Reloaded};
-pub use sessions::{ServingInfo, Sessions};
+pub use sessions::{ServingInfo, SessionStart, Sessions};
 
 use std::sync::Arc;
 
@@ -97,6 +97,8 @@ pub struct Admin {
     pub api: Arc<Api>,
     /// Sessions of `outpace run` that keep this process alive.
     pub sessions: Sessions,
+    /// Connections of the proxy's clients.
+    pub clients: Arc<AcceptedConnections>,
 }
 
 impl Admin {

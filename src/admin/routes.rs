@@ -16,6 +16,7 @@ use super::views::{
 };
 use super::{Admin, blocks, explain, limits, no_query, readyz, reload, replicas, scrape, sessions};
 use crate::api::{CallSpec, PortDescription, spool_calls};
+use crate::exchange::CommandReport;
 use crate::policy::Role;
 
 /// Route with its description. Without a role it needs no token.
@@ -186,6 +187,16 @@ fn of_process() -> Vec<Route> {
             )
             .fails(503, "outpace is shutting down."),
             get(sessions::open_session),
+        ),
+        Route::operate(
+            CallSpec::get(
+                "/v1/attend/{session}",
+                "attendReport",
+                "Reports on the requests of a session of `outpace run`",
+            )
+            .answers::<CommandReport>("200", "Requests of the command so far, and problems.")
+            .fails(404, "The session is not open."),
+            get(sessions::report),
         ),
         Route::operate(
             CallSpec::post("/v1/reload", "reload", "Reads the configuration file now")

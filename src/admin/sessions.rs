@@ -3,9 +3,11 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Admin;
+use crate::bounds::COMMAND_REPORT_WAIT;
+use crate::exchange::{CommandReport, CommandReports};
 use crate::policy::Access;
 
 /// Media type of JSON values with a line for each.
@@ -31,6 +35,18 @@ pub struct ServingInfo {
     pub pid: u32,
     /// Version of the running outpace.
     pub version: String,
+}
+
+/// First line of a session, from which `outpace run` learns how to use the proxy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionStart {
+    /// Description of the running outpace.
+    #[serde(flatten)]
+    pub serving: ServingInfo,
+    /// Number of the session, with which `GET /v1/attend/{session}` returns its report.
+    pub session: u64,
+    /// Token that the proxy asks of the command, or null if it serves other clients, too.
+    pub command_token: Option<String>,
 }
 
 /// Counter of open sessions. The count becomes `None` once no new session is accepted.
@@ -95,10 +111,21 @@ pub(super) async fn open_session(
     let Some(present) = admin.sessions.enter() else {
         return super::problem(StatusCode::SERVICE_UNAVAILABLE, "outpace is shutting down");
     };
-    let mut first = serde_json::to_string(&*admin.serving).unwrap_or_default();
+    let report = ReportGuard::begin(&admin.exchange.commands);
+    let policy = admin.policy.load();
+    let command = policy
+        .command
+        .as_ref()
+        .filter(|_| policy.clients.is_empty());
+    let start = SessionStart {
+        serving: ServingInfo::clone(&admin.serving),
+        session: report.number,
+        command_token: command.map(|command| command.reveal().to_owned()),
+    };
+    let mut first = serde_json::to_string(&start).unwrap_or_default();
     first.push('\n');
-    // The stream holds the guard, so dropping the body ends the session.
-    let open = (Some(first), present, access);
+    // The stream holds the guards, so dropping the body ends the session.
+    let open = (Some(first), (present, report), access);
     let lines = stream::unfold(open, |(first, present, access)| async move {
         match first {
             Some(first) => Some((Ok::<_, Infallible>(first), (None, present, access))),
@@ -110,4 +137,48 @@ pub(super) async fn open_session(
     });
     let kind = [(header::CONTENT_TYPE, LINES)];
     (kind, Body::from_stream(lines)).into_response()
+}
+
+/// Report on the command of a session, which ends when the guard is dropped.
+struct ReportGuard {
+    reports: Arc<CommandReports>,
+    number: u64,
+}
+
+impl ReportGuard {
+    fn begin(reports: &Arc<CommandReports>) -> Self {
+        Self {
+            reports: Arc::clone(reports),
+            number: reports.begin(),
+        }
+    }
+}
+
+impl Drop for ReportGuard {
+    fn drop(&mut self) {
+        self.reports.end(self.number);
+    }
+}
+
+/// Interval between two looks at the open connections.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Answers with the report on the command of a session. It waits a moment until the connections of the
+/// command are closed, because the requests on them count then.
+pub(super) async fn report(
+    State(admin): State<Admin>,
+    Path(session): Path<u64>,
+) -> Result<Json<CommandReport>, Response> {
+    let clock = &admin.exchange.clock;
+    let until = clock.now() + COMMAND_REPORT_WAIT;
+    while admin.clients.open() > 0 && clock.now() < until {
+        clock.sleep_until(clock.now() + LOOK).await;
+    }
+    let found = admin.exchange.commands.so_far(session);
+    found.map(Json).ok_or_else(|| {
+        super::problem(
+            StatusCode::NOT_FOUND,
+            "there is no open session with this number",
+        )
+    })
 }

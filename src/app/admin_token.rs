@@ -91,10 +91,8 @@ fn load_or_make(data_dir: &Path) -> Result<Secret, StartError> {
         path: path(data_dir),
         cause,
     };
-    let mut bytes = [0; BYTES];
-    let drawn = SystemRandom::new().fill(&mut bytes);
-    drawn.map_err(|_unspecified| failed("the system gave no random bytes".to_owned()))?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = random_token().map_err(&failed)?;
+    let text = text.reveal();
     // The file appears with its whole content and with mode 0600, also if two processes start.
     let written = tempfile::NamedTempFile::new_in(data_dir).and_then(|mut file| {
         file.write_all(format!("{text}\n").as_bytes())?;
@@ -109,6 +107,18 @@ fn load_or_make(data_dir: &Path) -> Result<Secret, StartError> {
     written.map_err(|error| failed(error.to_string()))?;
     let token = own_admin_token(data_dir)?;
     token.ok_or_else(|| failed("another process removes it".to_owned()))
+}
+
+/// Draws a new token, as hexadecimal digits.
+///
+/// # Errors
+/// Returns a message if the system gives no random bytes.
+pub(super) fn random_token() -> Result<Secret, String> {
+    let mut bytes = [0; BYTES];
+    let drawn = SystemRandom::new().fill(&mut bytes);
+    drawn.map_err(|_unspecified| "the system gave no random bytes".to_owned())?;
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Secret::new(text))
 }
 
 fn path(data_dir: &Path) -> PathBuf {

@@ -13,7 +13,7 @@ use super::{Parts, RunMode, StartError, serving};
 use crate::bounds::DATA_DIR_WAIT;
 use crate::config::{Loaded, Settings, StoreSettings};
 use crate::files::{check_entries, make_private_dir, open_private};
-use crate::policy::Policy;
+use crate::policy::{CommandAccess, Policy};
 use crate::telemetry::select_otel;
 
 /// Interval between two attempts to lock the data directory.
@@ -111,11 +111,12 @@ fn holder(file: &mut File) -> Option<u32> {
 }
 
 /// Prepares and locks the data directory, and returns the settings and the policy with its admin
-/// token. A process with inherited sockets waits for the one that drains.
+/// token, and with the access of the command that this process serves alone. A process with inherited sockets waits for the one that drains.
 pub(super) async fn open(
     loaded: Loaded,
     mode: RunMode,
     inherited: &InheritedSockets,
+    command: Option<&CommandAccess>,
     shared: &Parts,
 ) -> Result<(Settings, Arc<ArcSwap<Policy>>), StartError> {
     let settings = &loaded.config.settings;
@@ -123,6 +124,9 @@ pub(super) async fn open(
     prepare(settings)?;
     lock(settings, mode, !inherited.is_empty(), shared).await?;
     let data_dir = settings.data_dir.clone();
-    let (settings, policy) = with_admin_token(loaded, &data_dir)?;
+    let (settings, mut policy) = with_admin_token(loaded, &data_dir)?;
+    if let Some(access) = command {
+        policy.serve_command(access.clone());
+    }
     Ok((settings, Arc::new(ArcSwap::from_pointee(policy))))
 }

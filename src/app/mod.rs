@@ -10,6 +10,7 @@ mod key_secret;
 mod ledger;
 mod listeners;
 mod notify;
+mod parent;
 mod reload;
 mod serving;
 mod spool;
@@ -38,14 +39,15 @@ use crate::connections::{AcceptedConnections, ConnectionBounds};
 use crate::content::DecoderMemory;
 use crate::db::DatabaseError;
 use crate::exchange::{
-    BodyBudget, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink, WarningSink,
+    BodyBudget, CommandReports, Exchange, LineSink, MetricsSink, RecentRefusals, Recorder, Sink,
+    WarningSink,
 };
 use crate::files::FileFault;
 use crate::intercept::{CaError, CertificateAuthority, Leaves, write_bundle};
 use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
 use crate::pace::Pacer;
-use crate::policy::Policy;
+use crate::policy::{CommandAccess, Policy};
 use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{Listener, Server};
@@ -150,6 +152,8 @@ pub struct App {
     ended: Option<(drain::ShutdownSignal, String, reload::ReloadTriggers)>,
     sign: serving::ServingFile,
     supervisor: notify::Supervisor,
+    /// Access of the command that this process serves alone, in [`RunMode::Attended`].
+    command: Option<CommandAccess>,
     /// Sessions that keep the process running in [`RunMode::Attended`]. The process ends after the
     /// last one.
     auto_exit: Option<Sessions>,
@@ -171,11 +175,21 @@ impl App {
         mode: RunMode,
         inherited: InheritedSockets,
     ) -> Result<Self, StartError> {
-        let (text, loaded) = load(config)?;
+        let (text, mut loaded) = load(config)?;
         let shared = Parts::new()?;
+        let command = match mode {
+            RunMode::Attended => {
+                parent::take_from_environment(&mut loaded.config.settings)?;
+                Some(CommandAccess::new(
+                    admin_token::random_token().map_err(StartError::Internal)?,
+                ))
+            }
+            RunMode::Standing => None,
+        };
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
-        let (settings, policy) = data_dir::open(loaded, mode, &inherited, &shared).await?;
+        let (settings, policy) =
+            data_dir::open(loaded, mode, &inherited, command.as_ref(), &shared).await?;
         let ledger = ledger::open(&settings, &shared, &readiness).await?;
         let exchange = exchange(&settings, Arc::clone(&ledger.ledger), &shared)?;
         let spool = spool::open(&settings, ledger.replica(), &exchange, &policy, &shared).await?;
@@ -213,6 +227,7 @@ impl App {
             reloads,
             api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
+            clients: Arc::clone(&server.connections),
         };
         tasks.spawn_detached(routes.run(admin_listener));
         let summaries = summaries::Summaries::begin(&shared);
@@ -238,6 +253,7 @@ impl App {
             ended: Some((ended, text, triggers)),
             sign,
             supervisor: shared.supervisor,
+            command,
             auto_exit: (mode == RunMode::Attended).then_some(sessions),
             listen,
             admin,
@@ -391,7 +407,7 @@ fn build(
     shared: &Parts,
 ) -> Result<Arc<Server>, StartError> {
     let (clock, metrics) = (shared.clock.clone(), shared.metrics.clone());
-    let roots = Roots::load(settings.roots.iter().cloned());
+    let roots = Roots::system();
     let names = ca_names(&settings.ca, &policy.load());
     let ca = CertificateAuthority::load_or_make(&settings.ca, &names, clock.wall())?;
     ca.check_valid(clock.wall())?;
@@ -427,6 +443,7 @@ fn exchange(
     let pseudonym = shared.random.bits();
     let instance = u32::try_from(pseudonym & 0xffff_ffff).unwrap_or_default();
     let refusals = Arc::new(RecentRefusals::default());
+    let commands = Arc::new(CommandReports::default());
     let sinks: Vec<Arc<dyn Sink>> = vec![
         Arc::new(LineSink {
             lines: shared.lines.clone(),
@@ -436,6 +453,7 @@ fn exchange(
         Arc::new(MetricsSink::new(metrics.clone())),
         Arc::new(WarningSink(Arc::clone(&shared.warnings))),
         Arc::clone(&refusals) as Arc<dyn Sink>,
+        Arc::clone(&commands) as Arc<dyn Sink>,
     ];
     Ok(Arc::new(Exchange {
         pacer: Pacer::new(ledger, clock.clone(), tasks.clone(), metrics.clone()),
@@ -449,6 +467,7 @@ fn exchange(
         body_budget: Arc::new(BodyBudget::new(settings.keep.clone(), metrics.clone())),
         recorder: Arc::new(Recorder::new(clock.clone(), instance, sinks)),
         refusals,
+        commands,
         pseudonym: Pseudonym::new(pseudonym),
         clock: clock.clone(),
         random: shared.random.clone(),

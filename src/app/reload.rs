@@ -192,6 +192,9 @@ impl<'a> Reloader<'a> {
         let unusable = |error: StartError| ConfigError::unusable(&app.config, &error);
         let (settings, mut new) =
             with_admin_token(loaded, &app.settings.data_dir).map_err(unusable)?;
+        if let Some(access) = &app.command {
+            new.serve_command(access.clone());
+        }
         let old = app.policy.load_full();
         if !force {
             config::check_policy(&old, &new).map_err(incomplete)?;

@@ -3,7 +3,6 @@
 //! The subcommands that print them share this module. A missing CA is created, so that apps can be
 //! set up before the first start.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Loaded};
 use crate::intercept::{CaNames, CaSource, CertificateAuthority, write_bundle};
 use crate::origin::Roots;
-use crate::policy::{Client, Policy, ServerTls};
+use crate::policy::{COMMAND_NAME, Client, Policy, ServerTls};
 
 /// CA of the proxy, with the paths of its files and the configuration that names them.
 #[derive(Debug)]
@@ -27,8 +26,6 @@ pub struct Trust {
     pub key: PathBuf,
     /// Path of the bundle, which holds the root certificates and the CA.
     pub bundle: PathBuf,
-    /// Path of a configuration for wget with the user's own settings and the bundle.
-    pub wgetrc: PathBuf,
     loaded: Loaded,
 }
 
@@ -61,22 +58,23 @@ impl Trust {
         let now = Clock::system().wall();
         let names = ca_names(&settings.ca, &loaded.config.policy);
         let ca = CertificateAuthority::load_or_make(&settings.ca, &names, now)?;
-        let roots = Roots::load(settings.roots.iter().cloned());
         let own = trust_dir(&settings.data_dir);
         let dir = settings.export_dir.as_ref().unwrap_or(&own);
-        write_bundle(dir, &ca, roots.certificates())?;
+        write_bundle(dir, &ca, Roots::system().certificates())?;
         let (cert, key) = settings.ca.paths();
         let bundle = dir.join("bundle.pem");
-        let wgetrc = write_wgetrc(&own, &bundle)
-            .map_err(|cause| StartError::DataDir { path: own, cause })?;
         Ok(Self {
             ca,
             cert,
             key,
             bundle,
-            wgetrc,
             loaded,
         })
+    }
+
+    /// Returns the directory for files that only this user's programs read.
+    pub fn own_dir(&self) -> PathBuf {
+        trust_dir(self.data_dir())
     }
 
     /// Returns the directory in which the proxy keeps its state.
@@ -98,6 +96,23 @@ impl Trust {
     /// Returns the TLS of the admin port, if it has any.
     pub const fn admin_tls(&self) -> Option<&ServerTls> {
         self.loaded.config.policy.tls.admin.as_ref()
+    }
+
+    /// Returns the proxy's URL for the command of a session, with the token that the proxy asks of it.
+    ///
+    /// # Errors
+    /// Returns [`StartError`] like [`Self::proxy_url`].
+    pub fn session_url(
+        &self,
+        client: Option<&str>,
+        at: SocketAddr,
+        token: Option<&str>,
+    ) -> Result<String, StartError> {
+        let url = self.proxy_url(client, Some(at))?;
+        match token {
+            Some(token) => with_credentials(&url, COMMAND_NAME, token),
+            None => Ok(url),
+        }
     }
 
     /// Returns the proxy's URL for `client`, with credentials if `clients` are configured. The address
@@ -135,7 +150,7 @@ impl Trust {
 }
 
 /// Returns the URL with credentials in its user part.
-pub(super) fn with_credentials(base: &str, name: &str, token: &str) -> Result<String, StartError> {
+fn with_credentials(base: &str, name: &str, token: &str) -> Result<String, StartError> {
     let mut url = url::Url::parse(base).map_err(|error| StartError::Internal(error.to_string()))?;
     let set = url.set_username(&encoded(name));
     set.and_then(|()| url.set_password(Some(&encoded(token))))
@@ -192,24 +207,6 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// Encodes a name or token for the user part of a URL. `Url` itself leaves `%` as it is.
 fn encoded(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
-}
-
-/// Writes a configuration file for wget, because wget reads only one variable, which names that
-/// file. The user's own settings are copied and may contain a password. So the file is private and
-/// is not written to `export_dir`.
-fn write_wgetrc(dir: &Path, bundle: &Path) -> std::io::Result<PathBuf> {
-    let own = config::process_environment("WGETRC").map(PathBuf::from);
-    let home = config::process_environment("HOME").map(|home| Path::new(&home).join(".wgetrc"));
-    let path = dir.join("wgetrc");
-    let own = own.filter(|own| *own != path).or(home);
-    let own = own.and_then(|own| std::fs::read_to_string(own).ok());
-    let (own, bundle) = (own.unwrap_or_default(), std::path::absolute(bundle)?);
-    let text = format!("{own}\nca_certificate = {}\n", bundle.display());
-    std::fs::create_dir_all(dir)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(&path).map_err(|error| error.error)?;
-    Ok(path)
 }
 
 /// Returns the names for which a new CA may sign: all names, or with `constrain` the hosts of the

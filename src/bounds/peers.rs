@@ -180,6 +180,14 @@ pub const CA_REPORT_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Clients that are remembered because they rejected outpace's certificate, so that each causes one
 /// warning only.
 pub const TRUST_COMPLAINTS: u64 = 1024;
+/// Kinds of problems that the report on a command of `outpace run` lists, by reason and host.
+///
+/// Beyond it: further kinds are left out.
+pub const COMMAND_PROBLEMS: usize = 16;
+/// Time for which the report on a command waits until the connections of the command are closed.
+///
+/// Beyond it: the report has what was counted so far.
+pub const COMMAND_REPORT_WAIT: Duration = Duration::from_millis(50);
 /// Time for which a TCP peer may acknowledge no bytes, or take none (Linux). A silent connection is
 /// probed after a minute.
 ///

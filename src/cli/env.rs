@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::client::ConfigArgs;
 use super::variables::variables;
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, print, print_error};
 use crate::app::Trust;
 
 #[derive(Debug, Args)]
@@ -37,8 +37,12 @@ enum Shell {
 pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
     let trust = Trust::load(args.config.find().as_deref())?;
     let proxy = trust.proxy_url(args.client.as_deref(), None)?;
-    let variables = variables(&trust, &proxy);
-    let lines = variables
+    let environment = variables(&trust, &proxy, false)?;
+    for problem in &environment.problems {
+        print_error(problem);
+    }
+    let lines = environment
+        .variables
         .iter()
         .map(|(name, value)| args.shell.line(name, value));
     Ok(print(&lines.collect::<String>()))

@@ -6,6 +6,7 @@ mod buffers;
 mod ca;
 mod check;
 mod client;
+mod closing;
 mod completions;
 mod demo;
 mod doctor;
@@ -22,6 +23,7 @@ mod serve;
 mod spool;
 mod status;
 mod table;
+mod trust_files;
 mod variables;
 
 pub use exit::Exit;

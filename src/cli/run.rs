@@ -17,12 +17,14 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::ConfigArgs;
+use super::closing::closing_line;
 use super::endpoint::Endpoint;
 use super::variables::{Variables, absolute, variables};
-use super::{Exit, Failure};
-use crate::admin::ServingInfo;
+use super::{Exit, Failure, print_error};
+use crate::admin::{ServingInfo, SessionStart};
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
+use crate::exchange::CommandReport;
 use crate::files::{create_private, open_private};
 
 #[derive(Debug, Args)]
@@ -39,6 +41,8 @@ pub(super) struct RunArgs {
 
 /// Time for which the command waits until a started proxy accepts a session.
 const START: Duration = Duration::from_secs(20);
+/// Time to wait for the report of the proxy at the end of the command.
+const REPORT: Duration = Duration::from_secs(1);
 /// Interval between two checks of a proxy that was started.
 const LOOK: Duration = Duration::from_millis(4);
 
@@ -50,8 +54,17 @@ async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
     let config = args.config.require()?;
     let trust = Trust::load(Some(&config))?;
     let proxy = Proxy::find_or_start(&config, &trust).await?;
-    let url = trust.proxy_url(args.client.as_deref(), Some(proxy.serving.listen))?;
-    let ended = follow(&args.command, variables(&trust, &url)).await;
+    let token = proxy.start.command_token.as_deref();
+    let url = trust.session_url(args.client.as_deref(), proxy.start.serving.listen, token)?;
+    let environment = variables(&trust, &url, token.is_some())?;
+    let ended = follow(&args.command, environment.variables).await;
+    if ended.is_ok() {
+        let report = proxy.report(&trust).await;
+        let has_targets = !trust.config().policy.targets.is_empty();
+        if let Some(line) = closing_line(report.as_ref(), has_targets, &environment.problems) {
+            print_error(&line);
+        }
+    }
     // The session ends here, so a proxy that was started for the command may end.
     drop(proxy);
     ended
@@ -111,7 +124,7 @@ fn pass_on(child: &Child, signal: rustix::process::Signal) {
 
 /// Running proxy with an open session, which keeps it running until this value is dropped.
 pub(super) struct Proxy {
-    pub(super) serving: ServingInfo,
+    pub(super) start: SessionStart,
     /// Open response of `GET /v1/attend`, which the proxy counts as a session, and its connection.
     #[expect(dead_code, reason = "dropping it would end the session")]
     session: (Incoming, SendRequest<Full<Bytes>>),
@@ -139,7 +152,7 @@ impl Proxy {
         let proxy = tokio::time::timeout(Duration::from_secs(2), asked)
             .await
             .ok()??;
-        let is_same = proxy.serving == known && proxy.serving.config == absolute(config);
+        let is_same = proxy.start.serving == known && known.config == absolute(config);
         is_same.then_some(proxy)
     }
 
@@ -178,21 +191,39 @@ impl Proxy {
 
     /// Opens a session at the proxy, which answers with its description.
     async fn attend(serving: &ServingInfo, trust: &Trust) -> Option<Self> {
-        let endpoint = Endpoint::listening(serving.admin, trust.admin_tls()).ok()?;
-        let mut sender = endpoint.connect().await.ok()?;
-        let mut request =
-            Request::get("/v1/attend").header(header::HOST, serving.admin.to_string());
-        if let Some(token) = trust.admin_token() {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let answer = sender
-            .send_request(request.body(Full::default()).ok()?)
-            .await;
-        let mut body = answer.ok()?.into_body();
+        let (mut body, sender) = ask(serving, trust, "/v1/attend").await?;
         let first = body.frame().await?.ok()?.into_data().ok()?;
         Some(Self {
-            serving: serde_json::from_slice(&first).ok()?,
+            start: serde_json::from_slice(&first).ok()?,
             session: (body, sender),
         })
     }
+
+    /// Returns the report on the command of this session. `None` if the proxy does not answer.
+    async fn report(&self, trust: &Trust) -> Option<CommandReport> {
+        let path = format!("/v1/attend/{}", self.start.session);
+        let asked = async {
+            let (body, _sender) = ask(&self.start.serving, trust, &path).await?;
+            let bytes = body.collect().await.ok()?.to_bytes();
+            serde_json::from_slice(&bytes).ok()
+        };
+        tokio::time::timeout(REPORT, asked).await.ok()?
+    }
+}
+
+/// Sends a GET request to the admin port, and returns the body of the response with the connection.
+async fn ask(
+    serving: &ServingInfo,
+    trust: &Trust,
+    path: &str,
+) -> Option<(Incoming, SendRequest<Full<Bytes>>)> {
+    let endpoint = Endpoint::listening(serving.admin, trust.admin_tls()).ok()?;
+    let mut sender = endpoint.connect().await.ok()?;
+    let mut request = Request::get(path).header(header::HOST, serving.admin.to_string());
+    if let Some(token) = trust.admin_token() {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Full::default()).ok()?;
+    let response = sender.send_request(request).await.ok()?;
+    Some((response.into_body(), sender))
 }

@@ -93,6 +93,11 @@ impl ConfigError {
         Self::one(Path::new("clients"), None, "", text)
     }
 
+    /// Creates the error for an environment variable that cannot be used.
+    pub fn about_environment(text: String) -> Self {
+        Self::one(Path::new("environment"), None, "", text)
+    }
+
     fn one(path: &Path, place: Option<(usize, usize)>, key: &str, text: String) -> Self {
         let key = key.to_owned();
         let problem = Violation { place, key, text };

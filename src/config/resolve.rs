@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
 use rustls_pki_types::CertificateDer;
 
 use super::error::Violation;
@@ -18,7 +17,7 @@ use crate::bounds::MEMORY_TOTAL_MIN;
 use crate::exchange::BodySettings;
 use crate::files;
 use crate::intercept::CaSource;
-use crate::origin::{ParentProxy, load_identity, load_pem_file};
+use crate::origin::{NoProxy, ParentProxy, load_identity, load_pem_file};
 use crate::policy::{Access, ClientCertificate, Egress, HostPattern, Policy, Secret};
 use crate::units::{ByteSize, HostName, Origin, Scheme};
 
@@ -121,7 +120,7 @@ fn settings(
         ca,
         export_dir,
         roots: roots(p, &file.egress.roots),
-        parent: file.egress.upstream_proxy.and_then(|url| parent(p, &url.0)),
+        parent: parent(p, &file.egress),
         keep: keep(p, &file.bodies, &data_dir),
         spool: spool::spool(p, file.spool, file.buffers, &data_dir, shared),
         ledger: ledger::ledger(p, file.ledger),
@@ -320,31 +319,31 @@ fn roots(p: &mut Violations, files: &[Text]) -> Vec<CertificateDer<'static>> {
     roots
 }
 
-fn parent(p: &mut Violations, text: &str) -> Option<ParentProxy> {
-    let parsed = url::Url::parse(text).ok().and_then(|url| {
-        let host = HostName::parse(url.host_str()?).ok()?;
-        (url.scheme() == "http").then_some((url, host))
-    });
-    let Some((url, host)) = parsed else {
+fn parent(p: &mut Violations, written: &schema::EgressSection) -> Option<ParentProxy> {
+    for (index, entry) in written.no_proxy.iter().enumerate() {
+        if entry.0.is_empty()
+            || entry.0.contains([',', ' ', '/']) && entry.0.parse::<ipnet::IpNet>().is_err()
+        {
+            report!(p, "egress.no_proxy[{index}]" =>
+                "it is no host or network; write it as \"internal.example.com\" or \"10.0.0.0/8\"");
+        }
+    }
+    let Some(text) = &written.upstream_proxy else {
+        if !written.no_proxy.is_empty() {
+            report!(p, "egress.no_proxy" => "it has no effect without `upstream_proxy`; set that, or remove it");
+        }
+        return None;
+    };
+    let Some(parsed) = ParentProxy::parse(&text.0) else {
         // The text may contain a password, so the message does not repeat it.
         report!(p, "egress.upstream_proxy" =>
             "it is not the URL of a proxy; write it as \"http://proxy.example.com:3128\" or \"http://USER:PASSWORD@proxy.example.com:3128\"");
         return None;
     };
-    let authorization = (!url.username().is_empty()).then(|| {
-        use base64::Engine as _;
-        let password = url.password().unwrap_or_default();
-        let pair = format!("{}:{password}", url.username());
-        let pair: Vec<u8> = percent_encoding::percent_decode_str(&pair).collect();
-        let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
-        let mut value = HeaderValue::try_from(format!("Basic {encoded}")).ok()?;
-        value.set_sensitive(true);
-        Some(value)
-    });
+    let entries = written.no_proxy.iter().map(|entry| entry.0.as_str());
     Some(ParentProxy {
-        host,
-        port: url.port().unwrap_or(80),
-        authorization: authorization.flatten(),
+        no_proxy: NoProxy::of(entries),
+        ..parsed
     })
 }
 
@@ -370,6 +369,7 @@ fn egress(p: &mut Violations, written: &mut schema::EgressSection) -> Egress {
         allow: written.allow.drain(..).map(|allow| allow.0).collect(),
         resolve,
         client_certs: client_certs(p, &mut written.client_certs),
+        private: false,
     }
 }
 

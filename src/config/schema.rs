@@ -181,6 +181,7 @@ pub(super) struct EgressSection {
     pub(super) roots: Vec<Text>,
     pub(super) resolve: BTreeMap<String, Text>,
     pub(super) upstream_proxy: Option<Text>,
+    pub(super) no_proxy: Vec<Text>,
     pub(super) client_certs: Vec<ClientCertSection>,
 }
 

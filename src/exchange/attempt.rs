@@ -210,8 +210,8 @@ impl Exchange {
         );
         let leaves = turn.as_ref().map_or_else(|| self.clock.now(), Turn::at);
         let deadline = leaves + limit;
-        let parent = self.pool.connector().parent();
         let origin = &plan.arrival.origin;
+        let parent = self.pool.connector().parent(origin);
         let (mut body, upload) = plan.reader(&self.clock);
         for _ in 0..REDIALS {
             let request = plan.template.request(lease.spoken(), origin, parent, body);

@@ -17,6 +17,7 @@ mod blocks;
 mod body;
 mod body_budget;
 mod client_body;
+mod command_report;
 mod credentials;
 mod defer;
 mod deliver;
@@ -45,6 +46,7 @@ mod usage;
 pub use body::Outgoing;
 pub use body_budget::{BodyBudget, BodySettings};
 pub use client_body::{ClientBody, ClientGone, UnreadBodies, has_content};
+pub use command_report::{CommandProblem, CommandReport, CommandReports};
 pub use credentials::refused_credential;
 pub use defer::{Deferral, DeferredItem, DeferredRequest, Deferring};
 pub use error::Error;
@@ -106,6 +108,8 @@ pub struct Exchange {
     pub recorder: Arc<Recorder>,
     /// Most recent refusals, which the admin listener shows.
     pub refusals: Arc<RecentRefusals>,
+    /// Reports on the commands of open sessions of `outpace run`.
+    pub commands: Arc<CommandReports>,
     /// Name of this process in `Via`, by which it detects loops.
     pub pseudonym: Pseudonym,
     /// Clock for all instants, which is virtual in simulations.

@@ -252,6 +252,7 @@ mod tests {
             host,
             port: 3128,
             authorization: Some(HeaderValue::from_static("Basic eDp5")),
+            no_proxy: crate::origin::NoProxy::default(),
         };
         let request = template.request(Protocol::Http1, &origin, Some(&parent), Outgoing::Empty);
         assert_eq!(request.headers()["proxy-authorization"], "Basic eDp5");

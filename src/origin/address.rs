@@ -93,6 +93,26 @@ fn of_v6(ip: Ipv6Addr) -> AddressClass {
     }
 }
 
+/// Returns true if an address may serve the metadata of a virtual machine, with its credentials, or if
+/// it is no address of a single host. The command of `outpace run` reaches all others.
+pub(super) fn may_be_metadata(ip: IpAddr) -> bool {
+    let known = [
+        IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+        IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+        IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    ];
+    let class = AddressClass::of(ip);
+    known.contains(&ip.to_canonical())
+        || matches!(
+            class,
+            AddressClass::LinkLocal
+                | AddressClass::CloudPlatform
+                | AddressClass::Embedded
+                | AddressClass::Multicast
+                | AddressClass::Unspecified
+        )
+}
+
 impl fmt::Display for AddressClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -113,6 +133,39 @@ impl fmt::Display for AddressClass {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p10_closed_no_command_reaches_the_metadata_of_its_machine() {
+        for text in [
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "168.63.129.16",
+            "fd00:ec2::254",
+            "100.100.100.200",
+            "::ffff:100.100.100.200",
+            "192.0.0.192",
+            "64:ff9b::a9fe:a9fe",
+            "2002:a9fe:a9fe::",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+        ] {
+            assert!(may_be_metadata(text.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "127.0.0.1",
+            "::1",
+            "10.1.2.3",
+            "192.168.1.1",
+            "100.64.0.1",
+            "198.18.0.1",
+            "fd00::1",
+            "93.184.216.34",
+        ] {
+            assert!(!may_be_metadata(text.parse().unwrap()), "{text}");
+        }
+    }
 
     #[test]
     fn p10_closed_every_class_is_known() {

@@ -6,29 +6,16 @@ use std::sync::{Arc, OnceLock};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use http::HeaderValue;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::address::AddressClass;
+use super::address::{AddressClass, may_be_metadata};
 use super::resolve::Resolver;
 use super::tls::ClientTls;
-use super::{Io, OriginError, Roots};
+use super::{Io, OriginError, ParentProxy, Roots};
 use crate::bounds::{ADDRESS_STAGGER, CONNECT_TIMEOUT};
 use crate::policy::Egress;
 use crate::sockets::is_local;
 use crate::units::{HostName, Origin, Scheme};
-
-/// Parent proxy that all connections to origins go through.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParentProxy {
-    /// Host name or address of the parent proxy.
-    pub host: HostName,
-    /// TCP port of the parent proxy.
-    pub port: u16,
-    /// Value of `Proxy-Authorization` for the parent proxy, if it requires one.
-    pub authorization: Option<HeaderValue>,
-}
 
 /// Connector that opens connections to origins. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -63,9 +50,12 @@ impl Connector {
         let _ = self.0.ourselves.set(addresses);
     }
 
-    /// Returns the parent proxy, if one is configured.
-    pub fn parent(&self) -> Option<&ParentProxy> {
-        self.0.parent.as_ref()
+    /// Returns the parent proxy for connections to this origin, if they go through one.
+    pub fn parent(&self, origin: &Origin) -> Option<&ParentProxy> {
+        self.0
+            .parent
+            .as_ref()
+            .filter(|parent| parent.serves(origin))
     }
 
     /// Opens a TCP connection to `origin`, directly or as a tunnel through the parent proxy.
@@ -75,7 +65,7 @@ impl Connector {
     /// cases.
     pub async fn tcp(&self, origin: &Origin, egress: &Egress) -> Result<TcpStream, OriginError> {
         within_time(async {
-            match &self.0.parent {
+            match self.parent(origin) {
                 None => self.direct(origin, egress).await,
                 Some(parent) => self.through(parent, origin, egress).await,
             }
@@ -96,7 +86,7 @@ impl Connector {
         egress: &Egress,
     ) -> Result<(Io, bool), OriginError> {
         within_time(async {
-            match (&self.0.parent, origin.scheme) {
+            match (self.parent(origin), origin.scheme) {
                 (None, Scheme::Http) => Ok((Io::plain(self.direct(origin, egress).await?), false)),
                 (None, Scheme::Https) => self.direct_tls(origin, offer_http2, egress).await,
                 // Plain HTTP uses a connection to the parent and requests in absolute-form.
@@ -191,6 +181,9 @@ impl Connector {
         if egress.allows(address) {
             return Ok(());
         }
+        if egress.private && !may_be_metadata(address.ip()) {
+            return Ok(());
+        }
         match AddressClass::of(address.ip()) {
             AddressClass::Public if !is_local(address.ip()) => return Ok(()),
             AddressClass::Public => {
@@ -228,9 +221,10 @@ impl Connector {
     async fn to_parent(&self, parent: &ParentProxy) -> Result<TcpStream, OriginError> {
         // The operator configured the parent, so its address is not checked.
         let (resolver, egress) = (&self.0.resolver, Egress::default());
-        let resolved = resolver.resolve(&parent.host, parent.port, &egress).await?;
+        let resolved = resolver.resolve(&parent.host, parent.port, &egress).await;
+        let resolved = resolved.map_err(|error| parent.failed(error))?;
         let connected = first_to_connect(&resolved).await;
-        let (_, tcp) = connected.map_err(|error| parent_failed(error.to_string()))?;
+        let (_, tcp) = connected.map_err(|error| parent.failed(error))?;
         Ok(tcp)
     }
 
@@ -241,19 +235,8 @@ impl Connector {
         egress: &Egress,
     ) -> Result<TcpStream, OriginError> {
         self.guard_literal(origin, egress)?;
-        let Origin { host, port, .. } = origin;
         let mut tcp = self.to_parent(parent).await?;
-        let mut head =
-            format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n").into_bytes();
-        if let Some(authorization) = &parent.authorization {
-            let value = authorization.as_bytes();
-            head.extend([&b"Proxy-Authorization: "[..], value, b"\r\n"].concat());
-        }
-        head.extend_from_slice(b"\r\n");
-        tcp.write_all(&head)
-            .await
-            .map_err(|error| parent_failed(error.to_string()))?;
-        read_connect_reply(&mut tcp).await?;
+        parent.tunnel(&mut tcp, origin).await?;
         Ok(tcp)
     }
 }
@@ -305,49 +288,4 @@ fn shown(address: SocketAddr) -> String {
     }
     let version = if address.is_ipv4() { 4 } else { 6 };
     format!("port {} of an IPv{version} address", address.port())
-}
-
-const REPLY_MAX: usize = 8 * 1024;
-
-/// Reads the parent's response head byte by byte. The bytes after the head belong to the tunnel.
-///
-/// # Errors
-/// Returns [`OriginError::ParentProxy`] if the head is too long or its status is not 2xx.
-async fn read_connect_reply(tcp: &mut TcpStream) -> Result<(), OriginError> {
-    let mut head = Vec::with_capacity(256);
-    while !head.ends_with(b"\r\n\r\n") {
-        let byte = tcp
-            .read_u8()
-            .await
-            .map_err(|error| parent_failed(error.to_string()))?;
-        head.push(byte);
-        if head.len() > REPLY_MAX {
-            return Err(OriginError::ParentProxy {
-                cause: "its response head is too long".to_owned(),
-                passing: false,
-            });
-        }
-    }
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let line = String::from_utf8_lossy(line);
-    let status = line.split(' ').nth(1).unwrap_or_default();
-    if line.starts_with("HTTP/1.") && status.len() == 3 && status.starts_with('2') {
-        Ok(())
-    } else {
-        // A refusal by status 4xx is a decision of the parent. Other statuses are its troubles.
-        let passing = !status.starts_with('4') || matches!(status, "408" | "425" | "429");
-        let line = line.chars().take(80).collect::<String>();
-        Err(OriginError::ParentProxy {
-            cause: format!("it responded with `{line}`"),
-            passing,
-        })
-    }
-}
-
-/// Returns the error of a connection to the parent proxy that failed or broke.
-const fn parent_failed(cause: String) -> OriginError {
-    OriginError::ParentProxy {
-        cause,
-        passing: true,
-    }
 }

@@ -18,6 +18,8 @@ mod failure;
 mod http1;
 mod http2;
 mod io;
+mod no_proxy;
+mod parent;
 mod pool;
 mod resolve;
 mod tls;
@@ -25,9 +27,11 @@ mod tls;
 pub use address::AddressClass;
 pub use body::OriginBody;
 pub use client_link::ClientLink;
-pub use connect::{Connector, ParentProxy};
+pub use connect::Connector;
 pub use descriptors::OriginPermit;
 pub use io::Io;
+pub use no_proxy::NoProxy;
+pub use parent::ParentProxy;
 pub use pool::{Destination, Lease, Pool, Protocol, ProtocolChoice, RequestBody, SendError};
 pub use tls::{Roots, load_identity, load_pem_file};
 
@@ -76,7 +80,7 @@ pub enum OriginError {
     #[error("the TLS handshake with the origin broke: {0}")]
     HandshakeBroke(String),
     /// The parent proxy did not open a tunnel to the origin.
-    #[error("CONNECT through the parent proxy failed: {cause}")]
+    #[error("the parent proxy failed at {cause}")]
     ParentProxy {
         /// Response of the parent proxy, or the error of its connection.
         cause: String,

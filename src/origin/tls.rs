@@ -22,6 +22,19 @@ use crate::units::HostName;
 #[derive(Debug, Clone)]
 pub struct Roots(Vec<CertificateDer<'static>>);
 
+/// Variables that name other roots for programs with OpenSSL, and for this one.
+const ROOT_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// Files in which systems keep all their roots.
+const SYSTEM_FILES: [&str; 7] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+    "/usr/local/etc/ssl/cert.pem",
+    "/usr/local/share/certs/ca-root-nss.crt",
+];
+
 impl Roots {
     /// Loads the system's roots and adds `extra`. A built-in set is used if the system has none.
     pub fn load(extra: impl IntoIterator<Item = CertificateDer<'static>>) -> Self {
@@ -31,6 +44,20 @@ impl Roots {
         }
         roots.extend(extra);
         Self(roots)
+    }
+
+    /// Loads the system's roots, also if the environment names other ones for this process. Clients
+    /// that do not read these variables do not trust those.
+    pub fn system() -> Self {
+        if ROOT_VARIABLES
+            .iter()
+            .all(|name| std::env::var_os(name).is_none())
+        {
+            return Self::load([]);
+        }
+        let mut places = SYSTEM_FILES.iter().map(Path::new);
+        let found = places.find_map(|path| load_pem_file(path).ok());
+        Self(found.unwrap_or_else(|| webpki_root_certs::TLS_SERVER_ROOT_CERTS.to_vec()))
     }
 
     /// Returns the root certificates in DER form.

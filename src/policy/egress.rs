@@ -23,6 +23,9 @@ pub struct Egress {
     pub resolve: HashMap<HostName, (IpAddr, Option<u16>)>,
     /// TLS certificates that identify this program to some origins.
     pub client_certs: Vec<ClientCertificate>,
+    /// True if private addresses may be dialled, except those of metadata services. Only a proxy for
+    /// one command of this user has this.
+    pub private: bool,
 }
 
 /// A TLS certificate by which this program identifies itself to the origins of some hosts.

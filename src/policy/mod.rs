@@ -5,6 +5,7 @@
 mod access;
 mod changes;
 mod client;
+mod command;
 mod condition;
 mod cost;
 mod egress;
@@ -27,6 +28,7 @@ mod work;
 pub use access::{Access, Token};
 pub use changes::PolicyChanges;
 pub use client::{ApiScope, Client, Secret, SpoolShare};
+pub use command::{COMMAND_NAME, CommandAccess};
 pub use condition::Condition;
 pub use cost::{Cost, ErrorCost, Expression, OnError};
 pub use egress::{Allow, ClientCertificate, Egress};
@@ -74,6 +76,9 @@ pub struct Policy {
     pub clients: Vec<Client>,
     /// Access of every client while no clients are configured.
     pub anyone: Access,
+    /// Access of the command for which `outpace run` has started this proxy. `None` for a proxy that
+    /// serves other clients.
+    pub command: Option<CommandAccess>,
     /// Operators that may use the admin listener.
     pub operators: Vec<Operator>,
     /// TLS of the listeners towards clients and operators.
@@ -141,7 +146,10 @@ impl Policy {
 
     /// Returns true if CONNECT may name this port.
     pub fn connect_port_allowed(&self, port: u16) -> bool {
-        port == 443 || self.connect_ports.contains(&port) || self.hosts.names_port(port)
+        port == 443
+            || self.command.is_some()
+            || self.connect_ports.contains(&port)
+            || self.hosts.names_port(port)
     }
 
     /// Returns true if a request may name the port of this origin. Such a request is in absolute-form

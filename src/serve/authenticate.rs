@@ -19,6 +19,21 @@ pub(super) fn by_proxy_field(
     let offered = proxy_credentials(headers);
     let offered = offered.as_ref();
     let offered = offered.map(|(name, token)| (name.as_str(), token.as_str()));
+    if let Some(command) = policy
+        .command
+        .as_ref()
+        .filter(|_| policy.clients.is_empty())
+    {
+        return match offered {
+            Some((name, token)) if command.matches(name, token) => {
+                Ok(client.with_access(&policy.anyone))
+            }
+            _ => Err(Error::new(
+                Reason::ClientUnknown,
+                "`outpace run` has started this proxy for one command, and the request lacks the credentials in HTTPS_PROXY of that command",
+            )),
+        };
+    }
     identify(Reason::ClientUnknown, offered, policy, client)
 }
 

@@ -44,6 +44,7 @@ impl ClientTunnel {
         let record = || {
             let mut record = connection.record(&Method::CONNECT);
             record.client = client.clone();
+            record.origin = Some(origin.clone());
             record
         };
         let refused = |reason, detail| Err((Error::new(reason, detail), record()));

@@ -90,6 +90,7 @@ mod retry_after;
 mod revocation;
 mod rotation;
 mod run;
+mod run_honest;
 mod scopes;
 mod secrets;
 mod seen_buffers;

@@ -66,7 +66,13 @@ pub(super) async fn run() -> Result<Exit, Failure> {
     std::fs::write(&config, configuration(dir.path(), address))?;
     let trust = Trust::load(Some(&config))?;
     let proxy = Proxy::find_or_start(&config, &trust).await?;
-    let paced = one_way("through outpace", proxy.serving.listen, &clock, &origin).await;
+    let paced = one_way(
+        "through outpace",
+        proxy.start.serving.listen,
+        &clock,
+        &origin,
+    )
+    .await;
     Ok(print(&format!("\n{}", side_by_side(&direct, &paced))))
 }
 

@@ -8,7 +8,6 @@ mod finding;
 mod listeners;
 mod machine;
 mod network;
-mod no_proxy;
 mod runtimes;
 mod shell;
 

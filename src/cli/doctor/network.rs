@@ -134,7 +134,7 @@ async fn problem(
         Ok(Err(error)) => error,
         Err(_elapsed) => OriginError::ConnectTimeout,
     };
-    let (check, remedy) = cause(&error, connector.parent().is_some());
+    let (check, remedy) = cause(&error, connector.parent(origin).is_some());
     let detail = format!("{}: {error}", origin.authority());
     Some(Finding::fault(check, detail, remedy))
 }

@@ -6,11 +6,11 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::finding::{Finding, or_sound};
-use super::no_proxy::exempting;
 use super::runtimes;
 use crate::app::serving;
-use crate::cli::variables::NO_PROXY;
+use crate::cli::variables::default_exception;
 use crate::config::{Config, process_environment};
+use crate::origin::NoProxy;
 use crate::origin::{Roots, load_pem_file};
 
 /// Command that sets all variables of a shell.
@@ -196,19 +196,21 @@ fn exceptions(config: &Config, is_ours: bool) -> Vec<Finding> {
     let own = ["no_proxy", "NO_PROXY"]
         .map(|name| variable(name).unwrap_or_default())
         .join(",");
+    let own = NoProxy::parse(&own);
     let patterns = config.policy.targets.iter();
     let patterns = patterns.flat_map(|target| target.hosts.iter().map(move |host| (target, host)));
-    let hosts = patterns.filter_map(|(target, pattern)| Some((target, pattern.exact()?)));
-    let problems = hosts.filter_map(|(target, host)| {
+    let hosts =
+        patterns.filter_map(|(target, pattern)| Some((target, pattern.exact()?, pattern.port())));
+    let problems = hosts.filter_map(|(target, host, port)| {
         let name = &target.name;
-        if let Some(entry) = exempting(&own, host) {
+        if let Some(entry) = own.exempting(host, port) {
             let detail = format!("`{entry}` in NO_PROXY covers {host}, so programs of this shell reach target {name} without outpace");
             let finding = Finding::fault(check, detail, format!("remove `{entry}` from NO_PROXY, or use a route"));
             return Some(if is_ours { finding } else { finding.softened() });
         }
-        let entry = exempting(NO_PROXY, host)?;
-        let detail = format!("`outpace env` and `outpace run` set NO_PROXY with `{entry}`, which covers {host} of target {name}");
-        Some(Finding::warning(check, detail, "use a route for this target"))
+        let entry = default_exception(host, port)?;
+        let detail = format!("`outpace env` sets NO_PROXY with `{entry}`, which covers {host} of target {name}");
+        Some(Finding::warning(check, detail, "use `outpace run`, or a route for this target"))
     });
     or_sound(problems.collect(), check, "NO_PROXY covers no target")
 }
