@@ -3,6 +3,7 @@
 
 mod activation;
 mod admin_token;
+mod attended;
 mod ca;
 mod data_dir;
 mod drain;
@@ -10,7 +11,7 @@ mod key_secret;
 mod ledger;
 mod listeners;
 mod notify;
-mod parent;
+mod parts;
 mod reload;
 mod serving;
 mod spool;
@@ -23,6 +24,8 @@ pub use drain::DrainEnd;
 pub use serving::serving;
 pub use trust::{Trust, ca_names, client_token};
 
+use parts::Parts;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -30,12 +33,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::admin::{Admin, ConfigState, Readiness, Sessions};
+use crate::admin::{Admin, ConfigState, Readiness, ReloadCalls, ServingInfo, Sessions};
 use crate::api::Api;
-use crate::bounds::{EVENT_REPEATS, RECORD_REPEATS, TRUST_COMPLAINTS};
+use crate::bounds::TRUST_COMPLAINTS;
 use crate::clock::Clock;
 use crate::config::{self, ConfigError, Settings};
-use crate::connections::{AcceptedConnections, ConnectionBounds};
 use crate::content::DecoderMemory;
 use crate::db::DatabaseError;
 use crate::exchange::{
@@ -48,12 +50,11 @@ use crate::ledger::Ledger;
 use crate::origin::{Connector, Pool, Roots};
 use crate::pace::Pacer;
 use crate::policy::{CommandAccess, Policy};
-use crate::random::Random;
 use crate::semantics::Pseudonym;
 use crate::serve::{Listener, Server};
 use crate::shutdown::Tasks;
 use crate::telemetry::{LineWriter, Metrics};
-use crate::throttle::{AuthThrottle, LineThrottle};
+use crate::throttle::AuthThrottle;
 
 /// Error that prevents the start or ends the process. Each message names the cause, and a remedy if
 /// there is one.
@@ -177,15 +178,7 @@ impl App {
     ) -> Result<Self, StartError> {
         let (text, mut loaded) = load(config)?;
         let shared = Parts::new()?;
-        let command = match mode {
-            RunMode::Attended => {
-                parent::take_from_environment(&mut loaded.config.settings)?;
-                Some(CommandAccess::new(
-                    admin_token::random_token().map_err(StartError::Internal)?,
-                ))
-            }
-            RunMode::Standing => None,
-        };
+        let command = attended::prepare(mode, &mut loaded.config.settings)?;
         let readiness = Readiness::new(shared.tasks.clone());
         let starting = readiness.latch("listeners");
         let (settings, policy) =
@@ -212,23 +205,15 @@ impl App {
         // Nothing prevents the start from here on, so no row stays behind in the ledger.
         ledger.join(&policy, &server.exchange);
         serve_clients(tasks, listeners, &server);
-        let routes = Admin {
+        let api = Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone())));
+        let own = OwnState {
             readiness,
-            metrics: shared.metrics.clone(),
-            policy: Arc::clone(&policy),
-            ledger: Arc::clone(&ledger.ledger),
-            throttle: Arc::clone(&server.throttle),
-            connections: shared.connections(shared.bounds.admin),
-            warnings: Arc::clone(&shared.warnings),
-            exchange: Arc::clone(&server.exchange),
-            leaves: Arc::clone(&server.leaves),
-            serving: Arc::new(serving.clone()),
+            serving: serving.clone(),
             config: config_state.clone(),
             reloads,
-            api: Arc::new(Api::new(spool.as_ref().map(|spool| spool.api.clone()))),
             sessions: sessions.clone(),
-            clients: Arc::clone(&server.connections),
         };
+        let routes = admin_routes(own, &server, &ledger.ledger, api, &shared);
         tasks.spawn_detached(routes.run(admin_listener));
         let summaries = summaries::Summaries::begin(&shared);
         drop(starting);
@@ -274,7 +259,7 @@ impl App {
         let broken = spool::broken(self.spool.as_ref());
         tokio::select! {
             () = ended.come() => {}
-            () = until_idle(self.auto_exit.clone(), &self.clock) => {}
+            () = attended::until_idle(self.auto_exit.clone(), &self.clock) => {}
             () = reloading.run() => {}
             // Without the disk nothing can be acknowledged any more. The next start finds all
             // acknowledged items.
@@ -292,6 +277,41 @@ impl App {
         self.summaries.write();
         self.ledger.leave().await;
         Ok(drained.log())
+    }
+}
+
+/// State of this process that the admin port shows or changes.
+struct OwnState {
+    readiness: Readiness,
+    serving: ServingInfo,
+    config: ConfigState,
+    reloads: ReloadCalls,
+    sessions: Sessions,
+}
+
+fn admin_routes(
+    own: OwnState,
+    server: &Server,
+    ledger: &Arc<dyn Ledger>,
+    api: Arc<Api>,
+    shared: &Parts,
+) -> Admin {
+    Admin {
+        readiness: own.readiness,
+        metrics: shared.metrics.clone(),
+        policy: Arc::clone(&server.policy),
+        ledger: Arc::clone(ledger),
+        throttle: Arc::clone(&server.throttle),
+        connections: shared.connections(shared.bounds.admin),
+        warnings: Arc::clone(&shared.warnings),
+        exchange: Arc::clone(&server.exchange),
+        leaves: Arc::clone(&server.leaves),
+        serving: Arc::new(own.serving),
+        config: own.config,
+        reloads: own.reloads,
+        api,
+        sessions: own.sessions,
+        clients: Arc::clone(&server.connections),
     }
 }
 
@@ -317,86 +337,6 @@ pub enum RunMode {
     /// Runs as long as sessions are open, and listens on free ports if the configured ones are
     /// taken.
     Attended,
-}
-
-/// Time to wait for the first session before the process ends.
-const NOBODY_CAME: Duration = Duration::from_secs(10);
-/// Time to wait for another session after the last one ended.
-const NOBODY_LEFT: Duration = Duration::from_millis(200);
-
-/// Completes once the last session has ended and no other one followed. Never completes without
-/// `sessions`.
-async fn until_idle(sessions: Option<Sessions>, clock: &Clock) {
-    let Some(sessions) = sessions else {
-        return std::future::pending().await;
-    };
-    let mut patience = NOBODY_CAME;
-    loop {
-        tokio::select! {
-            () = sessions.any() => {}
-            () = clock.sleep_until(clock.now() + patience) => {
-                if sessions.close() {
-                    return;
-                }
-            }
-        }
-        sessions.none().await;
-        patience = NOBODY_LEFT;
-    }
-}
-
-/// Soft limit of open files on most systems, for one that does not tell it.
-const OPEN_FILES: u64 = 1024;
-
-/// Basic parts that all other parts are built with.
-struct Parts {
-    clock: Clock,
-    random: Random,
-    metrics: Metrics,
-    tasks: Tasks,
-    lines: LineWriter,
-    supervisor: notify::Supervisor,
-    /// Throttle for canonical lines of clients that have not authenticated.
-    records: Arc<LineThrottle>,
-    /// Throttle for warnings that a client can cause at will.
-    warnings: Arc<LineThrottle>,
-    /// File descriptors that the process may open.
-    open_files: u64,
-    /// Connections that fit into them.
-    bounds: ConnectionBounds,
-}
-
-impl Parts {
-    fn new() -> Result<Self, StartError> {
-        let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), Tasks::new());
-        let raised = rlimit::increase_nofile_limit(u64::MAX);
-        let open_files = raised
-            .or_else(|_denied| rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(soft, _)| soft));
-        let open_files = open_files.unwrap_or(OPEN_FILES);
-        let bounds = ConnectionBounds::of(open_files);
-        metrics.set_connections_max(bounds.clients);
-        metrics.set_config_read(clock.wall());
-        let throttle = |lines| Arc::new(LineThrottle::new(lines, clock.clone(), metrics.clone()));
-        let lines = LineWriter::new(std::io::stdout(), &metrics)
-            .map_err(|error| StartError::Internal(error.to_string()))?;
-        Ok(Self {
-            records: throttle(RECORD_REPEATS),
-            warnings: throttle(EVENT_REPEATS),
-            clock,
-            random: Random::from_entropy(),
-            metrics,
-            tasks,
-            lines,
-            supervisor: notify::Supervisor::from_environment(),
-            open_files,
-            bounds,
-        })
-    }
-
-    fn connections(&self, max: usize) -> Arc<AcceptedConnections> {
-        let warnings = Arc::clone(&self.warnings);
-        AcceptedConnections::new(max, &self.clock, self.metrics.clone(), warnings)
-    }
 }
 
 fn build(

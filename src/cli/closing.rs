@@ -88,7 +88,7 @@ mod tests {
         };
         assert_eq!(line(&CommandReport::default(), &[]), UNSEEN);
         let entry = "`x` in NO_PROXY covers target x".to_owned();
-        let told = line(&CommandReport::default(), &[entry.clone()]);
+        let told = line(&CommandReport::default(), std::slice::from_ref(&entry));
         assert!(told.starts_with("no request") && told.ends_with(&entry) && !told.contains("Java"));
         let report = CommandReport {
             to_targets: 2,

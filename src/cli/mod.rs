@@ -194,8 +194,13 @@ fn load_config_or_empty(path: &Path) -> Result<Loaded, Failure> {
 
 /// Creates a progress bar of this length. An invalid template is ignored.
 fn progress_bar(length: u64, template: &str) -> ProgressBar {
+    ProgressBar::new(length).with_style(bar_style(template))
+}
+
+/// Returns the style of a progress bar. An invalid template is ignored.
+fn bar_style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template);
-    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    style.unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// Writes text to standard output and returns [`Exit::OK`]. Errors are ignored because a closed

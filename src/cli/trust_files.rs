@@ -53,7 +53,7 @@ impl<'a> TrustFiles<'a> {
         let known = |name| process_environment(name).filter(|path| !path.is_empty());
         let mut set = names.iter().filter_map(|name| Some((*name, known(name)?)));
         let (name, path) = set.next()?;
-        match read(Path::new(&path)).and_then(|own| self.merged(Path::new(&path), own)) {
+        match read(Path::new(&path)).and_then(|own| self.merged(Path::new(&path), &own)) {
             Ok(path) => Some(path),
             Err(error) => {
                 let problem = format!("{name} names {path}, which cannot be used: {error}");
@@ -68,8 +68,8 @@ impl<'a> TrustFiles<'a> {
 
     /// Returns the path of a file with this text and outpace's CA. It is `path` if the CA is there
     /// already, as in a nested `run`.
-    fn merged(&self, path: &Path, own: String) -> std::io::Result<String> {
-        let known = certificates(&own);
+    fn merged(&self, path: &Path, own: &str) -> std::io::Result<String> {
+        let known = certificates(own);
         if path.is_file()
             && certificates(&self.ours)
                 .iter()
@@ -118,7 +118,7 @@ impl<'a> TrustFiles<'a> {
             (name == "cacertificate").then(|| PathBuf::from(value.trim()))
         });
         let bundle = match set {
-            Some(path) => self.merged(&path, read(&path)?)?,
+            Some(path) => self.merged(&path, &read(&path)?)?,
             None => absolute(&self.trust.bundle),
         };
         self.put("wgetrc", &format!("{own}\nca_certificate = {bundle}\n"))

@@ -265,7 +265,7 @@ async fn the_users_proxy_is_the_parent() {
             .all(|record| record["host"] != "plain.test")
     );
     // The configuration's own parent counts more than the environment.
-    let named = place(&origin, &format!("{TARGET}"));
+    let named = place(&origin, TARGET);
     let path = named.path().join("outpace.yaml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(

@@ -1,6 +1,7 @@
 //! `outpace demo`: sends the same requests to a rate-limited origin directly and through outpace,
 //! and compares the results.
 
+mod client;
 mod compare;
 mod origin;
 

@@ -1,11 +1,16 @@
-//! Parent proxy of a process that `outpace run` starts: the proxy of the user's environment.
+//! Process that `outpace run` starts for its command: the access of that command, the proxy of the
+//! user's environment as its parent, and its end after the last session.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::StartError;
+use super::admin_token::random_token;
+use super::{RunMode, StartError};
+use crate::admin::Sessions;
+use crate::clock::Clock;
 use crate::config::{ConfigError, Settings, process_environment};
 use crate::origin::{NoProxy, ParentProxy};
+use crate::policy::CommandAccess;
 
 /// Variables that name a proxy, in the order of their precedence.
 const VARIABLES: [&str; 6] = [
@@ -21,12 +26,26 @@ const LOCAL: &str = "localhost,127.0.0.0/8,::1";
 /// Time to wait for another outpace at the configured address.
 const ANSWER: Duration = Duration::from_millis(200);
 
+/// Returns the access of the command that this process serves alone, and takes the proxy of the
+/// environment into the settings. `None` for a process that serves other clients.
+pub(super) fn prepare(
+    mode: RunMode,
+    settings: &mut Settings,
+) -> Result<Option<CommandAccess>, StartError> {
+    if mode == RunMode::Standing {
+        return Ok(None);
+    }
+    take_from_environment(settings)?;
+    let token = random_token().map_err(StartError::Internal)?;
+    Ok(Some(CommandAccess::new(token)))
+}
+
 /// Sets the proxy of the environment as the parent proxy, unless the configuration names one. Hosts in
 /// `NO_PROXY` are reached directly.
 ///
 /// # Errors
 /// Returns [`StartError::Config`] if the variable names no `http` proxy.
-pub(super) fn take_from_environment(settings: &mut Settings) -> Result<(), StartError> {
+fn take_from_environment(settings: &mut Settings) -> Result<(), StartError> {
     let known = |name| process_environment(name).filter(|text| !text.is_empty());
     let mut set = VARIABLES
         .iter()
@@ -77,4 +96,30 @@ fn is_ourselves(parent: &ParentProxy, listen: SocketAddr) -> bool {
         return false;
     };
     TcpStream::connect_timeout(&SocketAddr::new(ip, parent.port), ANSWER).is_err()
+}
+
+/// Time to wait for the first session before the process ends.
+const NOBODY_CAME: Duration = Duration::from_secs(10);
+/// Time to wait for another session after the last one ended.
+const NOBODY_LEFT: Duration = Duration::from_millis(200);
+
+/// Completes once the last session has ended and no other one followed. Never completes without
+/// `sessions`.
+pub(super) async fn until_idle(sessions: Option<Sessions>, clock: &Clock) {
+    let Some(sessions) = sessions else {
+        return std::future::pending().await;
+    };
+    let mut patience = NOBODY_CAME;
+    loop {
+        tokio::select! {
+            () = sessions.any() => {}
+            () = clock.sleep_until(clock.now() + patience) => {
+                if sessions.close() {
+                    return;
+                }
+            }
+        }
+        sessions.none().await;
+        patience = NOBODY_LEFT;
+    }
 }
