@@ -112,7 +112,6 @@ impl ConnectionSource for Pooled<'_> {
 pub(super) struct Called {
     waiter: Waiter,
     ticket: Ticket,
-    began: Instant,
 }
 
 /// Dependencies of one admission: pacer, clock, target metrics and the body to read ahead.
@@ -215,10 +214,10 @@ impl AdmissionContext<'_> {
         record: &mut Record,
         connections: &S,
     ) -> Result<(Turn, S::Connection), AttemptError> {
-        let (mut began, mut has_read) = (None, false);
+        let mut has_read = false;
         let admitted = loop {
             if self.pacer.is_blocked(&ticket) {
-                began = began.or_else(|| Some(self.clock.now()));
+                record.begin_wait(|| self.clock.now());
                 // Boxed because blocks are rare and this state would enlarge every future.
                 if let Err(error) = Box::pin(self.pass(&mut ticket, record)).await {
                     break Err(error);
@@ -248,7 +247,7 @@ impl AdmissionContext<'_> {
                     break Err(self.refused(ticket, &refusal));
                 }
                 Admission::Wait(waiter) => {
-                    began = began.or_else(|| Some(self.clock.now()));
+                    record.begin_wait(|| self.clock.now());
                     record.limit = waiter.held_by.clone().or(record.limit.take());
                     let waiting = self.wait(waiter, false, ticket, connection, connections);
                     match Box::pin(waiting).await {
@@ -269,7 +268,7 @@ impl AdmissionContext<'_> {
                 None => {
                     // A wait for a free stream counts as waiting, and a dial does not.
                     let counted = connections.is_crowded().then(|| {
-                        began = began.or_else(|| Some(self.clock.now()));
+                        record.begin_wait(|| self.clock.now());
                         WaitingGauge::new(self.metrics)
                     });
                     let acquired = acquire_by(connections, self.clock, ticket.deadline).await;
@@ -286,10 +285,7 @@ impl AdmissionContext<'_> {
                 break Ok((turn, connection));
             }
         };
-        // A request that got its turn at once did not wait, so the clock is not read again.
-        if let Some(began) = began {
-            record.waited += self.clock.now().since(began);
-        }
+        record.end_wait(|| self.clock.now());
         admitted
     }
 
@@ -300,7 +296,7 @@ impl AdmissionContext<'_> {
         mut ticket: Ticket,
         record: &mut Record,
     ) -> Result<Called, AttemptError> {
-        let began = self.clock.now();
+        record.begin_wait(|| self.clock.now());
         loop {
             if self.pacer.is_blocked(&ticket) {
                 Box::pin(self.pass(&mut ticket, record)).await?;
@@ -321,11 +317,7 @@ impl AdmissionContext<'_> {
                 Event::Blocked => {}
                 // Only a waiter with a connection gets a turn, so the event is a call.
                 Event::Called | Event::Turn(_) => {
-                    return Ok(Called {
-                        waiter,
-                        ticket,
-                        began,
-                    });
+                    return Ok(Called { waiter, ticket });
                 }
             }
         }
@@ -343,7 +335,7 @@ impl AdmissionContext<'_> {
         let waited = self
             .wait(called.waiter, true, ticket, None, connections)
             .await;
-        record.waited += self.clock.now().since(called.began);
+        record.end_wait(|| self.clock.now());
         let (turn, connection) = match waited {
             Ok(admitted) => admitted,
             Err(Waited::Failed(error)) => return Err(error),

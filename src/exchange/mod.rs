@@ -66,7 +66,6 @@ pub use stored::{DeliveryOptions, Prepared, Reservation};
 pub use tunnel::Tunnel;
 
 use std::sync::{Arc, OnceLock, RwLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::HashMap;
@@ -296,7 +295,9 @@ impl Exchange {
                     }
                     // A block in the queue delays the retry. Without one nothing else does.
                     if decision.block.is_none() {
-                        record.waited += Box::pin(self.pause_until(not_before)).await;
+                        record.begin_wait(|| self.clock.now());
+                        Box::pin(self.clock.sleep_until(not_before)).await;
+                        record.end_wait(|| self.clock.now());
                     }
                 }
                 (Then::Deliver, Ok(answer)) => return self.deliver(&mut plan, answer, record),
@@ -376,12 +377,6 @@ impl Exchange {
     /// count towards the max wait.
     fn deadline(&self, plan: &Plan<'_>, record: &Record) -> crate::clock::Instant {
         self.clock.now() + plan.max_wait.saturating_sub(record.waited)
-    }
-
-    async fn pause_until(&self, not_before: crate::clock::Instant) -> Duration {
-        let began = self.clock.now();
-        self.clock.sleep_until(not_before).await;
-        self.clock.now().since(began)
     }
 
     /// Returns the metrics of a target, and creates them at its first use.

@@ -233,9 +233,23 @@ pub struct Record {
     /// True if the connection has not authenticated, so that anyone may cause such records.
     pub is_unauthenticated: bool,
     spooled: bool,
+    /// Beginning of the present wait, which also counts if the client goes away during it.
+    waits_since: Option<Instant>,
 }
 
 impl Record {
+    /// Notes that the request waits from now on, if it does not wait already.
+    pub(super) fn begin_wait(&mut self, now: impl FnOnce() -> Instant) {
+        self.waits_since = self.waits_since.or_else(|| Some(now()));
+    }
+
+    /// Adds the present wait to the total. A request that did not wait does not read the clock.
+    pub(super) fn end_wait(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(since) = self.waits_since.take() {
+            self.waited += now().since(since);
+        }
+    }
+
     /// Notes the name and the metrics of the matched target.
     pub fn matched(&mut self, target: Arc<str>, metrics: TargetMetrics) {
         self.target = Some(target);
@@ -327,6 +341,7 @@ impl Recorder {
             is_unaccepted: false,
             is_unauthenticated: false,
             spooled: false,
+            waits_since: None,
         };
         Box::new(Recording {
             record,
@@ -365,7 +380,9 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.record.took = self.recorder.clock.now().since(self.record.began);
+        let now = self.recorder.clock.now();
+        self.record.took = now.since(self.record.began);
+        self.record.end_wait(|| now);
         for sink in &self.recorder.sinks {
             sink.consume(&self.record);
         }

@@ -253,10 +253,17 @@ impl ClientConnection {
         self.server.exchange.clock.clone()
     }
 
-    async fn answer(self: Arc<Self>, request: Request<ClientBody>) -> Response<ResponseBody> {
+    async fn answer(self: Arc<Self>, mut request: Request<ClientBody>) -> Response<ResponseBody> {
         let policy = self.server.policy.load_full();
         let is_last_hop = semantics::is_last_hop(request.method(), request.headers());
         let routed = self.destine(&request, &policy);
+        let routed = routed.map(|routed| match routed {
+            Routed::ByPath(origin, client) => {
+                gateway::strip_route(&mut request);
+                Routed::Exchange(Ingress::Route, origin, client)
+            }
+            other => other,
+        });
         if let Ok(routed) = &routed
             && !self.note_access(routed)
         {
@@ -279,7 +286,7 @@ impl ClientConnection {
                 let call = server.api.serve(&server.exchange, policy, &client, request);
                 Box::pin(call).await
             }
-            Ok(Routed::Asterisk) => self.answer_options(),
+            Ok(Routed::Asterisk | Routed::ByPath(..)) => self.answer_options(),
             Err(error) => {
                 let record = self.record(request.method());
                 Box::pin(self.throttle(&request, &policy, &error)).await;
@@ -364,8 +371,13 @@ impl ClientConnection {
                 Routed::Api(authenticate::by_api_field(headers, policy, &self.client)?)
             }
             (Inbound::Proxy, RequestTarget::Origin(authority)) => {
-                let origin = gateway::origin(policy, &authority)?;
-                Routed::Exchange(Ingress::Route, origin, by_token()?)
+                match gateway::origin(policy, &authority) {
+                    Ok(origin) => Routed::Exchange(Ingress::Route, origin, by_token()?),
+                    Err(error) => match gateway::by_path(policy, request.uri().path()) {
+                        Some(origin) => Routed::ByPath(origin?, by_token()?),
+                        None => return Err(error),
+                    },
+                }
             }
         })
     }
@@ -438,6 +450,8 @@ impl ClientConnection {
 /// Destination of a request within outpace, with its client.
 enum Routed {
     Exchange(Ingress, Origin, ClientIdentity),
+    /// Exchange on a route that the path begins with.
+    ByPath(Origin, ClientIdentity),
     Connect(Authority, ClientIdentity),
     Api(ClientIdentity),
     Asterisk,
@@ -447,9 +461,10 @@ impl Routed {
     /// Returns the client, or `None` for a request that needs no authentication.
     const fn client(&self) -> Option<&ClientIdentity> {
         match self {
-            Self::Exchange(_, _, client) | Self::Connect(_, client) | Self::Api(client) => {
-                Some(client)
-            }
+            Self::Exchange(_, _, client)
+            | Self::ByPath(_, client)
+            | Self::Connect(_, client)
+            | Self::Api(client) => Some(client),
             Self::Asterisk => None,
         }
     }

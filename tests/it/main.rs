@@ -75,6 +75,7 @@ mod outages;
 mod output;
 mod overflow;
 mod pacing;
+mod path_routes;
 mod pins;
 mod pipes;
 mod poison;

@@ -222,6 +222,10 @@ async fn a_held_client_that_disconnects_frees_its_place_at_once() {
     assert_eq!(times.last().unwrap().uri, "/sixth");
     assert_eq!(times.len(), 2, "an abandoned request was sent");
     let abandoned = program.record(|r| r["outcome"] == "abandoned").await;
+    // The line says how long the client waited before it went away.
+    let [waited, took] =
+        ["waited_ms", "duration_ms"].map(|field| abandoned[field].as_f64().unwrap());
+    assert!(0.5 * took < waited && waited <= took, "{abandoned}");
     assert_eq!(
         (abandoned["path"].as_str(), abandoned["status"].as_u64()),
         (Some("/gone"), Some(0))
