@@ -37,6 +37,7 @@ mod routes;
 mod scrape;
 mod sessions;
 mod status;
+mod trust;
 mod views;
 
 pub use config_state::ConfigState;

@@ -14,7 +14,9 @@ use super::status::{self, StatusReply};
 use super::views::{
     BlockList, ForgetReply, LiftReply, PinReply, PortProblem, ReplicaList, SpoolProblem,
 };
-use super::{Admin, blocks, explain, limits, no_query, readyz, reload, replicas, scrape, sessions};
+use super::{
+    Admin, blocks, explain, limits, no_query, readyz, reload, replicas, scrape, sessions, trust,
+};
 use crate::api::{CallSpec, PortDescription, spool_calls};
 use crate::exchange::CommandReport;
 use crate::policy::Role;
@@ -94,6 +96,29 @@ fn probes() -> Vec<Route> {
                 "The process is not ready, with the reason.",
             ),
             get(readyz),
+        ),
+        // Certificates are public. An app needs them before it has any credential.
+        Route::open(
+            CallSpec::get(
+                "/ca.pem",
+                "ca_certificate",
+                "Returns the certificate of outpace's CA",
+            )
+            .answers_as::<String>(
+                "200",
+                trust::PEM,
+                "Certificate, or two during a rotation.",
+            ),
+            get(trust::ca),
+        ),
+        Route::open(
+            CallSpec::get(
+                "/bundle.pem",
+                "ca_bundle",
+                "Returns the system's roots and the certificate of outpace's CA",
+            )
+            .answers_as::<String>("200", trust::PEM, "Certificates, the CA's last."),
+            get(trust::bundle),
         ),
         Route::metrics(
             CallSpec::get(

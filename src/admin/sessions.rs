@@ -167,14 +167,15 @@ const LOOK: Duration = Duration::from_millis(2);
 /// command are closed, because the requests on them count then.
 pub(super) async fn report(
     State(admin): State<Admin>,
-    Path(session): Path<u64>,
+    Path(session): Path<String>,
 ) -> Result<Json<CommandReport>, Response> {
     let clock = &admin.exchange.clock;
     let until = clock.now() + COMMAND_REPORT_WAIT;
     while admin.clients.open() > 0 && clock.now() < until {
         clock.sleep_until(clock.now() + LOOK).await;
     }
-    let found = admin.exchange.commands.so_far(session);
+    let number = session.parse().ok();
+    let found = number.and_then(|number| admin.exchange.commands.so_far(number));
     found.map(Json).ok_or_else(|| {
         super::problem(
             StatusCode::NOT_FOUND,

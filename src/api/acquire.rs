@@ -313,5 +313,5 @@ fn unknown(target: &Target) -> Error {
         "target `{}` has no such permit here: it was released or has expired; acquire a new one",
         target.name
     );
-    Error::new(Reason::NoSuchCall, detail)
+    Error::new(Reason::NoSuchPermit, detail)
 }

@@ -112,7 +112,7 @@ impl SpoolHandle {
                 let buffer = self.known_buffer(call, id).await?;
                 self.act(call, head, &buffer, verb, body).await
             }
-            (_, [] | [_] | [_, _]) => Err(super::wrong_method(head)),
+            (_, [] | [_] | [_, _]) => Err(super::wrong_method(head, &[])),
             _ => Err(super::no_such_call(head.uri.path())),
         }
     }

@@ -183,7 +183,7 @@ impl SpoolHandle {
                 }
                 ItemChange::Skip
             }
-            (_, [_] | [_, _]) => return Err(super::wrong_method(head)),
+            (_, [_] | [_, _]) => return Err(super::wrong_method(head, &[])),
             _ => return Err(super::no_such_call(head.uri.path())),
         };
         parameters(head, &[])?;

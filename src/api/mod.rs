@@ -11,6 +11,7 @@ mod acquire;
 mod buffers;
 mod content;
 mod describe;
+mod described;
 mod figures;
 mod items;
 mod open_work;
@@ -34,10 +35,10 @@ use std::sync::Arc;
 
 use acquire::{HeldPermits, KeptWork};
 use bytes::Bytes;
+use described::{Described, allow, described};
 use http::request::Parts;
-use http::{Request, Response, header};
+use http::{Method, Request, Response, header};
 use http_body::Body;
-use openapi::Described;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -164,9 +165,9 @@ impl Api {
         let path = head.uri.path().to_owned();
         let known: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let known = known.strip_prefix(&["v1"]).unwrap_or(&known);
-        match openapi::described(&head.method, known) {
+        match described(&head.method, known) {
             Described::Yes => {}
-            Described::OtherMethod => return Err(wrong_method(&head)),
+            Described::OtherMethod(methods) => return Err(wrong_method(&head, &methods)),
             Described::No => return Err(no_such_call(&path)),
         }
         if let [kind @ ("buffers" | "items" | "attempts"), rest @ ..] = known {
@@ -226,14 +227,17 @@ fn no_such_call(path: &str) -> Error {
     Error::new(Reason::NoSuchCall, format!("there is no API call `{path}`"))
 }
 
-fn wrong_method(head: &Parts) -> Error {
+fn wrong_method(head: &Parts, methods: &[Method]) -> Error {
     let (path, method) = (head.uri.path(), &head.method);
     let detail = format!("`{path}` cannot be called with {method}");
-    Error::new(Reason::MethodNotAllowed, detail)
+    Error {
+        allow: allow(methods),
+        ..Error::new(Reason::CallMethod, detail)
+    }
 }
 
 fn bad(detail: impl Into<String>) -> Error {
-    Error::new(Reason::MalformedRequest, detail)
+    Error::new(Reason::CallInvalid, detail)
 }
 
 fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> {
@@ -242,7 +246,7 @@ fn target<'a>(policy: &'a Policy, name: &str) -> Result<&'a Arc<Target>, Error> 
         let names: Vec<&str> = policy.targets.iter().map(|target| &*target.name).collect();
         let known = names.join(", ");
         let detail = format!("there is no target `{name}`; the targets are: {known}");
-        Error::new(Reason::NoSuchCall, detail)
+        Error::new(Reason::NoSuchTarget, detail)
     })
 }
 

@@ -3,7 +3,6 @@
 
 use std::sync::LazyLock;
 
-use http::Method;
 use serde_json::{Value, json};
 
 use super::acquire::{AcquireRequest, PermitName};
@@ -51,30 +50,8 @@ pub fn spool_calls() -> &'static [CallSpec] {
     &SPOOL_CALLS
 }
 
-fn all() -> impl Iterator<Item = &'static CallSpec> {
+pub(super) fn all() -> impl Iterator<Item = &'static CallSpec> {
     SPOOL_CALLS.iter().chain(TARGET_CALLS.iter())
-}
-
-/// Result of a comparison of a request with the descriptions.
-pub(super) enum Described {
-    /// A call has this path and this method.
-    Yes,
-    /// Calls have this path, and none of them has the method.
-    OtherMethod,
-    /// No call has this path.
-    No,
-}
-
-/// Compares a request with the descriptions. `segments` are those of the path after `/v1`.
-pub(super) fn described(method: &Method, segments: &[&str]) -> Described {
-    let mut found = Described::No;
-    for call in all().filter(|call| call.is_at(segments)) {
-        if call.method == *method {
-            return Described::Yes;
-        }
-        found = Described::OtherMethod;
-    }
-    found
 }
 
 /// Returns the OpenAPI document of the API, which is built once.
@@ -85,7 +62,7 @@ pub(super) fn document() -> &'static Value {
 
 fn build() -> Value {
     let common = [
-        Reason::MalformedRequest,
+        Reason::CallInvalid,
         Reason::ClientTokenUnknown,
         Reason::CrossSite,
         Reason::UnsupportedType,
@@ -385,7 +362,7 @@ fn item_changes() -> Vec<CallSpec> {
 }
 
 fn targets() -> Vec<CallSpec> {
-    let of_target = |call: CallSpec| call.refuses(&[Reason::NoSuchCall]);
+    let of_target = |call: CallSpec| call.refuses(&[Reason::NoSuchTarget, Reason::NoSuchPermit]);
     let acquire = [
         Reason::NoSuchScope,
         Reason::WaitTooLong,
@@ -467,32 +444,4 @@ fn flag() -> Value {
 
 fn words(words: &[&str]) -> Value {
     json!({ "type": "string", "enum": words })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_compared_with_the_descriptions() {
-        let of = |method: Method, path: &str| {
-            let segments: Vec<&str> = path.split('/').collect();
-            described(&method, &segments)
-        };
-        assert!(matches!(of(Method::GET, "buffers"), Described::Yes));
-        assert!(matches!(
-            of(Method::POST, "buffers/b/purge"),
-            Described::Yes
-        ));
-        assert!(matches!(
-            of(Method::GET, "buffers/b/purge"),
-            Described::OtherMethod
-        ));
-        assert!(matches!(of(Method::POST, "buffers/b/burn"), Described::No));
-        assert!(matches!(
-            of(Method::GET, "buffers/b/items/c"),
-            Described::No
-        ));
-        assert!(matches!(of(Method::GET, "targets"), Described::No));
-    }
 }

@@ -120,6 +120,7 @@ pub(super) fn buffer_view(buffer: &Buffer, name: &str, counts: Option<Counts>) -
         max_age: terms.max_age_ms.map(|age| age as f64 / 1000.0),
         delivery: terms.guarantee,
         on_exhausted: terms.on_exhausted,
+        pause_on: terms.pause_on.clone(),
         paused: buffer.paused.clone(),
         created_at: time(buffer.created),
         allow: terms.allow.clone(),

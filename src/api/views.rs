@@ -34,6 +34,8 @@ pub(super) struct BufferView {
     pub(super) max_age: Option<f64>,
     pub(super) delivery: Guarantee,
     pub(super) on_exhausted: Exhausted,
+    /// Statuses of responses that pause the buffer.
+    pub(super) pause_on: Vec<u16>,
     /// Reason of the pause, or null while the buffer is active.
     pub(super) paused: Option<Arc<str>>,
     /// Instant as RFC 3339 text.

@@ -106,3 +106,7 @@ pub const BUFFER_FIGURES_FRESH: Duration = Duration::from_secs(5);
 ///
 /// Beyond it: the figures of the buffers are absent.
 pub const BUFFER_FIGURES_WAIT: Duration = Duration::from_secs(1);
+/// Statuses in `pause_on` of a buffer.
+///
+/// Beyond it: the buffer is refused (400), and the configuration is invalid.
+pub const PAUSE_STATUSES: usize = 16;

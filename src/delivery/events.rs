@@ -10,7 +10,14 @@ impl Deliverer {
     pub(super) fn announce(&self, buffer: &Buffer, finished: &Finished) {
         let (step, attempt) = (&finished.step, &finished.attempt);
         self.parts.exchange.metrics.item_attempted(step.word);
-        if step.block {
+        if step.block && step.word == "rejected" {
+            tracing::warn!(
+                buffer = %buffer.name, item = %attempt.item, attempt = attempt.number,
+                status = attempt.status,
+                remedy = "remove the cause, for example an invalid credential, then type `outpace buffers resume BUFFER`",
+                "a buffer is paused, because the origin responded with a status of `pause_on`"
+            );
+        } else if step.block {
             tracing::warn!(
                 buffer = %buffer.name, item = %attempt.item, attempt = attempt.number,
                 outcome = step.word, status = attempt.status, error = attempt.error,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use super::reason::Reason;
 use crate::spool::{SealError, StoreError};
 use crate::{origin, semantics};
@@ -22,6 +24,8 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// State of the item that the error is about, or `None` if it is about no item.
     pub state: Option<&'static str>,
+    /// Value of `Allow` for a method that is not allowed, or `None` for the methods that are forwarded.
+    pub allow: Option<Box<HeaderValue>>,
 }
 
 impl Error {
@@ -34,6 +38,7 @@ impl Error {
             limit: None,
             retry_after: None,
             state: None,
+            allow: None,
         }
     }
 

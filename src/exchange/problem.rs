@@ -103,9 +103,11 @@ fn response(error: &Error, target: Option<&str>, exchange: &str) -> Response<Res
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         // RFC 9110 section 15.5.6 requires the allowed methods in a 405.
-        Reason::MethodNotAllowed => {
+        Reason::MethodNotAllowed | Reason::CallMethod => {
             let others = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
-            headers.insert(header::ALLOW, HeaderValue::from_static(others));
+            let named = error.allow.as_deref().cloned();
+            let allow = named.unwrap_or_else(|| HeaderValue::from_static(others));
+            headers.insert(header::ALLOW, allow);
         }
         _ => {}
     }

@@ -60,8 +60,8 @@ reasons! {
         "The `Expect` header has a value other than `100-continue`.",
         "Remove the `Expect` header.";
     MethodNotAllowed, "method-not-allowed", METHOD_NOT_ALLOWED, "http_request_denied", Refused, Debug:
-        "The method is not allowed. outpace forwards no TRACE and no CONNECT inside a CONNECT, and each API call has fixed methods.",
-        "Use another method. `GET /v1/openapi.json` lists the methods of each API call.";
+        "The method is not forwarded. outpace forwards no TRACE, and no CONNECT inside a CONNECT.",
+        "Use another method.";
     LoopDetected, "loop-detected", LOOP_DETECTED, "proxy_loop_detected", Refused, Warn:
         "The request leads back to outpace itself.",
         "Make sure that the host does not resolve to outpace's own address, in DNS or in `egress.resolve`. Then check that `routes` and `egress.upstream_proxy` do not name outpace.";
@@ -165,8 +165,20 @@ reasons! {
         "The client does not trust outpace's CA.",
         "Run the client with the variables that `outpace env` prints.";
     NoSuchCall, "no-such-call", NOT_FOUND, "http_request_error", Rejected, Debug:
-        "The API path, target or permit id does not exist.",
-        "Correct the name that `detail` shows, or acquire a new permit.";
+        "The API has no call with this path.",
+        "Correct the path. `GET /v1/openapi.json` lists all calls.";
+    CallMethod, "call-method-not-allowed", METHOD_NOT_ALLOWED, "http_request_error", Rejected, Debug:
+        "The API call exists with other methods only.",
+        "Use a method that `Allow` lists.";
+    CallInvalid, "call-invalid", BAD_REQUEST, "http_request_error", Rejected, Debug:
+        "The body or a parameter of the API call is invalid.",
+        "Correct the value that `detail` describes.";
+    NoSuchTarget, "no-such-target", NOT_FOUND, "http_request_error", Rejected, Debug:
+        "The configuration has no target with this name.",
+        "Use a target that `detail` lists, or add it to `targets`.";
+    NoSuchPermit, "no-such-permit", NOT_FOUND, "http_request_error", Rejected, Debug:
+        "The permit does not exist at this replica: it was released, it has expired, or another replica gave it.",
+        "Acquire a new permit, and send later calls to the replica that gave it.";
     UnsupportedType, "unsupported-type", UNSUPPORTED_MEDIA_TYPE, "http_request_error", Rejected, Debug:
         "The body of an API call has no `Content-Type`, or one that any web page may send.",
         "Send `Content-Type: application/json`, or `application/octet-stream` to push a plain body.";

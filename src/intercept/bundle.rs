@@ -22,12 +22,13 @@ pub fn write_bundle(
     if !dir.exists() {
         make_private_dir(dir)?;
     }
-    let ours = ca.pem();
-    let mut bundle = encode(roots);
-    bundle.push('\n');
-    bundle.push_str(&ours);
-    replace(dir, "ca.pem", ours.as_bytes())?;
-    replace(dir, "bundle.pem", bundle.as_bytes())
+    replace(dir, "ca.pem", ca.pem().as_bytes())?;
+    replace(dir, "bundle.pem", bundle_text(ca, roots).as_bytes())
+}
+
+/// Returns `roots` in PEM form, followed by the CA certificate.
+pub fn bundle_text(ca: &CertificateAuthority, roots: &[CertificateDer<'static>]) -> String {
+    format!("{}\n{}", encode(roots), ca.pem())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ mod rotation;
 
 pub use accept::{AcceptError, Inside, Prefixed, accept};
 pub use authority::{CaSource, CertificateAuthority, Description};
-pub use bundle::write_bundle;
+pub use bundle::{bundle_text, write_bundle};
 pub use error::CaError;
 pub use leaves::Leaves;
 pub use minting::LeafError;

@@ -102,6 +102,10 @@ pub struct BufferConfig {
     pub guarantee: Guarantee,
     /// Treatment of an item that has used up its retries.
     pub on_exhausted: Exhausted,
+    /// Statuses of responses that pause the buffer, such as 401. The item is then sent again after a
+    /// `resume`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pause_on: Vec<u16>,
     /// Owner of the buffer, who alone may change it.
     pub owner: BufferOwner,
     /// Names of the clients that may push into a declared buffer. Without it all may.
@@ -128,6 +132,7 @@ impl Default for BufferConfig {
             max_age_ms: None,
             guarantee: Guarantee::default(),
             on_exhausted: Exhausted::default(),
+            pause_on: Vec::new(),
             owner: BufferOwner::default(),
             clients: None,
             allow: None,

@@ -13,7 +13,9 @@ use serde::Deserialize;
 
 use super::backoff::Backoff;
 use super::item::{BufferConfig, Exhausted, Guarantee, ItemOverrides, Millis, millis};
-use crate::bounds::{BUFFER_RATE_MAX, BUFFER_RATE_MIN, CONCURRENCY_MAX, DURATION_MAX, RETRIES_MAX};
+use crate::bounds::{
+    BUFFER_RATE_MAX, BUFFER_RATE_MIN, CONCURRENCY_MAX, DURATION_MAX, PAUSE_STATUSES, RETRIES_MAX,
+};
 use crate::units::{parse_duration, seconds};
 
 /// Duration as text with a unit, or as a number of seconds.
@@ -120,6 +122,9 @@ pub struct BufferSpec {
     pub delivery: Option<Guarantee>,
     /// Treatment of an item without retries left, `dead_letter` by default, `block` or `drop`.
     pub on_exhausted: Option<Exhausted>,
+    /// Statuses of responses that pause the buffer, such as `[401, 403]`. Its item is then not dead,
+    /// but waits for a `resume`. Empty by default.
+    pub pause_on: Option<Vec<u16>>,
     /// Methods and paths that an item may name, such as `{ methods: [PUT], paths: ["/orders/*"] }`.
     pub allow: Option<ItemOverrides>,
     /// Names of the clients that may push, only for buffers that the configuration declares. By
@@ -177,6 +182,15 @@ impl BufferSpec {
         }
         terms.guarantee = self.delivery.unwrap_or(terms.guarantee);
         terms.on_exhausted = self.on_exhausted.unwrap_or(terms.on_exhausted);
+        if let Some(statuses) = &self.pause_on {
+            let is_error = |status: &u16| (300..=599).contains(status);
+            if statuses.len() > PAUSE_STATUSES || !statuses.iter().all(is_error) {
+                return Err(format!(
+                    "`pause_on` lists up to {PAUSE_STATUSES} statuses from 300 to 599; write it as [401, 403]"
+                ));
+            }
+            terms.pause_on.clone_from(statuses);
+        }
         if let Some(allow) = &self.allow {
             let mut allow = allow.clone();
             allow

@@ -140,6 +140,19 @@ pub fn step(
     expire(item, next)
 }
 
+impl Step {
+    /// Returns the reason for which the buffer pauses after an attempt with this item, if it does.
+    pub fn pause_reason(&self, item: &str, status: Option<u16>) -> Option<String> {
+        match (self.block, self.word, status) {
+            (false, ..) => None,
+            (true, "rejected", Some(status)) => {
+                Some(format!("the origin responded {status} to item {item}"))
+            }
+            _ => Some(format!("item {item} has used up its retries")),
+        }
+    }
+}
+
 /// Input of the decision, with one method per kind of result.
 struct Case<'a> {
     item: &'a Item,
@@ -216,6 +229,11 @@ impl Case<'_> {
 
     fn answered(&self, status: u16, retry_after: Option<Duration>) -> Step {
         match status {
+            // The item is not to blame, for example while a credential is not valid.
+            _ if self.terms.pause_on.contains(&status) && !self.item.request.reply => Step {
+                block: true,
+                ..self.again(self.item.retries, 0, "rejected")
+            },
             200..=299 => self.over(ItemStatus::Delivered, "delivered"),
             _ if is_refusal(status, retry_after) => self.refused(retry_after),
             // Any other response is the answer for the waiting client, also an error.

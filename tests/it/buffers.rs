@@ -430,7 +430,7 @@ async fn the_description_names_no_call_that_is_not_there() {
             let (_, told) = call(&program, &method.to_uppercase(), &path, "").await;
             assert_ne!(told["reason"], "no-such-call", "{method} {path} {told}");
             assert_ne!(
-                told["reason"], "method-not-allowed",
+                told["reason"], "call-method-not-allowed",
                 "{method} {path} {told}"
             );
             checked += 1;

@@ -308,3 +308,24 @@ async fn buffers_of_one_client_need_its_name_only() {
     assert_eq!(code, Some(64), "{text}");
     assert!(text.contains("shop, mail"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_elsewhere_gets_the_bundle_without_a_token() {
+    let origin = Origin::ok().await;
+    let program = Program::before(
+        &origin,
+        "admin: { listen: \"127.0.0.1:0\", token: an-operators-token }\n",
+    )
+    .await;
+    for (path, file) in [
+        ("/ca.pem", "data/ca.pem"),
+        ("/bundle.pem", "data/trust/bundle.pem"),
+    ] {
+        let url = format!("http://{}{path}", program.admin);
+        let got = ended(tokio::process::Command::new("curl").args(["-sS", "-f", &url])).await;
+        assert_eq!(got.0, Some(0), "{got:?}");
+        let written = std::fs::read_to_string(program.dir.path().join(file)).unwrap();
+        assert_eq!(got.1, written, "{path}");
+        assert!(!got.1.contains("PRIVATE"));
+    }
+}

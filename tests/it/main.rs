@@ -76,6 +76,7 @@ mod output;
 mod overflow;
 mod pacing;
 mod path_routes;
+mod pause_on;
 mod pins;
 mod pipes;
 mod poison;

@@ -4,6 +4,7 @@ An object of a response may have no property that is not described.
 """
 
 import copy
+import json
 import os
 import re
 import sys
@@ -289,6 +290,8 @@ def admin(port):
     target, limit = "/v1/targets/t", "/v1/targets/t/limits/rate"
     port.call("get", "/healthz", 200, token=False)
     port.call("get", "/readyz", 200, token=False)
+    for certificates in ("/ca.pem", "/bundle.pem"):
+        assert "BEGIN CERTIFICATE" in port.call("get", certificates, 200, token=False).text
     port.call("get", "/metrics", 200, token=False)
     port.call(
         "get", "/metrics", 200, headers={"accept": "application/openmetrics-text; version=1.0.0"}
@@ -313,10 +316,17 @@ def admin(port):
     port.call("post", "/v1/reload", 200, json={"force": True})
     port.call("post", "/v1/reload", 422, json={"nothing": 1})
     with port.http.stream("GET", "/v1/attend", headers=port.token) as response:
-        line = next(response.iter_lines())
+        # The end of the iterator would close the response, and with it the session.
+        lines = response.iter_lines()
+        line = next(lines)
         assert '"pid"' in line, line
         held = httpx.Response(response.status_code, headers=response.headers, text=line)
         port.check("get", "/v1/attend", held)
+        session = json.loads(line)["session"]
+        report = port.call("get", f"/v1/attend/{session}", 200).json()
+        assert "to_targets" in report, report
+    port.call("get", "/v1/attend/999", 404)
+    port.call("get", "/v1/attend/x", 404)
     port.call("get", "/v1/status", 403, headers={"sec-fetch-site": "cross-site"})
     port.refusals(spool(port))
     port.call("delete", "/v1/buffers/b?force=true", 200)

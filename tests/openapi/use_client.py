@@ -36,7 +36,7 @@ permit = PermitName(permit=slot.permit)
 done = release.sync("t", client=app, body=permit)
 assert isinstance(done, ReleaseReply) and done.released, done
 again = release.sync("t", client=app, body=permit)
-assert isinstance(again, Problem) and again.reason == "no-such-call", again
+assert isinstance(again, Problem) and again.reason == "no-such-permit", again
 
 buffer = create_buffer.sync(
     client=app, body=BufferSpec(name="generated", url="http://plain.test/in")

@@ -198,8 +198,8 @@ class Refusals(unittest.TestCase):
             cases: List[Tuple[Dict[str, Any], str]] = [
                 ({"key": "a", "lane": "none"}, "no-such-scope"),
                 ({"lane": "live"}, "no-such-scope"),
-                ({"key": "a", "lane": "live", "cost": 0}, "malformed-request"),
-                ({"key": "a", "lane": "live", "hold": -1.0}, "malformed-request"),
+                ({"key": "a", "lane": "live", "cost": 0}, "call-invalid"),
+                ({"key": "a", "lane": "live", "hold": -1.0}, "call-invalid"),
             ]
             for wrong, reason in cases:
                 with self.subTest(wrong), self.assertRaises(outpace.InvalidCallError) as caught:

@@ -198,8 +198,8 @@ outpaceTest("refusals of wrong values say the right ones", keyed, async (_, clie
   for (const [options, reason] of [
     [{ key: "a", lane: "none" }, "no-such-scope"],
     [{ lane: "live" }, "no-such-scope"],
-    [{ key: "a", lane: "live", cost: 0 }, "malformed-request"],
-    [{ key: "a", lane: "live", holdSeconds: -1 }, "malformed-request"],
+    [{ key: "a", lane: "live", cost: 0 }, "call-invalid"],
+    [{ key: "a", lane: "live", holdSeconds: -1 }, "call-invalid"],
   ] as const) {
     const error: unknown = await client.acquire("api", options, fail).catch((e) => e);
     assert.ok(error instanceof InvalidCallError, `${JSON.stringify(options)}: ${error}`);

@@ -1,7 +1,5 @@
 //! Record of an attempt within the writer's transaction.
 
-use std::sync::Arc;
-
 use super::super::room::attempt_bytes;
 use super::super::rows::json;
 use super::super::{Finished, Item, ItemStatus, Millis, StoreError};
@@ -69,9 +67,8 @@ impl Change for Finish {
         .bind(response.is_some_and(|kept| kept.truncated))
         .execute(&mut *batch.connection)
         .await?;
-        if step.block {
-            let why: Arc<str> = format!("item {} has used up its retries", item.id).into();
-            pause(batch, item.buffer, Some(&why)).await?;
+        if let Some(why) = step.pause_reason(&item.id, attempt.status) {
+            pause(batch, item.buffer, Some(&why.into())).await?;
         }
         Ok(item)
     }

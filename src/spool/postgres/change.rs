@@ -171,9 +171,7 @@ impl Changes for PostgresStore {
             (response, headers) = (None, None);
         }
         let error = clean(attempt.error.as_deref());
-        let paused = step
-            .block
-            .then(|| format!("item {} has used up its retries", attempt.item));
+        let paused = step.pause_reason(&attempt.item, attempt.status);
         let sql = "select * from outpace.finish_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, \
                    $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)";
         let make = || {

@@ -202,6 +202,30 @@ fn retries_are_used_up_and_then_it_is_dead_or_blocks_or_is_dropped() {
 }
 
 #[test]
+fn a_status_of_pause_on_pauses_the_buffer_and_keeps_the_item() {
+    let terms = BufferConfig {
+        pause_on: vec![401, 403, 500],
+        on_exhausted: Exhausted::Drop,
+        max_retries: 0,
+        ..BufferConfig::default()
+    };
+    for status in [401, 403, 500] {
+        let kept = next(&item(0), &terms, status, 7);
+        assert_eq!((kept.status, kept.retries), (ItemStatus::Waiting, 0));
+        let reason = kept.pause_reason("itm_1", Some(status)).unwrap();
+        assert_eq!(
+            reason,
+            format!("the origin responded {status} to item itm_1")
+        );
+    }
+    assert_eq!(next(&item(0), &terms, 404, 7).status, ItemStatus::Dead);
+    // A client waits for this response, so it gets it.
+    let mut awaited = item(0);
+    awaited.request.reply = true;
+    assert_eq!(next(&awaited, &terms, 401, 7).status, ItemStatus::Delivered);
+}
+
+#[test]
 fn an_unknown_outcome_follows_the_guarantee() {
     let mut terms = BufferConfig::default();
     let again = step(&item(0), &terms, &AttemptOutcome::Interrupted, 5, 0.5);
