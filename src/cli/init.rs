@@ -22,7 +22,7 @@ pub(super) struct InitArgs {
     /// Rate that the API allows, such as "5000/1h" or "500/1m"
     #[arg(long, value_name = "RATE")]
     rate: Rate,
-    /// Number of requests that may leave at once after a pause (default: what the rate allows in 10 ms)
+    /// Number of requests that may leave at once after a pause (default: 1 % of the rate's number, at least 1)
     #[arg(long, value_name = "N")]
     burst: Option<u32>,
     /// Name of the target in logs and messages (default: the host, with dashes)

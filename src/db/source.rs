@@ -33,6 +33,13 @@ impl DatabaseSource {
     pub fn new(url: Secret, file: Option<PathBuf>) -> Self {
         Self { url, file }
     }
+
+    /// Returns hosts, ports and database name for messages, without user and password. The text is a
+    /// dash for a URL that cannot be used.
+    pub fn place(&self) -> String {
+        let url = DatabaseUrl::parse(self.url.reveal());
+        url.map_or_else(|_invalid| "-".to_owned(), |url| url.place())
+    }
 }
 
 /// URL in use, which follows the content of its file.

@@ -27,6 +27,7 @@ mod browser;
 mod buffers;
 mod canary;
 mod certificates;
+mod checked;
 mod checklist;
 mod chromium;
 mod clients;
