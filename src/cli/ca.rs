@@ -2,15 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
+use p12_keystore::{Certificate, KeyStore, KeyStoreEntry};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use super::client::{AdminArgs, HERE, Instance, config_or_here};
 use super::{Exit, Failure, block_on, print};
 use crate::app::{StartError, Trust, ca_names, serving};
 use crate::clock::Clock;
-use crate::intercept::{CaError, CaRotation, CertificateAuthority};
+use crate::intercept::{CaError, CaRotation, CertificateAuthority, bundle_text};
+use crate::origin::Roots;
 
 #[derive(Debug, Args)]
 pub(super) struct CaArgs {
@@ -21,8 +25,34 @@ pub(super) struct CaArgs {
     what: Option<CaCommand>,
 }
 
+/// Form of the exported certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExportFormat {
+    /// Certificate of the CA in PEM
+    Pem,
+    /// The system's roots and the certificate of the CA in PEM
+    Bundle,
+    /// The system's roots and the CA as a PKCS #12 truststore, which Java reads
+    P12,
+}
+
 #[derive(Debug, Subcommand)]
 enum CaCommand {
+    /// Write the certificates that clients trust into a file, or to standard output. No key is written
+    #[command(
+        after_help = "Example for Java:\n  outpace ca export --format p12 --out outpace.p12\n  java -Djavax.net.ssl.trustStore=outpace.p12 -Djavax.net.ssl.trustStorePassword=changeit \\\n       -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=8080 App"
+    )]
+    Export {
+        /// Form of the file
+        #[arg(long, value_enum, default_value_t = ExportFormat::Pem)]
+        format: ExportFormat,
+        /// File to write (default: standard output)
+        #[arg(long, value_name = "FILE", required_if_eq("format", "p12"))]
+        out: Option<PathBuf>,
+        /// Password of the PKCS #12 file. The certificates are public, so it protects nothing
+        #[arg(long, value_name = "TEXT", default_value = "changeit")]
+        password: String,
+    },
     /// Make the next CA and let clients trust it beside the present one. The present CA signs until
     /// `--finish`
     Rotate {
@@ -41,6 +71,11 @@ pub(super) fn run(args: &CaArgs) -> Result<Exit, Failure> {
     let trust = Trust::load_even_expired(config)?;
     match args.what {
         None => Ok(print(&describe(&trust))),
+        Some(CaCommand::Export {
+            format,
+            ref out,
+            ref password,
+        }) => export(&trust, format, out.as_deref(), password),
         Some(CaCommand::Rotate { finish, abort }) => {
             block_on(rotate(config, &trust, finish, abort))
         }
@@ -68,6 +103,59 @@ fn describe(trust: &Trust) -> String {
         text.push_str(&format!("warning: {problem}\n"));
     }
     text
+}
+
+fn export(
+    trust: &Trust,
+    format: ExportFormat,
+    out: Option<&Path>,
+    password: &str,
+) -> Result<Exit, Failure> {
+    let roots = Roots::system();
+    let bytes = match format {
+        ExportFormat::Pem => trust.ca.pem().into_bytes(),
+        ExportFormat::Bundle => bundle_text(&trust.ca, roots.certificates()).into_bytes(),
+        ExportFormat::P12 => truststore(&trust.ca.pem(), roots.certificates(), password)
+            .map_err(|text| Failure(Exit::INTERNAL, text))?,
+    };
+    let Some(path) = out else {
+        return Ok(print(&String::from_utf8_lossy(&bytes)));
+    };
+    std::fs::write(path, bytes).map_err(|error| {
+        let text = format!(
+            "{} cannot be written: {error}; set another --out",
+            path.display()
+        );
+        Failure(Exit::DATA_DIR, text)
+    })?;
+    Ok(print(&format!("wrote {}\n", path.display())))
+}
+
+/// Returns a PKCS #12 truststore with the roots and outpace's CA. Roots that the library cannot read
+/// are left out.
+fn truststore(
+    ours: &str,
+    roots: &[CertificateDer<'static>],
+    password: &str,
+) -> Result<Vec<u8>, String> {
+    let own = CertificateDer::pem_slice_iter(ours.as_bytes()).flatten();
+    let own: Vec<_> = own.map(|cert| ("outpace", cert)).collect();
+    let system = roots.iter().map(|cert| ("root", cert.clone()));
+    let mut store = KeyStore::new();
+    for (number, (kind, cert)) in own.into_iter().chain(system).enumerate() {
+        match Certificate::from_der(&cert) {
+            Ok(cert) => store.add_entry(
+                &format!("{kind}-{number}"),
+                KeyStoreEntry::Certificate(cert),
+            ),
+            Err(error) if kind == "outpace" => {
+                return Err(format!("the CA cannot be exported: {error}"));
+            }
+            Err(_unreadable) => {}
+        }
+    }
+    let written = store.writer(password).write();
+    written.map_err(|error| format!("the truststore cannot be made: {error}"))
 }
 
 async fn rotate(

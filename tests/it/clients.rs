@@ -35,6 +35,8 @@ enum Then {
 struct Client {
     name: &'static str,
     by: By,
+    /// Time after which the client stops to wait for a response by default.
+    timeout: &'static str,
     /// Setting that makes the client trust the CA of outpace, as Markdown text.
     trust: &'static str,
     then: Then,
@@ -46,10 +48,11 @@ struct Client {
 }
 
 macro_rules! clients {
-    ($($id:ident: $name:literal, $by:ident, $trust:literal, $then:ident, $note:literal, $needs:expr, $command:literal;)*) => {
+    ($($id:ident: $name:literal, $by:ident, $timeout:literal, $trust:literal, $then:ident, $note:literal, $needs:expr, $command:literal;)*) => {
         const CLIENTS: &[Client] = &[$(Client {
             name: $name,
             by: By::$by,
+            timeout: $timeout,
             trust: $trust,
             then: Then::$then,
             note: $note,
@@ -66,30 +69,37 @@ macro_rules! clients {
 }
 
 clients! {
-    curl: "curl", Run, "`CURL_CA_BUNDLE`", Retries, "with `--retry`", ["curl"], "sh -eu {clients}/curl.sh";
-    wget: "wget", Run, "`WGETRC`, which names a file with `ca_certificate`", Retries, "with `--retry-on-http-error=429`; it does not read `Retry-After`", ["wget"], "sh -eu {clients}/wget.sh";
-    git: "git", Run, "`GIT_SSL_CAINFO`", Tells, "", ["git"], "sh -eu {clients}/git.sh";
-    python_requests: "Python requests", Run, "`REQUESTS_CA_BUNDLE`", Retries, "with `urllib3.Retry`", ["$PYTHON"], "$PYTHON {clients}/requests_client.py";
-    python_urllib: "Python urllib", Run, "`SSL_CERT_FILE`", Tells, "", ["$PYTHON"], "$PYTHON {clients}/urllib_client.py";
-    python_httpx: "Python httpx", Run, "`SSL_CERT_FILE`", Tells, "", ["$PYTHON"], "$PYTHON {clients}/httpx_client.py";
-    python_aiohttp: "Python aiohttp", Run, "`SSL_CERT_FILE`", Tells, "only with `trust_env=True`", ["$PYTHON"], "$PYTHON {clients}/aiohttp_client.py";
-    python_openai: "Python openai", Run, "`SSL_CERT_FILE`", Retries, "", ["$PYTHON"], "$PYTHON {clients}/openai_client.py";
-    python_anthropic: "Python anthropic", Run, "`SSL_CERT_FILE`", Retries, "", ["$PYTHON"], "$PYTHON {clients}/anthropic_client.py";
-    python_stripe: "Python stripe", Route, "none: it brings its own roots", Tells, "or `stripe.ca_bundle_path = os.environ[\"SSL_CERT_FILE\"]`", ["$PYTHON"], "$PYTHON {clients}/stripe_client.py";
-    python_boto3: "Python boto3", Run, "`AWS_CA_BUNDLE`", Tells, "its own retries do not read `Retry-After`", ["$PYTHON"], "$PYTHON {clients}/boto3_client.py";
-    node24_fetch: "Node 24 fetch", Run, "`NODE_EXTRA_CA_CERTS`", Tells, "obeys the proxy by `NODE_USE_ENV_PROXY=1`; for `http://` it asks for a tunnel to port 80, which is refused unless it is listed", ["$NODE24"], "$NODE24 {clients}/fetch.mjs";
-    node24_axios: "Node 24 axios", Run, "`NODE_EXTRA_CA_CERTS`", Tells, "", ["$NODE24"], "$NODE24 {clients}/axios.mjs";
-    node24_openai: "Node 24 openai", Run, "`NODE_EXTRA_CA_CERTS`", Retries, "", ["$NODE24"], "$NODE24 {clients}/openai.mjs";
-    node24_stripe: "Node 24 stripe", Route, "none needed", Tells, "or `httpClient: Stripe.createFetchHttpClient()`: its own agent obeys no variable", ["$NODE24"], "$NODE24 {clients}/stripe.mjs";
-    node20_fetch: "Node 20 fetch", Route, "none needed", Tells, "obeys no variable of a proxy", ["node"], "node {clients}/fetch.mjs";
-    node20_axios: "Node 20 axios", Run, "`NODE_EXTRA_CA_CERTS`", Tells, "", ["node", "$NODE24"], "node {clients}/axios.mjs";
-    node20_openai: "Node 20 openai", Route, "none needed", Retries, "its fetch obeys no variable of a proxy", ["node", "$NODE24"], "node {clients}/openai.mjs";
-    node20_stripe: "Node 20 stripe", Route, "none needed", Tells, "obeys no variable of a proxy", ["node", "$NODE24"], "node {clients}/stripe.mjs";
-    go_net_http: "Go net/http", Run, "`SSL_CERT_FILE`", Tells, "", ["go"], "go run {clients}/client.go";
-    ruby_net_http: "Ruby net/http", Run, "`SSL_CERT_FILE`", Tells, "", ["ruby"], "ruby {clients}/client.rb";
-    cargo: "cargo", Run, "`CARGO_HTTP_CAINFO`", Tells, "a sparse registry", ["cargo"], "sh -eu {clients}/cargo.sh";
-    pip: "pip", Run, "`PIP_CERT`", Tells, "a simple index; of our 429 it says only that nothing was found", ["$PYTHON"], "sh -eu {clients}/pip.sh";
-    npm: "npm", Run, "`NPM_CONFIG_CAFILE`", Retries, "a registry", ["npm"], "sh -eu {clients}/npm.sh";
+    curl: "curl", Run, "none", "`CURL_CA_BUNDLE`", Retries, "with `--retry`", ["curl"], "sh -eu {clients}/curl.sh";
+    wget: "wget", Run, "15 min", "`WGETRC`, which names a file with `ca_certificate`", Retries, "with `--retry-on-http-error=429`; it does not read `Retry-After`", ["wget"], "sh -eu {clients}/wget.sh";
+    git: "git", Run, "none", "`GIT_SSL_CAINFO`", Tells, "", ["git"], "sh -eu {clients}/git.sh";
+    python_requests: "Python requests", Run, "none", "`REQUESTS_CA_BUNDLE`", Retries, "with `urllib3.Retry`", ["$PYTHON"], "$PYTHON {clients}/requests_client.py";
+    python_urllib: "Python urllib", Run, "none", "`SSL_CERT_FILE`", Tells, "", ["$PYTHON"], "$PYTHON {clients}/urllib_client.py";
+    python_httpx: "Python httpx", Run, "5 s", "`SSL_CERT_FILE`", Tells, "", ["$PYTHON"], "$PYTHON {clients}/httpx_client.py";
+    python_aiohttp: "Python aiohttp", Run, "5 min", "`SSL_CERT_FILE`", Tells, "only with `trust_env=True`", ["$PYTHON"], "$PYTHON {clients}/aiohttp_client.py";
+    python_openai: "Python openai", Run, "10 min", "`SSL_CERT_FILE`", Retries, "", ["$PYTHON"], "$PYTHON {clients}/openai_client.py";
+    python_anthropic: "Python anthropic", Run, "10 min", "`SSL_CERT_FILE`", Retries, "", ["$PYTHON"], "$PYTHON {clients}/anthropic_client.py";
+    python_stripe: "Python stripe", Route, "80 s", "none: it brings its own roots", Tells, "or `stripe.ca_bundle_path = os.environ[\"SSL_CERT_FILE\"]`", ["$PYTHON"], "$PYTHON {clients}/stripe_client.py";
+    python_boto3: "Python boto3", Run, "60 s", "`AWS_CA_BUNDLE`", Tells, "its own retries do not read `Retry-After`", ["$PYTHON"], "$PYTHON {clients}/boto3_client.py";
+    node24_fetch: "Node 24 fetch", Run, "5 min", "`NODE_EXTRA_CA_CERTS`", Tells, "obeys the proxy by `NODE_USE_ENV_PROXY=1`; for `http://` it asks for a tunnel to port 80, which is refused unless it is listed", ["$NODE24"], "$NODE24 {clients}/fetch.mjs";
+    node24_axios: "Node 24 axios", Run, "none", "`NODE_EXTRA_CA_CERTS`", Tells, "", ["$NODE24"], "$NODE24 {clients}/axios.mjs";
+    node24_openai: "Node 24 openai", Run, "10 min", "`NODE_EXTRA_CA_CERTS`", Retries, "", ["$NODE24"], "$NODE24 {clients}/openai.mjs";
+    node24_stripe: "Node 24 stripe", Route, "80 s", "none needed", Tells, "or `httpClient: Stripe.createFetchHttpClient()`: its own agent obeys no variable", ["$NODE24"], "$NODE24 {clients}/stripe.mjs";
+    node20_fetch: "Node 20 fetch", Route, "5 min", "none needed", Tells, "obeys no variable of a proxy", ["node"], "node {clients}/fetch.mjs";
+    node20_axios: "Node 20 axios", Run, "none", "`NODE_EXTRA_CA_CERTS`", Tells, "", ["node", "$NODE24"], "node {clients}/axios.mjs";
+    node20_openai: "Node 20 openai", Route, "10 min", "none needed", Retries, "its fetch obeys no variable of a proxy", ["node", "$NODE24"], "node {clients}/openai.mjs";
+    node20_stripe: "Node 20 stripe", Route, "80 s", "none needed", Tells, "obeys no variable of a proxy", ["node", "$NODE24"], "node {clients}/stripe.mjs";
+    go_net_http: "Go net/http", Run, "none", "`SSL_CERT_FILE`", Tells, "", ["go"], "go run {clients}/client.go";
+    ruby_net_http: "Ruby net/http", Run, "60 s", "`SSL_CERT_FILE`", Tells, "", ["ruby"], "ruby {clients}/client.rb";
+    cargo: "cargo", Run, "30 s", "`CARGO_HTTP_CAINFO`", Tells, "a sparse registry", ["cargo"], "sh -eu {clients}/cargo.sh";
+    pip: "pip", Run, "15 s", "`PIP_CERT`", Tells, "a simple index; of our 429 it says only that nothing was found", ["$PYTHON"], "sh -eu {clients}/pip.sh";
+    php_curl: "PHP curl", Run, "none", "`PHP_INI_SCAN_DIR`, which names a directory with `curl.cainfo`", Tells, "streams (`file_get_contents`) obey no variable of a proxy", ["php"], "php {clients}/client.php";
+    perl_lwp: "Perl LWP", Run, "3 min", "`PERL_LWP_SSL_CA_FILE`", Tells, "obeys the proxy by `PERL_LWP_ENV_PROXY=1`", ["perl"], "perl {clients}/client.pl";
+    apt: "apt", Run, "30 s", "`APT_CONFIG`, which names a file with `Acquire::https::CaInfo`", Tells, "as root it reads that file as the user `_apt`: set `ca.export_dir` to a directory that all users can read, or `-o APT::Sandbox::User=root`", ["apt-get"], "sh -eu {clients}/apt.sh";
+    aws_cli: "aws-cli", Run, "60 s", "`AWS_CA_BUNDLE`", Tells, "", ["$PYTHON"], "sh -eu {clients}/aws.sh";
+    deno: "Deno fetch", Run, "none", "`DENO_CERT`", Tells, "", ["$DENO"], "$DENO run --no-config --allow-all {clients}/fetch.mjs";
+    bun: "Bun fetch", Run, "5 min", "`NODE_EXTRA_CA_CERTS`", Tells, "", ["$BUN"], "$BUN {clients}/fetch.mjs";
+    java: "Java HttpClient", Route, "none", "none needed", Tells, "or a truststore of `outpace ca export --format p12`: it obeys no variable, and sends no credentials of a proxy by itself", ["java", "javac"], "javac -d . {clients}/Client.java && java -cp . Client";
+    npm: "npm", Run, "5 min", "`NPM_CONFIG_CAFILE`", Retries, "a registry", ["npm"], "sh -eu {clients}/npm.sh";
 }
 
 /// Number of requests beyond the origin's limit, by host.
@@ -176,13 +186,23 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
 
-/// Returns the variables with the paths of the Python and Node 24 interpreters that have the client
-/// packages.
-pub(crate) fn variables() -> [(&'static str, String); 2] {
+/// Returns the variables with the paths of the interpreters that the tests install.
+pub(crate) fn variables() -> [(&'static str, String); 4] {
     let venv = concat!(env!("CARGO_MANIFEST_DIR"), "/.venv/bin/python");
     let python = std::env::var("OUTPACE_TEST_PYTHON").unwrap_or_else(|_| venv.into());
-    let node = scripts().join("node_modules/.bin/node");
-    [("PYTHON", python), ("NODE24", node.display().to_string())]
+    let of_npm = |name| {
+        scripts()
+            .join("node_modules/.bin")
+            .join(name)
+            .display()
+            .to_string()
+    };
+    [
+        ("PYTHON", python),
+        ("NODE24", of_npm("node")),
+        ("DENO", of_npm("deno")),
+        ("BUN", of_npm("bun")),
+    ]
 }
 
 /// Returns the first program that the client needs and that this machine lacks.
@@ -237,6 +257,7 @@ async fn try_client(name: &str) {
     run.args(["run", "--", "sh", "-c", &command])
         .current_dir(dir.path());
     run.env_remove("NODE_EXTRA_CA_CERTS")
+        .env("DENO_DIR", dir.path().join("deno"))
         .env("GOCACHE", dir.path().join("go"))
         .env("GOFLAGS", "-mod=mod");
     run.envs(variables())
@@ -269,7 +290,7 @@ async fn try_client(name: &str) {
 #[test]
 fn the_table_of_clients_is_in_the_docs() {
     let mut table =
-        "| client | by | trusts by | outpace's 429 | |\n| --- | --- | --- | --- | --- |\n"
+        "| client | by | its timeout | trusts by | outpace's 429 | |\n| --- | --- | --- | --- | --- | --- |\n"
             .to_owned();
     for client in CLIENTS {
         let by = if client.by == By::Run { "run" } else { "route" };
@@ -280,8 +301,8 @@ fn the_table_of_clients_is_in_the_docs() {
         };
         table.push_str(
             &format!(
-                "| {} | {by} | {} | {then} | {} |\n",
-                client.name, client.trust, client.note
+                "| {} | {by} | {} | {} | {then} | {} |\n",
+                client.name, client.timeout, client.trust, client.note
             )
             .replace("|  |", "| |"),
         );
@@ -299,4 +320,172 @@ fn the_table_of_clients_is_in_the_docs() {
         table,
         "docs/clients.md is out of date; run with UPDATE_GOLDEN=1 to rewrite it"
     );
+}
+
+/// The timeouts of the table are those of the libraries, as far as a program can ask for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timeouts_of_the_table_are_those_of_the_clients() {
+    let known = variables();
+    let program = |name: &str| match known.iter().find(|(variable, _)| *variable == name) {
+        Some((_, path)) => path.clone(),
+        None => name.to_owned(),
+    };
+    for (client, interpreter, script, unit) in [
+        (
+            "Python httpx",
+            "PYTHON",
+            "import httpx; print(httpx.Client().timeout.read)",
+            1.0,
+        ),
+        (
+            "Python aiohttp",
+            "PYTHON",
+            "import aiohttp.client; print(aiohttp.client.DEFAULT_TIMEOUT.total)",
+            1.0,
+        ),
+        (
+            "Python openai",
+            "PYTHON",
+            "import openai; print(openai.DEFAULT_TIMEOUT.read)",
+            1.0,
+        ),
+        (
+            "Python anthropic",
+            "PYTHON",
+            "import anthropic; print(anthropic.DEFAULT_TIMEOUT.read)",
+            1.0,
+        ),
+        (
+            "Python stripe",
+            "PYTHON",
+            "import stripe._http_client as c; print(c.RequestsClient()._timeout)",
+            1.0,
+        ),
+        (
+            "Python boto3",
+            "PYTHON",
+            "import botocore.endpoint as e; print(e.DEFAULT_TIMEOUT)",
+            1.0,
+        ),
+        (
+            "pip",
+            "PYTHON",
+            "from pip._internal.cli.cmdoptions import timeout; print(timeout().default)",
+            1.0,
+        ),
+        (
+            "Node 24 openai",
+            "NODE24",
+            "console.log(new (require('openai'))({ apiKey: 'k' }).timeout)",
+            1000.0,
+        ),
+        (
+            "Node 24 stripe",
+            "NODE24",
+            "console.log(require('stripe')('k').getApiField('timeout'))",
+            1000.0,
+        ),
+        (
+            "Ruby net/http",
+            "ruby",
+            "require 'net/http'; puts Net::HTTP.new('a').read_timeout",
+            1.0,
+        ),
+        (
+            "Perl LWP",
+            "perl",
+            "use LWP::UserAgent; print LWP::UserAgent->new->timeout",
+            1.0,
+        ),
+    ] {
+        let option = if interpreter == "PYTHON" { "-c" } else { "-e" };
+        let mut command = tokio::process::Command::new(program(interpreter));
+        let asked = command
+            .args([option, script])
+            .current_dir(scripts())
+            .output()
+            .await;
+        let Ok(asked) = asked else {
+            println!("NOT RUN: {client}: `{interpreter}` is not installed");
+            continue;
+        };
+        let told = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
+        let error = String::from_utf8_lossy(&asked.stderr).into_owned();
+        let seconds = told
+            .parse::<f64>()
+            .unwrap_or_else(|_| panic!("{client}: {told}{error}"))
+            / unit;
+        let shown = CLIENTS
+            .iter()
+            .find(|known| known.name == client)
+            .unwrap()
+            .timeout;
+        let (number, word) = shown.split_once(' ').unwrap();
+        let scale = if word == "min" { 60.0 } else { 1.0 };
+        assert_eq!(number.parse::<f64>().unwrap() * scale, seconds, "{client}");
+    }
+}
+
+/// A Java program behind `outpace serve` trusts the exported truststore, also for other hosts.
+#[tokio::test(flavor = "multi_thread")]
+async fn java_trusts_the_exported_truststore() {
+    const APP: &str = "public class App { public static void main(String[] a) throws Exception { for (String u : a) { var c = (java.net.HttpURLConnection) new java.net.URL(u).openConnection(); System.out.print(c.getResponseCode() + \" \"); } } }";
+    let there = |need: &str| {
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .any(|dir| dir.join(need).exists())
+    };
+    if !there("javac") {
+        println!("NOT RUN: Java: `javac` is not installed");
+        return;
+    }
+    let origin = Origin::ok().await;
+    let target = "targets: [{ name: api, hosts: [api.test], limits: [{ rate: \"100/1s\" }] }]\n";
+    let program = crate::harness::Program::before(&origin, target).await;
+    let dir = program.dir.path();
+    let config = program.config_path();
+    let export = [
+        "ca",
+        "export",
+        "--format",
+        "p12",
+        "--out",
+        "outpace.p12",
+        "-c",
+    ];
+    let made = crate::run::ended(crate::run::outpace(dir).args(export).arg(&config)).await;
+    assert_eq!(made.0, Some(0), "{made:?}");
+    std::fs::write(dir.join("App.java"), APP).unwrap();
+    let (host, port) = (program.listen.ip(), program.listen.port());
+    let script = format!(
+        "keytool -list -keystore outpace.p12 -storepass changeit | grep -c trustedCertEntry; javac App.java && java -Djavax.net.ssl.trustStore=outpace.p12 -Djavax.net.ssl.trustStorePassword=changeit -Dhttps.proxyHost={host} -Dhttps.proxyPort={port} -cp . App https://api.test/1 https://api.test/2"
+    );
+    let mut command = tokio::process::Command::new("sh");
+    let (code, out, err) = crate::run::ended(command.args(["-ec", &script]).current_dir(dir)).await;
+    assert_eq!(code, Some(0), "{out}{err}");
+    let (count, statuses) = out.split_once('\n').unwrap();
+    assert!(count.parse::<usize>().unwrap() > 50, "{out}");
+    assert_eq!(statuses.trim(), "200 200", "{err}");
+    program
+        .record(|record| record["ingress"] == "intercept" && record["target"] == "api")
+        .await;
+    // The same certificates in PEM, on standard output.
+    for (format, least) in [("pem", 1), ("bundle", 50)] {
+        let told = crate::run::ended(
+            crate::run::outpace(dir)
+                .args(["ca", "export", "--format", format, "-c"])
+                .arg(&config),
+        )
+        .await;
+        assert!(
+            told.1.matches("BEGIN CERTIFICATE").count() >= least && !told.1.contains("PRIVATE"),
+            "{told:?}"
+        );
+    }
+    let refused = crate::run::ended(
+        crate::run::outpace(dir)
+            .args(["ca", "export", "--format", "p12", "-c"])
+            .arg(&config),
+    )
+    .await;
+    assert_eq!(refused.0, Some(64), "{refused:?}");
 }

@@ -50,7 +50,7 @@ fn with_program(runtime: &str, origin: &Origin) -> Command {
 }
 
 async fn python(file: &str) -> usize {
-    let [(_, python), _] = variables();
+    let [(_, python), ..] = variables();
     let origin = Origin::ok().await;
     if is_there(file, &python) {
         let client = root().join("clients/python");
@@ -84,7 +84,7 @@ async fn python_readme_runs_block_by_block() {
 /// Checks the types and the style of the package, if the tools are installed.
 #[tokio::test(flavor = "multi_thread")]
 async fn python_client_passes_the_type_checker_and_the_linter() {
-    let [(_, python), _] = variables();
+    let [(_, python), ..] = variables();
     for (tool, arguments) in [
         ("mypy", ["--strict", "--cache-dir=/dev/null"].as_slice()),
         ("ruff", &["check", "--no-cache"]),
@@ -156,7 +156,7 @@ async fn typescript_client_passes_its_tests_on_node_20() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn typescript_client_passes_its_tests_on_node_24() {
-    let [_, (_, node)] = variables();
+    let [_, (_, node), ..] = variables();
     typescript(&node).await;
 }
 

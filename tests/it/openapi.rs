@@ -32,7 +32,7 @@ targets:
 async fn script(name: &str, variable: (&str, &str)) -> String {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, &format!("{SPOOL}{CONFIG}")).await;
-    let [(_, python), _] = variables();
+    let [(_, python), ..] = variables();
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi");
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(python)
