@@ -28,7 +28,7 @@ pub(super) struct InitArgs {
     /// Name of the target in logs and messages (default: the host, with dashes)
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// File to write
+    /// File to write, which must not exist
     #[arg(long, short, value_name = "FILE", default_value = HERE)]
     config: PathBuf,
     /// Replace the file if it exists

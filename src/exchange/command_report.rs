@@ -34,9 +34,9 @@ pub struct CommandProblem {
     pub reason: String,
     /// Host that the client asked for, or null if it is unknown.
     pub host: Option<String>,
-    /// Cause as text.
+    /// Cause in this case as text.
     pub detail: String,
-    /// Advice as text.
+    /// Advice for the user as text.
     pub remedy: String,
     /// Number of times that this reason ended a connection to this host.
     pub count: u64,
@@ -65,7 +65,7 @@ impl CommandReports {
         lock(&self.sessions).get(&number).cloned()
     }
 
-    /// Ends a report.
+    /// Ends the report of a session.
     pub fn end(&self, number: u64) {
         let mut sessions = lock(&self.sessions);
         sessions.remove(&number);
@@ -138,6 +138,7 @@ mod tests {
     use crate::exchange::{ClientIdentity, Error, Recorder};
     use crate::units::{HostName, Origin, Scheme};
 
+    /// Reaches the bound `COMMAND_PROBLEMS`.
     #[tokio::test(start_paused = true)]
     async fn each_open_session_counts_requests_and_hidden_problems() {
         let reports = Arc::new(CommandReports::default());
@@ -177,7 +178,6 @@ mod tests {
                 Some(Reason::InnerDistrusted),
             );
         }
-        // Reaches the bound `COMMAND_PROBLEMS`.
         for number in 0..2 * COMMAND_PROBLEMS {
             let host = format!("h{number}.test");
             end(&host, None, Method::CONNECT, Some(Reason::PortNotAllowed));

@@ -70,7 +70,7 @@ reasons! {
         "Use the proxy URL `http://NAME:TOKEN@HOST:PORT` with a client from `clients`.";
     NoRoute, "no-route", NOT_FOUND, "destination_not_found", Refused, Debug:
         "No entry of `routes` matches the request.",
-        "Set outpace as the client's proxy (`HTTPS_PROXY`), or add the host to `routes`.";
+        "Set outpace as the client's proxy (`HTTPS_PROXY`), use the path `/to/HOST/…` for a host of a target, or add the host to `routes`.";
     HostNotAllowed, "host-not-allowed", FORBIDDEN, "http_request_denied", Refused, Debug:
         "No target matches the host, and `unmatched: refuse` is set.",
         "Add the host to the `hosts` of a target, or set `unmatched: tunnel`.";
@@ -132,8 +132,8 @@ reasons! {
         "The origin ended the connection or the stream and declared that it did not process the request.",
         "Retry the request. If this is frequent, set or lower a `concurrent` limit on the target.";
     ParentProxy, "parent-proxy", BAD_GATEWAY, "destination_unavailable", Failed, Warn:
-        "The proxy in `egress.upstream_proxy` did not connect to the origin. Nothing was sent.",
-        "Check the URL and the credentials in `egress.upstream_proxy`.";
+        "The parent proxy did not connect to the origin. Nothing was sent.",
+        "Check the URL and the credentials in `egress.upstream_proxy`, or in `HTTPS_PROXY` of the shell that called `outpace run`.";
     OriginBroke, "origin-broke", BAD_GATEWAY, "connection_terminated", Failed, Debug:
         "The origin's connection broke after the request was sent. The request may have taken effect.",
         "If a repetition is safe, allow retries with `Idempotency-Key` or `idempotent: true`.";

@@ -15,7 +15,7 @@ impl NoProxy {
         Self::of(entries.filter(|entry| !entry.is_empty()))
     }
 
-    /// Collects single entries.
+    /// Creates the list from single entries.
     pub fn of<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
         Self(entries.into_iter().map(str::to_owned).collect())
     }

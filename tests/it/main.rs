@@ -94,6 +94,7 @@ mod revocation;
 mod rotation;
 mod run;
 mod run_honest;
+mod run_roots;
 mod scopes;
 mod secrets;
 mod seen_buffers;

@@ -36,6 +36,7 @@ async fn pushed(program: &Program, name: &str, more: &Value) -> Value {
     figures(program, name, settled).await
 }
 
+/// Reaches the bound `PAUSE_STATUSES`.
 #[tokio::test(flavor = "multi_thread")]
 async fn p7_a_refused_credential_pauses_the_buffer_and_loses_nothing() {
     let status = Arc::new(AtomicU16::new(401));
@@ -103,7 +104,7 @@ async fn p7_a_refused_credential_pauses_the_buffer_and_loses_nothing() {
             let (status, told) = call(&program, "POST", "/buffers", spec).await;
             assert!((400..=422).contains(&status), "{told}");
         }
-        // Reaches the bound `PAUSE_STATUSES`.
+        // As many statuses as are allowed.
         let full =
             json!({ "name": "full", "url": "http://plain.test/", "pause_on": vec![401; 16] });
         assert_eq!(call(&program, "POST", "/buffers", full).await.0, 201);

@@ -117,7 +117,7 @@ struct OriginState {
 
 /// Decision of the origin about a request.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum OriginDecision {
     Served,
     /// The limit named here is exceeded for this time.
     Refused(&'static str, Duration),
@@ -150,22 +150,22 @@ impl LimitedOrigin {
 
     fn answer(&self, tokens: u64) -> Response<Full<Bytes>> {
         match self.decide(tokens) {
-            Answer::Served => Response::new(Full::from("served\n")),
-            Answer::Refused(limit, wait) => {
+            OriginDecision::Served => Response::new(Full::from("served\n")),
+            OriginDecision::Refused(limit, wait) => {
                 let text = format!("the limit of {limit} is exceeded\n");
                 let mut response = respond(StatusCode::TOO_MANY_REQUESTS, text);
                 let wait = write_retry_after(wait);
                 response.headers_mut().insert(header::RETRY_AFTER, wait);
                 response
             }
-            Answer::Blocked => {
+            OriginDecision::Blocked => {
                 let text = "blocked for a while, because too many refused requests were repeated\n";
                 respond(StatusCode::FORBIDDEN, text.to_owned())
             }
         }
     }
 
-    fn decide(&self, tokens: u64) -> Answer {
+    fn decide(&self, tokens: u64) -> OriginDecision {
         let (now, mut state) = (self.clock.now(), lock(&self.state));
         // The origin may run for hours without a reader, so the list is bounded.
         if state.arrivals.len() < ARRIVALS_MAX {
@@ -173,17 +173,17 @@ impl LimitedOrigin {
         }
         if state.blocked_until.is_some_and(|until| until > now) {
             state.counted.1 += 1;
-            return Answer::Blocked;
+            return OriginDecision::Blocked;
         }
         let admitted = self.admit(&mut state, tokens, now);
         match admitted {
-            Answer::Served => state.counted.0 += 1,
+            OriginDecision::Served => state.counted.0 += 1,
             _ => self.count_refusal(&mut state, now),
         }
         admitted
     }
 
-    fn admit(&self, state: &mut OriginState, tokens: u64, now: Instant) -> Answer {
+    fn admit(&self, state: &mut OriginState, tokens: u64, now: Instant) -> OriginDecision {
         let period = self.rate.period();
         while state
             .served
@@ -196,7 +196,7 @@ impl LimitedOrigin {
             && state.served.len() >= self.rate.count() as usize
         {
             let wait = period.saturating_sub(now.since(*oldest));
-            return Answer::Refused("requests", wait);
+            return OriginDecision::Refused("requests", wait);
         }
         if let Some(budget) = self.budget.map(f64::from) {
             let (used, at) = state.tokens.unwrap_or((0.0, now));
@@ -205,12 +205,12 @@ impl LimitedOrigin {
             if after > budget {
                 state.tokens = Some((used, now));
                 let wait = Duration::from_secs_f64((after - budget) / budget);
-                return Answer::Refused("tokens", wait);
+                return OriginDecision::Refused("tokens", wait);
             }
             state.tokens = Some((after, now));
         }
         state.served.push_back(now);
-        Answer::Served
+        OriginDecision::Served
     }
 
     fn count_refusal(&self, state: &mut OriginState, now: Instant) {
@@ -258,20 +258,20 @@ mod tests {
     async fn the_origin_counts_tokens_and_blocks_abuse() {
         let clock = Clock::anchored(0);
         let origin = LimitedOrigin::new("9/1s".parse().unwrap(), Some(1000), clock.clone());
-        assert_eq!(origin.decide(600), Answer::Served);
+        assert_eq!(origin.decide(600), OriginDecision::Served);
         let half = Duration::from_millis(500);
-        assert_eq!(origin.decide(900), Answer::Refused("tokens", half));
+        assert_eq!(origin.decide(900), OriginDecision::Refused("tokens", half));
         clock.sleep_until(clock.now() + half).await;
-        assert_eq!(origin.decide(900), Answer::Served);
+        assert_eq!(origin.decide(900), OriginDecision::Served);
         for _ in 1..ABUSE {
             assert_eq!(
                 origin.decide(900),
-                Answer::Refused("tokens", Duration::from_millis(900))
+                OriginDecision::Refused("tokens", Duration::from_millis(900))
             );
         }
-        assert_eq!(origin.decide(0), Answer::Blocked);
+        assert_eq!(origin.decide(0), OriginDecision::Blocked);
         assert_eq!(origin.now(), (ABUSE + 3, true));
         clock.sleep_until(clock.now() + BLOCK).await;
-        assert_eq!(origin.decide(0), Answer::Served);
+        assert_eq!(origin.decide(0), OriginDecision::Served);
     }
 }
