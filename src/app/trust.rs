@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{StartError, admin_token, data_dir};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError, Loaded};
+use crate::config::{self, Config, ConfigError, Loaded, Purpose};
 use crate::intercept::{CaNames, CaSource, CertificateAuthority, write_bundle};
 use crate::origin::Roots;
 use crate::policy::{COMMAND_NAME, Client, Policy, ServerTls};
@@ -30,14 +30,14 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Loads the configuration file, or the defaults without one. Missing files of the CA are
-    /// created.
+    /// Loads the part of the configuration file that is needed, or the defaults without one. Missing
+    /// files of the CA are created.
     ///
     /// # Errors
     /// Returns a [`StartError`] if the configuration is invalid, or if the CA or a file cannot be
     /// used, for example because the CA has expired.
-    pub fn load(config: Option<&Path>) -> Result<Self, StartError> {
-        let trust = Self::load_even_expired(config)?;
+    pub fn load(config: Option<&Path>, purpose: Purpose<'_>) -> Result<Self, StartError> {
+        let trust = Self::load_even_expired(config, purpose)?;
         trust.ca.check_valid(Clock::system().wall())?;
         Ok(trust)
     }
@@ -47,10 +47,13 @@ impl Trust {
     /// # Errors
     /// Returns a [`StartError`] if the configuration is invalid, or if the CA or a file cannot be
     /// used.
-    pub fn load_even_expired(config: Option<&Path>) -> Result<Self, StartError> {
+    pub fn load_even_expired(
+        config: Option<&Path>,
+        purpose: Purpose<'_>,
+    ) -> Result<Self, StartError> {
         let environment = config::process_environment;
         let loaded = match config {
-            Some(path) => config::load(path, &environment, 0)?,
+            Some(path) => config::load_for(path, purpose, &environment)?,
             None => config::parse(Path::new("defaults"), "{}", &environment, 0)?,
         };
         let settings = &loaded.config.settings;

@@ -13,8 +13,12 @@ use super::client::{AdminArgs, HERE, Instance, config_or_here};
 use super::{Exit, Failure, block_on, print};
 use crate::app::{StartError, Trust, ca_names, serving};
 use crate::clock::Clock;
+use crate::config::Purpose;
 use crate::intercept::{CaError, CaRotation, CertificateAuthority, bundle_text};
 use crate::origin::Roots;
+
+/// Part of the configuration that these commands need, also to make a running outpace reload.
+const PURPOSE: Purpose<'_> = Purpose::Programs(None, true);
 
 #[derive(Debug, Args)]
 pub(super) struct CaArgs {
@@ -68,7 +72,7 @@ enum CaCommand {
 pub(super) fn run(args: &CaArgs) -> Result<Exit, Failure> {
     let config = config_or_here(args.config.as_deref());
     let config = config.as_deref();
-    let trust = Trust::load_even_expired(config)?;
+    let trust = Trust::load_even_expired(config, PURPOSE)?;
     match args.what {
         None => Ok(print(&describe(&trust))),
         Some(CaCommand::Export {
@@ -183,7 +187,7 @@ async fn rotate(
     };
     drop(rotation);
     // Loading writes the files for clients again.
-    Trust::load_even_expired(config)?;
+    Trust::load_even_expired(config, PURPOSE)?;
     Ok(print(&text))
 }
 

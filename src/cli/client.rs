@@ -10,9 +10,9 @@ use http_body_util::{BodyExt as _, Full};
 use serde_json::Value;
 
 use super::endpoint::Endpoint;
-use super::{Exit, Failure, load_config, load_config_or_empty};
+use super::{Exit, Failure, load_config_or_empty, load_for};
 use crate::app::{StartError, admin_token, client_token, serving};
-use crate::config;
+use crate::config::{self, Purpose};
 use crate::semantics::CLIENT_TOKEN;
 
 /// Name of the configuration file in the current directory that is used if none is named.
@@ -154,7 +154,8 @@ impl Instance {
         let mut token = config::process_environment("OUTPACE_CLIENT_TOKEN");
         let endpoint = match known.flatten() {
             Some(path) => {
-                let config = load_config(&path)?.config;
+                let purpose = Purpose::Proxy(args.client.as_deref());
+                let config = load_for(&path, purpose)?.config;
                 if let Some(name) = &args.client {
                     let known = client_token(&config.policy, name).map_err(StartError::from)?;
                     token = Some(format!("{name}:{known}"));
@@ -210,7 +211,7 @@ impl Instance {
             (None, Some(path)) => {
                 let loaded = match or_empty {
                     true => load_config_or_empty(path)?,
-                    false => load_config(path)?,
+                    false => load_for(path, Purpose::Admin)?,
                 };
                 bearer = bearer.or_else(|| admin_token(&loaded));
                 let settings = &loaded.config.settings;
@@ -306,7 +307,7 @@ impl Instance {
 /// there. A token is never sent to another address.
 fn token_of_here(authority: &str) -> Option<String> {
     let loaded = match config_or_here(None) {
-        Some(path) => load_config(&path).ok()?,
+        Some(path) => load_for(&path, Purpose::Admin).ok()?,
         None => config::parse(Path::new(HERE), "{}", &config::process_environment, 0).ok()?,
     };
     let known = serving(&loaded.config.settings.data_dir)?;

@@ -6,6 +6,7 @@ use super::client::ConfigArgs;
 use super::variables::variables;
 use super::{Exit, Failure, print, print_error};
 use crate::app::Trust;
+use crate::config::Purpose;
 
 #[derive(Debug, Args)]
 pub(super) struct EnvArgs {
@@ -35,7 +36,8 @@ enum Shell {
 }
 
 pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
-    let trust = Trust::load(args.config.find().as_deref())?;
+    let purpose = Purpose::Programs(args.client.as_deref(), false);
+    let trust = Trust::load(args.config.find().as_deref(), purpose)?;
     let proxy = trust.proxy_url(args.client.as_deref(), None)?;
     let environment = variables(&trust, &proxy, false)?;
     for problem in &environment.problems {

@@ -35,7 +35,7 @@ use std::path::Path;
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::config::{self, Loaded};
+use crate::config::{self, Loaded, Purpose};
 use exit::Failure;
 
 /// An egress proxy that paces what you send to other people's APIs.
@@ -177,6 +177,14 @@ fn started(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runt
 /// Reads and validates the configuration file at `path`.
 fn load_config(path: &Path) -> Result<Loaded, Failure> {
     config::load(path, &config::process_environment, 0).map_err(|error| {
+        let text = format!("the configuration is invalid:\n{error}");
+        Failure(Exit::USAGE, text)
+    })
+}
+
+/// Reads and validates the part of the configuration file that this purpose needs.
+fn load_for(path: &Path, purpose: Purpose<'_>) -> Result<Loaded, Failure> {
+    config::load_for(path, purpose, &config::process_environment).map_err(|error| {
         let text = format!("the configuration is invalid:\n{error}");
         Failure(Exit::USAGE, text)
     })

@@ -24,6 +24,7 @@ use super::{Exit, Failure, print_error};
 use crate::admin::{ServingInfo, SessionStart};
 use crate::app::{Trust, serving};
 use crate::clock::Clock;
+use crate::config::Purpose;
 use crate::exchange::CommandReport;
 use crate::files::{create_private, open_private};
 
@@ -52,7 +53,8 @@ pub(super) fn run(args: &RunArgs) -> Result<Exit, Failure> {
 
 async fn run_command(args: &RunArgs) -> Result<Exit, Failure> {
     let config = args.config.require()?;
-    let trust = Trust::load(Some(&config))?;
+    let purpose = Purpose::Programs(args.client.as_deref(), true);
+    let trust = Trust::load(Some(&config), purpose)?;
     let proxy = Proxy::find_or_start(&config, &trust).await?;
     let token = proxy.start.command_token.as_deref();
     let url = trust.session_url(args.client.as_deref(), proxy.start.serving.listen, token)?;

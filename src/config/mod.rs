@@ -8,6 +8,8 @@
 mod error;
 mod expression;
 mod json_schema;
+mod partial;
+mod paths;
 mod resolve;
 mod schema;
 mod state_dir;
@@ -16,6 +18,7 @@ mod whole;
 
 pub use error::{ConfigError, Violation};
 pub use json_schema::json_schema;
+pub use partial::{Purpose, load_for};
 pub use whole::{Incomplete, check_policy, check_text, is_empty};
 
 use std::net::SocketAddr;
@@ -241,8 +244,9 @@ pub fn parse(
     if is_empty(text) {
         return Err(ConfigError::empty(path));
     }
-    let file = value::with_environment(environment, text, || schema::read(text))
+    let mut file = value::with_environment(environment, text, || schema::read(text))
         .map_err(|error| ConfigError::syntax(path, &error))?;
+    paths::anchor(&mut file, path);
     let data_dir = state_dir::default_data_dir(path, environment);
     resolve::resolve(file, &data_dir, generation)
         .map_err(|problems| ConfigError::rules(path, problems))

@@ -325,3 +325,49 @@ async fn an_app_elsewhere_gets_the_bundle_without_a_token() {
         assert!(!got.1.contains("PRIVATE"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_needs_only_the_variables_that_it_uses() {
+    const SECRETS: &str = "clients: [{ name: shop, token: \"${SHOP_TOKEN}\" }]\nspool: { key: \"${SPOOL_KEY}\" }\ntargets: [{ name: api, hosts: [api.test], set_headers: { x-key: \"${API_KEY}\" }, limits: [{ name: requests, rate: \"9/1s\" }] }]\n";
+    let origin = Origin::ok().await;
+    let variables = [
+        ("SHOP_TOKEN", "token-of-the-shop-0"),
+        ("SPOOL_KEY", "0123456789abcdef0123456789abcdef"),
+        ("API_KEY", "a-key"),
+    ];
+    let program = Program::with_env(&origin, SECRETS, &variables).await;
+    for arguments in [
+        vec!["status"],
+        vec!["health", "--ready"],
+        vec!["explain", "https://api.test/"],
+        vec!["blocks"],
+        vec!["buffers"],
+        vec!["pin", "api", "requests", "--rate", "5/1s"],
+        vec!["unpin", "api", "requests"],
+        vec!["ca"],
+    ] {
+        let (code, text) = cli(&program, &arguments).await;
+        assert_eq!(code, Some(0), "{arguments:?}: {text}");
+    }
+    // The token of a client is needed where that client is named, and nowhere else.
+    let (code, text) = cli(&program, &["buffers", "--client", "shop"]).await;
+    assert_eq!(
+        (code, text.contains("SHOP_TOKEN")),
+        (Some(64), true),
+        "{text}"
+    );
+    // Commands of another directory find the relative paths of the file.
+    let text = std::fs::read_to_string(program.config_path()).unwrap();
+    let absolute = format!("data_dir: {}", program.path("data").display());
+    assert!(text.contains(&absolute), "{text}");
+    std::fs::write(
+        program.config_path(),
+        text.replace(&absolute, "data_dir: ./data"),
+    )
+    .unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut command = outpace(elsewhere.path());
+    let told = ended(command.args(["status", "-c"]).arg(program.config_path())).await;
+    assert_eq!(told.0, Some(0), "{told:?}");
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}

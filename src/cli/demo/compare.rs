@@ -19,6 +19,7 @@ use super::client::{ClientSetup, Outcomes, TRIES, client};
 use super::origin::{LimitedOrigin, serve};
 use crate::app::Trust;
 use crate::clock::{Clock, Instant};
+use crate::config::Purpose;
 use crate::policy::COMMAND_NAME;
 use crate::random::Random;
 use crate::shutdown::Tasks;
@@ -74,7 +75,7 @@ pub(super) async fn run() -> Result<Exit, Failure> {
     let dir = tempfile::tempdir()?;
     let config = dir.path().join("outpace.yaml");
     std::fs::write(&config, configuration(dir.path(), address))?;
-    let trust = Trust::load(Some(&config))?;
+    let trust = Trust::load(Some(&config), Purpose::Programs(None, true))?;
     let proxy = Proxy::find_or_start(&config, &trust).await?;
     setup.to = proxy.start.serving.listen;
     setup.credentials = proxy.start.command_token.as_deref().map(credentials);
