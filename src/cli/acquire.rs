@@ -13,6 +13,9 @@ use super::variables::Variables;
 use super::{Exit, Failure, print_error};
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace acquire github ./nightly-sync\n  outpace acquire openai --cost 1200 --max-wait 5m python job.py"
+)]
 pub(super) struct AcquireArgs {
     /// Name of the target in the configuration
     target: String,

@@ -20,6 +20,9 @@ pub(super) struct BlocksArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace unblock github\n  outpace unblock github --limit per-hour --key team-a"
+)]
 pub(super) struct UnblockArgs {
     #[command(flatten)]
     place: AdminArgs,

@@ -11,6 +11,9 @@ use super::table::table;
 use super::{Exit, Failure, block_on, print};
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace buffers\n  outpace buffers pause orders --reason maintenance\n  outpace buffers redrive orders --limit 100"
+)]
 pub(super) struct BuffersArgs {
     #[command(flatten)]
     place: OperatorArgs,
@@ -66,6 +69,9 @@ enum BuffersCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace items list orders --state dead\n  outpace items show ID --body"
+)]
 pub(super) struct ItemsArgs {
     #[command(flatten)]
     place: OperatorArgs,

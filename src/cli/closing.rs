@@ -47,6 +47,9 @@ fn about(problem: &CommandProblem) -> String {
                 "{host} was not reached{times}: the client does not trust outpace's CA; {DISTRUSTED}"
             )
         }
+        "client-unknown" => {
+            format!("a request came without the credentials of this command{times}: {detail}")
+        }
         reason => format!("{host}: {reason}{times}: {detail}. {remedy}"),
     }
 }

@@ -9,6 +9,9 @@ use clap_complete::Shell;
 use super::{Cli, Exit, Failure, print};
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace completions bash > /etc/bash_completion.d/outpace\n  outpace completions zsh > ~/.zfunc/_outpace"
+)]
 pub(super) struct CompletionsArgs {
     /// Shell that reads the completions
     #[arg(value_enum)]
@@ -16,6 +19,9 @@ pub(super) struct CompletionsArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace man run | man -l -\n  outpace man --dir /usr/local/share/man/man1"
+)]
 pub(super) struct ManArgs {
     /// Subcommand whose page is printed (default: the page of outpace itself)
     #[arg(value_name = "COMMAND")]

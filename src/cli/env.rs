@@ -3,18 +3,35 @@
 use clap::{Args, ValueEnum};
 
 use super::client::ConfigArgs;
+use super::gateway;
 use super::variables::variables;
 use super::{Exit, Failure, print, print_error};
 use crate::app::Trust;
 use crate::config::Purpose;
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  eval \"$(outpace env)\"\n  outpace env --shell fish | source\n  outpace env --client billing --shell docker > outpace.env\n  outpace env --gateway http://outpace.egress.svc:8080 --bundle /trust/bundle.pem --client billing --shell k8s"
+)]
 pub(super) struct EnvArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Client name from `clients` in the configuration (required if `clients` are configured)
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
+    /// URL of an outpace on another machine, for the variables of an app that uses it. No
+    /// configuration file is read
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "bundle",
+        conflicts_with = "config"
+    )]
+    gateway: Option<url::Url>,
+    /// Path at which the app finds the bundle of roots, which the gateway serves at /bundle.pem of its
+    /// admin port
+    #[arg(long, value_name = "PATH", requires = "gateway")]
+    bundle: Option<String>,
     /// Syntax of the printed variables
     #[arg(long, value_enum, default_value_t = Shell::Sh)]
     shell: Shell,
@@ -22,7 +39,7 @@ pub(super) struct EnvArgs {
 
 /// Syntax in which the variables are printed, depending on the program that reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Shell {
+pub(super) enum Shell {
     /// POSIX shells such as bash and zsh, with `eval "$(outpace env)"`
     Sh,
     /// The shell fish, with `outpace env --shell fish | source`
@@ -36,6 +53,10 @@ enum Shell {
 }
 
 pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
+    if let (Some(gateway), Some(bundle)) = (&args.gateway, &args.bundle) {
+        let client = args.client.as_deref();
+        return Ok(print(&gateway::lines(args.shell, gateway, bundle, client)));
+    }
     let purpose = Purpose::Programs(args.client.as_deref(), false);
     let trust = Trust::load(args.config.find().as_deref(), purpose)?;
     let proxy = trust.proxy_url(args.client.as_deref(), None)?;
@@ -51,7 +72,7 @@ pub(super) fn run(args: &EnvArgs) -> Result<Exit, Failure> {
 }
 
 impl Shell {
-    fn line(self, name: &str, value: &str) -> String {
+    pub(super) fn line(self, name: &str, value: &str) -> String {
         match self {
             Self::Sh => format!("export {name}={}\n", quote(value, "'\\''")),
             Self::Fish => format!(

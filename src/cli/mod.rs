@@ -14,6 +14,7 @@ mod endpoint;
 mod env;
 mod exit;
 mod fleet;
+mod gateway;
 mod init;
 mod migrate;
 mod pins;

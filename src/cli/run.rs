@@ -29,6 +29,9 @@ use crate::exchange::CommandReport;
 use crate::files::{create_private, open_private};
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace run curl -i https://api.github.com/zen\n  outpace run -c team.yaml --client billing python app.py\n  outpace run -- ./script --its-own-option"
+)]
 pub(super) struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -99,6 +102,9 @@ async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failur
     let mut quit = signal(SignalKind::quit())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut first = signal(SignalKind::user_defined1())?;
+    let mut second = signal(SignalKind::user_defined2())?;
+    let mut alarm = signal(SignalKind::alarm())?;
     let mut child = start_command(command, variables)?;
     // A terminal sends SIGINT and SIGQUIT to the whole process group, so the command receives them
     // without help.
@@ -110,6 +116,9 @@ async fn follow(command: &[String], variables: Variables) -> Result<Exit, Failur
             _ = quit.recv() => if !typed { pass_on(&child, rustix::process::Signal::QUIT) },
             _ = terminate.recv() => pass_on(&child, rustix::process::Signal::TERM),
             _ = hang_up.recv() => pass_on(&child, rustix::process::Signal::HUP),
+            _ = first.recv() => pass_on(&child, rustix::process::Signal::USR1),
+            _ = second.recv() => pass_on(&child, rustix::process::Signal::USR2),
+            _ = alarm.recv() => pass_on(&child, rustix::process::Signal::ALARM),
         }
     }
 }
@@ -154,12 +163,14 @@ impl Proxy {
         let proxy = tokio::time::timeout(Duration::from_secs(2), asked)
             .await
             .ok()??;
-        let is_same = proxy.start.serving == known && known.config == absolute(config);
+        let is_same = proxy.start.serving == known && is_same_file(&known.config, config);
         is_same.then_some(proxy)
     }
 
     async fn start(config: &Path, trust: &Trust) -> Result<Self, Failure> {
         let log_path = trust.data_dir().join("run.log");
+        // A proxy that is about to end may still write into the file of its own start.
+        let _ = std::fs::remove_file(&log_path);
         let log = create_private(&log_path)?;
         let ourselves = std::env::current_exe()?;
         let mut child = Command::new(ourselves)
@@ -179,9 +190,11 @@ impl Proxy {
                 return Ok(proxy);
             }
             if let Ok(Some(ended)) = child.try_wait() {
-                let told = std::fs::read_to_string(&log_path).unwrap_or_default();
-                let last = told.lines().last().unwrap_or_default();
-                let last = last.strip_prefix("outpace: ").unwrap_or(last);
+                let told = std::fs::read(&log_path).unwrap_or_default();
+                let told = String::from_utf8_lossy(&told);
+                let mut lines = told.lines().rev();
+                let cause = lines.find_map(|line| line.strip_prefix("outpace: "));
+                let last = cause.or_else(|| told.lines().last()).unwrap_or_default();
                 return Err(Failure(Exit::of_command(ended), last.to_owned()));
             }
             clock.sleep_until(clock.now() + LOOK).await;
@@ -211,6 +224,13 @@ impl Proxy {
         };
         tokio::time::timeout(REPORT, asked).await.ok()?
     }
+}
+
+/// Returns true if both paths lead to one file, by whatever links and dots.
+fn is_same_file(known: &str, config: &Path) -> bool {
+    let resolved = |path: &Path| std::fs::canonicalize(path).ok();
+    let ours = resolved(config);
+    known == absolute(config) || ours.is_some() && ours == resolved(Path::new(known))
 }
 
 /// Sends a GET request to the admin port, and returns the body of the response with the connection.

@@ -24,6 +24,9 @@ pub(super) struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace explain https://api.github.com/zen\n  outpace explain -X POST -d '{\"max_tokens\":900}' https://api.openai.com/v1/chat/completions"
+)]
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     place: AdminArgs,
@@ -170,7 +173,12 @@ fn shown(told: &Value) -> String {
             None if count(row, "blocks") > 0 => {
                 format!("blocked scopes: {}", count(row, "blocks"))
             }
-            None if text(row, "mode") == "observe" => "only observed".to_owned(),
+            None if text(row, "mode") == "observe" => {
+                format!(
+                    "only observed, {} would have waited",
+                    count(row, "would_hold")
+                )
+            }
             None => text(row, "ledger").to_owned(),
         };
         row["why"] = why.into();

@@ -2,7 +2,6 @@
 //! set gets a file with its own certificates and outpace's CA, so that no program trusts a root that
 //! it did not trust before.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use rustls_pki_types::pem::PemObject as _;
 use super::variables::absolute;
 use crate::app::Trust;
 use crate::config::process_environment;
+use crate::files::make_private_dir;
 
 /// Largest file of the user that is read.
 const OWN_BYTES_MAX: u64 = 16 << 20;
@@ -50,54 +50,69 @@ impl<'a> TrustFiles<'a> {
     /// Returns the path of a file with the certificates of the first variable that is set, and outpace's
     /// CA. `None` if none is set.
     fn own(&mut self, names: &[&str]) -> Option<String> {
-        let known = |name| process_environment(name).filter(|path| !path.is_empty());
-        let mut set = names.iter().filter_map(|name| Some((*name, known(name)?)));
+        let mut set = names.iter().filter_map(|name| Some((*name, set(name)?)));
         let (name, path) = set.next()?;
-        match read(Path::new(&path)).and_then(|own| self.merged(Path::new(&path), &own)) {
-            Ok(path) => Some(path),
-            Err(error) => {
-                let problem = format!("{name} names {path}, which cannot be used: {error}");
-                if !self.problems.contains(&problem) {
-                    self.problems.push(problem);
-                }
-                // The program had no roots before, either.
-                Some(absolute(&self.trust.cert))
-            }
-        }
+        let merged = self.merged(Path::new(&path));
+        Some(
+            self.or_problem(merged, name, &path)
+                .unwrap_or_else(|| absolute(&self.trust.cert)),
+        )
     }
 
-    /// Returns the path of a file with this text and outpace's CA. It is `path` if the CA is there
-    /// already, as in a nested `run`.
-    fn merged(&self, path: &Path, own: &str) -> std::io::Result<String> {
-        let known = certificates(own);
-        if path.is_file()
-            && certificates(&self.ours)
-                .iter()
-                .all(|cert| known.contains(cert))
-        {
+    /// Notes a file that cannot be used. The program could not use it either.
+    fn or_problem(
+        &mut self,
+        merged: std::io::Result<String>,
+        name: &str,
+        path: &str,
+    ) -> Option<String> {
+        let error = match merged {
+            Ok(merged) => return Some(merged),
+            Err(error) => error,
+        };
+        let problem = format!("{name} names {path}, which cannot be used: {error}");
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+        None
+    }
+
+    /// Returns the path of a file with these certificates and outpace's CA. It is `path` if the CA is
+    /// there already, as in a nested `run`.
+    fn merged(&self, path: &Path) -> std::io::Result<String> {
+        let own = read(path)?;
+        let known = certificates(&own);
+        let ours = self.ours.as_bytes();
+        if path.is_file() && certificates(ours).iter().all(|cert| known.contains(cert)) {
             return Ok(absolute(path));
         }
-        self.write("pem", &format!("{}\n{}", own.trim_end(), self.ours))
-    }
-
-    /// Writes a file that is named after its content, unless it exists.
-    fn write(&self, kind: &str, text: &str) -> std::io::Result<String> {
-        let mut name = "own-".to_owned();
-        for byte in digest(&SHA256, text.as_bytes()).as_ref().iter().take(8) {
-            let _ = write!(name, "{byte:02x}");
+        // Only certificates are copied, because the file may also hold a key.
+        let blocks = blocks(&own);
+        if blocks.is_empty() && !own.trim_ascii().is_empty() {
+            return Err(std::io::Error::other("it holds no certificate in PEM"));
         }
-        self.put(&format!("{name}.{kind}"), text)
+        self.put("pem", &[&blocks[..], ours].concat())
     }
 
-    fn put(&self, name: &str, text: &str) -> std::io::Result<String> {
+    /// Writes a file that is named after its content, unless it exists. Commands that run at the same
+    /// time thus keep their own files.
+    fn put(&self, kind: &str, content: &[u8]) -> std::io::Result<String> {
         let dir = self.trust.own_dir();
+        self.put_into(
+            &dir,
+            &format!("own-{}.{kind}", short_digest(content)),
+            content,
+        )
+    }
+
+    fn put_into(&self, dir: &Path, name: &str, content: &[u8]) -> std::io::Result<String> {
         let path = dir.join(name);
-        if std::fs::read_to_string(&path).is_ok_and(|known| known == text) {
+        if std::fs::read(&path).is_ok_and(|known| known == content) {
             return Ok(absolute(&path));
         }
-        std::fs::create_dir_all(&dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(&dir)?;
-        file.write_all(text.as_bytes())?;
+        make_private_dir(dir).map_err(std::io::Error::other)?;
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(content)?;
         file.persist(&path).map_err(|error| error.error)?;
         Ok(absolute(&path))
     }
@@ -105,32 +120,40 @@ impl<'a> TrustFiles<'a> {
     /// Writes a configuration file for wget, because wget reads only one variable, which names that
     /// file. The user's own settings are copied and may contain a password, so the file is private.
     pub(super) fn wgetrc(&mut self) -> std::io::Result<String> {
-        let own = process_environment("WGETRC").map(PathBuf::from);
-        let home = process_environment("HOME").map(|home| Path::new(&home).join(".wgetrc"));
-        let ours = self.trust.own_dir().join("wgetrc");
-        let own = own.filter(|own| *own != ours).or(home);
+        let home = || Some(Path::new(&set("HOME")?).join(".wgetrc"));
+        let own = set("WGETRC").map(PathBuf::from).or_else(home);
         let own = own
-            .and_then(|own| std::fs::read_to_string(own).ok())
+            .and_then(|own| std::fs::read(own).ok())
             .unwrap_or_default();
-        let set = own.lines().rev().find_map(|line| {
+        if own.ends_with(WGETRC_END.as_bytes()) {
+            // The file of an outer `run` has all settings.
+            return self.put("wgetrc", &own);
+        }
+        let text = String::from_utf8_lossy(&own);
+        let named = text.lines().rev().find_map(|line| {
             let (name, value) = line.split_once('=')?;
             let name = name.trim().to_ascii_lowercase().replace(['-', '_'], "");
-            (name == "cacertificate").then(|| PathBuf::from(value.trim()))
+            let value = value.trim();
+            (name == "cacertificate" && !value.is_empty()).then(|| value.to_owned())
         });
-        let bundle = match set {
-            Some(path) => self.merged(&path, &read(&path)?)?,
-            None => absolute(&self.trust.bundle),
-        };
-        self.put("wgetrc", &format!("{own}\nca_certificate = {bundle}\n"))
+        let merged = named.and_then(|path| {
+            let merged = self.merged(Path::new(&path));
+            self.or_problem(merged, "ca_certificate of wget", &path)
+        });
+        let bundle = merged.unwrap_or_else(|| absolute(&self.trust.bundle));
+        let end = format!("\nca_certificate = {bundle}\n{WGETRC_END}");
+        self.put("wgetrc", &[&own[..], end.as_bytes()].concat())
     }
 
     /// Writes a configuration file for PHP and returns a value of `PHP_INI_SCAN_DIR`, which makes PHP
     /// read it after its other files.
     pub(super) fn php(&self, bundle: &str) -> std::io::Result<String> {
         let text = format!("curl.cainfo = \"{bundle}\"\nopenssl.cafile = \"{bundle}\"\n");
-        let dir = self.trust.own_dir().join("php");
-        std::fs::create_dir_all(&dir)?;
-        self.put("php/outpace.ini", &text)?;
+        let dir = self
+            .trust
+            .own_dir()
+            .join(format!("php-{}", short_digest(text.as_bytes())));
+        self.put_into(&dir, "outpace.ini", text.as_bytes())?;
         let own = process_environment("PHP_INI_SCAN_DIR").unwrap_or_default();
         let dir = absolute(&dir);
         // An empty place stands for the directory of the installation.
@@ -142,37 +165,70 @@ impl<'a> TrustFiles<'a> {
 
     /// Writes a configuration file for apt, which includes the user's own one, and returns its path.
     pub(super) fn apt(&self, bundle: &str) -> std::io::Result<String> {
-        let ours = absolute(&self.trust.own_dir().join("apt.conf"));
-        let own = process_environment("APT_CONFIG").filter(|own| *own != ours);
+        let line = format!("Acquire::https::CaInfo \"{bundle}\";\n");
+        let own = set("APT_CONFIG");
+        let is_ours =
+            |own: &String| std::fs::read_to_string(own).is_ok_and(|text| text.ends_with(&line));
+        if let Some(own) = own.clone().filter(is_ours) {
+            return Ok(own);
+        }
         let own = own.map_or_else(String::new, |own| format!("#include \"{own}\";\n"));
-        self.put(
-            "apt.conf",
-            &format!("{own}Acquire::https::CaInfo \"{bundle}\";\n"),
-        )
+        self.put("apt.conf", format!("{own}{line}").as_bytes())
     }
 }
 
-fn certificates(text: &str) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_slice_iter(text.as_bytes())
-        .flatten()
-        .collect()
+/// Last line of a configuration file for wget that is complete already.
+const WGETRC_END: &str = "# Written by outpace.\n";
+
+/// Returns the value of a variable that is not empty.
+fn set(name: &str) -> Option<String> {
+    process_environment(name).filter(|text| !text.is_empty())
+}
+
+/// Returns 16 hexadecimal digits that depend on the content.
+fn short_digest(content: &[u8]) -> String {
+    let digest = digest(&SHA256, content);
+    let first = digest.as_ref().iter().take(8);
+    first.map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn certificates(text: &[u8]) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(text).flatten().collect()
+}
+
+/// Returns the PEM blocks with certificates, also those with trust settings of OpenSSL.
+fn blocks(text: &[u8]) -> Vec<u8> {
+    let mut found = Vec::new();
+    let mut is_inside = false;
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        let bare = line.trim_ascii();
+        let is_of = |start: &[u8]| bare.starts_with(start) && bare.ends_with(b"CERTIFICATE-----");
+        is_inside |= is_of(b"-----BEGIN ");
+        if is_inside {
+            found.extend_from_slice(bare);
+            found.push(b'\n');
+        }
+        is_inside &= !is_of(b"-----END ");
+    }
+    found
 }
 
 /// Reads a file with certificates, or all such files of a directory.
-fn read(path: &Path) -> std::io::Result<String> {
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     if !path.is_dir() {
-        let size = std::fs::metadata(path)?.len();
-        if size > OWN_BYTES_MAX {
-            return Err(std::io::Error::other(format!("it has {size} bytes")));
+        let known = std::fs::metadata(path)?;
+        // A read of a pipe could wait for ever.
+        if !known.is_file() || known.len() > OWN_BYTES_MAX {
+            return Err(std::io::Error::other("it is no file of at most 16 MiB"));
         }
-        return std::fs::read_to_string(path);
+        return std::fs::read(path);
     }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let path = entry?.path();
-        let text = std::fs::metadata(&path)
+        let is_read = std::fs::metadata(&path)
             .is_ok_and(|known| known.is_file() && known.len() <= OWN_BYTES_MAX);
-        let text = text.then(|| std::fs::read_to_string(&path).unwrap_or_default());
+        let text = is_read.then(|| std::fs::read(&path).unwrap_or_default());
         // A directory with hashes holds each certificate under two names.
         for cert in certificates(&text.unwrap_or_default()) {
             if !found.contains(&cert) {
@@ -183,5 +239,22 @@ fn read(path: &Path) -> std::io::Result<String> {
     let encoded = found
         .iter()
         .map(|cert| pem::encode(&pem::Pem::new("CERTIFICATE", cert.to_vec())));
-    Ok(encoded.collect())
+    Ok(encoded.collect::<String>().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_certificates_are_copied() {
+        let text =
+            b"# Autorit\xe9\r\n-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n\
+            -----BEGIN CERTIFICATE-----\r\nBBBB\r\n-----END CERTIFICATE-----\r\ntext\n\
+            -----BEGIN TRUSTED CERTIFICATE-----\nCCCC\n-----END TRUSTED CERTIFICATE-----";
+        let copied = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n\
+            -----BEGIN TRUSTED CERTIFICATE-----\nCCCC\n-----END TRUSTED CERTIFICATE-----\n";
+        assert_eq!(String::from_utf8(blocks(text)).unwrap(), copied);
+        assert!(blocks(b"0\x82\x03\x01 no text").is_empty());
+    }
 }

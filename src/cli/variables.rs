@@ -12,10 +12,10 @@ use crate::units::HostName;
 
 /// Variables that make a program use the proxy. Both spellings are set, because each is read by
 /// some programs only.
-const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
+pub(super) const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
 /// Variables that *replace* a program's root certificates, each with those that the program reads if
 /// the first is not set.
-const REPLACING: [&[&str]; 12] = [
+pub(super) const REPLACING: [&[&str]; 12] = [
     &["SSL_CERT_FILE"],
     &["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"],
     &["CURL_CA_BUNDLE", "SSL_CERT_FILE"],
@@ -30,10 +30,10 @@ const REPLACING: [&[&str]; 12] = [
     &["PERL_LWP_SSL_CA_FILE", "HTTPS_CA_FILE", "SSL_CERT_FILE"],
 ];
 /// Variables that *add* to a program's root certificates.
-const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
+pub(super) const ADDING: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 /// Hosts and networks to reach without the proxy, which would refuse most of these private
 /// addresses.
-const NO_PROXY: &str =
+pub(super) const NO_PROXY: &str =
     "localhost,127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local";
 
 /// Names of variables with their values, in the order of the output.

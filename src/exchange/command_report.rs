@@ -119,13 +119,17 @@ impl CommandReport {
     }
 }
 
-/// Returns true if the client cannot show the reason: most clients hide the body of a refused CONNECT,
-/// and a failed handshake has no response.
+/// Returns true if the command must know the reason: most clients hide the body of a refused CONNECT,
+/// a failed handshake has no response, and some refusals concern the set-up.
 fn is_hidden(reason: Reason, record: &Record) -> bool {
     record.method == Method::CONNECT && reason != Reason::WaitTooLong
         || matches!(
             reason,
-            Reason::ClientUnknown | Reason::ParentProxy | Reason::AddressProhibited
+            Reason::ClientUnknown
+                | Reason::ParentProxy
+                | Reason::AddressProhibited
+                | Reason::HostNotAllowed
+                | Reason::PortNotAllowed
         )
 }
 

@@ -28,10 +28,15 @@ pub(super) fn by_proxy_field(
             Some((name, token)) if command.matches(name, token) => {
                 Ok(client.with_access(&policy.anyone))
             }
-            _ => Err(Error::new(
-                Reason::ClientUnknown,
-                "`outpace run` has started this proxy for one command, and the request lacks the credentials in HTTPS_PROXY of that command",
-            )),
+            _ => Err(Error {
+                remedy: Some(String::from(
+                    "Start the program by `outpace run`, or run `outpace serve` for all programs.",
+                )),
+                ..Error::new(
+                    Reason::ClientUnknown,
+                    "`outpace run` has started this proxy for one command, and the request lacks the credentials in HTTPS_PROXY of that command",
+                )
+            }),
         };
     }
     identify(Reason::ClientUnknown, offered, policy, client)

@@ -124,6 +124,7 @@ pub struct BufferSpec {
     pub on_exhausted: Option<Exhausted>,
     /// Statuses of responses that pause the buffer, such as `[401, 403]`. Its item is then not dead,
     /// but waits for a `resume`. Empty by default.
+    #[schemars(inner(range(min = 300, max = 599)), length(max = 16))]
     pub pause_on: Option<Vec<u16>>,
     /// Methods and paths that an item may name, such as `{ methods: [PUT], paths: ["/orders/*"] }`.
     pub allow: Option<ItemOverrides>,

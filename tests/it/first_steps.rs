@@ -119,7 +119,7 @@ for name in sys.argv[2:]:
     assert_eq!(schema.0, Some(0), "{schema:?}");
     let path = dir.path().join("schema.json");
     std::fs::write(&path, schema.1).unwrap();
-    let python = std::env::var("OUTPACE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let [(_, python), ..] = crate::clients::variables();
     let mut command = tokio::process::Command::new(python);
     let (code, out, err) = ended(command.args(["-c", SCRIPT]).arg(&path).args(files)).await;
     assert_eq!(code, Some(0), "{err}");

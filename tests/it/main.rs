@@ -93,6 +93,7 @@ mod retry_after;
 mod revocation;
 mod rotation;
 mod run;
+mod run_commands;
 mod run_honest;
 mod run_roots;
 mod scopes;

@@ -117,7 +117,7 @@ async fn a_path_route_asks_for_the_clients_token_and_keeps_the_pace() {
 async fn a_client_library_needs_only_a_base_url() {
     let origin = Origin::ok().await;
     let program = Program::before(&origin, TARGETS).await;
-    let python = std::env::var("OUTPACE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let [(_, python), ..] = crate::clients::variables();
     let script = "import sys, httpx; print(httpx.Client(base_url=sys.argv[1], trust_env=False).post('/v1/answers', json={}).status_code)";
     let mut command = tokio::process::Command::new(python);
     command.args([

@@ -226,7 +226,11 @@ async fn hosts_of_no_target_pass_for_the_command_alone() {
     let (_, out, err) = run(dir.path(), &format!("{metadata}{other}"), &[]).await;
     assert_eq!(out.trim(), "403 407 407", "{err}");
     let last = err.lines().last().unwrap();
-    for words in ["address-prohibited", "169.254.169.254", "client-unknown"] {
+    for words in [
+        "address-prohibited",
+        "169.254.169.254",
+        "without the credentials of this command",
+    ] {
         assert!(last.contains(words), "{words}: {err}");
     }
     // An outpace that is joined keeps its rules, and the closing line names them.
@@ -309,6 +313,14 @@ async fn the_last_line_says_what_was_not_paced() {
             assert!(ours[0].contains(word), "{script}: {err}");
         }
     }
+    // Plain requests that are refused have a cause, too.
+    let refusing = place(&origin, &format!("unmatched: refuse\n{TARGET}"));
+    let both = format!("{CURL} https://api.test/; curl -sS -o /dev/null http://plain.test/");
+    let (_, _, err) = run(refusing.path(), &both, &[]).await;
+    assert!(
+        err.contains("plain.test: host-not-allowed") && !err.contains("no request"),
+        "{err}"
+    );
     let observed = place(
         &origin,
         "targets:\n  - { name: api, hosts: [api.test], mode: observe, limits: [{ rate: \"1/1m\", burst: 1 }] }\n",

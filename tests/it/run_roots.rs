@@ -133,11 +133,9 @@ async fn the_roots_of_wget_php_and_apt_are_in_their_own_files() {
     )
     .await;
     let text = std::fs::read_to_string(&found[0]).unwrap();
-    let path = text
-        .lines()
-        .last()
-        .unwrap()
-        .strip_prefix("ca_certificate = ")
+    let mut lines = text.lines().rev();
+    let path = lines
+        .find_map(|line| line.strip_prefix("ca_certificate = "))
         .unwrap();
     assert!(text.starts_with("timeout = 7\n"), "{text}");
     assert_eq!(certificates(path).len(), 2);
@@ -238,5 +236,89 @@ async fn no_exception_swallows_a_target() {
     assert!(
         err.contains("`.corp.test` in NO_PROXY covers target local"),
         "{err}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_files_of_the_user_are_used_or_named() {
+    let origin = Origin::ok().await;
+    let dir = place(&origin, TARGET);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let write =
+        |name: &str, content: &[u8]| std::fs::write(dir.path().join(name), content).unwrap();
+    let ca = origin.ca.as_bytes();
+    write("latin.pem", &[b"# Autorit\xe9\n", ca].concat());
+    let key = b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    write("key.pem", &[&key[..], ca].concat());
+    write("windows.pem", origin.ca.replace('\n', "\r\n").as_bytes());
+    let der = certificates(&path("latin.pem")).remove(0);
+    write("der.pem", &der);
+    write("empty.pem", b"");
+    for (name, count, words) in [
+        ("latin.pem", 2, ""),
+        ("key.pem", 2, ""),
+        ("windows.pem", 2, ""),
+        ("empty.pem", 1, ""),
+        ("der.pem", 1, "holds no certificate in PEM"),
+        ("missing.pem", 1, "No such file"),
+    ] {
+        let script = "cat \"$REQUESTS_CA_BUNDLE\"";
+        let (code, out, err) =
+            run(dir.path(), script, &[("REQUESTS_CA_BUNDLE", &path(name))]).await;
+        assert_eq!(code, Some(0), "{name}: {err}");
+        assert_eq!(
+            out.matches("BEGIN CERTIFICATE").count(),
+            count,
+            "{name}: {out}"
+        );
+        assert!(
+            err.contains(words) && !out.contains("PRIVATE"),
+            "{name}: {err}"
+        );
+    }
+    // A pipe without a writer is not waited for.
+    let made = std::process::Command::new("mkfifo")
+        .arg(path("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    let (code, _, err) = run(dir.path(), "true", &[("PIP_CERT", &path("pipe"))]).await;
+    assert!(code == Some(0) && err.contains("it is no file"), "{err}");
+    // Settings of wget keep their bytes, and a missing certificate is named.
+    write(
+        "w1",
+        b"wait = 1\n# caf\xe9\nca_certificate = /no/such.pem\n",
+    );
+    let (code, out, err) = run(
+        dir.path(),
+        "cat $WGETRC | head -1",
+        &[("WGETRC", &path("w1"))],
+    )
+    .await;
+    assert_eq!((code, out.trim()), (Some(0), "wait = 1"));
+    assert!(
+        err.contains("ca_certificate of wget names /no/such.pem"),
+        "{err}"
+    );
+    // Two commands at the same time keep their own files.
+    write("w2", b"wait = 2\n");
+    let script = "first=$(cat $WGETRC); touch ready; until test -e done; do :; done; test \"$first\" = \"$(cat $WGETRC)\" && echo same";
+    let w1 = path("w1");
+    let first = [("WGETRC", &*w1)];
+    let long = crate::run_honest::run_once(dir.path(), script, &first);
+    let short = async {
+        while !dir.path().join("ready").exists() {
+            tokio::task::yield_now().await;
+        }
+        let w2 = path("w2");
+        let found =
+            crate::run_honest::run_once(dir.path(), "head -1 $WGETRC", &[("WGETRC", &w2)]).await;
+        std::fs::write(dir.path().join("done"), "").unwrap();
+        found
+    };
+    let (long, short) = tokio::join!(long, short);
+    assert_eq!(
+        (long.1.trim(), short.1.trim()),
+        ("same", "wait = 2"),
+        "{long:?} {short:?}"
     );
 }

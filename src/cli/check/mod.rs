@@ -21,6 +21,9 @@ use crate::intercept::{CaSource, CertificateAuthority};
 use crate::policy::Policy;
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  outpace check\n  outpace check config.example.yaml\n  outpace check --connect -c outpace.yaml"
+)]
 pub(super) struct CheckArgs {
     /// Configuration file, like `--config FILE`
     #[arg(value_name = "FILE", conflicts_with = "config")]

@@ -27,7 +27,7 @@ pub(in crate::cli) fn warnings(config: &Config) -> Vec<String> {
     warnings.sort();
     warnings.extend(policy.targets.iter().flat_map(|t| about_costs(t)));
     let too_long = policy.targets.iter();
-    let too_long = too_long.filter(|target| target.max_wait > MOST_PATIENT);
+    let too_long = too_long.filter(|target| !target.observe && target.max_wait > MOST_PATIENT);
     warnings.extend(too_long.map(|target| {
         let wait = humantime::format_duration(target.max_wait);
         format!("target {}: max_wait {wait} is longer than most clients wait ({}); set it below the timeout of your clients, or raise their timeout", target.name, client_timeouts())

@@ -13,6 +13,7 @@ use super::{Exit, Failure};
 use crate::units::Rate;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  outpace demo\n  outpace demo --origin --rate 5/1s")]
 pub(super) struct DemoArgs {
     /// Run only the origin, so that you can send it your own requests
     #[arg(long)]

@@ -80,8 +80,8 @@ pub(crate) struct Program {
     events: Lines,
 }
 
-/// Returns a command that runs the built program without the proxy and log variables of the
-/// environment.
+/// Returns a command that runs the built program without the variables of the environment for
+/// proxies, root certificates and the log.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outpace"));
     for name in [
@@ -89,6 +89,14 @@ pub(crate) fn program() -> Command {
         "HTTPS_PROXY",
         "http_proxy",
         "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "PIP_CERT",
+        "NODE_EXTRA_CA_CERTS",
         "RUST_LOG",
         "OUTPACE_LOG",
     ] {
