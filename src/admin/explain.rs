@@ -1,6 +1,6 @@
 //! `GET /v1/explain`: the target, limits, keys, costs and lane of a request, and its expected wait.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Json;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{Admin, blocks, explain_limit, problem};
 use crate::exchange::{Exchange, describe_block};
 use crate::ledger::LedgerGap;
+use crate::origin::may_dial;
 use crate::policy::{
     Bound, Caller, Client, Cost, KeySecret, Limit, LimitSet, Policy, RequestJson, RequestView,
     Scope, Target, TlsMode, Unmatched,
@@ -199,6 +200,26 @@ fn unauthenticated(policy: &Policy, client: Option<&Client>) -> Option<&'static 
     is_required.then_some("is refused (407, by a route 401): it names none of the `clients`")
 }
 
+/// Returns the verdict for a host whose address is known without DNS, and may not be dialled. A parent
+/// proxy resolves names itself.
+fn prohibited(policy: &Policy, origin: &Origin, now: Option<&Exchange>) -> Option<&'static str> {
+    let literal = match origin.host.as_str() {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => origin.host.ip(),
+    };
+    let has_parent = now.is_some_and(|now| now.pool.connector().parent(origin).is_some());
+    let fixed = policy.egress.resolve.get(&origin.host);
+    let fixed = fixed.filter(|_| !has_parent);
+    let address = match fixed {
+        Some((ip, port)) => SocketAddr::new(*ip, port.unwrap_or(origin.port)),
+        None => SocketAddr::new(literal?, origin.port),
+    };
+    let is_refused = !may_dial(&policy.egress, address);
+    is_refused.then_some(
+        "is refused (403): its address is not public, and `egress.allow` does not list it",
+    )
+}
+
 /// Explains the request under `policy`. `now` is `None` without a running outpace. Waits and free
 /// slots are then omitted.
 ///
@@ -235,7 +256,8 @@ pub fn explain(
         told["verdict"] = format!("is blocked: {words}").into();
         told["blocked"] = json!(blocked);
     }
-    if let Some(verdict) = unauthenticated(policy, subject.client) {
+    let refused = unauthenticated(policy, subject.client);
+    if let Some(verdict) = refused.or_else(|| prohibited(policy, &subject.origin, now)) {
         told["verdict"] = verdict.into();
     }
     Ok(told)

@@ -2,7 +2,10 @@
 //! dialled without an entry in `egress.allow`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::policy::Egress;
+use crate::sockets::is_local;
 
 /// Class of an IP address. Every address belongs to exactly one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,9 +96,18 @@ fn of_v6(ip: Ipv6Addr) -> AddressClass {
     }
 }
 
+/// Returns true if an address may be dialled: the operator allows it, or it is public and does not
+/// belong to this machine.
+pub fn may_dial(egress: &Egress, address: SocketAddr) -> bool {
+    let ip = address.ip();
+    egress.allows(address)
+        || egress.private && !may_be_metadata(ip)
+        || AddressClass::of(ip) == AddressClass::Public && !is_local(ip)
+}
+
 /// Returns true if an address may serve the metadata of a virtual machine, with its credentials, or if
 /// it is no address of a single host. The command of `outpace run` reaches all others.
-pub(super) fn may_be_metadata(ip: IpAddr) -> bool {
+fn may_be_metadata(ip: IpAddr) -> bool {
     let known = [
         IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
         IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
-use super::address::{AddressClass, may_be_metadata};
+use super::address::{AddressClass, may_dial};
 use super::resolve::Resolver;
 use super::tls::ClientTls;
 use super::{Io, OriginError, ParentProxy, Roots};
@@ -178,19 +178,11 @@ impl Connector {
         if self.is_ourselves(address) {
             return Err(OriginError::Ourselves { host: host() });
         }
-        if egress.allows(address) {
+        if may_dial(egress, address) {
             return Ok(());
         }
-        if egress.private && !may_be_metadata(address.ip()) {
-            return Ok(());
-        }
-        match AddressClass::of(address.ip()) {
-            AddressClass::Public if !is_local(address.ip()) => return Ok(()),
-            AddressClass::Public => {
-                tracing::debug!(host = %host(), %address, "not dialled: an address of this machine");
-            }
-            class => tracing::debug!(host = %host(), %address, "not dialled: {class}"),
-        }
+        let class = AddressClass::of(address.ip());
+        tracing::debug!(host = %host(), %address, "not dialled: {class}");
         Err(OriginError::Prohibited { host: host() })
     }
 

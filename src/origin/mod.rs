@@ -24,7 +24,7 @@ mod pool;
 mod resolve;
 mod tls;
 
-pub use address::AddressClass;
+pub use address::{AddressClass, may_dial};
 pub use body::OriginBody;
 pub use client_link::ClientLink;
 pub use connect::Connector;

@@ -237,3 +237,26 @@ async fn p11_checked_rules_are_printed_as_they_are_applied() {
         assert!(told.contains(line), "{line}\n{told}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_explained_a_private_address_is_refused_as_explained() {
+    let targets = "targets: [{ name: inner, hosts: [\"10.1.2.3\", \"[::1]\", \"169.254.169.254\", plain.test], limits: [{ rate: \"9/1s\" }] }]\n";
+    let origin = Origin::ok().await;
+    let program = Program::before(&origin, targets).await;
+    let mut client = Client::plain(&program).await;
+    for (url, is_refused) in [
+        ("http://10.1.2.3/", true),
+        ("http://[::1]/", true),
+        ("http://169.254.169.254/", true),
+        ("http://plain.test/", false),
+    ] {
+        let (_, told) = program.admin_get(&format!("/v1/explain?url={url}")).await;
+        assert_eq!(
+            told.contains("`egress.allow` does not list it"),
+            is_refused,
+            "{url}: {told}"
+        );
+        let status = client.get(url).await.status().as_u16();
+        assert_eq!(status, if is_refused { 403 } else { 200 }, "{url}");
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cli::variables::default_exception;
 use crate::config::{Config, StoreSettings};
 use crate::exchange::refused_credential;
-use crate::policy::{Expression, Policy, Target, TlsMode};
+use crate::policy::{Expression, Target, TlsMode};
 
 /// Returns what the file allows and what will not work as it looks, because of credentials.
 pub(in crate::cli) fn warnings(config: &Config) -> Vec<String> {
@@ -32,7 +32,7 @@ pub(in crate::cli) fn warnings(config: &Config) -> Vec<String> {
         let wait = humantime::format_duration(target.max_wait);
         format!("target {}: max_wait {wait} is longer than most clients wait ({}); set it below the timeout of your clients, or raise their timeout", target.name, client_timeouts())
     }));
-    warnings.extend(about_exceptions(policy));
+    warnings.extend(about_exceptions(config));
     warnings.extend(about_clear_tokens(config));
     if let Some(spool) = &config.settings.spool
         && matches!(spool.store, StoreSettings::Postgres(_))
@@ -64,14 +64,15 @@ pub(in crate::cli) fn client_timeouts() -> String {
 }
 
 /// Returns the targets that programs reach without their proxy, because of the default `NO_PROXY`.
-fn about_exceptions(policy: &Policy) -> Vec<String> {
+fn about_exceptions(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    for target in &policy.targets {
-        for host in target.hosts.iter().filter_map(|pattern| pattern.exact()) {
+    for target in &config.policy.targets {
+        let exact = target.hosts.iter();
+        for (pattern, host) in exact.filter_map(|pattern| Some((pattern, pattern.exact()?))) {
             let is_local =
                 host.as_str() == "localhost" || host.ip().is_some_and(|ip| ip.is_loopback());
             if is_local {
-                warnings.push(format!("target {}: many clients never use a proxy for {host}; use a route, such as http://127.0.0.1:PORT/to/http:{host}:PORT/", target.name));
+                warnings.push(format!("target {}: many clients never use a proxy for {host}; use a route, with the base URL http://{}/to/http:{pattern}", target.name, config.settings.listen));
             } else if let Some(entry) = default_exception(host, None) {
                 warnings.push(format!("target {}: `outpace env` excepts {entry} from the proxy, which covers {host}; `outpace run` does not, and routes are not affected", target.name));
             }
