@@ -111,7 +111,8 @@ fn holder(file: &mut File) -> Option<u32> {
 }
 
 /// Prepares and locks the data directory, and returns the settings and the policy with its admin
-/// token, and with the access of the command that this process serves alone. A process with inherited sockets waits for the one that drains.
+/// token, and with the access of the command that this process serves alone. A process with inherited
+/// sockets waits for the one that drains.
 pub(super) async fn open(
     loaded: Loaded,
     mode: RunMode,

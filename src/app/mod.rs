@@ -22,7 +22,7 @@ pub use activation::InheritedSockets;
 pub use admin_token::admin_token;
 pub use drain::DrainEnd;
 pub use serving::serving;
-pub use trust::{Trust, ca_names, client_token};
+pub use trust::{Trust, ca_names, client_token, encoded};
 
 use parts::Parts;
 

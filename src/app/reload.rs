@@ -190,10 +190,12 @@ impl<'a> Reloader<'a> {
         let environment = &config::process_environment;
         let loaded = config::parse(&app.config, document, environment, self.generation)?;
         let unusable = |error: StartError| ConfigError::unusable(&app.config, &error);
-        let (settings, mut new) =
+        let (mut settings, mut new) =
             with_admin_token(loaded, &app.settings.data_dir).map_err(unusable)?;
         if let Some(access) = &app.command {
             new.serve_command(access.clone());
+            // Without one in the file, the parent proxy is that of the environment at the start.
+            settings.parent = settings.parent.or_else(|| app.settings.parent.clone());
         }
         let old = app.policy.load_full();
         if !force {

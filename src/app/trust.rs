@@ -207,8 +207,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// Encodes a name or token for the user part of a URL. `Url` itself leaves `%` as it is.
-fn encoded(text: &str) -> String {
+/// Encodes a name or token for the user part of a URL, or a name for one segment of a path. `Url` itself leaves `%` as it is.
+pub fn encoded(text: &str) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 

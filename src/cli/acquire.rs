@@ -11,6 +11,7 @@ use super::client::{Instance, InstanceArgs};
 use super::run::start_command;
 use super::variables::Variables;
 use super::{Exit, Failure, print_error};
+use crate::app::encoded;
 
 #[derive(Debug, Args)]
 #[command(
@@ -50,7 +51,7 @@ pub(super) fn run(args: &AcquireArgs) -> Result<Exit, Failure> {
 async fn acquire(args: &AcquireArgs) -> Result<Exit, Failure> {
     let outpace = Instance::find(&args.place)?;
     let ask = async |verb: &str, body: &Value| {
-        let path = format!("/v1/targets/{}/{verb}", args.target);
+        let path = format!("/v1/targets/{}/{verb}", encoded(&args.target));
         outpace.call(Method::POST, &path, body).await
     };
     let mut asked = json!({ "key": args.key, "lane": args.lane, "cost": args.cost });

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::client::{AdminArgs, Instance};
 use super::table::table;
 use super::{Exit, Failure, block_on, print};
+use crate::app::encoded;
 
 #[derive(Debug, Args)]
 pub(super) struct BlocksArgs {
@@ -93,9 +94,7 @@ fn names(told: &Value) -> Vec<String> {
 
 /// Returns the path of the blocks of a target, with these parameters.
 fn path(target: &str, parts: &[(&str, &str)]) -> String {
-    let encode =
-        |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let target = encode(target).replace('+', "%20");
+    let target = encoded(target);
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(parts);
     match query.finish() {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::client::{Instance, OperatorArgs};
 use super::table::table;
 use super::{Exit, Failure, block_on, print};
+use crate::app::encoded;
 
 #[derive(Debug, Args)]
 #[command(
@@ -228,7 +229,7 @@ fn post(path: String, body: Value) -> CliCall {
 }
 
 pub(super) fn buffers(args: &BuffersArgs) -> Result<Exit, Failure> {
-    let of = |buffer: &str, verb: &str| format!("/v1/buffers/{buffer}{verb}");
+    let of = |buffer: &str, verb: &str| format!("/v1/buffers/{}{verb}", encoded(buffer));
     let (call, list) = match args.what.as_ref().unwrap_or(&BuffersCommand::List) {
         BuffersCommand::List => (get("/v1/buffers".to_owned()), Some("buffers")),
         BuffersCommand::Show { buffer } => (get(of(buffer, "")), None),
@@ -254,7 +255,7 @@ pub(super) fn buffers(args: &BuffersArgs) -> Result<Exit, Failure> {
 }
 
 pub(super) fn items(args: &ItemsArgs) -> Result<Exit, Failure> {
-    let of = |named: &OneItem, verb: &str| format!("/v1/items/{}{verb}", named.item);
+    let of = |named: &OneItem, verb: &str| format!("/v1/items/{}{verb}", encoded(&named.item));
     let (call, list) = match &args.what {
         ItemsCommand::List {
             buffer,
@@ -262,7 +263,7 @@ pub(super) fn items(args: &ItemsArgs) -> Result<Exit, Failure> {
             after,
             limit,
         } => {
-            let mut path = format!("/v1/buffers/{buffer}/items?limit={limit}");
+            let mut path = format!("/v1/buffers/{}/items?limit={limit}", encoded(buffer));
             path.extend(state.iter().map(|state| format!("&state={state}")));
             path.extend(after.iter().map(|after| format!("&after={after}")));
             (get(path), Some("items"))
@@ -280,9 +281,9 @@ fn show_item(args: &ItemsArgs, item: &str, body: bool) -> Result<Exit, Failure> 
     block_on(async {
         let outpace = Instance::spool(args.place.clone())?;
         let query = if body { "?body=true" } else { "" };
-        let (method, path, none) = get(format!("/v1/items/{item}{query}"));
+        let (method, path, none) = get(format!("/v1/items/{}{query}", encoded(item)));
         let shown = outpace.call(method, &path, &none).await?;
-        let (method, path, none) = get(format!("/v1/items/{item}/attempts"));
+        let (method, path, none) = get(format!("/v1/items/{}/attempts", encoded(item)));
         let attempts = outpace.call(method, &path, &none).await?;
         if args.json {
             return Ok(print(&format!("{shown:#}\n{attempts:#}\n")));

@@ -5,6 +5,7 @@ use url::Url;
 
 use super::env::Shell;
 use super::variables::{ADDING, NO_PROXY, PROXY, REPLACING};
+use crate::app::encoded;
 
 /// Variable with the token of the client, which the app's environment must have.
 const TOKEN: &str = "OUTPACE_TOKEN";
@@ -38,16 +39,6 @@ pub(super) fn lines(shell: Shell, gateway: &Url, bundle: &str, client: Option<&s
         text.push_str(&shell.line(name, "1"));
     }
     text
-}
-
-/// Encodes a client's name for the user part of a URL.
-fn encoded(name: &str) -> String {
-    let mut url = String::new();
-    url.extend(percent_encoding::utf8_percent_encode(
-        name,
-        percent_encoding::NON_ALPHANUMERIC,
-    ));
-    url
 }
 
 /// Returns the form in which values refer to the variable with the token.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::client::{AdminArgs, Instance};
 use super::{Exit, Failure, block_on, print};
+use crate::app::encoded;
 use crate::units::Rate;
 
 #[derive(Debug, Args)]
@@ -71,14 +72,10 @@ fn settle(
     method: Method,
     change: &Value,
 ) -> Result<Exit, Failure> {
-    let encode = |text: &str| {
-        let encoded: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
-        encoded.replace('+', "%20")
-    };
     let path = format!(
         "/v1/targets/{}/limits/{}",
-        encode(&limit.target),
-        encode(&limit.limit)
+        encoded(&limit.target),
+        encoded(&limit.limit)
     );
     block_on(async {
         let told = Instance::admin(place)?.call(method, &path, change).await?;

@@ -1,6 +1,5 @@
 //! Files with certificates for the programs of `outpace run` and `env`. A variable that the user has
-//! set gets a file with its own certificates and outpace's CA, so that no program trusts a root that
-//! it did not trust before.
+//! set gets a file with its own certificates and outpace's CA, and with no other root.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

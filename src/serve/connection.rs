@@ -257,13 +257,6 @@ impl ClientConnection {
         let policy = self.server.policy.load_full();
         let is_last_hop = semantics::is_last_hop(request.method(), request.headers());
         let routed = self.destine(&request, &policy);
-        let routed = routed.map(|routed| match routed {
-            Routed::ByPath(origin, client) => {
-                gateway::strip_route(&mut request);
-                Routed::Exchange(Ingress::Route, origin, client)
-            }
-            other => other,
-        });
         if let Ok(routed) = &routed
             && !self.note_access(routed)
         {
@@ -271,7 +264,7 @@ impl ClientConnection {
             std::future::pending::<()>().await;
         }
         match routed {
-            Ok(Routed::Exchange(..)) if is_last_hop => self.answer_options(),
+            Ok(Routed::Exchange(..) | Routed::ByPath(..)) if is_last_hop => self.answer_options(),
             Ok(Routed::Exchange(ingress, origin, client)) => {
                 let arrival = Arrival::of_client(ingress, origin, client, policy);
                 self.server.exchange.serve(arrival, request).await
@@ -286,7 +279,13 @@ impl ClientConnection {
                 let call = server.api.serve(&server.exchange, policy, &client, request);
                 Box::pin(call).await
             }
-            Ok(Routed::Asterisk | Routed::ByPath(..)) => self.answer_options(),
+            Ok(Routed::ByPath(origin, client)) => {
+                gateway::strip_route(&mut request);
+                let arrival = Arrival::of_client(Ingress::Route, origin, client, policy);
+                // Boxed like the call below, so that other requests keep their size.
+                Box::pin(self.server.exchange.serve(arrival, request)).await
+            }
+            Ok(Routed::Asterisk) => self.answer_options(),
             Err(error) => {
                 let record = self.record(request.method());
                 Box::pin(self.throttle(&request, &policy, &error)).await;

@@ -304,6 +304,14 @@ async fn buffers_of_one_client_need_its_name_only() {
     assert_eq!(code, Some(0), "{own}");
     let own: Value = serde_json::from_str(&own).unwrap();
     assert!(own.to_string().contains("orders"), "{own}");
+    // No character of a name changes the call.
+    for name in ["a b", "a?b", "a/b", "ü"] {
+        let (code, text) = cli(&program, &["buffers", "show", name]).await;
+        assert_eq!(code, Some(64), "{text}");
+        assert!(text.contains("404 there is no buffer `"), "{text}");
+        let (_, text) = cli(&program, &["items", "list", name]).await;
+        assert!(text.contains("404 there is no buffer `"), "{text}");
+    }
     let (code, text) = cli(&program, &["buffers", "--client", "nosuch"]).await;
     assert_eq!(code, Some(64), "{text}");
     assert!(text.contains("shop, mail"), "{text}");

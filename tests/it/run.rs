@@ -44,6 +44,22 @@ pub(crate) async fn ended(command: &mut Command) -> (Option<i32>, String, String
     )
 }
 
+/// Starts `outpace serve` in a directory of [`place`], and waits until other commands find it.
+pub(crate) async fn serving(dir: &Path) -> tokio::process::Child {
+    let child = outpace(dir)
+        .arg("serve")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    soon("serving.json", async {
+        while !dir.join("data/serving.json").exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    child
+}
+
 /// Waits until the proxy that was started in this directory has drained and removed `serving.json`.
 pub(crate) async fn nobody_left(dir: &Path) {
     let left = || {

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use crate::harness::{Origin, soon};
-use crate::run::{ended, outpace, place};
+use crate::run::{ended, outpace, place, serving};
 
 const TARGET: &str =
     "targets:\n  - { name: api, hosts: [api.test], limits: [{ rate: \"10/1s\" }] }\n";
@@ -44,17 +44,7 @@ async fn one_file_by_several_paths_is_one_configuration() {
     let dir = place(&origin, TARGET);
     std::fs::create_dir(dir.path().join("below")).unwrap();
     std::os::unix::fs::symlink(dir.path(), dir.path().join("linked")).unwrap();
-    let mut serving = outpace(dir.path())
-        .arg("serve")
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    soon("serving.json", async {
-        while !dir.path().join("data/serving.json").exists() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let mut serving = serving(dir.path()).await;
     let whole = dir.path().join("outpace.yaml").display().to_string();
     for path in [
         "outpace.yaml",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::harness::{Origin, Program, free_port, soon};
-use crate::run::{ended, nobody_left, outpace, place};
+use crate::run::{ended, nobody_left, outpace, place, serving};
 
 const TARGET: &str =
     "targets:\n  - { name: api, hosts: [api.test], limits: [{ rate: \"10/1s\" }] }\n";
@@ -142,6 +142,27 @@ async fn the_users_proxy_is_the_parent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reload_keeps_the_parent_of_the_environment() {
+    let origin = Origin::ok().await;
+    let parent = Program::before(&origin, "").await;
+    let dir = place(&origin, TARGET);
+    let exe = env!("CARGO_BIN_EXE_outpace");
+    let script =
+        format!("sed -i 's|10/1s|20/1s|' outpace.yaml; {exe} reload; {CURL} https://api.test/");
+    let proxy = format!("http://{}", parent.listen);
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
+        let (code, out, err) = run(dir.path(), &script, &[(variable, &proxy)]).await;
+        assert_eq!(code, Some(0), "{err}");
+        assert!(
+            out.starts_with("reloaded: ") && out.ends_with("200 "),
+            "{out}{err}"
+        );
+        assert!(!out.contains("restart"), "{variable}: {out}");
+        parent.record(|record| record["host"] == "api.test").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_parent_that_fails_is_named_and_our_own_address_is_none() {
     let origin = Origin::ok().await;
     let dir = place(&origin, TARGET);
@@ -235,17 +256,7 @@ async fn hosts_of_no_target_pass_for_the_command_alone() {
     }
     // An outpace that is joined keeps its rules, and the closing line names them.
     let text = std::fs::read_to_string(dir.path().join("outpace.yaml")).unwrap();
-    let mut serving = outpace(dir.path())
-        .args(["serve"])
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    soon("serving.json", async {
-        while !dir.path().join("data/serving.json").exists() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let mut serving = serving(dir.path()).await;
     let script = format!(
         "curl -sS -o /dev/null -k https://registry.test:{port}/; {CURL} http://plain.test/; echo $HTTPS_PROXY"
     );
